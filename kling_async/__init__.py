@@ -1,0 +1,121 @@
+"""The asyncio-first SDK for Kling image-to-video on WaveSpeedAI and GPTProto.
+
+```python
+from pathlib import Path
+from kling_async import KlingSession
+
+async with KlingSession() as kling:
+    prediction = await kling.generate(prompt="She turns and smiles", image=Path("face.png"))
+    await kling.save(prediction, "out/")
+```
+
+Start with `KlingSession`; errors are drawn as a tree in `kling_async.errors`.
+"""
+
+from ._batch import Batch, BatchStatistics
+from ._core import errors, events
+from ._core.catalogue import LEVELS, MODELS, Certainty, Level, Model, Price
+from ._core.clock import Clock
+from ._core.errors import (
+    ApiError,
+    AuthenticationError,
+    ConfigurationError,
+    ConnectFailedError,
+    ConnectionLostError,
+    InsufficientBalanceError,
+    InvalidJobError,
+    KlingError,
+    LedgerError,
+    ModerationError,
+    NoOutputError,
+    NotFoundError,
+    PermissionDeniedError,
+    PredictionError,
+    PredictionFailedError,
+    PredictionTimeoutError,
+    Problem,
+    ProtocolError,
+    RateLimitedError,
+    RequestRejectedError,
+    ServerError,
+    SessionClosedError,
+    SkippedError,
+    Spent,
+    StorageError,
+    SubmissionUncertainError,
+    TransportError,
+    TransportTimeoutError,
+    UnsupportedError,
+)
+from ._core.http import Effect, HttpRequest, HttpResponse, Timeouts
+from ._core.job import Job
+from ._core.polling import WatchPolicy
+from ._core.prediction import Outcome, Prediction, SavedFile, Status
+from ._session import KlingSession
+from .ledger import Ledger, read_paid_ids
+from .limits import NoLimit, RateLimiter, StartsPerWindow
+from .providers import GPTProto, Provider, WaveSpeed
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LEVELS",
+    "MODELS",
+    "ApiError",
+    "AuthenticationError",
+    "Batch",
+    "BatchStatistics",
+    "Certainty",
+    "Clock",
+    "ConfigurationError",
+    "ConnectFailedError",
+    "ConnectionLostError",
+    "Effect",
+    "GPTProto",
+    "HttpRequest",
+    "HttpResponse",
+    "InsufficientBalanceError",
+    "InvalidJobError",
+    "Job",
+    "KlingError",
+    "KlingSession",
+    "Ledger",
+    "LedgerError",
+    "Level",
+    "Model",
+    "ModerationError",
+    "NoLimit",
+    "NoOutputError",
+    "NotFoundError",
+    "Outcome",
+    "PermissionDeniedError",
+    "Prediction",
+    "PredictionError",
+    "PredictionFailedError",
+    "PredictionTimeoutError",
+    "Price",
+    "Problem",
+    "ProtocolError",
+    "Provider",
+    "RateLimitedError",
+    "RateLimiter",
+    "RequestRejectedError",
+    "SavedFile",
+    "ServerError",
+    "SessionClosedError",
+    "SkippedError",
+    "Spent",
+    "StartsPerWindow",
+    "Status",
+    "StorageError",
+    "SubmissionUncertainError",
+    "Timeouts",
+    "TransportError",
+    "TransportTimeoutError",
+    "UnsupportedError",
+    "WatchPolicy",
+    "WaveSpeed",
+    "errors",
+    "events",
+    "read_paid_ids",
+]

@@ -1,0 +1,323 @@
+"""A bounded run over many jobs, entered and then iterated."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from decimal import Decimal
+from typing import TYPE_CHECKING, Self, TypeAlias
+
+import anyio
+import attrs
+
+from ._core import events
+from ._core.errors import (
+    InvalidJobError,
+    KlingError,
+    PredictionError,
+    Problem,
+    SkippedError,
+    Spent,
+    SubmissionUncertainError,
+)
+from ._core.job import Job
+from ._core.prediction import Outcome, Prediction, SavedFile
+
+if TYPE_CHECKING:
+    import os
+
+    from anyio.abc import TaskGroup
+
+    from ._account import Account
+
+Item: TypeAlias = Job | tuple[str | None, Job]
+Jobs: TypeAlias = Iterable[Item] | AsyncIterable[Item] | Mapping[str, Job]
+"""What a batch takes: jobs, pairs of a key and a job, or a mapping of keys to jobs."""
+
+KEY_LENGTH = 16
+
+
+@attrs.frozen(kw_only=True)
+class BatchStatistics:
+    """Where the jobs of a batch are, at one moment.
+
+    Attributes:
+        read: Jobs taken from the input.
+        waiting: Of these: not accepted yet (image, slot, rate).
+        running: Accepted and not ended, or ended and being saved.
+        ready: Ended, and not taken by the consumer.
+        completed: Ended well.
+        failed: Ended otherwise; uncertain and skipped ones are counted here too.
+        uncertain: Of the failed: it is not known whether they were accepted.
+        skipped: Of the failed: never submitted, because admission had stopped.
+        spent: USD of the accepted jobs by the price list; jobs without a known price count nothing.
+        exhausted: Whether the input is at its end.
+    """
+
+    read: int
+    waiting: int
+    running: int
+    ready: int
+    completed: int
+    failed: int
+    uncertain: int
+    skipped: int
+    spent: Decimal
+    exhausted: bool
+
+
+class Batch(anyio.AsyncContextManagerMixin):
+    """A named, bounded run over many jobs. Made by `KlingSession.batch`.
+
+    Iterating yields one `Outcome` per job; `completed()` yields the predictions of those that went well. A failed job
+    is a value; what concerns the whole account (key, balance) stops admission, and the jobs after it are outcomes with
+    a `SkippedError`. What the input itself raises is raised by the iteration, after the outcomes of the jobs before it.
+    Leaving the block early detaches: the session goes on watching what was paid for.
+
+    Attributes:
+        name: The batch's name.
+        failures: The latest outcomes that did not go well.
+        stopped: Why admission stopped, or None.
+    """
+
+    def __init__(
+        self,
+        account: Account,
+        jobs: Jobs,
+        *,
+        name: str,
+        save_to: str | os.PathLike[str] | None,
+        ordered: bool,
+        window: int,
+        deadline: float,
+        failures_kept: int,
+    ) -> None:
+        self.name = name
+        self.failures: deque[Outcome] = deque(maxlen=failures_kept)
+        self.stopped: KlingError | None = None
+        self._account = account
+        self._jobs = jobs
+        self._save_to = save_to
+        self._ordered = ordered
+        self._deadline = deadline
+        self._window = anyio.CapacityLimiter(window)
+        # Names by their hash: a batch of any length keeps a few bytes per job for telling repeated content apart.
+        self._names: dict[int, int] = {}
+        self._ready: list[tuple[int, Outcome]] = []
+        self._arrived = 0
+        self._taken = 0
+        self._news = asyncio.Event()
+        self._entered = False
+        self._exhausted = False
+        self._input_error: Exception | None = None
+        self._read = self._waiting = self._running = 0
+        self._completed = self._failed = self._uncertain = self._skipped = 0
+        self._spent = Decimal(0)
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
+        if self._entered:
+            raise RuntimeError("a batch is entered once")
+        self._entered = True
+        raised: BaseException | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._feed, tasks)
+            try:
+                yield self
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # noqa: BLE001 -- raised again below, not wrapped in a group
+                raised = error
+            finally:
+                tasks.cancel_scope.cancel()
+                self._jobs = ()
+                self._exhausted = True
+                self._news.set()
+        if raised is not None:
+            raise raised
+
+    def __aiter__(self) -> Self:
+        if not self._entered:
+            raise RuntimeError("enter the batch first: `async with kling.batch(...) as batch:`")
+        return self
+
+    async def __anext__(self) -> Outcome:
+        while True:
+            outcome = self._take()
+            if outcome is not None:
+                return outcome
+            if self._exhausted and self._taken == self._read:
+                if self._input_error is not None:
+                    error, self._input_error = self._input_error, None
+                    raise error
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+
+    async def completed(self) -> AsyncIterator[Prediction]:
+        """The predictions that went well, each with its key; the other outcomes are in `failures`."""
+        async for outcome in self:
+            if outcome.ok and outcome.prediction is not None:
+                yield outcome.prediction
+
+    def statistics(self) -> BatchStatistics:
+        """Where the jobs are now."""
+        return BatchStatistics(
+            read=self._read,
+            waiting=self._waiting,
+            running=self._running,
+            ready=len(self._ready),
+            completed=self._completed,
+            failed=self._failed,
+            uncertain=self._uncertain,
+            skipped=self._skipped,
+            spent=self._spent,
+            exhausted=self._exhausted,
+        )
+
+    async def _feed(self, tasks: TaskGroup) -> None:
+        """Take jobs from the input, each when the window has a place for it."""
+        index = 0
+        try:
+            async with aclosing(_each(self._jobs)) as items:
+                while True:
+                    await self._window.acquire_on_behalf_of(index)
+                    item = await anext(items, None)
+                    if item is None:
+                        break
+                    given, job = item if isinstance(item, tuple) else (None, item)
+                    self._read += 1
+                    tasks.start_soon(self._one, index, job, *await self._named(given, job, index))
+                    index += 1
+        except Exception as error:  # noqa: BLE001 -- the input is the caller's, and so is what it raises
+            self._input_error = error
+        finally:
+            self._exhausted = True
+            self._news.set()
+
+    async def _named(self, given: str | None, job: Job, index: int) -> tuple[str, KlingError | None]:
+        """The job's key, and what is wrong with it."""
+        try:
+            name = given or (await self._account.digest(job))[:KEY_LENGTH]
+        except KlingError as error:
+            return f"unreadable-{index}", error
+        occurrence = self._names.get(hash(name), 0) + 1
+        self._names[hash(name)] = occurrence
+        if occurrence == 1:
+            return name, None
+        if given is None:
+            return f"{name}-{occurrence}", None
+        problem = Problem("key", f"{given!r} names an earlier job of this batch already")
+        return f"{given}-{occurrence}", InvalidJobError([problem])
+
+    async def _one(self, index: int, job: Job, key: str, error: KlingError | None) -> None:
+        """One job from its admission to its outcome."""
+        account = self._account
+        prediction: Prediction | None = None
+        saved: SavedFile | None = None
+        cost: Decimal | None = None
+        accepted = False
+        account.observe(events.Admitted(at=account.clock.now(), key=key, batch=self.name, job=job))
+        self._waiting += 1
+        try:
+            if error is not None:
+                raise error
+            self._gate()
+            prediction = await account.submit(job, key=key, batch=self.name, gate=self._gate)
+            accepted = True
+            self._waiting -= 1
+            self._running += 1
+            cost = job.price(account.provider.name).usd
+            self._spent += cost or 0
+            prediction = await account.watcher.wait(prediction, deadline=self._deadline, job=job)
+            error = prediction.failure(job=job)
+            if error is None and self._save_to is not None:
+                saved = await account.save(prediction, self._save_to, batch=self.name)
+        except KlingError as caught:
+            error = caught
+            if isinstance(caught, PredictionError) and caught.prediction is not None:
+                prediction = caught.prediction
+            if caught.account_wide and self.stopped is None:
+                self.stopped = caught
+            # The frames hold images; an outcome may be kept for long.
+            caught.__traceback__ = None
+        except Exception as bug:  # noqa: BLE001 -- one broken job must not end the others
+            error = KlingError(
+                f"{type(bug).__name__}: {bug}",
+                prediction_id=prediction.id if prediction else None,
+                spent=Spent.YES if prediction else Spent.UNKNOWN,
+                advice="this is a mistake in the program: see __cause__",
+            )
+            error.__cause__ = bug
+        finally:
+            if accepted:
+                self._running -= 1
+            else:
+                self._waiting -= 1
+        self._deliver(
+            index,
+            Outcome(
+                job=job,
+                key=key,
+                index=index,
+                prediction=prediction,
+                error=_about(error, job, key),
+                saved=saved,
+                cost=cost,
+            ),
+        )
+
+    def _gate(self) -> None:
+        if self.stopped is not None:
+            raise SkippedError(f"never submitted, the batch had stopped: {self.stopped.message}") from self.stopped
+
+    def _deliver(self, index: int, outcome: Outcome) -> None:
+        if outcome.ok:
+            self._completed += 1
+        else:
+            self._failed += 1
+            self._uncertain += isinstance(outcome.error, SubmissionUncertainError)
+            self._skipped += isinstance(outcome.error, SkippedError)
+            self.failures.append(outcome)
+        heapq.heappush(self._ready, (index if self._ordered else self._arrived, outcome))
+        self._arrived += 1
+        self._account.observe(
+            events.Finished(at=self._account.clock.now(), key=outcome.key, batch=self.name, outcome=outcome)
+        )
+        self._news.set()
+
+    def _take(self) -> Outcome | None:
+        if not self._ready or (self._ordered and self._ready[0][0] != self._taken):
+            return None
+        _, outcome = heapq.heappop(self._ready)
+        self._taken += 1
+        self._window.release_on_behalf_of(outcome.index)
+        return outcome
+
+
+def _about(error: KlingError | None, job: Job, key: str) -> KlingError | None:
+    if error is not None:
+        error.job = error.job or job
+        error.key = error.key or key
+    return error
+
+
+async def _each(jobs: Jobs) -> AsyncGenerator[Item, None]:
+    """The items of any kind of input."""
+    if isinstance(jobs, Mapping):
+        for key, job in jobs.items():
+            yield key, job
+    elif isinstance(jobs, AsyncIterable):
+        items = aiter(jobs)
+        try:
+            async for item in items:
+                yield item
+        finally:
+            if isinstance(items, AsyncGenerator):
+                await items.aclose()
+    else:
+        for item in jobs:
+            yield item

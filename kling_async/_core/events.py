@@ -1,0 +1,97 @@
+"""One vocabulary of what happens, read by progress, logs, gallery and traces. Nothing else tells them anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import attrs
+
+from .errors import KlingError
+from .job import Job
+from .prediction import Outcome, Prediction, SavedFile
+
+
+@attrs.frozen(kw_only=True)
+class Event:
+    """Something that happened to a job.
+
+    Attributes:
+        at: Seconds since the epoch, by the session's clock.
+        key: The job's name.
+        batch: The batch's name; empty outside a batch.
+    """
+
+    at: float
+    key: str
+    batch: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Admitted(Event):
+    """A batch took the job from its input."""
+
+    job: Job
+
+
+@attrs.frozen(kw_only=True)
+class Submitting(Event):
+    """The paid request is about to be sent; the intent is on disk."""
+
+    job: Job
+    attempt: int
+
+
+@attrs.frozen(kw_only=True)
+class Accepted(Event):
+    """The service accepted the job: it is paid for."""
+
+    job: Job
+    prediction: Prediction
+
+
+@attrs.frozen(kw_only=True)
+class Refused(Event):
+    """The service certainly did not accept the job.
+
+    Attributes:
+        error: Why.
+        again: Seconds until it is sent again, or None when it is not.
+    """
+
+    job: Job
+    error: KlingError
+    again: float | None
+
+
+@attrs.frozen(kw_only=True)
+class Uncertain(Event):
+    """Whether the service accepted the job is not known."""
+
+    job: Job
+    error: KlingError
+
+
+@attrs.frozen(kw_only=True)
+class Changed(Event):
+    """A prediction has another status than before; the last one is an end."""
+
+    prediction: Prediction
+
+
+@attrs.frozen(kw_only=True)
+class Saved(Event):
+    """An output is on the disk."""
+
+    file: SavedFile
+
+
+@attrs.frozen(kw_only=True)
+class Finished(Event):
+    """A batch has the outcome of a job."""
+
+    outcome: Outcome
+
+
+Observer: TypeAlias = Callable[[Event], None]
+"""Is called with every event, on the event loop; it must be quick, and what it raises is logged and dropped."""

@@ -1,0 +1,469 @@
+"""`KlingSession`: the face of an account. It composes the rooms below it and decides nothing itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from typing import TYPE_CHECKING, Literal, Self, Unpack, cast
+
+import attrs
+
+from ._account import Account
+from ._batch import Batch, Jobs
+from ._clock import SystemClock
+from ._core.catalogue import LEVELS, Level
+from ._core.errors import ConfigurationError, KlingError, SessionClosedError
+from ._core.http import Timeouts
+from ._core.job import Job, JobFields, image_at_rest
+from ._core.polling import WatchPolicy
+from ._custody import Custody, finish
+from ._log import log_event
+from .ledger import Ledger, open_ledger
+from .limits import RateLimiter, StartsPerWindow
+from .providers import PROVIDERS, Provider
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+    from types import TracebackType
+
+    import aiohttp
+
+    from ._core.clock import Clock
+    from ._core.events import Observer
+    from ._core.job import ImageSource
+    from ._core.prediction import Prediction, SavedFile
+    from ._core.transport import Transport
+
+log = logging.getLogger("kling_async")
+
+WINDOW_SLACK = 0.5
+"""Seconds added to the account's window: what starts on time here may arrive a little early or late there."""
+
+
+@attrs.frozen(kw_only=True)
+class _Options:
+    """What `with_options` may change."""
+
+    deadline: float
+    model: str | None = None
+
+
+@attrs.define
+class _Door:
+    """The cell through which all views of a session see whether it is open."""
+
+    account: Account | None = None
+    used: bool = False
+
+
+class KlingSession:
+    """One account on one provider: submits jobs, watches what runs, saves what comes.
+
+    ```python
+    async with KlingSession() as kling:
+        prediction = await kling.generate(prompt="She turns and smiles", image=Path("face.png"))
+        await kling.save(prediction, "out/")
+    ```
+
+    Args:
+        api_key: The key; by default the provider's environment variable, `WAVESPEED_API_KEY` or `GPTPROTO_API_KEY`.
+        provider: "wavespeed", "gptproto", or a `Provider` of your own, which has its key already.
+        base_url: Another scheme and host, such as the emulator's; by default the provider's environment variable
+            (`WAVESPEED_BASE_URL`, `GPTPROTO_BASE_URL`), else its public address.
+        level: The account's level: "bronze", which is safe on every account, "silver", "gold", "ultra", or a `Level`
+            of your own numbers.
+        max_in_flight: Predictions that may run at once; by default the level's.
+        rate_limiter: Starts per time; by default the level's, in this process.
+        ledger: Where to write down what is paid for: a path for a file of paid ids, or a `Ledger`; by default memory.
+        images: "upload" sends image files to the provider's storage; "inline" puts them into the request as data URIs,
+            for providers without uploads.
+        deadline: Seconds from acceptance that `generate`, `wait` and batches wait for an end by default. Timed out is
+            not failed: the prediction goes on.
+        forget_after: Seconds after which a prediction that never ends is no longer watched and frees its slot.
+        watch: How often predictions are read.
+        timeouts: Of single HTTP requests.
+        proxy: URL of an HTTP proxy; by default the environment's.
+        ca: File of certificate authorities to trust instead of the system's.
+        client_session: An `aiohttp.ClientSession` to use; it is not closed.
+        transport: A `Transport` of your own, instead of aiohttp; it is not closed.
+        clock: Another time.
+        observers: Are called with every event.
+
+    Attributes:
+        provider: The wire dialect.
+        level: What the account permits.
+        max_in_flight: How many slots there are.
+        left_running: After closing: the predictions that were still running. They go on at the service.
+
+    Raises:
+        ConfigurationError: There is no key, or an argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        provider: str | Provider = "wavespeed",
+        base_url: str | None = None,
+        level: str | Level = "bronze",
+        max_in_flight: int | None = None,
+        rate_limiter: RateLimiter | None = None,
+        ledger: Ledger | str | os.PathLike[str] | None = None,
+        images: Literal["upload", "inline"] = "upload",
+        deadline: float = 1800.0,
+        forget_after: float = 7200.0,
+        watch: WatchPolicy | None = None,
+        timeouts: Timeouts | None = None,
+        proxy: str | None = None,
+        ca: str | os.PathLike[str] | None = None,
+        client_session: aiohttp.ClientSession | None = None,
+        transport: Transport | None = None,
+        clock: Clock | None = None,
+        observers: Iterable[Observer] = (),
+    ) -> None:
+        self.provider = _provider(provider, api_key, base_url)
+        self.level = _level(level)
+        self.max_in_flight = self.level.in_flight if max_in_flight is None else max_in_flight
+        if self.max_in_flight < 1:
+            raise ConfigurationError(f"max_in_flight: expected at least 1, got {max_in_flight}")
+        if images not in {"upload", "inline"}:
+            raise ConfigurationError(f'images: expected "upload" or "inline", got {images!r}')
+        _positive("deadline", deadline)
+        _positive("forget_after", forget_after)
+        self.left_running: tuple[Prediction, ...] = ()
+        self._clock = clock or SystemClock()
+        self._rate_limiter = rate_limiter
+        self._ledger = ledger
+        self._inline = images == "inline"
+        self._forget_after = forget_after
+        self._watch = watch or WatchPolicy()
+        self._timeouts = timeouts or Timeouts()
+        self._proxy = proxy
+        self._ca = ca
+        self._client_session = client_session
+        self._transport = transport
+        self._observers = (log_event, *observers)
+        self._options = _Options(deadline=deadline)
+        self._door = _Door()
+
+    def __repr__(self) -> str:
+        state = "open" if self._door.account else "closed" if self._door.used else "not open yet"
+        return f"<KlingSession {self.provider.name} at {self.provider.base_url}, {state}>"
+
+    async def __aenter__(self) -> Self:
+        if self._door.used:
+            raise SessionClosedError("a session is opened once", advice="make another KlingSession")
+        self._door.used = True
+        transport = self._transport
+        if transport is None:
+            # Imported here: aiohttp is most of this package's import time, and values alone do not need it.
+            from ._transport import AiohttpTransport  # noqa: PLC0415
+
+            transport = AiohttpTransport(
+                timeouts=self._timeouts, proxy=self._proxy, ca=self._ca, client_session=self._client_session
+            )
+        limiter = self._rate_limiter or StartsPerWindow(
+            self.level.starts, self.level.per + WINDOW_SLACK, clock=self._clock
+        )
+        self._door.account = Account(
+            provider=self.provider,
+            transport=transport,
+            owns_transport=self._transport is None,
+            clock=self._clock,
+            ledger=open_ledger(self._ledger),
+            limiter=limiter,
+            max_in_flight=self.max_in_flight,
+            inline=self._inline,
+            policy=self._watch,
+            forget_after=self._forget_after,
+            observers=self._observers,
+        )
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the session: what is being submitted is recorded first, what still runs is named in `left_running`.
+
+        Cancelling this does not cut it short.
+        """
+        account, self._door.account = self._door.account, None
+        if account is None:
+            return
+        closing = Custody().start(account.close, name="kling-close")
+        try:
+            await finish(closing)
+        finally:
+            self.left_running = closing.result()
+            if self.left_running:
+                log.warning(
+                    "the session closed while %d predictions were running: %s",
+                    len(self.left_running),
+                    ", ".join(prediction.id for prediction in self.left_running[:100]),
+                )
+
+    @property
+    def account(self) -> Account:
+        """What is alive while the session is open.
+
+        Raises:
+            SessionClosedError: It is not.
+        """
+        account = self._door.account
+        if account is None:
+            raise SessionClosedError("the session is closed" if self._door.used else "the session is not open yet")
+        return account
+
+    @property
+    def running(self) -> tuple[Prediction, ...]:
+        """The predictions that run, as last seen."""
+        return self.account.watcher.running
+
+    def with_options(self, *, deadline: float | None = None, model: str | None = None) -> KlingSession:
+        """This session with other defaults, sharing transport, slots, limiter, watcher and ledger.
+
+        Args:
+            deadline: Seconds from acceptance to wait for an end.
+            model: What jobs run on that name no model.
+        """
+        if deadline is not None:
+            _positive("deadline", deadline)
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
+        view._options = _Options(
+            deadline=self._options.deadline if deadline is None else deadline,
+            model=self._options.model if model is None else model,
+        )
+        return view
+
+    async def generate(
+        self,
+        job: Job | None = None,
+        /,
+        *,
+        key: str | None = None,
+        deadline: float | None = None,
+        **fields: Unpack[JobFields],
+    ) -> Prediction:
+        """Make one video: submit the job and wait for its end.
+
+        Cancelling ends the waiting. What was sent by then is recorded and watched all the same.
+
+        Args:
+            job: What to make; or give its fields by name.
+            key: Its name in the ledger; by default a fresh one.
+            deadline: Seconds from acceptance to wait; by default the session's.
+            fields: The fields of `Job`.
+
+        Returns:
+            The completed prediction.
+
+        Raises:
+            InvalidJobError: The job is wrong; nothing was sent.
+            SubmissionUncertainError: It was sent and its end is not known.
+            PredictionFailedError: It was accepted and failed.
+            PredictionTimeoutError: It still runs.
+            KlingError: It was refused, or could not be sent.
+        """
+        job = self._job(job, fields)
+        account = self.account
+        prediction = await account.submit(job, key=key or fresh_key())
+        ended = await account.watcher.wait(prediction, deadline=self._deadline(deadline), job=job)
+        return _unwrap(ended, job)
+
+    async def submit(
+        self, job: Job | None = None, /, *, key: str | None = None, **fields: Unpack[JobFields]
+    ) -> Prediction:
+        """Submit one job and return when the service has accepted it: the prediction has its id, and no video yet.
+
+        The session watches it, and its slot is free when it ends. `wait` waits for that.
+
+        Args:
+            job: What to make; or give its fields by name.
+            key: Its name in the ledger; by default a fresh one.
+            fields: The fields of `Job`.
+
+        Raises:
+            InvalidJobError: The job is wrong; nothing was sent.
+            SubmissionUncertainError: It was sent and its end is not known.
+            KlingError: It was refused, or could not be sent.
+        """
+        return await self.account.submit(self._job(job, fields), key=key or fresh_key())
+
+    async def wait(self, prediction: Prediction | str, *, deadline: float | None = None) -> Prediction:
+        """Wait for the end of a prediction, of this session or of another.
+
+        Args:
+            prediction: The prediction or its id.
+            deadline: Seconds from now; by default the session's.
+
+        Returns:
+            The completed prediction.
+
+        Raises:
+            PredictionFailedError: It failed.
+            PredictionTimeoutError: It still runs.
+            PredictionError: Its state cannot be read.
+            ApiError: The service does not know it.
+        """
+        account = self.account
+        known = await account.known(prediction)
+        return _unwrap(await account.watcher.wait(known, deadline=self._deadline(deadline)), None)
+
+    async def follow(self, prediction: Prediction | str) -> AsyncIterator[Prediction]:
+        """The prediction as it is now, and again at every change of status, its end included.
+
+        ```python
+        async for change in kling.follow(prediction_id):
+            print(change.raw_status)
+        ```
+
+        Raises:
+            PredictionError: Its state cannot be read.
+            ApiError: The service does not know it.
+        """
+        async for change in self.account.follow(prediction):
+            yield change
+
+    async def get(self, prediction_id: str) -> Prediction:
+        """The prediction as the service has it now.
+
+        Raises:
+            NotFoundError: There is none, or it is older than 7 days.
+            ApiError: The service said no.
+            TransportError: The service could not be asked.
+        """
+        return await self.account.get(prediction_id)
+
+    async def save(self, prediction: Prediction | str, where: str | os.PathLike[str]) -> SavedFile:
+        """Download the video of a completed prediction.
+
+        The file appears under its name when it is complete and checked, not before.
+
+        Args:
+            prediction: The prediction or its id.
+            where: A file ending in `.mp4`, or a folder, where the file is called by the prediction's key or id.
+
+        Raises:
+            NoOutputError: There is no output.
+            StorageError: It could not be downloaded, checked or written.
+        """
+        account = self.account
+        if isinstance(prediction, str) or not prediction.status.ended:
+            prediction = await account.known(prediction)
+        return await account.save(_unwrap(prediction, None), where)
+
+    async def upload(self, image: ImageSource) -> str:
+        """Upload an image, once per content, and return its URL. Uploads live 7 days.
+
+        Raises:
+            InvalidJobError: It is no image that the models take.
+            UnsupportedError: The provider takes no uploads.
+            ApiError: The service said no.
+            TransportError: The service could not be asked.
+        """
+        return await self.account.images.url(image_at_rest(image), field="image")
+
+    def batch(
+        self,
+        jobs: Jobs,
+        *,
+        name: str = "",
+        save_to: str | os.PathLike[str] | None = None,
+        ordered: bool = False,
+        window: int | None = None,
+        deadline: float | None = None,
+        failures_kept: int = 1000,
+    ) -> Batch:
+        """A bounded run over many jobs: enter it, then iterate over it.
+
+        Args:
+            jobs: Jobs, or pairs of a key and a job, or a mapping of keys to jobs; any iterable or async iterable, of
+                any length. It is read as far ahead as the window allows.
+            name: The batch's name, in ledger and events.
+            save_to: Folder for the videos, named by their keys; None saves nothing.
+            ordered: Whether outcomes come in the order of the input, instead of as they complete.
+            window: Jobs that may be started and not yet taken; by default somewhat more than `max_in_flight`.
+            deadline: Seconds from acceptance to wait for each; by default the session's.
+            failures_kept: How many failed outcomes `failures` keeps, the latest ones.
+
+        Raises:
+            ConfigurationError: A number makes no sense.
+        """
+        if window is not None and window < 1:
+            raise ConfigurationError(f"window: expected at least 1, got {window}")
+        return Batch(
+            self.account,
+            jobs,
+            name=name,
+            save_to=save_to,
+            ordered=ordered,
+            window=window or self.max_in_flight + min(self.max_in_flight, 64),
+            deadline=self._deadline(deadline),
+            failures_kept=failures_kept,
+        )
+
+    def _job(self, job: Job | None, fields: JobFields) -> Job:
+        if job is None:
+            if self._options.model is not None:
+                fields = cast("JobFields", {"model": self._options.model, **fields})
+            return Job(**fields)
+        if fields:
+            raise TypeError(f"a job is given whole or by its fields, not both: {', '.join(fields)}")
+        return job
+
+    def _deadline(self, deadline: float | None) -> float:
+        if deadline is None:
+            return self._options.deadline
+        _positive("deadline", deadline)
+        return deadline
+
+
+def fresh_key() -> str:
+    """A name that no other job has."""
+    return uuid.uuid4().hex[:16]
+
+
+def _unwrap(prediction: Prediction, job: Job | None) -> Prediction:
+    error: KlingError | None = prediction.failure(job=job)
+    if error is not None:
+        raise error
+    return prediction
+
+
+def _positive(name: str, seconds: float) -> None:
+    if not seconds > 0:
+        raise ConfigurationError(f"{name}: expected a positive number of seconds, got {seconds!r}")
+
+
+def _level(level: str | Level) -> Level:
+    if isinstance(level, Level):
+        return level
+    found = LEVELS.get(level.lower())
+    if found is None:
+        raise ConfigurationError(f"level: expected {', '.join(LEVELS)} or a Level, got {level!r}")
+    return found
+
+
+def _provider(provider: str | Provider, api_key: str | None, base_url: str | None) -> Provider:
+    if not isinstance(provider, str):
+        if api_key is not None or base_url is not None:
+            raise ConfigurationError("a provider of your own has its key and its base URL already")
+        return provider
+    cls = PROVIDERS.get(provider.lower())
+    if cls is None:
+        raise ConfigurationError(f"provider: expected {' or '.join(PROVIDERS)}, got {provider!r}")
+    key = api_key or os.environ.get(cls.key_variable)
+    if not key:
+        raise ConfigurationError(
+            f"no API key for {cls.name}",
+            advice=f"set {cls.key_variable}, give api_key=, or try it without one: kling-async demo",
+        )
+    url = base_url or os.environ.get(cls.url_variable) or cls.default_url
+    if not url.startswith(("https://", "http://")):
+        raise ConfigurationError(f"base_url: expected http(s)://host, got {url!r}")
+    return cls(api_key=key, base_url=url)

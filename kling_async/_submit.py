@@ -1,0 +1,257 @@
+"""The paid section: intend, send, judge, record."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from random import Random
+
+import attrs
+
+from ._core import events
+from ._core.clock import Clock
+from ._core.errors import (
+    ApiError,
+    ConnectFailedError,
+    ConnectionLostError,
+    KlingError,
+    LedgerError,
+    RateLimitedError,
+    Spent,
+    SubmissionUncertainError,
+    TransportError,
+)
+from ._core.events import Observer
+from ._core.http import HttpRequest
+from ._core.job import Job
+from ._core.polling import Backoff
+from ._core.prediction import Prediction
+from ._core.submission import Accepted, Rejected, Uncertain, Verdict, judge
+from ._core.transport import Transport
+from ._custody import Custody
+from .ledger import Entry, Ledger, State
+from .limits import Pause, RateLimiter, Slot
+from .providers import Provider
+
+log = logging.getLogger("kling_async")
+
+CONNECT_ATTEMPTS = 5
+"""How often a connection is tried for one job; nothing was sent in between."""
+
+
+@attrs.frozen
+class Ask:
+    """One job on its way to the service.
+
+    Attributes:
+        job: What to make.
+        key: Its name.
+        batch: The batch's name; empty outside a batch.
+        request: The paid request.
+        slot: The right to run it.
+    """
+
+    job: Job
+    key: str
+    batch: str
+    request: HttpRequest
+    slot: Slot
+
+
+@attrs.define
+class Submitter:
+    """Submits jobs, each once.
+
+    What is paid for runs in custody from the intent to the recorded id: cancelling the caller ends the caller's waiting
+    and nothing else. Between two attempts, which there are only after a refusal, the caller may go.
+
+    Attributes:
+        transport: Sends the request.
+        provider: Reads the reply.
+        ledger: Is told before and after.
+        custody: Runs the paid part.
+        limiter: Starts per time.
+        pause: What a 429 does to everybody.
+        clock: The session's clock.
+        rng: For jitter.
+        observe: Is told what happens.
+        accepted: Takes over what was accepted: the prediction, and the ask with its slot.
+        patience: Seconds of refusals by 429 after which a job gives up.
+    """
+
+    transport: Transport
+    provider: Provider
+    ledger: Ledger
+    custody: Custody
+    limiter: RateLimiter
+    pause: Pause
+    clock: Clock
+    rng: Random
+    observe: Observer
+    accepted: Callable[[Prediction, Ask], None]
+    patience: float = 900.0
+    _backoff: Backoff = attrs.field(factory=Backoff, init=False)
+
+    async def submit(self, ask: Ask) -> Prediction:
+        """The accepted prediction. From here on the slot is taken care of.
+
+        Raises:
+            SubmissionUncertainError: It was sent, and its end is not known.
+            KlingError: It was refused, or nothing could be sent.
+        """
+        attempt = 0
+        failures = 0
+        refused_since: float | None = None
+        in_custody = False
+        try:
+            while True:
+                await self._admitted()
+                attempt += 1
+                in_custody = True
+                verdict = await self._in_custody(ask, attempt)
+                in_custody = False
+                match verdict:
+                    case Accepted(prediction):
+                        return prediction
+                    case Uncertain(error):
+                        raise error
+                    case Rejected(RateLimitedError() as error, again=True):
+                        now = self.clock.monotonic()
+                        refused_since = now if refused_since is None else refused_since
+                        delay = self.pause.close(error.retry_after, self.rng.random())
+                        if now + delay - refused_since > self.patience:
+                            self._refused(ask, error, None)
+                            raise error
+                        self._refused(ask, error, delay)
+                    case Rejected(ConnectFailedError() as error, again=True):
+                        failures += 1
+                        if failures >= CONNECT_ATTEMPTS:
+                            self._refused(ask, error, None)
+                            raise error
+                        delay = self._backoff.delay(failures, self.rng.random())
+                        self._refused(ask, error, delay)
+                        await self.clock.sleep(delay)
+                    case Rejected(error):
+                        self._refused(ask, error, None)
+                        raise error
+        except BaseException:
+            if not in_custody:
+                ask.slot.release()
+            raise
+
+    async def _admitted(self) -> None:
+        await self.pause.wait()
+        await self.limiter.acquire()
+        while self.pause.closed:
+            await self.pause.wait()
+            await self.limiter.acquire()
+
+    async def _in_custody(self, ask: Ask, attempt: int) -> Verdict:
+        try:
+            task = self.custody.start(lambda: self._attempt(ask, attempt), name=f"kling-submit-{ask.key}")
+        except BaseException:
+            ask.slot.release()
+            raise
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError as cancelled:
+            task.add_done_callback(lambda done: _let_go(done, ask.slot))
+            cancelled.add_note(f"kling_async: job {ask.key} was being submitted; if it is accepted, its id is recorded")
+            raise
+        except BaseException:
+            ask.slot.release()
+            raise
+
+    async def _attempt(self, ask: Ask, attempt: int) -> Verdict:
+        await self._intend(ask)
+        self.observe(events.Submitting(at=self.clock.now(), key=ask.key, batch=ask.batch, job=ask.job, attempt=attempt))
+        sent_at = self.clock.now()
+        end: Prediction | TransportError | ApiError
+        try:
+            end = self.provider.read_prediction(await self.transport.send(ask.request))
+        except (TransportError, ApiError) as error:
+            end = error
+        except Exception as error:  # noqa: BLE001 -- whatever it is, money may have been spent
+            end = ConnectionLostError(f"{type(error).__name__} while the job was being submitted: {error}")
+            end.__cause__ = error
+        verdict = judge(end)
+        match verdict:
+            case Accepted(prediction):
+                verdict = Accepted(attrs.evolve(prediction, key=ask.key, model=prediction.model or ask.job.model))
+                await self._accepted(verdict.prediction, ask)
+            case Rejected(refusal, again):
+                refusal.job, refusal.key, refusal.spent = ask.job, ask.key, Spent.NO
+                await self._record(ask, State.PENDING if again else State.REJECTED, error=refusal)
+            case Uncertain(trouble):
+                verdict = Uncertain(self._uncertain(ask, trouble, sent_at))
+                await self._record(ask, State.UNCERTAIN, error=trouble)
+                self.observe(
+                    events.Uncertain(
+                        at=self.clock.now(), key=ask.key, batch=ask.batch, job=ask.job, error=verdict.error
+                    )
+                )
+        return verdict
+
+    async def _accepted(self, prediction: Prediction, ask: Ask) -> None:
+        self.pause.accepted()
+        # Recorded before anything else is done with the reply.
+        await self._record(ask, State.SUBMITTED, prediction_id=prediction.id)
+        self.accepted(prediction, ask)
+        self.observe(
+            events.Accepted(at=self.clock.now(), key=ask.key, batch=ask.batch, job=ask.job, prediction=prediction)
+        )
+
+    async def _intend(self, ask: Ask) -> None:
+        try:
+            await self.ledger.record(self._entry(ask, State.INTENT))
+        except Exception as error:
+            raise LedgerError(
+                f"the intent could not be written down, so nothing was sent: {error}", job=ask.job, key=ask.key
+            ) from error
+
+    async def _record(
+        self, ask: Ask, state: State, *, prediction_id: str | None = None, error: KlingError | None = None
+    ) -> None:
+        entry = self._entry(ask, state, prediction_id=prediction_id, error=error)
+        try:
+            await self.ledger.record(entry)
+        except Exception:
+            # What was paid for goes on all the same; this line is then the only record of it.
+            log.exception("the ledger could not be written: job %s is %s, prediction %s", ask.key, state, prediction_id)
+
+    def _entry(
+        self, ask: Ask, state: State, *, prediction_id: str | None = None, error: KlingError | None = None
+    ) -> Entry:
+        return Entry(
+            batch=ask.batch,
+            key=ask.key,
+            state=state,
+            at=self.clock.now(),
+            model=ask.job.model,
+            prediction_id=prediction_id,
+            cost=ask.job.price(self.provider.name).usd if prediction_id else None,
+            error=None if error is None else error.message,
+        )
+
+    def _uncertain(self, ask: Ask, error: KlingError, sent_at: float) -> SubmissionUncertainError:
+        uncertain = SubmissionUncertainError(
+            f"it is not known whether the service accepted the job, and it was not sent again: {error.message}",
+            sent_at=sent_at,
+            job=ask.job,
+            key=ask.key,
+            request_id=error.request_id,
+        )
+        uncertain.__cause__ = error
+        return uncertain
+
+    def _refused(self, ask: Ask, error: KlingError, again: float | None) -> None:
+        self.observe(
+            events.Refused(at=self.clock.now(), key=ask.key, batch=ask.batch, job=ask.job, error=error, again=again)
+        )
+
+
+def _let_go(task: asyncio.Task[Verdict], slot: Slot) -> None:
+    """Free the slot of an attempt that nobody waits for, unless what it brought holds it."""
+    if task.cancelled() or task.exception() is not None or not isinstance(task.result(), Accepted):
+        slot.release()

@@ -1,0 +1,340 @@
+"""HTTP over aiohttp, with every failure told as one of three: not sent, lost, late.
+
+Nothing of aiohttp leaves this module. Its exceptions least of all: they hold the request's headers, and their `repr`
+prints them, the key included.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import ssl
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+from yarl import URL
+
+from . import __version__
+from ._core.errors import (
+    ConfigurationError,
+    ConnectFailedError,
+    ConnectionLostError,
+    Spent,
+    TransportError,
+    TransportTimeoutError,
+)
+from ._core.http import Effect, HttpRequest, HttpResponse, Timeouts
+from ._core.transport import shown
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Mapping
+
+    from ._core.transport import StreamedResponse
+
+KEEP_ALIVE = 4.0
+"""Seconds that an idle connection is kept.
+
+Servers and load balancers close theirs after 5 s or more. A paid POST on a connection that the other side is just
+closing would be lost without an answer, hence uncertain; being the first to close avoids that.
+"""
+
+_LARGE = 2**20
+"""Bytes of a body, or of an upload per `Timeouts.transfer`."""
+
+_T = TypeVar("_T")
+
+# By name, because the oldest supported aiohttp lacks some of the classes. An error takes the row of the first class of
+# its MRO that has one. ConnectFailedError promises that no byte of the request left: it is given only to what aiohttp
+# raises before a connection stands. Everything doubtful is a lost connection: a paid request must not be sent again.
+ROWS: Mapping[str, type[TransportError]] = {
+    "ClientConnectorCertificateError": ConnectFailedError,
+    "ClientConnectorDNSError": ConnectFailedError,
+    "ClientConnectorError": ConnectFailedError,
+    "ClientConnectorSSLError": ConnectFailedError,
+    "ClientHttpProxyError": ConnectFailedError,
+    "ClientProxyConnectionError": ConnectFailedError,
+    "ClientSSLError": ConnectFailedError,
+    "ConnectionTimeoutError": ConnectFailedError,
+    "InvalidURL": ConnectFailedError,
+    "InvalidUrlClientError": ConnectFailedError,
+    "NonHttpUrlClientError": ConnectFailedError,
+    "ServerFingerprintMismatch": ConnectFailedError,
+    "UnicodeDecodeError": ConnectionLostError,
+    "UnicodeError": ConnectFailedError,  # a host or a header that cannot be encoded
+    "UnixClientConnectorError": ConnectFailedError,
+    "ServerTimeoutError": TransportTimeoutError,
+    "SocketTimeoutError": TransportTimeoutError,
+    "TimeoutError": TransportTimeoutError,
+    "ClientConnectionError": ConnectionLostError,
+    "ClientConnectionResetError": ConnectionLostError,
+    "ClientError": ConnectionLostError,
+    "ClientOSError": ConnectionLostError,
+    "ClientPayloadError": ConnectionLostError,
+    "ClientResponseError": ConnectionLostError,
+    "ContentTypeError": ConnectionLostError,
+    "HttpProcessingError": ConnectionLostError,
+    "InvalidUrlRedirectClientError": ConnectionLostError,
+    "NonHttpUrlRedirectClientError": ConnectionLostError,
+    "RedirectClientError": ConnectionLostError,
+    "ServerConnectionError": ConnectionLostError,
+    "ServerDisconnectedError": ConnectionLostError,
+    "TooManyRedirects": ConnectionLostError,
+    "UploadAbortedError": ConnectionLostError,
+    "WSMessageTypeError": ConnectionLostError,
+    "WSServerHandshakeError": ConnectionLostError,
+    "BaseException": ConnectionLostError,
+}
+"""What each exception of aiohttp and of the layers below it amounts to, by the name of its class."""
+
+_SAID: Mapping[type[TransportError], str] = {
+    ConnectFailedError: "no connection was made",
+    ConnectionLostError: "the connection broke before the reply was complete",
+    TransportTimeoutError: "no reply came in time",
+}
+
+
+def map_exception(error: BaseException, request: HttpRequest, *, replied: bool = False) -> TransportError:
+    """What `error` amounts to; no object and no text of aiohttp is in the result.
+
+    Args:
+        error: What aiohttp, the event loop or the operating system raised.
+        request: What was being sent.
+        replied: Whether the head of a reply had come, so that the request had been sent for certain.
+    """
+    kind = next(ROWS[cls.__name__] for cls in type(error).__mro__ if cls.__name__ in ROWS)
+    if replied and kind is ConnectFailedError:
+        kind = ConnectionLostError
+    phase = "; the head of its reply had come" if replied else ""
+    return kind(
+        f"{request.method} {shown(request.url)}: {_SAID[kind]} ({_detail(error)}{phase})",
+        spent=Spent.NO if request.effect is Effect.READ else None,
+    )
+
+
+def _detail(error: BaseException) -> str:
+    """The cause in words of the operating system. Other texts quote whole URLs, headers or what the peer said."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return str(error.os_error)
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"the proxy answered {error.status}"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return type(error).__name__
+
+
+async def _mapped(awaitable: Awaitable[_T], request: HttpRequest, *, replied: bool = False) -> _T:
+    """What `awaitable` brings, its failures told as `TransportError`."""
+    try:
+        return await awaitable
+    except Exception as error:  # noqa: BLE001 -- whatever it is, the request may have been sent
+        failure = map_exception(error, request, replied=replied)
+    # Outside of the except block: there, Python would keep aiohttp's exception as __context__, and its repr prints the
+    # Authorization header into every log that shows the chain.
+    raise failure
+
+
+class AiohttpTransport:
+    """Sends requests over pooled connections; each request once.
+
+    Redirects are not followed, except for a streamed request without Authorization: the key goes only where it was
+    addressed to. Cookies are not kept, and `.netrc` is not read.
+
+    Args:
+        timeouts: Seconds for the parts of a request.
+        limit: Connections per host at most. Hosts do not share it: a hundred downloads must not keep a submit waiting.
+        proxy: URL of an HTTP proxy for every request.
+        trust_env: Whether, without `proxy`, the proxies of the environment are used (`HTTPS_PROXY`, `NO_PROXY`, ...).
+        ca: What to trust instead of the system's certificate authorities: a PEM file, or a context.
+        client_session: A session to borrow, with its own pool and headers; `limit` has no say then. It is never closed.
+
+    Raises:
+        ConfigurationError: `ca` cannot be read.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeouts: Timeouts | None = None,
+        limit: int = 100,
+        proxy: str | None = None,
+        trust_env: bool = True,
+        ca: str | os.PathLike[str] | ssl.SSLContext | None = None,
+        client_session: aiohttp.ClientSession | None = None,
+    ) -> None:
+        self._timeouts = timeouts or Timeouts()
+        self._limit = limit
+        self._proxy = proxy
+        self._trust_env = trust_env
+        self._env_proxies: dict[tuple[str, str], str | None] = {}
+        self._ssl = _trust(ca)
+        self._session = client_session
+        self._owned = client_session is None
+        self._closed = False
+
+    async def open(self) -> None:
+        """Make the session that `send` and `stream` would make at the first request; harmless when there is one."""
+        if self._owned and self._session is None and not self._closed:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, limit_per_host=self._limit, keepalive_timeout=KEEP_ALIVE),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+
+    async def aclose(self) -> None:
+        """Close the session if it is owned. Later requests fail with `ConnectFailedError`."""
+        self._closed = True
+        if self._owned and self._session is not None:
+            await self._session.close()
+
+    async def send(self, request: HttpRequest) -> HttpResponse:
+        """The complete reply, whatever its status; a redirect is a reply.
+
+        Raises:
+            ConnectFailedError: Nothing was sent.
+            ConnectionLostError: It broke after something may have been sent.
+            TransportTimeoutError: It was sent and no reply came in time.
+        """
+        reply = await self._begin(request, _timeout(request, self._timeouts), follow=False)
+        try:
+            return HttpResponse(status=reply.status, headers=reply.headers, body=await reply.body())
+        finally:
+            reply.close()
+
+    @asynccontextmanager
+    async def stream(self, request: HttpRequest) -> AsyncIterator[StreamedResponse]:
+        """The reply with its body still to be read; a body that was not read to its end costs the connection.
+
+        Raises:
+            TransportError: As `send`.
+        """
+        # No limit in total, and none on the wait for a free connection: transfers may queue.
+        timeout = aiohttp.ClientTimeout(sock_connect=self._timeouts.connect, sock_read=self._timeouts.transfer)
+        follow = not any(name.lower() == "authorization" for name in request.headers)
+        reply = await self._begin(request, timeout, follow=follow)
+        try:
+            yield reply
+        finally:
+            reply.close()
+
+    async def _begin(self, request: HttpRequest, allowed: aiohttp.ClientTimeout, *, follow: bool) -> _Reply:
+        await self.open()
+        session = self._session
+        if self._closed or session is None or session.closed:
+            raise ConnectFailedError(
+                f"{request.method} {shown(request.url)}: the transport is closed", advice="use it while it is open"
+            )
+        body = request.body
+        response = _mapped(
+            session.request(
+                request.method,
+                _exact(request.url),
+                headers={"User-Agent": f"kling-async/{__version__}", **request.headers},
+                # aiohttp would call every body application/octet-stream, which signed uploads may refuse.
+                skip_auto_headers=("Content-Type",),
+                # Raw bytes are written in one piece, which holds up the loop when they are many.
+                data=io.BytesIO(body) if body is not None and len(body) > _LARGE else body,
+                allow_redirects=follow,
+                proxy=self._proxy or self._env_proxy(request.url),
+                ssl=self._ssl,
+                timeout=allowed,
+            ),
+            request,
+        )
+        return _Reply(await response, request)
+
+    def _env_proxy(self, url: str) -> str | None:
+        """The environment's proxy for `url`.
+
+        Looked up here and not by aiohttp's `trust_env`, which also reads `.netrc`, and then either sends those
+        credentials to output hosts or refuses requests that have an Authorization header.
+        """
+        if not self._trust_env:
+            return None
+        try:
+            parts = urlsplit(url)
+            origin = parts.scheme, parts.hostname or ""
+        except ValueError:
+            return None
+        if origin not in self._env_proxies:
+            scheme, host = origin
+            proxy = None if proxy_bypass(host) else getproxies().get(scheme)
+            if proxy and "://" not in proxy:
+                proxy = f"http://{proxy}"
+            self._env_proxies[origin] = proxy if proxy and proxy.startswith(("http://", "https://")) else None
+        return self._env_proxies[origin]
+
+
+class _Reply:
+    """A `StreamedResponse`, and the iterator of its own body.
+
+    It keeps aiohttp's response out of the frames that an error passes through: tracebacks that show local variables
+    would print its URL, query included.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, request: HttpRequest) -> None:
+        self.status = response.status
+        self.headers = {name.lower(): value for name, value in response.headers.items()}
+        self._response = response
+        self._request = request
+
+    async def body(self) -> bytes:
+        return await _mapped(self._response.read(), self._request, replied=True)
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        return self
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = await _mapped(self._response.content.readany(), self._request, replied=True)
+        if not chunk:
+            raise StopAsyncIteration
+        return chunk
+
+    def close(self) -> None:
+        """Give the connection back when the body was read to its end, else close it."""
+        self._response.close()
+
+
+def _exact(url: str) -> URL | str:
+    """`url` without yarl's requoting, which breaks the signatures of some storages."""
+    try:
+        # `encoded=True` believes everything, hence the look at what the strict way makes of it.
+        if url.isascii() and url.isprintable() and " " not in url and URL(url).host:
+            return URL(url, encoded=True)
+    except ValueError:
+        pass  # aiohttp refuses it in its own words
+    return url
+
+
+def _timeout(request: HttpRequest, timeouts: Timeouts) -> aiohttp.ClientTimeout:
+    connect = timeouts.connect
+    if request.effect is Effect.PAID:
+        # `connect` covers the wait for a free connection too: whatever ends before it has sent nothing, and since it is
+        # shorter than `total`, a total that runs out has always begun to send.
+        return aiohttp.ClientTimeout(total=connect + timeouts.submit, connect=connect, sock_connect=connect)
+    if request.method == "PUT":
+        # aiohttp measures silence only while it reads. A peer that stops taking the body would never be noticed, hence
+        # `transfer` for the reply and for each MiB begun.
+        pieces = 2 + len(request.body or b"") // _LARGE
+        return aiohttp.ClientTimeout(
+            total=connect + pieces * timeouts.transfer, sock_connect=connect, sock_read=timeouts.transfer
+        )
+    return aiohttp.ClientTimeout(total=connect + 4 * timeouts.read, sock_connect=connect, sock_read=timeouts.read)
+
+
+def _trust(ca: str | os.PathLike[str] | ssl.SSLContext | None) -> ssl.SSLContext | bool:
+    if ca is None:
+        return True
+    if isinstance(ca, ssl.SSLContext):
+        return ca
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except OSError as error:
+        raise ConfigurationError(
+            f"ca: {os.fspath(ca)} is no PEM file: {error.strerror or type(error).__name__}",
+            advice="name a readable PEM file of certificate authorities",
+        ) from error

@@ -1,0 +1,48 @@
+"""A local service that speaks the wire of WaveSpeedAI and GPTProto, for tests, demos and trying things out.
+
+    async with Emulator(speed=60) as emu:
+        ...  # point any client at emu.base_url with emu.api_key
+
+It keeps accounts with balances, rate and concurrency limits, charges and refunds, renders real MP4s from the pictures
+it is given, delivers signed webhooks, and goes wrong on demand (`emu.faults`). It shares no code with the SDK: both
+were written from the same description of the service, so each checks the other.
+"""
+
+from __future__ import annotations
+
+from kling_async.emulator import faults
+from kling_async.emulator.accounts import LEVELS, Charge, Level, LevelName
+from kling_async.emulator.clock import Clock, ManualClock, RealClock, ScaledClock
+from kling_async.emulator.faults import Call, Fault, Faults, Rule
+from kling_async.emulator.predictions import PredictionRecord, State, Timing, TimingSource
+from kling_async.emulator.server import DEFAULT_GPTPROTO_KEY, DEFAULT_KEY, Emulator, MissingRendererError, serve
+from kling_async.emulator.service import Leak, RequestRecord
+from kling_async.emulator.webhooks import Delivery
+
+__all__ = [
+    "DEFAULT_GPTPROTO_KEY",
+    "DEFAULT_KEY",
+    "LEVELS",
+    "Call",
+    "Charge",
+    "Clock",
+    "Delivery",
+    "Emulator",
+    "Fault",
+    "Faults",
+    "Leak",
+    "Level",
+    "LevelName",
+    "ManualClock",
+    "MissingRendererError",
+    "PredictionRecord",
+    "RealClock",
+    "RequestRecord",
+    "Rule",
+    "ScaledClock",
+    "State",
+    "Timing",
+    "TimingSource",
+    "faults",
+    "serve",
+]

@@ -1,0 +1,62 @@
+"""What a 429 does to everybody."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kling_async._core.clock import Clock
+
+
+class Pause:
+    """A gate before all starts of a session, closed for a while by every 429.
+
+    The service names no `Retry-After`; its windows are minutes. So the pause grows from a few seconds, which is enough
+    when a slot comes free, to a little over a minute, which is enough for a window; an accepted job resets it.
+
+    Args:
+        clock: The session's clock.
+    """
+
+    first = 4.0
+    longest = 65.0
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._until = 0.0
+        self._next = self.first
+
+    @property
+    def closed(self) -> bool:
+        """Whether starts have to wait."""
+        return self._until > self._clock.monotonic()
+
+    async def wait(self) -> None:
+        """Return when the gate is open."""
+        while (left := self._until - self._clock.monotonic()) > 0:
+            # A millisecond more: a timer may fire a little early, and this must not spin.
+            await self._clock.sleep(left + 0.001)
+
+    def close(self, retry_after: float | None, chance: float) -> float:
+        """Close the gate after a 429.
+
+        Args:
+            retry_after: Seconds that the service asked for, or None.
+            chance: Uniform in [0, 1), for the jitter.
+
+        Returns:
+            Seconds until it opens.
+        """
+        now = self._clock.monotonic()
+        if retry_after is None:
+            if self._until > now:
+                # The refusals of one burst are one piece of news.
+                return self._until - now
+            retry_after = self._next
+            self._next = min(self._next * 2, self.longest)
+        self._until = max(self._until, now + retry_after * (1 + 0.1 * chance))
+        return self._until - now
+
+    def accepted(self) -> None:
+        """A job was accepted: the next refusal is the first one again."""
+        self._next = self.first

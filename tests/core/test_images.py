@@ -1,0 +1,447 @@
+"""Images: what is refused before an upload, and how often one content goes up."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import io
+import os
+import traceback
+from typing import TYPE_CHECKING, cast
+
+import anyio
+import anyio.lowlevel
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image as Pillow
+
+from kling_async import _media
+from kling_async._core.errors import (
+    ApiError,
+    AuthenticationError,
+    ConnectionLostError,
+    InvalidJobError,
+    RateLimitedError,
+    RequestRejectedError,
+    ServerError,
+    TransportError,
+    UnsupportedError,
+)
+from kling_async._core.http import Effect, HttpRequest, HttpResponse
+from kling_async._core.job import MAX_IMAGE_BYTES
+from kling_async._core.media import ImageFacts, UploadTicket
+from kling_async._media import Images, check, digest
+from kling_async._retry import pause, send_read
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from kling_async._core.transport import StreamedResponse
+
+pytestmark = pytest.mark.anyio
+
+
+def picture(width: int = 300, height: int = 300, kind: str = "PNG", shade: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    Pillow.new("L", (width, height), shade).save(buffer, kind)
+    return buffer.getvalue()
+
+
+PNG = picture()
+JPEG = picture(400, 300, "JPEG")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.time = 0.0
+        self.pauses: list[float] = []
+
+    def now(self) -> float:
+        return self.time
+
+    monotonic = now
+
+    async def sleep(self, seconds: float, /) -> None:
+        self.pauses.append(seconds)
+        self.time += seconds
+        await anyio.lowlevel.checkpoint()
+
+
+class Uploads:
+    """The provider and the wire in one: hands out tickets and takes what they are for."""
+
+    def __init__(self) -> None:
+        self.tickets: list[tuple[str, int, str]] = []
+        self.puts: list[HttpRequest] = []
+        self.ticket_replies: list[int | TransportError] = []
+        self.put_replies: list[int | TransportError] = []
+        self.put_hook = anyio.lowlevel.checkpoint
+        self.together = self.most = 0
+        self.supported = True
+
+    def upload_ticket(self, *, filename: str, size: int, content_type: str) -> HttpRequest:
+        if not self.supported:
+            raise UnsupportedError("no uploads here")
+        self.tickets.append((filename, size, content_type))
+        return HttpRequest(method="POST", url="https://api/uploads", headers={"Authorization": "Bearer k"})
+
+    def read_ticket(self, response: HttpResponse) -> UploadTicket:
+        if response.status != 200:
+            raise AuthenticationError("no", status=response.status)
+        number = len(self.tickets)
+        return UploadTicket(
+            url=f"https://storage/{number}?signature=secret",
+            headers={"Content-Type": "image/png", "If-None-Match": "*"},
+            download_url=f"https://cdn/{number}",
+        )
+
+    async def send(self, request: HttpRequest) -> HttpResponse:
+        if request.url == "https://api/uploads":
+            return self.reply(self.ticket_replies)
+        self.puts.append(request)
+        self.together += 1
+        self.most = max(self.most, self.together)
+        try:
+            await self.put_hook()
+        finally:
+            self.together -= 1
+        return self.reply(self.put_replies)
+
+    @staticmethod
+    def reply(replies: list[int | TransportError]) -> HttpResponse:
+        reply = replies.pop(0) if replies else 200
+        if isinstance(reply, TransportError):
+            raise reply
+        return HttpResponse(status=reply)
+
+    def stream(self, request: HttpRequest) -> AbstractAsyncContextManager[StreamedResponse]:
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def uploads() -> Uploads:
+    return Uploads()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def images(uploads: Uploads, clock: Clock) -> Images:
+    return Images(uploads, uploads, clock, rng=lambda: 0.0)
+
+
+# The look before the upload.
+
+
+def test_facts() -> None:
+    assert check(PNG) == ImageFacts("image/png", 300, 300, len(PNG))
+    assert check(JPEG) == ImageFacts("image/jpeg", 400, 300, len(JPEG))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"GIF89a", "the bytes are neither"),
+        (picture(299, 300), "got 299x300"),
+        (picture(300, 299, "JPEG"), "got 300x299"),
+        (b"\x89PNG\r\n\x1a\n", "cannot be read"),
+        (PNG[:20], "cannot be read"),
+        (b"\xff\xd8\xff" + b"\xff" * 100, "cannot be read"),
+        (PNG + bytes(MAX_IMAGE_BYTES), "at most 10 MB"),
+    ],
+)
+def test_what_is_refused(content: bytes, said: str) -> None:
+    with pytest.raises(InvalidJobError, match=said) as caught:
+        check(content, field="end_image")
+    assert [problem.path for problem in caught.value.problems] == ["end_image"]
+
+
+@given(
+    st.sampled_from([b"\xff\xd8\xff", b"\xff\xd8\xff\xe1", b"\x89PNG\r\n\x1a\n", PNG[:16], JPEG[:200]]),
+    st.binary(max_size=400),
+)
+def test_hostile_bytes_are_refused_or_measured(start: bytes, rest: bytes) -> None:
+    with contextlib.suppress(InvalidJobError):
+        facts = check(start + rest)
+        assert min(facts.width, facts.height) >= 300
+
+
+def test_a_library_that_fails_is_a_damaged_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise IndexError
+
+    monkeypatch.setattr("imagesize.get", fail)
+    with pytest.raises(InvalidJobError, match="damaged"):
+        check(PNG)
+
+
+async def test_digests(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(PNG)
+    assert await digest(path) == await digest(PNG) == hashlib.sha256(PNG).hexdigest()
+    assert await digest("https://h/a.png?x=1") == "https://h/a.png?x=1"
+
+
+def unreadable(tmp_path: Path, what: str) -> Path:
+    path = tmp_path / "shot 1.png"
+    match what:
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "loop":
+            path.symlink_to(path)
+        case "null":
+            path = tmp_path / "shot 1.png\0"
+    return path
+
+
+@pytest.mark.parametrize("what", ["missing", "folder", "pipe", "loop", "null"])
+async def test_a_file_that_cannot_be_read(what: str, tmp_path: Path, images: Images) -> None:
+    path = unreadable(tmp_path, what)
+    with pytest.raises(InvalidJobError, match=r"shot 1\.png") as caught:
+        await images.url(path, field="end_image")
+    assert caught.value.problems[0].path == "end_image"
+    with pytest.raises(InvalidJobError):
+        await digest(path)
+
+
+async def test_no_more_is_read_than_shows_that_it_is_too_large(tmp_path: Path, images: Images) -> None:
+    path = tmp_path / "large.png"
+    with path.open("wb") as file:
+        file.write(PNG)
+        file.truncate(2**40)
+    with pytest.raises(InvalidJobError, match="at most 10 MB"):
+        await images.url(path, field="image")
+
+
+# Uploads.
+
+
+async def test_strings_stay_what_they_are(images: Images, uploads: Uploads) -> None:
+    for url in ("https://h/a.png", "data:image/png;base64,AA=="):
+        assert await images.url(url, field="image") == url
+    assert not uploads.tickets
+
+
+async def test_an_upload(images: Images, uploads: Uploads, tmp_path: Path) -> None:
+    path = tmp_path / "private name.jpg"
+    path.write_bytes(PNG)
+    assert await images.url(path, field="image") == "https://cdn/1"
+    assert uploads.tickets == [(hashlib.sha256(PNG).hexdigest()[:16] + ".png", len(PNG), "image/png")]
+    [put] = uploads.puts
+    assert put == HttpRequest(
+        method="PUT",
+        url="https://storage/1?signature=secret",
+        effect=Effect.READ,
+        headers={"Content-Type": "image/png", "If-None-Match": "*"},
+        body=PNG,
+    )
+    await images.url(JPEG, field="image")
+    assert uploads.tickets[1][0].endswith(".jpg")
+
+
+async def test_one_content_goes_up_once_in_six_days(
+    images: Images, uploads: Uploads, clock: Clock, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(PNG)
+    assert {await images.url(image, field="image") for image in (path, PNG, path)} == {"https://cdn/1"}
+    clock.time += 6 * 86_400 - 1
+    assert await images.url(PNG, field="image") == "https://cdn/1"
+    clock.time += 1
+    assert await images.url(PNG, field="image") == "https://cdn/2"
+    path.write_bytes(JPEG)
+    assert await images.url(path, field="image") == "https://cdn/3"
+
+
+async def test_the_memory_of_uploads_is_bounded(
+    images: Images, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_media, "MAX_REMEMBERED", 2)
+    one, two, three = (picture(shade=shade) for shade in (1, 2, 3))
+    for image in (one, two, one, three, one):
+        await images.url(image, field="image")
+    assert len(uploads.tickets) == 3
+    await images.url(two, field="image")
+    assert len(uploads.tickets) == 4
+    assert len(images._known) == 2
+
+
+async def test_those_who_ask_together_share(images: Images, uploads: Uploads) -> None:
+    urls = await asyncio.gather(*(images.url(PNG, field="image") for _ in range(20)))
+    assert set(urls) == {"https://cdn/1"}
+    assert len(uploads.puts) == 1
+    assert not images._wanted
+
+
+async def test_uploads_at_the_same_time_are_bounded(uploads: Uploads, clock: Clock) -> None:
+    async def slowly() -> None:
+        await asyncio.sleep(0.02)
+
+    uploads.put_hook = slowly
+    images = Images(uploads, uploads, clock, limit=2)
+    await asyncio.gather(*(images.url(picture(shade=shade), field="image") for shade in range(6)))
+    assert uploads.most == 2
+    assert len(uploads.puts) == 6
+
+
+async def test_the_next_one_takes_over_from_one_who_is_cancelled(images: Images, uploads: Uploads) -> None:
+    started = asyncio.Event()
+
+    async def hang() -> None:
+        started.set()
+        uploads.put_hook = anyio.lowlevel.checkpoint
+        await asyncio.sleep(3600)
+
+    uploads.put_hook = hang
+    first = asyncio.create_task(images.url(PNG, field="image"))
+    await started.wait()
+    others = [asyncio.create_task(images.url(PNG, field="image")) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    first.cancel()
+    assert {await other for other in others} == {"https://cdn/2"}
+    assert first.cancelled()
+    assert len(uploads.puts) == 2
+
+
+async def test_a_failure_is_shared_and_then_forgotten(images: Images, uploads: Uploads) -> None:
+    uploads.ticket_replies = [401]
+
+    async def ask() -> BaseException:
+        with pytest.raises(AuthenticationError) as caught:
+            await images.url(PNG, field="image")
+        return caught.value
+
+    errors = await asyncio.gather(*(ask() for _ in range(5)))
+    assert len({id(error) for error in errors}) == 5
+    assert {str(error) for error in errors} == {str(errors[0])}
+    assert len(uploads.tickets) == 1
+    assert await images.url(PNG, field="image") == "https://cdn/2"
+
+
+async def test_an_error_does_not_keep_the_image(images: Images, uploads: Uploads, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    uploads.put_replies = [403]
+    for data in (PNG, picture(10, 10)):
+        path.write_bytes(data)
+        with pytest.raises((RequestRejectedError, InvalidJobError)) as caught:
+            await images.url(path, field="image")
+        frames = traceback.walk_tb(caught.value.__traceback__)
+        names = {name for frame, _ in frames for name in frame.f_locals}
+        assert not names & {"content", "put", "request"}
+
+
+async def test_a_bad_image_names_the_field_of_each_who_asks(images: Images, uploads: Uploads) -> None:
+    small = picture(10, 10)
+    fields = ("image", "end_image", "image")
+    errors = await asyncio.gather(*(images.url(small, field=field) for field in fields), return_exceptions=True)
+    paths = [cast("InvalidJobError", error).problems[0].path for error in errors]
+    assert paths == list(fields)
+    assert not uploads.tickets
+
+
+async def test_what_passes_is_tried_again(images: Images, uploads: Uploads, clock: Clock) -> None:
+    uploads.ticket_replies = [503, ConnectionLostError("cut")]
+    uploads.put_replies = [429, ConnectionLostError("cut"), 500]
+    assert await images.url(PNG, field="image") == "https://cdn/1"
+    assert len(uploads.tickets) == 1
+    assert len(uploads.puts) == 4
+    assert clock.pauses == [0.25, 0.5, 0.25, 0.5, 1.0]
+
+
+async def test_a_file_that_is_already_there_is_there(images: Images, uploads: Uploads) -> None:
+    uploads.put_replies = [ConnectionLostError("cut"), 412]
+    assert await images.url(PNG, field="image") == "https://cdn/1"
+
+
+@pytest.mark.parametrize(
+    ("replies", "kind"),
+    [
+        ([403], RequestRejectedError),
+        ([302], RequestRejectedError),
+        ([429] * 4, RateLimitedError),
+        ([500] * 4, ServerError),
+    ],
+)
+async def test_a_refused_upload(replies: list[int], kind: type[ApiError], images: Images, uploads: Uploads) -> None:
+    uploads.put_replies = list(replies)
+    with pytest.raises(kind) as caught:
+        await images.url(PNG, field="image")
+    assert caught.value.status == replies[0]
+    assert "storage/1" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert not uploads.put_replies
+
+
+async def test_412_without_a_condition_is_a_refusal() -> None:
+    ticket = UploadTicket(url="https://s/1", download_url="https://cdn/1")
+    with pytest.raises(RequestRejectedError):
+        _media._judge(HttpResponse(status=412), ticket, 0.0)
+    assert "s/1?" not in repr(UploadTicket(url="https://s/1?signature=x", download_url=""))
+
+
+async def test_the_last_transport_error_comes_out(images: Images, uploads: Uploads) -> None:
+    uploads.put_replies = [ConnectionLostError("cut") for _ in range(4)]
+    with pytest.raises(ConnectionLostError):
+        await images.url(PNG, field="image")
+    assert not uploads.put_replies
+
+
+async def test_a_provider_without_uploads(images: Images, uploads: Uploads) -> None:
+    uploads.supported = False
+    with pytest.raises(UnsupportedError):
+        await images.url(PNG, field="image")
+
+
+async def test_inline(uploads: Uploads, clock: Clock, tmp_path: Path) -> None:
+    images = Images(uploads, uploads, clock, inline=True)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(JPEG)
+    url = await images.url(path, field="image")
+    header, _, payload = url.partition(",")
+    assert header == "data:image/jpeg;base64"
+    assert base64.b64decode(payload) == JPEG
+    with pytest.raises(InvalidJobError):
+        await images.url(picture(10, 10), field="image")
+    assert not uploads.tickets
+
+
+# Sending again.
+
+
+async def test_a_paid_request_is_never_sent_by_the_one_who_sends_again(uploads: Uploads, clock: Clock) -> None:
+    with pytest.raises(ValueError, match="not a read"):
+        await send_read(uploads, HttpRequest(method="POST", url="https://h/", effect=Effect.PAID), clock)
+    assert not uploads.puts
+
+
+async def test_the_service_is_waited_for_as_it_asks(clock: Clock) -> None:
+    class Busy(Uploads):
+        async def send(self, request: HttpRequest) -> HttpResponse:
+            self.puts.append(request)
+            return HttpResponse(status=429, headers={"retry-after": "7"})
+
+    busy = Busy()
+    response = await send_read(busy, HttpRequest(method="GET", url="https://h/"), clock, attempts=3, rng=lambda: 0.0)
+    assert response.status == 429
+    assert clock.pauses == [7.0, 7.0]
+    assert len(busy.puts) == 3
+
+
+@given(st.integers(1, 5000), st.floats(0, 1, exclude_max=True))
+def test_pauses_grow_to_a_limit(failures: int, drawn: float) -> None:
+    longest = min(0.5 * 2 ** min(failures - 1, 10), 15.0)
+    assert longest / 2 <= pause(failures, lambda: drawn) <= longest
+    assert pause(failures, lambda: drawn, 20.0) == 20.0

@@ -1,0 +1,63 @@
+"""`python -m kling_async.emulator`, and what is never imported."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import aiohttp
+import anyio
+import pytest
+
+pytestmark = pytest.mark.anyio
+
+COMMAND = [sys.executable, "-W", "error", "-m", "kling_async.emulator", "--port", "0", "--gptproto-port", "0"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+async def test_it_serves_until_it_is_told_to_stop(number: str) -> None:
+    async with await anyio.open_process([*COMMAND, "--profile", "tiny", "--key", "wsk_mine"]) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        text = ""
+        with anyio.fail_after(30):
+            while "GPTPROTO_BASE_URL" not in text:
+                text += (await process.stdout.receive()).decode()
+        [line] = [line for line in text.splitlines() if line.startswith("export WAVESPEED")]
+        settings = dict(part.split("=", 1) for part in line.split()[1:])
+        assert settings["WAVESPEED_API_KEY"] == "wsk_mine"
+        async with (
+            aiohttp.ClientSession(headers={"Authorization": "Bearer wsk_mine"}) as session,
+            session.get(f"{settings['WAVESPEED_BASE_URL']}/api/v3/balance") as response,
+        ):
+            assert (await response.json())["data"] == {"balance": 1000.0}
+        process.send_signal(getattr(signal, number))
+        with anyio.fail_after(30):
+            assert await process.wait() == 0
+        assert [chunk async for chunk in process.stderr] == []
+
+
+async def test_a_port_that_is_taken() -> None:
+    with anyio.fail_after(30):
+        listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        result = await anyio.run_process(
+            [*COMMAND, "--profile", "tiny", "--port", str(port)], check=False, stderr=subprocess.PIPE
+        )
+        await listener.aclose()
+    assert result.returncode == 1
+    assert str(port).encode() in result.stderr
+
+
+async def test_the_tiny_profile_needs_no_extra() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['av'] = sys.modules['PIL'] = None\n"
+        "import kling_async.emulator\n"
+        "kling_async.emulator.Emulator(profile='tiny')\n"
+        "print(sorted(name for name in sys.modules if name.split('.')[0] in {'numpy', 'cattrs', 'typer'}))\n"
+    )
+    result = await anyio.run_process([sys.executable, "-W", "error", "-c", code])
+    assert b"numpy" not in result.stdout

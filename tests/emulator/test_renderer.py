@@ -1,0 +1,181 @@
+"""Real videos: they are opened and looked at."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from emulator.conftest import Api
+
+av = pytest.importorskip("av")
+images = pytest.importorskip("PIL.Image")
+
+from kling_async.emulator import Emulator, ManualClock, MissingRendererError, renderer  # noqa: E402 - it needs both
+from kling_async.emulator.renderer import Scene, frame_size, render  # noqa: E402
+from kling_async.emulator.tiny import TINY_MP4  # noqa: E402
+
+pytestmark = pytest.mark.anyio
+
+
+def picture(width: int, height: int, colour: tuple[int, int, int], *, orientation: int | None = None) -> bytes:
+    ramp = images.linear_gradient("L").resize((width, height))
+    image = images.merge("RGB", [ramp.point([value * part // 255 for value in range(256)]) for part in colour])
+    exif = images.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95, exif=exif)
+    return buffer.getvalue()
+
+
+def frames(content: bytes) -> tuple[float, list[Any]]:
+    with av.open(io.BytesIO(content)) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert stream.codec_context.pix_fmt == "yuv420p"
+        return container.duration / 1_000_000, [frame.to_image() for frame in container.decode(stream)]
+
+
+def mean(image: Any) -> tuple[int, int, int]:
+    red, green, blue = image.resize((1, 1), images.Resampling.BOX).getpixel((0, 0))
+    return red, green, blue
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    return {"profile": "video"}
+
+
+async def download(api: Api, clock: ManualClock, model: str, **inputs: Any) -> bytes:
+    prediction = (await api.submit(model, **inputs)).data
+    await clock.advance(60)
+    [url] = (await api.result(prediction["id"])).data["outputs"]
+    async with api.http.get(url) as response:
+        assert response.status == 200
+        return await response.read()
+
+
+async def test_a_video_of_the_picture(api: Api, clock: ManualClock) -> None:
+    image = await api.upload(picture(640, 360, (255, 128, 0)))
+    content = await download(api, clock, "kwaivgi/kling-v2.1-i2v-standard", image=image, duration=5)
+    assert content.find(b"moov") < content.find(b"mdat")
+    seconds, seen = frames(content)
+    assert (seconds, len(seen), seen[0].size) == (5.0, 120, (852, 480))
+    red, green, blue = mean(seen[0])
+    assert abs(red - 127) < 8
+    assert abs(green - 64) < 8
+    assert blue < 8
+    assert seen[0].tobytes() != seen[60].tobytes() != seen[119].tobytes()
+
+
+async def test_ten_seconds_upright(api: Api, clock: ManualClock) -> None:
+    # Orientation 6: the camera was turned; the picture is 400 wide and 600 high.
+    image = await api.upload(picture(600, 400, (0, 200, 0), orientation=6))
+    content = await download(api, clock, "kwaivgi/kling-v2.1-i2v-pro", image=image, duration=10, prompt="zoom out")
+    seconds, seen = frames(content)
+    assert (seconds, len(seen), seen[0].size) == (10.0, 240, (596, 896))
+    assert seen[0].getpixel((20, 448))[1] > seen[0].getpixel((570, 448))[1]
+
+
+async def test_start_and_end_frame(api: Api, clock: ManualClock) -> None:
+    start = await api.upload(picture(480, 480, (255, 0, 0)))
+    end = await api.upload(picture(640, 480, (0, 0, 255)))
+    model = "kwaivgi/kling-v2.1-i2v-pro/start-end-frame"
+    _, seen = frames(await download(api, clock, model, image=start, end_image=end))
+    (first_red, _, first_blue), (last_red, _, last_blue) = mean(seen[0]), mean(seen[-1])
+    assert first_red > 100
+    assert first_blue < 20
+    assert last_blue > 100
+    assert last_red < 20
+    red, _, blue = mean(seen[66])
+    assert 30 < red < 100
+    assert 30 < blue < 100
+
+
+async def test_it_is_made_once(api: Api, emu: Emulator, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Path] = []
+
+    def counted(scene: Scene, target: Path) -> None:
+        made.append(target)
+        render(scene, target)
+
+    monkeypatch.setattr(renderer, "render", counted)
+    content = picture(400, 300, (9, 9, 9))
+    ids = [(await api.submit(image=await api.upload(content))).data["id"] for _ in range(3)]
+    await clock.advance(60)
+    got: list[tuple[str, bytes]] = []
+
+    async def fetch(prediction_id: Any) -> None:
+        [url] = (await api.result(prediction_id)).data["outputs"]
+        async with api.http.get(url, headers={"Range": "bytes=0-99"}) as response:
+            got.append((response.headers["ETag"], await response.read()))
+
+    async with anyio.create_task_group() as group:
+        for prediction_id in ids:
+            group.start_soon(fetch, prediction_id)
+    assert len(made) == 1
+    assert len(set(got)) == 1
+    directory = made[0].parent
+    assert directory.is_dir()
+    assert emu._service.renderer is not None
+    await emu._service.renderer.close()
+    assert not directory.exists()
+
+
+@pytest.mark.parametrize("settings", [{"profile": "video", "cache_bytes": 1}])
+async def test_the_cache_is_bounded(api: Api, emu: Emulator, clock: ManualClock) -> None:
+    uploads = [await api.upload(picture(400, 300, (shade, 0, 0))) for shade in (10, 200)]
+    for image in uploads:
+        await download(api, clock, "kwaivgi/kling-v2.1-i2v-standard", image=image)
+    assert emu._service.renderer is not None
+    directory = emu._service.renderer._directory
+    assert directory is not None
+    assert len(list(directory.iterdir())) == 1
+    await download(api, clock, "kwaivgi/kling-v2.1-i2v-standard", image=uploads[0])
+
+
+def test_sizes() -> None:
+    # Measured on the real model: 1660x1244 from 4:3, and 16:9 fills 1080p.
+    assert frame_size(4000, 3000, "1080p", "full") == (1660, 1244)
+    assert frame_size(1600, 900, "1080p", "full") == (1920, 1080)
+    assert frame_size(1600, 900, "720p", "full") == (1280, 720)
+    assert frame_size(10000, 300, "720p", "small") == (852, 24)
+
+
+def test_the_move_keeps_its_promise() -> None:
+    left = Scene((b"x",), 5, prompt="The camera pans left over the bay").move
+    assert left.across[0] > left.across[1]
+    assert Scene((b"x",), 5, prompt="a cat").digest == Scene((b"x",), 5, prompt="a cat").digest
+    assert Scene((b"x",), 5).digest != Scene((b"x",), 10).digest
+    assert Scene((b"x",), 5).digest != Scene((b"y",), 5).digest
+
+
+def test_transparency_and_no_picture_at_all(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    images.new("RGBA", (400, 300), (255, 0, 0, 0)).save(buffer, "PNG")
+    for pictures in ((buffer.getvalue(),), ()):
+        render(Scene(pictures, 3), tmp_path / "a.mp4")
+        _, seen = frames((tmp_path / "a.mp4").read_bytes())
+        assert len(seen) == 72
+    render(Scene((buffer.getvalue(),), 3), tmp_path / "a.mp4")
+    assert max(mean(frames((tmp_path / "a.mp4").read_bytes())[1][0])) < 5
+
+
+def test_the_tiny_one_plays() -> None:
+
+    seconds, seen = frames(TINY_MP4)
+    assert (seconds, len(seen)) == (5.0, 20)
+    assert len(TINY_MP4) < 4096
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "av" else object())
+    with pytest.raises(MissingRendererError, match=r"kling-async\[emulator\]"):
+        Emulator(profile="video")
+    Emulator(profile="tiny")

@@ -1,0 +1,84 @@
+"""2,000 jobs over real sockets, in scaled time, under every loop that people use."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import uvloop
+
+from kling_async import Job, KlingSession, Level
+from kling_async.emulator import Emulator
+from support.pictures import png
+
+JOBS = 2000
+LEVEL = Level("wide", 1_000_000, 200)
+
+
+async def scenario() -> Counter[str]:
+    picture = png()
+    outcomes: Counter[str] = Counter()
+    async with Emulator(level="ultra", speed=100, profile="tiny", balance=10_000) as emulator:
+        async with KlingSession(
+            emulator.api_key, base_url=emulator.base_url, clock=emulator.clock, level=LEVEL, max_in_flight=200
+        ) as kling:
+            jobs = (
+                Job(model="kling-v2.1-pro", prompt=f"number {number}", image=picture, duration=10 if number % 3 else 5)
+                for number in range(JOBS)
+            )
+            async with kling.batch(jobs, name="many") as batch:
+                async for outcome in batch:
+                    outcomes[outcome.key] += 1
+                    assert outcome.ok, outcome.error
+        assert len(emulator.charges()) == JOBS
+        assert len({charge.prediction_id for charge in emulator.charges()}) == JOBS
+        assert emulator.peak_running <= 200
+        assert not emulator.leaks
+    return outcomes
+
+
+def open_sockets() -> int:
+    count = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            count += str(entry.readlink()).startswith("socket:")
+    return count
+
+
+async def main() -> Counter[str]:
+    outcomes = await scenario()
+    # Closed connections of the server leave with the next turns of the loop.
+    for _ in range(5):
+        await anyio.sleep(0.01)
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not left, left
+    return outcomes
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("options", "runs"),
+    [
+        pytest.param({}, 2, id="twice"),
+        pytest.param({"debug": True}, 1, id="debug"),
+        pytest.param({"loop_factory": uvloop.new_event_loop}, 1, id="uvloop"),
+    ],
+)
+def test_each_of_2000_jobs_has_one_outcome_and_nothing_leaks(options: dict[str, Any], runs: int) -> None:
+    before = open_sockets()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(runs):
+            with asyncio.Runner(**options) as runner:
+                outcomes = runner.run(main())
+            assert len(outcomes) == JOBS
+            assert set(outcomes.values()) == {1}
+        gc.collect()
+    assert open_sockets() <= before

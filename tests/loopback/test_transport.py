@@ -1,0 +1,693 @@
+"""The transport over real sockets, against servers that misbehave in every way a socket can show."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import inspect
+import socket
+import ssl
+import traceback
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import aiohttp
+import aiohttp.client_exceptions
+import aiohttp.http_exceptions
+import anyio
+import pytest
+import trustme
+from aiohttp import web
+from aiohttp.test_utils import RawTestServer
+
+from kling_async import _transport
+from kling_async._core.errors import (
+    ConfigurationError,
+    ConnectFailedError,
+    ConnectionLostError,
+    Spent,
+    TransportError,
+    TransportTimeoutError,
+)
+from kling_async._core.http import Effect, HttpRequest, HttpResponse, Timeouts
+from kling_async._transport import AiohttpTransport, map_exception
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+KEY = "sk-very-secret"
+SHORT = Timeouts(connect=0.3, read=0.2, submit=0.3, transfer=0.2)
+REPLY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Request-Id: r1\r\n\r\n{}"
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def serving(handler: Handler, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+    """A server that does with each connection what `handler` does, then closes it."""
+
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                await handler(reader, writer)
+                writer.close()
+                await writer.wait_closed()
+        finally:
+            writer.transport.abort()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
+    host, port = server.sockets[0].getsockname()
+    try:
+        yield f"http{'s' if tls else ''}://{host}:{port}"
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def opened(transport: AiohttpTransport) -> AsyncIterator[AiohttpTransport]:
+    try:
+        yield transport
+    finally:
+        await transport.aclose()
+
+
+@contextlib.asynccontextmanager
+async def serving_app(handler: Callable[[web.BaseRequest], Awaitable[web.Response]]) -> AsyncIterator[str]:
+    async with RawTestServer(handler) as server:
+        yield str(server.make_url("/")).rstrip("/")
+
+
+def paid(url: str) -> HttpRequest:
+    return HttpRequest(
+        method="POST",
+        url=f"{url}/api/v3/kling?token={KEY}",
+        effect=Effect.PAID,
+        headers={"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"},
+        body=b"{}",
+    )
+
+
+def plain(url: str, method: str = "GET") -> HttpRequest:
+    return HttpRequest(method=method, url=url)
+
+
+async def failing(request: HttpRequest, **options: object) -> TransportError:
+    """The error that `request` ends with, after a look for the key in everything it shows."""
+    async with opened(AiohttpTransport(timeouts=SHORT, **options)) as transport:  # type: ignore[arg-type]
+        with pytest.raises(TransportError) as caught:
+            await transport.send(request)
+    error = caught.value
+    # Without this function's own frame, which has the key in its arguments.
+    within = error.__traceback__.tb_next if error.__traceback__ else None
+    frames = "".join(traceback.TracebackException(type(error), error, within, capture_locals=True).format())
+    shown = "\n".join((str(error), repr(error), repr(error.args), repr(vars(error)), frames))
+    assert KEY not in shown
+    assert error.__cause__ is None
+    assert error.__context__ is None
+    return error
+
+
+async def head_of(reader: asyncio.StreamReader) -> bytes:
+    return await reader.readuntil(b"\r\n\r\n")
+
+
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await head_of(reader)
+    writer.write(REPLY)
+    await writer.drain()
+
+
+async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(-1)
+
+
+# What comes back when all goes well.
+
+
+async def test_a_reply_is_a_value_with_lower_case_headers() -> None:
+    seen: list[bytes] = []
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await head_of(reader)
+        seen.append(head + await reader.readexactly(2))
+        writer.write(REPLY)
+
+    async with serving(handler) as url, opened(AiohttpTransport()) as transport:
+        response = await transport.send(paid(url))
+    assert response == HttpResponse(status=200, headers={"content-length": "2", "x-request-id": "r1"}, body=b"{}")
+    assert b"\r\nUser-Agent: kling-async/" in seen[0]
+    assert seen[0].endswith(b"{}")
+
+
+@pytest.mark.parametrize("size", [3, 3 * 2**20])
+async def test_a_put_sends_the_headers_of_its_ticket_and_no_type_of_its_own(size: int) -> None:
+    received: list[tuple[dict[str, str], int]] = []
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        received.append((dict(request.headers), len(await request.content.read())))
+        return web.Response()
+
+    async with serving_app(handler) as url, opened(AiohttpTransport()) as transport:
+        await transport.send(HttpRequest(method="PUT", url=url, headers={"If-None-Match": "*"}, body=b"x" * size))
+    headers, length = received[0]
+    assert length == size
+    assert headers["If-None-Match"] == "*"
+    assert not {"Content-Type", "Authorization", "Cookie"} & headers.keys()
+
+
+async def test_a_url_is_sent_as_it_was_signed() -> None:
+    seen: list[str] = []
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        seen.append(request.raw_path)
+        return web.Response()
+
+    async with serving_app(handler) as url, opened(AiohttpTransport()) as transport:
+        await transport.send(plain(f"{url}/a%2Fb%7Ec?s=%2F%7E%2b+a%20b"))
+        await transport.send(plain(f"{url}/ä b"))
+    assert seen == ["/a%2Fb%7Ec?s=%2F%7E%2b+a%20b", "/%C3%A4%20b"]
+
+
+async def test_redirects_are_replies() -> None:
+    hits: list[str] = []
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        hits.append(request.path)
+        return web.Response(status=307, headers={"Location": "/elsewhere"})
+
+    async with serving_app(handler) as url, opened(AiohttpTransport()) as transport:
+        response = await transport.send(paid(url))
+    assert response.status == 307
+    assert hits == ["/api/v3/kling"]
+
+
+async def test_a_stream_follows_redirects_only_without_the_key() -> None:
+    async def handler(request: web.BaseRequest) -> web.Response:
+        if request.path == "/to":
+            return web.Response(body=b"x" * 100_000, headers={"X-Seen": str("Authorization" in request.headers)})
+        return web.Response(status=302, headers={"Location": "/to"})
+
+    async with serving_app(handler) as url, opened(AiohttpTransport()) as transport:
+        async with transport.stream(plain(f"{url}/from")) as followed:
+            assert followed.status == 200
+            assert followed.headers["x-seen"] == "False"
+            assert len(b"".join([chunk async for chunk in followed.chunks()])) == 100_000
+        request = HttpRequest(method="GET", url=f"{url}/from", headers={"authorization": f"Bearer {KEY}"})
+        async with transport.stream(request) as kept:
+            assert kept.status == 302
+
+
+async def test_cookies_are_not_kept() -> None:
+    seen: list[str | None] = []
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        seen.append(request.headers.get("Cookie"))
+        return web.Response(headers={"Set-Cookie": "a=b; Path=/"})
+
+    async with serving_app(handler) as url, opened(AiohttpTransport()) as transport:
+        await transport.send(plain(url.replace("127.0.0.1", "localhost")))
+        await transport.send(plain(url.replace("127.0.0.1", "localhost")))
+    assert seen == [None, None]
+
+
+async def test_netrc_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login me password mine\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    seen: list[str | None] = []
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        seen.append(request.headers.get("Authorization"))
+        return web.Response()
+
+    async with serving_app(handler) as url, opened(AiohttpTransport()) as transport:
+        await transport.send(plain(url))
+        await transport.send(paid(url))
+    assert seen == [None, f"Bearer {KEY}"]
+
+
+async def test_hosts_do_not_share_the_limit() -> None:
+    async with (
+        serving(hang) as busy,
+        serving(answer) as free,
+        opened(AiohttpTransport(limit=1)) as transport,
+        asyncio.TaskGroup() as tasks,
+    ):
+        waiting = tasks.create_task(transport.send(plain(busy)))
+        await asyncio.sleep(0.05)
+        assert (await transport.send(plain(free))).status == 200
+        waiting.cancel()
+
+
+# Nothing was sent.
+
+
+async def test_refused() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        error = await failing(paid(f"http://127.0.0.1:{port}"))
+    assert type(error) is ConnectFailedError
+    assert not error.sent
+    assert error.spent is Spent.NO
+    assert f"POST 127.0.0.1:{port}/api/v3/kling: no connection was made" in str(error)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://nowhere.invalid",
+        "http://" + "a" * 70 + ".example",
+        "http://",
+        "http://[::1",
+        "http://h:port/",
+        "ftp://example.com/a",
+        "no url at all",
+        "http://a b/",
+        "http://\ud800/",
+    ],
+)
+async def test_a_host_that_is_none(url: str) -> None:
+    assert type(await failing(paid(url))) is ConnectFailedError
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def server_tls(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+async def test_unknown_authority(server_tls: ssl.SSLContext) -> None:
+    async with serving(answer, tls=server_tls) as url:
+        error = await failing(paid(url))
+    assert type(error) is ConnectFailedError
+    assert "certificate verify failed" in str(error)
+
+
+async def test_wrong_name(authority: trustme.CA, server_tls: ssl.SSLContext, tmp_path: Path) -> None:
+    pem = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(pem)
+    async with serving(answer, tls=server_tls) as url:
+        error = await failing(paid(url.replace("127.0.0.1", "localhost")), ca=pem)
+    assert type(error) is ConnectFailedError
+
+
+async def test_own_authority(authority: trustme.CA, server_tls: ssl.SSLContext, tmp_path: Path) -> None:
+    pem = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(pem)
+    context = ssl.create_default_context(cafile=pem)
+    for ca in (pem, str(pem), context):
+        async with serving(answer, tls=server_tls) as url, opened(AiohttpTransport(ca=ca)) as transport:
+            assert (await transport.send(paid(url))).status == 200
+
+
+@pytest.mark.parametrize("content", [None, "", "no certificate"])
+def test_an_authority_that_cannot_be_read(tmp_path: Path, content: str | None) -> None:
+    pem = tmp_path / "ca.pem"
+    if content is not None:
+        pem.write_text(content)
+    with pytest.raises(ConfigurationError, match=r"ca\.pem"):
+        AiohttpTransport(ca=pem)
+
+
+async def test_no_tls_at_the_other_side() -> None:
+    async with serving(answer) as url:
+        error = await failing(paid(url.replace("http", "https")))
+    assert type(error) is ConnectFailedError
+
+
+async def test_closed_during_the_handshake() -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+
+    async with serving(handler) as url:
+        error = await failing(paid(url.replace("http", "https")))
+    assert type(error) is ConnectFailedError
+
+
+@pytest.mark.parametrize("effect", list(Effect))
+async def test_connecting_takes_too_long(effect: Effect) -> None:
+    async with serving(hang) as url:  # a TLS handshake that gets no answer is part of connecting
+        request = HttpRequest(method="POST", url=url.replace("http", "https"), effect=effect)
+        error = await failing(request)
+    assert type(error) is ConnectFailedError
+
+
+async def test_no_free_connection_is_no_sent_request() -> None:
+    async with (
+        serving(hang) as url,
+        opened(AiohttpTransport(timeouts=Timeouts(connect=0.2), limit=1)) as transport,
+        asyncio.TaskGroup() as tasks,
+    ):
+        first = tasks.create_task(transport.send(paid(url)))
+        await asyncio.sleep(0.05)
+        with pytest.raises(ConnectFailedError):
+            await transport.send(paid(url))
+        first.cancel()
+
+
+async def test_a_closed_transport_sends_nothing() -> None:
+    async with serving(answer) as url:
+        transport = AiohttpTransport()
+        await transport.open()
+        await transport.open()
+        await transport.aclose()
+        await transport.aclose()
+        with pytest.raises(ConnectFailedError, match="closed"):
+            await transport.send(paid(url))
+        borrowed = aiohttp.ClientSession()
+        await borrowed.close()
+        with pytest.raises(ConnectFailedError, match="closed"):
+            await AiohttpTransport(client_session=borrowed).send(paid(url))
+
+
+async def test_a_header_that_cannot_be_sent_is_an_error_without_it() -> None:
+    async with serving(answer) as url:
+        headers = {"Authorization": f"Bearer {KEY}\r\nX-Injected: 1"}
+        await failing(HttpRequest(method="GET", url=url, headers=headers))
+
+
+# Something was sent, and what became of it is not known.
+
+
+async def close_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    pass
+
+
+async def close_after_reading(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await head_of(reader)
+
+
+async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await head_of(reader)
+    writer.transport.abort()
+
+
+async def half_a_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await head_of(reader)
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 10)
+
+
+async def half_a_chunk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await head_of(reader)
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nxx")
+
+
+async def bad_chunks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await head_of(reader)
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nxx")
+
+
+async def bad_gzip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await head_of(reader)
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnope")
+
+
+async def garbage(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await head_of(reader)
+    writer.write(b"what is this?\r\n\r\n")
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(await head_of(reader))
+
+
+async def endless_header(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await head_of(reader)
+    writer.write(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        close_at_once,
+        close_after_reading,
+        reset,
+        half_a_body,
+        half_a_chunk,
+        bad_chunks,
+        bad_gzip,
+        garbage,
+        echo,
+        endless_header,
+    ],
+)
+async def test_lost(handler: Handler) -> None:
+    async with serving(handler) as url:
+        error = await failing(paid(url))
+    assert type(error) is ConnectionLostError
+    assert error.sent
+    assert error.spent is Spent.UNKNOWN
+    assert "POST 127.0.0.1:" in str(error)
+    assert "token" not in str(error)
+
+
+async def test_a_paid_request_is_not_sent_again_on_a_connection_that_was_closed() -> None:
+    heads = 0
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal heads
+        await answer(reader, writer)
+        await head_of(reader)
+        heads += 1
+
+    async with serving(handler) as url, opened(AiohttpTransport()) as transport:
+        await transport.send(plain(url))
+        with pytest.raises(ConnectionLostError):
+            await transport.send(paid(url))
+    assert heads == 1
+
+
+async def silent_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await hang(reader, writer)
+
+
+async def silent_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await head_of(reader)
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nx")
+    await hang(reader, writer)
+
+
+async def drop_by_drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await head_of(reader)
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+    for _ in range(1000):
+        writer.write(b"x")
+        await writer.drain()
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("handler", [silent_head, silent_body, drop_by_drop])
+@pytest.mark.parametrize("effect", list(Effect))
+async def test_too_slow(handler: Handler, effect: Effect) -> None:
+    async with serving(handler) as url:
+        error = await failing(HttpRequest(method="POST", url=url, effect=effect))
+    assert type(error) is TransportTimeoutError
+    assert isinstance(error, TimeoutError)
+    assert error.spent is (Spent.UNKNOWN if effect is Effect.PAID else Spent.NO)
+
+
+async def test_an_upload_that_nobody_takes_ends() -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await asyncio.sleep(3)
+
+    async with serving(handler) as url, opened(AiohttpTransport(timeouts=SHORT)) as transport:
+        with pytest.raises(TransportTimeoutError):
+            await transport.send(HttpRequest(method="PUT", url=url, body=bytes(9 * 2**20)))
+
+
+async def test_a_stream_has_no_limit_in_total_and_one_of_silence() -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(20):
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+        await hang(reader, writer)
+
+    got = b""
+    async with (
+        serving(handler) as url,
+        opened(AiohttpTransport(timeouts=SHORT)) as transport,
+        transport.stream(plain(url)) as response,
+    ):
+        chunks = response.chunks()
+        while len(got) < 20:
+            got += await anext(chunks)
+        with pytest.raises(TransportTimeoutError) as caught:
+            await anext(chunks)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+
+
+async def test_a_stream_that_breaks() -> None:
+    async with (
+        serving(half_a_body) as url,
+        opened(AiohttpTransport()) as transport,
+        transport.stream(plain(url)) as response,
+    ):
+        chunks = response.chunks()
+        assert await anext(chunks) == b"x" * 10
+        with pytest.raises(ConnectionLostError, match="the head of its reply had come"):
+            await anext(chunks)
+
+
+# Cancellation, sessions, proxies.
+
+
+async def test_cancellation_passes() -> None:
+    async with serving(hang) as url, opened(AiohttpTransport()) as transport:
+        task = asyncio.create_task(transport.send(paid(url)))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with anyio.move_on_after(0.05) as scope:
+            await transport.send(paid(url))
+        assert scope.cancelled_caught
+
+
+async def test_a_borrowed_session_is_left_open() -> None:
+    async with serving(answer) as url, aiohttp.ClientSession() as session:
+        transport = AiohttpTransport(client_session=session)
+        assert (await transport.send(paid(url))).status == 200
+        await transport.aclose()
+        assert not session.closed
+
+
+async def test_an_owned_session_is_closed_without_a_trace(server_tls: ssl.SSLContext, authority: trustme.CA) -> None:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        async with serving(answer, tls=server_tls) as url:
+            transport = AiohttpTransport(ca=context)
+            await transport.send(plain(url))
+            async with transport.stream(plain(url)):
+                pass
+            await transport.aclose()
+        del transport
+        await asyncio.sleep(0)
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == []
+
+
+@pytest.mark.parametrize("how", ["argument", "environment", "without a scheme"])
+async def test_proxy(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[bytes] = []
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        lines.append((await head_of(reader)).splitlines()[0])
+        writer.write(REPLY)
+
+    async with serving(proxy) as url:
+        for name in ("no_proxy", "NO_PROXY", "http_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        if how != "argument":
+            monkeypatch.setenv("http_proxy", url if how == "environment" else url.removeprefix("http://"))
+        async with opened(AiohttpTransport(proxy=url if how == "argument" else None)) as transport:
+            response = await transport.send(plain("http://api.example/a"))
+    assert response.status == 200
+    assert lines == [b"GET http://api.example/a HTTP/1.1"]
+
+
+async def test_the_environment_is_left_alone_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    async with serving(answer) as url:
+        async with opened(AiohttpTransport(trust_env=False)) as transport:
+            assert (await transport.send(plain(url))).status == 200
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        async with opened(AiohttpTransport()) as transport:
+            assert (await transport.send(plain(url))).status == 200
+
+
+async def test_a_proxy_that_refuses_the_tunnel() -> None:
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+        writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+
+    async with serving(proxy) as url:
+        error = await failing(paid("https://api.example"), proxy=url.replace("//", f"//me:{KEY}@"))
+    assert type(error) is ConnectFailedError
+    assert "the proxy answered 407" in str(error)
+
+
+async def test_a_proxy_that_is_not_there() -> None:
+    error = await failing(paid("http://api.example"), proxy=f"http://me:{KEY}@127.0.0.1:9")
+    assert type(error) is ConnectFailedError
+
+
+# The table.
+
+
+def classes(module: object) -> list[type[BaseException]]:
+    return [
+        item
+        for _, item in inspect.getmembers(module, inspect.isclass)
+        if issubclass(item, BaseException) and item.__module__ == module.__name__  # type: ignore[attr-defined]
+    ]
+
+
+@pytest.mark.parametrize("cls", classes(aiohttp.client_exceptions))
+def test_every_exception_of_the_client_has_its_row(cls: type[BaseException]) -> None:
+    assert cls.__name__ in _transport.ROWS
+
+
+@pytest.mark.parametrize("cls", classes(aiohttp.http_exceptions))
+def test_every_exception_of_the_parser_is_a_lost_connection(cls: type[BaseException]) -> None:
+    assert issubclass(cls, aiohttp.http_exceptions.HttpProcessingError)
+    assert not {base.__name__ for base in cls.__mro__[:-3]} & _transport.ROWS.keys() - {"HttpProcessingError"}
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(104, "reset"), ConnectionLostError),
+        (ConnectionRefusedError(111, "refused"), ConnectionLostError),
+        (ssl.SSLError(1, "bad record"), ConnectionLostError),
+        (TimeoutError(), TransportTimeoutError),
+        (UnicodeEncodeError("idna", "x", 0, 1, "label too long"), ConnectFailedError),
+        (UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"), ConnectionLostError),
+        (ValueError("?"), ConnectionLostError),
+        (RuntimeError("?"), ConnectionLostError),
+        (aiohttp.SocketTimeoutError(), TransportTimeoutError),
+        (aiohttp.ConnectionTimeoutError(), ConnectFailedError),
+        (aiohttp.ServerFingerprintMismatch(b"", b"", "h", 1), ConnectFailedError),
+        (aiohttp.InvalidUrlRedirectClientError("x"), ConnectionLostError),
+    ],
+)
+def test_in_doubt_it_may_have_been_sent(error: BaseException, kind: type[TransportError]) -> None:
+    request = plain("http://h/p")
+    assert type(map_exception(error, request)) is kind
+    assert map_exception(error, request, replied=True).sent
+
+
+def test_texts_of_aiohttp_are_not_repeated() -> None:
+    texts = (
+        aiohttp.ClientOSError(32, f"Can not write request body for http://h/p?token={KEY}"),
+        aiohttp.ClientPayloadError(f"after http://h/p?token={KEY}"),
+        aiohttp.InvalidURL(f"http://h/p?token={KEY}"),
+    )
+    for error in texts:
+        assert KEY not in str(map_exception(error, plain(f"http://h/p?token={KEY}")))

@@ -1,0 +1,19 @@
+"""Small real pictures."""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image
+
+
+def png(width: int = 400, height: int = 300, colour: tuple[int, int, int] = (200, 120, 40)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def jpeg(width: int = 400, height: int = 300, colour: tuple[int, int, int] = (40, 120, 200)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(buffer, "JPEG")
+    return buffer.getvalue()

@@ -1,0 +1,89 @@
+"""A service in memory, for tests that need no wire: it accepts, runs and completes in the loop's time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import attrs
+
+from kling_async import HttpRequest, HttpResponse, KlingSession, Level
+from kling_async._core.http import Effect
+from kling_async.testing import LoopClock, ScriptedTransport, json_response
+
+IMAGE = "https://pictures.example/face.png"
+EPOCH = 1_800_000_000.0
+
+
+@attrs.define
+class Service:
+    """Accepts every job and completes it `seconds` after; `script` may answer a request otherwise."""
+
+    seconds: float | Callable[[dict[str, Any]], float] = 60.0
+    script: Callable[[HttpRequest, dict[str, Any]], HttpResponse | Awaitable[HttpResponse] | None] | None = None
+    latency: float = 0.1
+    clock: LoopClock = attrs.field(factory=LoopClock)
+    accepted: dict[str, tuple[float, float, dict[str, Any]]] = attrs.field(factory=dict)
+    paid: list[dict[str, Any]] = attrs.field(factory=list)
+    reads: int = 0
+    running: int = 0
+    peak: int = 0
+    failures: dict[str, dict[str, Any]] = attrs.field(factory=dict)
+
+    async def __call__(self, request: HttpRequest) -> HttpResponse:
+        import anyio  # noqa: PLC0415
+
+        await anyio.sleep(self.latency)
+        body = json.loads(request.body) if request.body else {}
+        if self.script is not None:
+            scripted = self.script(request, body)
+            if scripted is not None:
+                return scripted if isinstance(scripted, HttpResponse) else await scripted
+        if request.effect is Effect.PAID:
+            return self.accept(body)
+        return self.read(request.url.rsplit("/", 2)[-2])
+
+    def accept(self, body: dict[str, Any]) -> HttpResponse:
+        number = len(self.accepted)
+        id_ = f"p{number:05d}"
+        seconds = self.seconds(body) if callable(self.seconds) else self.seconds
+        self.accepted[id_] = (self.clock.monotonic(), seconds, body)
+        self.paid.append(body)
+        self.peak = max(self.peak, self.count_running())
+        return json_response({"code": 200, "message": "success", "data": self.record(id_)})
+
+    def read(self, id_: str) -> HttpResponse:
+        self.reads += 1
+        if id_ not in self.accepted:
+            return json_response({"code": 404, "message": "not found"}, status=404)
+        return json_response({"code": 200, "message": "success", "data": self.record(id_)})
+
+    def count_running(self) -> int:
+        now = self.clock.monotonic()
+        return sum(since + seconds > now for since, seconds, _ in self.accepted.values())
+
+    def record(self, id_: str) -> dict[str, Any]:
+        since, seconds, body = self.accepted[id_]
+        age = self.clock.monotonic() - since
+        status = "created" if age < 1 else "processing" if age < seconds else "completed"
+        record: dict[str, Any] = {
+            "id": id_,
+            "status": status,
+            "outputs": [f"https://outputs.example/{id_}.mp4"] if status == "completed" else [],
+            "error": "",
+            "created_at": "2026-11-21T08:00:00.123456789Z",
+        }
+        if status == "completed" and body.get("prompt", "") in self.failures:
+            record |= {"status": "failed", "outputs": [], **self.failures[body["prompt"]]}
+        return record
+
+
+def open_session(service: Service, **options: Any) -> KlingSession:
+    options.setdefault("level", Level("test", 1_000_000, 1_000))
+    return KlingSession(
+        "wsk_secret_key_of_the_test",
+        transport=ScriptedTransport(service),
+        clock=service.clock,
+        **options,
+    )

@@ -1,0 +1,299 @@
+"""Promise 2: a paid id is never lost, whoever stops waiting, and wherever the submit stands."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import looptime
+import pytest
+
+from kling_async import HttpRequest, HttpResponse, SessionClosedError, read_paid_ids
+from kling_async._core.http import Effect
+from kling_async.ledger import Entry, State
+from kling_async.testing import json_response
+from support.service import IMAGE, Service, open_session
+
+pytestmark = pytest.mark.anyio
+
+STEP = 0.5
+
+
+class SlowLedger:
+    """A ledger that takes a while, so that there is an await before and after the request; it remembers everything."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+
+    async def record(self, entry: Entry) -> None:
+        await asyncio.sleep(STEP)
+        self.entries.append(entry)
+
+    def note(self, entry: Entry) -> None:
+        self.entries.append(entry)
+
+    async def aclose(self) -> None:
+        await asyncio.sleep(STEP)
+
+
+class SlowLimiter:
+    async def acquire(self) -> None:
+        await asyncio.sleep(STEP)
+
+
+Way = Callable[[Callable[[], Awaitable[object]], float], Awaitable[None]]
+
+
+async def task_cancel(work: Callable[[], Awaitable[object]], after: float) -> None:
+    task = asyncio.ensure_future(work())
+    await asyncio.sleep(after)
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def wait_for(work: Callable[[], Awaitable[object]], after: float) -> None:
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(work(), after)
+
+
+async def asyncio_timeout(work: Callable[[], Awaitable[object]], after: float) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(after):
+            await work()
+
+
+async def failing_sibling(work: Callable[[], Awaitable[object]], after: float) -> None:
+    async def fail() -> None:
+        await asyncio.sleep(after)
+        raise ZeroDivisionError
+
+    async def run() -> None:
+        await work()
+
+    with pytest.raises(ExceptionGroup):
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(run())
+            tasks.create_task(fail())
+
+
+async def anyio_scope(work: Callable[[], Awaitable[object]], after: float) -> None:
+    with anyio.move_on_after(after) as scope:
+        await work()
+    assert scope.cancelled_caught
+
+
+async def anyio_sibling(work: Callable[[], Awaitable[object]], after: float) -> None:
+    async def run() -> None:
+        await work()
+
+    async def fail() -> None:
+        await anyio.sleep(after)
+        raise ZeroDivisionError
+
+    with pytest.raises(ExceptionGroup):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            tasks.start_soon(fail)
+
+
+async def cancelled_again_and_again(work: Callable[[], Awaitable[object]], after: float) -> None:
+    task = asyncio.ensure_future(work())
+    await asyncio.sleep(after)
+    for _ in range(5):
+        task.cancel()
+        await asyncio.sleep(0)
+    await asyncio.wait([task])
+
+
+WAYS = [task_cancel, wait_for, asyncio_timeout, failing_sibling, anyio_scope, anyio_sibling, cancelled_again_and_again]
+# rate limiter, intent, request (two awaits), submitted, waiting for the end
+MOMENTS = [STEP * quarter / 4 for quarter in range(1, 20)]
+
+
+@pytest.mark.parametrize("after", MOMENTS)
+@pytest.mark.parametrize("way", WAYS)
+async def test_cancelled_anywhere_the_id_is_recorded_or_nothing_was_sent(way: Way, after: float) -> None:
+    service, ledger = Service(latency=STEP), SlowLedger()
+    async with open_session(service, ledger=ledger, rate_limiter=SlowLimiter(), max_in_flight=3) as kling:
+
+        async def work() -> object:
+            return await kling.generate(prompt="x", image=IMAGE)
+
+        await way(work, after)
+    check_books(service, ledger)
+    if after < STEP:
+        assert not service.paid
+    if after > 2 * STEP + 0.01:
+        assert service.paid
+
+
+@pytest.mark.parametrize("after", MOMENTS)
+async def test_closing_the_session_in_the_middle_records_what_was_sent(after: float) -> None:
+    service, ledger = Service(latency=STEP), SlowLedger()
+    kling = open_session(service, ledger=ledger, rate_limiter=SlowLimiter())
+    async with kling:
+        task = asyncio.create_task(kling.generate(prompt="x", image=IMAGE))
+        await asyncio.sleep(after)
+    with pytest.raises(BaseException) as caught:  # noqa: PT011 -- which one depends on the moment
+        await task
+    check_books(service, ledger)
+    assert not isinstance(caught.value, AssertionError)
+    assert len(kling.left_running) == len(service.paid)
+
+
+@pytest.mark.parametrize("after", MOMENTS)
+def test_a_loop_that_closes_waits_for_what_was_sent(after: float) -> None:
+    """`asyncio.run` cancels every task it can see when the main coroutine is done."""
+    service, ledger = Service(latency=STEP), SlowLedger()
+
+    async def background() -> None:
+        async with open_session(service, ledger=ledger, rate_limiter=SlowLimiter()) as kling:
+            await kling.generate(prompt="x", image=IMAGE)
+
+    async def main() -> None:
+        task = asyncio.create_task(background())
+        await asyncio.sleep(after)
+        assert not task.done()
+
+    with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
+        runner.run(main())
+    check_books(service, ledger)
+    if after > 2 * STEP + 0.01:
+        assert service.paid
+
+
+@pytest.mark.parametrize("after", MOMENTS)
+def test_a_loop_that_closes_with_a_session_that_nobody_closes(after: float) -> None:
+    service, ledger = Service(latency=STEP), SlowLedger()
+
+    async def main() -> None:
+        kling = await open_session(service, ledger=ledger, rate_limiter=SlowLimiter()).__aenter__()
+        task = asyncio.create_task(kling.generate(prompt="x", image=IMAGE))
+        await asyncio.sleep(after)
+        assert not task.done()
+
+    with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
+        runner.run(main())
+    check_books(service, ledger)
+
+
+def check_books(service: Service, ledger: SlowLedger) -> None:
+    """What the service was paid for is what the ledger knows ids of; an intent is never left without an end."""
+    states: dict[str, list[State]] = {}
+    for entry in ledger.entries:
+        states.setdefault(entry.key, []).append(entry.state)
+    recorded = {entry.prediction_id for entry in ledger.entries if entry.state is State.SUBMITTED}
+    assert recorded == set(service.accepted)
+    for steps in states.values():
+        assert steps[:1] == [State.INTENT]
+        assert len(steps) > 1, "an intent was left without an end"
+
+
+async def test_a_slot_is_given_back_after_every_kind_of_end() -> None:
+    service, ledger = Service(latency=STEP, seconds=20), SlowLedger()
+    async with open_session(service, ledger=ledger, rate_limiter=SlowLimiter(), max_in_flight=1) as kling:
+
+        async def work() -> object:
+            return await kling.generate(prompt="x", image=IMAGE)
+
+        for way in WAYS:
+            for after in MOMENTS:
+                await way(work, after)
+                await anyio.sleep(60)
+                assert kling.account.slots.taken == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_slot_is_given_back_when_nobody_waits_for_the_refusal(way: Way) -> None:
+    def refuse(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        return json_response({"code": 400, "message": "no"}, status=400) if request.effect is Effect.PAID else None
+
+    service = Service(latency=STEP, script=refuse)
+    async with open_session(service, max_in_flight=1) as kling:
+
+        async def work() -> object:
+            return await kling.generate(prompt="x", image=IMAGE)
+
+        await way(work, STEP / 2)
+        await anyio.sleep(2 * STEP)
+        assert kling.account.slots.taken == 0
+
+
+async def test_waiting_for_a_slot_can_be_cancelled_and_sends_nothing() -> None:
+    service = Service()
+    async with open_session(service, max_in_flight=1) as kling:
+        first = asyncio.create_task(kling.generate(prompt="first", image=IMAGE))
+        await anyio.sleep(5)
+        with anyio.move_on_after(10):
+            await kling.generate(prompt="second", image=IMAGE)
+        await first
+        assert (await kling.generate(prompt="third", image=IMAGE)).output
+    assert [body["prompt"] for body in service.paid] == ["first", "third"]
+
+
+async def test_the_cancelled_error_says_that_a_submit_was_under_way() -> None:
+    service = Service(latency=STEP)
+    async with open_session(service) as kling:
+        task = asyncio.create_task(kling.generate(prompt="x", image=IMAGE, key="mine"))
+        await anyio.sleep(STEP / 2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await task
+    assert "job mine was being submitted" in " ".join(caught.value.__notes__)
+
+
+async def test_a_closed_session_takes_no_work() -> None:
+    service = Service()
+    kling = open_session(service)
+    with pytest.raises(SessionClosedError, match="not open yet"):
+        await kling.generate(prompt="x", image=IMAGE)
+    async with kling:
+        pass
+    with pytest.raises(SessionClosedError, match="closed"):
+        await kling.generate(prompt="x", image=IMAGE)
+    with pytest.raises(SessionClosedError, match="once"):
+        async with kling:
+            pass
+    assert not service.paid
+
+
+async def test_cancelling_the_close_does_not_cut_it_short() -> None:
+    service, ledger = Service(latency=20 * STEP), SlowLedger()
+
+    async def use() -> None:
+        async with open_session(service, ledger=ledger) as kling:
+            tasks.append(asyncio.create_task(kling.submit(prompt="x", image=IMAGE)))
+            await asyncio.sleep(3 * STEP)
+
+    tasks: list[asyncio.Task[object]] = []
+    task = asyncio.create_task(use())
+    await asyncio.sleep(4 * STEP)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(STEP)
+        assert not task.done()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(service.accepted) == 1
+    check_books(service, ledger)
+    await asyncio.wait(tasks)
+
+
+def test_a_file_of_paid_ids_survives_a_loop_that_closes(tmp_path: Path) -> None:
+    """With a real thread for the disk, and so in real time."""
+    path = tmp_path / "paid.jsonl"
+    service = Service(latency=0.05)
+
+    async def main() -> None:
+        kling = await open_session(service, ledger=path).__aenter__()
+        asyncio.create_task(kling.generate(prompt="x", image=IMAGE, key="mine"))  # noqa: RUF006 -- abandoned on purpose
+        while not path.exists():  # noqa: ASYNC110 -- a file has no event
+            await asyncio.sleep(0.001)
+
+    asyncio.run(main())
+    assert [(entry.key, entry.prediction_id) for entry in read_paid_ids(path)] == [("mine", "p00000")]
+    assert [json.loads(line)["state"] for line in path.read_text().splitlines()] == ["intent", "submitted"]
