@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import attrs
 
 from . import storage
-from ._core import events
 from ._core.errors import ApiError, NoOutputError, StorageError, TransportError
 from ._core.events import Saved
 from ._core.prediction import Prediction
@@ -230,7 +229,6 @@ class Account:
                 prediction_id=prediction.id,
             )
         )
-        self.observe(events.Saved(at=self.clock.now(), key=name, batch=batch, file=saved))
         return saved
 
     async def close(self) -> tuple[Prediction, ...]:

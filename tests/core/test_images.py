@@ -156,7 +156,7 @@ def test_facts() -> None:
         (picture(299, 300), "got 299x300"),
         (picture(300, 299, "JPEG"), "got 300x299"),
         (b"\x89PNG\r\n\x1a\n", "cannot be read"),
-        (PNG[:20], "cannot be read"),
+        (PNG[:12], "cannot be read"),
         (b"\xff\xd8\xff" + b"\xff" * 100, "cannot be read"),
         (PNG + bytes(MAX_IMAGE_BYTES), "at most 10 MB"),
     ],

@@ -9,8 +9,11 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import anyio
+import anyio.lowlevel
 import attrs
 import pytest
+from aiohttp import web
 
 from kling_async.emulator import Emulator, ManualClock, Timing
 from kling_async.emulator.pictures import PictureError, check
@@ -211,6 +214,34 @@ async def test_pictures_from_other_hosts(api: Api, clock: ManualClock, png: PngM
         assert statuses == [("completed", None, ""), ("failed", 1402, text), ("failed", 1402, text)]
         assert [charge.refunded for charge in api.emu.charges()] == [False, True, True]
         assert api.emu.running == 0
+
+
+async def test_a_slow_picture_holds_the_prediction_up(
+    api: Api, emu: Emulator, clock: ManualClock, png: PngMaker
+) -> None:
+    gate = anyio.Event()
+
+    async def serve(_: web.Request) -> web.Response:
+        await gate.wait()
+        return web.Response(body=png())
+
+    app = web.Application()
+    app.router.add_get("/a.png", serve)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    prediction = (await api.submit(image=f"http://127.0.0.1:{runner.addresses[0][1]}/a.png")).data
+    await clock.advance(100)
+    assert (await api.result(prediction["id"])).data["status"] == "processing"
+    assert emu.running == 1
+    gate.set()
+    with anyio.fail_after(10):
+        while (data := (await api.result(prediction["id"])).data)["status"] != "completed":
+            await anyio.lowlevel.checkpoint()
+    assert data["executionTime"] == 99_000
+    await clock.advance(1)
+    assert emu.running == 0
+    await runner.cleanup()
 
 
 async def test_an_upload_that_does_not_exist_here(api: Api, clock: ManualClock) -> None:
