@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from random import Random
 
+import anyio
 import attrs
 
 from ._core import events
@@ -35,6 +36,9 @@ from .limits import Pause, RateLimiter, Slot
 from .providers import Provider
 
 log = logging.getLogger("kling_async")
+
+POSTS_AT_ONCE = 32
+"""Paid requests that are between their intent and their answer at once: what a crash may leave in doubt."""
 
 CONNECT_ATTEMPTS = 5
 """How often a connection is tried for one job; nothing was sent in between."""
@@ -92,6 +96,7 @@ class Submitter:
     accepted: Callable[[Prediction, Ask], None]
     patience: float = 900.0
     _backoff: Backoff = attrs.field(factory=Backoff, init=False)
+    _door: anyio.Semaphore = attrs.field(factory=lambda: anyio.Semaphore(POSTS_AT_ONCE), init=False)
 
     async def submit(self, ask: Ask) -> Prediction:
         """The accepted prediction. From here on the slot is taken care of.
@@ -141,18 +146,23 @@ class Submitter:
             raise
 
     async def _admitted(self) -> None:
-        await self.pause.wait()
-        await self.limiter.acquire()
-        while self.pause.closed:
+        """Wait for all that stands before a paid request: 429s of others, the rate, the door."""
+        while True:
             await self.pause.wait()
             await self.limiter.acquire()
+            await self._door.acquire()
+            if not self.pause.closed:
+                return
+            self._door.release()
 
     async def _in_custody(self, ask: Ask, attempt: int) -> Verdict:
         try:
             task = self.custody.start(lambda: self._attempt(ask, attempt), name=f"kling-submit-{ask.key}")
         except BaseException:
+            self._door.release()
             ask.slot.release()
             raise
+        task.add_done_callback(lambda _: self._door.release())
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError as cancelled:
@@ -173,7 +183,7 @@ class Submitter:
         except (TransportError, ApiError) as error:
             end = error
         except Exception as error:  # noqa: BLE001 -- whatever it is, money may have been spent
-            end = ConnectionLostError(f"{type(error).__name__} while the job was being submitted: {error}")
+            end = ConnectionLostError(f"{type(error).__name__} while the job was being submitted")
             end.__cause__ = error
         verdict = judge(end)
         match verdict:

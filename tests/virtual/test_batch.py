@@ -21,6 +21,7 @@ from kling_async import (
     SubmissionUncertainError,
 )
 from kling_async._core.http import Effect
+from kling_async._submit import POSTS_AT_ONCE
 from kling_async.testing import json_response
 from support.service import IMAGE, Service, open_session
 
@@ -99,6 +100,24 @@ async def test_gather_over_a_thousand_generates_is_as_bounded_as_a_batch() -> No
         done = await asyncio.gather(*(kling.generate(job) for job in jobs(1000)))
     assert len(done) == len(service.paid) == 1000
     assert service.peak == 20
+
+
+async def test_paid_requests_at_once_are_capped_apart_from_slots() -> None:
+    service = Service(latency=5)
+    asking = peak = 0
+
+    async def slow(request: HttpRequest, body: dict[str, Any]) -> HttpResponse:
+        nonlocal asking, peak
+        asking += 1
+        peak = max(peak, asking)
+        await anyio.sleep(5)
+        asking -= 1
+        return service.accept(body)
+
+    service.script = lambda request, body: slow(request, body) if request.effect is Effect.PAID else None
+    async with open_session(service, max_in_flight=500) as kling:
+        await asyncio.gather(*(kling.generate(job) for job in jobs(200)))
+    assert peak == POSTS_AT_ONCE == 32
 
 
 async def test_generate_in_the_loop_body_of_a_batch_does_not_deadlock() -> None:
