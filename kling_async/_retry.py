@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ._core.errors import TransportError
 from ._core.http import Effect
+from ._core.polling import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,10 +17,8 @@ if TYPE_CHECKING:
     from ._core.http import HttpRequest, HttpResponse
     from ._core.transport import Transport
 
-FIRST_PAUSE = 0.5
-"""Seconds before the first repetition; each further pause is twice as long."""
-LONGEST_PAUSE = 15.0
-"""Seconds."""
+BACKOFF = Backoff()
+"""How the pauses between attempts grow."""
 PASSING = frozenset({429, 500, 502, 503, 504})
 """Statuses that a later request may not meet."""
 
@@ -27,16 +26,12 @@ PASSING = frozenset({429, 500, 502, 503, 504})
 def pause(failures: int, rng: Callable[[], float], asked: float | None = None) -> float:
     """Seconds to wait after so many failures in a row.
 
-    Half of the time is drawn by lot, so that many jobs that failed together do not come back together.
-
     Args:
         failures: How many attempts have failed, from 1.
-        rng: Draws from [0, 1).
+        rng: Draws from [0, 1), so that many jobs that failed together do not come back together.
         asked: What the service asked for by `Retry-After`; never waited less than that.
     """
-    # The exponent is bounded because a float is not: 2.0**2000 overflows.
-    longest = min(FIRST_PAUSE * 2.0 ** min(failures - 1, 16), LONGEST_PAUSE)
-    return max(longest * (1 + rng()) / 2, asked or 0.0)
+    return max(BACKOFF.delay(failures, rng()), asked or 0.0)
 
 
 async def send_read(

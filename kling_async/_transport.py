@@ -116,6 +116,8 @@ def map_exception(error: BaseException, request: HttpRequest, *, replied: bool =
 
 def _detail(error: BaseException) -> str:
     """The cause in words of the operating system. Other texts quote whole URLs, headers or what the peer said."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return str(error.certificate_error)
     if isinstance(error, aiohttp.ClientConnectorError):
         return str(error.os_error)
     if isinstance(error, aiohttp.ClientHttpProxyError):

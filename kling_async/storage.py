@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import itertools
@@ -79,8 +80,11 @@ async def save_output(
             advice="make room or choose another folder; saving again downloads the output without paying again",
         ) from error
     finally:
+        # On its way before anything is awaited, and shielded twice: anyio's scope keeps out anyio's cancellation,
+        # asyncio's shield a second `task.cancel()`.
+        removal = asyncio.get_running_loop().run_in_executor(None, part.discard)
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(part.discard)
+            await asyncio.shield(removal)
 
 
 def target_path(where: str | os.PathLike[str], name: str, suffix: str = ".mp4") -> Path:
