@@ -444,4 +444,4 @@ async def test_the_service_is_waited_for_as_it_asks(clock: Clock) -> None:
 def test_pauses_grow_to_a_limit(failures: int, drawn: float) -> None:
     longest = min(0.5 * 2 ** min(failures - 1, 10), 15.0)
     assert longest / 2 <= pause(failures, lambda: drawn) <= longest * 1.5
-    assert pause(failures, lambda: drawn, 20.0) == 20.0
+    assert pause(failures, lambda: drawn, 30.0) == 30.0
