@@ -6,93 +6,72 @@
 from __future__ import annotations
 
 import os
-from decimal import Decimal
-from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
-import attrs
+from kling_async._core.states import MOVES, OPEN, Entry, Row, State
+from kling_async.ledger.memory import MemoryLedger
+from kling_async.ledger.sqlite import SQLiteLedger, read_ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable
 
-__all__ = ["MOVES", "Entry", "FileLedger", "Ledger", "MemoryLedger", "State", "open_ledger", "read_paid_ids"]
-
-
-class State(Enum):
-    """Where a job stands."""
-
-    PENDING = "pending"
-    """Known, not sent; or shown to be unaccepted, and free to be sent again."""
-    CLAIMED = "claimed"
-    """Taken by a worker, not sent."""
-    INTENT = "intent"
-    """The paid request may have been sent. After a crash nobody knows."""
-    SUBMITTED = "submitted"
-    """Accepted and paid: there is an id."""
-    COMPLETED = "completed"
-    FAILED = "failed"
-    """The service ended the prediction without a video."""
-    REJECTED = "rejected"
-    """Certainly not accepted, and not to be sent again as it is."""
-    UNCERTAIN = "uncertain"
-    """Sent, and whether it was accepted is not known."""
-    SKIPPED = "skipped"
-    """Not sent, because admission had stopped."""
-    EXPIRED = "expired"
-    """The prediction or its output was gone before it was fetched."""
-    DOWNLOADED = "downloaded"
-
-
-MOVES: Mapping[State, frozenset[State]] = {
-    State.PENDING: frozenset({State.CLAIMED, State.INTENT, State.REJECTED, State.SKIPPED}),
-    State.CLAIMED: frozenset({State.PENDING, State.INTENT, State.REJECTED, State.SKIPPED}),
-    State.INTENT: frozenset({State.PENDING, State.SUBMITTED, State.REJECTED, State.UNCERTAIN}),
-    State.SUBMITTED: frozenset({State.COMPLETED, State.FAILED, State.EXPIRED}),
-    State.COMPLETED: frozenset({State.DOWNLOADED, State.EXPIRED}),
-    State.UNCERTAIN: frozenset({State.PENDING, State.SUBMITTED, State.REJECTED}),
-    State.SKIPPED: frozenset({State.PENDING}),
-    State.FAILED: frozenset({State.PENDING}),
-    State.REJECTED: frozenset({State.PENDING}),
-    State.EXPIRED: frozenset(),
-    State.DOWNLOADED: frozenset(),
-}
-"""The legal moves. A failed, rejected or skipped job goes back to pending only when it is asked for anew."""
-
-
-@attrs.frozen(kw_only=True)
-class Entry:
-    """One step of one job.
-
-    Attributes:
-        batch: The batch's name; empty outside a batch.
-        key: The job's name.
-        state: Where it now stands.
-        at: Seconds since the epoch.
-        model: The model's id.
-        prediction_id: The paid id, once there is one.
-        cost: USD by the price list, or None.
-        error: Why, for the states that have a why.
-    """
-
-    batch: str
-    key: str
-    state: State
-    at: float
-    model: str
-    prediction_id: str | None = None
-    cost: Decimal | None = None
-    error: str | None = None
+__all__ = [
+    "MOVES",
+    "OPEN",
+    "Entry",
+    "Ledger",
+    "MemoryLedger",
+    "Row",
+    "SQLiteLedger",
+    "State",
+    "open_ledger",
+    "read_ledger",
+]
 
 
 class Ledger(Protocol):
     """Where a session writes down what it does."""
 
-    async def record(self, entry: Entry) -> None:
-        """Write one step down; return when it would survive a crash."""
+    @property
+    def durable(self) -> bool:
+        """Whether it survives the process: only then can a batch be resumed."""
+        ...
+
+    async def open(self) -> None:
+        """Make it ready.
+
+        Raises:
+            LedgerError: It cannot be used; says what to do.
+        """
+        ...
+
+    async def claim(self, batch: str, key: str, *, digest: str, model: str, at: float) -> Row:
+        """The row of a job, made when it is new.
+
+        Raises:
+            LedgerError: It cannot be written.
+            KeyReusedError: The key names a job with other content.
+        """
+        ...
+
+    async def record(self, entry: Entry) -> Row:
+        """Write one step down; return when it would survive a crash, with the row that it left.
+
+        Raises:
+            LedgerError: It cannot be written, or the move is not legal.
+        """
         ...
 
     def note(self, entry: Entry) -> None:
         """Write one step down soon: it could be learned from the service again."""
+        ...
+
+    async def rows(self, states: Iterable[State]) -> list[Row]:
+        """All rows in these states, of every batch."""
+        ...
+
+    async def unknown(self, prediction_ids: Iterable[str]) -> set[str]:
+        """Those of the ids that no row has."""
         ...
 
     async def aclose(self) -> None:
@@ -100,14 +79,10 @@ class Ledger(Protocol):
         ...
 
 
-from .file import FileLedger, read_paid_ids  # noqa: E402 -- they need the values above
-from .memory import MemoryLedger  # noqa: E402 -- the same
-
-
 def open_ledger(ledger: Ledger | str | os.PathLike[str] | None) -> Ledger:
-    """The ledger that a session was given: one as it is, a path as a file of paid ids, None as memory alone."""
+    """The ledger that a session was given: one as it is, a path as SQLite, None as memory."""
     if ledger is None:
         return MemoryLedger()
     if isinstance(ledger, (str, os.PathLike)):
-        return FileLedger(ledger)
+        return SQLiteLedger(ledger)
     return ledger

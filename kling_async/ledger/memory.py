@@ -4,35 +4,66 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import State
+from kling_async._core.errors import KeyReusedError, LedgerError
+from kling_async._core.states import OPEN, Row, State
 
 if TYPE_CHECKING:
-    from . import Entry
+    from collections.abc import Iterable
 
-_OPEN = frozenset({State.INTENT, State.SUBMITTED, State.UNCERTAIN})
+    from kling_async._core.states import Entry
+
+_KEPT = OPEN | {State.PENDING, State.CLAIMED, State.COMPLETED}
 
 
 class MemoryLedger:
-    """What is under way, and nothing else: its size follows the running jobs. It does not survive the process.
+    """What is under way, and nothing else: its size follows the running jobs. It does not survive the process."""
 
-    Attributes:
-        open: The last entries of jobs that may be running, by batch and key.
-    """
+    durable = False
 
     def __init__(self) -> None:
-        self.open: dict[tuple[str, str], Entry] = {}
+        self._rows: dict[tuple[str, str], Row] = {}
+        self._ids: dict[str, tuple[str, str]] = {}
 
-    async def record(self, entry: Entry) -> None:
+    async def open(self) -> None:
+        """Nothing to do."""
+
+    async def claim(self, batch: str, key: str, *, digest: str, model: str, at: float) -> Row:
+        """The row of a job that is under way, else a new one."""
+        row = self._rows.get((batch, key))
+        if row is None:
+            row = Row(batch=batch, key=key, digest=digest, model=model, state=State.PENDING, updated_at=at)
+            self._rows[batch, key] = row
+        elif row.digest != digest:
+            raise KeyReusedError(key)
+        return row
+
+    async def record(self, entry: Entry) -> Row:
         """Remember an open job, forget an ended one."""
-        self.note(entry)
+        name = (entry.batch, entry.key)
+        row = self._rows.get(name)
+        if row is None:
+            raise LedgerError(f"job {entry.key} was never claimed", key=entry.key)
+        row = row.after(entry)
+        if row.state in _KEPT:
+            self._rows[name] = row
+        else:
+            del self._rows[name]
+        return row
 
     def note(self, entry: Entry) -> None:
-        """The same."""
-        name = (entry.batch, entry.key)
-        if entry.state in _OPEN:
-            self.open[name] = entry
-        else:
-            self.open.pop(name, None)
+        """Forget an ended job."""
+        row = self._rows.get((entry.batch, entry.key))
+        if row is not None:
+            self._rows.pop((entry.batch, entry.key))
+
+    async def rows(self, states: Iterable[State]) -> list[Row]:
+        """The rows that are under way."""
+        wanted = frozenset(states)
+        return [row for row in self._rows.values() if row.state in wanted]
+
+    async def unknown(self, prediction_ids: Iterable[str]) -> set[str]:
+        """Those of the ids that no running job has."""
+        return set(prediction_ids) - {row.prediction_id for row in self._rows.values() if row.prediction_id}
 
     async def aclose(self) -> None:
         """Nothing to do."""

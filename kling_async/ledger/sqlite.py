@@ -1,23 +1,26 @@
-"""The embedded ledger: one SQLite file, one writer, any number of readers."""
+"""The embedded ledger: one SQLite file, one writer, any number of readers.
+
+Steps are committed with `synchronous=FULL` by one writer thread, as many together as have arrived meanwhile (group
+commit): durable, and faster than one by one without durability.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import sqlite3
 import threading
 from collections import defaultdict
 from decimal import Decimal
 from pathlib import Path
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from queue import Empty, SimpleQueue
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
-from kling_async._core.errors import LedgerError
-from kling_async._core.states import MOVES, Row, State
+from kling_async._core.errors import KeyReusedError, LedgerError
+from kling_async._core.states import OPEN, Row, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -27,25 +30,419 @@ if TYPE_CHECKING:
 APPLICATION_ID = 0x4B4C4E47
 """`KLNG`, in the header of every ledger file."""
 VERSION = 1
+"""Of the tables; a file of a later one is refused."""
 GROUP = 512
 """Steps that are committed together at most."""
 
-T = TypeVar("T")
-
 _SCHEMA = f"""
+CREATE TABLE job(
+  batch TEXT NOT NULL, key TEXT NOT NULL, digest TEXT NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL,
+  updated_at REAL NOT NULL, attempt INTEGER NOT NULL, fingerprint TEXT, token_hash TEXT, intent_at REAL,
+  submitted_at REAL, prediction_id TEXT UNIQUE, cost TEXT, output TEXT, code INTEGER, error TEXT, path TEXT,
+  bytes INTEGER, sha256 TEXT, PRIMARY KEY(batch, key)) WITHOUT ROWID;
+CREATE INDEX job_open ON job(state) WHERE state IN ('intent', 'submitted', 'uncertain');
+CREATE TABLE step(
+  batch TEXT NOT NULL, key TEXT NOT NULL, state TEXT NOT NULL, at REAL NOT NULL, attempt INTEGER NOT NULL,
+  prediction_id TEXT, error TEXT);
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {VERSION};
-CREATE TABLE job(
-  batch TEXT NOT NULL, key TEXT NOT NULL, digest TEXT NOT NULL, model TEXT NOT NULL,
-  state TEXT NOT NULL, attempt INTEGER NOT NULL DEFAULT 0, fingerprint TEXT, token_hash TEXT,
-  intent_at REAL, submitted_at REAL, ended_at REAL, updated_at REAL NOT NULL,
-  prediction_id TEXT UNIQUE, output TEXT, code INTEGER, error TEXT, cost TEXT,
-  path TEXT, bytes INTEGER, sha256 TEXT,
-  PRIMARY KEY(batch, key)) WITHOUT ROWID;
-CREATE INDEX job_state ON job(state) WHERE state IN ('intent', 'submitted', 'uncertain', 'completed');
-CREATE TABLE step(
-  batch TEXT NOT NULL, key TEXT NOT NULL, at REAL NOT NULL, state TEXT NOT NULL, attempt INTEGER NOT NULL, detail TEXT);
 """
 
 _COLUMNS = tuple(attrs.fields_dict(Row))
-_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM job"  # noqa: S608 -- names of our own fields
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM job "  # noqa: S608 -- the names of our own fields
+_PUT = (
+    f"INSERT INTO job({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "  # noqa: S608 -- the same
+    f"ON CONFLICT(batch, key) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS[2:])}"
+)
+_STEP = "INSERT INTO step(batch, key, state, at, attempt, prediction_id, error) VALUES (?, ?, ?, ?, ?, ?, ?)"
+
+_Work: TypeAlias = "Callable[[sqlite3.Connection], Any]"
+
+
+@attrs.frozen
+class _Asked:
+    """A piece of work for the writer, and who waits for it; nobody waits for a note."""
+
+    work: _Work
+    future: asyncio.Future[Any] | None
+    loop: asyncio.AbstractEventLoop
+
+
+class SQLiteLedger:
+    """A ledger in a file.
+
+    Args:
+        path: The file; made when it is not there. Beside it lie SQLite's `-wal` and `-shm` while it is open, and a lock
+            that keeps a second writer out.
+    """
+
+    durable = True
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._queue: SimpleQueue[_Asked | None] = SimpleQueue()
+        self._lock: IO[str] | None = None
+        self._thread: threading.Thread | None = None
+        self._ended: asyncio.Future[None] | None = None
+        self._pid = os.getpid()
+
+    async def open(self) -> None:
+        """Take the file for writing.
+
+        Raises:
+            LedgerError: It is written by another process, cannot be written, is no ledger, is damaged, or was made by
+                a later version.
+        """
+        loop = asyncio.get_running_loop()
+        opened: asyncio.Future[None] = loop.create_future()
+        self._ended = loop.create_future()
+        self._thread = threading.Thread(
+            target=self._write, args=(loop, opened, self._ended), name="kling-ledger", daemon=True
+        )
+        self._thread.start()
+        try:
+            await opened
+        except LedgerError:
+            self._thread = None
+            raise
+
+    async def claim(self, batch: str, key: str, *, digest: str, model: str, at: float) -> Row:
+        """The row of a job, made when it is new.
+
+        Raises:
+            LedgerError: It cannot be written.
+            KeyReusedError: The key names a job with other content.
+        """
+
+        def work(connection: sqlite3.Connection) -> Row:
+            row = _row(connection, batch, key)
+            if row is None:
+                row = Row(batch=batch, key=key, digest=digest, model=model, state=State.PENDING, updated_at=at)
+                connection.execute(_PUT, _values(row))
+            elif row.digest != digest:
+                raise KeyReusedError(key)
+            return row
+
+        claimed: Row = await self._ask(work)
+        return claimed
+
+    async def record(self, entry: Entry) -> Row:
+        """Write one step down; return when it is on the disk, with the row that it left.
+
+        Raises:
+            LedgerError: It cannot be written, or the move is not legal.
+        """
+        row: Row = await self._ask(_step(entry))
+        return row
+
+    def note(self, entry: Entry) -> None:
+        """Write one step down with the next group."""
+        self._check()
+        self._queue.put(_Asked(_step(entry), None, asyncio.get_running_loop()))
+
+    async def rows(self, states: Iterable[State]) -> list[Row]:
+        """All rows in these states, of every batch, by the time of their last step."""
+        words = [state.value for state in states]
+        query = f"{_SELECT} WHERE state IN ({', '.join('?' * len(words))}) ORDER BY updated_at"
+        found: list[Row] = await self._ask(lambda connection: [_read(row) for row in connection.execute(query, words)])
+        return found
+
+    async def unknown(self, prediction_ids: Iterable[str]) -> set[str]:
+        """Those of the ids that no row has."""
+        ids = list(prediction_ids)
+
+        def work(connection: sqlite3.Connection) -> set[str]:
+            known = "SELECT 1 FROM job WHERE prediction_id = ?"
+            return {id_ for id_ in ids if connection.execute(known, (id_,)).fetchone() is None}
+
+        unknown: set[str] = await self._ask(work)
+        return unknown
+
+    async def aclose(self) -> None:
+        """Commit what is left, and let go of the file."""
+        if self._thread is None or self._ended is None:
+            return
+        self._thread = None
+        self._queue.put(None)
+        await self._ended
+
+    def _check(self) -> None:
+        if self._thread is None:
+            raise LedgerError(f"the ledger {self.path} is not open")
+        if os.getpid() != self._pid:
+            raise LedgerError(
+                f"the ledger {self.path} was opened before a fork and has no writer in this process",
+                advice="make the session in the process that uses it",
+            )
+
+    async def _ask(self, work: _Work) -> Any:
+        self._check()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        self._queue.put(_Asked(work, future, loop))
+        return await future
+
+    # In the writer's thread
+
+    def _write(
+        self, loop: asyncio.AbstractEventLoop, opened: asyncio.Future[None], ended: asyncio.Future[None]
+    ) -> None:
+        try:
+            self._lock = _locked(self.path)
+            try:
+                connection = _connect(self.path)
+            except BaseException:
+                self._unlock()
+                raise
+        except LedgerError as error:
+            _tell(loop, [(opened, None, error)])
+            return
+        _tell(loop, [(opened, None, None)])
+        try:
+            more = True
+            while more:
+                group, more = self._group()
+                self._commit(connection, group)
+        finally:
+            connection.close()
+            self._unlock()
+            _tell(loop, [(ended, None, None)])
+
+    def _group(self) -> tuple[list[_Asked], bool]:
+        """What has arrived, at least one thing; and whether the ledger stays open."""
+        group: list[_Asked] = []
+        with contextlib.suppress(Empty):
+            while len(group) < GROUP:
+                asked = self._queue.get(block=not group)
+                if asked is None:
+                    return group, False
+                group.append(asked)
+        return group, True
+
+    def _commit(self, connection: sqlite3.Connection, group: list[_Asked]) -> None:
+        ends: list[tuple[_Asked, Any, Exception | None]] = []
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for asked in group:
+                try:
+                    ends.append((asked, asked.work(connection), None))
+                except LedgerError as error:
+                    # The work looks before it writes: what it refuses has changed nothing.
+                    ends.append((asked, None, error))
+                except sqlite3.IntegrityError as error:
+                    # An id that another job has already: SQLite has undone this statement alone.
+                    ends.append((asked, None, LedgerError(f"the ledger {self.path} refused a step: {error}")))
+            connection.execute("COMMIT")
+        except sqlite3.Error as trouble:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            failed = LedgerError(f"the ledger {self.path} cannot be written: {trouble}")
+            ends = [(asked, None, failed) for asked in group]
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any, Exception | None]]] = defaultdict(list)
+        for asked, result, error in ends:
+            if asked.future is not None:
+                by_loop[asked.loop].append((asked.future, result, error))
+        for loop, told in by_loop.items():
+            _tell(loop, told)
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                Path(self._lock.name).unlink()
+            self._lock.close()
+            self._lock = None
+
+
+def read_ledger(
+    path: str | os.PathLike[str], *, batch: str | None = None, states: Iterable[State] | None = None
+) -> Iterator[Row]:
+    """The rows of a ledger file, also while another process writes it.
+
+    Args:
+        path: The file.
+        batch: Only this batch's; "" is what was submitted outside of batches.
+        states: Only rows in these states.
+
+    Raises:
+        LedgerError: There is no such file, or it is no ledger.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise LedgerError(f"there is no ledger {path}", advice="name the file that was given as ledger=")
+    words = None if states is None else [state.value for state in states]
+    conditions = ["1"]
+    values: list[object] = []
+    if batch is not None:
+        conditions.append("batch = ?")
+        values.append(batch)
+    if words is not None:
+        conditions.append(f"state IN ({', '.join('?' * len(words))})")
+        values += words
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            _verify(connection, path)
+            query = f"{_SELECT} WHERE {' AND '.join(conditions)} ORDER BY updated_at"
+            for row in connection.execute(query, values):
+                yield _read(row)
+    except sqlite3.DatabaseError as error:
+        raise _unusable(path, error) from error
+
+
+def _step(entry: Entry) -> Callable[[sqlite3.Connection], Row]:
+    def work(connection: sqlite3.Connection) -> Row:
+        row = _row(connection, entry.batch, entry.key)
+        if row is None:
+            raise LedgerError(f"job {entry.key} was never claimed", key=entry.key)
+        try:
+            row = row.after(entry)
+        except ValueError as error:
+            raise LedgerError(str(error), key=entry.key, prediction_id=entry.prediction_id) from None
+        connection.execute(_PUT, _values(row))
+        step = (entry.batch, entry.key, entry.state.value, entry.at, row.attempt, entry.prediction_id, entry.error)
+        connection.execute(_STEP, step)
+        return row
+
+    return work
+
+
+def _row(connection: sqlite3.Connection, batch: str, key: str) -> Row | None:
+    found = connection.execute(f"{_SELECT} WHERE batch = ? AND key = ?", (batch, key)).fetchone()
+    return None if found is None else _read(found)
+
+
+_STATE = _COLUMNS.index("state")
+_COST = _COLUMNS.index("cost")
+
+
+def _values(row: Row) -> list[object]:
+    values: list[object] = [getattr(row, name) for name in _COLUMNS]
+    values[_STATE] = row.state.value
+    values[_COST] = None if row.cost is None else str(row.cost)
+    return values
+
+
+def _read(values: tuple[Any, ...]) -> Row:
+    fields = dict(zip(_COLUMNS, values, strict=True))
+    fields["state"] = State(fields["state"])
+    fields["cost"] = None if fields["cost"] is None else Decimal(fields["cost"])
+    return Row(**fields)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """The writer's connection, to a file that is shown to be a ledger of ours, whole and writable."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path, isolation_level=None)
+    except (OSError, sqlite3.Error) as error:
+        raise _unusable(path, error) from error
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
+            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+        _verify(connection, path)
+        # A file that cannot be written is found out before money is spent.
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+        connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        connection.close()
+        raise _unusable(path, error) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _verify(connection: sqlite3.Connection, path: Path) -> None:
+    if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
+        raise LedgerError(f"{path} is another program's database", advice="name another file as the ledger")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        raise LedgerError(
+            f"the ledger {path} was made by a later version of kling_async", advice="upgrade kling_async, or name another file"
+        )
+    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise LedgerError(f"the ledger {path} is damaged: {found}", advice=_DAMAGED)
+
+
+_DAMAGED = "restore it from a copy; `sqlite3 FILE .recover` reads what is left; do not submit its jobs again before that"
+
+
+def _unusable(path: Path, error: Exception) -> LedgerError:
+    text = str(error)
+    if "not a database" in text:
+        return LedgerError(f"{path} is no ledger: {text}", advice="name another file as the ledger")
+    if "malformed" in text:
+        return LedgerError(f"the ledger {path} is damaged: {text}", advice=_DAMAGED)
+    return LedgerError(f"the ledger {path} cannot be opened for writing: {text}")
+
+
+def _locked(path: Path) -> IO[str]:
+    """A lock that ends with the process, however that ends."""
+    lock_path = path.with_name(path.name + ".lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            lock = lock_path.open("a+", encoding="ascii")
+            if not _try_lock(lock):
+                lock.seek(0)
+                owner = lock.read(20).strip() or "unknown"
+                lock.close()
+                raise LedgerError(
+                    f"the ledger {path} is being written by process {owner}",
+                    advice="end that process, or name another file; reading with read_ledger() is always possible",
+                )
+            # The owner before us may have removed the file between our opening and our locking it.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock.fileno()), lock_path.stat()):
+                    break
+            lock.close()
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+    except OSError as error:
+        raise LedgerError(f"the ledger {path} cannot be opened for writing: {error}") from error
+    return lock
+
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover -- Windows
+    import msvcrt
+
+    def _try_lock(lock: IO[str]) -> bool:
+        try:
+            msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]  # there only
+        except OSError:
+            return False
+        return True
+
+else:
+
+    def _try_lock(lock: IO[str]) -> bool:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def _tell(
+    loop: asyncio.AbstractEventLoop, ends: list[tuple[asyncio.Future[Any], Any, Exception | None]]
+) -> None:
+    """Resolve futures of a loop, in its thread, at once."""
+
+    def tell() -> None:
+        for future, result, error in ends:
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+    # A loop that is closed has nobody left who waits.
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(tell)

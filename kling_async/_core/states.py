@@ -1,0 +1,180 @@
+"""Where a job stands: one table of states, shared by every ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from enum import Enum
+
+import attrs
+
+
+class State(Enum):
+    """Where a job stands."""
+
+    PENDING = "pending"
+    """Known, not sent; or shown to be unaccepted, and free to be sent again."""
+    CLAIMED = "claimed"
+    """Taken by a worker, not sent."""
+    INTENT = "intent"
+    """The paid request may have been sent. After a crash nobody knows."""
+    SUBMITTED = "submitted"
+    """Accepted and paid: there is an id."""
+    COMPLETED = "completed"
+    """The service has the video."""
+    FAILED = "failed"
+    """The service ended the prediction without a video."""
+    REJECTED = "rejected"
+    """Certainly not accepted, and not to be sent again as it is."""
+    UNCERTAIN = "uncertain"
+    """Sent, and whether it was accepted is not known."""
+    SKIPPED = "skipped"
+    """Not sent, because admission had stopped."""
+    EXPIRED = "expired"
+    """The prediction or its output was gone before it was fetched."""
+    DOWNLOADED = "downloaded"
+    """The video is on the disk."""
+
+
+MOVES: Mapping[State, frozenset[State]] = {
+    State.PENDING: frozenset({State.CLAIMED, State.INTENT, State.REJECTED, State.SKIPPED}),
+    State.CLAIMED: frozenset({State.PENDING, State.INTENT, State.REJECTED, State.SKIPPED}),
+    State.INTENT: frozenset({State.PENDING, State.SUBMITTED, State.REJECTED, State.UNCERTAIN}),
+    State.SUBMITTED: frozenset({State.COMPLETED, State.FAILED, State.EXPIRED}),
+    State.COMPLETED: frozenset({State.DOWNLOADED, State.EXPIRED}),
+    State.UNCERTAIN: frozenset({State.PENDING, State.SUBMITTED, State.REJECTED}),
+    State.SKIPPED: frozenset({State.PENDING, State.INTENT, State.REJECTED}),
+    State.REJECTED: frozenset({State.PENDING, State.INTENT, State.SKIPPED}),
+    State.FAILED: frozenset({State.PENDING, State.INTENT}),
+    State.EXPIRED: frozenset(),
+    State.DOWNLOADED: frozenset({State.COMPLETED}),
+}
+"""The legal moves. Staying where one is, with more known about it, is always legal.
+
+A failed job is sent again only when a retry was asked for; a downloaded one goes back to completed when its file is gone.
+"""
+
+OPEN = frozenset({State.INTENT, State.SUBMITTED, State.UNCERTAIN})
+"""States in which something may be running, or may have been paid for without a known end."""
+
+
+@attrs.frozen(kw_only=True)
+class Entry:
+    """One step of one job. What is None is not known, or not changed.
+
+    Attributes:
+        batch: The batch's name; empty outside a batch.
+        key: The job's name.
+        state: Where it now stands.
+        at: Seconds since the epoch.
+        attempt: How many paid requests were sent for it, this one included.
+        fingerprint: Digest of the request body, with the intent.
+        token_hash: Digest of the webhook token, with the intent.
+        prediction_id: The paid id, once there is one.
+        cost: USD by the price list.
+        output: URL of the video.
+        code: The task's error code.
+        error: Why, for the states that have a why.
+        path: The file.
+        bytes: Its length.
+        sha256: Its digest.
+    """
+
+    batch: str
+    key: str
+    state: State
+    at: float
+    attempt: int | None = None
+    fingerprint: str | None = None
+    token_hash: str | None = None
+    prediction_id: str | None = None
+    cost: Decimal | None = None
+    output: str | None = None
+    code: int | None = None
+    error: str | None = None
+    path: str | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Row:
+    """A job as the ledger has it.
+
+    Attributes:
+        batch: The batch's name; empty outside a batch.
+        key: The job's name.
+        digest: Digest of its content, image files included.
+        model: The model's id.
+        state: Where it stands.
+        updated_at: When it came there; seconds since the epoch.
+        attempt: How many paid requests were sent for it.
+        fingerprint: Digest of the last request body.
+        token_hash: Digest of the last webhook token.
+        intent_at: When the last paid request was about to be sent.
+        submitted_at: When it was accepted.
+        prediction_id: The paid id.
+        cost: USD by the price list.
+        output: URL of the video.
+        code: The task's error code.
+        error: Why it stands where it stands.
+        path: The file.
+        bytes: Its length.
+        sha256: Its digest.
+    """
+
+    batch: str
+    key: str
+    digest: str
+    model: str
+    state: State
+    updated_at: float
+    attempt: int = 0
+    fingerprint: str | None = None
+    token_hash: str | None = None
+    intent_at: float | None = None
+    submitted_at: float | None = None
+    prediction_id: str | None = None
+    cost: Decimal | None = None
+    output: str | None = None
+    code: int | None = None
+    error: str | None = None
+    path: str | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+
+    def after(self, entry: Entry) -> Row:
+        """The row as the step leaves it.
+
+        Raises:
+            ValueError: The move is not legal; nothing changes.
+        """
+        if entry.state is not self.state and entry.state not in MOVES[self.state]:
+            raise ValueError(f"job {self.key} cannot go from {self.state.value} to {entry.state.value}")
+        known = {
+            name: value
+            for name in _CARRIED
+            if (value := getattr(entry, name)) is not None
+        }
+        if entry.state is State.INTENT:
+            # A new attempt has neither the id nor the error of the one before it.
+            known = dict.fromkeys(("prediction_id", "error", "code", "output", "token_hash"), None) | known
+            known["intent_at"] = entry.at
+        elif entry.state is State.SUBMITTED and self.state is not State.SUBMITTED:
+            known |= {"submitted_at": entry.at, "error": None}
+        return attrs.evolve(self, state=entry.state, updated_at=entry.at, **known)
+
+
+_CARRIED = (
+    "attempt",
+    "fingerprint",
+    "token_hash",
+    "prediction_id",
+    "cost",
+    "output",
+    "code",
+    "error",
+    "path",
+    "bytes",
+    "sha256",
+)
