@@ -11,14 +11,17 @@ wrong for half of them):
    orphan that can only belong to each other do. As many orphans as intents, each with at least one possible orphan,
    means that all were paid for, though not whose is whose.
 
-What is left is held, with its candidates. An absence proves something only when the history was read completely and
-late enough: before that, an intent without an orphan is undecided.
+What is left is held, with its candidates. An absence proves something only for an intent that is *ripe*: the history was
+read completely, after its grace had passed. And an echo that differs proves something only where echoes have been seen
+to be faithful (`Orphan.fingerprint` is None otherwise): a service may rewrite what it echoes.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import TypeAlias
 
@@ -52,7 +55,8 @@ class Orphan:
         id: Its id.
         model: The model's id; empty when the service does not say.
         created_at: Seconds since the epoch, by the service's clock; None when it does not say.
-        fingerprint: The digest of the echoed input, or None when nothing is echoed.
+        fingerprint: The digest of the echoed input; None when nothing is echoed, or when it is echoed unfaithfully and
+            is no intent's.
     """
 
     id: str
@@ -96,6 +100,36 @@ class Held:
 Settlement: TypeAlias = Adopted | Unaccepted | Held
 
 
+def fingerprint(inputs: Mapping[str, object]) -> str:
+    """The digest of a request body, the same for what was sent and for what a faithful service echoes.
+
+    Defaults that a service fills in are left out on both sides, numbers are compared as numbers, and fields outside the
+    documented ones, which the service drops, do not count.
+    """
+    said = {
+        name: float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        for name, value in inputs.items()
+        if name in _DOCUMENTED and value not in _FILLED_IN.get(name, (None,))
+    }
+    if isinstance(said.get("duration"), str):
+        said["duration"] = float(said["duration"]) if said["duration"].isdecimal() else said["duration"]
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+
+
+_DOCUMENTED = frozenset(
+    "prompt image end_image last_image negative_prompt guidance_scale cfg_scale duration sound".split()
+)
+_FILLED_IN: Mapping[str, tuple[object, ...]] = {
+    "negative_prompt": (None, "", "blur, distort, and low quality"),
+    "guidance_scale": (None, 0.5),
+    "cfg_scale": (None, 0.5),
+    "sound": (None, False),
+    "end_image": (None, ""),
+    "last_image": (None, ""),
+}
+"""What services put in for a field that was not sent (001, 004 and the schema tables)."""
+
+
 def possible(intent: Intent, orphan: Orphan) -> bool:
     """Whether the orphan may have come from the intent, by model, time and echoed input."""
     if orphan.model and orphan.model != intent.model:
@@ -109,7 +143,7 @@ def settle(
     intents: Sequence[Intent],
     orphans: Sequence[Orphan],
     *,
-    complete: bool,
+    ripe: Collection[tuple[str, str]],
     alone: bool,
     witnesses: Mapping[tuple[str, str], str] | None = None,
 ) -> dict[tuple[str, str], Settlement]:
@@ -118,8 +152,8 @@ def settle(
     Args:
         intents: All that are in doubt, of every batch: leaving one out would make the counting wrong.
         orphans: All predictions of the account's history that no ledger knows.
-        complete: Whether the history was read to its end, after the last intent's grace had passed: only then does an
-            absence show anything.
+        ripe: Names of the intents for which the history was read to its end after their grace had passed: only for
+            these does an absence show anything.
         alone: Whether nothing but these ledgers uses the key, so that every orphan must be an intent's.
         witnesses: Ids that webhooks named, by the intent whose token they bore.
     """
@@ -135,7 +169,7 @@ def settle(
 
     _by_input(open_, free, ends)
     for group in _components(list(open_.values()), list(free.values())):
-        ends.update(_count(*group, complete=complete, alone=alone))
+        ends.update(_count(*group, ripe=ripe, alone=alone))
     return ends
 
 
@@ -192,15 +226,16 @@ def _count(
     candidates: dict[tuple[str, str], list[str]],
     orphans: set[str],
     *,
-    complete: bool,
+    ripe: Collection[tuple[str, str]],
     alone: bool,
 ) -> dict[tuple[str, str], Settlement]:
     """The counting rule, within one group."""
     if not orphans:
-        end: Settlement = Unaccepted() if complete else Held(Doubt.WHETHER, ())
-        return {intent.name: end for intent in intents}
+        return {
+            intent.name: Unaccepted() if intent.name in ripe else Held(Doubt.WHETHER, ()) for intent in intents
+        }
     # Whoever else uses the key may own an orphan: then counting shows nothing.
-    if alone and complete and len(orphans) >= len(intents) == len(_match(candidates)):
+    if alone and all(intent.name in ripe for intent in intents) and len(orphans) >= len(intents) == len(_match(candidates)):
         if len(intents) == 1 == len(orphans):
             return {intents[0].name: Adopted(next(iter(orphans)))}
         doubt = Doubt.WHOSE

@@ -70,8 +70,8 @@ class Ledger(Protocol):
         """All rows in these states, of every batch."""
         ...
 
-    async def unknown(self, prediction_ids: Iterable[str]) -> set[str]:
-        """Those of the ids that no row has."""
+    async def known(self, prediction_ids: Iterable[str]) -> dict[str, str | None]:
+        """Those of the ids that a row has, each with the fingerprint of what was sent."""
         ...
 
     async def aclose(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from kling_async._core.errors import KeyReusedError, LedgerError
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from kling_async._core.states import Entry
+
+REMEMBERED = 100_000
+"""Ids that are known for telling orphans from what ended: more than any account starts while one submit is in doubt."""
 
 _KEPT = OPEN | {State.PENDING, State.CLAIMED, State.COMPLETED}
 
@@ -22,7 +26,7 @@ class MemoryLedger:
 
     def __init__(self) -> None:
         self._rows: dict[tuple[str, str], Row] = {}
-        self._ids: dict[str, tuple[str, str]] = {}
+        self._submitted: OrderedDict[str, str | None] = OrderedDict()
 
     async def open(self) -> None:
         """Nothing to do."""
@@ -43,7 +47,14 @@ class MemoryLedger:
         row = self._rows.get(name)
         if row is None:
             raise LedgerError(f"job {entry.key} was never claimed", key=entry.key)
-        row = row.after(entry)
+        try:
+            row = row.after(entry)
+        except ValueError as error:
+            raise LedgerError(str(error), key=entry.key) from None
+        if row.state is State.SUBMITTED and row.prediction_id:
+            self._submitted[row.prediction_id] = row.fingerprint
+            if len(self._submitted) > REMEMBERED:
+                self._submitted.popitem(last=False)
         if row.state in _KEPT:
             self._rows[name] = row
         else:
@@ -61,9 +72,9 @@ class MemoryLedger:
         wanted = frozenset(states)
         return [row for row in self._rows.values() if row.state in wanted]
 
-    async def unknown(self, prediction_ids: Iterable[str]) -> set[str]:
-        """Those of the ids that no running job has."""
-        return set(prediction_ids) - {row.prediction_id for row in self._rows.values() if row.prediction_id}
+    async def known(self, prediction_ids: Iterable[str]) -> dict[str, str | None]:
+        """Those of the ids that this session has submitted, each with the fingerprint of what was sent."""
+        return {id_: self._submitted[id_] for id_ in prediction_ids if id_ in self._submitted}
 
     async def aclose(self) -> None:
         """Nothing to do."""

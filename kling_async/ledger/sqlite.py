@@ -147,16 +147,17 @@ class SQLiteLedger:
         found: list[Row] = await self._ask(lambda connection: [_read(row) for row in connection.execute(query, words)])
         return found
 
-    async def unknown(self, prediction_ids: Iterable[str]) -> set[str]:
-        """Those of the ids that no row has."""
+    async def known(self, prediction_ids: Iterable[str]) -> dict[str, str | None]:
+        """Those of the ids that a row has, each with the fingerprint of what was sent."""
         ids = list(prediction_ids)
 
-        def work(connection: sqlite3.Connection) -> set[str]:
-            known = "SELECT 1 FROM job WHERE prediction_id = ?"
-            return {id_ for id_ in ids if connection.execute(known, (id_,)).fetchone() is None}
+        def work(connection: sqlite3.Connection) -> dict[str, str | None]:
+            query = "SELECT fingerprint FROM job WHERE prediction_id = ?"
+            found = ((id_, connection.execute(query, (id_,)).fetchone()) for id_ in ids)
+            return {id_: row[0] for id_, row in found if row is not None}
 
-        unknown: set[str] = await self._ask(work)
-        return unknown
+        known: dict[str, str | None] = await self._ask(work)
+        return known
 
     async def aclose(self) -> None:
         """Commit what is left, and let go of the file."""
