@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             over_limit=options.over_limit,
             retry_after=options.retry_after,
         )
-        anyio.run(lambda: serve(emulator, ready=_announce))
+        with contextlib.suppress(KeyboardInterrupt):
+            anyio.run(lambda: serve(emulator, ready=_announce))
     except (MissingRendererError, OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

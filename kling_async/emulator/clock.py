@@ -75,8 +75,12 @@ class ScaledClock:
         return (time.monotonic() - self._real_start) * self.speed
 
     async def sleep(self, seconds: float, /) -> None:
-        """Sleep for that many scaled seconds."""
-        await anyio.sleep(max(0.0, seconds) / self.speed)
+        """Sleep for that many scaled seconds, and not less."""
+        due = self.monotonic() + seconds
+        await anyio.lowlevel.checkpoint()
+        # A timer may fire a millisecond early (uvloop), which is a long time at a high speed.
+        while (left := due - self.monotonic()) > 0:  # noqa: ASYNC110 - time is all it waits for
+            await anyio.sleep(left / self.speed)
 
 
 @attrs.define(slots=True, order=True)

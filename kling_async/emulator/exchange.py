@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import attrs
 from aiohttp import web
@@ -19,6 +18,8 @@ from kling_async.emulator.service import Leak, RequestRecord, Service, Site
 from kling_async.emulator.wire import reply
 
 if TYPE_CHECKING:
+    import asyncio
+
     from kling_async.emulator.accounts import Account
 
 __all__ = ["Exchange", "Handler", "RefusedError", "json_object", "route"]
@@ -267,5 +268,5 @@ def _hang_up(request: web.Request, *, reset: bool) -> None:
             with contextlib.suppress(OSError, AttributeError):
                 # No lingering: the peer gets a reset and not an orderly end.
                 peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    if isinstance(transport, asyncio.WriteTransport):
-        transport.abort()
+    # uvloop's transports can be aborted and are no WriteTransport all the same.
+    cast("asyncio.WriteTransport", transport).abort()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar, cast
 
 import attrs
 
@@ -492,7 +492,7 @@ def build(kind: str, arguments: Mapping[str, object]) -> Fault:
         words = set(re.findall(r"\w+", str(fields[name].type)))
         if not any(type(value) in types for word, types in _JSON_TYPES.items() if word in words):
             raise ValueError(f"{name} of {kind} is {fields[name].type}, not {value!r}")
-    make: Callable[..., Fault] = cls
+    make = cast("Callable[..., Fault]", cls)
     try:
         return make(**arguments)
     except TypeError as error:

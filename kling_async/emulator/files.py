@@ -25,6 +25,7 @@ _FORBIDDEN: Final = 403
 _NOT_FOUND: Final = 404
 _PRECONDITION_FAILED: Final = 412
 _TOO_LARGE: Final = 413
+_UNAVAILABLE: Final = 503
 _PIECE: Final = 1 << 18
 _TINY_TAG: Final = hashlib.sha256(TINY_MP4).hexdigest()[:32]
 
@@ -167,7 +168,7 @@ async def output(exchange: Exchange) -> web.Response:
 
 
 async def _rendered(exchange: Exchange, prediction: Prediction) -> bytes:
-    from kling_async.emulator.renderer import Scene  # noqa: PLC0415 - PyAV and Pillow are optional
+    from kling_async.emulator.renderer import RenderingStoppedError, Scene  # noqa: PLC0415 - PyAV and Pillow are optional
 
     service = exchange.service
     pictures = tuple(content for digest in prediction.pictures if (content := service.media.content(digest)))
@@ -180,4 +181,7 @@ async def _rendered(exchange: Exchange, prediction: Prediction) -> bytes:
     )
     if service.renderer is None:
         raise RefusedError(_NOT_FOUND)
-    return await service.renderer.video(scene)
+    try:
+        return await service.renderer.video(scene)
+    except RenderingStoppedError:
+        raise RefusedError(_UNAVAILABLE) from None

@@ -25,9 +25,8 @@ _TOO_MANY: Final = 429
 class GPTProto:
     """The dialect of GPTProto: key raw or after `Bearer `, camelCase, times with a space, `error: null`."""
 
-    name: Final = "gptproto"
-
     def __init__(self, models: Mapping[str, Model]) -> None:
+        self.name = "gptproto"
         self.models = models
 
     def key(self, authorization: str) -> str:

@@ -5,11 +5,13 @@ The only room that needs PyAV and Pillow (the extra `emulator`); nothing imports
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import math
 import shutil
 import tempfile
+import threading
 from collections import OrderedDict
 from fractions import Fraction
 from pathlib import Path
@@ -25,7 +27,7 @@ from PIL import Image, ImageOps
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["FRAMES_PER_SECOND", "Renderer", "Scene", "Size", "render"]
+__all__ = ["FRAMES_PER_SECOND", "Renderer", "RenderingStoppedError", "Scene", "Size", "render"]
 
 FRAMES_PER_SECOND: Final = 24
 """Frame rate of every video."""
@@ -41,6 +43,10 @@ _BT709: Final = 1
 # Pictures are kept this much larger than the frame, so that a push-in stays sharp.
 _HEADROOM: Final = 1.2
 _FADE: Final = (0.30, 0.80)
+
+
+class RenderingStoppedError(Exception):
+    """The emulator closes; nobody waits for this video any more."""
 
 
 @attrs.frozen
@@ -115,12 +121,12 @@ def frame_size(width: int, height: int, resolution: str, size: Size) -> tuple[in
         scale = math.sqrt(_FULL_PIXELS[resolution] / (width * height))
     else:
         scale = _SMALL_SIDE[resolution] / max(width, height)
-    return max(16, int(width * scale) // 4 * 4), max(16, int(height * scale) // 4 * 4)
+    return max(16, round(width * scale) // 4 * 4), max(16, round(height * scale) // 4 * 4)
 
 
 def _gradient() -> Image.Image:
     ramp = Image.linear_gradient("L").resize((960, 540))
-    return Image.merge("RGB", [ramp.point(lambda value, part=part: value // part) for part in (4, 3, 2)])
+    return Image.merge("RGB", [ramp.point([value // part for value in range(256)]) for part in (4, 3, 2)])
 
 
 def _open(content: bytes, side: int) -> Image.Image:
@@ -157,8 +163,19 @@ def _fading(at: float) -> float:
     return _smooth(min(1.0, max(0.0, (at - low) / (high - low))))
 
 
-def render(scene: Scene, target: Path) -> None:
-    """Write the scene as H.264 in MP4, its index first. Takes about a second of CPU for five seconds, small."""
+def render(scene: Scene, target: Path, stop: threading.Event | None = None) -> None:
+    """Write the scene as H.264 in MP4, its index first.
+
+    A second and a half of CPU for five seconds, small; about nine at full size.
+
+    Args:
+        scene: what to show.
+        target: the file to write.
+        stop: gives up when it is set.
+
+    Raises:
+        RenderingStoppedError: when `stop` was set; the file is not complete.
+    """
     side = 2 * _SMALL_SIDE[scene.resolution] if scene.size == "small" else 2 * 3840
     opened = [_open(picture, side) for picture in scene.pictures] or [_gradient()]
     size = frame_size(*opened[0].size, scene.resolution, scene.size)
@@ -177,6 +194,8 @@ def render(scene: Scene, target: Path) -> None:
         context.color_range = ColorRange.MPEG
         context.color_primaries = context.color_trc = context.colorspace = _BT709
         for number in range(count):
+            if stop is not None and stop.is_set():
+                raise RenderingStoppedError
             at = number / (count - 1)
             eased = 0.4 * at + 0.6 * _smooth(at)
             fade = _fading(at) if len(pictures) > 1 else 0.0
@@ -201,13 +220,22 @@ class Renderer:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._directory: Path | None = None
+        self._directory = Path()
         self._limiter = anyio.CapacityLimiter(_WORKERS)
         self._files: OrderedDict[str, int] = OrderedDict()
         self._locks: dict[str, anyio.Lock] = {}
+        self._stop = threading.Event()
+
+    async def open(self) -> None:
+        """Make the directory."""
+        self._directory = Path(await anyio.to_thread.run_sync(lambda: tempfile.mkdtemp(prefix="kling-async-emulator-")))
 
     async def video(self, scene: Scene) -> bytes:
-        """The MP4 of that scene."""
+        """The MP4 of that scene.
+
+        Raises:
+            RenderingStoppedError: when the emulator closes before it is ready.
+        """
         digest = await anyio.to_thread.run_sync(lambda: scene.digest, limiter=self._limiter)
         lock = self._locks.setdefault(digest, anyio.Lock())
         async with lock:
@@ -220,25 +248,33 @@ class Renderer:
         return content
 
     def _produce(self, digest: str, scene: Scene) -> bytes:
-        if self._directory is None:
-            self._directory = Path(tempfile.mkdtemp(prefix="kling-async-emulator-"))
+        if self._stop.is_set():
+            raise RenderingStoppedError
         file = self._directory / f"{digest}.mp4"
         try:
             return file.read_bytes()
         except FileNotFoundError:
             part = file.with_suffix(".part")
-            render(scene, part)
+            render(scene, part, self._stop)
             part.replace(file)
             return file.read_bytes()
 
     async def _trim(self) -> None:
         while sum(self._files.values()) > self._capacity and len(self._files) > 1:
             digest, _ = self._files.popitem(last=False)
-            if self._directory is not None:
-                await anyio.to_thread.run_sync((self._directory / f"{digest}.mp4").unlink, True)
+            remove = functools.partial((self._directory / f"{digest}.mp4").unlink, missing_ok=True)
+            await anyio.to_thread.run_sync(remove)
+
+    def stop(self) -> None:
+        """Give up what is being made."""
+        self._stop.set()
 
     async def close(self) -> None:
-        """Remove every video."""
-        if self._directory is not None:
-            directory, self._directory = self._directory, None
-            await anyio.to_thread.run_sync(lambda: shutil.rmtree(directory, ignore_errors=True))
+        """Remove every video, once nobody writes any more."""
+        self.stop()
+        workers = [object() for _ in range(_WORKERS)]
+        for worker in workers:
+            await self._limiter.acquire_on_behalf_of(worker)
+        await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._directory, ignore_errors=True))
+        for worker in workers:
+            self._limiter.release_on_behalf_of(worker)

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import random
 import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final, Literal, Self
@@ -250,6 +251,7 @@ class Emulator:
             from kling_async.emulator.renderer import Renderer  # noqa: PLC0415 - PyAV and Pillow are optional
 
             self._service.renderer = Renderer(self._cache_bytes)
+            await self._service.renderer.open()
         try:
             await self._start()
         except BaseException:
@@ -264,6 +266,8 @@ class Emulator:
         traceback: TracebackType | None,
     ) -> None:
         with anyio.CancelScope(shield=True):
+            if self._service.renderer is not None:
+                self._service.renderer.stop()
             await self._stop()
             await self._service.close()
 
@@ -389,6 +393,12 @@ async def serve(emulator: Emulator, *, ready: Callable[[Emulator], None] | None 
         emulator: not entered yet.
         ready: called once it listens, with its URLs known.
     """
+    if sys.platform == "win32":
+        # There is no handler for signals in its event loops; Ctrl+C arrives as KeyboardInterrupt.
+        async with emulator:
+            if ready is not None:
+                ready(emulator)
+            await anyio.sleep_forever()
     async with emulator:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             if ready is not None:

@@ -252,7 +252,7 @@ class Service:
         if verdict is not None and prediction.verdict is None:
             prediction.fail(verdict, now)
         else:
-            pass
+            prediction.ends_at = max(prediction.ends_at, now)
         prediction.account.reschedule(prediction)
         self._plan_end(prediction)
 

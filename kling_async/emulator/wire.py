@@ -142,9 +142,8 @@ def bend(outputs: str, flags: str, data: Json, shape: Shape | None) -> None:
 class WaveSpeed:
     """The dialect of WaveSpeedAI API v3."""
 
-    name: Final = "wavespeed"
-
     def __init__(self, models: Mapping[str, Model]) -> None:
+        self.name = "wavespeed"
         self.models = models
 
     def key(self, authorization: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -22,9 +23,20 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
+LOOPS = [
+    pytest.param("asyncio", id="asyncio"),
+    pytest.param(
+        ("asyncio", {"use_uvloop": True}),
+        id="uvloop",
+        marks=pytest.mark.skipif(sys.platform == "win32", reason="there is no uvloop"),
+    ),
+]
+"""Transports differ between the two."""
+
 LOST = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
 
 
+@pytest.mark.parametrize("anyio_backend", LOOPS)
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize(
     ("kind", "created"), [(faults.Drop, 0), (faults.DropAfterReading, 0), (faults.AcceptThenDrop, 1)]
@@ -187,6 +199,7 @@ async def test_reads_that_lag(api: Api, emu: Emulator, clock: ManualClock, image
     assert (await api.result(prediction["id"])).status == 200
 
 
+@pytest.mark.parametrize("anyio_backend", LOOPS)
 async def test_bodies_that_end_early(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
     prediction = (await api.submit(image=image)).data
     await clock.advance(60)

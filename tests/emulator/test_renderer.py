@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import threading
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import anyio
+import anyio.to_thread
+import attrs
 import pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from emulator.conftest import Api
+
 
 av = pytest.importorskip("av")
 images = pytest.importorskip("PIL.Image")
@@ -101,9 +107,9 @@ async def test_start_and_end_frame(api: Api, clock: ManualClock) -> None:
 async def test_it_is_made_once(api: Api, emu: Emulator, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Path] = []
 
-    def counted(scene: Scene, target: Path) -> None:
+    def counted(scene: Scene, target: Path, stop: threading.Event) -> None:
         made.append(target)
-        render(scene, target)
+        render(scene, target, stop)
 
     monkeypatch.setattr(renderer, "render", counted)
     content = picture(400, 300, (9, 9, 9))
@@ -126,6 +132,34 @@ async def test_it_is_made_once(api: Api, emu: Emulator, clock: ManualClock, monk
     assert emu._service.renderer is not None
     await emu._service.renderer.close()
     assert not directory.exists()
+
+
+async def test_closing_stops_what_is_being_made(api: Api, clock: ManualClock) -> None:
+    statuses: list[int] = []
+    async with (
+        anyio.create_task_group() as group,
+        Emulator(clock=clock, resolution="full", timing=1.0, level="ultra") as emu,
+    ):
+        there = attrs.evolve(api, emu=emu, base=emu.base_url)
+        assert emu._service.renderer is not None
+        directory = emu._service.renderer._directory
+
+        async def fetch(width: int) -> None:
+            image = await there.upload(picture(width, 400, (9, 9, 9)))
+            prediction = (await there.submit(image=image, duration=10)).data
+            await clock.advance(2)
+            [url] = (await there.result(prediction["id"])).data["outputs"]
+            with contextlib.suppress(aiohttp.ClientError):
+                async with api.http.get(url) as response:
+                    statuses.append(response.status)
+
+        for width in (500, 600, 700):
+            group.start_soon(fetch, width)
+        with anyio.fail_after(20):
+            while len(list(await anyio.to_thread.run_sync(lambda: list(directory.iterdir())))) < 2:  # noqa: ASYNC110 - files appear in threads
+                await anyio.sleep(0.01)
+    assert not directory.exists()
+    assert 200 not in statuses
 
 
 @pytest.mark.parametrize("settings", [{"profile": "video", "cache_bytes": 1}])
