@@ -24,6 +24,7 @@ from ._core.errors import (
     ConnectionLostError,
     InsufficientBalanceError,
     InvalidJobError,
+    KeyReusedError,
     KlingError,
     LedgerError,
     ModerationError,
@@ -52,7 +53,7 @@ from ._core.job import Job
 from ._core.polling import WatchPolicy
 from ._core.prediction import Outcome, Prediction, SavedFile, Status
 from ._session import KlingSession
-from .ledger import Ledger, read_paid_ids
+from .ledger import Ledger, Row, State, read_ledger
 from .limits import NoLimit, RateLimiter, StartsPerWindow
 from .providers import GPTProto, Provider, WaveSpeed
 
@@ -77,6 +78,7 @@ __all__ = [
     "InsufficientBalanceError",
     "InvalidJobError",
     "Job",
+    "KeyReusedError",
     "KlingError",
     "KlingSession",
     "Ledger",
@@ -100,12 +102,14 @@ __all__ = [
     "RateLimitedError",
     "RateLimiter",
     "RequestRejectedError",
+    "Row",
     "SavedFile",
     "ServerError",
     "SessionClosedError",
     "SkippedError",
     "Spent",
     "StartsPerWindow",
+    "State",
     "Status",
     "StorageError",
     "SubmissionUncertainError",
@@ -117,5 +121,5 @@ __all__ = [
     "WaveSpeed",
     "errors",
     "events",
-    "read_paid_ids",
+    "read_ledger",
 ]

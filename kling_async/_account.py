@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 from pathlib import Path
@@ -11,16 +12,26 @@ from typing import TYPE_CHECKING
 import attrs
 
 from . import storage
-from ._core.errors import ApiError, NoOutputError, StorageError, TransportError
+from ._core.errors import (
+    ApiError,
+    InvalidJobError,
+    NoOutputError,
+    PredictionError,
+    Problem,
+    StorageError,
+    TransportError,
+)
 from ._core.events import Saved
-from ._core.prediction import Prediction
+from ._core.prediction import Prediction, SavedFile, Status
+from ._core.reconciliation import fingerprint
+from ._core.states import Entry, Row, State
 from ._custody import Custody
 from ._media import Images, digest
+from ._reconcile import Reconciler
 from ._retry import send_read
-from ._submit import Ask, Submitter
+from ._submit import Ask, OnUncertain, Submitter
 from ._watcher import Watcher
-from .ledger import Entry, State
-from .limits import Pause, RateLimiter, Slots
+from .limits import Pause, RateLimiter, Slot, Slots
 
 if TYPE_CHECKING:
     import os
@@ -30,7 +41,6 @@ if TYPE_CHECKING:
     from ._core.events import Event, Observer
     from ._core.job import Job
     from ._core.polling import WatchPolicy
-    from ._core.prediction import SavedFile
     from ._core.transport import Transport
     from .ledger import Ledger
     from .providers import Provider
@@ -53,6 +63,9 @@ class Account:
         policy: How often predictions are read.
         forget_after: Seconds after which a prediction that never ends is no longer watched.
         observers: Are told every event.
+        on_uncertain: What to do with a submission in doubt.
+        grace: Seconds until its absence from the history shows that it was not accepted.
+        sole_user: Whether nothing but this ledger uses the key.
     """
 
     def __init__(
@@ -69,6 +82,9 @@ class Account:
         policy: WatchPolicy,
         forget_after: float,
         observers: tuple[Observer, ...],
+        on_uncertain: OnUncertain,
+        grace: float,
+        sole_user: bool,
     ) -> None:
         self.provider = provider
         self.clock = clock
@@ -100,7 +116,12 @@ class Account:
             rng=self._rng,
             observe=self.observe,
             accepted=self._accepted,
+            settle=Reconciler(
+                ledger=ledger, clock=clock, history=self._history, grace=grace, sole_user=sole_user
+            ).settle,
+            on_uncertain=on_uncertain,
         )
+        self._under_way: set[tuple[str, str]] = set()
         self._watching = asyncio.create_task(self.watcher.run(), name="kling-watcher")
 
     def observe(self, event: Event) -> None:
@@ -120,23 +141,79 @@ class Account:
         digests = {image: await digest(image) for image in (job.image, job.end_image) if image is not None}
         return job.digest(digests.__getitem__)
 
+    async def open(self) -> None:
+        """Make the ledger ready, and follow what it knows to be running.
+
+        What an earlier process left between intent and answer is in doubt from here on.
+
+        Raises:
+            LedgerError: The ledger cannot be used.
+        """
+        await self.ledger.open()
+        for row in await self.ledger.rows([State.INTENT]):
+            await self.ledger.record(
+                Entry(
+                    batch=row.batch,
+                    key=row.key,
+                    state=State.UNCERTAIN,
+                    at=self.clock.now(),
+                    error="its process ended while it was being submitted",
+                )
+            )
+        for row in await self.ledger.rows([State.SUBMITTED]):
+            if row.prediction_id is not None:
+                # It runs, whether or not anybody asks for it: it takes one of the account's slots.
+                self._watch(_recalled(row), batch=row.batch, key=row.key, slot=self.slots.take())
+
     async def submit(
-        self, job: Job, *, key: str, batch: str = "", gate: Callable[[], None] | None = None
+        self,
+        job: Job,
+        *,
+        key: str,
+        batch: str = "",
+        gate: Callable[[], None] | None = None,
+        digest: str | None = None,
     ) -> Prediction:
-        """The accepted prediction of a job.
+        """The prediction of a job: accepted now, or known from before.
+
+        A ledger that has the job is believed: what was accepted is not sent again.
 
         Args:
             job: What to make.
             key: Its name.
             batch: The batch's name; empty outside a batch.
             gate: Is called when the job has its slot; what it raises ends the job before anything is sent.
+            digest: The digest of its content, where it is known already.
 
         Raises:
             KlingError: It was refused, could not be sent, or its end is not known.
         """
+        name = (batch, key)
+        if name in self._under_way:
+            raise InvalidJobError([Problem("key", f"{key!r} is being submitted already")], job=job, key=key)
+        self._under_way.add(name)
+        try:
+            digest = digest or await self.digest(job)
+            row = await self.ledger.claim(batch, key, digest=digest, model=job.model, at=self.clock.now())
+            return await self._submit(job, row, gate)
+        finally:
+            self._under_way.discard(name)
+
+    async def _submit(self, job: Job, row: Row, gate: Callable[[], None] | None) -> Prediction:
+        if row.state in _ACCEPTED:
+            known = _recalled(row)
+            return self.watcher.seen(known.id) or known
+        if row.state is State.EXPIRED:
+            raise PredictionError(
+                "its prediction had expired before it was fetched",
+                prediction_id=row.prediction_id,
+                job=job,
+                key=row.key,
+            )
         image = await self.images.url(job.image, field="image")
         end_image = None if job.end_image is None else await self.images.url(job.end_image, field="end_image")
         request = self.provider.submit(job, image, end_image)
+        sent = fingerprint(job.inputs(image, end_image))
         slot = await self.slots.acquire()
         try:
             if gate is not None:
@@ -144,25 +221,46 @@ class Account:
         except BaseException:
             slot.release()
             raise
-        return await self._submitter.submit(Ask(job, key, batch, request, slot))
+        return await self._submitter.submit(Ask(job, row.key, row.batch, request, sent, slot), row)
 
     def _accepted(self, prediction: Prediction, ask: Ask) -> None:
+        self._watch(prediction, batch=ask.batch, key=ask.key, slot=ask.slot)
+
+    def _watch(self, prediction: Prediction, *, batch: str, key: str, slot: Slot) -> None:
+        """Watch what runs; its end frees the slot and goes into the ledger, whoever waits or does not."""
+
         def ended(last: Prediction) -> None:
-            ask.slot.release()
+            slot.release()
             if last.status.ended:
                 self.ledger.note(
                     Entry(
-                        batch=ask.batch,
-                        key=ask.key,
+                        batch=batch,
+                        key=key,
                         state=State.COMPLETED if last.failure() is None else State.FAILED,
                         at=self.clock.now(),
-                        model=ask.job.model,
-                        prediction_id=last.id,
+                        output=last.output,
+                        code=last.code,
                         error=last.error,
                     )
                 )
 
-        self.watcher.add(prediction, batch=ask.batch, on_end=ended)
+        self.watcher.add(prediction, batch=batch, on_end=ended)
+
+    async def _history(self, since: float) -> tuple[list[Prediction], float]:
+        """All predictions created since a time, and by how many seconds the service's clock is ahead of ours."""
+        found: dict[str, Prediction] = {}
+        ahead = 0.0
+        for page in itertools.count(1):
+            request = self.provider.list_predictions(page=page, page_size=PAGE, created_after=since)
+            response = await send_read(self._transport, request, self.clock, rng=self._rng.random)
+            ahead = response.ahead(self.clock.now()) or ahead
+            listed = self.provider.read_predictions(response)
+            # New ones push the others on: what moved to this page from the last one is there twice.
+            found.update((prediction.id, prediction) for prediction in listed)
+            times = [prediction.created_at.timestamp() for prediction in listed if prediction.created_at]
+            if len(listed) < PAGE or (times and min(times) < since + ahead):
+                break
+        return list(found.values()), ahead
 
     async def get(self, prediction_id: str) -> Prediction:
         """The prediction as the service has it now.
@@ -211,6 +309,9 @@ class Account:
         if prediction.output is None:
             raise NoOutputError("there is no output to save", prediction=prediction, key=prediction.key)
         target = storage.target_path(where, name)
+        row = await self.ledger.find(batch, name)
+        if row is not None and row.state is State.DOWNLOADED and row.path == str(target) and _is_there(row):
+            return SavedFile(target, row.bytes or 0, row.sha256 or "")
         try:
             saved = await storage.save_output(self._transport, prediction.output, Path(target), self.clock)
         except StorageError as error:
@@ -225,8 +326,9 @@ class Account:
                 key=name,
                 state=State.DOWNLOADED,
                 at=self.clock.now(),
-                model=prediction.model,
-                prediction_id=prediction.id,
+                path=str(saved.path),
+                bytes=saved.bytes,
+                sha256=saved.sha256,
             )
         )
         return saved
@@ -243,3 +345,37 @@ class Account:
             if self._owns_transport:
                 await self._transport.aclose()
         return left
+
+
+PAGE = 100
+"""Predictions that one page of the list endpoint holds at most."""
+
+_ACCEPTED = frozenset({State.SUBMITTED, State.COMPLETED, State.FAILED, State.DOWNLOADED})
+_STATUS = {
+    State.SUBMITTED: Status.CREATED,
+    State.COMPLETED: Status.COMPLETED,
+    State.DOWNLOADED: Status.COMPLETED,
+    State.FAILED: Status.FAILED,
+}
+
+
+def _recalled(row: Row) -> Prediction:
+    """The prediction as the ledger knows it."""
+    status = _STATUS[row.state]
+    return Prediction(
+        id=row.prediction_id or "",
+        model=row.model,
+        status=status,
+        raw_status=status.value,
+        outputs=(row.output,) if row.output else (),
+        error=row.error,
+        code=row.code,
+        key=row.key,
+    )
+
+
+def _is_there(row: Row) -> bool:
+    try:
+        return row.path is not None and Path(row.path).stat().st_size == row.bytes
+    except OSError:
+        return False

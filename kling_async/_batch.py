@@ -69,6 +69,15 @@ class BatchStatistics:
     exhausted: bool
 
 
+@attrs.frozen
+class _Name:
+    """What a job is called, and why it cannot be."""
+
+    key: str
+    digest: str
+    error: KlingError | None = None
+
+
 class Batch(anyio.AsyncContextManagerMixin):
     """A named, bounded run over many jobs. Made by `KlingSession.batch`.
 
@@ -190,7 +199,7 @@ class Batch(anyio.AsyncContextManagerMixin):
                         break
                     given, job = item if isinstance(item, tuple) else (None, item)
                     self._read += 1
-                    tasks.start_soon(self._one, index, job, *await self._named(given, job, index))
+                    tasks.start_soon(self._one, index, job, await self._named(given, job, index))
                     index += 1
         except Exception as error:  # noqa: BLE001 -- the input is the caller's, and so is what it raises
             self._input_error = error
@@ -198,24 +207,26 @@ class Batch(anyio.AsyncContextManagerMixin):
             self._exhausted = True
             self._news.set()
 
-    async def _named(self, given: str | None, job: Job, index: int) -> tuple[str, KlingError | None]:
-        """The job's key, and what is wrong with it."""
+    async def _named(self, given: str | None, job: Job, index: int) -> _Name:
+        """The job's key and digest, and what is wrong with them."""
         try:
-            name = given or (await self._account.digest(job))[:KEY_LENGTH]
+            digest = await self._account.digest(job)
         except KlingError as error:
-            return f"unreadable-{index}", error
+            return _Name(given or f"unreadable-{index}", "", error)
+        name = given or digest[:KEY_LENGTH]
         occurrence = self._names.get(hash(name), 0) + 1
         self._names[hash(name)] = occurrence
         if occurrence == 1:
-            return name, None
+            return _Name(name, digest)
         if given is None:
-            return f"{name}-{occurrence}", None
+            return _Name(f"{name}-{occurrence}", digest)
         problem = Problem("key", f"{given!r} names an earlier job of this batch already")
-        return f"{given}-{occurrence}", InvalidJobError([problem])
+        return _Name(f"{given}-{occurrence}", digest, InvalidJobError([problem]))
 
-    async def _one(self, index: int, job: Job, key: str, error: KlingError | None) -> None:
+    async def _one(self, index: int, job: Job, name: _Name) -> None:
         """One job from its admission to its outcome."""
         account = self._account
+        key, error = name.key, name.error
         prediction: Prediction | None = None
         saved: SavedFile | None = None
         cost: Decimal | None = None
@@ -226,7 +237,7 @@ class Batch(anyio.AsyncContextManagerMixin):
             if error is not None:
                 raise error
             self._gate()
-            prediction = await account.submit(job, key=key, batch=self.name, gate=self._gate)
+            prediction = await account.submit(job, key=key, batch=self.name, gate=self._gate, digest=name.digest)
             accepted = True
             self._waiting -= 1
             self._running += 1

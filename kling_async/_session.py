@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ._core.job import ImageSource
     from ._core.prediction import Prediction, SavedFile
     from ._core.transport import Transport
+    from ._submit import OnUncertain
 
 log = logging.getLogger("kling_async")
 
@@ -75,7 +76,14 @@ class KlingSession:
             of your own numbers.
         max_in_flight: Predictions that may run at once; by default the level's.
         rate_limiter: Starts per time; by default the level's, in this process.
-        ledger: Where to write down what is paid for: a path for a file of paid ids, or a `Ledger`; by default memory.
+        ledger: Where to write down what is intended and paid for: a path for an SQLite file, which a later session can
+            resume from, or a `Ledger`; by default memory.
+        on_uncertain: What to do with a submission whose end is not known: "reconcile" finds out by the account's
+            history; "hold" leaves it; "resubmit" finds out and, when nothing is found, sends it again, which may pay
+            twice. Only what is shown to be unaccepted is sent again by the first two.
+        grace: Seconds until absence from the history shows that a submission was not accepted.
+        sole_user: Whether nothing but this ledger uses the key: only then can a prediction of unknown input be one of
+            its own by counting.
         images: "upload" sends image files to the provider's storage; "inline" puts them into the request as data URIs,
             for providers without uploads.
         deadline: Seconds from acceptance that `generate`, `wait` and batches wait for an end by default. Timed out is
@@ -110,6 +118,9 @@ class KlingSession:
         max_in_flight: int | None = None,
         rate_limiter: RateLimiter | None = None,
         ledger: Ledger | str | os.PathLike[str] | None = None,
+        on_uncertain: OnUncertain = "reconcile",
+        grace: float = 90.0,
+        sole_user: bool = False,
         images: Literal["upload", "inline"] = "upload",
         deadline: float = 1800.0,
         forget_after: float = 7200.0,
@@ -135,6 +146,11 @@ class KlingSession:
         self._clock = clock or SystemClock()
         self._rate_limiter = rate_limiter
         self._ledger = ledger
+        if on_uncertain not in {"reconcile", "hold", "resubmit"}:
+            raise ConfigurationError(f'on_uncertain: expected "reconcile", "hold" or "resubmit", got {on_uncertain!r}')
+        self._on_uncertain: OnUncertain = on_uncertain
+        self._grace = grace
+        self._sole_user = sole_user
         self._inline = images == "inline"
         self._forget_after = forget_after
         self._watch = watch or WatchPolicy()
@@ -166,7 +182,7 @@ class KlingSession:
         limiter = self._rate_limiter or StartsPerWindow(
             self.level.starts, self.level.per + WINDOW_SLACK, clock=self._clock
         )
-        self._door.account = Account(
+        account = Account(
             provider=self.provider,
             transport=transport,
             owns_transport=self._transport is None,
@@ -178,7 +194,16 @@ class KlingSession:
             policy=self._watch,
             forget_after=self._forget_after,
             observers=self._observers,
+            on_uncertain=self._on_uncertain,
+            grace=self._grace,
+            sole_user=self._sole_user,
         )
+        try:
+            await account.open()
+        except BaseException:
+            await Custody().start(account.close, name="kling-close")
+            raise
+        self._door.account = account
         return self
 
     async def __aexit__(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from random import Random
+from typing import Literal, TypeAlias
 
 import anyio
 import attrs
@@ -28,14 +29,23 @@ from ._core.http import HttpRequest
 from ._core.job import Job
 from ._core.polling import Backoff
 from ._core.prediction import Prediction
+from ._core.reconciliation import Adopted, Doubt, Held, Settlement, Unaccepted
+from ._core.states import Entry, Row, State
 from ._core.submission import Accepted, Rejected, Uncertain, Verdict, judge
 from ._core.transport import Transport
 from ._custody import Custody
-from .ledger import Entry, Ledger, State
+from .ledger import Ledger
 from .limits import Pause, RateLimiter, Slot
 from .providers import Provider
 
 log = logging.getLogger("kling_async")
+
+OnUncertain: TypeAlias = Literal["reconcile", "hold", "resubmit"]
+"""What to do with a submission in doubt.
+
+Find out by the account's history; leave it; or find out, and send it again when the history shows nothing either way,
+which may pay twice.
+"""
 
 POSTS_AT_ONCE = 32
 """Paid requests that are between their intent and their answer at once: what a crash may leave in doubt."""
@@ -53,6 +63,7 @@ class Ask:
         key: Its name.
         batch: The batch's name; empty outside a batch.
         request: The paid request.
+        fingerprint: The digest of what the request asks for.
         slot: The right to run it.
     """
 
@@ -60,6 +71,7 @@ class Ask:
     key: str
     batch: str
     request: HttpRequest
+    fingerprint: str
     slot: Slot
 
 
@@ -81,6 +93,8 @@ class Submitter:
         rng: For jitter.
         observe: Is told what happens.
         accepted: Takes over what was accepted: the prediction, and the ask with its slot.
+        settle: Finds out what became of a submission in doubt.
+        on_uncertain: What to do with one: find out, leave it, or send it again when it could not be found out.
         patience: Seconds of refusals by 429 after which a job gives up.
     """
 
@@ -94,22 +108,30 @@ class Submitter:
     rng: Random
     observe: Observer
     accepted: Callable[[Prediction, Ask], None]
+    settle: Callable[[Row], Awaitable[Settlement]]
+    on_uncertain: OnUncertain = "reconcile"
     patience: float = 900.0
-    _backoff: Backoff = attrs.field(factory=Backoff, init=False)
     _door: anyio.Semaphore = attrs.field(factory=lambda: anyio.Semaphore(POSTS_AT_ONCE), init=False)
 
-    async def submit(self, ask: Ask) -> Prediction:
+    async def submit(self, ask: Ask, row: Row) -> Prediction:
         """The accepted prediction. From here on the slot is taken care of.
+
+        Args:
+            ask: The job on its way.
+            row: Its row in the ledger; in doubt, when an earlier submit of it was.
 
         Raises:
             SubmissionUncertainError: It was sent, and its end is not known.
             KlingError: It was refused, or nothing could be sent.
         """
-        attempt = 0
-        failures = 0
-        refused_since: float | None = None
+        attempt = row.attempt
+        refusals = _Refusals(self)
         in_custody = False
         try:
+            if row.state is State.UNCERTAIN:
+                found = await self._settled(ask, row, None)
+                if found is not None:
+                    return found
             while True:
                 await self._admitted()
                 attempt += 1
@@ -120,30 +142,58 @@ class Submitter:
                     case Accepted(prediction):
                         return prediction
                     case Uncertain(error):
-                        raise error
-                    case Rejected(RateLimitedError() as error, again=True):
-                        now = self.clock.monotonic()
-                        refused_since = now if refused_since is None else refused_since
-                        delay = self.pause.close(error.retry_after, self.rng.random())
-                        if now + delay - refused_since > self.patience:
-                            self._refused(ask, error, None)
-                            raise error
+                        found = await self._settled(ask, None, error)
+                        if found is not None:
+                            return found
+                    case Rejected(error, again):
+                        delay = refusals.delay(error) if again else None
                         self._refused(ask, error, delay)
-                    case Rejected(ConnectFailedError() as error, again=True):
-                        failures += 1
-                        if failures >= CONNECT_ATTEMPTS:
-                            self._refused(ask, error, None)
+                        if delay is None:
                             raise error
-                        delay = self._backoff.delay(failures, self.rng.random())
-                        self._refused(ask, error, delay)
                         await self.clock.sleep(delay)
-                    case Rejected(error):
-                        self._refused(ask, error, None)
-                        raise error
         except BaseException:
             if not in_custody:
                 ask.slot.release()
             raise
+
+    async def _settled(self, ask: Ask, row: Row | None, doubt: KlingError | None) -> Prediction | None:
+        """The prediction that a submission in doubt turns out to be; None when it may be sent again.
+
+        Raises:
+            SubmissionUncertainError: It stays in doubt.
+        """
+        if row is None:
+            rows = await self.ledger.rows([State.UNCERTAIN])
+            row = next((row for row in rows if (row.batch, row.key) == (ask.batch, ask.key)), None)
+        end: Settlement | None = None
+        if self.on_uncertain != "hold" and row is not None:
+            end = await self.settle(row)
+        match end:
+            case Adopted(prediction_id):
+                prediction = Prediction(id=prediction_id, model=ask.job.model, key=ask.key)
+                self._take_over(prediction, ask)
+                return prediction
+            case Unaccepted():
+                return None
+            case Held(_, candidates) if self.on_uncertain == "resubmit" and not candidates:
+                return None
+            case Held(whose, candidates):
+                what = f"{whose.value}; it was not sent again"
+            case _:
+                whose, candidates = Doubt.WHETHER, ()
+                what = f"{Doubt.WHETHER.value}; it was not sent again"
+        if doubt is not None and doubt.__cause__ is not None:
+            what += f": {getattr(doubt.__cause__, 'message', doubt.__cause__)}"
+        error = SubmissionUncertainError(
+            what,
+            sent_at=row.intent_at if row else None,
+            candidates=candidates,
+            job=ask.job,
+            key=ask.key,
+            spent=Spent.YES if whose is Doubt.WHOSE else Spent.UNKNOWN,
+        )
+        error.__cause__ = doubt.__cause__ if doubt is not None else None
+        raise error
 
     async def _admitted(self) -> None:
         """Wait for all that stands before a paid request: 429s of others, the rate, the door."""
@@ -174,7 +224,7 @@ class Submitter:
             raise
 
     async def _attempt(self, ask: Ask, attempt: int) -> Verdict:
-        await self._intend(ask)
+        await self._intend(ask, attempt)
         self.observe(events.Submitting(at=self.clock.now(), key=ask.key, batch=ask.batch, job=ask.job, attempt=attempt))
         sent_at = self.clock.now()
         end: Prediction | TransportError | ApiError
@@ -207,14 +257,18 @@ class Submitter:
         self.pause.accepted()
         # Recorded before anything else is done with the reply.
         await self._record(ask, State.SUBMITTED, prediction_id=prediction.id)
+        self._take_over(prediction, ask)
+
+    def _take_over(self, prediction: Prediction, ask: Ask) -> None:
         self.accepted(prediction, ask)
         self.observe(
             events.Accepted(at=self.clock.now(), key=ask.key, batch=ask.batch, job=ask.job, prediction=prediction)
         )
 
-    async def _intend(self, ask: Ask) -> None:
+    async def _intend(self, ask: Ask, attempt: int) -> None:
+        entry = attrs.evolve(self._entry(ask, State.INTENT), attempt=attempt, fingerprint=ask.fingerprint)
         try:
-            await self.ledger.record(self._entry(ask, State.INTENT))
+            await self.ledger.record(entry)
         except Exception as error:
             raise LedgerError(
                 f"the intent could not be written down, so nothing was sent: {error}", job=ask.job, key=ask.key
@@ -238,7 +292,6 @@ class Submitter:
             key=ask.key,
             state=state,
             at=self.clock.now(),
-            model=ask.job.model,
             prediction_id=prediction_id,
             cost=ask.job.price(self.provider.name).usd if prediction_id else None,
             error=None if error is None else error.message,
@@ -259,6 +312,29 @@ class Submitter:
         self.observe(
             events.Refused(at=self.clock.now(), key=ask.key, batch=ask.batch, job=ask.job, error=error, again=again)
         )
+
+
+@attrs.define
+class _Refusals:
+    """How long one job waits after each refusal, and when it gives up."""
+
+    submitter: Submitter
+    unconnected: int = 0
+    limited_since: float | None = None
+
+    def delay(self, error: KlingError) -> float | None:
+        """Seconds until the job is sent again, or None when it is not."""
+        chance = self.submitter.rng.random()
+        if isinstance(error, ConnectFailedError):
+            self.unconnected += 1
+            return None if self.unconnected >= CONNECT_ATTEMPTS else _BACKOFF.delay(self.unconnected, chance)
+        now = self.submitter.clock.monotonic()
+        self.limited_since = now if self.limited_since is None else self.limited_since
+        delay = self.submitter.pause.close(error.retry_after if isinstance(error, RateLimitedError) else None, chance)
+        return None if now + delay - self.limited_since > self.submitter.patience else delay
+
+
+_BACKOFF = Backoff()
 
 
 def _let_go(task: asyncio.Task[Verdict], slot: Slot) -> None:

@@ -28,7 +28,8 @@
     │   ├── PredictionFailedError            the service ended it as failed, cancelled, timeout or deleted
     │   ├── PredictionTimeoutError (TimeoutError)  our waiting ended; the prediction goes on
     │   └── NoOutputError                    completed without an output
-    ├── LedgerError                          the intent could not be written down, so nothing was sent
+    ├── LedgerError                          the ledger cannot be used, so nothing was sent
+    │   └── KeyReusedError (ValueError)      the key names a job with other content
     └── StorageError                         an output could not be downloaded, checked or written
 
 Every error carries what it is about: `job`, `key`, `prediction_id`, `request_id`, whether money was spent (`spent`) and
@@ -312,14 +313,18 @@ class SubmissionUncertainError(KlingError):
 
     Attributes:
         sent_at: When the request was sent, seconds since the epoch: the place to look in the account's history.
+        candidates: Ids of the predictions that it may have become.
     """
 
     default_spent = Spent.UNKNOWN
     default_advice = "look for it in the account's prediction history before asking again"
 
-    def __init__(self, message: str, *, sent_at: float | None = None, **about: Any) -> None:
+    def __init__(
+        self, message: str, *, sent_at: float | None = None, candidates: Sequence[str] = (), **about: Any
+    ) -> None:
         super().__init__(message, **about)
         self.sent_at = sent_at
+        self.candidates = tuple(candidates)
 
 
 class PredictionError(KlingError):
@@ -367,9 +372,21 @@ class NoOutputError(PredictionError):
 
 
 class LedgerError(KlingError):
-    """The ledger could not write an intent, so nothing was sent; `__cause__` says why."""
+    """The ledger cannot be opened or written, so nothing was sent."""
 
     default_advice = "make room on the disk, or name another file"
+
+
+class KeyReusedError(LedgerError, ValueError):
+    """The key names a job with other content in this ledger; an edited image file counts as other content."""
+
+    default_advice = "give the new content a new key, or another batch name"
+
+    def __init__(self, key: str, **about: Any) -> None:
+        super().__init__(f"the key {key!r} names a job with other content in the ledger", key=key, **about)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), (self.key,), self.__dict__)
 
 
 class StorageError(KlingError):

@@ -87,6 +87,15 @@ class HttpResponse:
         """
         return decoded(self.body)
 
+    def ahead(self, now: float) -> float | None:
+        """By how many seconds the service's clock is ahead of ours, by its `Date`; None when it does not say.
+
+        Args:
+            now: Our time, seconds since the epoch.
+        """
+        sent = _epoch(self.headers.get("date", ""))
+        return None if sent is None else sent - now
+
     def retry_after(self, now: float | None = None) -> float | None:
         """Seconds that the service asks to wait, between 0 and an hour; None when it does not say.
 

@@ -11,9 +11,9 @@ wrong for half of them):
    orphan that can only belong to each other do. As many orphans as intents, each with at least one possible orphan,
    means that all were paid for, though not whose is whose.
 
-What is left is held, with its candidates. An absence proves something only for an intent that is *ripe*: the history was
-read completely, after its grace had passed. And an echo that differs proves something only where echoes have been seen
-to be faithful (`Orphan.fingerprint` is None otherwise): a service may rewrite what it echoes.
+What is left is held, with its candidates. An absence proves something only for an intent that is *ripe*: the history
+was read completely, after its grace had passed. And an echo that differs proves something only where echoes have been
+seen to be faithful (`Orphan.fingerprint` is None otherwise): a service may rewrite what it echoes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 
 @attrs.frozen(kw_only=True)
@@ -107,17 +109,25 @@ def fingerprint(inputs: Mapping[str, object]) -> str:
     documented ones, which the service drops, do not count.
     """
     said = {
-        name: float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        name: _comparable(value)
         for name, value in inputs.items()
         if name in _DOCUMENTED and value not in _FILLED_IN.get(name, (None,))
     }
-    if isinstance(said.get("duration"), str):
-        said["duration"] = float(said["duration"]) if said["duration"].isdecimal() else said["duration"]
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
 
 
 _DOCUMENTED = frozenset(
-    "prompt image end_image last_image negative_prompt guidance_scale cfg_scale duration sound".split()
+    {
+        "prompt",
+        "image",
+        "end_image",
+        "last_image",
+        "negative_prompt",
+        "guidance_scale",
+        "cfg_scale",
+        "duration",
+        "sound",
+    }
 )
 _FILLED_IN: Mapping[str, tuple[object, ...]] = {
     "negative_prompt": (None, "", "blur, distort, and low quality"),
@@ -128,6 +138,13 @@ _FILLED_IN: Mapping[str, tuple[object, ...]] = {
     "last_image": (None, ""),
 }
 """What services put in for a field that was not sent (001, 004 and the schema tables)."""
+
+
+def _comparable(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    # The duration is text on one page.
+    return float(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 def possible(intent: Intent, orphan: Orphan) -> bool:
@@ -207,18 +224,20 @@ def _components(
     for first in candidates:
         if first in seen:
             continue
-        names, ids, todo = [], set[str](), [first]
+        names: list[tuple[str, str]] = []
+        group: set[str] = set()
+        todo = [first]
         seen.add(first)
         while todo:
             name = todo.pop()
             names.append(name)
             for id_ in candidates[name]:
-                ids.add(id_)
+                group.add(id_)
                 for other in claimants[id_]:
                     if other not in seen:
                         seen.add(other)
                         todo.append(other)
-        yield [by_name[name] for name in names], {name: candidates[name] for name in names}, ids
+        yield [by_name[name] for name in names], {name: candidates[name] for name in names}, group
 
 
 def _count(
@@ -231,11 +250,13 @@ def _count(
 ) -> dict[tuple[str, str], Settlement]:
     """The counting rule, within one group."""
     if not orphans:
-        return {
-            intent.name: Unaccepted() if intent.name in ripe else Held(Doubt.WHETHER, ()) for intent in intents
-        }
+        return {intent.name: Unaccepted() if intent.name in ripe else Held(Doubt.WHETHER, ()) for intent in intents}
     # Whoever else uses the key may own an orphan: then counting shows nothing.
-    if alone and all(intent.name in ripe for intent in intents) and len(orphans) >= len(intents) == len(_match(candidates)):
+    if (
+        alone
+        and all(intent.name in ripe for intent in intents)
+        and len(orphans) >= len(intents) == len(_match(candidates))
+    ):
         if len(intents) == 1 == len(orphans):
             return {intents[0].name: Adopted(next(iter(orphans)))}
         doubt = Doubt.WHOSE

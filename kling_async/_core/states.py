@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from decimal import Decimal
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class State(Enum):
@@ -51,7 +54,7 @@ MOVES: Mapping[State, frozenset[State]] = {
 }
 """The legal moves. Staying where one is, with more known about it, is always legal.
 
-A failed job is sent again only when a retry was asked for; a downloaded one goes back to completed when its file is gone.
+A failed job is sent again only when a retry was asked for; a downloaded one is completed again when its file is gone.
 """
 
 OPEN = frozenset({State.INTENT, State.SUBMITTED, State.UNCERTAIN})
@@ -151,11 +154,7 @@ class Row:
         """
         if entry.state is not self.state and entry.state not in MOVES[self.state]:
             raise ValueError(f"job {self.key} cannot go from {self.state.value} to {entry.state.value}")
-        known = {
-            name: value
-            for name in _CARRIED
-            if (value := getattr(entry, name)) is not None
-        }
+        known = {name: value for name in _CARRIED if (value := getattr(entry, name)) is not None}
         if entry.state is State.INTENT:
             # A new attempt has neither the id nor the error of the one before it.
             known = dict.fromkeys(("prediction_id", "error", "code", "output", "token_hash"), None) | known

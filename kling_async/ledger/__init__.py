@@ -54,6 +54,10 @@ class Ledger(Protocol):
         """
         ...
 
+    async def find(self, batch: str, key: str) -> Row | None:
+        """The row of a job, or None."""
+        ...
+
     async def record(self, entry: Entry) -> Row:
         """Write one step down; return when it would survive a crash, with the row that it left.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sqlite3
 import threading
@@ -20,12 +21,14 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 import attrs
 
 from kling_async._core.errors import KeyReusedError, LedgerError
-from kling_async._core.states import OPEN, Row, State
+from kling_async._core.states import Row, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from kling_async._core.states import Entry
+
+log = logging.getLogger("kling_async")
 
 APPLICATION_ID = 0x4B4C4E47
 """`KLNG`, in the header of every ledger file."""
@@ -56,6 +59,7 @@ _PUT = (
 )
 _STEP = "INSERT INTO step(batch, key, state, at, attempt, prediction_id, error) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
+_End: TypeAlias = "tuple[asyncio.Future[Any], Any, Exception | None]"
 _Work: TypeAlias = "Callable[[sqlite3.Connection], Any]"
 
 
@@ -125,6 +129,11 @@ class SQLiteLedger:
 
         claimed: Row = await self._ask(work)
         return claimed
+
+    async def find(self, batch: str, key: str) -> Row | None:
+        """The row of a job, or None."""
+        row: Row | None = await self._ask(lambda connection: _row(connection, batch, key))
+        return row
 
     async def record(self, entry: Entry) -> Row:
         """Write one step down; return when it is on the disk, with the row that it left.
@@ -239,10 +248,12 @@ class SQLiteLedger:
                 connection.execute("ROLLBACK")
             failed = LedgerError(f"the ledger {self.path} cannot be written: {trouble}")
             ends = [(asked, None, failed) for asked in group]
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any, Exception | None]]] = defaultdict(list)
-        for asked, result, error in ends:
+        by_loop: dict[asyncio.AbstractEventLoop, list[_End]] = defaultdict(list)
+        for asked, result, failure in ends:
             if asked.future is not None:
-                by_loop[asked.loop].append((asked.future, result, error))
+                by_loop[asked.loop].append((asked.future, result, failure))
+            elif failure is not None:
+                log.error("a step could not be noted in the ledger: %s", failure)
         for loop, told in by_loop.items():
             _tell(loop, told)
 
@@ -361,14 +372,17 @@ def _verify(connection: sqlite3.Connection, path: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > VERSION:
         raise LedgerError(
-            f"the ledger {path} was made by a later version of kling_async", advice="upgrade kling_async, or name another file"
+            f"the ledger {path} was made by a later version of kling_async",
+            advice="upgrade kling_async, or name another file",
         )
     (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
         raise LedgerError(f"the ledger {path} is damaged: {found}", advice=_DAMAGED)
 
 
-_DAMAGED = "restore it from a copy; `sqlite3 FILE .recover` reads what is left; do not submit its jobs again before that"
+_DAMAGED = (
+    "restore it from a copy; `sqlite3 FILE .recover` reads what is left; do not submit its jobs again before that"
+)
 
 
 def _unusable(path: Path, error: Exception) -> LedgerError:
@@ -430,9 +444,7 @@ else:
         return True
 
 
-def _tell(
-    loop: asyncio.AbstractEventLoop, ends: list[tuple[asyncio.Future[Any], Any, Exception | None]]
-) -> None:
+def _tell(loop: asyncio.AbstractEventLoop, ends: list[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
     """Resolve futures of a loop, in its thread, at once."""
 
     def tell() -> None:

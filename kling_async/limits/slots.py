@@ -13,8 +13,8 @@ class Slot:
 
     __slots__ = ("_limiter",)
 
-    def __init__(self, limiter: anyio.CapacityLimiter) -> None:
-        self._limiter: anyio.CapacityLimiter | None = limiter
+    def __init__(self, limiter: anyio.CapacityLimiter | None) -> None:
+        self._limiter = limiter
 
     def release(self) -> None:
         """Give it back; a second time does nothing."""
@@ -47,6 +47,16 @@ class Slots:
     def waiting(self) -> int:
         """How many wait for one."""
         return self._limiter.statistics().tasks_waiting
+
+    def take(self) -> Slot:
+        """A slot at once, beyond the total if need be: for what runs already."""
+        slot = Slot(self._limiter)
+        try:
+            self._limiter.acquire_on_behalf_of_nowait(slot)
+        except anyio.WouldBlock:
+            # More runs than is permitted now: a level was lowered. The surplus is watched, and not counted.
+            return Slot(None)
+        return slot
 
     async def acquire(self) -> Slot:
         """A slot, when there is one."""

@@ -19,7 +19,7 @@ from kling_async import (
     StorageError,
     SubmissionUncertainError,
     Timeouts,
-    read_paid_ids,
+    read_ledger,
 )
 from kling_async.emulator import Emulator, Fault, ManualClock, faults
 from kling_async.ledger import State
@@ -68,7 +68,7 @@ async def test_a_submit_without_a_clear_answer_is_sent_once_and_said_to_be_uncer
             assert caught.value.spent is Spent.UNKNOWN
             # The session is as good as before.
             assert (await kling.generate(prompt="x", image=url, key="other")).output
-    states = {entry.key: entry.state for entry in read_paid_ids(tmp_path / "paid.jsonl")}
+    states = {entry.key: entry.state for entry in read_ledger(tmp_path / "paid.jsonl")}
     assert states == {"mine": State.UNCERTAIN, "other": State.COMPLETED}
 
 

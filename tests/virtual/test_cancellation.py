@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import anyio
 import looptime
 import pytest
 
-from kling_async import HttpRequest, HttpResponse, SessionClosedError, read_paid_ids
+from kling_async import HttpRequest, HttpResponse, SessionClosedError, read_ledger
 from kling_async._core.http import Effect
-from kling_async.ledger import Entry, State
+from kling_async.ledger import Entry, MemoryLedger, Row, State
 from kling_async.testing import json_response
 from support.service import IMAGE, Service, open_session
 
@@ -23,18 +22,21 @@ pytestmark = pytest.mark.anyio
 STEP = 0.5
 
 
-class SlowLedger:
+class SlowLedger(MemoryLedger):
     """A ledger that takes a while, so that there is an await before and after the request; it remembers everything."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.entries: list[Entry] = []
 
-    async def record(self, entry: Entry) -> None:
+    async def record(self, entry: Entry) -> Row:
         await asyncio.sleep(STEP)
         self.entries.append(entry)
+        return await super().record(entry)
 
     def note(self, entry: Entry) -> None:
         self.entries.append(entry)
+        super().note(entry)
 
     async def aclose(self) -> None:
         await asyncio.sleep(STEP)
@@ -283,17 +285,18 @@ async def test_cancelling_the_close_does_not_cut_it_short() -> None:
     await asyncio.wait(tasks)
 
 
-def test_a_file_of_paid_ids_survives_a_loop_that_closes(tmp_path: Path) -> None:
+def test_a_ledger_file_survives_a_loop_that_closes(tmp_path: Path) -> None:
     """With a real thread for the disk, and so in real time."""
-    path = tmp_path / "paid.jsonl"
+    path = tmp_path / "run.db"
     service = Service(latency=0.05)
 
     async def main() -> None:
         kling = await open_session(service, ledger=path).__aenter__()
         asyncio.create_task(kling.generate(prompt="x", image=IMAGE, key="mine"))  # noqa: RUF006 -- abandoned on purpose
-        while not path.exists():  # noqa: ASYNC110 -- a file has no event
+        while not kling.account.slots.taken:  # noqa: ASYNC110 -- there is no event for it
             await asyncio.sleep(0.001)
 
     asyncio.run(main())
-    assert [(entry.key, entry.prediction_id) for entry in read_paid_ids(path)] == [("mine", "p00000")]
-    assert [json.loads(line)["state"] for line in path.read_text().splitlines()] == ["intent", "submitted"]
+    assert [(row.key, row.prediction_id, row.state) for row in read_ledger(path)] == [
+        ("mine", "p00000", State.SUBMITTED)
+    ]

@@ -34,7 +34,7 @@ from kling_async import (
     events,
 )
 from kling_async._core.http import Effect
-from kling_async.ledger import Entry
+from kling_async.ledger import Entry, MemoryLedger, Row
 from kling_async.testing import ScriptedTransport, json_response
 from support.service import IMAGE, Service, open_session
 
@@ -366,13 +366,9 @@ async def test_events_tell_the_whole_story_in_order() -> None:
 
 
 async def test_a_ledger_that_cannot_be_written_lets_nothing_out() -> None:
-    class Full:
-        async def record(self, entry: Entry) -> None:
+    class Full(MemoryLedger):
+        async def record(self, entry: Entry) -> Row:
             raise OSError(28, "No space left on device")
-
-        def note(self, entry: Entry) -> None: ...
-
-        async def aclose(self) -> None: ...
 
     service = Service()
     async with open_session(service, ledger=Full()) as kling:
