@@ -348,11 +348,14 @@ def _connect(path: Path) -> sqlite3.Connection:
     except (OSError, sqlite3.Error) as error:
         raise _unusable(path, error) from error
     try:
+        fresh = connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+        if not fresh:
+            # Before anything is changed in a file that may not be ours.
+            _verify(connection, path)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
+        if fresh:
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-        _verify(connection, path)
         # A file that cannot be written is found out before money is spent.
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(f"PRAGMA user_version = {VERSION}")

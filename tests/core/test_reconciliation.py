@@ -1,0 +1,187 @@
+"""Reconciliation against the truth: whatever happened, what `settle` says did happen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kling_async._core.reconciliation import (
+    Adopted,
+    Doubt,
+    Held,
+    Intent,
+    Orphan,
+    Unaccepted,
+    fingerprint,
+    settle,
+)
+
+
+def intent(name: str, *, content: str = "a", at: float = 100.0, model: str = "m") -> Intent:
+    return Intent(name=("b", name), model=model, fingerprint=content, sent_from=at - 30, sent_until=at + 150)
+
+
+def orphan(id_: str, *, content: str | None = None, at: float | None = 105.0, model: str = "m") -> Orphan:
+    return Orphan(id=id_, model=model, created_at=at, fingerprint=content)
+
+
+def names(intents: list[Intent]) -> set[tuple[str, str]]:
+    return {one.name for one in intents}
+
+
+def test_an_echo_of_its_input_is_adopted() -> None:
+    intents = [intent("1", content="a"), intent("2", content="b")]
+    ends = settle(intents, [orphan("y", content="b"), orphan("x", content="a")], ripe=(), alone=False)
+    assert ends == {("b", "1"): Adopted("x"), ("b", "2"): Adopted("y")}
+
+
+def test_without_an_orphan_a_ripe_intent_was_not_accepted_and_an_unripe_one_is_held() -> None:
+    intents = [intent("1"), intent("2", content="b")]
+    ends = settle(intents, [], ripe={("b", "1")}, alone=False)
+    assert ends == {("b", "1"): Unaccepted(), ("b", "2"): Held(Doubt.WHETHER, ())}
+
+
+def test_intents_of_one_content_share_their_orphans_and_the_rest_were_not_accepted() -> None:
+    intents = [intent("1"), intent("2"), intent("3")]
+    ends = settle(intents, [orphan("x", content="a")], ripe=names(intents), alone=False)
+    adopted = [name for name, end in ends.items() if end == Adopted("x")]
+    assert len(adopted) == 1
+    assert [end for end in ends.values() if end != Adopted("x")] == [Unaccepted(), Unaccepted()]
+
+
+def test_a_prediction_of_another_model_or_time_is_nobodys() -> None:
+    intents = [intent("1")]
+    others = [orphan("x", model="n"), orphan("y", at=5000.0)]
+    assert settle(intents, others, ripe=names(intents), alone=True) == {("b", "1"): Unaccepted()}
+
+
+def test_counting_one_for_one_needs_that_nobody_else_uses_the_key() -> None:
+    intents = [intent("1")]
+    assert settle(intents, [orphan("x")], ripe=names(intents), alone=True) == {("b", "1"): Adopted("x")}
+    held = settle(intents, [orphan("x")], ripe=names(intents), alone=False)
+    assert held == {("b", "1"): Held(Doubt.WHETHER, ("x",))}
+
+
+def test_as_many_orphans_as_intents_means_that_all_were_paid_for_and_not_whose_is_whose() -> None:
+    intents = [intent("1", content="a"), intent("2", content="b")]
+    ends = settle(intents, [orphan("x"), orphan("y")], ripe=names(intents), alone=True)
+    assert ends == {one.name: Held(Doubt.WHOSE, ("x", "y")) for one in intents}
+
+
+def test_fewer_orphans_than_intents_shows_nothing() -> None:
+    intents = [intent("1", content="a"), intent("2", content="b")]
+    ends = settle(intents, [orphan("x")], ripe=names(intents), alone=True)
+    assert ends == {one.name: Held(Doubt.WHETHER, ("x",)) for one in intents}
+
+
+def test_a_witness_decides_and_takes_its_orphan_from_the_others() -> None:
+    intents = [intent("1", content="a"), intent("2", content="b")]
+    ends = settle(intents, [orphan("x"), orphan("y")], ripe=names(intents), alone=True, witnesses={("b", "2"): "x"})
+    assert ends == {("b", "1"): Adopted("y"), ("b", "2"): Adopted("x")}
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> dict[str, Any]:
+    """What truly happened: intents, which of them were accepted, who else used the key, and what the service tells."""
+    count = draw(st.integers(1, 6))
+    contents = [draw(st.sampled_from("abc")) for _ in range(count)]
+    times = [draw(st.floats(0, 400)) for _ in range(count)]
+    accepted = [draw(st.booleans()) for _ in range(count)]
+    latency = [draw(st.floats(0, 100)) for _ in range(count)]
+    foreign = draw(st.integers(0, 2))
+    echoing = draw(st.booleans())
+    faithful = draw(st.booleans())
+    intents = [intent(f"{n}", content=contents[n], at=times[n]) for n in range(count)]
+    orphans = []
+    for n in range(count):
+        if accepted[n]:
+            # An unfaithful echo reaches `settle` as none at all.
+            said = contents[n] if echoing and faithful else None
+            orphans.append(orphan(f"p{n}", content=said, at=times[n] + latency[n]))
+    orphans += [
+        orphan(f"foreign{n}", content="z" if echoing and faithful else None, at=draw(st.floats(0, 500)))
+        for n in range(foreign)
+    ]
+    return {
+        "intents": intents,
+        "orphans": draw(st.permutations(orphans)),
+        "accepted": {("b", f"{n}"): accepted[n] for n in range(count)},
+        "content": {("b", f"{n}"): contents[n] for n in range(count)},
+        "alone": foreign == 0,
+        "echo": echoing and faithful,
+        "ripe": {("b", f"{n}") for n in range(count) if draw(st.booleans())},
+    }
+
+
+@given(histories())
+def test_what_is_said_is_true(history: dict[str, Any]) -> None:
+    """No unaccepted intent was accepted, no two adopt one prediction, and nobody adopts what is not of its content."""
+    ends = settle(history["intents"], history["orphans"], ripe=history["ripe"], alone=history["alone"])
+    assert ends.keys() == history["accepted"].keys()
+    adopted = [end.prediction_id for end in ends.values() if isinstance(end, Adopted)]
+    assert len(adopted) == len(set(adopted))
+    free = {one.id for one in history["orphans"]} - set(adopted)
+    for name, end in ends.items():
+        if isinstance(end, Adopted):
+            assert end.prediction_id.startswith("p")
+            assert history["content"]["b", end.prediction_id[1:]] == history["content"][name]
+        elif isinstance(end, Unaccepted):
+            assert name in history["ripe"]
+            if history["accepted"][name]:
+                # Its prediction went to another intent of the same content, which then cannot have been accepted less.
+                same = [other for other, content in history["content"].items() if content == history["content"][name]]
+                paid = sum(history["accepted"][other] for other in same)
+                assert sum(isinstance(ends[other], Adopted) for other in same) == paid
+        elif end.doubt is Doubt.WHOSE:
+            assert history["accepted"][name]
+            assert set(end.candidates) <= free
+
+
+@given(histories())
+def test_with_echo_and_ripe_nothing_is_held(history: dict[str, Any]) -> None:
+    ripe = names(history["intents"])
+    ends = settle(history["intents"], history["orphans"], ripe=ripe, alone=False)
+    if history["echo"]:
+        assert not [end for end in ends.values() if isinstance(end, Held)]
+
+
+@given(histories())
+def test_the_order_of_the_intents_decides_nothing_about_money(history: dict[str, Any]) -> None:
+    first = settle(history["intents"], history["orphans"], ripe=history["ripe"], alone=history["alone"])
+    second = settle(history["intents"][::-1], history["orphans"], ripe=history["ripe"], alone=history["alone"])
+    assert sum(isinstance(end, Adopted) for end in first.values()) == sum(
+        isinstance(end, Adopted) for end in second.values()
+    )
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        {"guidance_scale": 0.5},
+        {"negative_prompt": ""},
+        {"negative_prompt": "blur, distort, and low quality"},
+        {"duration": "10"},
+        {"duration": 10.0},
+        {"seed": 7},
+        {"cfg_scale": 0.5, "sound": False, "end_image": None},
+    ],
+)
+def test_defaults_and_forms_do_not_change_a_fingerprint(echo: dict[str, object]) -> None:
+    sent: dict[str, object] = {"prompt": "x", "image": "https://a/b.png", "duration": 10}
+    assert fingerprint(sent | echo) == fingerprint(sent)
+
+
+@pytest.mark.parametrize(
+    "other", [{"prompt": "y"}, {"duration": 5}, {"guidance_scale": 0.6}, {"end_image": "https://a/c.png"}]
+)
+def test_what_was_asked_for_changes_it(other: dict[str, object]) -> None:
+    sent: dict[str, object] = {"prompt": "x", "image": "https://a/b.png", "duration": 10}
+    assert fingerprint(sent | other) != fingerprint(sent)
+
+
+def test_intents_are_values() -> None:
+    assert attrs.evolve(intent("1")) == intent("1")

@@ -1,0 +1,288 @@
+"""The embedded ledger: real files, real threads, other processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from kling_async import KeyReusedError, LedgerError
+from kling_async.ledger import MOVES, Entry, Ledger, MemoryLedger, Row, SQLiteLedger, State, read_ledger
+
+pytestmark = pytest.mark.anyio
+
+
+def step(key: str, state: State, at: float = 1.0, **fields: object) -> Entry:
+    return Entry(batch="b", key=key, state=state, at=at, **fields)  # type: ignore[arg-type]  # each by its test
+
+
+async def claim(ledger: Ledger, key: str, digest: str = "d") -> Row:
+    return await ledger.claim("b", key, digest=digest, model="m", at=0.0)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Ledger]:
+    made: Ledger = MemoryLedger() if request.param == "memory" else SQLiteLedger(tmp_path / "run.db")
+    await made.open()
+    yield made
+    await made.aclose()
+
+
+async def test_a_job_goes_from_claim_to_submitted(ledger: Ledger) -> None:
+    assert (await claim(ledger, "k")).state is State.PENDING
+    row = await ledger.record(step("k", State.INTENT, 5.0, attempt=1, fingerprint="f"))
+    assert (row.state, row.attempt, row.intent_at, row.fingerprint) == (State.INTENT, 1, 5.0, "f")
+    row = await ledger.record(step("k", State.SUBMITTED, 6.0, prediction_id="p", cost=Decimal("0.45")))
+    assert (row.prediction_id, row.submitted_at, row.cost) == ("p", 6.0, Decimal("0.45"))
+    assert await claim(ledger, "k") == row
+    assert await ledger.find("b", "k") == row
+    assert await ledger.known(["p", "q"]) == {"p": "f"}
+    assert [found.key for found in await ledger.rows([State.SUBMITTED])] == ["k"]
+    assert await ledger.rows([State.INTENT]) == []
+
+
+async def test_the_same_key_with_other_content_is_refused(ledger: Ledger) -> None:
+    await claim(ledger, "k")
+    with pytest.raises(KeyReusedError, match="other content"):
+        await claim(ledger, "k", digest="other")
+    assert (await claim(ledger, "k")).digest == "d"
+
+
+async def test_every_move_that_is_not_in_the_table_is_refused_and_changes_nothing(ledger: Ledger) -> None:
+    """The moves out of pending and intent; the table itself is enumerated below."""
+    await claim(ledger, "k")
+    for before in (State.PENDING, State.INTENT):
+        for state in set(State) - MOVES[before] - {before}:
+            with pytest.raises(LedgerError, match="cannot go from"):
+                await ledger.record(step("k", state))
+        await ledger.record(step("k", State.INTENT))
+
+
+@pytest.mark.parametrize("before", State)
+@pytest.mark.parametrize("after", State)
+def test_the_table_of_moves_is_what_rows_obey(before: State, after: State) -> None:
+    row = Row(batch="b", key="k", digest="d", model="m", state=before, updated_at=0.0)
+    if after is before or after in MOVES[before]:
+        assert row.after(step("k", after)).state is after
+    else:
+        with pytest.raises(ValueError, match="cannot go"):
+            row.after(step("k", after))
+
+
+def test_what_may_have_been_paid_for_never_goes_back_to_pending_by_itself() -> None:
+    """Only an intent that was refused, and a doubt that was settled, may be sent again."""
+    assert {state for state in State if State.PENDING in MOVES[state]} == {
+        State.CLAIMED,
+        State.INTENT,
+        State.UNCERTAIN,
+        State.SKIPPED,
+        State.REJECTED,
+        State.FAILED,
+    }
+    assert State.INTENT not in MOVES[State.UNCERTAIN] | MOVES[State.SUBMITTED] | MOVES[State.COMPLETED]
+
+
+async def test_a_step_of_a_job_that_was_never_claimed_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(LedgerError, match="never claimed"):
+        await ledger.record(step("k", State.INTENT))
+
+
+async def test_many_at_once(ledger: Ledger) -> None:
+    async def one(number: int) -> None:
+        await claim(ledger, f"{number}")
+        await ledger.record(step(f"{number}", State.INTENT))
+        await ledger.record(step(f"{number}", State.SUBMITTED, prediction_id=f"p{number}"))
+
+    await asyncio.gather(*(one(number) for number in range(500)))
+    assert len(await ledger.rows([State.SUBMITTED])) == 500
+
+
+async def test_one_refused_step_does_not_undo_its_group(tmp_path: Path) -> None:
+    ledger = SQLiteLedger(tmp_path / "run.db")
+    await ledger.open()
+    await asyncio.gather(*(claim(ledger, key) for key in "abc"))
+    await asyncio.gather(*(ledger.record(step(key, State.INTENT)) for key in "abc"))
+    ends = await asyncio.gather(
+        ledger.record(step("a", State.SUBMITTED, prediction_id="p")),
+        ledger.record(step("b", State.SUBMITTED, prediction_id="p")),
+        ledger.record(step("c", State.SUBMITTED, prediction_id="q")),
+        return_exceptions=True,
+    )
+    assert [isinstance(end, LedgerError) for end in ends] == [False, True, False]
+    await ledger.aclose()
+    assert {row.key: row.state for row in read_ledger(tmp_path / "run.db")} == {
+        "a": State.SUBMITTED,
+        "b": State.INTENT,
+        "c": State.SUBMITTED,
+    }
+
+
+async def test_it_is_read_again_by_a_later_process_and_while_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "run.db"
+    ledger = SQLiteLedger(path)
+    await ledger.open()
+    await claim(ledger, "k")
+    await ledger.record(step("k", State.INTENT))
+    assert [row.state for row in read_ledger(path)] == [State.INTENT]
+    ledger.note(step("k", State.UNCERTAIN, error="dropped"))
+    await ledger.aclose()
+    again = SQLiteLedger(path)
+    await again.open()
+    row = await claim(again, "k")
+    assert (row.state, row.error) == (State.UNCERTAIN, "dropped")
+    await again.aclose()
+    assert [row.key for row in read_ledger(path, batch="b", states=[State.UNCERTAIN])] == ["k"]
+    assert list(read_ledger(path, batch="other")) == []
+    with sqlite3.connect(path) as connection:
+        assert [state for (state,) in connection.execute("SELECT state FROM step")] == ["intent", "uncertain"]
+    connection.close()
+
+
+OTHER = """
+import asyncio, os, sys
+from kling_async.ledger import Entry, SQLiteLedger, State
+
+async def main():
+    ledger = SQLiteLedger(sys.argv[1])
+    await ledger.open()
+    print("open", flush=True)
+    number = 0
+    while True:
+        await ledger.claim("b", str(number), digest="d", model="m", at=0.0)
+        await ledger.record(Entry(batch="b", key=str(number), state=State.INTENT, at=1.0))
+        print(number, flush=True)
+        number += 1
+
+asyncio.run(main())
+"""
+
+
+def start_other(path: Path) -> subprocess.Popen[str]:
+    other = subprocess.Popen([sys.executable, "-c", OTHER, str(path)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "open\n"
+    return other
+
+
+async def test_a_second_writer_is_refused_and_the_lock_ends_with_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    other = start_other(path)
+    try:
+        with pytest.raises(LedgerError, match=f"being written by process {other.pid}"):
+            await SQLiteLedger(path).open()
+        list(read_ledger(path))
+    finally:
+        other.kill()
+        other.communicate()
+    ledger = SQLiteLedger(path)
+    await ledger.open()
+    await ledger.aclose()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run.db"]
+
+
+async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    other = start_other(path)
+    assert other.stdout is not None
+    for _ in range(50):
+        other.stdout.readline()
+    os.kill(other.pid, signal.SIGKILL)
+    said, _ = other.communicate()
+    last = int(said.split()[-1]) if said.split() else 49
+    states = {row.key: row.state for row in read_ledger(path)}
+    assert all(states[str(number)] is State.INTENT for number in range(last + 1))
+
+
+async def test_a_forked_writer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = SQLiteLedger(tmp_path / "run.db")
+    await ledger.open()
+    pid = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+    with pytest.raises(LedgerError, match="fork"):
+        await claim(ledger, "k")
+    monkeypatch.undo()
+    await ledger.aclose()
+
+
+async def test_files_that_are_no_ledger_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("these are my notes, and not a database at all\n" * 100)
+    with pytest.raises(LedgerError, match="is no ledger"):
+        await SQLiteLedger(text).open()
+    assert text.read_text().startswith("these are my notes")
+
+    foreign = tmp_path / "foreign.db"
+    with sqlite3.connect(foreign) as connection:
+        connection.execute("CREATE TABLE mine(x)")
+    connection.close()
+    with pytest.raises(LedgerError, match="another program's database"):
+        await SQLiteLedger(foreign).open()
+
+    newer = tmp_path / "newer.db"
+    ledger = SQLiteLedger(newer)
+    await ledger.open()
+    await ledger.aclose()
+    with sqlite3.connect(newer) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(LedgerError, match=r"later version.*upgrade"):
+        await SQLiteLedger(newer).open()
+    with pytest.raises(LedgerError, match="later version"):
+        list(read_ledger(newer))
+    with pytest.raises(LedgerError, match="there is no ledger"):
+        list(read_ledger(tmp_path / "missing.db"))
+
+
+async def test_a_torn_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    ledger = SQLiteLedger(path)
+    await ledger.open()
+    await asyncio.gather(*(claim(ledger, f"{number}" * 50) for number in range(500)))
+    await ledger.aclose()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(LedgerError, match="damaged"):
+        await SQLiteLedger(path).open()
+
+
+async def test_a_file_that_cannot_be_written_is_refused_at_once() -> None:
+    with pytest.raises(LedgerError, match="cannot be opened"):
+        await SQLiteLedger("/proc/self/run.db").open()
+
+
+async def test_a_full_disk_stops_with_nothing_lost(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    ledger = SQLiteLedger(path)
+    await ledger.open()
+    await claim(ledger, "before")
+    # SQLite's own limit on the size of a file says the same as a full disk.
+    await ledger._ask(lambda connection: connection.execute("PRAGMA max_page_count = 8").fetchone())
+    with pytest.raises(LedgerError, match="full"):
+        for number in range(10_000):
+            await claim(ledger, f"{number}" * 100)
+    await ledger.aclose()
+    assert "before" in {row.key for row in read_ledger(path)}
+
+
+async def test_a_locked_database_is_an_error_and_not_a_hang(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    ledger = SQLiteLedger(path)
+    await ledger.open()
+    meddler = sqlite3.connect(path, isolation_level=None)
+    meddler.execute("BEGIN IMMEDIATE")
+    try:
+        with pytest.raises(LedgerError, match="locked"):
+            await claim(ledger, "k")
+    finally:
+        meddler.execute("ROLLBACK")
+        meddler.close()
+    assert (await claim(ledger, "k")).state is State.PENDING
+    await ledger.aclose()
