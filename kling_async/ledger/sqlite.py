@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 import attrs
 
 from kling_async._core.errors import KeyReusedError, LedgerError
-from kling_async._core.states import Row, State
+from kling_async._core.states import OPEN, Row, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -89,6 +89,8 @@ class SQLiteLedger:
         self._thread: threading.Thread | None = None
         self._ended: asyncio.Future[None] | None = None
         self._pid = os.getpid()
+        # Rows of jobs under way, as they stand in the file: the writer is alone, and need not ask it again.
+        self._under_way: dict[tuple[str, str], Row] = {}
 
     async def open(self) -> None:
         """Take the file for writing.
@@ -119,10 +121,11 @@ class SQLiteLedger:
         """
 
         def work(connection: sqlite3.Connection) -> Row:
-            row = _row(connection, batch, key)
+            row = self._row(connection, batch, key)
             if row is None:
                 row = Row(batch=batch, key=key, digest=digest, model=model, state=State.PENDING, updated_at=at)
                 connection.execute(_PUT, _values(row))
+                self._under_way[batch, key] = row
             elif row.digest != digest:
                 raise KeyReusedError(key)
             return row
@@ -132,7 +135,7 @@ class SQLiteLedger:
 
     async def find(self, batch: str, key: str) -> Row | None:
         """The row of a job, or None."""
-        row: Row | None = await self._ask(lambda connection: _row(connection, batch, key))
+        row: Row | None = await self._ask(lambda connection: self._row(connection, batch, key))
         return row
 
     async def record(self, entry: Entry) -> Row:
@@ -141,13 +144,14 @@ class SQLiteLedger:
         Raises:
             LedgerError: It cannot be written, or the move is not legal.
         """
-        row: Row = await self._ask(_step(entry))
+        row: Row = await self._ask(lambda connection: self._step(connection, entry))
         return row
 
     def note(self, entry: Entry) -> None:
         """Write one step down with the next group."""
         self._check()
-        self._queue.put(_Asked(_step(entry), None, asyncio.get_running_loop()))
+        loop = asyncio.get_running_loop()
+        self._queue.put(_Asked(lambda connection: self._step(connection, entry), None, loop))
 
     async def rows(self, states: Iterable[State]) -> list[Row]:
         """All rows in these states, of every batch, by the time of their last step."""
@@ -246,6 +250,7 @@ class SQLiteLedger:
         except sqlite3.Error as trouble:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
+            self._under_way.clear()
             failed = LedgerError(f"the ledger {self.path} cannot be written: {trouble}")
             ends = [(asked, None, failed) for asked in group]
         by_loop: dict[asyncio.AbstractEventLoop, list[_End]] = defaultdict(list)
@@ -256,6 +261,31 @@ class SQLiteLedger:
                 log.error("a step could not be noted in the ledger: %s", failure)
         for loop, told in by_loop.items():
             _tell(loop, told)
+
+    def _row(self, connection: sqlite3.Connection, batch: str, key: str) -> Row | None:
+        row = self._under_way.get((batch, key))
+        if row is None:
+            found = connection.execute(f"{_SELECT} WHERE batch = ? AND key = ?", (batch, key)).fetchone()
+            row = None if found is None else _read(found)
+        return row
+
+    def _step(self, connection: sqlite3.Connection, entry: Entry) -> Row:
+        name = (entry.batch, entry.key)
+        row = self._row(connection, *name)
+        if row is None:
+            raise LedgerError(f"job {entry.key} was never claimed", key=entry.key)
+        try:
+            row = row.after(entry)
+        except ValueError as error:
+            raise LedgerError(str(error), key=entry.key, prediction_id=entry.prediction_id) from None
+        connection.execute(_PUT, _values(row))
+        step = (entry.batch, entry.key, entry.state.value, entry.at, row.attempt, entry.prediction_id, entry.error)
+        connection.execute(_STEP, step)
+        if row.state in _UNDER_WAY:
+            self._under_way[name] = row
+        else:
+            self._under_way.pop(name, None)
+        return row
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -300,28 +330,7 @@ def read_ledger(
         raise _unusable(path, error) from error
 
 
-def _step(entry: Entry) -> Callable[[sqlite3.Connection], Row]:
-    def work(connection: sqlite3.Connection) -> Row:
-        row = _row(connection, entry.batch, entry.key)
-        if row is None:
-            raise LedgerError(f"job {entry.key} was never claimed", key=entry.key)
-        try:
-            row = row.after(entry)
-        except ValueError as error:
-            raise LedgerError(str(error), key=entry.key, prediction_id=entry.prediction_id) from None
-        connection.execute(_PUT, _values(row))
-        step = (entry.batch, entry.key, entry.state.value, entry.at, row.attempt, entry.prediction_id, entry.error)
-        connection.execute(_STEP, step)
-        return row
-
-    return work
-
-
-def _row(connection: sqlite3.Connection, batch: str, key: str) -> Row | None:
-    found = connection.execute(f"{_SELECT} WHERE batch = ? AND key = ?", (batch, key)).fetchone()
-    return None if found is None else _read(found)
-
-
+_UNDER_WAY = OPEN | {State.PENDING, State.CLAIMED, State.COMPLETED}
 _STATE = _COLUMNS.index("state")
 _COST = _COLUMNS.index("cost")
 

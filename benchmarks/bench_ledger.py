@@ -1,0 +1,150 @@
+"""What the ledger costs: four steps per job, 64 jobs at once, beside a commit per step and a JSONL file with fdatasync.
+
+python benchmarks/bench_ledger.py [--jobs 5000] [--at-once 64] [--rounds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import sqlite3
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Protocol
+
+from kling_async.ledger import Entry, MemoryLedger, SQLiteLedger, State, sqlite
+
+
+class Steps(Protocol):
+    """What is measured: the four durable steps of a job, by a name and the state that it reaches."""
+
+    async def step(self, key: str, state: State) -> None: ...
+
+
+class Ours:
+    def __init__(self, ledger: SQLiteLedger | MemoryLedger) -> None:
+        self.ledger = ledger
+
+    async def step(self, key: str, state: State) -> None:
+        if state is State.PENDING:
+            await self.ledger.claim("b", key, digest=key, model="kwaivgi/kling-v2.1-i2v-pro", at=0.0)
+        else:
+            id_ = key if state is State.SUBMITTED else None
+            await self.ledger.record(Entry(batch="b", key=key, state=state, at=1.0, prediction_id=id_))
+
+
+class Jsonl:
+    """A line per step, synced together like a group commit; it answers no question and has to be replayed."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("ab", buffering=0)
+        self.waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self.turn = asyncio.Lock()
+
+    async def step(self, key: str, state: State) -> None:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting.append((json.dumps({"key": key, "state": state.value, "at": 1.0}).encode() + b"\n", done))
+        async with self.turn:
+            group, self.waiting = self.waiting, []
+            if group:
+                await asyncio.to_thread(self.write, b"".join(line for line, _ in group))
+                for _, future in group:
+                    future.set_result(None)
+        await done
+
+    def write(self, lines: bytes) -> None:
+        self.file.write(lines)
+        os.fdatasync(self.file.fileno())
+
+
+STEPS = (State.PENDING, State.INTENT, State.SUBMITTED, State.COMPLETED)
+
+
+async def drive(steps: Steps, jobs: int, at_once: int) -> None:
+    slots = asyncio.Semaphore(at_once)
+
+    async def one(key: str) -> None:
+        async with slots:
+            for state in STEPS:
+                await steps.step(key, state)
+
+    await asyncio.gather(*(one(f"{number:08d}") for number in range(jobs)))
+
+
+async def memory(folder: Path, jobs: int, at_once: int) -> None:
+    await drive(Ours(MemoryLedger()), jobs, at_once)
+
+
+async def grouped(folder: Path, jobs: int, at_once: int) -> None:
+    ledger = SQLiteLedger(folder / "run.db")
+    await ledger.open()
+    await drive(Ours(ledger), jobs, at_once)
+    await ledger.aclose()
+
+
+async def one_by_one(folder: Path, jobs: int, at_once: int) -> None:
+    group, sqlite.GROUP = sqlite.GROUP, 1
+    try:
+        await grouped(folder, jobs, at_once)
+    finally:
+        sqlite.GROUP = group
+
+
+async def jsonl(folder: Path, jobs: int, at_once: int) -> None:
+    await drive(Jsonl(folder / "run.jsonl"), jobs, at_once)
+
+
+def measure(work: Callable[[Path, int, int], Awaitable[None]], jobs: int, at_once: int) -> tuple[float, float]:
+    """Jobs per second, and microseconds of CPU per job, all threads."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        async def timed() -> tuple[float, float]:
+            wall, cpu = time.perf_counter(), time.process_time()
+            await work(Path(folder), jobs, at_once)
+            return jobs / (time.perf_counter() - wall), (time.process_time() - cpu) / jobs * 1e6
+
+        return asyncio.run(timed())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--jobs", type=int, default=5000)
+    parser.add_argument("--at-once", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    contenders = {
+        "memory (no disk)": (memory, options.jobs),
+        "SQLite, group commit": (grouped, options.jobs),
+        "SQLite, commit per step": (one_by_one, max(options.jobs // 10, 100)),
+        "JSONL, fdatasync per group": (jsonl, options.jobs),
+    }
+    figures: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+    for _ in range(options.rounds):
+        for name, (work, jobs) in contenders.items():
+            figures[name].append(measure(work, jobs, options.at_once))
+    print(
+        f"{options.jobs} jobs of {len(STEPS)} steps, {options.at_once} at once, {options.rounds} interleaved rounds, "
+        f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {threading.active_count()} thread"
+    )
+    print(f"{'':30}{'jobs/s':>10}{'CPU/job':>12}")
+    medians = {}
+    for name, rounds in figures.items():
+        speed, cpu = (statistics.median(one[index] for one in rounds) for index in (0, 1))
+        medians[name] = speed, cpu
+        print(f"{name:30}{speed:>10.0f}{cpu:>9.0f} us")
+    grouped_speed, single_speed = medians["SQLite, group commit"][0], medians["SQLite, commit per step"][0]
+    cost = medians["SQLite, group commit"][1] - medians["memory (no disk)"][1]
+    print(
+        f"group commit is {grouped_speed / single_speed:.1f} times as fast; the disk costs {cost:.0f} us of CPU per job"
+    )
+
+
+if __name__ == "__main__":
+    main()
