@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import random
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -250,17 +251,18 @@ class Account:
         """All predictions created since a time, and by how many seconds the service's clock is ahead of ours."""
         found: dict[str, Prediction] = {}
         ahead = 0.0
+        # The service's clock may be behind ours: what it calls earlier may be later.
+        start = datetime.fromtimestamp(since - BEHIND, UTC)
         for page in itertools.count(1):
-            request = self.provider.list_predictions(page=page, page_size=PAGE, created_after=since)
+            request = self.provider.predictions(page=page, page_size=PAGE, created_after=start)
             response = await send_read(self._transport, request, self.clock, rng=self._rng.random)
             ahead = response.ahead(self.clock.now()) or ahead
             listed = self.provider.read_predictions(response)
             # New ones push the others on: what moved to this page from the last one is there twice.
-            found.update((prediction.id, prediction) for prediction in listed)
-            times = [prediction.created_at.timestamp() for prediction in listed if prediction.created_at]
-            if len(listed) < PAGE or (times and min(times) < since + ahead):
-                break
-        return list(found.values()), ahead
+            found.update((prediction.id, prediction) for prediction in listed.items)
+            if listed.size < PAGE:
+                return list(found.values()), ahead
+        raise AssertionError  # pragma: no cover -- the count has no end
 
     async def get(self, prediction_id: str) -> Prediction:
         """The prediction as the service has it now.
@@ -347,6 +349,8 @@ class Account:
         return left
 
 
+BEHIND = 3600.0
+"""Seconds by which the service's clock may be behind ours without hiding a prediction from its history."""
 PAGE = 100
 """Predictions that one page of the list endpoint holds at most."""
 

@@ -124,8 +124,9 @@ class Reconciler:
                 name=(row.batch, row.key),
                 model=row.model,
                 fingerprint=row.fingerprint or "",
-                sent_from=(row.intent_at or 0.0) + ahead - SLACK,
-                sent_until=(row.intent_at or 0.0) + ahead + SUBMIT_WITHIN + SLACK,
+                # A clock that is said to be off only widens the window: too many candidates cost an answer, too few money.
+                sent_from=(row.intent_at or 0.0) + min(ahead, 0.0) - SLACK,
+                sent_until=(row.intent_at or 0.0) + max(ahead, 0.0) + SUBMIT_WITHIN + SLACK,
             )
             for row in rows
         ]

@@ -50,6 +50,9 @@ which may pay twice.
 POSTS_AT_ONCE = 32
 """Paid requests that are between their intent and their answer at once: what a crash may leave in doubt."""
 
+DOUBTS = 3
+"""How often a job is sent that was in doubt and shown to be unaccepted each time."""
+
 CONNECT_ATTEMPTS = 5
 """How often a connection is tried for one job; nothing was sent in between."""
 
@@ -145,6 +148,7 @@ class Submitter:
                         found = await self._settled(ask, None, error)
                         if found is not None:
                             return found
+                        refusals.shown_unaccepted(ask, error)
                     case Rejected(error, again):
                         delay = refusals.delay(error) if again else None
                         self._refused(ask, error, delay)
@@ -320,7 +324,21 @@ class _Refusals:
 
     submitter: Submitter
     unconnected: int = 0
+    unaccepted: int = 0
     limited_since: float | None = None
+
+    def shown_unaccepted(self, ask: Ask, doubt: KlingError) -> None:
+        """Count a submission that was in doubt and is shown to be unaccepted.
+
+        Raises:
+            KlingError: What came instead of an answer, when that has happened too often.
+        """
+        self.unaccepted += 1
+        trouble = doubt.__cause__
+        if self.unaccepted >= DOUBTS and isinstance(trouble, KlingError):
+            trouble.job, trouble.key, trouble.spent = ask.job, ask.key, Spent.NO
+            trouble.advice = f"it was sent {DOUBTS} times and shown to be unaccepted each time; ask again later"
+            raise trouble
 
     def delay(self, error: KlingError) -> float | None:
         """Seconds until the job is sent again, or None when it is not."""

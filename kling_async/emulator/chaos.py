@@ -125,7 +125,9 @@ class Chaos:
         if self.routes is not None and route not in self.routes:
             return ()
         return tuple(
-            kind for kind, (places, _) in KINDS.items() if route in places and (self.kinds is None or kind in self.kinds)
+            kind
+            for kind, (places, _) in KINDS.items()
+            if route in places and (self.kinds is None or kind in self.kinds)
         )
 
     def fate(self, route: str, number: int) -> tuple[str, Fault] | None:

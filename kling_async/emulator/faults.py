@@ -301,9 +301,7 @@ class UnknownStatus:
     word: str
 
 
-Shape = (
-    EmptyOutputs | NullOutputs | ObjectOutputs | StringOutputs | NullFlags | Flagged | Sparse | UnknownStatus
-)
+Shape = EmptyOutputs | NullOutputs | ObjectOutputs | StringOutputs | NullFlags | Flagged | Sparse | UnknownStatus
 """Deviations in how a result is written. On `submit` they stay with the prediction for good (an unknown word: until it
 has ended); on `result` and `list` they bend single answers, those about outputs only answers that have outputs."""
 

@@ -48,9 +48,7 @@ WAVESPEED: Final = (
     Route("POST", "/api/v3/predictions", "list", handlers.search, "Page", bodies.LIST, (400,)),
     Route("POST", "/api/v3/predictions/delete", "delete", handlers.delete_many, "DeletedMany", bodies.DELETE, (400,)),
     Route("DELETE", "/api/v3/predictions/{prediction_id}", "delete", handlers.delete_one, "Deleted", errors=(404,)),
-    Route(
-        "POST", "/api/v3/media/uploads", "upload_ticket", files.upload_ticket, "Ticket", bodies.TICKET, (400, 413)
-    ),
+    Route("POST", "/api/v3/media/uploads", "upload_ticket", files.upload_ticket, "Ticket", bodies.TICKET, (400, 413)),
     Route(
         "POST",
         "/api/v3/media/upload/binary",
@@ -73,9 +71,7 @@ WAVESPEED: Final = (
 """What WaveSpeed has and GPTProto has not."""
 
 COMMON: Final = (
-    Route(
-        "GET", "/api/v3/predictions/{prediction_id}/result", "result", handlers.result, "Prediction", errors=(404,)
-    ),
+    Route("GET", "/api/v3/predictions/{prediction_id}/result", "result", handlers.result, "Prediction", errors=(404,)),
     Route("GET", "/api/v3/predictions/{prediction_id}", "result", handlers.result, "Prediction", errors=(404,)),
     Route("GET", "/output/{file}", "output", files.output, kind="file"),
     Route(

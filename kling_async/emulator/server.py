@@ -279,7 +279,10 @@ class Emulator:
         return tuple(sorted(charges, key=lambda charge: charge.at))
 
     def double_paid(
-        self, *, asked: int | Callable[[Hashable], int] = 1, by: Callable[[Charge], Hashable] = attrgetter("fingerprint")
+        self,
+        *,
+        asked: int | Callable[[Hashable], int] = 1,
+        by: Callable[[Charge], Hashable] = attrgetter("fingerprint"),
     ) -> tuple[Charge, ...]:
         """The charges nobody asked for: of every distinct input, those beyond what was asked, oldest first.
 

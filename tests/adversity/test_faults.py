@@ -59,7 +59,7 @@ async def test_a_submit_without_a_clear_answer_is_sent_once_and_said_to_be_uncer
 ) -> None:
     async with Emulator(level="gold", speed=200, profile="tiny") as emulator:
         emulator.faults.add("submit", fault)
-        async with session(emulator, ledger=tmp_path / "paid.jsonl") as kling:
+        async with session(emulator, ledger=tmp_path / "run.db", on_uncertain="hold") as kling:
             url = await kling.upload(png())
             with pytest.raises(SubmissionUncertainError) as caught:
                 await kling.generate(prompt="x", image=url, key="mine")
@@ -68,14 +68,24 @@ async def test_a_submit_without_a_clear_answer_is_sent_once_and_said_to_be_uncer
             assert caught.value.spent is Spent.UNKNOWN
             # The session is as good as before.
             assert (await kling.generate(prompt="x", image=url, key="other")).output
-    states = {entry.key: entry.state for entry in read_ledger(tmp_path / "paid.jsonl")}
+    states = {row.key: row.state for row in read_ledger(tmp_path / "run.db")}
     assert states == {"mine": State.UNCERTAIN, "other": State.COMPLETED}
+
+
+@pytest.mark.parametrize(("fault", "charged"), UNCERTAIN, ids=str)
+async def test_with_echo_every_doubt_is_settled_and_paid_for_once(fault: Fault, charged: int) -> None:
+    async with Emulator(level="gold", speed=200, profile="tiny", input_echo=True) as emulator:
+        emulator.faults.add("submit", fault)
+        async with session(emulator) as kling:
+            assert (await kling.generate(prompt="x", image=png())).output
+        assert len(emulator.charges()) == 1
+        assert emulator.counts["submit"] == 2 - charged
 
 
 async def test_a_reply_that_never_comes_ends_at_the_timeout_and_is_uncertain() -> None:
     async with Emulator(level="gold", profile="tiny") as emulator:
         emulator.faults.add("submit", faults.Delay(30, accepted=True))
-        async with session(emulator, timeouts=Timeouts(submit=0.2, connect=0.2)) as kling:
+        async with session(emulator, timeouts=Timeouts(submit=0.2, connect=0.2), on_uncertain="hold") as kling:
             with pytest.raises(SubmissionUncertainError):
                 await kling.generate(prompt="x", image=f"{emulator.base_url}/x.png")
         assert len(emulator.charges()) == 1
@@ -238,7 +248,9 @@ async def test_no_key_reaches_outputs_storage_logs_or_errors(tmp_path: Path, cap
     async with Emulator(level="gold", speed=500, profile="tiny", keys=[key]) as emulator:
         emulator.faults.add("submit", faults.Status(500, f"the key {key} is odd"))
         emulator.faults.add("submit", faults.Status(403, f"the key {key} is odd"), after=1)
-        async with KlingSession(key, base_url=emulator.base_url, clock=emulator.clock, level="gold") as kling:
+        async with KlingSession(
+            key, base_url=emulator.base_url, clock=emulator.clock, level="gold", on_uncertain="hold"
+        ) as kling:
             told = []
             for _ in range(2):
                 with pytest.raises(Exception, match="is odd") as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import attrs
@@ -27,8 +28,11 @@ class Service:
     accepted: dict[str, tuple[float, float, dict[str, Any]]] = attrs.field(factory=dict)
     paid: list[dict[str, Any]] = attrs.field(factory=list)
     reads: int = 0
+    lists: int = 0
+    echo: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     running: int = 0
     peak: int = 0
+    models: dict[str, str] = attrs.field(factory=dict)
     failures: dict[str, dict[str, Any]] = attrs.field(factory=dict)
 
     async def __call__(self, request: HttpRequest) -> HttpResponse:
@@ -41,17 +45,30 @@ class Service:
             if scripted is not None:
                 return scripted if isinstance(scripted, HttpResponse) else await scripted
         if request.effect is Effect.PAID:
-            return self.accept(body)
+            return self.accept(body, request.url.partition("/api/v3/")[2])
+        if request.url.endswith("/api/v3/predictions"):
+            return self.history(body)
         return self.read(request.url.rsplit("/", 2)[-2])
 
-    def accept(self, body: dict[str, Any]) -> HttpResponse:
+    def accept(self, body: dict[str, Any], model: str = "kwaivgi/kling-v2.1-i2v-standard") -> HttpResponse:
         number = len(self.accepted)
         id_ = f"p{number:05d}"
         seconds = self.seconds(body) if callable(self.seconds) else self.seconds
         self.accepted[id_] = (self.clock.monotonic(), seconds, body)
+        self.models[id_] = model
         self.paid.append(body)
         self.peak = max(self.peak, self.count_running())
         return json_response({"code": 200, "message": "success", "data": self.record(id_)})
+
+    def history(self, body: dict[str, Any]) -> HttpResponse:
+        """Newest first; with the inputs when `echo` says so."""
+        self.lists += 1
+        records = []
+        for id_, (_, _, inputs) in reversed(self.accepted.items()):
+            records.append(self.record(id_) | ({"input": self.echo(inputs)} if self.echo else {}))
+        first = (body["page"] - 1) * body["page_size"]
+        items = records[first : first + body["page_size"]]
+        return json_response({"code": 200, "message": "success", "data": {"page": body["page"], "items": items}})
 
     def read(self, id_: str) -> HttpResponse:
         self.reads += 1
@@ -72,7 +89,8 @@ class Service:
             "status": status,
             "outputs": [f"https://outputs.example/{id_}.mp4"] if status == "completed" else [],
             "error": "",
-            "created_at": "2026-11-21T08:00:00.123456789Z",
+            "model": self.models[id_],
+            "created_at": datetime.fromtimestamp(EPOCH + since, UTC).isoformat(),
         }
         if status == "completed" and body.get("prompt", "") in self.failures:
             record |= {"status": "failed", "outputs": [], **self.failures[body["prompt"]]}

@@ -306,9 +306,8 @@ async def test_a_mistake_in_the_program_ends_one_job_with_its_traceback() -> Non
     async with open_session(service) as kling, kling.batch(jobs(3), ordered=True) as batch:
         outcomes = [outcome async for outcome in batch]
     error = outcomes[1].error
-    assert isinstance(error, SubmissionUncertainError)
-    assert isinstance(error.__cause__, KlingError)
-    assert isinstance(error.__cause__.__cause__, RuntimeError)
+    assert isinstance(error, ConnectionLostError)
+    assert isinstance(error.__cause__, RuntimeError)
     assert [outcome.ok for outcome in outcomes] == [True, False, True]
 
 

@@ -291,10 +291,10 @@ def test_a_ledger_file_survives_a_loop_that_closes(tmp_path: Path) -> None:
     service = Service(latency=0.05)
 
     async def main() -> None:
-        kling = await open_session(service, ledger=path).__aenter__()
+        sending = asyncio.Event()
+        kling = await open_session(service, ledger=path, observers=[lambda _: sending.set()]).__aenter__()
         asyncio.create_task(kling.generate(prompt="x", image=IMAGE, key="mine"))  # noqa: RUF006 -- abandoned on purpose
-        while not kling.account.slots.taken:  # noqa: ASYNC110 -- there is no event for it
-            await asyncio.sleep(0.001)
+        await sending.wait()
 
     asyncio.run(main())
     assert [(row.key, row.prediction_id, row.state) for row in read_ledger(path)] == [

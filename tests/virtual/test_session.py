@@ -27,6 +27,7 @@ from kling_async import (
     PredictionTimeoutError,
     RateLimitedError,
     RequestRejectedError,
+    ServerError,
     Spent,
     Status,
     SubmissionUncertainError,
@@ -232,7 +233,7 @@ async def test_no_connection_at_all_is_an_error_that_says_that_nothing_was_spent
 async def test_what_may_have_been_accepted_is_sent_once(end: HttpResponse | Exception) -> None:
     service = Service()
     times = refuse_first(service, 10**6, end)
-    async with open_session(service) as kling:
+    async with open_session(service, on_uncertain="hold") as kling:
         with pytest.raises(SubmissionUncertainError) as caught:
             await kling.generate(prompt="first", image=IMAGE, key="mine")
         assert kling.account.slots.taken == 0
@@ -241,6 +242,17 @@ async def test_what_may_have_been_accepted_is_sent_once(end: HttpResponse | Exce
     assert caught.value.key == "mine"
     assert caught.value.sent_at is not None
     assert "not sent again" in str(caught.value)
+
+
+async def test_what_is_shown_to_be_unaccepted_again_and_again_is_given_up() -> None:
+    service = Service()
+    times = refuse_first(service, 10**6, json_response({"code": 500, "message": "oops"}, status=500))
+    async with open_session(service) as kling:
+        with pytest.raises(ServerError, match=r"oops.*nothing was spent.*3 times") as caught:
+            await kling.generate(prompt="first", image=IMAGE, key="mine")
+        assert kling.account.slots.taken == 0
+    assert len(times) == 3
+    assert caught.value.key == "mine"
 
 
 async def test_a_refused_job_is_an_error_of_the_service_with_the_job() -> None:

@@ -1,0 +1,74 @@
+"""The same call again, over a ledger in a file: nothing is paid for twice, and nothing that was paid for is lost.
+
+In real time: the ledger's writer is a real thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kling_async import Job, KeyReusedError, State, WatchPolicy, read_ledger
+from support.service import IMAGE, Service, open_session
+
+pytestmark = pytest.mark.anyio
+
+FAST = WatchPolicy(first=0.05, growth=1.0, cap=0.05)
+
+
+def jobs(count: int) -> Iterator[Job]:
+    return (Job(prompt=f"number {number}", image=IMAGE) for number in range(count))
+
+
+async def test_the_same_batch_again_pays_for_nothing_again(tmp_path: Path) -> None:
+    service = Service(seconds=0.3, latency=0.001, failures={"number 3": {"code": 1405}})
+    ledger = tmp_path / "run.db"
+    async with open_session(service, watch=FAST, ledger=ledger) as kling, kling.batch(jobs(10), name="b") as batch:
+        first = {outcome.key: outcome async for outcome in batch}
+    reads = service.reads
+    shuffled = [Job(prompt="new", image=IMAGE), *list(jobs(10))[::-1]]
+    async with open_session(service, watch=FAST, ledger=ledger) as kling, kling.batch(shuffled, name="b") as batch:
+        second = {outcome.key: outcome async for outcome in batch}
+    assert len(service.paid) == 11
+    assert second.keys() > first.keys()
+    for key, outcome in first.items():
+        assert second[key].ok == outcome.ok
+        assert second[key].prediction is not None
+        assert outcome.prediction is not None
+        assert second[key].prediction.id == outcome.prediction.id
+        assert second[key].prediction.outputs == outcome.prediction.outputs
+    new = [key for key in second if key not in first]
+    assert service.reads - reads <= 20, f"only {new} is read"
+
+
+async def test_what_was_left_running_is_followed_and_what_was_in_doubt_is_settled(tmp_path: Path) -> None:
+    service = Service(seconds=0.5, latency=0.001)
+    ledger = tmp_path / "run.db"
+    async with open_session(service, watch=FAST, ledger=ledger, max_in_flight=4) as kling:
+        async with kling.batch(jobs(4), name="b") as batch:
+            await asyncio.sleep(0.2)
+            assert batch.statistics().running == 4
+    assert {row.state for row in read_ledger(ledger)} == {State.SUBMITTED}
+    async with open_session(service, watch=FAST, ledger=ledger, max_in_flight=4) as kling:
+        assert len(kling.running) == 4
+        assert kling.account.slots.taken == 4
+        async with kling.batch(jobs(6), name="b") as batch:
+            outcomes = [outcome async for outcome in batch]
+    assert all(outcome.ok for outcome in outcomes)
+    assert len(service.paid) == 6
+    assert service.peak <= 4
+
+
+async def test_a_key_does_not_change_its_content(tmp_path: Path) -> None:
+    service = Service(seconds=0.2, latency=0.001)
+    ledger = tmp_path / "run.db"
+    async with open_session(service, watch=FAST, ledger=ledger) as kling:
+        first = await kling.generate(prompt="x", image=IMAGE, key="mine")
+        again = await kling.generate(prompt="x", image=IMAGE, key="mine")
+        assert again.id == first.id
+        with pytest.raises(KeyReusedError, match="other content"):
+            await kling.generate(prompt="y", image=IMAGE, key="mine")
+    assert len(service.paid) == 1

@@ -1,0 +1,186 @@
+"""What becomes of submissions in doubt: never sent again on a guess, never lost, and settled by evidence."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kling_async import (
+    ConnectionLostError,
+    HttpRequest,
+    HttpResponse,
+    Job,
+    Spent,
+    SubmissionUncertainError,
+)
+from kling_async._core.http import Effect
+from kling_async.testing import json_response
+from support.service import IMAGE, Service, open_session
+
+pytestmark = pytest.mark.anyio
+
+
+def same(inputs: dict[str, Any]) -> dict[str, Any]:
+    return inputs
+
+
+def drop(service: Service, *, before: set[str] = frozenset(), after: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    """Lose the first reply to these prompts, before or after the service has accepted the job."""
+    left = {"before": set(before), "after": set(after)}
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is not Effect.PAID:
+            return None
+        if body["prompt"] in left["after"]:
+            left["after"].discard(body["prompt"])
+            service.accept(body, request.url.partition("/api/v3/")[2])
+            raise ConnectionLostError("dropped")
+        if body["prompt"] in left["before"]:
+            left["before"].discard(body["prompt"])
+            raise ConnectionLostError("dropped")
+        return None
+
+    service.script = script
+
+
+async def test_with_echo_an_accepted_one_is_adopted_and_another_is_sent_again() -> None:
+    service = Service(echo=same)
+    drop(service, before={"b"}, after={"a"})
+    async with open_session(service) as kling:
+        done = await asyncio.gather(*(kling.generate(prompt=prompt, image=IMAGE, key=prompt) for prompt in "abc"))
+    assert Counter(body["prompt"] for body in service.paid) == {"a": 1, "b": 1, "c": 1}
+    by_id = {id_: inputs["prompt"] for id_, (_, _, inputs) in service.accepted.items()}
+    assert [by_id[prediction.id] for prediction in done] == ["a", "b", "c"]
+
+
+async def test_without_an_orphan_nothing_was_accepted_and_it_is_sent_again_after_the_grace() -> None:
+    service = Service()
+    drop(service, before={"a"})
+    async with open_session(service, grace=300) as kling:
+        began = service.clock.monotonic()
+        assert (await kling.generate(prompt="a", image=IMAGE)).output
+        assert service.clock.monotonic() - began > 300
+    assert len(service.paid) == 1
+
+
+async def test_without_echo_and_not_alone_an_orphan_holds_the_job_with_its_candidates() -> None:
+    service = Service()
+    drop(service, after={"a"})
+    async with open_session(service) as kling:
+        with pytest.raises(SubmissionUncertainError) as caught:
+            await kling.generate(prompt="a", image=IMAGE, key="a")
+        assert kling.account.slots.taken == 0
+    assert caught.value.candidates == ("p00000",)
+    assert caught.value.spent is Spent.UNKNOWN
+    assert len(service.paid) == 1
+
+
+async def test_alone_with_the_key_one_orphan_is_adopted_by_counting() -> None:
+    service = Service()
+    drop(service, after={"a"})
+    async with open_session(service, sole_user=True) as kling:
+        assert (await kling.generate(prompt="a", image=IMAGE)).id == "p00000"
+    assert len(service.paid) == 1
+
+
+async def test_two_orphans_of_two_jobs_were_paid_for_and_are_not_given_out_by_chance() -> None:
+    service = Service()
+    drop(service, after={"a", "b"})
+    async with open_session(service, sole_user=True) as kling:
+        ends = await asyncio.gather(
+            *(kling.generate(prompt=prompt, image=IMAGE) for prompt in "ab"), return_exceptions=True
+        )
+    for end in ends:
+        assert isinstance(end, SubmissionUncertainError)
+        assert end.spent is Spent.YES
+        assert set(end.candidates) == {"p00000", "p00001"}
+    assert len(service.paid) == 2
+
+
+async def test_an_echo_that_the_service_rewrites_proves_nothing() -> None:
+    """A known prediction whose echo differs from what was sent shows that echoes are not to be trusted."""
+    service = Service(echo=lambda inputs: inputs | {"prompt": inputs["prompt"].upper()})
+    drop(service, after={"b"})
+    async with open_session(service) as kling:
+        assert (await kling.generate(prompt="a", image=IMAGE)).output
+        with pytest.raises(SubmissionUncertainError) as caught:
+            await kling.generate(prompt="b", image=IMAGE)
+    assert caught.value.candidates == ("p00001",)
+    assert len(service.paid) == 2
+
+
+async def test_hold_does_not_ask_and_resubmit_may_pay_twice_only_when_told() -> None:
+    service = Service()
+    drop(service, after={"a"})
+    async with open_session(service, on_uncertain="hold") as kling:
+        with pytest.raises(SubmissionUncertainError):
+            await kling.generate(prompt="a", image=IMAGE)
+    assert service.lists == 0
+    assert len(service.paid) == 1
+
+
+async def test_gptproto_has_no_history_so_it_is_held() -> None:
+    service = Service()
+    drop(service, after={"a"})
+    async with open_session(service, provider="gptproto") as kling:
+        with pytest.raises(SubmissionUncertainError) as caught:
+            await kling.generate(prompt="a", image=IMAGE)
+    assert caught.value.spent is Spent.UNKNOWN
+    assert service.lists == 0
+    assert len(service.paid) == 1
+
+
+async def test_a_history_that_cannot_be_read_holds_the_job() -> None:
+    service = Service(echo=same)
+    drop(service, after={"a"})
+    inner = service.script
+    assert inner is not None
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> Any:
+        if request.url.endswith("/predictions"):
+            return json_response({"code": 500, "message": "oops"}, status=500)
+        return inner(request, body)
+
+    service.script = script
+    async with open_session(service) as kling:
+        with pytest.raises(SubmissionUncertainError):
+            await kling.generate(prompt="a", image=IMAGE)
+    assert len(service.paid) == 1
+
+
+def jobs(count: int) -> Iterator[Job]:
+    return (Job(prompt=f"number {number}", image=IMAGE) for number in range(count))
+
+
+@pytest.mark.parametrize("echo", [True, False])
+@pytest.mark.parametrize("seed", range(5))
+async def test_many_faults_pay_nothing_twice_and_lose_nothing(seed: int, *, echo: bool) -> None:
+    rng = random.Random(seed)
+    service = Service(echo=same if echo else None)
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        chance = rng.random()
+        if chance > 0.1:
+            return None
+        if request.effect is Effect.PAID and chance < 0.03:
+            service.accept(body, request.url.partition("/api/v3/")[2])
+        if chance < 0.07:
+            raise ConnectionLostError("dropped")
+        return json_response({"code": 503, "message": "busy"}, status=503)
+
+    service.script = script
+    async with open_session(service, max_in_flight=50) as kling, kling.batch(jobs(300)) as batch:
+        outcomes = [outcome async for outcome in batch]
+    paid = Counter(body["prompt"] for body in service.paid)
+    assert max(paid.values()) == 1
+    assert len(outcomes) == 300
+    held = [outcome for outcome in outcomes if isinstance(outcome.error, SubmissionUncertainError)]
+    assert all(outcome.ok for outcome in outcomes if outcome not in held)
+    assert len(service.paid) >= 300 - len(held)
+    if echo:
+        assert held == []
