@@ -14,7 +14,6 @@ from kling_async import (
     HttpResponse,
     InvalidJobError,
     Job,
-    KlingError,
     PredictionFailedError,
     PredictionTimeoutError,
     SkippedError,

@@ -1,0 +1,33 @@
+"""A process that runs one batch over a ledger, to be killed: `python worker.py LEDGER BASE_URL KEY JOBS IN_FLIGHT`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from kling_async import Job, KlingSession, Level, NoLimit, WatchPolicy
+
+
+async def main() -> None:
+    ledger, base_url, key, jobs, in_flight = sys.argv[1:]
+    async with KlingSession(
+        key,
+        base_url=base_url,
+        ledger=ledger,
+        level=Level("test", 1_000_000, int(in_flight)),
+        rate_limiter=NoLimit(),
+        watch=WatchPolicy(first=0.1, growth=1.2, cap=0.5),
+        grace=0.5,
+        sole_user=True,
+    ) as kling:
+        asked = (
+            (f"job-{number}", Job(prompt=f"number {number}", image=f"{base_url}/picture.png"))
+            for number in range(int(jobs))
+        )
+        async with kling.batch(asked, name="killed") as batch:
+            async for outcome in batch:
+                print(outcome.key, outcome.ok, type(outcome.error).__name__, flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
