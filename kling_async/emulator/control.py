@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final
 
 from kling_async.emulator.exchange import RefusedError, json_object
 from kling_async.emulator.faults import build
-from kling_async.emulator.openapi import document
 from kling_async.emulator.wire import nanoseconds, reply
 
 if TYPE_CHECKING:
@@ -117,10 +116,6 @@ def install(app: web.Application, service: Service, site: Site, default_key: str
         service.faults.clear()
         return await rules(request)
 
-    async def schema(_: web.Request) -> web.Response:
-        return reply(document(site.origin, site.persona.models, max_upload_bytes=service.rules.max_upload_bytes))
-
-    app.router.add_get("/__emulator__/openapi.json", guarded(schema))
     app.router.add_get("/__emulator__/account", guarded(account))
     app.router.add_get("/__emulator__/faults", guarded(rules))
     app.router.add_post("/__emulator__/faults", guarded(add))

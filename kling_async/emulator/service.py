@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Final, Literal
 import aiohttp
 import attrs
 
-from kling_async.emulator.faults import ROUTES, Fault, Faults
+from kling_async.emulator.faults import Faults
 from kling_async.emulator.outputs import Media, own_path
 from kling_async.emulator.pictures import DOWNLOAD_FAILED, MAX_BYTES, MEDIA_ACCESS, PictureError, check, decode_inline
 from kling_async.emulator.predictions import Prediction, PredictionStore, Verdict
 from kling_async.emulator.wire import Persona
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
 
     from kling_async.emulator.accounts import Account
-    from kling_async.emulator.chaos import ChaosRun
     from kling_async.emulator.clock import Clock
     from kling_async.emulator.renderer import Renderer
     from kling_async.emulator.webhooks import Webhooks
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Leak", "RequestRecord", "Rules", "Service", "Site"]
 
 _LOG = logging.getLogger("kling_async.emulator")
-_HISTORY: Final = 100_000
+_HISTORY: Final = 10_000
 _DOWNLOADS: Final = 16
 _DOWNLOAD_SECONDS: Final = 15.0
 _OK: Final = 200
@@ -46,7 +45,6 @@ class RequestRecord:
         at: Unix seconds on the emulator's clock when it came in.
         route: name of the route, as in `faults.ROUTES`; `unknown` when there is none.
         persona: `wavespeed` or `gptproto`.
-        faults: the kinds of faults it met.
     """
 
     method: str
@@ -55,7 +53,6 @@ class RequestRecord:
     at: float
     route: str
     persona: str
-    faults: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -89,11 +86,7 @@ class Rules:
         refund_after: seconds from a failure to its refund; None never refunds.
         no_funds_status: HTTP status of an insufficient balance at WaveSpeed, 403 or 402.
         discount: share of the list price the accounts are let off, 0 to 1.
-        echoes: which of `list` and `result` carry the `input`.
-        list_total: whether a list tells its `total`.
-        unknown_model_status: HTTP status of a submit to a model that does not exist.
-        webhook_refunds: whether a prediction is refunded when no delivery of its webhook was taken.
-        downloads: whether pictures at other hosts are fetched; else they are taken unseen.
+        input_echo: whether list items carry their `input`.
     """
 
     tiny: bool
@@ -103,11 +96,7 @@ class Rules:
     refund_after: float | None
     no_funds_status: int
     discount: Decimal
-    echoes: frozenset[str]
-    list_total: bool
-    unknown_model_status: int
-    webhook_refunds: bool
-    downloads: bool
+    input_echo: bool
 
 
 @attrs.define(eq=False)
@@ -116,12 +105,10 @@ class Site:
 
     Attributes:
         persona: its dialect.
-        methods: which methods a path knows.
         origin: its base URL, known once it listens.
     """
 
     persona: Persona
-    methods: Callable[[str], frozenset[str]]
     origin: str = ""
 
 
@@ -143,7 +130,6 @@ class Service:
         self.media = media
         self.rules = rules
         self.faults = Faults()
-        self.chaos: ChaosRun | None = None
         self.origins: set[tuple[str, int]] = set()
         self.requests: deque[RequestRecord] = deque(maxlen=_HISTORY)
         self.leaks: deque[Leak] = deque(maxlen=_HISTORY)
@@ -164,10 +150,6 @@ class Service:
                 connector=aiohttp.TCPConnector(limit=64),
             )
         return self._session
-
-    def chance(self, route: str) -> Fault | None:
-        """What chaos has in store for the next exchange of that route, if there is chaos."""
-        return None if self.chaos is None or route not in ROUTES else self.chaos.draw(route)
 
     def running(self) -> int:
         """Predictions that occupy a slot, over all accounts."""
@@ -218,7 +200,6 @@ class Service:
             if prediction.verdict is None:
                 prediction.fail(Verdict("failed", error.code, error.message), now)
         prediction.pictures = tuple(digests)
-        prediction.name()
         prediction.waiting = bool(foreign)
         self.store.add(prediction)
         prediction.entry = prediction.account.accept(prediction, now)
@@ -242,7 +223,7 @@ class Service:
         if value.startswith(("http://", "https://")):
             path = own_path(value, self.origins)
             if path is None:
-                return None if self.rules.downloads else ""
+                return None
             upload = self.media.upload(path, now)
             if upload is None:
                 raise PictureError(MEDIA_ACCESS, DOWNLOAD_FAILED)
