@@ -43,7 +43,11 @@ def _row(model: Model) -> dict[str, object]:
             str(seconds): None if price.usd is None else float(price.usd) for seconds, price in prices.items()
         },
         "price_certainty": model.certainty.value,
-        "fields": [*_COMMON, *(name for name, _ in _more_fields(model))],
+        "fields": [
+            *(name for name in _COMMON if name != "negative_prompt" or model.negative_prompt),
+            *(name for name, _ in _more_fields(model)),
+            *_rare_fields(model),
+        ],
         "end_image_required": model.end_image is not None and model.end_image.required,
         "prompt_required": model.prompt_required,
         "source": model.source,
@@ -63,6 +67,17 @@ def _more_fields(model: Model) -> list[tuple[str, str]]:
     if model.sound:
         fields.append(("sound", ""))
     return fields
+
+
+def _rare_fields(model: Model) -> list[str]:
+    """The fields of Kling 2.6 and 3.0, which have a line of their own below the table."""
+    takes = {
+        "multi_prompt": model.shots,
+        "shot_type": model.shot_types,
+        "element_list": model.elements,
+        "voice_list": model.voices,
+    }
+    return [name for name, taken in takes.items() if taken]
 
 
 def _durations(model: Model) -> str:
@@ -92,6 +107,11 @@ def _tell_models(to: Console) -> None:
         )
     to.print(shown)
     to.print(Text(f"All take {', '.join(_COMMON)}. Prices are WaveSpeed's; GPTProto prints none.", "dim"))
+    without = [model.name for model in MODELS if not model.negative_prompt]
+    say(to, Text(f"But {' and '.join(without)} take no negative_prompt.", "dim"))
+    for fields in dict.fromkeys(tuple(_rare_fields(model)) for model in MODELS if _rare_fields(model)):
+        takers = ", ".join(model.name for model in MODELS if tuple(_rare_fields(model)) == fields)
+        say(to, Text(f"{', '.join(fields)}: {takers}.", "dim"))
     to.print(Text("≈ is computed from other prices: no page of the vendor prints it.", "dim"))
 
 
