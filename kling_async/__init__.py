@@ -14,7 +14,8 @@ Start with `KlingSession`; errors are drawn as a tree in `kling_async.errors`.
 
 from ._batch import Batch, BatchStatistics
 from ._core import errors, events
-from ._core.catalogue import LEVELS, MODELS, Certainty, Level, Model, Price
+from ._core.account import Billing, DailyUsage, ModelUsage, ServiceModel, ServicePrice, Usage
+from ._core.catalogue import LEVELS, MODELS, Certainty, EndImage, Level, Model, Price
 from ._core.clock import Clock
 from ._core.errors import (
     ApiError,
@@ -49,9 +50,11 @@ from ._core.errors import (
     UnsupportedError,
 )
 from ._core.http import Effect, HttpRequest, HttpResponse, Timeouts
-from ._core.job import Job
+from ._core.job import Job, Shot
 from ._core.polling import WatchPolicy
 from ._core.prediction import Outcome, Prediction, SavedFile, Status
+from ._core.schema import Field
+from ._core.secret import Secret
 from ._session import KlingSession
 from .ledger import Ledger, Row, State, read_ledger
 from .limits import NoLimit, RateLimiter, StartsPerWindow
@@ -66,12 +69,16 @@ __all__ = [
     "AuthenticationError",
     "Batch",
     "BatchStatistics",
+    "Billing",
     "Certainty",
     "Clock",
     "ConfigurationError",
     "ConnectFailedError",
     "ConnectionLostError",
+    "DailyUsage",
     "Effect",
+    "EndImage",
+    "Field",
     "GPTProto",
     "HttpRequest",
     "HttpResponse",
@@ -85,6 +92,7 @@ __all__ = [
     "LedgerError",
     "Level",
     "Model",
+    "ModelUsage",
     "ModerationError",
     "NoLimit",
     "NoOutputError",
@@ -104,8 +112,12 @@ __all__ = [
     "RequestRejectedError",
     "Row",
     "SavedFile",
+    "Secret",
     "ServerError",
+    "ServiceModel",
+    "ServicePrice",
     "SessionClosedError",
+    "Shot",
     "SkippedError",
     "Spent",
     "StartsPerWindow",
@@ -117,6 +129,7 @@ __all__ = [
     "TransportError",
     "TransportTimeoutError",
     "UnsupportedError",
+    "Usage",
     "WatchPolicy",
     "WaveSpeed",
     "errors",

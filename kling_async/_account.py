@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from ._core.clock import Clock
     from ._core.events import Event, Observer
+    from ._core.http import HttpRequest, HttpResponse
     from ._core.job import Job
     from ._core.polling import WatchPolicy
     from ._core.transport import Transport
@@ -264,6 +265,14 @@ class Account:
                 return list(found.values()), ahead
         raise AssertionError  # pragma: no cover -- the count has no end
 
+    async def ask(self, request: HttpRequest) -> HttpResponse:
+        """The reply to a read, whatever its status.
+
+        Raises:
+            TransportError: The service could not be asked.
+        """
+        return await send_read(self._transport, request, self.clock, rng=self._rng.random)
+
     async def get(self, prediction_id: str) -> Prediction:
         """The prediction as the service has it now.
 
@@ -271,9 +280,7 @@ class Account:
             ApiError: The service said no.
             TransportError: It could not be asked.
         """
-        response = await send_read(
-            self._transport, self.provider.result(prediction_id), self.clock, rng=self._rng.random
-        )
+        response = await self.ask(self.provider.result(prediction_id))
         try:
             return self.provider.read_prediction(response)
         except ApiError as error:

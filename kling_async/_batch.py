@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from decimal import Decimal
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias, cast
 
 import anyio
 import attrs
@@ -319,7 +319,7 @@ def _about(error: KlingError | None, job: Job, key: str) -> KlingError | None:
 async def _each(jobs: Jobs) -> AsyncGenerator[Item, None]:
     """The items of any kind of input."""
     if isinstance(jobs, Mapping):
-        for key, job in jobs.items():
+        for key, job in cast("Mapping[str, Job]", jobs).items():
             yield key, job
     elif isinstance(jobs, AsyncIterable):
         items = aiter(jobs)

@@ -46,6 +46,8 @@ MAX_REMEMBERED = 10_000
 """Uploads that are remembered; the one that was not used for longest is forgotten first."""
 ATTEMPTS = 4
 """How often a ticket is asked for, and how often a file is sent to it."""
+NO_TICKETS = frozenset({404, 405})
+"""Statuses by which a service says that it gives no tickets; the upload in one request is older, and documented."""
 
 _PIECE = 2**18
 """Bytes of a file that are read at once."""
@@ -135,6 +137,7 @@ class Images:
         self._slots = anyio.Semaphore(limit)
         self._inline = inline
         self._rng = rng
+        self._tickets = True
         self._known: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self._wanted: dict[str, _Upload] = {}
 
@@ -195,16 +198,35 @@ class Images:
         sha256 = await anyio.to_thread.run_sync(_sha256, content, "")
         # Neutral: the user's path is none of the service's business.
         filename = sha256[:16] + {"image/jpeg": ".jpg", "image/png": ".png"}[facts.type]
+        url = await self._by_ticket(filename, content, facts) if self._tickets else None
+        if url is None:
+            url = await self._in_one(filename, content, facts)
+            # Only now: a wrong address has neither of the two.
+            self._tickets = False
+        self._known[sha256] = url, self._clock.now() + REMEMBERED
+        if len(self._known) > MAX_REMEMBERED:
+            self._known.popitem(last=False)
+        return url
+
+    async def _by_ticket(self, filename: str, content: bytes, facts: ImageFacts) -> str | None:
+        """The URL of the file after it was put where the ticket says; None when the service gives no tickets."""
         asked = self._provider.upload_ticket(filename=filename, size=facts.bytes, content_type=facts.type)
-        ticket = self._provider.read_ticket(await self._send(asked))
+        reply = await self._send(asked)
+        if reply.status in NO_TICKETS:
+            return None
+        ticket = self._provider.read_ticket(reply)
         put = HttpRequest(
             method=ticket.method, url=ticket.url, effect=Effect.READ, headers=ticket.headers, body=content
         )
         _judge(await self._send(put), ticket, self._clock.now())
-        self._known[sha256] = ticket.download_url, self._clock.now() + REMEMBERED
-        if len(self._known) > MAX_REMEMBERED:
-            self._known.popitem(last=False)
         return ticket.download_url
+
+    async def _in_one(self, filename: str, content: bytes, facts: ImageFacts) -> str:
+        """The URL of the file after it was sent as a form."""
+        request = await anyio.to_thread.run_sync(
+            lambda: self._provider.upload_binary(filename=filename, content=content, content_type=facts.type)
+        )
+        return self._provider.read_upload(await self._send(request))
 
     async def _send(self, request: HttpRequest) -> HttpResponse:
         return await send_read(self._transport, request, self._clock, attempts=ATTEMPTS, rng=self._rng)

@@ -11,8 +11,9 @@ import attrs
 
 from ._account import Account
 from ._batch import Batch, Jobs
+from ._calls import ServiceCalls
 from ._clock import SystemClock
-from ._core.catalogue import LEVELS, Level
+from ._core.catalogue import LEVELS, Level, Model
 from ._core.errors import ConfigurationError, KlingError, SessionClosedError
 from ._core.http import Timeouts
 from ._core.job import Job, JobFields, image_at_rest
@@ -47,7 +48,7 @@ class _Options:
     """What `with_options` may change."""
 
     deadline: float
-    model: str | None = None
+    model: str | Model | None = None
 
 
 @attrs.define
@@ -58,7 +59,7 @@ class _Door:
     used: bool = False
 
 
-class KlingSession:
+class KlingSession(ServiceCalls):
     """One account on one provider: submits jobs, watches what runs, saves what comes.
 
     ```python
@@ -248,7 +249,7 @@ class KlingSession:
         """The predictions that run, as last seen."""
         return self.account.watcher.running
 
-    def with_options(self, *, deadline: float | None = None, model: str | None = None) -> KlingSession:
+    def with_options(self, *, deadline: float | None = None, model: str | Model | None = None) -> KlingSession:
         """This session with other defaults, sharing transport, slots, limiter, watcher and ledger.
 
         Args:

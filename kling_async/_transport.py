@@ -318,7 +318,7 @@ def _timeout(request: HttpRequest, timeouts: Timeouts) -> aiohttp.ClientTimeout:
         # `connect` covers the wait for a free connection too: whatever ends before it has sent nothing, and since it is
         # shorter than `total`, a total that runs out has always begun to send.
         return aiohttp.ClientTimeout(total=connect + timeouts.submit, connect=connect, sock_connect=connect)
-    if request.method == "PUT":
+    if request.method == "PUT" or len(request.body or b"") > _LARGE:
         # aiohttp measures silence only while it reads. A peer that stops taking the body would never be noticed, hence
         # `transfer` for the reply and for each MiB begun.
         pieces = 2 + len(request.body or b"") // _LARGE

@@ -307,6 +307,10 @@ def _json_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return fields
 
 
+# One for all rows: `json.loads` with a hook makes a decoder per call.
+_JSON: Final = json.JSONDecoder(object_pairs_hook=_json_object)
+
+
 def _json_rows(file: Iterable[bytes]) -> Iterator[_Row]:
     for number, line, undecoded in _lines(file):
         if undecoded is not None:
@@ -315,7 +319,7 @@ def _json_rows(file: Iterable[bytes]) -> Iterator[_Row]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line, object_pairs_hook=_json_object)
+            value = _JSON.decode(line)
         except _RepeatedFieldError as error:
             problem = Problem(str(error), "is given twice")
         except json.JSONDecodeError as error:
@@ -434,11 +438,12 @@ def _cell(name: str, cell: str) -> object:
             if text.lower() not in _TRUTH:
                 raise ValueError(f"expected true or false, got {text[:40]!r}")
             return _TRUTH[text.lower()]
-        case "extra":
+        case "extra" | "multi_prompt" | "element_list" | "voice_list":
             try:
-                return json.loads(text, object_pairs_hook=_json_object)
+                return _JSON.decode(text)
             except (ValueError, RecursionError):
-                raise ValueError(f"expected a JSON object, got {text[:40]!r}") from None
+                kind = "object" if name == "extra" else "list"
+                raise ValueError(f"expected a JSON {kind}, got {text[:40]!r}") from None
         case "prompt" | "negative_prompt":
             return cell
         case _:

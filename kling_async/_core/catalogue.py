@@ -6,18 +6,35 @@ Where pages disagree the row holds what is safe to send:
 * `duration` is an integer (the standard page says string): both are accepted, an integer is sent.
 * 15 s and 20 s stand in two price tables and in no schema: they are refused.
 * `image` is required (two pages call it optional and fall back to a sample picture, which would be charged).
-* The end frame is `end_image` up to 2.1 and `last_image` in 2.5 turbo: the row knows its wire name.
+* The end frame is `end_image` up to 2.1 and `last_image` in 2.5 turbo, and of 2.6 pro it has another name at GPTProto:
+  the row knows its wire names.
+* 3.0 and 3 turbo take one prompt or the prompts of several shots. `shot_type` is `intelligence` in the schema and
+  `intelligent` in the pages' prose: the schema's word is sent.
+* What a page does not name is refused: the service would drop it silently and charge.
 * The path of the start/end-frame model has a slash; the dashed form is its documentation page, here an alias.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping  # noqa: TC003 -- attrs resolves field types at run time
 from decimal import Decimal
 from enum import Enum
+from typing import TYPE_CHECKING, Literal
 
 import attrs
+
+from . import schema
+from .errors import UnsupportedError
+from .schema import Field
+
+if TYPE_CHECKING:
+    from .account import ServiceModel
+
+
+MAX_TEXT = 2500
+"""Characters of a prompt and of a negative prompt (pages of standard and pro; ComfyUI node)."""
 
 
 class Certainty(Enum):
@@ -58,26 +75,54 @@ class EndImage:
     Attributes:
         field: The name on the wire.
         required: Whether it must be given.
+        elsewhere: Pairs of a provider and the name on its wire, where that is another one.
     """
 
     field: str = "end_image"
     required: bool = False
+    elsewhere: tuple[tuple[str, str], ...] = ()
+
+    def name_at(self, provider: str) -> str:
+        """The name on the wire of a provider."""
+        return dict(self.elsewhere).get(provider, self.field)
+
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+
+
+def _is_path(model: object, attribute: object, value: str) -> None:
+    """Refuse ids that would lead elsewhere: they come from the service or the caller, and stand in URLs."""
+    del model, attribute
+    if not _ID.fullmatch(value):
+        raise ValueError(f"no id of a model: {value[:120]!r}")
 
 
 @attrs.frozen(kw_only=True)
 class Model:
-    """One model.
+    """One model. `Job(model=Model(...))` runs one that is in no catalogue.
 
     Attributes:
         id: The id, which is its path below `/api/v3/`.
-        name: The short name that users type.
+        name: The short name that users type; by default the id.
         aliases: Other names for it, refused by the service and accepted here.
         providers: Names of the providers that have it.
-        prompt_required: Whether a prompt must be given.
-        durations: Seconds that may be asked for.
+        prompt_required: Whether a prompt must be given, or shots where the model takes them.
+        max_text: Characters of a prompt and of a negative prompt at most.
+        durations: Seconds that may be asked for, ascending; empty when the model takes no duration.
+        default_duration: Seconds when a job names none; the first of `durations` if it is not among them.
+        duration_type: How the duration is written on the wire.
         scale: Wire name of the guidance scale, or None when the model has none.
+        scale_range: The least and the greatest value of the guidance scale.
+        negative_prompt: Whether it takes `negative_prompt`.
         end_image: How it takes a last frame, or None when it takes none.
         sound: Whether it takes `sound`.
+        shots: How many shots `multi_prompt` may have; 0 when the model takes one prompt only.
+        shot_types: The words that `shot_type` may be; empty when the model takes none.
+        elements: How many items `element_list` may have; 0 when the model takes none.
+        voices: Whether it takes `voice_list`.
+        required: Names of other fields of `Job` that must be given.
+        more: The inputs that go into `Job.extra`, which is checked against them; None when they are not known, and
+            then `extra` is sent as it is.
         price_per_5s: USD of 5 seconds on WaveSpeed, or None.
         sound_factor: What `sound=True` multiplies the price by.
         certainty: How sure the price is.
@@ -87,15 +132,26 @@ class Model:
         source: Where the row is from.
     """
 
-    id: str
-    name: str
+    id: str = attrs.field(validator=_is_path)
+    name: str = attrs.field(default=attrs.Factory(lambda self: self.id, takes_self=True))
     aliases: tuple[str, ...] = ()
     providers: frozenset[str] = frozenset({"wavespeed"})
     prompt_required: bool = True
+    max_text: int = MAX_TEXT
     durations: tuple[int, ...] = (5, 10)
+    default_duration: int = 5
+    duration_type: Literal["integer", "string"] = "integer"
     scale: str | None = "guidance_scale"
+    scale_range: tuple[float, float] = (0.0, 1.0)
+    negative_prompt: bool = True
     end_image: EndImage | None = None
     sound: bool = False
+    shots: int = 0
+    shot_types: tuple[str, ...] = ()
+    elements: int = 0
+    voices: bool = False
+    required: frozenset[str] = frozenset()
+    more: tuple[Field, ...] | None = None
     price_per_5s: Decimal | None = None
     sound_factor: Decimal = Decimal(2)
     certainty: Certainty = Certainty.UNKNOWN
@@ -105,19 +161,71 @@ class Model:
     source: str = ""
 
     def price(self, duration: int, *, provider: str = "wavespeed", sound: bool = False) -> Price:
-        """What one run of `duration` seconds costs by the price list (`base_price * duration / 5`)."""
+        """What one run of `duration` seconds costs by the price list (`base_price * duration / 5`).
+
+        A model that takes no duration costs the same every time.
+        """
         if self.price_per_5s is None or provider != "wavespeed":
             return Price(
                 None, Certainty.UNKNOWN, f"no price list of {provider} was found" if provider != "wavespeed" else ""
             )
-        usd = self.price_per_5s * duration / 5
+        usd = self.price_per_5s * duration / 5 if self.durations else self.price_per_5s
         if sound:
             usd *= self.sound_factor
         return Price(usd, Certainty.INFERRED if sound else self.certainty, self.source)
 
+    @classmethod
+    def from_service(cls, entry: ServiceModel, *, provider: str = "wavespeed") -> Model:
+        """The row of a model by the service's own description, for models that are not in the catalogue yet.
+
+        Inputs that `Job` has no field for are given in `Job.extra`, and checked there.
+
+        Args:
+            entry: One of `await kling.models()`.
+            provider: The provider that it came from.
+
+        Raises:
+            UnsupportedError: The model takes no single image, or the service tells too little of it.
+        """
+        facts = schema.read(entry.schema)
+        if facts.missing:
+            raise UnsupportedError(f"{entry.id} cannot be run: {facts.missing}")
+        by_second = schema.price_by_the_second(entry.formula)
+        # A formula that is not understood makes the price unknown, not wrong: `kling.price` asks the service.
+        priced = entry.base_price is not None and by_second is not None and (by_second or not facts.durations)
+        try:
+            return cls(
+                id=entry.path.strip("/").removeprefix("api/v3/") or entry.id,
+                providers=frozenset({provider}),
+                prompt_required=facts.prompt_required,
+                max_text=MAX_TEXT if facts.max_text is None else facts.max_text,
+                durations=facts.durations,
+                default_duration=facts.default_duration,
+                duration_type=facts.duration_type,
+                scale=facts.scale,
+                scale_range=facts.scale_range,
+                negative_prompt=facts.negative_prompt,
+                end_image=None if facts.end_image is None else EndImage(facts.end_image, facts.end_image_required),
+                sound=facts.sound,
+                shots=facts.shots,
+                shot_types=facts.shot_types,
+                elements=facts.elements,
+                voices=facts.voices,
+                required=facts.required,
+                more=facts.more,
+                price_per_5s=entry.base_price if priced else None,
+                sound_factor=Decimal(1),
+                certainty=Certainty.INFERRED if priced else Certainty.UNKNOWN,
+                resolution="",
+                source=f"the service's own catalogue, base_price {entry.base_price}",
+            )
+        except ValueError as error:
+            raise UnsupportedError(f"{entry.id[:120]!r} cannot be run: {error}") from None
+
 
 BOTH = frozenset({"wavespeed", "gptproto"})
 _SNAP = "wavespeed.ai/docs, 2025-10"
+_SHOT_TYPES = ("customize", "intelligence")
 
 MODELS: tuple[Model, ...] = (
     Model(
@@ -221,8 +329,10 @@ MODELS: tuple[Model, ...] = (
         name="kling-v2.6-pro",
         providers=BOTH,
         scale="cfg_scale",
-        end_image=EndImage(),
+        # GPTProto's page of the same model calls it last_image.
+        end_image=EndImage(elsewhere=(("gptproto", "last_image"),)),
         sound=True,
+        voices=True,
         price_per_5s=Decimal("0.35"),
         certainty=Certainty.STATED,
         usual=83.0,
@@ -235,6 +345,9 @@ MODELS: tuple[Model, ...] = (
         scale="cfg_scale",
         end_image=EndImage(),
         sound=True,
+        shots=6,
+        shot_types=_SHOT_TYPES,
+        elements=3,
         price_per_5s=Decimal("0.42"),
         certainty=Certainty.STATED,
         resolution="720p",
@@ -248,10 +361,48 @@ MODELS: tuple[Model, ...] = (
         scale="cfg_scale",
         end_image=EndImage(),
         sound=True,
+        shots=6,
+        shot_types=_SHOT_TYPES,
+        elements=3,
         price_per_5s=Decimal("0.56"),
         certainty=Certainty.STATED,
         usual=151.0,
         source="wavespeed.ai/docs/docs-api/kwaivgi, 3.0 pro; price with sound inferred",
+    ),
+    Model(
+        id="kwaivgi/kling-v3.0-4k/image-to-video",
+        name="kling-v3.0-4k",
+        durations=tuple(range(3, 16)),
+        scale="cfg_scale",
+        end_image=EndImage(),
+        sound=True,
+        shots=6,
+        shot_types=_SHOT_TYPES,
+        elements=3,
+        resolution="4k",
+        usual=240.0,
+        source="wavespeed.ai/docs/docs-api/kwaivgi, 3.0 4k; no price found",
+    ),
+    Model(
+        id="kwaivgi/kling-v3-turbo-std/image-to-video",
+        name="kling-v3-turbo-std",
+        durations=tuple(range(3, 16)),
+        scale=None,
+        negative_prompt=False,
+        shots=6,
+        resolution="720p",
+        usual=80.0,
+        source="wavespeed.ai/docs/docs-api/kwaivgi, 3 turbo std; no price found",
+    ),
+    Model(
+        id="kwaivgi/kling-v3-turbo-pro/image-to-video",
+        name="kling-v3-turbo-pro",
+        durations=tuple(range(3, 16)),
+        scale=None,
+        negative_prompt=False,
+        shots=6,
+        usual=100.0,
+        source="wavespeed.ai/docs/docs-api/kwaivgi, 3 turbo pro; no price found",
     ),
 )
 

@@ -122,6 +122,8 @@ class KlingError(Exception):
 
 def _restore(cls: type[KlingError], args: tuple[object, ...], state: dict[str, object]) -> KlingError:
     error = cls.__new__(cls, *args)
+    # `OSError`, the base of `TimeoutError`, leaves them to an `__init__` that is not called here.
+    error.args = args
     error.__dict__.update(state)
     return error
 

@@ -68,3 +68,24 @@ class UploadProvider(Protocol):
             ApiError: The service said no, or the reply holds no ticket.
         """
         ...
+
+    def upload_binary(self, *, filename: str, content: bytes, content_type: str) -> HttpRequest:
+        """The upload in one request, for when there are no tickets.
+
+        Args:
+            filename: A neutral name.
+            content: The whole file.
+            content_type: Media type.
+
+        Raises:
+            UnsupportedError: The provider takes no uploads.
+        """
+        ...
+
+    def read_upload(self, response: HttpResponse) -> str:
+        """The URL in a reply to `upload_binary`.
+
+        Raises:
+            ApiError: The service said no, or the reply holds no URL.
+        """
+        ...

@@ -77,6 +77,7 @@ class Prediction:
         created_at: When the service accepted the job; UTC.
         inference: Seconds that the generation took, or None.
         key: The job's name within its batch, set by the SDK.
+        input: What the run was given, where the service says it (the list and webhooks, sometimes), or None.
         request_id: The service's id of the HTTP request that brought this.
         raw: The record as it came.
     """
@@ -92,6 +93,7 @@ class Prediction:
     created_at: datetime | None = None
     inference: float | None = None
     key: str | None = None
+    input: Mapping[str, object] | None = attrs.field(default=None, repr=False, eq=False)
     request_id: str | None = None
     raw: Mapping[str, object] = attrs.field(factory=dict, repr=False, eq=False)
 

@@ -20,7 +20,7 @@ class Secret:
         # A sign of a key may stand in JSON as itself, with a backslash or by its number.
         self.__quoted = re.compile(
             "".join(
-                letter if letter.isalnum() else rf"(?:\\{{0,2}}{re.escape(letter)}|(?i:\\u{ord(letter):04x}))"
+                letter if letter.isalnum() else rf"(?:(?i:\\u{ord(letter):04x})|\\{{0,2}}{re.escape(letter)})"
                 for letter in value
             ).encode()
         )

@@ -4,14 +4,17 @@
         ...  # point any client at emu.base_url with emu.api_key
 
 It keeps accounts with balances, rate and concurrency limits, charges and refunds, renders real MP4s from the pictures
-it is given, delivers signed webhooks, and goes wrong on demand (`emu.faults`). It shares no code with the SDK: both
-were written from the same description of the service, so each checks the other.
+it is given, delivers signed webhooks, and goes wrong on demand (`emu.faults`) or by the dice (`chaos=Chaos(0.1)`). Its
+own record tells what really happened: `emu.charges()`, `emu.double_paid()`, `emu.running_at(t)`, `emu.requests`; a page
+at `/__emulator__/` shows it. It shares no code with the SDK: both were written from the same description of the
+service, so each checks the other.
 """
 
 from __future__ import annotations
 
 from kling_async.emulator import faults
 from kling_async.emulator.accounts import LEVELS, Charge, Level, LevelName
+from kling_async.emulator.chaos import KINDS, Chaos
 from kling_async.emulator.clock import Clock, ManualClock, RealClock, ScaledClock
 from kling_async.emulator.faults import Call, Fault, Faults, Rule
 from kling_async.emulator.predictions import PredictionRecord, State, Timing, TimingSource
@@ -22,8 +25,10 @@ from kling_async.emulator.webhooks import Delivery
 __all__ = [
     "DEFAULT_GPTPROTO_KEY",
     "DEFAULT_KEY",
+    "KINDS",
     "LEVELS",
     "Call",
+    "Chaos",
     "Charge",
     "Clock",
     "Delivery",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from kling_async.emulator.chaos import Chaos
 from kling_async.emulator.server import Emulator, MissingRendererError, serve
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--balance", type=float, default=1000.0, help="USD each account starts with")
     parser.add_argument("--speed", type=float, default=1.0, help="emulator seconds per real second")
     parser.add_argument("--seconds", type=float, help="how long every prediction takes, in emulator seconds")
-    parser.add_argument("--seed", type=int, help="the same times and ids in every run")
+    parser.add_argument("--seed", type=int, help="the same times and ids in every run, and the same chaos")
+    parser.add_argument("--chaos", type=float, metavar="RATE", help="share of all requests that meet a fault, 0 to 1")
     parser.add_argument("--profile", choices=("video", "tiny"), default="video")
     parser.add_argument("--resolution", choices=("small", "full"), default="small")
     parser.add_argument("--over-limit", choices=("reject", "queue"), default="reject")
@@ -41,6 +43,7 @@ def _announce(emulator: Emulator) -> None:
         f"WaveSpeed  {emulator.base_url}",
         f"GPTProto   {emulator.gptproto_url}",
         f"key        {emulator.api_key}",
+        f"look       {emulator.base_url}/__emulator__/",
         "",
         f"export WAVESPEED_BASE_URL={emulator.base_url} WAVESPEED_API_KEY={emulator.api_key}",
         f"export GPTPROTO_BASE_URL={emulator.gptproto_url} GPTPROTO_API_KEY={emulator.gptproto_key}",
@@ -68,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             resolution=options.resolution,
             over_limit=options.over_limit,
             retry_after=options.retry_after,
+            chaos=Chaos(options.chaos, options.seed or 0) if options.chaos else None,
         )
         with contextlib.suppress(KeyboardInterrupt):
             anyio.run(lambda: serve(emulator, ready=_announce))

@@ -9,8 +9,8 @@ import base64
 import hashlib
 import heapq
 import itertools
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Final, Literal
 
@@ -60,6 +60,9 @@ class Charge:
         at: when, in Unix seconds.
         refunded: whether it was given back.
         refunded_at: when it was given back, in Unix seconds.
+        inputs: what the prediction ran with: defaults filled in, unknown keys gone.
+        fingerprint: the same for the same model and inputs; pictures count by their content where it is known.
+        refund_due: when it is or was to be given back, in Unix seconds; None when it is not.
     """
 
     prediction_id: str
@@ -69,6 +72,14 @@ class Charge:
     at: float
     refunded: bool
     refunded_at: float | None
+    inputs: Mapping[str, object]
+    fingerprint: str
+    refund_due: float | None
+
+    @property
+    def prompt(self) -> str:
+        """The prompt; empty when there was none."""
+        return str(self.inputs.get("prompt", ""))
 
 
 @attrs.define(eq=False)
@@ -79,6 +90,7 @@ class Entry:
     amount: Decimal
     at: float
     refunded_at: float | None = None
+    refund_due: float | None = None
 
     def charge(self) -> Charge:
         """The line as a value that does not change any more."""
@@ -91,7 +103,16 @@ class Entry:
             at=self.at,
             refunded=self.refunded_at is not None,
             refunded_at=self.refunded_at,
+            inputs=dict(prediction.inputs),
+            fingerprint=prediction.fingerprint,
+            refund_due=self.refund_due if self.refunded_at is None and self.refundable else self.refunded_at,
         )
+
+    @property
+    def refundable(self) -> bool:
+        """Whether a refund that is due will be given: not when it was deleted before it ended."""
+        deleted_at = self.prediction.deleted_at
+        return deleted_at is None or deleted_at >= self.prediction.ends_at
 
 
 @attrs.frozen
@@ -205,14 +226,14 @@ class Account:
 
     def refund(self, entry: Entry, at: float) -> None:
         """Give the money of a failed prediction back at that time."""
+        entry.refund_due = at if entry.refund_due is None else min(at, entry.refund_due)
         heapq.heappush(self._refunds, (at, next(self._numbers), entry))
 
     def settle(self, now: float) -> None:
         """Carry out the refunds that are due."""
         while self._refunds and self._refunds[0][0] <= now:
             due, _, entry = heapq.heappop(self._refunds)
-            deleted_at = entry.prediction.deleted_at
-            if entry.refunded_at is None and (deleted_at is None or deleted_at >= entry.prediction.ends_at):
+            if entry.refunded_at is None and entry.refundable:
                 entry.refunded_at = due
                 self.funds += entry.amount
 
@@ -220,6 +241,20 @@ class Account:
         """USD left at `now`."""
         self.settle(now)
         return self.funds
+
+    def steps(self) -> list[tuple[float, int]]:
+        """Each change of how many predictions occupied a slot: when, and how many from then on."""
+        changes = Counter[float]()
+        for entry in self.entries:
+            prediction = entry.prediction
+            changes[entry.at] += 1
+            if prediction.over_at is not None:
+                changes[prediction.over_at] -= 1
+        unfinished, steps = 0, []
+        for at in sorted(changes):
+            unfinished += changes[at]
+            steps.append((at, min(unfinished, self.level.concurrent) if self.queueing else unfinished))
+        return steps
 
     def _forget_starts(self, now: float) -> None:
         while self._starts and self._starts[0] <= now - WINDOW_SECONDS:

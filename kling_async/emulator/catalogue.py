@@ -21,7 +21,9 @@ Kind = Literal["text", "image", "number", "seconds", "flag", "items"]
 
 _MAX_TEXT: Final = 2500
 _BASE_SECONDS: Final = 5
-_INLINE_IMAGE = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*\Z")
+_IMAGE_URL: Final = "^(https?://|data:)"
+_INLINE_IMAGE: Final = r"^[A-Za-z0-9+/ \r\n]{64,}={0,2}[ \r\n]*$"
+_IMAGE_FORMS: Final = (re.compile(_IMAGE_URL), re.compile(_INLINE_IMAGE))
 
 
 class InputError(ValueError):
@@ -88,9 +90,7 @@ class Field:
     def _image(self, value: object) -> str:
         if self.required and value == "":
             raise InputError(f"Missing parameter: {self.name} is required")
-        if isinstance(value, str) and (
-            value.startswith(("http://", "https://", "data:")) or _INLINE_IMAGE.match(value) is not None
-        ):
+        if isinstance(value, str) and any(form.match(value) for form in _IMAGE_FORMS):
             return value
         raise InputError(f"Invalid parameter: {self.name} must be a URL or a data URI of an image")
 
@@ -103,7 +103,7 @@ class Field:
 
     def _seconds(self, value: object) -> int:
         # The vendor's pages disagree on integer or string, so both forms are taken.
-        if isinstance(value, str) and value.isascii() and value.isdecimal():
+        if isinstance(value, str) and value in {str(choice) for choice in self.choices}:
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or value not in self.choices:
             raise InputError(f"Invalid parameter: {self.name} must be one of {_listed(self.choices)}")
@@ -122,6 +122,30 @@ class Field:
         if self.choices:
             schema["enum"] = list(self.choices)
         return schema
+
+    def accepted(self) -> dict[str, object]:
+        """JSON schema of what a submit may really carry: more than the listing shows."""
+        schema: dict[str, object]
+        match self.kind:
+            case "text" if self.choices:
+                schema = {"enum": list(self.choices)}
+            case "text":
+                schema = {"type": "string", "minLength": int(self.required), "maxLength": int(self.high or _MAX_TEXT)}
+            case "image":
+                schema = {"type": "string", "anyOf": [{"pattern": _IMAGE_URL}, {"pattern": _INLINE_IMAGE}]}
+            case "number":
+                schema = {"type": "number", "minimum": self.low, "maximum": self.high}
+            case "seconds":
+                schema = {"enum": [*self.choices, *(str(choice) for choice in self.choices)]}
+            case "flag":
+                schema = {"type": "boolean"}
+            case _:
+                schema = {"type": "array"}
+                if self.high is not None:
+                    schema["maxItems"] = int(self.high)
+        if not self.required:
+            schema = {"anyOf": [schema, {"type": "null"}]}
+        return schema if self.default is None else schema | {"default": self.default}
 
 
 def _listed(values: tuple[object, ...]) -> str:
@@ -155,6 +179,10 @@ class Model:
         """The names of the image fields: the start frame first."""
         return tuple(field.name for field in self.fields if field.kind == "image")
 
+    def images_in(self, inputs: Mapping[str, object]) -> tuple[str, ...]:
+        """The names of the image fields that these inputs fill: the start frame first."""
+        return tuple(name for name in self.images if name in inputs)
+
     def clean(self, raw: Mapping[str, object]) -> dict[str, object]:
         """The inputs the service runs with: defaults filled in, unknown keys dropped without a word.
 
@@ -172,7 +200,30 @@ class Model:
                 inputs[field.name] = field.default
         if self.prompt_or_shots and bool(inputs.get("prompt")) == bool(inputs.get("multi_prompt")):
             raise InputError("Invalid parameter: exactly one of prompt and multi_prompt is required")
+        if inputs.get("multi_prompt") and "end_image" in inputs:
+            raise InputError("Invalid parameter: end_image does not go together with multi_prompt")
         return inputs
+
+    def accepted(self) -> dict[str, object]:
+        """JSON schema of the bodies that a submit takes: `clean` raises for all others."""
+        schema: dict[str, object] = {
+            "type": "object",
+            "required": [field.name for field in self.fields if field.required],
+            "properties": {field.name: field.accepted() for field in self.fields},
+        }
+        if self.prompt_or_shots:
+            none = {"type": "null"}
+            prompt = {"prompt": {"type": "string", "minLength": 1}, "multi_prompt": {"enum": [None, []]}}
+            shots = {
+                "multi_prompt": {"type": "array", "minItems": 1},
+                "prompt": {"enum": [None, ""]},
+                "end_image": none,
+            }
+            schema["anyOf"] = [
+                {"required": ["prompt"], "properties": prompt},
+                {"required": ["multi_prompt"], "properties": shots},
+            ]
+        return schema
 
     def price(self, inputs: Mapping[str, object]) -> Decimal:
         """USD for one run: `base_price * duration / 5`; the price of five seconds where no duration can be read."""

@@ -1,102 +1,257 @@
-"""The emulator's own routes, for scripts in other processes: `/__emulator__/account` and `/__emulator__/faults`.
+"""The emulator's own routes, for people and for scripts in other processes.
 
-They answer over loopback only.
+They answer over loopback only, under a name of this computer, and change nothing for a page of another origin.
 
-* `GET /__emulator__/account`: balance, charges, running, peak, requests per route. With an `Authorization` header of
-  that account; the default account without one.
+* `GET /__emulator__/`: a page that shows the account and sets faults.
+* `GET /__emulator__/openapi.json`: the wire of the API, as OpenAPI 3.1.
+* `GET /__emulator__/account`: balance, charges, running, peak, requests per route, chaos by kind. With an
+  `Authorization` header of that account; the default account without one.
+* `GET /__emulator__/state`: what the page shows: all accounts, the last predictions and requests, the faults.
 * `POST /__emulator__/faults` with `{"route": "submit", "fault": "AcceptThenDrop", "args": {}, "times": 1, "after": 0}`:
   `fault` is a class name of `kling_async.emulator.faults`, `args` its fields; `times: null` means for good.
 * `GET /__emulator__/faults`: the rules and how often each has hit.
 * `DELETE /__emulator__/faults`: remove every rule.
+* `POST /__emulator__/chaos` with `{"rate": 0.1, "seed": 7, "kinds": null, "routes": null}`: begin; a rate of 0 ends it.
+* `GET /__emulator__/chaos`: what is set and what happened.
 """
 
 from __future__ import annotations
 
 import ipaddress
+from collections import deque
+from importlib.resources import files
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
+from aiohttp import web
+
+from kling_async.emulator.chaos import Chaos, ChaosRun
 from kling_async.emulator.exchange import RefusedError, json_object
 from kling_async.emulator.faults import build
-from kling_async.emulator.wire import nanoseconds, reply
+from kling_async.emulator.openapi import document
+from kling_async.emulator.wire import Json, nanoseconds, reply
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
-    from aiohttp import web
-
+    from kling_async.emulator.accounts import Account, Entry
     from kling_async.emulator.service import Service, Site
+
+    Answer = Callable[[web.Request], Awaitable[web.Response]]
 
 __all__ = ["install"]
 
 _BAD_REQUEST: Final = 400
+_FORBIDDEN: Final = 403
 _NOT_FOUND: Final = 404
+_SHOWN: Final = 60
+"""So many predictions and requests are on the page."""
 
-
-def _local(request: web.Request) -> bool:
-    try:
-        return ipaddress.ip_address(request.remote or "").is_loopback
-    except ValueError:
-        return False
+_PAGE: Final = files("kling_async.emulator").joinpath("admin.html").read_bytes()
+_PAGE_HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 
 
 def install(app: web.Application, service: Service, site: Site, default_key: str) -> None:
     """Add the routes to an application."""
+    control = _Control(service, site, default_key)
+    for method, path, answer in (
+        ("GET", "", control.page),
+        ("GET", "openapi.json", control.openapi),
+        ("GET", "account", control.account),
+        ("GET", "state", control.state),
+        ("GET", "faults", control.rules),
+        ("POST", "faults", control.add),
+        ("DELETE", "faults", control.clear),
+        ("GET", "chaos", control.chaos),
+        ("POST", "chaos", control.set_chaos),
+    ):
+        app.router.add_route(method, f"/__emulator__/{path}", control.guarded(answer))
 
-    def guarded(
-        answer: Callable[[web.Request], Awaitable[web.Response]],
-    ) -> Callable[[web.Request], Awaitable[web.Response]]:
+
+def _is_local(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def _host_of(value: str) -> tuple[str, int]:
+    """Host and port of an origin or of a `Host` header; an empty host when it is neither."""
+    try:
+        parts = urlsplit(value if "//" in value else f"http://{value}")
+        return ((parts.hostname or "").lower(), parts.port or 80) if parts.scheme == "http" else ("", 0)
+    except ValueError:
+        return "", 0
+
+
+class _Control:
+    def __init__(self, service: Service, site: Site, default_key: str) -> None:
+        self._service = service
+        self._site = site
+        self._key = default_key
+
+    def guarded(self, answer: Answer) -> Answer:
+        """The same for nobody but this computer, and not for pages of others that its browser shows."""
+
         async def handle(request: web.Request) -> web.Response:
-            if not _local(request):
-                return site.persona.error(_NOT_FOUND)
+            error = self._site.persona.error
+            if not _is_local(request.remote or ""):
+                return error(_NOT_FOUND)
+            # A name that others make point here (DNS rebinding) would let their pages in.
+            if _host_of(request.host) not in self._service.origins:
+                return error(_FORBIDDEN, "Not under this name")
+            if self._is_foreign(request):
+                return error(_FORBIDDEN, "Not from another site")
             try:
                 return await answer(request)
             except RefusedError as refused:
-                return site.persona.error(refused.status, refused.message)
+                return error(refused.status, refused.message)
 
         return handle
 
-    async def account(request: web.Request) -> web.Response:
-        key = site.persona.key(request.headers.get("Authorization", "")) or default_key
-        found = service.accounts.get(key)
+    @staticmethod
+    def _is_foreign(request: web.Request) -> bool:
+        """Whether a browser says that the page of another site sent this."""
+        origin = request.headers.get("Origin")
+        if origin is not None and _host_of(origin) != _host_of(request.host):
+            return True
+        site = request.headers.get("Sec-Fetch-Site", "none")
+        # Following a link to the page is all that another site may do.
+        return site not in {"none", "same-origin"} and request.path != "/__emulator__/"
+
+    async def page(self, _: web.Request) -> web.Response:
+        return web.Response(body=_PAGE, content_type="text/html", charset="utf-8", headers=_PAGE_HEADERS)
+
+    async def openapi(self, _: web.Request) -> web.Response:
+        limit = self._service.rules.max_upload_bytes
+        return reply(document(self._site.origin, self._site.persona.models, max_upload_bytes=limit))
+
+    async def account(self, request: web.Request) -> web.Response:
+        service = self._service
+        found = service.accounts.get(self._site.persona.key(request.headers.get("Authorization", "")) or self._key)
         if found is None:
             raise RefusedError(_NOT_FOUND, "No such account")
-        now = service.clock.now()
         return reply(
             {
-                "now": now,
-                "balance": float(found.balance(now)),
-                "running": found.running(now),
-                "peak_running": found.peak,
+                "now": service.clock.now(),
+                **self._money(found),
                 "requests": dict(service.counts),
                 "leaks": len(service.leaks),
-                "charges": [
-                    {
-                        "prediction_id": charge.prediction_id,
-                        "model": charge.model,
-                        "amount": float(charge.amount),
-                        "at": nanoseconds(charge.at),
-                        "refunded": charge.refunded,
-                    }
-                    for charge in (entry.charge() for entry in found.entries)
-                ],
+                "chaos": self._chaos(),
+                "charges": self._charges(found.entries),
             }
         )
 
-    async def rules(_: web.Request) -> web.Response:
+    def _money(self, account: Account) -> Json:
+        now = self._service.clock.now()
+        return {
+            "balance": float(account.balance(now)),
+            "running": account.running(now),
+            "peak_running": account.peak,
+        }
+
+    @staticmethod
+    def _charges(entries: Iterable[Entry]) -> list[Json]:
+        return [
+            {
+                "prediction_id": charge.prediction_id,
+                "model": charge.model,
+                "amount": float(charge.amount),
+                "at": nanoseconds(charge.at),
+                "refunded": charge.refunded,
+                "fingerprint": charge.fingerprint,
+                "prompt": charge.prompt,
+            }
+            for charge in (entry.charge() for entry in entries)
+        ]
+
+    def _chaos(self) -> Json | None:
+        return None if self._service.chaos is None else self._service.chaos.summary()
+
+    async def state(self, _: web.Request) -> web.Response:
+        service, now = self._service, self._service.clock.now()
+        service.store.expire(now)
+        for account in service.accounts.values():
+            account.settle(now)
+        entries = sorted(
+            (entry for account in service.accounts.values() for entry in account.entries), key=lambda entry: entry.at
+        )
+        latest = [entry.prediction.record(now) for entry in reversed(entries[-_SHOWN:])]
         return reply(
-            [
-                {
-                    "route": rule.route,
-                    "fault": type(rule.fault).__name__,
-                    "times": rule.times,
-                    "after": rule.after,
-                    "hits": rule.hits,
-                }
-                for rule in service.faults.rules
-            ]
+            {
+                "now": now,
+                "running": service.running(),
+                "peak_running": service.peak,
+                "accounts": [
+                    {
+                        "key": _masked(account.key),
+                        "starts_per_minute": account.level.starts_per_minute,
+                        "concurrent": account.level.concurrent,
+                        "charged": float(sum(entry.amount for entry in account.entries)),
+                        "refunded": float(
+                            sum(entry.amount for entry in account.entries if entry.refunded_at is not None)
+                        ),
+                        **self._money(account),
+                    }
+                    for account in service.accounts.values()
+                ],
+                "predictions": [
+                    {
+                        "id": record.id,
+                        "model": record.model,
+                        "prompt": str(record.inputs.get("prompt", "")),
+                        "status": record.status,
+                        "created_at": record.created_at,
+                        "ends_at": record.ends_at,
+                        "code": record.code,
+                        "error": record.error,
+                        "output": record.output,
+                        "amount": float(entry.amount),
+                        "refunded": entry.refunded_at is not None,
+                    }
+                    for record, entry in zip(latest, reversed(entries[-_SHOWN:]), strict=True)
+                ],
+                "total_predictions": len(entries),
+                "counts": dict(service.counts),
+                "requests": [
+                    {
+                        "method": record.method,
+                        "path": record.path,
+                        "status": record.status,
+                        "at": record.at,
+                        "persona": record.persona,
+                        "faults": record.faults,
+                    }
+                    for record in reversed(deque(service.requests, maxlen=_SHOWN))
+                ],
+                "leaks": len(service.leaks),
+                "faults": self._rules(),
+                "chaos": self._chaos(),
+            }
         )
 
-    async def add(request: web.Request) -> web.Response:
+    def _rules(self) -> list[Json]:
+        return [
+            {
+                "route": rule.route,
+                "fault": type(rule.fault).__name__,
+                "times": rule.times,
+                "after": rule.after,
+                "hits": rule.hits,
+            }
+            for rule in self._service.faults.rules
+        ]
+
+    async def rules(self, _: web.Request) -> web.Response:
+        return reply(self._rules())
+
+    async def add(self, request: web.Request) -> web.Response:
         body = json_object(await request.read())
         arguments, times, after = body.get("args", {}), body.get("times", 1), body.get("after", 0)
         if (
@@ -107,16 +262,40 @@ def install(app: web.Application, service: Service, site: Site, default_key: str
             raise RefusedError(_BAD_REQUEST, "args is an object, times an integer or null, after an integer")
         try:
             fault = build(str(body.get("fault")), arguments)
-            service.faults.add(str(body.get("route")), fault, times=times, after=after)
+            self._service.faults.add(str(body.get("route")), fault, times=times, after=after)
         except ValueError as error:
             raise RefusedError(_BAD_REQUEST, str(error)) from None
-        return await rules(request)
+        return reply(self._rules())
 
-    async def clear(request: web.Request) -> web.Response:
-        service.faults.clear()
-        return await rules(request)
+    async def clear(self, _: web.Request) -> web.Response:
+        self._service.faults.clear()
+        return reply(self._rules())
 
-    app.router.add_get("/__emulator__/account", guarded(account))
-    app.router.add_get("/__emulator__/faults", guarded(rules))
-    app.router.add_post("/__emulator__/faults", guarded(add))
-    app.router.add_delete("/__emulator__/faults", guarded(clear))
+    async def chaos(self, _: web.Request) -> web.Response:
+        return reply(self._chaos())
+
+    async def set_chaos(self, request: web.Request) -> web.Response:
+        body = json_object(await request.read())
+        rate, seed, kinds, routes = (body.get(name) for name in ("rate", "seed", "kinds", "routes"))
+        if (
+            isinstance(rate, bool)
+            or not isinstance(rate, int | float)
+            or not (seed is None or isinstance(seed, int))
+            or not all(names is None or isinstance(names, list) for names in (kinds, routes))
+        ):
+            raise RefusedError(_BAD_REQUEST, "rate is a number, seed an integer, kinds and routes are arrays or null")
+        try:
+            chaos = Chaos(rate, seed or 0, _words(kinds), _words(routes))
+        except ValueError as error:
+            raise RefusedError(_BAD_REQUEST, str(error)) from None
+        self._service.chaos = ChaosRun(chaos) if rate else None
+        return reply(self._chaos())
+
+
+def _masked(key: str) -> str:
+    # Whoever made the emulator take a key of the real service shall not find it on a screen.
+    return f"{key[:8]}…{key[-4:]}" if len(key) > 16 else "…"  # noqa: PLR2004 - a shorter one would be told whole
+
+
+def _words(value: object) -> tuple[str, ...] | None:
+    return tuple(map(str, value)) if isinstance(value, list) else None

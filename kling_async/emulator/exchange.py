@@ -13,6 +13,7 @@ import attrs
 from aiohttp import web
 
 from kling_async.emulator import faults as kinds
+from kling_async.emulator.catalogue import InputError
 from kling_async.emulator.faults import Call, Fault
 from kling_async.emulator.service import Leak, RequestRecord, Service, Site
 from kling_async.emulator.wire import reply
@@ -26,6 +27,7 @@ __all__ = ["Exchange", "Handler", "RefusedError", "json_object", "route"]
 
 _KEYLESS: Final = frozenset({"upload_put", "upload_get", "output"})
 _KEY_HEADERS: Final = ("Authorization", "X-API-Key")
+_OK: Final = 200
 _BAD_REQUEST: Final = 400
 _UNAUTHORIZED: Final = 401
 _NOT_FOUND: Final = 404
@@ -103,7 +105,7 @@ def json_object(raw: bytes) -> dict[str, object]:
     """
     try:
         value = json.loads(raw) if raw else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         raise RefusedError(_BAD_REQUEST, "Invalid request body: not valid JSON") from None
     if not isinstance(value, dict):
         raise RefusedError(_BAD_REQUEST, "Invalid request body: a JSON object is expected")
@@ -120,15 +122,18 @@ def route(
         status: int | None = None
         if name in _KEYLESS:
             _watch_for_keys(service, request, name, at)
+        exchange = Exchange(service, site, request, Call(name, request.method, request.path, site.persona.name, {}))
         try:
-            call = Call(name, request.method, request.path, site.persona.name, {})
-            response = await _answer(Exchange(service, site, request, call), handler)
+            response = await _answer(exchange, handler)
             status = None if response is None else response.status
             # What is written to a connection that was closed on purpose goes nowhere.
             return web.Response() if response is None else response
         finally:
             service.counts[name] += 1
-            service.requests.append(RequestRecord(request.method, request.path, status, at, name, site.persona.name))
+            met = tuple(type(fault).__name__ for fault in exchange.taken)
+            service.requests.append(
+                RequestRecord(request.method, request.path, status, at, name, site.persona.name, met)
+            )
 
     return handle
 
@@ -141,13 +146,14 @@ def _watch_for_keys(service: Service, request: web.Request, name: str, at: float
 
 async def _answer(exchange: Exchange, handler: Handler) -> web.StreamResponse | None:
     """The answer, or None when the connection was closed instead."""
-    request, faults = exchange.request, exchange.service.faults
-    if not faults.armed(exchange.call.route):
+    request, service, name = exchange.request, exchange.service, exchange.call.route
+    drawn = service.chance(name)
+    if not service.faults.armed(name) and drawn is None:
         return await _handled(exchange, handler)
-    if faults.reads_first(exchange.call.route):
+    if service.faults.reads_first(name):
         exchange.call = attrs.evolve(exchange.call, body=await _peek(request))
-    exchange.taken = faults.take(exchange.call)
-    taken = exchange.taken
+    # What was scripted goes before what was drawn.
+    taken = exchange.taken = service.faults.take(exchange.call) or (() if drawn is None else (drawn,))
     for delay in taken:
         if isinstance(delay, kinds.Delay) and not delay.accepted:
             await exchange.service.clock.sleep(delay.seconds)
@@ -169,6 +175,8 @@ async def _handled(exchange: Exchange, handler: Handler) -> web.Response:
         response = persona.error(refused.status, refused.message)
         response.headers.update(refused.headers)
         return response
+    except InputError as error:
+        return persona.error(_BAD_REQUEST, str(error))
     except web.HTTPException as error:
         return persona.error(error.status)
 
@@ -212,6 +220,8 @@ async def _spoiled(exchange: Exchange, response: web.Response) -> web.StreamResp
         if isinstance(fault, kinds.TruncatedJson):
             body = _bytes_of(response)
             return web.Response(body=body[: len(body) // 2], status=response.status, content_type="application/json")
+        if isinstance(fault, kinds.Unwrapped | kinds.DataList | kinds.DataItems):
+            return _wrapped(response, fault)
         if isinstance(fault, kinds.SlowBody | kinds.CutBody):
             return await _streamed(exchange, response, fault)
     return response
@@ -224,10 +234,26 @@ def _refusal(exchange: Exchange, fault: kinds.Status | kinds.Html502 | kinds.Env
         head = "<head><title>502 Bad Gateway</title></head>"
         page = f"<html>\r\n{head}\r\n<body><h1>502 Bad Gateway</h1></body>\r\n</html>\r\n"
         return web.Response(status=502, text=page, content_type="text/html")
-    response = exchange.site.persona.error(fault.status, fault.message)
+    if fault.body is None:
+        response = exchange.site.persona.error(fault.status, fault.message)
+    elif isinstance(fault.body, str):
+        response = web.Response(status=fault.status, text=fault.body)
+    else:
+        response = reply(fault.body, fault.status)
     if fault.retry_after is not None:
         response.headers["Retry-After"] = str(fault.retry_after)
     return response
+
+
+def _wrapped(response: web.Response, fault: kinds.Wrapping) -> web.Response:
+    """The same data in another envelope; errors stay as they are."""
+    envelope = json_object(_bytes_of(response))
+    if response.status != _OK or "data" not in envelope:
+        return response
+    data = envelope["data"]
+    if isinstance(fault, kinds.Unwrapped):
+        return reply(data)
+    return reply(envelope | {"data": [data] if isinstance(fault, kinds.DataList) else {"items": data}})
 
 
 def _bytes_of(response: web.Response) -> bytes:

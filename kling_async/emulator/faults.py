@@ -24,26 +24,34 @@ __all__ = [
     "AcceptThenDrop",
     "Call",
     "CutBody",
+    "DataItems",
+    "DataList",
     "Delay",
     "Drop",
     "DropAfterReading",
     "Duplicate",
     "EmptyOutputs",
     "EnvelopeCode",
+    "Enveloped",
     "FailTask",
     "Fault",
     "Faults",
+    "Flagged",
     "Html502",
+    "NullFlags",
     "NullOutputs",
     "ObjectOutputs",
     "Rule",
     "Shape",
     "SlowBody",
+    "Sparse",
     "Status",
     "StatusLag404",
     "StringOutputs",
     "TruncatedJson",
     "UnknownStatus",
+    "Unwrapped",
+    "Wrapping",
     "build",
 ]
 
@@ -125,12 +133,14 @@ class Status:
         message: text of the error; None takes a usual one.
         retry_after: seconds, or any text, for a `Retry-After` header; None sends none.
         accepted: whether the request is carried out all the same.
+        body: what is sent instead of the persona's error body: an object as JSON, a text as plain text.
     """
 
     status: int
     message: str | None = None
     retry_after: float | str | None = None
     accepted: bool = False
+    body: Mapping[str, object] | str | None = None
 
 
 @attrs.frozen
@@ -165,6 +175,25 @@ class TruncatedJson:
 
 
 @attrs.frozen
+class Unwrapped:
+    """The data alone, without an envelope around it."""
+
+
+@attrs.frozen
+class DataList:
+    """`data` is a list of one, with the usual data in it."""
+
+
+@attrs.frozen
+class DataItems:
+    """`data` is an object with the usual list in its `items`, as one page of the vendor has it for the models."""
+
+
+Wrapping = Unwrapped | DataList | DataItems
+"""Deviations in how an answer is enveloped."""
+
+
+@attrs.frozen
 class SlowBody:
     """Send the body of the answer in pieces.
 
@@ -194,6 +223,11 @@ class Duplicate:
 
 
 @attrs.frozen
+class Enveloped:
+    """Deliver a webhook in the envelope of the other answers."""
+
+
+@attrs.frozen
 class FailTask:
     """Accept the submit; the prediction will not complete. The money is given back as for any failure.
 
@@ -206,7 +240,7 @@ class FailTask:
 
     code: int | None = 1405
     message: str = "Task failed."
-    status: Literal["failed", "cancelled", "timeout"] = "failed"
+    status: Literal["failed", "cancelled", "canceled", "timeout"] = "failed"
     seconds: float | None = None
 
 
@@ -242,6 +276,21 @@ class StringOutputs:
 
 
 @attrs.frozen
+class NullFlags:
+    """`completed` with `has_nsfw_contents: null`."""
+
+
+@attrs.frozen
+class Flagged:
+    """`completed`, with outputs and `has_nsfw_contents: [true]`."""
+
+
+@attrs.frozen
+class Sparse:
+    """`completed` with no more than `id`, `status` and `outputs`."""
+
+
+@attrs.frozen
 class UnknownStatus:
     """A status word no document knows, in the place of the true one; outputs are left out.
 
@@ -252,7 +301,7 @@ class UnknownStatus:
     word: str
 
 
-Shape = EmptyOutputs | NullOutputs | ObjectOutputs | StringOutputs | UnknownStatus
+Shape = EmptyOutputs | NullOutputs | ObjectOutputs | StringOutputs | NullFlags | Flagged | Sparse | UnknownStatus
 """Deviations in how a result is written. On `submit` they stay with the prediction for good (an unknown word: until it
 has ended); on `result` and `list` they bend single answers, those about outputs only answers that have outputs."""
 
@@ -268,13 +317,26 @@ Fault = (
     | SlowBody
     | CutBody
     | Duplicate
+    | Enveloped
     | FailTask
     | StatusLag404
+    | Wrapping
     | Shape
 )
 """Any kind of fault."""
 
-_SHAPES: Final = (EmptyOutputs, NullOutputs, ObjectOutputs, StringOutputs, UnknownStatus)
+_SHAPES: Final = (
+    EmptyOutputs,
+    NullOutputs,
+    ObjectOutputs,
+    StringOutputs,
+    NullFlags,
+    Flagged,
+    Sparse,
+    UnknownStatus,
+)
+_FILES: Final = frozenset({"upload_put", "upload_get", "output", "webhook"})
+_ANSWERS: Final = ROUTES - _FILES
 _KINDS: Final[tuple[type[Fault], ...]] = (
     Drop,
     DropAfterReading,
@@ -287,8 +349,12 @@ _KINDS: Final[tuple[type[Fault], ...]] = (
     SlowBody,
     CutBody,
     Duplicate,
+    Enveloped,
     FailTask,
     StatusLag404,
+    Unwrapped,
+    DataList,
+    DataItems,
     *_SHAPES,
 )
 _BY_NAME: Final[Mapping[str, type[Fault]]] = {kind.__name__: kind for kind in _KINDS}
@@ -300,6 +366,7 @@ _JSON_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "float": (int, float),
     "str": (str,),
     "Literal": (str,),
+    "Mapping": (dict,),
     "None": (type(None),),
 }
 
@@ -308,9 +375,13 @@ _PLACES: Final[Mapping[type[object], frozenset[str]]] = {
     FailTask: frozenset({"submit"}),
     StatusLag404: frozenset({"submit", "result"}),
     Duplicate: frozenset({"webhook"}),
+    Enveloped: frozenset({"webhook"}),
+    Unwrapped: _ANSWERS,
+    DataList: _ANSWERS,
+    DataItems: frozenset({"models"}),
     **{shape: frozenset({"submit", "result", "list"}) for shape in _SHAPES},
 }
-_WEBHOOK_KINDS: Final = (Drop, Delay, Duplicate)
+_WEBHOOK_KINDS: Final = (Drop, Delay, Duplicate, Enveloped)
 
 
 @attrs.frozen

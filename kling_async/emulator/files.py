@@ -9,7 +9,9 @@ from urllib.parse import parse_qs
 
 import aiohttp
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
+from kling_async.emulator import bodies
 from kling_async.emulator.exchange import Exchange, RefusedError
 from kling_async.emulator.outputs import TICKET_SECONDS, StorageFullError, Ticket, Upload, kind_of, ranged
 from kling_async.emulator.tiny import TINY_MP4
@@ -39,16 +41,11 @@ async def upload_ticket(exchange: Exchange) -> web.Response:
     """`POST /api/v3/media/uploads`: a signed URL to put one file to."""
     exchange.account()
     service, now = exchange.service, exchange.now
-    body = await exchange.body()
-    filename, size, content_type = body.get("filename"), body.get("size"), body.get("content_type")
-    if not isinstance(filename, str) or not filename:
-        raise RefusedError(_BAD_REQUEST, "Missing parameter: filename is required")
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise RefusedError(_BAD_REQUEST, "Invalid parameter: size must be a positive integer")
+    asked = bodies.read(bodies.TICKET, await exchange.body())
+    filename, size = PurePosixPath(asked["filename"]).name, asked["size"]
     if size > service.rules.max_upload_bytes:
         raise RefusedError(_TOO_LARGE, "File too large")
-    filename = PurePosixPath(filename).name
-    kind = kind_of(filename, content_type if isinstance(content_type, str) else None)
+    kind = kind_of(filename, asked["content_type"])
     if kind is None:
         return _failed("invalid file type")
     path = service.media.path(kind[0], filename, now)
@@ -108,7 +105,7 @@ async def upload_binary(exchange: Exchange) -> web.Response:
         raise RefusedError(_BAD_REQUEST, "Invalid request body: multipart/form-data is expected")
     try:
         found = await _file_part(exchange)
-    except ValueError:
+    except (ValueError, HttpProcessingError):
         raise RefusedError(_BAD_REQUEST, "Invalid request body: malformed multipart") from None
     if found is None:
         raise RefusedError(_BAD_REQUEST, "Missing parameter: file is required")

@@ -8,11 +8,11 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from kling_async.emulator import bodies
 from kling_async.emulator import faults as kinds
-from kling_async.emulator.catalogue import InputError
 from kling_async.emulator.exchange import Exchange, RefusedError
 from kling_async.emulator.predictions import Prediction, Verdict
-from kling_async.emulator.wire import Json, iso, parse_time, reply
+from kling_async.emulator.wire import Json, iso, reply
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -38,11 +38,11 @@ __all__ = [
     "webhook_secret",
 ]
 
-_MAX_PAGE: Final = 100
 _MAX_SPAN_SECONDS: Final = 31 * 86400
 _BAD_REQUEST: Final = 400
 _FORBIDDEN: Final = 403
 _NOT_FOUND: Final = 404
+_NO_METHOD: Final = 405
 _TOO_MANY: Final = 429
 
 
@@ -52,13 +52,14 @@ async def submit(exchange: Exchange) -> web.Response:
     service, site, persona = exchange.service, exchange.site, exchange.site.persona
     model = persona.models.get(exchange.request.match_info["model_id"])
     if model is None:
-        raise RefusedError(_NOT_FOUND, "Model not found")
+        _check_method(exchange)
+        raise RefusedError(service.rules.unknown_model_status, "Model not found")
     raw = await exchange.body()
     webhook = exchange.request.query.get("webhook") if persona.name == "wavespeed" else None
     if webhook is not None and raw.get("enable_base64_output") is True:
         text = "webhook callback does not support base64 output, please use the normal API to use base64 output"
         return reply({"error": text}, _BAD_REQUEST)
-    inputs = _inputs(model, raw)
+    inputs = model.clean(raw)
     _check_webhook(webhook)
 
     now = exchange.now
@@ -89,16 +90,9 @@ async def submit(exchange: Exchange) -> web.Response:
         shape=kinds.shape_of(exchange.taken),
     )
     _apply_faults(prediction, exchange)
-    images = tuple(str(inputs[name]) for name in model.images if name in inputs)
+    images = tuple(str(inputs[name]) for name in model.images_in(inputs))
     service.accept(prediction, images, now)
     return persona.ok(persona.prediction(prediction, "created"))
-
-
-def _inputs(model: Model, raw: Mapping[str, object]) -> dict[str, object]:
-    try:
-        return model.clean(raw)
-    except InputError as error:
-        raise RefusedError(_BAD_REQUEST, str(error)) from None
 
 
 def _check_webhook(webhook: str | None) -> None:
@@ -135,80 +129,55 @@ async def result(exchange: Exchange) -> web.Response:
     return exchange.site.persona.ok(_view(exchange, prediction, now))
 
 
+def _check_method(exchange: Exchange) -> None:
+    """Raise RefusedError 405 when the path is there, under another method."""
+    allowed = exchange.site.methods(exchange.request.path)
+    if allowed and exchange.request.method not in allowed:
+        raise RefusedError(_NO_METHOD, headers={"Allow": ", ".join(sorted(allowed))})
+
+
 def _view(exchange: Exchange, prediction: Prediction, now: float) -> Json:
     state = prediction.state(now)
     shape = prediction.shape
     if isinstance(shape, kinds.UnknownStatus) and (state == "created" or prediction.ended(now)):
         shape = None
+    shape = kinds.shape_of(exchange.taken) or shape
     faults = exchange.service.faults
     if shape is None and faults.armed(exchange.call.route):
         shape = faults.take_shape(exchange.call, completed=state == "completed")
-    return exchange.site.persona.prediction(prediction, state, shape)
+    data = exchange.site.persona.prediction(prediction, state, shape)
+    if exchange.call.route in exchange.service.rules.echoes:
+        data["input"] = prediction.inputs
+    return data
 
 
 async def search(exchange: Exchange) -> web.Response:
     """`POST /api/v3/predictions`: the account's predictions of the last seven days, newest first."""
     account, now = exchange.account(), exchange.now
     service = exchange.service
-    body = await exchange.body()
-    page, size = _paging(body, _MAX_PAGE)
+    asked = bodies.read(bodies.LIST, await exchange.body())
+    page, size = asked["page"], asked["page_size"]
     service.store.expire(now)
     found, total = service.store.page(
         account,
         now,
-        after=_moment(body, "created_after"),
-        before=_moment(body, "created_before"),
-        model=_word(body, "model"),
-        status=_word(body, "status"),
+        after=asked["created_after"],
+        before=asked["created_before"],
+        model=asked["model"],
+        status=asked["status"],
         offset=(page - 1) * size,
         count=size,
     )
-    items: list[Json] = []
-    for prediction in found:
-        item = _view(exchange, prediction, now)
-        if service.rules.input_echo:
-            item["input"] = prediction.inputs
-        items.append(item)
-    return exchange.site.persona.ok({"page": page, "total": total, "items": items})
-
-
-def _paging(body: Mapping[str, object], default: int) -> tuple[int, int]:
-    page, size = body.get("page", 1), body.get("page_size", default)
-    if isinstance(page, bool) or not isinstance(page, int) or page < 1:
-        raise RefusedError(_BAD_REQUEST, "Invalid parameter: page must be an integer from 1")
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _MAX_PAGE:
-        raise RefusedError(_BAD_REQUEST, f"Invalid parameter: page_size must be an integer from 1 to {_MAX_PAGE}")
-    return page, size
-
-
-def _moment(body: Mapping[str, object], name: str) -> float | None:
-    value = body.get(name)
-    if value is None or value == "":
-        return None
-    try:
-        return parse_time(value)
-    except (ValueError, OverflowError):
-        raise RefusedError(_BAD_REQUEST, f"Invalid parameter: {name} must be an ISO 8601 time") from None
-
-
-def _word(body: Mapping[str, object], name: str) -> str | None:
-    value = body.get(name)
-    if value is None or value == "":
-        return None
-    if not isinstance(value, str):
-        raise RefusedError(_BAD_REQUEST, f"Invalid parameter: {name} must be a string")
-    return value
+    data: Json = {"page": page, "items": [_view(exchange, prediction, now) for prediction in found]}
+    return exchange.site.persona.ok(data | ({"total": total} if service.rules.list_total else {}))
 
 
 async def delete_many(exchange: Exchange) -> web.Response:
     """`POST /api/v3/predictions/delete`: ids that are unknown or another account's are passed over."""
     account, now = exchange.account(), exchange.now
-    ids = (await exchange.body()).get("ids")
-    if not isinstance(ids, list):
-        raise RefusedError(_BAD_REQUEST, "Missing parameter: ids is required")
     store, count = exchange.service.store, 0
-    for prediction_id in ids:
-        prediction = store.get(str(prediction_id), account, now)
+    for prediction_id in bodies.read(bodies.DELETE, await exchange.body())["ids"]:
+        prediction = store.get(prediction_id, account, now)
         if prediction is not None and prediction.deleted_at is None:
             store.drop(prediction, now)
             count += 1
@@ -241,12 +210,11 @@ async def models(exchange: Exchange) -> web.Response:
 
 async def _priced(exchange: Exchange) -> tuple[Model, Mapping[str, object]]:
     exchange.account()
-    body = await exchange.body()
-    model = exchange.site.persona.models.get(str(body.get("model_id")))
+    asked = bodies.read(bodies.PRICE, await exchange.body())
+    model = exchange.site.persona.models.get(asked["model_id"])
     if model is None:
         raise RefusedError(_NOT_FOUND, "Model not found")
-    inputs = body.get("inputs")
-    return model, inputs if isinstance(inputs, dict) else {}
+    return model, asked["inputs"] or {}
 
 
 async def price(exchange: Exchange) -> web.Response:
@@ -273,23 +241,22 @@ async def pricing(exchange: Exchange) -> web.Response:
 async def billings(exchange: Exchange) -> web.Response:
     """`POST /api/v3/billings/search`: deductions and refunds, newest first."""
     account, now = exchange.account(), exchange.now
-    body = await exchange.body()
-    page, size = _paging(body, 10)
+    asked = bodies.read(bodies.BILLINGS, await exchange.body())
+    page, size = asked["page"], asked["page_size"]
     account.settle(now)
-    wanted = body.get("prediction_uuids")
-    ids = {str(value) for value in wanted} if isinstance(wanted, list) and wanted else None
-    after, before = _moment(body, "start_time"), _moment(body, "end_time")
-    kind, model = _word(body, "billing_type"), _word(body, "model_uuid")
+    ids = frozenset(asked["prediction_uuids"] or ())
+    after, before = asked["start_time"], asked["end_time"]
+    kind, model = asked["billing_type"], asked["model_uuid"]
     lines = [
         (at, billing_type, entry)
         for at, billing_type, entry in _lines(account)
         if (kind is None or kind == billing_type)
-        and (ids is None or entry.prediction.id in ids)
+        and (not ids or entry.prediction.id in ids)
         and (model is None or entry.prediction.model.id == model)
         and (after is None or at >= after)
         and (before is None or at <= before)
     ]
-    lines.sort(key=lambda line: line[0], reverse=not str(body.get("sort", "")).upper().endswith("ASC"))
+    lines.sort(key=lambda line: line[0], reverse=not str(asked["sort"]).upper().endswith("ASC"))
     items = [
         _billing(at, billing_type, entry, now) for at, billing_type, entry in lines[(page - 1) * size : page * size]
     ]
@@ -336,14 +303,11 @@ def _billing(at: float, billing_type: str, entry: Entry, now: float) -> Json:
 async def usage(exchange: Exchange) -> web.Response:
     """`POST /api/v3/user/usage_stats`: what was spent, per model and per day (UTC), in USD without refunds."""
     account, now = exchange.account(), exchange.now
-    body = await exchange.body()
-    start, end = _moment(body, "start_time"), _moment(body, "end_time")
-    if start is None or end is None:
-        raise RefusedError(_BAD_REQUEST, "Missing parameter: start_time and end_time are required")
+    asked = bodies.read(bodies.USAGE, await exchange.body())
+    start, end, model = asked["start_time"], asked["end_time"], asked["model_uuid"]
     if not 0 <= end - start <= _MAX_SPAN_SECONDS:
         raise RefusedError(_BAD_REQUEST, "Invalid parameter: the time range must not exceed 31 days")
     account.settle(now)
-    model = _word(body, "model_uuid")
     entries = [
         entry
         for entry in account.entries
@@ -397,5 +361,6 @@ async def webhook_secret(exchange: Exchange) -> web.Response:
 
 async def unknown(exchange: Exchange) -> web.Response:
     """Anything else."""
+    _check_method(exchange)
     exchange.account()
     raise RefusedError(_NOT_FOUND)

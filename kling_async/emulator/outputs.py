@@ -34,6 +34,7 @@ _PARTIAL: Final = 206
 _UNSATISFIABLE: Final = 416
 _NOT_MODIFIED: Final = 304
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)\s*\Z")
+_MEDIA_TYPE = re.compile(r"[a-z]+/[A-Za-z0-9.+-]+")
 _FOLDERS: Final = {"image": "images", "video": "videos", "audio": "audios"}
 
 
@@ -79,7 +80,7 @@ def kind_of(filename: str, content_type: str | None) -> tuple[str, str] | None:
     """`image`, `video` or `audio`, and the media type; None for any other file."""
     guessed = content_type or mimetypes.guess_type(filename)[0] or ""
     kind = guessed.partition("/")[0]
-    return (kind, guessed) if kind in _FOLDERS else None
+    return (kind, guessed) if kind in _FOLDERS and _MEDIA_TYPE.fullmatch(guessed) else None
 
 
 class Media:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import struct
 from typing import Final
 
@@ -60,7 +59,7 @@ def decode_inline(value: str) -> bytes:
     encoded = value.partition(",")[2] if value.startswith("data:") else value
     try:
         return base64.b64decode("".join(encoded.split()), validate=True)
-    except binascii.Error:
+    except ValueError:  # also what is not ASCII
         raise PictureError(MEDIA_ACCESS, "Failed to decode the image data.") from None
 
 

@@ -7,6 +7,8 @@ of thousands are cheap to hold.
 from __future__ import annotations
 
 import bisect
+import hashlib
+import json
 import math
 import random
 import uuid
@@ -37,7 +39,7 @@ __all__ = [
 RETENTION_SECONDS: Final = 7 * 86400.0
 """Predictions, outputs and uploads are kept this many seconds."""
 
-State = Literal["created", "processing", "completed", "failed", "cancelled", "timeout", "deleted"]
+State = Literal["created", "processing", "completed", "failed", "cancelled", "canceled", "timeout", "deleted"]
 
 _FAILURE_SECONDS: Final = 1.5
 _SHORT_VIDEO: Final = 5
@@ -93,6 +95,8 @@ class PredictionRecord:
         code: `data.code` of a failure.
         error: text of a failure, else empty.
         webhook: the callback that was asked for.
+        fingerprint: the same for the same model and inputs, as in `Charge`.
+        output: URL of the video, once there is one.
     """
 
     id: str
@@ -105,6 +109,8 @@ class PredictionRecord:
     code: int | None
     error: str
     webhook: str | None
+    fingerprint: str
+    output: str | None
 
 
 @attrs.define(eq=False)
@@ -130,6 +136,7 @@ class Prediction:
         waiting: whether a picture is still being downloaded.
         deleted_at: when it was deleted, in Unix seconds.
         entry: its line in the account's books.
+        fingerprint: the same for the same model and inputs; pictures count by their content where it is known.
     """
 
     id: str
@@ -150,6 +157,7 @@ class Prediction:
     waiting: bool = False
     deleted_at: float | None = None
     entry: Entry | None = None
+    fingerprint: str = ""
 
     @property
     def length(self) -> int:
@@ -161,6 +169,21 @@ class Prediction:
     def milliseconds(self) -> int:
         """The time of inference, in milliseconds."""
         return round((self.ends_at - self.started_at) * 1000)
+
+    @property
+    def over_at(self) -> float | None:
+        """When it freed its slot or will, in Unix seconds; None while nobody can tell."""
+        ends_at = None if self.waiting else self.ends_at
+        if self.deleted_at is None:
+            return ends_at
+        return self.deleted_at if ends_at is None else min(self.deleted_at, ends_at)
+
+    def name(self) -> None:
+        """Work out the fingerprint, once its pictures have been looked at."""
+        digests = dict(zip(self.model.images_in(self.inputs), self.pictures, strict=False))
+        inputs = self.inputs | {name: digest for name, digest in digests.items() if digest}
+        text = json.dumps([self.model.id, inputs], sort_keys=True)
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def state(self, now: float) -> State:
         """The status at that time."""
@@ -196,6 +219,8 @@ class Prediction:
             code=None if verdict is None else verdict.code,
             error="" if verdict is None else verdict.message,
             webhook=self.webhook,
+            fingerprint=self.fingerprint,
+            output=f"{self.origin}/output/{self.output}" if state == "completed" else None,
         )
 
 

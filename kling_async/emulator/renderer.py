@@ -9,8 +9,6 @@ import functools
 import hashlib
 import io
 import math
-import shutil
-import tempfile
 import threading
 from collections import OrderedDict
 from fractions import Fraction
@@ -23,6 +21,8 @@ import attrs
 import av
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageOps
+
+from kling_async.emulator.scratch import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -104,7 +104,7 @@ class Scene:
         for words, move in _SPOKEN:
             if any(word in prompt for word in words):
                 return move
-        return _QUIET[hashlib.sha256(prompt.encode()).digest()[0] % len(_QUIET)]
+        return _QUIET[hashlib.sha256(prompt.encode(errors="surrogatepass")).digest()[0] % len(_QUIET)]
 
     @property
     def digest(self) -> str:
@@ -220,7 +220,7 @@ class Renderer:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._directory = Path()
+        self._scratch: Scratch | None = None
         self._limiter = anyio.CapacityLimiter(_WORKERS)
         self._files: OrderedDict[str, int] = OrderedDict()
         self._locks: dict[str, anyio.Lock] = {}
@@ -228,7 +228,11 @@ class Renderer:
 
     async def open(self) -> None:
         """Make the directory."""
-        self._directory = Path(await anyio.to_thread.run_sync(lambda: tempfile.mkdtemp(prefix="kling-async-emulator-")))
+        self._scratch = await anyio.to_thread.run_sync(Scratch.make)
+
+    @property
+    def _directory(self) -> Path:
+        return Path() if self._scratch is None else self._scratch.path
 
     async def video(self, scene: Scene) -> bytes:
         """The MP4 of that scene.
@@ -275,6 +279,8 @@ class Renderer:
         workers = [object() for _ in range(_WORKERS)]
         for worker in workers:
             await self._limiter.acquire_on_behalf_of(worker)
-        await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._directory, ignore_errors=True))
+        if self._scratch is not None:
+            await anyio.to_thread.run_sync(self._scratch.remove)
+            self._scratch = None
         for worker in workers:
             self._limiter.release_on_behalf_of(worker)

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import importlib.util
 import random
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from decimal import Decimal
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 import anyio
 import anyio.lowlevel
 from aiohttp import web
 
-from kling_async.emulator import catalogue, control, files, handlers
+from kling_async.emulator import catalogue, control, routes
 from kling_async.emulator.accounts import LEVELS, Account, Charge, Level, LevelName
+from kling_async.emulator.chaos import Chaos, ChaosRun
 from kling_async.emulator.clock import Clock, RealClock, ScaledClock
-from kling_async.emulator.exchange import Handler, route
+from kling_async.emulator.exchange import route
 from kling_async.emulator.gptproto import GPTProto
 from kling_async.emulator.outputs import Media
 from kling_async.emulator.predictions import PredictionRecord, PredictionStore, Timing, TimingSource
+from kling_async.emulator.routes import Route, methods_of
 from kling_async.emulator.service import Leak, RequestRecord, Rules, Service, Site
 from kling_async.emulator.webhooks import Delivery, Webhooks
 from kling_async.emulator.wire import WaveSpeed
@@ -91,7 +96,13 @@ class Emulator:
         refund_after: seconds from a failure to its refund; None never refunds.
         no_funds_status: HTTP status when the balance does not suffice: 403 or 402 (GPTProto: always 403).
         discount: share of the list price the accounts are let off, 0 to 1.
-        input_echo: whether list items carry their `input`.
+        input_echo: whether predictions carry their `input`: in the `list`, in the `result`, or in both (True).
+        list_total: whether a list tells its `total`, as older pages of the vendor have it.
+        unknown_model_status: HTTP status of a submit to a model that does not exist: 404 or 400.
+        webhook_refunds: whether a prediction is refunded when its webhook could not be delivered at last.
+        downloads: whether pictures at other hosts are fetched; False takes them unseen, and nothing but webhooks
+            leaves this computer.
+        chaos: faults by the dice, besides those of `faults`.
         advertise: host name that is written into URLs; None takes `host`, or 127.0.0.1 for all interfaces.
 
     Raises:
@@ -121,7 +132,12 @@ class Emulator:
         refund_after: float | None = 0.0,
         no_funds_status: Literal[402, 403] = 403,
         discount: float | Decimal = 0.0,
-        input_echo: bool = False,
+        input_echo: bool | Literal["list", "result"] = False,
+        list_total: bool = True,
+        unknown_model_status: Literal[400, 404] = 404,
+        webhook_refunds: bool = True,
+        downloads: bool = True,
+        chaos: Chaos | None = None,
         advertise: str | None = None,
     ) -> None:
         if clock is not None and speed is not None:
@@ -156,13 +172,19 @@ class Emulator:
                 refund_after=refund_after,
                 no_funds_status=no_funds_status,
                 discount=_money(discount),
-                input_echo=input_echo,
+                echoes=_echoes(input_echo),
+                list_total=list_total,
+                unknown_model_status=unknown_model_status,
+                webhook_refunds=webhook_refunds,
+                downloads=downloads,
             ),
         )
-        self._wavespeed = Site(WaveSpeed(catalogue.WAVESPEED))
-        self._gptproto = Site(GPTProto(catalogue.GPTPROTO))
+        wavespeed = WaveSpeed(catalogue.WAVESPEED)
+        self._wavespeed = Site(wavespeed, methods_of((*routes.WAVESPEED, *routes.COMMON), wavespeed.models))
+        self._gptproto = Site(GPTProto(catalogue.GPTPROTO), methods_of((), {}))
         self._webhooks = Webhooks(self._service, self._wavespeed.persona)
         self._service.webhooks = self._webhooks
+        self.chaos = chaos
         self._runners: list[web.AppRunner] = []
 
     @property
@@ -174,6 +196,20 @@ class Emulator:
     def faults(self) -> Faults:
         """The script of what goes wrong."""
         return self._service.faults
+
+    @property
+    def chaos(self) -> Chaos | None:
+        """The faults by the dice. Setting it, also to what it was, begins anew: counts and the sequence of faults."""
+        return None if self._service.chaos is None else self._service.chaos.chaos
+
+    @chaos.setter
+    def chaos(self, chaos: Chaos | None) -> None:
+        self._service.chaos = None if chaos is None else ChaosRun(chaos)
+
+    @property
+    def chaos_counts(self) -> Mapping[tuple[str, str], int]:
+        """How often chaos struck, by route and kind."""
+        return {} if self._service.chaos is None else dict(self._service.chaos.counts)
 
     @property
     def base_url(self) -> str:
@@ -197,7 +233,7 @@ class Emulator:
 
     @property
     def requests(self) -> tuple[RequestRecord, ...]:
-        """The last 10 000 requests, oldest first; `/__emulator__/` is not counted."""
+        """The last 100 000 requests, oldest first; `/__emulator__/` is not counted."""
         return tuple(self._service.requests)
 
     @property
@@ -241,6 +277,54 @@ class Emulator:
             account.settle(now)
             charges.extend(entry.charge() for entry in account.entries)
         return tuple(sorted(charges, key=lambda charge: charge.at))
+
+    def double_paid(
+        self,
+        *,
+        asked: int | Callable[[Hashable], int] = 1,
+        by: Callable[[Charge], Hashable] = attrgetter("fingerprint"),
+    ) -> tuple[Charge, ...]:
+        """The charges nobody asked for: of every distinct input, those beyond what was asked, oldest first.
+
+        What was given back does not count, nor what is yet to be.
+
+        Args:
+            asked: how many runs of each input were wanted: a number, or a function of what `by` returns.
+            by: what makes inputs the same: their fingerprint, or for example `lambda charge: charge.prompt`.
+        """
+        seen: Counter[Hashable] = Counter()
+        beyond: list[Charge] = []
+        for charge in self.charges():
+            if charge.refunded or charge.refund_due is not None:
+                continue
+            name = by(charge)
+            seen[name] += 1
+            if seen[name] > (asked(name) if callable(asked) else asked):
+                beyond.append(charge)
+        return tuple(beyond)
+
+    def running_history(self) -> tuple[tuple[float, int], ...]:
+        """Each change of how many predictions ran, over all accounts: when, in Unix seconds, and how many from then on.
+
+        What runs now appears with the time it will end at.
+        """
+        changes: Counter[float] = Counter()
+        for account in self._service.accounts.values():
+            before = 0
+            for at, running in account.steps():
+                changes[at] += running - before
+                before = running
+        total, steps = 0, []
+        for at in sorted(changes):
+            total += changes[at]
+            steps.append((at, total))
+        return tuple(steps)
+
+    def running_at(self, at: float) -> int:
+        """How many predictions occupied a slot at that time, in Unix seconds, over all accounts."""
+        steps = self.running_history()
+        place = bisect.bisect_right(steps, at, key=itemgetter(0))
+        return steps[place - 1][1] if place else 0
 
     def predictions(self) -> tuple[PredictionRecord, ...]:
         """Every prediction that is kept, over all accounts, oldest first."""
@@ -309,58 +393,34 @@ class Emulator:
     def _wavespeed_app(self) -> web.Application:
         app, site = self._application(), self._wavespeed
         control.install(app, self._service, site, self.api_key)
-        routes: tuple[tuple[str, str, str, Handler], ...] = (
-            ("POST", "/api/v3/predictions", "list", handlers.search),
-            ("POST", "/api/v3/predictions/delete", "delete", handlers.delete_many),
-            ("DELETE", "/api/v3/predictions/{prediction_id}", "delete", handlers.delete_one),
-            ("POST", "/api/v3/media/uploads", "upload_ticket", files.upload_ticket),
-            ("POST", "/api/v3/media/upload/binary", "upload_binary", files.upload_binary),
-            ("PUT", "/storage/media/{folder}/{file}", "upload_put", files.upload_put),
-            ("GET", "/media/{folder}/{file}", "upload_get", files.upload_get),
-            ("GET", "/api/v3/balance", "balance", handlers.balance),
-            ("GET", "/api/v3/models", "models", handlers.models),
-            ("POST", "/api/v3/model/price", "price", handlers.price),
-            ("POST", "/api/v3/model/pricing", "price", handlers.pricing),
-            ("POST", "/api/v3/billings/search", "billings", handlers.billings),
-            ("POST", "/api/v3/user/usage_stats", "usage", handlers.usage),
-            ("GET", "/api/v3/webhook/secret", "webhook_secret", handlers.webhook_secret),
-        )
-        self._add(app, site, routes)
-        self._add_common(app, site)
+        self._add(app, site, (*routes.WAVESPEED, *routes.COMMON, routes.UNKNOWN))
         return app
 
     def _gptproto_app(self) -> web.Application:
         app = self._application()
-        self._add_common(app, self._gptproto)
+        self._add(app, self._gptproto, (*routes.COMMON, routes.UNKNOWN))
         return app
 
     def _application(self) -> web.Application:
         # A data URI is a third longer than its picture, and a submit may carry two.
         return web.Application(client_max_size=self._service.rules.max_upload_bytes + 32 * _MIB)
 
-    def _add_common(self, app: web.Application, site: Site) -> None:
-        self._add(
-            app,
-            site,
-            (
-                ("GET", "/api/v3/predictions/{prediction_id}/result", "result", handlers.result),
-                ("GET", "/api/v3/predictions/{prediction_id}", "result", handlers.result),
-                ("GET", "/output/{file}", "output", files.output),
-                ("POST", "/api/v3/{model_id:.+}", "submit", handlers.submit),
-                ("*", "/{anything:.*}", "unknown", handlers.unknown),
-            ),
-        )
-
-    def _add(self, app: web.Application, site: Site, routes: tuple[tuple[str, str, str, Handler], ...]) -> None:
-        for method, path, name, handler in routes:
-            handle = route(self._service, site, name, handler)
-            if method == "GET":
-                app.router.add_get(path, handle)
+    def _add(self, app: web.Application, site: Site, table: tuple[Route, ...]) -> None:
+        for row in table:
+            handle = route(self._service, site, row.name, row.handler)
+            if row.method == "GET":
+                app.router.add_get(row.path, handle)
             else:
-                app.router.add_route(method, path, handle)
+                app.router.add_route(row.method, row.path, handle)
 
 
 _OVER: Final = ("reject", "queue")
+
+
+def _echoes(echo: bool | Literal["list", "result"]) -> frozenset[str]:  # noqa: FBT001 - an option passed on
+    if isinstance(echo, str):
+        return frozenset({echo})
+    return frozenset({"list", "result"}) if echo else frozenset()
 
 
 def _port(site: Site) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
+from collections.abc import Callable
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final, Literal
 
 import aiohttp
 import attrs
 
-from kling_async.emulator.faults import Faults
+from kling_async.emulator.faults import ROUTES, Fault, Faults
 from kling_async.emulator.outputs import Media, own_path
 from kling_async.emulator.pictures import DOWNLOAD_FAILED, MAX_BYTES, MEDIA_ACCESS, PictureError, check, decode_inline
 from kling_async.emulator.predictions import Prediction, PredictionStore, Verdict
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from kling_async.emulator.accounts import Account
+    from kling_async.emulator.chaos import ChaosRun
     from kling_async.emulator.clock import Clock
     from kling_async.emulator.renderer import Renderer
     from kling_async.emulator.webhooks import Webhooks
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Leak", "RequestRecord", "Rules", "Service", "Site"]
 
 _LOG = logging.getLogger("kling_async.emulator")
-_HISTORY: Final = 10_000
+_HISTORY: Final = 100_000
 _DOWNLOADS: Final = 16
 _DOWNLOAD_SECONDS: Final = 15.0
 _OK: Final = 200
@@ -45,6 +47,7 @@ class RequestRecord:
         at: Unix seconds on the emulator's clock when it came in.
         route: name of the route, as in `faults.ROUTES`; `unknown` when there is none.
         persona: `wavespeed` or `gptproto`.
+        faults: the kinds of faults it met.
     """
 
     method: str
@@ -53,6 +56,7 @@ class RequestRecord:
     at: float
     route: str
     persona: str
+    faults: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -86,7 +90,11 @@ class Rules:
         refund_after: seconds from a failure to its refund; None never refunds.
         no_funds_status: HTTP status of an insufficient balance at WaveSpeed, 403 or 402.
         discount: share of the list price the accounts are let off, 0 to 1.
-        input_echo: whether list items carry their `input`.
+        echoes: which of `list` and `result` carry the `input`.
+        list_total: whether a list tells its `total`.
+        unknown_model_status: HTTP status of a submit to a model that does not exist.
+        webhook_refunds: whether a prediction is refunded when no delivery of its webhook was taken.
+        downloads: whether pictures at other hosts are fetched; else they are taken unseen.
     """
 
     tiny: bool
@@ -96,7 +104,11 @@ class Rules:
     refund_after: float | None
     no_funds_status: int
     discount: Decimal
-    input_echo: bool
+    echoes: frozenset[str]
+    list_total: bool
+    unknown_model_status: int
+    webhook_refunds: bool
+    downloads: bool
 
 
 @attrs.define(eq=False)
@@ -105,10 +117,12 @@ class Site:
 
     Attributes:
         persona: its dialect.
+        methods: which methods a path knows.
         origin: its base URL, known once it listens.
     """
 
     persona: Persona
+    methods: Callable[[str], frozenset[str]]
     origin: str = ""
 
 
@@ -130,6 +144,7 @@ class Service:
         self.media = media
         self.rules = rules
         self.faults = Faults()
+        self.chaos: ChaosRun | None = None
         self.origins: set[tuple[str, int]] = set()
         self.requests: deque[RequestRecord] = deque(maxlen=_HISTORY)
         self.leaks: deque[Leak] = deque(maxlen=_HISTORY)
@@ -150,6 +165,10 @@ class Service:
                 connector=aiohttp.TCPConnector(limit=64),
             )
         return self._session
+
+    def chance(self, route: str) -> Fault | None:
+        """What chaos has in store for the next exchange of that route, if there is chaos."""
+        return None if self.chaos is None or route not in ROUTES else self.chaos.draw(route)
 
     def running(self) -> int:
         """Predictions that occupy a slot, over all accounts."""
@@ -200,6 +219,7 @@ class Service:
             if prediction.verdict is None:
                 prediction.fail(Verdict("failed", error.code, error.message), now)
         prediction.pictures = tuple(digests)
+        prediction.name()
         prediction.waiting = bool(foreign)
         self.store.add(prediction)
         prediction.entry = prediction.account.accept(prediction, now)
@@ -223,7 +243,7 @@ class Service:
         if value.startswith(("http://", "https://")):
             path = own_path(value, self.origins)
             if path is None:
-                return None
+                return None if self.rules.downloads else ""
             upload = self.media.upload(path, now)
             if upload is None:
                 raise PictureError(MEDIA_ACCESS, DOWNLOAD_FAILED)

@@ -131,20 +131,28 @@ class Webhooks:
             self._pending -= 1
             return
         call = Call("webhook", "POST", "", self._persona.name, {"id": prediction.id})
-        taken = service.faults.take(call)
+        drawn = service.chance("webhook")
+        taken = service.faults.take(call) or (() if drawn is None else (drawn,))
         delay = kinds.first(taken, kinds.Delay)
         if delay is not None:
             await service.clock.sleep(delay.seconds)
         body = self._persona.prediction(prediction, prediction.state(service.clock.now()), prediction.shape)
-        raw = dumps(body | {"input": prediction.inputs})
+        body |= {"input": prediction.inputs}
+        if kinds.first(taken, kinds.Enveloped) is not None:
+            body = {"code": 200, "message": "success", "data": body}
+        raw = dumps(body)
         lost = kinds.first(taken, kinds.Drop) is not None
         status = None if lost else await self._post(url, prediction, raw)
         if kinds.first(taken, kinds.Duplicate) is not None:
             await self._post(url, prediction, raw)
         delivery = Delivery(prediction.id, attempt, status, service.clock.now())
         self.deliveries.append(delivery)
-        if delivery.taken or attempt > RETRIES:
+        if delivery.taken:
             self._pending -= 1
+        elif attempt > RETRIES:
+            self._pending -= 1
+            if service.rules.webhook_refunds and prediction.entry is not None:
+                prediction.account.refund(prediction.entry, delivery.at)
         else:
             self._plan(prediction, delivery.at + BACKOFF_SECONDS * 2 ** (attempt - 1), attempt + 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -28,6 +29,7 @@ _TEXTS: Final[Mapping[int, str]] = {
     402: "Insufficient balance. Please top up your account.",
     403: "Forbidden",
     404: "Not found",
+    405: "Method not allowed",
     413: "Request entity too large",
     429: "Too many requests",
     500: "Internal server error",
@@ -37,6 +39,7 @@ _TEXTS: Final[Mapping[int, str]] = {
 }
 _MICROSECONDS: Final = 6
 _EPOCH_MS_DIGITS: Final = 11
+_LEAP: Final = re.compile(r"(?<=:\d\d):60(?=\D|$)")
 
 
 class Persona(Protocol):
@@ -108,6 +111,9 @@ def parse_time(value: object) -> float:
     if dot:
         digits = len(tail) - len(tail.lstrip("0123456789"))
         text = f"{head}.{tail[: min(digits, _MICROSECONDS)]}{tail[digits:]}"
+    if _LEAP.search(text):
+        # A leap second is a second like any other to whoever keeps no count of them.
+        text = _LEAP.sub(":59", text)
     moment = datetime.fromisoformat(text)
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
 
@@ -135,8 +141,15 @@ def bend(outputs: str, flags: str, data: Json, shape: Shape | None) -> None:
         data[outputs] = data[flags] = None
     elif isinstance(shape, kinds.ObjectOutputs):
         data[outputs] = [{"url": url} for url in urls]
-    else:
+    elif isinstance(shape, kinds.StringOutputs):
         data[outputs] = urls[0]
+    elif isinstance(shape, kinds.NullFlags):
+        data[flags] = None
+    elif isinstance(shape, kinds.Flagged):
+        data[flags] = [True for _ in urls]
+    else:
+        for name in data.keys() - {"id", "status", outputs}:
+            del data[name]
 
 
 class WaveSpeed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NewType, TypeVar, cast
 
@@ -150,6 +150,17 @@ _converter.register_structure_hook(
     _Record, make_dict_structure_fn(_Record, _converter, id=override(omit=False), _cattrs_detailed_validation=False)
 )
 
+
+def register(cls: object, hook: Callable[[object, object], object]) -> None:
+    """Let `structure` read `cls` by `hook`, for the shapes of another room."""
+    _converter.register_structure_hook(cls, hook)
+
+
+def moment(value: object) -> datetime | None:
+    """A time of the service; None when it is none."""
+    return _moment(value, None)
+
+
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SNAKE: dict[str, str] = {}
 
@@ -200,9 +211,18 @@ def read_prediction(payload: object, secret: Secret, *, request_id: str | None =
         nsfw=record.has_nsfw_contents,
         created_at=record.created_at,
         inference=inference or record.execution_time or None,
+        input=_input(payload),
         request_id=request_id,
         raw=cast("Mapping[str, object]", payload),
     )
+
+
+def _input(payload: object) -> Mapping[str, object] | None:
+    """What the run was given, where the service says it: list items and webhooks do, sometimes, under either name."""
+    if not isinstance(payload, Mapping):
+        return None
+    echo = payload.get("input") or payload.get("inputs")
+    return echo if isinstance(echo, Mapping) else None
 
 
 _OK = range(200, 300)
@@ -214,17 +234,26 @@ def read_data(response: HttpResponse, secret: Secret) -> object:
     Raises:
         ApiError: By the HTTP status, or by the envelope's `code` in an HTTP 200.
     """
+    # Raised here, where no local variable holds a body that may quote the key.
+    opened = _opened(response, secret)
+    if isinstance(opened, ApiError):
+        raise opened
+    return opened
+
+
+def _opened(response: HttpResponse, secret: Secret) -> object:
+    """The `data` of a good reply, or the error that it is."""
     if response.status not in _OK:
-        raise read_error(response, secret)
+        return read_error(response, secret)
     try:
         body = response.json()
     except ValueError:
-        raise ProtocolError(
+        return ProtocolError(
             "the reply is not JSON",
             status=response.status,
             request_id=response.request_id,
             raw=_beginning(secret.redact(response.body)),
-        ) from None
+        )
     if not isinstance(body, Mapping):
         return body
     code = _number(body.get("code"), None)
@@ -234,7 +263,7 @@ def read_data(response: HttpResponse, secret: Secret) -> object:
         # A bare record has `error` too, and an id.
         if "id" in body and "status" in body:
             return body
-        raise read_error(response, secret)
+        return read_error(response, secret)
     return body.get("data", body)
 
 

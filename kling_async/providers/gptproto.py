@@ -5,13 +5,13 @@ It documents neither uploads, list, delete, balance nor webhooks; asking for one
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 import attrs
 
 from kling_async._core.errors import UnsupportedError
 
-from .wavespeed import WaveSpeed, without_slash
+from .wavespeed import WaveSpeed
 
 if TYPE_CHECKING:
     from kling_async._core.http import HttpRequest
@@ -28,12 +28,12 @@ class GPTProto(WaveSpeed):
         auth_scheme: "raw" as in every curl example of its pages, or "bearer" as in its prose and its own SDK.
     """
 
-    name: ClassVar[str] = "gptproto"
+    name = "gptproto"
     key_variable: ClassVar[str] = "GPTPROTO_API_KEY"
     url_variable: ClassVar[str] = "GPTPROTO_BASE_URL"
     default_url: ClassVar[str] = "https://gptproto.com"
 
-    base_url: str = attrs.field(default="https://gptproto.com", converter=without_slash)
+    base_url: str = "https://gptproto.com"
     auth_scheme: Literal["raw", "bearer"] = "raw"
 
     def authorization(self) -> str:
@@ -62,3 +62,50 @@ class GPTProto(WaveSpeed):
             "gptproto takes no uploads",
             advice='give the image as a URL, or make the session with images="inline" to send it as a data URI',
         )
+
+    def upload_binary(self, **upload: Any) -> NoReturn:
+        """Refused."""
+        del upload
+        raise UnsupportedError("gptproto takes no uploads (POST /api/v3/media/upload/binary)")
+
+    def predictions(self, **filters: Any) -> NoReturn:
+        """Refused."""
+        _refuse("list of predictions", "POST /api/v3/predictions", filters)
+
+    def delete(self, prediction_ids: object) -> NoReturn:
+        """Refused."""
+        _refuse("deletion of predictions", "POST /api/v3/predictions/delete", prediction_ids)
+
+    def balance(self) -> NoReturn:
+        """Refused."""
+        _refuse("balance", "GET /api/v3/balance")
+
+    def models(self) -> NoReturn:
+        """Refused."""
+        _refuse("list of models", "GET /api/v3/models")
+
+    def price(self, job: Job) -> NoReturn:
+        """Refused."""
+        _refuse("prices", "POST /api/v3/model/price", job)
+
+    def usage(self, start: object, end: object, *, model: str | None = None) -> NoReturn:
+        """Refused."""
+        _refuse("usage", "POST /api/v3/user/usage_stats", start, end, model)
+
+    def billings(self, **filters: Any) -> NoReturn:
+        """Refused."""
+        _refuse("billings", "POST /api/v3/billings/search", filters)
+
+    def webhook_secret(self) -> NoReturn:
+        """Refused."""
+        _refuse("webhook secret", "GET /api/v3/webhook/secret")
+
+
+def _refuse(what: str, endpoint: str, *unused: object) -> NoReturn:
+    """Say that no page of the provider has it.
+
+    Raises:
+        UnsupportedError: Always.
+    """
+    del unused
+    raise UnsupportedError(f"gptproto has no {what} ({endpoint}): none of its pages names it")

@@ -99,6 +99,12 @@ class Uploads:
             download_url=f"https://cdn/{number}",
         )
 
+    def upload_binary(self, *, filename: str, content: bytes, content_type: str) -> HttpRequest:
+        raise AssertionError("there are tickets")
+
+    def read_upload(self, response: HttpResponse) -> str:
+        raise AssertionError("there are tickets")
+
     async def send(self, request: HttpRequest) -> HttpResponse:
         if request.url == "https://api/uploads":
             return self.reply(self.ticket_replies)

@@ -260,6 +260,8 @@ async def test_newer_models(api: Api, emu: Emulator, image: str) -> None:
     v3 = "kwaivgi/kling-v3.0-pro/image-to-video"
     assert (await api.submit(v3, image=image, multi_prompt=["a"])).status == 400
     assert (await api.submit(v3, image=image, prompt=None)).status == 400
+    shots: dict[str, Any] = {"prompt": None, "multi_prompt": ["a"], "image": image}
+    assert (await api.submit(v3, **shots, end_image=image)).status == 400
     assert (await api.submit(v3, image=image, shot_type="round")).status == 400
     assert (await api.submit(v3, image=image, element_list=[1, 2, 3, 4])).status == 400
     assert (await api.submit(v3, image=image, sound="yes")).status == 400

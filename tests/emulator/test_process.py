@@ -39,6 +39,26 @@ async def test_it_serves_until_it_is_told_to_stop(number: str) -> None:
         assert [chunk async for chunk in process.stderr] == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+async def test_chaos_from_the_command_line() -> None:
+    options = ["--profile", "tiny", "--chaos", "0.25", "--seed", "7"]
+    async with await anyio.open_process([*COMMAND, *options]) as process:
+        assert process.stdout is not None
+        text = ""
+        with anyio.fail_after(30):
+            while "GPTPROTO_BASE_URL" not in text:
+                text += (await process.stdout.receive()).decode()
+        [page] = [line.split()[1] for line in text.splitlines() if line.startswith("look")]
+        async with aiohttp.ClientSession() as session, session.get(f"{page}chaos") as response:
+            told = await response.json()
+        process.send_signal(signal.SIGINT)
+        with anyio.fail_after(30):
+            assert await process.wait() == 0
+    assert (told["rate"], told["seed"], told["by_kind"]) == (0.25, 7, {})
+    result = await anyio.run_process([*COMMAND, "--profile", "tiny", "--chaos", "3"], check=False)
+    assert (result.returncode, b"rate" in result.stderr) == (1, True)
+
+
 async def test_a_port_that_is_taken() -> None:
     with anyio.fail_after(30):
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1")

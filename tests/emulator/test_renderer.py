@@ -170,7 +170,7 @@ async def test_the_cache_is_bounded(api: Api, emu: Emulator, clock: ManualClock)
     assert emu._service.renderer is not None
     directory = emu._service.renderer._directory
     assert directory is not None
-    assert len(list(directory.iterdir())) == 1
+    assert len(list(directory.glob("*.mp4"))) == 1
     await download(api, clock, "kwaivgi/kling-v2.1-i2v-standard", image=uploads[0])
 
 

@@ -153,3 +153,14 @@ async def test_webhooks_that_are_refused(api: Api, image: str) -> None:
     reply = await api.submit(image=image, query="?webhook=https://a.b/c", enable_base64_output=True)
     assert reply.status == 400
     assert reply.body["error"].startswith("webhook callback does not support base64 output")
+
+
+async def test_a_delivery_in_an_envelope(
+    api: Api, emu: Emulator, clock: ManualClock, image: str, receiver: Receiver
+) -> None:
+    emu.faults.add("webhook", faults.Enveloped())
+    prediction = (await api.submit(image=image, query=receiver.query)).data
+    await clock.advance(60)
+    await quiet(emu, 1)
+    body = json.loads(receiver.got[0][1])
+    assert (body["code"], body["data"]["id"]) == (200, prediction["id"])

@@ -47,7 +47,7 @@ async def test_every_python_block_runs(
         (tmp_path / "photos" / f"{number}.png").write_bytes(png(colour=(50 * number, 80, 120)))
     monkeypatch.chdir(tmp_path)
     python = blocks("python")
-    assert len(python) >= 8
+    assert len(python) >= 10
     said = []
     async with Emulator(level="gold", speed=200, profile="tiny") as emulator:
         monkeypatch.setenv("WAVESPEED_API_KEY", emulator.api_key)
@@ -61,7 +61,7 @@ async def test_every_python_block_runs(
             await execute(block, names)
             said.append(capsys.readouterr().out)
         charged = len(emulator.charges())
-    assert charged == 1 + 3 + 3 + 1 + 1
+    assert charged == 1 + 3 + 3 + 1 + 1 + 1
     assert len(list((tmp_path / "out").glob("*.mp4"))) == 1 + 3
     problems = next(out for block, out in zip(python, said, strict=True) if "error.problems" in block)
     assert problems.strip() in [text.strip() for text in blocks("text")]

@@ -1,0 +1,232 @@
+"""The service's own description of a model's inputs, read into the facts of a row (docs: list-models).
+
+A model that no row describes yet is described by the service itself: `request_schema` of `GET /models` names the
+inputs, what is required, closed sets, bounds and defaults. The fields that a `Job` has are recognised by their wire
+names; the rest become `Field`s, against which `Job.extra` is checked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal, cast
+
+import attrs
+
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "array": (list,),
+    "object": (dict,),
+}
+
+_SCALES = ("guidance_scale", "cfg_scale")
+_LAST_FRAMES = ("end_image", "last_image", "tail_image")
+_OF_JOBS = frozenset(
+    {
+        "prompt",
+        "image",
+        "negative_prompt",
+        "duration",
+        "sound",
+        "multi_prompt",
+        "shot_type",
+        "element_list",
+        "voice_list",
+        *_SCALES,
+        *_LAST_FRAMES,
+    }
+)
+_MAX_DURATIONS = 600
+
+
+@attrs.frozen(kw_only=True)
+class Field:
+    """An input that `Job` has no field for; it is given in `Job.extra`.
+
+    Attributes:
+        name: The name on the wire.
+        type: JSON's word for its type, or None for any.
+        required: Whether it must be given.
+        choices: The values of a closed set; empty when there is none.
+        minimum: The least number, or None.
+        maximum: The greatest number, or None.
+        max_length: The greatest length of a text or number of items, or None.
+        default: What the service takes when it is not given, or None.
+    """
+
+    name: str
+    type: str | None = None
+    required: bool = False
+    choices: tuple[str | int | float, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    max_length: int | None = None
+    default: object = attrs.field(default=None, hash=False)
+
+    def problem(self, value: object) -> str:
+        """What is wrong with a value, or nothing."""
+        wanted = _TYPES.get(self.type or "")
+        if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
+            return f"expected {self.type}, got {type(value).__name__}"
+        if self.choices and value not in self.choices:
+            return f"expected {' or '.join(map(repr, self.choices))}, got {value!r:.40}"
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            low, high = self.minimum, self.maximum
+            if (low is not None and value < low) or (high is not None and value > high):
+                return f"expected {_range(low, high)}, got {value!r:.40}"
+        if isinstance(value, (str, list)) and self.max_length is not None and len(value) > self.max_length:
+            return f"expected at most {self.max_length} {'characters' if isinstance(value, str) else 'items'}"
+        return ""
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return f"at least {low:g}" if low is not None else f"at most {high:g}"
+    return f"{low:g} to {high:g}"
+
+
+@attrs.frozen(kw_only=True)
+class Facts:
+    """What a schema says of a model, by the names of its row.
+
+    Attributes:
+        missing: Why it is no model that makes a video of one image; empty when it is one.
+    """
+
+    missing: str = ""
+    prompt_required: bool = True
+    max_text: int | None = None
+    durations: tuple[int, ...] = ()
+    default_duration: int = 5
+    duration_type: Literal["integer", "string"] = "integer"
+    scale: str | None = None
+    scale_range: tuple[float, float] = (0.0, 1.0)
+    negative_prompt: bool = False
+    end_image: str | None = None
+    end_image_required: bool = False
+    sound: bool = False
+    shots: int = 0
+    shot_types: tuple[str, ...] = ()
+    elements: int = 0
+    voices: bool = False
+    required: frozenset[str] = frozenset()
+    more: tuple[Field, ...] = ()
+
+
+def read(schema: Mapping[str, object]) -> Facts:
+    """The facts of a `request_schema`. Whatever is not understood in it is passed over."""
+    properties = {
+        name: cast("Mapping[str, object]", rule if isinstance(rule, Mapping) else {})
+        for name, rule in _mapping(schema.get("properties")).items()
+    }
+    required = {name for name in _list(schema.get("required")) if isinstance(name, str)}
+    if "image" not in properties:
+        named = ", ".join(properties) or "nothing"
+        return Facts(missing=f"it takes no single image: its inputs are {named}")
+    last_frame = next((name for name in _LAST_FRAMES if name in properties), None)
+    scale = next((name for name in _SCALES if name in properties), None)
+    duration = properties.get("duration", {})
+    default = _whole(duration.get("default"))
+    return Facts(
+        prompt_required="prompt" in required or "multi_prompt" in properties,
+        max_text=_whole(properties.get("prompt", {}).get("maxLength")),
+        durations=_durations(duration) if "duration" in properties else (),
+        default_duration=5 if default is None else default,
+        duration_type="string" if duration.get("type") == "string" else "integer",
+        scale=scale,
+        scale_range=_bounds(properties.get(scale or "", {})),
+        negative_prompt="negative_prompt" in properties,
+        end_image=last_frame,
+        end_image_required=last_frame in required,
+        sound="sound" in properties,
+        shots=_items(properties, "multi_prompt", 6),
+        shot_types=tuple(str(each) for each in _list(properties.get("shot_type", {}).get("enum"))),
+        elements=_items(properties, "element_list", 3),
+        voices="voice_list" in properties,
+        required=frozenset(required & {"negative_prompt", "sound", "shot_type", "element_list", "voice_list"})
+        | frozenset({"guidance_scale"} if scale in required else ()),
+        more=tuple(
+            _field(name, rule, required=name in required)
+            for name, rule in properties.items()
+            # A second name of the last frame or of the scale is like any other input.
+            if name not in _OF_JOBS or (name in (*_LAST_FRAMES, *_SCALES) and name not in {last_frame, scale})
+        ),
+    )
+
+
+def price_by_the_second(formula: str) -> bool | None:
+    """Whether a price formula is `base_price * duration / 5`; None when it is one that is not computed here."""
+    plain = "".join(formula.split()).lower()
+    if not plain or plain in {"base_price", '{"total_price":base_price}'}:
+        return False
+    return True if plain.strip('{}"').replace('total_price":', "") == "base_price*duration/5" else None
+
+
+def _durations(rule: Mapping[str, object]) -> tuple[int, ...]:
+    enum = [seconds for each in _list(rule.get("enum")) if (seconds := _whole(each)) is not None]
+    if enum:
+        return tuple(sorted(set(enum)))
+    low, high = _whole(rule.get("minimum")), _whole(rule.get("maximum"))
+    if low is not None and high is not None and 0 <= high - low < _MAX_DURATIONS:
+        return tuple(range(low, high + 1))
+    default = _whole(rule.get("default"))
+    # Nothing is known of what it allows: what the service itself would take is safe.
+    return (5 if default is None else default,)
+
+
+def _items(properties: Mapping[str, Mapping[str, object]], name: str, usual: int) -> int:
+    """How many items a list may have: what the schema says, else what the pages of Kling 3.0 say."""
+    if name not in properties:
+        return 0
+    most = _whole(properties[name].get("maxItems"))
+    return usual if most is None else most
+
+
+def _field(name: str, rule: Mapping[str, object], *, required: bool) -> Field:
+    kind = rule.get("type")
+    longest = _whole(rule.get("maxLength" if kind == "string" else "maxItems"))
+    return Field(
+        name=name,
+        type=kind if isinstance(kind, str) and kind in _TYPES else None,
+        required=required,
+        choices=tuple(each for each in _list(rule.get("enum")) if isinstance(each, (str, int, float))),
+        minimum=_number(rule.get("minimum")),
+        maximum=_number(rule.get("maximum")),
+        max_length=longest,
+        default=rule.get("default"),
+    )
+
+
+def _bounds(rule: Mapping[str, object]) -> tuple[float, float]:
+    low, high = _number(rule.get("minimum")), _number(rule.get("maximum"))
+    return (0.0 if low is None else low, 1.0 if high is None else high)
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _whole(value: object) -> int | None:
+    """A whole number, as itself, as a float such as 5.0, or as a short text."""
+    if isinstance(value, str):
+        text = value.strip()
+        return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None  # noqa: PLR2004 -- as jobs
+    number = _number(value)
+    return int(number) if number is not None and number.is_integer() else None

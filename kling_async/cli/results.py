@@ -1,0 +1,181 @@
+"""What is left of a run: `results.jsonl`, the paid ids that still have no video, and how to get at them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import TYPE_CHECKING, Final, Self
+
+from rich.text import Text
+
+from kling_async._core.errors import (
+    KlingError,
+    PredictionFailedError,
+    PredictionTimeoutError,
+    SkippedError,
+    StorageError,
+    SubmissionUncertainError,
+)
+from kling_async.cli.output import block, clean, say
+from kling_async.cli.progress import counted
+from kling_async.ledger import State, read_paid_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from rich.console import Console
+
+    from kling_async._core.prediction import Outcome
+    from kling_async.ledger import Entry
+
+_LISTED: Final = 20
+_NAMED: Final = 4
+
+
+def status(outcome: Outcome) -> str:
+    """One word for how a job came out."""
+    match outcome.error:
+        case None:
+            return "completed"
+        case SkippedError():
+            return "skipped"
+        case SubmissionUncertainError():
+            return "uncertain"
+        case PredictionTimeoutError():
+            return "running"
+        case StorageError():
+            return "unsaved"
+        case PredictionFailedError(prediction=prediction) if prediction is not None:
+            return prediction.status.value
+        case KlingError(prediction_id=None):
+            return "rejected"
+        case _:
+            return "unknown"
+
+
+def row(outcome: Outcome, folder: Path) -> dict[str, object]:
+    """An outcome as a line of `results.jsonl`.
+
+    Args:
+        outcome: The outcome.
+        folder: Where the file will be; paths are written relative to it.
+    """
+    error = outcome.error
+    file: str | None = None
+    if outcome.saved is not None:
+        path = outcome.saved.path
+        file = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+    return {
+        "key": outcome.key,
+        "model": outcome.job.model,
+        "status": status(outcome),
+        "prediction_id": outcome.prediction.id if outcome.prediction else error.prediction_id if error else None,
+        "file": file,
+        "cost_usd": None if outcome.cost is None else float(outcome.cost),
+        "error": None if error is None else {"type": type(error).__name__, "message": str(error)},
+    }
+
+
+class Results:
+    """`results.jsonl`: a line per outcome, on its way to the disk as soon as it is known.
+
+    Args:
+        path: The file; an older one is replaced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("w", encoding="utf-8", buffering=1)
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def write(self, outcome: Outcome) -> str:
+        """Write an outcome down.
+
+        Returns:
+            The line.
+        """
+        line = json.dumps(row(outcome, self.path.parent), ensure_ascii=False)
+        self._file.write(line + "\n")
+        return line
+
+
+def unfetched(ledger: Path) -> dict[str, Entry]:
+    """The paid predictions of a ledger that are not known to have failed or to be saved, by id."""
+    if not ledger.exists():
+        return {}
+    entries = [entry for entry in read_paid_ids(ledger) if entry.prediction_id]
+    # A video that was fetched later is noted under its key alone, without the name of its batch.
+    saved = {entry.prediction_id for entry in entries if entry.state is State.DOWNLOADED}
+    return {
+        entry.prediction_id: entry
+        for entry in entries
+        if entry.prediction_id and entry.prediction_id not in saved and entry.state in _OPEN
+    }
+
+
+_OPEN: Final = frozenset({State.SUBMITTED, State.COMPLETED})
+
+
+def fetch_command(ids: Mapping[str, str], out: Path, ledger: Path | None, provider: str) -> str:
+    """The command that brings those videos."""
+    named = list(ids) if len(ids) <= _NAMED or ledger is None else []
+    words = ["kling-async", "fetch", *named, "--out", str(out)]
+    if ledger is not None and ledger != out / "paid.jsonl":
+        words += ["--ledger", str(ledger)]
+    if provider != "wavespeed":
+        words += ["--provider", provider]
+    return shlex.join(words)
+
+
+def tell_command(to: Console, command: str) -> None:
+    """A command to copy: never framed, never broken."""
+    to.print(Text(f"  {command}", "bold green"), soft_wrap=True)
+
+
+def tell_unsaved(
+    to: Console,
+    unsaved: Mapping[str, str],
+    running: int,
+    *,
+    out: Path,
+    ledger: Path | None,
+    provider: str,
+    rehearsal: bool = False,
+) -> None:
+    """Say which paid predictions have no video yet, and how to get them.
+
+    Args:
+        to: Where to.
+        unsaved: Ids and keys.
+        running: How many of them still run.
+        out: The folder for the videos.
+        ledger: The file that has their ids.
+        provider: The provider's name.
+        rehearsal: Whether it was the emulator that is gone now.
+    """
+    if not unsaved:
+        return
+    lines = [Text(f"{prediction_id}  {clean(key)}") for prediction_id, key in list(unsaved.items())[:_LISTED]]
+    if len(unsaved) > _LISTED:
+        lines.append(Text(f"and {len(unsaved) - _LISTED} more", "dim"))
+    ended = len(unsaved) - running
+    said = [f"{counted(running, 'paid prediction')} still running at the service"] if running else []
+    said += [f"{counted(ended, 'video')} paid for and not saved"] if ended else []
+    if ledger is not None:
+        lines.append(Text(f"The ids are in {ledger}.", "dim"))
+    if rehearsal:
+        lines.append(Text("They ran in the emulator, which has ended with this command: there is nothing to fetch."))
+    block(to, ", ".join(said), lines, "yellow")
+    if not rehearsal:
+        say(to, "There is no cancel on this service. Videos are kept for 7 days; this brings them at no further cost:")
+        tell_command(to, fetch_command(unsaved, out, ledger, provider))

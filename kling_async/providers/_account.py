@@ -1,0 +1,323 @@
+"""Reading what the service says of the account: lenient as `_wire` is; items of no known shape are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, date, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any, NewType, TypeVar, cast
+
+import attrs
+
+from kling_async._core.account import Billing, DailyUsage, ModelUsage, Page, ServiceModel, ServicePrice, Usage
+
+from . import _wire
+from ._wire import Number, Text
+
+T = TypeVar("T")
+
+Money = NewType("Money", Decimal)
+When = NewType("When", datetime)
+Object = NewType("Object", Mapping[str, object])
+
+_NO_TEXT = Text("")
+_NOTHING = Object({})
+
+_MAX_DIGITS = 15
+"""Digits before the point of an amount: more is no money, and would take megabytes to print."""
+_EPOCH_DIGITS = 11
+"""Digits from which on a number is milliseconds since the epoch: seconds have 10 until the year 2286."""
+
+
+def iso(moment: datetime) -> str:
+    """A time as the list and usage endpoints take it."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def milliseconds(moment: datetime) -> str:
+    """A time as the billing endpoint documents it: milliseconds since the epoch, as text (docs: billings)."""
+    return str(round(moment.timestamp() * 1000))
+
+
+def _money(value: object, _: object) -> Money | None:
+    """A number or a text; JSON's binary floats are taken by their shortest decimal form."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    try:
+        amount = Decimal(str(value).strip())
+    except (InvalidOperation, ValueError):
+        return None
+    return Money(amount) if amount.is_finite() and amount.adjusted() < _MAX_DIGITS else None
+
+
+def _when(value: object, _: object) -> When | None:
+    """RFC 3339, or milliseconds since the epoch as a number or a text: pages and clients disagree."""
+    if isinstance(value, bool):
+        return None
+    number = value if isinstance(value, (int, float)) else None
+    if isinstance(value, str) and value.strip().isdecimal() and len(value.strip()) >= _EPOCH_DIGITS:
+        number = int(value) if len(value) < 2 * _EPOCH_DIGITS else None
+    if number is None:
+        return cast("When | None", _wire.moment(value))
+    try:
+        return When(datetime.fromtimestamp(number / 1000, UTC))
+    except (OverflowError, OSError, ValueError):
+        return None
+
+
+def _object(value: object, _: object) -> Object:
+    return Object(cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {})
+
+
+for _type, _hook in (
+    (Money | None, _money),
+    (When | None, _when),
+    (Object, _object),
+):
+    _wire.register(_type, _hook)
+
+
+def rows(data: object, *names: str) -> list[object]:
+    """The list that `data` is, or that it holds under one of the names; null is an empty one.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if isinstance(data, list):
+        return data
+    if isinstance(data, Mapping):
+        for name in names:
+            if isinstance(data.get(name), list):
+                return cast("list[object]", data[name])
+        # A Go service writes an empty list as null.
+        if any(name in data and data[name] is None for name in names):
+            return []
+    raise ValueError(f"there is no list of {names[0]} in it")
+
+
+def page(data: object, names: tuple[str, ...], read: Callable[[object], T], request_id: str | None) -> Page[T]:
+    """The items that can be read.
+
+    Raises:
+        ValueError: There is no list in `data`.
+    """
+    items: list[T] = []
+    found = rows(data, *names)
+    for item in found:
+        try:
+            items.append(read(item))
+        except ValueError:
+            continue
+    return Page(items=tuple(items), size=len(found), request_id=request_id)
+
+
+def _raw(data: object) -> Mapping[str, object]:
+    return cast("Mapping[str, object]", data) if isinstance(data, Mapping) else {}
+
+
+def amount(data: object, name: str) -> Decimal:
+    """The amount that `data` holds under that name, or is.
+
+    Raises:
+        ValueError: There is none.
+    """
+    found = _money(data.get(name) if isinstance(data, Mapping) else data, None)
+    if found is None:
+        raise ValueError(f"there is no {name} in it")
+    return found
+
+
+@attrs.frozen
+class _Entry:
+    """A model of the catalogue; the second names are those of docs/list-models."""
+
+    model_id: Text = _NO_TEXT
+    model_uuid: Text = _NO_TEXT
+    name: Text = _NO_TEXT
+    description: Text = _NO_TEXT
+    type: Text = _NO_TEXT
+    category: Text = _NO_TEXT
+    base_price: Money | None = None
+    formula: Text = _NO_TEXT
+    api_schema: Object = _NOTHING
+
+
+def model(item: object, request_id: str | None) -> ServiceModel:
+    """An entry of the catalogue, in either of its shapes.
+
+    Raises:
+        ValueError: It has no id.
+    """
+    entry = _wire.structure(item, _Entry)
+    id_ = (entry.model_id or entry.model_uuid).strip()
+    if not id_:
+        raise ValueError("the model has no id")
+    run = _run(entry.api_schema)
+    return ServiceModel(
+        id=id_,
+        name=entry.name,
+        description=entry.description,
+        type=entry.type or entry.category,
+        base_price=entry.base_price,
+        formula=entry.formula,
+        path=str(run.get("api_path") or ""),
+        schema=_object(run.get("request_schema"), None),
+        request_id=request_id,
+        raw=_raw(item),
+    )
+
+
+def _run(api_schema: Mapping[str, object]) -> Mapping[str, object]:
+    """Of the schemas of a model, that of its submit."""
+    found = api_schema.get("api_schemas")
+    schemas = [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
+    return next((entry for entry in schemas if entry.get("type") == "model_run"), schemas[0] if schemas else {})
+
+
+@attrs.frozen
+class _Price:
+    model_id: Text = _NO_TEXT
+    price: Money | None = None
+    discounted_price: Money | None = None
+    discount_rate: Money | None = None
+    unit_price: Money | None = None
+    currency: Text = _NO_TEXT
+
+
+def price(data: object, model_id: str, request_id: str | None) -> ServicePrice:
+    """What the service asks.
+
+    Raises:
+        ValueError: There is no price in it.
+    """
+    said = _wire.structure(data, _Price)
+    listed = next((each for each in (said.price, said.unit_price, said.discounted_price) if each is not None), None)
+    if listed is None:
+        raise ValueError("there is no price in it")
+    return ServicePrice(
+        model=said.model_id or model_id,
+        price=listed,
+        discounted=listed if said.discounted_price is None else said.discounted_price,
+        rate=said.discount_rate,
+        currency=said.currency or "USD",
+        request_id=request_id,
+        raw=_raw(data),
+    )
+
+
+@attrs.frozen
+class _ModelUsage:
+    model_uuid: Text = _NO_TEXT
+    model_type: Text = _NO_TEXT
+    unit_price: Money | None = None
+    total_cost: Money | None = None
+    total_count: Number | None = None
+    last_used_date: When | None = None
+
+
+@attrs.frozen
+class _DailyUsage:
+    date: Text = _NO_TEXT
+    amount: Money | None = None
+    count: Number | None = None
+    models: Any = None
+
+
+@attrs.frozen
+class _Summary:
+    total_cost: Money | None = None
+    total_requests: Number | None = None
+    success_requests: Number | None = None
+
+
+def usage(data: object, request_id: str | None) -> Usage:
+    """What was spent.
+
+    Raises:
+        ValueError: `data` is no object, or says nothing of usage.
+    """
+    if not isinstance(data, Mapping) or not {"summary", "per_model_usage", "daily_usage"} & set(data):
+        raise ValueError("there is no usage in it")
+    models = tuple(
+        ModelUsage(
+            model=used.model_uuid,
+            type=used.model_type,
+            unit_price=used.unit_price,
+            cost=used.total_cost or Decimal(0),
+            count=used.total_count or 0,
+            last_used=used.last_used_date,
+        )
+        for used in _structured(data.get("per_model_usage"), _ModelUsage)
+    )
+    days = tuple(
+        DailyUsage(
+            day=_day(used.date),
+            cost=used.amount or Decimal(0),
+            count=used.count or 0,
+            models=tuple(_model_name(each) for each in used.models) if isinstance(used.models, list) else (),
+        )
+        for used in _structured(data.get("daily_usage"), _DailyUsage)
+    )
+    summary = _wire.structure(_object(data.get("summary"), None), _Summary)
+    cost: Decimal | None = summary.total_cost
+    return Usage(
+        cost=sum((used.cost for used in models), Decimal(0)) if cost is None else cost,
+        requests=summary.total_requests or 0,
+        succeeded=summary.success_requests or 0,
+        models=models,
+        days=days,
+        request_id=request_id,
+        raw=data,
+    )
+
+
+def _structured(items: object, cls: type[T]) -> list[T]:
+    found = items if isinstance(items, list) else []
+    return [_wire.structure(item, cls) for item in found if isinstance(item, Mapping)]
+
+
+def _model_name(value: object) -> str:
+    return str(value.get("model_uuid") or "") if isinstance(value, Mapping) else str(value)
+
+
+def _day(text: str) -> date | None:
+    try:
+        return date.fromisoformat(text.strip()[:10])
+    except ValueError:
+        return None
+
+
+@attrs.frozen
+class _Billing:
+    uuid: Text = _NO_TEXT
+    access_key_name: Text = _NO_TEXT
+    billing_type: Text = _NO_TEXT
+    price: Money | None = None
+    created_at: When | None = None
+    order: Object = _NOTHING
+    prediction: Object = _NOTHING
+
+
+def billing(item: object, request_id: str | None) -> Billing:
+    """A line of the bill.
+
+    Raises:
+        ValueError: It has no amount.
+    """
+    line = _wire.structure(item, _Billing)
+    if line.price is None:
+        raise ValueError("the line has no price")
+    return Billing(
+        id=line.uuid,
+        kind=line.billing_type,
+        # Its kind says the direction.
+        price=abs(line.price),
+        created_at=line.created_at,
+        prediction_id=str(line.prediction.get("uuid") or "") or None,
+        model=str(line.prediction.get("model_uuid") or ""),
+        status=str(line.prediction.get("status") or ""),
+        list_price=_money(line.order.get("origin_price"), None),
+        key_name=line.access_key_name,
+        request_id=request_id,
+        raw=_raw(item),
+    )

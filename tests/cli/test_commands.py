@@ -1,0 +1,170 @@
+"""What needs no service: help, catalogue, and everything that is refused before a byte is sent."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from kling_async import LEVELS, MODELS, __version__
+from kling_async.cli import main
+from kling_async.cli.app import app
+from kling_async.cli.choices import LevelChoice, ProviderChoice
+from kling_async.providers import PROVIDERS
+from support.cli import Cli, jobs
+
+COMMANDS = ("demo", "run", "fetch", "models", "emulator")
+
+
+@pytest.fixture(autouse=True)
+def without_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("WAVESPEED_API_KEY", "GPTPROTO_API_KEY", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    log = logging.getLogger("kling_async")
+    handlers, propagate, level = log.handlers[:], log.propagate, log.level
+    yield
+    log.handlers[:], log.propagate = handlers, propagate
+    log.setLevel(level)
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words), env={"COLUMNS": "200", "TERM": "dumb"})
+
+
+def test_help_names_every_command() -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    assert all(command in result.output for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_every_command_documents_the_exit_statuses(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert "0 all went well, 1 some jobs failed, 2 bad input or usage, 3 nothing was done, 130" in result.output
+
+
+def test_no_option_takes_a_key() -> None:
+    assert all(
+        "key" not in word for command in COMMANDS for word in run(command, "--help").output.split() if word[:2] == "--"
+    )
+
+
+def test_version() -> None:
+    assert run("--version").output == f"kling-async {__version__}\n"
+
+
+def test_choices_are_those_of_the_library() -> None:
+    assert {choice.value for choice in LevelChoice} == set(LEVELS)
+    assert {choice.value for choice in ProviderChoice} == set(PROVIDERS)
+
+
+def test_models_as_a_table_and_as_json() -> None:
+    table = run("models").output
+    assert all(model.id in table for model in MODELS)
+    assert "≈ $0.28" in table
+    shown = json.loads(run("models", "--json").output)
+    assert [model["name"] for model in shown["models"]] == [model.name for model in MODELS]
+    assert {level["name"]: level["in_flight"] for level in shown["levels"]} == {
+        name: level.in_flight for name, level in LEVELS.items()
+    }
+
+
+def test_a_missing_key_is_told_with_its_variable_before_anything_else(tmp_path: Path) -> None:
+    result = run("run", jobs(tmp_path, {}), "--out", "videos")
+    assert result.exit_code == 2
+    assert "no API key for wavespeed" in result.stderr
+    assert "WAVESPEED_API_KEY" in result.stderr
+    assert not (tmp_path / "videos").exists()
+
+
+def test_a_bad_manifest_is_told_line_by_line(tmp_path: Path) -> None:
+    path = jobs(tmp_path, {"duration": 15}, {"key": "\x1b[31mred", "prompt": ""}, {"image": "../face.png"})
+    result = run("run", path, "--out", "videos", "--emulator")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "jobs.jsonl:1 duration: expected 5 or 10, got 15",
+        "jobs.jsonl:2 prompt: required: 1 to 2500 characters",
+        f"jobs.jsonl:3 image: '../face.png' leads out of {tmp_path.resolve()}",
+        "3 problems in the manifest; nothing was sent.",
+    ]
+
+
+def test_a_model_that_the_provider_lacks_is_told_before_the_run(tmp_path: Path) -> None:
+    path = jobs(tmp_path, {"model": "kling-v2.6-std"}, {"model": "kling-v2.6-std"})
+    result = run("run", path, "--out", "videos", "--provider", "gptproto", "--emulator")
+    assert result.exit_code == 2
+    assert "gptproto does not have kling-v2.6-std (2 jobs)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run",),
+        ("run", "jobs.jsonl"),
+        ("run", "jobs.jsonl", "--out", "videos", "--level", "diamond"),
+        ("run", "jobs.jsonl", "--out", "videos", "--max-in-flight", "0"),
+        ("demo", "missing.png"),
+        ("paint",),
+        ("fetch", "--out", "videos"),
+        ("fetch", "abc", "--out", "videos", "--ledger", "missing.jsonl"),
+        ("fetch", "abc", "--out", "videos"),
+    ],
+)
+def test_bad_usage_is_status_2_and_no_traceback(words: tuple[str, ...]) -> None:
+    result = run(*words)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output + result.stderr
+
+
+def test_pictures_that_the_service_would_refuse_are_told_together(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"GIF89a")
+    (tmp_path / "b.png").write_bytes(b"")
+    result = run("demo", "a.png", "b.png")
+    assert result.exit_code == 2
+    assert "a.png: expected a JPEG or PNG" in result.stderr
+    assert "b.png: is empty" in result.stderr
+
+
+def test_debug_shows_the_traceback(cli: Cli) -> None:
+    assert "Traceback" not in cli("run", "missing.jsonl", "--out", "videos").stderr
+    assert "Traceback" in cli("--debug", "run", "missing.jsonl", "--out", "videos").stderr
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_mistake_in_the_program_is_no_traceback(monkeypatch: pytest.MonkeyPatch, *, grouped: bool) -> None:
+    def broken(*, as_json: bool) -> None:
+        error = TypeError("a bug")
+        raise ExceptionGroup("several", [error]) if grouped else error
+
+    monkeypatch.setattr("kling_async.cli.models.models", broken)
+    result = run("models")
+    assert result.exit_code == 1
+    assert "TypeError: a bug" in result.stderr
+    assert "--debug" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_without_the_extra_it_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert "pip install 'kling-async[cli]'" in capsys.readouterr().err
+
+
+def test_a_pipe_that_nobody_reads_is_no_traceback(cli: Cli) -> None:
+    process = cli.start("models")
+    assert process.stdout is not None
+    process.stdout.close()
+    process.wait(20)
+    with process:
+        assert process.returncode in {0, 1}

@@ -1,0 +1,122 @@
+"""`demo` and `emulator` as somebody runs them who has just installed the package."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import urllib.error
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+import av
+import pytest
+from PIL import Image
+
+from kling_async.cli.demo import planned
+from kling_async.cli.pictures import paint
+from kling_async.manifest import read_manifest
+from support.cli import Cli
+
+
+def test_a_small_demo_makes_real_videos_and_plain_lines(cli: Cli) -> None:
+    done = cli("demo", "--quick", "--out", "kling-demo")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", done.stdout)
+    folder = cli.folder / "kling-demo"
+    videos = sorted(folder.glob("*.mp4"))
+    assert [video.stem for video in videos] == ["dawn-standard", "dawn-start-end", "desert-gptproto"]
+    for video in videos:
+        with av.open(str(video)) as container:
+            assert container.duration == 5_000_000
+            shown: Image.Image = next(container.decode(video=0)).to_image()  # type: ignore[no-untyped-call]
+            # A picture and no placeholder: it has colours.
+            assert len(set(shown.resize((16, 16)).get_flattened_data())) > 30
+    assert "desert-broken failed: the service refunds a failed prediction" in done.stdout
+    assert "The emulated service charged $1.46 for 4 predictions and gave $0.28 back" in done.stdout
+    assert "3 videos in kling-demo" in done.stdout
+    assert "export WAVESPEED_API_KEY" in done.stdout
+    assert [key for key, _ in read_manifest(folder / "jobs.jsonl")] == ["dawn-standard", "dawn-start-end"]
+
+
+def test_a_demo_takes_the_pictures_that_it_is_given(cli: Cli) -> None:
+    paint_one(cli.folder / "mine.png")
+    done = cli("demo", "mine.png", "--out", "out", "--jobs", "1", "--speed", "200")
+    assert done.returncode == 0
+    assert [path.name for path in (cli.folder / "out").iterdir()] == ["mine-standard.mp4"]
+    assert "1, yours" in done.stdout
+
+
+def paint_one(path: Path) -> None:
+    Image.radial_gradient("L").resize((400, 400)).convert("RGB").save(path)
+
+
+def test_the_demo_is_mixed_and_its_keys_are_unlike(tmp_path: Path) -> None:
+    pictures = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
+    jobs = planned(pictures, 40)
+    assert len(jobs) == 40
+    used = Counter((provider, job.row.name, job.duration) for provider, job in jobs.values())
+    assert {name for _, name, _ in used} == {
+        "kling-v2.1-standard",
+        "kling-v2.1-pro",
+        "kling-v2.1-master",
+        "kling-v2.1-pro-start-end-frame",
+    }
+    assert {provider for provider, _, _ in used} == {"wavespeed", "gptproto"}
+    assert {duration for _, _, duration in used} == {5, 10}
+
+
+def test_painted_pictures_are_good_inputs_and_the_same_every_time(tmp_path: Path) -> None:
+    first = paint(tmp_path / "a")
+    second = paint(tmp_path / "b")
+    assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
+    for file in first:
+        with Image.open(file) as picture:
+            assert min(picture.size) >= 300
+        assert file.stat().st_size < 2_000_000
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)],
+)
+def test_an_interrupted_demo_ends_in_order(cli: Cli, numbers: tuple[signal.Signals, ...]) -> None:
+    with cli.start("demo", "--out", "kling-demo", "--speed", "10") as process:
+        cli.wait_for(process, "accepted")
+        for number in numbers:
+            process.send_signal(number)
+        rest, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Nothing was spent" in rest
+    assert "Traceback" not in rest
+    assert [path.name for path in (cli.folder / "kling-demo").iterdir()] == ["pictures"]
+
+
+def test_the_emulator_tells_what_to_export_and_answers(cli: Cli) -> None:
+    words = ("emulator", "--port", "0", "--gptproto-port", "0", "--profile", "tiny")
+    with cli.start(*words) as process:
+        printed = cli.wait_for(process, "Ctrl-C")
+        found = re.search(r"^export WAVESPEED_BASE_URL=(\S+) WAVESPEED_API_KEY=(\S+)$", printed, re.MULTILINE)
+        assert found is not None
+        request = urllib.request.Request(f"{found[1]}/api/v3/balance", headers={"Authorization": f"Bearer {found[2]}"})
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as reply:
+            assert json.load(reply)["data"]["balance"] == 1000
+        process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert "The emulator has ended." in rest
+
+
+def test_a_port_that_is_taken_is_told(cli: Cli) -> None:
+    words = ("emulator", "--gptproto-port", "0", "--profile", "tiny", "--port")
+    with cli.start(*words, "0") as process:
+        printed = cli.wait_for(process, "Ctrl-C")
+        port = re.search(r"127\.0\.0\.1:(\d+)", printed)
+        assert port is not None
+        second = cli(*words, port[1])
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+    assert second.returncode == 2
+    assert "Traceback" not in second.stderr
+    assert "address already in use" in second.stderr

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from support.cli import Cli
+
+SCRIPT = textwrap.dedent(
+    """
+    import asyncio
+    from kling_async.cli.interrupts import Exit, interruptible, took_interrupt
+
+    async def work():
+        print("working", flush=True)
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            took_interrupt()
+        print("closing", flush=True)
+        await asyncio.sleep({closing})
+        print("closed", flush=True)
+        return Exit.INTERRUPTED
+
+    raise SystemExit(interruptible(work))
+    """
+)
+
+
+def start(cli: Cli, closing: float) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.replace("{closing}", str(closing))],
+        env=cli.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_cancels_once_and_closing_is_not_cut_short(cli: Cli, number: signal.Signals) -> None:
+    with start(cli, 1.0) as process:
+        cli.wait_for(process, "working")
+        process.send_signal(number)
+        cli.wait_for(process, "closing")
+        for _ in range(3):
+            process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+    assert (out, process.returncode) == ("closed\n", 130)
+    assert "Traceback" not in err
+
+
+def test_the_third_press_gives_up(cli: Cli) -> None:
+    with start(cli, 60.0) as process:
+        cli.wait_for(process, "working")
+        for _ in range(3):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+        out, err = process.communicate(timeout=20)
+    assert (out, process.returncode) == ("closing\n", 130)
+    assert err == "\nClosing: what was sent is being recorded. Once more gives that up.\nGiven up.\n"

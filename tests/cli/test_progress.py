@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import io
+import re
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from kling_async import AuthenticationError, Job, KlingError, Outcome, Prediction, RateLimitedError, SavedFile, Status
+from kling_async import events as ev
+from kling_async._core.errors import SkippedError, SubmissionUncertainError
+from kling_async.cli.output import clean, size, span
+from kling_async.cli.progress import Board, LiveProgress, PlainProgress, progress
+from kling_async.testing import LoopClock
+
+JOB = Job(model="kling-v2.1-pro", prompt="Waves", image="https://e.com/a.png")
+
+
+class StillClock:
+    def now(self) -> float:
+        return 100.0
+
+    def monotonic(self) -> float:
+        return 100.0
+
+    async def sleep(self, seconds: float, /) -> None:
+        raise NotImplementedError
+
+
+def admitted(key: str) -> ev.Event:
+    return ev.Admitted(at=100.0, key=key, job=JOB)
+
+
+def accepted(key: str, *, at: float = 101.0) -> ev.Event:
+    return ev.Accepted(at=at, key=key, job=JOB, prediction=Prediction(id=f"id-{key}", key=key))
+
+
+def changed(key: str, status: Status) -> ev.Event:
+    prediction = Prediction(id=f"id-{key}", key=key, status=status, raw_status=status.value)
+    return ev.Changed(at=130.0, key=key, prediction=prediction)
+
+
+def finished(key: str, error: KlingError | None = None, *, paid: bool = True) -> ev.Event:
+    prediction = Prediction(id=f"id-{key}", key=key) if paid else None
+    return ev.Finished(
+        at=140.0, key=key, outcome=Outcome(job=JOB, key=key, index=0, prediction=prediction, error=error)
+    )
+
+
+def refusal() -> AuthenticationError:
+    return AuthenticationError("the key is wrong", status=401)
+
+
+def test_counts_follow_a_job_from_waiting_to_done() -> None:
+    board = Board(2)
+    seen = []
+    for event in (
+        admitted("a"),
+        accepted("a"),
+        changed("a", Status.PROCESSING),
+        changed("a", Status.COMPLETED),
+        finished("a"),
+    ):
+        board.take(event, "wavespeed")
+        seen.append((board.waiting, len(board.lines) - board.saving, board.saving, board.done))
+    assert seen == [(1, 0, 0, 0), (0, 1, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
+    assert board.spent == Decimal("0.45")
+    assert board.unsaved == {}
+
+
+def test_a_refused_job_costs_nothing_and_leaves_nothing() -> None:
+    board = Board()
+    for event in (admitted("a"), finished("a", refusal(), paid=False)):
+        board.take(event, "wavespeed")
+    assert (board.waiting, board.failed, board.spent) == (0, 1, Decimal(0))
+    assert not board.unsaved
+
+
+def test_what_is_paid_for_without_a_video_stays_known() -> None:
+    board = Board()
+    for key in "abc":
+        board.take(admitted(key), "wavespeed")
+        board.take(accepted(key), "wavespeed")
+    board.take(changed("a", Status.FAILED), "wavespeed")
+    board.take(changed("b", Status.COMPLETED), "wavespeed")
+    board.take(finished("b", KlingError("the disk is full")), "wavespeed")
+    assert board.unsaved == {"id-b": "b", "id-c": "c"}
+
+
+def test_providers_without_prices_and_uncertain_jobs_are_counted_apart() -> None:
+    board = Board()
+    board.take(accepted("a"), "gptproto")
+    board.take(ev.Uncertain(at=1.0, key="b", job=JOB, error=SubmissionUncertainError("?")), "gptproto")
+    assert (board.spent, board.unpriced, board.uncertain) == (Decimal(0), 1, ["b"])
+
+
+def test_two_sessions_may_use_the_same_key() -> None:
+    board = Board()
+    for batch in ("x", "y"):
+        event = ev.Accepted(at=1.0, key="a", batch=batch, job=JOB, prediction=Prediction(id=batch))
+        board.take(event, "wavespeed")
+    assert len(board.lines) == 2
+
+
+def test_a_pipe_gets_one_plain_line_per_event() -> None:
+    text = io.StringIO()
+    display = progress(Console(file=text, width=200), StillClock())
+    assert isinstance(display, PlainProgress)
+    observe = display.observer("wavespeed")
+    error = RateLimitedError("too many", status=429)
+    saved = ev.Saved(at=139.0, key="a", file=SavedFile(Path("videos/a.mp4"), 1_234_567, "0"))
+    for event in (
+        admitted("a"),
+        ev.Refused(at=100.5, key="a", job=JOB, error=error, again=4.0),
+        accepted("a"),
+        changed("a", Status.PROCESSING),
+        saved,
+        finished("a"),
+        finished("[red]b\x1b[2J\n", KlingError("no\nvideo")),
+    ):
+        observe(event)
+    assert text.getvalue().replace("\N{REPLACEMENT CHARACTER}", "?").splitlines() == [
+        "     0.5 s  again       a  in 4 s: too many",
+        "     1.0 s  accepted    a  kling-v2.1-pro 5 s, price $0.45, prediction id-a",
+        "    30.0 s  processing  a",
+        "    39.0 s  saved       a  videos/a.mp4 (1.2 MB)",
+        "    40.0 s  FAILED      [red]b?[2J?  no?video",
+    ]
+
+
+def test_what_concerns_the_whole_account_is_told_once() -> None:
+    text = io.StringIO()
+    observe = progress(Console(file=text, width=200), StillClock()).observer("wavespeed")
+    for number in range(5):
+        observe(finished(f"job {number}", refusal() if number < 3 else SkippedError("stopped"), paid=False))
+    assert text.getvalue().count("FAILED") == 1
+
+
+@pytest.mark.anyio
+async def test_a_terminal_gets_a_picture_that_goes_away_and_failures_that_stay() -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=100, height=20, color_system=None, _environ={})
+    display = progress(console, StillClock(), total=40)
+    assert isinstance(display, LiveProgress)
+    observe = display.observer("wavespeed")
+    async with display:
+        for number in range(30):
+            observe(admitted(f"job-{number}"))
+            observe(accepted(f"job-{number}", at=60.0 + number))
+        observe(changed("job-29", Status.COMPLETED))
+        observe(finished("job-3", KlingError("no video")))
+        display._live.refresh()
+    shown = re.sub(" +", " ", text.getvalue())
+    assert "10 waiting ● 28 running ↓ 1 saving ✓ 0 done ✗ 1 failed" in shown
+    assert "$13.50 spent" in shown
+    assert "job-29 kling-v2.1-pro 5 s saving 0:11" in shown
+    assert "job-0 kling-v2.1-pro 5 s created 0:40" in shown
+    assert "and 17 more" in shown
+    assert "✗ job-3 no video" in shown
+
+
+@pytest.mark.anyio
+async def test_quiet_keeps_count_and_shows_nothing() -> None:
+    text = io.StringIO()
+    display = progress(Console(file=text, force_terminal=True), LoopClock(), quiet=True)
+    async with display:
+        display.observer("wavespeed")(accepted("a"))
+    assert (text.getvalue(), display.board.accepted) == ("", 1)
+
+
+def test_small_words() -> None:
+    assert [span(seconds) for seconds in (0.2, 59.6, 3723)] == ["0:00", "1:00", "1:02:03"]
+    assert [size(count) for count in (10, 81_200, 3_400_000)] == ["1 KB", "81 KB", "3.4 MB"]
+    assert clean("ü\u202e\x07") == "ü\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"

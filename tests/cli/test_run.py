@@ -1,0 +1,250 @@
+"""`run` and `fetch` against an emulator, and what is left when they are interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from anyio.to_thread import run_sync
+
+from kling_async.emulator import Emulator, faults
+from support.cli import Cli, jobs
+from support.pictures import jpeg
+
+
+def at(emulator: Emulator) -> dict[str, str]:
+    return {
+        "WAVESPEED_BASE_URL": emulator.base_url,
+        "WAVESPEED_API_KEY": emulator.api_key,
+        "GPTPROTO_BASE_URL": emulator.gptproto_url,
+        "GPTPROTO_API_KEY": emulator.gptproto_key,
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
+def service(*, speed: float = 100.0, timing: float = 60.0) -> Emulator:
+    return Emulator(speed=speed, timing=timing, profile="tiny")
+
+
+def manifest(folder: Path, *rows: Mapping[str, object]) -> str:
+    (folder / "face.jpg").write_bytes(jpeg())
+    return jobs(folder, *({"image": "face.jpg", **row} for row in rows))
+
+
+def rows(path: Path) -> dict[str, dict[str, Any]]:
+    return {row["key"]: row for row in map(json.loads, path.read_text().splitlines())}
+
+
+def videos(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {"results.jsonl", "paid.jsonl", "paid-emulator.jsonl"}
+
+
+async def call(cli: Cli, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return await run_sync(partial(cli, *words, **env))
+
+
+def test_a_rehearsal_needs_no_key(cli: Cli) -> None:
+    path = manifest(cli.folder, {"key": "a"}, {"key": "b", "model": "kling-v1.6-pro", "duration": 10}, {"key": "c/d"})
+    done = cli("run", path, "--out", "videos", "--emulator", "--speed", "500", "--profile", "tiny", "--level", "gold")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    assert "3 jobs from jobs.jsonl at the emulator, for nothing" in done.stdout
+    assert "Price by the list: ≈ $0.56, and 1 job whose price is not known" in done.stdout
+    assert "3 of 3 videos in videos, $0.56 spent and 1 job without a known price" in done.stdout
+    found = rows(cli.folder / "videos" / "results.jsonl")
+    assert videos(cli.folder / "videos") == {row["file"] for row in found.values()}
+    assert found["a"]["file"] == "a.mp4"
+    assert found["a"]["cost_usd"] == 0.28
+    assert {row["status"] for row in found.values()} == {"completed"}
+    assert not (cli.folder / "videos" / "paid.jsonl").exists()
+
+
+def test_a_low_level_says_how_to_raise_it(cli: Cli) -> None:
+    path = manifest(cli.folder, *({"key": str(number)} for number in range(3)))
+    done = cli("run", path, "--out", "videos", "--emulator", "--speed", "900", "--profile", "tiny")
+    assert done.returncode == 0
+    assert done.stdout.count("--level silver") == 1
+
+
+@pytest.mark.anyio
+async def test_failed_jobs_are_values_and_status_1(cli: Cli) -> None:
+    path = manifest(cli.folder, {"key": "a"}, {"key": "b", "prompt": "Fire"}, {"key": "c"})
+    async with service() as emulator:
+        failure = faults.FailTask(code=1200, message="refused")
+        emulator.faults.add("submit", failure, when=lambda exchange: exchange.body.get("prompt") == "Fire")
+        done = await call(cli, "run", path, "--out", "videos", "--level", "gold", "--ordered", **at(emulator))
+    assert done.returncode == 1
+    assert "2 of 3 videos in videos, 1 failed, $0.84 spent" in done.stdout
+    found = rows(cli.folder / "videos" / "results.jsonl")
+    assert list(found) == ["a", "b", "c"]
+    assert found["b"]["status"] == "failed"
+    assert found["b"]["error"]["type"] == "PredictionFailedError"
+    assert found["b"]["prediction_id"]
+
+
+@pytest.mark.anyio
+async def test_a_wrong_key_is_told_once_and_nothing_is_done(cli: Cli) -> None:
+    path = manifest(cli.folder, *({"key": str(number)} for number in range(20)))
+    async with service() as emulator:
+        env = at(emulator) | {"WAVESPEED_API_KEY": "wrong-key"}
+        done = await call(cli, "run", path, "--out", "videos", "--level", "gold", **env)
+        assert emulator.charges() == ()
+    assert done.returncode == 3
+    assert done.stderr.count("invalid API key") == 1
+    assert "wrong-key" not in done.stdout + done.stderr
+    assert "0 of 20 videos" in done.stdout
+
+
+def test_json_is_alone_on_stdout(cli: Cli) -> None:
+    path = manifest(cli.folder, {"key": "a"}, {"key": "b"})
+    done = cli("run", path, "--out", "videos", "--json", "--emulator", "--speed", "500", "--profile", "tiny")
+    assert done.returncode == 0
+    assert done.stdout == (cli.folder / "videos" / "results.jsonl").read_text()
+    assert "2 of 2 videos" in done.stderr
+
+
+@pytest.mark.anyio
+async def test_gptproto_gets_the_pictures_within_the_request(cli: Cli) -> None:
+    path = manifest(cli.folder, {"key": "a", "model": "kling-v2.1-pro"})
+    async with service() as emulator:
+        done = await call(cli, "run", path, "--out", "videos", "--provider", "gptproto", "--quiet", **at(emulator))
+        assert [charge.key for charge in emulator.charges()] == [emulator.gptproto_key]
+    assert (done.returncode, videos(cli.folder / "videos")) == (0, {"a.mp4"})
+    assert done.stdout.startswith("1 of 1 video in videos, $0.00 spent and 1 job without a known price")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.anyio
+async def test_an_interrupt_says_what_still_runs_and_fetch_brings_it(cli: Cli, number: signal.Signals) -> None:
+    path = manifest(cli.folder, *({"key": f"job-{number}"} for number in range(3)))
+    async with service(speed=20, timing=80.0) as emulator:
+        env = at(emulator)
+        process = cli.start("run", path, "--out", "videos", "--level", "gold", **env)
+        with process:
+            for _ in range(3):
+                await run_sync(cli.wait_for, process, "accepted")
+            process.send_signal(number)
+            rest, _ = await run_sync(process.communicate)
+        assert process.returncode == 130
+        ids = {charge.prediction_id for charge in emulator.charges()}
+        assert len(ids) == 3
+        assert "Interrupted. 0 of 3 videos in videos, $0.84 spent" in rest
+        assert "3 paid predictions still running at the service" in rest
+        assert all(prediction_id in rest for prediction_id in ids)
+        assert "The ids are in videos/paid.jsonl." in rest
+        assert "Traceback" not in rest
+        assert videos(cli.folder / "videos") == set()
+        (command,) = [line for line in rest.splitlines() if line.startswith("  kling-async fetch ")]
+        fetched = await call(cli, *command.split()[1:], **env)
+        assert fetched.returncode == 0
+        assert videos(cli.folder / "videos") == {"job-0.mp4", "job-1.mp4", "job-2.mp4"}
+        assert len(emulator.charges()) == 3
+        again = await call(cli, "fetch", "--out", "videos", **env)
+        assert (again.returncode, again.stdout[:16]) == (0, "Nothing to fetch")
+
+
+@pytest.mark.anyio
+async def test_an_interrupt_leaves_no_half_named_file(cli: Cli) -> None:
+    path = manifest(cli.folder, {"key": "quick"}, {"key": "slow", "prompt": "Slowly"})
+    async with service(timing=10.0) as emulator:
+        emulator.faults.add("output", faults.SlowBody(seconds=6000.0), after=1, times=None)
+        with cli.start("run", path, "--out", "videos", "--level", "gold", **at(emulator)) as process:
+            await run_sync(cli.wait_for, process, "saved")
+            with anyio.fail_after(20):
+                await run_sync(_until_there, cli.folder / "videos", ".*.part", abandon_on_cancel=True)
+            process.send_signal(signal.SIGINT)
+            rest, _ = await run_sync(process.communicate)
+    assert process.returncode == 130
+    assert "1 of 2 videos in videos" in rest
+    assert "1 video paid for and not saved" in rest
+    (left,) = videos(cli.folder / "videos")
+    assert left in {"quick.mp4", "slow.mp4"}
+    assert (cli.folder / "videos" / left).stat().st_size > 1000
+
+
+def _until_there(folder: Path, pattern: str) -> None:
+    while not list(folder.glob(pattern)):
+        time.sleep(0.02)
+
+
+@pytest.mark.anyio
+async def test_a_second_run_warns_of_what_the_first_one_paid_for(cli: Cli) -> None:
+    path = manifest(cli.folder, {"key": "a"})
+    async with service(speed=20, timing=600.0) as emulator:
+        env = at(emulator)
+        with cli.start("run", path, "--out", "videos", **env) as process:
+            await run_sync(cli.wait_for, process, "accepted")
+            process.send_signal(signal.SIGINT)
+            await run_sync(process.communicate)
+        (charge,) = emulator.charges()
+        with cli.start("run", path, "--out", "videos", **env) as process:
+            printed = await run_sync(cli.wait_for, process, "accepted")
+            process.send_signal(signal.SIGINT)
+            rest, _ = await run_sync(process.communicate)
+    assert "1 video of an earlier run paid for and not saved, in videos/paid.jsonl" in printed
+    assert f"kling-async fetch {charge.prediction_id} --out videos" in printed
+    # Both are in the ledger: the second run does not hide the first one's id.
+    ledger = (cli.folder / "videos" / "paid.jsonl").read_text()
+    assert charge.prediction_id in ledger
+    assert "kling-async fetch" in rest
+
+
+@pytest.mark.anyio
+async def test_fetching_what_is_not_there_is_status_1_and_a_wrong_key_status_3(cli: Cli) -> None:
+    async with service() as emulator:
+        env = at(emulator)
+        done = await call(cli, "fetch", "0" * 32, "--out", "videos", **env)
+        assert done.returncode == 1
+        assert "not found" in done.stdout
+        done = await call(cli, "fetch", "0" * 32, "1" * 32, "--out", "videos", **env | {"WAVESPEED_API_KEY": "wrong"})
+    assert done.returncode == 3
+    assert done.stderr.count("invalid API key") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+@pytest.mark.anyio
+async def test_in_a_terminal_money_is_asked_for_and_no_means_no(cli: Cli) -> None:
+    path = manifest(cli.folder, {"key": "a"})
+    async with service() as emulator:
+        printed, status = await run_sync(partial(_in_terminal, cli, path, "n\n", **at(emulator)))
+        assert "This costs real money. Go on?" in printed
+        assert (status, emulator.charges()) == (3, ())
+        printed, status = await run_sync(partial(_in_terminal, cli, path, "y\n", **at(emulator)))
+        assert (status, len(emulator.charges())) == (0, 1)
+    assert "● 1 running" in printed
+    assert "\x1b[?25h" in printed  # the cursor is back
+
+
+def _in_terminal(cli: Cli, path: str, answer: str, **env: str) -> tuple[str, int]:
+    """What it shows in a terminal, and its exit status."""
+    master, slave = os.openpty()
+    process = subprocess.Popen(
+        cli.command("run", path, "--out", "videos"),
+        cwd=cli.folder,
+        env=cli.env | env | {"COLUMNS": "100", "LINES": "40"},
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+    )
+    os.close(slave)
+    os.write(master, answer.encode())
+    printed = b""
+    try:
+        while piece := os.read(master, 65536):
+            printed += piece
+    except OSError:
+        pass  # its last process has gone
+    finally:
+        os.close(master)
+    return printed.decode(), process.wait(20)

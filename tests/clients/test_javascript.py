@@ -1,0 +1,128 @@
+"""The vendor's JavaScript client, as npm installs it: `apt-get install nodejs npm` is all it needs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from kling_async.emulator import faults
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kling_async.emulator import Emulator
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
+
+PACKAGE = "wavespeed@0.3.2"
+PRO = "kwaivgi/kling-v2.1-i2v-pro"
+
+SCRIPT = """
+const { Client } = require("wavespeed");
+const { key, base, call, args } = JSON.parse(process.argv[2]);
+const client = new Client(key, { baseUrl: base, retryInterval: 0.01 });
+console.log = () => {};
+console.error = () => {};
+client[call](...args).then(
+  (value) => process.stdout.write(JSON.stringify({ value, error: value?.detail?.error?.name })),
+  (error) => process.stdout.write(JSON.stringify({ error: error.name, message: error.message, task: error.taskId })),
+);
+"""
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the client installed and a script that calls it."""
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        pytest.fail(
+            "this test runs the vendor's JavaScript client and needs Node 18 or later with npm: "
+            "`apt-get install nodejs npm`, or see nodejs.org",
+            pytrace=False,
+        )
+    path = tmp_path_factory.mktemp("javascript")
+    (path / "package.json").write_text('{"private": true}\n')
+    (path / "drive.js").write_text(SCRIPT)
+    ran = subprocess.run(
+        [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock", PACKAGE],
+        cwd=path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    if ran.returncode:
+        pytest.fail(f"npm could not install {PACKAGE}:\n{ran.stdout}{ran.stderr}", pytrace=False)
+    return path
+
+
+Call = Callable[..., Awaitable[Any]]
+
+
+@pytest.fixture
+def call(folder: Path, emu: Emulator) -> Call:
+    """Calls a method of the client in a process of its own."""
+
+    async def run(method: str, *args: object) -> Any:
+        asked = json.dumps({"key": emu.api_key, "base": emu.base_url, "call": method, "args": args})
+        with anyio.fail_after(60):
+            ran = await anyio.run_process(["node", "drive.js", asked], cwd=folder, check=False)
+        assert ran.returncode == 0, ran.stderr.decode()
+        return json.loads(ran.stdout)
+
+    return run
+
+
+ASK = {"pollInterval": 0.02}
+
+
+async def test_upload_and_run(call: Call, emu: Emulator, picture: Path) -> None:
+    url = (await call("upload", str(picture)))["value"]
+    assert url.startswith(f"{emu.base_url}/media/images/")
+    told = await call("run", PRO, {"prompt": "she turns", "image": url, "duration": 10}, ASK)
+    [output] = told["value"]["outputs"]
+    assert output.startswith(f"{emu.base_url}/output/")
+    [charge] = emu.charges()
+    assert (charge.prompt, charge.amount) == ("she turns", Decimal("0.90"))
+    assert emu.leaks == ()
+
+
+async def test_a_task_that_fails(call: Call, emu: Emulator) -> None:
+    emu.faults.add("submit", faults.FailTask(1200, "sensitive", seconds=0.1), times=2)
+    inputs = {"prompt": "p", "image": "https://pictures.example/face.png"}
+    told = await call("run", PRO, inputs, ASK)
+    assert "sensitive" in told["message"]
+    told = await call("runNoThrow", PRO, inputs, ASK)
+    assert (told["value"]["outputs"], told["value"]["detail"]["status"]) == (None, "failed")
+    assert told["value"]["detail"]["taskId"] == emu.charges()[1].prediction_id
+    assert all(charge.refunded for charge in emu.charges())
+
+
+@pytest.mark.parametrize("fault", [faults.AcceptThenDrop(), faults.Status(500, accepted=True)], ids=["lost", "500"])
+async def test_a_submission_is_never_sent_twice(call: Call, emu: Emulator, fault: Any) -> None:
+    emu.faults.add("submit", fault)
+    told = await call("run", PRO, {"prompt": "p", "image": "https://pictures.example/face.png"}, ASK)
+    assert told["error"] == "WavespeedSubmissionException", told
+    assert (emu.counts["submit"], len(emu.charges())) == (1, 1)
+
+
+async def test_reads_are_tried_again(call: Call, emu: Emulator) -> None:
+    for fault in (faults.Status(429), faults.Html502(), faults.Drop(), faults.Status(503)):
+        emu.faults.add("result", fault)
+    told = await call("run", PRO, {"prompt": "p", "image": "https://pictures.example/face.png"}, ASK)
+    assert len(told["value"]["outputs"]) == 1
+    assert all(rule.hits == 1 for rule in emu.faults.rules)
+
+
+async def test_an_upload_that_is_refused(call: Call, tmp_path: Path) -> None:
+    path = anyio.Path(tmp_path / "notes.txt")
+    await path.write_text("no picture")
+    told = await call("upload", str(path))
+    assert told["message"].endswith("Upload failed: invalid file type")

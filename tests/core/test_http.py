@@ -1,0 +1,137 @@
+"""HTTP as values: what is shown of them, and how long the service asks to wait."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from kling_async import Effect, HttpRequest, HttpResponse, Timeouts
+from kling_async._core.http import MAX_RETRY_AFTER
+from kling_async._core.transport import shown
+
+NOON = 1_792_929_600.0  # Sun, 25 Oct 2026 12:00:00 GMT
+
+
+def retry_after(text: str, *, date: str | None = None, now: float | None = None) -> float | None:
+    headers = {"retry-after": text} | ({} if date is None else {"date": date})
+    return HttpResponse(status=429, headers=headers).retry_after(now)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0.0),
+        ("7", 7.0),
+        (" 7 ", 7.0),
+        ("1.5", 1.5),
+        ("-5", 0.0),
+        ("3600", 3600.0),
+        ("86400", MAX_RETRY_AFTER),
+        ("1e999", MAX_RETRY_AFTER),
+        ("9" * 400, MAX_RETRY_AFTER),
+        ("-1e999", 0.0),
+    ],
+)
+def test_seconds(text: str, seconds: float) -> None:
+    assert retry_after(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "  ", "nan", "soon", "5s", "0x10", "Mon", "Sun, 99 Oct 2026 12:00:00 GMT", "\x00"]
+)
+def test_garbage_says_nothing(text: str) -> None:
+    assert retry_after(text, now=NOON) is None
+
+
+def test_no_header_says_nothing() -> None:
+    assert HttpResponse(status=429).retry_after(NOON) is None
+
+
+def test_a_date_counts_from_the_date_of_the_reply_since_our_clock_may_be_wrong() -> None:
+    date = "Sun, 25 Oct 2026 12:00:00 GMT"
+    assert retry_after("Sun, 25 Oct 2026 12:00:42 GMT", date=date, now=NOON - 86_400) == 42.0
+    assert retry_after("Sun, 25 Oct 2026 12:00:42 GMT", date=date) == 42.0
+
+
+def test_a_date_in_a_reply_without_one_counts_from_our_clock() -> None:
+    assert retry_after("Sun, 25 Oct 2026 12:00:42 GMT", now=NOON) == 42.0
+    assert retry_after("Sun, 25 Oct 2026 12:00:42 GMT", date="garbage", now=NOON) == 42.0
+    assert retry_after("Sun, 25 Oct 2026 12:00:42 GMT") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("Sun, 25 Oct 2026 11:59:00 GMT", 0.0),
+        ("Sun, 25 Oct 2026 12:00:42 -0000", 42.0),
+        ("Sun, 25 Oct 2026 14:00:42 +0200", 42.0),
+        ("Sunday, 25-Oct-26 12:00:42 GMT", 42.0),
+        ("Sun, 25 Oct 2099 12:00:00 GMT", MAX_RETRY_AFTER),
+    ],
+)
+def test_dates_past_far_and_in_other_forms(text: str, seconds: float) -> None:
+    assert retry_after(text, now=NOON) == seconds
+
+
+dates = st.from_regex(
+    r"[A-Z][a-z]{2}, \d{1,3} [A-Z][a-z]{2} \d{1,6} \d\d?:\d\d?:\d\d?.\d* [+-]?[A-Z0-9]{1,25}", fullmatch=True
+)
+
+
+@given(st.one_of(st.text(), dates, st.floats().map(str)), st.one_of(st.none(), st.text(), dates))
+@example("Mon, 01 Jan 2020 00:00:00 +99999999999999999999", None)
+@example("Mon, 01 Jan 0001 00:00:00 +2359", "Mon, 01 Jan 9999 00:00:00 -2359")
+def test_whatever_the_headers_hold_is_a_wait_of_at_most_an_hour(text: str, date: str | None) -> None:
+    seconds = retry_after(text, date=date, now=NOON)
+    assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER
+
+
+def test_repr_of_a_request_shows_neither_headers_nor_body_nor_query() -> None:
+    request = HttpRequest(
+        method="POST",
+        url="https://api.example/api/v3/x?webhook=https%3A%2F%2Fme%2F%3Ftoken%3Dsecret",
+        effect=Effect.PAID,
+        headers={"Authorization": "Bearer secret"},
+        body=b'{"image":"https://pictures.example/?sig=secret"}',
+    )
+    assert "secret" not in repr(request)
+    assert "https://api.example/api/v3/x'" in repr(request)
+    assert "Effect.PAID" in repr(request)
+    assert "<48 bytes>" in repr(request)
+
+
+def test_repr_of_a_response_shows_neither_headers_nor_body() -> None:
+    response = HttpResponse(status=401, headers={"set-cookie": "secret"}, body=b"secret")
+    assert "secret" not in repr(response)
+    assert "401" in repr(response)
+
+
+def test_a_body_is_json_or_a_value_error() -> None:
+    assert HttpResponse(status=200, body=b'{"a": [1]}').json() == {"a": [1]}
+    for body in (b"", b"{", b"\xff", b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000):
+        with pytest.raises(ValueError):  # noqa: PT011 -- the kind is all that is promised
+            HttpResponse(status=200, body=body).json()
+
+
+def test_the_id_of_a_request() -> None:
+    assert HttpResponse(status=200, headers={"x-request-id": "r1"}).request_id == "r1"
+    assert HttpResponse(status=200).request_id is None
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("https://user:pw@host.example:8443/a/b?sig=1#x", "host.example:8443/a/b"),
+        ("https://[::1/a", "an invalid URL"),
+        ("", ""),
+    ],
+)
+def test_what_is_shown_of_a_url(url: str, text: str) -> None:
+    assert shown(url) == text
+
+
+def test_timeouts_by_default() -> None:
+    """A paid request is waited for longer than a read: ending it early makes its end uncertain."""
+    timeouts = Timeouts()
+    assert timeouts.submit > timeouts.read > timeouts.connect > 0

@@ -1,0 +1,335 @@
+"""Starts per window, pauses and slots, in virtual time: every grant has its exact moment."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import anyio
+import looptime
+import pytest
+from aiolimiter import AsyncLimiter
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from kling_async import ConfigurationError, NoLimit, RateLimiter, StartsPerWindow
+from kling_async.limits import Pause, Slot, Slots
+from kling_async.testing import LoopClock
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> object:
+    return "asyncio", {"loop_factory": looptime.new_event_loop}
+
+
+def virtually(main: Coroutine[object, object, None]) -> None:
+    """Run `main` in virtual time, for tests that hypothesis calls many times."""
+    with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
+        runner.run(main)
+
+
+async def settled() -> None:
+    """Everybody who can go on has gone as far as possible."""
+    await anyio.wait_all_tasks_blocked()
+
+
+class Grants:
+    """Who was let through when."""
+
+    def __init__(self, limiter: RateLimiter) -> None:
+        self.limiter = limiter
+        self.clock = LoopClock()
+        self.order: list[int] = []
+        self.times: list[float] = []
+
+    async def one(self, number: int, after: float = 0.0) -> None:
+        await self.clock.sleep(after)
+        await self.limiter.acquire()
+        self.order.append(number)
+        self.times.append(self.clock.monotonic())
+
+
+def most_in_any_window(times: list[float], per: float) -> int:
+    """Brute force: a window that holds the most begins at a grant."""
+    return max((sum(start <= time < start + per for time in times) for start in times), default=0)
+
+
+# ---- starts per window ----
+
+
+async def test_a_window_lets_its_number_through_at_once_and_the_rest_as_it_slides() -> None:
+    grants = Grants(StartsPerWindow(3, 60.0, clock=LoopClock()))
+    async with anyio.create_task_group() as tasks:
+        for number in range(7):
+            tasks.start_soon(grants.one, number)
+    assert grants.order == list(range(7))
+    assert grants.times == pytest.approx([0, 0, 0, 60, 60, 60, 120], abs=0.01)
+    assert most_in_any_window(grants.times, 60.0) == 3
+
+
+@given(
+    starts=st.integers(1, 5),
+    per=st.floats(0.001, 100.0),
+    gaps=st.lists(st.one_of(st.just(0.0), st.floats(0.0, 30.0)), min_size=1, max_size=25),
+)
+@example(starts=1, per=0.0104, gaps=[0.00099, 0.01021])
+@example(starts=2, per=1.0, gaps=[0.9999, 0.0, 0.0, 0.0])
+def test_never_more_than_n_in_any_window_first_come_first_served(starts: int, per: float, gaps: list[float]) -> None:
+    async def main() -> None:
+        grants = Grants(StartsPerWindow(starts, per, clock=LoopClock()))
+        arrivals: list[float] = []
+        async with anyio.create_task_group() as tasks:
+            for number, gap in enumerate(gaps):
+                await grants.clock.sleep(gap)
+                arrivals.append(grants.clock.monotonic())
+                tasks.start_soon(grants.one, number)
+                await settled()
+        assert most_in_any_window(grants.times, per) <= starts
+        assert grants.order == list(range(len(gaps)))
+        # And nobody waits without need: each starts when it has come and the one `starts` before it is out of the
+        # window, but for the milliseconds in which the log counts.
+        for number, (came, went) in enumerate(zip(arrivals, grants.times, strict=True)):
+            free = grants.times[number - starts] + per if number >= starts else 0.0
+            before = grants.times[number - 1] if number else 0.0
+            assert went <= max(came, free, before) + 0.006
+
+    virtually(main())
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["asyncio", "anyio"])
+async def test_a_waiter_that_is_cancelled_takes_nothing_and_keeps_nobody(native: bool) -> None:  # noqa: FBT001 -- two ways
+    grants = Grants(StartsPerWindow(1, 60.0, clock=LoopClock()))
+    await grants.one(0)
+    scopes = [anyio.CancelScope() for _ in range(2)]
+
+    async def waiting(number: int) -> None:
+        with scopes[number - 1]:
+            await grants.one(number)
+
+    cancelled = [asyncio.create_task(waiting(number)) for number in (1, 2)]
+    await settled()
+    last = asyncio.create_task(grants.one(3))
+    await settled()
+    for task, scope in zip(cancelled, scopes, strict=True):
+        if native:
+            task.cancel()
+        else:
+            scope.cancel()
+    await asyncio.wait([*cancelled, last])
+    assert [task.cancelled() for task in cancelled] == [native, native]
+    assert grants.order == [0, 3]
+    assert grants.times == pytest.approx([0, 60], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("starts", "per"), [(0, 60.0), (-1, 60.0), (1, 0.0), (1, -1.0), (1, float("nan")), (1, float("inf"))]
+)
+def test_numbers_that_make_no_sense(starts: int, per: float) -> None:
+    with pytest.raises(ConfigurationError, match="at least one start per positive window"):
+        StartsPerWindow(starts, per)
+
+
+async def test_the_log_does_not_grow() -> None:
+    limiter = StartsPerWindow(2, 1.0, clock=LoopClock())
+    for _ in range(500):
+        await limiter.acquire()
+    assert limiter._bucket.count() <= 4
+
+
+def test_a_limiter_serves_one_loop_after_another() -> None:
+    limiter = StartsPerWindow(1, 0.02)
+    for _ in range(2):
+        asyncio.run(limiter.acquire())
+    assert repr(limiter) == "StartsPerWindow(1, per=0.02)"
+
+
+async def test_no_limit_lets_everybody_through_and_lets_others_run() -> None:
+    grants = Grants(NoLimit())
+    async with anyio.create_task_group() as tasks:
+        for number in range(1000):
+            tasks.start_soon(grants.one, number)
+    assert set(grants.times) == {0.0}
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await NoLimit().acquire()
+    assert scope.cancelled_caught, "it is a place where cancellation arrives"
+
+
+async def test_aiolimiter_is_a_rate_limiter_as_it_is() -> None:
+    limiter: RateLimiter = AsyncLimiter(2, 60.0)
+    grants = Grants(limiter)
+    async with anyio.create_task_group() as tasks:
+        for number in range(4):
+            tasks.start_soon(grants.one, number)
+    assert grants.times == pytest.approx([0, 0, 30, 60], abs=0.01)
+
+
+# ---- pause ----
+
+
+async def test_a_pause_is_open_until_it_is_closed() -> None:
+    pause, clock = Pause(LoopClock()), LoopClock()
+    await pause.wait()
+    seen = [pause.closed]
+    assert clock.monotonic() == 0.0
+    assert pause.close(10.0, 0.0) == 10.0
+    seen.append(pause.closed)
+    await pause.wait()
+    seen.append(pause.closed)
+    assert seen == [False, True, False]
+    assert clock.monotonic() == pytest.approx(10.0, abs=0.01)
+
+
+async def test_without_a_word_of_the_service_pauses_grow_to_a_little_over_a_minute() -> None:
+    pause = Pause(LoopClock())
+    seconds = []
+    for _ in range(7):
+        seconds.append(pause.close(None, 0.0))
+        await pause.wait()
+    assert seconds == pytest.approx([4.0, 8.0, 16.0, 32.0, 64.0, 65.0, 65.0])
+    pause.accepted()
+    assert pause.close(None, 0.0) == 4.0
+
+
+async def test_the_refusals_of_one_burst_are_one_piece_of_news() -> None:
+    pause = Pause(LoopClock())
+    assert [pause.close(None, 0.5) for _ in range(50)] == [pytest.approx(4.2)] * 50
+    await pause.wait()
+    assert pause.close(None, 0.0) == 8.0
+
+
+async def test_what_the_service_asks_for_may_lengthen_a_pause_and_never_shortens_it() -> None:
+    pause = Pause(LoopClock())
+    assert pause.close(5.0, 0.0) == 5.0
+    assert pause.close(30.0, 0.0) == 30.0
+    assert pause.close(1.0, 0.0) == 30.0
+
+
+async def test_jitter_only_lengthens() -> None:
+    assert Pause(LoopClock()).close(10.0, 0.999) == pytest.approx(11.0, abs=0.01)
+
+
+async def test_a_pause_that_is_lengthened_while_somebody_waits_is_waited_out() -> None:
+    pause, clock = Pause(LoopClock()), LoopClock()
+    pause.close(10.0, 0.0)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(pause.wait)
+        await clock.sleep(5.0)
+        pause.close(20.0, 0.0)
+    assert clock.monotonic() == pytest.approx(25.0, abs=0.01)
+
+
+# ---- slots ----
+
+
+async def test_slots_are_first_come_first_served() -> None:
+    slots, order = Slots(2), []
+
+    async def one(number: int) -> None:
+        slot = await slots.acquire()
+        order.append(number)
+        await anyio.sleep(10.0)
+        slot.release()
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(7):
+            tasks.start_soon(one, number)
+        await settled()
+        assert (slots.total, slots.taken, slots.waiting) == (2, 2, 5)
+    assert order == list(range(7))
+    assert (slots.taken, slots.waiting) == (0, 0)
+    assert LoopClock().monotonic() == pytest.approx(40.0, abs=0.01)
+
+
+async def test_nobody_jumps_the_queue_when_a_slot_is_free_and_its_taker_has_not_run_yet() -> None:
+    slots, order = Slots(1), []
+
+    async def one(number: int) -> Slot:
+        slot = await slots.acquire()
+        order.append(number)
+        return slot
+
+    first = await one(0)
+    waiting = asyncio.create_task(one(1))
+    await settled()
+    first.release()
+    late = asyncio.create_task(one(2))
+    (await waiting).release()
+    (await late).release()
+    assert order == [0, 1, 2]
+
+
+async def test_a_slot_that_is_given_back_twice_is_given_back_once() -> None:
+    slots = Slots(2)
+    one, other = await slots.acquire(), await slots.acquire()
+    one.release()
+    one.release()
+    assert slots.taken == 1
+    third = await slots.acquire()
+    one.release()
+    assert slots.taken == 2
+    other.release()
+    third.release()
+    assert slots.taken == 0
+
+
+async def test_a_slot_may_be_given_back_by_another_task_than_the_one_that_took_it() -> None:
+    slots = Slots(1)
+    slot = await slots.acquire()
+
+    async def give_back() -> None:
+        slot.release()
+
+    await asyncio.create_task(give_back())
+    assert slots.taken == 0
+
+
+@pytest.mark.parametrize("steps", range(6))
+@pytest.mark.parametrize("release_first", [False, True])
+async def test_cancelling_at_any_step_of_taking_a_slot_leaks_none(steps: int, *, release_first: bool) -> None:
+    slots = Slots(1)
+    held = await slots.acquire()
+    waiting = asyncio.create_task(slots.acquire())
+    behind = asyncio.create_task(slots.acquire())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    if release_first:
+        # The slot is handed over, and its taker is cancelled before it runs.
+        held.release()
+    waiting.cancel()
+    held.release()
+    await asyncio.wait([waiting])
+    if not waiting.cancelled():
+        waiting.result().release()
+    (await behind).release()
+    assert (slots.taken, slots.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("steps", range(4))
+async def test_cancelling_while_a_free_slot_is_taken_leaks_none(steps: int) -> None:
+    slots = Slots(1)
+    taking = asyncio.create_task(slots.acquire())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    taking.cancel()
+    await asyncio.wait([taking])
+    if not taking.cancelled():
+        taking.result().release()
+    assert slots.taken == 0
+
+
+async def test_an_anyio_scope_that_is_cancelled_while_waiting_leaks_none() -> None:
+    slots = Slots(1)
+    held = await slots.acquire()
+    with anyio.move_on_after(5.0) as scope:
+        await slots.acquire()
+    assert scope.cancelled_caught
+    assert (slots.taken, slots.waiting) == (1, 0)
+    held.release()
+    (await slots.acquire()).release()
+    assert slots.taken == 0

@@ -1,0 +1,198 @@
+"""The service's record of a run: its words, where a status may go, and which error it amounts to."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kling_async import (
+    Job,
+    NoOutputError,
+    Outcome,
+    Prediction,
+    PredictionFailedError,
+    SavedFile,
+    Spent,
+    Status,
+)
+from kling_async._core.prediction import NEXT, newer
+
+URL = "https://outputs.example/video.mp4"
+JOB = Job(prompt="She smiles", image="https://pictures.example/face.png")
+ENDS: set[Status] = {Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.TIMEOUT, Status.DELETED}
+
+
+# ---- words ----
+
+
+@pytest.mark.parametrize(
+    ("word", "status"),
+    [
+        ("created", Status.CREATED),
+        ("pending", Status.CREATED),
+        ("queued", Status.CREATED),
+        ("processing", Status.PROCESSING),
+        ("completed", Status.COMPLETED),
+        ("failed", Status.FAILED),
+        ("cancelled", Status.CANCELLED),
+        ("canceled", Status.CANCELLED),
+        ("timeout", Status.TIMEOUT),
+        ("deleted", Status.DELETED),
+        ("COMPLETED", Status.COMPLETED),
+        (" Failed\n", Status.FAILED),
+    ],
+)
+def test_words_of_the_service(word: str, status: Status) -> None:
+    assert Status.of(word) is status
+
+
+@given(
+    st.text().filter(
+        lambda word: word.strip().lower() not in {*(s.value for s in Status), "canceled", "pending", "queued"}
+    )
+)
+def test_an_unknown_word_means_still_running(word: str) -> None:
+    assert Status.of(word) is Status.PROCESSING
+    assert not Status.of(word).ended
+
+
+@pytest.mark.parametrize("word", ["succeeded", "success", "error", "expired", "in_progress", "", "complete"])
+def test_words_of_other_services_do_not_end_a_paid_job(word: str) -> None:
+    assert not Status.of(word).ended
+
+
+# ---- transitions ----
+
+
+def test_where_a_status_may_go() -> None:
+    moves = {(seen, read) for seen, read in itertools.product(Status, Status) if newer(seen, read)}
+    assert moves == {
+        (Status.CREATED, Status.PROCESSING),
+        (Status.CREATED, Status.COMPLETED),
+        (Status.CREATED, Status.FAILED),
+        (Status.CREATED, Status.CANCELLED),
+        (Status.CREATED, Status.TIMEOUT),
+        (Status.CREATED, Status.DELETED),
+        (Status.PROCESSING, Status.COMPLETED),
+        (Status.PROCESSING, Status.FAILED),
+        (Status.PROCESSING, Status.CANCELLED),
+        (Status.PROCESSING, Status.TIMEOUT),
+        (Status.PROCESSING, Status.DELETED),
+    }
+
+
+def test_the_table_has_a_row_for_every_status() -> None:
+    assert set(NEXT) == set(Status)
+    assert {status for status in Status if status.ended} == ENDS
+
+
+@given(st.lists(st.sampled_from(list(Status)), max_size=20))
+def test_late_news_never_reopens_what_has_ended(reads: list[Status]) -> None:
+    seen = Status.CREATED
+    history = [seen]
+    for read in reads:
+        if newer(seen, read):
+            seen = read
+            history.append(seen)
+    assert len(history) <= 3
+    assert not any(status.ended for status in history[:-1])
+
+
+# ---- failure() ----
+
+
+def prediction(status: Status, **fields: Any) -> Prediction:
+    return Prediction(id="p1", status=status, raw_status=status.value, key="k1", request_id="r1", **fields)
+
+
+@pytest.mark.parametrize("status", [Status.CREATED, Status.PROCESSING])
+def test_what_runs_is_no_failure(status: Status) -> None:
+    assert prediction(status, error="Sync mode timed out", code=5004).failure() is None
+
+
+def test_what_has_an_output_is_no_failure_whatever_else_it_says() -> None:
+    assert prediction(Status.COMPLETED, outputs=(URL,), nsfw=(True,), error="odd", code=1200).failure() is None
+
+
+def test_completed_without_an_output_is_a_failure_that_was_paid_for() -> None:
+    error = prediction(Status.COMPLETED).failure(job=JOB)
+    assert isinstance(error, NoOutputError)
+    assert (error.prediction_id, error.key, error.request_id, error.job) == ("p1", "k1", "r1", JOB)
+    assert error.spent is Spent.YES
+
+
+@pytest.mark.parametrize("status", [status for status in Status if status in ENDS - {Status.COMPLETED}])
+def test_every_other_end_is_a_failure_with_all_that_is_known(status: Status) -> None:
+    ended = attrs.evolve(prediction(status, error="it broke", code=1403), raw_status="Odd-Word")
+    error = ended.failure(job=JOB)
+    assert isinstance(error, PredictionFailedError)
+    assert (error.prediction, error.prediction_id, error.key, error.job) == (ended, "p1", "k1", JOB)
+    assert error.code == 1403
+    assert str(error).startswith("the prediction ended as Odd-Word with code 1403: it broke (job k1, prediction p1,")
+
+
+@pytest.mark.parametrize(
+    ("code", "spent", "advice"),
+    [
+        (1200, Spent.YES, "change the prompt or the image"),
+        (1400, Spent.REFUNDABLE, "correct the parameters"),
+        (1401, Spent.REFUNDABLE, "correct the parameters"),
+        (1402, Spent.REFUNDABLE, "upload it again"),
+        (1403, Spent.REFUNDABLE, "ask once more"),
+        (1405, Spent.REFUNDABLE, "ask once more"),
+        (1407, Spent.REFUNDABLE, "top up"),
+        (5000, Spent.REFUNDABLE, "ask again after a while"),
+        (5003, Spent.REFUNDABLE, "ask again after a while"),
+        (5004, Spent.REFUNDABLE, "ask again after a while"),
+        (9999, Spent.REFUNDABLE, "read the service's error text"),
+        (None, Spent.REFUNDABLE, "read the service's error text"),
+    ],
+)
+def test_task_codes(code: int | None, spent: Spent, advice: str) -> None:
+    error = prediction(Status.FAILED, code=code).failure()
+    assert isinstance(error, PredictionFailedError)
+    assert (error.code, error.spent) == (code, spent)
+    assert advice in error.advice
+
+
+# ---- values ----
+
+
+def test_a_prediction_is_plain_data() -> None:
+    one = prediction(Status.COMPLETED, outputs=(URL,), raw={"id": "p1"})
+    assert pickle.loads(pickle.dumps(one)) == one
+    assert hash(one) == hash(attrs.evolve(one, raw={}))
+    assert one.output == URL
+    assert prediction(Status.CREATED).output is None
+    assert "raw=" not in repr(one), "the record may be long and hold anything"
+
+
+def test_an_outcome_unwraps_to_its_prediction_or_its_error() -> None:
+    done = prediction(Status.COMPLETED, outputs=(URL,))
+    outcome = Outcome(job=JOB, key="k1", index=0, prediction=done, cost=Decimal("0.28"))
+    assert outcome.ok
+    assert outcome.unwrap() is done
+    failed = prediction(Status.FAILED)
+    error = failed.failure()
+    assert error is not None
+    outcome = Outcome(job=JOB, key="k1", index=0, prediction=failed, error=error)
+    assert not outcome.ok
+    with pytest.raises(PredictionFailedError) as caught:
+        outcome.unwrap()
+    assert caught.value is error
+
+
+def test_a_saved_file_is_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"video")
+    saved = SavedFile(path, 5, "0" * 64)
+    assert Path(saved).read_bytes() == b"video"
+    assert str(saved) == str(path)

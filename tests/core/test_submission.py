@@ -1,0 +1,162 @@
+"""The table of promise 1: what the end of a paid request means, and when it may be sent again."""
+
+from __future__ import annotations
+
+import json
+from typing import TypeAlias
+
+import pytest
+
+from kling_async import ApiError, HttpResponse, Prediction, TransportError, WaveSpeed, errors
+from kling_async._core.submission import Accepted, Rejected, Uncertain, judge
+
+ACCEPTED, REJECTED, AGAIN, UNCERTAIN = "accepted", "rejected", "rejected, again", "uncertain"
+End: TypeAlias = Prediction | TransportError | ApiError
+
+
+def kinds(base: type[errors.KlingError]) -> list[type[errors.KlingError]]:
+    return [base, *(kind for sub in base.__subclasses__() for kind in kinds(sub))]
+
+
+def verdict(end: End) -> str:
+    judged = judge(end)
+    match judged:
+        case Accepted(prediction):
+            assert prediction is end
+            return ACCEPTED
+        case Rejected(error, again):
+            assert error is end
+            return AGAIN if again else REJECTED
+        case Uncertain(error):
+            assert error is end
+            return UNCERTAIN
+
+
+def reply(status: int, body: bytes | dict[str, object] = b"") -> End:
+    """What WaveSpeed's dialect makes of a reply: the way that a real one takes."""
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    try:
+        return WaveSpeed(api_key="wsk_key_of_the_test").read_prediction(HttpResponse(status=status, body=raw))
+    except ApiError as error:
+        return error
+
+
+BY_CLASS = {
+    errors.ApiError: UNCERTAIN,
+    errors.AuthenticationError: REJECTED,
+    errors.PermissionDeniedError: REJECTED,
+    errors.InsufficientBalanceError: REJECTED,
+    errors.RateLimitedError: AGAIN,
+    errors.RequestRejectedError: REJECTED,
+    errors.NotFoundError: REJECTED,
+    errors.ModerationError: REJECTED,
+    errors.ServerError: UNCERTAIN,
+    errors.ProtocolError: UNCERTAIN,
+    errors.TransportError: UNCERTAIN,
+    errors.ConnectFailedError: AGAIN,
+    errors.ConnectionLostError: UNCERTAIN,
+    errors.TransportTimeoutError: UNCERTAIN,
+}
+
+
+@pytest.mark.parametrize("kind", BY_CLASS, ids=lambda kind: kind.__name__)
+def test_every_class_of_error(kind: type[ApiError | TransportError]) -> None:
+    error = kind("what came", status=400) if issubclass(kind, ApiError) else kind("what came")
+    assert verdict(error) == BY_CLASS[kind]
+
+
+def test_a_new_class_of_error_needs_a_row_above() -> None:
+    assert set(BY_CLASS) == {*kinds(errors.ApiError), *kinds(errors.TransportError)}
+
+
+def test_only_no_connection_and_a_refusal_for_rate_may_be_sent_again() -> None:
+    assert {kind for kind, end in BY_CLASS.items() if end == AGAIN} == {
+        errors.ConnectFailedError,
+        errors.RateLimitedError,
+    }
+
+
+def by_status(status: int) -> str:
+    """The table, said by ranges and singly."""
+    if status == 429:
+        return AGAIN
+    if status in {303, 408}:
+        # Said of another place and of the connection, not of the job.
+        return UNCERTAIN
+    return REJECTED if 300 <= status <= 499 else UNCERTAIN
+
+
+BODIES: dict[str, bytes | dict[str, object]] = {
+    "empty": b"",
+    "html": b"<html><title>Bad gateway</title></html>",
+    "own code": {"message": "no"},
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_every_http_status_from_300_to_599(body: bytes | dict[str, object]) -> None:
+    found = {status: verdict(reply(status, body)) for status in range(300, 600)}
+    assert found == {status: by_status(status) for status in range(300, 600)}
+
+
+@pytest.mark.parametrize(
+    ("end", "statuses"),
+    [
+        (REJECTED, (307, 400, 401, 402, 403, 404, 413, 422)),
+        (AGAIN, (429,)),
+        (UNCERTAIN, (0, 100, 303, 408, 500, 502, 503, 504, 524, 600, 999)),
+    ],
+)
+def test_http_statuses_that_matter_are_written_out(end: str, statuses: tuple[int, ...]) -> None:
+    for status in statuses:
+        assert (status, verdict(reply(status, {"code": status, "message": "no"}))) == (status, end)
+
+
+@pytest.mark.parametrize(
+    ("end", "codes"),
+    [
+        (REJECTED, (400, 401, 402, 403, 404, 1200, 1400, 1401, 1402, 1407)),
+        (AGAIN, (429,)),
+        (UNCERTAIN, (-1, 1, 303, 408, 500, 503, 1403, 1405, 5000, 5003, 5004, 10**9)),
+    ],
+)
+def test_codes_of_the_envelope_in_an_http_200(end: str, codes: tuple[int, ...]) -> None:
+    for code in codes:
+        assert (code, verdict(reply(200, {"code": code, "message": "no"}))) == (code, end)
+
+
+@pytest.mark.parametrize("status", [200, 201, 202])
+@pytest.mark.parametrize("code", [200, 201, 0, None])
+def test_an_id_is_an_acceptance(status: int, code: int | None) -> None:
+    assert verdict(reply(status, {"code": code, "data": {"id": "p1", "status": "created"}})) == ACCEPTED
+
+
+def test_an_id_of_a_prediction_that_failed_at_once_is_an_acceptance_too() -> None:
+    body = {"code": 200, "data": {"id": "p1", "status": "failed", "code": 1401, "error": "bad"}}
+    assert verdict(reply(200, dict(body))) == ACCEPTED
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b'{"code": 200, "message": "success", "data": {"id": "p',
+        b"<html>welcome</html>",
+        b"null",
+        b"[]",
+        {},
+        {"code": 200, "data": None},
+        {"code": 200, "data": {}},
+        {"code": 200, "data": {"id": ""}},
+        {"code": 200, "data": {"id": None}},
+        {"code": 200, "data": []},
+        {"error": "odd"},
+    ],
+)
+def test_an_http_200_that_cannot_be_read_is_uncertain(body: bytes | dict[str, object]) -> None:
+    assert verdict(reply(200, body)) == UNCERTAIN
+
+
+def test_gptproto_refuses_content_with_a_503_which_is_a_refusal() -> None:
+    text = "Input may not meet the guidelines. Please adjust and try again."
+    assert verdict(reply(503, {"error": {"message": text, "type": "503"}})) == REJECTED

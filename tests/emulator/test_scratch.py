@@ -1,0 +1,92 @@
+"""Directories of emulators that were killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from kling_async.emulator.scratch import Scratch
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+HOLD = """
+import sys, tempfile, time
+tempfile.tempdir = sys.argv[1]
+from kling_async.emulator.scratch import Scratch
+scratch = Scratch.make()
+(scratch.path / "x.mp4").write_bytes(b"x")
+print(scratch.path, flush=True)
+time.sleep(60)
+"""
+
+
+def hold(folder: Path) -> tuple[subprocess.Popen[str], Path]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, Path(process.stdout.readline().strip())
+
+
+def test_a_killed_ones_is_removed_at_the_next_start_and_a_living_ones_is_not(folder: Path) -> None:
+    killed, gone = hold(folder)
+    living, kept = hold(folder)
+    try:
+        assert gone.is_dir()
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate(timeout=10)
+        assert gone.is_dir()
+        scratch = Scratch.make()
+        assert not gone.exists()
+        assert (kept / "x.mp4").exists()
+        scratch.remove()
+        assert list(folder.iterdir()) == [kept]
+    finally:
+        living.kill()
+        living.communicate(timeout=10)
+
+
+def test_what_is_not_ours_stays(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / ".lock").touch()
+    (folder / "kling-async-emulator-link").symlink_to(elsewhere)
+    older = folder / "kling-async-emulator-older"  # without a lock: perhaps being made just now
+    older.mkdir()
+    odd = folder / "kling-async-emulator-odd"
+    odd.mkdir()
+    (odd / ".lock").symlink_to(elsewhere / ".lock")
+    (folder / "kling-async-emulator-file").touch()
+    other = folder / "somebody-elses"
+    other.mkdir()
+    (other / ".lock").touch()
+    before = sorted(folder.iterdir())
+    scratch = Scratch.make()
+    scratch.remove()
+    assert sorted(folder.iterdir()) == before
+    assert (elsewhere / ".lock").exists()
+
+
+def test_another_users_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = folder / "kling-async-emulator-theirs"
+    theirs.mkdir()
+    (theirs / ".lock").touch()
+    real = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: real + 1)
+    scratch = Scratch.make()
+    assert theirs.exists()
+    monkeypatch.setattr(os, "getuid", lambda: real)
+    Scratch.make().remove()
+    assert not theirs.exists()
+    assert scratch.path.exists()
+    scratch.remove()

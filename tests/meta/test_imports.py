@@ -1,0 +1,122 @@
+"""What is loaded by importing, in fresh interpreters."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kling_async
+
+PACKAGE = Path(kling_async.__file__).parent
+LATE = ["aiohttp", "typer", "click", "rich", "av", "PIL", "numpy", "pyrate_limiter"]
+"""What the import of the package alone must not load: it is optional, or slow and not yet needed."""
+OPTIONAL_ROOMS = {"cli": ["typer", "rich"], "emulator": ["av", "PIL"]}
+MODULES = [
+    "kling_async"
+    + "".join(f".{part}" for part in path.relative_to(PACKAGE).with_suffix("").parts if part != "__init__")
+    for path in sorted(PACKAGE.rglob("*.py"))
+]
+
+
+def fresh(script: str, *arguments: str) -> object:
+    """What a script prints as JSON, run in an interpreter of its own that finds the same package."""
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=PACKAGE.parent,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+def test_importing_the_package_loads_nothing_optional_and_not_aiohttp() -> None:
+    loaded = fresh("import json, sys, kling_async; print(json.dumps(sorted(sys.modules)))")
+    assert isinstance(loaded, list)
+    assert "kling_async._session" in loaded
+    assert [name for name in LATE if name in loaded] == []
+    assert [name for name in loaded if name.startswith(("kling_async.emulator", "kling_async.cli"))] == []
+
+
+def test_values_and_a_session_that_is_not_entered_need_no_aiohttp() -> None:
+    script = """
+import json, sys
+from kling_async import Job, KlingSession
+Job(prompt="Waves", image="https://pictures.example/face.png")
+KlingSession("wsk_key_of_the_test")
+print(json.dumps("aiohttp" in sys.modules))
+"""
+    assert fresh(script) is False
+
+
+# Importing any module imports the package before it, always in the same order. So what can go wrong is a module that
+# the package does not load: each of these is imported with none of the others loaded.
+EACH = """
+import importlib, json, sys, kling_async
+always = set(sys.modules)
+failed = {}
+for name in sys.argv[1:]:
+    for loaded in [module for module in sys.modules if module.startswith("kling_async.") and module not in always]:
+        del sys.modules[loaded]
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        failed[name] = f"{type(error).__name__}: {error}"
+print(json.dumps(failed))
+"""
+
+
+def test_every_module_can_be_imported_first() -> None:
+    missing = {
+        room for room, needs in OPTIONAL_ROOMS.items() if not all(importlib.util.find_spec(need) for need in needs)
+    }
+    modules = [name for name in MODULES if name.split(".")[1:2] not in [[room] for room in missing]]
+    assert len(modules) > 40
+    assert fresh(EACH, *modules) == {}
+
+
+WITHOUT = """
+import importlib, json, sys
+missing = set(sys.argv[1].split(","))
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+failed = {}
+for name in sys.argv[2:]:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        failed[name] = str(error)
+print(json.dumps(failed))
+"""
+
+
+def test_without_the_extras_all_but_their_rooms_is_there() -> None:
+    needs_extras = ("kling_async.cli.", "kling_async.emulator.renderer")
+    modules = [name for name in MODULES if not name.startswith(needs_extras)]
+    assert fresh(WITHOUT, "typer,click,rich,av,PIL,numpy", *modules) == {}
+
+
+def test_the_check_without_the_extras_can_fail() -> None:
+    assert fresh(WITHOUT, "attrs,attr", "kling_async._core.http") != {}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the exit status is the same, the quoting is not")
+def test_the_command_without_its_extra_says_what_to_install() -> None:
+    script = WITHOUT.partition("failed = {}")[0] + "\nfrom importlib.util import find_spec\n"
+    script += "import importlib.util\nimportlib.util.find_spec = lambda n: None if n in missing else find_spec(n)\n"
+    script += "from kling_async.cli import main\nmain()"
+    ran = subprocess.run(
+        [sys.executable, "-c", script, "typer,rich"], capture_output=True, text=True, check=False, cwd=PACKAGE.parent
+    )
+    assert ran.returncode == 2
+    assert "pip install 'kling-async[cli]'" in ran.stderr
+    assert "Traceback" not in ran.stderr

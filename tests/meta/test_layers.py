@@ -1,0 +1,204 @@
+"""Which way imports run (architecture, section 3): downwards only, checked on the syntax of every module."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import kling_async
+
+PACKAGE = Path(kling_async.__file__).parent
+
+ROWS = (
+    {"__main__"},
+    {"cli", "testing"},
+    {""},  # the package itself: the public names
+    {"_session"},
+    {"_batch", "_calls", "manifest"},
+    {"_account"},
+    {"_submit", "_watcher", "_media", "storage"},
+    {"_transport", "limits", "ledger"},
+    {"_clock", "_custody", "_log", "_retry"},
+    {"providers"},
+    {"_core"},
+)
+"""The rooms from above to below. A room imports from rows below it; rooms of one row do not know each other."""
+APART = "emulator"
+"""It stands apart, and only the first rows start it."""
+STARTS_IT = {"cli", "testing"}
+
+PURE = {"_core", "providers"}
+IMPURE = {"aiohttp", "anyio", "asyncio", "time", "random", "socket", "logging", "threading", "subprocess", "tempfile"}
+
+EVERYWHERE = {"attrs", "anyio"}
+ROOMS_OF = {
+    "aiohttp": {"_transport", "emulator"},
+    "yarl": {"_transport"},
+    "cattrs": {"providers", "manifest"},
+    "imagesize": {"_media"},
+    "pyrate_limiter": {"limits"},
+    "typer": {"cli"},
+    "click": {"cli"},
+    "rich": {"cli"},
+    "av": {"emulator"},
+    "PIL": {"emulator", "cli"},
+}
+"""Third parties, by the rooms that may import them; what stands neither here nor above is imported nowhere."""
+DISTRIBUTIONS = {"pyrate_limiter": "pyrate-limiter", "PIL": "pillow", "yarl": "aiohttp", "click": "typer"}
+OPTIONAL = {"typer", "click", "rich", "av", "PIL"}
+
+
+def sources() -> dict[str, str]:
+    """The source of every module of the package, by its dotted name below the package."""
+    found: dict[str, str] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts)] = path.read_text()
+    return found
+
+
+def imports(name: str, source: str) -> set[tuple[str, bool]]:
+    """What a module imports, absolutely, and whether for its types alone. Modules of the package begin with a dot."""
+    found: set[tuple[str, bool]] = set()
+    package = ["kling_async", *name.split(".")[:-1]]
+
+    def visit(node: ast.AST, typing: bool) -> None:  # noqa: FBT001 -- passed on
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for statement in node.body:
+                visit(statement, typing=True)
+            for statement in node.orelse:
+                visit(statement, typing=typing)
+            return
+        if isinstance(node, ast.Import):
+            found.update((alias.name, typing) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # `from . import x` names a module or an attribute: the longer name says more.
+            found.update((f"{module}.{alias.name}", typing) for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child, typing)
+
+    visit(ast.parse(source), typing=False)
+    return {
+        ("." + imported.removeprefix("kling_async").removeprefix("."), typing)
+        if imported.partition(".")[0] == "kling_async"
+        else (imported, typing)
+        for imported, typing in found
+    }
+
+
+def room(module: str) -> str:
+    """The room of a module or name below the package; names that are no module belong to the package itself."""
+    first = module.partition(".")[0]
+    known = set().union(*ROWS) | {APART}
+    return first if first in known else ""
+
+
+def row_of(name: str) -> int:
+    return next(row for row, rooms in enumerate(ROWS) if name in rooms)
+
+
+def complaints(modules: dict[str, str]) -> list[str]:
+    """Every import that goes where it must not."""
+    wrong: list[str] = []
+    for name, source in modules.items():
+        ours = room(name) if name != "__init__" else ""
+        for imported, typing in sorted(imports(name, source)):
+            if imported.startswith("."):
+                target = imported[1:]
+                theirs = room(target)
+                if theirs == ours or target == "__version__":
+                    continue
+                if ours == APART:
+                    wrong.append(f"{name} imports {target}, and the emulator imports nothing of the package")
+                elif theirs == APART:
+                    if ours not in STARTS_IT:
+                        wrong.append(f"{name} imports {target}, and only {sorted(STARTS_IT)} start the emulator")
+                elif row_of(theirs) <= row_of(ours):
+                    wrong.append(f"{name} imports {target}, which is not below it")
+                continue
+            top = imported.partition(".")[0]
+            if ours in PURE and top in IMPURE:
+                wrong.append(f"{name} imports {top}, and {ours} is pure")
+            if top in sys.stdlib_module_names or top == "__future__" or (typing and top not in OPTIONAL):
+                continue
+            if top not in EVERYWHERE and ours not in ROOMS_OF.get(top, ()):
+                wrong.append(f"{name} imports {top}, which belongs to {sorted(ROOMS_OF.get(top, ()))}")
+    return wrong
+
+
+def test_imports_run_downwards() -> None:
+    assert not complaints(sources())
+
+
+def test_every_module_stands_in_a_row() -> None:
+    rooms = {name.partition(".")[0] for name in sources() if name != "__init__"}
+    assert rooms <= set().union(*ROWS) | {APART}
+    assert set().union(*ROWS) <= rooms | {""}, "a row that names a room which is not there checks nothing"
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "said"),
+    [
+        ("_core.job", "import asyncio", "pure"),
+        ("_core.job", "from time import sleep", "pure"),
+        ("_core.job", "def f():\n    import random", "pure"),
+        ("providers._wire", "import aiohttp", "pure"),
+        ("_core.job", "from kling_async.providers import WaveSpeed", "not below"),
+        ("_core.job", "from ..providers import WaveSpeed", "not below"),
+        ("_submit", "from ._watcher import Watcher", "not below"),
+        ("_submit", "from . import storage", "not below"),
+        ("limits.window", "from kling_async.ledger import Entry", "not below"),
+        ("_account", "from . import KlingSession", "not below"),
+        (
+            "_account",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ._session import KlingSession",
+            "not below",
+        ),
+        ("emulator.server", "from kling_async._core.http import Effect", "nothing of the package"),
+        ("emulator.server", "from .. import MODELS", "nothing of the package"),
+        ("_session", "from .emulator import Emulator", "start the emulator"),
+        ("storage", "import aiohttp", "belongs to"),
+        ("_media", "from PIL import Image", "belongs to"),
+        ("_media", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from PIL import Image", "belongs to"),
+        ("_media", "import requests", "belongs to []"),
+    ],
+)
+def test_the_check_itself_finds_what_is_wrong(name: str, source: str, said: str) -> None:
+    assert said in "; ".join(complaints({name: source}))
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("_account", "from . import storage\nfrom .limits import Slots"),
+        ("_transport", "from . import __version__\nimport aiohttp"),
+        ("_session", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import aiohttp"),
+        ("cli.demo", "from kling_async import KlingSession\nfrom kling_async.emulator import Emulator\nimport rich"),
+    ],
+)
+def test_the_check_itself_allows_what_is_right(name: str, source: str) -> None:
+    assert not complaints({name: source})
+
+
+def test_what_is_imported_is_declared() -> None:
+    file = Path(__file__).parents[2] / "pyproject.toml"
+    project = tomllib.loads(file.read_text())["project"]
+
+    def names(requirements: list[str]) -> set[str]:
+        return {requirement.split(">")[0].split("[")[0].split("=")[0] for requirement in requirements}
+
+    core = names(project["dependencies"])
+    extras = names([one for extra in project["optional-dependencies"].values() for one in extra])
+    for top in {*EVERYWHERE, *ROOMS_OF}:
+        distribution = DISTRIBUTIONS.get(top, top)
+        assert distribution in (extras if top in OPTIONAL else core)
+    used = {imported.partition(".")[0] for name, source in sources().items() for imported, _ in imports(name, source)}
+    distributions = {DISTRIBUTIONS.get(top, top) for top in used}
+    assert core <= distributions, "declared and not imported"
+    assert extras - {"kling-async"} <= distributions, "declared and not imported"

@@ -1,0 +1,236 @@
+"""What the dialects send: exactly, and the key only where it belongs."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kling_async import (
+    ApiError,
+    ConfigurationError,
+    Effect,
+    GPTProto,
+    HttpRequest,
+    HttpResponse,
+    Job,
+    KlingSession,
+    UnsupportedError,
+    WaveSpeed,
+)
+from kling_async.providers import PROVIDERS, Provider
+
+KEY = "wsk_0123456789abcdef"
+URL = "https://pictures.example/face.png?sig=1&x=ä"
+JOB = Job(
+    model="kling-v2.1-pro",
+    prompt="She turns — “smiles”",
+    image=URL,
+    negative_prompt="blur",
+    guidance_scale=0.5,
+    duration="10",
+    extra={"seed": 7},
+)
+FRAMES = Job(model="kling-v2.1-pro-start-end-frame", prompt="She turns", image=URL, end_image=URL)
+both = pytest.mark.parametrize("provider", [WaveSpeed(api_key=KEY), GPTProto(api_key=KEY)], ids=lambda one: one.name)
+
+
+def body(request: HttpRequest) -> Any:
+    assert request.body is not None
+    return json.loads(request.body)
+
+
+# ---- submit ----
+
+
+def test_wavespeed_submits() -> None:
+    request = WaveSpeed(api_key=KEY).submit(JOB, URL, None)
+    assert request == HttpRequest(
+        method="POST",
+        url="https://api.wavespeed.ai/api/v3/kwaivgi/kling-v2.1-i2v-pro",
+        effect=Effect.PAID,
+        headers={
+            "Authorization": f"Bearer {KEY}",
+            "Accept": "application/json",
+            "Content-Type": "application/json",
+        },
+        body=(
+            '{"prompt": "She turns — “smiles”", "image": "https://pictures.example/face.png?sig=1&x=ä", '
+            '"negative_prompt": "blur", "guidance_scale": 0.5, "duration": 10, "seed": 7}'
+        ).encode(),
+    )
+
+
+def test_gptproto_submits_to_the_same_path_of_another_host() -> None:
+    ours, theirs = GPTProto(api_key=KEY).submit(JOB, URL, None), WaveSpeed(api_key=KEY).submit(JOB, URL, None)
+    assert ours.url == "https://gptproto.com/api/v3/kwaivgi/kling-v2.1-i2v-pro"
+    assert (ours.method, ours.effect, ours.body) == (theirs.method, theirs.effect, theirs.body)
+    assert ours.headers == {**theirs.headers, "Authorization": KEY}
+
+
+def test_what_is_sent_of_the_images_is_what_was_given_to_submit() -> None:
+    request = WaveSpeed(api_key=KEY).submit(FRAMES, "https://uploads.example/1.png", "https://uploads.example/2.png")
+    assert request.url.endswith("/api/v3/kwaivgi/kling-v2.1-i2v-pro/start-end-frame")
+    assert body(request)["image"] == "https://uploads.example/1.png"
+    assert body(request)["end_image"] == "https://uploads.example/2.png"
+
+
+def test_the_webhook_is_an_encoded_query_parameter_and_not_in_the_body() -> None:
+    request = WaveSpeed(api_key=KEY).submit(JOB, URL, None, webhook="https://me.example/hook?token=a b&c=ü#d")
+    path, _, query = request.url.partition("?")
+    assert path == "https://api.wavespeed.ai/api/v3/kwaivgi/kling-v2.1-i2v-pro"
+    assert query == "webhook=https%3A%2F%2Fme.example%2Fhook%3Ftoken%3Da+b%26c%3D%C3%BC%23d"
+    assert body(request) == body(WaveSpeed(api_key=KEY).submit(JOB, URL, None))
+    assert "token" not in repr(request)
+
+
+@both
+def test_the_base_url_is_taken_with_or_without_a_slash(provider: WaveSpeed) -> None:
+    local = type(provider)(api_key=KEY, base_url="http://127.0.0.1:8000/")
+    assert local.base_url == "http://127.0.0.1:8000"
+    assert local.submit(JOB, URL, None).url == "http://127.0.0.1:8000/api/v3/kwaivgi/kling-v2.1-i2v-pro"
+    assert local.result("p1").url == "http://127.0.0.1:8000/api/v3/predictions/p1/result"
+
+
+# ---- result ----
+
+
+@both
+def test_a_result_is_read_by_a_url_that_is_built_here(provider: WaveSpeed) -> None:
+    request = provider.result("45b392b22c3b449fa935bd4dc2219dfe")
+    assert request == HttpRequest(
+        method="GET",
+        url=f"{provider.base_url}/api/v3/predictions/45b392b22c3b449fa935bd4dc2219dfe/result",
+        effect=Effect.READ,
+        headers={"Authorization": provider.authorization(), "Accept": "application/json"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("prediction_id", "segment"),
+    [
+        ("7c9e6679-7425-40de-944b-e07fc1f90ae7", "7c9e6679-7425-40de-944b-e07fc1f90ae7"),
+        ("../../v2/balance", "..%2F..%2Fv2%2Fbalance"),
+        ("..", "%2E%2E"),
+        (".", "%2E"),
+        ("a?b=c#d", "a%3Fb%3Dc%23d"),
+        ("a%2Fb", "a%252Fb"),
+        ("a\r\nHost: x", "a%0D%0AHost%3A%20x"),
+        ("ä\ud83d", "%C3%A4%ED%A0%BD"),
+    ],
+)
+def test_an_id_stays_one_segment_of_the_path(prediction_id: str, segment: str) -> None:
+    url = WaveSpeed(api_key=KEY).result(prediction_id).url
+    assert url == f"https://api.wavespeed.ai/api/v3/predictions/{segment}/result"
+
+
+@given(st.text())
+def test_no_id_leads_to_another_place(prediction_id: str) -> None:
+    segments = WaveSpeed(api_key=KEY).result(prediction_id).url.split("/")
+    assert segments[:6] == ["https:", "", "api.wavespeed.ai", "api", "v3", "predictions"]
+    assert segments[7:] == ["result"]
+    assert segments[6] not in {".", ".."}
+    assert not set(segments[6]) & set("?#\\ \r\n\t")
+
+
+# ---- upload tickets ----
+
+
+def test_a_ticket_is_asked_for_and_costs_nothing() -> None:
+    request = WaveSpeed(api_key=KEY).upload_ticket(filename="image.png", size=12345, content_type="image/png")
+    assert (request.method, request.effect) == ("POST", Effect.READ)
+    assert request.url == "https://api.wavespeed.ai/api/v3/media/uploads"
+    assert body(request) == {"filename": "image.png", "size": 12345, "content_type": "image/png"}
+    assert request.headers["Authorization"] == f"Bearer {KEY}"
+
+
+# ---- what a provider lacks ----
+
+
+def test_gptproto_has_no_uploads_and_says_what_to_do_instead() -> None:
+    with pytest.raises(UnsupportedError, match="gptproto takes no uploads") as caught:
+        GPTProto(api_key=KEY).upload_ticket(filename="a.png", size=1, content_type="image/png")
+    assert 'images="inline"' in caught.value.advice
+
+
+def test_gptproto_has_no_webhooks() -> None:
+    with pytest.raises(UnsupportedError, match="gptproto has no webhooks") as caught:
+        GPTProto(api_key=KEY).submit(JOB, URL, None, webhook="https://me.example/hook")
+    assert caught.value.job is JOB
+
+
+def test_a_model_that_a_provider_lacks_is_named_with_the_provider() -> None:
+    with pytest.raises(
+        UnsupportedError, match=r"gptproto has no model kwaivgi/kling-v2\.1-i2v-pro/start-end-frame"
+    ) as caught:
+        GPTProto(api_key=KEY).submit(FRAMES, URL, URL)
+    assert caught.value.job is FRAMES
+
+
+# ---- the key ----
+
+
+def test_disagreement_gptproto_takes_the_key_raw_in_its_samples_and_as_bearer_in_its_prose() -> None:
+    """Seed 004 and every curl example send it raw, its SDK as Bearer; WaveSpeed's pages all say Bearer."""
+    assert GPTProto(api_key=KEY).result("p1").headers["Authorization"] == KEY
+    assert GPTProto(api_key=KEY, auth_scheme="bearer").result("p1").headers["Authorization"] == f"Bearer {KEY}"
+    assert WaveSpeed(api_key=KEY).result("p1").headers["Authorization"] == f"Bearer {KEY}"
+
+
+@both
+def test_the_key_is_in_one_header_and_nowhere_else(provider: WaveSpeed) -> None:
+    for request in (provider.submit(JOB, URL, None), provider.result("p1")):
+        assert [name for name, value in request.headers.items() if KEY in value] == ["Authorization"]
+        assert KEY not in request.url
+        assert KEY.encode() not in (request.body or b"")
+        assert KEY not in repr(request)
+
+
+@both
+def test_no_repr_shows_the_key(provider: WaveSpeed) -> None:
+    assert repr(provider) == str(provider)
+    assert KEY not in repr(provider)
+    assert KEY not in repr(KlingSession(provider=provider))
+    assert KEY not in repr(KlingSession(KEY, provider=provider.name))
+
+
+@both
+@pytest.mark.parametrize("status", [200, 401, 500])
+def test_a_traceback_with_its_locals_does_not_show_the_key(provider: WaveSpeed, status: int) -> None:
+    """As error reporters print it: the locals of every frame below the call."""
+    reply = HttpResponse(status=status, body=json.dumps({"code": 401, "message": f"no such key {KEY}"}).encode())
+    with pytest.raises(ApiError) as caught:
+        provider.read_prediction(reply)
+    frames = traceback.TracebackException.from_exception(caught.value, capture_locals=True).stack
+    ours = [frame for frame in frames if "kling_async" in frame.filename]
+    assert ours
+    assert "response" in {name for frame in ours for name in frame.locals or {}}
+    assert KEY not in str([frame.locals for frame in ours])
+
+
+@pytest.mark.parametrize("key", ["", "  ", "two words", "ключ"])
+def test_a_key_that_is_none_is_refused(key: str) -> None:
+    with pytest.raises(ConfigurationError):
+        WaveSpeed(api_key=key)
+
+
+# ---- the protocol ----
+
+
+def test_the_providers_by_name() -> None:
+    assert {name: cls.name for name, cls in PROVIDERS.items()} == {"wavespeed": "wavespeed", "gptproto": "gptproto"}
+    for cls in PROVIDERS.values():
+        provider: Provider = cls(api_key=KEY)
+        assert provider.base_url == cls.default_url
+        assert cls.key_variable == f"{cls.name.upper()}_API_KEY"
+        assert cls.url_variable == f"{cls.name.upper()}_BASE_URL"
+
+
+@both
+def test_a_provider_is_frozen(provider: WaveSpeed) -> None:
+    with pytest.raises(AttributeError):
+        cast("Any", provider).base_url = "https://elsewhere.example"

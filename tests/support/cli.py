@@ -1,0 +1,71 @@
+"""The command line as its users have it: real processes, real sockets, real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+class Cli:
+    """Starts `kling-async` in a folder of the test's own, without the settings of whoever runs the tests."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        foreign = ("WAVESPEED_", "GPTPROTO_", "FORCE_COLOR", "NO_COLOR", "TTY_", "COLUMNS", "LINES")
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        self.env |= {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "TERM": "xterm-256color"}
+        # A warning of ours, such as an unclosed socket, must not pass in silence.
+        self.env["PYTHONWARNINGS"] = "error::ResourceWarning,error::RuntimeWarning"
+
+    def __call__(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run it to its end."""
+        return subprocess.run(
+            self.command(*words),
+            cwd=self.folder,
+            env=self.env | env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=50,
+        )
+
+    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
+        """Start it; stderr comes with stdout."""
+        return subprocess.Popen(
+            self.command(*words),
+            cwd=self.folder,
+            env=self.env | env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    @staticmethod
+    def command(*words: str) -> list[str]:
+        return [sys.executable, "-m", "kling_async", *words]
+
+    @staticmethod
+    def wait_for(process: subprocess.Popen[str], word: str) -> str:
+        """What it prints, up to the line that has `word` in it."""
+        printed = ""
+        assert process.stdout is not None
+        for line in process.stdout:
+            printed += line
+            if word in line:
+                return printed
+        raise AssertionError(f"{word!r} was not printed, but {printed}")
+
+
+def jobs(folder: Path, *rows: Mapping[str, object], name: str = "jobs.jsonl") -> str:
+    """A manifest of small jobs, in the folder."""
+    common = {"prompt": "Waves", "image": "https://pictures.example/face.png"}
+    (folder / name).write_text("".join(json.dumps({**common, **row}) + "\n" for row in rows))
+    return name
