@@ -78,7 +78,7 @@ async def drive(steps: Steps, jobs: int, at_once: int) -> None:
     await asyncio.gather(*(one(f"{number:08d}") for number in range(jobs)))
 
 
-async def memory(folder: Path, jobs: int, at_once: int) -> None:
+async def memory(_folder: Path, jobs: int, at_once: int) -> None:
     await drive(Ours(MemoryLedger()), jobs, at_once)
 
 

@@ -7,9 +7,9 @@ import itertools
 import logging
 import random
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio.to_thread
 import attrs
 
 from . import storage
@@ -20,7 +20,6 @@ from ._core.errors import (
     PredictionError,
     Problem,
     StorageError,
-    TransportError,
 )
 from ._core.events import Saved
 from ._core.prediction import Prediction, SavedFile, Status
@@ -35,6 +34,7 @@ from ._watcher import Watcher
 from .limits import Pause, RateLimiter, Slot, Slots
 
 if TYPE_CHECKING:
+    from pathlib import Path
     import os
     from collections.abc import AsyncIterator, Callable
 
@@ -318,29 +318,34 @@ class Account:
         if prediction.output is None:
             raise NoOutputError("there is no output to save", prediction=prediction, key=prediction.key)
         target = storage.target_path(where, name)
-        row = await self.ledger.find(batch, name)
-        if row is not None and row.state is State.DOWNLOADED and row.path == str(target) and _is_there(row):
-            return SavedFile(target, row.bytes or 0, row.sha256 or "")
+        row = await self.ledger.owner(prediction.id)
+        if row is not None and row.state is State.DOWNLOADED and row.path == str(target.absolute()):
+            there = await anyio.to_thread.run_sync(_size, target)
+            if there == row.bytes:
+                return SavedFile(target, row.bytes or 0, row.sha256 or "")
         try:
-            saved = await storage.save_output(self._transport, prediction.output, Path(target), self.clock)
+            saved = await storage.save_output(self._transport, prediction.output, target, self.clock)
         except StorageError as error:
             error.prediction_id, error.key = prediction.id, prediction.key
             raise
-        except TransportError as error:  # pragma: no cover -- save_output maps them
-            raise StorageError(error.message, target=str(target), prediction_id=prediction.id) from error
         self.observe(Saved(at=self.clock.now(), key=name, batch=batch, file=saved))
+        if row is not None:
+            self._note_saved(row, prediction, saved)
+        return saved
+
+    def _note_saved(self, row: Row, prediction: Prediction, saved: SavedFile) -> None:
+        step = Entry(batch=row.batch, key=row.key, state=State.COMPLETED, at=self.clock.now(), output=prediction.output)
+        if row.state is not State.COMPLETED:
+            self.ledger.note(step)
         self.ledger.note(
-            Entry(
-                batch=batch,
-                key=name,
+            attrs.evolve(
+                step,
                 state=State.DOWNLOADED,
-                at=self.clock.now(),
-                path=str(saved.path),
+                path=str(saved.path.absolute()),
                 bytes=saved.bytes,
                 sha256=saved.sha256,
             )
         )
-        return saved
 
     async def close(self) -> tuple[Prediction, ...]:
         """Let what is being submitted be recorded, end the rest, and say what still runs at the service."""
@@ -385,8 +390,9 @@ def _recalled(row: Row) -> Prediction:
     )
 
 
-def _is_there(row: Row) -> bool:
+def _size(path: Path) -> int | None:
+    """Bytes of a file, or None when it is not there."""
     try:
-        return row.path is not None and Path(row.path).stat().st_size == row.bytes
+        return path.stat().st_size
     except OSError:
-        return False
+        return None

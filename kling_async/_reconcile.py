@@ -124,7 +124,8 @@ class Reconciler:
                 name=(row.batch, row.key),
                 model=row.model,
                 fingerprint=row.fingerprint or "",
-                # A clock that is said to be off only widens the window: too many candidates cost an answer, too few money.
+                # A clock that is said to be off only widens the window: too many candidates cost an answer, too few
+                # cost money.
                 sent_from=(row.intent_at or 0.0) + min(ahead, 0.0) - SLACK,
                 sent_until=(row.intent_at or 0.0) + max(ahead, 0.0) + SUBMIT_WITHIN + SLACK,
             )

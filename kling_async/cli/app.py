@@ -43,7 +43,7 @@ DeadlineOption = Annotated[
     float | None, typer.Option(min=1, help="Seconds to wait for each video; by default 1800. It runs on after that.")
 ]
 LedgerOption = Annotated[
-    Path | None, typer.Option(dir_okay=False, help="The file of paid ids.", show_default="OUT/paid.jsonl")
+    Path | None, typer.Option(dir_okay=False, help="Where what is paid for is written down.", show_default="OUT/run.db")
 ]
 SpeedOption = Annotated[
     float,

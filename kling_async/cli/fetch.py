@@ -17,7 +17,7 @@ from kling_async.cli.interrupts import Exit, interruptible, took_interrupt
 from kling_async.cli.output import clean, console, pretty, route_logs, say, show_error, size
 from kling_async.cli.progress import counted
 from kling_async.cli.results import tell_unsaved, unfetched
-from kling_async.ledger import read_paid_ids
+from kling_async.ledger import read_ledger
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -45,19 +45,19 @@ def fetch(options: FetchOptions) -> Exit:
     """Wait for predictions and save their videos, under the keys that the ledger has for them."""
     to = console()
     if options.ledger is not None and not options.ledger.exists():
-        raise ConfigurationError(f"there is no ledger {options.ledger}", advice="name the file of paid ids of a run")
-    ledger = options.ledger or options.out / "paid.jsonl"
+        raise ConfigurationError(f"there is no ledger {options.ledger}", advice="name the ledger of a run")
+    ledger = options.ledger or options.out / "run.db"
     if options.ids:
         keys = {}
         if ledger.exists():
-            keys = {entry.prediction_id: entry.key for entry in read_paid_ids(ledger) if entry.prediction_id}
+            keys = {row.prediction_id: row.key for row in read_ledger(ledger) if row.prediction_id}
         wanted = {prediction_id: keys.get(prediction_id, prediction_id) for prediction_id in options.ids}
     else:
         if not ledger.exists():
             raise ConfigurationError(
                 f"which predictions? there is no ledger {ledger}", advice="give ids, or the --ledger of a run"
             )
-        wanted = {prediction_id: entry.key for prediction_id, entry in unfetched(ledger).items()}
+        wanted = {prediction_id: row.key for prediction_id, row in unfetched(ledger).items()}
     if not wanted:
         say(to, f"Nothing to fetch: {ledger} has no paid prediction without a video.")
         return Exit.WELL

@@ -18,7 +18,7 @@ from kling_async._core.errors import (
 )
 from kling_async.cli.output import block, clean, say
 from kling_async.cli.progress import counted
-from kling_async.ledger import State, read_paid_ids
+from kling_async.ledger import State, read_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from kling_async._core.prediction import Outcome
-    from kling_async.ledger import Entry
+    from kling_async.ledger import Row
 
 _LISTED: Final = 20
 _NAMED: Final = 4
@@ -109,18 +109,11 @@ class Results:
         return line
 
 
-def unfetched(ledger: Path) -> dict[str, Entry]:
+def unfetched(ledger: Path) -> dict[str, Row]:
     """The paid predictions of a ledger that are not known to have failed or to be saved, by id."""
     if not ledger.exists():
         return {}
-    entries = [entry for entry in read_paid_ids(ledger) if entry.prediction_id]
-    # A video that was fetched later is noted under its key alone, without the name of its batch.
-    saved = {entry.prediction_id for entry in entries if entry.state is State.DOWNLOADED}
-    return {
-        entry.prediction_id: entry
-        for entry in entries
-        if entry.prediction_id and entry.prediction_id not in saved and entry.state in _OPEN
-    }
+    return {row.prediction_id: row for row in read_ledger(ledger, states=_OPEN) if row.prediction_id}
 
 
 _OPEN: Final = frozenset({State.SUBMITTED, State.COMPLETED})
@@ -130,7 +123,7 @@ def fetch_command(ids: Mapping[str, str], out: Path, ledger: Path | None, provid
     """The command that brings those videos."""
     named = list(ids) if len(ids) <= _NAMED or ledger is None else []
     words = ["kling-async", "fetch", *named, "--out", str(out)]
-    if ledger is not None and ledger != out / "paid.jsonl":
+    if ledger is not None and ledger != out / "run.db":
         words += ["--ledger", str(ledger)]
     if provider != "wavespeed":
         words += ["--provider", provider]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections import Counter
 from contextlib import AsyncExitStack
 from decimal import Decimal
@@ -33,7 +32,8 @@ from kling_async.cli.output import (
     usd,
 )
 from kling_async.cli.progress import Board, counted, progress
-from kling_async.cli.results import Results, fetch_command, status, tell_command, tell_unsaved, unfetched
+from kling_async.cli.results import Results, status, tell_unsaved
+from kling_async.ledger import read_ledger
 from kling_async.manifest import Kind, Manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ class RunOptions:
 
     @property
     def ledger_path(self) -> Path:
-        """The file of paid ids. What an emulator was paid is kept apart from what was really paid."""
-        return self.ledger or self.out / ("paid-emulator.jsonl" if self.emulator else "paid.jsonl")
+        """The ledger. What an emulator was paid is kept apart from what was really paid."""
+        return self.ledger or self.out / ("rehearsal.db" if self.emulator else "run.db")
 
     def session(self, **more: Any) -> KlingSession:
         """A session as asked for."""
@@ -166,16 +166,19 @@ def _tell_level(to: Console, manifest: Manifest, options: RunOptions) -> None:
 
 
 def _agreed(to: Console, options: RunOptions) -> bool:
-    open_ids = unfetched(options.ledger_path)
-    if open_ids:
-        ids = {prediction_id: entry.key for prediction_id, entry in open_ids.items()}
-        command = fetch_command(ids, options.out, options.ledger_path, options.provider)
-        said = f"{counted(len(ids), 'video')} of an earlier run paid for and not saved, in {options.ledger_path}. "
-        say(to, Text(said + "This brings them at no further cost; the run pays for all of its jobs anew:", "yellow"))
-        tell_command(to, command)
+    paid = _paid_before(options)
+    if paid:
+        said = f"{counted(paid, 'job')} of an earlier run of this file in {options.ledger_path}: not paid for again."
+        say(to, Text(said, "green"))
     if options.yes or not sys.stdin.isatty() or not to.is_terminal:
         return True
     return typer.confirm("This costs real money. Go on?", err=options.as_json)
+
+
+def _paid_before(options: RunOptions) -> int:
+    if not options.ledger_path.exists():
+        return 0
+    return sum(1 for row in read_ledger(options.ledger_path, batch=options.manifest.stem) if row.prediction_id)
 
 
 async def _run(to: Console, manifest: Manifest, options: RunOptions) -> Exit:
@@ -183,6 +186,9 @@ async def _run(to: Console, manifest: Manifest, options: RunOptions) -> Exit:
         clock: Clock = SystemClock()
         more: dict[str, Any] = {}
         if options.emulator:
+            if options.ledger is None:
+                # The emulator of an earlier rehearsal is gone, and its predictions with it.
+                options.ledger_path.unlink(missing_ok=True)
             from kling_async.cli.serving import emulator_of  # noqa: PLC0415 -- a server is not wanted in every run
 
             emulator = await stack.enter_async_context(
@@ -201,8 +207,6 @@ async def _run(to: Console, manifest: Manifest, options: RunOptions) -> Exit:
 async def _run_at(to: Console, manifest: Manifest, options: RunOptions, clock: Clock, more: dict[str, Any]) -> Exit:
     display = progress(to, clock, total=len(manifest), quiet=options.quiet)
     session = options.session(observers=[display.observer(options.provider)], **more)
-    # Every run has a name of its own, so that the ledger tells its jobs from those of an earlier run of the same file.
-    name = f"{manifest.path.stem} {time.strftime('%Y-%m-%dT%H:%M:%S')}"
     start = clock.monotonic()
     interrupted = False
     trouble: Exception | None = None
@@ -211,7 +215,11 @@ async def _run_at(to: Console, manifest: Manifest, options: RunOptions, clock: C
         with Results(options.out / "results.jsonl") as results:
             async with display, session as kling:
                 batch = kling.batch(
-                    manifest, name=name, save_to=options.out, ordered=options.ordered, deadline=options.deadline
+                    manifest,
+                    name=manifest.path.stem,
+                    save_to=options.out,
+                    ordered=options.ordered,
+                    deadline=options.deadline,
                 )
                 async with batch:
                     async for outcome in batch:
@@ -233,6 +241,8 @@ async def _run_at(to: Console, manifest: Manifest, options: RunOptions, clock: C
         provider=options.provider,
         rehearsal=options.emulator,
     )
+    if interrupted and not options.emulator:
+        say(to, "The same command goes on where this one stopped, and pays for nothing twice.")
     if trouble is not None:
         show_error(trouble)
     return _exit(display.board, trouble, interrupted=interrupted)
@@ -283,7 +293,7 @@ def _tell_end(
     head.append(f", {took}", "dim")
     say(to, head)
     if not options.quiet:
-        say(to, Text(f"Results: {options.out / 'results.jsonl'}   Paid ids: {options.ledger_path}", "dim"))
+        say(to, Text(f"Results: {options.out / 'results.jsonl'}   Ledger: {options.ledger_path}", "dim"))
 
 
 def _of_account(outcome: Outcome) -> bool:

@@ -54,8 +54,8 @@ class Ledger(Protocol):
         """
         ...
 
-    async def find(self, batch: str, key: str) -> Row | None:
-        """The row of a job, or None."""
+    async def owner(self, prediction_id: str) -> Row | None:
+        """The row of the job that the prediction is of, or None."""
         ...
 
     async def record(self, entry: Entry) -> Row:

@@ -133,9 +133,15 @@ class SQLiteLedger:
         claimed: Row = await self._ask(work)
         return claimed
 
-    async def find(self, batch: str, key: str) -> Row | None:
-        """The row of a job, or None."""
-        row: Row | None = await self._ask(lambda connection: self._row(connection, batch, key))
+    async def owner(self, prediction_id: str) -> Row | None:
+        """The row of the job that the prediction is of, or None."""
+        query = f"{_SELECT} WHERE prediction_id = ?"
+
+        def work(connection: sqlite3.Connection) -> Row | None:
+            found = connection.execute(query, (prediction_id,)).fetchone()
+            return None if found is None else _read(found)
+
+        row: Row | None = await self._ask(work)
         return row
 
     async def record(self, entry: Entry) -> Row:

@@ -46,7 +46,7 @@ def rows(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def videos(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} - {"results.jsonl", "paid.jsonl", "paid-emulator.jsonl"}
+    return {path.name for path in folder.iterdir()} - {"results.jsonl", "run.db", "rehearsal.db"}
 
 
 async def call(cli: Cli, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -66,7 +66,7 @@ def test_a_rehearsal_needs_no_key(cli: Cli) -> None:
     assert found["a"]["file"] == "a.mp4"
     assert found["a"]["cost_usd"] == 0.28
     assert {row["status"] for row in found.values()} == {"completed"}
-    assert not (cli.folder / "videos" / "paid.jsonl").exists()
+    assert not (cli.folder / "videos" / "run.db").exists()
 
 
 def test_a_low_level_says_how_to_raise_it(cli: Cli) -> None:
@@ -141,7 +141,7 @@ async def test_an_interrupt_says_what_still_runs_and_fetch_brings_it(cli: Cli, n
         assert "Interrupted. 0 of 3 videos in videos, $0.84 spent" in rest
         assert "3 paid predictions still running at the service" in rest
         assert all(prediction_id in rest for prediction_id in ids)
-        assert "The ids are in videos/paid.jsonl." in rest
+        assert "The ids are in videos/run.db." in rest
         assert "Traceback" not in rest
         assert videos(cli.folder / "videos") == set()
         (command,) = [line for line in rest.splitlines() if line.startswith("  kling-async fetch ")]
@@ -178,25 +178,26 @@ def _until_there(folder: Path, pattern: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_second_run_warns_of_what_the_first_one_paid_for(cli: Cli) -> None:
-    path = manifest(cli.folder, {"key": "a"})
-    async with service(speed=20, timing=600.0) as emulator:
+async def test_the_same_command_again_goes_on_and_pays_for_nothing_twice(cli: Cli) -> None:
+    path = manifest(cli.folder, *({"key": f"job-{number}"} for number in range(3)))
+    async with service(speed=20, timing=80.0) as emulator:
         env = at(emulator)
-        with cli.start("run", path, "--out", "videos", **env) as process:
-            await run_sync(cli.wait_for, process, "accepted")
-            process.send_signal(signal.SIGINT)
-            await run_sync(process.communicate)
-        (charge,) = emulator.charges()
-        with cli.start("run", path, "--out", "videos", **env) as process:
-            printed = await run_sync(cli.wait_for, process, "accepted")
+        with cli.start("run", path, "--out", "videos", "--level", "gold", **env) as process:
+            for _ in range(2):
+                await run_sync(cli.wait_for, process, "accepted")
             process.send_signal(signal.SIGINT)
             rest, _ = await run_sync(process.communicate)
-    assert "1 video of an earlier run paid for and not saved, in videos/paid.jsonl" in printed
-    assert f"kling-async fetch {charge.prediction_id} --out videos" in printed
-    # Both are in the ledger: the second run does not hide the first one's id.
-    ledger = (cli.folder / "videos" / "paid.jsonl").read_text()
-    assert charge.prediction_id in ledger
-    assert "kling-async fetch" in rest
+        assert "The same command goes on where this one stopped" in rest
+        paid = len(emulator.charges())
+        assert paid in {2, 3}
+        done = await call(cli, "run", path, "--out", "videos", "--level", "gold", **env)
+        assert done.returncode == 0
+        assert f"{paid} jobs of an earlier run of this file in videos/run.db: not paid for again." in done.stdout
+        assert videos(cli.folder / "videos") == {"job-0.mp4", "job-1.mp4", "job-2.mp4"}
+        assert len(emulator.charges()) == 3
+        again = await call(cli, "run", path, "--out", "videos", "--level", "gold", **env)
+        assert (again.returncode, len(emulator.charges())) == (0, 3)
+        assert "3 of 3 videos" in again.stdout
 
 
 @pytest.mark.anyio

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from kling_async import State, read_ledger
-from kling_async.emulator import Emulator
+from kling_async.emulator import Emulator, faults
 
 pytestmark = pytest.mark.anyio
 
@@ -33,12 +33,12 @@ async def test_killed_and_resumed_pays_once_and_loses_nothing(tmp_path: Path, *,
         level="ultra", profile="tiny", timing=lambda model, inputs: 1.0, balance=1e6, input_echo=echo
     ) as emulator:
         # Answers take a moment, so that kills meet submits on their way.
-        from kling_async.emulator import faults  # noqa: PLC0415
-
         emulator.faults.add("submit", faults.Delay(0.03, accepted=True), times=None)
+        # The worker imports what this process imports.
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         command = [sys.executable, str(WORKER), str(path), emulator.base_url, emulator.api_key, str(JOBS), "40"]
         while True:
-            process = await anyio.open_process(command, stderr=None)
+            process = await anyio.open_process(command, stderr=None, env=environment)
             lines: list[str] = []
             limit = 0.7 + 1.2 * rng.random() if kills < KILLS else 120.0
             with anyio.move_on_after(limit):
@@ -57,6 +57,7 @@ async def test_killed_and_resumed_pays_once_and_loses_nothing(tmp_path: Path, *,
                 break
         paid = Counter(str(record.inputs["prompt"]) for record in emulator.predictions())
         rows = list(read_ledger(path))
+    # Shown by `pytest -s`, and with a failure.
     print(f"seed {SEED}, {kills} kills, {in_doubt} intents left by them, {len(rows)} jobs")
     assert max(paid.values()) == 1, "paid twice"
     assert len(rows) == JOBS

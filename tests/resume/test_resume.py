@@ -36,10 +36,9 @@ async def test_the_same_batch_again_pays_for_nothing_again(tmp_path: Path) -> No
     assert second.keys() > first.keys()
     for key, outcome in first.items():
         assert second[key].ok == outcome.ok
-        assert second[key].prediction is not None
-        assert outcome.prediction is not None
-        assert second[key].prediction.id == outcome.prediction.id
-        assert second[key].prediction.outputs == outcome.prediction.outputs
+        assert (one := outcome.prediction) is not None
+        assert (two := second[key].prediction) is not None
+        assert (two.id, two.outputs) == (one.id, one.outputs)
     new = [key for key in second if key not in first]
     assert service.reads - reads <= 20, f"only {new} is read"
 
@@ -47,10 +46,12 @@ async def test_the_same_batch_again_pays_for_nothing_again(tmp_path: Path) -> No
 async def test_what_was_left_running_is_followed_and_what_was_in_doubt_is_settled(tmp_path: Path) -> None:
     service = Service(seconds=0.5, latency=0.001)
     ledger = tmp_path / "run.db"
-    async with open_session(service, watch=FAST, ledger=ledger, max_in_flight=4) as kling:
-        async with kling.batch(jobs(4), name="b") as batch:
-            await asyncio.sleep(0.2)
-            assert batch.statistics().running == 4
+    async with (
+        open_session(service, watch=FAST, ledger=ledger, max_in_flight=4) as kling,
+        kling.batch(jobs(4), name="b") as batch,
+    ):
+        await asyncio.sleep(0.2)
+        assert batch.statistics().running == 4
     assert {row.state for row in read_ledger(ledger)} == {State.SUBMITTED}
     async with open_session(service, watch=FAST, ledger=ledger, max_in_flight=4) as kling:
         assert len(kling.running) == 4

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import sys
 
 from kling_async import Job, KlingSession, Level, NoLimit, WatchPolicy
+from support.pictures import png
+
+PICTURE = "data:image/png;base64," + base64.b64encode(png()).decode()
 
 
 async def main() -> None:
@@ -20,10 +24,7 @@ async def main() -> None:
         grace=0.5,
         sole_user=True,
     ) as kling:
-        asked = (
-            (f"job-{number}", Job(prompt=f"number {number}", image=f"{base_url}/picture.png"))
-            for number in range(int(jobs))
-        )
+        asked = ((f"job-{number}", Job(prompt=f"number {number}", image=PICTURE)) for number in range(int(jobs)))
         async with kling.batch(asked, name="killed") as batch:
             async for outcome in batch:
                 print(outcome.key, outcome.ok, type(outcome.error).__name__, flush=True)

@@ -39,9 +39,9 @@ from kling_async import (
     Status,
     WaveSpeed,
     events,
-    read_paid_ids,
+    read_ledger,
 )
-from kling_async.ledger import Entry, FileLedger, MemoryLedger
+from kling_async.ledger import Entry, MemoryLedger, Row, SQLiteLedger
 from kling_async.manifest import Manifest, read_manifest
 from kling_async.testing import LoopClock, ScriptedTransport, json_response
 
@@ -142,7 +142,7 @@ async def a_subclass(kling: Subclass) -> None:
 
 def protocols_are_satisfied_as_they_are(clock: LoopClock) -> None:
     limiters: list[RateLimiter] = [AsyncLimiter(2, 60), StartsPerWindow(2), NoLimit()]
-    ledgers: list[Ledger] = [MemoryLedger(), FileLedger("paid.jsonl")]
+    ledgers: list[Ledger] = [MemoryLedger(), SQLiteLedger("paid.jsonl")]
     providers: list[Provider] = [WaveSpeed(api_key="key"), GPTProto(api_key="key")]
     clocks: list[Clock] = [clock]
     for each in (limiters, ledgers, providers, clocks):
@@ -164,6 +164,6 @@ def values(job: Job, request: HttpRequest, script: Callable[[HttpRequest], HttpR
     assert_type(job.price().usd, Decimal | None)
     assert_type(job.duration, int)
     assert_type(script(request).status, int)
-    for entry in read_paid_ids("paid.jsonl"):
-        assert_type(entry, Entry)
+    for row in read_ledger("run.db"):
+        assert_type(row, Row)
     job.duration = 10  # type: ignore[misc]  # it is frozen
