@@ -41,7 +41,7 @@ from kling_async import (
     events,
     read_ledger,
 )
-from kling_async.ledger import Entry, MemoryLedger, Row, SQLiteLedger
+from kling_async.ledger import MemoryLedger, Row, SQLiteLedger
 from kling_async.manifest import Manifest, read_manifest
 from kling_async.testing import LoopClock, ScriptedTransport, json_response
 
