@@ -34,9 +34,9 @@ from ._watcher import Watcher
 from .limits import Pause, RateLimiter, Slot, Slots
 
 if TYPE_CHECKING:
-    from pathlib import Path
     import os
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
     from ._core.clock import Clock
     from ._core.events import Event, Observer

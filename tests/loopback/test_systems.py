@@ -87,7 +87,7 @@ async def test_every_kind_of_image_arrives(tmp_path: Path) -> None:
     async with Emulator(level="gold", speed=200, profile="tiny") as emulator, wavespeed(emulator) as kling:
         url = await kling.upload(path)
         with path.open("rb") as file:
-            images = [
+            images: list[Any] = [
                 url,
                 path,
                 png(),
