@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 import attrs
-import imagesize  # type: ignore[import-untyped]
+import imagesize  # type: ignore[import-untyped]  # it has no types
 
 from ._core.errors import (
     ApiError,
@@ -252,9 +252,9 @@ def _judge(response: HttpResponse, ticket: UploadTicket, now: float) -> None:
     if status == 412 and any(name.lower() == "if-none-match" for name in ticket.headers):  # noqa: PLR2004
         return
     kind: type[ApiError] = RequestRejectedError
-    if status == 429:  # noqa: PLR2004
+    if status == 429:  # noqa: PLR2004 -- as the standard names it
         kind = RateLimitedError
-    elif status >= 500:  # noqa: PLR2004
+    elif status >= 500:  # noqa: PLR2004 -- the same
         kind = ServerError
     # The body is left out: storages quote the signature in it.
     raise kind(

@@ -88,7 +88,7 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="A few short videos only.")] = False,
 ) -> None:
     """See it all without a key and for nothing: real pictures become real MP4s in an emulator on this computer."""
-    from kling_async.cli import demo as command  # noqa: PLC0415
+    from kling_async.cli import demo as command  # noqa: PLC0415 -- help is shown without loading it
 
     options = command.DemoOptions(
         pictures=tuple(pictures or ()), out=out, jobs=jobs, speed=speed, quick=quick, debug=_debug(context)
@@ -125,7 +125,7 @@ def run(
 
     A row: {"key": "face-1", "model": "kling-v2.1-pro", "prompt": "She smiles", "image": "face.png", "duration": 5}
     """
-    from kling_async.cli import run as command  # noqa: PLC0415
+    from kling_async.cli import run as command  # noqa: PLC0415 -- help is shown without loading it
 
     options = command.RunOptions(
         manifest=manifest,
@@ -160,7 +160,7 @@ def fetch(
     deadline: DeadlineOption = None,
 ) -> None:
     """Save the videos of predictions that are paid for already. They are kept for 7 days."""
-    from kling_async.cli import fetch as command  # noqa: PLC0415
+    from kling_async.cli import fetch as command  # noqa: PLC0415 -- help is shown without loading it
 
     options = command.FetchOptions(
         ids=tuple(dict.fromkeys(ids or ())),
@@ -180,7 +180,7 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """List the models with their prices, and the account levels with their limits."""
-    from kling_async.cli import models as command  # noqa: PLC0415
+    from kling_async.cli import models as command  # noqa: PLC0415 -- help is shown without loading it
 
     _do(context, lambda: command.models(as_json=as_json))
 
@@ -200,7 +200,7 @@ def emulator(
     seed: Annotated[int | None, typer.Option(help="The same times and ids in every run.")] = None,
 ) -> None:
     """Run the service on this computer: any client of WaveSpeedAI or GPTProto works against it."""
-    from kling_async.cli import serving as command  # noqa: PLC0415
+    from kling_async.cli import serving as command  # noqa: PLC0415 -- help is shown without loading it
 
     options = command.ServeOptions(
         host=host,

@@ -202,7 +202,7 @@ def render(scene: Scene, target: Path, stop: threading.Event | None = None) -> N
             image = _frame(pictures[fade == 1], size, move if fade < 1 else _FROM_END, eased, filtering)
             if 0 < fade < 1:
                 image = Image.blend(image, _frame(pictures[1], size, _FROM_END, eased, filtering), fade)
-            frame = av.VideoFrame.from_image(image).reformat(  # type: ignore[no-untyped-call]
+            frame = av.VideoFrame.from_image(image).reformat(  # type: ignore[no-untyped-call]  # PyAV has it untyped
                 format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
             )
             frame.pts = number

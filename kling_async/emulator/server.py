@@ -154,7 +154,7 @@ class Emulator:
         self._cache_bytes = cache_bytes
         self._ports = (port, gptproto_port)
         self._host = host
-        self._advertise = advertise or ("127.0.0.1" if host in {"0.0.0.0", "::", ""} else host)  # noqa: S104
+        self._advertise = advertise or ("127.0.0.1" if host in {"0.0.0.0", "::", ""} else host)  # noqa: S104 - told apart, not bound
         rng = random.Random(seed)  # noqa: S311 - nothing here is a secret
         self._service = Service(
             clock=clock,

@@ -30,7 +30,7 @@ def test_a_small_demo_makes_real_videos_and_plain_lines(cli: Cli) -> None:
     for video in videos:
         with av.open(str(video)) as container:
             assert container.duration == 5_000_000
-            shown: Image.Image = next(container.decode(video=0)).to_image()  # type: ignore[no-untyped-call]
+            shown: Image.Image = next(container.decode(video=0)).to_image()  # type: ignore[no-untyped-call]  # PyAV's types
             # A picture and no placeholder: it has colours.
             assert len(set(shown.resize((16, 16)).get_flattened_data())) > 30
     assert "desert-broken failed: the service refunds a failed prediction" in done.stdout

@@ -451,7 +451,7 @@ def test_extra_does_not_go_round_the_checks(name: str) -> None:
 
 def deep() -> object:
     nested: object = 1
-    for _ in range(5_000):
+    for _ in range(200_000):
         nested = [nested]
     return nested
 

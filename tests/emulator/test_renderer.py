@@ -23,8 +23,8 @@ av = pytest.importorskip("av")
 images = pytest.importorskip("PIL.Image")
 
 from kling_async.emulator import Emulator, ManualClock, MissingRendererError, renderer  # noqa: E402 - it needs both
-from kling_async.emulator.renderer import Scene, frame_size, render  # noqa: E402
-from kling_async.emulator.tiny import TINY_MP4  # noqa: E402
+from kling_async.emulator.renderer import Scene, frame_size, render  # noqa: E402 - it needs both
+from kling_async.emulator.tiny import TINY_MP4  # noqa: E402 - it needs both
 
 pytestmark = pytest.mark.anyio
 

@@ -106,7 +106,7 @@ def plain(url: str, method: str = "GET") -> HttpRequest:
 
 async def failing(request: HttpRequest, **options: object) -> TransportError:
     """The error that `request` ends with, after a look for the key in everything it shows."""
-    async with opened(AiohttpTransport(timeouts=SHORT, **options)) as transport:  # type: ignore[arg-type]
+    async with opened(AiohttpTransport(timeouts=SHORT, **options)) as transport:  # type: ignore[arg-type]  # each by its test
         with pytest.raises(TransportError) as caught:
             await transport.send(request)
     error = caught.value
@@ -508,7 +508,7 @@ async def test_too_slow(handler: Handler, effect: Effect) -> None:
 
 async def test_an_upload_that_nobody_takes_ends() -> None:
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.transport.pause_reading()  # type: ignore[attr-defined]  # the selector loop's
         await asyncio.sleep(3)
 
     async with serving(handler) as url, opened(AiohttpTransport(timeouts=SHORT)) as transport:
@@ -645,7 +645,7 @@ def classes(module: object) -> list[type[BaseException]]:
     return [
         item
         for _, item in inspect.getmembers(module, inspect.isclass)
-        if issubclass(item, BaseException) and item.__module__ == module.__name__  # type: ignore[attr-defined]
+        if issubclass(item, BaseException) and item.__module__ == module.__name__  # type: ignore[attr-defined]  # of any class
     ]
 
 

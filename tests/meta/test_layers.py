@@ -20,7 +20,7 @@ ROWS = (
     {"_session"},
     {"_batch", "_calls", "manifest"},
     {"_account"},
-    {"_submit", "_watcher", "_media", "storage"},
+    {"_submit", "_reconcile", "_watcher", "_media", "storage"},
     {"_transport", "limits", "ledger"},
     {"_clock", "_custody", "_log", "_retry"},
     {"providers"},

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import anyio
 import attrs
 
 from kling_async import HttpRequest, HttpResponse, KlingSession, Level
@@ -36,8 +37,6 @@ class Service:
     failures: dict[str, dict[str, Any]] = attrs.field(factory=dict)
 
     async def __call__(self, request: HttpRequest) -> HttpResponse:
-        import anyio  # noqa: PLC0415
-
         await anyio.sleep(self.latency)
         body = json.loads(request.body) if request.body else {}
         if self.script is not None:

@@ -37,6 +37,7 @@ from kling_async import (
 from kling_async._core.http import Effect
 from kling_async.ledger import Entry, MemoryLedger, Row
 from kling_async.testing import ScriptedTransport, json_response
+from support.pictures import png
 from support.service import IMAGE, Service, open_session
 
 pytestmark = pytest.mark.anyio
@@ -405,9 +406,7 @@ async def test_a_missing_image_file_is_refused_before_a_byte_is_sent(tmp_path: P
 
 
 async def test_gptproto_says_what_it_lacks_before_a_byte_is_sent(tmp_path: Path) -> None:
-    from PIL import Image  # noqa: PLC0415
-
-    Image.new("RGB", (400, 400)).save(tmp_path / "face.png")
+    (tmp_path / "face.png").write_bytes(png())
     service = Service()
     async with open_session(service, provider="gptproto") as kling:
         with pytest.raises(UnsupportedError, match="gptproto takes no uploads"):

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ def same(inputs: dict[str, Any]) -> dict[str, Any]:
     return inputs
 
 
-def drop(service: Service, *, before: set[str] = frozenset(), after: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+def drop(service: Service, *, before: AbstractSet[str] = frozenset(), after: AbstractSet[str] = frozenset()) -> None:
     """Lose the first reply to these prompts, before or after the service has accepted the job."""
     left = {"before": set(before), "after": set(after)}
 
