@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import random
 from datetime import UTC, datetime
@@ -19,6 +18,8 @@ from ._core.errors import (
     NoOutputError,
     PredictionError,
     Problem,
+    ProtocolError,
+    ServerError,
     StorageError,
 )
 from ._core.events import Saved
@@ -28,8 +29,9 @@ from ._core.states import Entry, Row, State
 from ._custody import Custody
 from ._media import Images, digest
 from ._reconcile import Reconciler
-from ._retry import send_read
+from ._retry import pause, send_read
 from ._submit import Ask, OnUncertain, Submitter
+from ._walk import MAX_PAGE, Walk
 from ._watcher import Watcher
 from .limits import Pause, RateLimiter, Slot, Slots
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from ._core.account import Page
     from ._core.clock import Clock
     from ._core.events import Event, Observer
     from ._core.http import HttpRequest, HttpResponse
@@ -250,20 +253,31 @@ class Account:
 
     async def _history(self, since: float) -> tuple[list[Prediction], float]:
         """All predictions created since a time, and by how many seconds the service's clock is ahead of ours."""
-        found: dict[str, Prediction] = {}
         ahead = 0.0
         # The service's clock may be behind ours: what it calls earlier may be later.
         start = datetime.fromtimestamp(since - BEHIND, UTC)
-        for page in itertools.count(1):
-            request = self.provider.predictions(page=page, page_size=PAGE, created_after=start)
-            response = await send_read(self._transport, request, self.clock, rng=self._rng.random)
-            ahead = response.ahead(self.clock.now()) or ahead
-            listed = self.provider.read_predictions(response)
-            # New ones push the others on: what moved to this page from the last one is there twice.
-            found.update((prediction.id, prediction) for prediction in listed.items)
-            if listed.size < PAGE:
-                return list(found.values()), ahead
-        raise AssertionError  # pragma: no cover -- the count has no end
+
+        async def read(page: int, size: int) -> Page[Prediction]:
+            nonlocal ahead
+            request = self.provider.predictions(page=page, page_size=size, created_after=start)
+            for attempt in range(1, PAGE_ATTEMPTS + 1):
+                response = await self.ask(request)
+                ahead = response.ahead(self.clock.now()) or ahead
+                try:
+                    listed = self.provider.read_predictions(response)
+                    if listed.unread:
+                        # An orphan may be among them: nothing may be concluded from a list that is not understood.
+                        raise ProtocolError(f"{listed.unread} predictions of a page cannot be read", status=200)
+                except (ServerError, ProtocolError):
+                    if attempt == PAGE_ATTEMPTS:
+                        raise
+                    await self.clock.sleep(pause(attempt, self._rng.random))
+                else:
+                    return listed
+            raise AssertionError  # pragma: no cover -- the last attempt returns or raises
+
+        walk = Walk(read, size=MAX_PAGE, key=lambda prediction: prediction.id)
+        return [prediction async for prediction in walk.items(None)], ahead
 
     async def ask(self, request: HttpRequest) -> HttpResponse:
         """The reply to a read, whatever its status.
@@ -363,8 +377,8 @@ class Account:
 
 BEHIND = 3600.0
 """Seconds by which the service's clock may be behind ours without hiding a prediction from its history."""
-PAGE = 100
-"""Predictions that one page of the list endpoint holds at most."""
+PAGE_ATTEMPTS = 5
+"""How often a page of the history is asked for that does not come whole."""
 
 _ACCEPTED = frozenset({State.SUBMITTED, State.COMPLETED, State.FAILED, State.DOWNLOADED})
 _STATUS = {

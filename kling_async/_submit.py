@@ -303,7 +303,7 @@ class Submitter:
 
     def _uncertain(self, ask: Ask, error: KlingError, sent_at: float) -> SubmissionUncertainError:
         uncertain = SubmissionUncertainError(
-            f"it is not known whether the service accepted the job, and it was not sent again: {error.message}",
+            f"the submit has no clear answer: {error.message}",
             sent_at=sent_at,
             job=ask.job,
             key=ask.key,

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 GRAIN = 0.001
 """Seconds; nothing is timed more finely."""
 
+MISSES = 4
+"""How often in a row a prediction is not found before that is believed."""
+
 _FINAL = (
     AuthenticationError,
     InsufficientBalanceError,
@@ -76,6 +79,7 @@ class _Watched:
     on_end: Callable[[Prediction], None] | None
     reads: int = 0
     failures: int = 0
+    missing: int = 0
     waiters: list[_Waiter] = attrs.Factory(list)
     changes: list[asyncio.Queue[Prediction | KlingError]] = attrs.Factory(list)
     ended: bool = False
@@ -302,14 +306,19 @@ class Watcher:
             response = await self._transport.send(self._provider.result(watched.prediction.id))
             read = self._provider.read_prediction(response)
         except _FINAL as error:
-            self._end(watched, self._lost(watched, error), cause=error)
+            watched.missing += isinstance(error, NotFoundError)
+            if 0 < watched.missing < MISSES:
+                # A replica that lags, or a gateway that errs: what was accepted a while ago is not gone at once.
+                self._again(watched, self._backoff.delay(watched.missing, self._rng.random()))
+            else:
+                self._end(watched, self._lost(watched, error), cause=error)
         except (TransportError, ApiError) as error:
             # A blip never fails a job that is paid for.
             watched.failures += 1
             delay = self._backoff.delay(watched.failures, self._rng.random())
             self._again(watched, max(delay, getattr(error, "retry_after", None) or 0.0))
         else:
-            watched.failures = 0
+            watched.failures = watched.missing = 0
             self._news(watched, read)
 
     def _news(self, watched: _Watched, read: Prediction) -> None:

@@ -387,9 +387,6 @@ class KeyReusedError(LedgerError, ValueError):
     def __init__(self, key: str, **about: Any) -> None:
         super().__init__(f"the key {key!r} names a job with other content in the ledger", key=key, **about)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), (self.key,), self.__dict__)
-
 
 class StorageError(KlingError):
     """An output could not be downloaded, checked or written. It stays on the service for 7 days.

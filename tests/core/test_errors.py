@@ -48,7 +48,9 @@ def every_error() -> list[errors.KlingError]:
         if issubclass(kind, errors.ApiError):
             more |= {"status": 418, "code": 7, "retry_after": 2.5, "raw": {"code": 7}}
         about = ABOUT | {"spent": Spent.UNKNOWN, "advice": "do this"}
-        made.append(kind(**more, **about) if "problems" in more else kind(f"{name} happened", **more, **about))
+        # Some say themselves what happened, by what they are given.
+        says_itself = "problems" in more or name == "KeyReusedError"
+        made.append(kind(**more, **about) if says_itself else kind(f"{name} happened", **more, **about))
     return made
 
 

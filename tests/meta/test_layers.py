@@ -22,7 +22,7 @@ ROWS = (
     {"_account"},
     {"_submit", "_reconcile", "_watcher", "_media", "storage"},
     {"_transport", "limits", "ledger"},
-    {"_clock", "_custody", "_log", "_retry"},
+    {"_clock", "_custody", "_log", "_retry", "_walk"},
     {"providers"},
     {"_core"},
 )

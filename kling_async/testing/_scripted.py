@@ -1,45 +1,19 @@
-"""For the tests of pipelines that use this package: a transport without a network, and time that costs none."""
+"""A transport without a network."""
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-import anyio
-
-from ._core.http import HttpResponse
+from kling_async._core.http import HttpResponse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-    from ._core.http import HttpRequest
-    from ._core.transport import StreamedResponse
-
-
-class LoopClock:
-    """Time as the running event loop has it: virtual when the loop's time is (looptime), real otherwise.
-
-    Args:
-        epoch: What `now()` says when the loop's time is 0; seconds since 1970.
-    """
-
-    def __init__(self, epoch: float = 1_800_000_000.0) -> None:
-        self._epoch = epoch
-
-    def now(self) -> float:
-        """Seconds since the epoch."""
-        return self._epoch + self.monotonic()
-
-    def monotonic(self) -> float:
-        """The loop's time in seconds."""
-        return asyncio.get_running_loop().time()
-
-    async def sleep(self, seconds: float, /) -> None:
-        """Let `seconds` of the loop's time pass."""
-        await anyio.sleep(seconds)
+    from kling_async._core.http import HttpRequest
+    from kling_async._core.transport import StreamedResponse
 
 
 class ScriptedTransport:

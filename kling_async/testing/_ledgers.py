@@ -1,0 +1,138 @@
+"""What a session relies on in a ledger."""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from kling_async._core.errors import KeyReusedError, LedgerError
+from kling_async._core.states import MOVES, Entry, State
+
+from ._patience import require
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kling_async._core.states import Row
+    from kling_async.ledger import Ledger
+
+_MANY = 100
+_BATCH = "check"
+
+
+async def check_ledger(make: Callable[[], Ledger]) -> None:
+    """Hold a ledger to its contract.
+
+    Args:
+        make: Gives an empty ledger that is not open yet. A durable one is closed in the end and made a second time, and
+            that one must have what the first one wrote.
+
+    Raises:
+        AssertionError: It breaks the contract; says how.
+    """
+    ledger = make()
+    await ledger.open()
+    try:
+        await _claims(ledger)
+        await _moves(ledger)
+        submitted = await _finds(ledger)
+        await _many(ledger)
+        ledger.note(_step("k", State.COMPLETED, 7.0, output="https://outputs.example/p.mp4"))
+    finally:
+        await ledger.aclose()
+    if not ledger.durable:
+        return
+    again = make()
+    await again.open()
+    try:
+        row = await _claim(again, "k")
+        require(
+            row.state is State.COMPLETED and row.output == "https://outputs.example/p.mp4",
+            "what was noted before it was closed is not there when it is opened again",
+        )
+        require(
+            row.prediction_id == submitted.prediction_id and row.cost == submitted.cost,
+            "what was recorded is not there when it is opened again",
+        )
+        open_ = await again.rows([State.SUBMITTED])
+        require(len(open_) == _MANY, f"{_MANY} jobs were submitted, and {len(open_)} are found after opening it again")
+    finally:
+        await again.aclose()
+
+
+def _step(key: str, state: State, at: float = 1.0, **known: str | Decimal | int) -> Entry:
+    return Entry(batch=_BATCH, key=key, state=state, at=at, **known)  # type: ignore[arg-type]  # each by its name
+
+
+async def _claim(ledger: Ledger, key: str, *, batch: str = _BATCH, digest: str = "digest") -> Row:
+    return await ledger.claim(batch, key, digest=digest, model="model", at=0.0)
+
+
+async def _claims(ledger: Ledger) -> None:
+    row = await _claim(ledger, "k")
+    said = (row.batch, row.key, row.digest, row.model, row.state, row.attempt)
+    expected = (_BATCH, "k", "digest", "model", State.PENDING, 0)
+    require(said == expected, f"a new row is {expected}, and `claim` gave {said}")
+    require(await _claim(ledger, "k") == row, "a second `claim` of the same job did not give the same row")
+    try:
+        await _claim(ledger, "k", digest="other")
+    except KeyReusedError:
+        pass
+    else:
+        raise AssertionError("`claim` of the same key with other content did not raise KeyReusedError")
+    require((await _claim(ledger, "k")).digest == "digest", "a refused `claim` changed the row")
+    other = await _claim(ledger, "k", batch="other", digest="other")
+    require(other.digest == "other", "the same key in two batches names two jobs")
+
+
+async def _moves(ledger: Ledger) -> None:
+    await _refused(ledger, "never claimed", State.INTENT, "a job that was never claimed")
+    before = await _claim(ledger, "k")
+    for state in sorted(set(State) - MOVES[State.PENDING] - {State.PENDING}, key=lambda state: state.value):
+        await _refused(ledger, "k", state, f"the move from pending to {state.value}")
+        require(await _claim(ledger, "k") == before, f"the refused move from pending to {state.value} changed the row")
+
+
+async def _refused(ledger: Ledger, key: str, state: State, what: str) -> None:
+    try:
+        await ledger.record(_step(key, state))
+    except LedgerError:
+        return
+    raise AssertionError(f"`record` of {what} did not raise LedgerError")
+
+
+async def _finds(ledger: Ledger) -> Row:
+    row = await ledger.record(_step("k", State.INTENT, 5.0, attempt=1, fingerprint="f"))
+    said = (row.state, row.attempt, row.fingerprint, row.intent_at, row.updated_at)
+    require(said == (State.INTENT, 1, "f", 5.0, 5.0), f"`record` of an intent left (state, attempt, ...) {said}")
+    require(await _names(ledger, State.INTENT) == ["k"], "`rows` does not find an intent")
+    row = await ledger.record(_step("k", State.SUBMITTED, 6.0, prediction_id="p", cost=Decimal("0.45")))
+    said = (row.prediction_id, row.submitted_at, row.cost, row.fingerprint, row.attempt)
+    require(said == ("p", 6.0, Decimal("0.45"), "f", 1), f"`record` of a submission left (id, ...) {said}")
+    require(await _claim(ledger, "k") == row, "`claim` does not give the row that `record` left")
+    require(await _names(ledger, State.SUBMITTED) == ["k"], "`rows` does not find a submission")
+    require(await _names(ledger, State.INTENT) == [], "`rows` finds a job in a state that it has left")
+    require(await _names(ledger, State.SUBMITTED, State.PENDING) == ["k", "k"], "`rows` is to find every batch's")
+    known = await ledger.known(["p", "q"])
+    require(known == {"p": "f"}, f"`known` is to give the ids that a row has with their fingerprints, and gave {known}")
+    owner = await ledger.owner("p")
+    require(owner == row if ledger.durable else owner in (None, row), f"`owner` did not give the row: {owner!r}")
+    require(await ledger.owner("q") is None, "`owner` of an unknown id is to be None")
+    return row
+
+
+async def _names(ledger: Ledger, *states: State) -> list[str]:
+    return sorted(row.key for row in await ledger.rows(states))
+
+
+async def _many(ledger: Ledger) -> None:
+    async def one(number: int) -> None:
+        key = f"many {number}"
+        await _claim(ledger, key)
+        await ledger.record(_step(key, State.INTENT, fingerprint="f"))
+        await ledger.record(_step(key, State.SUBMITTED, prediction_id=f"p{number}"))
+
+    await asyncio.gather(*map(one, range(_MANY)))
+    found = len(await ledger.rows([State.SUBMITTED]))
+    require(found == _MANY + 1, f"{_MANY + 1} jobs were submitted at once, and `rows` finds {found}")
