@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -38,6 +39,8 @@ Jobs: TypeAlias = Iterable[Item] | AsyncIterable[Item] | Mapping[str, Job]
 """What a batch takes: jobs, pairs of a key and a job, or a mapping of keys to jobs."""
 
 KEY_LENGTH = 16
+NAMES = 100_000
+"""Names that a batch without a ledger on disk remembers."""
 
 
 @attrs.frozen(kw_only=True)
@@ -113,8 +116,10 @@ class Batch(anyio.AsyncContextManagerMixin):
         self._ordered = ordered
         self._deadline = deadline
         self._window = anyio.CapacityLimiter(window)
-        # Names by their hash: a batch of any length keeps a few bytes per job for telling repeated content apart.
+        # How often each name came, by its hash. Over a ledger that is read again every name counts; otherwise memory
+        # must not follow the number of jobs, and a long input goes on with names that are told apart by their place.
         self._names: dict[int, int] = {}
+        self._room_for_names = math.inf if account.ledger.durable else NAMES
         self._ready: list[tuple[int, Outcome]] = []
         self._arrived = 0
         self._taken = 0
@@ -215,7 +220,10 @@ class Batch(anyio.AsyncContextManagerMixin):
             return _Name(given or f"unreadable-{index}", "", error)
         name = given or digest[:KEY_LENGTH]
         occurrence = self._names.get(hash(name), 0) + 1
-        self._names[hash(name)] = occurrence
+        if occurrence > 1 or len(self._names) < self._room_for_names:
+            self._names[hash(name)] = occurrence
+        elif given is None:
+            return _Name(f"{name}-at-{index}", digest)
         if occurrence == 1:
             return _Name(name, digest)
         if given is None:

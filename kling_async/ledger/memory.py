@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from kling_async._core.states import Entry
 
-REMEMBERED = 100_000
+REMEMBERED = 30_000
 """Ids that are known for telling orphans from what ended: more than any account starts while one submit is in doubt."""
 
 _KEPT = OPEN | {State.PENDING, State.CLAIMED, State.COMPLETED}
