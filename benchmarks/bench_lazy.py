@@ -2,7 +2,7 @@
 
     python benchmarks/bench_lazy.py [--jobs 1000000] [--running 500]
 
-No sockets, so that everything measured is the SDK. Beside it: the same jobs through `asyncio.gather` over `generate`, at
+No sockets: everything measured is the SDK. Beside it: the same jobs through `asyncio.gather` over `generate`, at
 a hundredth of the number, because its memory follows the number.
 """
 
