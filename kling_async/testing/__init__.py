@@ -1,4 +1,4 @@
-"""For the tests of pipelines that use this package: fixtures, a service without a network, time that costs none, checks.
+"""For the tests of pipelines that use this package: fixtures, a scripted transport, virtual time, checks.
 
 Put `pytest_plugins = ["kling_async.testing"]` into a `conftest.py` or a test module, and these are fixtures:
 

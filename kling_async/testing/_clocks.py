@@ -75,7 +75,7 @@ class VirtualClock:
         try:
             await sleeper[2].wait()
         finally:
-            if sleeper in self._sleepers:
+            if not sleeper[2].is_set():
                 self._sleepers.remove(sleeper)
                 heapq.heapify(self._sleepers)
 

@@ -81,9 +81,16 @@ async def _claims(ledger: Ledger) -> None:
         pass
     else:
         raise AssertionError("`claim` of the same key with other content did not raise KeyReusedError")
-    require((await _claim(ledger, "k")).digest == "digest", "a refused `claim` changed the row")
-    other = await _claim(ledger, "k", batch="other", digest="other")
-    require(other.digest == "other", "the same key in two batches names two jobs")
+    try:
+        row = await _claim(ledger, "k")
+    except KeyReusedError as error:
+        raise AssertionError("a refused `claim` changed the row") from error
+    require(row.digest == "digest", "a refused `claim` changed the row")
+    try:
+        row = await _claim(ledger, "k", batch="other", digest="other")
+    except KeyReusedError as error:
+        raise AssertionError("the same key in two batches names two jobs, and `claim` took it for one") from error
+    require(row.batch == "other", "the same key in two batches names two jobs, and `claim` took it for one")
 
 
 async def _moves(ledger: Ledger) -> None:
@@ -108,8 +115,8 @@ async def _finds(ledger: Ledger) -> Row:
     require(said == (State.INTENT, 1, "f", 5.0, 5.0), f"`record` of an intent left (state, attempt, ...) {said}")
     require(await _names(ledger, State.INTENT) == ["k"], "`rows` does not find an intent")
     row = await ledger.record(_step("k", State.SUBMITTED, 6.0, prediction_id="p", cost=Decimal("0.45")))
-    said = (row.prediction_id, row.submitted_at, row.cost, row.fingerprint, row.attempt)
-    require(said == ("p", 6.0, Decimal("0.45"), "f", 1), f"`record` of a submission left (id, ...) {said}")
+    left = (row.prediction_id, row.submitted_at, row.cost, row.fingerprint, row.attempt)
+    require(left == ("p", 6.0, Decimal("0.45"), "f", 1), f"`record` of a submission left (id, ...) {left}")
     require(await _claim(ledger, "k") == row, "`claim` does not give the row that `record` left")
     require(await _names(ledger, State.SUBMITTED) == ["k"], "`rows` does not find a submission")
     require(await _names(ledger, State.INTENT) == [], "`rows` finds a job in a state that it has left")

@@ -30,7 +30,7 @@ async def check_rate_limiter(
     Args:
         make: Gives a new limiter of `starts` per `per`.
         starts: How many it lets through at once when nothing was started; None for one that never waits.
-        per: Seconds of the event loop's time until as many may start again.
+        per: Seconds of the event loop's time until as many may start again; when that is real time, not under 0.2.
         in_order: Whether it promises to serve who comes first first.
 
     Raises:

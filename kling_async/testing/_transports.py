@@ -95,8 +95,8 @@ async def _serving() -> AsyncIterator[_Server]:
 async def check_transport(make: Callable[[], Transport], *, seconds: float = 10.0) -> None:
     """Hold a transport to its contract, against a server on 127.0.0.1 that this function starts.
 
-    Every status is a reply, redirects included; a refused port is a `ConnectFailedError`, a connection that breaks later
-    a `ConnectionLostError`; a request is sent once; a cancellation passes; no error shows the key; streams stream.
+    Every status is a reply, redirects included; a refused port is a `ConnectFailedError`, a connection that breaks
+    later a `ConnectionLostError`; a request is sent once; a cancellation passes; no error shows the key.
 
     Args:
         make: Gives a transport that goes to 127.0.0.1 without a proxy; it is closed in the end.

@@ -46,10 +46,13 @@ ROOMS_OF = {
     "rich": {"cli"},
     "av": {"emulator"},
     "PIL": {"emulator", "cli"},
+    "pytest": {"testing"},
 }
 """Third parties, by the rooms that may import them; what stands neither here nor above is imported nowhere."""
 DISTRIBUTIONS = {"pyrate_limiter": "pyrate-limiter", "PIL": "pillow", "yarl": "aiohttp", "click": "typer"}
 OPTIONAL = {"typer", "click", "rich", "av", "PIL"}
+BY_ITSELF = {"pytest"}
+"""What loads the module that imports it, hence is there whenever it is imported, and is declared nowhere."""
 
 
 def sources() -> dict[str, str]:
@@ -166,6 +169,7 @@ def test_every_module_stands_in_a_row() -> None:
         ("storage", "import aiohttp", "belongs to"),
         ("_media", "from PIL import Image", "belongs to"),
         ("_media", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from PIL import Image", "belongs to"),
+        ("storage", "import pytest", "belongs to"),
         ("_media", "import requests", "belongs to []"),
     ],
 )
@@ -195,7 +199,7 @@ def test_what_is_imported_is_declared() -> None:
 
     core = names(project["dependencies"])
     extras = names([one for extra in project["optional-dependencies"].values() for one in extra])
-    for top in {*EVERYWHERE, *ROOMS_OF}:
+    for top in {*EVERYWHERE, *ROOMS_OF} - BY_ITSELF:
         distribution = DISTRIBUTIONS.get(top, top)
         assert distribution in (extras if top in OPTIONAL else core)
     used = {imported.partition(".")[0] for name, source in sources().items() for imported, _ in imports(name, source)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from sybil import Document
 from sybil.example import Example
 from sybil.parsers.markdown import CodeBlockParser
 
-from kling_async import LEVELS, MODELS, Job, KlingSession
+from kling_async import LEVELS, MODELS, Job, KlingSession, testing
 from kling_async.emulator import Emulator
 from support.pictures import png
+from support.pytests import run_pytest
 
 pytestmark = pytest.mark.anyio
 
@@ -66,6 +68,19 @@ async def test_every_python_block_runs(
     problems = next(out for block, out in zip(python, said, strict=True) if "error.problems" in block)
     assert problems.strip() in [text.strip() for text in blocks("text")]
     assert any(out.count("downloaded") == 3 for out in said), "the ledger was read back"
+
+
+def test_the_test_of_the_readme_is_one(tmp_path: Path) -> None:
+    (block,) = [block for block in blocks("python") if "pytest_plugins" in block]
+    (tmp_path / "test_it.py").write_text(block)
+    ran = run_pytest(tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "1 passed" in ran.stdout
+
+
+def test_the_checks_that_the_readme_names_are_all_there_are() -> None:
+    checks = {name for name in testing.__all__ if name.startswith("check_")}
+    assert set(re.findall(r"`(check_\w+)`", README.read_text())) == checks
 
 
 def test_the_manifest_of_the_readme_is_one(tmp_path: Path) -> None:

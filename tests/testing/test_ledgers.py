@@ -1,0 +1,148 @@
+"""The check of ledgers: ours pass, and each broken one is told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import attrs
+import pytest
+
+from kling_async import KeyReusedError, LedgerError
+from kling_async.ledger import Entry, MemoryLedger, Row, SQLiteLedger, State
+from kling_async.testing import check_ledger
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_ours_pass(tmp_path: Path) -> None:
+    await check_ledger(MemoryLedger)
+    await check_ledger(lambda: SQLiteLedger(tmp_path / "run.db"))
+
+
+class NoConflicts(MemoryLedger):
+    async def claim(self, batch: str, key: str, *, digest: str, model: str, at: float) -> Row:
+        try:
+            return await super().claim(batch, key, digest=digest, model=model, at=at)
+        except KeyReusedError:
+            return self._rows[batch, key]
+
+
+class ConflictsChange(MemoryLedger):
+    async def claim(self, batch: str, key: str, *, digest: str, model: str, at: float) -> Row:
+        try:
+            return await super().claim(batch, key, digest=digest, model=model, at=at)
+        except KeyReusedError:
+            self._rows[batch, key] = attrs.evolve(self._rows[batch, key], digest=digest)
+            raise
+
+
+class OneNamespace(MemoryLedger):
+    async def claim(self, batch: str, key: str, *, digest: str, model: str, at: float) -> Row:
+        del batch
+        return await super().claim("check", key, digest=digest, model=model, at=at)
+
+
+class NewRowsAlways(MemoryLedger):
+    async def claim(self, batch: str, key: str, *, digest: str, model: str, at: float) -> Row:
+        row = await super().claim(batch, key, digest=digest, model=model, at=at)
+        return attrs.evolve(row, state=State.PENDING, attempt=0, fingerprint=None, prediction_id=None)
+
+
+class AnyMove(MemoryLedger):
+    async def record(self, entry: Entry) -> Row:
+        try:
+            return await super().record(entry)
+        except LedgerError:
+            row = self._rows.get((entry.batch, entry.key))
+            if row is None:
+                raise
+            return row
+
+
+class RefusedMovesChange(MemoryLedger):
+    async def record(self, entry: Entry) -> Row:
+        try:
+            return await super().record(entry)
+        except LedgerError:
+            name = (entry.batch, entry.key)
+            if name in self._rows:
+                self._rows[name] = attrs.evolve(self._rows[name], error="refused")
+            raise
+
+
+class NeverClaimed(MemoryLedger):
+    async def record(self, entry: Entry) -> Row:
+        if (entry.batch, entry.key) not in self._rows:
+            await self.claim(entry.batch, entry.key, digest="", model="", at=0.0)
+        return await super().record(entry)
+
+
+class ForgetsIds(MemoryLedger):
+    async def known(self, prediction_ids: Iterable[str]) -> dict[str, str | None]:
+        return {}
+
+
+class KnowsEverything(MemoryLedger):
+    async def known(self, prediction_ids: Iterable[str]) -> dict[str, str | None]:
+        return dict.fromkeys(prediction_ids, "f")
+
+
+class AllRows(MemoryLedger):
+    async def rows(self, states: Iterable[State]) -> list[Row]:
+        return list(self._rows.values()) if states else []
+
+
+class NoCost(MemoryLedger):
+    async def record(self, entry: Entry) -> Row:
+        return await super().record(attrs.evolve(entry, cost=None))
+
+
+class SaysItIsDurable(MemoryLedger):
+    durable = True
+
+    async def owner(self, prediction_id: str) -> Row | None:
+        return next((row for row in self._rows.values() if row.prediction_id == prediction_id), None)
+
+
+class OwnerForgets(MemoryLedger):
+    durable = True
+
+
+class OwnsEverything(MemoryLedger):
+    async def owner(self, prediction_id: str) -> Row | None:
+        return next(row for row in self._rows.values() if row.prediction_id)
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (NoConflicts, "did not raise KeyReusedError"),
+        (ConflictsChange, "a refused `claim` changed the row"),
+        (OneNamespace, "KeyReusedError|the same key in two batches"),
+        (NewRowsAlways, "`claim` does not give the row that `record` left"),
+        (AnyMove, "the move from pending to completed did not raise LedgerError"),
+        (RefusedMovesChange, "changed the row"),
+        (NeverClaimed, "never claimed did not raise LedgerError"),
+        (ForgetsIds, "`known` is to give"),
+        (KnowsEverything, "`known` is to give"),
+        (AllRows, "`rows`"),
+        (NoCost, "`record` of a submission left"),
+        (SaysItIsDurable, "is not there when it is opened again"),
+        (OwnerForgets, "`owner` did not give the row"),
+        (OwnsEverything, "`owner` of an unknown id is to be None"),
+    ],
+)
+async def test_a_broken_one_is_told_apart(broken: type[MemoryLedger], said: str) -> None:
+    with pytest.raises(AssertionError, match=said):
+        await check_ledger(broken)
+
+
+class LosesNotes(SQLiteLedger):
+    def note(self, entry: Entry) -> None:
+        del entry
+
+
+async def test_a_durable_one_that_loses_what_was_noted(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="what was noted before it was closed"):
+        await check_ledger(lambda: LosesNotes(tmp_path / "run.db"))

@@ -1,0 +1,140 @@
+"""The check of rate limiters: ours pass, and each broken one is told apart."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import looptime
+import pytest
+from aiolimiter import AsyncLimiter
+
+from kling_async import NoLimit, RateLimiter, StartsPerWindow
+from kling_async.testing import LoopClock, check_rate_limiter
+
+pytestmark = pytest.mark.anyio
+
+PER = 10.0
+
+
+@pytest.fixture
+def anyio_backend() -> object:
+    return "asyncio", {"loop_factory": looptime.new_event_loop}
+
+
+@pytest.mark.parametrize("starts", [1, 3])
+@pytest.mark.parametrize(
+    "make", [lambda starts: StartsPerWindow(starts, PER, clock=LoopClock()), lambda starts: AsyncLimiter(starts, PER)]
+)
+async def test_what_is_recommended_passes(make: Callable[[int], RateLimiter], starts: int) -> None:
+    await check_rate_limiter(lambda: make(starts), starts=starts, per=PER)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_in_real_time_as_well(anyio_backend: str) -> None:
+    await check_rate_limiter(lambda: StartsPerWindow(2, 0.2), starts=2)
+    with pytest.raises(AssertionError, match="cancelled waiters took"):
+        await check_rate_limiter(lambda: TakesWhenItComes(0.2))
+
+
+async def test_one_that_never_waits_passes() -> None:
+    await check_rate_limiter(NoLimit, starts=None)
+
+
+class Window:
+    """One start per `PER`, kept by when the next one is free; right, and to be broken below."""
+
+    def __init__(self, per: float = PER) -> None:
+        self.per = per
+        self.turn = asyncio.Lock()
+        self.free = 0.0
+
+    async def acquire(self) -> None:
+        async with self.turn:
+            await self.wait()
+
+    async def wait(self) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(max(0.0, self.free - loop.time()))
+        self.free = loop.time() + self.per
+
+
+class NeverWaits(Window):
+    async def acquire(self) -> None:
+        await asyncio.sleep(0)
+
+
+class NeverReturns(Window):
+    async def acquire(self) -> None:
+        await asyncio.Event().wait()
+
+
+class NeverAgain(Window):
+    async def wait(self) -> None:
+        await super().wait()
+        self.free = float("inf")
+
+
+class TakesWhenItComes(Window):
+    """The place is taken before the wait, and a cancelled waiter keeps it."""
+
+    async def acquire(self) -> None:
+        now = asyncio.get_running_loop().time()
+        start, self.free = max(now, self.free), max(now, self.free) + self.per
+        await asyncio.sleep(start - now)
+
+
+class KeepsTheLock(Window):
+    """Not given back by who is cancelled."""
+
+    async def acquire(self) -> None:
+        await self.turn.acquire()
+        await self.wait()
+        self.turn.release()
+
+
+class SwallowsCancellation(Window):
+    async def acquire(self) -> None:
+        try:
+            await super().acquire()
+        except asyncio.CancelledError:
+            return
+
+
+class LastComeFirstServed(Window):
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiters: list[object] = []
+
+    async def acquire(self) -> None:
+        loop = asyncio.get_running_loop()
+        me = object()
+        self.waiters.append(me)
+        try:
+            while loop.time() < self.free or self.waiters[-1] is not me:  # noqa: ASYNC110 -- time is waited for
+                await asyncio.sleep(0.01)
+            self.free = loop.time() + self.per
+        finally:
+            self.waiters.remove(me)
+
+
+async def test_the_one_that_is_broken_below_passes() -> None:
+    await check_rate_limiter(Window, starts=1, per=PER)
+    await check_rate_limiter(LastComeFirstServed, starts=1, per=PER, in_order=False)
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (NeverWaits, "let start 2 through at once"),
+        (NeverReturns, "did not return 1 times at once"),
+        (NeverAgain, "when the next start was due"),
+        (TakesWhenItComes, "4 cancelled waiters took"),
+        (KeepsTheLock, "4 cancelled waiters took"),
+        (SwallowsCancellation, "did not end as cancelled"),
+        (LastComeFirstServed, "not in the order they came"),
+    ],
+)
+async def test_a_broken_one_is_told_apart(broken: Callable[[], RateLimiter], said: str) -> None:
+    with pytest.raises(AssertionError, match=said):
+        await check_rate_limiter(broken, starts=1, per=PER)
