@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -110,6 +111,8 @@ class Account:
             observe=self.observe,
             forget_after=forget_after,
         )
+        # How many hold a job's name: its caller, and its attempt in custody, which may outlive the caller's waiting.
+        self._under_way: Counter[tuple[str, str]] = Counter()
         self._submitter = Submitter(
             transport=transport,
             provider=provider,
@@ -122,11 +125,17 @@ class Account:
             observe=self.observe,
             accepted=self._accepted,
             settle=Reconciler(
-                ledger=ledger, clock=clock, history=self._history, grace=grace, sole_user=sole_user
+                ledger=ledger,
+                clock=clock,
+                history=self._history,
+                grace=grace,
+                sole_user=sole_user,
+                custody=self._custody,
+                adopted=self._follow_row,
             ).settle,
+            under_way=self._under_way,
             on_uncertain=on_uncertain,
         )
-        self._under_way: set[tuple[str, str]] = set()
         self._watching = asyncio.create_task(self.watcher.run(), name="kling-watcher")
 
     def observe(self, event: Event) -> None:
@@ -167,8 +176,11 @@ class Account:
             )
         for row in await self.ledger.rows([State.SUBMITTED]):
             if row.prediction_id is not None:
-                # It runs, whether or not anybody asks for it: it takes one of the account's slots.
-                self._watch(_recalled(row), batch=row.batch, key=row.key, slot=self.slots.take())
+                self._follow_row(row)
+
+    def _follow_row(self, row: Row) -> None:
+        """Watch what runs, whether or not anybody asks for it: it takes one of the account's slots."""
+        self._watch(_recalled(row), batch=row.batch, key=row.key, slot=self.slots.take())
 
     async def submit(
         self,
@@ -194,19 +206,24 @@ class Account:
             KlingError: It was refused, could not be sent, or its end is not known.
         """
         name = (batch, key)
-        if name in self._under_way:
+        if self._under_way[name]:
             raise InvalidJobError([Problem("key", f"{key!r} is being submitted already")], job=job, key=key)
-        self._under_way.add(name)
+        self._under_way[name] += 1
         try:
             digest = digest or await self.digest(job)
             row = await self.ledger.claim(batch, key, digest=digest, model=job.model, at=self.clock.now())
             return await self._submit(job, row, gate)
         finally:
-            self._under_way.discard(name)
+            self._under_way[name] -= 1
+            if not self._under_way[name]:
+                del self._under_way[name]
+                self.ledger.unclaim(batch, key)
 
     async def _submit(self, job: Job, row: Row, gate: Callable[[], None] | None) -> Prediction:
         if row.state in _ACCEPTED:
             known = _recalled(row)
+            if row.state is State.SUBMITTED and self.watcher.seen(known.id) is None:
+                self._follow_row(row)
             return self.watcher.seen(known.id) or known
         if row.state is State.EXPIRED:
             raise PredictionError(
@@ -243,6 +260,7 @@ class Account:
                         key=key,
                         state=State.COMPLETED if last.failure() is None else State.FAILED,
                         at=self.clock.now(),
+                        prediction_id=prediction.id,
                         output=last.output,
                         code=last.code,
                         error=last.error,
@@ -265,6 +283,8 @@ class Account:
                 ahead = response.ahead(self.clock.now()) or ahead
                 try:
                     listed = self.provider.read_predictions(response)
+                    if listed.size < size and await self._goes_on(page, size, start):
+                        raise ProtocolError("the pages of the list are shorter than was asked for", status=200)
                     if listed.unread:
                         # An orphan may be among them: nothing may be concluded from a list that is not understood.
                         raise ProtocolError(f"{listed.unread} predictions of a page cannot be read", status=200)
@@ -278,6 +298,11 @@ class Account:
 
         walk = Walk(read, size=MAX_PAGE, key=lambda prediction: prediction.id)
         return [prediction async for prediction in walk.items(None)], ahead
+
+    async def _goes_on(self, page: int, size: int, start: datetime) -> bool:
+        """Whether there is something after a page that was shorter than was asked for."""
+        request = self.provider.predictions(page=page + 1, page_size=size, created_after=start)
+        return self.provider.read_predictions(await self.ask(request)).size > 0
 
     async def ask(self, request: HttpRequest) -> HttpResponse:
         """The reply to a read, whatever its status.
@@ -363,6 +388,7 @@ class Account:
 
     async def close(self) -> tuple[Prediction, ...]:
         """Let what is being submitted be recorded, end the rest, and say what still runs at the service."""
+        self.slots.close()
         await self._custody.join()
         left = self.watcher.close()
         self._watching.cancel()

@@ -125,6 +125,7 @@ class Batch(anyio.AsyncContextManagerMixin):
         self._taken = 0
         self._news = asyncio.Event()
         self._entered = False
+        self._left = False
         self._exhausted = False
         self._input_error: Exception | None = None
         self._read = self._waiting = self._running = 0
@@ -147,6 +148,7 @@ class Batch(anyio.AsyncContextManagerMixin):
                 raised = error
             finally:
                 tasks.cancel_scope.cancel()
+                self._left = True
                 self._jobs = ()
                 self._exhausted = True
                 self._news.set()
@@ -163,7 +165,7 @@ class Batch(anyio.AsyncContextManagerMixin):
             outcome = self._take()
             if outcome is not None:
                 return outcome
-            if self._exhausted and self._taken == self._read:
+            if self._left or (self._exhausted and self._taken == self._read):
                 if self._input_error is not None:
                     error, self._input_error = self._input_error, None
                     raise error
@@ -199,12 +201,16 @@ class Batch(anyio.AsyncContextManagerMixin):
             async with aclosing(_each(self._jobs)) as items:
                 while True:
                     await self._window.acquire_on_behalf_of(index)
-                    item = await anext(items, None)
-                    if item is None:
+                    try:
+                        item = await anext(items)
+                    except StopAsyncIteration:
                         break
                     given, job = item if isinstance(item, tuple) else (None, item)
+                    if not isinstance(job, Job):
+                        raise TypeError(f"item {index} of the batch is {type(job).__name__}, not a Job")
+                    name = await self._named(given, job, index)
                     self._read += 1
-                    tasks.start_soon(self._one, index, job, await self._named(given, job, index))
+                    tasks.start_soon(self._one, index, job, name)
                     index += 1
         except Exception as error:  # noqa: BLE001 -- the input is the caller's, and so is what it raises
             self._input_error = error

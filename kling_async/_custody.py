@@ -36,7 +36,8 @@ class Custody:
         """
         if self._closed:
             raise SessionClosedError("the session is closing, nothing was sent")
-        if self._guard is None or self._guard.done():
+        if self._guard is None or self._guard.done() or self._idle is None or self._idle.is_set():
+            # A guard that is about to end, because all work had ended, guards nothing more.
             self._idle = asyncio.Event()
             self._guard = asyncio.create_task(self._keep(self._idle), name="kling-custody")
         task = asyncio.create_task(work(), name=name)
@@ -61,7 +62,7 @@ class Custody:
     async def join(self) -> None:
         """Refuse new work, and return when what was begun has ended, however often this is cancelled meanwhile."""
         self._closed = True
-        if self._guard is not None:
+        while self._guard is not None and not (self._guard.done() and not self._running):
             await finish(self._guard)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Literal, TypeAlias
@@ -97,6 +98,7 @@ class Submitter:
         observe: Is told what happens.
         accepted: Takes over what was accepted: the prediction, and the ask with its slot.
         settle: Finds out what became of a submission in doubt.
+        under_way: How many hold a job's name: a second request for it must wait until nobody does.
         on_uncertain: What to do with one: find out, leave it, or send it again when it could not be found out.
         patience: Seconds of refusals by 429 after which a job gives up.
     """
@@ -112,6 +114,7 @@ class Submitter:
     observe: Observer
     accepted: Callable[[Prediction, Ask], None]
     settle: Callable[[Row], Awaitable[Settlement]]
+    under_way: Counter[tuple[str, str]]
     on_uncertain: OnUncertain = "reconcile"
     patience: float = 900.0
     _door: anyio.Semaphore = attrs.field(factory=lambda: anyio.Semaphore(POSTS_AT_ONCE), init=False)
@@ -131,6 +134,11 @@ class Submitter:
         refusals = _Refusals(self)
         in_custody = False
         try:
+            if row.state is State.INTENT:
+                # Nobody has it in hand: its answer came, and could not be written down.
+                row = await self.ledger.record(
+                    attrs.evolve(self._entry(ask, State.UNCERTAIN), error="not written down")
+                )
             if row.state is State.UNCERTAIN:
                 found = await self._settled(ask, row, None)
                 if found is not None:
@@ -167,8 +175,7 @@ class Submitter:
             SubmissionUncertainError: It stays in doubt.
         """
         if row is None:
-            rows = await self.ledger.rows([State.UNCERTAIN])
-            row = next((row for row in rows if (row.batch, row.key) == (ask.batch, ask.key)), None)
+            row = await self._row_in_doubt(ask)
         end: Settlement | None = None
         if self.on_uncertain != "hold" and row is not None:
             end = await self.settle(row)
@@ -180,6 +187,7 @@ class Submitter:
             case Unaccepted():
                 return None
             case Held(_, candidates) if self.on_uncertain == "resubmit" and not candidates:
+                await self._record(ask, State.PENDING, error=doubt)
                 return None
             case Held(whose, candidates):
                 what = f"{whose.value}; it was not sent again"
@@ -199,6 +207,15 @@ class Submitter:
         error.__cause__ = doubt.__cause__ if doubt is not None else None
         raise error
 
+    async def _row_in_doubt(self, ask: Ask) -> Row | None:
+        try:
+            rows = await self.ledger.rows([State.UNCERTAIN])
+        except LedgerError:
+            # What is known must still be told: money may have been spent.
+            log.exception("the ledger cannot be read")
+            return None
+        return next((row for row in rows if (row.batch, row.key) == (ask.batch, ask.key)), None)
+
     async def _admitted(self) -> None:
         """Wait for all that stands before a paid request: 429s of others, the rate, the door."""
         while True:
@@ -216,7 +233,9 @@ class Submitter:
             self._door.release()
             ask.slot.release()
             raise
-        task.add_done_callback(lambda _: self._door.release())
+        name = (ask.batch, ask.key)
+        self.under_way[name] += 1
+        task.add_done_callback(lambda _: self._done(name))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError as cancelled:
@@ -227,6 +246,12 @@ class Submitter:
             ask.slot.release()
             raise
 
+    def _done(self, name: tuple[str, str]) -> None:
+        self._door.release()
+        self.under_way[name] -= 1
+        if not self.under_way[name]:
+            del self.under_way[name]
+
     async def _attempt(self, ask: Ask, attempt: int) -> Verdict:
         await self._intend(ask, attempt)
         self.observe(events.Submitting(at=self.clock.now(), key=ask.key, batch=ask.batch, job=ask.job, attempt=attempt))
@@ -236,7 +261,8 @@ class Submitter:
             end = self.provider.read_prediction(await self.transport.send(ask.request))
         except (TransportError, ApiError) as error:
             end = error
-        except Exception as error:  # noqa: BLE001 -- whatever it is, money may have been spent
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- money may have been spent; and nobody
+            # cancels what is in custody, so that a cancellation is the transport's own.
             end = ConnectionLostError(f"{type(error).__name__} while the job was being submitted")
             end.__cause__ = error
         verdict = judge(end)
@@ -337,6 +363,8 @@ class _Refusals:
         trouble = doubt.__cause__
         if self.unaccepted >= DOUBTS and isinstance(trouble, KlingError):
             trouble.job, trouble.key, trouble.spent = ask.job, ask.key, Spent.NO
+            if self.submitter.on_uncertain == "resubmit":
+                trouble.spent = Spent.UNKNOWN
             trouble.advice = f"it was sent {DOUBTS} times and shown to be unaccepted each time; ask again later"
             raise trouble
 

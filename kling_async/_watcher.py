@@ -26,6 +26,7 @@ from ._core.errors import (
     PredictionError,
     PredictionTimeoutError,
     RequestRejectedError,
+    SessionClosedError,
     Spent,
     TransportError,
 )
@@ -129,6 +130,7 @@ class Watcher:
         self._nap: anyio.CancelScope | None = None
         self._wakes_at = math.inf
         self._broken: BaseException | None = None
+        self._closed = False
         self.reads = 0
         """Status requests that were sent."""
 
@@ -147,7 +149,7 @@ class Watcher:
             batch: The batch it belongs to, for the events.
             on_end: Is called once, when it has ended or is no longer watched.
         """
-        if prediction.status.ended or self._broken is not None:
+        if prediction.status.ended or self._broken is not None or self._closed:
             if on_end is not None:
                 on_end(prediction)
             return
@@ -228,6 +230,7 @@ class Watcher:
     def close(self) -> tuple[Prediction, ...]:
         """End all waiting, and say what still runs."""
         left = self.running
+        self._closed = True
         for watched in list(self._watched.values()):
             watched.on_end = None
             self._end(
@@ -242,6 +245,8 @@ class Watcher:
         return left
 
     def _check(self) -> None:
+        if self._closed:
+            raise SessionClosedError("the session is closed", spent=Spent.UNKNOWN)
         if self._broken is not None:
             raise PredictionError("the watcher broke", spent=Spent.UNKNOWN) from self._broken
 

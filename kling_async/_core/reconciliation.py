@@ -38,15 +38,14 @@ class Intent:
         name: The job's batch and key.
         model: The model's id.
         fingerprint: The digest of the request body that was sent.
-        sent_from: Seconds since the epoch, by the service's clock, before which it cannot have been accepted.
-        sent_until: The same, after which it cannot have been accepted.
+        sent_from: Seconds since the epoch, by the service's clock, before which it cannot have been accepted. There is
+            no such time after which: requests linger, and computers sleep.
     """
 
     name: tuple[str, str]
     model: str
     fingerprint: str
     sent_from: float
-    sent_until: float
 
 
 @attrs.frozen(kw_only=True)
@@ -113,7 +112,20 @@ def fingerprint(inputs: Mapping[str, object]) -> str:
         for name, value in inputs.items()
         if name in _DOCUMENTED and value not in _FILLED_IN.get(name, (None,))
     }
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+    images = {name: said.pop(name) for name in _IMAGES if name in said}
+    return f"{_sha256(said)}:{_sha256(images)}"
+
+
+def _sha256(said: object) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def without_images(fingerprint: str) -> str:
+    """The part of a fingerprint that images have no part in: a service may keep, and echo, its own copy of them."""
+    return fingerprint.partition(":")[0]
+
+
+_IMAGES = ("image", "end_image", "last_image")
 
 
 _DOCUMENTED = frozenset(
@@ -148,12 +160,19 @@ def _comparable(value: object) -> object:
 
 
 def possible(intent: Intent, orphan: Orphan) -> bool:
-    """Whether the orphan may have come from the intent, by model, time and echoed input."""
+    """Whether the orphan may have come from the intent, by echoed input, model and time.
+
+    Too many candidates cost an answer, too few cost money: what is doubtful does not exclude. An equal echo is stronger
+    than any clock, and images are left out of the comparison, because a service may keep its own copy of them.
+    """
     if orphan.model and orphan.model != intent.model:
         return False
-    if orphan.created_at is not None and not intent.sent_from <= orphan.created_at <= intent.sent_until:
-        return False
-    return orphan.fingerprint is None or orphan.fingerprint == intent.fingerprint
+    if orphan.fingerprint is not None:
+        if orphan.fingerprint == intent.fingerprint:
+            return True
+        if without_images(orphan.fingerprint) != without_images(intent.fingerprint):
+            return False
+    return orphan.created_at is None or orphan.created_at >= intent.sent_from
 
 
 def settle(
@@ -194,15 +213,15 @@ def _by_input(
     open_: dict[tuple[str, str], Intent], free: dict[str, Orphan], ends: dict[tuple[str, str], Settlement]
 ) -> None:
     """Adopt what is echoed. Among intents of one content it does not matter which gets which orphan."""
-    echoed: dict[tuple[str, str], list[Orphan]] = defaultdict(list)
+    echoed: dict[str, list[Orphan]] = defaultdict(list)
     for orphan in free.values():
         if orphan.fingerprint is not None:
-            echoed[orphan.model, orphan.fingerprint].append(orphan)
+            echoed[orphan.fingerprint].append(orphan)
     wanting: dict[tuple[str, str], list[Intent]] = defaultdict(list)
     for intent in open_.values():
         wanting[intent.model, intent.fingerprint].append(intent)
     for content, intents in wanting.items():
-        found = echoed.get(content, []) + echoed.get(("", content[1]), [])
+        found = echoed.get(content[1], [])
         candidates = {intent.name: [orphan.id for orphan in found if possible(intent, orphan)] for intent in intents}
         for id_, name in _match(candidates).items():
             ends[name] = Adopted(id_)

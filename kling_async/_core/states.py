@@ -42,7 +42,10 @@ class State(Enum):
 MOVES: Mapping[State, frozenset[State]] = {
     State.PENDING: frozenset({State.CLAIMED, State.INTENT, State.REJECTED, State.SKIPPED}),
     State.CLAIMED: frozenset({State.PENDING, State.INTENT, State.REJECTED, State.SKIPPED}),
-    State.INTENT: frozenset({State.PENDING, State.SUBMITTED, State.REJECTED, State.UNCERTAIN}),
+    # Straight to an end only when the id could not be written down in between.
+    State.INTENT: frozenset(
+        {State.PENDING, State.SUBMITTED, State.REJECTED, State.UNCERTAIN, State.COMPLETED, State.FAILED}
+    ),
     State.SUBMITTED: frozenset({State.COMPLETED, State.FAILED, State.EXPIRED}),
     State.COMPLETED: frozenset({State.DOWNLOADED, State.EXPIRED}),
     State.UNCERTAIN: frozenset({State.PENDING, State.SUBMITTED, State.REJECTED}),
@@ -52,7 +55,7 @@ MOVES: Mapping[State, frozenset[State]] = {
     State.EXPIRED: frozenset(),
     State.DOWNLOADED: frozenset({State.COMPLETED}),
 }
-"""The legal moves. Staying where one is, with more known about it, is always legal.
+"""The legal moves. Staying where one is, with more known about it, is legal too, but for an intent.
 
 A failed job is sent again only when a retry was asked for; a downloaded one is completed again when its file is gone.
 """
@@ -152,7 +155,9 @@ class Row:
         Raises:
             ValueError: The move is not legal; nothing changes.
         """
-        if entry.state is not self.state and entry.state not in MOVES[self.state]:
+        # An intent is no place to stay: a second request for it would be a second payment.
+        stays = entry.state is self.state is not State.INTENT
+        if not stays and entry.state not in MOVES[self.state]:
             raise ValueError(f"job {self.key} cannot go from {self.state.value} to {entry.state.value}")
         known = {name: value for name in _CARRIED if (value := getattr(entry, name)) is not None}
         if entry.state is State.INTENT:

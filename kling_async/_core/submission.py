@@ -70,8 +70,8 @@ _REFUSALS = (
     PermissionDeniedError,
     RequestRejectedError,
 )
-_REQUEST_TIMEOUT = 408
-_SEE_OTHER = 303
+_UNCLEAR = frozenset({303, 408, 409, 425, 499})
+"""See other, request timeout, conflict, too early, closed by the client: the job may be accepted all the same."""
 
 
 def judge(end: Prediction | TransportError | ApiError) -> Verdict:
@@ -86,7 +86,7 @@ def judge(end: Prediction | TransportError | ApiError) -> Verdict:
         case TransportError():
             return Uncertain(end) if end.sent else Rejected(end, again=True)
         # Said of the connection or of a later place, not of the job.
-        case ApiError(status=status, code=code) if not {status, code}.isdisjoint({_REQUEST_TIMEOUT, _SEE_OTHER}):
+        case ApiError(status=status, code=code) if not _UNCLEAR.isdisjoint({status, code}):
             return Uncertain(end)
         case RateLimitedError():
             return Rejected(end, again=True)

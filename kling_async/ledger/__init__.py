@@ -58,6 +58,10 @@ class Ledger(Protocol):
         """The row of the job that the prediction is of, or None."""
         ...
 
+    def unclaim(self, batch: str, key: str) -> None:
+        """The job is not going to be submitted now; a pending row may be forgotten."""
+        ...
+
     async def record(self, entry: Entry) -> Row:
         """Write one step down; return when it would survive a crash, with the row that it left.
 
@@ -74,8 +78,8 @@ class Ledger(Protocol):
         """All rows in these states, of every batch."""
         ...
 
-    async def known(self, prediction_ids: Iterable[str]) -> dict[str, str | None]:
-        """Those of the ids that a row has, each with the fingerprint of what was sent."""
+    async def known(self, prediction_ids: Iterable[str]) -> dict[str, tuple[str | None, str]]:
+        """Those of the ids that a row has, each with the fingerprint of what was sent and the model's id."""
         ...
 
     async def aclose(self) -> None:

@@ -26,7 +26,7 @@ class MemoryLedger:
 
     def __init__(self) -> None:
         self._rows: dict[tuple[str, str], Row] = {}
-        self._submitted: OrderedDict[str, str | None] = OrderedDict()
+        self._submitted: OrderedDict[str, tuple[str | None, str]] = OrderedDict()
 
     async def open(self) -> None:
         """Nothing to do."""
@@ -46,6 +46,12 @@ class MemoryLedger:
         del prediction_id
         return None
 
+    def unclaim(self, batch: str, key: str) -> None:
+        """Forget a pending row."""
+        row = self._rows.get((batch, key))
+        if row is not None and row.state is State.PENDING:
+            del self._rows[batch, key]
+
     async def record(self, entry: Entry) -> Row:
         """Remember an open job, forget an ended one."""
         name = (entry.batch, entry.key)
@@ -57,7 +63,7 @@ class MemoryLedger:
         except ValueError as error:
             raise LedgerError(str(error), key=entry.key) from None
         if row.state is State.SUBMITTED and row.prediction_id:
-            self._submitted[row.prediction_id] = row.fingerprint
+            self._submitted[row.prediction_id] = row.fingerprint, row.model
             if len(self._submitted) > REMEMBERED:
                 self._submitted.popitem(last=False)
         if row.state in _KEPT:
@@ -77,8 +83,8 @@ class MemoryLedger:
         wanted = frozenset(states)
         return [row for row in self._rows.values() if row.state in wanted]
 
-    async def known(self, prediction_ids: Iterable[str]) -> dict[str, str | None]:
-        """Those of the ids that this session has submitted, each with the fingerprint of what was sent."""
+    async def known(self, prediction_ids: Iterable[str]) -> dict[str, tuple[str | None, str]]:
+        """Those of the ids that this session has submitted, each with the fingerprint sent and the model."""
         return {id_: self._submitted[id_] for id_ in prediction_ids if id_ in self._submitted}
 
     async def aclose(self) -> None:

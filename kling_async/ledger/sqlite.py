@@ -34,6 +34,8 @@ APPLICATION_ID = 0x4B4C4E47
 """`KLNG`, in the header of every ledger file."""
 VERSION = 1
 """Of the tables; a file of a later one is refused."""
+REMEMBERED = 20_000
+"""Rows that the writer remembers, so as not to ask the file for them."""
 GROUP = 512
 """Steps that are committed together at most."""
 
@@ -99,6 +101,8 @@ class SQLiteLedger:
             LedgerError: It is written by another process, cannot be written, is no ledger, is damaged, or was made by
                 a later version.
         """
+        # What an earlier opening knew may be old.
+        self._under_way.clear()
         loop = asyncio.get_running_loop()
         opened: asyncio.Future[None] = loop.create_future()
         self._ended = loop.create_future()
@@ -119,6 +123,9 @@ class SQLiteLedger:
             LedgerError: It cannot be written.
             KeyReusedError: The key names a job with other content.
         """
+        for text in (batch, key, digest, model):
+            if not _encodable(text):
+                raise LedgerError(f"{text!r} is no text that a file can hold", key=ascii(key))
 
         def work(connection: sqlite3.Connection) -> Row:
             row = self._row(connection, batch, key)
@@ -166,16 +173,16 @@ class SQLiteLedger:
         found: list[Row] = await self._ask(lambda connection: [_read(row) for row in connection.execute(query, words)])
         return found
 
-    async def known(self, prediction_ids: Iterable[str]) -> dict[str, str | None]:
-        """Those of the ids that a row has, each with the fingerprint of what was sent."""
+    async def known(self, prediction_ids: Iterable[str]) -> dict[str, tuple[str | None, str]]:
+        """Those of the ids that a row has, each with the fingerprint of what was sent and the model's id."""
         ids = list(prediction_ids)
 
-        def work(connection: sqlite3.Connection) -> dict[str, str | None]:
-            query = "SELECT fingerprint FROM job WHERE prediction_id = ?"
+        def work(connection: sqlite3.Connection) -> dict[str, tuple[str | None, str]]:
+            query = "SELECT fingerprint, model FROM job WHERE prediction_id = ?"
             found = ((id_, connection.execute(query, (id_,)).fetchone()) for id_ in ids)
-            return {id_: row[0] for id_, row in found if row is not None}
+            return {id_: row for id_, row in found if row is not None}
 
-        known: dict[str, str | None] = await self._ask(work)
+        known: dict[str, tuple[str | None, str]] = await self._ask(work)
         return known
 
     async def aclose(self) -> None:
@@ -217,6 +224,9 @@ class SQLiteLedger:
         except LedgerError as error:
             _tell(loop, [(opened, None, error)])
             return
+        except BaseException as error:  # noqa: BLE001 -- a path that is none, for one: somebody waits for this
+            _tell(loop, [(opened, None, LedgerError(f"the ledger {self.path} cannot be opened: {error}"))])
+            return
         _tell(loop, [(opened, None, None)])
         try:
             more = True
@@ -253,7 +263,7 @@ class SQLiteLedger:
                     # An id that another job has already: SQLite has undone this statement alone.
                     ends.append((asked, None, LedgerError(f"the ledger {self.path} refused a step: {error}")))
             connection.execute("COMMIT")
-        except sqlite3.Error as trouble:
+        except Exception as trouble:  # noqa: BLE001 -- whatever it is, nobody may wait for ever
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             self._under_way.clear()
@@ -281,17 +291,23 @@ class SQLiteLedger:
         if row is None:
             raise LedgerError(f"job {entry.key} was never claimed", key=entry.key)
         try:
-            row = row.after(entry)
+            row = row.after(_storable(entry))
         except ValueError as error:
             raise LedgerError(str(error), key=entry.key, prediction_id=entry.prediction_id) from None
         connection.execute(_PUT, _values(row))
-        step = (entry.batch, entry.key, entry.state.value, entry.at, row.attempt, entry.prediction_id, entry.error)
+        step = (entry.batch, entry.key, entry.state.value, entry.at, row.attempt, row.prediction_id, row.error)
         connection.execute(_STEP, step)
         if row.state in _UNDER_WAY:
+            if len(self._under_way) >= REMEMBERED:
+                # It is a cache: the file knows.
+                self._under_way.clear()
             self._under_way[name] = row
         else:
             self._under_way.pop(name, None)
         return row
+
+    def unclaim(self, batch: str, key: str) -> None:
+        """Nothing: a pending row stays in the file, for the next time."""
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -336,9 +352,32 @@ def read_ledger(
         raise _unusable(path, error) from error
 
 
-_UNDER_WAY = OPEN | {State.PENDING, State.CLAIMED, State.COMPLETED}
+_UNDER_WAY = OPEN | {State.PENDING, State.CLAIMED}
 _STATE = _COLUMNS.index("state")
 _COST = _COLUMNS.index("cost")
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _storable(entry: Entry) -> Entry:
+    """The step without what a file cannot hold: lone surrogates and endless numbers in what the service said."""
+    changed: dict[str, Any] = {
+        name: value.encode("utf-8", "replace").decode()
+        for name in ("prediction_id", "output", "error", "path")
+        if (value := getattr(entry, name)) is not None and not _encodable(value)
+    }
+    if entry.code is not None and abs(entry.code) > _LARGEST:
+        changed["code"] = None
+    return attrs.evolve(entry, **changed) if changed else entry
+
+
+_LARGEST = 2**62
 
 
 def _values(row: Row) -> list[object]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import anyio
+
+from kling_async._core.errors import SessionClosedError
 
 
 class Slot:
@@ -32,6 +36,7 @@ class Slots:
 
     def __init__(self, total: int) -> None:
         self._limiter = anyio.CapacityLimiter(total)
+        self._closed = False
 
     @property
     def total(self) -> int:
@@ -62,4 +67,12 @@ class Slots:
         """A slot, when there is one."""
         slot = Slot(self._limiter)
         await self._limiter.acquire_on_behalf_of(slot)
+        if self._closed:
+            slot.release()
+            raise SessionClosedError("the session closed while the job was waiting for a slot, nothing was sent")
         return slot
+
+    def close(self) -> None:
+        """Send everybody away who waits."""
+        self._closed = True
+        self._limiter.total_tokens = math.inf

@@ -22,7 +22,7 @@ from kling_async._core.reconciliation import (
 
 
 def intent(name: str, *, content: str = "a", at: float = 100.0, model: str = "m") -> Intent:
-    return Intent(name=("b", name), model=model, fingerprint=content, sent_from=at - 30, sent_until=at + 150)
+    return Intent(name=("b", name), model=model, fingerprint=content, sent_from=at - 30)
 
 
 def orphan(id_: str, *, content: str | None = None, at: float | None = 105.0, model: str = "m") -> Orphan:
@@ -55,7 +55,7 @@ def test_intents_of_one_content_share_their_orphans_and_the_rest_were_not_accept
 
 def test_a_prediction_of_another_model_or_time_is_nobodys() -> None:
     intents = [intent("1")]
-    others = [orphan("x", model="n"), orphan("y", at=5000.0)]
+    others = [orphan("x", model="n"), orphan("y", at=50.0)]
     assert settle(intents, others, ripe=names(intents), alone=True) == {("b", "1"): Unaccepted()}
 
 

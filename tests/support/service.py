@@ -30,6 +30,7 @@ class Service:
     paid: list[dict[str, Any]] = attrs.field(factory=list)
     reads: int = 0
     lists: int = 0
+    epoch: float = EPOCH
     echo: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     running: int = 0
     peak: int = 0
@@ -89,7 +90,7 @@ class Service:
             "outputs": [f"https://outputs.example/{id_}.mp4"] if status == "completed" else [],
             "error": "",
             "model": self.models[id_],
-            "created_at": datetime.fromtimestamp(EPOCH + since, UTC).isoformat(),
+            "created_at": datetime.fromtimestamp(self.epoch + since, UTC).isoformat(),
         }
         if status == "completed" and body.get("prompt", "") in self.failures:
             record |= {"status": "failed", "outputs": [], **self.failures[body["prompt"]]}

@@ -79,13 +79,13 @@ class NeverClaimed(MemoryLedger):
 
 
 class ForgetsIds(MemoryLedger):
-    async def known(self, prediction_ids: Iterable[str]) -> dict[str, str | None]:
+    async def known(self, prediction_ids: Iterable[str]) -> dict[str, tuple[str | None, str]]:
         return {}
 
 
 class KnowsEverything(MemoryLedger):
-    async def known(self, prediction_ids: Iterable[str]) -> dict[str, str | None]:
-        return dict.fromkeys(prediction_ids, "f")
+    async def known(self, prediction_ids: Iterable[str]) -> dict[str, tuple[str | None, str]]:
+        return dict.fromkeys(prediction_ids, ("f", "model"))
 
 
 class AllRows(MemoryLedger):

@@ -323,6 +323,17 @@ async def test_a_batch_is_entered_once_and_then_iterated() -> None:
             await batch.__aenter__()
 
 
+async def test_an_item_that_is_no_job_ends_the_input_and_says_which_it_was() -> None:
+    service = Service()
+    async with open_session(service) as kling, kling.batch([*jobs(2), "oops"]) as batch:  # type: ignore[list-item]  # that
+        outcomes = []
+        with pytest.raises(TypeError, match="item 2 of the batch is str"):
+            async for outcome in batch:
+                outcomes.append(outcome)  # noqa: PERF401 -- the list is wanted after the error
+    assert len(outcomes) == 2
+    assert [outcome async for outcome in batch] == []
+
+
 async def test_several_consumers_share_one_stream() -> None:
     service = Service()
     taken: list[int] = []

@@ -15,7 +15,9 @@ from kling_async import (
     ConnectionLostError,
     HttpRequest,
     HttpResponse,
+    InvalidJobError,
     Job,
+    SessionClosedError,
     Spent,
     SubmissionUncertainError,
 )
@@ -188,3 +190,48 @@ async def test_many_faults_pay_nothing_twice_and_lose_nothing(seed: int, *, echo
     assert len(service.paid) >= 300 - len(held) - len(given_up)
     if echo:
         assert held == []
+
+
+async def test_the_same_key_while_its_request_is_on_its_way_is_not_a_second_request() -> None:
+    """Found by review: a caller that timed out and asked again paid twice."""
+    service = Service(latency=10)
+    async with open_session(service) as kling:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(kling.generate(prompt="x", image=IMAGE, key="K"), 5)
+        with pytest.raises(InvalidJobError, match="being submitted already"):
+            await kling.generate(prompt="x", image=IMAGE, key="K")
+        await asyncio.sleep(20)
+        assert (await kling.generate(prompt="x", image=IMAGE, key="K")).id == "p00000"
+    assert len(service.paid) == 1
+
+
+async def test_what_the_history_may_have_forgotten_is_never_shown_to_be_unaccepted() -> None:
+    service = Service()
+    drop(service, after={"a"})
+    async with open_session(service, grace=8 * 86_400) as kling:
+        task = asyncio.create_task(kling.generate(prompt="a", image=IMAGE))
+        await asyncio.sleep(5)
+        service.accepted.clear()
+        with pytest.raises(SubmissionUncertainError):
+            await task
+    assert len(service.paid) == 1
+
+
+async def test_a_clock_that_is_behind_does_not_hide_what_was_accepted() -> None:
+    service = Service(echo=same)
+    service.epoch -= 600
+    drop(service, after={"a"})
+    async with open_session(service) as kling:
+        assert (await kling.generate(prompt="a", image=IMAGE)).output
+    assert len(service.paid) == 1
+
+
+async def test_closing_sends_away_who_waits_for_a_slot() -> None:
+    service = Service(seconds=1e6)
+    async with open_session(service, max_in_flight=1) as kling:
+        await kling.submit(prompt="first", image=IMAGE)
+        waiting = asyncio.create_task(kling.submit(prompt="second", image=IMAGE))
+        await asyncio.sleep(1)
+    with pytest.raises(SessionClosedError, match="nothing was sent"):
+        await waiting
+    assert len(service.paid) == 1
