@@ -70,8 +70,8 @@ _REFUSALS = (
     PermissionDeniedError,
     RequestRejectedError,
 )
-_UNCLEAR = frozenset({303, 408, 409, 425, 499})
-"""See other, request timeout, conflict, too early, closed by the client: the job may be accepted all the same."""
+_UNCLEAR = frozenset({*range(300, 400), 408, 409, 425, 499})
+"""Redirects, which may follow an accepted POST; request timeout, conflict, too early, closed by the client."""
 
 
 def judge(end: Prediction | TransportError | ApiError) -> Verdict:

@@ -54,6 +54,8 @@ class Pause:
                 return self._until - now
             retry_after = self._next
             self._next = min(self._next * 2, self.longest)
+        # Not even a service that asks for none is asked again at once.
+        retry_after = max(retry_after, 1.0)
         self._until = max(self._until, now + retry_after * (1 + 0.1 * chance))
         return self._until - now
 

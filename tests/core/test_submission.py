@@ -80,7 +80,7 @@ def by_status(status: int) -> str:
     """The table, said by ranges and singly."""
     if status == 429:
         return AGAIN
-    if status in {303, 408, 409, 425, 499}:
+    if status < 400 or status in {408, 409, 425, 499}:
         # Said of another place and of the connection, not of the job.
         return UNCERTAIN
     return REJECTED if 300 <= status <= 499 else UNCERTAIN
@@ -102,9 +102,9 @@ def test_every_http_status_from_300_to_599(body: bytes | dict[str, object]) -> N
 @pytest.mark.parametrize(
     ("end", "statuses"),
     [
-        (REJECTED, (307, 400, 401, 402, 403, 404, 413, 422)),
+        (REJECTED, (400, 401, 402, 403, 404, 413, 422)),
         (AGAIN, (429,)),
-        (UNCERTAIN, (0, 100, 303, 408, 409, 425, 499, 500, 502, 503, 504, 524, 600, 999)),
+        (UNCERTAIN, (0, 100, 302, 303, 307, 408, 409, 425, 499, 500, 502, 503, 504, 524, 600, 999)),
     ],
 )
 def test_http_statuses_that_matter_are_written_out(end: str, statuses: tuple[int, ...]) -> None:
