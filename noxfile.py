@@ -96,3 +96,12 @@ def bench(session: nox.Session) -> None:
     install(session, ".[demo]")
     for script in sorted((ROOT / "benchmarks").glob("bench_*.py")):
         session.run("python", str(script), *session.posargs)
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """The long forms: thousands of jobs, one request in ten going wrong, and a hundred kills."""
+    install(session, ".[demo]", "--group", "test")
+    long = {"KLING_CHAOS_JOBS": "10000", "KLING_KILL_JOBS": "2000", "KLING_KILLS": "50"}
+    rooms = ("tests/adversity/test_chaos.py", "tests/resume/test_kill.py")
+    session.run("python", "-m", "pytest", "-s", "--timeout", "3600", *rooms, *session.posargs, env=long)
