@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
@@ -32,13 +33,13 @@ MAX_SPAN = timedelta(days=31)
 """The longest span that usage is told of (docs: usage)."""
 
 
-class ServiceCalls:
+class ServiceCalls(ABC):
     """The part of a session that asks about the account. GPTProto has none of these: they raise `UnsupportedError`."""
 
     @property
+    @abstractmethod
     def account(self) -> Account:
         """What is alive while the session is open."""
-        raise NotImplementedError
 
     async def predictions(
         self,

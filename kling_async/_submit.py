@@ -251,6 +251,8 @@ class Submitter:
         self.under_way[name] -= 1
         if not self.under_way[name]:
             del self.under_way[name]
+            # Its caller has gone: a refused job is nobody's now.
+            self.ledger.unclaim(*name)
 
     async def _attempt(self, ask: Ask, attempt: int) -> Verdict:
         await self._intend(ask, attempt)

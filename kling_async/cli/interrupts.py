@@ -46,7 +46,7 @@ def interruptible(work: Callable[[], Coroutine[object, object, Exit]]) -> Exit:
                 number = getattr(signal, name, None)
                 # What is ignored (nohup) stays ignored. Windows has no such handlers; asyncio's own does there.
                 if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                    with contextlib.suppress(NotImplementedError):
+                    with contextlib.suppress(NotImplementedError):  # what Windows raises
                         asyncio.get_running_loop().add_signal_handler(number, interrupts.take, number)
         return await work()
 

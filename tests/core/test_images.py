@@ -125,10 +125,10 @@ class Uploads:
         return HttpResponse(status=reply)
 
     def stream(self, request: HttpRequest) -> AbstractAsyncContextManager[StreamedResponse]:
-        raise NotImplementedError
+        raise AssertionError("uploads neither stream nor close")
 
     async def aclose(self) -> None:
-        raise NotImplementedError
+        raise AssertionError("uploads neither stream nor close")
 
 
 @pytest.fixture

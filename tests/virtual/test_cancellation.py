@@ -223,6 +223,7 @@ async def test_a_slot_is_given_back_when_nobody_waits_for_the_refusal(way: Way) 
         await way(work, STEP / 2)
         await anyio.sleep(2 * STEP)
         assert kling.account.slots.taken == 0
+        assert await kling.account.ledger.rows(State) == [], "nothing is kept of a job that is nobody's"
 
 
 async def test_waiting_for_a_slot_can_be_cancelled_and_sends_nothing() -> None:
