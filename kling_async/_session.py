@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import uuid
@@ -258,8 +259,7 @@ class KlingSession(ServiceCalls):
         """
         if deadline is not None:
             _positive("deadline", deadline)
-        view = object.__new__(type(self))
-        view.__dict__.update(self.__dict__)
+        view = copy.copy(self)
         view._options = _Options(
             deadline=self._options.deadline if deadline is None else deadline,
             model=self._options.model if model is None else model,

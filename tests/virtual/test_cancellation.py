@@ -212,7 +212,7 @@ async def test_a_slot_is_given_back_after_every_kind_of_end() -> None:
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_slot_is_given_back_when_nobody_waits_for_the_refusal(way: Way) -> None:
     def refuse(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
-        return json_response({"code": 400, "message": "no"}, status=400) if request.effect is Effect.PAID else None
+        return json_response({"code": 429, "message": "no"}, status=429) if request.effect is Effect.PAID else None
 
     service = Service(latency=STEP, script=refuse)
     async with open_session(service, max_in_flight=1) as kling:
