@@ -260,7 +260,7 @@ class KlingSession(ServiceCalls):
         if deadline is not None:
             _positive("deadline", deadline)
         view = copy.copy(self)
-        view._options = _Options(
+        view._options = _Options(  # noqa: SLF001 -- it is one of us
             deadline=self._options.deadline if deadline is None else deadline,
             model=self._options.model if model is None else model,
         )
