@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
-from kling_async.ledger import Entry, MemoryLedger, SQLiteLedger, State, sqlite
+from kling_async.ledger import Content, Entry, MemoryLedger, SQLiteLedger, State, sqlite
 
 
 class Steps(Protocol):
@@ -34,7 +34,7 @@ class Ours:
 
     async def step(self, key: str, state: State) -> None:
         if state is State.PENDING:
-            await self.ledger.claim("b", key, digest=key, model="kwaivgi/kling-v2.1-i2v-pro", at=0.0)
+            await self.ledger.claim("b", key, content=Content(key), model="kwaivgi/kling-v2.1-i2v-pro", at=0.0)
         else:
             id_ = key if state is State.SUBMITTED else None
             await self.ledger.record(Entry(batch="b", key=key, state=state, at=1.0, prediction_id=id_))

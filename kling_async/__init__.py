@@ -15,11 +15,13 @@ Start with `KlingSession`; errors are drawn as a tree in `kling_async.errors`.
 from ._batch import Batch, BatchStatistics
 from ._core import errors, events
 from ._core.account import Billing, DailyUsage, ModelUsage, ServiceModel, ServicePrice, Usage
+from ._core.budget import Budget
 from ._core.catalogue import LEVELS, MODELS, Certainty, EndImage, Level, Model, Price
 from ._core.clock import Clock
 from ._core.errors import (
     ApiError,
     AuthenticationError,
+    BudgetExceededError,
     ConfigurationError,
     ConnectFailedError,
     ConnectionLostError,
@@ -28,6 +30,7 @@ from ._core.errors import (
     KeyReusedError,
     KlingError,
     LedgerError,
+    ManifestError,
     ModerationError,
     NoOutputError,
     NotFoundError,
@@ -35,10 +38,12 @@ from ._core.errors import (
     PredictionError,
     PredictionFailedError,
     PredictionTimeoutError,
+    PriceUnknownError,
     Problem,
     ProtocolError,
     RateLimitedError,
     RequestRejectedError,
+    RowProblem,
     ServerError,
     SessionClosedError,
     SkippedError,
@@ -70,6 +75,8 @@ __all__ = [
     "Batch",
     "BatchStatistics",
     "Billing",
+    "Budget",
+    "BudgetExceededError",
     "Certainty",
     "Clock",
     "ConfigurationError",
@@ -91,6 +98,7 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "Level",
+    "ManifestError",
     "Model",
     "ModelUsage",
     "ModerationError",
@@ -104,6 +112,7 @@ __all__ = [
     "PredictionFailedError",
     "PredictionTimeoutError",
     "Price",
+    "PriceUnknownError",
     "Problem",
     "ProtocolError",
     "Provider",
@@ -111,6 +120,7 @@ __all__ = [
     "RateLimiter",
     "RequestRejectedError",
     "Row",
+    "RowProblem",
     "SavedFile",
     "Secret",
     "ServerError",

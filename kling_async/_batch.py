@@ -15,6 +15,7 @@ import anyio
 import attrs
 
 from ._core import events
+from ._core.content import Content
 from ._core.errors import (
     InvalidJobError,
     KlingError,
@@ -26,6 +27,7 @@ from ._core.errors import (
 )
 from ._core.job import Job
 from ._core.prediction import Outcome, Prediction, SavedFile
+from ._recall import Recalled, recall
 
 if TYPE_CHECKING:
     import os
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from ._account import Account
+    from ._core.budget import Budget
+    from .ledger import Ledger
 
 Item: TypeAlias = Job | tuple[str | None, Job]
 Jobs: TypeAlias = Iterable[Item] | AsyncIterable[Item] | Mapping[str, Job]
@@ -77,7 +81,7 @@ class _Name:
     """What a job is called, and why it cannot be."""
 
     key: str
-    digest: str
+    content: Content | None
     error: KlingError | None = None
 
 
@@ -98,9 +102,11 @@ class Batch(anyio.AsyncContextManagerMixin):
     def __init__(
         self,
         account: Account,
-        jobs: Jobs,
+        jobs: Jobs | None,
         *,
         name: str,
+        ledger: Ledger | None,
+        budget: Budget | None,
         save_to: str | os.PathLike[str] | None,
         ordered: bool,
         window: int,
@@ -112,6 +118,8 @@ class Batch(anyio.AsyncContextManagerMixin):
         self.stopped: KlingError | None = None
         self._account = account
         self._jobs = jobs
+        self._ledger = ledger
+        self._budget = budget
         self._save_to = save_to
         self._ordered = ordered
         self._deadline = deadline
@@ -119,7 +127,7 @@ class Batch(anyio.AsyncContextManagerMixin):
         # How often each name came, by its hash. Over a ledger that is read again every name counts; otherwise memory
         # must not follow the number of jobs, and a long input goes on with names that are told apart by their place.
         self._names: dict[int, int] = {}
-        self._room_for_names = math.inf if account.ledger.durable else NAMES
+        self._room_for_names: float = NAMES
         self._ready: list[tuple[int, Outcome]] = []
         self._arrived = 0
         self._taken = 0
@@ -137,6 +145,11 @@ class Batch(anyio.AsyncContextManagerMixin):
         if self._entered:
             raise RuntimeError("a batch is entered once")
         self._entered = True
+        await self._account.enter(self.name, self._ledger, self._budget)
+        if self._account.ledger.of(self.name).durable:
+            self._room_for_names = math.inf
+        if self._jobs is None:
+            await self._account.has(self.name)
         raised: BaseException | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._feed, tasks)
@@ -197,18 +210,25 @@ class Batch(anyio.AsyncContextManagerMixin):
     async def _feed(self, tasks: TaskGroup) -> None:
         """Take jobs from the input, each when the window has a place for it."""
         index = 0
+        account = self._account
         try:
-            async with aclosing(_each(self._jobs)) as items:
+            if self._save_to is not None:
+                await account.rescue(self.name, self._save_to)
+            jobs = recall(account.ledger, self.name, account.clock) if self._jobs is None else _each(self._jobs)
+            async with aclosing(jobs) as items:
                 while True:
                     await self._window.acquire_on_behalf_of(index)
                     try:
                         item = await anext(items)
                     except StopAsyncIteration:
                         break
-                    given, job = item if isinstance(item, tuple) else (None, item)
-                    if not isinstance(job, Job):
-                        raise TypeError(f"item {index} of the batch is {type(job).__name__}, not a Job")
-                    name = await self._named(given, job, index)
+                    if isinstance(item, Recalled):
+                        job, name = item.job, await self._recalled(item)
+                    else:
+                        given, job = item if isinstance(item, tuple) else (None, item)
+                        if not isinstance(job, Job):
+                            raise TypeError(f"item {index} of the batch is {type(job).__name__}, not a Job")
+                        name = await self._named(given, job, index)
                     self._read += 1
                     tasks.start_soon(self._one, index, job, name)
                     index += 1
@@ -221,21 +241,30 @@ class Batch(anyio.AsyncContextManagerMixin):
     async def _named(self, given: str | None, job: Job, index: int) -> _Name:
         """The job's key and digest, and what is wrong with them."""
         try:
-            digest = await self._account.digest(job)
+            content = await self._account.content(job)
         except KlingError as error:
-            return _Name(given or f"unreadable-{index}", "", error)
-        name = given or digest[:KEY_LENGTH]
+            return _Name(given or f"unreadable-{index}", None, error)
+        name = given or content.digest[:KEY_LENGTH]
         occurrence = self._names.get(hash(name), 0) + 1
         if occurrence > 1 or len(self._names) < self._room_for_names:
             self._names[hash(name)] = occurrence
         elif given is None:
-            return _Name(f"{name}-at-{index}", digest)
+            return _Name(f"{name}-at-{index}", content)
         if occurrence == 1:
-            return _Name(name, digest)
+            return _Name(name, content)
         if given is None:
-            return _Name(f"{name}-{occurrence}", digest)
+            return _Name(f"{name}-{occurrence}", content)
         problem = Problem("key", f"{given!r} names an earlier job of this batch already")
-        return _Name(f"{given}-{occurrence}", digest, InvalidJobError([problem]))
+        return _Name(f"{given}-{occurrence}", content, InvalidJobError([problem]))
+
+    async def _recalled(self, item: Recalled) -> _Name:
+        """The key and content of a job out of the ledger, and what is wrong with it."""
+        if item.content is not None:
+            return _Name(item.key, item.content, item.error)
+        try:
+            return _Name(item.key, await self._account.content(item.job))
+        except KlingError as error:
+            return _Name(item.key, None, error)
 
     async def _one(self, index: int, job: Job, name: _Name) -> None:
         """One job from its admission to its outcome."""
@@ -245,19 +274,34 @@ class Batch(anyio.AsyncContextManagerMixin):
         saved: SavedFile | None = None
         cost: Decimal | None = None
         accepted = False
+
+        def taken(accepted_as: Prediction) -> None:
+            nonlocal accepted, cost, prediction
+            prediction = accepted_as
+            if not accepted:
+                accepted = True
+                self._waiting -= 1
+                self._running += 1
+            usd = job.price(account.provider.name).usd
+            if usd is not None:
+                cost = (cost or 0) + usd
+                self._spent += usd
+
         account.observe(events.Admitted(at=account.clock.now(), key=key, batch=self.name, job=job))
         self._waiting += 1
         try:
             if error is not None:
                 raise error
-            self._gate()
-            prediction = await account.submit(job, key=key, batch=self.name, gate=self._gate, digest=name.digest)
-            accepted = True
-            self._waiting -= 1
-            self._running += 1
-            cost = job.price(account.provider.name).usd
-            self._spent += cost or 0
-            prediction = await account.watcher.wait(prediction, deadline=self._deadline, job=job)
+            prediction = await account.make(
+                job,
+                key=key,
+                batch=self.name,
+                deadline=self._deadline,
+                gate=self._gate,
+                content=name.content,
+                budget=self._budget,
+                accepted=taken,
+            )
             error = prediction.failure(job=job)
             if error is None and self._save_to is not None:
                 saved = await account.save(prediction, self._save_to, batch=self.name)

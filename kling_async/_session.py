@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, Unpack, cast
 
 import attrs
@@ -14,8 +15,9 @@ from ._account import Account
 from ._batch import Batch, Jobs
 from ._calls import ServiceCalls
 from ._clock import SystemClock
+from ._core.budget import Budget
 from ._core.catalogue import LEVELS, Level, Model
-from ._core.errors import ConfigurationError, KlingError, SessionClosedError
+from ._core.errors import ConfigurationError, KlingError, LedgerError, SessionClosedError
 from ._core.http import Timeouts
 from ._core.job import Job, JobFields, image_at_rest
 from ._core.polling import WatchPolicy
@@ -27,6 +29,7 @@ from .providers import PROVIDERS, Provider
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
+    from decimal import Decimal
     from types import TracebackType
 
     import aiohttp
@@ -86,6 +89,9 @@ class KlingSession(ServiceCalls):
         grace: Seconds until absence from the history shows that a submission was not accepted.
         sole_user: Whether nothing but this ledger uses the key: only then can a prediction of unknown input be one of
             its own by counting.
+        budget: What all of it may cost, with what the ledger says it has cost already: a `Budget`, or USD.
+        retry_failed: How often a job is paid for again whose prediction the service failed by its own fault (codes
+            5000, 5003, 5004; never for moderation, parameters or media).
         images: "upload" sends image files to the provider's storage; "inline" puts them into the request as data URIs,
             for providers without uploads.
         deadline: Seconds from acceptance that `generate`, `wait` and batches wait for an end by default. Timed out is
@@ -123,6 +129,8 @@ class KlingSession(ServiceCalls):
         on_uncertain: OnUncertain = "reconcile",
         grace: float = 90.0,
         sole_user: bool = False,
+        budget: Budget | Decimal | str | float | None = None,
+        retry_failed: int = 0,
         images: Literal["upload", "inline"] = "upload",
         deadline: float = 1800.0,
         forget_after: float = 7200.0,
@@ -153,6 +161,10 @@ class KlingSession(ServiceCalls):
         self._on_uncertain: OnUncertain = on_uncertain
         self._grace = grace
         self._sole_user = sole_user
+        self._budget = _budget(budget)
+        if retry_failed < 0:
+            raise ConfigurationError(f"retry_failed: expected 0 or more, got {retry_failed}")
+        self._retry_failed = retry_failed
         self._inline = images == "inline"
         self._forget_after = forget_after
         self._watch = watch or WatchPolicy()
@@ -199,6 +211,8 @@ class KlingSession(ServiceCalls):
             on_uncertain=self._on_uncertain,
             grace=self._grace,
             sole_user=self._sole_user,
+            budget=self._budget,
+            retry_failed=self._retry_failed,
         )
         try:
             await account.open()
@@ -297,8 +311,7 @@ class KlingSession(ServiceCalls):
         """
         job = self._job(job, fields)
         account = self.account
-        prediction = await account.submit(job, key=key or fresh_key())
-        ended = await account.watcher.wait(prediction, deadline=self._deadline(deadline), job=job)
+        ended = await account.make(job, key=key or fresh_key(), deadline=self._deadline(deadline))
         return _unwrap(ended, job)
 
     async def submit(
@@ -398,7 +411,9 @@ class KlingSession(ServiceCalls):
         self,
         jobs: Jobs,
         *,
-        name: str = "",
+        name: str | None = None,
+        ledger: Ledger | str | os.PathLike[str] | None = None,
+        budget: Budget | Decimal | str | float | None = None,
         save_to: str | os.PathLike[str] | None = None,
         ordered: bool = False,
         window: int | None = None,
@@ -407,10 +422,15 @@ class KlingSession(ServiceCalls):
     ) -> Batch:
         """A bounded run over many jobs: enter it, then iterate over it.
 
+        The same call again goes on where an earlier one ended: what the ledger has as accepted is not sent again.
+
         Args:
             jobs: Jobs, or pairs of a key and a job, or a mapping of keys to jobs; any iterable or async iterable, of
                 any length. It is read as far ahead as the window allows.
-            name: The batch's name, in ledger and events.
+            name: The batch's name, in ledger and events; by default that of the batch's own ledger file, else none.
+                Unnamed batches of one ledger share their keys.
+            ledger: A ledger of its own, a path or a `Ledger`; by default the session's.
+            budget: What it may cost, with what its ledger says it has cost already: a `Budget`, or USD.
             save_to: Folder for the videos, named by their keys; None saves nothing.
             ordered: Whether outcomes come in the order of the input, instead of as they complete.
             window: Jobs that may be started and not yet taken; by default somewhat more than `max_in_flight`.
@@ -420,12 +440,89 @@ class KlingSession(ServiceCalls):
         Raises:
             ConfigurationError: A number makes no sense.
         """
+        return self._batch(
+            jobs,
+            name=name,
+            ledger=ledger,
+            budget=budget,
+            save_to=save_to,
+            ordered=ordered,
+            window=window,
+            deadline=deadline,
+            failures_kept=failures_kept,
+        )
+
+    def resume(
+        self,
+        ledger: Ledger | str | os.PathLike[str] | None = None,
+        *,
+        name: str | None = None,
+        budget: Budget | Decimal | str | float | None = None,
+        save_to: str | os.PathLike[str] | None = None,
+        window: int | None = None,
+        deadline: float | None = None,
+        failures_kept: int = 1000,
+    ) -> Batch:
+        """A batch that an earlier process began, out of its ledger alone: its input is not needed.
+
+        It yields an outcome for every job that the ledger knows, what expires soonest first. Jobs that the earlier
+        process had not taken from its input yet are not in the ledger. Images that were given as bytes are in no
+        ledger: a job that has to be sent can be resumed with them as long as their uploads live.
+
+        Args:
+            ledger: The ledger, by default the session's.
+            name: The batch's name; by default that of the ledger's file.
+            budget: As of `batch`.
+            save_to: As of `batch`.
+            window: As of `batch`.
+            deadline: As of `batch`.
+            failures_kept: As of `batch`.
+
+        Raises:
+            ConfigurationError: A number makes no sense, or the ledger forgets.
+            LedgerError: There is no such file.
+        """
+        if isinstance(ledger, (str, os.PathLike)) and not os.path.exists(ledger):  # noqa: PTH110 -- no Path is needed
+            raise LedgerError(f"there is no ledger {ledger}", advice="name the file that was given as ledger=")
+        if ledger is None and not self.account.ledger.of(name or "").durable:
+            raise ConfigurationError("resume: the session has no ledger on disk; name the one to resume from")
+        return self._batch(
+            None,
+            name=name,
+            ledger=ledger,
+            budget=budget,
+            save_to=save_to,
+            ordered=False,
+            window=window,
+            deadline=deadline,
+            failures_kept=failures_kept,
+        )
+
+    def _batch(
+        self,
+        jobs: Jobs | None,
+        *,
+        name: str | None,
+        ledger: Ledger | str | os.PathLike[str] | None,
+        budget: Budget | Decimal | str | float | None,
+        save_to: str | os.PathLike[str] | None,
+        ordered: bool,
+        window: int | None,
+        deadline: float | None,
+        failures_kept: int,
+    ) -> Batch:
         if window is not None and window < 1:
             raise ConfigurationError(f"window: expected at least 1, got {window}")
+        if name is None and isinstance(ledger, (str, os.PathLike)):
+            name = Path(ledger).stem
+        if name is None and ledger is not None:
+            raise ConfigurationError("name: a batch with a ledger of its own needs one")
         return Batch(
             self.account,
             jobs,
-            name=name,
+            name=name or "",
+            ledger=None if ledger is None else open_ledger(ledger),
+            budget=_budget(budget),
             save_to=save_to,
             ordered=ordered,
             window=window or self.max_in_flight + min(self.max_in_flight, 64),
@@ -447,6 +544,10 @@ class KlingSession(ServiceCalls):
             return self._options.deadline
         _positive("deadline", deadline)
         return deadline
+
+
+def _budget(budget: Budget | Decimal | str | float | None) -> Budget | None:
+    return budget if budget is None or isinstance(budget, Budget) else Budget(budget)
 
 
 def fresh_key() -> str:

@@ -13,13 +13,16 @@ import anyio
 import attrs
 
 from ._core import events
+from ._core.budget import Reservation
 from ._core.clock import Clock
 from ._core.errors import (
     ApiError,
+    BudgetExceededError,
     ConnectFailedError,
     ConnectionLostError,
     KlingError,
     LedgerError,
+    PriceUnknownError,
     RateLimitedError,
     Spent,
     SubmissionUncertainError,
@@ -58,7 +61,7 @@ CONNECT_ATTEMPTS = 5
 """How often a connection is tried for one job; nothing was sent in between."""
 
 
-@attrs.frozen
+@attrs.define
 class Ask:
     """One job on its way to the service.
 
@@ -69,6 +72,7 @@ class Ask:
         request: The paid request.
         fingerprint: The digest of what the request asks for.
         slot: The right to run it.
+        money: What is set aside for it.
     """
 
     job: Job
@@ -77,6 +81,12 @@ class Ask:
     request: HttpRequest
     fingerprint: str
     slot: Slot
+    money: tuple[Reservation, ...] = ()
+
+    def mark(self, *, doubtful: bool) -> None:
+        """Say whether it may have been accepted without our knowing."""
+        for reservation in self.money:
+            reservation.doubtful = doubtful
 
 
 @attrs.define
@@ -98,6 +108,8 @@ class Submitter:
         observe: Is told what happens.
         accepted: Takes over what was accepted: the prediction, and the ask with its slot.
         settle: Finds out what became of a submission in doubt.
+        reserve: Sets the price of a job aside once more.
+        left: Is told the name of a job that nobody has in hand any more.
         under_way: How many hold a job's name: a second request for it must wait until nobody does.
         on_uncertain: What to do with one: find out, leave it, or send it again when it could not be found out.
         patience: Seconds of refusals by 429 after which a job gives up.
@@ -114,6 +126,8 @@ class Submitter:
     observe: Observer
     accepted: Callable[[Prediction, Ask], None]
     settle: Callable[[Row], Awaitable[Settlement]]
+    reserve: Callable[[Ask], Awaitable[None]]
+    left: Callable[[tuple[str, str]], None]
     under_way: Counter[tuple[str, str]]
     on_uncertain: OnUncertain = "reconcile"
     patience: float = 900.0
@@ -174,47 +188,50 @@ class Submitter:
         Raises:
             SubmissionUncertainError: It stays in doubt.
         """
+        ask.mark(doubtful=True)
         if row is None:
             row = await self._row_in_doubt(ask)
-        end: Settlement | None = None
+        end: Settlement = Held(Doubt.WHETHER, ())
         if self.on_uncertain != "hold" and row is not None:
             end = await self.settle(row)
-        match end:
-            case Adopted(prediction_id):
-                prediction = Prediction(id=prediction_id, model=ask.job.model, key=ask.key)
-                self._take_over(prediction, ask)
-                return prediction
-            case Unaccepted():
-                return None
-            case Held(_, candidates) if self.on_uncertain == "resubmit" and not candidates:
+        if isinstance(end, Adopted):
+            prediction = Prediction(id=end.prediction_id, model=ask.job.model, key=ask.key)
+            self._take_over(prediction, ask)
+            return prediction
+        if isinstance(end, Unaccepted):
+            ask.mark(doubtful=False)
+            return None
+        what = f"{end.doubt.value}; it was not sent again"
+        if self.on_uncertain == "resubmit" and not end.candidates and row is not None:
+            try:
+                # What may have been paid for stays set aside.
+                await self.reserve(ask)
+            except (BudgetExceededError, PriceUnknownError) as no_money:
+                what += f", because {no_money.message}"
+            else:
                 await self._record(ask, State.PENDING, error=doubt)
                 return None
-            case Held(whose, candidates):
-                what = f"{whose.value}; it was not sent again"
-            case _:
-                whose, candidates = Doubt.WHETHER, ()
-                what = f"{Doubt.WHETHER.value}; it was not sent again"
         if doubt is not None and doubt.__cause__ is not None:
             what += f": {getattr(doubt.__cause__, 'message', doubt.__cause__)}"
         error = SubmissionUncertainError(
             what,
             sent_at=row.intent_at if row else None,
-            candidates=candidates,
+            candidates=end.candidates,
             job=ask.job,
             key=ask.key,
-            spent=Spent.YES if whose is Doubt.WHOSE else Spent.UNKNOWN,
+            spent=Spent.YES if end.doubt is Doubt.WHOSE else Spent.UNKNOWN,
         )
         error.__cause__ = doubt.__cause__ if doubt is not None else None
         raise error
 
     async def _row_in_doubt(self, ask: Ask) -> Row | None:
         try:
-            rows = await self.ledger.rows([State.UNCERTAIN])
+            found = await self.ledger.find(ask.batch, ask.key)
         except LedgerError:
             # What is known must still be told: money may have been spent.
             log.exception("the ledger cannot be read")
             return None
-        return next((row for row in rows if (row.batch, row.key) == (ask.batch, ask.key)), None)
+        return found[0] if found is not None and found[0].state is State.UNCERTAIN else None
 
     async def _admitted(self) -> None:
         """Wait for all that stands before a paid request: 429s of others, the rate, the door."""
@@ -251,8 +268,7 @@ class Submitter:
         self.under_way[name] -= 1
         if not self.under_way[name]:
             del self.under_way[name]
-            # Its caller has gone: a refused job is nobody's now.
-            self.ledger.unclaim(*name)
+            self.left(name)
 
     async def _attempt(self, ask: Ask, attempt: int) -> Verdict:
         await self._intend(ask, attempt)
@@ -276,6 +292,7 @@ class Submitter:
                 refusal.job, refusal.key, refusal.spent = ask.job, ask.key, Spent.NO
                 await self._record(ask, State.PENDING if again else State.REJECTED, error=refusal)
             case Uncertain(trouble):
+                ask.mark(doubtful=True)
                 verdict = Uncertain(self._uncertain(ask, trouble, sent_at))
                 await self._record(ask, State.UNCERTAIN, error=trouble)
                 self.observe(
@@ -292,13 +309,20 @@ class Submitter:
         self._take_over(prediction, ask)
 
     def _take_over(self, prediction: Prediction, ask: Ask) -> None:
+        for reservation in ask.money:
+            reservation.commit()
         self.accepted(prediction, ask)
         self.observe(
             events.Accepted(at=self.clock.now(), key=ask.key, batch=ask.batch, job=ask.job, prediction=prediction)
         )
 
     async def _intend(self, ask: Ask, attempt: int) -> None:
-        entry = attrs.evolve(self._entry(ask, State.INTENT), attempt=attempt, fingerprint=ask.fingerprint)
+        entry = attrs.evolve(
+            self._entry(ask, State.INTENT),
+            attempt=attempt,
+            fingerprint=ask.fingerprint,
+            cost=ask.money[0].usd if ask.money else ask.job.price(self.provider.name).usd,
+        )
         try:
             await self.ledger.record(entry)
         except Exception as error:
@@ -325,7 +349,6 @@ class Submitter:
             state=state,
             at=self.clock.now(),
             prediction_id=prediction_id,
-            cost=ask.job.price(self.provider.name).usd if prediction_id else None,
             error=None if error is None else error.message,
         )
 

@@ -9,6 +9,8 @@
     ├── UnsupportedError                     this provider has no such endpoint or model
     ├── SessionClosedError                   the session is not open (any more); nothing was sent
     ├── SkippedError                         never submitted: its batch had stopped admission
+    ├── BudgetExceededError                  it would cost more than the budget has left         (account-wide)
+    ├── PriceUnknownError                    it has no price that a budget could reserve
     ├── TransportError                       no usable HTTP reply; `sent` tells whether the request may have arrived
     │   ├── ConnectFailedError               no connection was made: nothing was sent
     │   ├── ConnectionLostError              the connection broke after something may have been sent
@@ -45,6 +47,7 @@ import attrs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from decimal import Decimal
 
     from .job import Job
     from .prediction import Prediction
@@ -210,6 +213,31 @@ class SkippedError(KlingError):
     """The job was never submitted, because its batch had stopped admission; `__cause__` says why."""
 
     default_advice = "run the batch again when the cause is mended"
+
+
+class BudgetExceededError(KlingError):
+    """The job would cost more than the budget has left; it was not sent.
+
+    Attributes:
+        budget: The cap in USD.
+        used: USD of it that was spent, or may have been.
+        price: USD that the job costs.
+    """
+
+    account_wide = True
+    default_advice = "raise the budget and ask again: what was paid for is not paid for again"
+
+    def __init__(self, message: str, *, budget: Decimal, used: Decimal, price: Decimal, **about: Any) -> None:
+        super().__init__(message, **about)
+        self.budget = budget
+        self.used = used
+        self.price = price
+
+
+class PriceUnknownError(KlingError):
+    """There is a budget, and nobody tells what the job costs, or not for sure; it was not sent."""
+
+    default_advice = "Budget(..., allow_estimate=True) takes the catalogue's estimate, where it has one"
 
 
 class TransportError(KlingError):

@@ -80,6 +80,19 @@ class Changed(Event):
 
 
 @attrs.frozen(kw_only=True)
+class Retrying(Event):
+    """The service failed the prediction by its own fault, and the job is going to be paid for again.
+
+    Attributes:
+        again: Seconds until then.
+    """
+
+    job: Job
+    prediction: Prediction
+    again: float
+
+
+@attrs.frozen(kw_only=True)
 class Saved(Event):
     """An output is on the disk."""
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import difflib
-import hashlib
 import io
 import json
 import textwrap
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, Unpack, cast
 from urllib.parse import urlsplit
@@ -204,22 +203,6 @@ class Job:
         if self.voice_list:
             body["voice_list"] = list(self.voice_list)
         return body | dict(self.extra)
-
-    def digest(self, image_digest: Callable[[Image], str]) -> str:
-        """The digest of the content: the same for the same job, whatever the names of its files.
-
-        Args:
-            image_digest: The digest of an image's content; a URL is its own content.
-        """
-        content = {
-            "model": self.model,
-            "inputs": self.inputs(
-                image_digest(self.image), None if self.end_image is None else image_digest(self.end_image)
-            ),
-        }
-        return hashlib.sha256(
-            json.dumps(content, sort_keys=True, separators=(",", ":"), default=str).encode()
-        ).hexdigest()
 
 
 def _checked(fields: dict[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,8 @@ class Entry:
         fingerprint: Digest of the request body, with the intent.
         token_hash: Digest of the webhook token, with the intent.
         prediction_id: The paid id, once there is one.
-        cost: USD by the price list.
+        cost: USD by the price list, with the intent.
+        refunded: USD that the service gave back for the prediction.
         output: URL of the video.
         code: The task's error code.
         error: Why, for the states that have a why.
@@ -95,6 +96,7 @@ class Entry:
     token_hash: str | None = None
     prediction_id: str | None = None
     cost: Decimal | None = None
+    refunded: Decimal | None = None
     output: str | None = None
     code: int | None = None
     error: str | None = None
@@ -120,13 +122,18 @@ class Row:
         intent_at: When the last paid request was about to be sent.
         submitted_at: When it was accepted.
         prediction_id: The paid id.
-        cost: USD by the price list.
+        cost: USD of the last paid request, by the price list.
+        spent: USD of all its accepted requests, by the price list; None as long as there was none with a known price.
+        refunded: USD of it that the service gave back.
+        failures: How many of its predictions failed.
         output: URL of the video.
         code: The task's error code.
         error: Why it stands where it stands.
         path: The file.
         bytes: Its length.
         sha256: Its digest.
+        job: Its content as JSON, images as URLs or digests; None unless it was asked for.
+        files: Where its image files lay, as JSON; None unless it was asked for, or when it has none.
     """
 
     batch: str
@@ -142,12 +149,17 @@ class Row:
     submitted_at: float | None = None
     prediction_id: str | None = None
     cost: Decimal | None = None
+    spent: Decimal | None = None
+    refunded: Decimal | None = None
+    failures: int = 0
     output: str | None = None
     code: int | None = None
     error: str | None = None
     path: str | None = None
     bytes: int | None = None
     sha256: str | None = None
+    job: str | None = attrs.field(default=None, repr=False)
+    files: str | None = attrs.field(default=None, repr=False)
 
     def after(self, entry: Entry) -> Row:
         """The row as the step leaves it.
@@ -162,19 +174,28 @@ class Row:
         known = {name: value for name in _CARRIED if (value := getattr(entry, name)) is not None}
         if entry.state is State.INTENT:
             # A new attempt has neither the id nor the error of the one before it.
-            known = dict.fromkeys(("prediction_id", "error", "code", "output", "token_hash"), None) | known
+            known = dict.fromkeys(_OF_ATTEMPT, None) | known
             known["intent_at"] = entry.at
         elif entry.state is State.SUBMITTED and self.state is not State.SUBMITTED:
             known |= {"submitted_at": entry.at, "error": None}
+        elif entry.state is State.FAILED and not stays:
+            known["failures"] = self.failures + 1
+        cost = self.cost if entry.cost is None else entry.cost
+        if cost is not None and entry.state in _PAID and self.state in _SENT:
+            known["spent"] = (self.spent or 0) + cost
         return attrs.evolve(self, state=entry.state, updated_at=entry.at, **known)
 
 
+_OF_ATTEMPT = ("prediction_id", "error", "code", "output", "token_hash", "submitted_at")
+_SENT = frozenset({State.INTENT, State.UNCERTAIN})
+_PAID = frozenset({State.SUBMITTED, State.COMPLETED, State.FAILED})
 _CARRIED = (
     "attempt",
     "fingerprint",
     "token_hash",
     "prediction_id",
     "cost",
+    "refunded",
     "output",
     "code",
     "error",

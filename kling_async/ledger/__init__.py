@@ -8,16 +8,19 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Protocol
 
+from kling_async._core.content import Content
 from kling_async._core.states import MOVES, OPEN, Entry, Row, State
 from kling_async.ledger.memory import MemoryLedger
 from kling_async.ledger.sqlite import SQLiteLedger, read_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from decimal import Decimal
 
 __all__ = [
     "MOVES",
     "OPEN",
+    "Content",
     "Entry",
     "Ledger",
     "MemoryLedger",
@@ -45,7 +48,7 @@ class Ledger(Protocol):
         """
         ...
 
-    async def claim(self, batch: str, key: str, *, digest: str, model: str, at: float) -> Row:
+    async def claim(self, batch: str, key: str, *, content: Content, model: str, at: float) -> Row:
         """The row of a job, made when it is new.
 
         Raises:
@@ -74,8 +77,28 @@ class Ledger(Protocol):
         """Write one step down soon: it could be learned from the service again."""
         ...
 
+    async def find(self, batch: str, key: str) -> tuple[Row, Content] | None:
+        """The row of a job with its content, or None."""
+        ...
+
     async def rows(self, states: Iterable[State]) -> list[Row]:
         """All rows in these states, of every batch."""
+        ...
+
+    async def keys(self, batch: str, states: Iterable[State]) -> list[str]:
+        """The keys of a batch's jobs in these states, those submitted first before the others: they expire first."""
+        ...
+
+    async def spent(self, batch: str | None) -> Decimal:
+        """USD that a batch, or everything, has cost so far by the price list, less what was given back."""
+        ...
+
+    async def uploaded(self, digest: str, now: float) -> str | None:
+        """The URL of an image that was uploaded and is still there at that time (seconds since the epoch), or None."""
+        ...
+
+    def note_upload(self, digest: str, url: str, expires_at: float) -> None:
+        """An image was uploaded; it is there until that time. Written down soon."""
         ...
 
     async def known(self, prediction_ids: Iterable[str]) -> dict[str, tuple[str | None, str]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from kling_async._core.content import Content
 from kling_async._core.errors import KeyReusedError, LedgerError
 from kling_async._core.states import OPEN, Row, State
 
@@ -31,15 +33,29 @@ class MemoryLedger:
     async def open(self) -> None:
         """Nothing to do."""
 
-    async def claim(self, batch: str, key: str, *, digest: str, model: str, at: float) -> Row:
+    async def claim(self, batch: str, key: str, *, content: Content, model: str, at: float) -> Row:
         """The row of a job that is under way, else a new one."""
         row = self._rows.get((batch, key))
         if row is None:
-            row = Row(batch=batch, key=key, digest=digest, model=model, state=State.PENDING, updated_at=at)
+            row = Row(
+                batch=batch,
+                key=key,
+                digest=content.digest,
+                model=model,
+                state=State.PENDING,
+                updated_at=at,
+                job=content.text,
+                files=content.files,
+            )
             self._rows[batch, key] = row
-        elif row.digest != digest:
+        elif row.digest != content.digest:
             raise KeyReusedError(key)
         return row
+
+    async def find(self, batch: str, key: str) -> tuple[Row, Content] | None:
+        """The row of a job that is under way, or None."""
+        row = self._rows.get((batch, key))
+        return None if row is None else (row, Content(row.job or "", row.files))
 
     async def owner(self, prediction_id: str) -> Row | None:
         """Nothing: what has ended is forgotten."""
@@ -82,6 +98,23 @@ class MemoryLedger:
         """The rows that are under way."""
         wanted = frozenset(states)
         return [row for row in self._rows.values() if row.state in wanted]
+
+    async def keys(self, batch: str, states: Iterable[State]) -> list[str]:
+        """The keys of what is under way."""
+        return [row.key for row in await self.rows(states) if row.batch == batch]
+
+    async def spent(self, batch: str | None) -> Decimal:
+        """Nothing: there was no earlier process."""
+        del batch
+        return Decimal(0)
+
+    async def uploaded(self, digest: str, now: float) -> str | None:
+        """Nothing: the session remembers its own uploads."""
+        del digest, now
+        return None
+
+    def note_upload(self, digest: str, url: str, expires_at: float) -> None:
+        """Nothing."""
 
     async def known(self, prediction_ids: Iterable[str]) -> dict[str, tuple[str | None, str]]:
         """Those of the ids that this session has submitted, each with the fingerprint sent and the model."""

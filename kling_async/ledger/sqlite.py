@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
+from kling_async._core.content import Content
 from kling_async._core.errors import KeyReusedError, LedgerError
 from kling_async._core.states import OPEN, Row, State
 
@@ -43,8 +44,13 @@ _SCHEMA = f"""
 CREATE TABLE job(
   batch TEXT NOT NULL, key TEXT NOT NULL, digest TEXT NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL,
   updated_at REAL NOT NULL, attempt INTEGER NOT NULL, fingerprint TEXT, token_hash TEXT, intent_at REAL,
-  submitted_at REAL, prediction_id TEXT UNIQUE, cost TEXT, output TEXT, code INTEGER, error TEXT, path TEXT,
-  bytes INTEGER, sha256 TEXT, PRIMARY KEY(batch, key)) WITHOUT ROWID;
+  submitted_at REAL, prediction_id TEXT UNIQUE, cost TEXT, spent TEXT, refunded TEXT, failures INTEGER NOT NULL,
+  output TEXT, code INTEGER, error TEXT, path TEXT, bytes INTEGER, sha256 TEXT,
+  PRIMARY KEY(batch, key)) WITHOUT ROWID;
+-- Apart, because it is long and never changes.
+CREATE TABLE content(
+  batch TEXT NOT NULL, key TEXT NOT NULL, job TEXT NOT NULL, files TEXT, PRIMARY KEY(batch, key)) WITHOUT ROWID;
+CREATE TABLE upload(digest TEXT PRIMARY KEY, url TEXT NOT NULL, expires_at REAL NOT NULL) WITHOUT ROWID;
 CREATE INDEX job_open ON job(state) WHERE state IN ('intent', 'submitted', 'uncertain');
 CREATE TABLE step(
   batch TEXT NOT NULL, key TEXT NOT NULL, state TEXT NOT NULL, at REAL NOT NULL, attempt INTEGER NOT NULL,
@@ -53,11 +59,16 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {VERSION};
 """
 
-_COLUMNS = tuple(attrs.fields_dict(Row))
+_APART = ("job", "files")
+_COLUMNS = tuple(name for name in attrs.fields_dict(Row) if name not in _APART)
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM job "  # noqa: S608 -- the names of our own fields
 _PUT = (
     f"INSERT INTO job({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "  # noqa: S608 -- the same
     f"ON CONFLICT(batch, key) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS[2:])}"
+)
+_WITH_CONTENT = (
+    f"SELECT {', '.join(f'job.{name}' for name in _COLUMNS)}, content.job, content.files "  # noqa: S608 -- the same
+    "FROM job LEFT JOIN content ON content.batch = job.batch AND content.key = job.key "
 )
 _STEP = "INSERT INTO step(batch, key, state, at, attempt, prediction_id, error) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
@@ -116,22 +127,27 @@ class SQLiteLedger:
             self._thread = None
             raise
 
-    async def claim(self, batch: str, key: str, *, digest: str, model: str, at: float) -> Row:
+    async def claim(self, batch: str, key: str, *, content: Content, model: str, at: float) -> Row:
         """The row of a job, made when it is new.
 
         Raises:
             LedgerError: It cannot be written.
             KeyReusedError: The key names a job with other content.
         """
-        for text in (batch, key, digest, model):
+        for text in (batch, key, model):
             if not _encodable(text):
                 raise LedgerError(f"{text!r} is no text that a file can hold", key=ascii(key))
+        digest = content.digest
 
         def work(connection: sqlite3.Connection) -> Row:
             row = self._row(connection, batch, key)
             if row is None:
                 row = Row(batch=batch, key=key, digest=digest, model=model, state=State.PENDING, updated_at=at)
                 connection.execute(_PUT, _values(row))
+                connection.execute(
+                    "INSERT INTO content(batch, key, job, files) VALUES (?, ?, ?, ?)",
+                    (batch, key, content.text, content.files),
+                )
                 self._under_way[batch, key] = row
             elif row.digest != digest:
                 raise KeyReusedError(key)
@@ -139,6 +155,15 @@ class SQLiteLedger:
 
         claimed: Row = await self._ask(work)
         return claimed
+
+    async def find(self, batch: str, key: str) -> tuple[Row, Content] | None:
+        """The row of a job with its content, or None."""
+        query = f"{_WITH_CONTENT} WHERE job.batch = ? AND job.key = ?"
+        found = await self._ask(lambda connection: connection.execute(query, (batch, key)).fetchone())
+        if found is None:
+            return None
+        row = _read(found)
+        return row, Content(row.job or "", row.files)
 
     async def owner(self, prediction_id: str) -> Row | None:
         """The row of the job that the prediction is of, or None."""
@@ -172,6 +197,47 @@ class SQLiteLedger:
         query = f"{_SELECT} WHERE state IN ({', '.join('?' * len(words))}) ORDER BY updated_at"
         found: list[Row] = await self._ask(lambda connection: [_read(row) for row in connection.execute(query, words)])
         return found
+
+    async def keys(self, batch: str, states: Iterable[State]) -> list[str]:
+        """The keys of a batch's jobs in these states, those submitted first before the others: they expire first."""
+        words = [state.value for state in states]
+        query = (
+            f"SELECT key FROM job WHERE batch = ? AND state IN ({', '.join('?' * len(words))}) "  # noqa: S608 -- marks
+            "ORDER BY submitted_at IS NULL, submitted_at, updated_at"
+        )
+        keys: list[str] = await self._ask(
+            lambda connection: [key for (key,) in connection.execute(query, (batch, *words))]
+        )
+        return keys
+
+    async def spent(self, batch: str | None) -> Decimal:
+        """USD that a batch, or everything, has cost so far by the price list, less what was given back."""
+        # Sums of decimals are not left to SQLite, which would make them floats; there are few different amounts.
+        query = "SELECT spent, refunded, count(*) FROM job WHERE batch = coalesce(?, batch) GROUP BY spent, refunded"
+
+        def work(connection: sqlite3.Connection) -> Decimal:
+            amounts = connection.execute(query, (batch,)).fetchall()
+            return sum(
+                (count * (Decimal(spent or 0) - Decimal(refunded or 0)) for spent, refunded, count in amounts),
+                Decimal(0),
+            )
+
+        spent: Decimal = await self._ask(work)
+        return spent
+
+    async def uploaded(self, digest: str, now: float) -> str | None:
+        """The URL of an image that was uploaded and is still there at that time, or None."""
+        query = "SELECT url FROM upload WHERE digest = ? AND expires_at > ?"
+        found = await self._ask(lambda connection: connection.execute(query, (digest, now)).fetchone())
+        return None if found is None else str(found[0])
+
+    def note_upload(self, digest: str, url: str, expires_at: float) -> None:
+        """An image was uploaded; it is there until that time. Written down with the next group."""
+        self._check()
+        put = "INSERT OR REPLACE INTO upload(digest, url, expires_at) VALUES (?, ?, ?)"
+        values = (digest, url.encode("utf-8", "replace").decode(), expires_at)
+        loop = asyncio.get_running_loop()
+        self._queue.put(_Asked(lambda connection: connection.execute(put, values), None, loop))
 
     async def known(self, prediction_ids: Iterable[str]) -> dict[str, tuple[str | None, str]]:
         """Those of the ids that a row has, each with the fingerprint of what was sent and the model's id."""
@@ -327,6 +393,9 @@ def read_ledger(
         batch: Only this batch's; "" is what was submitted outside of batches.
         states: Only rows in these states.
 
+    Yields:
+        The rows, each with its job's content.
+
     Raises:
         LedgerError: There is no such file, or it is no ledger.
     """
@@ -337,7 +406,7 @@ def read_ledger(
     conditions = ["1"]
     values: list[object] = []
     if batch is not None:
-        conditions.append("batch = ?")
+        conditions.append("job.batch = ?")
         values.append(batch)
     if words is not None:
         conditions.append(f"state IN ({', '.join('?' * len(words))})")
@@ -345,7 +414,7 @@ def read_ledger(
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             _verify(connection, path)
-            query = f"{_SELECT} WHERE {' AND '.join(conditions)} ORDER BY updated_at"
+            query = f"{_WITH_CONTENT} WHERE {' AND '.join(conditions)} ORDER BY updated_at"
             for row in connection.execute(query, values):
                 yield _read(row)
     except sqlite3.DatabaseError as error:
@@ -354,7 +423,7 @@ def read_ledger(
 
 _UNDER_WAY = OPEN | {State.PENDING, State.CLAIMED}
 _STATE = _COLUMNS.index("state")
-_COST = _COLUMNS.index("cost")
+_AMOUNTS = tuple(_COLUMNS.index(name) for name in ("cost", "spent", "refunded"))
 
 
 def _encodable(text: str) -> bool:
@@ -383,14 +452,19 @@ _LARGEST = 2**62
 def _values(row: Row) -> list[object]:
     values: list[object] = [getattr(row, name) for name in _COLUMNS]
     values[_STATE] = row.state.value
-    values[_COST] = None if row.cost is None else str(row.cost)
+    for place in _AMOUNTS:
+        if values[place] is not None:
+            values[place] = str(values[place])
     return values
 
 
 def _read(values: tuple[Any, ...]) -> Row:
-    fields = dict(zip(_COLUMNS, values, strict=True))
+    """A row, with its content when that was selected too."""
+    fields = dict(zip((*_COLUMNS, *_APART), values, strict=False))
     fields["state"] = State(fields["state"])
-    fields["cost"] = None if fields["cost"] is None else Decimal(fields["cost"])
+    for place in _AMOUNTS:
+        if values[place] is not None:
+            fields[_COLUMNS[place]] = Decimal(values[place])
     return Row(**fields)
 
 

@@ -6,6 +6,7 @@ import asyncio
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from kling_async._core.content import Content
 from kling_async._core.errors import KeyReusedError, LedgerError
 from kling_async._core.states import MOVES, Entry, State
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 _MANY = 100
 _BATCH = "check"
+_TEXT = '{"prompt":"a"}'
+_OTHER = '{"prompt":"b"}'
+_DIGEST = Content(_TEXT).digest
 
 
 async def check_ledger(make: Callable[[], Ledger]) -> None:
@@ -65,18 +69,18 @@ def _step(key: str, state: State, at: float = 1.0, **known: str | Decimal | int)
     return Entry(batch=_BATCH, key=key, state=state, at=at, **known)  # type: ignore[arg-type]  # each by its name
 
 
-async def _claim(ledger: Ledger, key: str, *, batch: str = _BATCH, digest: str = "digest") -> Row:
-    return await ledger.claim(batch, key, digest=digest, model="model", at=0.0)
+async def _claim(ledger: Ledger, key: str, *, batch: str = _BATCH, text: str = _TEXT) -> Row:
+    return await ledger.claim(batch, key, content=Content(text), model="model", at=0.0)
 
 
 async def _claims(ledger: Ledger) -> None:
     row = await _claim(ledger, "k")
     said = (row.batch, row.key, row.digest, row.model, row.state, row.attempt)
-    expected = (_BATCH, "k", "digest", "model", State.PENDING, 0)
+    expected = (_BATCH, "k", _DIGEST, "model", State.PENDING, 0)
     require(said == expected, f"a new row is {expected}, and `claim` gave {said}")
     require(await _claim(ledger, "k") == row, "a second `claim` of the same job did not give the same row")
     try:
-        await _claim(ledger, "k", digest="other")
+        await _claim(ledger, "k", text=_OTHER)
     except KeyReusedError:
         pass
     else:
@@ -85,9 +89,9 @@ async def _claims(ledger: Ledger) -> None:
         row = await _claim(ledger, "k")
     except KeyReusedError as error:
         raise AssertionError("a refused `claim` changed the row") from error
-    require(row.digest == "digest", "a refused `claim` changed the row")
+    require(row.digest == _DIGEST, "a refused `claim` changed the row")
     try:
-        row = await _claim(ledger, "k", batch="other", digest="other")
+        row = await _claim(ledger, "k", batch="other", text=_OTHER)
     except KeyReusedError as error:
         raise AssertionError("the same key in two batches names two jobs, and `claim` took it for one") from error
     require(row.batch == "other", "the same key in two batches names two jobs, and `claim` took it for one")
@@ -96,7 +100,7 @@ async def _claims(ledger: Ledger) -> None:
 async def _moves(ledger: Ledger) -> None:
     await _claim(ledger, "given up")
     ledger.unclaim(_BATCH, "given up")
-    row = await _claim(ledger, "given up", digest="digest")
+    row = await _claim(ledger, "given up")
     require(row.state is State.PENDING, f"`unclaim` of a pending row left it {row.state.value}")
     ledger.unclaim(_BATCH, "given up")
     await _refused(ledger, "never claimed", State.INTENT, "a job that was never claimed")

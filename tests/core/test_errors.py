@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def every_error() -> list[errors.KlingError]:
         errors.SubmissionUncertainError: {"sent_at": 1_800_000_000.5},
         errors.PredictionFailedError: {"code": 1402, "prediction": Prediction(id="p1", status=Status.FAILED)},
         errors.StorageError: {"target": "out/k1.mp4"},
+        errors.BudgetExceededError: {"budget": Decimal(50), "used": Decimal("49.9"), "price": Decimal("0.45")},
     }
     for name in ["KlingError", *tree()]:
         kind = getattr(errors, name)

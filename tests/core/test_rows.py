@@ -30,6 +30,7 @@ from kling_async import (
     WaveSpeed,
 )
 from kling_async._core.catalogue import find_model
+from kling_async._core.content import content_of
 from kling_async._core.job import JobFields
 from kling_async.manifest import read_manifest
 
@@ -210,7 +211,7 @@ def test_the_digest_covers_what_few_models_take() -> None:
         )
     ]
     jobs += [make(model="kling-v2.6-pro", prompt="x", voice_list=voices) for voices in ([], ["a"], ["b"])]
-    assert len({job.digest(str) for job in jobs}) == len(jobs)
+    assert len({content_of(job, str).digest for job in jobs}) == len(jobs)
 
 
 def test_lists_are_private_copies() -> None:

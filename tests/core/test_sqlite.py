@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from kling_async import KeyReusedError, LedgerError
-from kling_async.ledger import MOVES, Entry, Ledger, MemoryLedger, Row, SQLiteLedger, State, read_ledger
+from kling_async.ledger import MOVES, Content, Entry, Ledger, MemoryLedger, Row, SQLiteLedger, State, read_ledger
 
 pytestmark = pytest.mark.anyio
 
@@ -24,8 +24,8 @@ def step(key: str, state: State, at: float = 1.0, **fields: object) -> Entry:
     return Entry(batch="b", key=key, state=state, at=at, **fields)  # type: ignore[arg-type]  # each by its test
 
 
-async def claim(ledger: Ledger, key: str, digest: str = "d") -> Row:
-    return await ledger.claim("b", key, digest=digest, model="m", at=0.0)
+async def claim(ledger: Ledger, key: str, text: str = "d") -> Row:
+    return await ledger.claim("b", key, content=Content(text), model="m", at=0.0)
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -52,8 +52,8 @@ async def test_a_job_goes_from_claim_to_submitted(ledger: Ledger) -> None:
 async def test_the_same_key_with_other_content_is_refused(ledger: Ledger) -> None:
     await claim(ledger, "k")
     with pytest.raises(KeyReusedError, match="other content"):
-        await claim(ledger, "k", digest="other")
-    assert (await claim(ledger, "k")).digest == "d"
+        await claim(ledger, "k", text="other")
+    assert (await claim(ledger, "k")).digest == Content("d").digest
 
 
 async def test_every_move_that_is_not_in_the_table_is_refused_and_changes_nothing(ledger: Ledger) -> None:
@@ -152,7 +152,7 @@ async def test_it_is_read_again_by_a_later_process_and_while_it_is_written(tmp_p
 
 OTHER = """
 import asyncio, os, sys
-from kling_async.ledger import Entry, SQLiteLedger, State
+from kling_async.ledger import Content, Entry, SQLiteLedger, State
 
 async def main():
     ledger = SQLiteLedger(sys.argv[1])
@@ -160,7 +160,7 @@ async def main():
     print("open", flush=True)
     number = 0
     while True:
-        await ledger.claim("b", str(number), digest="d", model="m", at=0.0)
+        await ledger.claim("b", str(number), content=Content("d"), model="m", at=0.0)
         await ledger.record(Entry(batch="b", key=str(number), state=State.INTENT, at=1.0))
         print(number, flush=True)
         number += 1

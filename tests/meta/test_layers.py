@@ -20,7 +20,7 @@ ROWS = (
     {"_session"},
     {"_batch", "_calls", "manifest"},
     {"_account"},
-    {"_submit", "_reconcile", "_watcher", "_media", "storage"},
+    {"_submit", "_reconcile", "_watcher", "_media", "_recall", "_spending", "storage"},
     {"_transport", "limits", "ledger"},
     {"_clock", "_custody", "_log", "_retry", "_walk"},
     {"providers"},
@@ -38,7 +38,7 @@ EVERYWHERE = {"attrs", "anyio"}
 ROOMS_OF = {
     "aiohttp": {"_transport", "emulator"},
     "yarl": {"_transport"},
-    "cattrs": {"providers", "manifest"},
+    "cattrs": {"_core", "providers", "manifest"},
     "imagesize": {"_media"},
     "pyrate_limiter": {"limits"},
     "typer": {"cli"},

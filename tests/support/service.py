@@ -99,9 +99,9 @@ class Service:
 
 def open_session(service: Service, **options: Any) -> KlingSession:
     options.setdefault("level", Level("test", 1_000_000, 1_000))
+    options.setdefault("clock", service.clock)
     return KlingSession(
         "wsk_secret_key_of_the_test",
         transport=ScriptedTransport(service),
-        clock=service.clock,
         **options,
     )

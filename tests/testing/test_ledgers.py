@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 from kling_async import KeyReusedError, LedgerError
-from kling_async.ledger import Entry, MemoryLedger, Row, SQLiteLedger, State
+from kling_async.ledger import Content, Entry, MemoryLedger, Row, SQLiteLedger, State
 from kling_async.testing import check_ledger
 
 pytestmark = pytest.mark.anyio
@@ -21,31 +21,31 @@ async def test_ours_pass(tmp_path: Path) -> None:
 
 
 class NoConflicts(MemoryLedger):
-    async def claim(self, batch: str, key: str, *, digest: str, model: str, at: float) -> Row:
+    async def claim(self, batch: str, key: str, *, content: Content, model: str, at: float) -> Row:
         try:
-            return await super().claim(batch, key, digest=digest, model=model, at=at)
+            return await super().claim(batch, key, content=content, model=model, at=at)
         except KeyReusedError:
             return self._rows[batch, key]
 
 
 class ConflictsChange(MemoryLedger):
-    async def claim(self, batch: str, key: str, *, digest: str, model: str, at: float) -> Row:
+    async def claim(self, batch: str, key: str, *, content: Content, model: str, at: float) -> Row:
         try:
-            return await super().claim(batch, key, digest=digest, model=model, at=at)
+            return await super().claim(batch, key, content=content, model=model, at=at)
         except KeyReusedError:
-            self._rows[batch, key] = attrs.evolve(self._rows[batch, key], digest=digest)
+            self._rows[batch, key] = attrs.evolve(self._rows[batch, key], digest=content.digest)
             raise
 
 
 class OneNamespace(MemoryLedger):
-    async def claim(self, batch: str, key: str, *, digest: str, model: str, at: float) -> Row:
+    async def claim(self, batch: str, key: str, *, content: Content, model: str, at: float) -> Row:
         del batch
-        return await super().claim("check", key, digest=digest, model=model, at=at)
+        return await super().claim("check", key, content=content, model=model, at=at)
 
 
 class NewRowsAlways(MemoryLedger):
-    async def claim(self, batch: str, key: str, *, digest: str, model: str, at: float) -> Row:
-        row = await super().claim(batch, key, digest=digest, model=model, at=at)
+    async def claim(self, batch: str, key: str, *, content: Content, model: str, at: float) -> Row:
+        row = await super().claim(batch, key, content=content, model=model, at=at)
         return attrs.evolve(row, state=State.PENDING, attempt=0, fingerprint=None, prediction_id=None)
 
 
@@ -74,7 +74,7 @@ class RefusedMovesChange(MemoryLedger):
 class NeverClaimed(MemoryLedger):
     async def record(self, entry: Entry) -> Row:
         if (entry.batch, entry.key) not in self._rows:
-            await self.claim(entry.batch, entry.key, digest="", model="", at=0.0)
+            await self.claim(entry.batch, entry.key, content=Content(""), model="", at=0.0)
         return await super().record(entry)
 
 

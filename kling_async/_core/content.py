@@ -1,0 +1,136 @@
+"""A job as text: what tells it from other jobs, and what it is made of again when its input is not there.
+
+Images are named by their digests, so that the text is the same for the same content, whatever the names of its files;
+where a file lay is told beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from .catalogue import Model
+from .job import Job, Shot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import cattrs
+
+    from .job import Image
+
+PREFIX = "sha256:"
+"""Before the digest of an image that is no URL."""
+IMAGES = ("image", "end_image")
+_SHORT = ("negative_prompt", "guidance_scale", "sound", "shot_type")
+_LISTS = ("element_list", "voice_list")
+
+
+@attrs.frozen
+class Content:
+    """The content of a job.
+
+    Attributes:
+        text: The job's fields as JSON, always in the same order; images as URLs or digests.
+        files: Where its image files lay, as a JSON object from field to absolute path; None when it has none.
+    """
+
+    text: str
+    files: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the text, in hex: the same for the same content."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def content_of(job: Job, image_digest: Callable[[Image], str]) -> Content:
+    """The content of a job.
+
+    Args:
+        job: The job.
+        image_digest: The SHA-256 of an image's content in hex; it is not asked about URLs.
+    """
+    said: dict[str, object] = {"model": job.model, "prompt": job.prompt, "duration": job.duration}
+    files: dict[str, str] = {}
+    for name in IMAGES:
+        image: Image | None = getattr(job, name)
+        if image is None:
+            continue
+        plain = isinstance(image, str) and not image.startswith("data:")
+        said[name] = image if plain else PREFIX + image_digest(image)
+        if isinstance(image, Path):
+            files[name] = str(image.absolute())
+    said |= {name: value for name in _SHORT if (value := getattr(job, name)) is not None}
+    said |= {name: list(value) for name in _LISTS if (value := getattr(job, name))}
+    if job.multi_prompt:
+        said["multi_prompt"] = [attrs.asdict(shot) for shot in job.multi_prompt]
+    if job.extra:
+        said["extra"] = dict(job.extra)
+    if job.own_row is not None:
+        said["own_row"] = _rows().unstructure(job.own_row)
+    # A path may hold bytes that are no text: JSON writes them in ASCII.
+    return Content(_json(said), json.dumps(files) if files else None)
+
+
+def recalled(content: Content, uploads: Mapping[str, str]) -> Job:
+    """The job again. It is not checked: it was when it was made, and the catalogue may have changed.
+
+    Args:
+        content: Its content.
+        uploads: URLs of images that were given as bytes, by their digests; where there is none, the job has an empty
+            image and cannot be sent.
+    """
+    fields: dict[str, Any] = json.loads(content.text)
+    files: dict[str, str] = json.loads(content.files or "{}")
+    for name in IMAGES:
+        said: str | None = fields.get(name)
+        if said is None:
+            fields[name] = None
+        elif name in files:
+            fields[name] = Path(files[name])
+        elif said.startswith(PREFIX):
+            fields[name] = uploads.get(said.removeprefix(PREFIX), b"")
+    fields["multi_prompt"] = tuple(Shot(**shot) for shot in fields.get("multi_prompt", ()))
+    fields |= {name: tuple(fields.get(name, ())) for name in _LISTS}
+    fields |= {name: fields.get(name) for name in _SHORT}
+    fields["extra"] = fields.get("extra", {})
+    row = fields.get("own_row")
+    fields["own_row"] = None if row is None else _rows().structure(row, Model)
+    job = object.__new__(Job)
+    job.__attrs_init__(**fields)  # pyright: ignore[reportAttributeAccessIssue]  # attrs makes it
+    return job
+
+
+def digests(content: Content) -> frozenset[str]:
+    """The digests of the images that were neither URLs nor files."""
+    fields: dict[str, Any] = json.loads(content.text)
+    files: dict[str, str] = json.loads(content.files or "{}")
+    said = (fields.get(name) or "" for name in IMAGES if name not in files)
+    return frozenset(image.removeprefix(PREFIX) for image in said if image.startswith(PREFIX))
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+@cache
+def _rows() -> cattrs.Converter:
+    """Writes and reads the rows of models that are in no catalogue: rare, so that it is made when it is needed."""
+    from cattrs.preconf.json import make_converter  # noqa: PLC0415 -- see above
+
+    # Without defaults: a later version that knows more of a model gives the same text.
+    converter = make_converter(omit_if_default=True)
+    converter.register_unstructure_hook(Decimal, str)
+    converter.register_structure_hook(Decimal, lambda value, _: Decimal(value))
+    # Sets have another order in every process.
+    converter.register_unstructure_hook_func(lambda kind: kind == frozenset[str], sorted)
+    # The values of choices and defaults are JSON already.
+    converter.register_structure_hook_func(lambda kind: kind in {object, str | int | float}, lambda value, _: value)
+    return converter

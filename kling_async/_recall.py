@@ -1,0 +1,75 @@
+"""A batch out of its ledger: for when its input is not there any more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from ._core.content import Content, digests, recalled
+from ._core.errors import InvalidJobError, KlingError, Problem
+from ._core.job import Job
+from ._core.states import State
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from ._core.clock import Clock
+    from .ledger.routed import Ledgers
+
+ORDER = (
+    (State.COMPLETED,),
+    (State.SUBMITTED,),
+    (State.INTENT, State.UNCERTAIN),
+    (State.CLAIMED, State.PENDING, State.SKIPPED, State.REJECTED),
+    (State.FAILED, State.EXPIRED, State.DOWNLOADED),
+)
+"""What may be lost by waiting comes first, what costs money after it."""
+_NEVER_ACCEPTED = frozenset({*ORDER[2], *ORDER[3]})
+
+
+@attrs.frozen
+class Recalled:
+    """A job as the ledger has it.
+
+    Attributes:
+        key: Its name.
+        job: The job; with an empty image where that was given as bytes, and no upload of it is left.
+        content: Its content; None when its image files are to be looked into again.
+        error: Why it cannot be sent.
+    """
+
+    key: str
+    job: Job
+    content: Content | None
+    error: KlingError | None = None
+
+
+async def recall(ledgers: Ledgers, batch: str, clock: Clock) -> AsyncGenerator[Recalled]:
+    """The jobs of a batch, each once; what expires soonest first."""
+    seen: set[int] = set()
+    for states in ORDER:
+        for key in await ledgers.keys(batch, states):
+            # What has moved on since it was given comes by once more.
+            if hash(key) in seen:
+                continue
+            seen.add(hash(key))
+            found = await ledgers.find(batch, key)
+            if found is not None:
+                row, content = found
+                yield await _recalled(ledgers, clock, key, content, sent=row.state not in _NEVER_ACCEPTED)
+
+
+async def _recalled(ledgers: Ledgers, clock: Clock, key: str, content: Content, *, sent: bool) -> Recalled:
+    uploads = {
+        digest: url for digest in digests(content) if (url := await ledgers.uploaded(digest, clock.now())) is not None
+    }
+    job = recalled(content, uploads)
+    if sent:
+        # Nothing of it is sent again: its files need not be there any more.
+        return Recalled(key, job, content)
+    lost = [name for name in ("image", "end_image") if getattr(job, name) == b""]
+    if lost:
+        gone = "was given as bytes, which are in no ledger, and its upload is gone: run the batch with its input"
+        return Recalled(key, job, content, InvalidJobError([Problem(name, gone) for name in lost], job=job, key=key))
+    return Recalled(key, job, None if content.files else content)

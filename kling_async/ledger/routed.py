@@ -1,0 +1,157 @@
+"""Several ledgers as one: batches that have a ledger of their own, and the session's for the rest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kling_async._core.errors import ConfigurationError
+from kling_async.ledger.sqlite import SQLiteLedger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from decimal import Decimal
+    from pathlib import Path
+
+    from kling_async._core.content import Content
+    from kling_async._core.states import Entry, Row, State
+    from kling_async.ledger import Ledger
+
+
+class Ledgers:
+    """The ledgers of a session: what is asked about a job goes to its batch's.
+
+    Args:
+        default: The session's ledger.
+    """
+
+    def __init__(self, default: Ledger) -> None:
+        self._default = default
+        self._of: dict[str, Ledger] = {}
+
+    @property
+    def durable(self) -> bool:
+        """Whether the session's survives the process."""
+        return self._default.durable
+
+    @property
+    def all(self) -> list[Ledger]:
+        """Every ledger, once."""
+        return list(dict.fromkeys([self._default, *self._of.values()]))
+
+    def of(self, batch: str) -> Ledger:
+        """The ledger of a batch."""
+        return self._of.get(batch, self._default)
+
+    async def open(self) -> None:
+        """Make the session's ledger ready."""
+        await self._default.open()
+
+    async def attach(self, batch: str, ledger: Ledger) -> bool:
+        """Give a batch a ledger of its own, opened; a file that is open already is used as it is.
+
+        Returns:
+            Whether it was not this batch's before.
+
+        Raises:
+            ConfigurationError: The batch has another one.
+            LedgerError: It cannot be used.
+        """
+        same = next((there for there in self.all if _same(there, ledger)), None)
+        if same is not None and self.of(batch) is same:
+            return False
+        if batch in self._of:
+            raise ConfigurationError(f"ledger: the batch {batch!r} has another ledger in this session already")
+        if same is None:
+            await ledger.open()
+        self._of[batch] = same or ledger
+        return True
+
+    async def aclose(self) -> None:
+        """Close all of them."""
+        failures: list[Exception] = []
+        for ledger in self.all:
+            try:
+                await ledger.aclose()
+            except Exception as error:  # noqa: BLE001 -- the others are closed all the same
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    async def claim(self, batch: str, key: str, *, content: Content, model: str, at: float) -> Row:
+        """The row of a job, made when it is new."""
+        return await self.of(batch).claim(batch, key, content=content, model=model, at=at)
+
+    async def find(self, batch: str, key: str) -> tuple[Row, Content] | None:
+        """The row of a job with its content, or None."""
+        return await self.of(batch).find(batch, key)
+
+    def unclaim(self, batch: str, key: str) -> None:
+        """The job is not going to be submitted now."""
+        self.of(batch).unclaim(batch, key)
+
+    async def record(self, entry: Entry) -> Row:
+        """Write one step down."""
+        return await self.of(entry.batch).record(entry)
+
+    def note(self, entry: Entry) -> None:
+        """Write one step down soon."""
+        self.of(entry.batch).note(entry)
+
+    async def keys(self, batch: str, states: Iterable[State]) -> list[str]:
+        """The keys of a batch's jobs in these states."""
+        return await self.of(batch).keys(batch, states)
+
+    async def rows(self, states: Iterable[State]) -> list[Row]:
+        """The rows in these states: of the session's ledger all, of a batch's own those of the batch."""
+        wanted = list(states)
+        found: list[Row] = []
+        for ledger in self.all:
+            rows = await ledger.rows(wanted)
+            found += [row for row in rows if self.of(row.batch) is ledger]
+        return found
+
+    async def spent(self, batch: str | None) -> Decimal:
+        """USD that a batch, or everything, has cost so far."""
+        if batch is not None:
+            return await self.of(batch).spent(batch)
+        own = [await ledger.spent(name) for name, ledger in self._of.items() if ledger is not self._default]
+        return sum(own, await self._default.spent(None))
+
+    async def owner(self, prediction_id: str) -> Row | None:
+        """The row of the job that the prediction is of, or None."""
+        for ledger in self.all:
+            row = await ledger.owner(prediction_id)
+            if row is not None:
+                return row
+        return None
+
+    async def known(self, prediction_ids: Iterable[str]) -> dict[str, tuple[str | None, str]]:
+        """Those of the ids that any of them has."""
+        ids = list(prediction_ids)
+        known: dict[str, tuple[str | None, str]] = {}
+        for ledger in self.all:
+            known |= await ledger.known(ids)
+        return known
+
+    async def uploaded(self, digest: str, now: float) -> str | None:
+        """The URL of an image that is still there, or None."""
+        for ledger in self.all:
+            url = await ledger.uploaded(digest, now)
+            if url is not None:
+                return url
+        return None
+
+    def note_upload(self, digest: str, url: str, expires_at: float) -> None:
+        """An image was uploaded; each of them may be resumed without the others."""
+        for ledger in self.all:
+            ledger.note_upload(digest, url, expires_at)
+
+
+def _same(one: Ledger, other: Ledger) -> bool:
+    if isinstance(one, SQLiteLedger) and isinstance(other, SQLiteLedger):
+        return _resolved(one.path) == _resolved(other.path)
+    return one is other
+
+
+def _resolved(path: Path) -> Path:
+    return path.absolute().resolve()

@@ -1,0 +1,135 @@
+"""A job as text, and the job again out of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kling_async import Field, Job, Model, Shot
+from kling_async._core.content import Content, content_of, digests, recalled
+from kling_async._core.job import Image
+from support.service import IMAGE
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(32)
+OWN = Model(
+    id="other/model-9",
+    more=(Field(name="seed", type="integer", choices=(1, 2.5, "a"), default={"a": [1]}),),
+    required=frozenset({"negative_prompt", "guidance_scale"}),
+    providers=frozenset({"wavespeed", "gptproto"}),
+    price_per_5s=Decimal("0.31"),
+)
+
+
+def sha(image: Image) -> str:
+    assert not isinstance(image, str) or image.startswith("data:"), "a URL is its own content"
+    return "5e" * 32
+
+
+def again(job: Job, **uploads: str) -> Job:
+    return recalled(content_of(job, sha), uploads)
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=80).filter(str.strip)
+
+
+@given(
+    st.fixed_dictionaries(
+        {"prompt": texts, "image": st.sampled_from([IMAGE, Path("/pictures/face.png")])},
+        optional={
+            "negative_prompt": texts,
+            "guidance_scale": st.floats(0, 1),
+            "duration": st.sampled_from([5, 10]),
+            "extra": st.dictionaries(
+                st.sampled_from("abü"), st.none() | st.integers() | texts | st.lists(st.booleans())
+            ),
+        },
+    )
+)
+def test_a_job_is_the_same_after_it_was_text(fields: dict[str, Any]) -> None:
+    job = Job(**fields)
+    assert again(job) == job
+    assert content_of(again(job), sha) == content_of(job, sha)
+
+
+def test_shots_elements_and_sound_are_kept() -> None:
+    job = Job(
+        model="kling-v3.0-pro",
+        multi_prompt=["one", Shot("two")],
+        image=IMAGE,
+        sound=False,
+        element_list=[{"name": "cat"}],
+        shot_type="customize",
+    )
+    assert again(job) == job
+
+
+def test_a_row_of_its_own_travels_with_the_job() -> None:
+    job = Job(model=OWN, prompt="p", negative_prompt="n", guidance_scale=0.2, image=IMAGE, extra={"seed": 1})
+    back = again(job)
+    assert back == job
+    assert back.row == OWN
+    assert back.price().usd == Decimal("0.31")
+
+
+def test_the_text_is_the_same_in_every_process() -> None:
+    """Sets come in another order in each: a key that changed would pay again."""
+    script = (
+        "from decimal import Decimal; from kling_async import *; from kling_async._core.content import content_of;"
+        "row = Model(id='x/y', required=frozenset({'negative_prompt', 'guidance_scale', 'sound'}),"
+        " providers=frozenset('abcdefg'), sound=True);"
+        "job = Job(model=row, prompt='p', negative_prompt='n', guidance_scale=1, sound=True,"
+        " image='https://x.example/a.png', extra={'b': 1, 'a': 2});"
+        "print(content_of(job, str).digest)"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": "."},
+            check=True,
+            capture_output=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(said) == 1
+
+
+def test_bytes_come_back_as_their_upload_or_not_at_all() -> None:
+    job = Job(prompt="p", image=PNG)
+    content = content_of(job, sha)
+    assert digests(content) == {"5e" * 32}
+    assert recalled(content, {"5e" * 32: "https://uploads.example/1.png"}).image == "https://uploads.example/1.png"
+    assert recalled(content, {}).image == b""
+    assert b"PNG" not in content.text.encode()
+
+
+def test_files_are_told_beside_the_content_and_are_no_part_of_it(tmp_path: Path) -> None:
+    one, other = (content_of(Job(prompt="p", image=tmp_path / name), sha) for name in ("a.png", "b.png"))
+    assert one.digest == other.digest
+    assert one.files != other.files
+    assert recalled(one, {}).image == tmp_path / "a.png"
+    assert digests(one) == frozenset()
+
+
+def test_a_data_uri_is_not_written_out() -> None:
+    uri = "data:image/png;base64,iVBORw0KGgoAAAAA"
+    assert "base64" not in content_of(Job(prompt="p", image=uri), sha).text
+
+
+@pytest.mark.parametrize("path", ["/pictures/\udcff.png", "/pictures/ü/π.png"])
+def test_a_path_that_is_no_text_can_be_stored(path: str) -> None:
+    content = content_of(Job(prompt="p", image=Path(path)), sha)
+    assert content.files is not None
+    content.files.encode()
+    assert recalled(content, {}).image == Path(path)
+
+
+def test_the_digest_is_of_the_text() -> None:
+    assert Content("a").digest != Content("b").digest
+    assert Content("a", '{"image":"x"}').digest == Content("a").digest

@@ -1,0 +1,271 @@
+"""A batch out of its ledger alone, batches with ledgers of their own, and what the ledger says of money."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from kling_async import (
+    Budget,
+    BudgetExceededError,
+    ConfigurationError,
+    ConnectionLostError,
+    HttpRequest,
+    HttpResponse,
+    InvalidJobError,
+    Job,
+    KeyReusedError,
+    KlingSession,
+    LedgerError,
+    Outcome,
+    PredictionError,
+    SkippedError,
+    State,
+    WatchPolicy,
+    read_ledger,
+)
+from kling_async._core.http import Effect
+from kling_async.testing import json_response
+from support.pictures import png
+from support.service import IMAGE, Service, open_session
+
+pytestmark = pytest.mark.anyio
+
+FAST = WatchPolicy(first=0.05, growth=1.0, cap=0.05)
+PRO = "kling-v2.1-pro"
+
+
+def jobs(count: int) -> list[Job]:
+    return [Job(model=PRO, prompt=f"number {number}", image=IMAGE) for number in range(count)]
+
+
+def session(service: Service, **options: Any) -> KlingSession:
+    return open_session(service, watch=FAST, **options)
+
+
+async def resumed(kling: KlingSession, *where: Any, **options: Any) -> dict[str, Outcome]:
+    async with kling.resume(*where, **options) as batch:
+        return {outcome.job.prompt: outcome async for outcome in batch}
+
+
+@attrs.define
+class Ours:
+    """Our clock: `ahead` of the service's, and not patient."""
+
+    service: Service
+    ahead: float = 0.0
+    patience: float = 1.0
+
+    def now(self) -> float:
+        return self.service.clock.now() + self.ahead
+
+    def monotonic(self) -> float:
+        return self.service.clock.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await self.service.clock.sleep(seconds * self.patience)
+
+
+async def test_a_batch_is_resumed_without_its_input(tmp_path: Path) -> None:
+    service = Service(seconds=0.3, latency=0.001)
+    ledger = tmp_path / "run.db"
+    async with session(service, max_in_flight=3) as kling, kling.batch(jobs(8), ledger=ledger, window=8) as batch:
+        for _ in range(3):
+            await anext(batch)
+    states = {row.state for row in read_ledger(ledger, batch="run")}
+    assert states >= {State.COMPLETED, State.SUBMITTED, State.PENDING}
+    async with session(service) as kling:
+        outcomes = await resumed(kling, ledger)
+        assert next(iter(outcomes.values())).ok
+    assert outcomes.keys() == {f"number {number}" for number in range(8)}
+    assert all(outcome.ok for outcome in outcomes.values())
+    assert [outcome.job for outcome in outcomes.values() if outcome.job.prompt == "number 7"] == [jobs(8)[7]]
+    assert len(service.paid) == 8
+    reads, paid = service.reads, len(service.paid)
+    async with session(service) as kling:
+        again = await resumed(kling, ledger, name="run")
+    assert all(outcome.ok for outcome in again.values())
+    assert (service.reads, len(service.paid)) == (reads, paid), "what is done is yielded without a request"
+
+
+async def test_files_are_looked_into_again_only_for_what_has_to_be_sent(tmp_path: Path) -> None:
+    service = Service(seconds=0.1, latency=0.001)
+    kept, edited, gone, done = (tmp_path / f"{name}.png" for name in ("kept", "edited", "gone", "done"))
+    for number, path in enumerate((kept, edited, gone, done)):
+        path.write_bytes(png(320, 320 + number))
+    waiting = True
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if waiting and request.effect is Effect.PAID and body["prompt"] != "done":
+            return json_response({"code": 401, "message": "no"}, status=401)
+        return None
+
+    service.script = script
+    ledger = tmp_path / "run.db"
+    async with session(service, ledger=ledger, images="inline") as kling:
+        paths = (done, kept, edited, gone)
+        async with kling.batch([Job(prompt=path.stem, image=path) for path in paths], name="b", window=1) as batch:
+            assert sum([outcome.ok async for outcome in batch]) == 1
+    waiting = False
+    edited.write_bytes(png(333, 333))
+    gone.unlink()
+    done.unlink()
+    async with session(service, ledger=ledger, images="inline") as kling:
+        outcomes = await resumed(kling, name="b")
+    assert {prompt for prompt, outcome in outcomes.items() if outcome.ok} == {"done", "kept"}
+    assert isinstance(outcomes["edited"].error, KeyReusedError)
+    assert isinstance(outcomes["gone"].error, InvalidJobError)
+    assert len(service.paid) == 2
+
+
+async def test_bytes_that_nobody_has_any_more_are_said_and_not_sent(tmp_path: Path) -> None:
+    service = Service(seconds=0.1, latency=0.001)
+    ledger = tmp_path / "run.db"
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID and body["prompt"] == "unsent":
+            return json_response({"code": 401, "message": "no"}, status=401)
+        return None
+
+    service.script = script
+    given = [Job(prompt=prompt, image=png(320, 320)) for prompt in ("sent", "unsent")]
+    async with session(service, ledger=ledger, images="inline") as kling, kling.batch(given, window=1) as batch:
+        assert [outcome.ok async for outcome in batch] == [True, False]
+    service.script = None
+    async with session(service, ledger=ledger, images="inline") as kling:
+        outcomes = await resumed(kling, name="")
+    assert outcomes["sent"].ok
+    error = outcomes["unsent"].error
+    assert isinstance(error, InvalidJobError)
+    assert "run the batch with its input" in str(error)
+    assert len(service.paid) == 1
+
+
+async def test_a_name_or_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    service = Service()
+    ledger = tmp_path / "run.db"
+    async with session(service) as kling:
+        with pytest.raises(LedgerError, match="there is no ledger"):
+            kling.resume(tmp_path / "other.db")
+        with pytest.raises(ConfigurationError, match="no ledger on disk"):
+            kling.resume(name="b")
+    async with session(service, ledger=ledger) as kling:
+        with pytest.raises(LedgerError, match="no job of a batch named 'b'"):
+            await resumed(kling, name="b")
+    assert not (tmp_path / "other.db").exists()
+
+
+async def test_batches_with_ledgers_of_their_own_in_one_session(tmp_path: Path) -> None:
+    service = Service(seconds=0.1, latency=0.001)
+    one, two, own = (tmp_path / f"{name}.db" for name in ("one", "two", "session"))
+    async with session(service, ledger=own) as kling:
+        for path, name in ((one, None), (two, "b"), (one, "second"), (one, None)):
+            async with kling.batch(jobs(2), ledger=path, name=name) as batch:
+                assert all([outcome.ok async for outcome in batch])
+        async with kling.batch(jobs(1), ledger=own, name="c") as batch:
+            assert all([outcome.ok async for outcome in batch])
+        with pytest.raises(ConfigurationError, match="another ledger"):
+            async with kling.batch(jobs(2), ledger=two, name="one"):
+                pass
+        with pytest.raises(LedgerError, match="being written by process"):
+            async with session(service) as other, other.batch(jobs(1), ledger=two):
+                pass
+    assert len(service.paid) == 7
+    assert [row.batch for row in read_ledger(one)] == ["one", "one", "second", "second"]
+    assert [row.batch for row in read_ledger(two)] == ["b", "b"]
+    assert [row.batch for row in read_ledger(own)] == ["c"]
+
+
+async def test_a_budget_counts_what_earlier_processes_spent(tmp_path: Path) -> None:
+    service = Service(seconds=0.1, latency=0.001)
+    ledger = tmp_path / "run.db"
+
+    async def run() -> list[Outcome]:
+        async with session(service) as kling, kling.batch(jobs(6), ledger=ledger, budget="1.00") as batch:
+            return [outcome async for outcome in batch]
+
+    for _ in range(3):
+        outcomes = await run()
+        assert sum(outcome.ok for outcome in outcomes) == 2
+    assert len(service.paid) == 2
+    assert {row.state for row in read_ledger(ledger)} == {State.COMPLETED, State.SKIPPED}
+    async with session(service, ledger=ledger, budget=Budget(1)) as kling:
+        with pytest.raises(BudgetExceededError):
+            await kling.generate(jobs(1)[0])
+        async with kling.batch(jobs(6), name="run") as batch:
+            assert sum([outcome.ok async for outcome in batch]) == 2
+    async with session(service) as kling, kling.resume(ledger, budget=10) as batch:
+        assert all([outcome.ok async for outcome in batch]), "what was skipped is sent when there is money"
+    assert len(service.paid) == 6
+
+
+async def test_a_budget_counts_what_an_earlier_process_may_have_spent(tmp_path: Path) -> None:
+    service = Service(seconds=0.1, latency=0.001)
+    ledger = tmp_path / "run.db"
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID and body["prompt"] == "number 0":
+            service.accept(body, request.url.partition("/api/v3/")[2])
+            raise ConnectionLostError("dropped")
+        return None
+
+    service.script = script
+    async with session(service, on_uncertain="hold") as kling, kling.batch(jobs(1), ledger=ledger) as batch:
+        assert [outcome.ok async for outcome in batch] == [False]
+    service.script = None
+    budget = Budget("0.50")
+    async with session(service, on_uncertain="hold") as kling:
+        async with kling.batch(jobs(2), ledger=ledger, budget=budget) as batch:
+            errors = [outcome.error async for outcome in batch]
+        assert [budget.spent, budget.held] == [0, Decimal("0.45")]
+    assert any(isinstance(error, (BudgetExceededError, SkippedError)) for error in errors)
+    # Found, it is spent.
+    service.echo = dict
+    budget = Budget("0.50")
+    async with session(service, grace=0.1) as kling:
+        async with kling.batch(jobs(1), ledger=ledger, budget=budget) as batch:
+            assert [outcome.ok async for outcome in batch] == [True]
+        assert [budget.spent, budget.held, budget.reserved] == [Decimal("0.45"), 0, 0]
+    assert len(service.paid) == 1
+
+
+async def test_failures_are_counted_over_processes(tmp_path: Path) -> None:
+    service = Service(seconds=0.05, latency=0.001, failures={"number 0": {"code": 5000}})
+    ledger = tmp_path / "run.db"
+    for retry_failed, paid in ((0, 1), (0, 1), (1, 2), (1, 2), (2, 3)):
+        hasty = session(service, retry_failed=retry_failed, clock=Ours(service, patience=0.01))
+        async with hasty as kling, kling.batch(jobs(1), ledger=ledger) as batch:
+            assert [outcome.ok async for outcome in batch] == [False]
+        assert len(service.paid) == paid
+    (row,) = read_ledger(ledger)
+    assert (row.failures, row.attempt, row.spent) == (3, 3, Decimal("1.35"))
+
+
+async def test_what_the_service_has_deleted_is_expired_and_never_paid_for_again(tmp_path: Path) -> None:
+    service = Service(seconds=0.1, latency=0.001)
+    ledger = tmp_path / "run.db"
+    async with session(service) as kling, kling.batch(jobs(2), ledger=ledger) as batch:
+        assert all([outcome.ok async for outcome in batch])
+    kept = next(iter(service.accepted))
+    deleted = {id_ for id_ in service.accepted if id_ != kept}
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        del body
+        if any(id_ in request.url for id_ in deleted):
+            return json_response({"code": 404, "message": "not found"}, status=404)
+        return None
+
+    service.script = script
+    for _ in range(2):
+        async with session(service, clock=Ours(service, ahead=8 * 86_400.0)) as kling:
+            outcomes = await resumed(kling, ledger)
+        assert sorted(outcome.ok for outcome in outcomes.values()) == [False, True], "our clock alone shows nothing"
+        (error,) = [outcome.error for outcome in outcomes.values() if outcome.error is not None]
+        assert isinstance(error, PredictionError)
+        assert "expired" in str(error)
+    assert sorted(row.state.value for row in read_ledger(ledger)) == ["completed", "expired"]
+    assert len(service.paid) == 2

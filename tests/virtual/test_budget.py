@@ -1,0 +1,233 @@
+"""A budget around real submits: never exceeded, whatever becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from kling_async import (
+    Budget,
+    BudgetExceededError,
+    ConnectionLostError,
+    HttpRequest,
+    HttpResponse,
+    Job,
+    KlingSession,
+    Outcome,
+    PredictionFailedError,
+    PriceUnknownError,
+    RequestRejectedError,
+    SkippedError,
+    State,
+    SubmissionUncertainError,
+)
+from kling_async._core.http import Effect
+from kling_async.testing import json_response
+from support.service import IMAGE, Service, open_session
+
+pytestmark = pytest.mark.anyio
+
+PRO = "kling-v2.1-pro"
+"""0.45 USD by a page of the vendor."""
+
+
+async def outcomes(kling: KlingSession, count: int, **options: Any) -> list[Outcome]:
+    jobs = (Job(model=PRO, prompt=f"number {number}", image=IMAGE) for number in range(count))
+    async with kling.batch(jobs, **options) as batch:
+        return [outcome async for outcome in batch]
+
+
+async def test_a_batch_spends_no_more_and_says_so_for_the_rest() -> None:
+    service = Service()
+    budget = Budget("2.00")
+    async with open_session(service) as kling:
+        found = await outcomes(kling, 40, budget=budget)
+    good = [outcome for outcome in found if outcome.ok]
+    assert len(good) == len(service.paid) == 4
+    assert budget.spent == Decimal("1.80") == sum(outcome.cost or 0 for outcome in good)
+    errors = [outcome.error for outcome in found if outcome.error is not None]
+    assert len(errors) == 36
+    assert {type(error) for error in errors} <= {BudgetExceededError, SkippedError}
+    assert all("the budget of $2.00 is used up" in str(error) and "nothing was spent" in str(error) for error in errors)
+
+
+async def test_single_calls_and_batches_of_a_session_share_its_budget() -> None:
+    service = Service()
+    async with open_session(service, budget=1) as kling:
+        await kling.generate(model=PRO, prompt="a", image=IMAGE)
+        assert sum(outcome.ok for outcome in await outcomes(kling, 5)) == 1
+        with pytest.raises(BudgetExceededError) as caught:
+            await kling.generate(model=PRO, prompt="b", image=IMAGE, key="b")
+    assert [caught.value.budget, caught.value.used, caught.value.price] == [1, Decimal("0.90"), Decimal("0.45")]
+    assert (caught.value.key, caught.value.job is not None) == ("b", True)
+    assert len(service.paid) == 2
+
+
+async def test_a_refused_job_gives_back_what_was_set_aside_for_it_to_whoever_waits() -> None:
+    service = Service()
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID and body["prompt"] == "bad":
+            return json_response({"code": 400, "message": "no"}, status=400)
+        return None
+
+    service.script = script
+    async with open_session(service, budget="0.45") as kling:
+        bad, good = await asyncio.gather(
+            kling.generate(model=PRO, prompt="bad", image=IMAGE),
+            kling.generate(model=PRO, prompt="good", image=IMAGE),
+            return_exceptions=True,
+        )
+    assert isinstance(bad, RequestRejectedError)
+    assert not isinstance(good, BaseException)
+    assert [body["prompt"] for body in service.paid] == ["good"]
+
+
+async def test_a_cancelled_waiter_leaves_nothing_set_aside() -> None:
+    service = Service()
+    budget = Budget("0.45")
+    async with open_session(service, budget=budget) as kling:
+        await kling.submit(model=PRO, prompt="a", image=IMAGE)
+        waiting = [asyncio.create_task(kling.generate(model=PRO, prompt=prompt, image=IMAGE)) for prompt in ("b", "c")]
+        await asyncio.sleep(0.01)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+    assert [budget.spent, budget.reserved, budget.held] == [Decimal("0.45"), 0, 0]
+
+
+async def test_what_may_have_been_paid_for_keeps_its_place() -> None:
+    service = Service()
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID and body["prompt"] == "lost":
+            service.accept(body)
+            raise ConnectionLostError("dropped")
+        return None
+
+    service.script = script
+    budget = Budget("1.00")
+    async with open_session(service, budget=budget) as kling:
+        with pytest.raises(SubmissionUncertainError):
+            await kling.generate(model=PRO, prompt="lost", image=IMAGE)
+        assert [budget.spent, budget.reserved, budget.held] == [0, 0, Decimal("0.45")]
+        await kling.generate(model=PRO, prompt="a", image=IMAGE)
+        with pytest.raises(BudgetExceededError, match=r"\$0.45 that may have been"):
+            await kling.generate(model=PRO, prompt="b", image=IMAGE)
+
+
+async def test_sending_again_what_may_have_been_paid_for_is_budgeted_twice() -> None:
+    service = Service()
+    lost = iter([True, False])
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID and next(lost, False):
+            raise ConnectionLostError("dropped")
+        if request.url.endswith("/api/v3/predictions"):
+            return json_response({"code": 403, "message": "no"}, status=403)
+        return None
+
+    service.script = script
+    budget = Budget("1.00")
+    async with open_session(service, budget=budget, on_uncertain="resubmit") as kling:
+        await kling.generate(model=PRO, prompt="a", image=IMAGE)
+        assert [budget.spent, budget.held] == [Decimal("0.45")] * 2
+        lost = iter([True, False])
+        with pytest.raises(BudgetExceededError):
+            await kling.generate(model=PRO, prompt="b", image=IMAGE)
+    small = Budget("0.50")
+    lost = iter([True, False])
+    async with open_session(service, budget=small, on_uncertain="resubmit") as kling:
+        with pytest.raises(SubmissionUncertainError, match="budget"):
+            await kling.generate(model=PRO, prompt="c", image=IMAGE)
+    assert small.held == Decimal("0.45")
+
+
+async def test_a_failed_one_counts_until_the_service_gives_its_price_back() -> None:
+    service = Service(failures={"bad": {"code": 1405}})
+    refunds: list[str] = []
+    looks = 0
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        nonlocal looks
+        if not request.url.endswith("/api/v3/billings/search"):
+            return None
+        looks += 1
+        lines = [
+            {"uuid": f"b{id_}", "billing_type": "refund", "price": 0.45, "prediction": {"uuid": id_}}
+            for id_ in [*refunds, "of-another-job"]
+        ]
+        return json_response({"code": 200, "message": "success", "data": {"page": 1, "items": lines}})
+
+    service.script = script
+    budget = Budget("0.50")
+    async with open_session(service, budget=budget) as kling:
+        with pytest.raises(PredictionFailedError) as failed:
+            await kling.generate(model=PRO, prompt="bad", image=IMAGE)
+        with pytest.raises(BudgetExceededError):
+            await kling.generate(model=PRO, prompt="b", image=IMAGE)
+        assert budget.spent == Decimal("0.45")
+        refunds.append(failed.value.prediction_id or "")
+        with pytest.raises(BudgetExceededError):
+            await kling.generate(model=PRO, prompt="b", image=IMAGE)
+        assert looks == 1, "the bill is not asked for at every turn"
+        await asyncio.sleep(61)
+        await kling.generate(model=PRO, prompt="b", image=IMAGE)
+    assert (looks, budget.spent, budget.failed) == (2, Decimal("0.45"), {})
+
+
+async def test_a_price_that_no_page_states_is_asked_of_the_service_once_per_kind() -> None:
+    service = Service()
+    asked: list[dict[str, Any]] = []
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if not request.url.endswith("/api/v3/model/price"):
+            return None
+        asked.append(body)
+        return json_response({"code": 200, "message": "success", "data": {"price": 0.30, "discounted_price": 0.27}})
+
+    service.script = script
+    budget = Budget("1.00")
+    async with open_session(service, budget=budget) as kling:
+        await asyncio.gather(
+            *(kling.generate(model="kling-v2.1-standard", prompt=prompt, image=IMAGE) for prompt in "abc")
+        )
+    assert budget.spent == Decimal("0.81")
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("estimate", [False, True])
+async def test_a_price_that_nobody_tells_is_refused_or_estimated(estimate: bool) -> None:  # noqa: FBT001 -- a case
+    service = Service()
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        del body
+        if request.url.endswith("/api/v3/model/price"):
+            return json_response({"code": 404, "message": "not found"}, status=404)
+        return None
+
+    service.script = script
+    budget = Budget(1, allow_estimate=estimate)
+    async with open_session(service, budget=budget) as kling:
+        if estimate:
+            await kling.generate(model="kling-v2.1-standard", prompt="a", image=IMAGE)
+            assert budget.spent == Decimal("0.28")
+        else:
+            with pytest.raises(PriceUnknownError, match="allow_estimate"):
+                await kling.generate(model="kling-v2.1-standard", prompt="a", image=IMAGE)
+            assert not service.paid
+        with pytest.raises(PriceUnknownError):
+            await kling.generate(model="kling-v1.6-pro", prompt="no page and no estimate", image=IMAGE)
+
+
+async def test_skipped_jobs_can_be_had_later() -> None:
+    service = Service()
+    async with open_session(service) as kling:
+        await outcomes(kling, 5, budget="0.90", name="b")
+        again = await outcomes(kling, 5, name="b")
+    # Nothing is on a disk here: all five are new, and none is stuck in the state of having been skipped.
+    assert sum(outcome.ok for outcome in again) == 5
+    assert State.SKIPPED.value == "skipped"
