@@ -48,6 +48,8 @@ from ._core.errors import (
     TransportError,
     TransportTimeoutError,
     UnsupportedError,
+    WebhookRefusal,
+    WebhookRefusedError,
 )
 from ._core.http import Effect, HttpRequest, HttpResponse, Timeouts
 from ._core.job import Job, Shot
@@ -132,6 +134,8 @@ __all__ = [
     "Usage",
     "WatchPolicy",
     "WaveSpeed",
+    "WebhookRefusal",
+    "WebhookRefusedError",
     "errors",
     "events",
     "read_ledger",
