@@ -5,7 +5,10 @@
     verifier = WebhookVerifier(await kling.webhook_secret())
     receiver = WebhookReceiver(verifier, deliver)
     app.router.add_route("*", "/hooks/kling", aiohttp_handler(receiver))  # aiohttp
-    app.mount("/hooks/kling/", asgi_app(receiver))  # Starlette, FastAPI; or by itself under any ASGI server
+    app.mount("/hooks/kling", asgi_app(receiver))  # Starlette, FastAPI; or by itself under any ASGI server
+
+The URL that the service is given ends in a slash where it is mounted: frameworks redirect to that, and whether the
+service follows is not known.
 
 Nothing of a body is parsed, logged or handed over before its signature was found good. A webhook is late, twice or lost
 at times: it wakes whoever waits, and reading the prediction stays the safety net.

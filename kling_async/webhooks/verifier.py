@@ -78,13 +78,14 @@ class WebhookVerifier:
     """Tells the service's deliveries from all others, and new ones from those taken before.
 
     The memory is bounded: `remember` deliveries, the latest, for twice `tolerance` seconds. After that an exact replay
-    is refused for its age; the service's own repetition, with a time of its own, is then taken once more.
+    is refused for its age; the service's own repetition, with a time of its own, is then taken once more. A new process
+    remembers nothing: whoever is given deliveries takes old news for what it is.
 
     Args:
         secrets: One, or several that are accepted at once while one replaces another; text (`whsec_...`) or what
             `KlingSession.webhook_secret` gave.
         tolerance: Seconds that a delivery's time may be off, either way.
-        remember: How many deliveries are remembered; about 200 bytes each.
+        remember: How many deliveries are remembered; about 150 bytes each.
         clock: Now; the system's by default.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import hmac
@@ -126,7 +127,7 @@ def test_any_headers_are_refused_and_nothing_else(headers: dict[str, str]) -> No
 
 def test_names_of_headers_are_taken_in_any_case() -> None:
     headers = {name.title(): value for name, value in signed(SECRET, BODY, at=NOW).items()}
-    assert verify(headers, BODY, SECRET, now=NOW)
+    verify(headers, BODY, SECRET, now=NOW)
 
 
 @pytest.mark.parametrize("missing", ["webhook-id", "webhook-timestamp", "webhook-signature"])
@@ -181,7 +182,7 @@ def test_other_spellings_of_a_signature_are_not_one(change: Any) -> None:
 
 @pytest.mark.parametrize("seconds", [-300, -299.5, 0, 300])
 def test_within_the_window(seconds: float) -> None:
-    assert verify(signed(SECRET, BODY, at=NOW), BODY, SECRET, now=NOW + seconds)
+    verify(signed(SECRET, BODY, at=NOW), BODY, SECRET, now=NOW + seconds)
 
 
 @pytest.mark.parametrize("seconds", [-1e9, -301, -300.1, 300.1, 301, 1e9, float("nan"), float("inf")])
@@ -191,7 +192,7 @@ def test_outside_the_window(seconds: float) -> None:
 
 def test_the_window_is_a_setting() -> None:
     headers = signed(SECRET, BODY, at=NOW)
-    assert verify(headers, BODY, SECRET, now=NOW + 30, tolerance=30)
+    verify(headers, BODY, SECRET, now=NOW + 30, tolerance=30)
     with pytest.raises(WebhookRefusedError, match="of 31 s ago, and 30 s are allowed"):
         verify(headers, BODY, SECRET, now=NOW + 31, tolerance=30)
     with pytest.raises(WebhookRefusedError, match="of 31 s ahead"):
@@ -199,14 +200,13 @@ def test_the_window_is_a_setting() -> None:
 
 
 def test_one_good_signature_among_several_is_enough() -> None:
-    good = signed(SECRET, BODY, at=NOW)["webhook-signature"]
+    headers = signed(SECRET, BODY, at=NOW)
+    good = headers["webhook-signature"]
     others = [f"v3,{'0' * 64}", "v1,YWJj", "v4,x", f"v3,{'f' * 64}"]
     for place in range(5):
         entries = [*others[:place], good, *others[place:]]
-        headers = signed(SECRET, BODY, at=NOW) | {"webhook-signature": " ".join(entries)}
-        assert verify(headers, BODY, SECRET, now=NOW)
-    headers["webhook-signature"] = " ".join(others)
-    assert refused(headers) is WebhookRefusal.FORGED
+        verify(headers | {"webhook-signature": " ".join(entries)}, BODY, SECRET, now=NOW)
+    assert refused(headers | {"webhook-signature": " ".join(others)}) is WebhookRefusal.FORGED
 
 
 def test_all_comparisons_are_made_and_each_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +230,7 @@ def test_all_comparisons_are_made_and_each_in_constant_time(monkeypatch: pytest.
 def test_several_secrets_are_accepted_while_one_replaces_another() -> None:
     both = WebhookVerifier([SECRET, "whsec_next"], clock=at(NOW))
     for number, secret in enumerate((SECRET, "whsec_next")):
-        assert both.verify(signed(secret, body_of(f"p{number}"), at=NOW), body_of(f"p{number}"))
+        both.verify(signed(secret, body_of(f"p{number}"), at=NOW), body_of(f"p{number}"))
     with pytest.raises(WebhookRefusedError) as caught:
         both.verify(signed("whsec_other", BODY, at=NOW), BODY)
     assert caught.value.reason is WebhookRefusal.FORGED
@@ -246,7 +246,8 @@ def test_secrets_are_replaced_while_it_runs_and_the_memory_stays() -> None:
         one.verify(signed("whsec_next", BODY, at=NOW), BODY)
     with pytest.raises(ConfigurationError):
         one.rotate([])
-    assert one.verify(signed("whsec_next", b"{}", at=NOW), b"{}"), "the refused rotation changed nothing"
+    # The refused rotation changed nothing.
+    one.verify(signed("whsec_next", b"{}", at=NOW), b"{}")
 
 
 @pytest.mark.parametrize("secrets", ["", "whsec_", "  whsec_  ", [], [SECRET, "whsec_"], ["two words"], ()])
@@ -266,7 +267,8 @@ def test_numbers_that_cannot_be(options: dict[str, Any]) -> None:
 
 
 def test_nothing_shows_a_secret_a_signature_or_a_body() -> None:
-    one = WebhookVerifier([SECRET, "whsec_next"])
+    one = WebhookVerifier([SECRET, "whsec_next"], clock=at(NOW))
+    one.verify(signed(SECRET, b'{"id": "p-secret-body"}', at=NOW), b'{"id": "p-secret-body"}')
     assert repr(one) == "<WebhookVerifier with 2 secrets, tolerance=300>"
     hidden = [SECRET, SECRET.removeprefix("whsec_"), "whsec_next"]
     body = b'{"id": "p-secret-body"}'
@@ -275,12 +277,12 @@ def test_nothing_shows_a_secret_a_signature_or_a_body() -> None:
         hidden += [headers["webhook-signature"], headers["webhook-signature"][3:], "p-secret-body"]
         for changed in ({}, {"webhook-timestamp": "1"}, {"webhook-signature": headers["webhook-signature"] + "x"}):
             for _ in range(2):
-                try:
+                with pytest.raises(WebhookRefusedError) as caught:
                     one.verify(headers | changed, body)
-                except WebhookRefusedError as error:
-                    told = f"{error} {error!r} {vars(error)} {error.__context__!r} {error.__cause__!r} {error.args}"
-                    assert not [secret for secret in hidden if secret in told]
-                    assert pickle.loads(pickle.dumps(error)).reason is copy.copy(error).reason is error.reason
+                error = caught.value
+                told = f"{error} {error!r} {vars(error)} {error.__context__!r} {error.__cause__!r} {error.args}"
+                assert not [secret for secret in hidden if secret in told]
+                assert pickle.loads(pickle.dumps(error)).reason is copy.copy(error).reason is error.reason
 
 
 # ---- the memory ----
@@ -306,7 +308,7 @@ def test_a_repetition_with_a_new_time_is_known_and_news_about_the_same_is_not() 
         one.verify(signed(SECRET, BODY, at=NOW + 10), BODY)
     assert caught.value.reason is WebhookRefusal.REPLAYED
     later = body_of("p1", status="failed")
-    assert one.verify(signed(SECRET, later, webhook_id="p1", at=NOW), later)
+    one.verify(signed(SECRET, later, webhook_id="p1", at=NOW), later)
 
 
 def test_a_forged_one_is_not_remembered() -> None:
@@ -315,7 +317,7 @@ def test_a_forged_one_is_not_remembered() -> None:
         with pytest.raises(WebhookRefusedError) as caught:
             one.verify(signed("whsec_wrong", BODY, at=NOW), BODY)
         assert caught.value.reason is WebhookRefusal.FORGED
-    assert one.verify(signed(SECRET, BODY, at=NOW), BODY)
+    one.verify(signed(SECRET, BODY, at=NOW), BODY)
 
 
 def test_what_is_forgotten_may_come_again() -> None:
@@ -403,11 +405,8 @@ names = st.sampled_from(
     .map(str.encode)
 )
 def test_whatever_comes_is_a_prediction_or_refused(body: bytes) -> None:
-    try:
+    with contextlib.suppress(WebhookRefusedError):
         prediction = parse(body)
-    except WebhookRefusedError as error:
-        assert error.reason is WebhookRefusal.UNREADABLE
-    else:
         assert prediction.id
         assert repr(prediction)
 
@@ -442,10 +441,10 @@ def test_logs_show_no_tokens() -> None:
     record = logging.LogRecord(
         "x", logging.INFO, "x", 1, "%s %d", (f"/h?a=b&{TOKEN_PARAMETER}=abc&c=d HTTP/1.1", 200), None
     )
-    record.first_request_line = f"POST /h?{TOKEN_PARAMETER}=abc HTTP/1.1"
+    vars(record)["first_request_line"] = f"POST /h?{TOKEN_PARAMETER}=abc HTTP/1.1"
     assert HideTokens().filter(record)
     assert record.getMessage() == "/h?a=b&kling_token=***&c=d HTTP/1.1 200"
-    assert record.first_request_line == "POST /h?kling_token=*** HTTP/1.1"
+    assert vars(record)["first_request_line"] == "POST /h?kling_token=*** HTTP/1.1"
     logger = logging.getLogger("test.tokens")
     for _ in range(2):
         logger.addFilter(HideTokens())
