@@ -173,15 +173,13 @@ class WebhookReceiver:
         if not self._verifier.remember(verified):
             return self._refuse(WebhookRefusal.REPLAYED)
         self._under_way.add(verified.digest)
+        status = _FAILED
         try:
             status = await self._hand_over(verified, content, token)
-        except BaseException:
-            self._verifier.forget(verified)
-            raise
         finally:
             self._under_way.discard(verified.digest)
-        if status != _TAKEN:
-            self._verifier.forget(verified)
+            if status != _TAKEN:
+                self._verifier.forget(verified)
         return status
 
     async def _read(self, body: bytes | AsyncIterable[bytes]) -> bytes:

@@ -31,6 +31,7 @@ from kling_async.webhooks import (
     url_with,
     verify,
 )
+from kling_async.webhooks.receiver import _STATUS
 from support.webhooks import body_of, signed
 
 SECRET = "whsec_e9EE3BdyXSxcB4ZyZUKjQUEoQX4sF9P1+eMpb/KluCM="
@@ -617,6 +618,11 @@ async def test_one_whose_sender_went_away_comes_again() -> None:
     with pytest.raises(ConnectionResetError):
         await desk.send(pieces(BODY[:4], then=ConnectionResetError()))
     assert await desk.send() == 200
+    assert (len(desk.got), desk.receiver.taken) == (1, 1)
+
+
+def test_every_refusal_has_its_answer() -> None:
+    assert set(_STATUS) == set(WebhookRefusal)
 
 
 @pytest.mark.anyio
