@@ -53,6 +53,8 @@ from ._core.errors import (
     TransportError,
     TransportTimeoutError,
     UnsupportedError,
+    WebhookRefusal,
+    WebhookRefusedError,
 )
 from ._core.http import Effect, HttpRequest, HttpResponse, Timeouts
 from ._core.job import Job, Shot
@@ -142,6 +144,8 @@ __all__ = [
     "Usage",
     "WatchPolicy",
     "WaveSpeed",
+    "WebhookRefusal",
+    "WebhookRefusedError",
     "errors",
     "events",
     "read_ledger",

@@ -32,7 +32,8 @@
     │   └── NoOutputError                    completed without an output
     ├── LedgerError                          the ledger cannot be used, so nothing was sent
     │   └── KeyReusedError (ValueError)      the key names a job with other content
-    └── StorageError                         an output could not be downloaded, checked or written
+    ├── StorageError                         an output could not be downloaded, checked or written
+    └── WebhookRefusedError                  a webhook that is not to be believed or cannot be read; `reason` says why
 
 Every error carries what it is about: `job`, `key`, `prediction_id`, `request_id`, whether money was spent (`spent`) and
 what to do next (`advice`). `str(error)` says all of it in one line; no message, `repr` or attribute holds a secret.
@@ -429,3 +430,38 @@ class StorageError(KlingError):
     def __init__(self, message: str, *, target: str = "", **about: Any) -> None:
         super().__init__(message, **about)
         self.target = target
+
+
+class WebhookRefusal(Enum):
+    """Why a webhook was refused."""
+
+    UNSIGNED = "unsigned"
+    """A header of the signature is missing."""
+    MALFORMED = "malformed"
+    """A header of the signature is not in its form."""
+    STALE = "stale"
+    """It was sent too long ago, or will be: a replay, or a wrong clock."""
+    FORGED = "forged"
+    """No signature is of an accepted secret."""
+    REPLAYED = "replayed"
+    """It is genuine, and was taken before."""
+    TOO_LARGE = "too large"
+    """The body has more bytes than are read."""
+    TOO_SLOW = "too slow"
+    """The body did not come in time."""
+    UNREADABLE = "unreadable"
+    """It is genuine, and there is no prediction in it."""
+
+
+class WebhookRefusedError(KlingError):
+    """A webhook is not to be believed, or cannot be read. Neither signature nor secret nor body is in the error.
+
+    Attributes:
+        reason: Why, for programs.
+    """
+
+    default_spent = Spent.UNKNOWN
+
+    def __init__(self, message: str, *, reason: WebhookRefusal, **about: Any) -> None:
+        super().__init__(message, **about)
+        self.reason = reason

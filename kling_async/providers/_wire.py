@@ -187,8 +187,10 @@ def structure(payload: object, cls: type[T]) -> T:
         raise ValueError(f"{cls.__name__.strip('_')}: {type(error).__name__}: {error}") from None
 
 
-def read_prediction(payload: object, secret: Secret, *, request_id: str | None = None) -> Prediction:
+def read_prediction(payload: object, secret: Secret | None, *, request_id: str | None = None) -> Prediction:
     """A prediction from `data`, which some integrators have seen as a list of one. Its error does not quote the key.
+
+    A webhook may be read where the key is not known.
 
     Raises:
         ValueError: There is no id in it.
@@ -206,7 +208,7 @@ def read_prediction(payload: object, secret: Secret, *, request_id: str | None =
         status=Status.of(word),
         raw_status=word,
         outputs=record.outputs,
-        error=secret.redact(record.error.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass") or None,
+        error=(record.error if secret is None else _without(secret, record.error)) or None,
         code=record.code or None,
         nsfw=record.has_nsfw_contents,
         created_at=record.created_at,
@@ -215,6 +217,10 @@ def read_prediction(payload: object, secret: Secret, *, request_id: str | None =
         request_id=request_id,
         raw=cast("Mapping[str, object]", payload),
     )
+
+
+def _without(secret: Secret, text: str) -> str:
+    return secret.redact(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
 
 
 def _input(payload: object) -> Mapping[str, object] | None:

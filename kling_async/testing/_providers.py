@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _IMAGE = "https://pictures.example/face.png"
 _WORD = "a_word_of_tomorrow"
+_TOKEN = "the-token-of-one-submit"  # noqa: S105 -- no secret
 _IDS = (
     "a/b",
     "..",
@@ -92,6 +93,7 @@ async def check_provider(
     for name, request in _requests(provider, job):
         if name == "submit":
             require(request.effect is Effect.PAID, "`submit` with a webhook is to be Effect.PAID")
+            require(_TOKEN not in repr(request), "the repr of the request of `submit` shows the token of its webhook")
         else:
             require(request.effect is Effect.READ, f"`{name}` is to be Effect.READ: nothing is paid for by it")
         _goes_home(provider, request, name, key)
@@ -118,7 +120,10 @@ def _requests(provider: Provider, job: Job) -> Iterator[tuple[str, HttpRequest]]
     start, end = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)
     yield "result", provider.result("p1")
     calls: tuple[tuple[str, Callable[[], HttpRequest]], ...] = (
-        ("submit", lambda: provider.submit(job, _IMAGE, None, webhook="https://hooks.example/end")),
+        (
+            "submit",
+            lambda: provider.submit(job, _IMAGE, None, webhook=f"https://hooks.example/end?kling_token={_TOKEN}"),
+        ),
         ("upload_ticket", lambda: provider.upload_ticket(filename="a.png", size=1, content_type="image/png")),
         ("upload_binary", lambda: provider.upload_binary(filename="a.png", content=b"x", content_type="image/png")),
         ("predictions", lambda: provider.predictions(model="m", status="completed", created_after=start)),

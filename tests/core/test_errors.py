@@ -43,6 +43,7 @@ def every_error() -> list[errors.KlingError]:
         errors.PredictionFailedError: {"code": 1402, "prediction": Prediction(id="p1", status=Status.FAILED)},
         errors.StorageError: {"target": "out/k1.mp4"},
         errors.BudgetExceededError: {"budget": Decimal(50), "used": Decimal("49.9"), "price": Decimal("0.45")},
+        errors.WebhookRefusedError: {"reason": errors.WebhookRefusal.FORGED},
     }
     for name in ["KlingError", *tree()]:
         kind = getattr(errors, name)
@@ -150,6 +151,7 @@ def test_an_error_about_nothing_in_particular() -> None:
         ("PredictionTimeoutError", Spent.YES),
         ("NoOutputError", Spent.YES),
         ("StorageError", Spent.YES),
+        ("WebhookRefusedError", Spent.UNKNOWN),
     ],
 )
 def test_whether_money_was_spent_by_default(kind: str, spent: Spent) -> None:

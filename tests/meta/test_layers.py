@@ -21,7 +21,7 @@ ROWS = (
     {"_batch", "_calls", "manifest"},
     {"_account"},
     {"_submit", "_reconcile", "_watcher", "_media", "_recall", "_spending", "storage"},
-    {"_transport", "limits", "ledger"},
+    {"_transport", "limits", "ledger", "webhooks"},
     {"_clock", "_custody", "_log", "_retry", "_walk"},
     {"providers"},
     {"_core"},
@@ -36,7 +36,7 @@ IMPURE = {"aiohttp", "anyio", "asyncio", "time", "random", "socket", "logging", 
 
 EVERYWHERE = {"attrs", "anyio"}
 ROOMS_OF = {
-    "aiohttp": {"_transport", "emulator"},
+    "aiohttp": {"_transport", "emulator", "webhooks"},
     "yarl": {"_transport"},
     "cattrs": {"_core", "providers", "manifest"},
     "imagesize": {"_media"},

@@ -20,6 +20,7 @@ PUBLIC_MODULES = (
     "kling_async.providers",
     "kling_async.storage",
     "kling_async.testing",
+    "kling_async.webhooks",
 )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import attrs
 import pytest
 
@@ -37,6 +39,12 @@ class NotPaidWithAWebhook(WaveSpeed):
     def submit(self, job: Job, image: str, end_image: str | None, *, webhook: str | None = None) -> HttpRequest:
         request = super().submit(job, image, end_image, webhook=webhook)
         return attrs.evolve(request, effect=Effect.READ) if webhook else request
+
+
+class WebhookInThePath(WaveSpeed):
+    def submit(self, job: Job, image: str, end_image: str | None, *, webhook: str | None = None) -> HttpRequest:
+        request = super().submit(job, image, end_image)
+        return attrs.evolve(request, url=f"{request.url}/{quote(webhook, safe='')}") if webhook else request
 
 
 class PaidBalance(WaveSpeed):
@@ -124,6 +132,7 @@ class LosesTheWord(WaveSpeed):
     [
         (NotPaid, "`submit` is to be Effect.PAID"),
         (NotPaidWithAWebhook, "`submit` with a webhook is to be Effect.PAID"),
+        (WebhookInThePath, "shows the token of its webhook"),
         (PaidBalance, "`balance` is to be Effect.READ"),
         (GoesElsewhere, "`models` goes to https://models.example"),
         (KeyInTheUrl, "`balance` has the key in its URL"),

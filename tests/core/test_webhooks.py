@@ -1,0 +1,635 @@
+"""Webhooks without a socket: what is believed, what is read, what is answered."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import hmac
+import json
+import logging
+import pickle
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kling_async import ConfigurationError, Prediction, Secret, Status, WebhookRefusal, WebhookRefusedError
+from kling_async.testing import VirtualClock
+from kling_async.webhooks import (
+    TOKEN_PARAMETER,
+    Delivery,
+    HideTokens,
+    WebhookReceiver,
+    WebhookVerifier,
+    new_token,
+    parse,
+    token_hash,
+    url_with,
+    verify,
+)
+from kling_async.webhooks.receiver import _STATUS
+from support.webhooks import body_of, signed
+
+SECRET = "whsec_e9EE3BdyXSxcB4ZyZUKjQUEoQX4sF9P1+eMpb/KluCM="
+NOW = 1_800_000_000.0
+SAMPLE = (
+    b'{"id":"45b392b22c3b449fa935bd4dc","model":"wavespeed-ai/flux-dev","outputs":["https://d2p7pge43lyniu.cloudfront'
+    b'.net/output/18058184-5df8-4d05-9e1b-7ad84c8b963e-u1_9bfd4537-e541-4ad0-a0f6-4812b11a37f1.jpeg"],"urls":{"get":"'
+    b'https://api.wavespeed.ai/api/v3/predictions/45b392b22c3b449fa935bd4dc2219dfe/result"},"has_nsfw_contents":[false'
+    b'],"status":"completed","created_at":"2025-09-25T09:12:48.239112031Z","error":"","executionTime":6710,"timings":'
+    b'{"inference":6710}}'
+)
+VECTORS = [
+    (SECRET, "45b392b22c3b449fa935bd4dc", 1758798328, SAMPLE,
+     "7a32ef7ef2c0cc05dbf74c9456add530c638730d40b36ecbce282a4251feaba7"),
+    (SECRET, "45b392b22c3b449fa935bd4dc", 1758802746, SAMPLE,
+     "f8b7bf9947e6c9eae9009baa626b1a91202e0103bce66fbcc516195b6a20c7d9"),
+    ("whsec_test_secret", "abc", 1700000000, b'{"id":"abc","status":"completed"}',
+     "e8372ddd525edf7672849ea82429e819d69cf30a1665a1e6d5b3648202021c53"),
+]  # fmt: skip
+BODY = body_of("p1")
+
+
+def refused(headers: dict[str, str], body: bytes = BODY, *, now: float = NOW, secrets: Any = SECRET) -> WebhookRefusal:
+    with pytest.raises(WebhookRefusedError) as caught:
+        verify(headers, body, secrets, now=now)
+    return caught.value.reason
+
+
+def verifier(clock: VirtualClock | None = None, **options: Any) -> WebhookVerifier:
+    return WebhookVerifier(SECRET, clock=clock or at(NOW), **options)
+
+
+def at(now: float) -> VirtualClock:
+    return VirtualClock(epoch=now)
+
+
+# ---- the signature ----
+
+
+@pytest.mark.parametrize(("secret", "webhook_id", "time", "body", "signature"), VECTORS)
+def test_the_computed_vectors(secret: str, webhook_id: str, time: int, body: bytes, signature: str) -> None:
+    headers = {"webhook-id": webhook_id, "webhook-timestamp": str(time), "webhook-signature": f"v3,{signature}"}
+    for key in (secret, secret.removeprefix("whsec_"), Secret(secret)):
+        verified = verify(headers, body, key, now=time)
+        assert (verified.webhook_id, verified.sent_at) == (webhook_id, time)
+    assert refused(headers, body + b" ", now=time, secrets=secret) is WebhookRefusal.FORGED
+
+
+def test_the_sample_is_the_one_of_the_contract() -> None:
+    assert hashlib.sha256(SAMPLE).hexdigest() == "7c584f15575509feaf34520c00e3fb151ae405a604e194c74c49e3f87ccfaa00"
+
+
+@pytest.mark.parametrize(
+    ("time", "printed"),
+    [
+        (1758798328, "424a292e812c06273bc4efd6b451010a5f046454ae15e6a7c0834428ca76255d"),
+        (1758802746, "cf2866ec96051d73399f0b8627ea7bafd7dbac73725f80b855383a9b64f0c7d8"),
+    ],
+)
+def test_the_signatures_printed_in_the_docs_are_of_another_body(time: int, printed: str) -> None:
+    headers = {"webhook-id": "45b392b22c3b449fa935bd4dc", "webhook-timestamp": str(time)}
+    headers["webhook-signature"] = f"v3,{printed}"
+    assert refused(headers, SAMPLE, now=time) is WebhookRefusal.FORGED
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=300), st.from_regex(r"[!-\-/-~]{1,40}", fullmatch=True), st.integers(0, 10**11))
+def test_whatever_is_signed_is_believed(body: bytes, webhook_id: str, time: int) -> None:
+    headers = signed(SECRET, body, webhook_id=webhook_id, at=time)
+    assert verify(headers, body, SECRET, now=time).webhook_id == webhook_id
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_whatever_is_changed_is_not(data: st.DataObject) -> None:
+    headers, body = signed(SECRET, BODY, webhook_id="p1", at=NOW), bytearray(BODY)
+    part = data.draw(st.sampled_from(["body", "webhook-id", "webhook-timestamp", "webhook-signature"]))
+    text = body if part == "body" else bytearray(headers[part].encode())
+    index = data.draw(st.integers(0, len(text) - 1))
+    other = data.draw(st.integers(0, 127).filter(lambda letter: letter != text[index]))
+    text[index] = other
+    if part != "body":
+        headers[part] = text.decode()
+    with pytest.raises(WebhookRefusedError):
+        verify(headers, bytes(body), SECRET, now=NOW)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from(["webhook-id", "Webhook-Timestamp", "webhook-signature", "x"]), st.text()))
+def test_any_headers_are_refused_and_nothing_else(headers: dict[str, str]) -> None:
+    with pytest.raises(WebhookRefusedError):
+        verify(headers, b"{}", SECRET, now=NOW)
+
+
+def test_names_of_headers_are_taken_in_any_case() -> None:
+    headers = {name.title(): value for name, value in signed(SECRET, BODY, at=NOW).items()}
+    verify(headers, BODY, SECRET, now=NOW)
+
+
+@pytest.mark.parametrize("missing", ["webhook-id", "webhook-timestamp", "webhook-signature"])
+def test_without_one_of_its_headers(missing: str) -> None:
+    headers = signed(SECRET, BODY, at=NOW)
+    del headers[missing]
+    assert refused(headers) is WebhookRefusal.UNSIGNED
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("webhook-id", ""),
+        ("webhook-id", "a b"),
+        ("webhook-id", "ä"),
+        ("webhook-id", "x" * 257),
+        ("webhook-id", "a\nb"),
+        ("webhook-timestamp", ""),
+        ("webhook-timestamp", "1_800_000_000"),
+        ("webhook-timestamp", " 1800000000"),
+        ("webhook-timestamp", "+1800000000"),
+        ("webhook-timestamp", "1800000000.0"),
+        ("webhook-timestamp", "\u0661\u0668\u0660\u0660\u0660\u0660\u0660\u0660\u0660\u0660"),
+        ("webhook-timestamp", "9" * 5000),
+        ("webhook-signature", ""),
+        ("webhook-signature", "v3"),
+        ("webhook-signature", "v3,"),
+        ("webhook-signature", "v3,\ud800"),
+        ("webhook-signature", "v3,ä"),
+    ],
+)
+def test_headers_that_are_not_in_their_form(name: str, value: str) -> None:
+    assert refused(signed(SECRET, BODY, at=NOW) | {name: value}) is WebhookRefusal.MALFORMED
+
+
+def test_an_id_with_a_dot_could_be_read_in_two_ways() -> None:
+    """Signed is `id.time.body`, so that a genuine signature is also that of a longer id and a shorter body."""
+    body = b'{"a":"x.1800000000.{}"}'
+    headers = signed(SECRET, body, webhook_id="p1", at=NOW)
+    moved = headers | {"webhook-id": 'p1.1800000000.{"a":"x'}
+    text = f"{moved['webhook-id']}.{moved['webhook-timestamp']}.".encode() + b'{}"}'
+    assert text == f"p1.{headers['webhook-timestamp']}.".encode() + body, "it is the same text"
+    assert refused(moved, b'{}"}') is WebhookRefusal.MALFORMED
+
+
+@pytest.mark.parametrize("change", [str.upper, lambda value: value.replace("v3", "v1"), lambda value: value[:-1]])
+def test_other_spellings_of_a_signature_are_not_one(change: Any) -> None:
+    headers = signed(SECRET, BODY, at=NOW)
+    headers["webhook-signature"] = change(headers["webhook-signature"])
+    assert refused(headers) is WebhookRefusal.MALFORMED
+
+
+@pytest.mark.parametrize("seconds", [-300, -299.5, 0, 300])
+def test_within_the_window(seconds: float) -> None:
+    verify(signed(SECRET, BODY, at=NOW), BODY, SECRET, now=NOW + seconds)
+
+
+@pytest.mark.parametrize("seconds", [-1e9, -301, -300.1, 300.1, 301, 1e9, float("nan"), float("inf")])
+def test_outside_the_window(seconds: float) -> None:
+    assert refused(signed(SECRET, BODY, at=NOW), now=NOW + seconds) is WebhookRefusal.STALE
+
+
+def test_the_window_is_a_setting() -> None:
+    headers = signed(SECRET, BODY, at=NOW)
+    verify(headers, BODY, SECRET, now=NOW + 30, tolerance=30)
+    with pytest.raises(WebhookRefusedError, match="of 31 s ago, and 30 s are allowed"):
+        verify(headers, BODY, SECRET, now=NOW + 31, tolerance=30)
+    with pytest.raises(WebhookRefusedError, match="of 31 s ahead"):
+        verify(headers, BODY, SECRET, now=NOW - 31, tolerance=30)
+
+
+def test_one_good_signature_among_several_is_enough() -> None:
+    headers = signed(SECRET, BODY, at=NOW)
+    good = headers["webhook-signature"]
+    others = [f"v3,{'0' * 64}", "v1,YWJj", "v4,x", f"v3,{'f' * 64}"]
+    for place in range(5):
+        entries = [*others[:place], good, *others[place:]]
+        verify(headers | {"webhook-signature": " ".join(entries)}, BODY, SECRET, now=NOW)
+    assert refused(headers | {"webhook-signature": " ".join(others)}) is WebhookRefusal.FORGED
+
+
+def test_all_comparisons_are_made_and_each_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[str, str]] = []
+    real = hmac.compare_digest
+
+    def compare(one: str, other: str) -> bool:
+        compared.append((one, other))
+        return real(one, other)
+
+    monkeypatch.setattr("kling_async.webhooks.verifier.hmac.compare_digest", compare)
+    headers = signed(SECRET, BODY, at=NOW)
+    headers["webhook-signature"] += f" v3,{'0' * 64}"
+    verify(headers, BODY, [SECRET, "whsec_old", "whsec_older"], now=NOW)
+    assert len(compared) == 2 * 3
+
+
+# ---- secrets ----
+
+
+def test_several_secrets_are_accepted_while_one_replaces_another() -> None:
+    both = WebhookVerifier([SECRET, "whsec_next"], clock=at(NOW))
+    for number, secret in enumerate((SECRET, "whsec_next")):
+        both.verify(signed(secret, body_of(f"p{number}"), at=NOW), body_of(f"p{number}"))
+    with pytest.raises(WebhookRefusedError) as caught:
+        both.verify(signed("whsec_other", BODY, at=NOW), BODY)
+    assert caught.value.reason is WebhookRefusal.FORGED
+
+
+def test_secrets_are_replaced_while_it_runs_and_the_memory_stays() -> None:
+    one = verifier()
+    one.verify(signed(SECRET, BODY, at=NOW), BODY)
+    one.rotate("whsec_next")
+    with pytest.raises(WebhookRefusedError, match="no signature"):
+        one.verify(signed(SECRET, b"{}", at=NOW), b"{}")
+    with pytest.raises(WebhookRefusedError, match="taken before"):
+        one.verify(signed("whsec_next", BODY, at=NOW), BODY)
+    with pytest.raises(ConfigurationError):
+        one.rotate([])
+    # The refused rotation changed nothing.
+    one.verify(signed("whsec_next", b"{}", at=NOW), b"{}")
+
+
+@pytest.mark.parametrize("secrets", ["", "whsec_", "  whsec_  ", [], [SECRET, "whsec_"], ["two words"], ()])
+def test_a_secret_that_anybody_could_have_is_refused(secrets: Any) -> None:
+    """An empty one above all: its signature can be computed by whoever reads the docs."""
+    for make in (WebhookVerifier, lambda given: verify(signed("whsec_", BODY, at=NOW), BODY, given, now=NOW)):
+        with pytest.raises(ConfigurationError):
+            make(secrets)
+
+
+@pytest.mark.parametrize("options", [{"tolerance": 0}, {"tolerance": -1}, {"tolerance": float("inf")}, {"remember": 0}])
+def test_numbers_that_cannot_be(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError):
+        verifier(**options)
+    with pytest.raises(ConfigurationError):
+        verifier(tolerance=float("nan"))
+
+
+def test_nothing_shows_a_secret_a_signature_or_a_body() -> None:
+    one = WebhookVerifier([SECRET, "whsec_next"], clock=at(NOW))
+    one.verify(signed(SECRET, b'{"id": "p-secret-body"}', at=NOW), b'{"id": "p-secret-body"}')
+    assert repr(one) == "<WebhookVerifier with 2 secrets, tolerance=300>"
+    hidden = [SECRET, SECRET.removeprefix("whsec_"), "whsec_next"]
+    body = b'{"id": "p-secret-body"}'
+    for secret in (SECRET, "whsec_wrong"):
+        headers = signed(secret, body, at=NOW)
+        hidden += [headers["webhook-signature"], headers["webhook-signature"][3:], "p-secret-body"]
+        for changed in ({}, {"webhook-timestamp": "1"}, {"webhook-signature": headers["webhook-signature"] + "x"}):
+            for _ in range(2):
+                with pytest.raises(WebhookRefusedError) as caught:
+                    one.verify(headers | changed, body)
+                error = caught.value
+                told = f"{error} {error!r} {vars(error)} {error.__context__!r} {error.__cause__!r} {error.args}"
+                assert not [secret for secret in hidden if secret in told]
+                assert pickle.loads(pickle.dumps(error)).reason is copy.copy(error).reason is error.reason
+
+
+# ---- the memory ----
+
+
+@pytest.mark.anyio
+async def test_what_was_taken_is_refused_for_as_long_as_it_could_pass() -> None:
+    clock = at(NOW)
+    one = verifier(clock)
+    ahead, body = signed(SECRET, BODY, at=NOW + 300), BODY
+    one.verify(ahead, body)
+    for _ in range(200):
+        await clock.advance(5)
+        with pytest.raises(WebhookRefusedError) as caught:
+            one.verify(ahead, body)
+        assert caught.value.reason is (WebhookRefusal.REPLAYED if clock.now() <= NOW + 600 else WebhookRefusal.STALE)
+
+
+def test_a_repetition_with_a_new_time_is_known_and_news_about_the_same_is_not() -> None:
+    one = verifier()
+    one.verify(signed(SECRET, BODY, at=NOW), BODY)
+    with pytest.raises(WebhookRefusedError) as caught:
+        one.verify(signed(SECRET, BODY, at=NOW + 10), BODY)
+    assert caught.value.reason is WebhookRefusal.REPLAYED
+    later = body_of("p1", status="failed")
+    one.verify(signed(SECRET, later, webhook_id="p1", at=NOW), later)
+
+
+def test_a_forged_one_is_not_remembered() -> None:
+    one = verifier()
+    for _ in range(3):
+        with pytest.raises(WebhookRefusedError) as caught:
+            one.verify(signed("whsec_wrong", BODY, at=NOW), BODY)
+        assert caught.value.reason is WebhookRefusal.FORGED
+    one.verify(signed(SECRET, BODY, at=NOW), BODY)
+
+
+def test_what_is_forgotten_may_come_again() -> None:
+    one = verifier()
+    headers = signed(SECRET, BODY, at=NOW)
+    one.forget(one.verify(headers, BODY))
+    one.forget(one.verify(headers, BODY))
+
+
+@pytest.mark.anyio
+async def test_the_memory_is_bounded_in_size_and_in_time() -> None:
+    clock = at(NOW)
+    one = verifier(clock, remember=100, tolerance=50)
+    for number in range(1000):
+        one.verify(signed(SECRET, body_of(f"p{number}"), at=NOW), body_of(f"p{number}"))
+    assert len(one._taken) == 100
+    with pytest.raises(WebhookRefusedError, match="taken before"):
+        one.verify(signed(SECRET, body_of("p900"), at=NOW), body_of("p900"))
+    await clock.advance(101)
+    one.verify(signed(SECRET, BODY, at=clock.now()), BODY)
+    assert len(one._taken) == 1
+
+
+# ---- what is in it ----
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda record: record,
+        lambda record: {"code": 200, "message": "success", "data": record},
+        lambda record: [record],
+    ],
+    ids=["bare", "enveloped", "list"],
+)
+def test_both_shapes_are_read(shape: Any) -> None:
+    record = json.loads(SAMPLE) | {"input": {"prompt": "a cat"}}
+    prediction = parse(json.dumps(shape(record)).encode())
+    assert (prediction.id, prediction.status, prediction.inference) == (record["id"], Status.COMPLETED, 6.71)
+    assert prediction.output == record["outputs"][0]
+    assert prediction.input == {"prompt": "a cat"}
+    failed = {"id": "p1", "status": "failed", "code": 1402, "error": "no image"}
+    prediction = parse(json.dumps(shape(failed)).encode())
+    assert (prediction.status, prediction.code, prediction.error) == (Status.FAILED, 1402, "no image")
+
+
+def test_an_error_that_quotes_the_key_does_not_with_the_key_known() -> None:
+    body = body_of("p1", status="failed", error="the key wsk_12345678 is wrong")
+    assert parse(body).error == "the key wsk_12345678 is wrong"
+    assert parse(body, api_key=Secret("wsk_12345678")).error == "the key *** is wrong"
+
+
+NASTY = [
+    b"", b"\x00", b"\xff\xfe", b"null", b"[]", b"[[]]", b"{}", b"7", b'"p1"', b"NaN", b'{"id": null}', b'{"id": ""}',
+    b'{"id": true}', b'{"data": null}', b'{"data": {"data": {"id": "p1"}}}', b"[" * 100_000, b'{"a":' * 50_000,
+    b"1" * 9999, b'{"data": [[{"id": 1}]]}', b'{"id": {"id": "p1"}}', b'{"id": "p1"',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", NASTY, ids=lambda body: repr(body[:20]))
+def test_what_holds_no_prediction_is_refused(body: bytes) -> None:
+    with pytest.raises(WebhookRefusedError) as caught:
+        parse(body)
+    assert caught.value.reason is WebhookRefusal.UNREADABLE
+    assert caught.value.__context__ is None, "an error of the decoder holds the body"
+
+
+short = st.text(max_size=8)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | short | st.just("\ud800") | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(short, inner, max_size=3),
+    max_leaves=5,
+)
+names = st.sampled_from(
+    ["id", "data", "status", "outputs", "error", "code", "model", "createdAt", "created_at", "executionTime", "timings",
+     "has_nsfw_contents", "hasNsfwContents", "input", "inputs", "urls", "message"]
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.binary()
+    | st.dictionaries(names, values | st.dictionaries(names, values, max_size=5), max_size=5)
+    .map(json.dumps)
+    .map(str.encode)
+)
+def test_whatever_comes_is_a_prediction_or_refused(body: bytes) -> None:
+    with contextlib.suppress(WebhookRefusedError):
+        prediction = parse(body)
+        assert prediction.id
+        assert repr(prediction)
+
+
+# ---- tokens ----
+
+
+def test_a_token_is_in_the_query_and_its_digest_is_kept() -> None:
+    token = new_token()
+    assert len({new_token() for _ in range(100)}) == 100
+    assert len(token) >= 43
+    assert url_with("https://me.example/hooks/kling", token) == f"https://me.example/hooks/kling?kling_token={token}"
+    assert url_with("https://me.example/h?a=b", "t/&") == "https://me.example/h?a=b&kling_token=t%2F%26"
+    assert token_hash("abc") == hashlib.sha256(b"abc").hexdigest()
+    assert token_hash("\ud800") != token_hash("\ud801")
+    for local in ("http://127.0.0.1:80/h", "http://[::1]/h", "http://localhost:1"):
+        assert url_with(local, token).startswith(local)
+
+
+@pytest.mark.parametrize(
+    "base",
+    ["", "me.example/h", "http://me.example/h", "ftp://me.example", "https:///h", "https://me.example/h#x", "http://[x",
+     "http://127.0.0.1.me.example/", "http://localhost.me.example/"],
+)  # fmt: skip
+def test_where_no_webhook_comes(base: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        url_with(base, "the-token")
+    assert "the-token" not in str(caught.value)
+
+
+def test_logs_show_no_tokens() -> None:
+    record = logging.LogRecord(
+        "x", logging.INFO, "x", 1, "%s %d", (f"/h?a=b&{TOKEN_PARAMETER}=abc&c=d HTTP/1.1", 200), None
+    )
+    vars(record)["first_request_line"] = f"POST /h?{TOKEN_PARAMETER}=abc HTTP/1.1"
+    assert HideTokens().filter(record)
+    assert record.getMessage() == "/h?a=b&kling_token=***&c=d HTTP/1.1 200"
+    assert vars(record)["first_request_line"] == "POST /h?kling_token=*** HTTP/1.1"
+    logger = logging.getLogger("test.tokens")
+    for _ in range(2):
+        logger.addFilter(HideTokens())
+    assert len(logger.filters) == 1
+
+
+# ---- what is answered ----
+
+
+class Desk:
+    """A receiver and what it handed over; `trouble` is raised instead."""
+
+    def __init__(self, **options: Any) -> None:
+        self.got: list[Delivery] = []
+        self.trouble: BaseException | None = None
+        self.gate: anyio.Event | None = None
+        self.receiver = WebhookReceiver(verifier(), self.deliver, **options)
+
+    async def deliver(self, delivery: Delivery) -> None:
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.trouble is not None:
+            raise self.trouble
+        self.got.append(delivery)
+
+    async def send(self, body: Any = BODY, *, secret: str = SECRET, sent: float = NOW, **options: Any) -> int:
+        content = body if isinstance(body, bytes) else BODY
+        return await self.receiver.receive(signed(secret, content, webhook_id="w1", at=sent), body, **options)
+
+
+async def pieces(*chunks: bytes, then: BaseException | None = None) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+    if then is not None:
+        raise then
+
+
+async def untouchable() -> AsyncIterator[bytes]:
+    pytest.fail("a body was read that no longer mattered")
+    yield b""  # type: ignore[unreachable]  # makes it a generator
+
+
+@pytest.mark.anyio
+async def test_a_good_one_is_handed_over_once() -> None:
+    desk = Desk()
+    assert await desk.send(token="the-token") == 200
+    [delivery] = desk.got
+    assert delivery.prediction == parse(BODY)
+    assert isinstance(delivery.prediction, Prediction)
+    assert (delivery.token_hash, delivery.webhook_id) == (token_hash("the-token"), "w1")
+    assert delivery.sent_at == NOW
+    assert "the-token" not in repr(delivery)
+    # The sender's repetition, a replay, a replay under another token: it need not try again.
+    assert [await desk.send(), await desk.send(sent=NOW + 9), await desk.send(token="other")] == [200, 200, 200]
+    assert len(desk.got) == 1
+    assert (desk.receiver.taken, desk.receiver.failed) == (1, 0)
+    assert desk.receiver.refused == {WebhookRefusal.REPLAYED: 3}
+
+
+@pytest.mark.anyio
+async def test_without_a_token_and_with_a_plain_function() -> None:
+    got: list[Delivery] = []
+    receiver = WebhookReceiver(verifier(), got.append)
+    assert await receiver.receive(signed(SECRET, BODY, at=NOW), pieces(BODY[:10], b"", BODY[10:])) == 200
+    assert [delivery.token_hash for delivery in got] == [None]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("method", ["GET", "PUT", "HEAD", "post", "OPTIONS"])
+async def test_only_post_is_taken(method: str) -> None:
+    desk = Desk()
+    assert await desk.send(untouchable(), method=method) == 405
+    assert not desk.got
+
+
+@pytest.mark.anyio
+async def test_what_headers_alone_refuse_is_refused_before_the_body_is_read() -> None:
+    desk = Desk()
+    assert await desk.receiver.receive({}, untouchable()) == 401
+    assert await desk.send(untouchable(), sent=NOW - 301) == 401
+    assert await desk.receiver.receive(signed(SECRET, BODY, at=NOW) | {"webhook-id": ""}, untouchable()) == 400
+    assert not desk.got
+
+
+@pytest.mark.anyio
+async def test_a_forged_one_is_never_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kling_async.webhooks.receiver.decoded", lambda _: pytest.fail("it was decoded"))
+    assert await Desk().send(secret="whsec_wrong") == 401
+
+
+@pytest.mark.anyio
+async def test_a_body_is_counted_and_not_read_beyond_the_cap() -> None:
+    desk = Desk(max_body=len(BODY))
+    assert await desk.send() == 200
+    desk = Desk(max_body=len(BODY) - 1)
+    assert await desk.send() == 413
+    assert await desk.send(pieces(BODY)) == 413
+    read = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal read
+        while True:
+            read += 10
+            yield b"x" * 10
+
+    assert await desk.send(endless()) == 413
+    assert len(BODY) <= read < len(BODY) + 20
+    assert not desk.got
+
+
+@pytest.mark.anyio
+async def test_a_body_that_does_not_come() -> None:
+    async def stuck() -> AsyncIterator[bytes]:
+        yield BODY[:5]
+        await anyio.sleep_forever()
+
+    desk = Desk(patience=0.01)
+    with anyio.fail_after(10):
+        assert await desk.send(stuck()) == 408
+    assert desk.receiver.refused == {WebhookRefusal.TOO_SLOW: 1}
+
+
+@pytest.mark.anyio
+async def test_a_genuine_one_that_cannot_be_read_stays_refused() -> None:
+    desk = Desk()
+    assert [await desk.send(b"[]"), await desk.send(b"[]")] == [400, 400]
+    assert desk.receiver.refused == {WebhookRefusal.UNREADABLE: 2}
+
+
+@pytest.mark.anyio
+async def test_what_could_not_be_handed_over_comes_again(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk()
+    desk.trouble = OSError("disk full")
+    assert await desk.send(token="the-token") == 500
+    desk.trouble = None
+    assert await desk.send() == 200
+    assert (len(desk.got), desk.receiver.failed, desk.receiver.taken) == (1, 1, 1)
+    assert "disk full" in caplog.text
+    assert "the-token" not in caplog.text
+
+
+@pytest.mark.anyio
+async def test_a_repetition_while_the_first_is_under_way_is_not_said_to_be_taken() -> None:
+    desk = Desk()
+    desk.gate, desk.trouble = anyio.Event(), OSError("disk full")
+    statuses: list[int] = []
+
+    async def send() -> None:
+        statuses.append(await desk.send())
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(send)
+            await anyio.wait_all_tasks_blocked()
+            assert await desk.send() == 409
+            desk.gate.set()
+    assert statuses == [500]
+    desk.trouble = None
+    assert await desk.send() == 200
+
+
+@pytest.mark.anyio
+async def test_one_whose_sender_went_away_comes_again() -> None:
+    desk = Desk()
+    desk.gate = anyio.Event()
+    with anyio.move_on_after(0.01) as scope:
+        await desk.send()
+    assert scope.cancelled_caught
+    desk.gate = None
+    with pytest.raises(ConnectionResetError):
+        await desk.send(pieces(BODY[:4], then=ConnectionResetError()))
+    assert await desk.send() == 200
+    assert (len(desk.got), desk.receiver.taken) == (1, 1)
+
+
+def test_every_refusal_has_its_answer() -> None:
+    assert set(_STATUS) == set(WebhookRefusal)
+
+
+@pytest.mark.anyio
+async def test_the_log_cannot_be_filled_from_outside(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk()
+    for number in range(100):
+        await desk.send(body_of(f"evil-{number}"), secret="whsec_wrong", token="the-token")
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [record.getMessage() for record in warnings] == ["a webhook was refused: forged"]
+    assert desk.receiver.refused == {WebhookRefusal.FORGED: 100}
