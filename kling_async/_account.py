@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from ._core.account import Page
+    from ._core.account import Billing, Page
     from ._core.clock import Clock
     from ._core.events import Event, Observer
     from ._core.http import HttpRequest, HttpResponse
@@ -135,6 +135,16 @@ class Account:
         )
         # How many hold a job's name: its caller, and its attempt in custody, which may outlive the caller's waiting.
         self._under_way: Counter[tuple[str, str]] = Counter()
+        self._reconciler = Reconciler(
+            ledger=self.ledger,
+            clock=clock,
+            history=self._history,
+            bill=self._bill,
+            grace=grace,
+            sole_user=sole_user,
+            custody=self._custody,
+            adopted=self._adopted,
+        )
         self._submitter = Submitter(
             transport=transport,
             provider=provider,
@@ -148,15 +158,7 @@ class Account:
             accepted=self._accepted,
             reserve=self._reserve_again,
             left=self._left,
-            settle=Reconciler(
-                ledger=self.ledger,
-                clock=clock,
-                history=self._history,
-                grace=grace,
-                sole_user=sole_user,
-                custody=self._custody,
-                adopted=self._adopted,
-            ).settle,
+            settle=self._reconciler.settle,
             under_way=self._under_way,
             on_uncertain=on_uncertain,
         )
@@ -481,6 +483,17 @@ class Account:
 
         walk = Walk(read, size=MAX_PAGE, key=lambda prediction: prediction.id)
         return [prediction async for prediction in walk.items(None)], ahead
+
+    async def _bill(self, since: float) -> list[Billing]:
+        """All lines of the bill since a time."""
+        start = datetime.fromtimestamp(since - BEHIND, UTC)
+
+        async def read(page: int, size: int) -> Page[Billing]:
+            request = self.provider.billings(page=page, page_size=size, kind="deduct", start=start)
+            return self.provider.read_billings(await self.ask(request))
+
+        walk = Walk(read, size=MAX_PAGE, key=lambda line: line.id or (line.prediction_id, line.created_at))
+        return [line async for line in walk.items(None)]
 
     async def _goes_on(self, page: int, size: int, start: datetime) -> bool:
         """Whether there is something after a page that was shorter than was asked for."""
