@@ -180,7 +180,13 @@ class Account:
 
     def _follow_row(self, row: Row) -> None:
         """Watch what runs, whether or not anybody asks for it: it takes one of the account's slots."""
-        self._watch(_recalled(row), batch=row.batch, key=row.key, slot=self.slots.take())
+        self._watch(
+            _recalled(row),
+            batch=row.batch,
+            key=row.key,
+            slot=self.slots.take(),
+            submitted_at=row.submitted_at,
+        )
 
     async def submit(
         self,
@@ -246,9 +252,18 @@ class Account:
         return await self._submitter.submit(Ask(job, row.key, row.batch, request, sent, slot), row)
 
     def _accepted(self, prediction: Prediction, ask: Ask) -> None:
-        self._watch(prediction, batch=ask.batch, key=ask.key, slot=ask.slot)
+        self._watch(prediction, batch=ask.batch, key=ask.key, slot=ask.slot, job=ask.job)
 
-    def _watch(self, prediction: Prediction, *, batch: str, key: str, slot: Slot) -> None:
+    def _watch(
+        self,
+        prediction: Prediction,
+        *,
+        batch: str,
+        key: str,
+        slot: Slot,
+        job: Job | None = None,
+        submitted_at: float | None = None,
+    ) -> None:
         """Watch what runs; its end frees the slot and goes into the ledger, whoever waits or does not."""
 
         def ended(last: Prediction) -> None:
@@ -267,7 +282,7 @@ class Account:
                     )
                 )
 
-        self.watcher.add(prediction, batch=batch, on_end=ended)
+        self.watcher.add(prediction, batch=batch, on_end=ended, job=job, submitted_at=submitted_at)
 
     async def _history(self, since: float) -> tuple[list[Prediction], float]:
         """All predictions created since a time, and by how many seconds the service's clock is ahead of ours."""
