@@ -59,7 +59,7 @@ def session(running: int) -> KlingSession:
         transport=Silent(),
         max_in_flight=running,
         rate_limiter=NoLimit(),
-        watch=WatchPolicy(first=0.001, growth=1.0, cap=0.001),
+        watch=WatchPolicy.fixed(0.001),
     )
 
 

@@ -56,7 +56,7 @@ async def kling(url: str, jobs: int, running: int) -> None:
         base_url=url,
         max_in_flight=running,
         rate_limiter=NoLimit(),
-        watch=WatchPolicy(first=0.001, growth=1.0, cap=0.001),
+        watch=WatchPolicy.fixed(0.001),
     ) as session:
         asked = (Job(model="kling-v2.1-pro", prompt=f"number {number}", image=IMAGE) for number in range(jobs))
         async with session.batch(asked) as batch:

@@ -255,7 +255,13 @@ class Account:
         """Watch what runs, whether or not anybody asks for it: it takes one of the account's slots."""
         if self.watcher.seen(row.prediction_id or "") is not None:
             return
-        self._watch(_recalled(row), batch=row.batch, key=row.key, slot=self.slots.take())
+        self._watch(
+            _recalled(row),
+            batch=row.batch,
+            key=row.key,
+            slot=self.slots.take(),
+            submitted_at=row.submitted_at,
+        )
 
     async def make(
         self,
@@ -420,7 +426,7 @@ class Account:
         ask.money = self._money[ask.batch, ask.key] = (await self.spending.reserve(ask.job, budgets),)
 
     def _accepted(self, prediction: Prediction, ask: Ask) -> None:
-        self._watch(prediction, batch=ask.batch, key=ask.key, slot=ask.slot, money=ask.money)
+        self._watch(prediction, batch=ask.batch, key=ask.key, slot=ask.slot, job=ask.job, money=ask.money)
 
     def _adopted(self, row: Row) -> None:
         """An earlier submission in doubt was found, and nobody waits for it."""
@@ -429,7 +435,15 @@ class Account:
         self._follow_row(row)
 
     def _watch(
-        self, prediction: Prediction, *, batch: str, key: str, slot: Slot, money: tuple[Reservation, ...] = ()
+        self,
+        prediction: Prediction,
+        *,
+        batch: str,
+        key: str,
+        slot: Slot,
+        job: Job | None = None,
+        submitted_at: float | None = None,
+        money: tuple[Reservation, ...] = (),
     ) -> None:
         """Watch what runs; its end frees the slot and goes into the ledger, whoever waits or does not."""
 
@@ -452,7 +466,7 @@ class Account:
                     )
                 )
 
-        self.watcher.add(prediction, batch=batch, on_end=ended)
+        self.watcher.add(prediction, batch=batch, on_end=ended, job=job, submitted_at=submitted_at)
 
     async def _history(self, since: float) -> tuple[list[Prediction], float]:
         """All predictions created since a time, and by how many seconds the service's clock is ahead of ours."""

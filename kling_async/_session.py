@@ -97,7 +97,8 @@ class KlingSession(ServiceCalls):
         deadline: Seconds from acceptance that `generate`, `wait` and batches wait for an end by default. Timed out is
             not failed: the prediction goes on.
         forget_after: Seconds after which a prediction that never ends is no longer watched and frees its slot.
-        watch: How often predictions are read.
+        watch: How eagerly it is found out what has ended: "balanced", "gentle", "eager", "webhook first", or a
+            `WatchPolicy`.
         timeouts: Of single HTTP requests.
         proxy: URL of an HTTP proxy; by default the environment's.
         ca: File of certificate authorities to trust instead of the system's.
@@ -134,7 +135,7 @@ class KlingSession(ServiceCalls):
         images: Literal["upload", "inline"] = "upload",
         deadline: float = 1800.0,
         forget_after: float = 7200.0,
-        watch: WatchPolicy | None = None,
+        watch: WatchPolicy | str = "balanced",
         timeouts: Timeouts | None = None,
         proxy: str | None = None,
         ca: str | os.PathLike[str] | None = None,
@@ -167,7 +168,7 @@ class KlingSession(ServiceCalls):
         self._retry_failed = retry_failed
         self._inline = images == "inline"
         self._forget_after = forget_after
-        self._watch = watch or WatchPolicy()
+        self._watch = _policy(watch)
         self._timeouts = timeouts or Timeouts()
         self._proxy = proxy
         self._ca = ca
@@ -565,6 +566,13 @@ def _unwrap(prediction: Prediction, job: Job | None) -> Prediction:
 def _positive(name: str, seconds: float) -> None:
     if not seconds > 0:
         raise ConfigurationError(f"{name}: expected a positive number of seconds, got {seconds!r}")
+
+
+def _policy(watch: WatchPolicy | str) -> WatchPolicy:
+    try:
+        return WatchPolicy.named(watch) if isinstance(watch, str) else watch
+    except ValueError as error:
+        raise ConfigurationError(f"watch: {error}") from None
 
 
 def _level(level: str | Level) -> Level:

@@ -1,6 +1,7 @@
 """Finds out, for all predictions of a session at once, which have ended.
 
-One heap of due times and a few readers, no timer and no task per prediction: a running prediction is a small object.
+The planner says what to ask for and when; here is who asks, who waits, and what is made of the answers. A few readers,
+no timer and no task per prediction: a running prediction is a small object.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 import anyio
 import attrs
 
+from ._core.catalogue import find_model
 from ._core.errors import (
     ApiError,
     AuthenticationError,
@@ -25,15 +27,19 @@ from ._core.errors import (
     PermissionDeniedError,
     PredictionError,
     PredictionTimeoutError,
+    ProtocolError,
+    RateLimitedError,
     RequestRejectedError,
+    ServerError,
     SessionClosedError,
     Spent,
     TransportError,
+    UnsupportedError,
 )
 from ._core.events import Changed
 from ._core.job import Job
-from ._core.polling import Backoff, WatchPolicy
-from ._core.prediction import Prediction, newer
+from ._core.polling import Backoff, Look, LookAtPage, Planner, WatchPolicy, WatchStatistics
+from ._core.prediction import Prediction, Status, newer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -49,6 +55,12 @@ GRAIN = 0.001
 
 MISSES = 4
 """How often in a row a prediction is not found before that is believed."""
+
+LATELY = 1000
+"""Ends that are kept for who asks only then: a webhook may be quicker than the reply to a submit."""
+
+USUAL = 120.0
+"""Seconds that a prediction of no known model usually takes."""
 
 _FINAL = (
     AuthenticationError,
@@ -78,7 +90,6 @@ class _Watched:
     since: float
     batch: str
     on_end: Callable[[Prediction], None] | None
-    reads: int = 0
     failures: int = 0
     missing: int = 0
     waiters: list[_Waiter] = attrs.Factory(list)
@@ -93,7 +104,7 @@ class Watcher:
         transport: Sends the reads.
         provider: Phrases them and reads the replies.
         clock: The session's clock.
-        policy: How often a prediction is read.
+        policy: How eagerly ends are found out.
         rng: For jitter.
         observe: Is told every change of status.
         forget_after: Seconds after which a prediction that never ends is no longer watched and its slot is freed.
@@ -115,32 +126,49 @@ class Watcher:
         self._transport = transport
         self._provider = provider
         self._clock = clock
-        self._policy = policy
-        self._backoff = Backoff(first=policy.first, cap=60.0, jitter=0.3)
+        self._planner = Planner(policy, rng.random)
+        self._backoff = Backoff(first=min(5.0, policy.most), cap=60.0, jitter=0.3)
         self._rng = rng
         self._observe = observe
         self._forget_after = forget_after
         self._readers = readers
         self._watched: dict[str, _Watched] = {}
-        self._due: list[tuple[float, int, _Watched]] = []
+        self._lately: dict[str, Prediction] = {}
         self._deadlines: list[tuple[float, int, _Waiter, _Watched]] = []
         self._compact_at = 1024
         self._order = itertools.count()
-        self._ready: asyncio.Queue[_Watched] = asyncio.Queue()
+        self._ready: asyncio.Queue[Look] = asyncio.Queue()
         self._nap: anyio.CancelScope | None = None
         self._wakes_at = math.inf
         self._broken: BaseException | None = None
         self._closed = False
-        self.reads = 0
-        """Status requests that were sent."""
+        self._singles = self._pages = self._failed_pages = 0
 
     @property
     def running(self) -> tuple[Prediction, ...]:
         """The predictions that are watched, as last seen."""
         return tuple(watched.prediction for watched in self._watched.values())
 
+    def statistics(self) -> WatchStatistics:
+        """What the watching has cost and brought until now."""
+        return WatchStatistics(
+            singles=self._singles,
+            pages=self._pages,
+            ended=self._planner.ended,
+            told=self._planner.told,
+            delay=self._planner.delay,
+            watched=len(self._watched),
+            waiting=sum(len(watched.waiters) for watched in self._watched.values()),
+        )
+
     def add(
-        self, prediction: Prediction, *, batch: str = "", on_end: Callable[[Prediction], None] | None = None
+        self,
+        prediction: Prediction,
+        *,
+        batch: str = "",
+        on_end: Callable[[Prediction], None] | None = None,
+        job: Job | None = None,
+        submitted_at: float | None = None,
     ) -> None:
         """Watch a prediction until it ends.
 
@@ -148,6 +176,8 @@ class Watcher:
             prediction: As last seen.
             batch: The batch it belongs to, for the events.
             on_end: Is called once, when it has ended or is no longer watched.
+            job: What it makes, when it was accepted just now: says how long it may take.
+            submitted_at: When it was accepted, in seconds since the epoch, when nothing was heard of it since then.
         """
         if prediction.status.ended or self._broken is not None or self._closed:
             if on_end is not None:
@@ -158,9 +188,45 @@ class Watcher:
             # The caller followed the id already, before its submit was recorded.
             watched.on_end = _both(watched.on_end, on_end)
             return
-        watched = _Watched(prediction, self._clock.monotonic(), batch, on_end)
-        self._watched[prediction.id] = watched
-        self._schedule(watched, self._policy.delay(0, self._rng.random()))
+        now = self._clock.monotonic()
+        watched = self._watched[prediction.id] = _Watched(prediction, now, batch, on_end)
+        age = 0.0 if job is not None else self._age(prediction, submitted_at)
+        row = find_model(prediction.model) if job is None else job.row
+        length = None if job is None else job.duration
+        self._planner.watch(
+            prediction.id,
+            now=now,
+            since=now - age,
+            looked=now if submitted_at is None else now - age,
+            created=prediction.created_at,
+            kind=(prediction.model, length),
+            usual=(USUAL if row is None else row.usual) * (length or 5) / 5,
+        )
+        self._wake_by(self._planner.next_due)
+        early = self._lately.pop(prediction.id, None)
+        if early is not None:
+            self.tell(early)
+
+    def tell(self, prediction: Prediction) -> bool:
+        """Take news that came by themselves: a webhook's. They must have been verified.
+
+        Whichever comes first counts, a webhook or a read. Replays, late news and those of others change nothing.
+
+        Args:
+            prediction: As the service told it.
+
+        Returns:
+            Whether it was news of a prediction that is watched.
+        """
+        watched = self._watched.get(prediction.id)
+        if watched is None:
+            if prediction.status.ended:
+                self._keep(prediction)
+            return False
+        if not newer(watched.prediction.status, prediction.status):
+            return False
+        self._hear(watched, prediction, told=True)
+        return True
 
     async def wait(self, prediction: Prediction, *, deadline: float, job: Job | None = None) -> Prediction:
         """The ended prediction.
@@ -174,6 +240,7 @@ class Watcher:
             PredictionTimeoutError: The deadline passed; the prediction goes on and is watched on.
             PredictionError: Its state cannot be read any more; `__cause__` says why.
         """
+        prediction = self._lately.get(prediction.id, prediction)
         if prediction.status.ended:
             return prediction
         self._check()
@@ -191,6 +258,7 @@ class Watcher:
 
     async def follow(self, prediction: Prediction) -> AsyncIterator[Prediction]:
         """The prediction as it is now, and again at every change of status, the end included."""
+        prediction = self._lately.get(prediction.id, prediction)
         yield prediction
         if prediction.status.ended:
             return
@@ -250,10 +318,17 @@ class Watcher:
         if self._broken is not None:
             raise PredictionError("the watcher broke", spent=Spent.UNKNOWN) from self._broken
 
-    def _schedule(self, watched: _Watched, delay: float) -> None:
-        due = self._clock.monotonic() + delay
-        heapq.heappush(self._due, (due, next(self._order), watched))
-        self._wake_by(due)
+    def _keep(self, ended: Prediction) -> None:
+        self._lately.setdefault(ended.id, ended)
+        if len(self._lately) > LATELY:
+            del self._lately[next(iter(self._lately))]
+
+    def _age(self, prediction: Prediction, submitted_at: float | None) -> float:
+        """Seconds since it was accepted. What cannot be, when the service's clock and ours differ, is taken for 0."""
+        if submitted_at is None and prediction.created_at is not None:
+            submitted_at = prediction.created_at.timestamp()
+        age = 0.0 if submitted_at is None else self._clock.now() - submitted_at
+        return age if 0 <= age <= self._forget_after else 0.0
 
     def _expect(self, waiter: _Waiter, watched: _Watched) -> None:
         if len(self._deadlines) >= self._compact_at:
@@ -272,14 +347,12 @@ class Watcher:
         while True:
             # What is due within the grain is due now: a timer may fire a little early.
             now = self._clock.monotonic() + GRAIN
-            while self._due and self._due[0][0] <= now:
-                self._ready.put_nowait(heapq.heappop(self._due)[2])
+            for look in self._planner.due(now):
+                self._ready.put_nowait(look)
             while self._deadlines and self._deadlines[0][0] <= now:
                 _, _, waiter, watched = heapq.heappop(self._deadlines)
                 self._time_out(waiter, watched)
-            self._wakes_at = min(
-                self._due[0][0] if self._due else math.inf, self._deadlines[0][0] if self._deadlines else math.inf
-            )
+            self._wakes_at = min(self._planner.next_due, self._deadlines[0][0] if self._deadlines else math.inf)
             with anyio.CancelScope() as self._nap:
                 if self._wakes_at == math.inf:
                     await anyio.sleep_forever()
@@ -300,53 +373,102 @@ class Watcher:
 
     async def _read_forever(self) -> NoReturn:
         while True:
-            watched = await self._ready.get()
-            if not watched.ended:
-                await self._read(watched)
+            look = await self._ready.get()
+            if isinstance(look, LookAtPage):
+                await self._read_page(look)
+            elif look.prediction_id in self._watched:
+                await self._read(self._watched[look.prediction_id])
+            self._wake_by(self._planner.next_due)
 
     async def _read(self, watched: _Watched) -> None:
-        watched.reads += 1
-        self.reads += 1
+        self._singles += 1
         try:
             response = await self._transport.send(self._provider.result(watched.prediction.id))
             read = self._provider.read_prediction(response)
         except _FINAL as error:
+            if watched.ended:
+                return
             watched.missing += isinstance(error, NotFoundError)
             if 0 < watched.missing < MISSES:
                 # A replica that lags, or a gateway that errs: what was accepted a while ago is not gone at once.
-                self._again(watched, self._backoff.delay(watched.missing, self._rng.random()))
+                self._again(watched, self._pause(watched.missing))
             else:
                 self._end(watched, self._lost(watched, error), cause=error)
         except (TransportError, ApiError) as error:
             # A blip never fails a job that is paid for.
             watched.failures += 1
-            delay = self._backoff.delay(watched.failures, self._rng.random())
-            self._again(watched, max(delay, getattr(error, "retry_after", None) or 0.0))
+            delay = self._pause(watched.failures, error)
+            if not watched.ended:
+                self._again(watched, delay)
         else:
             watched.failures = watched.missing = 0
-            self._news(watched, read)
+            if watched.ended:
+                return
+            self._hear(watched, read, alone=True)
+            if not watched.ended:
+                self._planner.runs(watched.prediction.id, self._clock.monotonic(), read.created_at)
+                self._forget(watched)
 
-    def _news(self, watched: _Watched, read: Prediction) -> None:
+    async def _read_page(self, look: LookAtPage) -> None:
+        try:
+            request = self._provider.predictions(page=look.number, page_size=look.size, created_before=look.before)
+            self._pages += 1
+            page = self._provider.read_predictions(await self._transport.send(request))
+        except (TransportError, ServerError, RateLimitedError, ProtocolError) as error:
+            self._failed_pages += 1
+            delay = self._pause(self._failed_pages, error)
+            now = self._clock.monotonic()
+            self._planner.page_failed(look, now, now + delay)
+        except (UnsupportedError, ApiError):
+            self._planner.no_pages(look, self._clock.monotonic())
+        else:
+            self._failed_pages = 0
+            self._planner.page_read(look, page, self._clock.monotonic())
+            for item in page.items:
+                watched = self._watched.get(item.id)
+                if watched is not None:
+                    self._hear(watched, item)
+                    self._forget(watched)
+
+    def _pause(self, failures: int, error: KlingError | None = None) -> float:
+        """Seconds until the next attempt; what the service asks for is obeyed, for all reads if they are too many."""
+        delay = self._backoff.delay(failures, self._rng.random())
+        if isinstance(error, ApiError):
+            delay = max(delay, error.retry_after or 0.0)
+        if isinstance(error, RateLimitedError):
+            self._planner.hold(self._clock.monotonic() + delay)
+        return delay
+
+    def _hear(self, watched: _Watched, read: Prediction, *, alone: bool = False, told: bool = False) -> None:
+        """Take what is said of a prediction, `alone` in the reply to its own read, or `told` by a webhook."""
         last = watched.prediction
         if read.status is last.status and read.raw_status == last.raw_status:
-            self._again(watched, self._policy.delay(watched.reads, self._rng.random()))
             return
         if not (newer(last.status, read.status) or read.status is last.status):
             # Late news of a replica that lags.
-            self._again(watched, self._policy.delay(watched.reads, self._rng.random()))
+            return
+        if read.status is Status.COMPLETED and not read.outputs and not alone:
+            # Lists may leave outputs out, and what is paid for is not given up for that.
+            self._planner.look_again(last.id, self._clock.monotonic())
+            self._wake_by(self._planner.next_due)
             return
         read = attrs.evolve(read, key=last.key, model=read.model or last.model)
         watched.prediction = read
+        if read.status.ended:
+            self._planner.ends(read.id, self._clock.monotonic(), took=read.inference, told=told)
         self._observe(Changed(at=self._clock.now(), key=read.key or "", batch=watched.batch, prediction=read))
         for news in watched.changes:
             news.put_nowait(read)
         if read.status.ended:
             self._end(watched, None)
-        else:
-            self._again(watched, self._policy.delay(watched.reads, self._rng.random()))
 
     def _again(self, watched: _Watched, delay: float) -> None:
-        if self._clock.monotonic() - watched.since > self._forget_after:
+        if not self._forget(watched):
+            self._planner.look_again(watched.prediction.id, self._clock.monotonic() + delay)
+
+    def _forget(self, watched: _Watched) -> bool:
+        """Whether it is no longer watched; it is not when it has run for too long."""
+        if not watched.ended and self._clock.monotonic() - watched.since > self._forget_after:
             self._end(
                 watched,
                 PredictionTimeoutError(
@@ -355,8 +477,7 @@ class Watcher:
                     key=watched.prediction.key,
                 ),
             )
-            return
-        self._schedule(watched, delay)
+        return watched.ended
 
     def _lost(self, watched: _Watched, error: ApiError) -> PredictionError:
         return PredictionError(
@@ -368,8 +489,11 @@ class Watcher:
 
     def _end(self, watched: _Watched, error: KlingError | None, *, cause: BaseException | None = None) -> None:
         watched.ended = True
-        self._watched.pop(watched.prediction.id, None)
-        if error is not None and cause is not None:
+        if self._watched.pop(watched.prediction.id, None) is not None and error is not None:
+            self._planner.forget(watched.prediction.id)
+        if error is None:
+            self._keep(watched.prediction)
+        elif cause is not None:
             error.__cause__ = cause
         for waiter in watched.waiters:
             if waiter.future.done():

@@ -35,7 +35,7 @@ from support.service import IMAGE, Service, open_session
 
 pytestmark = pytest.mark.anyio
 
-FAST = WatchPolicy(first=0.05, growth=1.0, cap=0.05)
+FAST = WatchPolicy.fixed(0.05)
 PRO = "kling-v2.1-pro"
 
 

@@ -16,7 +16,7 @@ from support.service import IMAGE, Service, open_session
 
 pytestmark = pytest.mark.anyio
 
-FAST = WatchPolicy(first=0.05, growth=1.0, cap=0.05)
+FAST = WatchPolicy.fixed(0.05)
 
 
 def jobs(count: int) -> Iterator[Job]:

@@ -20,7 +20,7 @@ async def main() -> None:
         ledger=ledger,
         level=Level("test", 1_000_000, int(in_flight)),
         rate_limiter=NoLimit(),
-        watch=WatchPolicy(first=0.1, growth=1.2, cap=0.5),
+        watch=WatchPolicy.fixed(0.2),
         grace=0.5,
         sole_user=True,
     ) as kling:

@@ -1,0 +1,107 @@
+"""How long predictions take: a life table, as actuaries keep it.
+
+For each stretch of age: how long predictions were seen running in it, and how many ended in it. Their quotient is the
+rate of ends at that age. Those that still run count as much as those that have ended, so the quick ones, which are the
+first to end, do not make all look quick; and no shape of the times is assumed.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate, pairwise
+
+RATIO = 1.15
+"""Each stretch of age is longer than the one before by this."""
+STRETCHES = 63
+"""From a fiftieth of the usual time to more than a hundred times it."""
+EDGES = (0.0, *(0.02 * RATIO**step for step in range(STRETCHES)))
+"""Where the stretches begin, in usual times; the last one has no end."""
+IMAGINED = 3.0
+"""How many imagined predictions, which took the catalogue's usual time, the table begins with."""
+STEEPNESS = 3.0
+"""How close together their times are: a ninth ends before half of the usual time, a ninth after twice it."""
+REMEMBERED = 100
+"""So many ends are learned from; at every doubling what was learned counts half, since times of the day differ."""
+
+
+def _running(age: float) -> float:
+    """The share of the imagined predictions that still run at an age: log-logistic, whose late ones are very late."""
+    return 1.0 / (1.0 + math.pow(age, STEEPNESS))
+
+
+_IMAGINED_ENDS = [IMAGINED * (_running(start) - _running(stop)) for start, stop in pairwise((*EDGES, math.inf))]
+_IMAGINED_TIME = [
+    IMAGINED * (stop - start) * (_running(start) + _running(stop)) / 2
+    for start, stop in pairwise((*EDGES, EDGES[-1] * RATIO))
+]
+
+
+class Durations:
+    """What is known of the times of one kind of prediction.
+
+    Args:
+        usual: Seconds that one usually takes, to begin with.
+    """
+
+    def __init__(self, usual: float) -> None:
+        self._usual = usual
+        self._ends = [0.0] * len(EDGES)
+        self._time = [0.0] * len(EDGES)
+        self._learned = 0.0
+        self._rates: list[float] = []
+        self._sums: list[float] = []
+
+    def ran(self, start: float, stop: float) -> None:
+        """Learn that one ran from an age to another; in seconds."""
+        self._add(self._time, start, stop, 1.0)
+
+    def ended(self, start: float, stop: float) -> None:
+        """Learn that one ended between two ages; it is not known where."""
+        self._add(self._time, start, stop, 0.5)
+        if stop > start:
+            self._add(self._ends, start, stop, self._usual / (stop - start))
+        else:
+            self._ends[_stretch(stop / self._usual)] += 1
+        self._learned += 1
+        if self._learned >= 2 * REMEMBERED:
+            self._learned /= 2
+            self._ends = [ends / 2 for ends in self._ends]
+            self._time = [time / 2 for time in self._time]
+
+    def chance(self, age: float, later: float) -> float:
+        """The probability that one that ran at an age has ended at a later one."""
+        return -math.expm1(self._sum(age) - self._sum(later))
+
+    def _add(self, table: list[float], start: float, stop: float, weight: float) -> None:
+        """Share out what happened between two ages, evenly."""
+        left, right = start / self._usual, stop / self._usual
+        for stretch in range(_stretch(left), _stretch(right) + 1):
+            end = EDGES[stretch + 1] if stretch + 1 < len(EDGES) else math.inf
+            table[stretch] += weight * (min(right, end) - max(left, EDGES[stretch]))
+        self._sums = []
+
+    def _sum(self, age: float) -> float:
+        """The rates of ends, summed up to an age."""
+        if not self._sums:
+            self._rates = [
+                (ends + imagined) / (time + ran)
+                for ends, imagined, time, ran in zip(
+                    self._ends, _IMAGINED_ENDS, self._time, _IMAGINED_TIME, strict=True
+                )
+            ]
+            lengths = (stop - start for start, stop in pairwise(EDGES))
+            parts = (rate * length for rate, length in zip(self._rates, lengths, strict=False))
+            self._sums = list(accumulate(parts, initial=0.0))
+        age /= self._usual
+        stretch = _stretch(age)
+        return self._sums[stretch] + self._rates[stretch] * (age - EDGES[stretch])
+
+
+_FIRST, _LOG = math.log(EDGES[1]), math.log(RATIO)
+
+
+def _stretch(age: float) -> int:
+    """The number of the stretch that an age lies in; in usual times."""
+    if age <= EDGES[1]:
+        return 0
+    return min(int((math.log(age) - _FIRST) / _LOG) + 1, STRETCHES)

@@ -1,0 +1,227 @@
+"""Many predictions at a service in memory, watched by a real `Watcher` in virtual time: what that costs and brings."""
+
+from __future__ import annotations
+
+import json
+import random
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import anyio
+import attrs
+
+from kling_async import Job, Prediction, WatchPolicy
+from kling_async._core.polling import WatchStatistics
+from kling_async._watcher import Watcher
+from kling_async import HttpRequest, HttpResponse
+from kling_async.providers import Provider, WaveSpeed
+from kling_async._core.secret import Secret
+from kling_async.testing import LoopClock, json_response
+
+JOB = Job(model="kling-v2.1-pro", prompt="x", image="https://pictures.example/face.png")
+
+
+@attrs.define
+class Record:
+    """One prediction at the service."""
+
+    id: str
+    created: float
+    seconds: float
+    ours: bool = True
+
+    @property
+    def ends(self) -> float:
+        return self.created + self.seconds
+
+
+@attrs.define
+class Fleet:
+    """A service that has these predictions, each from its time of creation on.
+
+    Attributes:
+        records: Ascending by their creation.
+        lists: Whether it has the list endpoint.
+        latency: Seconds of a request.
+        script: May answer a request otherwise.
+        stale: Seconds by which the list lags behind; single reads do not.
+        filters: Whether the list keeps to `created_before`.
+        begun: The loop's time when its own was 0.
+        sent: Bodies of the list requests, and ids of the single reads, with their times.
+    """
+
+    records: list[Record]
+    lists: bool = True
+    latency: float = 0.2
+    script: Callable[[HttpRequest], HttpResponse | None] | None = None
+    stale: float = 0.0
+    filters: bool = True
+    clock: LoopClock = attrs.field(factory=LoopClock)
+    begun: float = 0.0
+    sent: list[tuple[float, str | dict[str, Any]]] = attrs.field(factory=list)
+    _by_id: dict[str, Record] = attrs.field(init=False)
+    _created: list[float] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._by_id = {record.id: record for record in self.records}
+        self._created = [record.created for record in self.records]
+
+    @property
+    def now(self) -> float:
+        """Seconds since it began."""
+        return self.clock.monotonic() - self.begun
+
+    async def send(self, request: HttpRequest) -> HttpResponse:
+        body = json.loads(request.body) if request.body else None
+        name = request.url.rsplit("/", 2)[-2]
+        self.sent.append((self.now, name if body is None else body))
+        await anyio.sleep(self.latency)
+        scripted = self.script(request) if self.script is not None else None
+        if scripted is not None:
+            return scripted
+        if body is None:
+            record = self._by_id.get(name)
+            if record is None:
+                return json_response({"code": 404, "message": "not found"}, status=404)
+            return json_response({"code": 200, "data": self.told(record)})
+        if not self.lists:
+            return json_response({"code": 404, "message": "no such path"}, status=404)
+        until = self.clock.now()
+        if self.filters and "created_before" in body:
+            until = min(until, datetime.fromisoformat(body["created_before"]).timestamp())
+        there = bisect_right(self._created, until - self.clock.now() + self.now + 1e-6)
+        last = there - (body["page"] - 1) * body["page_size"]
+        items = [
+            self.told(record, self.stale) for record in self.records[max(0, last - body["page_size"]) : max(0, last)]
+        ]
+        return json_response({"code": 200, "data": {"page": body["page"], "items": items[::-1]}})
+
+    def told(self, record: Record, stale: float = 0.0) -> dict[str, Any]:
+        ended = self.now - stale >= record.ends
+        created = datetime.fromtimestamp(self.clock.now() - self.now + record.created, UTC)
+        return {
+            "id": record.id,
+            "model": JOB.model,
+            "status": "completed" if ended else "processing",
+            "outputs": [f"https://outputs.example/{record.id}.mp4"] if ended else [],
+            "created_at": created.isoformat(timespec="microseconds"),
+        }
+
+
+@attrs.frozen
+class Figures:
+    """What the watching cost and brought: measured at the service and by its clock, not by the watcher."""
+
+    requests: float
+    singles: int
+    pages: int
+    delay: float
+    watched: WatchStatistics
+
+
+def ids() -> Callable[[], str]:
+    rng = random.Random(7)
+    return lambda: f"{rng.getrandbits(128):032x}"
+
+
+def fleet(times: Sequence[float], *, apart: float = 0.01, foreign: int = 0, **options: Any) -> Fleet:
+    """One prediction after the other, with as many `foreign` ones after each."""
+    name = ids()
+    records: list[Record] = []
+    for number, seconds in enumerate(times):
+        records.append(Record(name(), number * apart, seconds))
+        records += [Record(name(), number * apart, 60.0, ours=False) for _ in range(foreign)]
+    return Fleet(records, **options)
+
+
+def log_normal(count: int, median: float, sigma: float, seed: int = 1) -> list[float]:
+    rng = random.Random(seed)
+    return [median * rng.lognormvariate(0, sigma) for _ in range(count)]
+
+
+def fixed(times: Sequence[float], interval: float, latency: float = 0.2) -> tuple[float, float]:
+    """Requests for each prediction and mean delay of one read every `interval` seconds: the baseline."""
+    return exponential(times, interval, 1.0, interval, latency)
+
+
+def exponential(
+    times: Sequence[float], first: float, growth: float, cap: float, latency: float = 0.2
+) -> tuple[float, float]:
+    """The same of intervals that grow to a cap, each from one reply to the next request."""
+    requests, delays = 0, 0.0
+    for number, seconds in enumerate(times):
+        # They do not all begin in step.
+        gap, at = first, first * (number % 97) / 97
+        requests += 1
+        while at + latency < seconds:
+            at += latency + gap
+            gap = min(gap * growth, cap)
+            requests += 1
+        delays += at + latency - seconds
+    return requests / len(times), delays / len(times)
+
+
+async def watch(
+    service: Fleet,
+    policy: WatchPolicy,
+    *,
+    provider: Provider | None = None,
+    delivered: Callable[[Record], bool] = lambda _: False,
+) -> Figures:
+    """Watch all of ours to their ends.
+
+    Args:
+        service: Has them.
+        policy: How eagerly.
+        provider: The dialect.
+        delivered: Whether a webhook tells the end of one, a second after.
+    """
+    clock = service.clock
+    service.begun = clock.monotonic()
+    delays: list[float] = []
+    ours = [record for record in service.records if record.ours]
+    done = anyio.Event()
+    watcher = Watcher(
+        transport=service,  # type: ignore[arg-type]  # it only sends
+        provider=provider or WaveSpeed(api_key=Secret("wsk_key_of_the_test")),
+        clock=clock,
+        policy=policy,
+        rng=random.Random(3),
+        observe=lambda _: None,
+        forget_after=1e6,
+    )
+
+    def ended(record: Record) -> Callable[[Prediction], None]:
+        def note(last: Prediction) -> None:
+            assert last.status.ended, "the watcher broke"
+            delays.append(service.now - record.ends)
+            if len(delays) == len(ours):
+                done.set()
+
+        return note
+
+    async def deliver() -> None:
+        for record in sorted((record for record in ours if delivered(record)), key=lambda record: record.ends):
+            await clock.sleep(max(0.0, record.ends + 1.0 - service.now))
+            watcher.tell(provider_.read_prediction(json_response({"code": 200, "data": service.told(record)})))
+
+    provider_ = provider or WaveSpeed(api_key=Secret("wsk_key_of_the_test"))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watcher.run)
+        tasks.start_soon(deliver)
+        for record in ours:
+            await clock.sleep(max(0.0, record.created - service.now))
+            created = provider_.read_prediction(json_response({"code": 200, "data": service.told(record)}))
+            watcher.add(created, on_end=ended(record), job=JOB)
+        await done.wait()
+        tasks.cancel_scope.cancel()
+    pages = sum(isinstance(what, dict) for _, what in service.sent)
+    return Figures(
+        requests=len(service.sent) / len(ours),
+        singles=len(service.sent) - pages,
+        pages=pages,
+        delay=sum(delays) / len(delays),
+        watched=watcher.statistics(),
+    )
