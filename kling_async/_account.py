@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from ._core.transport import Transport
     from .ledger import Ledger
     from .providers import Provider
+    from .webhooks import Delivery
 
 log = logging.getLogger("kling_async")
 
@@ -86,6 +87,7 @@ class Account:
         sole_user: Whether nothing but this ledger uses the key.
         budget: What all of it may cost, with what the ledger says it has cost already.
         retry_failed: How often a job is paid for again whose prediction the service failed by its own fault.
+        webhook_url: Where the service can reach a receiver of this session's, or None.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Account:
         sole_user: bool,
         budget: Budget | None,
         retry_failed: int,
+        webhook_url: str | None,
     ) -> None:
         self.provider = provider
         self.clock = clock
@@ -119,6 +122,7 @@ class Account:
         self._custody = Custody()
         self._budget = budget
         self.retry_failed = retry_failed
+        self._webhook_url = webhook_url
         self.spending = Spending(provider=provider, clock=clock, ask=self.ask)
         # What is set aside for jobs that are on their way, or were when an earlier process ended.
         self._money: dict[tuple[str, str], tuple[Reservation, ...]] = {}
@@ -402,7 +406,8 @@ class Account:
             self._money[name] = await self._reserved(job, budget)
         image = await self.images.url(job.image, field="image")
         end_image = None if job.end_image is None else await self.images.url(job.end_image, field="end_image")
-        request = self.provider.submit(job, image, end_image)
+        webhook, token = self._webhook()
+        request = self.provider.submit(job, image, end_image, webhook=webhook)
         sent = fingerprint(job.inputs(image, end_image))
         slot = await self.slots.acquire()
         try:
@@ -411,8 +416,24 @@ class Account:
         except BaseException:
             slot.release()
             raise
-        ask = Ask(job, row.key, row.batch, request, sent, slot, self._money[name])
+        ask = Ask(job, row.key, row.batch, request, sent, slot, token, self._money[name])
         return await self._submitter.submit(ask, row)
+
+    def _webhook(self) -> tuple[str | None, str | None]:
+        """The webhook's URL for one job, and the digest of the token in it."""
+        if self._webhook_url is None:
+            return None, None
+        from .webhooks import new_token, token_hash, url_with  # noqa: PLC0415 -- most sessions have none
+
+        token = new_token()
+        return url_with(self._webhook_url, token), token_hash(token)
+
+    async def deliver(self, delivery: Delivery) -> None:
+        """Take what a webhook says: its signature was found good."""
+        id_ = delivery.prediction.id
+        if delivery.token_hash is not None and not await self.ledger.known([id_]):
+            await self._reconciler.testify(delivery.token_hash, id_)
+        self.watcher.tell(delivery.prediction)
 
     async def _reserved(self, job: Job, budget: Budget | None) -> tuple[Reservation, ...]:
         budgets = [each for each in dict.fromkeys((self._budget, budget)) if each is not None]

@@ -131,13 +131,17 @@ class Reconciler:
                 self._adopted(attrs.evolve(row, state=State.SUBMITTED, prediction_id=left.prediction_id))
         return end or Held(Doubt.WHETHER, ())
 
-    def testify(self, token_hash: str, prediction_id: str) -> None:
+    async def testify(self, token_hash: str, prediction_id: str) -> None:
         """A webhook that bore a token named a prediction: the token correlates, the signature has authenticated."""
         if len(self._witnesses) >= WITNESSES:
             del self._witnesses[next(iter(self._witnesses))]
         self._witnesses[token_hash] = prediction_id
         self._testified.set()
         self._testified = asyncio.Event()
+        for row in await self._ledger.rows([State.UNCERTAIN]):
+            if row.token_hash == token_hash and (row.batch, row.key) not in self._wanted:
+                async with self._turn:
+                    await self._by_testimony(row)
 
     async def _by_testimony(self, row: Row) -> Settlement | None:
         """What a webhook that bore the submission's token shows."""

@@ -17,7 +17,7 @@ from ._calls import ServiceCalls
 from ._clock import SystemClock
 from ._core.budget import Budget
 from ._core.catalogue import LEVELS, Level, Model
-from ._core.errors import ConfigurationError, KlingError, LedgerError, SessionClosedError
+from ._core.errors import ConfigurationError, KlingError, LedgerError, SessionClosedError, UnsupportedError
 from ._core.http import Timeouts
 from ._core.job import Job, JobFields, image_at_rest
 from ._core.polling import WatchPolicy
@@ -38,8 +38,10 @@ if TYPE_CHECKING:
     from ._core.events import Observer
     from ._core.job import ImageSource
     from ._core.prediction import Prediction, SavedFile
+    from ._core.secret import Secret
     from ._core.transport import Transport
     from ._submit import OnUncertain
+    from .webhooks import Delivery, WebhookReceiver
 
 log = logging.getLogger("kling_async")
 
@@ -92,6 +94,8 @@ class KlingSession(ServiceCalls):
         budget: What all of it may cost, with what the ledger says it has cost already: a `Budget`, or USD.
         retry_failed: How often a job is paid for again whose prediction the service failed by its own fault (codes
             5000, 5003, 5004; never for moderation, parameters or media).
+        webhook_url: The https URL at which the service reaches `webhook_receiver()`; every job is then submitted with
+            it, and a token of its own in its query.
         images: "upload" sends image files to the provider's storage; "inline" puts them into the request as data URIs,
             for providers without uploads.
         deadline: Seconds from acceptance that `generate`, `wait` and batches wait for an end by default. Timed out is
@@ -132,6 +136,7 @@ class KlingSession(ServiceCalls):
         sole_user: bool = False,
         budget: Budget | Decimal | str | float | None = None,
         retry_failed: int = 0,
+        webhook_url: str | None = None,
         images: Literal["upload", "inline"] = "upload",
         deadline: float = 1800.0,
         forget_after: float = 7200.0,
@@ -166,6 +171,9 @@ class KlingSession(ServiceCalls):
         if retry_failed < 0:
             raise ConfigurationError(f"retry_failed: expected 0 or more, got {retry_failed}")
         self._retry_failed = retry_failed
+        if webhook_url is not None:
+            _check_webhooks(self.provider, webhook_url)
+        self._webhook_url = webhook_url
         self._inline = images == "inline"
         self._forget_after = forget_after
         self._watch = _policy(watch)
@@ -214,6 +222,7 @@ class KlingSession(ServiceCalls):
             sole_user=self._sole_user,
             budget=self._budget,
             retry_failed=self._retry_failed,
+            webhook_url=self._webhook_url,
         )
         try:
             await account.open()
@@ -408,6 +417,34 @@ class KlingSession(ServiceCalls):
         """
         return await self.account.images.url(image_at_rest(image), field="image")
 
+    async def deliver(self, delivery: Delivery) -> None:
+        """Take what a webhook says, verified: it wakes who waits for the prediction, and settles what is in doubt.
+
+        For receivers of your own; `webhook_receiver` makes one that calls this.
+        """
+        await self.account.deliver(delivery)
+
+    async def webhook_receiver(
+        self, secrets: str | Secret | Iterable[str | Secret] | None = None, *, max_body: int = 2**20
+    ) -> WebhookReceiver:
+        """A receiver of this session's webhooks, to be given to `webhooks.aiohttp_handler` or `webhooks.asgi_app`.
+
+        Args:
+            secrets: What signs them; asked of the service by default. Several are accepted while one replaces another.
+            max_body: Bytes of a body that are read at most.
+
+        Raises:
+            UnsupportedError: The provider has no webhooks.
+            ApiError: The service said no.
+            TransportError: The service could not be asked.
+        """
+        # Imported here: most sessions have none.
+        from .webhooks import WebhookReceiver, WebhookVerifier  # noqa: PLC0415 -- see above
+
+        if secrets is None:
+            secrets = await self.webhook_secret()
+        return WebhookReceiver(WebhookVerifier(secrets, clock=self._clock), self.deliver, max_body=max_body)
+
     def batch(
         self,
         jobs: Jobs,
@@ -545,6 +582,16 @@ class KlingSession(ServiceCalls):
             return self._options.deadline
         _positive("deadline", deadline)
         return deadline
+
+
+def _check_webhooks(provider: Provider, url: str) -> None:
+    from .webhooks import url_with  # noqa: PLC0415 -- most sessions have none
+
+    url_with(url, "")
+    try:
+        provider.webhook_secret()
+    except UnsupportedError as error:
+        raise ConfigurationError(f"webhook_url: {error.message}") from None
 
 
 def _budget(budget: Budget | Decimal | str | float | None) -> Budget | None:

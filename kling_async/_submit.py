@@ -72,6 +72,7 @@ class Ask:
         request: The paid request.
         fingerprint: The digest of what the request asks for.
         slot: The right to run it.
+        token_hash: Digest of the token in its webhook's URL, if it has one.
         money: What is set aside for it.
     """
 
@@ -81,6 +82,7 @@ class Ask:
     request: HttpRequest
     fingerprint: str
     slot: Slot
+    token_hash: str | None = None
     money: tuple[Reservation, ...] = ()
 
     def mark(self, *, doubtful: bool) -> None:
@@ -321,6 +323,7 @@ class Submitter:
             self._entry(ask, State.INTENT),
             attempt=attempt,
             fingerprint=ask.fingerprint,
+            token_hash=ask.token_hash,
             cost=ask.money[0].usd if ask.money else ask.job.price(self.provider.name).usd,
         )
         try:

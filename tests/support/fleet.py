@@ -12,12 +12,11 @@ from typing import Any
 import anyio
 import attrs
 
-from kling_async import Job, Prediction, WatchPolicy
+from kling_async import HttpRequest, HttpResponse, Job, Prediction, WatchPolicy
 from kling_async._core.polling import WatchStatistics
-from kling_async._watcher import Watcher
-from kling_async import HttpRequest, HttpResponse
-from kling_async.providers import Provider, WaveSpeed
 from kling_async._core.secret import Secret
+from kling_async._watcher import Watcher
+from kling_async.providers import Provider, WaveSpeed
 from kling_async.testing import LoopClock, json_response
 
 JOB = Job(model="kling-v2.1-pro", prompt="x", image="https://pictures.example/face.png")

@@ -235,3 +235,106 @@ async def test_closing_sends_away_who_waits_for_a_slot() -> None:
     with pytest.raises(SessionClosedError, match="nothing was sent"):
         await waiting
     assert len(service.paid) == 1
+
+
+# ---- clocks that jump, and the bill ----
+
+
+class Jumping:
+    """The service's clock, until ours is set."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.off = 0.0
+
+    def now(self) -> float:
+        return self.service.clock.now() + self.off
+
+    def monotonic(self) -> float:
+        return self.service.clock.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await self.service.clock.sleep(seconds)
+
+
+def late(service: Service, clock: Jumping, jump: float, shown_after: float) -> None:
+    """Accept the first job, lose the reply, set our clock, and show the prediction in the history later on."""
+    accepted_at: list[float] = []
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID and not accepted_at:
+            service.accept(body, request.url.partition("/api/v3/")[2])
+            accepted_at.append(service.clock.monotonic())
+            clock.off = jump
+            raise ConnectionLostError("dropped")
+        if request.url.endswith("/api/v3/predictions") and service.clock.monotonic() < accepted_at[0] + shown_after:
+            return json_response({"code": 200, "message": "success", "data": {"page": 1, "items": []}})
+        return None
+
+    service.script = script
+
+
+@pytest.mark.parametrize("jump", [-40 * 86_400.0, -86_400.0, -3600.0, 0.0, 3600.0, 86_400.0])
+async def test_a_clock_that_is_set_neither_shortens_the_grace_nor_hides_what_was_paid_for(jump: float) -> None:
+    service = Service(echo=same)
+    service.epoch = service.clock.now() - service.clock.monotonic()
+    clock = Jumping(service)
+    late(service, clock, jump, shown_after=60)
+    async with open_session(service, clock=clock) as kling:
+        began = clock.monotonic()
+        assert (await kling.generate(prompt="a", image=IMAGE)).output
+        assert clock.monotonic() - began < 300, "nor is anybody kept waiting for the old time to come again"
+    assert len(service.paid) == 1
+
+
+async def test_what_the_bill_shows_and_the_history_does_not_is_not_sent_again() -> None:
+    service = Service()
+    asked = 0
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        nonlocal asked
+        if request.effect is Effect.PAID and body["prompt"] == "a":
+            service.accept(body, request.url.partition("/api/v3/")[2])
+            raise ConnectionLostError("dropped")
+        if request.url.endswith("/api/v3/predictions"):
+            return json_response({"code": 200, "message": "success", "data": {"page": 1, "items": []}})
+        if request.url.endswith("/api/v3/billings/search"):
+            asked += 1
+            items = [
+                {"uuid": f"b{id_}", "billing_type": "deduct", "price": 0.28, "prediction": {"uuid": id_}}
+                for id_ in service.accepted
+            ]
+            return json_response({"code": 200, "message": "success", "data": {"page": 1, "items": items}})
+        return None
+
+    service.script = script
+    async with open_session(service) as kling:
+        await kling.generate(prompt="b", image=IMAGE)
+        assert asked == 0, "nobody is in doubt"
+        with pytest.raises(SubmissionUncertainError) as caught:
+            await kling.generate(prompt="a", image=IMAGE)
+    assert caught.value.candidates == ("p00001",)
+    assert len(service.paid) == 2
+    assert asked
+
+
+async def test_a_bill_that_cannot_be_read_now_is_waited_for() -> None:
+    service = Service()
+    troubles = [503, 503]
+    lost = ["a"]
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.url.endswith("/api/v3/billings/search"):
+            status = troubles.pop() if troubles else 200
+            data = {"page": 1, "items": []}
+            return json_response({"code": status, "message": "said", "data": data}, status=status)
+        if request.effect is Effect.PAID and lost:
+            lost.clear()
+            raise ConnectionLostError("dropped")
+        return None
+
+    service.script = script
+    async with open_session(service) as kling:
+        assert (await kling.generate(prompt="a", image=IMAGE)).output
+    assert len(service.paid) == 1
+    assert not troubles
