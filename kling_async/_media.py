@@ -26,7 +26,7 @@ from ._core.errors import (
     ServerError,
 )
 from ._core.http import Effect, HttpRequest
-from ._core.job import MAX_IMAGE_BYTES, MIN_IMAGE_SIDE, Image, bytes_problem, image_type
+from ._core.images import MAX_IMAGE_BYTES, MIN_IMAGE_SIDE, Image, bytes_problem, image_type
 from ._core.media import ImageFacts
 from ._core.transport import shown
 from ._retry import send_read

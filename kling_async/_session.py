@@ -17,7 +17,8 @@ from ._clock import SystemClock
 from ._core.catalogue import LEVELS, Level, Model
 from ._core.errors import ConfigurationError, KlingError, SessionClosedError
 from ._core.http import Timeouts
-from ._core.job import Job, JobFields, image_at_rest
+from ._core.images import image_at_rest
+from ._core.job import Job, JobFields
 from ._core.polling import WatchPolicy
 from ._custody import Custody, finish
 from ._log import log_event
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from ._core.clock import Clock
     from ._core.events import Observer
-    from ._core.job import ImageSource
+    from ._core.images import ImageSource
     from ._core.prediction import Prediction, SavedFile
     from ._core.transport import Transport
     from ._submit import OnUncertain

@@ -31,7 +31,7 @@ from kling_async._core.errors import (
     UnsupportedError,
 )
 from kling_async._core.http import Effect, HttpRequest, HttpResponse
-from kling_async._core.job import MAX_IMAGE_BYTES
+from kling_async._core.images import MAX_IMAGE_BYTES
 from kling_async._core.media import ImageFacts, UploadTicket
 from kling_async._media import Images, check, digest
 from kling_async._retry import pause, send_read

@@ -20,7 +20,8 @@ from PIL import Image as Pillow
 
 from kling_async import InvalidJobError, Job
 from kling_async._core.catalogue import MAX_TEXT, MODELS
-from kling_async._core.job import MAX_IMAGE_BYTES, Image, JobFields, image_at_rest
+from kling_async._core.images import MAX_IMAGE_BYTES, Image, image_at_rest
+from kling_async._core.job import JobFields
 
 URL = "https://pictures.example/face.png"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
@@ -308,7 +309,7 @@ def test_a_pil_image_becomes_a_png_of_the_same_size(mode: str) -> None:
 
 
 def test_a_pil_image_whose_png_would_be_too_large_becomes_a_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kling_async._core.job.MAX_IMAGE_BYTES", 70_000)
+    monkeypatch.setattr("kling_async._core.images.MAX_IMAGE_BYTES", 70_000)
     noise = Pillow.effect_noise((300, 300), 20)
     assert len(cast("bytes", make(image=noise).image)) < 70_000
     assert cast("bytes", make(image=noise).image).startswith(b"\xff\xd8\xff")
