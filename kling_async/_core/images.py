@@ -33,6 +33,14 @@ class PillowImage(Protocol):
         """The same in another pixel format."""
         ...
 
+    def getexif(self) -> Any:
+        """Its EXIF data, by the numbers of the tags."""
+        ...
+
+    def transpose(self, method: Any) -> PillowImage:
+        """The same, turned or mirrored."""
+        ...
+
 
 Image: TypeAlias = str | Path | bytes
 """An input image at rest: a URL, a file, or the bytes of a JPEG or PNG. A string never opens a file."""
@@ -120,7 +128,10 @@ def _encoded(image: PillowImage) -> tuple[bytes, str]:
     """A PIL image as PNG, or as JPEG of quality 95 when the PNG would be over the limit; and what is wrong with it."""
     buffer = io.BytesIO()
     try:
-        flat = image if image.mode in {"RGB", "L"} else image.convert("RGB")
+        # The bytes that are sent have no EXIF data left to turn them by.
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+        upright = image if turn is None else image.transpose(turn)
+        flat = upright if upright.mode in {"RGB", "L"} else upright.convert("RGB")
         flat.save(buffer, "PNG")
         if buffer.tell() > MAX_IMAGE_BYTES:
             buffer = io.BytesIO()
@@ -128,6 +139,11 @@ def _encoded(image: PillowImage) -> tuple[bytes, str]:
     except Exception as error:  # noqa: BLE001 -- Pillow raises many kinds for files that it opened and cannot decode
         return b"", f"the PIL image cannot be encoded: {type(error).__name__}: {error}"
     return buffer.getvalue(), bytes_problem(buffer.getvalue())
+
+
+_ORIENTATION = 0x0112
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+"""What undoes each EXIF orientation, as `PIL.Image.Transpose` numbers it."""
 
 
 def _url_problem(url: str) -> str:

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
+from PIL import ImageOps
 
 from kling_async import InvalidJobError, Job
 from kling_async._core.catalogue import MAX_TEXT, MODELS
@@ -624,3 +625,16 @@ def test_whatever_is_given_is_a_valid_job_or_an_invalid_job_error(fields: dict[s
         assert job == attrs.evolve(job)
         body = job.inputs("https://pictures.example/face.png", None)
         assert json.loads(json.dumps(body, allow_nan=False, ensure_ascii=False).encode()) == body
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_pil_image_stands_as_its_exif_data_turns_it(orientation: int) -> None:
+    picture = Pillow.effect_noise((320, 300), 90)
+    exif = Pillow.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", exif=exif)
+    opened = Pillow.open(io.BytesIO(buffer.getvalue()))
+    sent = Pillow.open(io.BytesIO(cast("bytes", make(image=opened).image)))
+    shown = ImageOps.exif_transpose(opened)
+    assert (sent.size, sent.tobytes(), dict(sent.getexif())) == (shown.size, shown.tobytes(), {})

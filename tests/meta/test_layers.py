@@ -22,7 +22,8 @@ ROWS = (
     {"_account"},
     {"_submit", "_reconcile", "_watcher", "_media", "storage"},
     {"_transport", "limits", "ledger"},
-    {"_clock", "_custody", "_log", "_retry", "_walk"},
+    {"_fit"},
+    {"_clock", "_custody", "_log", "_preflight", "_retry", "_walk"},
     {"providers"},
     {"_core"},
 )
@@ -39,13 +40,13 @@ ROOMS_OF = {
     "aiohttp": {"_transport", "emulator"},
     "yarl": {"_transport"},
     "cattrs": {"providers", "manifest"},
-    "imagesize": {"_media"},
+    "imagesize": {"_preflight"},
     "pyrate_limiter": {"limits"},
     "typer": {"cli"},
     "click": {"cli"},
     "rich": {"cli"},
     "av": {"emulator"},
-    "PIL": {"emulator", "cli"},
+    "PIL": {"_fit", "emulator", "cli"},
     "pytest": {"testing"},
 }
 """Third parties, by the rooms that may import them; what stands neither here nor above is imported nowhere."""
