@@ -66,6 +66,8 @@ class Account:
         limiter: Starts per time.
         max_in_flight: Predictions that may run at once.
         inline: Whether images travel in the request instead of being uploaded.
+        fit: Whether images are converted that the service would refuse.
+        max_uploads: Images that are uploaded at once.
         policy: How often predictions are read.
         forget_after: Seconds after which a prediction that never ends is no longer watched.
         observers: Are told every event.
@@ -85,6 +87,8 @@ class Account:
         limiter: RateLimiter,
         max_in_flight: int,
         inline: bool,
+        fit: bool,
+        max_uploads: int,
         policy: WatchPolicy,
         forget_after: float,
         observers: tuple[Observer, ...],
@@ -101,7 +105,7 @@ class Account:
         self._observers = observers
         self._rng = random.Random()  # noqa: S311 -- jitter
         self._custody = Custody()
-        self.images = Images(transport, provider, clock, inline=inline)
+        self.images = Images(transport, provider, clock, limit=max_uploads, inline=inline, fit=fit)
         self.watcher = Watcher(
             transport=transport,
             provider=provider,

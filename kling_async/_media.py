@@ -67,6 +67,16 @@ async def digest(image: Image, *, field: str = "image") -> str:
     return await anyio.to_thread.run_sync(sha256, image, field)
 
 
+def require_pillow() -> None:
+    """Make sure that images can be made to fit.
+
+    Raises:
+        ConfigurationError: Pillow is not installed.
+    """
+    if importlib.util.find_spec("PIL") is None:
+        raise ConfigurationError("fit: needs Pillow", advice="install kling-async[images]")
+
+
 @attrs.frozen
 class _Ready:
     """An image that can be sent.
@@ -107,9 +117,6 @@ class Images:
         fit: Convert with Pillow what the service would refuse, or what its EXIF data turns.
         memory: Remembers uploads for later sessions.
         rng: Draws the jitter of the pauses from [0, 1).
-
-    Raises:
-        ConfigurationError: `fit` is asked for, and Pillow is not installed.
     """
 
     def __init__(
@@ -124,8 +131,6 @@ class Images:
         memory: UploadMemory | None = None,
         rng: Callable[[], float] = random.random,
     ) -> None:
-        if fit and importlib.util.find_spec("PIL") is None:
-            raise ConfigurationError("fit: needs Pillow", advice="install kling-async[images]")
         self._transport = transport
         self._provider = provider
         self._clock = clock

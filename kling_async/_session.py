@@ -89,6 +89,9 @@ class KlingSession(ServiceCalls):
             its own by counting.
         images: "upload" sends image files to the provider's storage; "inline" puts them into the request as data URIs,
             for providers without uploads.
+        fit: Convert image files with Pillow (extra `images`) that the service would refuse: other formats than JPEG and
+            PNG, more than 10 MB, and what its EXIF data turns.
+        max_uploads: Images that are uploaded at once.
         deadline: Seconds from acceptance that `generate`, `wait` and batches wait for an end by default. Timed out is
             not failed: the prediction goes on.
         forget_after: Seconds after which a prediction that never ends is no longer watched and frees its slot.
@@ -125,6 +128,8 @@ class KlingSession(ServiceCalls):
         grace: float = 90.0,
         sole_user: bool = False,
         images: Literal["upload", "inline"] = "upload",
+        fit: bool = False,
+        max_uploads: int = 4,
         deadline: float = 1800.0,
         forget_after: float = 7200.0,
         watch: WatchPolicy | None = None,
@@ -143,6 +148,13 @@ class KlingSession(ServiceCalls):
             raise ConfigurationError(f"max_in_flight: expected at least 1, got {max_in_flight}")
         if images not in {"upload", "inline"}:
             raise ConfigurationError(f'images: expected "upload" or "inline", got {images!r}')
+        if max_uploads < 1:
+            raise ConfigurationError(f"max_uploads: expected at least 1, got {max_uploads}")
+        if fit:
+            # Imported here: the room of images is not needed before the session is entered.
+            from ._media import require_pillow  # noqa: PLC0415
+
+            require_pillow()
         _positive("deadline", deadline)
         _positive("forget_after", forget_after)
         self.left_running: tuple[Prediction, ...] = ()
@@ -155,6 +167,8 @@ class KlingSession(ServiceCalls):
         self._grace = grace
         self._sole_user = sole_user
         self._inline = images == "inline"
+        self._fit = fit
+        self._max_uploads = max_uploads
         self._forget_after = forget_after
         self._watch = watch or WatchPolicy()
         self._timeouts = timeouts or Timeouts()
@@ -194,6 +208,8 @@ class KlingSession(ServiceCalls):
             limiter=limiter,
             max_in_flight=self.max_in_flight,
             inline=self._inline,
+            fit=self._fit,
+            max_uploads=self._max_uploads,
             policy=self._watch,
             forget_after=self._forget_after,
             observers=self._observers,

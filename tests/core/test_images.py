@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from kling_async import _media
+from kling_async import KlingSession, _media
 from kling_async._core.errors import (
     ApiError,
     AuthenticationError,
@@ -457,10 +457,10 @@ async def test_what_would_be_refused_is_made_to_fit_when_asked_for(
     assert inline.startswith("data:image/jpeg;base64,/9j")
 
 
-def test_fitting_needs_pillow(uploads: Uploads, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fitting_needs_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigurationError, match=r"kling-async\[images\]"):
-        Images(uploads, uploads, clock, fit=True)
+        KlingSession("-", fit=True)
 
 
 async def test_what_the_service_may_not_like_is_logged_once(

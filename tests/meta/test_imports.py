@@ -100,7 +100,7 @@ print(json.dumps(failed))
 
 
 def test_without_the_extras_all_but_their_rooms_is_there() -> None:
-    needs_extras = ("kling_async.cli.", "kling_async.emulator.renderer")
+    needs_extras = ("kling_async.cli.", "kling_async.emulator.renderer", "kling_async._fit")
     modules = [name for name in MODULES if not name.startswith(needs_extras)]
     assert fresh(WITHOUT, "typer,click,rich,av,PIL,numpy", *modules) == {}
 
