@@ -133,7 +133,7 @@ def _tell_plan(to: Console, manifest: Manifest, options: RunOptions) -> None:
         name = (row.name if row else kind.model) + (" with sound" if kind.sound else "")
         plan.add_row(name, str(kind.duration), str(count), str(price), str(together))
     at = "the emulator, for nothing" if options.emulator else options.provider
-    to.print(Text.assemble((counted(len(manifest), "job"), "bold"), f" from {manifest.path} at {at}"))
+    to.print(Text.assemble((counted(len(manifest), "job"), "bold"), f" from {manifest.name} at {at}"))
     to.print(plan)
     sum_ = Text.assemble("Price by the list: ", (f"{'≈ ' if inferred else ''}{usd(total)}", "bold"))
     if unknown:
@@ -216,7 +216,7 @@ async def _run_at(to: Console, manifest: Manifest, options: RunOptions, clock: C
             async with display, session as kling:
                 batch = kling.batch(
                     manifest,
-                    name=manifest.path.stem,
+                    name=options.manifest.stem,
                     save_to=options.out,
                     ordered=options.ordered,
                     deadline=options.deadline,

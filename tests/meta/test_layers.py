@@ -41,6 +41,7 @@ ROOMS_OF = {
     "yarl": {"_transport"},
     "cattrs": {"providers", "manifest"},
     "imagesize": {"_preflight"},
+    "pyarrow": {"manifest", "results"},
     "pyrate_limiter": {"limits"},
     "typer": {"cli"},
     "click": {"cli"},
@@ -51,7 +52,7 @@ ROOMS_OF = {
 }
 """Third parties, by the rooms that may import them; what stands neither here nor above is imported nowhere."""
 DISTRIBUTIONS = {"pyrate_limiter": "pyrate-limiter", "PIL": "pillow", "yarl": "aiohttp", "click": "typer"}
-OPTIONAL = {"typer", "click", "rich", "av", "PIL"}
+OPTIONAL = {"typer", "click", "rich", "av", "PIL", "pyarrow"}
 BY_ITSELF = {"pytest"}
 """What loads the module that imports it, hence is there whenever it is imported, and is declared nowhere."""
 
