@@ -99,9 +99,21 @@ def demo(
 @app.command(epilog=EPILOG)
 def run(
     context: typer.Context,
-    manifest: Annotated[Path, typer.Argument(help="Jobs: JSON lines (.jsonl) or CSV (.csv).", show_default=False)],
+    manifest: Annotated[
+        Path, typer.Argument(help="Jobs: .jsonl, .csv or .parquet, or a folder of images.", show_default=False)
+    ],
     *,
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the videos.", show_default=False)],
+    prompt: Annotated[str | None, typer.Option(help="Of the rows that have none.")] = None,
+    model: Annotated[str | None, typer.Option(help="Of the rows that name none.")] = None,
+    duration: Annotated[int | None, typer.Option(help="Seconds, of the rows that say none.")] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="Folder of the image files.", show_default="the manifest's own"),
+    ] = None,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Convert images of other formats, of more than 10 MB, or turned by EXIF data.")
+    ] = False,
     emulator: Annotated[bool, typer.Option("--emulator", help="Rehearse on this computer, for nothing.")] = False,
     provider: ProviderOption = ProviderChoice.WAVESPEED,
     level: Annotated[
@@ -130,6 +142,11 @@ def run(
     options = command.RunOptions(
         manifest=manifest,
         out=out,
+        prompt=prompt,
+        model=model,
+        duration=duration,
+        root=root,
+        fit=fit,
         emulator=emulator,
         provider=provider,
         level=level,
