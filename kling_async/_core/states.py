@@ -103,6 +103,25 @@ class Entry:
     sha256: str | None = None
 
 
+@attrs.frozen
+class Step:
+    """One step that a job has made.
+
+    Attributes:
+        batch: The batch's name; empty outside a batch.
+        key: The job's name.
+        state: Where it then stood.
+        at: Seconds since the epoch.
+        attempt: How many paid requests had been sent for it.
+    """
+
+    batch: str
+    key: str
+    state: State
+    at: float
+    attempt: int
+
+
 @attrs.frozen(kw_only=True)
 class Row:
     """A job as the ledger has it.
@@ -127,6 +146,8 @@ class Row:
         path: The file.
         bytes: Its length.
         sha256: Its digest.
+        job: Its fields as JSON; an image that was no URL is `sha256:` and its digest.
+        files: Those images that were files, as JSON: the name of the field and the path.
     """
 
     batch: str
@@ -148,6 +169,8 @@ class Row:
     path: str | None = None
     bytes: int | None = None
     sha256: str | None = None
+    job: str | None = None
+    files: str | None = None
 
     def after(self, entry: Entry) -> Row:
         """The row as the step leaves it.

@@ -16,7 +16,7 @@ from kling_async._core.errors import (
     ManifestError,
     UnsupportedError,
 )
-from kling_async.cli.choices import LevelChoice, ProfileChoice, ProviderChoice
+from kling_async.cli.choices import FormatChoice, LevelChoice, ProfileChoice, ProviderChoice
 from kling_async.cli.interrupts import Exit
 from kling_async.cli.output import show_error
 
@@ -188,6 +188,30 @@ def fetch(
         debug=_debug(context),
     )
     _do(context, lambda: command.fetch(options))
+
+
+@app.command(epilog=EPILOG)
+def export(
+    context: typer.Context,
+    ledger: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The file that a run wrote.")],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="Folder of the files, that of the videos.", show_default="the ledger's"),
+    ] = None,
+    formats: Annotated[
+        list[FormatChoice] | None,
+        typer.Option("--format", help="What to write; may be repeated.", show_default="results, errors and stats"),
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="Only this batch; a run is called as its manifest.", show_default="all")
+    ] = None,
+) -> None:
+    """Write results, a manifest of what may be run again, statistics or a data set from a ledger."""
+    from kling_async.cli import export as command  # noqa: PLC0415 -- help is shown without loading it
+
+    options = command.ExportOptions(ledger=ledger, out=out or ledger.parent, formats=tuple(formats or ()), batch=batch)
+    _do(context, lambda: command.export(options))
 
 
 @app.command(epilog=EPILOG)

@@ -18,6 +18,7 @@ ROWS = (
     {"cli", "testing"},
     {""},  # the package itself: the public names
     {"_session"},
+    {"results"},
     {"_batch", "_calls", "manifest"},
     {"_account"},
     {"_submit", "_reconcile", "_watcher", "_media", "storage"},
