@@ -366,8 +366,8 @@ def test_memory_does_not_follow_the_rows(suffix: str) -> None:
     command = [sys.executable, "-c", RSS, write(2_000), write(16_000)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=50)
-    # The rows are 4 MB of JSON, and 20 MB as dictionaries; 16 bytes of each are kept while the keys are compared.
-    assert float(ran.stdout) < 4
+    # As dictionaries the rows are 20 MB; 16 bytes of each are kept while the keys are compared.
+    assert float(ran.stdout) < 10
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
