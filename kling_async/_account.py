@@ -79,6 +79,8 @@ class Account:
         limiter: Starts per time.
         max_in_flight: Predictions that may run at once.
         inline: Whether images travel in the request instead of being uploaded.
+        fit: Whether images are converted that the service would refuse.
+        max_uploads: Images that are uploaded at once.
         policy: How often predictions are read.
         forget_after: Seconds after which a prediction that never ends is no longer watched.
         observers: Are told every event.
@@ -101,6 +103,8 @@ class Account:
         limiter: RateLimiter,
         max_in_flight: int,
         inline: bool,
+        fit: bool,
+        max_uploads: int,
         policy: WatchPolicy,
         forget_after: float,
         observers: tuple[Observer, ...],
@@ -127,7 +131,7 @@ class Account:
         # What is set aside for jobs that are on their way, or were when an earlier process ended.
         self._money: dict[tuple[str, str], tuple[Reservation, ...]] = {}
         self._counted: set[tuple[str, Budget]] = set()
-        self.images = Images(transport, provider, clock, inline=inline)
+        self.images = Images(transport, provider, clock, limit=max_uploads, inline=inline, fit=fit)
         self.watcher = Watcher(
             transport=transport,
             provider=provider,

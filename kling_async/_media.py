@@ -4,40 +4,38 @@ from __future__ import annotations
 
 import base64
 import copy
-import hashlib
-import io
+import importlib.util
+import logging
 import random
-import stat
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 import attrs
-import imagesize  # type: ignore[import-untyped]  # it has no types
 
 from ._core.errors import (
     ApiError,
-    InvalidJobError,
+    ConfigurationError,
     KlingError,
-    Problem,
     RateLimitedError,
     RequestRejectedError,
     ServerError,
 )
 from ._core.http import Effect, HttpRequest
-from ._core.job import MAX_IMAGE_BYTES, MIN_IMAGE_SIDE, Image, bytes_problem, image_type
 from ._core.media import ImageFacts
 from ._core.transport import shown
+from ._preflight import preflight, read, sha256
 from ._retry import send_read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from ._core.clock import Clock
     from ._core.http import HttpResponse
-    from ._core.media import UploadProvider, UploadTicket
+    from ._core.images import Image
+    from ._core.media import UploadMemory, UploadProvider, UploadTicket
     from ._core.transport import Transport
 
 REMEMBERED = 6 * 86_400.0
@@ -48,9 +46,10 @@ ATTEMPTS = 4
 """How often a ticket is asked for, and how often a file is sent to it."""
 NO_TICKETS = frozenset({404, 405})
 """Statuses by which a service says that it gives no tickets; the upload in one request is older, and documented."""
+FITTED_AT_ONCE = 2
+"""Images that are decoded at the same time: each takes a few hundred megabytes at most."""
 
-_PIECE = 2**18
-"""Bytes of a file that are read at once."""
+log = logging.getLogger("kling_async")
 
 
 async def digest(image: Image, *, field: str = "image") -> str:
@@ -65,39 +64,36 @@ async def digest(image: Image, *, field: str = "image") -> str:
     """
     if isinstance(image, str):
         return image
-    return await anyio.to_thread.run_sync(_sha256, image, field)
+    return await anyio.to_thread.run_sync(sha256, image, field)
 
 
-def check(content: bytes, *, field: str = "image") -> ImageFacts:
-    """What the service would look at before it accepts an image, without decoding it.
-
-    Args:
-        content: The whole file.
-        field: How errors name it.
+def require_pillow() -> None:
+    """Make sure that images can be made to fit.
 
     Raises:
-        InvalidJobError: Not a JPEG or PNG, too many bytes, too few pixels, or its size cannot be told.
+        ConfigurationError: Pillow is not installed.
     """
-    media_type = image_type(content)
-    problem = bytes_problem(content)
-    if problem or media_type is None:
-        raise _invalid(field, problem)
-    width: int
-    height: int
-    try:
-        width, height = imagesize.get(io.BytesIO(content))
-    except Exception:  # noqa: BLE001 -- older versions let hostile bytes raise whatever they hit
-        width = height = -1
-    if width <= 0 or height <= 0:
-        raise _invalid(field, "is damaged: its width and height cannot be read")
-    if min(width, height) < MIN_IMAGE_SIDE:
-        raise _invalid(field, f"expected at least {MIN_IMAGE_SIDE}x{MIN_IMAGE_SIDE} pixels, got {width}x{height}")
-    return ImageFacts(media_type, width, height, len(content))
+    if importlib.util.find_spec("PIL") is None:
+        raise ConfigurationError("fit: needs Pillow", advice="install kling-async[images]")
 
 
-def inline(content: bytes) -> str:
-    """A JPEG or PNG as a data URI."""
-    return f"data:{image_type(content)};base64,{base64.b64encode(content).decode('ascii')}"
+@attrs.frozen
+class _Ready:
+    """An image that can be sent.
+
+    Attributes:
+        content: What is sent.
+        facts: What is known of it.
+        digest: SHA-256 of the image that was given, in hex.
+    """
+
+    content: bytes = attrs.field(repr=False)
+    facts: ImageFacts
+    digest: str
+
+    @property
+    def data_uri(self) -> str:
+        return f"data:{self.facts.type};base64,{base64.b64encode(self.content).decode('ascii')}"
 
 
 @attrs.define(eq=False)
@@ -118,6 +114,8 @@ class Images:
         clock: Tells the time and waits between attempts.
         limit: Uploads at the same time at most; with it the memory for images is bounded.
         inline: Send files and bytes within the request, as data URIs, instead of uploading them.
+        fit: Convert with Pillow what the service would refuse, or what its EXIF data turns.
+        memory: Remembers uploads for later sessions.
         rng: Draws the jitter of the pauses from [0, 1).
     """
 
@@ -129,6 +127,8 @@ class Images:
         *,
         limit: int = 4,
         inline: bool = False,
+        fit: bool = False,
+        memory: UploadMemory | None = None,
         rng: Callable[[], float] = random.random,
     ) -> None:
         self._transport = transport
@@ -136,6 +136,9 @@ class Images:
         self._clock = clock
         self._slots = anyio.Semaphore(limit)
         self._inline = inline
+        self._fit = fit
+        self._fitting = anyio.CapacityLimiter(FITTED_AT_ONCE)
+        self._memory = memory
         self._rng = rng
         self._tickets = True
         self._known: OrderedDict[str, tuple[str, float]] = OrderedDict()
@@ -168,8 +171,9 @@ class Images:
 
     async def _url(self, image: Path | bytes, field: str) -> str:
         if self._inline:
-            return await anyio.to_thread.run_sync(lambda: inline(_checked(image, field)[0]))
-        name = await digest(image, field=field)
+            ready = await self._ready(image, field)
+            return await anyio.to_thread.run_sync(lambda: ready.data_uri)
+        name = self._name(await digest(image, field=field))
         upload = self._wanted.setdefault(name, _Upload())
         upload.waiting += 1
         try:
@@ -177,7 +181,7 @@ class Images:
                 if upload.failure is not None:
                     # A copy: one exception raised in many tasks would gather all of their tracebacks.
                     raise copy.copy(upload.failure)
-                return self._remembered(name) or await self._first(image, field, upload)
+                return await self._remembered(name) or await self._first(image, field, upload)
         finally:
             upload.waiting -= 1
             # With the last who waits the failure is forgotten: who comes then begins anew.
@@ -187,25 +191,41 @@ class Images:
     async def _first(self, image: Path | bytes, field: str, upload: _Upload) -> str:
         async with self._slots:
             # Read anew, so that only those who hold a slot hold an image in memory.
-            content, facts = await anyio.to_thread.run_sync(_checked, image, field)
+            ready = await self._ready(image, field)
+            for warning in ready.facts.warnings:
+                log.warning("%s: %s", image if not isinstance(image, bytes) else field, warning)
             try:
-                return await self._upload(content, facts)
+                return await self._upload(ready)
             except KlingError as error:
                 upload.failure = error
                 raise
 
-    async def _upload(self, content: bytes, facts: ImageFacts) -> str:
-        sha256 = await anyio.to_thread.run_sync(_sha256, content, "")
+    async def _ready(self, image: Path | bytes, field: str) -> _Ready:
+        """The image as it will be sent.
+
+        Raises:
+            InvalidJobError: The service would refuse it.
+        """
+        if self._fit:
+            facts = await anyio.to_thread.run_sync(lambda: preflight(image, field=field, fit=True))
+            if facts.unfit:
+                return await anyio.to_thread.run_sync(_fitted, image, field, limiter=self._fitting)
+        return await anyio.to_thread.run_sync(_as_it_is, image, field)
+
+    async def _upload(self, ready: _Ready) -> str:
+        content, facts = ready.content, ready.facts
         # Neutral: the user's path is none of the service's business.
-        filename = sha256[:16] + {"image/jpeg": ".jpg", "image/png": ".png"}[facts.type]
+        filename = ready.digest[:16] + {"image/jpeg": ".jpg", "image/png": ".png"}[facts.type]
         url = await self._by_ticket(filename, content, facts) if self._tickets else None
         if url is None:
             url = await self._in_one(filename, content, facts)
             # Only now: a wrong address has neither of the two.
             self._tickets = False
-        self._known[sha256] = url, self._clock.now() + REMEMBERED
-        if len(self._known) > MAX_REMEMBERED:
-            self._known.popitem(last=False)
+        until = self._clock.now() + REMEMBERED
+        name = self._name(ready.digest)
+        self._remember(name, url, until)
+        if self._memory is not None:
+            self._memory.note_upload(name, url, until)
         return url
 
     async def _by_ticket(self, filename: str, content: bytes, facts: ImageFacts) -> str | None:
@@ -231,15 +251,25 @@ class Images:
     async def _send(self, request: HttpRequest) -> HttpResponse:
         return await send_read(self._transport, request, self._clock, attempts=ATTEMPTS, rng=self._rng)
 
-    def _remembered(self, sha256: str) -> str | None:
-        if sha256 not in self._known:
-            return None
-        url, until = self._known[sha256]
-        if self._clock.now() >= until:
-            del self._known[sha256]
-            return None
-        self._known.move_to_end(sha256)
-        return url
+    def _name(self, sha256: str) -> str:
+        """What an upload is remembered as: what is made to fit is another file than the one that was given."""
+        return f"{sha256}-fit" if self._fit else sha256
+
+    async def _remembered(self, name: str) -> str | None:
+        now = self._clock.now()
+        if name in self._known:
+            url, until = self._known[name]
+            if now < until:
+                self._known.move_to_end(name)
+                return url
+            del self._known[name]
+        # Not kept here: when it ends is known only where it is written down.
+        return None if self._memory is None else await self._memory.uploaded(name, now)
+
+    def _remember(self, name: str, url: str, until: float) -> None:
+        self._known[name] = url, until
+        if len(self._known) > MAX_REMEMBERED:
+            self._known.popitem(last=False)
 
 
 def _judge(response: HttpResponse, ticket: UploadTicket, now: float) -> None:
@@ -266,42 +296,18 @@ def _judge(response: HttpResponse, ticket: UploadTicket, now: float) -> None:
     )
 
 
-def _checked(image: Path | bytes, field: str) -> tuple[bytes, ImageFacts]:
-    content = _content(image, field)
-    return content, check(content, field=field)
+def _as_it_is(image: Path | bytes, field: str) -> _Ready:
+    if not isinstance(image, bytes):
+        # Before a file is read that is too large.
+        preflight(image, field=field)
+    content = read(image, field)
+    return _Ready(content, preflight(content, field=field), sha256(content, field))
 
 
-def _content(image: Path | bytes, field: str) -> bytes:
-    return b"".join(_pieces(image, field))
+def _fitted(image: Path | bytes, field: str) -> _Ready:
+    # Imported here: Pillow is an extra.
+    from ._fit import fitted  # noqa: PLC0415
 
-
-def _pieces(image: Path | bytes, field: str) -> Iterator[bytes]:
-    """The bytes of the image in pieces; of a file that is too large, no more than shows it."""
-    if isinstance(image, bytes):
-        yield image
-        return
-    left = MAX_IMAGE_BYTES + 1
-    try:
-        # Asked before it is opened: to open a pipe is to wait for its other end.
-        if stat.S_ISREG(image.stat().st_mode):
-            with image.open("rb") as file:
-                while piece := file.read(min(left, _PIECE)):
-                    yield piece
-                    left -= len(piece)
-            return
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise _invalid(field, f"cannot read {image}: {reason or error}") from error
-    raise _invalid(field, f"{image} is not a regular file")
-
-
-def _invalid(field: str, message: str) -> InvalidJobError:
-    return InvalidJobError([Problem(field, message)])
-
-
-def _sha256(image: Path | bytes, field: str) -> str:
-    # Piece by piece: many files may be looked at at once, and only those that go up are worth their memory.
-    whole = hashlib.sha256()
-    for piece in _pieces(image, field):
-        whole.update(piece)
-    return whole.hexdigest()
+    content = read(image, field)
+    fit = fitted(content, field=field)
+    return _Ready(fit, preflight(fit, field=field), sha256(content, field))

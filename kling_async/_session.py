@@ -19,7 +19,8 @@ from ._core.budget import Budget
 from ._core.catalogue import LEVELS, Level, Model
 from ._core.errors import ConfigurationError, KlingError, LedgerError, SessionClosedError, UnsupportedError
 from ._core.http import Timeouts
-from ._core.job import Job, JobFields, image_at_rest
+from ._core.images import image_at_rest
+from ._core.job import Job, JobFields
 from ._core.polling import WatchPolicy
 from ._custody import Custody, finish
 from ._log import log_event
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from ._core.clock import Clock
     from ._core.events import Observer
-    from ._core.job import ImageSource
+    from ._core.images import ImageSource
     from ._core.prediction import Prediction, SavedFile
     from ._core.secret import Secret
     from ._core.transport import Transport
@@ -98,6 +99,9 @@ class KlingSession(ServiceCalls):
             it, and a token of its own in its query.
         images: "upload" sends image files to the provider's storage; "inline" puts them into the request as data URIs,
             for providers without uploads.
+        fit: Convert image files with Pillow (extra `images`) that the service would refuse: other formats than JPEG and
+            PNG, more than 10 MB, and what its EXIF data turns.
+        max_uploads: Images that are uploaded at once.
         deadline: Seconds from acceptance that `generate`, `wait` and batches wait for an end by default. Timed out is
             not failed: the prediction goes on.
         forget_after: Seconds after which a prediction that never ends is no longer watched and frees its slot.
@@ -138,6 +142,8 @@ class KlingSession(ServiceCalls):
         retry_failed: int = 0,
         webhook_url: str | None = None,
         images: Literal["upload", "inline"] = "upload",
+        fit: bool = False,
+        max_uploads: int = 4,
         deadline: float = 1800.0,
         forget_after: float = 7200.0,
         watch: WatchPolicy | str = "balanced",
@@ -156,6 +162,13 @@ class KlingSession(ServiceCalls):
             raise ConfigurationError(f"max_in_flight: expected at least 1, got {max_in_flight}")
         if images not in {"upload", "inline"}:
             raise ConfigurationError(f'images: expected "upload" or "inline", got {images!r}')
+        if max_uploads < 1:
+            raise ConfigurationError(f"max_uploads: expected at least 1, got {max_uploads}")
+        if fit:
+            # Imported here: the room of images is not needed before the session is entered.
+            from ._media import require_pillow  # noqa: PLC0415
+
+            require_pillow()
         _positive("deadline", deadline)
         _positive("forget_after", forget_after)
         self.left_running: tuple[Prediction, ...] = ()
@@ -175,6 +188,8 @@ class KlingSession(ServiceCalls):
             _check_webhooks(self.provider, webhook_url)
         self._webhook_url = webhook_url
         self._inline = images == "inline"
+        self._fit = fit
+        self._max_uploads = max_uploads
         self._forget_after = forget_after
         self._watch = _policy(watch)
         self._timeouts = timeouts or Timeouts()
@@ -214,6 +229,8 @@ class KlingSession(ServiceCalls):
             limiter=limiter,
             max_in_flight=self.max_in_flight,
             inline=self._inline,
+            fit=self._fit,
+            max_uploads=self._max_uploads,
             policy=self._watch,
             forget_after=self._forget_after,
             observers=self._observers,

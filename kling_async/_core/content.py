@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import cattrs
 
-    from .job import Image
+    from .images import Image
 
 PREFIX = "sha256:"
 """Before the digest of an image that is no URL."""

@@ -105,6 +105,25 @@ class Entry:
     sha256: str | None = None
 
 
+@attrs.frozen
+class Step:
+    """One step that a job has made.
+
+    Attributes:
+        batch: The batch's name; empty outside a batch.
+        key: The job's name.
+        state: Where it then stood.
+        at: Seconds since the epoch.
+        attempt: How many paid requests had been sent for it.
+    """
+
+    batch: str
+    key: str
+    state: State
+    at: float
+    attempt: int
+
+
 @attrs.frozen(kw_only=True)
 class Row:
     """A job as the ledger has it.

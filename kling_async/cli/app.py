@@ -16,7 +16,7 @@ from kling_async._core.errors import (
     ManifestError,
     UnsupportedError,
 )
-from kling_async.cli.choices import LevelChoice, ProfileChoice, ProviderChoice
+from kling_async.cli.choices import FormatChoice, LevelChoice, ProfileChoice, ProviderChoice
 from kling_async.cli.interrupts import Exit
 from kling_async.cli.output import show_error
 
@@ -99,9 +99,21 @@ def demo(
 @app.command(epilog=EPILOG)
 def run(
     context: typer.Context,
-    manifest: Annotated[Path, typer.Argument(help="Jobs: JSON lines (.jsonl) or CSV (.csv).", show_default=False)],
+    manifest: Annotated[
+        Path, typer.Argument(help="Jobs: .jsonl, .csv or .parquet, or a folder of images.", show_default=False)
+    ],
     *,
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the videos.", show_default=False)],
+    prompt: Annotated[str | None, typer.Option(help="Of the rows that have none.")] = None,
+    model: Annotated[str | None, typer.Option(help="Of the rows that name none.")] = None,
+    duration: Annotated[int | None, typer.Option(help="Seconds, of the rows that say none.")] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="Folder of the image files.", show_default="the manifest's own"),
+    ] = None,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Convert images of other formats, of more than 10 MB, or turned by EXIF data.")
+    ] = False,
     emulator: Annotated[bool, typer.Option("--emulator", help="Rehearse on this computer, for nothing.")] = False,
     provider: ProviderOption = ProviderChoice.WAVESPEED,
     level: Annotated[
@@ -130,6 +142,11 @@ def run(
     options = command.RunOptions(
         manifest=manifest,
         out=out,
+        prompt=prompt,
+        model=model,
+        duration=duration,
+        root=root,
+        fit=fit,
         emulator=emulator,
         provider=provider,
         level=level,
@@ -171,6 +188,30 @@ def fetch(
         debug=_debug(context),
     )
     _do(context, lambda: command.fetch(options))
+
+
+@app.command(epilog=EPILOG)
+def export(
+    context: typer.Context,
+    ledger: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The file that a run wrote.")],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="Folder of the files, that of the videos.", show_default="the ledger's"),
+    ] = None,
+    formats: Annotated[
+        list[FormatChoice] | None,
+        typer.Option("--format", help="What to write; may be repeated.", show_default="results, errors and stats"),
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="Only this batch; a run is called as its manifest.", show_default="all")
+    ] = None,
+) -> None:
+    """Write results, a manifest of what may be run again, statistics or a data set from a ledger."""
+    from kling_async.cli import export as command  # noqa: PLC0415 -- help is shown without loading it
+
+    options = command.ExportOptions(ledger=ledger, out=out or ledger.parent, formats=tuple(formats or ()), batch=batch)
+    _do(context, lambda: command.export(options))
 
 
 @app.command(epilog=EPILOG)

@@ -26,3 +26,13 @@ class ProfileChoice(StrEnum):
 
     VIDEO = "video"
     TINY = "tiny"
+
+
+class FormatChoice(StrEnum):
+    """What `export` writes."""
+
+    RESULTS = "results"
+    ERRORS = "errors"
+    STATS = "stats"
+    METADATA = "metadata"
+    PARQUET = "parquet"

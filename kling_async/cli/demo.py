@@ -16,7 +16,7 @@ from rich.text import Text
 
 from kling_async._core.errors import ConfigurationError, InvalidJobError, Problem
 from kling_async._core.job import Job, JobFields
-from kling_async._media import check
+from kling_async._preflight import preflight
 from kling_async._session import KlingSession
 from kling_async.cli.choices import LevelChoice, ProfileChoice
 from kling_async.cli.interrupts import Exit, interruptible, took_interrupt
@@ -135,7 +135,7 @@ def _looked_at(pictures: Sequence[Path]) -> None:
     problems: list[Problem] = []
     for picture in pictures:
         try:
-            check(picture.read_bytes(), field=str(picture))
+            preflight(picture.read_bytes(), field=str(picture))
         except InvalidJobError as error:
             problems += error.problems
     if problems:

@@ -21,12 +21,13 @@ from kling_async.cli.progress import counted
 from kling_async.ledger import State, read_ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
     from types import TracebackType
 
     from rich.console import Console
 
+    from kling_async._core.errors import RowProblem
     from kling_async._core.prediction import Outcome
     from kling_async.ledger import Row
 
@@ -107,6 +108,13 @@ class Results:
         line = json.dumps(row(outcome, self.path.parent), ensure_ascii=False)
         self._file.write(line + "\n")
         return line
+
+
+def problem_lines(problems: Iterable[RowProblem]) -> Iterator[str]:
+    """What is wrong with a manifest, as JSON lines."""
+    for problem in problems:
+        told = {"file": problem.file, "line": problem.line, "field": problem.path, "message": problem.message}
+        yield json.dumps(told) + "\n"
 
 
 def unfetched(ledger: Path) -> dict[str, Row]:

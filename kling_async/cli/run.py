@@ -16,7 +16,7 @@ from rich.text import Text
 
 from kling_async._clock import SystemClock
 from kling_async._core.catalogue import Certainty, Price, find_model
-from kling_async._core.errors import KlingError, SkippedError, UnsupportedError
+from kling_async._core.errors import KlingError, ManifestError, SkippedError, UnsupportedError
 from kling_async._session import KlingSession
 from kling_async.cli.choices import LevelChoice, ProfileChoice
 from kling_async.cli.interrupts import Exit, interruptible, took_interrupt
@@ -32,7 +32,7 @@ from kling_async.cli.output import (
     usd,
 )
 from kling_async.cli.progress import Board, counted, progress
-from kling_async.cli.results import Results, status, tell_unsaved
+from kling_async.cli.results import Results, problem_lines, status, tell_unsaved
 from kling_async.ledger import read_ledger
 from kling_async.manifest import Kind, Manifest, read_manifest
 
@@ -41,9 +41,11 @@ if TYPE_CHECKING:
 
     from kling_async._batch import Batch
     from kling_async._core.clock import Clock
+    from kling_async._core.job import JobFields
     from kling_async._core.prediction import Outcome
 
 _FAILURES_SHOWN: Final = 20
+_WARNINGS_SHOWN: Final = 10
 
 
 @attrs.frozen(kw_only=True)
@@ -52,6 +54,11 @@ class RunOptions:
 
     manifest: Path
     out: Path
+    prompt: str | None = None
+    model: str | None = None
+    duration: int | None = None
+    root: Path | None = None
+    fit: bool = False
     emulator: bool = False
     provider: str = "wavespeed"
     level: LevelChoice = LevelChoice.BRONZE
@@ -66,6 +73,21 @@ class RunOptions:
     profile: ProfileChoice = ProfileChoice.VIDEO
     debug: bool = False
 
+    def read(self) -> Manifest:
+        """The manifest, checked.
+
+        Raises:
+            ManifestError: Rows of it are wrong.
+        """
+        common: JobFields = {}
+        if self.prompt is not None:
+            common["prompt"] = self.prompt
+        if self.model is not None:
+            common["model"] = self.model
+        if self.duration is not None:
+            common["duration"] = self.duration
+        return read_manifest(self.manifest, root=self.root, fit=self.fit, **common)
+
     @property
     def ledger_path(self) -> Path:
         """The ledger. What an emulator was paid is kept apart from what was really paid."""
@@ -79,6 +101,7 @@ class RunOptions:
             max_in_flight=self.max_in_flight,
             ledger=self.ledger_path,
             images="upload" if self.provider == "wavespeed" else "inline",
+            fit=self.fit,
             **more,
         )
 
@@ -86,7 +109,13 @@ class RunOptions:
 def run(options: RunOptions) -> Exit:
     """Check, estimate, ask, run, tell."""
     to = console(stderr=options.as_json)
-    manifest = read_manifest(options.manifest)
+    try:
+        manifest = options.read()
+    except ManifestError as error:
+        if not options.as_json:
+            raise
+        sys.stdout.writelines(problem_lines(error.problems))
+        return Exit.BAD_INPUT
     _supported(manifest, options.provider)
     if not options.emulator:
         options.session()  # a missing key is told before anything else is
@@ -133,7 +162,7 @@ def _tell_plan(to: Console, manifest: Manifest, options: RunOptions) -> None:
         name = (row.name if row else kind.model) + (" with sound" if kind.sound else "")
         plan.add_row(name, str(kind.duration), str(count), str(price), str(together))
     at = "the emulator, for nothing" if options.emulator else options.provider
-    to.print(Text.assemble((counted(len(manifest), "job"), "bold"), f" from {manifest.path} at {at}"))
+    to.print(Text.assemble((counted(len(manifest), "job"), "bold"), f" from {manifest.name} at {at}"))
     to.print(plan)
     sum_ = Text.assemble("Price by the list: ", (f"{'≈ ' if inferred else ''}{usd(total)}", "bold"))
     if unknown:
@@ -141,6 +170,10 @@ def _tell_plan(to: Console, manifest: Manifest, options: RunOptions) -> None:
     if inferred:
         sum_.append("   (≈: computed from other prices, on no page of the vendor)", "dim")
     say(to, sum_)
+    for warning in manifest.warnings[:_WARNINGS_SHOWN]:
+        to.print(Text(clean(f"warning: {warning}"), "yellow"), soft_wrap=True)
+    if len(manifest.warnings) > _WARNINGS_SHOWN:
+        to.print(Text(f"and {counted(len(manifest.warnings) - _WARNINGS_SHOWN, 'more warning')}", "dim"))
     _tell_level(to, manifest, options)
 
 
@@ -216,7 +249,7 @@ async def _run_at(to: Console, manifest: Manifest, options: RunOptions, clock: C
             async with display, session as kling:
                 batch = kling.batch(
                     manifest,
-                    name=manifest.path.stem,
+                    name=options.manifest.resolve().stem,
                     save_to=options.out,
                     ordered=options.ordered,
                     deadline=options.deadline,

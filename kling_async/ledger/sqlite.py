@@ -22,7 +22,7 @@ import attrs
 
 from kling_async._core.content import Content
 from kling_async._core.errors import KeyReusedError, LedgerError
-from kling_async._core.states import OPEN, Row, State
+from kling_async._core.states import OPEN, Row, State, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -400,8 +400,6 @@ def read_ledger(
         LedgerError: There is no such file, or it is no ledger.
     """
     path = Path(path)
-    if not path.exists():
-        raise LedgerError(f"there is no ledger {path}", advice="name the file that was given as ledger=")
     words = None if states is None else [state.value for state in states]
     conditions = ["1"]
     values: list[object] = []
@@ -411,12 +409,40 @@ def read_ledger(
     if words is not None:
         conditions.append(f"state IN ({', '.join('?' * len(words))})")
         values += words
+    query = f"{_WITH_CONTENT} WHERE {' AND '.join(conditions)} ORDER BY updated_at"
+    for row in _found(path, query, values):
+        yield _read(row)
+
+
+def read_steps(path: str | os.PathLike[str], *, batch: str | None = None) -> Iterator[Step]:
+    """The steps of a ledger file: all of a job one after another, in the order in which they were written.
+
+    Args:
+        path: The file.
+        batch: Only this batch's; "" is what was submitted outside of batches.
+
+    Raises:
+        LedgerError: There is no such file, or it is no ledger.
+    """
+    condition, values = ("1", []) if batch is None else ("batch = ?", [batch])
+    # The names are our own.
+    query = f"SELECT batch, key, state, at, attempt FROM step WHERE {condition} ORDER BY batch, key, rowid"  # noqa: S608 -- see above
+    for of, key, state, at, attempt in _found(Path(path), query, values):
+        yield Step(of, key, State(state), at, attempt)
+
+
+def _found(path: Path, query: str, values: Iterable[object]) -> Iterator[tuple[Any, ...]]:
+    """What a query finds in a ledger file.
+
+    Raises:
+        LedgerError: There is no such file, or it is no ledger.
+    """
+    if not path.exists():
+        raise LedgerError(f"there is no ledger {path}", advice="name the file that was given as ledger=")
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             _verify(connection, path)
-            query = f"{_WITH_CONTENT} WHERE {' AND '.join(conditions)} ORDER BY updated_at"
-            for row in connection.execute(query, values):
-                yield _read(row)
+            yield from connection.execute(query, tuple(values))
     except sqlite3.DatabaseError as error:
         raise _unusable(path, error) from error
 

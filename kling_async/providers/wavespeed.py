@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from kling_async._core.account import Billing, Page, ServiceModel, ServicePrice, Usage
-    from kling_async._core.job import Image, Job
+    from kling_async._core.images import Image
+    from kling_async._core.job import Job
     from kling_async._core.prediction import Prediction
 
 T = TypeVar("T")

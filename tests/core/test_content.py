@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kling_async import Field, Job, Model, Shot
 from kling_async._core.content import Content, content_of, digests, recalled
-from kling_async._core.job import Image
+from kling_async._core.images import Image
 from support.service import IMAGE
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(32)

@@ -18,10 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from kling_async import _media
+from kling_async import KlingSession, _media
 from kling_async._core.errors import (
     ApiError,
     AuthenticationError,
+    ConfigurationError,
     ConnectionLostError,
     InvalidJobError,
     RateLimitedError,
@@ -31,9 +32,10 @@ from kling_async._core.errors import (
     UnsupportedError,
 )
 from kling_async._core.http import Effect, HttpRequest, HttpResponse
-from kling_async._core.job import MAX_IMAGE_BYTES
+from kling_async._core.images import MAX_IMAGE_BYTES
 from kling_async._core.media import ImageFacts, UploadTicket
-from kling_async._media import Images, check, digest
+from kling_async._media import Images, digest
+from kling_async._preflight import preflight
 from kling_async._retry import pause, send_read
 
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ class Uploads:
         self.ticket_replies: list[int | TransportError] = []
         self.put_replies: list[int | TransportError] = []
         self.put_hook = anyio.lowlevel.checkpoint
+        self.ticket_hook = anyio.lowlevel.checkpoint
         self.together = self.most = 0
         self.supported = True
 
@@ -107,6 +110,7 @@ class Uploads:
 
     async def send(self, request: HttpRequest) -> HttpResponse:
         if request.url == "https://api/uploads":
+            await self.ticket_hook()
             return self.reply(self.ticket_replies)
         self.puts.append(request)
         self.together += 1
@@ -150,15 +154,16 @@ def images(uploads: Uploads, clock: Clock) -> Images:
 
 
 def test_facts() -> None:
-    assert check(PNG) == ImageFacts("image/png", 300, 300, len(PNG))
-    assert check(JPEG) == ImageFacts("image/jpeg", 400, 300, len(JPEG))
+    assert preflight(PNG) == ImageFacts("image/png", 300, 300, len(PNG))
+    assert preflight(JPEG) == ImageFacts("image/jpeg", 400, 300, len(JPEG))
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (b"", "is empty"),
-        (b"GIF89a", "the bytes are neither"),
+        (b"nothing", "the bytes are neither"),
+        (b"GIF89a", "this is GIF; fit it"),
         (picture(299, 300), "got 299x300"),
         (picture(300, 299, "JPEG"), "got 300x299"),
         (b"\x89PNG\r\n\x1a\n", "cannot be read"),
@@ -169,7 +174,7 @@ def test_facts() -> None:
 )
 def test_what_is_refused(content: bytes, said: str) -> None:
     with pytest.raises(InvalidJobError, match=said) as caught:
-        check(content, field="end_image")
+        preflight(content, field="end_image")
     assert [problem.path for problem in caught.value.problems] == ["end_image"]
 
 
@@ -179,17 +184,17 @@ def test_what_is_refused(content: bytes, said: str) -> None:
 )
 def test_hostile_bytes_are_refused_or_measured(start: bytes, rest: bytes) -> None:
     with contextlib.suppress(InvalidJobError):
-        facts = check(start + rest)
+        facts = preflight(start + rest)
         assert min(facts.width, facts.height) >= 300
 
 
 def test_a_library_that_fails_is_a_damaged_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: object) -> None:
+    def fail(*_: object, **options: object) -> None:
         raise IndexError
 
-    monkeypatch.setattr("imagesize.get", fail)
+    monkeypatch.setattr("imagesize.get_info", fail)
     with pytest.raises(InvalidJobError, match="damaged"):
-        check(PNG)
+        preflight(PNG)
 
 
 async def test_digests(tmp_path: Path) -> None:
@@ -325,6 +330,12 @@ async def test_the_next_one_takes_over_from_one_who_is_cancelled(images: Images,
 async def test_a_failure_is_shared_and_then_forgotten(images: Images, uploads: Uploads) -> None:
     uploads.ticket_replies = [401]
 
+    async def all_wait() -> None:
+        while sum(upload.waiting for upload in images._wanted.values()) < 5:  # noqa: ASYNC110 -- no event tells it
+            await asyncio.sleep(0.001)
+
+    uploads.ticket_hook = all_wait
+
     async def ask() -> BaseException:
         with pytest.raises(AuthenticationError) as caught:
             await images.url(PNG, field="image")
@@ -334,6 +345,7 @@ async def test_a_failure_is_shared_and_then_forgotten(images: Images, uploads: U
     assert len({id(error) for error in errors}) == 5
     assert {str(error) for error in errors} == {str(errors[0])}
     assert len(uploads.tickets) == 1
+    uploads.ticket_hook = anyio.lowlevel.checkpoint
     assert await images.url(PNG, field="image") == "https://cdn/2"
 
 
@@ -422,6 +434,69 @@ async def test_inline(uploads: Uploads, clock: Clock, tmp_path: Path) -> None:
     with pytest.raises(InvalidJobError):
         await images.url(picture(10, 10), field="image")
     assert not uploads.tickets
+
+
+# Made to fit, and remembered.
+
+
+async def test_what_would_be_refused_is_made_to_fit_when_asked_for(
+    uploads: Uploads, clock: Clock, tmp_path: Path
+) -> None:
+    path = tmp_path / "face.png"
+    path.write_bytes(picture(kind="WEBP"))
+    with pytest.raises(InvalidJobError, match="this is WebP"):
+        await Images(uploads, uploads, clock).url(path, field="image")
+    images = Images(uploads, uploads, clock, fit=True)
+    assert await images.url(path, field="image") == "https://cdn/1"
+    assert uploads.tickets[0][0] == hashlib.sha256(path.read_bytes()).hexdigest()[:16] + ".jpg"
+    assert preflight(uploads.puts[0].body or b"").type == "image/jpeg"
+    await images.url(path, field="image")
+    await images.url(JPEG, field="image")
+    assert [put.body for put in uploads.puts[1:]] == [JPEG], "once each, and what fits stays as it is"
+    inline = await Images(uploads, uploads, clock, fit=True, inline=True).url(path, field="image")
+    assert inline.startswith("data:image/jpeg;base64,/9j")
+
+
+def test_fitting_needs_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ConfigurationError, match=r"kling-async\[images\]"):
+        KlingSession("-", fit=True)
+
+
+async def test_what_the_service_may_not_like_is_logged_once(
+    images: Images, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "long.png"
+    path.write_bytes(picture(900, 300))
+    await images.url(path, field="image")
+    await images.url(path, field="image")
+    (line,) = caplog.messages
+    assert line.startswith(f"{path}: 900x300 is longer than 2.5:1")
+
+
+class Memory:
+    """What a ledger does for uploads."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, tuple[str, float]] = {}
+
+    async def uploaded(self, digest: str, now: float) -> str | None:
+        url, until = self.kept.get(digest, ("", 0.0))
+        return url if now < until else None
+
+    def note_upload(self, digest: str, url: str, expires_at: float) -> None:
+        self.kept[digest] = url, expires_at
+
+
+async def test_a_later_session_remembers_uploads_until_shortly_before_they_go(uploads: Uploads, clock: Clock) -> None:
+    memory = Memory()
+    for again in range(3):
+        assert await Images(uploads, uploads, clock, memory=memory).url(PNG, field="image") == "https://cdn/1", again
+    assert memory.kept == {hashlib.sha256(PNG).hexdigest(): ("https://cdn/1", 6 * 86_400.0)}
+    await Images(uploads, uploads, clock, memory=memory, fit=True).url(PNG, field="image")
+    assert len(uploads.puts) == 2, "what is made to fit is another file"
+    clock.time = 6 * 86_400.0
+    assert await Images(uploads, uploads, clock, memory=memory).url(PNG, field="image") == "https://cdn/3"
 
 
 # Sending again.

@@ -17,11 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
+from PIL import ImageOps
 
 from kling_async import InvalidJobError, Job
 from kling_async._core.catalogue import MAX_TEXT, MODELS
 from kling_async._core.content import content_of
-from kling_async._core.job import MAX_IMAGE_BYTES, Image, JobFields, image_at_rest
+from kling_async._core.images import MAX_IMAGE_BYTES, Image, image_at_rest
+from kling_async._core.job import JobFields
 
 URL = "https://pictures.example/face.png"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
@@ -309,7 +311,7 @@ def test_a_pil_image_becomes_a_png_of_the_same_size(mode: str) -> None:
 
 
 def test_a_pil_image_whose_png_would_be_too_large_becomes_a_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kling_async._core.job.MAX_IMAGE_BYTES", 70_000)
+    monkeypatch.setattr("kling_async._core.images.MAX_IMAGE_BYTES", 70_000)
     noise = Pillow.effect_noise((300, 300), 20)
     assert len(cast("bytes", make(image=noise).image)) < 70_000
     assert cast("bytes", make(image=noise).image).startswith(b"\xff\xd8\xff")
@@ -625,3 +627,16 @@ def test_whatever_is_given_is_a_valid_job_or_an_invalid_job_error(fields: dict[s
         assert job == attrs.evolve(job)
         body = job.inputs("https://pictures.example/face.png", None)
         assert json.loads(json.dumps(body, allow_nan=False, ensure_ascii=False).encode()) == body
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_pil_image_stands_as_its_exif_data_turns_it(orientation: int) -> None:
+    picture = Pillow.effect_noise((320, 300), 90)
+    exif = Pillow.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", exif=exif)
+    opened = Pillow.open(io.BytesIO(buffer.getvalue()))
+    sent = Pillow.open(io.BytesIO(cast("bytes", make(image=opened).image)))
+    shown = ImageOps.exif_transpose(opened)
+    assert (sent.size, sent.tobytes(), dict(sent.getexif())) == (shown.size, shown.tobytes(), {})

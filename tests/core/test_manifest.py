@@ -11,6 +11,7 @@ import pytest
 from kling_async import Job
 from kling_async._core.errors import KlingError, ManifestError
 from kling_async.manifest import Kind, read_manifest
+from support.pictures import png
 
 URL = "https://example.com/face.png"
 STANDARD = "kwaivgi/kling-v2.1-i2v-standard"
@@ -20,7 +21,7 @@ STANDARD = "kwaivgi/kling-v2.1-i2v-standard"
 def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test works in a folder of its own, so that problems name files as a user sees them."""
     monkeypatch.chdir(tmp_path)
-    Path("face.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    Path("face.png").write_bytes(png())
 
 
 def jsonl(*rows: object, name: str = "jobs.jsonl") -> str:
@@ -209,7 +210,10 @@ def test_a_byte_order_mark_and_windows_line_ends_are_taken(name: str) -> None:
     [
         ("missing.jsonl", "missing.jsonl: cannot be read: No such file or directory"),
         ("folder.csv", "folder.csv: cannot be read: Is a directory"),
-        ("jobs.xlsx", "jobs.xlsx: expected a file of .jsonl, .ndjson, .csv, got .xlsx"),
+        (
+            "jobs.xlsx",
+            "jobs.xlsx: expected a folder of images, or a file of .jsonl, .ndjson, .csv, .parquet, got .xlsx",
+        ),
         ("empty.jsonl", "empty.jsonl: has no rows"),
         ("empty.csv", "empty.csv: has no rows"),
     ],

@@ -18,11 +18,13 @@ ROWS = (
     {"cli", "testing"},
     {""},  # the package itself: the public names
     {"_session"},
+    {"results"},
     {"_batch", "_calls", "manifest"},
     {"_account"},
     {"_submit", "_reconcile", "_watcher", "_media", "_recall", "_spending", "storage"},
     {"_transport", "limits", "ledger", "webhooks"},
-    {"_clock", "_custody", "_log", "_retry", "_walk"},
+    {"_fit"},
+    {"_clock", "_custody", "_log", "_preflight", "_retry", "_walk"},
     {"providers"},
     {"_core"},
 )
@@ -39,18 +41,19 @@ ROOMS_OF = {
     "aiohttp": {"_transport", "emulator", "webhooks"},
     "yarl": {"_transport"},
     "cattrs": {"_core", "providers", "manifest"},
-    "imagesize": {"_media"},
+    "imagesize": {"_preflight"},
+    "pyarrow": {"manifest", "results"},
     "pyrate_limiter": {"limits"},
     "typer": {"cli"},
     "click": {"cli"},
     "rich": {"cli"},
     "av": {"emulator"},
-    "PIL": {"emulator", "cli"},
+    "PIL": {"_fit", "emulator", "cli"},
     "pytest": {"testing"},
 }
 """Third parties, by the rooms that may import them; what stands neither here nor above is imported nowhere."""
 DISTRIBUTIONS = {"pyrate_limiter": "pyrate-limiter", "PIL": "pillow", "yarl": "aiohttp", "click": "typer"}
-OPTIONAL = {"typer", "click", "rich", "av", "PIL"}
+OPTIONAL = {"typer", "click", "rich", "av", "PIL", "pyarrow"}
 BY_ITSELF = {"pytest"}
 """What loads the module that imports it, hence is there whenever it is imported, and is declared nowhere."""
 

@@ -18,6 +18,7 @@ PUBLIC_MODULES = (
     "kling_async.limits",
     "kling_async.manifest",
     "kling_async.providers",
+    "kling_async.results",
     "kling_async.storage",
     "kling_async.testing",
     "kling_async.webhooks",

@@ -1,0 +1,67 @@
+"""`export`, and the round from a run with failures over its errors to all videos."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import pytest
+from anyio.to_thread import run_sync
+
+from kling_async.emulator import Emulator, faults
+from kling_async.manifest import read_manifest
+from support.cli import Cli, jobs
+from support.pictures import jpeg
+
+
+@pytest.mark.anyio
+async def test_the_errors_of_a_faulty_run_fed_back_in_complete_the_batch(cli: Cli) -> None:
+    (cli.folder / "face.jpg").write_bytes(jpeg())
+    rows = {key: {"prompt": prompt, "image": "face.jpg"} for key, prompt in zip("abcdef", "mmxmym", strict=True)}
+    path = jobs(cli.folder, *({"key": key, **row} for key, row in rows.items()))
+    async with Emulator(speed=100, timing=60, profile="tiny") as emulator:
+        call = partial(
+            run_sync,
+            lambda *words: cli(*words, WAVESPEED_BASE_URL=emulator.base_url, WAVESPEED_API_KEY=emulator.api_key),
+        )
+        emulator.faults.add(
+            "submit",
+            faults.FailTask(code=5000, message="busy"),
+            when=lambda exchange: exchange.body.get("prompt") == "x",
+        )
+        emulator.faults.add(
+            "submit", faults.Status(400), when=lambda exchange: exchange.body.get("prompt") == "y", times=1
+        )
+        run = ("--out", "videos", "--level", "gold", "--quiet", "--yes")
+        assert (await call("run", path, *run)).returncode == 1
+        exported = await call("export", "videos/run.db")
+        assert (exported.returncode, exported.stderr) == (0, "")
+        assert "videos/results.jsonl: 6 jobs" in exported.stdout
+        assert "videos/errors.jsonl: 2 jobs" in exported.stdout
+        errors = cli.folder / "videos" / "errors.jsonl"
+        assert {key for key, _ in read_manifest(errors, root=cli.folder)} == {"c", "e"}
+        told = {row["key"]: row["_error"] for row in map(json.loads, errors.read_text().splitlines())}
+        assert (told["c"]["status"], told["c"]["code"], told["e"]["status"]) == ("failed", 5000, "rejected")
+        stats = json.loads((cli.folder / "videos" / "stats.json").read_text())
+        assert stats["states"] == {"completed": 4, "failed": 1, "rejected": 1}
+        assert set(stats["phases"]) >= {"submitting", "generating", "downloading", "whole"}
+
+        (command,) = [line for line in exported.stdout.splitlines() if line.strip().startswith("kling-async run")]
+        assert command.split()[1:] == ["run", "videos/errors.jsonl", "--out", "videos", "--root", str(cli.folder)]
+        again = await call(*command.split()[1:], "--level", "gold", "--quiet", "--yes")
+        assert (again.returncode, again.stderr) == (0, "")
+        charged = len(emulator.charges())
+    assert {path.stem for path in (cli.folder / "videos").glob("*.mp4")} == set(rows)
+    assert charged == 4 + 1 + 2, "nothing that was made was paid for again"
+    metadata = cli("export", "videos/run.db", "--format", "metadata", "--format", "parquet")
+    assert "videos/metadata.jsonl: 6 jobs" in metadata.stdout
+    assert "videos/results: 8 jobs" in metadata.stdout
+
+
+def test_export_says_what_it_cannot_do(cli: Cli) -> None:
+    assert cli("export", "none.db").returncode == 2
+    (cli.folder / "text.db").write_text("no ledger" * 1000)
+    failed = cli("export", "text.db", "--out", "videos")
+    assert failed.returncode != 0
+    assert "is no ledger" in failed.stderr
+    assert not (cli.folder / "videos").exists()
