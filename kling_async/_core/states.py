@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -186,23 +186,32 @@ class Row:
         Raises:
             ValueError: The move is not legal; nothing changes.
         """
+        return attrs.evolve(self, **self.changes(entry))
+
+    def changes(self, entry: Entry) -> dict[str, Any]:
+        """What the step changes: attributes with their new values.
+
+        Raises:
+            ValueError: The move is not legal.
+        """
         # An intent is no place to stay: a second request for it would be a second payment.
         stays = entry.state is self.state is not State.INTENT
         if not stays and entry.state not in MOVES[self.state]:
             raise ValueError(f"job {self.key} cannot go from {self.state.value} to {entry.state.value}")
-        known = {name: value for name in _CARRIED if (value := getattr(entry, name)) is not None}
+        changed: dict[str, Any] = {"state": entry.state, "updated_at": entry.at}
         if entry.state is State.INTENT:
             # A new attempt has neither the id nor the error of the one before it.
-            known = dict.fromkeys(_OF_ATTEMPT, None) | known
-            known["intent_at"] = entry.at
+            changed |= {name: None for name in _OF_ATTEMPT if getattr(self, name) is not None}
+            changed["intent_at"] = entry.at
         elif entry.state is State.SUBMITTED and self.state is not State.SUBMITTED:
-            known |= {"submitted_at": entry.at, "error": None}
+            changed |= {"submitted_at": entry.at, "error": None}
         elif entry.state is State.FAILED and not stays:
-            known["failures"] = self.failures + 1
-        cost = self.cost if entry.cost is None else entry.cost
+            changed["failures"] = self.failures + 1
+        changed |= {name: value for name in _CARRIED if (value := getattr(entry, name)) is not None}
+        cost = changed.get("cost", self.cost)
         if cost is not None and entry.state in _PAID and self.state in _SENT:
-            known["spent"] = (self.spent or 0) + cost
-        return attrs.evolve(self, state=entry.state, updated_at=entry.at, **known)
+            changed["spent"] = (self.spent or 0) + cost
+        return changed
 
 
 _OF_ATTEMPT = ("prediction_id", "error", "code", "output", "token_hash", "submitted_at")

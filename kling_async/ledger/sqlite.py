@@ -14,6 +14,7 @@ import sqlite3
 import threading
 from collections import defaultdict
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
@@ -62,10 +63,7 @@ PRAGMA user_version = {VERSION};
 _APART = ("job", "files")
 _COLUMNS = tuple(name for name in attrs.fields_dict(Row) if name not in _APART)
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM job "  # noqa: S608 -- the names of our own fields
-_PUT = (
-    f"INSERT INTO job({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "  # noqa: S608 -- the same
-    f"ON CONFLICT(batch, key) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS[2:])}"
-)
+_INSERT = f"INSERT INTO job({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 -- the same
 _WITH_CONTENT = (
     f"SELECT {', '.join(f'job.{name}' for name in _COLUMNS)}, content.job, content.files "  # noqa: S608 -- the same
     "FROM job LEFT JOIN content ON content.batch = job.batch AND content.key = job.key "
@@ -143,7 +141,7 @@ class SQLiteLedger:
             row = self._row(connection, batch, key)
             if row is None:
                 row = Row(batch=batch, key=key, digest=digest, model=model, state=State.PENDING, updated_at=at)
-                connection.execute(_PUT, _values(row))
+                connection.execute(_INSERT, [_stored(getattr(row, name)) for name in _COLUMNS])
                 connection.execute(
                     "INSERT INTO content(batch, key, job, files) VALUES (?, ?, ?, ?)",
                     (batch, key, content.text, content.files),
@@ -357,10 +355,11 @@ class SQLiteLedger:
         if row is None:
             raise LedgerError(f"job {entry.key} was never claimed", key=entry.key)
         try:
-            row = row.after(_storable(entry))
+            changes = row.changes(_storable(entry))
         except ValueError as error:
             raise LedgerError(str(error), key=entry.key, prediction_id=entry.prediction_id) from None
-        connection.execute(_PUT, _values(row))
+        connection.execute(_update(tuple(changes)), (*map(_stored, changes.values()), *name))
+        row = attrs.evolve(row, **changes)
         step = (entry.batch, entry.key, entry.state.value, entry.at, row.attempt, row.prediction_id, row.error)
         connection.execute(_STEP, step)
         if row.state in _UNDER_WAY:
@@ -448,7 +447,6 @@ def _found(path: Path, query: str, values: Iterable[object]) -> Iterator[tuple[A
 
 
 _UNDER_WAY = OPEN | {State.PENDING, State.CLAIMED}
-_STATE = _COLUMNS.index("state")
 _AMOUNTS = tuple(_COLUMNS.index(name) for name in ("cost", "spent", "refunded"))
 
 
@@ -475,13 +473,17 @@ def _storable(entry: Entry) -> Entry:
 _LARGEST = 2**62
 
 
-def _values(row: Row) -> list[object]:
-    values: list[object] = [getattr(row, name) for name in _COLUMNS]
-    values[_STATE] = row.state.value
-    for place in _AMOUNTS:
-        if values[place] is not None:
-            values[place] = str(values[place])
-    return values
+@cache
+def _update(names: tuple[str, ...]) -> str:
+    """Changes what has changed: an index whose column stays is not touched."""
+    return f"UPDATE job SET {', '.join(f'{name} = ?' for name in names)} WHERE batch = ? AND key = ?"  # noqa: S608 -- ours
+
+
+def _stored(value: object) -> object:
+    """A value as the file holds it: amounts are texts, so that they stay exact."""
+    if isinstance(value, State):
+        return value.value
+    return str(value) if isinstance(value, Decimal) else value
 
 
 def _read(values: tuple[Any, ...]) -> Row:
