@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import copy
-import importlib.util
 import logging
 import random
 from collections import OrderedDict
@@ -16,7 +15,6 @@ import attrs
 
 from ._core.errors import (
     ApiError,
-    ConfigurationError,
     KlingError,
     RateLimitedError,
     RequestRejectedError,
@@ -65,16 +63,6 @@ async def digest(image: Image, *, field: str = "image") -> str:
     if isinstance(image, str):
         return image
     return await anyio.to_thread.run_sync(sha256, image, field)
-
-
-def require_pillow() -> None:
-    """Make sure that images can be made to fit.
-
-    Raises:
-        ConfigurationError: Pillow is not installed.
-    """
-    if importlib.util.find_spec("PIL") is None:
-        raise ConfigurationError("fit: needs Pillow", advice="install kling-async[images]")
 
 
 @attrs.frozen

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import stat
-from typing import IO, TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 import imagesize  # type: ignore[import-untyped]  # it has no types
 
-from ._core.errors import InvalidJobError, Problem
+from ._core.errors import ConfigurationError, InvalidJobError, Problem
 from ._core.images import MAX_IMAGE_BYTES, MIN_IMAGE_SIDE
 from ._core.media import TAKEN, ImageFacts
 
@@ -73,6 +74,16 @@ def preflight(image: Path | bytes, *, field: str = "image", fit: bool = False) -
     return found
 
 
+def require_pillow() -> None:
+    """Make sure that images can be made to fit.
+
+    Raises:
+        ConfigurationError: Pillow is not installed.
+    """
+    if importlib.util.find_spec("PIL") is None:
+        raise ConfigurationError("fit: needs Pillow", advice="install kling-async[images]")
+
+
 def read(image: Path | bytes, field: str) -> bytes:
     """The whole content; of a file that is too large, no more than shows it.
 
@@ -134,7 +145,7 @@ def _media_type(head: bytes) -> str | None:
     return None
 
 
-def _cut_off(file: IO[bytes], kind: str, size: int) -> bool:
+def _cut_off(file: BinaryIO, kind: str, size: int) -> bool:
     """Whether what ends a picture of this format is missing; for the formats that are sent as they are."""
     if kind not in TAKEN:
         return False
@@ -152,7 +163,7 @@ def _cut_off(file: IO[bytes], kind: str, size: int) -> bool:
     return True
 
 
-def _pixels(file: IO[bytes]) -> int:
+def _pixels(file: BinaryIO) -> int:
     """Where the pixels of a JPEG begin: before them a small preview may be, with an end of its own."""
     place = 2
     while True:
@@ -164,7 +175,7 @@ def _pixels(file: IO[bytes]) -> int:
         place += 1 if head[1] == 0xFF else 2 + int.from_bytes(head[2:4], "big")  # noqa: PLR2004 -- the same
 
 
-def _opened(image: Path | bytes, field: str) -> IO[bytes]:
+def _opened(image: Path | bytes, field: str) -> BinaryIO:
     """The image as a file.
 
     Raises:

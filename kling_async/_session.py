@@ -165,8 +165,8 @@ class KlingSession(ServiceCalls):
         if max_uploads < 1:
             raise ConfigurationError(f"max_uploads: expected at least 1, got {max_uploads}")
         if fit:
-            # Imported here: the room of images is not needed before the session is entered.
-            from ._media import require_pillow  # noqa: PLC0415
+            # Imported here: images are not looked at before the session is entered.
+            from ._preflight import require_pillow  # noqa: PLC0415
 
             require_pillow()
         _positive("deadline", deadline)

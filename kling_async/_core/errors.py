@@ -168,7 +168,8 @@ class RowProblem:
 
     Attributes:
         file: The manifest, as it was named.
-        line: The line on which the row begins, from 1; None when it is about the whole file.
+        line: The line on which the row begins, from 1, or the number of the row where there are no lines; None when it
+            is about the whole file.
         path: The field; empty when it is about the whole row.
         message: What was expected and what was got.
     """

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from kling_async.cli.choices import FormatChoice
 from kling_async.cli.interrupts import Exit
-from kling_async.cli.output import console, say
+from kling_async.cli.output import clean, console, say
 from kling_async.cli.progress import counted
 from kling_async.cli.results import tell_command
 from kling_async.results import Format
@@ -46,7 +46,7 @@ def _tell(to: Console, made: Exported, out: Path) -> None:
     path = out / made.path.relative_to(out.absolute())
     say(to, Text(f"{path}: {counted(made.rows, 'job')}"))
     for reason, count in made.left_out.items():
-        say(to, Text(f"  {counted(count, 'job')} left out: {reason}", "yellow"))
+        say(to, Text(f"  {counted(count, 'job')} left out: {clean(reason)}", "yellow"))
     if made.format is Format.ERRORS and made.rows:
         say(to, "They have no video, and none is on its way. This runs them again, and pays for them:")
         words = ["kling-async", "run", str(path), "--out", str(out)]

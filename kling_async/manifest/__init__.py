@@ -17,13 +17,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Unpack, cast
 
 import anyio.to_thread
 import attrs
 
+from kling_async._core.catalogue import Certainty, Model, Price
 from kling_async._core.errors import ManifestError, RowProblem
+from kling_async._preflight import require_pillow
 from kling_async.manifest._check import Keyed, Kind, examined, keyed
 from kling_async.manifest._row import NOTE, Source, about
 from kling_async.manifest._sources import READERS, Folder, TextFile, given
@@ -56,6 +59,8 @@ class Manifest:
     warnings: tuple[RowProblem, ...]
     _source: Source = attrs.field(repr=False)
     _common: Mapping[str, object] = attrs.field(repr=False)
+    _fit: bool = attrs.field(repr=False)
+    _models: Mapping[str, Model] = attrs.field(repr=False)
 
     def __len__(self) -> int:
         return sum(self.kinds.values())
@@ -69,11 +74,22 @@ class Manifest:
         """
         with closing(self._source.rows()) as rows:
             for row in rows:
-                found = keyed(row, self.root, self._common)
+                found = keyed(row, self.root, self._common, fit=self._fit)
                 if isinstance(found, tuple):
                     yield found
                 else:
                     raise ManifestError([about(self._source, row, problem) for problem in found])
+
+    def price(self, provider: str = "wavespeed") -> Price:
+        """What all of them cost by the price list, in USD; not known when it is not known of one."""
+        total, certainty = Decimal(0), Certainty.STATED
+        for kind, count in self.kinds.items():
+            each = self._models[kind.model].price(kind.duration, provider=provider, sound=kind.sound)
+            if each.usd is None:
+                return each
+            total += each.usd * count
+            certainty = each.certainty if each.certainty is Certainty.INFERRED else certainty
+        return Price(total, certainty)
 
     async def __aiter__(self) -> AsyncGenerator[Keyed, None]:
         """The same, reading in a worker thread: an event loop does not wait for the disk."""
@@ -102,12 +118,13 @@ def read_manifest(
         path: JSON lines (`.jsonl`, `.ndjson`) or CSV with a header (`.csv`), in UTF-8; Parquet (`.parquet`, extra
             `parquet`), whose problems name rows instead of lines; or a folder of images.
         root: The folder in which image files lie, and which none of them may leave; by default the manifest's own.
-        fit: Whether the session will make images fit: other formats and larger files are fine then.
+        fit: Whether images will be made to fit: other formats and larger ones are fine then. Files are by the session,
+            which is to have `fit=True` too; what rows have within them is when its row comes.
         common: Fields of `Job` that rows have unless they say otherwise.
 
     Raises:
         ManifestError: With all problems of all lines.
-        ConfigurationError: Parquet needs pyarrow.
+        ConfigurationError: Parquet needs pyarrow, and `fit` Pillow.
     """
     where = Path(path)
     source: Source = TextFile(where)
@@ -153,12 +170,14 @@ def read_rows(
 
 
 def _checked(source: Source, root: Path | None, common: Mapping[str, object], *, fit: bool) -> Manifest:
+    if fit:
+        require_pillow()
     found = examined(source, root, common, fit=fit)
     if not found.problems and not found.kinds:
         found.problems.append(RowProblem(source.name, None, "", "has no rows"))
     if found.problems:
         raise ManifestError(found.problems)
-    return Manifest(source.name, root, found.kinds, tuple(found.warnings), source, common)
+    return Manifest(source.name, root, found.kinds, tuple(found.warnings), source, common, fit, found.models)
 
 
 def _chunk(items: Iterator[Keyed]) -> list[Keyed]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
+import stat
 from array import array
 from collections import Counter
 from contextlib import closing
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import attrs
 
+from kling_async._core.catalogue import Model
 from kling_async._core.errors import InvalidJobError, Problem, RowProblem
 from kling_async._core.job import Job, JobFields
 from kling_async._preflight import preflight
@@ -56,11 +59,13 @@ class Findings:
         problems: What is wrong with them.
         warnings: What the service may not like.
         kinds: How many there are of each kind.
+        models: The rows of their models, by id.
     """
 
     problems: list[RowProblem] = attrs.field(factory=list)
     warnings: list[RowProblem] = attrs.field(factory=list)
     kinds: Counter[Kind] = attrs.field(factory=Counter)
+    models: dict[str, Model] = attrs.field(factory=dict)
 
 
 def examined(source: Source, root: Path | None, common: Mapping[str, object], *, fit: bool) -> Findings:
@@ -78,11 +83,12 @@ def examined(source: Source, root: Path | None, common: Mapping[str, object], *,
             if isinstance(key, str) and key:
                 keys.add(key, row.line)
             warnings: list[Problem] = []
-            found = keyed(row, root, common, look=look, warnings=warnings)
+            found = keyed(row, root, common, fit=fit, look=look, warnings=warnings)
             findings.warnings += (about(source, row, warning) for warning in warnings)
             if isinstance(found, tuple):
                 _, job = found
                 findings.kinds[Kind(job.model, job.duration, bool(job.sound))] += 1
+                findings.models.setdefault(job.model, job.row)
             else:
                 findings.problems += (about(source, row, problem) for problem in found)
     findings.problems += _repeated(source, keys)
@@ -96,6 +102,7 @@ def keyed(
     root: Path | None,
     common: Mapping[str, object],
     *,
+    fit: bool,
     look: Look | None = None,
     warnings: list[Problem] | None = None,
 ) -> Keyed | list[Problem]:
@@ -105,7 +112,8 @@ def keyed(
         row: The row.
         root: Where its files lie; None when it has none.
         common: Fields that it has unless it says otherwise.
-        look: Looks at its images.
+        fit: Whether images that it has within it are made to fit.
+        look: Looks at its images, and then none is made to fit.
         warnings: Takes what is not wrong and may be.
     """
     if row.problems:
@@ -121,27 +129,44 @@ def keyed(
     elif key is not None and not _encodable(key):
         problems.append(Problem("key", "has a lone surrogate, which is no text"))
     for name in _IMAGES:
-        value = fields.get(name)
-        if isinstance(value, str) and root is not None and not _URL.match(value):
-            try:
-                fields[name] = value = _file(value, root)
-            except ValueError as error:
-                problems.append(Problem(name, str(error)))
-                # So that the other fields are looked at.
-                fields[name] = _SOME_FILE
-                continue
-        if look is not None and isinstance(value, (Path, bytes)):
-            wrong, doubtful = look(value)
-            problems += [Problem(name, wrong)] if wrong else []
+        try:
+            fields[name], doubtful = _image(fields.get(name), root, fit=fit, look=look)
+        except ValueError as error:
+            problems.append(Problem(name, str(error)))
+            # So that the other fields are looked at.
+            fields[name] = _SOME_FILE
+        else:
             if warnings is not None:
                 warnings += (Problem(name, warning) for warning in doubtful)
-            if wrong:
-                fields[name] = _SOME_FILE
     try:
         job = Job(**cast("JobFields", fields))
     except InvalidJobError as error:
         return problems + list(error.problems)
     return problems or (cast("str | None", key), job)
+
+
+def _image(value: object, root: Path | None, *, fit: bool, look: Look | None) -> tuple[object, tuple[str, ...]]:
+    """The image for the job, and what may be wrong with it.
+
+    Raises:
+        ValueError: Something is.
+    """
+    if isinstance(value, str) and root is not None and not _URL.match(value):
+        value = _file(value, root)
+    if not isinstance(value, (Path, bytes)):
+        return value, ()
+    if look is not None:
+        wrong, doubtful = look(value)
+        if wrong:
+            raise ValueError(wrong)
+        # What is to be made to fit is not looked at as it is.
+        return _SOME_FILE, doubtful
+    if fit and isinstance(value, bytes):
+        try:
+            value = _fitted(value)
+        except InvalidJobError as error:
+            raise ValueError(error.problems[0].message) from None
+    return value, ()
 
 
 def _encodable(text: str) -> bool:
@@ -154,11 +179,19 @@ def _encodable(text: str) -> bool:
 
 def _look(image: Path | bytes, *, fit: bool) -> tuple[str, tuple[str, ...]]:
     try:
-        # Bytes are checked by the job, and made to fit by nobody.
-        facts = preflight(image, fit=fit and isinstance(image, Path))
+        facts = preflight(image, fit=fit)
     except InvalidJobError as error:
         return error.problems[0].message, ()
-    return "", () if fit and isinstance(image, Path) and facts.turned else facts.warnings
+    return "", (attrs.evolve(facts, turned=False) if fit else facts).warnings
+
+
+def _fitted(content: bytes) -> bytes:
+    if not preflight(content, fit=True).unfit:
+        return content
+    # Imported here: Pillow is an extra.
+    from kling_async._fit import fitted  # noqa: PLC0415
+
+    return fitted(content)
 
 
 def _file(text: str, root: Path) -> Path:
@@ -169,16 +202,21 @@ def _file(text: str, root: Path) -> Path:
     """
     if not text.strip():
         raise ValueError("is empty")
+    # As text: path objects take most of the time where rows are many.
+    whole = str(root)
+    # Resolved, so that neither `..` nor a symbolic link leads out.
+    path = os.path.realpath(os.path.join(whole, text))  # noqa: PTH118 -- see above
+    if not path.startswith(whole.rstrip(os.sep) + os.sep):
+        raise ValueError(f"{text[:120]!r} leads out of {root}")
     try:
-        # Resolved, so that neither `..` nor a symbolic link leads out.
-        path = (root / text).resolve()
-        if not path.is_relative_to(root):
-            raise ValueError(f"{text[:120]!r} leads out of {root}")
-        if not path.is_file():
-            raise ValueError(f"{text[:120]!r} is {'not a file' if path.exists() else 'not there'} (in {root})")
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"{text[:120]!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return path
+        found = os.stat(path)  # noqa: PTH116 -- see above
+    except FileNotFoundError:
+        raise ValueError(f"{text[:120]!r} is not there (in {root})") from None
+    except OSError as error:
+        raise ValueError(f"{text[:120]!r} cannot be read: {error.strerror or error}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{text[:120]!r} is not a file (in {root})")
+    return Path(path)
 
 
 class _Keys:

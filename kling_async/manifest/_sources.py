@@ -8,7 +8,7 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, ClassVar, Final, Protocol
+from typing import IO, TYPE_CHECKING, Final, Protocol
 
 import attrs
 
@@ -77,7 +77,7 @@ class Folder:
     """
 
     path: Path
-    unit: ClassVar[str] = "file"
+    unit: str = attrs.field(default="file", init=False)
 
     @property
     def name(self) -> str:
@@ -118,7 +118,7 @@ class Given:
 
     name: str
     items: Iterable[Mapping[str, object]]
-    unit: ClassVar[str] = "row"
+    unit: str = attrs.field(default="row", init=False)
 
     def rows(self) -> Generator[Row, None, None]:
         """All rows."""
@@ -128,10 +128,9 @@ class Given:
 class Spooled:
     """An iterator, which goes once: its rows are kept in a temporary file until nobody has the manifest any more."""
 
-    unit: ClassVar[str] = "row"
-
     def __init__(self, name: str, items: Iterator[Mapping[str, object]]) -> None:
         self.name = name
+        self.unit = "row"
         descriptor, path = tempfile.mkstemp(prefix="kling-async-")
         self._path = Path(path)
         weakref.finalize(self, self._path.unlink, missing_ok=True)

@@ -37,6 +37,7 @@ from kling_async._core.media import ImageFacts, UploadTicket
 from kling_async._media import Images, digest
 from kling_async._preflight import preflight
 from kling_async._retry import pause, send_read
+from kling_async.testing import ScriptedTransport, json_response
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -472,6 +473,30 @@ async def test_what_the_service_may_not_like_is_logged_once(
     await images.url(path, field="image")
     (line,) = caplog.messages
     assert line.startswith(f"{path}: 900x300 is longer than 2.5:1")
+
+
+async def test_a_session_uploads_no_more_at_once_than_it_is_told() -> None:
+    together = most = tickets = 0
+
+    async def service(request: HttpRequest) -> HttpResponse:
+        nonlocal together, most, tickets
+        if request.method == "PUT":
+            together += 1
+            most = max(most, together)
+            await anyio.sleep(0.01)
+            together -= 1
+            return HttpResponse(status=200)
+        tickets += 1
+        upload = {"method": "PUT", "url": f"https://storage.example/{tickets}", "headers": {}}
+        data = {"download_url": f"https://cdn.example/{tickets}.png", "upload": upload}
+        return json_response({"code": 200, "message": "success", "data": data})
+
+    async with KlingSession("-", transport=ScriptedTransport(service), max_uploads=2) as kling:
+        urls = await asyncio.gather(*(kling.upload(picture(shade=shade)) for shade in range(8)))
+    assert len(set(urls)) == 8
+    assert most == 2
+    with pytest.raises(ConfigurationError, match="max_uploads"):
+        KlingSession("-", max_uploads=0)
 
 
 class Memory:

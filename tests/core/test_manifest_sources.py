@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa  # type: ignore[import-untyped]  # it has no types
 import pytest
@@ -17,11 +20,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from kling_async import ConfigurationError, Job, Shot
+from kling_async import ConfigurationError, Job, Model, Shot
 from kling_async._core.errors import ManifestError
+from kling_async._preflight import preflight
 from kling_async.manifest import Kind, Manifest, read_manifest, read_rows
 from support.cli import ROOT
-from support.pictures import jpeg, png
+from support.pictures import encoded, jpeg, png
 
 URL = "https://example.com/face.png"
 STANDARD = "kwaivgi/kling-v2.1-i2v-standard"
@@ -242,6 +246,27 @@ def test_image_files_are_looked_at_before_anything_is_sent() -> None:
     assert str(warning).startswith("jobs.jsonl:1 image: 1000x300 is longer than 2.5:1")
 
 
+def test_images_within_rows_are_made_to_fit_when_their_row_comes() -> None:
+    rows: list[dict[str, Any]] = [{"image": encoded("WEBP")}, {"image": png()}]
+    assert problems(rows, prompt="Waves") == ["rows:1 image: expected a JPEG or PNG, this is WebP; fit it"]
+    (_, first), (_, second) = read_rows(rows, prompt="Waves", fit=True)
+    assert preflight(cast("bytes", first.image)).type == "image/jpeg"
+    assert second.image == png()
+    broken = encoded("WEBP")[:40] + bytes(500)
+    manifest = read_rows([{"image": broken}], prompt="Waves", fit=True)
+    with pytest.raises(ManifestError, match="rows:1 image: cannot be converted"):
+        list(manifest)
+
+
+def test_all_of_it_is_priced() -> None:
+    own = Model(id="somebody/new", durations=(5, 10), price_per_5s=Decimal(2))
+    rows: list[dict[str, Any]] = [{}, {"duration": 10}, {"model": own}, {"model": "kling-v2.1-master"}]
+    manifest = read_rows(rows, image=URL, prompt="Waves", model="kling-v2.1-pro")
+    assert str(manifest.price()) == "$4.65"
+    assert manifest.price("gptproto").usd is None
+    assert str(read_rows([{}], image=URL, prompt="Waves").price()) == "≈ $0.28"
+
+
 def test_a_note_of_what_went_wrong_is_passed_over() -> None:
     row = {"image": URL, "prompt": "Waves", "_error": {"message": "refused"}}
     assert list(read_rows([row])) == [(None, Job(image=URL, prompt="Waves"))]
@@ -398,3 +423,30 @@ def test_hostile_rows_are_problems_and_no_crash(tmp_path: Path, rows: list[Any])
     lines.write_bytes("\n".join(json.dumps(row, default=str) for row in rows).encode())
     with pytest.raises(ManifestError):
         read_manifest(lines)
+
+
+def _whole_parquet() -> bytes:
+    buffer = io.BytesIO()
+    columns = {"prompt": ["Waves"] * 50, "image": [URL] * 50, "duration": [5] * 50}
+    parquet.write_table(pa.table(columns), buffer, row_group_size=20)
+    return buffer.getvalue()
+
+
+WHOLE = {
+    "jsonl": (json.dumps({"prompt": "Waves", "image": URL}) + "\n").encode() * 20,
+    "csv": f'prompt,image,duration\n"Waves",{URL},5\n'.encode() + f"Wind,{URL},10\n".encode() * 20,
+    "parquet": _whole_parquet(),
+}
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.sampled_from(sorted(WHOLE)), st.data())
+def test_hostile_files_are_problems_and_no_crash(tmp_path: Path, suffix: str, data: st.DataObject) -> None:
+    content = WHOLE[suffix]
+    start = data.draw(st.integers(0, len(content)))
+    end = start + data.draw(st.integers(0, 200))
+    path = tmp_path / f"jobs.{suffix}"
+    path.write_bytes(content[:start] + data.draw(st.binary(max_size=60)) + content[end:])
+    with suppress(ManifestError):
+        manifest = read_manifest(path)
+        assert sum(1 for _ in manifest) == len(manifest) > 0
