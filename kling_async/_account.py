@@ -131,7 +131,7 @@ class Account:
         # What is set aside for jobs that are on their way, or were when an earlier process ended.
         self._money: dict[tuple[str, str], tuple[Reservation, ...]] = {}
         self._counted: set[tuple[str, Budget]] = set()
-        self.images = Images(transport, provider, clock, limit=max_uploads, inline=inline, fit=fit)
+        self.images = Images(transport, provider, clock, limit=max_uploads, inline=inline, fit=fit, memory=self.ledger)
         self.watcher = Watcher(
             transport=transport,
             provider=provider,

@@ -21,7 +21,7 @@ from ._core.errors import (
     ServerError,
 )
 from ._core.http import Effect, HttpRequest
-from ._core.media import ImageFacts
+from ._core.media import FITTED, ImageFacts
 from ._core.transport import shown
 from ._preflight import preflight, read, sha256
 from ._retry import send_read
@@ -241,7 +241,7 @@ class Images:
 
     def _name(self, sha256: str) -> str:
         """What an upload is remembered as: what is made to fit is another file than the one that was given."""
-        return f"{sha256}-fit" if self._fit else sha256
+        return sha256 + FITTED if self._fit else sha256
 
     async def _remembered(self, name: str) -> str | None:
         now = self._clock.now()

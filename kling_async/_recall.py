@@ -9,6 +9,7 @@ import attrs
 from ._core.content import Content, digests, recalled
 from ._core.errors import InvalidJobError, KlingError, Problem
 from ._core.job import Job
+from ._core.media import FITTED
 from ._core.states import State
 
 if TYPE_CHECKING:
@@ -61,9 +62,12 @@ async def recall(ledgers: Ledgers, batch: str, clock: Clock) -> AsyncGenerator[R
 
 
 async def _recalled(ledgers: Ledgers, clock: Clock, key: str, content: Content, *, sent: bool) -> Recalled:
-    uploads = {
-        digest: url for digest in digests(content) if (url := await ledgers.uploaded(digest, clock.now())) is not None
-    }
+    uploads: dict[str, str] = {}
+    for digest in digests(content):
+        for name in (digest, digest + FITTED):
+            url = await ledgers.uploaded(name, clock.now())
+            if url is not None:
+                uploads[digest] = url
     job = recalled(content, uploads)
     if sent:
         # Nothing of it is sent again: its files need not be there any more.

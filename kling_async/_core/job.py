@@ -403,7 +403,7 @@ def _rarely(given: dict[str, Any], row: Model | None, checked: dict[str, Any], p
         elif most is not None and len(value) > most:
             problems.append(Problem(name, f"expected at most {most} items, got {len(value)}"))
         else:
-            checked[name] = tuple(_json(name, list(value), problems) or ())
+            checked[name] = tuple(_json(name, list(value), problems) or ()) if value else ()
 
 
 def _json(path: str, value: Any, problems: list[Problem]) -> Any:
@@ -440,7 +440,7 @@ def _extra(extra: object, row: Model | None, checked: dict[str, Any], problems: 
     )
     if row is not None and row.more is not None:
         _more(extra, row, row.more, problems)
-    checked["extra"] = _json("extra", dict(extra), problems) or {}
+    checked["extra"] = (_json("extra", dict(extra), problems) or {}) if extra else {}
 
 
 def _more(extra: Mapping[str, object], row: Model, fields: tuple[Field, ...], problems: list[Problem]) -> None:

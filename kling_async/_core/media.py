@@ -56,6 +56,10 @@ MAX_ASPECT = 2.5
 """Of the longer side to the shorter (pages of Kling 1.6, 2.0, 2.5 and 3; those of 2.1 do not say)."""
 
 
+FITTED = "-fit"
+"""After the digest of an image that was made to fit, where its upload is remembered."""
+
+
 class UploadMemory(Protocol):
     """Where uploads are remembered beyond the session: a ledger, say."""
 

@@ -146,6 +146,7 @@ class SQLiteLedger:
                     "INSERT INTO content(batch, key, job, files) VALUES (?, ?, ?, ?)",
                     (batch, key, content.text, content.files),
                 )
+                connection.execute(_STEP, (batch, key, row.state.value, at, row.attempt, None, None))
                 self._under_way[batch, key] = row
             elif row.digest != digest:
                 raise KeyReusedError(key)

@@ -218,6 +218,7 @@ async def test_statistics(tmp_path: Path) -> None:
     assert stats["models"] == {STANDARD: stats["states"]}
     assert (stats["spent_usd"], stats["refundable_usd"], stats["refunded_usd"]) == (46.8, 1.8, 0.0)
     assert stats["phases"] == {
+        "waiting": {"count": 105, "p50": 0.0, "p95": 0.0},
         "submitting": {"count": 104, "p50": 96.0, "p95": 190.0},
         "generating": {"count": 100, "p50": 3000.0, "p95": 5700.0},
         "downloading": {"count": 100, "p50": 200.0, "p95": 380.0},
@@ -240,10 +241,12 @@ async def test_times_of_a_job_that_was_sent_again_are_those_of_the_last_time(tmp
         attempt = 1 if state is State.INTENT else None
         await ledger.record(Entry(batch="", key="a", state=state, at=at, attempt=attempt))
     await ledger.aclose()
-    assert [(step.state, step.at) for step in read_steps(tmp_path / "run.db")] == told
+    steps = [(step.state, step.at) for step in read_steps(tmp_path / "run.db")]
+    assert steps == [(State.PENDING, 0), *told]
     (made,) = export(tmp_path / "run.db", tmp_path, [Format.STATS])
     phases = json.loads(made.path.read_text())["phases"]
     assert {name: phase["p50"] for name, phase in phases.items()} == {
+        "waiting": 100,
         "submitting": 4,
         "generating": 60,
         "downloading": 6,

@@ -146,7 +146,8 @@ async def test_it_is_read_again_by_a_later_process_and_while_it_is_written(tmp_p
     assert [row.key for row in read_ledger(path, batch="b", states=[State.UNCERTAIN])] == ["k"]
     assert list(read_ledger(path, batch="other")) == []
     with sqlite3.connect(path) as connection:
-        assert [state for (state,) in connection.execute("SELECT state FROM step")] == ["intent", "uncertain"]
+        states = [state for (state,) in connection.execute("SELECT state FROM step")]
+        assert states == ["pending", "intent", "uncertain"]
     connection.close()
 
 
