@@ -34,7 +34,7 @@ from ._retry import pause, send_read
 from ._submit import Ask, OnUncertain, Submitter
 from ._walk import MAX_PAGE, Walk
 from ._watcher import Watcher
-from .limits import Pause, RateLimiter, Slot, Slots
+from .limits import Gate, RateLimiter, Slot, Slots
 
 if TYPE_CHECKING:
     import os
@@ -65,6 +65,7 @@ class Account:
         ledger: Where what is paid for is written down.
         limiter: Starts per time.
         max_in_flight: Predictions that may run at once.
+        adaptive: Whether fewer may while the service refuses them.
         inline: Whether images travel in the request instead of being uploaded.
         policy: How often predictions are read.
         forget_after: Seconds after which a prediction that never ends is no longer watched.
@@ -84,6 +85,7 @@ class Account:
         ledger: Ledger,
         limiter: RateLimiter,
         max_in_flight: int,
+        adaptive: bool,
         inline: bool,
         policy: WatchPolicy,
         forget_after: float,
@@ -95,7 +97,8 @@ class Account:
         self.provider = provider
         self.clock = clock
         self.ledger = ledger
-        self.slots = Slots(max_in_flight)
+        self.slots = Slots(max_in_flight, adaptive=adaptive)
+        self.gate = Gate(limiter, self.slots, clock)
         self._transport = transport
         self._owns_transport = owns_transport
         self._observers = observers
@@ -118,8 +121,7 @@ class Account:
             provider=provider,
             ledger=ledger,
             custody=self._custody,
-            limiter=limiter,
-            pause=Pause(clock),
+            gate=self.gate,
             clock=clock,
             rng=self._rng,
             observe=self.observe,

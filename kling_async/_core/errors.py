@@ -30,6 +30,7 @@
     │   └── NoOutputError                    completed without an output
     ├── LedgerError                          the ledger cannot be used, so nothing was sent
     │   └── KeyReusedError (ValueError)      the key names a job with other content
+    ├── RateLimiterError                     the shared rate limiter cannot be asked: nothing was sent (account-wide)
     └── StorageError                         an output could not be downloaded, checked or written
 
 Every error carries what it is about: `job`, `key`, `prediction_id`, `request_id`, whether money was spent (`spent`) and
@@ -377,6 +378,13 @@ class LedgerError(KlingError):
     """The ledger cannot be opened or written, so nothing was sent."""
 
     default_advice = "make room on the disk, or name another file"
+
+
+class RateLimiterError(KlingError):
+    """The rate limiter that is shared with others cannot be asked, so nothing was sent."""
+
+    account_wide = True
+    default_advice = "see that its server runs and can be reached, then run the jobs again"
 
 
 class KeyReusedError(LedgerError, ValueError):

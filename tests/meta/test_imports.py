@@ -13,7 +13,7 @@ import pytest
 import kling_async
 
 PACKAGE = Path(kling_async.__file__).parent
-LATE = ["aiohttp", "typer", "click", "rich", "av", "PIL", "numpy", "pyrate_limiter"]
+LATE = ["aiohttp", "typer", "click", "rich", "av", "PIL", "numpy", "pyrate_limiter", "redis"]
 """What the import of the package alone must not load: it is optional, or slow and not yet needed."""
 OPTIONAL_ROOMS = {"cli": ["typer", "rich"], "emulator": ["av", "PIL"]}
 MODULES = [
