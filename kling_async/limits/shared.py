@@ -103,9 +103,14 @@ class SharedStartsPerWindow:
         self.key = key
         self.patience = patience
         try:
-            # What is tried again is decided below: a script that may have run is not simply run again.
             self._redis: Redis = Redis.from_url(
-                url, socket_timeout=_TIMEOUT, socket_connect_timeout=_TIMEOUT, retry=Retry(NoBackoff(), 0)
+                url,
+                socket_timeout=_TIMEOUT,
+                socket_connect_timeout=_TIMEOUT,
+                # What is tried again is decided below: a script that may have run is not simply run again.
+                retry=Retry(NoBackoff(), 0),
+                # Every Redis speaks it.
+                protocol=2,
             )
         except ValueError:
             # The error's own words may hold the password.
@@ -168,7 +173,7 @@ class SharedStartsPerWindow:
             try:
                 return await self._ask()
             except (AwayError, SilentError) as error:
-                if isinstance(error, AuthenticationError):
+                if isinstance(error.__cause__ or error, AuthenticationError):
                     raise _refusal(error) from error
                 failures += 1
                 pause = _BACKOFF.delay(failures, random.random())  # noqa: S311 -- jitter
