@@ -4,9 +4,9 @@ from __future__ import annotations
 
 DECREASE = 0.7
 """What is left of the capacity when refusals go on."""
-HOLD = 4.0
+HOLD = 6.0
 """Generations that a limit is believed, once it has shown itself, before one more is tried."""
-AHEAD_AT_FIRST = 8.0
+AHEAD_AT_FIRST = 4.0
 AHEAD_AT_MOST = 32.0
 """How many submits may be unanswered: when nothing is known, and when everything goes well."""
 
@@ -49,7 +49,7 @@ class Capacity:
             running: How many run, that one included.
         """
         self._news = True
-        self._ahead = min(self._ahead + 1 / self._ahead, AHEAD_AT_MOST)
+        self._ahead = min(self._ahead + 0.5 / self._ahead, AHEAD_AT_MOST)
         # A limit that is not reached is not tried.
         if self.total < self.ceiling and running >= 0.9 * self.total:
             self._generations += 1 / self.total

@@ -100,9 +100,15 @@ print(json.dumps(failed))
 
 
 def test_without_the_extras_all_but_their_rooms_is_there() -> None:
-    needs_extras = ("kling_async.cli.", "kling_async.emulator.renderer")
+    needs_extras = ("kling_async.cli.", "kling_async.emulator.renderer", "kling_async.limits.shared")
     modules = [name for name in MODULES if not name.startswith(needs_extras)]
-    assert fresh(WITHOUT, "typer,click,rich,av,PIL,numpy", *modules) == {}
+    assert fresh(WITHOUT, "typer,click,rich,av,PIL,numpy,redis", *modules) == {}
+
+
+def test_the_shared_limiter_without_its_extra_says_what_to_install() -> None:
+    script = WITHOUT.replace("ModuleNotFoundError as", "ImportError as")
+    said = fresh(script, "redis", "kling_async.limits.shared")
+    assert said == {"kling_async.limits.shared": "the shared limiter needs its extra: pip install 'kling-async[redis]'"}
 
 
 def test_the_check_without_the_extras_can_fail() -> None:
