@@ -4,8 +4,10 @@ from __future__ import annotations
 
 DECREASE = 0.7
 """What is left of the capacity when refusals go on."""
-HOLD = 6.0
+HOLD = 4.0
 """Generations that a limit is believed, once it has shown itself, before one more is tried."""
+UNSEEN = 32
+"""One in so many of those that run has ended already, and is not known to."""
 AHEAD_AT_FIRST = 4.0
 AHEAD_AT_MOST = 32.0
 """How many submits may be unanswered: when nothing is known, and when everything goes well."""
@@ -14,10 +16,11 @@ AHEAD_AT_MOST = 32.0
 class Capacity:
     """At most `ceiling`, less while the service refuses, and more again by trying.
 
-    The first refusal shows the limit: what runs at that moment. If the next submit is refused as well, although one has
-    ended in between, the limit has moved down, and the capacity goes down by a factor. Upwards it goes by one, then by
-    two, four, eight in a *generation*, which is as many acceptances as there are places; one that is refused ends it.
-    How many submits may be unanswered at once goes the same way, so that a burst is not refused as a whole.
+    The first refusal shows the limit: what runs at that moment, less the few that have ended and are not known to. If
+    the next submit is refused as well, although one has ended in between, the limit has moved down, and the capacity
+    goes down by a factor. Upwards it goes by one, then by two, four, eight in a *generation*, which is as many
+    acceptances as there are places; one that is refused ends it. How many submits may be unanswered at once is learned
+    in the same way, so that a burst is not refused as a whole.
 
     Args:
         ceiling: The most that may ever run.
@@ -71,7 +74,7 @@ class Capacity:
         if not self._adaptive:
             return
         shown = certain and self._news
-        left = running if shown else int((running if certain else self.total) * DECREASE)
+        left = running - running // UNSEEN if shown else int((running if certain else self.total) * DECREASE)
         self.total = self._base = max(1, min(self.total, left))
         self._hold = HOLD if shown else 0.0
         self._generations = 0.0

@@ -64,7 +64,7 @@ class RedisServer:
             try:
                 return bool(await redis.ping())
             except RedisError as error:
-                return isinstance(error.__cause__, AuthenticationError)
+                return isinstance(error.__cause__ or error, AuthenticationError)
 
     def stop(self) -> None:
         """As by a crash."""
