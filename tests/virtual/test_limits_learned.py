@@ -118,7 +118,7 @@ async def test_a_concurrency_429_waits_for_one_that_ends_and_pauses_nobody() -> 
         second = await kling.submit(prompt="second", image=IMAGE)
         third = asyncio.create_task(kling.submit(prompt="third", image=IMAGE))
         fourth = asyncio.create_task(kling.submit(prompt="fourth", image=IMAGE))
-        await anyio.sleep(5)
+        await anyio.sleep(1)
         slots, gate = kling.account.slots, kling.account.gate
         assert account.refused == 1
         assert not gate.closed
