@@ -52,7 +52,9 @@ class Capacity:
             running: How many run, that one included.
         """
         self._news = True
-        self._ahead = min(self._ahead + 0.5 / self._ahead, AHEAD_AT_MOST)
+        # Near a limit a burst is refused as a whole.
+        most = AHEAD_AT_MOST if self.total == self.ceiling else max(AHEAD_AT_FIRST, self.total / 8)
+        self._ahead = min(self._ahead + 0.5 / self._ahead, most)
         # A limit that is not reached is not tried.
         if self.total < self.ceiling and running >= 0.9 * self.total:
             self._generations += 1 / self.total
