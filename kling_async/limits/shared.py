@@ -154,7 +154,6 @@ class SharedStartsPerWindow:
         """
         if retry_after is None:
             return
-
         milliseconds = math.ceil(min(max(retry_after, 1.0), Pause.most) * 1000)
         try:
             await self._redis.set(f"{self.key}:held", 1, px=milliseconds)
@@ -197,7 +196,6 @@ class SharedStartsPerWindow:
             raise
 
     async def _put(self, name: str) -> float:
-
         item = RateItem(name, _TOLD)
         bucket = self._bucket or await self._load()
         try:
@@ -209,7 +207,6 @@ class SharedStartsPerWindow:
         return 0.0 if granted else max(cast("int", bucket.waiting(item)), 1) / 1000
 
     async def _load(self) -> RedisBucket:
-
         script = await self._redis.script_load(_IN_REDIS_TIME % LuaScript.PUT_ITEM)
         rates = [Rate(self.starts, math.ceil(self.per * 1000))]
         self._bucket = RedisBucket(rates, self._redis, self.key, script)
