@@ -46,7 +46,7 @@ from ._submit import Ask, OnUncertain, Submitter
 from ._walk import MAX_PAGE, Walk
 from ._watcher import Watcher
 from .ledger.routed import Ledgers
-from .limits import Pause, RateLimiter, Slot, Slots
+from .limits import Gate, RateLimiter, Slot, Slots
 
 if TYPE_CHECKING:
     import os
@@ -78,6 +78,7 @@ class Account:
         ledger: Where what is paid for is written down.
         limiter: Starts per time.
         max_in_flight: Predictions that may run at once.
+        adaptive: Whether fewer may while the service refuses them.
         inline: Whether images travel in the request instead of being uploaded.
         fit: Whether images are converted that the service would refuse.
         max_uploads: Images that are uploaded at once.
@@ -102,6 +103,7 @@ class Account:
         ledger: Ledger,
         limiter: RateLimiter,
         max_in_flight: int,
+        adaptive: bool,
         inline: bool,
         fit: bool,
         max_uploads: int,
@@ -118,7 +120,8 @@ class Account:
         self.provider = provider
         self.clock = clock
         self.ledger = Ledgers(ledger)
-        self.slots = Slots(max_in_flight)
+        self.slots = Slots(max_in_flight, adaptive=adaptive)
+        self.gate = Gate(limiter, self.slots, clock)
         self._transport = transport
         self._owns_transport = owns_transport
         self._observers = observers
@@ -158,8 +161,7 @@ class Account:
             provider=provider,
             ledger=self.ledger,
             custody=self._custody,
-            limiter=limiter,
-            pause=Pause(clock),
+            gate=self.gate,
             clock=clock,
             rng=self._rng,
             observe=self.observe,

@@ -83,6 +83,8 @@ class KlingSession(ServiceCalls):
         level: The account's level: "bronze", which is safe on every account, "silver", "gold", "ultra", or a `Level`
             of your own numbers.
         max_in_flight: Predictions that may run at once; by default the level's.
+        adaptive: Whether fewer run, down to one, while the service refuses jobs because too many run: the account's
+            real limit is found and followed. `max_in_flight` remains the most.
         rate_limiter: Starts per time; by default the level's, in this process.
         ledger: Where to write down what is intended and paid for: a path for an SQLite file, which a later session can
             resume from, or a `Ledger`; by default memory.
@@ -133,6 +135,7 @@ class KlingSession(ServiceCalls):
         base_url: str | None = None,
         level: str | Level = "bronze",
         max_in_flight: int | None = None,
+        adaptive: bool = True,
         rate_limiter: RateLimiter | None = None,
         ledger: Ledger | str | os.PathLike[str] | None = None,
         on_uncertain: OnUncertain = "reconcile",
@@ -173,6 +176,7 @@ class KlingSession(ServiceCalls):
         _positive("forget_after", forget_after)
         self.left_running: tuple[Prediction, ...] = ()
         self._clock = clock or SystemClock()
+        self._adaptive = adaptive
         self._rate_limiter = rate_limiter
         self._ledger = ledger
         if on_uncertain not in {"reconcile", "hold", "resubmit"}:
@@ -228,6 +232,7 @@ class KlingSession(ServiceCalls):
             ledger=open_ledger(self._ledger),
             limiter=limiter,
             max_in_flight=self.max_in_flight,
+            adaptive=self._adaptive,
             inline=self._inline,
             fit=self._fit,
             max_uploads=self._max_uploads,

@@ -18,7 +18,6 @@ from ._core.clock import Clock
 from ._core.errors import (
     ApiError,
     BudgetExceededError,
-    ConnectFailedError,
     ConnectionLostError,
     KlingError,
     LedgerError,
@@ -39,7 +38,7 @@ from ._core.submission import Accepted, Rejected, Uncertain, Verdict, judge
 from ._core.transport import Transport
 from ._custody import Custody
 from .ledger import Ledger
-from .limits import Pause, RateLimiter, Slot
+from .limits import Gate, Slot
 from .providers import Provider
 
 log = logging.getLogger("kling_async")
@@ -103,8 +102,7 @@ class Submitter:
         provider: Reads the reply.
         ledger: Is told before and after.
         custody: Runs the paid part.
-        limiter: Starts per time.
-        pause: What a 429 does to everybody.
+        gate: What stands before every start, and hears what becomes of it.
         clock: The session's clock.
         rng: For jitter.
         observe: Is told what happens.
@@ -114,15 +112,14 @@ class Submitter:
         left: Is told the name of a job that nobody has in hand any more.
         under_way: How many hold a job's name: a second request for it must wait until nobody does.
         on_uncertain: What to do with one: find out, leave it, or send it again when it could not be found out.
-        patience: Seconds of refusals by 429 after which a job gives up.
+        patience: Seconds in which the service accepts nothing and refuses by 429, after which a job gives up.
     """
 
     transport: Transport
     provider: Provider
     ledger: Ledger
     custody: Custody
-    limiter: RateLimiter
-    pause: Pause
+    gate: Gate
     clock: Clock
     rng: Random
     observe: Observer
@@ -174,11 +171,12 @@ class Submitter:
                             return found
                         refusals.shown_unaccepted(ask, error)
                     case Rejected(error, again):
-                        delay = refusals.delay(error) if again else None
+                        delay = await refusals.delay(ask, error) if again else None
                         self._refused(ask, error, delay)
                         if delay is None:
                             raise error
                         await self.clock.sleep(delay)
+                        await ask.slot.turn()
         except BaseException:
             if not in_custody:
                 ask.slot.release()
@@ -238,10 +236,9 @@ class Submitter:
     async def _admitted(self) -> None:
         """Wait for all that stands before a paid request: 429s of others, the rate, the door."""
         while True:
-            await self.pause.wait()
-            await self.limiter.acquire()
+            await self.gate.wait()
             await self._door.acquire()
-            if not self.pause.closed:
+            if not self.gate.closed:
                 return
             self._door.release()
 
@@ -305,7 +302,7 @@ class Submitter:
         return verdict
 
     async def _accepted(self, prediction: Prediction, ask: Ask) -> None:
-        self.pause.accepted()
+        self.gate.accepted()
         # Recorded before anything else is done with the reply.
         await self._record(ask, State.SUBMITTED, prediction_id=prediction.id)
         self._take_over(prediction, ask)
@@ -313,6 +310,7 @@ class Submitter:
     def _take_over(self, prediction: Prediction, ask: Ask) -> None:
         for reservation in ask.money:
             reservation.commit()
+        ask.slot.accepted()
         self.accepted(prediction, ask)
         self.observe(
             events.Accepted(at=self.clock.now(), key=ask.key, batch=ask.batch, job=ask.job, prediction=prediction)
@@ -396,16 +394,19 @@ class _Refusals:
             trouble.advice = f"it was sent {DOUBTS} times and shown to be unaccepted each time; ask again later"
             raise trouble
 
-    def delay(self, error: KlingError) -> float | None:
-        """Seconds until the job is sent again, or None when it is not."""
+    async def delay(self, ask: Ask, error: KlingError) -> float | None:
+        """Seconds until the job is sent again, when it is its turn; None when it is not."""
         chance = self.submitter.rng.random()
-        if isinstance(error, ConnectFailedError):
+        if not isinstance(error, RateLimitedError):
             self.unconnected += 1
             return None if self.unconnected >= CONNECT_ATTEMPTS else _BACKOFF.delay(self.unconnected, chance)
+        seconds = await self.submitter.gate.refused(error, ask.slot, chance)
+        if seconds is None:
+            self.limited_since = None
+            return 0.0
         now = self.submitter.clock.monotonic()
-        self.limited_since = now if self.limited_since is None else self.limited_since
-        delay = self.submitter.pause.close(error.retry_after if isinstance(error, RateLimitedError) else None, chance)
-        return None if now + delay - self.limited_since > self.submitter.patience else delay
+        self.limited_since = max(self.limited_since or now, self.submitter.gate.accepted_at)
+        return None if now + seconds - self.limited_since > self.submitter.patience else seconds
 
 
 _BACKOFF = Backoff()

@@ -32,6 +32,7 @@
     │   └── NoOutputError                    completed without an output
     ├── LedgerError                          the ledger cannot be used, so nothing was sent
     │   └── KeyReusedError (ValueError)      the key names a job with other content
+    ├── RateLimiterError                     the shared rate limiter cannot be asked: nothing was sent (account-wide)
     ├── StorageError                         an output could not be downloaded, checked or written
     └── WebhookRefusedError                  a webhook that is not to be believed or cannot be read; `reason` says why
 
@@ -407,6 +408,13 @@ class LedgerError(KlingError):
     """The ledger cannot be opened or written, so nothing was sent."""
 
     default_advice = "make room on the disk, or name another file"
+
+
+class RateLimiterError(KlingError):
+    """The rate limiter that is shared with others cannot be asked, so nothing was sent."""
+
+    account_wide = True
+    default_advice = "see that its server runs and can be reached, then run the jobs again"
 
 
 class KeyReusedError(LedgerError, ValueError):

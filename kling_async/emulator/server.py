@@ -261,6 +261,10 @@ class Emulator:
         """The most predictions that occupied a slot at once, over all accounts."""
         return self._service.peak
 
+    def set_level(self, level: LevelName | Level, key: str | None = None) -> None:
+        """What an account may do from now on; the default account's, or that of `key`. What runs goes on."""
+        self._service.accounts[key or self.api_key].level = _level(level)
+
     def balance(self, key: str | None = None) -> Decimal:
         """USD left on the account of that key, or of the first one."""
         return self._service.accounts[key or self.api_key].balance(self.clock.now())

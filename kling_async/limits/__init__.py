@@ -2,22 +2,30 @@
 
 Three knobs with three names: a `RateLimiter` bounds *starts per time*, the session's slots bound *running predictions*
 (`max_in_flight`), the transport's limit bounds *sockets*.
+
+`kling_async.limits.shared` has the limiter for many processes on one account; it needs the extra `redis`.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
-
+from .capacity import Capacity
+from .gate import Gate
 from .pause import Pause
+from .protocol import ListeningRateLimiter, RateLimiter
+from .refusal import Limit, which_limit
 from .slots import Slot, Slots
 from .window import NoLimit, StartsPerWindow
 
-__all__ = ["NoLimit", "Pause", "RateLimiter", "Slot", "Slots", "StartsPerWindow"]
-
-
-class RateLimiter(Protocol):
-    """Starts per time. `aiolimiter.AsyncLimiter` is one as it is."""
-
-    async def acquire(self) -> None:
-        """Return when one more job may start. A waiter that is cancelled takes nothing."""
-        ...
+__all__ = [
+    "Capacity",
+    "Gate",
+    "Limit",
+    "ListeningRateLimiter",
+    "NoLimit",
+    "Pause",
+    "RateLimiter",
+    "Slot",
+    "Slots",
+    "StartsPerWindow",
+    "which_limit",
+]

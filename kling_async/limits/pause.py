@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
 
 class Pause:
-    """A gate before all starts of a session, closed for a while by every 429.
+    """A gate before all starts of a session, closed for a while by a 429 that time helps against.
 
-    The service names no `Retry-After`; its windows are minutes. So the pause grows from a few seconds, which is enough
-    when a slot comes free, to a little over a minute, which is enough for a window; an accepted job resets it.
+    The service names no `Retry-After`; its windows are minutes. So the pause grows from a few seconds to a little over
+    a minute, which is enough for a window; an accepted job resets it.
 
     Args:
         clock: The session's clock.
@@ -20,6 +20,9 @@ class Pause:
 
     first = 4.0
     longest = 65.0
+    """Of those that the service does not ask for; longer than any of its windows."""
+    most = 300.0
+    """A longer `Retry-After` is not waited out: it would stand in everybody's way. One job asks every five minutes."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -27,13 +30,18 @@ class Pause:
         self._next = self.first
 
     @property
+    def left(self) -> float:
+        """Seconds until it opens; 0 when it is open."""
+        return max(0.0, self._until - self._clock.monotonic())
+
+    @property
     def closed(self) -> bool:
         """Whether starts have to wait."""
-        return self._until > self._clock.monotonic()
+        return self.left > 0
 
     async def wait(self) -> None:
         """Return when the gate is open."""
-        while (left := self._until - self._clock.monotonic()) > 0:
+        while (left := self.left) > 0:
             # A millisecond more: a timer may fire a little early, and this must not spin.
             await self._clock.sleep(left + 0.001)
 
@@ -55,7 +63,7 @@ class Pause:
             retry_after = self._next
             self._next = min(self._next * 2, self.longest)
         # Not even a service that asks for none is asked again at once.
-        retry_after = max(retry_after, 1.0)
+        retry_after = min(max(retry_after, 1.0), self.most)
         self._until = max(self._until, now + retry_after * (1 + 0.1 * chance))
         return self._until - now
 

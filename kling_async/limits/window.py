@@ -11,6 +11,8 @@ import anyio.lowlevel
 from kling_async._clock import SystemClock
 from kling_async._core.errors import ConfigurationError
 
+from .pause import Pause
+
 if TYPE_CHECKING:
     from kling_async._core.clock import Clock
 
@@ -52,11 +54,13 @@ class StartsPerWindow:
         self._item = RateItem
         self._bucket = InMemoryBucket([Rate(starts, math.ceil(per * 1000))])
         self._turn = anyio.Lock()
+        self._held = Pause(self._clock)
 
     async def acquire(self) -> None:
         """Return when one more job may start."""
         async with self._turn:
             while True:
+                await self._held.wait()
                 now = int(self._clock.monotonic() * 1000)
                 item = self._item("start", now)
                 if self._bucket.put(item):
@@ -65,6 +69,16 @@ class StartsPerWindow:
                 # One more millisecond: the log counts in whole ones. A bucket in memory answers at once.
                 wait = cast("int", self._bucket.waiting(item))
                 await self._clock.sleep((wait + 1) / 1000)
+
+    async def penalize(self, retry_after: float | None) -> None:
+        """Hold the starts of all who share this limiter back for as long as the service asks.
+
+        Args:
+            retry_after: Seconds; None, when the service names no time, holds nobody back.
+        """
+        await anyio.lowlevel.checkpoint()
+        if retry_after is not None:
+            self._held.close(retry_after, 0.0)
 
     def __repr__(self) -> str:
         return f"StartsPerWindow({self.starts}, per={self.per})"

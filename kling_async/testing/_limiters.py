@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.lowlevel
 
+from kling_async.limits import ListeningRateLimiter
+
 from ._patience import patience, require
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ async def check_rate_limiter(
 ) -> None:
     """Hold a rate limiter to its contract; takes a few times `per`.
 
-    `acquire` returns for as many as may start, then waits; a waiter that is cancelled ends and takes nothing.
+    `acquire` returns for as many as may start, then waits; a waiter that is cancelled ends and takes nothing. One that
+    listens to refusals (`penalize`) holds starts back at most for as long as it is told to, or for a second.
 
     Args:
         make: Gives a new limiter of `starts` per `per`.
@@ -42,6 +45,9 @@ async def check_rate_limiter(
     await _cancelled_takes_nothing(make(), starts, per)
     if in_order:
         await _first_come_first_served(make(), starts, per)
+    limiter = make()
+    if isinstance(limiter, ListeningRateLimiter):
+        await _holds_back_for_a_while(limiter, per)
 
 
 async def _lets_through(limiter: RateLimiter, starts: int | None, per: float) -> None:
@@ -84,6 +90,14 @@ async def _first_come_first_served(limiter: RateLimiter, starts: int, per: float
             await asyncio.wait(waiters)
         await anyio.lowlevel.checkpoint()
     require(served == sorted(served), f"waiters were served in the order {served}, not in the order they came")
+
+
+async def _holds_back_for_a_while(limiter: ListeningRateLimiter, per: float) -> None:
+    for seconds in (None, 0.0, per):
+        with patience(per / 2, f"`penalize({seconds})` did not return: it is told, it does not wait"):
+            await limiter.penalize(seconds)
+    with patience(max(per, 1.0) + 2 * per + 0.1, f"`acquire` did not return after `penalize({per})`"):
+        await limiter.acquire()
 
 
 @asynccontextmanager

@@ -12,8 +12,8 @@ from aiolimiter import AsyncLimiter
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kling_async import ConfigurationError, NoLimit, RateLimiter, StartsPerWindow
-from kling_async.limits import Pause, Slot, Slots
+from kling_async import ConfigurationError, NoLimit, RateLimitedError, RateLimiter, StartsPerWindow
+from kling_async.limits import Gate, Limit, Pause, Slot, Slots
 from kling_async.testing import LoopClock
 
 if TYPE_CHECKING:
@@ -224,7 +224,138 @@ async def test_a_pause_that_is_lengthened_while_somebody_waits_is_waited_out() -
     assert clock.monotonic() == pytest.approx(25.0, abs=0.01)
 
 
+async def test_an_hour_is_not_waited_out_by_everybody() -> None:
+    assert Pause(LoopClock()).close(3600.0, 0.0) == 300.0
+
+
+async def test_a_window_holds_everybody_back_for_as_long_as_the_service_asks() -> None:
+    limiter = StartsPerWindow(3, 60.0, clock=LoopClock())
+    grants = Grants(limiter)
+    await grants.one(0)
+    await limiter.penalize(None)
+    await grants.one(1)
+    await limiter.penalize(100.0)
+    async with anyio.create_task_group() as tasks:
+        for number in (2, 3):
+            tasks.start_soon(grants.one, number)
+    assert grants.times == pytest.approx([0, 0, 100, 100], abs=0.01)
+
+
+# ---- gate ----
+
+
+async def test_a_gate_says_who_waits_and_for_what() -> None:
+    slots = Slots(10)
+    gate = Gate(StartsPerWindow(1, 60.0, clock=LoopClock()), slots, LoopClock())
+    slot = await slots.acquire()
+    await gate.wait()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(gate.wait)
+        await settled()
+        assert (gate.waiting_for_rate, gate.waiting_for_pause) == (1, 0)
+        seconds = await gate.refused(RateLimitedError("2 per 1 minute", status=429), slot, 0.0)
+        assert [seconds, gate.pause_left] == pytest.approx([4.0, 4.0])
+        tasks.start_soon(gate.wait)
+        await settled()
+        assert (gate.waiting_for_rate, gate.waiting_for_pause) == (1, 1)
+        tasks.cancel_scope.cancel()
+    assert (gate.waiting_for_rate, gate.waiting_for_pause) == (0, 0)
+    assert gate.refusals == {Limit.STARTS: 1}
+    await slot.turn()
+    slot.release()
+
+
+async def test_slots_that_do_not_learn_are_paused_by_every_429() -> None:
+    slots = Slots(10, adaptive=False)
+    gate = Gate(NoLimit(), slots, LoopClock())
+    running, refused = await slots.acquire(), await slots.acquire()
+    running.accepted()
+    assert await gate.refused(RateLimitedError("concurrency limit", status=429), refused, 0.0) == 4.0
+    assert gate.closed
+    await refused.turn()
+    assert slots.total == 10
+
+
 # ---- slots ----
+
+
+async def test_who_was_refused_comes_before_those_who_wait_and_in_order() -> None:
+    slots = Slots(4)
+    held = [await slots.acquire() for _ in range(4)]
+    order: list[int] = []
+
+    async def again(slot: Slot, number: int) -> None:
+        await slot.turn()
+        order.append(number)
+        slot.accepted()
+
+    async def late() -> None:
+        slot = await slots.acquire()
+        order.append(9)
+        slot.release()
+
+    held[0].accepted()
+    held[1].accepted()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(late)
+        await settled()
+        for slot in held[2:]:
+            slots.refused(slot, Limit.RUNNING)
+        for number, slot in ((2, held[2]), (3, held[3])):
+            tasks.start_soon(again, slot, number)
+        await settled()
+        assert (slots.total, slots.running, slots.waiting, order) == (2, 2, 3, [])
+        for number in (0, 1, 2):
+            held[number].release()
+            await settled()
+    assert order == [2, 3, 9]
+    held[3].release()
+    assert (slots.taken, slots.running, slots.waiting) == (0, 0, 0)
+
+
+async def test_a_burst_of_refusals_is_one_piece_of_news_for_the_slots() -> None:
+    slots = Slots(100)
+    held = []
+    for _ in range(50):
+        held.append(await slots.acquire())
+        held[-1].accepted()
+    burst = [await slots.acquire() for _ in range(8)]
+    for slot in burst:
+        slots.refused(slot, Limit.RUNNING)
+    assert slots.total == 49
+    held.pop().release()
+    held.pop().release()
+    await burst[0].turn()
+    slots.refused(burst[0], Limit.RUNNING)
+    assert slots.total == 33, "refused although two had ended: it went down further"
+
+
+@pytest.mark.parametrize("release_first", [False, True])
+async def test_cancelling_who_waits_for_its_turn_leaks_nothing(*, release_first: bool) -> None:
+    slots = Slots(2)
+    running, refused = await slots.acquire(), await slots.acquire()
+    running.accepted()
+    slots.refused(refused, Limit.RUNNING)
+    waiting = asyncio.create_task(refused.turn())
+    behind = asyncio.create_task(slots.acquire())
+    await settled()
+    if release_first:
+        running.release()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    refused.release()
+    running.release()
+    (await behind).release()
+    assert (slots.taken, slots.running, slots.waiting) == (0, 0, 0)
+
+
+async def test_what_runs_already_counts_as_running_up_to_the_total() -> None:
+    slots = Slots(20)
+    taken = [slots.take() for _ in range(25)]
+    assert (slots.taken, slots.running) == (20, 20)
+    for slot in taken:
+        slot.release()
+    assert (slots.taken, slots.running) == (0, 0)
 
 
 async def test_slots_are_first_come_first_served() -> None:

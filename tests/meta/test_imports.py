@@ -13,7 +13,7 @@ import pytest
 import kling_async
 
 PACKAGE = Path(kling_async.__file__).parent
-LATE = ["aiohttp", "typer", "click", "rich", "av", "PIL", "numpy", "pyarrow", "pyrate_limiter"]
+LATE = ["aiohttp", "typer", "click", "rich", "av", "PIL", "numpy", "pyarrow", "pyrate_limiter", "redis"]
 """What the import of the package alone must not load: it is optional, or slow and not yet needed."""
 OPTIONAL_ROOMS = {"cli": ["typer", "rich"], "emulator": ["av", "PIL"], "_fit": ["PIL"]}
 MODULES = [
@@ -100,9 +100,20 @@ print(json.dumps(failed))
 
 
 def test_without_the_extras_all_but_their_rooms_is_there() -> None:
-    needs_extras = ("kling_async.cli.", "kling_async.emulator.renderer", "kling_async._fit")
+    needs_extras = (
+        "kling_async.cli.",
+        "kling_async.emulator.renderer",
+        "kling_async._fit",
+        "kling_async.limits.shared",
+    )
     modules = [name for name in MODULES if not name.startswith(needs_extras)]
-    assert fresh(WITHOUT, "typer,click,rich,av,PIL,numpy,pyarrow", *modules) == {}
+    assert fresh(WITHOUT, "typer,click,rich,av,PIL,numpy,pyarrow,redis", *modules) == {}
+
+
+def test_the_shared_limiter_without_its_extra_says_what_to_install() -> None:
+    script = WITHOUT.replace("ModuleNotFoundError as", "ImportError as")
+    said = fresh(script, "redis", "kling_async.limits.shared")
+    assert said == {"kling_async.limits.shared": "the shared limiter needs its extra: pip install 'kling-async[redis]'"}
 
 
 def test_the_check_without_the_extras_can_fail() -> None:

@@ -44,6 +44,7 @@ ROOMS_OF = {
     "imagesize": {"_preflight"},
     "pyarrow": {"manifest", "results"},
     "pyrate_limiter": {"limits"},
+    "redis": {"limits"},
     "typer": {"cli"},
     "click": {"cli"},
     "rich": {"cli"},
@@ -53,7 +54,7 @@ ROOMS_OF = {
 }
 """Third parties, by the rooms that may import them; what stands neither here nor above is imported nowhere."""
 DISTRIBUTIONS = {"pyrate_limiter": "pyrate-limiter", "PIL": "pillow", "yarl": "aiohttp", "click": "typer"}
-OPTIONAL = {"typer", "click", "rich", "av", "PIL", "pyarrow"}
+OPTIONAL = {"typer", "click", "rich", "av", "PIL", "pyarrow", "redis"}
 BY_ITSELF = {"pytest"}
 """What loads the module that imports it, hence is there whenever it is imported, and is declared nowhere."""
 

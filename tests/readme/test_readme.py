@@ -18,6 +18,7 @@ from kling_async import LEVELS, MODELS, Job, KlingSession, testing
 from kling_async.emulator import Emulator
 from support.pictures import png
 from support.pytests import run_pytest
+from support.redis import RedisServer
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +52,8 @@ async def test_every_python_block_runs(
     python = blocks("python")
     assert len(python) >= 10
     said = []
-    async with Emulator(level="gold", speed=200, profile="tiny") as emulator:
+    async with Emulator(level="gold", speed=200, profile="tiny") as emulator, RedisServer() as redis:
+        monkeypatch.setenv("REDIS_URL", redis.url)
         monkeypatch.setenv("WAVESPEED_API_KEY", emulator.api_key)
         monkeypatch.setenv("WAVESPEED_BASE_URL", emulator.base_url)
         monkeypatch.setenv("GPTPROTO_API_KEY", emulator.gptproto_key)
@@ -63,7 +65,7 @@ async def test_every_python_block_runs(
             await execute(block, names)
             said.append(capsys.readouterr().out)
         charged = len(emulator.charges())
-    assert charged == 1 + 3 + 3 + 1 + 1 + 1
+    assert charged == 1 + 3 + 3 + 1 + 1 + 1 + 1
     assert len(list((tmp_path / "out").glob("*.mp4"))) == 1 + 3
     problems = next(out for block, out in zip(python, said, strict=True) if "error.problems" in block)
     assert problems.strip() in [text.strip() for text in blocks("text")]

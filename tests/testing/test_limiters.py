@@ -101,6 +101,23 @@ class SwallowsCancellation(Window):
             return
 
 
+class Listens(Window):
+    async def penalize(self, retry_after: float | None) -> None:
+        await asyncio.sleep(0)
+        if retry_after is not None:
+            self.free = max(self.free, asyncio.get_running_loop().time() + retry_after)
+
+
+class SleepsWhenItIsTold(Window):
+    async def penalize(self, retry_after: float | None) -> None:
+        await asyncio.sleep(retry_after or 0)
+
+
+class NeverForgives(Window):
+    async def penalize(self, retry_after: float | None) -> None:
+        self.free = float("inf")
+
+
 class LastComeFirstServed(Window):
     def __init__(self) -> None:
         super().__init__()
@@ -120,6 +137,7 @@ class LastComeFirstServed(Window):
 
 async def test_the_one_that_is_broken_below_passes() -> None:
     await check_rate_limiter(Window, starts=1, per=PER)
+    await check_rate_limiter(Listens, starts=1, per=PER)
     await check_rate_limiter(LastComeFirstServed, starts=1, per=PER, in_order=False)
 
 
@@ -133,6 +151,8 @@ async def test_the_one_that_is_broken_below_passes() -> None:
         (KeepsTheLock, "4 cancelled waiters took"),
         (SwallowsCancellation, "did not end as cancelled"),
         (LastComeFirstServed, "not in the order they came"),
+        (SleepsWhenItIsTold, "it is told, it does not wait"),
+        (NeverForgives, "after `penalize"),
     ],
 )
 async def test_a_broken_one_is_told_apart(broken: Callable[[], RateLimiter], said: str) -> None:

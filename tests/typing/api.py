@@ -42,6 +42,8 @@ from kling_async import (
     read_ledger,
 )
 from kling_async.ledger import MemoryLedger, Row, SQLiteLedger
+from kling_async.limits import ListeningRateLimiter
+from kling_async.limits.shared import SharedStartsPerWindow
 from kling_async.manifest import Manifest, read_manifest
 from kling_async.testing import LoopClock, ScriptedTransport, json_response
 
@@ -141,11 +143,13 @@ async def a_subclass(kling: Subclass) -> None:
 
 
 def protocols_are_satisfied_as_they_are(clock: LoopClock) -> None:
-    limiters: list[RateLimiter] = [AsyncLimiter(2, 60), StartsPerWindow(2), NoLimit()]
+    shared = SharedStartsPerWindow("redis://localhost", 2)
+    limiters: list[RateLimiter] = [AsyncLimiter(2, 60), StartsPerWindow(2), NoLimit(), shared]
+    listening: list[ListeningRateLimiter] = [StartsPerWindow(2), shared]
     ledgers: list[Ledger] = [MemoryLedger(), SQLiteLedger("paid.jsonl")]
     providers: list[Provider] = [WaveSpeed(api_key="key"), GPTProto(api_key="key")]
     clocks: list[Clock] = [clock]
-    for each in (limiters, ledgers, providers, clocks):
+    for each in (limiters, listening, ledgers, providers, clocks):
         assert each
 
 

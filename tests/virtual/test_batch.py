@@ -114,7 +114,7 @@ async def test_paid_requests_at_once_are_capped_apart_from_slots() -> None:
         return service.accept(body)
 
     service.script = lambda request, body: slow(request, body) if request.effect is Effect.PAID else None
-    async with open_session(service, max_in_flight=500) as kling:
+    async with open_session(service, max_in_flight=500, adaptive=False) as kling:
         await asyncio.gather(*(kling.generate(job) for job in jobs(200)))
     assert peak == POSTS_AT_ONCE == 32
 

@@ -1,0 +1,82 @@
+"""A hidden limit of running predictions that moves, found by a session that learns, beside one that does not.
+
+    python benchmarks/bench_limits.py [--jobs 4000] [--ceiling 300] [--speed 60]
+
+The emulator lets 100 run, then 40, then 100 again, by how many jobs were accepted; the session is told 300. Over
+sockets, in the emulator's time, the rounds one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import time
+import zlib
+
+from kling_async import Job, KlingSession, NoLimit, WatchPolicy, events
+from kling_async.emulator import Emulator, Level
+
+
+def picture() -> str:
+    """A grey PNG that the service takes, as a data URI."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    size = 300
+    head = chunk(b"IHDR", size.to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0]))
+    body = chunk(b"IDAT", zlib.compress(bytes(size * (size + 1)), 9))
+    png = b"\x89PNG\r\n\x1a\n" + head + body + chunk(b"IEND", b"")
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+async def run(jobs: int, ceiling: int, speed: float, *, adaptive: bool) -> None:
+    def limit(accepted: int) -> Level:
+        return Level(10**6, 40 if 0.35 * jobs <= accepted < 0.6 * jobs else 100)
+
+    accepted = 0
+
+    def observe(event: events.Event) -> None:
+        nonlocal accepted
+        if isinstance(event, events.Accepted):
+            accepted += 1
+            emulator.set_level(limit(accepted))
+
+    image = picture()
+    async with Emulator(level=limit(0), speed=speed, profile="tiny", balance=10**6) as emulator:
+        began = time.perf_counter()
+        async with KlingSession(
+            emulator.api_key,
+            base_url=emulator.base_url,
+            clock=emulator.clock,
+            max_in_flight=ceiling,
+            adaptive=adaptive,
+            rate_limiter=NoLimit(),
+            watch=WatchPolicy.fixed(30.0),
+            observers=[observe],
+        ) as kling:
+            asked = (Job(prompt=f"number {number}", image=image) for number in range(jobs))
+            async with kling.batch(asked) as batch:
+                done = [outcome.ok async for outcome in batch].count(True)
+            refusals = kling.account.gate.refusals
+        seconds = time.perf_counter() - began
+        print(
+            f"{'learning' if adaptive else 'fixed':>9}: {done} of {jobs} completed, {refusals.total()} submits refused "
+            f"({', '.join(f'{count} {which.value}' for which, count in refusals.items())}), "
+            f"at most {emulator.peak_running} at once, {seconds * speed / 60:.0f} of its minutes, {seconds:.0f} s"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--jobs", type=int, default=4000)
+    parser.add_argument("--ceiling", type=int, default=300)
+    parser.add_argument("--speed", type=float, default=60.0)
+    options = parser.parse_args()
+    for adaptive in (True, False):
+        asyncio.run(run(options.jobs, options.ceiling, options.speed, adaptive=adaptive))
+
+
+if __name__ == "__main__":
+    main()

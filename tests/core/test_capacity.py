@@ -1,0 +1,135 @@
+"""What is learned from accepted and refused jobs, and which limit a 429 is about."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kling_async.limits import Capacity, Limit, which_limit
+
+
+def saturate(capacity: Capacity, limit: int, jobs: int) -> tuple[list[int], int]:
+    """Send as many jobs as there are places for, one at a time, to an account that lets `limit` run; one ends before
+    each. Gives how many there were places for, and how many were refused."""
+    running = refused = 0
+    totals: list[int] = []
+    for _ in range(jobs):
+        running = max(0, running - 1)
+        while running < capacity.places(running):
+            if running >= limit:
+                capacity.refused(running, certain=True)
+                refused += 1
+                break
+            running += 1
+            capacity.accepted(running)
+        totals.append(capacity.total)
+    return totals, refused
+
+
+def test_the_first_refusal_shows_the_limit() -> None:
+    capacity = Capacity(300)
+    for running in range(1, 101):
+        capacity.accepted(running)
+    assert capacity.total == 300
+    capacity.refused(100, certain=True)
+    assert capacity.total == 97
+
+
+def test_refusals_that_go_on_take_a_share_each() -> None:
+    capacity = Capacity(300)
+    totals = []
+    for running in (100, 99, 68, 46):
+        capacity.refused(running, certain=True)
+        totals.append(capacity.total)
+    assert totals == [97, 69, 47, 32]
+
+
+def test_where_the_limit_stays_there_are_few_refusals_and_few_idle_places() -> None:
+    totals, refused = saturate(Capacity(300), 100, 5000)
+    assert refused <= 5000 / 400
+    assert min(totals) >= 95
+    assert max(totals[10:]) <= 103
+
+
+def test_a_limit_that_goes_up_is_followed_ever_faster() -> None:
+    capacity = Capacity(300)
+    saturate(capacity, 40, 500)
+    totals, _ = saturate(capacity, 100, 1000)
+    assert totals[-1] >= 97
+    reached = next(number for number, total in enumerate(totals) if total >= 100)
+    assert reached < 700, "one more in each generation would take 4,200"
+
+
+def test_a_limit_that_is_not_reached_is_not_tried() -> None:
+    capacity = Capacity(300)
+    capacity.refused(50, certain=True)
+    for _ in range(10_000):
+        capacity.accepted(20)
+    assert capacity.total == 49
+
+
+def test_one_at_a_time_after_a_refusal_and_more_with_each_acceptance() -> None:
+    capacity = Capacity(300)
+    assert capacity.places(0) == 4
+    capacity.refused(100, certain=True)
+    assert capacity.places(20) == 21
+    for running in range(21, 60):
+        capacity.accepted(running)
+    assert 24 <= capacity.places(20) <= 20 + 97 / 8
+    capacity.slow_down()
+    assert capacity.places(20) == 21
+    assert capacity.total == 97
+
+
+def test_one_that_does_not_learn_has_its_ceiling() -> None:
+    capacity = Capacity(5, adaptive=False)
+    capacity.refused(1, certain=True)
+    capacity.slow_down()
+    assert capacity.places(0) == capacity.total == 5
+
+
+steps = st.one_of(
+    st.tuples(st.just("accepted"), st.integers(1, 400)),
+    st.tuples(st.just("refused"), st.integers(0, 400)),
+    st.tuples(st.just("perhaps"), st.integers(0, 400)),
+    st.tuples(st.just("slow"), st.just(0)),
+)
+
+
+@given(ceiling=st.integers(1, 300), taken=st.lists(steps, max_size=200))
+def test_never_above_the_ceiling_and_never_below_one(ceiling: int, taken: list[tuple[str, int]]) -> None:
+    capacity = Capacity(ceiling)
+    for what, running in taken:
+        before = capacity.total
+        match what:
+            case "accepted":
+                capacity.accepted(running)
+                assert capacity.total >= before
+            case "slow":
+                capacity.slow_down()
+                assert capacity.total == before
+            case _:
+                capacity.refused(running, certain=what == "refused")
+                assert capacity.total <= before
+                assert what == "perhaps" or capacity.total <= max(1, running)
+        assert 1 <= capacity.total <= ceiling
+        assert 1 <= capacity.places(0) <= capacity.total
+
+
+@pytest.mark.parametrize(
+    ("said", "running", "quiet", "limit"),
+    [
+        ("You have reached your concurrency limit", 3, False, Limit.RUNNING),
+        ("You have reached your concurrency limit", 0, False, Limit.RUNNING),
+        ("Too many concurrent tasks, rate limit applies", 3, False, Limit.RUNNING),
+        ("Rate limit exceeded: 2 predictions per 1 minute", 3, True, Limit.STARTS),
+        ("2 videos per minute", 3, False, Limit.STARTS),
+        ("Too many requests", 3, False, Limit.UNKNOWN),
+        ("Too many requests", 0, False, Limit.STARTS),
+        ("Too many requests", 3, True, Limit.RUNNING),
+        ("", 0, True, Limit.STARTS),
+    ],
+)
+def test_which_limit_it_is(said: str, running: int, *, quiet: bool, limit: Limit) -> None:
+    assert which_limit(said, running=running, quiet=quiet) is limit

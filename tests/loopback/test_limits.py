@@ -1,0 +1,62 @@
+"""Limits that move, over sockets: the emulator refuses as the service does."""
+
+from __future__ import annotations
+
+import pytest
+
+from kling_async import Job, KlingSession, NoLimit, WatchPolicy, events
+from kling_async.emulator import Emulator, Level
+from kling_async.limits import Limit
+from support.pictures import png
+
+pytestmark = pytest.mark.anyio
+
+IMAGE = "https://pictures.example/face.png"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def test_a_hidden_limit_that_moves_is_followed_over_sockets() -> None:
+    """20 may run, then 8, then 20 again; the session is told 100."""
+    accepted = 0
+
+    def observe(event: events.Event) -> None:
+        nonlocal accepted
+        if isinstance(event, events.Accepted):
+            accepted += 1
+            emulator.set_level(Level(10**6, 8 if 100 <= accepted < 200 else 20))
+
+    async with Emulator(level=Level(10**6, 20), speed=300, profile="tiny", timing=60.0, downloads=False) as emulator:
+        async with KlingSession(
+            emulator.api_key,
+            base_url=emulator.base_url,
+            clock=emulator.clock,
+            max_in_flight=100,
+            rate_limiter=NoLimit(),
+            watch=WatchPolicy.fixed(10.0),
+            observers=[observe],
+        ) as kling:
+            async with kling.batch(Job(prompt=f"number {number}", image=IMAGE) for number in range(300)) as batch:
+                assert all([outcome.ok async for outcome in batch])
+            gate, slots = kling.account.gate, kling.account.slots
+            refused = sum(request.status == 429 for request in emulator.requests)
+            assert gate.refusals == {Limit.RUNNING: refused}
+            assert slots.ceiling == 100
+            assert 1 <= slots.total < 40
+        assert emulator.peak_running == 20
+        assert len(emulator.charges()) == 300
+    assert 0 < refused < 75, "told 100, most jobs are refused several times"
+
+
+async def test_the_two_429s_of_the_service_are_told_apart() -> None:
+    async with Emulator(level=Level(2, 10), speed=600, profile="tiny") as emulator:
+        session = KlingSession(emulator.api_key, base_url=emulator.base_url, clock=emulator.clock, level="silver")
+        async with session as kling:
+            jobs = (Job(prompt=f"number {number}", image=png()) for number in range(5))
+            async with kling.batch(jobs) as batch:
+                assert all([outcome.ok async for outcome in batch])
+            assert set(kling.account.gate.refusals) == {Limit.STARTS}
+            assert kling.account.slots.total == kling.account.slots.ceiling

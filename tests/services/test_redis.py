@@ -1,0 +1,264 @@
+"""The rate that many processes share, over a real redis-server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+from redis.asyncio import Redis
+
+from kling_async import ConfigurationError, Job, RateLimiterError, SkippedError
+from kling_async.limits import ListeningRateLimiter
+from kling_async.limits.shared import SharedStartsPerWindow
+from kling_async.testing import check_rate_limiter
+from support.redis import RedisServer
+from support.service import IMAGE, Service, open_session
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[RedisServer]:
+    async with RedisServer() as server:
+        yield server
+
+
+class Limiters:
+    """Made on one server, each with a key of its own unless told otherwise; all are closed at the end."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.all: list[SharedStartsPerWindow] = []
+
+    def __call__(self, starts: int, per: float, key: str = "", patience: float = 10.0) -> SharedStartsPerWindow:
+        key = key or f"account-{len(self.all)}"
+        self.all.append(SharedStartsPerWindow(self.url, starts, per, key=key, patience=patience))
+        return self.all[-1]
+
+
+@pytest.fixture
+async def limiters(server: RedisServer) -> AsyncIterator[Limiters]:
+    made = Limiters(server.url)
+    yield made
+    for limiter in made.all:
+        await limiter.aclose()
+
+
+@pytest.fixture
+async def redis(server: RedisServer) -> AsyncIterator[Redis]:
+    async with Redis.from_url(server.url, decode_responses=True) as redis:
+        yield redis
+
+
+async def grants(redis: Redis, key: str, count: int) -> list[float]:
+    """When so many places in the log of a key were taken, by Redis's own clock; nothing of ours is believed."""
+    times: list[float] = []
+    async with redis.monitor() as monitor:
+        while len(times) < count:
+            command = await monitor.next_command()
+            if command["command"].startswith(f"ZADD {key} "):
+                times.append(command["time"])
+    return times
+
+
+def most_in_any(seconds: float, times: list[float]) -> int:
+    return max(sum(start <= time < start + seconds for time in times) for start in times)
+
+
+async def test_four_processes_never_start_more_than_they_may_together(redis: Redis, server: RedisServer) -> None:
+    seen: list[float] = []
+
+    async def watch() -> None:
+        seen.extend(await grants(redis, "account", 180))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch)
+        while not any(client["cmd"] == "monitor" for client in await redis.client_list()):  # noqa: ASYNC110 -- polls
+            await anyio.sleep(0.01)
+        command = [sys.executable, str(Path(__file__).with_name("starts.py")), server.url, "account", "50", "1", "45"]
+        # They import what this process imports.
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        processes = [await asyncio.create_subprocess_exec(*command, env=env) for _ in range(4)]
+        assert [await process.wait() for process in processes] == [0, 0, 0, 0]
+    assert len(seen) == 180
+    print(f"\nfour processes at 50 a second: at most {most_in_any(1.0, seen)} in any second, by Redis's clock")
+    assert 45 < most_in_any(1.0, seen) <= 51
+    assert seen[-1] - seen[0] < 10, "and what may start does"
+
+
+@pytest.mark.parametrize("starts", [1, 3])
+async def test_it_keeps_the_contract_of_a_rate_limiter(limiters: Limiters, starts: int) -> None:
+    await check_rate_limiter(lambda: limiters(starts, 0.4), starts=starts, per=0.4)
+    assert isinstance(limiters(1, 1.0), ListeningRateLimiter)
+
+
+async def test_two_share_what_is_under_one_key_and_nothing_else(limiters: Limiters) -> None:
+    here, there, elsewhere = limiters(1, 60.0, "one"), limiters(1, 60.0, "one"), limiters(1, 60.0, "other")
+    await here.acquire()
+    with anyio.move_on_after(0.3) as scope:
+        await there.acquire()
+    assert scope.cancelled_caught
+    with anyio.fail_after(5):
+        await elsewhere.acquire()
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["asyncio", "anyio"])
+async def test_who_is_cancelled_while_redis_answers_gives_back_what_it_got(
+    limiters: Limiters, redis: Redis, *, native: bool
+) -> None:
+    limiter = limiters(2, 60.0, "account")
+    await limiter.acquire()
+    scope = anyio.CancelScope()
+
+    async def acquire() -> None:
+        with scope:
+            await limiter.acquire()
+
+    await redis.client_pause(300)
+    asking = asyncio.create_task(acquire())
+    await anyio.sleep(0.1)
+    if native:
+        asking.cancel()
+    else:
+        scope.cancel()
+    await asyncio.wait([asking])
+    assert asking.cancelled() is native
+    assert await redis.zcard("account") == 1
+    with anyio.fail_after(5):
+        await limiter.acquire()
+    assert await redis.zcard("account") == 2
+
+
+async def test_the_log_is_as_long_as_the_window_and_goes_away_by_itself(limiters: Limiters, redis: Redis) -> None:
+    limiter = limiters(2, 0.1, "account")
+    for _ in range(7):
+        await limiter.acquire()
+    assert 1 <= await redis.zcard("account") <= 2
+    assert 0 < await redis.pttl("account") <= 1100
+
+
+async def test_a_refusal_holds_everybody_back_who_shares_the_limiter(limiters: Limiters, redis: Redis) -> None:
+    here, there = limiters(5, 1.0, "account"), limiters(5, 1.0, "account")
+    await here.penalize(None)
+    assert not await redis.exists("account:held")
+    await here.penalize(1.0)
+    assert await redis.exists("account:held")
+    with anyio.fail_after(10):
+        await there.acquire()
+    assert not await redis.exists("account:held")
+
+
+async def test_a_redis_that_comes_back_in_time_is_waited_for_and_limits_again(
+    limiters: Limiters, server: RedisServer
+) -> None:
+    limiter = limiters(1, 0.5, "account", patience=30)
+    await limiter.acquire()
+    server.stop()
+    waiting = [asyncio.create_task(limiter.acquire()) for _ in range(2)]
+    await anyio.sleep(0.7)
+    assert not any(task.done() for task in waiting), "the window is over, and nobody can say so"
+    await server.start()
+    with anyio.fail_after(20):
+        await waiting[0]
+    assert not waiting[1].done()
+    with anyio.fail_after(20):
+        await waiting[1]
+
+
+async def test_a_redis_that_does_not_come_back_is_an_error_for_all_who_wait(
+    limiters: Limiters, server: RedisServer
+) -> None:
+    limiter = limiters(1000, 1.0, patience=0.5)
+    await limiter.acquire()
+    server.stop()
+    tries = limiter._ask
+    asked = 0
+
+    async def counted() -> float:
+        nonlocal asked
+        asked += 1
+        return await tries()
+
+    limiter._ask = counted  # type: ignore[method-assign]  # counts
+    with anyio.fail_after(30):
+        ends = await asyncio.gather(*(limiter.acquire() for _ in range(50)), return_exceptions=True)
+    assert {type(end) for end in ends} == {RateLimiterError}
+    assert "nothing was started" in str(ends[0])
+    assert "nothing was spent" in str(ends[0])
+    assert asked < 10, "not each of them waits for as long again"
+    limiter._ask = tries  # type: ignore[method-assign]  # as it was
+    await server.start()
+    with anyio.fail_after(10):
+        await limiter.acquire()
+
+
+async def test_a_batch_without_its_limiter_stops_and_sends_nothing(limiters: Limiters, server: RedisServer) -> None:
+    server.stop()
+    service = Service()
+    async with open_session(service, rate_limiter=limiters(1000, 1.0, patience=0.2)) as kling:
+        jobs = (Job(prompt=f"{number}", image=IMAGE) for number in range(200))
+        with anyio.fail_after(30):
+            async with kling.batch(jobs, window=20) as batch:
+                errors = [outcome.error async for outcome in batch]
+    assert service.paid == []
+    assert any(isinstance(error, RateLimiterError) for error in errors)
+    assert {type(error) for error in errors} <= {RateLimiterError, SkippedError}
+    assert sum(isinstance(error, SkippedError) for error in errors) >= 150
+
+
+async def test_a_wrong_password_is_said_at_once_and_no_password_is_told() -> None:
+    async with RedisServer("--requirepass", "the-right-one") as server:
+        url = server.url.replace("unix://", "unix://:the-wrong-one@")
+        async with SharedStartsPerWindow(url, 1, patience=1000) as limiter:
+            with anyio.fail_after(20), pytest.raises(RateLimiterError, match="refuses") as caught:
+                await limiter.acquire()
+            for text in (str(caught.value), repr(caught.value), repr(limiter), str(caught.value.__cause__)):
+                assert "the-wrong" not in text
+        url = server.url.replace("unix://", "unix://:the-right-one@")
+        async with SharedStartsPerWindow(url, 1) as limiter:
+            await limiter.acquire()
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://:secret@localhost", "redis://:secret@localhost:secret"])
+def test_a_url_that_is_none(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="the URL of Redis cannot be read") as caught:
+        SharedStartsPerWindow(url, 1)
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(("starts", "per"), [(0, 60.0), (1, 0.0), (1, float("nan")), (1, float("inf"))])
+def test_numbers_that_make_no_sense(starts: int, per: float) -> None:
+    with pytest.raises(ConfigurationError, match="at least one start per positive window"):
+        SharedStartsPerWindow("redis://localhost", starts, per)
+
+
+@pytest.fixture
+def server_for_loops() -> Iterator[RedisServer]:
+    server = RedisServer()
+    try:
+        asyncio.run(server.start())
+        yield server
+    finally:
+        server.close()
+
+
+def test_a_limiter_serves_one_loop_after_another(server_for_loops: RedisServer) -> None:
+    limiter = SharedStartsPerWindow(server_for_loops.url, 100)
+
+    async def use() -> None:
+        async with limiter:
+            await limiter.acquire()
+
+    for _ in range(2):
+        asyncio.run(use())
