@@ -56,8 +56,8 @@ GRAIN = 0.001
 MISSES = 4
 """How often in a row a prediction is not found before that is believed."""
 
-EARLY = 1000
-"""Ends of predictions that are not watched yet, which are kept: a webhook may be quicker than the reply to a submit."""
+LATELY = 1000
+"""Ends that are kept for who asks only then: a webhook may be quicker than the reply to a submit."""
 
 USUAL = 120.0
 """Seconds that a prediction of no known model usually takes."""
@@ -133,7 +133,7 @@ class Watcher:
         self._forget_after = forget_after
         self._readers = readers
         self._watched: dict[str, _Watched] = {}
-        self._early: dict[str, Prediction] = {}
+        self._lately: dict[str, Prediction] = {}
         self._deadlines: list[tuple[float, int, _Waiter, _Watched]] = []
         self._compact_at = 1024
         self._order = itertools.count()
@@ -203,7 +203,7 @@ class Watcher:
             usual=(USUAL if row is None else row.usual) * (length or 5) / 5,
         )
         self._wake_by(self._planner.next_due)
-        early = self._early.pop(prediction.id, None)
+        early = self._lately.pop(prediction.id, None)
         if early is not None:
             self.tell(early)
 
@@ -220,10 +220,8 @@ class Watcher:
         """
         watched = self._watched.get(prediction.id)
         if watched is None:
-            if prediction.status.ended and not self._closed:
-                self._early[prediction.id] = prediction
-                if len(self._early) > EARLY:
-                    del self._early[next(iter(self._early))]
+            if prediction.status.ended:
+                self._keep(prediction)
             return False
         if not newer(watched.prediction.status, prediction.status):
             return False
@@ -242,6 +240,7 @@ class Watcher:
             PredictionTimeoutError: The deadline passed; the prediction goes on and is watched on.
             PredictionError: Its state cannot be read any more; `__cause__` says why.
         """
+        prediction = self._lately.get(prediction.id, prediction)
         if prediction.status.ended:
             return prediction
         self._check()
@@ -259,6 +258,7 @@ class Watcher:
 
     async def follow(self, prediction: Prediction) -> AsyncIterator[Prediction]:
         """The prediction as it is now, and again at every change of status, the end included."""
+        prediction = self._lately.get(prediction.id, prediction)
         yield prediction
         if prediction.status.ended:
             return
@@ -317,6 +317,11 @@ class Watcher:
             raise SessionClosedError("the session is closed", spent=Spent.UNKNOWN)
         if self._broken is not None:
             raise PredictionError("the watcher broke", spent=Spent.UNKNOWN) from self._broken
+
+    def _keep(self, ended: Prediction) -> None:
+        self._lately.setdefault(ended.id, ended)
+        if len(self._lately) > LATELY:
+            del self._lately[next(iter(self._lately))]
 
     def _age(self, prediction: Prediction, submitted_at: float | None) -> float:
         """Seconds since it was accepted. What cannot be, when the service's clock and ours differ, is taken for 0."""
@@ -486,7 +491,9 @@ class Watcher:
         watched.ended = True
         if self._watched.pop(watched.prediction.id, None) is not None and error is not None:
             self._planner.forget(watched.prediction.id)
-        if error is not None and cause is not None:
+        if error is None:
+            self._keep(watched.prediction)
+        elif cause is not None:
             error.__cause__ = cause
         for waiter in watched.waiters:
             if waiter.future.done():

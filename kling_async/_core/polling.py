@@ -59,10 +59,14 @@ class WatchPolicy:
 
     price: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
     least: float = attrs.field(default=2.0, validator=attrs.validators.gt(0))
-    most: float = attrs.field(default=60.0, validator=attrs.validators.gt(0))
+    most: float = attrs.field(default=60.0)
     pages: bool = True
     deliveries: float = attrs.field(default=0.0, validator=[attrs.validators.ge(0), attrs.validators.le(1)])
     jitter: float = attrs.field(default=0.15, validator=[attrs.validators.ge(0), attrs.validators.lt(1)])
+
+    def __attrs_post_init__(self) -> None:
+        if not self.most >= self.least:
+            raise ValueError(f"most: expected at least the {self.least:g} s of least, got {self.most!r}")
 
     @classmethod
     def gentle(cls) -> Self:
@@ -152,7 +156,7 @@ STRIKES = 3
 REST = 600.0
 """Seconds of that while."""
 SILENT = 3.0
-"""Ends that were expected on a page that has none, from which on the list is checked by a single read."""
+"""Ends that were expected while a page showed none, from which on it is checked by a single read."""
 UNTOLD = 0.005
 """The share of ends that webhooks are believed not to tell at least: reading remains the safety net."""
 _SAMPLE = 8
@@ -234,12 +238,14 @@ class _Group(_Planned):
         before: The time that the page counts from; None until it is first read.
         number: The number of the page from there.
         asked: Whether it is being read.
+        expected: Ends that were expected since the page last showed one.
     """
 
     members: dict[str, _Track] = attrs.Factory(dict)
     before: datetime | None = None
     number: int = 1
     asked: bool = False
+    expected: float = 0.0
 
 
 class Planner:
@@ -331,7 +337,10 @@ class Planner:
         """It was looked at by itself, and runs."""
         track = self._tracks[prediction_id]
         self._ran(track, now)
-        track.checks = False
+        if track.checks:
+            track.checks = False
+            if track.group is not None:
+                track.group.expected = 0.0
         if track.created is None and created is not None:
             track.created = created
             self._settle(track, now)
@@ -369,7 +378,8 @@ class Planner:
         if self._policy.deliveries:
             self._trusted += (told - self._trusted) / 20
         if track.checks:
-            self._strike(now)
+            # The list said that it runs: it lags, or it lies.
+            self._rest(now)
         self.forget(prediction_id)
 
     def forget(self, prediction_id: str) -> None:
@@ -393,14 +403,15 @@ class Planner:
         """
         group = look._group  # noqa: SLF001 -- a look is the planner's own
         group.asked = False
-        self._pages_proven = True
         self._page_failures = 0
         shown = {item.id: item.status.ended for item in page.items if item.id in self._tracks}
         silent = not any(shown.values())
-        expected = sum(track.chance(now) for track in group.members.values() if track.id in shown)
+        group.expected += sum(track.chance(now) for track in group.members.values() if track.id in shown)
         missing = [track for track in group.members.values() if track.id not in shown]
+        self._pages_proven = self._pages_proven or bool(shown)
         if not silent:
             self._strikes = 0
+            group.expected = 0.0
         for prediction_id, ended in shown.items():
             if not ended:
                 self._on_page(self._tracks[prediction_id], group, now)
@@ -413,7 +424,7 @@ class Planner:
             self._part(missing, now)
         elif missing:
             self._move_on(missing, look, now)
-        if silent and expected >= SILENT and group.members:
+        if group.expected >= SILENT and group.members:
             oldest = min(group.members.values(), key=lambda track: track.since)
             oldest.checks = True
             self._push(oldest, now)
@@ -542,8 +553,8 @@ class Planner:
         planned.stale = False
         if isinstance(planned, _Track):
             at = self._time([planned], now)
-            # Jitter is for those that began together: it does not make the first of them late for its pages.
-            at = max(now, at + self._policy.jitter * (2 * self._random() - 1) * (at - planned.looked))
+            # Pages are few: they need not be kept from coming in step.
+            at += self._policy.jitter * (2 * self._random() - 1) * (at - now)
         elif planned.members:
             at = self._time(list(planned.members.values()), now)
         else:
@@ -561,7 +572,10 @@ class Planner:
         at = max(now, first + self._policy.least)
         latest = max(now, first + self._policy.most)
         few = tracks[:: -(-len(tracks) // _SAMPLE)]
-        price = self._policy.price / max(1 - self._trusted, UNTOLD) * len(few) / len(tracks)
+        price = self._policy.price / max(1 - self._trusted, UNTOLD)
+        # As far as webhooks tell, many together need a look no sooner than one alone: hardly any has ended untold.
+        price *= 1 + self._trusted * (len(tracks) - 1)
+        price *= len(few) / len(tracks)
         wasted = sum(track.chance(at) * (at - track.looked) / 2 for track in few)
         step = (at - first) / 8
         while wasted < price and at < latest:

@@ -1,38 +1,22 @@
-"""When to look next: bounded, growing, jittered."""
+"""When to look next, and in which way."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_async import WatchPolicy
-from kling_async._core.polling import Backoff
+from kling_async import Prediction, Status, WatchPolicy
+from kling_async._core.account import Page
+from kling_async._core.polling import PAGE, REST, Backoff, LookAtOne, LookAtPage, Planner
 
+EPOCH = datetime(2026, 11, 21, tzinfo=UTC)
 chances = st.floats(0, 1, exclude_max=True)
-
-
-def test_a_video_is_first_read_after_the_vendors_five_seconds() -> None:
-    assert WatchPolicy().delay(0, 0.5) == 5.0
-
-
-def test_intervals_grow_to_the_cap() -> None:
-    policy = WatchPolicy(first=4, growth=2, cap=20)
-    assert [policy.delay(reads, 0.5) for reads in range(5)] == [4, 8, 16, 20, 20]
-
-
-@given(st.integers(0, 10**9), chances)
-def test_an_interval_stays_within_its_jitter_however_often_was_read(reads: int, chance: float) -> None:
-    policy = WatchPolicy()
-    assert policy.first * (1 - policy.jitter) <= policy.delay(reads, chance) <= policy.cap * (1 + policy.jitter)
-
-
-@given(st.integers(0, 200))
-def test_chance_spreads_reads_to_both_sides(reads: int) -> None:
-    policy = WatchPolicy()
-    early, middle, late = (policy.delay(reads, chance) for chance in (0.0, 0.5, 0.999))
-    assert early == pytest.approx(middle * 0.85)
-    assert late == pytest.approx(middle * 1.15, rel=1e-3)
+PAGES = attrs.evolve(WatchPolicy.fixed(10), pages=True, jitter=0.0)
+"""Looks every 10 seconds, so that the tests are of the pages and not of the times."""
 
 
 def test_failures_double_the_delay_to_the_cap() -> None:
@@ -45,3 +29,266 @@ def test_a_delay_after_failures_stays_within_its_jitter(failures: int, chance: f
     backoff = Backoff()
     assert 0 < backoff.first * (1 - backoff.jitter) <= backoff.delay(failures, chance)
     assert backoff.delay(failures, chance) <= backoff.cap * (1 + backoff.jitter)
+
+
+def test_policies_have_names() -> None:
+    assert WatchPolicy.named("balanced") == WatchPolicy.balanced() == WatchPolicy()
+    assert WatchPolicy.named("webhook first") == WatchPolicy.named("webhook_first") == WatchPolicy.webhook_first()
+    with pytest.raises(ValueError, match="'lazy': gentle, balanced, eager, webhook first"):
+        WatchPolicy.named("lazy")
+    for wrong in ({"price": 0}, {"least": 0}, {"jitter": 1.0}, {"deliveries": 1.5}, {"least": 5.0, "most": 4.0}):
+        with pytest.raises(ValueError, match="must|most"):
+            WatchPolicy(**wrong)
+
+
+def plan(
+    policy: WatchPolicy, count: int = 1, *, random: float = 0.5, created: bool = True, apart: float = 0.01
+) -> Planner:
+    planner = Planner(policy, lambda: random)
+    for number in range(count):
+        planner.watch(
+            f"p{number}",
+            now=0,
+            since=0,
+            looked=0,
+            created=EPOCH + timedelta(seconds=number * apart) if created else None,
+            kind="kling",
+            usual=120,
+        )
+    return planner
+
+
+def shown(
+    *ids: str, of: int | None = None, status: Status = Status.PROCESSING, at: datetime = EPOCH
+) -> Page[Prediction]:
+    items = tuple(Prediction(id=id_, status=status, raw_status=status.value, created_at=at) for id_ in ids)
+    return Page(items=items, size=of or len(items))
+
+
+def pages(planner: Planner, now: float) -> list[LookAtPage]:
+    looks = planner.due(now)
+    found = [look for look in looks if isinstance(look, LookAtPage)]
+    assert found == looks
+    return found
+
+
+def singles(planner: Planner, now: float) -> list[str]:
+    looks = planner.due(now)
+    found = [look.prediction_id for look in looks if isinstance(look, LookAtOne)]
+    assert len(found) == len(looks)
+    return found
+
+
+def test_a_fixed_interval_is_kept() -> None:
+    planner = plan(attrs.evolve(WatchPolicy.fixed(5), jitter=0.0))
+    for now in (5.0, 10.0, 15.0):
+        assert planner.next_due == now
+        assert not planner.due(now - 0.1)
+        assert singles(planner, now) == ["p0"]
+        planner.runs("p0", now)
+
+
+@given(chances)
+def test_jitter_stays_within_its_share(chance: float) -> None:
+    planner = plan(attrs.evolve(WatchPolicy.fixed(10), jitter=0.2), random=chance)
+    assert 8 <= planner.next_due <= 12
+
+
+def test_looks_come_when_ends_do() -> None:
+    """By the usual time of 120 s: none at once, then ever more, then fewer for what takes unusually long."""
+    planner = plan(attrs.evolve(WatchPolicy.balanced(), jitter=0.0))
+    times = [0.0]
+    while len(times) < 40:
+        times.append(planner.next_due)
+        assert singles(planner, times[-1]) == ["p0"]
+        planner.runs("p0", times[-1])
+    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    assert 30 < gaps[0] <= 60
+    assert min(gaps) < 20
+    assert max(gaps) <= WatchPolicy.balanced().most
+    assert gaps[-1] > 2 * min(gaps)
+
+
+def test_who_pays_more_is_told_earlier() -> None:
+    firsts = [plan(policy).next_due for policy in (WatchPolicy.eager(), WatchPolicy.balanced(), WatchPolicy.gentle())]
+    assert firsts == sorted(firsts)
+    assert firsts[0] < firsts[1] < firsts[2]
+
+
+def test_many_are_looked_at_on_one_page() -> None:
+    planner = plan(PAGES, 80)
+    (look,) = pages(planner, 10)
+    assert (look.number, look.size) == (1, PAGE)
+    assert look.before == EPOCH + timedelta(seconds=0.79, milliseconds=1), "it counts from the newest of them"
+    planner.page_read(look, shown(*(f"p{number}" for number in range(80)), of=100), 10.2)
+    assert planner.next_due == pytest.approx(20.2)
+    (again,) = pages(planner, 20.2)
+    assert (again.before, again.number) == (look.before, look.number), "new arrivals do not move it"
+
+
+def test_many_share_the_price_of_a_page() -> None:
+    assert plan(WatchPolicy.balanced(), 80).next_due < plan(WatchPolicy.balanced(), 1).next_due / 2
+
+
+def test_one_page_finds_out_whether_there_is_a_list() -> None:
+    planner = plan(PAGES, 500)
+    (look,) = pages(planner, 10)
+    planner.no_pages(look, 10.2)
+    asked = set(singles(planner, 10.2))
+    while len(asked) < 500:
+        asked |= set(singles(planner, planner.next_due))
+    assert planner.next_due == float("inf")
+    for id_ in asked:
+        planner.runs(id_, 30)
+    assert len(singles(planner, 41)) == 500
+
+
+def test_few_are_read_one_by_one() -> None:
+    planner = plan(PAGES, 2)
+    assert sorted(singles(planner, 10)) == ["p0", "p1"]
+
+
+def test_without_a_time_of_creation_they_are_read_one_by_one_until_it_is_known() -> None:
+    planner = plan(PAGES, 5, created=False)
+    assert len(singles(planner, 10)) == 5
+    for number in range(5):
+        planner.runs(f"p{number}", 10.2, EPOCH + timedelta(seconds=number))
+    assert len(pages(planner, 20.2)) == 1
+
+
+def test_what_a_full_page_does_not_show_is_on_the_next() -> None:
+    planner = plan(PAGES, 80)
+    (look,) = pages(planner, 10)
+    planner.page_read(look, shown(*(f"p{number}" for number in range(40, 80)), of=100), 10)
+    (below,) = pages(planner, 10)
+    assert (below.before, below.number) == (look.before, 2)
+    planner.page_read(below, shown(*(f"p{number}" for number in range(40)), of=100), 10)
+    assert {look.number for look in pages(planner, 20)} == {1, 2}
+
+
+def test_what_a_short_page_does_not_show_is_read_by_itself() -> None:
+    planner = plan(PAGES, 10)
+    (look,) = pages(planner, 10)
+    planner.page_read(look, shown(*(f"p{number}" for number in range(1, 10))), 10)
+    assert singles(planner, 10) == ["p0"]
+    planner.runs("p0", 10)
+    assert sorted(map(type, planner.due(20)), key=str) == [LookAtOne, LookAtPage]
+
+
+def test_those_created_at_one_time_lie_on_pages_one_after_the_other() -> None:
+    planner = plan(PAGES, 300, apart=0.0)
+    names = [f"p{number}" for number in reversed(range(300))]
+    numbers = []
+    while True:
+        look = next(iter(pages(planner, 11)), None)
+        if look is None:
+            break
+        numbers.append(look.number)
+        start = (look.number - 1) * PAGE
+        planner.page_read(look, shown(*names[start : start + PAGE]), 11)
+    assert numbers == [1, 2, 3]
+    assert sorted(look.number for look in pages(planner, 21)) == [1, 2, 3]
+
+
+def strikes(planner: Planner, page: Page[Prediction], count: int) -> int:
+    """How many pages are asked for when each is answered by this one."""
+    asked = 0
+    now = 10.0
+    while asked < count and planner.next_due < 400:
+        now = max(now, planner.next_due)
+        for look in planner.due(now):
+            if isinstance(look, LookAtPage):
+                asked += 1
+                planner.page_read(look, page, now)
+            else:
+                planner.runs(look.prediction_id, now)
+    return asked
+
+
+def test_a_list_that_shows_none_of_ours_is_left_alone() -> None:
+    assert strikes(plan(PAGES, 500), shown("another", of=100), 50) == 3
+
+
+def test_a_list_that_keeps_to_no_filter_is_left_alone() -> None:
+    planner = plan(PAGES, 20)
+    everything = shown(*(f"p{number}" for number in range(20)), of=100, at=EPOCH + timedelta(hours=1))
+    assert strikes(planner, everything, 50) == 3
+
+
+def test_a_list_that_fails_is_left_alone_and_tried_again_later() -> None:
+    planner = plan(PAGES, 20)
+    for now in (10.0, 15.0, 20.0):
+        (look,) = pages(planner, now)
+        planner.page_failed(look, now, now + 5)
+    assert len(singles(planner, 20)) == 20
+    for number in range(100, 120):
+        planner.watch(f"p{number}", now=20 + REST, since=20, looked=20, created=EPOCH, kind="kling", usual=120)
+    assert len(pages(planner, 20 + REST)) == 1
+
+
+def test_a_list_that_is_silent_is_checked_by_a_single_read() -> None:
+    """It shows all as running for ever: the reads of one say that they have ended."""
+    planner = plan(attrs.evolve(WatchPolicy.balanced(), jitter=0.0), 80)
+    left, asked, now = {f"p{number}" for number in range(80)}, 0, 0.0
+    while left and now < 2000:
+        now = max(now, planner.next_due)
+        for look in planner.due(now):
+            if isinstance(look, LookAtPage):
+                asked += 1
+                planner.page_read(look, shown(*left, of=100), now)
+            elif now >= 120:
+                planner.ends(look.prediction_id, now)
+                left.remove(look.prediction_id)
+            else:
+                planner.runs(look.prediction_id, now)
+    assert not left
+    assert now < 400
+    assert asked < 60
+
+
+def test_the_services_hint_holds_all() -> None:
+    planner = plan(PAGES, 2)
+    planner.hold(100)
+    assert planner.next_due == 100
+    assert not planner.due(99)
+    assert len(singles(planner, 100)) == 2
+
+
+def test_a_look_in_between_puts_off_the_next() -> None:
+    planner = plan(PAGES, 200)
+    first = pages(planner, 10)
+    for look in first:
+        planner.page_read(look, shown(*(f"p{number}" for number in range(200)), of=100), 10)
+    pages(planner, 11)
+    assert planner.next_due > 11
+
+
+def test_webhooks_that_tell_make_reading_rare_and_those_that_do_not_make_it_balanced() -> None:
+    def first(told: bool) -> float:  # noqa: FBT001 -- the parameter of a loop
+        planner = plan(attrs.evolve(WatchPolicy.webhook_first(), jitter=0.0), 201, created=False)
+        for number in range(200):
+            planner.ends(f"p{number}", 120, told=told)
+        planner.watch("new", now=120, since=120, looked=120, created=None, kind="other", usual=120)
+        planner.forget("p200")
+        while planner.next_due < 120:
+            planner.due(planner.next_due)
+        planner.due(120)
+        return planner.next_due - 120
+
+    balanced = plan(attrs.evolve(WatchPolicy.balanced(), jitter=0.0)).next_due
+    assert first(told=False) == pytest.approx(balanced, rel=0.01)
+    assert first(told=True) > 200
+
+
+def test_the_delay_is_bounded_by_the_look_before_and_by_the_services_own_time() -> None:
+    planner = plan(PAGES, 3, created=False)
+    assert planner.delay is None
+    for number in range(3):
+        planner.runs(f"p{number}", 100)
+    planner.ends("p0", 110)
+    assert planner.delay == 10
+    planner.ends("p1", 110, took=104.0)
+    assert planner.delay == (10 + 6) / 2
+    planner.ends("p2", 110, told=True)
+    assert planner.delay == (10 + 6) / 2, "a webhook does not say"
+    assert (planner.ended, planner.told) == (3, 1)

@@ -16,7 +16,7 @@ from kling_async import Job, Prediction, WatchPolicy
 from kling_async._core.polling import WatchStatistics
 from kling_async._watcher import Watcher
 from kling_async import HttpRequest, HttpResponse
-from kling_async.providers import GPTProto, Provider, WaveSpeed
+from kling_async.providers import Provider, WaveSpeed
 from kling_async._core.secret import Secret
 from kling_async.testing import LoopClock, json_response
 
@@ -48,6 +48,7 @@ class Fleet:
         script: May answer a request otherwise.
         stale: Seconds by which the list lags behind; single reads do not.
         filters: Whether the list keeps to `created_before`.
+        begun: The loop's time when its own was 0.
         sent: Bodies of the list requests, and ids of the single reads, with their times.
     """
 
@@ -58,6 +59,7 @@ class Fleet:
     stale: float = 0.0
     filters: bool = True
     clock: LoopClock = attrs.field(factory=LoopClock)
+    begun: float = 0.0
     sent: list[tuple[float, str | dict[str, Any]]] = attrs.field(factory=list)
     _by_id: dict[str, Record] = attrs.field(init=False)
     _created: list[float] = attrs.field(init=False)
@@ -66,10 +68,15 @@ class Fleet:
         self._by_id = {record.id: record for record in self.records}
         self._created = [record.created for record in self.records]
 
+    @property
+    def now(self) -> float:
+        """Seconds since it began."""
+        return self.clock.monotonic() - self.begun
+
     async def send(self, request: HttpRequest) -> HttpResponse:
         body = json.loads(request.body) if request.body else None
         name = request.url.rsplit("/", 2)[-2]
-        self.sent.append((self.clock.monotonic(), name if body is None else body))
+        self.sent.append((self.now, name if body is None else body))
         await anyio.sleep(self.latency)
         scripted = self.script(request) if self.script is not None else None
         if scripted is not None:
@@ -84,14 +91,16 @@ class Fleet:
         until = self.clock.now()
         if self.filters and "created_before" in body:
             until = min(until, datetime.fromisoformat(body["created_before"]).timestamp())
-        there = bisect_right(self._created, until - self.clock.now() + self.clock.monotonic() + 1e-6)
+        there = bisect_right(self._created, until - self.clock.now() + self.now + 1e-6)
         last = there - (body["page"] - 1) * body["page_size"]
-        items = [self.told(record, self.stale) for record in self.records[max(0, last - body["page_size"]) : max(0, last)]]
+        items = [
+            self.told(record, self.stale) for record in self.records[max(0, last - body["page_size"]) : max(0, last)]
+        ]
         return json_response({"code": 200, "data": {"page": body["page"], "items": items[::-1]}})
 
     def told(self, record: Record, stale: float = 0.0) -> dict[str, Any]:
-        ended = self.clock.monotonic() - stale >= record.ends
-        created = datetime.fromtimestamp(self.clock.now() - self.clock.monotonic() + record.created, UTC)
+        ended = self.now - stale >= record.ends
+        created = datetime.fromtimestamp(self.clock.now() - self.now + record.created, UTC)
         return {
             "id": record.id,
             "model": JOB.model,
@@ -132,6 +141,28 @@ def log_normal(count: int, median: float, sigma: float, seed: int = 1) -> list[f
     return [median * rng.lognormvariate(0, sigma) for _ in range(count)]
 
 
+def fixed(times: Sequence[float], interval: float, latency: float = 0.2) -> tuple[float, float]:
+    """Requests for each prediction and mean delay of one read every `interval` seconds: the baseline."""
+    return exponential(times, interval, 1.0, interval, latency)
+
+
+def exponential(
+    times: Sequence[float], first: float, growth: float, cap: float, latency: float = 0.2
+) -> tuple[float, float]:
+    """The same of intervals that grow to a cap, each from one reply to the next request."""
+    requests, delays = 0, 0.0
+    for number, seconds in enumerate(times):
+        # They do not all begin in step.
+        gap, at = first, first * (number % 97) / 97
+        requests += 1
+        while at + latency < seconds:
+            at += latency + gap
+            gap = min(gap * growth, cap)
+            requests += 1
+        delays += at + latency - seconds
+    return requests / len(times), delays / len(times)
+
+
 async def watch(
     service: Fleet,
     policy: WatchPolicy,
@@ -148,6 +179,7 @@ async def watch(
         delivered: Whether a webhook tells the end of one, a second after.
     """
     clock = service.clock
+    service.begun = clock.monotonic()
     delays: list[float] = []
     ours = [record for record in service.records if record.ours]
     done = anyio.Event()
@@ -162,8 +194,9 @@ async def watch(
     )
 
     def ended(record: Record) -> Callable[[Prediction], None]:
-        def note(_: Prediction) -> None:
-            delays.append(clock.monotonic() - record.ends)
+        def note(last: Prediction) -> None:
+            assert last.status.ended, "the watcher broke"
+            delays.append(service.now - record.ends)
             if len(delays) == len(ours):
                 done.set()
 
@@ -171,7 +204,7 @@ async def watch(
 
     async def deliver() -> None:
         for record in sorted((record for record in ours if delivered(record)), key=lambda record: record.ends):
-            await clock.sleep(max(0.0, record.ends + 1.0 - clock.monotonic()))
+            await clock.sleep(max(0.0, record.ends + 1.0 - service.now))
             watcher.tell(provider_.read_prediction(json_response({"code": 200, "data": service.told(record)})))
 
     provider_ = provider or WaveSpeed(api_key=Secret("wsk_key_of_the_test"))
@@ -179,7 +212,7 @@ async def watch(
         tasks.start_soon(watcher.run)
         tasks.start_soon(deliver)
         for record in ours:
-            await clock.sleep(max(0.0, record.created - clock.monotonic()))
+            await clock.sleep(max(0.0, record.created - service.now))
             created = provider_.read_prediction(json_response({"code": 200, "data": service.told(record)}))
             watcher.add(created, on_end=ended(record), job=JOB)
         await done.wait()
@@ -192,6 +225,3 @@ async def watch(
         delay=sum(delays) / len(delays),
         watched=watcher.statistics(),
     )
-
-
-__all__ = ["GPTProto", "Fleet", "Figures", "Record", "fleet", "log_normal", "watch"]
