@@ -12,12 +12,11 @@ from typing import Any
 import anyio
 import attrs
 
-from kling_async import Job, Prediction, WatchPolicy
+from kling_async import HttpRequest, HttpResponse, Job, Prediction, WatchPolicy
 from kling_async._core.polling import WatchStatistics
-from kling_async._watcher import Watcher
-from kling_async import HttpRequest, HttpResponse
-from kling_async.providers import Provider, WaveSpeed
 from kling_async._core.secret import Secret
+from kling_async._watcher import Watcher
+from kling_async.providers import Provider, WaveSpeed
 from kling_async.testing import LoopClock, json_response
 
 JOB = Job(model="kling-v2.1-pro", prompt="x", image="https://pictures.example/face.png")
@@ -151,13 +150,12 @@ def exponential(
 ) -> tuple[float, float]:
     """The same of intervals that grow to a cap, each from one reply to the next request."""
     requests, delays = 0, 0.0
-    for number, seconds in enumerate(times):
-        # They do not all begin in step.
-        gap, at = first, first * (number % 97) / 97
+    for seconds in times:
+        gap, at = first, first
         requests += 1
         while at + latency < seconds:
-            at += latency + gap
             gap = min(gap * growth, cap)
+            at += latency + gap
             requests += 1
         delays += at + latency - seconds
     return requests / len(times), delays / len(times)
