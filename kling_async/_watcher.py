@@ -374,6 +374,9 @@ class Watcher:
     async def _read_forever(self) -> NoReturn:
         while True:
             look = await self._ready.get()
+            held = self._planner.held_until - self._clock.monotonic()
+            if held > 0:
+                await self._clock.sleep(held)
             if isinstance(look, LookAtPage):
                 await self._read_page(look)
             elif look.prediction_id in self._watched:

@@ -265,7 +265,8 @@ class Planner:
         self._tracks: dict[str, _Track] = {}
         self._heap: list[tuple[float, int, _Track | _Group]] = []
         self._order = itertools.count()
-        self._held_until = -math.inf
+        self.held_until = -math.inf
+        """Until when nothing is to be asked for: the service said so."""
         self._gathering = _Group()
         self._groups: dict[tuple[datetime, int], _Group] = {}
         self._pages_from = -math.inf if policy.pages else math.inf
@@ -288,7 +289,7 @@ class Planner:
     @property
     def next_due(self) -> float:
         """When `due` is to be asked next."""
-        return max(self._heap[0][0], self._held_until) if self._heap else math.inf
+        return max(self._heap[0][0], self.held_until) if self._heap else math.inf
 
     def watch(
         self,
@@ -322,7 +323,7 @@ class Planner:
     def due(self, now: float) -> list[Look]:
         """What to ask for now. Every look must be answered by one of the methods below."""
         looks: list[Look] = []
-        while self._heap and self._heap[0][0] <= now and self._held_until <= now:
+        while self._heap and self._heap[0][0] <= now and self.held_until <= now:
             due, _, planned = heapq.heappop(self._heap)
             if planned.due != due:
                 continue
@@ -396,7 +397,7 @@ class Planner:
 
     def hold(self, until: float) -> None:
         """Ask for nothing before a time: the service said so."""
-        self._held_until = max(self._held_until, until)
+        self.held_until = max(self.held_until, until)
 
     def page_read(self, look: LookAtPage, page: Page[Prediction], now: float) -> None:
         """A page came. Those on it that have ended are told to `ends` after this.

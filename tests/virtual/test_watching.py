@@ -6,10 +6,12 @@ import random
 from typing import Any
 
 import anyio
+import attrs
 import looptime
 import pytest
 
 from kling_async import HttpRequest, HttpResponse, Job, KlingSession, Level, Prediction, Status, WatchPolicy, events
+from kling_async._core.http import Effect
 from kling_async.ledger import MemoryLedger
 from kling_async.providers import GPTProto
 from kling_async.testing import ScriptedTransport, json_response
@@ -117,7 +119,7 @@ async def test_a_list_that_stumbles_is_read_on() -> None:
 
 async def test_a_429_holds_all_reads_for_as_long_as_it_says() -> None:
     limited: list[float] = []
-    service = fleet([60.0] * 50)
+    service = fleet([60.0] * 100, apart=0.0)
 
     def script(request: HttpRequest) -> HttpResponse | None:
         if not limited:
@@ -126,10 +128,10 @@ async def test_a_429_holds_all_reads_for_as_long_as_it_says() -> None:
         return None
 
     service.script = script
-    figures = await watch(service, WatchPolicy.eager())
+    figures = await watch(service, attrs.evolve(WatchPolicy.fixed(7), jitter=0.0))
     (answered,) = limited
     assert not [at for at, _ in service.sent if answered < at < answered + 45]
-    assert figures.watched.ended == 50
+    assert figures.watched.ended == 100
 
 
 async def test_many_pending_and_nothing_happening_cost_little() -> None:
@@ -222,6 +224,15 @@ async def test_a_delivery_may_come_before_the_reply_to_the_submit() -> None:
 
 async def test_a_delivery_while_it_is_read_counts_once() -> None:
     service = Service(seconds=1e6, latency=5.0)
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID:
+            return None
+        return json_response(
+            {"code": 200, "data": {"id": "p00000", "status": "Completed", "outputs": ["https://x.example/1"]}}
+        )
+
+    service.script = script
     async with open_session(service, watch=WatchPolicy.fixed(10)) as kling:
         submitted = await kling.submit(prompt="x", image=IMAGE)
         await anyio.sleep(12)
@@ -230,7 +241,7 @@ async def test_a_delivery_while_it_is_read_counts_once() -> None:
         assert (await kling.wait(submitted.id)).output
         await anyio.sleep(100)
         assert kling.account.watcher.statistics().ended == 1
-        assert kling.running == ()
+        assert (await kling.generate(prompt="y", image=IMAGE)).output, "the watching goes on"
 
 
 def sent(kling: KlingSession) -> list[HttpRequest]:
