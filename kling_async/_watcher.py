@@ -374,6 +374,9 @@ class Watcher:
     async def _read_forever(self) -> NoReturn:
         while True:
             look = await self._ready.get()
+            held = self._planner.held_until - self._clock.monotonic()
+            if held > 0:
+                await self._clock.sleep(held)
             if isinstance(look, LookAtPage):
                 await self._read_page(look)
             elif look.prediction_id in self._watched:
@@ -452,7 +455,8 @@ class Watcher:
             self._planner.look_again(last.id, self._clock.monotonic())
             self._wake_by(self._planner.next_due)
             return
-        read = attrs.evolve(read, key=last.key, model=read.model or last.model)
+        # It was asked for by its id: a gateway may call it otherwise in its reply.
+        read = attrs.evolve(read, id=last.id, key=last.key, model=read.model or last.model)
         watched.prediction = read
         if read.status.ended:
             self._planner.ends(read.id, self._clock.monotonic(), took=read.inference, told=told)

@@ -92,9 +92,9 @@ class WatchPolicy:
     def webhook_first(cls) -> Self:
         """Webhooks tell, and reading is for what they do not: hardly any requests while they are delivered.
 
-        As they fail to tell, this becomes `balanced`.
+        As far as they fail to, it is read as by a policy of few requests.
         """
-        return cls(most=600.0, deliveries=1.0)
+        return cls(price=20.0, least=5.0, most=600.0, deliveries=1.0)
 
     @classmethod
     def named(cls, name: str) -> Self:
@@ -157,7 +157,9 @@ REST = 600.0
 """Seconds of that while."""
 SILENT = 3.0
 """Ends that were expected while a page showed none, from which on it is checked by a single read."""
-UNTOLD = 0.005
+STANDS = 60.0
+"""Seconds for which a plan stands: what is far off is planned again then, by what was learned meanwhile."""
+UNTOLD = 0.002
 """The share of ends that webhooks are believed not to tell at least: reading remains the safety net."""
 _SAMPLE = 8
 """Predictions of a page that stand for all of them when its time is planned."""
@@ -197,7 +199,7 @@ class _Planned:
 
     Attributes:
         due: When it is to be looked at; an entry of the heap with another time is void.
-        stale: Whether its predictions were looked at since it was planned.
+        stale: Whether it is to be planned again then: its predictions were looked at since, or that is long ago.
     """
 
     due: float = math.inf
@@ -263,7 +265,8 @@ class Planner:
         self._tracks: dict[str, _Track] = {}
         self._heap: list[tuple[float, int, _Track | _Group]] = []
         self._order = itertools.count()
-        self._held_until = -math.inf
+        self.held_until = -math.inf
+        """Until when nothing is to be asked for: the service said so."""
         self._gathering = _Group()
         self._groups: dict[tuple[datetime, int], _Group] = {}
         self._pages_from = -math.inf if policy.pages else math.inf
@@ -286,7 +289,7 @@ class Planner:
     @property
     def next_due(self) -> float:
         """When `due` is to be asked next."""
-        return max(self._heap[0][0], self._held_until) if self._heap else math.inf
+        return max(self._heap[0][0], self.held_until) if self._heap else math.inf
 
     def watch(
         self,
@@ -320,7 +323,7 @@ class Planner:
     def due(self, now: float) -> list[Look]:
         """What to ask for now. Every look must be answered by one of the methods below."""
         looks: list[Look] = []
-        while self._heap and self._heap[0][0] <= now and self._held_until <= now:
+        while self._heap and self._heap[0][0] <= now and self.held_until <= now:
             due, _, planned = heapq.heappop(self._heap)
             if planned.due != due:
                 continue
@@ -377,10 +380,13 @@ class Planner:
         self.told += told
         if self._policy.deliveries:
             self._trusted += (told - self._trusted) / 20
-        if track.checks:
-            # The list said that it runs: it lags, or it lies.
-            self._rest(now)
+        group = track.group
         self.forget(prediction_id)
+        if track.checks:
+            # The page said that it runs: it ended just now, or the list lags or lies, and the next one tells which.
+            self._strike(now)
+            if group is not None and now >= self._pages_from:
+                self._check(group, now)
 
     def forget(self, prediction_id: str) -> None:
         """Watch it no longer, if it still is."""
@@ -391,7 +397,7 @@ class Planner:
 
     def hold(self, until: float) -> None:
         """Ask for nothing before a time: the service said so."""
-        self._held_until = max(self._held_until, until)
+        self.held_until = max(self.held_until, until)
 
     def page_read(self, look: LookAtPage, page: Page[Prediction], now: float) -> None:
         """A page came. Those on it that have ended are told to `ends` after this.
@@ -424,10 +430,8 @@ class Planner:
             self._part(missing, now)
         elif missing:
             self._move_on(missing, look, now)
-        if group.expected >= SILENT and group.members:
-            oldest = min(group.members.values(), key=lambda track: track.since)
-            oldest.checks = True
-            self._push(oldest, now)
+        if group.expected >= SILENT:
+            self._check(group, now)
         self._plan(group, now)
 
     def page_failed(self, look: LookAtPage, now: float, again: float) -> None:
@@ -489,6 +493,13 @@ class Planner:
         group.asked = True
         return [LookAtPage(group.before, group.number, PAGE, group)]
 
+    def _check(self, group: _Group, now: float) -> None:
+        """Read one by itself that a page shows as running, the likeliest to have ended."""
+        if group.members:
+            oldest = min(group.members.values(), key=lambda track: track.since)
+            oldest.checks = True
+            self._push(oldest, now)
+
     def _on_page(self, track: _Track, group: _Group, now: float) -> None:
         """A page showed that it runs."""
         self._ran(track, now)
@@ -548,6 +559,8 @@ class Planner:
         """Leave the list alone for a while."""
         self._strikes = self._page_failures = 0
         self._pages_from = max(self._pages_from, now + REST)
+        for group in self._groups.values():
+            self._push(group, now)
 
     def _plan(self, planned: _Track | _Group, now: float) -> None:
         planned.stale = False
@@ -560,6 +573,8 @@ class Planner:
         else:
             self._disband(planned)
             return
+        if at > now + STANDS:
+            planned.stale, at = True, now + STANDS
         self._push(planned, at)
 
     def _push(self, planned: _Track | _Group, at: float) -> None:
@@ -572,14 +587,19 @@ class Planner:
         at = max(now, first + self._policy.least)
         latest = max(now, first + self._policy.most)
         few = tracks[:: -(-len(tracks) // _SAMPLE)]
-        price = self._policy.price / max(1 - self._trusted, UNTOLD)
+        trusted = min(self._trusted, 1 - UNTOLD)
         # As far as webhooks tell, many together need a look no sooner than one alone: hardly any has ended untold.
-        price *= 1 + self._trusted * (len(tracks) - 1)
-        price *= len(few) / len(tracks)
-        wasted = sum(track.chance(at) * (at - track.looked) / 2 for track in few)
+        price = self._policy.price * (1 + trusted * (len(tracks) - 1)) * len(few) / len(tracks)
+
+        def wasting(at: float) -> float:
+            """How many have probably ended by then, since they were last looked at; that none was told is evidence."""
+            chances = (track.chance(at) for track in few)
+            return sum((1 - trusted) * chance / (1 - trusted * chance) for chance in chances)
+
+        wasted = wasting(at) * (at - first) / 2
         step = (at - first) / 8
         while wasted < price and at < latest:
-            rate = sum(track.chance(at + step / 2) for track in few)
+            rate = wasting(at + step / 2)
             if wasted + rate * step >= price:
                 return min(at + (price - wasted) / rate, latest)
             wasted += rate * step

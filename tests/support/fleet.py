@@ -150,13 +150,12 @@ def exponential(
 ) -> tuple[float, float]:
     """The same of intervals that grow to a cap, each from one reply to the next request."""
     requests, delays = 0, 0.0
-    for number, seconds in enumerate(times):
-        # They do not all begin in step.
-        gap, at = first, first * (number % 97) / 97
+    for seconds in times:
+        gap, at = first, first
         requests += 1
         while at + latency < seconds:
-            at += latency + gap
             gap = min(gap * growth, cap)
+            at += latency + gap
             requests += 1
         delays += at + latency - seconds
     return requests / len(times), delays / len(times)

@@ -1,0 +1,192 @@
+"""What it costs to find out which predictions have ended, and how late that is.
+
+Our policies beside intervals that learn nothing, in one run, in virtual time.
+
+    python benchmarks/bench_watching.py [--jobs 1000] [--plot frontier.png]
+
+The real planner and the real watcher run against a service in memory whose every request takes 0.2 s; requests and
+delays are counted at the service. The baselines are computed for the same times of completion. The plot needs the
+dependency group `bench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+import looptime
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from kling_async import WatchPolicy
+from support.fleet import Figures, Fleet, exponential, fixed, fleet, log_normal, watch
+
+Point = tuple[float, float]
+"""Status requests for each prediction, and the mean delay in seconds."""
+
+WIDE, NARROW = 0.557, 0.15
+"""Sigmas of log-normal times: of 60 s in the middle one in twenty takes 150 s, or 77 s."""
+INTERVALS = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 45.0)
+PRICES = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+POLICIES = {
+    "gentle": WatchPolicy.gentle(),
+    "balanced": WatchPolicy.balanced(),
+    "eager": WatchPolicy.eager(),
+    "fixed(5)": WatchPolicy.fixed(5),
+    "webhook first": WatchPolicy.webhook_first(),
+}
+
+
+def run(service: Fleet, policy: WatchPolicy, *, lost: int = 1) -> Figures:
+    """Watch them all; of every `lost` deliveries the first is lost."""
+    lose = {record.id for number, record in enumerate(service.records) if number % lost == 0} if lost else set[str]()
+    loop = looptime.new_event_loop(noop_cycles=1)
+    try:
+        return loop.run_until_complete(watch(service, policy, delivered=lambda record: record.id not in lose))
+    finally:
+        loop.close()
+
+
+def at_equal_requests(times: Sequence[float], requests: float) -> Point:
+    """The fixed interval that sends as many requests."""
+    low, high = 0.2, 600.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fixed(times, middle)[0] > requests else (low, middle)
+    return fixed(times, high)
+
+
+def frontier(name: str, times: Sequence[float]) -> dict[str, list[Point]]:
+    """Without a list, a prediction every half second."""
+    curves: dict[str, list[Point]] = {
+        "fixed interval": [fixed(times, interval) for interval in INTERVALS],
+        "1 s, growing by half, to a cap": [exponential(times, 1.0, 1.5, cap) for cap in (*INTERVALS, float("inf"))],
+        "learned": [],
+    }
+    print(f"\nwithout a list, {name}")
+    print(f"{'price':>8} {'requests':>9} {'delay':>7}   a fixed interval at equal requests")
+    for price in PRICES:
+        policy = WatchPolicy(price=price, least=min(1.0, 4 * price), most=120.0, pages=False)
+        figures = run(fleet(times, apart=0.5), policy)
+        curves["learned"].append((figures.requests, figures.delay))
+        other = at_equal_requests(times, figures.requests)
+        print(f"{price:8} {figures.requests:9.2f} {figures.delay:5.1f} s   {other[1]:5.1f} s")
+    for curve, points in curves.items():
+        beaten = [
+            (ours, theirs)
+            for ours in curves["learned"]
+            for theirs in points
+            if curve != "learned" and theirs[0] <= ours[0] and theirs[1] <= ours[1]
+        ]
+        if curve != "learned":
+            print(f"{curve}: dominates {len(beaten)} of {len(PRICES)} learned points")
+    return curves
+
+
+def policies(times: Sequence[float]) -> dict[str, Point]:
+    """All pending at once."""
+    print(f"\n{len(times)} pending at once, log-normal, 60 s in the middle, one in twenty over 150 s")
+    print(f"{'policy':<16}{'with a list':>24}{'without':>24}")
+    points: dict[str, Point] = {}
+    for name, policy in POLICIES.items():
+        lost = 0 if name.startswith("webhook") else 1
+        one = run(fleet(times), policy, lost=lost)
+        other = run(fleet(times, lists=False), policy, lost=lost)
+        points[name] = (one.requests, one.delay)
+        print(
+            f"{name:<16}{one.requests:9.2f} each, {one.delay:5.1f} s{other.requests:11.2f} each, {other.delay:5.1f} s",
+            flush=True,
+        )
+    half = run(fleet(times), WatchPolicy.webhook_first(), lost=2)
+    other = run(fleet(times, lists=False), WatchPolicy.webhook_first(), lost=2)
+    print(
+        f"{'  every 2nd lost':<16}{half.requests:9.2f} each, {half.delay:5.1f} s"
+        f"{other.requests:11.2f} each, {other.delay:5.1f} s"
+    )
+    plain = fixed(times, 5.0)
+    print(f"{'5 s, computed':<16}{plain[0]:9.2f} each, {plain[1]:5.1f} s")
+    ours = points["balanced"]
+    print(f"balanced: one request for {plain[0] / ours[0]:.1f} of a fixed 5 s interval")
+    return points
+
+
+def idle(count: int, seconds: float, *, lists: bool) -> None:
+    """Nothing ends: what the loop spends on it."""
+
+    async def watched(service: Fleet) -> None:
+        with anyio.move_on_after(seconds):
+            await watch(service, WatchPolicy.balanced())
+
+    service = fleet([1e9] * count, apart=0.001, lists=lists)
+    loop = looptime.new_event_loop(noop_cycles=1)
+    cpu = time.process_time()
+    loop.run_until_complete(watched(service))
+    loop.close()
+    cpu = time.process_time() - cpu
+    print(
+        f"{count} pending and nothing happens, {'with' if lists else 'without'} a list: "
+        f"{len(service.sent) / seconds:.1f} requests/s, {cpu / seconds:.1%} of a core, the service in memory included"
+    )
+
+
+def plot(path: Path, curves: dict[str, dict[str, list[Point]]], ours: dict[str, Point], few: Point) -> None:
+    import matplotlib as mpl  # noqa: PLC0415 -- only the plot needs it
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415 -- see above
+    from matplotlib.ticker import ScalarFormatter  # noqa: PLC0415 -- see above
+
+    figure, axes = plt.subplots(1, 3, figsize=(15, 5), layout="constrained")
+    for axis, (name, lines) in zip(axes, curves.items(), strict=False):
+        for line, points in lines.items():
+            ours_too = line == "learned"
+            xs, ys = zip(*sorted(points), strict=True)
+            axis.plot(xs, ys, label=line, linewidth=2.5 if ours_too else 1, marker="o" if ours_too else ".")
+        axis.set_title(f"without a list, {name}")
+    for name, point in {**ours, "5 s": few}.items():
+        if point[0] >= 0.1:  # noqa: PLR2004 -- with webhooks there is nothing to see
+            axes[2].plot(*point, "o")
+            axes[2].annotate(name, point, xytext=(6, 4), textcoords="offset points")
+    axes[2].set_title("1,000 pending, with a list")
+    for axis in axes:
+        axis.set(xscale="log", yscale="log", xlabel="status requests for each prediction", ylabel="mean delay, s")
+        axis.set_xticks([0.2, 0.5, 1, 2, 5, 10, 20, 50])
+        axis.set_yticks([0.5, 1, 2, 5, 10, 20])
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_formatter(ScalarFormatter())
+            side.set_minor_formatter("")
+        axis.grid(alpha=0.3)
+    for axis in axes[:2]:
+        axis.set_xlim(1.4, 80)
+    axes[2].set_xlim(0.2, 40)
+    axes[0].legend()
+    figure.savefig(path, dpi=110)
+    print(f"plotted to {path}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    print(f"Python {platform.python_version()}; delays are means")
+    times = log_normal(options.jobs, 60.0, WIDE)
+    ours = policies(times)
+    curves = {
+        "wide": frontier("wide: 60 s in the middle, one in twenty over 150 s", times),
+        "narrow": frontier("narrow: 60 s, one in twenty over 77 s", log_normal(options.jobs, 60.0, NARROW)),
+    }
+    print()
+    for lists in (True, False):
+        idle(10 * options.jobs, 300.0, lists=lists)
+    if options.plot is not None:
+        plot(options.plot, curves, ours, fixed(times, 5.0))
+
+
+if __name__ == "__main__":
+    main()

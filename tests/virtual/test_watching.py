@@ -1,0 +1,288 @@
+"""What it costs to find out what has ended, and how late that is: measured at the service, in virtual time."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import anyio
+import attrs
+import looptime
+import pytest
+
+from kling_async import HttpRequest, HttpResponse, Job, KlingSession, Level, Prediction, Status, WatchPolicy, events
+from kling_async._core.http import Effect
+from kling_async.ledger import MemoryLedger
+from kling_async.providers import GPTProto
+from kling_async.testing import ScriptedTransport, json_response
+from support.fleet import Fleet, exponential, fixed, fleet, log_normal, watch
+from support.service import IMAGE, Service, open_session
+
+pytestmark = pytest.mark.anyio
+
+MEDIAN, SIGMA = 60.0, 0.557
+"""Log-normal times: half take longer than 60 s, one in twenty longer than 150 s."""
+
+
+@pytest.fixture
+def anyio_backend() -> object:
+    # Nothing here waits for anything real: the loop need not turn idly before it moves its time on.
+    return "asyncio", {"loop_factory": lambda: looptime.new_event_loop(noop_cycles=1)}
+
+
+def lists(service: Fleet) -> list[tuple[float, dict[str, Any]]]:
+    return [(at, what) for at, what in service.sent if isinstance(what, dict)]
+
+
+async def test_a_tenth_of_the_requests_of_a_fixed_interval_and_earlier_where_there_is_a_list() -> None:
+    times = log_normal(1000, MEDIAN, SIGMA)
+    ours = await watch(fleet(times), WatchPolicy.balanced())
+    requests, delay = fixed(times, 5.0)
+    assert ours.requests <= requests / 10
+    assert ours.delay <= delay
+
+
+async def test_our_own_fixed_interval_is_the_baseline_that_we_claim() -> None:
+    times = log_normal(100, MEDIAN, SIGMA)
+    ours = await watch(fleet(times), WatchPolicy.fixed(5))
+    requests, delay = fixed(times, 5.0)
+    assert ours.requests == pytest.approx(requests, rel=0.1)
+    assert ours.delay == pytest.approx(delay, rel=0.15)
+    assert ours.pages == 0
+
+
+async def test_without_a_list_nothing_that_learns_nothing_is_better() -> None:
+    times = log_normal(600, MEDIAN, SIGMA)
+    service = fleet(times, apart=0.5)
+    ours = await watch(service, WatchPolicy.balanced(), provider=GPTProto(api_key="key"))
+    assert not lists(service)
+    for interval in range(1, 60):
+        requests, delay = fixed(times, interval)
+        assert requests > ours.requests or delay > ours.delay
+    for first in (1.0, 2.0, 5.0):
+        for growth in (1.1, 1.25, 1.5, 2.0):
+            for cap in (5.0, 10.0, 20.0, 30.0, 60.0, float("inf")):
+                requests, delay = exponential(times, first, growth, cap)
+                assert requests > ours.requests or delay > ours.delay
+    requests, delay = fixed_at(times, ours.requests)
+    assert requests == pytest.approx(ours.requests, rel=0.02)
+    assert ours.delay < delay
+
+
+def fixed_at(times: list[float], requests: float) -> tuple[float, float]:
+    """The fixed interval that sends so many requests."""
+    low, high = 0.5, 300.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fixed(times, middle)[0] > requests else (low, middle)
+    return fixed(times, high)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"lists": False}, id="has none"),
+        pytest.param({"filters": False}, id="keeps to no filter"),
+        pytest.param({"stale": 1e9}, id="says for ever that all run"),
+        pytest.param({"stale": 30.0}, id="lags"),
+        pytest.param({"foreign": 3}, id="has others in between"),
+        pytest.param({"foreign": 200}, id="has others for the most part"),
+        pytest.param({"apart": 0.0}, id="has them all at one time"),
+        pytest.param({"apart": 0.5}, id="grows"),
+    ],
+)
+async def test_whatever_the_list_is_like_all_are_found_out(options: dict[str, Any]) -> None:
+    times = log_normal(200, MEDIAN, SIGMA)
+    service = fleet(times, **options)
+    figures = await watch(service, WatchPolicy.balanced())
+    assert figures.watched.ended == 200
+    assert figures.requests < fixed(times, 5.0)[0]
+    assert figures.delay < (100 if "stale" in options else 60)
+    if options == {"lists": False}:
+        assert figures.pages == 1
+
+
+async def test_a_list_that_stumbles_is_read_on() -> None:
+    rng = random.Random(5)
+
+    def script(request: HttpRequest) -> HttpResponse | None:
+        if rng.random() < 0.1:
+            return json_response({"code": 500, "message": "try again"}, status=rng.choice((500, 502, 503)))
+        return None
+
+    service = fleet(log_normal(300, MEDIAN, SIGMA), script=script)
+    figures = await watch(service, WatchPolicy.balanced())
+    assert figures.watched.ended == 300
+    assert figures.pages > 20
+    assert figures.delay < 30
+
+
+async def test_a_429_holds_all_reads_for_as_long_as_it_says() -> None:
+    limited: list[float] = []
+    service = fleet([60.0] * 100, apart=0.0)
+
+    def script(request: HttpRequest) -> HttpResponse | None:
+        if not limited:
+            limited.append(service.now)
+            return json_response({"code": 429, "message": "slow down"}, status=429, headers={"retry-after": "45"})
+        return None
+
+    service.script = script
+    figures = await watch(service, attrs.evolve(WatchPolicy.fixed(7), jitter=0.0))
+    (answered,) = limited
+    assert not [at for at, _ in service.sent if answered < at < answered + 45]
+    assert figures.watched.ended == 100
+
+
+async def test_many_pending_and_nothing_happening_cost_little() -> None:
+    service = fleet([1e9] * 2000, apart=0.001)
+    with anyio.move_on_after(600):
+        await watch(service, WatchPolicy.balanced())
+    late = [what for at, what in service.sent if at > 300]
+    assert len(late) < 300 / WatchPolicy.balanced().most * 2000 / 80 * 2, "a page a minute for each hundred"
+    assert len(service.sent) < 2000, "ten minutes of 2,000 for less than one request each"
+
+
+async def test_webhooks_that_are_delivered_leave_nothing_to_read() -> None:
+    service = fleet([80.0 + number % 40 for number in range(300)])
+    figures = await watch(service, WatchPolicy.webhook_first(), delivered=lambda _: True)
+    assert service.sent == []
+    assert figures.watched.told == figures.watched.ended == 300
+
+
+@pytest.mark.parametrize("has_list", [True, False])
+async def test_with_every_second_delivery_lost_reading_finds_the_rest_at_no_higher_cost(has_list: bool) -> None:  # noqa: FBT001 -- a parameter
+    times = log_normal(400, MEDIAN, SIGMA)
+    balanced = await watch(fleet(times, apart=0.5, lists=has_list), WatchPolicy.balanced())
+    service = fleet(times, apart=0.5, lists=has_list)
+    lost = {record.id for record in service.records[::2]}
+    figures = await watch(service, WatchPolicy.webhook_first(), delivered=lambda record: record.id not in lost)
+    assert figures.watched.ended == 400
+    assert figures.watched.told >= 150
+    assert figures.requests <= balanced.requests
+
+
+async def test_the_statistics_agree_with_the_service() -> None:
+    service = fleet(log_normal(150, MEDIAN, SIGMA))
+    figures = await watch(service, WatchPolicy.balanced())
+    told = figures.watched
+    assert (told.singles, told.pages, told.ended) == (figures.singles, figures.pages, 150)
+    assert told.requests == len(service.sent)
+    assert told.requests_per_end == pytest.approx(figures.requests)
+    assert (told.watched, told.waiting) == (0, 0)
+    assert told.delay is not None
+    assert figures.delay <= told.delay <= 3 * figures.delay + service.latency
+
+
+def delivery(prediction_id: str, status: str = "completed", *, output: bool = True) -> Prediction:
+    outputs = ("https://outputs.example/told.mp4",) if output and status == "completed" else ()
+    return Prediction(id=prediction_id, status=Status.of(status), raw_status=status, outputs=outputs)
+
+
+async def test_a_delivery_wakes_who_waits_and_repetitions_change_nothing() -> None:
+    changes: list[str] = []
+
+    def observe(event: events.Event) -> None:
+        if isinstance(event, events.Changed):
+            changes.append(event.prediction.raw_status)
+
+    service = Service(seconds=60)
+    async with open_session(service, observers=[observe]) as kling:
+        submitted = await kling.submit(prompt="x", image=IMAGE, key="mine")
+        tell = kling.account.watcher.tell
+        assert tell(delivery(submitted.id, "processing"))
+        assert not tell(delivery(submitted.id, "processing"))
+        assert not tell(delivery(submitted.id, "created"))
+        assert not tell(delivery("of somebody else"))
+        async with anyio.create_task_group() as tasks:
+
+            async def wait() -> None:
+                began = service.clock.monotonic()
+                done = await kling.wait(submitted)
+                assert (done.output, done.key) == ("https://outputs.example/told.mp4", "mine")
+                assert service.clock.monotonic() == pytest.approx(began + 7)
+
+            tasks.start_soon(wait)
+            await anyio.sleep(7)
+            assert tell(delivery(submitted.id))
+            assert not tell(delivery(submitted.id))
+            assert not tell(delivery(submitted.id, "failed"))
+        assert kling.account.slots.taken == 0
+        await anyio.sleep(600)
+        assert service.reads == 0
+    assert changes == ["processing", "completed"]
+
+
+async def test_a_delivery_may_come_before_the_reply_to_the_submit() -> None:
+    service = Service(seconds=1e6)
+    async with open_session(service) as kling:
+        assert not kling.account.watcher.tell(delivery("p00000"))
+        done = await kling.generate(prompt="x", image=IMAGE)
+        assert done.output == "https://outputs.example/told.mp4"
+    assert service.reads == 0
+
+
+async def test_a_delivery_while_it_is_read_counts_once() -> None:
+    service = Service(seconds=1e6, latency=5.0)
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID:
+            return None
+        return json_response(
+            {"code": 200, "data": {"id": "p00000", "status": "Completed", "outputs": ["https://x.example/1"]}}
+        )
+
+    service.script = script
+    async with open_session(service, watch=WatchPolicy.fixed(10)) as kling:
+        submitted = await kling.submit(prompt="x", image=IMAGE)
+        await anyio.sleep(12)
+        assert len(sent(kling)) == 2, "it is being read"
+        assert kling.account.watcher.tell(delivery(submitted.id))
+        assert (await kling.wait(submitted.id)).output
+        await anyio.sleep(100)
+        assert kling.account.watcher.statistics().ended == 1
+        assert (await kling.generate(prompt="y", image=IMAGE)).output, "the watching goes on"
+
+
+def sent(kling: KlingSession) -> list[HttpRequest]:
+    transport = kling.account._transport
+    assert isinstance(transport, ScriptedTransport)
+    return transport.requests
+
+
+async def test_an_end_without_its_outputs_is_read_before_it_is_believed() -> None:
+    service = Service(seconds=30)
+    async with open_session(service) as kling:
+        submitted = await kling.submit(prompt="x", image=IMAGE)
+        await anyio.sleep(31)
+        assert kling.account.watcher.tell(delivery(submitted.id, output=False))
+        done = await kling.wait(submitted)
+        assert done.output == "https://outputs.example/p00000.mp4"
+        assert service.clock.monotonic() < 33
+    assert service.reads == 1
+
+
+async def test_who_was_left_running_is_looked_at_soon_in_the_next_session() -> None:
+    """What was accepted long ago has probably ended: it is not waited for as if it had begun now."""
+    service = Service(seconds=200)
+    ledger = MemoryLedger()
+    async with open_session(service, ledger=ledger, level=Level("test", 1000, 1000)) as kling:
+        for _ in range(3):
+            await kling.submit(prompt="x", image=IMAGE)
+    await anyio.sleep(1000)
+    reads = service.reads
+    async with open_session(service, ledger=ledger) as kling:
+        assert len(kling.running) == 3
+        await anyio.sleep(3)
+        assert kling.account.watcher.statistics().ended == 3
+    assert service.reads == reads + 3
+
+
+async def test_the_policy_is_named() -> None:
+    job = Job(prompt="x", image=IMAGE)
+    for watching in ("gentle", WatchPolicy.eager()):
+        service = Service()
+        async with open_session(service, watch=watching) as kling:
+            assert (await kling.generate(job)).output
+    with pytest.raises(ValueError, match="no policy is called 'lazy'"):
+        KlingSession("key", watch="lazy")
