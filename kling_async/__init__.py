@@ -31,6 +31,7 @@ from ._core.errors import (
     ModerationError,
     NoOutputError,
     NotFoundError,
+    OutputGoneError,
     PermissionDeniedError,
     PredictionError,
     PredictionFailedError,
@@ -59,6 +60,7 @@ from ._session import KlingSession
 from .ledger import Ledger, Row, State, read_ledger
 from .limits import NoLimit, RateLimiter, StartsPerWindow
 from .providers import GPTProto, Provider, WaveSpeed
+from .storage import Outputs
 
 __version__ = "0.1.0"
 
@@ -98,6 +100,8 @@ __all__ = [
     "NoOutputError",
     "NotFoundError",
     "Outcome",
+    "OutputGoneError",
+    "Outputs",
     "PermissionDeniedError",
     "Prediction",
     "PredictionError",

@@ -9,8 +9,8 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import anyio.to_thread
 import attrs
+from anyio import CapacityLimiter
 
 from . import storage
 from ._core.errors import (
@@ -39,7 +39,6 @@ from .limits import Pause, RateLimiter, Slot, Slots
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
     from ._core.account import Page
     from ._core.clock import Clock
@@ -65,6 +64,7 @@ class Account:
         ledger: Where what is paid for is written down.
         limiter: Starts per time.
         max_in_flight: Predictions that may run at once.
+        max_saving: Outputs that are saved at once.
         inline: Whether images travel in the request instead of being uploaded.
         policy: How often predictions are read.
         forget_after: Seconds after which a prediction that never ends is no longer watched.
@@ -84,6 +84,7 @@ class Account:
         ledger: Ledger,
         limiter: RateLimiter,
         max_in_flight: int,
+        max_saving: int,
         inline: bool,
         policy: WatchPolicy,
         forget_after: float,
@@ -96,6 +97,7 @@ class Account:
         self.clock = clock
         self.ledger = ledger
         self.slots = Slots(max_in_flight)
+        self._saving = CapacityLimiter(max_saving)
         self._transport = transport
         self._owns_transport = owns_transport
         self._observers = observers
@@ -346,24 +348,42 @@ class Account:
         async for change in self.watcher.follow(await self.known(prediction)):
             yield change
 
-    async def save(self, prediction: Prediction, where: str | os.PathLike[str], *, batch: str = "") -> SavedFile:
-        """The video on the disk.
+    async def save(
+        self, prediction: Prediction, where: str | os.PathLike[str] | storage.Outputs, *, batch: str = ""
+    ) -> SavedFile:
+        """The video on the disk, or in an object store.
 
         Raises:
+            ConfigurationError: `where` cannot be understood.
             NoOutputError: There is no output.
             StorageError: It could not be downloaded, checked or written.
         """
+        outputs = storage.Outputs.of(where)
         name = prediction.key or prediction.id
         if prediction.output is None:
             raise NoOutputError("there is no output to save", prediction=prediction, key=prediction.key)
-        target = storage.target_path(where, name)
         row = await self.ledger.owner(prediction.id)
-        if row is not None and row.state is State.DOWNLOADED and row.path == str(target.absolute()):
-            there = await anyio.to_thread.run_sync(_size, target)
-            if there == row.bytes:
-                return SavedFile(target, row.bytes or 0, row.sha256 or "")
+        created_at = row.submitted_at if row else None
+        if created_at is None and prediction.created_at is not None:
+            created_at = prediction.created_at.timestamp()
+        target = outputs.target(
+            storage.Fields(
+                key=name,
+                id=prediction.id,
+                model=prediction.model or (row.model if row else ""),
+                batch=row.batch if row else batch,
+                at=self.clock.now() if created_at is None else created_at,
+            )
+        )
+        if row is not None and row.state is State.DOWNLOADED:
+            kept = await target.kept(row.path or "", row.bytes or 0, row.sha256 or "")
+            if kept is not None:
+                return kept
         try:
-            saved = await storage.save_output(self._transport, prediction.output, target, self.clock)
+            async with self._saving:
+                saved = await storage.save_output(
+                    self._transport, prediction.output, target, self.clock, created_at=created_at
+                )
         except StorageError as error:
             error.prediction_id, error.key = prediction.id, prediction.key
             raise
@@ -380,7 +400,7 @@ class Account:
             attrs.evolve(
                 step,
                 state=State.DOWNLOADED,
-                path=str(saved.path.absolute()),
+                path=saved.address,
                 bytes=saved.bytes,
                 sha256=saved.sha256,
             )
@@ -428,11 +448,3 @@ def _recalled(row: Row) -> Prediction:
         code=row.code,
         key=row.key,
     )
-
-
-def _size(path: Path) -> int | None:
-    """Bytes of a file, or None when it is not there."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None

@@ -28,11 +28,10 @@ from ._core.job import Job
 from ._core.prediction import Outcome, Prediction, SavedFile
 
 if TYPE_CHECKING:
-    import os
-
     from anyio.abc import TaskGroup
 
     from ._account import Account
+    from .storage import Outputs
 
 Item: TypeAlias = Job | tuple[str | None, Job]
 Jobs: TypeAlias = Iterable[Item] | AsyncIterable[Item] | Mapping[str, Job]
@@ -101,7 +100,7 @@ class Batch(anyio.AsyncContextManagerMixin):
         jobs: Jobs,
         *,
         name: str,
-        save_to: str | os.PathLike[str] | None,
+        save_to: Outputs | None,
         ordered: bool,
         window: int,
         deadline: float,

@@ -24,6 +24,7 @@ from ._log import log_event
 from .ledger import Ledger, open_ledger
 from .limits import RateLimiter, StartsPerWindow
 from .providers import PROVIDERS, Provider
+from .storage import Outputs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -77,6 +78,7 @@ class KlingSession(ServiceCalls):
         level: The account's level: "bronze", which is safe on every account, "silver", "gold", "ultra", or a `Level`
             of your own numbers.
         max_in_flight: Predictions that may run at once; by default the level's.
+        max_saving: Outputs that are downloaded and saved at once; they share the line with submits.
         rate_limiter: Starts per time; by default the level's, in this process.
         ledger: Where to write down what is intended and paid for: a path for an SQLite file, which a later session can
             resume from, or a `Ledger`; by default memory.
@@ -118,6 +120,7 @@ class KlingSession(ServiceCalls):
         base_url: str | None = None,
         level: str | Level = "bronze",
         max_in_flight: int | None = None,
+        max_saving: int = 8,
         rate_limiter: RateLimiter | None = None,
         ledger: Ledger | str | os.PathLike[str] | None = None,
         on_uncertain: OnUncertain = "reconcile",
@@ -140,6 +143,9 @@ class KlingSession(ServiceCalls):
         self.max_in_flight = self.level.in_flight if max_in_flight is None else max_in_flight
         if self.max_in_flight < 1:
             raise ConfigurationError(f"max_in_flight: expected at least 1, got {max_in_flight}")
+        if max_saving < 1:
+            raise ConfigurationError(f"max_saving: expected at least 1, got {max_saving}")
+        self._max_saving = max_saving
         if images not in {"upload", "inline"}:
             raise ConfigurationError(f'images: expected "upload" or "inline", got {images!r}')
         _positive("deadline", deadline)
@@ -192,6 +198,7 @@ class KlingSession(ServiceCalls):
             ledger=open_ledger(self._ledger),
             limiter=limiter,
             max_in_flight=self.max_in_flight,
+            max_saving=self._max_saving,
             inline=self._inline,
             policy=self._watch,
             forget_after=self._forget_after,
@@ -365,19 +372,24 @@ class KlingSession(ServiceCalls):
         """
         return await self.account.get(prediction_id)
 
-    async def save(self, prediction: Prediction | str, where: str | os.PathLike[str]) -> SavedFile:
+    async def save(self, prediction: Prediction | str, where: str | os.PathLike[str] | Outputs) -> SavedFile:
         """Download the video of a completed prediction.
 
-        The file appears under its name when it is complete and checked, not before.
+        The file appears under its name when it is complete and checked, not before. A file of that name with other
+        content stays; the video is then saved beside it, and the result says where.
 
         Args:
             prediction: The prediction or its id.
-            where: A file ending in `.mp4`, or a folder, where the file is called by the prediction's key or id.
+            where: A file ending in `.mp4`; a folder, where the file is called by the prediction's key or id; a template
+                such as `"out/{date}/{key}.mp4"`; the URL of an object store; or `Outputs`, which explains all of them.
 
         Raises:
+            ConfigurationError: `where` cannot be understood.
             NoOutputError: There is no output.
+            OutputGoneError: Its 7 days are over.
             StorageError: It could not be downloaded, checked or written.
         """
+        where = Outputs.of(where)
         account = self.account
         if isinstance(prediction, str) or not prediction.status.ended:
             prediction = await account.known(prediction)
@@ -399,7 +411,7 @@ class KlingSession(ServiceCalls):
         jobs: Jobs,
         *,
         name: str = "",
-        save_to: str | os.PathLike[str] | None = None,
+        save_to: str | os.PathLike[str] | Outputs | None = None,
         ordered: bool = False,
         window: int | None = None,
         deadline: float | None = None,
@@ -411,14 +423,15 @@ class KlingSession(ServiceCalls):
             jobs: Jobs, or pairs of a key and a job, or a mapping of keys to jobs; any iterable or async iterable, of
                 any length. It is read as far ahead as the window allows.
             name: The batch's name, in ledger and events.
-            save_to: Folder for the videos, named by their keys; None saves nothing.
+            save_to: Folder for the videos, named by their keys; a template such as `"out/{date}/{key}.mp4"`; the URL of
+                an object store; or `Outputs`, which explains all of them. None saves nothing.
             ordered: Whether outcomes come in the order of the input, instead of as they complete.
             window: Jobs that may be started and not yet taken; by default somewhat more than `max_in_flight`.
             deadline: Seconds from acceptance to wait for each; by default the session's.
             failures_kept: How many failed outcomes `failures` keeps, the latest ones.
 
         Raises:
-            ConfigurationError: A number makes no sense.
+            ConfigurationError: A number makes no sense, or `save_to` cannot be understood.
         """
         if window is not None and window < 1:
             raise ConfigurationError(f"window: expected at least 1, got {window}")
@@ -426,7 +439,7 @@ class KlingSession(ServiceCalls):
             self.account,
             jobs,
             name=name,
-            save_to=save_to,
+            save_to=None if save_to is None else Outputs.of(save_to, many=True),
             ordered=ordered,
             window=window or self.max_in_flight + min(self.max_in_flight, 64),
             deadline=self._deadline(deadline),

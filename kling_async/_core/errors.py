@@ -31,6 +31,7 @@
     ├── LedgerError                          the ledger cannot be used, so nothing was sent
     │   └── KeyReusedError (ValueError)      the key names a job with other content
     └── StorageError                         an output could not be downloaded, checked or written
+        └── OutputGoneError                  it is older than the 7 days that outputs are kept, and not there any more
 
 Every error carries what it is about: `job`, `key`, `prediction_id`, `request_id`, whether money was spent (`spent`) and
 what to do next (`advice`). `str(error)` says all of it in one line; no message, `repr` or attribute holds a secret.
@@ -392,7 +393,7 @@ class StorageError(KlingError):
     """An output could not be downloaded, checked or written. It stays on the service for 7 days.
 
     Attributes:
-        target: The file it was meant for.
+        target: The file, or the URL in an object store, that it was meant for.
     """
 
     default_spent = Spent.YES
@@ -401,3 +402,9 @@ class StorageError(KlingError):
     def __init__(self, message: str, *, target: str = "", **about: Any) -> None:
         super().__init__(message, **about)
         self.target = target
+
+
+class OutputGoneError(StorageError):
+    """The output has expired: its host has it no more, asked repeatedly, and its 7 days are over."""
+
+    default_advice = "only a new, paid generation brings the video again"

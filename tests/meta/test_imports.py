@@ -13,7 +13,7 @@ import pytest
 import kling_async
 
 PACKAGE = Path(kling_async.__file__).parent
-LATE = ["aiohttp", "typer", "click", "rich", "av", "PIL", "numpy", "pyrate_limiter"]
+LATE = ["aiohttp", "typer", "click", "rich", "av", "PIL", "numpy", "pyrate_limiter", "obstore"]
 """What the import of the package alone must not load: it is optional, or slow and not yet needed."""
 OPTIONAL_ROOMS = {"cli": ["typer", "rich"], "emulator": ["av", "PIL"]}
 MODULES = [
@@ -100,9 +100,9 @@ print(json.dumps(failed))
 
 
 def test_without_the_extras_all_but_their_rooms_is_there() -> None:
-    needs_extras = ("kling_async.cli.", "kling_async.emulator.renderer")
+    needs_extras = ("kling_async.cli.", "kling_async.emulator.renderer", "kling_async.storage._objects")
     modules = [name for name in MODULES if not name.startswith(needs_extras)]
-    assert fresh(WITHOUT, "typer,click,rich,av,PIL,numpy", *modules) == {}
+    assert fresh(WITHOUT, "typer,click,rich,av,PIL,numpy,obstore", *modules) == {}
 
 
 def test_the_check_without_the_extras_can_fail() -> None:
