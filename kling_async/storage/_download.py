@@ -142,7 +142,7 @@ class Download:
         """Write one block while the next one is read. What came before a cut is written too."""
         failures: list[OSError] = []
 
-        async def write(block: bytes) -> None:
+        async def write(block: list[bytes]) -> None:
             try:
                 await anyio.to_thread.run_sync(self.part.write, block)
             except OSError as error:
@@ -152,7 +152,7 @@ class Download:
         while block:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(write, block)
-                block, lost = (b"", lost) if lost else await _gather(chunks)
+                block, lost = ([], lost) if lost else await _gather(chunks)
             if failures:
                 raise failures[0]
         if lost:
@@ -195,7 +195,7 @@ class _CutError(Exception):
 _RANGE = re.compile(r"bytes (?P<start>\d+)-\d+/(?P<total>\d+|\*)")
 
 
-async def _gather(chunks: AsyncIterator[bytes]) -> tuple[bytes, TransportError | None]:
+async def _gather(chunks: AsyncIterator[bytes]) -> tuple[list[bytes], TransportError | None]:
     """The next block, and what cut it short. An empty block without an error is the end."""
     gathered: list[bytes] = []
     size = 0
@@ -208,4 +208,4 @@ async def _gather(chunks: AsyncIterator[bytes]) -> tuple[bytes, TransportError |
                 break
     except TransportError as error:
         lost = error
-    return b"".join(gathered), lost
+    return gathered, lost

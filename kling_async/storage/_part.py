@@ -11,11 +11,14 @@ import sys
 import tempfile
 import threading
 from pathlib import Path, PurePath
-from typing import BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from kling_async._core.errors import StorageError
 from kling_async._core.prediction import SavedFile
 from kling_async.storage._mp4 import flaw
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _BLOCK = 2**20
 _Path = TypeVar("_Path", bound=PurePath)
@@ -59,13 +62,14 @@ class Part:
             self._target.parent.mkdir(parents=True, exist_ok=True)
             self._path, self._file = _claimed(self._target)
 
-    def write(self, block: bytes) -> None:
-        """Append."""
+    def write(self, block: Sequence[bytes]) -> None:
+        """Append. The pieces of a block are not joined, which would cost a copy."""
         with self._lock:
             if self._file is not None:
-                self._file.write(block)
-                self._sha256.update(block)
-                self.size += len(block)
+                self._file.writelines(block)
+                for piece in block:
+                    self._sha256.update(piece)
+                    self.size += len(piece)
 
     def restart(self) -> None:
         """Drop what was written."""

@@ -242,7 +242,7 @@ async def test_reading_goes_on_while_a_block_is_written(
     second = threading.Event()
     gather, write = _download._gather, _part.Part.write
 
-    async def counting(chunks: AsyncIterator[bytes]) -> tuple[bytes, TransportError | None]:
+    async def counting(chunks: AsyncIterator[bytes]) -> tuple[list[bytes], TransportError | None]:
         nonlocal gathered
         block = await gather(chunks)
         gathered += 1
@@ -250,7 +250,7 @@ async def test_reading_goes_on_while_a_block_is_written(
             second.set()
         return block
 
-    def waiting(part: _part.Part, block: bytes) -> None:
+    def waiting(part: _part.Part, block: list[bytes]) -> None:
         assert second.wait(5)
         write(part, block)
 
@@ -522,7 +522,7 @@ async def test_a_folder_that_takes_nothing(host: Host) -> None:
 async def test_a_full_disk(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = _part.Part.write
 
-    def full(part: _part.Part, block: bytes) -> None:
+    def full(part: _part.Part, block: list[bytes]) -> None:
         if part.size:
             raise OSError(errno.ENOSPC, "No space left on device")
         write(part, block)
@@ -614,7 +614,7 @@ async def test_cancellation_while_a_thread_works_leaves_no_part(
     entered, go_on = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
-    def slow(part: _part.Part, *args: bytes, **options: bool) -> object:
+    def slow(part: _part.Part, *args: list[bytes], **options: bool) -> object:
         loop.call_soon_threadsafe(entered.set)
         go_on.wait(5)
         return original(part, *args, **options)
