@@ -194,9 +194,8 @@ def _claimed(target: Path) -> tuple[Path, BinaryIO]:
 
 
 def _remove_left(path: Path) -> None:
-    """Remove a part that nobody writes any more. A link of that name is not followed."""
-    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)
-    with contextlib.suppress(OSError), os.fdopen(os.open(path, flags), "r+b") as left:
+    """Remove a part that nobody writes any more."""
+    with contextlib.suppress(OSError), path.open("r+b") as left:
         if _locked(left) and _names(path, left):
             path.unlink()
 

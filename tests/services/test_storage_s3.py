@@ -112,8 +112,9 @@ async def test_a_cut_transfer_goes_on(server: S3Server, prefix: str, host: Host)
 async def test_other_content_is_left_alone(video: bytes, server: S3Server, prefix: str, host: Host) -> None:
     host.content = video
     store = server.store(prefix)
-    for other in (b"another job's", bytes(len(video))):
-        await obstore.put_async(store, "one.mp4", other)
+    longer, same_length = b"another job's", bytes(len(video))
+    for other, told in ((longer, {}), (same_length, {}), (same_length, {"sha256": "0" * 64})):
+        await obstore.put_async(store, "one.mp4", other, attributes=told)
         saved = await host.save(target(store))
         name = f"one-{saved.sha256[:8]}.mp4"
         assert saved.address == f"s3://bucket/videos/{name}"
