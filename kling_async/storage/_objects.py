@@ -169,20 +169,22 @@ class ObjectTarget:
                 there, whole = None, True
             if there is not None:
                 return there
-        content = await anyio.to_thread.run_sync(_content, file) if whole else file
         try:
-            await self._send(name, content, part.sha256, "create" if whole and not self.replace else "overwrite")
+            await self._send(name, file, part, "create" if whole and not self.replace else "overwrite", whole=whole)
         except AlreadyExistsError:
             return await self._has(name, part) is True
+        await self._arrived(name, part)
         return True
 
     async def _send(
-        self, name: str, content: bytes | BinaryIO, sha256: str, mode: Literal["create", "overwrite"]
+        self, name: str, file: BinaryIO, part: Part, mode: Literal["create", "overwrite"], *, whole: bool
     ) -> None:
         """Put it, with as much of what we ask for as the store can do."""
-        attributes: dict[str, str] = {"Content-Type": "video/mp4", "sha256": sha256}
+        attributes: dict[str, str] = {"Content-Type": "video/mp4", "sha256": part.sha256}
         ways = list(itertools.product((attributes, None), dict.fromkeys((mode, "overwrite"))))
         for about, how in ways:
+            # From the beginning: an attempt that was refused may have read some of it.
+            content = await anyio.to_thread.run_sync(_from_start, file, whole)
             try:
                 await obstore.put_async(
                     self.bucket.store,
@@ -198,6 +200,19 @@ class ObjectTarget:
                     raise
             else:
                 return
+
+    async def _arrived(self, name: str, part: Part) -> None:
+        """Make sure that all of it is there.
+
+        Raises:
+            StorageError: It is not.
+        """
+        try:
+            there = (await obstore.head_async(self.bucket.store, name))["size"]
+        except PermissionDeniedError:
+            return  # credentials that may write and not read
+        if there != part.size:
+            raise StorageError(f"{there} of {part.size} bytes arrived at {self._url(name)}", target=self.address)
 
     async def _has(self, name: str, part: Part) -> bool | None:
         """Whether an object has the part's content; None when there is no such object."""
@@ -216,9 +231,10 @@ class ObjectTarget:
         return digest.hexdigest() == part.sha256
 
 
-def _content(file: BinaryIO) -> bytes:
+def _from_start(file: BinaryIO, whole: bool) -> bytes | BinaryIO:  # noqa: FBT001 -- it is called by a thread
+    """The file, ready to be read; or its content."""
     file.seek(0)
-    return file.read()
+    return file.read() if whole else file
 
 
 _STATUS = re.compile(r"status code: (\d{3}[A-Za-z ]*)")

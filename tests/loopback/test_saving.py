@@ -70,11 +70,14 @@ async def test_a_batch_by_a_template_is_resumed(tmp_path: Path) -> None:
 
 
 async def test_one_video_of_a_batch_is_saved_by_the_batchs_name(tmp_path: Path) -> None:
-    async with Emulator(level="gold", speed=200, profile="tiny") as emulator, session(emulator) as kling:
+    async with (
+        Emulator(level="gold", speed=200, profile="tiny") as emulator,
+        session(emulator, ledger=tmp_path / "run.db") as kling,
+    ):
         async with kling.batch({"one": Job(prompt="x", image=png())}, name="spring") as batch:
             (done,) = [prediction async for prediction in batch.completed()]
-        await kling.save(done, f"{tmp_path}/{{batch}}/{{model}}-{{key}}")
-    assert files(tmp_path) == ["spring/kling-v2.1-standard-one.mp4"]
+        await kling.save(done, f"{tmp_path}/out/{{batch}}/{{model}}-{{key}}")
+    assert files(tmp_path / "out") == ["spring/kling-v2.1-standard-one.mp4"]
 
 
 async def test_a_second_run_finds_what_was_saved_beside_another_file(tmp_path: Path) -> None:
