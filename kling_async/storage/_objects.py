@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 _WHOLE: Final = 8 * 2**20
 """Bytes up to which an output is put in one request, which can be told to write once; more goes up in parts."""
 _PART: Final = 5 * 2**20
-"""Bytes of such a part: the least that S3 takes, since a few of them are in memory for every upload."""
-_AT_ONCE: Final = 2
+"""Bytes of such a part: the least that S3 takes, since some of them are in memory for every upload."""
+_AT_ONCE: Final = 1
+"""Parts of one upload that are on their way: several uploads run at once, and more only takes memory."""
 _READ: Final = 2**20
 
 _FAILURES = (BaseError, OSError, NotImplementedError, ValueError)
