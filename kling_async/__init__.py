@@ -34,6 +34,7 @@ from ._core.errors import (
     ModerationError,
     NoOutputError,
     NotFoundError,
+    OutputGoneError,
     PermissionDeniedError,
     PredictionError,
     PredictionFailedError,
@@ -67,6 +68,7 @@ from ._session import KlingSession
 from .ledger import Ledger, Row, State, read_ledger
 from .limits import NoLimit, RateLimiter, StartsPerWindow
 from .providers import GPTProto, Provider, WaveSpeed
+from .storage import Outputs
 
 __version__ = "0.1.0"
 
@@ -109,6 +111,8 @@ __all__ = [
     "NoOutputError",
     "NotFoundError",
     "Outcome",
+    "OutputGoneError",
+    "Outputs",
     "PermissionDeniedError",
     "Prediction",
     "PredictionError",

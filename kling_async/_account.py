@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.to_thread
 import attrs
 
 from . import storage
@@ -25,6 +24,7 @@ from ._core.errors import (
     LedgerError,
     NoOutputError,
     NotFoundError,
+    OutputGoneError,
     PredictionError,
     Problem,
     ProtocolError,
@@ -51,7 +51,6 @@ from .limits import Gate, RateLimiter, Slot, Slots
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
     from ._core.account import Billing, Page
     from ._core.clock import Clock
@@ -79,6 +78,7 @@ class Account:
         limiter: Starts per time.
         max_in_flight: Predictions that may run at once.
         adaptive: Whether fewer may while the service refuses them.
+        max_saving: Outputs that are saved at once.
         inline: Whether images travel in the request instead of being uploaded.
         fit: Whether images are converted that the service would refuse.
         max_uploads: Images that are uploaded at once.
@@ -104,6 +104,7 @@ class Account:
         limiter: RateLimiter,
         max_in_flight: int,
         adaptive: bool,
+        max_saving: int,
         inline: bool,
         fit: bool,
         max_uploads: int,
@@ -122,6 +123,7 @@ class Account:
         self.ledger = Ledgers(ledger)
         self.slots = Slots(max_in_flight, adaptive=adaptive)
         self.gate = Gate(limiter, self.slots, clock)
+        self._saving = anyio.CapacityLimiter(max_saving)
         self._transport = transport
         self._owns_transport = owns_transport
         self._observers = observers
@@ -583,46 +585,68 @@ class Account:
         async for change in self.watcher.follow(await self.known(prediction)):
             yield change
 
-    async def save(self, prediction: Prediction, where: str | os.PathLike[str], *, batch: str = "") -> SavedFile:
-        """The video on the disk.
+    async def save(
+        self, prediction: Prediction, where: str | os.PathLike[str] | storage.Outputs, *, batch: str = ""
+    ) -> SavedFile:
+        """The video on the disk, or in an object store.
 
         Raises:
+            ConfigurationError: `where` cannot be understood.
             NoOutputError: There is no output.
             StorageError: It could not be downloaded, checked or written.
         """
+        outputs = storage.Outputs.of(where)
         name = prediction.key or prediction.id
         if prediction.output is None:
             raise NoOutputError("there is no output to save", prediction=prediction, key=prediction.key)
-        target = storage.target_path(where, name)
         row = await self.ledger.owner(prediction.id)
-        if row is not None and row.state is State.DOWNLOADED and row.path == str(target.absolute()):
-            there = await anyio.to_thread.run_sync(_size, target)
-            if there == row.bytes:
-                return SavedFile(target, row.bytes or 0, row.sha256 or "")
+        created_at = row.submitted_at if row else None
+        if created_at is None and prediction.created_at is not None:
+            created_at = prediction.created_at.timestamp()
+        target = outputs.target(
+            storage.Fields(
+                key=name,
+                id=prediction.id,
+                model=prediction.model or (row.model if row else ""),
+                batch=row.batch if row else batch,
+                at=self.clock.now() if created_at is None else created_at,
+            )
+        )
+        if row is not None and row.state is State.DOWNLOADED:
+            kept = await target.kept(row.path or "", row.bytes or 0, row.sha256 or "")
+            if kept is not None:
+                return kept
         try:
-            saved = await storage.save_output(self._transport, prediction.output, target, self.clock)
+            async with self._saving:
+                saved = await storage.save_output(
+                    self._transport, prediction.output, target, self.clock, created_at=created_at
+                )
         except StorageError as error:
             error.prediction_id, error.key = prediction.id, prediction.key
+            if (
+                isinstance(error, OutputGoneError)
+                and row is not None
+                and row.state in {State.SUBMITTED, State.COMPLETED}
+            ):
+                self.ledger.note(Entry(batch=row.batch, key=row.key, state=State.EXPIRED, at=self.clock.now()))
             raise
         self.observe(Saved(at=self.clock.now(), key=name, batch=batch, file=saved))
         if row is not None:
             self._note_saved(row, prediction, saved)
         return saved
 
-    async def rescue(self, batch: str, where: str | os.PathLike[str]) -> None:
+    async def rescue(self, batch: str, where: storage.Outputs) -> None:
         """Save what a batch has made and not saved, and the service is about to delete: soonest first.
 
         What cannot be saved now is told when its job has its turn.
         """
         urgent = [key for key in await self.ledger.keys(batch, [State.COMPLETED]) if await self._expires(batch, key)]
-        door = anyio.CapacityLimiter(RESCUED_AT_ONCE)
 
         async def one(key: str) -> None:
-            async with door:
-                found = await self.ledger.find(batch, key)
-                if found is not None:
-                    with contextlib.suppress(KlingError):
-                        await self.save(_recalled(found[0]), where, batch=batch)
+            found = await self.ledger.find(batch, key)
+            if found is not None:
+                with contextlib.suppress(KlingError):
+                    await self.save(_recalled(found[0]), where, batch=batch)
 
         async with anyio.create_task_group() as tasks:
             for key in urgent:
@@ -643,7 +667,7 @@ class Account:
             attrs.evolve(
                 step,
                 state=State.DOWNLOADED,
-                path=str(saved.path.absolute()),
+                path=saved.address,
                 bytes=saved.bytes,
                 sha256=saved.sha256,
             )
@@ -671,8 +695,6 @@ PAGE_ATTEMPTS = 5
 
 URGENT = 86_400.0
 """Seconds before its deletion from which a video is saved before anything else."""
-RESCUED_AT_ONCE = 8
-"""Videos of this kind that are saved at the same time."""
 KEPT = 7 * 86_400.0
 """Seconds that the service keeps predictions and outputs (docs: what-are-predictions)."""
 RETRIED = frozenset({5000, 5003, 5004})
@@ -712,11 +734,3 @@ def _recalled(row: Row) -> Prediction:
         code=row.code,
         key=row.key,
     )
-
-
-def _size(path: Path) -> int | None:
-    """Bytes of a file, or None when it is not there."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None

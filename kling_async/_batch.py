@@ -30,13 +30,12 @@ from ._core.prediction import Outcome, Prediction, SavedFile
 from ._recall import Recalled, recall
 
 if TYPE_CHECKING:
-    import os
-
     from anyio.abc import TaskGroup
 
     from ._account import Account
     from ._core.budget import Budget
     from .ledger import Ledger
+    from .storage import Outputs
 
 Item: TypeAlias = Job | tuple[str | None, Job]
 Jobs: TypeAlias = Iterable[Item] | AsyncIterable[Item] | Mapping[str, Job]
@@ -107,7 +106,7 @@ class Batch(anyio.AsyncContextManagerMixin):
         name: str,
         ledger: Ledger | None,
         budget: Budget | None,
-        save_to: str | os.PathLike[str] | None,
+        save_to: Outputs | None,
         ordered: bool,
         window: int,
         deadline: float,

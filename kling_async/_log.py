@@ -29,7 +29,7 @@ def log_event(event: Event) -> None:
         case events.Changed(prediction=prediction):
             log.debug("prediction %s of job %s is %s", prediction.id, event.key, prediction.raw_status)
         case events.Saved(file=file):
-            log.info("job %s was saved as %s", event.key, file.path)
+            log.info("job %s was saved as %s", event.key, file)
         case events.Submitting(attempt=attempt):
             log.debug("job %s is being submitted, attempt %d", event.key, attempt)
         case events.Admitted() | events.Finished():

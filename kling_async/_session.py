@@ -27,6 +27,7 @@ from ._log import log_event
 from .ledger import Ledger, open_ledger
 from .limits import RateLimiter, StartsPerWindow
 from .providers import PROVIDERS, Provider
+from .storage import Outputs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -85,6 +86,7 @@ class KlingSession(ServiceCalls):
         max_in_flight: Predictions that may run at once; by default the level's.
         adaptive: Whether fewer run, down to one, while the service refuses jobs because too many run: the account's
             real limit is found and followed. `max_in_flight` remains the most.
+        max_saving: Outputs that are downloaded and saved at once; they share the line with submits.
         rate_limiter: Starts per time; by default the level's, in this process.
         ledger: Where to write down what is intended and paid for: a path for an SQLite file, which a later session can
             resume from, or a `Ledger`; by default memory.
@@ -136,6 +138,7 @@ class KlingSession(ServiceCalls):
         level: str | Level = "bronze",
         max_in_flight: int | None = None,
         adaptive: bool = True,
+        max_saving: int = 8,
         rate_limiter: RateLimiter | None = None,
         ledger: Ledger | str | os.PathLike[str] | None = None,
         on_uncertain: OnUncertain = "reconcile",
@@ -163,6 +166,9 @@ class KlingSession(ServiceCalls):
         self.max_in_flight = self.level.in_flight if max_in_flight is None else max_in_flight
         if self.max_in_flight < 1:
             raise ConfigurationError(f"max_in_flight: expected at least 1, got {max_in_flight}")
+        if max_saving < 1:
+            raise ConfigurationError(f"max_saving: expected at least 1, got {max_saving}")
+        self._max_saving = max_saving
         if images not in {"upload", "inline"}:
             raise ConfigurationError(f'images: expected "upload" or "inline", got {images!r}')
         if max_uploads < 1:
@@ -233,6 +239,7 @@ class KlingSession(ServiceCalls):
             limiter=limiter,
             max_in_flight=self.max_in_flight,
             adaptive=self._adaptive,
+            max_saving=self._max_saving,
             inline=self._inline,
             fit=self._fit,
             max_uploads=self._max_uploads,
@@ -410,19 +417,24 @@ class KlingSession(ServiceCalls):
         """
         return await self.account.get(prediction_id)
 
-    async def save(self, prediction: Prediction | str, where: str | os.PathLike[str]) -> SavedFile:
+    async def save(self, prediction: Prediction | str, where: str | os.PathLike[str] | Outputs) -> SavedFile:
         """Download the video of a completed prediction.
 
-        The file appears under its name when it is complete and checked, not before.
+        The file appears under its name when it is complete and checked, not before. A file of that name with other
+        content stays; the video is then saved beside it, and the result says where.
 
         Args:
             prediction: The prediction or its id.
-            where: A file ending in `.mp4`, or a folder, where the file is called by the prediction's key or id.
+            where: A file ending in `.mp4`; a folder, where the file is called by the prediction's key or id; a template
+                such as `"out/{date}/{key}.mp4"`; the URL of an object store; or `Outputs`, which explains all of them.
 
         Raises:
+            ConfigurationError: `where` cannot be understood.
             NoOutputError: There is no output.
+            OutputGoneError: Its 7 days are over.
             StorageError: It could not be downloaded, checked or written.
         """
+        where = Outputs.of(where)
         account = self.account
         if isinstance(prediction, str) or not prediction.status.ended:
             prediction = await account.known(prediction)
@@ -474,7 +486,7 @@ class KlingSession(ServiceCalls):
         name: str | None = None,
         ledger: Ledger | str | os.PathLike[str] | None = None,
         budget: Budget | Decimal | str | float | None = None,
-        save_to: str | os.PathLike[str] | None = None,
+        save_to: str | os.PathLike[str] | Outputs | None = None,
         ordered: bool = False,
         window: int | None = None,
         deadline: float | None = None,
@@ -491,14 +503,15 @@ class KlingSession(ServiceCalls):
                 Unnamed batches of one ledger share their keys.
             ledger: A ledger of its own, a path or a `Ledger`; by default the session's.
             budget: What it may cost, with what its ledger says it has cost already: a `Budget`, or USD.
-            save_to: Folder for the videos, named by their keys; None saves nothing.
+            save_to: Folder for the videos, named by their keys; a template such as `"out/{date}/{key}.mp4"`; the URL of
+                an object store; or `Outputs`, which explains all of them. None saves nothing.
             ordered: Whether outcomes come in the order of the input, instead of as they complete.
             window: Jobs that may be started and not yet taken; by default somewhat more than `max_in_flight`.
             deadline: Seconds from acceptance to wait for each; by default the session's.
             failures_kept: How many failed outcomes `failures` keeps, the latest ones.
 
         Raises:
-            ConfigurationError: A number makes no sense.
+            ConfigurationError: A number makes no sense, or `save_to` cannot be understood.
         """
         return self._batch(
             jobs,
@@ -518,7 +531,7 @@ class KlingSession(ServiceCalls):
         *,
         name: str | None = None,
         budget: Budget | Decimal | str | float | None = None,
-        save_to: str | os.PathLike[str] | None = None,
+        save_to: str | os.PathLike[str] | Outputs | None = None,
         window: int | None = None,
         deadline: float | None = None,
         failures_kept: int = 1000,
@@ -565,7 +578,7 @@ class KlingSession(ServiceCalls):
         name: str | None,
         ledger: Ledger | str | os.PathLike[str] | None,
         budget: Budget | Decimal | str | float | None,
-        save_to: str | os.PathLike[str] | None,
+        save_to: str | os.PathLike[str] | Outputs | None,
         ordered: bool,
         window: int | None,
         deadline: float | None,
@@ -583,7 +596,7 @@ class KlingSession(ServiceCalls):
             name=name or "",
             ledger=None if ledger is None else open_ledger(ledger),
             budget=_budget(budget),
-            save_to=save_to,
+            save_to=None if save_to is None else Outputs.of(save_to, many=True),
             ordered=ordered,
             window=window or self.max_in_flight + min(self.max_in_flight, 64),
             deadline=self._deadline(deadline),

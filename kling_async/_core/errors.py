@@ -34,6 +34,7 @@
     │   └── KeyReusedError (ValueError)      the key names a job with other content
     ├── RateLimiterError                     the shared rate limiter cannot be asked: nothing was sent (account-wide)
     ├── StorageError                         an output could not be downloaded, checked or written
+    │   └── OutputGoneError                  it is older than the 7 days that outputs are kept, and not there any more
     └── WebhookRefusedError                  a webhook that is not to be believed or cannot be read; `reason` says why
 
 Every error carries what it is about: `job`, `key`, `prediction_id`, `request_id`, whether money was spent (`spent`) and
@@ -430,7 +431,7 @@ class StorageError(KlingError):
     """An output could not be downloaded, checked or written. It stays on the service for 7 days.
 
     Attributes:
-        target: The file it was meant for.
+        target: The file, or the URL in an object store, that it was meant for.
     """
 
     default_spent = Spent.YES
@@ -439,6 +440,12 @@ class StorageError(KlingError):
     def __init__(self, message: str, *, target: str = "", **about: Any) -> None:
         super().__init__(message, **about)
         self.target = target
+
+
+class OutputGoneError(StorageError):
+    """The output has expired: its host has it no more, asked repeatedly, and its 7 days are over."""
+
+    default_advice = "only a new, paid generation brings the video again"
 
 
 class WebhookRefusal(Enum):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import attrs
 
-from .errors import KlingError, NoOutputError, PredictionFailedError, Spent
+from .errors import KlingError, NoOutputError, PredictionFailedError, Spent, StorageError
 from .job import Job
 
 
@@ -145,20 +145,40 @@ _ADVICE = {
 
 @attrs.frozen
 class SavedFile:
-    """An output on the disk.
+    """An output, saved. `str()` of it says where.
 
     Attributes:
-        path: The file.
+        location: The file, or its URL in an object store (`s3://bucket/name.mp4`).
         bytes: Its length.
         sha256: Its digest, lower-case hex.
     """
 
-    path: Path
+    location: Path | str
     bytes: int
     sha256: str
 
+    @property
+    def path(self) -> Path:
+        """The file on the disk.
+
+        Raises:
+            StorageError: It is in an object store; `location` is its URL.
+        """
+        if isinstance(self.location, Path):
+            return self.location
+        raise StorageError(
+            f"{self.location} is in an object store, not on the disk",
+            target=self.location,
+            advice="look at `location`; that is a URL or a path",
+        )
+
+    @property
+    def address(self) -> str:
+        """Where it is, wherever one stands: an absolute path, or the URL."""
+        return str(self.location.absolute() if isinstance(self.location, Path) else self.location)
+
     def __str__(self) -> str:
-        return str(self.path)
+        return str(self.location)
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -174,7 +194,7 @@ class Outcome:
         index: Its place in the input, from 0.
         prediction: The service's record, as far as there is one.
         error: Why there is no video, or no file; None when all went well.
-        saved: The file that was written.
+        saved: What was saved.
         cost: USD by the price list, or None when nothing was accepted or the price is not known.
     """
 

@@ -259,7 +259,7 @@ class _Demo:
                 Text(state, "green" if outcome.ok else "red"),
                 "" if inference is None else span(inference),
                 str(job.price(provider)),
-                Text("" if outcome.saved is None else outcome.saved.path.name, "cyan"),
+                Text("" if outcome.saved is None else Path(str(outcome.saved)).name, "cyan"),
                 "" if outcome.saved is None else size(outcome.saved.bytes),
             )
         self._to.print(shown)

@@ -241,7 +241,7 @@ def _told(event: Event, provider: str) -> tuple[str, str] | None:
         case events.Changed(prediction=prediction):
             return prediction.raw_status, ""
         case events.Saved(file=file):
-            return "saved", f"{file.path} ({size(file.bytes)})"
+            return "saved", f"{file} ({size(file.bytes)})"
         case events.Finished(outcome=outcome) if outcome.error is not None:
             return "FAILED", outcome.error.message
         case _:

@@ -13,7 +13,7 @@ import pytest
 import kling_async
 
 PACKAGE = Path(kling_async.__file__).parent
-LATE = ["aiohttp", "typer", "click", "rich", "av", "PIL", "numpy", "pyarrow", "pyrate_limiter", "redis"]
+LATE = ["aiohttp", "typer", "click", "rich", "av", "PIL", "numpy", "pyarrow", "pyrate_limiter", "redis", "obstore"]
 """What the import of the package alone must not load: it is optional, or slow and not yet needed."""
 OPTIONAL_ROOMS = {"cli": ["typer", "rich"], "emulator": ["av", "PIL"], "_fit": ["PIL"]}
 MODULES = [
@@ -105,9 +105,10 @@ def test_without_the_extras_all_but_their_rooms_is_there() -> None:
         "kling_async.emulator.renderer",
         "kling_async._fit",
         "kling_async.limits.shared",
+        "kling_async.storage._objects",
     )
     modules = [name for name in MODULES if not name.startswith(needs_extras)]
-    assert fresh(WITHOUT, "typer,click,rich,av,PIL,numpy,pyarrow,redis", *modules) == {}
+    assert fresh(WITHOUT, "typer,click,rich,av,PIL,numpy,pyarrow,redis,obstore", *modules) == {}
 
 
 def test_the_shared_limiter_without_its_extra_says_what_to_install() -> None:

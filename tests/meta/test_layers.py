@@ -50,11 +50,12 @@ ROOMS_OF = {
     "rich": {"cli"},
     "av": {"emulator"},
     "PIL": {"_fit", "emulator", "cli"},
+    "obstore": {"storage"},
     "pytest": {"testing"},
 }
 """Third parties, by the rooms that may import them; what stands neither here nor above is imported nowhere."""
 DISTRIBUTIONS = {"pyrate_limiter": "pyrate-limiter", "PIL": "pillow", "yarl": "aiohttp", "click": "typer"}
-OPTIONAL = {"typer", "click", "rich", "av", "PIL", "pyarrow", "redis"}
+OPTIONAL = {"typer", "click", "rich", "av", "PIL", "pyarrow", "redis", "obstore"}
 BY_ITSELF = {"pytest"}
 """What loads the module that imports it, hence is there whenever it is imported, and is declared nowhere."""
 

@@ -1,0 +1,136 @@
+"""An output host, as a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio.lowlevel
+from aiohttp import web
+from aiohttp.test_utils import RawTestServer
+
+from kling_async._core.http import Timeouts
+from kling_async._core.prediction import SavedFile
+from kling_async._transport import AiohttpTransport
+from kling_async.storage import Target, save_output
+from support.videos import mp4
+
+VIDEO = mp4(3 * 2**20 + 123)
+SHORT = mp4(2000, seed=2)
+KEY = "signature"
+
+
+class QuickClock:
+    """A clock that never waits."""
+
+    def __init__(self) -> None:
+        self.pauses: list[float] = []
+
+    def now(self) -> float:
+        return 1_000_000.0
+
+    monotonic = now
+
+    async def sleep(self, seconds: float, /) -> None:
+        self.pauses.append(seconds)
+        await anyio.lowlevel.checkpoint()
+
+
+class Host:
+    """An output host: knows ranges, and does what `replies` say of each request in turn."""
+
+    def __init__(self, transport: AiohttpTransport) -> None:
+        self.transport = transport
+        self.clock = QuickClock()
+        self.content = VIDEO
+        self.etag: str | None = '"v1"'
+        self.replies: list[Callable[[web.BaseRequest], Any]] = []
+        self.ranges: list[str | None] = []
+        self.headers: list[dict[str, str]] = []
+        self.url = ""
+
+    async def save(
+        self,
+        target: Path | Target,
+        attempts: int = 5,
+        rng: Callable[[], float] = random.random,
+        created_at: float | None = None,
+    ) -> SavedFile:
+        return await save_output(
+            self.transport, self.url, target, self.clock, attempts=attempts, rng=rng, created_at=created_at
+        )
+
+    def cut(self, after: int) -> None:
+        """The next reply ends after so many bytes of its body."""
+
+        async def reply(request: web.BaseRequest) -> web.StreamResponse:
+            response, body = self.whole_or_rest(request)
+            response.content_length = len(body)
+            await response.prepare(request)
+            await response.write(body[:after])
+            assert request.transport is not None
+            request.transport.close()
+            return response
+
+        self.replies.append(reply)
+
+    def hang(self, after: int) -> asyncio.Event:
+        """The next reply stops after so many bytes of its body; set when it has."""
+        stopped = asyncio.Event()
+
+        async def reply(request: web.BaseRequest) -> web.StreamResponse:
+            response = web.StreamResponse()
+            response.content_length = len(self.content)
+            await response.prepare(request)
+            await response.write(self.content[:after])
+            stopped.set()
+            await asyncio.sleep(3600)
+            return response
+
+        self.replies.append(reply)
+        return stopped
+
+    def status(self, status: int, **headers: str) -> None:
+        """The next reply."""
+
+        async def reply(_: web.BaseRequest) -> web.StreamResponse:
+            return web.Response(status=status, headers={name.replace("_", "-"): headers[name] for name in headers})
+
+        self.replies.append(reply)
+
+    def whole_or_rest(self, request: web.BaseRequest) -> tuple[web.StreamResponse, bytes]:
+        asked = request.headers.get("Range")
+        headers = {"ETag": self.etag} if self.etag else {}
+        if asked is None or request.headers.get("If-Range", self.etag) != self.etag:
+            return web.StreamResponse(headers=headers), self.content
+        start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        headers["Content-Range"] = f"bytes {start}-{len(self.content) - 1}/{len(self.content)}"
+        return web.StreamResponse(status=206, headers=headers), self.content[start:]
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.ranges.append(request.headers.get("Range"))
+        self.headers.append(dict(request.headers))
+        if self.replies:
+            response: web.StreamResponse = await self.replies.pop(0)(request)
+            return response
+        response, body = self.whole_or_rest(request)
+        response.content_length = len(body)
+        await response.prepare(request)
+        await response.write(body)
+        return response
+
+
+@asynccontextmanager
+async def output_host() -> AsyncIterator[Host]:
+    transport = AiohttpTransport(timeouts=Timeouts(transfer=5))
+    host = Host(transport)
+    try:
+        async with RawTestServer(host) as server:
+            host.url = str(server.make_url(f"/media/a.mp4?{KEY}=1"))
+            yield host
+    finally:
+        await transport.aclose()

@@ -1,0 +1,18 @@
+"""What looks like a video to whom does not decode it."""
+
+from __future__ import annotations
+
+import random
+
+
+def box(kind: bytes, content: bytes, *, long: bool = False) -> bytes:
+    """One box of an MP4."""
+    if long:
+        return b"\0\0\0\1" + kind + (len(content) + 16).to_bytes(8, "big") + content
+    return (len(content) + 8).to_bytes(4, "big") + kind + content
+
+
+def mp4(size: int, seed: int = 1) -> bytes:
+    """A file of that many bytes, laid out as an MP4."""
+    head = box(b"ftyp", b"isom" + bytes(20)) + box(b"moov", bytes(100))
+    return head + box(b"mdat", random.Random(seed).randbytes(size - len(head) - 8))
