@@ -13,7 +13,7 @@ import pytest
 import kling_async
 
 PACKAGE = Path(kling_async.__file__).parent
-LATE = ["aiohttp", "typer", "click", "rich", "av", "PIL", "numpy", "pyrate_limiter"]
+LATE = ["aiohttp", "typer", "click", "rich", "av", "PIL", "numpy", "jinja2", "pyrate_limiter"]
 """What the import of the package alone must not load: it is optional, or slow and not yet needed."""
 OPTIONAL_ROOMS = {"cli": ["typer", "rich"], "emulator": ["av", "PIL"]}
 MODULES = [
@@ -102,7 +102,7 @@ print(json.dumps(failed))
 def test_without_the_extras_all_but_their_rooms_is_there() -> None:
     needs_extras = ("kling_async.cli.", "kling_async.emulator.renderer")
     modules = [name for name in MODULES if not name.startswith(needs_extras)]
-    assert fresh(WITHOUT, "typer,click,rich,av,PIL,numpy", *modules) == {}
+    assert fresh(WITHOUT, "typer,click,rich,av,PIL,numpy,jinja2", *modules) == {}
 
 
 def test_the_check_without_the_extras_can_fail() -> None:

@@ -16,6 +16,7 @@ PACKAGE = Path(kling_async.__file__).parent
 ROWS = (
     {"__main__"},
     {"cli", "testing"},
+    {"gallery"},
     {""},  # the package itself: the public names
     {"_session"},
     {"_batch", "_calls", "manifest"},
@@ -36,7 +37,7 @@ IMPURE = {"aiohttp", "anyio", "asyncio", "time", "random", "socket", "logging", 
 
 EVERYWHERE = {"attrs", "anyio"}
 ROOMS_OF = {
-    "aiohttp": {"_transport", "emulator"},
+    "aiohttp": {"_transport", "emulator", "gallery"},
     "yarl": {"_transport"},
     "cattrs": {"providers", "manifest"},
     "imagesize": {"_media"},
@@ -45,12 +46,13 @@ ROOMS_OF = {
     "click": {"cli"},
     "rich": {"cli"},
     "av": {"emulator"},
-    "PIL": {"emulator", "cli"},
+    "PIL": {"emulator", "cli", "gallery"},
+    "jinja2": {"gallery"},
     "pytest": {"testing"},
 }
 """Third parties, by the rooms that may import them; what stands neither here nor above is imported nowhere."""
 DISTRIBUTIONS = {"pyrate_limiter": "pyrate-limiter", "PIL": "pillow", "yarl": "aiohttp", "click": "typer"}
-OPTIONAL = {"typer", "click", "rich", "av", "PIL"}
+OPTIONAL = {"typer", "click", "rich", "av", "PIL", "jinja2"}
 BY_ITSELF = {"pytest"}
 """What loads the module that imports it, hence is there whenever it is imported, and is declared nowhere."""
 
