@@ -211,7 +211,7 @@ async def _run(to: Console, manifest: Manifest, options: RunOptions) -> Exit:
 async def _run_at(to: Console, manifest: Manifest, options: RunOptions, clock: Clock, more: dict[str, Any]) -> Exit:
     display = progress(to, clock, total=len(manifest), quiet=options.quiet)
     observers = [display.observer(options.provider)]
-    gallery = _gallery(options, len(manifest))
+    gallery = _gallery(options, len(manifest), clock)
     if gallery is not None:
         observers.append(gallery.observer(options.provider))
     session = options.session(observers=observers, **more)
@@ -258,12 +258,12 @@ async def _run_at(to: Console, manifest: Manifest, options: RunOptions, clock: C
     return _exit(display.board, trouble, interrupted=interrupted)
 
 
-def _gallery(options: RunOptions, total: int) -> Gallery | None:
+def _gallery(options: RunOptions, total: int, clock: Clock) -> Gallery | None:
     if not options.gallery:
         return None
     from kling_async.gallery import Gallery  # noqa: PLC0415 -- a page is not wanted in every run
 
-    return Gallery(options.out / "gallery", title=options.manifest.stem, total=total)
+    return Gallery(options.out / "gallery", title=options.manifest.stem, total=total, clock=clock)
 
 
 @asynccontextmanager

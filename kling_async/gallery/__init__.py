@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 import anyio
 import anyio.to_thread
 
+from kling_async._clock import SystemClock
 from kling_async.gallery.cards import LIMIT, Deck
 from kling_async.gallery.live import Live
 from kling_async.gallery.page import INDEX, freeze, template
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncGenerator
 
+    from kling_async._core.clock import Clock
     from kling_async._core.events import Event, Observer
     from kling_async.gallery.cards import Card
 
@@ -43,6 +45,7 @@ class Gallery(anyio.AsyncContextManagerMixin):
             page refers to them relatively.
         title: What the page is called.
         total: How many jobs there will be, if that is known.
+        clock: The clock of the sessions that it watches, if it is not the system's.
         live: Whether to serve it meanwhile.
         port: Where to serve it, on loopback; 0 takes a free port.
         limit: Jobs that the page holds; beyond them the oldest that have ended leave it.
@@ -57,6 +60,7 @@ class Gallery(anyio.AsyncContextManagerMixin):
         *,
         title: str = "Kling",
         total: int | None = None,
+        clock: Clock | None = None,
         live: bool = True,
         port: int = 0,
         limit: int = LIMIT,
@@ -66,7 +70,7 @@ class Gallery(anyio.AsyncContextManagerMixin):
         self.folder = Path(folder).absolute()
         self._deck = Deck(title, total=total, limit=limit)
         self._pictures = Pictures(self.folder)
-        self._live = Live(self._deck) if live else None
+        self._live = Live(self._deck, clock or SystemClock()) if live else None
         self._port = port
         self._unsettled: deque[Card] = deque()
         self._work = asyncio.Event()

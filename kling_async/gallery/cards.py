@@ -115,6 +115,7 @@ class Card:
         ended: When its prediction was seen to have ended.
         saved: When the video was on the disk.
         video: The file.
+        elsewhere: Where the video is, when that is no file of this computer.
         bytes: Its length.
         note: What it waits for, when that is not just its turn.
         trouble: Why there is no video.
@@ -140,6 +141,7 @@ class Card:
     ended: float | None = None
     saved: float | None = None
     video: Path | None = None
+    elsewhere: str | None = None
     bytes: int | None = None
     note: str = ""
     trouble: Trouble | None = None

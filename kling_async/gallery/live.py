@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
+    from kling_async._core.clock import Clock
     from kling_async.gallery.cards import Deck
 
 _HOST: Final = "127.0.0.1"
@@ -46,12 +47,14 @@ class Live:
 
     Args:
         deck: What the page shows.
+        clock: The session's clock: what the page counts the time by.
         refresh: Seconds between two messages to a page at least.
         pulse: Seconds between two messages at most: the page's clock goes by them.
     """
 
-    def __init__(self, deck: Deck, *, refresh: float = 0.25, pulse: float = 1.0) -> None:
+    def __init__(self, deck: Deck, clock: Clock, *, refresh: float = 0.25, pulse: float = 1.0) -> None:
         self._deck = deck
+        self._clock = clock
         self._refresh = refresh
         self._pulse = pulse
         self._secret = secrets.token_urlsafe(16)
@@ -60,6 +63,11 @@ class Live:
         self._numbers: dict[Path, int] = {}
         self._news = asyncio.Event()
         self._kept: str | None = None
+        app = web.Application(middlewares=[self._guard])
+        app.router.add_get("/{secret}/", self._page)
+        app.router.add_get("/{secret}/events", self._events)
+        app.router.add_get("/{secret}/files/{number:[0-9]+}", self._file)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_CLOSING_SECONDS)
         self.url = ""
 
     @asynccontextmanager
@@ -69,11 +77,7 @@ class Live:
         Args:
             port: Where to listen; 0 takes a free port.
         """
-        app = web.Application(middlewares=[self._guard])
-        app.router.add_get("/{secret}/", self._page)
-        app.router.add_get("/{secret}/events", self._events)
-        app.router.add_get("/{secret}/files/{number:[0-9]+}", self._file)
-        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_CLOSING_SECONDS)
+        runner = self._runner
         await runner.setup()
         try:
             await web.TCPSite(runner, _HOST, port).start()
@@ -151,7 +155,7 @@ class Live:
                     chunk = changed[first : first + _CHUNK]
                     seen = chunk[-1].version
                     await response.write(_message("cards", [as_data(card, self._link) for card in chunk], seen))
-                await response.write(_message("about", about(self._deck)))
+                await response.write(_message("about", about(self._deck) | {"now": self._clock.now()}))
                 if kept is not None:
                     await response.write(_message("end", kept))
                     return response

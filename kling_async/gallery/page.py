@@ -57,7 +57,7 @@ def as_data(card: Card, link: Link) -> dict[str, Any]:
         "image": _picture(card.image, link),
         "end": _picture(card.end_image, link),
         "video": None if card.video is None else link(card.video),
-        "file": None if card.video is None else card.video.name,
+        "file": card.elsewhere if card.video is None else card.video.name,
         "bytes": card.bytes,
         "cost": None if card.cost is None else float(card.cost),
         "id": card.prediction_id,

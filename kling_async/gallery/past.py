@@ -59,6 +59,8 @@ def gallery_of_ledger(
             card.describe(asked[row.digest])
         fill(card, row)
         card.video = _video(row, ledger)
+        if card.video is None:
+            card.elsewhere = row.path
         for picture in card.pictures:
             pictures.settle(picture)
         deck.now = max(deck.now, row.updated_at)

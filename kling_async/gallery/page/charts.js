@@ -85,8 +85,9 @@ class Charts {
     const steps = [];
     for (const card of cards) {
       const generating = this.store.phases(card)[1];
-      if (card.times[1] === null || generating === null) continue;
-      steps.push([card.times[1], 1], [card.times[1] + generating, -1]);
+      if (card.times[1] === null) continue;
+      steps.push([card.times[1], 1]);
+      if (card.times[2] !== null || card.times[3] !== null) steps.push([card.times[1] + generating, -1]);
     }
     steps.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
     let count = 0, most = 0;

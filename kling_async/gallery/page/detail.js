@@ -93,11 +93,11 @@ class Detail {
     } else {
       const why = {
         waiting: "It waits for its turn.", generating: "It is being generated.", downloading: "It is being downloaded.",
-        done: "It was not saved here.", failed: "No video came of it.", uncertain: "Nobody knows yet.", skipped: "It was never sent.",
+        done: card.file ? "It is not on this computer." : "It was not saved.", failed: "No video came of it.", uncertain: "Nobody knows yet.", skipped: "It was never sent.",
       };
       shown = element("p", {}, why[card.state]);
     }
-    return figure("Video", card.file ? `${card.file}, ${size(card.bytes)}` : "", shown);
+    return figure("Video", [card.file, size(card.bytes)].filter(Boolean).join(", "), shown);
   }
 
   times(card) {
