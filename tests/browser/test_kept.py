@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\"> & \u202eevil"
-LONG = "Supercalifragilistic" * 60
+HOSTILE = (
+    "<script>document.title = 'taken'</script><img src=x onerror=\"document.title='taken'\"> & \u202eevil, pan left"
+)
+LONG = "Supercalifragilistic" * 60 + " pan left"
 PRO, STANDARD = "kling-v2.1-pro", "kling-v2.1-standard"
 
 
@@ -30,10 +32,11 @@ async def kept(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> 
     folder = tmp_path_factory.mktemp("run")
     picture = folder / "face.png"
     picture.write_bytes(png(640, 360))
+    # One move of the camera for all of them, which makes it few videos to render.
     jobs = {
         "dawn": Job(model=PRO, prompt="The sun rises, pan left", image=picture, duration=5),
-        "noon": Job(model=STANDARD, prompt="The sun stands high", image=picture.read_bytes(), duration=5),
-        "night": Job(model=STANDARD, prompt="The moon, \u05d9\u05e8\u05d7", image=picture, duration=5),
+        "noon": Job(model=STANDARD, prompt="The sun stands high, pan left", image=picture.read_bytes(), duration=5),
+        "night": Job(model=STANDARD, prompt="The moon, pan left, \u05d9\u05e8\u05d7", image=picture, duration=5),
         "storm": Job(model=PRO, prompt="Fire", image=picture, duration=5),
         HOSTILE: Job(model=STANDARD, prompt=HOSTILE, image=picture, duration=5),
         LONG: Job(model=STANDARD, prompt=LONG, image=picture, duration=5),

@@ -75,16 +75,20 @@ def test_an_error_says_where_the_job_is_and_what_to_do(
 
 def test_a_submission_that_turns_out_to_be_accepted_is_no_trouble_any_more(deck: Deck, script: Script) -> None:
     script.admitted("a")
-    about = {"at": script.at, "key": "a", "batch": "spring", "job": script.jobs["a"]}
+    job = script.jobs["a"]
+
+    def now() -> tuple[Stage, str, bool]:
+        (card,) = deck.cards
+        return card.stage, card.note, card.trouble is not None
+
     refused = RateLimitedError("too many", status=429)
-    script.observer(events.Refused(**about, error=refused, again=4.0))
-    (card,) = deck.cards
-    assert card.stage is Stage.WAITING
-    assert card.note == "Not accepted yet, asked again in 4 s: too many"
-    script.observer(events.Uncertain(**about, error=SubmissionUncertainError("the reply was lost")))
-    assert card.stage is Stage.UNCERTAIN
+    script.observer(events.Refused(at=script.at, key="a", batch="spring", job=job, error=refused, again=4.0))
+    assert now() == (Stage.WAITING, "Not accepted yet, asked again in 4 s: too many", False)
+    lost = SubmissionUncertainError("the reply was lost")
+    script.observer(events.Uncertain(at=script.at, key="a", batch="spring", job=job, error=lost))
+    assert now() == (Stage.UNCERTAIN, "", True)
     script.accepted("a")
-    assert (card.stage, card.trouble, card.note) == (Stage.GENERATING, None, "")
+    assert now() == (Stage.GENERATING, "", False)
 
 
 def test_without_a_batch_a_video_is_done_when_it_is_made(deck: Deck, script: Script) -> None:
