@@ -28,7 +28,7 @@ from kling_async.gallery.pictures import Pictures
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
 
     from kling_async._core.clock import Clock
     from kling_async._core.events import Event, Observer
@@ -138,12 +138,14 @@ class Gallery(anyio.AsyncContextManagerMixin):
             self._pictures.settle(picture)
 
     async def _freeze(self) -> None:
+        # As they are now: a session that goes on changes them while the page is written.
+        cards = self._deck.cards
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self._write)
+            await anyio.to_thread.run_sync(self._write, cards)
         if self._live is not None:
             self._live.end(str(self.index))
 
-    def _write(self) -> None:
-        for card in self._deck.cards:
+    def _write(self, cards: Sequence[Card]) -> None:
+        for card in cards:
             self._settle_one(card)
-        freeze(self._deck, self.folder)
+        freeze(self._deck, cards, self.folder)

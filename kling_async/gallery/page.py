@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -105,19 +105,20 @@ def policy(*, live: bool) -> str:
     )
 
 
-def render(deck: Deck, *, link: Link | None = None) -> str:
+def render(deck: Deck, cards: Iterable[Card] = (), *, link: Link | None = None) -> str:
     """The page as HTML.
 
     Args:
-        deck: What it shows.
-        link: For a frozen page: how it finds the files. A live one has no cards in it; they come after it.
+        deck: The run.
+        cards: What a frozen page shows. A live one has none in it; they come after it.
+        link: How a frozen page finds the files.
 
     Raises:
         ConfigurationError: Jinja2 is not installed.
     """
     style, script, _, _ = _assets()
     live = link is None
-    data = about(deck) | {"live": live, "cards": [] if link is None else [as_data(card, link) for card in deck.cards]}
+    data = about(deck) | {"live": live, "cards": [] if link is None else [as_data(card, link) for card in cards]}
     return template().render(
         title=deck.title, style=style, script=script, policy=None if live else policy(live=False), data=data
     )
@@ -143,8 +144,13 @@ def template() -> jinja2.Template:
     return environment.get_template("page.html")
 
 
-def freeze(deck: Deck, folder: Path) -> Path:
+def freeze(deck: Deck, cards: Iterable[Card], folder: Path) -> Path:
     """Write the page to a folder, all at once or not at all.
+
+    Args:
+        deck: The run.
+        cards: What the page shows.
+        folder: Where it goes.
 
     Returns:
         The page.
@@ -156,6 +162,6 @@ def freeze(deck: Deck, folder: Path) -> Path:
     page = folder / INDEX
     part = folder / f".{INDEX}.part"
     # A title may come from a file name, which need not be text.
-    part.write_text(render(deck, link=relative_to(folder)), "utf-8", "replace")
+    part.write_text(render(deck, cards, link=relative_to(folder)), "utf-8", "replace")
     part.replace(page)
     return page

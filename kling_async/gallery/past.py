@@ -64,7 +64,7 @@ def gallery_of_ledger(
         for picture in card.pictures:
             pictures.settle(picture)
         deck.now = max(deck.now, row.updated_at)
-    return freeze(deck, folder)
+    return freeze(deck, deck.cards, folder)
 
 
 def _asked(manifest: Path, wanted: set[str]) -> dict[str, Job]:

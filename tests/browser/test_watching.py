@@ -110,7 +110,7 @@ async def test_five_thousand_jobs(tmp_path: Path, visit: Open) -> None:
     for card in deck.cards:
         for shown in card.pictures:
             shown.given, shown.path = None, picture
-    index = freeze(deck, tmp_path / "gallery")
+    index = freeze(deck, deck.cards, tmp_path / "gallery")
     async with visit(index) as tab:
         page = tab.page
         await page.locator(".tile").first.wait_for()

@@ -43,7 +43,7 @@ def data_of(page: str) -> dict[str, Any]:
 
 
 def frozen(deck: Deck, folder: Path) -> dict[str, Any]:
-    return data_of(freeze(deck, folder).read_text("utf-8"))
+    return data_of(freeze(deck, deck.cards, folder).read_text("utf-8"))
 
 
 def test_hostile_text_is_text(tmp_path: Path) -> None:
@@ -54,10 +54,10 @@ def test_hostile_text_is_text(tmp_path: Path) -> None:
     tags = []
     for deck in (plain, hostile):
         reader = Tags()
-        reader.feed(render(deck, link=link))
+        reader.feed(render(deck, deck.cards, link=link))
         tags.append(reader.found)
     assert tags[0] == tags[1], "the same elements with the same attributes, whatever is said"
-    (card,) = data_of(render(hostile, link=link))["cards"]
+    (card,) = data_of(render(hostile, hostile.cards, link=link))["cards"]
     assert card["key"] == card["prompt"] == card["batch"] == HOSTILE
     assert HOSTILE in card["trouble"]["message"]
 
@@ -69,7 +69,7 @@ def test_secrets_of_urls_are_not_on_the_page(tmp_path: Path) -> None:
     script.accepted("a")
     script.ended("a")
     folder = tmp_path / "gallery"
-    page = freeze(deck, folder).read_text("utf-8")
+    page = freeze(deck, deck.cards, folder).read_text("utf-8")
     assert "signature" not in page
     assert "outputs.example" not in page
 
