@@ -347,15 +347,21 @@ _STAGES = {
 }
 
 
-def fill(card: Card, row: Row) -> None:
-    """Take over what a ledger knows of a job. It has neither the prompt nor the images."""
+def fill(card: Card, row: Row, completed: float | None = None) -> None:
+    """Take over what a ledger knows of a job. It has neither the prompt nor the images.
+
+    Args:
+        card: The job's card.
+        row: Its row.
+        completed: When its prediction was seen to have completed.
+    """
     card.stage = _STAGES[row.state]
     model = find_model(row.model)
     card.model = row.model if model is None else model.name
     card.prediction_id, card.attempts, card.cost = row.prediction_id, row.attempt, row.cost
     card.begun, card.accepted = row.intent_at, row.submitted_at
     if row.state is State.DOWNLOADED:
-        card.saved, card.bytes = row.updated_at, row.bytes
+        card.ended, card.saved, card.bytes = completed, row.updated_at, row.bytes
     elif card.stage.ended:
         card.ended = row.updated_at
     card.trouble = _trouble(row)

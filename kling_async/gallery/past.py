@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kling_async.gallery.cards import LIMIT, Deck, fill
 from kling_async.gallery.page import freeze, template
 from kling_async.gallery.pictures import Pictures
-from kling_async.ledger import read_ledger
+from kling_async.ledger import State, read_ledger, read_steps
 from kling_async.manifest import read_manifest
 
 if TYPE_CHECKING:
@@ -53,11 +53,14 @@ def gallery_of_ledger(
     deck = Deck(batch or ledger.stem, total=len(rows), limit=max(LIMIT, len(rows)))
     asked = _asked(Path(manifest), {row.digest for row in rows}) if manifest is not None else {}
     pictures = Pictures(folder)
+    ended = {
+        (step.batch, step.key): step.at for step in read_steps(ledger, batch=batch) if step.state is State.COMPLETED
+    }
     for row in rows:
         card = deck.card(row.batch, row.key, provider)
         if row.digest in asked:
             card.describe(asked[row.digest])
-        fill(card, row)
+        fill(card, row, ended.get((row.batch, row.key)))
         card.video = _video(row, ledger)
         if card.video is None:
             card.elsewhere = row.path

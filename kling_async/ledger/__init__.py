@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from kling_async._core.states import MOVES, OPEN, Entry, Row, State
 from kling_async.ledger.memory import MemoryLedger
-from kling_async.ledger.sqlite import SQLiteLedger, read_ledger
+from kling_async.ledger.sqlite import SQLiteLedger, Step, read_ledger, read_steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,8 +24,10 @@ __all__ = [
     "Row",
     "SQLiteLedger",
     "State",
+    "Step",
     "open_ledger",
     "read_ledger",
+    "read_steps",
 ]
 
 

@@ -74,6 +74,25 @@ class _Asked:
     loop: asyncio.AbstractEventLoop
 
 
+@attrs.frozen(kw_only=True)
+class Step:
+    """Where a job came to, and when.
+
+    Attributes:
+        batch: The batch's name; empty outside a batch.
+        key: The job's name.
+        state: Where it came to.
+        at: Seconds since the epoch.
+        attempt: How many paid requests were sent for it by then.
+    """
+
+    batch: str
+    key: str
+    state: State
+    at: float
+    attempt: int
+
+
 class SQLiteLedger:
     """A ledger in a file.
 
@@ -330,9 +349,6 @@ def read_ledger(
     Raises:
         LedgerError: There is no such file, or it is no ledger.
     """
-    path = Path(path)
-    if not path.exists():
-        raise LedgerError(f"there is no ledger {path}", advice="name the file that was given as ledger=")
     words = None if states is None else [state.value for state in states]
     conditions = ["1"]
     values: list[object] = []
@@ -342,12 +358,41 @@ def read_ledger(
     if words is not None:
         conditions.append(f"state IN ({', '.join('?' * len(words))})")
         values += words
+    with _reader(Path(path)) as connection:
+        query = f"{_SELECT} WHERE {' AND '.join(conditions)} ORDER BY updated_at"
+        for row in connection.execute(query, values):
+            yield _read(row)
+
+
+def read_steps(path: str | os.PathLike[str], *, batch: str | None = None) -> Iterator[Step]:
+    """What happened to the jobs of a ledger file, in the order in which it was written down.
+
+    Args:
+        path: The file.
+        batch: Only this batch's jobs; "" is what was submitted outside of batches.
+
+    Raises:
+        LedgerError: There is no such file, or it is no ledger.
+    """
+    query = "SELECT batch, key, state, at, attempt FROM step WHERE ?1 IS NULL OR batch = ?1 ORDER BY rowid"
+    with _reader(Path(path)) as connection:
+        for its_batch, key, state, at, attempt in connection.execute(query, (batch,)):
+            yield Step(batch=its_batch, key=key, state=State(state), at=at, attempt=attempt)
+
+
+@contextlib.contextmanager
+def _reader(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that writes nothing, so that another process may.
+
+    Raises:
+        LedgerError: There is no such file, or it is no ledger.
+    """
+    if not path.exists():
+        raise LedgerError(f"there is no ledger {path}", advice="name the file that was given as ledger=")
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             _verify(connection, path)
-            query = f"{_SELECT} WHERE {' AND '.join(conditions)} ORDER BY updated_at"
-            for row in connection.execute(query, values):
-                yield _read(row)
+            yield connection
     except sqlite3.DatabaseError as error:
         raise _unusable(path, error) from error
 

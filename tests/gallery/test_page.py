@@ -162,12 +162,13 @@ async def test_a_video_that_moved_with_its_ledger_is_found(tmp_path: Path) -> No
     places = {"here": str(tmp_path / "gone" / "here.mp4"), "there": "s3://bucket/there.mp4"}
     for key, path in places.items():
         await ledger.claim("b", key, digest=key, model="kwaivgi/kling-v2.1-i2v-pro", at=1.0)
-        for state in (State.INTENT, State.SUBMITTED, State.COMPLETED):
-            await ledger.record(Entry(batch="b", key=key, state=state, at=2.0, prediction_id=key))
+        for state, at in ((State.INTENT, 2.0), (State.SUBMITTED, 2.0), (State.COMPLETED, 2.5)):
+            await ledger.record(Entry(batch="b", key=key, state=state, at=at, prediction_id=key))
         await ledger.record(Entry(batch="b", key=key, state=State.DOWNLOADED, at=3.0, path=path, bytes=7))
     await ledger.aclose()
     (tmp_path / "here.mp4").write_bytes(TINY_MP4)
     cards = data_of(gallery_of_ledger(tmp_path / "run.db", tmp_path / "gallery").read_text())["cards"]
+    assert {card["key"]: card["times"] for card in cards}["here"] == [2.0, 2.0, 2.5, 3.0]
     assert [(card["key"], card["video"], card["file"]) for card in cards] == [
         ("here", "../here.mp4", "here.mp4"),
         ("there", None, "s3://bucket/there.mp4"),

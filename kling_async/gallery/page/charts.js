@@ -180,7 +180,7 @@ function stepped(points, time, width, most, say, label) {
 }
 
 function histogram(times, median, to) {
-  const bins = new Array(48).fill(0);
+  const bins = new Array(times.length < 50 ? 24 : 48).fill(0);
   for (const seconds of times) bins[Math.min(bins.length - 1, Math.floor(seconds / to * bins.length))] += 1;
   const most = Math.max(...bins), wide = 480 / bins.length, tall = 34;
   const d = bins.map((count, place) => {

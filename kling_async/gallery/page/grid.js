@@ -139,7 +139,7 @@ function fillTile(tile, card, store) {
   setText(key, card.key);
   setText(time, span(generating));
   setText(prompt, card.prompt || card.image?.said || "");
-  setText(facts, unusual ? card.trouble?.message ?? (card.note || word) : [card.seconds ? `${card.seconds} s` : "", card.model].filter(Boolean).join(", "));
+  setText(facts, unusual ? brief(card.trouble?.message) ?? (card.note || word) : [card.seconds ? `${card.seconds} s` : "", card.model].filter(Boolean).join(", "));
   setText(cost, unusual || card.cost === null ? "" : money(card.cost));
   state.className = "dot";
   state.hidden = !unusual;
@@ -148,6 +148,9 @@ function fillTile(tile, card, store) {
   tile.button.setAttribute("aria-label", [card.key, word, card.trouble?.message, card.prompt.slice(0, 200), card.model].filter(Boolean).join(", "));
   fillMat(tile, card);
 }
+
+// What is the same in all failures is left to the page of the one.
+const brief = (message) => message?.replace(/^the prediction ended as \S+?(?: with code \d+)?: /, "");
 
 // The picture: a small copy of the input, the input itself, or the first frame of the video.
 function fillMat(tile, card) {

@@ -100,10 +100,10 @@ function showTools() {
   const names = models.map(({model}) => model).filter(Boolean).sort();
   if (select.dataset.names !== names.join("\n") || !select.options.length) {
     select.dataset.names = names.join("\n");
-    select.replaceChildren(element("option", {value: ""}, "all models"), ...names.map((name) => element("option", {value: name}, name)));
+    select.replaceChildren(element("option", {value: ""}, "All models"), ...names.map((name) => element("option", {value: name}, name)));
   }
   select.value = store.look.model;
-  select.parentElement.hidden = names.length < 2 && !store.look.model;
+  select.hidden = names.length < 2 && !store.look.model;
   $("sort").value = store.look.sort;
   if ($("q").value !== store.look.q) $("q").value = store.look.q;
 }
