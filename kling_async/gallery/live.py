@@ -63,6 +63,8 @@ class Live:
         self._numbers: dict[Path, int] = {}
         self._news = asyncio.Event()
         self._kept: str | None = None
+        # Read from the disk now, while nobody waits.
+        self._policy = policy(live=True) + "; frame-ancestors 'none'"
         app = web.Application(middlewares=[self._guard])
         app.router.add_get("/{secret}/", self._page)
         app.router.add_get("/{secret}/events", self._events)
@@ -120,7 +122,7 @@ class Live:
 
     async def _page(self, request: web.Request) -> web.Response:
         del request
-        headers = _HEADERS | {"Content-Security-Policy": policy(live=True) + "; frame-ancestors 'none'"}
+        headers = _HEADERS | {"Content-Security-Policy": self._policy}
         return web.Response(text=render(self._deck), content_type="text/html", headers=headers)
 
     async def _file(self, request: web.Request) -> web.StreamResponse:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import anyio
 import pytest
+from blockbuster import blockbuster_ctx
 
 from kling_async._clock import SystemClock
 from kling_async.emulator.tiny import TINY_MP4
@@ -22,6 +23,12 @@ from support.gallery import START, Script
 from support.pictures import png
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def _nothing_blocks() -> Iterator[None]:
+    with blockbuster_ctx("kling_async.gallery"):
+        yield
 
 
 @pytest.fixture
