@@ -22,7 +22,7 @@ import anyio.to_thread
 from kling_async._clock import SystemClock
 from kling_async.gallery.cards import LIMIT, Deck
 from kling_async.gallery.live import Live
-from kling_async.gallery.page import INDEX, freeze, template
+from kling_async.gallery.page import INDEX, freeze, prepare
 from kling_async.gallery.past import gallery_of_ledger
 from kling_async.gallery.pictures import Pictures
 
@@ -51,7 +51,7 @@ class Gallery(anyio.AsyncContextManagerMixin):
         limit: Jobs that the page holds; beyond them the oldest that have ended leave it.
 
     Raises:
-        ConfigurationError: Jinja2 is not installed.
+        ConfigurationError: When it is entered: Jinja2 is not installed.
     """
 
     def __init__(
@@ -65,8 +65,6 @@ class Gallery(anyio.AsyncContextManagerMixin):
         port: int = 0,
         limit: int = LIMIT,
     ) -> None:
-        # What is missing is told before a job is paid for.
-        template()
         self.folder = Path(folder).absolute()
         self._deck = Deck(title, total=total, limit=limit)
         self._pictures = Pictures(self.folder)
@@ -99,6 +97,8 @@ class Gallery(anyio.AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
+        # What is missing is told before a job is paid for.
+        await anyio.to_thread.run_sync(prepare)
         raised: BaseException | None = None
         async with AsyncExitStack() as stack:
             if self._live is not None:

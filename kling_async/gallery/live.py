@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
+import anyio.to_thread
 from aiohttp import web
 
-from kling_async.gallery.page import about, as_data, policy, render
+from kling_async.gallery.page import about, as_data, policy, prepare, render
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -63,8 +64,6 @@ class Live:
         self._numbers: dict[Path, int] = {}
         self._news = asyncio.Event()
         self._kept: str | None = None
-        # Read from the disk now, while nobody waits.
-        self._policy = policy(live=True) + "; frame-ancestors 'none'"
         app = web.Application(middlewares=[self._guard])
         app.router.add_get("/{secret}/", self._page)
         app.router.add_get("/{secret}/events", self._events)
@@ -79,6 +78,7 @@ class Live:
         Args:
             port: Where to listen; 0 takes a free port.
         """
+        await anyio.to_thread.run_sync(prepare)
         runner = self._runner
         await runner.setup()
         try:
@@ -122,7 +122,7 @@ class Live:
 
     async def _page(self, request: web.Request) -> web.Response:
         del request
-        headers = _HEADERS | {"Content-Security-Policy": self._policy}
+        headers = _HEADERS | {"Content-Security-Policy": policy(live=True) + "; frame-ancestors 'none'"}
         return web.Response(text=render(self._deck), content_type="text/html", headers=headers)
 
     async def _file(self, request: web.Request) -> web.StreamResponse:

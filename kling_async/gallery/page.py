@@ -119,18 +119,23 @@ def render(deck: Deck, cards: Iterable[Card] = (), *, link: Link | None = None) 
     style, script, _, _ = _assets()
     live = link is None
     data = about(deck) | {"live": live, "cards": [] if link is None else [as_data(card, link) for card in cards]}
-    return template().render(
+    return _template().render(
         title=deck.title, style=style, script=script, policy=None if live else policy(live=False), data=data
     )
 
 
-@cache
-def template() -> jinja2.Template:
-    """The frame of the page.
+def prepare() -> None:
+    """Read the parts of the page from the disk.
 
     Raises:
         ConfigurationError: Jinja2 is not installed.
     """
+    _template()
+    _assets()
+
+
+@cache
+def _template() -> jinja2.Template:
     try:
         import jinja2  # noqa: PLC0415 -- of an extra
     except ModuleNotFoundError:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kling_async.gallery.cards import LIMIT, Deck, fill
-from kling_async.gallery.page import freeze, template
+from kling_async.gallery.page import freeze, prepare
 from kling_async.gallery.pictures import Pictures
 from kling_async.ledger import State, read_ledger, read_steps
 from kling_async.manifest import read_manifest
@@ -46,7 +46,7 @@ def gallery_of_ledger(
         ConfigurationError: Jinja2 is not installed.
         OSError: The page cannot be written.
     """
-    template()
+    prepare()
     ledger, folder = Path(ledger), Path(folder).absolute()
     rows = list(read_ledger(ledger, batch=batch))
     rows.sort(key=lambda row: (row.intent_at or row.updated_at, row.key))
