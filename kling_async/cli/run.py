@@ -94,6 +94,10 @@ def run(options: RunOptions) -> Exit:
     _supported(manifest, options.provider)
     if not options.emulator:
         options.session()  # a missing key is told before anything else is
+    if options.gallery:
+        from kling_async.gallery.page import prepare  # noqa: PLC0415 -- a page is not wanted in every run
+
+        prepare()  # and so is a missing package
     if not options.quiet:
         _tell_plan(to, manifest, options)
     options.out.mkdir(parents=True, exist_ok=True)
