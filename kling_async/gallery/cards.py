@@ -23,7 +23,7 @@ from kling_async._core.prediction import Prediction, Status
 from kling_async.ledger import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from kling_async._core.events import Event, Observer
     from kling_async._core.job import Job
@@ -163,6 +163,15 @@ class Card:
         self.settings = {name: str(value) for name, value in settings.items() if value is not None}
 
     @property
+    def files(self) -> Mapping[str, Path | None]:
+        """Its files, by what they are."""
+        files = {"video": self.video}
+        for name, picture in (("image", self.image), ("end", self.end_image)):
+            if picture is not None:
+                files |= {name: picture.path, f"{name}-small": picture.poster}
+        return files
+
+    @property
     def pictures(self) -> Iterator[Picture]:
         """The input images."""
         for picture in (self.image, self.end_image):
@@ -193,6 +202,7 @@ class Deck:
         self._version = 0
         # The last changed last: what is new since a version is found from the end.
         self._cards: dict[tuple[str, str, str], Card] = {}
+        self._by_number: dict[int, Card] = {}
 
     @property
     def cards(self) -> list[Card]:
@@ -203,6 +213,10 @@ class Deck:
     def version(self) -> int:
         """That of the last change."""
         return self._version
+
+    def numbered(self, number: int) -> Card | None:
+        """The card of that number, unless it has left."""
+        return self._by_number.get(number)
 
     def changed_since(self, version: int) -> list[Card]:
         """Cards that changed after that version, the longest unchanged first."""
@@ -265,6 +279,7 @@ class Deck:
         if card is None:
             self._make_room()
             card = self._cards[name] = Card(self._numbered, key, batch, provider=provider)
+            self._by_number[card.number] = card
             self._numbered += 1
         return card
 
@@ -289,7 +304,7 @@ class Deck:
         # By tenths, so that not every new card looks through all the others.
         leaving = [name for name, card in self._cards.items() if card.stage.ended][: max(1, self._limit // 10)]
         for name in leaving:
-            del self._cards[name]
+            del self._by_number[self._cards.pop(name).number]
         self.dropped += len(leaving)
 
 

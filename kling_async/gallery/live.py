@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kling_async._core.clock import Clock
-    from kling_async.gallery.cards import Deck
+    from kling_async.gallery.cards import Card, Deck
+    from kling_async.gallery.page import Link
 
 _HOST: Final = "127.0.0.1"
 _CHUNK: Final = 500
@@ -60,14 +61,12 @@ class Live:
         self._pulse = pulse
         self._secret = secrets.token_urlsafe(16)
         self._hosts: frozenset[str] = frozenset()
-        self._files: list[Path] = []
-        self._numbers: dict[Path, int] = {}
         self._news = asyncio.Event()
         self._kept: str | None = None
         app = web.Application(middlewares=[self._guard])
         app.router.add_get("/{secret}/", self._page)
         app.router.add_get("/{secret}/events", self._events)
-        app.router.add_get("/{secret}/files/{number:[0-9]+}", self._file)
+        app.router.add_get("/{secret}/files/{number:[0-9]{1,12}}/{name:[a-z-]+}", self._file)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_CLOSING_SECONDS)
         self.url = ""
 
@@ -126,21 +125,14 @@ class Live:
         return web.Response(text=render(self._deck), content_type="text/html", headers=headers)
 
     async def _file(self, request: web.Request) -> web.StreamResponse:
-        number = int(request.match_info["number"][:9])
-        if number >= len(self._files) or not await anyio.Path(self._files[number]).is_file():
+        card = self._deck.numbered(int(request.match_info["number"]))
+        path = None if card is None else card.files.get(request.match_info["name"])
+        if path is None or not await anyio.Path(path).is_file():
             return web.Response(status=404, headers=_HEADERS)
-        path = self._files[number]
         # By a list of ours and never by guess: a picture may be called `x.html`.
         kind = {"Content-Type": _TYPES.get(path.suffix.lower(), "application/octet-stream")}
         closed = {"Content-Security-Policy": "default-src 'none'; sandbox", "Cache-Control": "no-cache"}
         return web.FileResponse(path, headers=_HEADERS | kind | closed)
-
-    def _link(self, path: Path) -> str:
-        number = self._numbers.get(path)
-        if number is None:
-            number = self._numbers[path] = len(self._files)
-            self._files.append(path)
-        return f"files/{number}"
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """All cards, or those that changed since the page was cut off; and then every change."""
@@ -156,7 +148,7 @@ class Live:
                 for first in range(0, len(changed), _CHUNK):
                     chunk = changed[first : first + _CHUNK]
                     seen = chunk[-1].version
-                    await response.write(_message("cards", [as_data(card, self._link) for card in chunk], seen))
+                    await response.write(_message("cards", [as_data(card, _links(card)) for card in chunk], seen))
                 await response.write(_message("about", about(self._deck) | {"now": self._clock.now()}))
                 if kept is not None:
                     await response.write(_message("end", kept))
@@ -166,6 +158,17 @@ class Live:
                     await asyncio.sleep(self._refresh)
         except ConnectionError:
             return response  # the page was closed
+
+
+def _links(card: Card) -> Link:
+    """Links to the files of a card, which say nothing of where they are."""
+
+    def link(path: Path) -> str:
+        # Asked only now: pictures come in from a thread.
+        name = next(name for name, file in card.files.items() if file == path)
+        return f"files/{card.number}/{name}"
+
+    return link
 
 
 async def _first_of(news: asyncio.Event, seconds: float) -> None:

@@ -15,11 +15,15 @@ from urllib.parse import urlsplit
 from kling_async._core.job import image_type
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kling_async._core.job import Image
     from kling_async.gallery.cards import Picture
 
 _SIDE: Final = 480
 """Pixels of the longer side of a small copy: sharp on a dense screen, and some 20 KB."""
+_REMEMBERED: Final = 10_000
+"""Files whose small copies are known without reading them again."""
 _MAX_BYTES: Final = 32 * 2**20
 _MAX_PIXELS: Final = 100_000_000
 _SUFFIXES: Final = {"image/jpeg": ".jpg", "image/png": ".png"}
@@ -59,23 +63,28 @@ class Pictures:
         if content is None:
             return None
         suffix = _SUFFIXES.get(image_type(content) or "")
-        return None if suffix is None else self._written("images", content, suffix, content)
+        return None if suffix is None else self._written("images", content, suffix, bytes)
 
     def _poster(self, path: Path) -> Path | None:
         if not self._makes_posters:
             return None
         if path not in self._posters:
-            poster = None
-            if path.stat().st_size <= _MAX_BYTES:
-                content = path.read_bytes()
-                small = _small(content)
-                poster = None if small is None else self._written("posters", content, ".webp", small)
-            self._posters[path] = poster
+            if len(self._posters) >= _REMEMBERED:
+                self._posters.clear()
+            self._posters[path] = self._small_copy(path) if path.stat().st_size <= _MAX_BYTES else None
         return self._posters[path]
 
-    def _written(self, where: str, source: bytes, suffix: str, content: bytes) -> Path:
+    def _small_copy(self, path: Path) -> Path | None:
+        content = path.read_bytes()
+        return self._written("posters", content, ".webp", _small)
+
+    def _written(self, where: str, source: bytes, suffix: str, make: Callable[[bytes], bytes | None]) -> Path | None:
+        """The file of what is made of an image, made when it is not there."""
         path = self._folder / where / (hashlib.sha256(source).hexdigest()[:24] + suffix)
         if not path.exists():
+            content = make(source)
+            if content is None:
+                return None
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".part")
             part.write_bytes(content)

@@ -172,27 +172,29 @@ async def test_filter_and_search_and_an_address_for_what_is_seen(kept: Path, vis
 async def test_all_of_it_by_keyboard(kept: Path, visit: Open) -> None:
     async with visit(kept) as tab:
         page = tab.page
-        here = "() => { const at = document.activeElement; return at.closest('.tile')?.card.key ?? at.id }"
+
+        async def at(expected: str) -> None:
+            await page.wait_for_function(HERE, arg=expected)
+
         await page.keyboard.press("/")
-        assert await page.evaluate(here) == "q"
+        await at("q")
         await page.keyboard.press("ArrowDown")
-        assert await page.evaluate(here) == "dawn"
+        await at("dawn")
         await page.wait_for_function(PLAYS % "video.preview.playing")
         await page.keyboard.press("ArrowRight")
         await page.keyboard.press("ArrowRight")
-        assert await page.evaluate(here) == "night"
+        await at("night")
         await page.keyboard.press("Enter")
         title = page.locator("#detail-title")
         assert await title.text_content() == "night"
         await page.keyboard.press("ArrowRight")
         assert await title.text_content() == "storm"
         await page.keyboard.press("Escape")
-        await page.wait_for_function("() => !document.getElementById('detail').open")
-        assert await page.evaluate(here) == "storm", "the focus is where the reader was last"
+        await at("storm")  # the focus is where the reader was last
         await page.keyboard.press("End")
-        assert await page.evaluate(here) == LONG
+        await at(LONG)
         await page.keyboard.press("Home")
-        assert await page.evaluate(here) == "dawn"
+        await at("dawn")
         await page.keyboard.press("Enter")
         await page.go_back()
         await page.wait_for_function("() => !document.getElementById('detail').open")
@@ -203,7 +205,7 @@ async def test_all_of_it_by_keyboard(kept: Path, visit: Open) -> None:
             await page.keyboard.press("Tab")
             reached.append(await page.evaluate(REACHED))
         assert reached[:8] == ["skip", "tab-videos", "theme", "q", "model", "sort", "done", "failed"]
-        assert await page.evaluate(here) == "dawn"
+        await at("dawn")
 
 
 async def test_dark_and_light_can_be_read(kept: Path, visit: Open) -> None:
@@ -288,6 +290,7 @@ BLOCKED = """() => new Promise((resolve) => {
     seen.add(event.effectiveDirective);
     if (seen.size === 5) resolve([...seen]);
   });
+  setTimeout(() => resolve([...seen]), 5000);
   const add = (name, attributes) => document.body.append(Object.assign(document.createElement(name), attributes));
   fetch("http://127.0.0.1:9/").catch(() => {});
   add("img", {src: "http://127.0.0.1:9/x.png"});
@@ -295,6 +298,11 @@ BLOCKED = """() => new Promise((resolve) => {
   add("script", {textContent: "document.title = 'taken'"});
   document.body.setAttribute("style", "color: red");
 })"""
+
+HERE = """(expected) => {
+  const at = document.activeElement;
+  return (at.closest('.tile')?.card.key ?? at.id) === expected;
+}"""
 
 REACHED = """() => {
   const at = document.activeElement;

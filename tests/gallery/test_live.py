@@ -158,7 +158,10 @@ async def test_files_of_the_run_and_no_others(
         assert (reply.status, reply.content_type) == (200, "application/octet-stream"), "whatever it is called"
         assert reply.headers["X-Content-Type-Options"] == "nosniff"
         assert "sandbox" in reply.headers["Content-Security-Policy"]
-    for path in ("files/99", "files/-1", "files/" + "9" * 400, "files/..%2f..%2fsecret.txt", "files/", "secret.txt"):
+    for path in (
+        *("files/99/video", "files/-1/video", f"files/{'9' * 400}/video", "files/0/", "files/0/end", "files/0/x"),
+        *("files/0/..%2f..%2fsecret.txt", "files/..%2f..%2fsecret.txt", "secret.txt"),
+    ):
         async with http.get(address(gallery, path)) as reply:
             assert reply.status == 404, path
     video.unlink()
