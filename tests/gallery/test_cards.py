@@ -141,6 +141,7 @@ def test_beyond_the_limit_the_oldest_that_ended_leave(tmp_path: Path) -> None:
     assert len(deck.cards) <= 20
     assert deck.dropped + len(deck.cards) == 101
     assert [deck.cards[0].key, deck.cards[-1].key] == ["runs", "99"]
+    assert [deck.numbered(0), deck.numbered(1), deck.numbered(100)] == [deck.cards[0], None, deck.cards[-1]]
     gone = deck.dropped
     script.ended("0", Status.FAILED)
     assert deck.dropped >= gone
