@@ -24,7 +24,7 @@ Link: TypeAlias = Callable[[Path], str]
 """Makes the URL under which the page finds a file."""
 
 INDEX: Final = "index.html"
-_PARTS: Final = Path(__file__).parent / "page"
+_PARTS: Final = Path(__file__).parent / "parts"
 _SCRIPTS: Final = ("words.js", "store.js", "grid.js", "detail.js", "charts.js", "main.js")
 
 
