@@ -130,6 +130,9 @@ def run(
         bool, typer.Option("--json", help="Results as JSON lines on stdout, the rest on stderr.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before money is spent.")] = False,
+    gallery: Annotated[
+        bool, typer.Option("--gallery", help="A page to watch it on, kept in OUT/gallery at the end.")
+    ] = False,
     speed: SpeedOption = 20.0,
     profile: ProfileOption = ProfileChoice.VIDEO,
 ) -> None:
@@ -157,6 +160,7 @@ def run(
         quiet=quiet,
         as_json=as_json,
         yes=yes,
+        gallery=gallery,
         speed=speed,
         profile=profile,
         debug=_debug(context),
@@ -212,6 +216,25 @@ def export(
 
     options = command.ExportOptions(ledger=ledger, out=out or ledger.parent, formats=tuple(formats or ()), batch=batch)
     _do(context, lambda: command.export(options))
+
+
+@app.command(epilog=EPILOG)
+def gallery(
+    context: typer.Context,
+    ledger: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The ledger of a run: OUT/run.db.")],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="Folder for the page.", show_default="gallery beside the ledger"),
+    ] = None,
+    batch: Annotated[str | None, typer.Option(help="Only the jobs of this batch.")] = None,
+    provider: ProviderOption = ProviderChoice.WAVESPEED,
+) -> None:
+    """Make the page of an earlier run, from its ledger and the videos that it saved."""
+    from kling_async.cli import page as command  # noqa: PLC0415 -- help is shown without loading it
+
+    options = command.PageOptions(ledger=ledger, out=out, batch=batch, provider=provider)
+    _do(context, lambda: command.page(options))
 
 
 @app.command(epilog=EPILOG)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -37,12 +37,15 @@ from kling_async.ledger import read_ledger
 from kling_async.manifest import Kind, Manifest, read_manifest
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from rich.console import Console
 
     from kling_async._batch import Batch
     from kling_async._core.clock import Clock
     from kling_async._core.job import JobFields
     from kling_async._core.prediction import Outcome
+    from kling_async.gallery import Gallery
 
 _FAILURES_SHOWN: Final = 20
 _WARNINGS_SHOWN: Final = 10
@@ -69,6 +72,7 @@ class RunOptions:
     quiet: bool = False
     as_json: bool = False
     yes: bool = False
+    gallery: bool = False
     speed: float = 20.0
     profile: ProfileChoice = ProfileChoice.VIDEO
     debug: bool = False
@@ -119,6 +123,10 @@ def run(options: RunOptions) -> Exit:
     _supported(manifest, options.provider)
     if not options.emulator:
         options.session()  # a missing key is told before anything else is
+    if options.gallery:
+        from kling_async.gallery.page import prepare  # noqa: PLC0415 -- a page is not wanted in every run
+
+        prepare()  # and so is a missing package
     if not options.quiet:
         _tell_plan(to, manifest, options)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -239,14 +247,18 @@ async def _run(to: Console, manifest: Manifest, options: RunOptions) -> Exit:
 
 async def _run_at(to: Console, manifest: Manifest, options: RunOptions, clock: Clock, more: dict[str, Any]) -> Exit:
     display = progress(to, clock, total=len(manifest), quiet=options.quiet)
-    session = options.session(observers=[display.observer(options.provider)], **more)
+    observers = [display.observer(options.provider)]
+    gallery = _gallery(options, len(manifest), clock)
+    if gallery is not None:
+        observers.append(gallery.observer(options.provider))
+    session = options.session(observers=observers, **more)
     start = clock.monotonic()
     interrupted = False
     trouble: Exception | None = None
     batch: Batch | None = None
     try:
         with Results(options.out / "results.jsonl") as results:
-            async with display, session as kling:
+            async with _shown(gallery, to, options), display, session as kling:
                 batch = kling.batch(
                     manifest,
                     name=options.manifest.resolve().stem,
@@ -265,6 +277,8 @@ async def _run_at(to: Console, manifest: Manifest, options: RunOptions, clock: C
             raise
         trouble = error
     _tell_end(to, options, display.board, batch, span(clock.monotonic() - start), interrupted=interrupted)
+    if gallery is not None and gallery.index.exists():
+        say(to, Text.assemble("Gallery: ", (str(gallery.index), "cyan")))
     tell_unsaved(
         to,
         display.board.unsaved,
@@ -279,6 +293,26 @@ async def _run_at(to: Console, manifest: Manifest, options: RunOptions, clock: C
     if trouble is not None:
         show_error(trouble)
     return _exit(display.board, trouble, interrupted=interrupted)
+
+
+def _gallery(options: RunOptions, total: int, clock: Clock) -> Gallery | None:
+    if not options.gallery:
+        return None
+    from kling_async.gallery import Gallery  # noqa: PLC0415 -- a page is not wanted in every run
+
+    return Gallery(options.out / "gallery", title=options.manifest.stem, total=total, clock=clock)
+
+
+@asynccontextmanager
+async def _shown(gallery: Gallery | None, to: Console, options: RunOptions) -> AsyncGenerator[None, None]:
+    """Serve the gallery while the block runs, and say where."""
+    if gallery is None:
+        yield
+        return
+    async with gallery:
+        if not options.quiet:
+            to.print(Text.assemble("Gallery: ", (gallery.url or "", "bold cyan")), soft_wrap=True)
+        yield
 
 
 def _tell_outcome(line: str, options: RunOptions) -> None:

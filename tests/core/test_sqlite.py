@@ -15,7 +15,18 @@ from pathlib import Path
 import pytest
 
 from kling_async import KeyReusedError, LedgerError
-from kling_async.ledger import MOVES, Content, Entry, Ledger, MemoryLedger, Row, SQLiteLedger, State, read_ledger
+from kling_async.ledger import (
+    MOVES,
+    Content,
+    Entry,
+    Ledger,
+    MemoryLedger,
+    Row,
+    SQLiteLedger,
+    State,
+    read_ledger,
+    read_steps,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -175,6 +186,28 @@ def start_other(path: Path) -> subprocess.Popen[str]:
     assert other.stdout is not None
     assert other.stdout.readline() == "open\n"
     return other
+
+
+async def test_the_steps_are_read_in_the_order_in_which_they_were_taken(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    ledger = SQLiteLedger(path)
+    await ledger.open()
+    await claim(ledger, "k")
+    await ledger.record(step("k", State.INTENT, 5.0, attempt=1))
+    await ledger.record(step("k", State.SUBMITTED, 7.0, prediction_id="p"))
+    await ledger.record(step("k", State.COMPLETED, 6.5))
+    taken = [(found.batch, found.key, found.state, found.at, found.attempt) for found in read_steps(path, batch="b")]
+    assert taken == [
+        ("b", "k", State.PENDING, 0.0, 0),
+        ("b", "k", State.INTENT, 5.0, 1),
+        ("b", "k", State.SUBMITTED, 7.0, 1),
+        ("b", "k", State.COMPLETED, 6.5, 1),
+    ]
+    assert list(read_steps(path, batch="")) == []
+    assert len(list(read_steps(path))) == 4
+    await ledger.aclose()
+    with pytest.raises(LedgerError, match="there is no ledger"):
+        list(read_steps(tmp_path / "missing.db"))
 
 
 async def test_a_second_writer_is_refused_and_the_lock_ends_with_the_process(tmp_path: Path) -> None:

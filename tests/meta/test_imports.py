@@ -13,7 +13,8 @@ import pytest
 import kling_async
 
 PACKAGE = Path(kling_async.__file__).parent
-LATE = ["aiohttp", "typer", "click", "rich", "av", "PIL", "numpy", "pyarrow", "pyrate_limiter", "redis", "obstore"]
+LATE = ["aiohttp", "typer", "click", "rich", "av", "PIL", "numpy", "pyarrow", "jinja2", "pyrate_limiter", "redis"]
+LATE += ["obstore"]
 """What the import of the package alone must not load: it is optional, or slow and not yet needed."""
 OPTIONAL_ROOMS = {"cli": ["typer", "rich"], "emulator": ["av", "PIL"], "_fit": ["PIL"]}
 MODULES = [
@@ -108,7 +109,7 @@ def test_without_the_extras_all_but_their_rooms_is_there() -> None:
         "kling_async.storage._objects",
     )
     modules = [name for name in MODULES if not name.startswith(needs_extras)]
-    assert fresh(WITHOUT, "typer,click,rich,av,PIL,numpy,pyarrow,redis,obstore", *modules) == {}
+    assert fresh(WITHOUT, "typer,click,rich,av,PIL,numpy,pyarrow,redis,obstore,jinja2", *modules) == {}
 
 
 def test_the_shared_limiter_without_its_extra_says_what_to_install() -> None:

@@ -16,6 +16,7 @@ PACKAGE = Path(kling_async.__file__).parent
 ROWS = (
     {"__main__"},
     {"cli", "testing"},
+    {"gallery"},
     {""},  # the package itself: the public names
     {"_session"},
     {"results"},
@@ -38,7 +39,7 @@ IMPURE = {"aiohttp", "anyio", "asyncio", "time", "random", "socket", "logging", 
 
 EVERYWHERE = {"attrs", "anyio"}
 ROOMS_OF = {
-    "aiohttp": {"_transport", "emulator", "webhooks"},
+    "aiohttp": {"_transport", "emulator", "gallery", "webhooks"},
     "yarl": {"_transport"},
     "cattrs": {"_core", "providers", "manifest"},
     "imagesize": {"_preflight"},
@@ -49,13 +50,14 @@ ROOMS_OF = {
     "click": {"cli"},
     "rich": {"cli"},
     "av": {"emulator"},
-    "PIL": {"_fit", "emulator", "cli"},
+    "PIL": {"_fit", "emulator", "cli", "gallery"},
+    "jinja2": {"gallery"},
     "obstore": {"storage"},
     "pytest": {"testing"},
 }
 """Third parties, by the rooms that may import them; what stands neither here nor above is imported nowhere."""
 DISTRIBUTIONS = {"pyrate_limiter": "pyrate-limiter", "PIL": "pillow", "yarl": "aiohttp", "click": "typer"}
-OPTIONAL = {"typer", "click", "rich", "av", "PIL", "pyarrow", "redis", "obstore"}
+OPTIONAL = {"typer", "click", "rich", "av", "PIL", "jinja2", "pyarrow", "redis", "obstore"}
 BY_ITSELF = {"pytest"}
 """What loads the module that imports it, hence is there whenever it is imported, and is declared nowhere."""
 

@@ -14,6 +14,7 @@ from kling_async import errors, events
 
 PUBLIC_MODULES = (
     "kling_async",
+    "kling_async.gallery",
     "kling_async.ledger",
     "kling_async.limits",
     "kling_async.manifest",

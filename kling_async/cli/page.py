@@ -1,0 +1,30 @@
+"""`kling-async gallery`: the page of an earlier run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+from rich.text import Text
+
+from kling_async.cli.interrupts import Exit
+from kling_async.cli.output import console, say
+from kling_async.gallery import gallery_of_ledger
+
+
+@attrs.frozen(kw_only=True)
+class PageOptions:
+    """What the user asked for; see the help of the command."""
+
+    ledger: Path
+    out: Path | None = None
+    batch: str | None = None
+    provider: str = "wavespeed"
+
+
+def page(options: PageOptions) -> Exit:
+    """Write the page and say where it is."""
+    folder = options.out or options.ledger.parent / "gallery"
+    made = gallery_of_ledger(options.ledger, folder, batch=options.batch, provider=options.provider)
+    say(console(), Text.assemble("Gallery: ", (str(made), "bold cyan")))
+    return Exit.WELL

@@ -1,0 +1,172 @@
+"""The page: one file with all its style and script in it, live or frozen."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from urllib.parse import quote
+
+import attrs
+
+from kling_async._core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import jinja2
+
+    from kling_async.gallery.cards import Card, Deck, Picture
+
+Link: TypeAlias = Callable[[Path], str]
+"""Makes the URL under which the page finds a file."""
+
+INDEX: Final = "index.html"
+_PARTS: Final = Path(__file__).parent / "parts"
+_SCRIPTS: Final = ("words.js", "store.js", "grid.js", "detail.js", "charts.js", "main.js")
+
+
+def relative_to(folder: Path) -> Link:
+    """Links from a page in `folder` to files on the same disk."""
+
+    def link(path: Path) -> str:
+        try:
+            relative = os.path.relpath(path, folder)
+        except ValueError:  # another drive of Windows
+            return path.absolute().as_uri()
+        # As bytes, for a name on a disk need not be text. All but the slash is quoted: `javascript:x` is a name too.
+        return quote(os.fsencode(relative.replace(os.sep, "/")), safe="/")
+
+    return link
+
+
+def as_data(card: Card, link: Link) -> dict[str, Any]:
+    """A card as the script of the page reads it."""
+    return {
+        "n": card.number,
+        "key": card.key,
+        "batch": card.batch,
+        "state": card.stage.value,
+        "model": card.model,
+        "provider": card.provider,
+        "prompt": card.prompt,
+        "seconds": card.seconds,
+        "settings": card.settings,
+        "image": _picture(card.image, link),
+        "end": _picture(card.end_image, link),
+        "video": None if card.video is None else link(card.video),
+        "file": card.elsewhere if card.video is None else card.video.name,
+        "bytes": card.bytes,
+        "cost": None if card.cost is None else float(card.cost),
+        "id": card.prediction_id,
+        "attempts": card.attempts,
+        "times": [card.begun, card.accepted, card.ended, card.saved],
+        "note": card.note,
+        "trouble": None if card.trouble is None else attrs.asdict(card.trouble),
+    }
+
+
+def _picture(picture: Picture | None, link: Link) -> dict[str, str | None] | None:
+    if picture is None:
+        return None
+    return {
+        "said": picture.said,
+        "full": None if picture.path is None else link(picture.path),
+        "poster": None if picture.poster is None else link(picture.poster),
+    }
+
+
+def about(deck: Deck) -> dict[str, Any]:
+    """What the page says of the whole run."""
+    return {"title": deck.title, "total": deck.total, "dropped": deck.dropped, "now": deck.now}
+
+
+@cache
+def _assets() -> tuple[str, str, str, str]:
+    """Style, script, and the digests by which the page's policy knows them."""
+    style = (_PARTS / "style.css").read_text("utf-8")
+    script = "\n".join((_PARTS / name).read_text("utf-8") for name in _SCRIPTS)
+    return style, script, _digest(style), _digest(script)
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def policy(*, live: bool) -> str:
+    """The page's Content-Security-Policy: nothing of its own but this style and this script, nothing from elsewhere."""
+    _, _, style, script = _assets()
+    files, server = ("'self'", "'self'") if live else ("'self' file:", "'none'")
+    return (
+        f"default-src 'none'; script-src {script}; style-src {style}; img-src {files} data:; media-src {files}; "
+        f"connect-src {server}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def render(deck: Deck, cards: Iterable[Card] = (), *, link: Link | None = None) -> str:
+    """The page as HTML.
+
+    Args:
+        deck: The run.
+        cards: What a frozen page shows. A live one has none in it; they come after it.
+        link: How a frozen page finds the files.
+
+    Raises:
+        ConfigurationError: Jinja2 is not installed.
+    """
+    style, script, _, _ = _assets()
+    live = link is None
+    data = about(deck) | {"live": live, "cards": [] if link is None else [as_data(card, link) for card in cards]}
+    return _template().render(
+        title=deck.title, style=style, script=script, policy=None if live else policy(live=False), data=data
+    )
+
+
+def prepare() -> None:
+    """Read the parts of the page from the disk.
+
+    Raises:
+        ConfigurationError: Jinja2 is not installed.
+    """
+    _template()
+    _assets()
+
+
+@cache
+def _template() -> jinja2.Template:
+    try:
+        import jinja2  # noqa: PLC0415 -- of an extra
+    except ModuleNotFoundError:
+        raise ConfigurationError(
+            "the gallery needs Jinja2", advice="pip install 'kling-async[gallery]' has what it needs"
+        ) from None
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_PARTS), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    return environment.get_template("page.html")
+
+
+def freeze(deck: Deck, cards: Iterable[Card], folder: Path) -> Path:
+    """Write the page to a folder, all at once or not at all.
+
+    Args:
+        deck: The run.
+        cards: What the page shows.
+        folder: Where it goes.
+
+    Returns:
+        The page.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / INDEX
+    part = folder / f".{INDEX}.part"
+    # A title may come from a file name, which need not be text.
+    part.write_text(render(deck, cards, link=relative_to(folder)), "utf-8", "replace")
+    part.replace(page)
+    return page

@@ -1,0 +1,167 @@
+// One job: its input and its video side by side, and all that is known of it.
+
+class Detail {
+  constructor(store, {neighbour, closed}) {
+    this.store = store;
+    this.dialog = $("detail");
+    this.neighbour = neighbour;
+    this.card = null;
+    const step = (by) => {
+      const card = this.neighbour(this.card, by);
+      if (card) this.show(card);
+    };
+    const button = (name, label, act, keys) =>
+      element("button", {class: "quiet", type: "button", "aria-label": label, title: label, "aria-keyshortcuts": keys, onclick: act}, icon(name));
+    this.title = element("h2", {id: "detail-title", dir: "auto", tabindex: -1});
+    this.state = element("span", {class: "state"});
+    this.previous = button("previous", "Previous", () => step(-1), "ArrowLeft");
+    this.next = button("next", "Next", () => step(1), "ArrowRight");
+    const close = button("close", "Close", () => this.dialog.close(), "Escape");
+    this.body = element("div", {class: "body"});
+    this.pair = element("div", {class: "pair"});
+    this.dialog.append(element("div", {class: "head"}, this.title, this.state, this.previous, this.next, close), this.body);
+    this.dialog.addEventListener("close", () => {
+      const {card} = this;
+      this.pair.replaceChildren();
+      this.card = this.looks = null;
+      closed(card);
+    });
+    this.dialog.addEventListener("click", (event) => {
+      if (event.target === this.dialog) this.dialog.close();
+    });
+    this.dialog.addEventListener("keydown", (event) => {
+      if (event.altKey || event.ctrlKey || event.metaKey || event.target.closest("video")) return;
+      if (event.key === "ArrowLeft") step(-1);
+      else if (event.key === "ArrowRight") step(1);
+      else if (event.key === " " && !event.target.closest("button")) this.toggle();
+      else return;
+      event.preventDefault();
+    });
+  }
+
+  toggle() {
+    const video = this.pair.querySelector("video");
+    if (video?.paused) video.play().catch(() => {});
+    else video?.pause();
+  }
+
+  show(card) {
+    this.card = card;
+    if (!this.dialog.open) this.dialog.showModal();
+    this.fill();
+    this.dialog.scrollTop = 0;
+    this.title.focus({preventScroll: true});
+  }
+
+  // What has changed meanwhile; the video plays on.
+  update() {
+    if (!this.card) return;
+    const card = this.store.cards.get(this.card.n);
+    if (!card) return;
+    this.card = card;
+    this.fill();
+  }
+
+  fill() {
+    const {card, store} = this;
+    setText(this.title, card.key);
+    this.state.className = `state of-${card.state}`;
+    this.state.replaceChildren(element("span", {class: "dot"}), store.word(card.state));
+    this.previous.disabled = !this.neighbour(card, -1);
+    this.next.disabled = !this.neighbour(card, 1);
+    this.fillPair(card);
+    const asked = element("div", {}, element("h3", {}, "Prompt"), element("p", {class: "prompt", dir: "auto"}, card.prompt || "Not known: a ledger keeps no prompts."));
+    const known = element("div", {}, ...this.times(card), facts(card));
+    this.body.replaceChildren(this.pair, ...trouble(card), element("div", {class: "columns"}, asked, known));
+  }
+
+  fillPair(card) {
+    const looks = JSON.stringify([card.n, card.image, card.end, card.video, card.state === "done" || card.state]);
+    if (looks === this.looks) return;
+    this.looks = looks;
+    const figures = [inputFigure("Input", card.image)];
+    if (card.end) figures.push(inputFigure("Last frame", card.end));
+    figures.push(this.videoFigure(card));
+    this.pair.replaceChildren(...figures);
+  }
+
+  videoFigure(card) {
+    let shown;
+    if (card.video) {
+      shown = element("video", {src: card.video, controls: true, loop: true, playsinline: true, preload: "auto", poster: card.image?.poster, "aria-label": `Video of ${card.key}`});
+      shown.addEventListener("error", () => shown.replaceWith(element("p", {}, this.store.about.over ? "The run has ended, and its live page with it. The kept page has the video." : "The video cannot be played. Is the file still there?")), {once: true});
+    } else {
+      const why = {
+        waiting: "It waits for its turn.", generating: "It is being generated.", downloading: "It is being downloaded.",
+        done: card.file ? "It is not on this computer." : "It was not saved.", failed: "No video came of it.", uncertain: "Nobody knows yet.", skipped: "It was never sent.",
+      };
+      shown = element("p", {}, why[card.state]);
+    }
+    return figure("Video", [card.file, size(card.bytes)].filter(Boolean).join(", "), shown);
+  }
+
+  times(card) {
+    const phases = this.store.phases(card);
+    const parts = [["waiting", "Waiting"], ["generating", "Generating"], ["downloading", "Downloading"]]
+      .map(([state, word], place) => ({state, word, seconds: phases[place]})).filter(({seconds}) => seconds !== null);
+    if (!parts.length) return [];
+    const strip = element("div", {class: "phases", "aria-hidden": "true"}, ...parts.map(({state, seconds}) => {
+      const part = element("i", {class: `of-${state}`});
+      part.style.flexGrow = Math.max(seconds, 0.01);
+      return part;
+    }));
+    const list = element("div", {class: "phase-list"}, ...parts.map(({state, word, seconds}) =>
+      element("span", {class: `of-${state}`}, element("span", {class: "dot"}), word, element("b", {}, span(seconds)))));
+    return [element("h3", {}, "Time"), strip, list];
+  }
+}
+
+function figure(name, said, shown) {
+  const caption = element("figcaption", {}, element("b", {}, name), said ? element("span", {dir: "auto", title: said}, said) : null);
+  return element("figure", {}, caption, element("div", {class: "frame"}, shown));
+}
+
+function inputFigure(name, picture) {
+  const source = picture?.full ?? picture?.poster;
+  let shown;
+  if (source) {
+    shown = element("img", {src: source, alt: picture.said ? `${name}: ${picture.said}` : name});
+    shown.addEventListener("error", () => {
+      // The photo has moved; the small copy is the gallery's own.
+      if (picture.poster && shown.getAttribute("src") !== picture.poster) shown.src = picture.poster;
+      else shown.replaceWith(element("p", {}, "The image is not there any more."));
+    });
+  } else if (picture?.said.includes("://")) {
+    shown = element("p", {}, "The image is on the web; this page asks nobody for it.");
+  } else shown = element("p", {}, picture ? "The image cannot be shown." : "Not known: a ledger keeps no images.");
+  return figure(name, picture?.said, shown);
+}
+
+function trouble(card) {
+  const of = card.trouble;
+  if (!of) return [];
+  const rows = [["Money", sentence(of.spent)], ["Error", of.kind, "mono"]];
+  if (of.advice) rows.unshift(["What to do", sentence(of.advice)]);
+  const list = element("dl", {}, ...rows.flatMap(([name, text, kind]) => [element("dt", {}, name), element("dd", {dir: "auto", class: kind}, text)]));
+  return [element("div", {class: `trouble of-${card.state}`}, element("h3", {dir: "auto"}, sentence(of.message)), list)];
+}
+
+const sentence = (text) => text && text[0].toUpperCase() + text.slice(1) + (/[.!?…]$/.test(text) ? "" : ".");
+
+function facts(card) {
+  const [begun] = card.times;
+  const price = card.cost === null ? card.id ? "not known" : "" : money(card.cost);
+  const rows = [
+    ["Model", card.model + (card.provider && card.provider !== "wavespeed" ? ` at ${card.provider}` : "")],
+    ["Length", card.seconds ? `${card.seconds} s` : ""],
+    ["Price", price],
+    ...Object.entries(card.settings),
+    ["Batch", card.batch],
+    ["Prediction", card.id, "mono"],
+    ["Attempts", card.attempts > 1 ? String(card.attempts) : ""],
+    ["Begun", begun === null ? "" : moment(begun)],
+    ["Note", card.note],
+  ].filter(([, value]) => value);
+  const list = rows.flatMap(([name, value, kind]) => [element("dt", {}, name), element("dd", {dir: "auto", class: kind}, value)]);
+  return element("dl", {class: "facts-list"}, ...list);
+}

@@ -1,0 +1,262 @@
+// Puts the parts together: what the address says, what the server tells, what the reader does.
+
+const data = JSON.parse($("data").textContent);
+const store = new Store(data);
+const grid = new Grid(store, (card) => openCard(card));
+const charts = new Charts(store, (card) => openCard(card));
+const detail = new Detail(store, {
+  neighbour: (card, by) => grid.cards[grid.cards.findIndex((other) => other.n === card.n) + by],
+  closed: (card) => {
+    if (location.hash.includes("job=")) address();
+    const place = grid.cards.findIndex((other) => other.n === card.n);
+    if (view === "videos" && place >= 0) grid.focus(place);
+  },
+});
+let view = "videos", wanted = null;
+
+// Looks
+
+const THEMES = {auto: "as the system", light: "light", dark: "dark"};
+
+function theme(name) {
+  if (name === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = name;
+  const label = `Colours: ${THEMES[name]}`;
+  const button = $("theme");
+  button.replaceChildren(icon(name));
+  button.title = label;
+  button.setAttribute("aria-label", label);
+  button.dataset.name = name;
+}
+
+function remembered() {
+  try {
+    return localStorage.getItem("kling-gallery-theme");
+  } catch {
+    return null;
+  }
+}
+
+theme(remembered() in THEMES ? remembered() : "auto");
+$("theme").addEventListener("click", () => {
+  const names = Object.keys(THEMES);
+  const next = names[(names.indexOf($("theme").dataset.name) + 1) % names.length];
+  theme(next);
+  try {
+    localStorage.setItem("kling-gallery-theme", next);
+  } catch { /* a page from the disk may not be let */ }
+});
+
+// What is shown
+
+function showFigures() {
+  const {counts, total, spent, unpriced, times, first, last, shown} = store.figures;
+  const {about} = store;
+  const figure = (value, small, said, kind = "") => element("div", {class: `figure ${kind}`}, element("b", {}, value, small ? element("small", {}, small) : null), element("span", {}, said));
+  const end = store.live && !about.over ? Math.max(about.now, last) : last;
+  const parts = [figure(number(counts.done + about.dropped), ` / ${number(total)}`, "done")];
+  const active = counts.generating + counts.downloading;
+  if (store.live && !about.over) parts.push(figure(number(active), "", "running"));
+  else if (active) parts.push(figure(number(active), "", "not fetched", "warn"));
+  if (counts.failed) parts.push(figure(number(counts.failed), "", "failed", "bad"));
+  if (counts.uncertain) parts.push(figure(number(counts.uncertain), "", "uncertain", "warn"));
+  if (counts.skipped) parts.push(figure(number(counts.skipped), "", "skipped"));
+  parts.push(figure(money(spent), unpriced ? ` + ${number(unpriced)} unpriced` : "", "by the price list"));
+  if (times.length) parts.push(figure(span(quantile(times, 0.5)), "", "median to generate"));
+  if (first < Infinity) parts.push(figure(span(end - first), "", store.live && !about.over ? "so far" : "in all"));
+  $("figures").replaceChildren(...parts);
+
+  const unseen = Math.max(0, total - shown);
+  const said = Object.entries(counts).filter(([, count]) => count).map(([state, count]) => `${number(count)} ${store.word(state).toLowerCase()}`);
+  $("bar").setAttribute("aria-label", said.join(", ") || "nothing yet");
+  const shares = ["done", "failed", "uncertain", "skipped", "downloading", "generating", "waiting"].map((state) => [state, counts[state] + (state === "waiting" ? unseen : state === "done" ? about.dropped : 0)]);
+  shares.filter(([, count]) => count).forEach(([state, count], place) => {
+    const part = $("bar").children[place] ?? $("bar").appendChild(element("i"));
+    part.className = `of-${state}`;
+    part.style.flexGrow = count;
+    part.style.background = state === "waiting" ? "transparent" : "var(--state)";
+  });
+  for (const rest of [...$("bar").children].slice(shares.filter(([, count]) => count).length)) rest.remove();
+}
+
+function showTools() {
+  const {counts, models} = store.figures;
+  const states = $("states");
+  for (const state of Object.keys(STATES)) {
+    let button = states.querySelector(`[data-state="${state}"]`);
+    const there = counts[state] || store.look.states.has(state);
+    if (!button && there) {
+      button = element("button", {type: "button", class: `of-${state}`, "data-state": state}, element("span", {class: "dot"}), element("span"), element("em"));
+      const later = [...states.children].find((other) => Object.keys(STATES).indexOf(other.dataset.state) > Object.keys(STATES).indexOf(state));
+      states.insertBefore(button, later ?? null);
+    }
+    if (!button) continue;
+    button.hidden = !there;
+    button.setAttribute("aria-pressed", store.look.states.has(state));
+    setText(button.children[1], store.word(state));
+    setText(button.children[2], number(counts[state]));
+  }
+  const select = $("model");
+  const names = models.map(({model}) => model).filter(Boolean).sort();
+  if (select.dataset.names !== names.join("\n") || !select.options.length) {
+    select.dataset.names = names.join("\n");
+    select.replaceChildren(element("option", {value: ""}, "All models"), ...names.map((name) => element("option", {value: name}, name)));
+  }
+  select.value = store.look.model;
+  select.hidden = names.length < 2 && !store.look.model;
+  $("sort").value = store.look.sort;
+  if ($("q").value !== store.look.q) $("q").value = store.look.q;
+}
+
+function showVideos() {
+  const seen = store.seen();
+  grid.show(seen);
+  const nothing = !store.cards.size;
+  $("none").hidden = seen.length > 0;
+  $("clear").hidden = nothing;
+  setText($("none-said"), nothing ? "No job has been taken up yet." : "No job is like that.");
+  $("dropped").hidden = !store.about.dropped;
+  setText($("dropped"), `${plural(store.about.dropped, "earlier job")} that ended well are not on this page; the ledger has them.`);
+  const filtered = seen.length !== store.cards.size;
+  setText($("found"), filtered ? `${plural(seen.length, "job")} of ${number(store.cards.size)}` : "");
+}
+
+function showLife() {
+  const {live, over, kept, lost, now} = store.about;
+  const life = $("life");
+  life.className = `life ${live && !over ? lost ? "lost" : "live" : ""}`;
+  const at = store.figures.last > -Infinity ? moment(store.figures.last) : now ? moment(now) : "";
+  setText(life, live ? over ? kept ? `Ended. Kept as ${kept}` : "Ended" : lost ? "Connection lost, trying again" : "Live" : at);
+}
+
+function showView() {
+  for (const name of ["videos", "run"]) {
+    $(name).hidden = view !== name;
+    $(`tab-${name}`).setAttribute("aria-selected", view === name);
+    $(`tab-${name}`).tabIndex = view === name ? 0 : -1;
+  }
+}
+
+function show() {
+  wanted = null;
+  store.counted = null;
+  showLife();
+  showFigures();
+  showTools();
+  showView();
+  if (view === "run") charts.soon();
+  else showVideos();
+  detail.update();
+}
+
+function soon() {
+  wanted ??= requestAnimationFrame(show);
+}
+
+// The address
+
+function address(push = false) {
+  const {q, states, model, sort} = store.look;
+  const said = new URLSearchParams();
+  if (view !== "videos") said.set("view", view);
+  if (q) said.set("q", q);
+  if (states.size) said.set("state", [...states].join(","));
+  if (model) said.set("model", model);
+  if (sort !== "order") said.set("sort", sort);
+  if (detail.card) said.set("job", detail.card.n);
+  try {
+    history[push ? "pushState" : "replaceState"](null, "", `#${said}`);
+  } catch { /* too often, or not let */ }
+}
+
+function readAddress() {
+  const said = new URLSearchParams(location.hash.slice(1));
+  view = said.get("view") === "run" ? "run" : "videos";
+  store.look = {
+    q: said.get("q") ?? "",
+    states: new Set((said.get("state") ?? "").split(",").filter((state) => Object.hasOwn(STATES, state))),
+    model: said.get("model") ?? "",
+    sort: said.get("sort") ?? "order",
+  };
+  show();
+  const card = store.cards.get(Number(said.get("job") ?? NaN));
+  if (card) detail.show(card);
+  else if (detail.card) detail.dialog.close();
+}
+
+function openCard(card) {
+  if (view === "run") grid.show(store.seen());
+  detail.show(card);
+  address(true);
+}
+
+// What the reader does
+
+function look(change) {
+  Object.assign(store.look, change);
+  grid.cursor = 0;
+  show();
+  address();
+}
+
+$("q").addEventListener("input", () => look({q: $("q").value}));
+$("model").addEventListener("change", () => look({model: $("model").value}));
+$("sort").addEventListener("change", () => look({sort: $("sort").value}));
+$("tools").addEventListener("submit", (event) => event.preventDefault());
+$("clear").addEventListener("click", () => look({q: "", states: new Set(), model: ""}));
+$("states").addEventListener("click", (event) => {
+  const state = event.target.closest("button")?.dataset.state;
+  if (!state) return;
+  const states = new Set(store.look.states);
+  if (!states.delete(state)) states.add(state);
+  look({states});
+});
+for (const name of ["videos", "run"]) {
+  $(`tab-${name}`).addEventListener("click", () => {
+    view = name;
+    show();
+    address();
+  });
+}
+document.querySelector(".views").addEventListener("keydown", (event) => {
+  if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
+  const other = $(view === "run" ? "tab-videos" : "tab-run");
+  other.click();
+  other.focus();
+});
+addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || detail.card) return;
+  const typing = event.target.closest("input, select, textarea");
+  if (event.key === "/" && !typing) {
+    event.preventDefault();
+    if (view !== "videos") $("tab-videos").click();
+    $("q").select();
+  } else if (event.target === $("q") && event.key === "Escape" && $("q").value) {
+    event.preventDefault();
+    look({q: ""});
+  } else if (event.target === $("q") && event.key === "ArrowDown") {
+    event.preventDefault();
+    grid.focus(0);
+  }
+});
+addEventListener("popstate", readAddress);
+addEventListener("hashchange", readAddress);
+readAddress();
+
+// What the server tells
+
+if (data.live) {
+  const source = new EventSource("events");
+  const on = (kind, act) => source.addEventListener(kind, (event) => {
+    act(JSON.parse(event.data));
+    soon();
+  });
+  source.onopen = () => { store.about.lost = false; soon(); };
+  source.onerror = () => { store.about.lost = true; soon(); };
+  on("cards", (cards) => store.apply(cards));
+  on("about", (about) => Object.assign(store.about, about, {live: true}));
+  on("end", (kept) => {
+    Object.assign(store.about, {over: true, kept});
+    source.close();
+  });
+}

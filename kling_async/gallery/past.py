@@ -1,0 +1,74 @@
+"""The page of an earlier run: from its ledger, the saved videos, and the images where they still lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kling_async._core.content import Content, recalled
+from kling_async.gallery.cards import LIMIT, Deck, fill
+from kling_async.gallery.page import freeze, prepare
+from kling_async.gallery.pictures import Pictures
+from kling_async.ledger import State, read_ledger, read_steps
+
+if TYPE_CHECKING:
+    import os
+
+    from kling_async.ledger import Row
+
+
+def gallery_of_ledger(
+    ledger: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    batch: str | None = None,
+    provider: str = "wavespeed",
+) -> Path:
+    """Write the page of an earlier run.
+
+    Args:
+        ledger: Its ledger.
+        folder: Where the page goes.
+        batch: Only this batch's jobs.
+        provider: Who made the videos.
+
+    Returns:
+        The page.
+
+    Raises:
+        LedgerError: There is no such ledger.
+        ConfigurationError: Jinja2 is not installed.
+        OSError: The page cannot be written.
+    """
+    prepare()
+    ledger, folder = Path(ledger), Path(folder).absolute()
+    rows = list(read_ledger(ledger, batch=batch))
+    rows.sort(key=lambda row: (row.intent_at or row.updated_at, row.key))
+    deck = Deck(batch or ledger.stem, total=len(rows), limit=max(LIMIT, len(rows)))
+    pictures = Pictures(folder)
+    ended = {
+        (step.batch, step.key): step.at for step in read_steps(ledger, batch=batch) if step.state is State.COMPLETED
+    }
+    for row in rows:
+        card = deck.card(row.batch, row.key, provider)
+        if row.job is not None:
+            card.describe(recalled(Content(row.job, row.files), {}))
+        fill(card, row, ended.get((row.batch, row.key)))
+        card.video = _video(row, ledger)
+        if card.video is None:
+            card.elsewhere = row.path
+        for picture in card.pictures:
+            pictures.settle(picture)
+        deck.now = max(deck.now, row.updated_at)
+    return freeze(deck, deck.cards, folder)
+
+
+def _video(row: Row, ledger: Path) -> Path | None:
+    """Where the video is: where it was saved, or beside the ledger when all has been moved."""
+    if row.path is None:
+        return None
+    saved = Path(row.path)
+    for path in (saved, ledger.absolute().parent / saved.name):
+        if path.is_file():
+            return path.absolute()
+    return None

@@ -1,0 +1,94 @@
+"""A real Chromium, the one that is installed, and what it complains of."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import attrs
+import pytest
+from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PATIENCE = 15_000
+"""Milliseconds for what takes a few hundred."""
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    """One loop for a module, and so one browser."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def browser(anyio_backend: str) -> AsyncIterator[Browser]:
+    found = next(filter(None, map(shutil.which, NAMES)), None)
+    if found is None:
+        pytest.fail(
+            f"none of {', '.join(NAMES)} is installed; on Debian: apt-get install --no-install-recommends chromium"
+        )
+    options = ["--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+    if os.geteuid() == 0:
+        options.append("--no-sandbox")  # which it cannot have there
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=found, args=options)
+        yield browser
+        await browser.close()
+
+
+@attrs.define(eq=False)
+class Tab:
+    """A page, and all that it asked for or complained of."""
+
+    page: Page
+    asked: list[str] = attrs.field(factory=list)
+    complaints: list[str] = attrs.field(factory=list)
+
+    def listen(self) -> None:
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", lambda message: self._hear(message))  # noqa: PLW0108 -- it writes on bound methods
+        self.page.on("dialog", lambda dialog: self.complaints.append(f"a dialog: {dialog.message}"))
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"}:
+            self.complaints.append(message.text)
+
+    async def keys(self) -> list[str]:
+        """The keys of the jobs on the screen, in the order of the elements."""
+        found: list[str] = await self.page.locator(".tile .key").all_text_contents()
+        return found
+
+    async def set(self, expected: str) -> None:
+        """Wait until the summary of the filter says this."""
+        await self.page.wait_for_function("said => document.getElementById('found').textContent === said", arg=expected)
+
+
+Open: TypeAlias = "Callable[..., AbstractAsyncContextManager[Tab]]"
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Open:
+    """Opens a page in a window of its own; at its end it must have asked nobody else and complained of nothing."""
+
+    @asynccontextmanager
+    async def visit(where: str | Path, *, about: str = "", **options: Any) -> AsyncIterator[Tab]:
+        context = await browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
+        context.set_default_timeout(PATIENCE)
+        tab = Tab(await context.new_page())
+        tab.listen()
+        address = where.as_uri() if isinstance(where, Path) else where
+        home = "file:///" if isinstance(where, Path) else where
+        try:
+            await tab.page.goto(address + about)
+            yield tab
+            assert tab.complaints == []
+            assert [url for url in tab.asked if not url.startswith((home, "data:"))] == []
+        finally:
+            await context.close()
+
+    return visit

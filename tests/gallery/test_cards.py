@@ -1,0 +1,173 @@
+"""What a page knows of a run after the events of a session, or from its ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kling_async import Status, events
+from kling_async._core.errors import (
+    KlingError,
+    PredictionTimeoutError,
+    RateLimitedError,
+    SkippedError,
+    SubmissionUncertainError,
+)
+from kling_async.emulator.tiny import TINY_MP4
+from kling_async.gallery.cards import Deck, Stage, fill
+from kling_async.ledger import Row, State
+from support.gallery import START, Script
+
+
+@pytest.fixture
+def deck() -> Deck:
+    return Deck("spring", total=10)
+
+
+@pytest.fixture
+def script(deck: Deck) -> Script:
+    return Script(deck.observer("wavespeed"))
+
+
+def test_a_job_goes_through_its_stages(deck: Deck, script: Script, tmp_path: Path) -> None:
+    video = tmp_path / "a.mp4"
+    video.write_bytes(TINY_MP4)
+    script.admitted("a", prompt="She smiles", duration=10, negative_prompt="blur", model="kling-v2.1-pro")
+    (card,) = deck.cards
+    assert (card.stage, card.model, card.prompt, card.seconds) == (Stage.WAITING, "kling-v2.1-pro", "She smiles", 10)
+    assert card.settings == {"Negative prompt": "blur"}
+    script.at += 3
+    script.accepted("a")
+    assert (card.stage, float(card.cost or 0), card.prediction_id) == (Stage.GENERATING, 0.9, "id-of-a")
+    script.at += 90
+    script.ended("a")
+    assert card.stage is Stage.DOWNLOADING
+    script.at += 1
+    script.saved("a", video)
+    assert (card.stage, card.video, card.bytes) == (Stage.DONE, video, len(TINY_MP4))
+    assert [card.begun, card.accepted, card.ended, card.saved] == [START, START + 3, START + 93, START + 94]
+
+
+@pytest.mark.parametrize(
+    ("error", "stage"),
+    [
+        (SkippedError("the batch had stopped"), Stage.SKIPPED),
+        (SubmissionUncertainError("the reply was lost"), Stage.UNCERTAIN),
+        (PredictionTimeoutError("it still runs"), Stage.GENERATING),
+        (KlingError("something else"), Stage.FAILED),
+    ],
+)
+def test_an_error_says_where_the_job_is_and_what_to_do(
+    deck: Deck, script: Script, error: KlingError, stage: Stage
+) -> None:
+    script.admitted("a")
+    script.finished("a", error)
+    (card,) = deck.cards
+    assert card.stage is stage
+    assert card.trouble is not None
+    assert (card.trouble.message, card.trouble.spent, card.trouble.advice) == (
+        error.message,
+        error.spent.value,
+        error.advice,
+    )
+
+
+def test_a_submission_that_turns_out_to_be_accepted_is_no_trouble_any_more(deck: Deck, script: Script) -> None:
+    script.admitted("a")
+    job = script.jobs["a"]
+
+    def now() -> tuple[Stage, str, bool]:
+        (card,) = deck.cards
+        return card.stage, card.note, card.trouble is not None
+
+    refused = RateLimitedError("too many", status=429)
+    script.observer(events.Refused(at=script.at, key="a", batch="spring", job=job, error=refused, again=4.0))
+    assert now() == (Stage.WAITING, "Not accepted yet, asked again in 4 s: too many", False)
+    lost = SubmissionUncertainError("the reply was lost")
+    script.observer(events.Uncertain(at=script.at, key="a", batch="spring", job=job, error=lost))
+    assert now() == (Stage.UNCERTAIN, "", True)
+    script.accepted("a")
+    assert now() == (Stage.GENERATING, "", False)
+
+
+def test_without_a_batch_a_video_is_done_when_it_is_made(deck: Deck, script: Script) -> None:
+    script.batch = ""
+    script.admitted("in a batch without a name")
+    script.accepted("in a batch without a name")
+    script.jobs["alone"] = script.jobs["in a batch without a name"]
+    script.accepted("alone")
+    for key in script.jobs:
+        script.ended(key)
+    assert [card.stage for card in deck.cards] == [Stage.DOWNLOADING, Stage.DONE]
+    assert deck.cards[1].prompt == "Waves"
+
+
+def test_the_same_key_at_two_providers_is_two_jobs(deck: Deck, script: Script) -> None:
+    other = Script(deck.observer("gptproto"))
+    script.admitted("a")
+    other.admitted("a")
+    other.accepted("a")
+    assert [(card.provider, card.stage) for card in deck.cards] == [
+        ("wavespeed", Stage.WAITING),
+        ("gptproto", Stage.GENERATING),
+    ]
+    assert deck.cards[1].cost is None, "that provider prints no prices"
+
+
+def test_what_changed_since_a_version(deck: Deck, script: Script) -> None:
+    for key in "abc":
+        script.admitted(key)
+    seen = deck.version
+    assert deck.changed_since(seen) == []
+    script.accepted("a")
+    assert [card.key for card in deck.changed_since(seen)] == ["a"]
+    script.accepted("c")
+    script.accepted("a")
+    changed = deck.changed_since(seen)
+    assert [card.key for card in changed] == ["c", "a"]
+    assert changed[-1].version == deck.version
+    assert [card.key for card in deck.cards] == ["a", "b", "c"], "their order stays"
+
+
+def test_beyond_the_limit_the_oldest_that_ended_leave(tmp_path: Path) -> None:
+    video = tmp_path / "a.mp4"
+    video.write_bytes(TINY_MP4)
+    deck = Deck("spring", limit=20)
+    script = Script(deck.observer("wavespeed"))
+    script.admitted("runs")
+    for number in range(100):
+        script.done(str(number), video)
+    assert len(deck.cards) <= 20
+    assert deck.dropped + len(deck.cards) == 101
+    assert [deck.cards[0].key, deck.cards[-1].key] == ["runs", "99"]
+    assert [deck.numbered(0), deck.numbered(1), deck.numbered(100)] == [deck.cards[0], None, deck.cards[-1]]
+    gone = deck.dropped
+    script.ended("0", Status.FAILED)
+    assert deck.dropped >= gone
+
+
+def row(state: State, **more: object) -> Row:
+    return Row(batch="b", key="k", digest="d", model="kwaivgi/kling-v2.1-i2v-pro", state=state, updated_at=9.0, **more)  # type: ignore[arg-type]  # the columns of the test
+
+
+@pytest.mark.parametrize(
+    ("given", "stage", "said"),
+    [
+        (row(State.DOWNLOADED, prediction_id="p", bytes=5), Stage.DONE, None),
+        (row(State.PENDING), Stage.WAITING, None),
+        (row(State.SUBMITTED, prediction_id="p"), Stage.GENERATING, None),
+        (row(State.INTENT), Stage.UNCERTAIN, "look for it in the account's prediction history"),
+        (row(State.FAILED, prediction_id="p", code=1200, error="nsfw"), Stage.FAILED, "change the prompt or the image"),
+        (row(State.REJECTED, error="no such field"), Stage.FAILED, "no such field"),
+        (row(State.EXPIRED), Stage.FAILED, "7 days"),
+        (row(State.SKIPPED), Stage.SKIPPED, "run the batch again"),
+    ],
+)
+def test_a_row_of_the_ledger(deck: Deck, given: Row, stage: Stage, said: str | None) -> None:
+    card = deck.card("b", "k")
+    fill(card, given)
+    assert (card.stage, card.model) == (stage, "kling-v2.1-pro")
+    assert (card.trouble is None) == (said is None)
+    if card.trouble is not None and said is not None:
+        assert said in f"{card.trouble.message} {card.trouble.advice}"
