@@ -60,10 +60,11 @@ from ._core.errors import (
 )
 from ._core.http import Effect, HttpRequest, HttpResponse, Timeouts
 from ._core.job import Job, Shot
-from ._core.polling import WatchPolicy
+from ._core.polling import WatchPolicy, WatchStatistics
 from ._core.prediction import Outcome, Prediction, SavedFile, Status
 from ._core.schema import Field
 from ._core.secret import Secret
+from ._core.statistics import SessionStatistics
 from ._session import KlingSession
 from .ledger import Ledger, Row, State, read_ledger
 from .limits import NoLimit, RateLimiter, StartsPerWindow
@@ -135,6 +136,7 @@ __all__ = [
     "ServiceModel",
     "ServicePrice",
     "SessionClosedError",
+    "SessionStatistics",
     "Shot",
     "SkippedError",
     "Spent",
@@ -149,6 +151,7 @@ __all__ = [
     "UnsupportedError",
     "Usage",
     "WatchPolicy",
+    "WatchStatistics",
     "WaveSpeed",
     "WebhookRefusal",
     "WebhookRefusedError",

@@ -8,6 +8,7 @@ import logging
 import random
 from collections import Counter
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import anyio
@@ -37,6 +38,7 @@ from ._core.polling import Backoff
 from ._core.prediction import Prediction, SavedFile, Status
 from ._core.reconciliation import fingerprint
 from ._core.states import Entry, Row, State
+from ._core.statistics import SessionStatistics
 from ._custody import Custody
 from ._media import Images, digest
 from ._reconcile import Reconciler
@@ -136,6 +138,10 @@ class Account:
         # What is set aside for jobs that are on their way, or were when an earlier process ended.
         self._money: dict[tuple[str, str], tuple[Reservation, ...]] = {}
         self._counted: set[tuple[str, Budget]] = set()
+        self.spent = Decimal(0)
+        """USD of what was accepted since the session was opened, by the price list."""
+        self.full_windows = 0
+        """Batches whose input waits until their consumer has taken an outcome."""
         self.images = Images(transport, provider, clock, limit=max_uploads, inline=inline, fit=fit, memory=self.ledger)
         self.watcher = Watcher(
             transport=transport,
@@ -175,6 +181,22 @@ class Account:
             on_uncertain=on_uncertain,
         )
         self._watching = asyncio.create_task(self.watcher.run(), name="kling-watcher")
+
+    def statistics(self) -> SessionStatistics:
+        """Where the jobs are, and what watching and waiting cost."""
+        watch = self.watcher.statistics()
+        return SessionStatistics(
+            running=watch.watched,
+            slots=self.slots.total,
+            waiting_for_window=self.full_windows,
+            waiting_for_slot=self.slots.waiting,
+            waiting_for_rate=self.gate.waiting_for_rate,
+            waiting_for_pause=self.gate.waiting_for_pause,
+            pause_left=self.gate.pause_left,
+            refusals={limit.value: count for limit, count in self.gate.refusals.items()},
+            watch=watch,
+            spent=self.spent,
+        )
 
     def observe(self, event: Event) -> None:
         """Tell everybody who listens."""
@@ -424,7 +446,7 @@ class Account:
         except BaseException:
             slot.release()
             raise
-        ask = Ask(job, row.key, row.batch, request, sent, slot, token, self._money[name])
+        ask = Ask(job, row.key, row.batch, request, sent, self.provider.name, slot, token, self._money[name])
         return await self._submitter.submit(ask, row)
 
     def _webhook(self) -> tuple[str | None, str | None]:
@@ -455,12 +477,14 @@ class Account:
         ask.money = self._money[ask.batch, ask.key] = (await self.spending.reserve(ask.job, budgets),)
 
     def _accepted(self, prediction: Prediction, ask: Ask) -> None:
+        self.spent += ask.cost or 0
         self._watch(prediction, batch=ask.batch, key=ask.key, slot=ask.slot, job=ask.job, money=ask.money)
 
     def _adopted(self, row: Row) -> None:
         """An earlier submission in doubt was found, and nobody waits for it."""
         for reservation in self._money.pop((row.batch, row.key), ()):
             reservation.commit()
+        self.spent += row.cost or 0
         self._follow_row(row)
 
     def _watch(

@@ -216,7 +216,7 @@ class Batch(anyio.AsyncContextManagerMixin):
             jobs = recall(account.ledger, self.name, account.clock) if self._jobs is None else _each(self._jobs)
             async with aclosing(jobs) as items:
                 while True:
-                    await self._window.acquire_on_behalf_of(index)
+                    await self._place(index)
                     try:
                         item = await anext(items)
                     except StopAsyncIteration:
@@ -236,6 +236,17 @@ class Batch(anyio.AsyncContextManagerMixin):
         finally:
             self._exhausted = True
             self._news.set()
+
+    async def _place(self, index: int) -> None:
+        """Wait for a place in the window."""
+        try:
+            self._window.acquire_on_behalf_of_nowait(index)
+        except anyio.WouldBlock:
+            self._account.full_windows += 1
+            try:
+                await self._window.acquire_on_behalf_of(index)
+            finally:
+                self._account.full_windows -= 1
 
     async def _named(self, given: str | None, job: Job, index: int) -> _Name:
         """The job's key and digest, and what is wrong with them."""

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ._core.images import ImageSource
     from ._core.prediction import Prediction, SavedFile
     from ._core.secret import Secret
+    from ._core.statistics import SessionStatistics
     from ._core.transport import Transport
     from ._submit import OnUncertain
     from .webhooks import Delivery, WebhookReceiver
@@ -302,6 +303,10 @@ class KlingSession(ServiceCalls):
     def running(self) -> tuple[Prediction, ...]:
         """The predictions that run, as last seen."""
         return self.account.watcher.running
+
+    def statistics(self) -> SessionStatistics:
+        """Where the jobs are now and what they wait for, what watching cost, and what was spent."""
+        return self.account.statistics()
 
     def with_options(self, *, deadline: float | None = None, model: str | Model | None = None) -> KlingSession:
         """This session with other defaults, sharing transport, slots, limiter, watcher and ledger.

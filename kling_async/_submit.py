@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from random import Random
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import anyio
 import attrs
@@ -41,6 +41,9 @@ from .ledger import Ledger
 from .limits import Gate, Slot
 from .providers import Provider
 
+if TYPE_CHECKING:
+    from decimal import Decimal
+
 log = logging.getLogger("kling_async")
 
 OnUncertain: TypeAlias = Literal["reconcile", "hold", "resubmit"]
@@ -70,6 +73,7 @@ class Ask:
         batch: The batch's name; empty outside a batch.
         request: The paid request.
         fingerprint: The digest of what the request asks for.
+        provider: The provider's name.
         slot: The right to run it.
         token_hash: Digest of the token in its webhook's URL, if it has one.
         money: What is set aside for it.
@@ -80,9 +84,15 @@ class Ask:
     batch: str
     request: HttpRequest
     fingerprint: str
+    provider: str
     slot: Slot
     token_hash: str | None = None
     money: tuple[Reservation, ...] = ()
+
+    @property
+    def cost(self) -> Decimal | None:
+        """USD of one paid request: as it was set aside, else by the price list; None when it is not known."""
+        return self.money[0].usd if self.money else self.job.price(self.provider).usd
 
     def mark(self, *, doubtful: bool) -> None:
         """Say whether it may have been accepted without our knowing."""
@@ -322,7 +332,7 @@ class Submitter:
             attempt=attempt,
             fingerprint=ask.fingerprint,
             token_hash=ask.token_hash,
-            cost=ask.money[0].usd if ask.money else ask.job.price(self.provider.name).usd,
+            cost=ask.cost,
         )
         try:
             await self.ledger.record(entry)
