@@ -51,6 +51,11 @@ class Durations:
         self._rates: list[float] = []
         self._sums: list[float] = []
 
+    @property
+    def unseen(self) -> bool:
+        """Whether no end has been seen yet."""
+        return not self._learned
+
     def ran(self, start: float, stop: float) -> None:
         """Learn that one ran from an age to another; in seconds."""
         self._add(self._time, start, stop, 1.0)

@@ -54,6 +54,8 @@ class WatchPolicy:
         pages: Whether the list of predictions is read where many are watched: up to 100 for one request.
         deliveries: The share of ends that webhooks are trusted to tell, to begin with; what is trusted then follows
             what they do tell.
+        scouts: Whether the first of an unknown kind is looked at early, at the age of 5 s and at every doubling, until
+            an end has been seen: a service may be much faster than the catalogue says, and one finds out for all.
         jitter: The share by which the time to the next look varies to either side, so that a batch is not read in step.
     """
 
@@ -62,6 +64,7 @@ class WatchPolicy:
     most: float = attrs.field(default=60.0)
     pages: bool = True
     deliveries: float = attrs.field(default=0.0, validator=[attrs.validators.ge(0), attrs.validators.le(1)])
+    scouts: bool = True
     jitter: float = attrs.field(default=0.15, validator=[attrs.validators.ge(0), attrs.validators.lt(1)])
 
     def __attrs_post_init__(self) -> None:
@@ -86,7 +89,7 @@ class WatchPolicy:
     @classmethod
     def fixed(cls, interval: float) -> Self:
         """One request for every prediction every `interval` seconds, whatever is known."""
-        return cls(least=interval, most=interval, pages=False)
+        return cls(least=interval, most=interval, pages=False, scouts=False)
 
     @classmethod
     def webhook_first(cls) -> Self:
@@ -94,7 +97,7 @@ class WatchPolicy:
 
         As far as they fail to, it is read as by a policy of few requests.
         """
-        return cls(price=20.0, least=5.0, most=600.0, deliveries=1.0)
+        return cls(price=20.0, least=5.0, most=600.0, deliveries=1.0, scouts=False)
 
     @classmethod
     def named(cls, name: str) -> Self:
@@ -161,6 +164,8 @@ STANDS = 60.0
 """Seconds for which a plan stands: what is far off is planned again then, by what was learned meanwhile."""
 UNTOLD = 0.002
 """The share of ends that webhooks are believed not to tell at least: reading remains the safety net."""
+SCOUTING = 5.0
+"""Seconds of age at which a scout is first looked at."""
 _SAMPLE = 8
 """Predictions of a page that stand for all of them when its time is planned."""
 
@@ -216,6 +221,7 @@ class _Track(_Planned):
         looked: When it was last known to run.
         created: When it was created, by the service's clock: its place in the list.
         checks: Whether the read that is due checks what a page said.
+        scouts: Whether it is looked at early, by itself, because nothing has been seen of its kind.
     """
 
     id: str = attrs.field(kw_only=True)
@@ -225,6 +231,7 @@ class _Track(_Planned):
     created: datetime | None = attrs.field(kw_only=True)
     group: _Group | None = None
     checks: bool = False
+    scouts: bool = False
 
     def chance(self, at: float) -> float:
         """The probability that it has ended by then."""
@@ -262,6 +269,7 @@ class Planner:
         self._policy = policy
         self._random = random
         self._durations: dict[Hashable, Durations] = {}
+        self._scouted: set[Durations] = set()
         self._tracks: dict[str, _Track] = {}
         self._heap: list[tuple[float, int, _Track | _Group]] = []
         self._order = itertools.count()
@@ -318,7 +326,12 @@ class Planner:
             durations = self._durations[kind] = Durations(usual)
         track = _Track(id=prediction_id, durations=durations, since=since, looked=looked, created=created)
         self._tracks[prediction_id] = track
-        self._settle(track, now)
+        if self._policy.scouts and durations.unseen and durations not in self._scouted:
+            self._scouted.add(durations)
+            track.scouts = True
+            self._scout(track, now)
+        else:
+            self._settle(track, now)
 
     def due(self, now: float) -> list[Look]:
         """What to ask for now. Every look must be answered by one of the methods below."""
@@ -344,7 +357,10 @@ class Planner:
             track.checks = False
             if track.group is not None:
                 track.group.expected = 0.0
-        if track.created is None and created is not None:
+        if track.scouts:
+            track.created = track.created or created
+            self._scout(track, now)
+        elif track.created is None and created is not None:
             track.created = created
             self._settle(track, now)
         elif track.group is None:
@@ -382,6 +398,8 @@ class Planner:
             self._trusted += (told - self._trusted) / 20
         group = track.group
         self.forget(prediction_id)
+        if track.scouts:
+            self._replan(track.durations, now)
         if track.checks:
             # The page said that it runs: it ended just now, or the list lags or lies, and the next one tells which.
             self._strike(now)
@@ -394,6 +412,8 @@ class Planner:
         if track is not None:
             track.due = math.inf
             self._leave(track)
+            if track.scouts:
+                self._scouted.discard(track.durations)
 
     def hold(self, until: float) -> None:
         """Ask for nothing before a time: the service said so."""
@@ -454,6 +474,25 @@ class Planner:
         self._pages_from = math.inf
         look._group.asked = False  # noqa: SLF001 -- a look is the planner's own
         self._push(look._group, now)  # noqa: SLF001 -- see above
+
+    def _scout(self, track: _Track, now: float) -> None:
+        """Look at the first of its kind early, until its kind is known or it is as old as most become."""
+        age = max(SCOUTING, 2 * (now - track.since))
+        planned = self._time([track], now)
+        if track.durations.unseen and track.since + age < planned:
+            self._push(track, max(track.since + age, now + self._policy.least))
+        else:
+            track.scouts = False
+            self._settle(track, now)
+
+    def _replan(self, durations: Durations, now: float) -> None:
+        """What was learned by the first end may change the plans of all of the kind."""
+        for track in self._tracks.values():
+            if track.durations is durations:
+                planned = track.group or track
+                if not planned.stale and planned.due < math.inf:
+                    planned.stale = True
+                    self._push(planned, now)
 
     def _settle(self, track: _Track, now: float) -> None:
         """Give a prediction a place among those that will share a page, or none."""

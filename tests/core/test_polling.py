@@ -45,7 +45,7 @@ def test_policies_have_names() -> None:
 def plan(
     policy: WatchPolicy, count: int = 1, *, random: float = 0.5, created: bool = True, apart: float = 0.01
 ) -> Planner:
-    planner = Planner(policy, lambda: random)
+    planner = Planner(attrs.evolve(policy, scouts=False), lambda: random)
     for number in range(count):
         planner.watch(
             f"p{number}",
@@ -296,3 +296,29 @@ def test_the_delay_is_bounded_by_the_look_before_and_by_the_services_own_time() 
     planner.ends("p2", 110, told=True)
     assert planner.delay == (10 + 6) / 2, "a webhook does not say"
     assert (planner.ended, planner.told) == (3, 1)
+
+
+def test_the_first_of_a_kind_finds_out_for_all_that_the_service_is_fast() -> None:
+    planner = Planner(attrs.evolve(WatchPolicy.balanced(), jitter=0.0), lambda: 0.5)
+    for name in "abcd":
+        planner.watch(name, now=0.0, since=0.0, looked=0.0, created=None, kind="k", usual=120.0)
+    looked = []
+    while planner.next_due < 41:
+        at = planner.next_due
+        for look in planner.due(at):
+            assert isinstance(look, LookAtOne)
+            looked.append((look.prediction_id, at))
+            planner.runs(look.prediction_id, at)
+    assert [look for look in looked if look[0] == "a"][:3] == [("a", 5.0), ("a", 10.0), ("a", 20.0)]
+    assert [at for name, at in looked if name != "a" and at < 20] == []
+    fast = Planner(attrs.evolve(WatchPolicy.balanced(), jitter=0.0), lambda: 0.5)
+    for name in "abcd":
+        fast.watch(name, now=0.0, since=0.0, looked=0.0, created=None, kind="k", usual=120.0)
+    assert [fast.next_due for _ in fast.due(5.0)] != []
+    before = fast.next_due
+    fast.ends("a", 5.0, took=2.0)
+    for look in fast.due(5.0):
+        raise AssertionError(look)
+    assert fast.next_due < before / 1.5
+    fast.watch("e", now=6.0, since=6.0, looked=6.0, created=None, kind="k", usual=120.0)
+    fast.forget("e")

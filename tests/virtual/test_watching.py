@@ -187,7 +187,7 @@ async def test_a_delivery_wakes_who_waits_and_repetitions_change_nothing() -> No
             changes.append(event.prediction.raw_status)
 
     service = Service(seconds=60)
-    async with open_session(service, observers=[observe]) as kling:
+    async with open_session(service, observers=[observe], watch="webhook first") as kling:
         submitted = await kling.submit(prompt="x", image=IMAGE, key="mine")
         tell = kling.account.watcher.tell
         assert tell(delivery(submitted.id, "processing"))
@@ -252,7 +252,7 @@ def sent(kling: KlingSession) -> list[HttpRequest]:
 
 async def test_an_end_without_its_outputs_is_read_before_it_is_believed() -> None:
     service = Service(seconds=30)
-    async with open_session(service) as kling:
+    async with open_session(service, watch="webhook first") as kling:
         submitted = await kling.submit(prompt="x", image=IMAGE)
         await anyio.sleep(31)
         assert kling.account.watcher.tell(delivery(submitted.id, output=False))
