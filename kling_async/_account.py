@@ -32,6 +32,7 @@ from ._core.errors import (
     ServerError,
     SkippedError,
     StorageError,
+    SubmissionUncertainError,
 )
 from ._core.events import Retrying, Saved
 from ._core.polling import Backoff
@@ -430,6 +431,8 @@ class Account:
     async def _submit(self, job: Job, row: Row, gate: Callable[[], None] | None, budget: Budget | None) -> Prediction:
         if row.state is State.EXPIRED:
             raise _expired(job, row)
+        if row.given_up:
+            raise SubmissionUncertainError(row.error or "", sent_at=row.intent_at, candidates=(), job=job, key=row.key)
         name = (row.batch, row.key)
         if name not in self._money:
             # A held job has its own set aside.

@@ -271,10 +271,9 @@ class Reconciler:
                     step = attrs.evolve(step, state=State.SUBMITTED, prediction_id=prediction_id)
                 case Unaccepted():
                     step = attrs.evolve(step, state=State.PENDING, error="shown to be unaccepted")
-                case Held(doubt, candidates):
+                case Held():
                     # The time of doubt stays what it was: what changes nothing must not delay the next look.
-                    known = f"{doubt.value}; candidates: {', '.join(candidates) or 'none'}"
-                    step = attrs.evolve(step, at=row.updated_at, error=known)
+                    step = attrs.evolve(step, at=row.updated_at, error=end.told)
             try:
                 moved = await self._ledger.record(step)
             except LedgerError as trouble:

@@ -226,7 +226,7 @@ class _Errors(_Lines):
     folders: set[Path] = attrs.field(factory=set)
 
     def line(self, row: Row) -> dict[str, object] | str | None:
-        if row.state not in AGAIN:
+        if row.state not in AGAIN or row.given_up:
             return None
         fields = job_of(row)
         if fields is None:

@@ -97,6 +97,20 @@ class Held:
     doubt: Doubt
     candidates: tuple[str, ...]
 
+    @property
+    def told(self) -> str:
+        """The same in words, for a ledger."""
+        return f"{self.doubt.value}{_CANDIDATES}{', '.join(self.candidates) or 'none'}"
+
+    @classmethod
+    def read(cls, told: str | None) -> Held:
+        """What a ledger tells; whatever else it says, nothing is shown by it."""
+        words, _, ids = (told or "").partition(_CANDIDATES)
+        doubt = Doubt.WHOSE if words == Doubt.WHOSE.value else Doubt.WHETHER
+        return cls(doubt, () if ids in {"", "none"} else tuple(ids.split(", ")))
+
+
+_CANDIDATES = "; candidates: "
 
 Settlement: TypeAlias = Adopted | Unaccepted | Held
 

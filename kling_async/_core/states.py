@@ -60,6 +60,9 @@ MOVES: Mapping[State, frozenset[State]] = {
 A failed job is sent again only when a retry was asked for; a downloaded one is completed again when its file is gone.
 """
 
+GIVEN_UP = "given up by hand; it may have been paid for, and is not sent again"
+"""The error of a rejected job that was in doubt until somebody decided that it ends there."""
+
 OPEN = frozenset({State.INTENT, State.SUBMITTED, State.UNCERTAIN})
 """States in which something may be running, or may have been paid for without a known end."""
 
@@ -115,6 +118,8 @@ class Step:
         state: Where it then stood.
         at: Seconds since the epoch.
         attempt: How many paid requests had been sent for it.
+        prediction_id: The paid id that it then had.
+        error: Why it stood there, where that was said.
     """
 
     batch: str
@@ -122,6 +127,8 @@ class Step:
     state: State
     at: float
     attempt: int
+    prediction_id: str | None = None
+    error: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -179,6 +186,11 @@ class Row:
     sha256: str | None = None
     job: str | None = attrs.field(default=None, repr=False)
     files: str | None = attrs.field(default=None, repr=False)
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it was in doubt, and somebody decided that it is neither looked for nor sent again."""
+        return self.state is State.REJECTED and self.error == GIVEN_UP
 
     def after(self, entry: Entry) -> Row:
         """The row as the step leaves it.

@@ -1,4 +1,4 @@
-"""The command line: `kling-async demo`, `run`, `fetch`, `gallery`, `models`, `emulator`. It needs the extra `cli`."""
+"""The command line, `kling-async`: `app.py` has its commands. It needs the extra `cli`."""
 
 from __future__ import annotations
 

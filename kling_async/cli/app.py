@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import attrs
 import typer
+from typer.core import TyperGroup
 
 from kling_async import __version__
 from kling_async._core.errors import (
     ConfigurationError,
     InvalidJobError,
     KlingError,
+    LedgerError,
     ManifestError,
     UnsupportedError,
 )
@@ -22,6 +25,8 @@ from kling_async.cli.output import show_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from kling_async.cli.doubts import LedgerOptions
 
 EPILOG = (
     "Exit status: 0 all went well, 1 some jobs failed, 2 bad input or usage, 3 nothing was done, 130 interrupted. "
@@ -44,6 +49,58 @@ DeadlineOption = Annotated[
 ]
 LedgerOption = Annotated[
     Path | None, typer.Option(dir_okay=False, help="Where what is paid for is written down.", show_default="OUT/run.db")
+]
+ManifestArgument = Annotated[
+    Path, typer.Argument(help="Jobs: .jsonl, .csv or .parquet, or a folder of images.", show_default=False)
+]
+PromptOption = Annotated[str | None, typer.Option(help="Of the rows that have none.")]
+ModelOption = Annotated[str | None, typer.Option(help="Of the rows that name none.")]
+DurationOption = Annotated[int | None, typer.Option(help="Seconds, of the rows that say none.")]
+RootOption = Annotated[
+    Path | None, typer.Option(file_okay=False, help="Folder of the image files.", show_default="the manifest's own")
+]
+FitOption = Annotated[
+    bool, typer.Option("--fit", help="Convert images of other formats, of more than 10 MB, or turned by EXIF data.")
+]
+OutOption = Annotated[Path, typer.Option(file_okay=False, help="Folder for the videos.", show_default=False)]
+LevelOption = Annotated[LevelChoice, typer.Option(help="The account's level; see kling-async models.")]
+SlotsOption = Annotated[
+    int | None, typer.Option(min=1, help="Videos that may run at once.", show_default="the level's")
+]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(metavar="USD", help="What the batch may cost, with what it has cost before.", rich_help_panel="Money"),
+]
+AllowEstimateOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-estimate",
+        help="Let a computed price do for the budget when the service tells none.",
+        rich_help_panel="Money",
+    ),
+]
+RetryOption = Annotated[
+    int,
+    typer.Option(
+        min=0, help="How often to pay again for what the service failed by its own fault.", rich_help_panel="Money"
+    ),
+]
+AuditOption = Annotated[
+    bool,
+    typer.Option("--audit/--no-audit", help="Compare with the service's bill at the end.", rich_help_panel="Money"),
+]
+GalleryOption = Annotated[
+    bool, typer.Option("--gallery", help="A page to watch it on, kept in OUT/gallery at the end.")
+]
+YesOption = Annotated[
+    bool, typer.Option("--yes", "-y", help="Do not ask before money is spent.", rich_help_panel="Money")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the end.")]
+JsonLinesOption = Annotated[bool, typer.Option("--json", help="Results as JSON lines on stdout, the rest on stderr.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
+LedgerArgument = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The file that a run wrote.")]
+NameOption = Annotated[
+    str | None, typer.Option(help="The batch; a run is called as its manifest.", show_default="the only one")
 ]
 SpeedOption = Annotated[
     float,
@@ -99,40 +156,29 @@ def demo(
 @app.command(epilog=EPILOG)
 def run(
     context: typer.Context,
-    manifest: Annotated[
-        Path, typer.Argument(help="Jobs: .jsonl, .csv or .parquet, or a folder of images.", show_default=False)
-    ],
+    manifest: ManifestArgument,
     *,
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the videos.", show_default=False)],
-    prompt: Annotated[str | None, typer.Option(help="Of the rows that have none.")] = None,
-    model: Annotated[str | None, typer.Option(help="Of the rows that name none.")] = None,
-    duration: Annotated[int | None, typer.Option(help="Seconds, of the rows that say none.")] = None,
-    root: Annotated[
-        Path | None,
-        typer.Option(file_okay=False, help="Folder of the image files.", show_default="the manifest's own"),
-    ] = None,
-    fit: Annotated[
-        bool, typer.Option("--fit", help="Convert images of other formats, of more than 10 MB, or turned by EXIF data.")
-    ] = False,
+    out: OutOption,
+    prompt: PromptOption = None,
+    model: ModelOption = None,
+    duration: DurationOption = None,
+    root: RootOption = None,
+    fit: FitOption = False,
     emulator: Annotated[bool, typer.Option("--emulator", help="Rehearse on this computer, for nothing.")] = False,
     provider: ProviderOption = ProviderChoice.WAVESPEED,
-    level: Annotated[
-        LevelChoice, typer.Option(help="The account's level; see kling-async models.")
-    ] = LevelChoice.BRONZE,
-    max_in_flight: Annotated[
-        int | None, typer.Option(min=1, help="Videos that may run at once.", show_default="the level's")
-    ] = None,
+    level: LevelOption = LevelChoice.BRONZE,
+    max_in_flight: SlotsOption = None,
     ordered: Annotated[bool, typer.Option("--ordered", help="Results in the order of the manifest.")] = False,
     ledger: LedgerOption = None,
     deadline: DeadlineOption = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the end.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Results as JSON lines on stdout, the rest on stderr.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before money is spent.")] = False,
-    gallery: Annotated[
-        bool, typer.Option("--gallery", help="A page to watch it on, kept in OUT/gallery at the end.")
-    ] = False,
+    budget: BudgetOption = None,
+    allow_estimate: AllowEstimateOption = False,
+    retry_failed: RetryOption = 0,
+    audit: AuditOption = True,
+    gallery: GalleryOption = False,
+    yes: YesOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonLinesOption = False,
     speed: SpeedOption = 20.0,
     profile: ProfileOption = ProfileChoice.VIDEO,
 ) -> None:
@@ -141,14 +187,11 @@ def run(
     A row: {"key": "face-1", "model": "kling-v2.1-pro", "prompt": "She smiles", "image": "face.png", "duration": 5}
     """
     from kling_async.cli import run as command  # noqa: PLC0415 -- help is shown without loading it
+    from kling_async.cli.sources import Source  # noqa: PLC0415 -- see above
 
     options = command.RunOptions(
-        manifest=manifest,
+        source=Source(manifest=manifest, prompt=prompt, model=model, duration=duration, root=root, fit=fit),
         out=out,
-        prompt=prompt,
-        model=model,
-        duration=duration,
-        root=root,
         fit=fit,
         emulator=emulator,
         provider=provider,
@@ -157,6 +200,10 @@ def run(
         ordered=ordered,
         ledger=ledger,
         deadline=deadline,
+        budget=budget,
+        allow_estimate=allow_estimate,
+        retry_failed=retry_failed,
+        audit=audit,
         quiet=quiet,
         as_json=as_json,
         yes=yes,
@@ -169,13 +216,109 @@ def run(
 
 
 @app.command(epilog=EPILOG)
+def resume(
+    context: typer.Context,
+    ledger: LedgerArgument,
+    *,
+    out: OutOption,
+    name: NameOption = None,
+    fit: FitOption = False,
+    provider: ProviderOption = ProviderChoice.WAVESPEED,
+    level: LevelOption = LevelChoice.BRONZE,
+    max_in_flight: SlotsOption = None,
+    deadline: DeadlineOption = None,
+    budget: BudgetOption = None,
+    allow_estimate: AllowEstimateOption = False,
+    retry_failed: RetryOption = 0,
+    audit: AuditOption = True,
+    gallery: GalleryOption = False,
+    yes: YesOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonLinesOption = False,
+) -> None:
+    """Go on with a batch out of its ledger alone: its manifest need not be there any more.
+
+    What was accepted is followed and saved, what was not is sent, and nothing is paid for twice.
+    """
+    from kling_async.cli import resume as command  # noqa: PLC0415 -- help is shown without loading it
+
+    options = command.ResumeOptions(
+        ledger=ledger,
+        name=name,
+        out=out,
+        fit=fit,
+        provider=provider,
+        level=level,
+        max_in_flight=max_in_flight,
+        deadline=deadline,
+        budget=budget,
+        allow_estimate=allow_estimate,
+        retry_failed=retry_failed,
+        audit=audit,
+        gallery=gallery,
+        quiet=quiet,
+        as_json=as_json,
+        yes=yes,
+        debug=_debug(context),
+    )
+    _do(context, lambda: command.resume(options))
+
+
+@app.command(epilog=EPILOG)
+def estimate(
+    context: typer.Context,
+    manifest: ManifestArgument,
+    *,
+    prompt: PromptOption = None,
+    model: ModelOption = None,
+    duration: DurationOption = None,
+    root: RootOption = None,
+    fit: FitOption = False,
+    provider: ProviderOption = ProviderChoice.WAVESPEED,
+    ask: Annotated[
+        bool, typer.Option("--ask", help="Ask the service too, for this account's prices. Needs the key.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check and price a manifest, and spend nothing."""
+    from kling_async.cli import estimate as command  # noqa: PLC0415 -- help is shown without loading it
+    from kling_async.cli.sources import Source  # noqa: PLC0415 -- see above
+
+    options = command.EstimateOptions(
+        source=Source(manifest=manifest, prompt=prompt, model=model, duration=duration, root=root, fit=fit),
+        provider=provider,
+        ask=ask,
+        as_json=as_json,
+    )
+    _do(context, lambda: command.estimate(options))
+
+
+@app.command(epilog=EPILOG)
+def status(
+    context: typer.Context,
+    ledger: LedgerArgument,
+    *,
+    name: Annotated[
+        str | None, typer.Option(help="Only this batch; a run is called as its manifest.", show_default="all")
+    ] = None,
+    as_json: JsonOption = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until no process writes it any more.")] = False,
+) -> None:
+    """Show where the jobs of a ledger stand, what they cost, and what to do next. It may be written meanwhile."""
+    from kling_async.cli import status as command  # noqa: PLC0415 -- help is shown without loading it
+
+    options = command.StatusOptions(ledger=ledger, name=name, as_json=as_json, watch=watch)
+    _do(context, lambda: command.status(options))
+
+
+@app.command(epilog=EPILOG)
 def fetch(
     context: typer.Context,
     ids: Annotated[
         list[str] | None, typer.Argument(metavar="ID...", help="Predictions; without any, the ledger's unsaved ones.")
     ] = None,
     *,
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the videos.", show_default=False)],
+    out: OutOption,
     ledger: LedgerOption = None,
     provider: ProviderOption = ProviderChoice.WAVESPEED,
     deadline: DeadlineOption = None,
@@ -197,7 +340,7 @@ def fetch(
 @app.command(epilog=EPILOG)
 def export(
     context: typer.Context,
-    ledger: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The file that a run wrote.")],
+    ledger: LedgerArgument,
     *,
     out: Annotated[
         Path | None,
@@ -241,7 +384,7 @@ def gallery(
 def models(
     context: typer.Context,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the models with their prices, and the account levels with their limits."""
     from kling_async.cli import models as command  # noqa: PLC0415 -- help is shown without loading it
@@ -261,7 +404,11 @@ def emulator(
     level: Annotated[LevelChoice, typer.Option(help="The level of its accounts.")] = LevelChoice.GOLD,
     balance: Annotated[float, typer.Option(help="USD on each account.")] = 1000.0,
     profile: Annotated[ProfileChoice, typer.Option(help="Real videos, or one tiny file.")] = ProfileChoice.VIDEO,
-    seed: Annotated[int | None, typer.Option(help="The same times and ids in every run.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same times, ids and faults in every run.")] = None,
+    chaos: Annotated[
+        float,
+        typer.Option(min=0, max=1, metavar="RATE", help="Share of all requests that go wrong: 0.1 is every tenth."),
+    ] = 0.0,
 ) -> None:
     """Run the service on this computer: any client of WaveSpeedAI or GPTProto works against it."""
     from kling_async.cli import serving as command  # noqa: PLC0415 -- help is shown without loading it
@@ -276,8 +423,94 @@ def emulator(
         balance=balance,
         profile=profile,
         seed=seed,
+        chaos=chaos,
     )
     _do(context, lambda: command.serve_emulator(options))
+
+
+class _Ledgers(TyperGroup):
+    """Options may stand behind the file too, as in `ledger run.db --json`; behind a subcommand they are its own."""
+
+    # typer has a click within itself or beside itself, by its version: the context's type cannot be named.
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.allow_interspersed_args = not any(word in self.commands for word in args)
+        return super().parse_args(ctx, args)
+
+
+ledgers = typer.Typer(
+    cls=_Ledgers, epilog=EPILOG, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
+app.add_typer(ledgers, name="ledger")
+
+KeyArgument = Annotated[str, typer.Argument(help="The job.", show_default=False)]
+SettleOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask whether that is meant.")]
+
+
+@ledgers.callback()
+def ledger(
+    context: typer.Context,
+    ledger: LedgerArgument,
+    *,
+    name: Annotated[str | None, typer.Option(help="Only this batch.", show_default="all")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the jobs in doubt: paid but whose is unknown, or not known whether paid; and settle them by hand.
+
+    kling-async ledger run.db adopt KEY PREDICTION_ID
+    """
+    from kling_async.cli import doubts as command  # noqa: PLC0415 -- help is shown without loading it
+
+    options = command.LedgerOptions(ledger=ledger, name=name, as_json=as_json)
+    if context.invoked_subcommand is None:
+        _do(context, lambda: command.doubts(options))
+
+
+@ledgers.command(epilog=EPILOG)
+def adopt(
+    context: typer.Context,
+    key: KeyArgument,
+    prediction_id: Annotated[str, typer.Argument(help="What it was accepted as.", show_default=False)],
+    *,
+    name: NameOption = None,
+    yes: SettleOption = False,
+) -> None:
+    """Say that a job in doubt was accepted as a prediction: its price counts, and a resume fetches its video."""
+    from kling_async.cli import doubts as command  # noqa: PLC0415 -- help is shown without loading it
+
+    _do(context, lambda: command.adopt(_named(context, name), key, prediction_id, yes=yes))
+
+
+@ledgers.command(epilog=EPILOG)
+def unaccepted(context: typer.Context, key: KeyArgument, *, name: NameOption = None, yes: SettleOption = False) -> None:
+    """Say that a job in doubt was not accepted: it is free to be sent again."""
+    from kling_async.cli import doubts as command  # noqa: PLC0415 -- help is shown without loading it
+
+    _do(context, lambda: command.unaccepted(_named(context, name), key, yes=yes))
+
+
+@ledgers.command(name="give-up", epilog=EPILOG)
+def give_up(context: typer.Context, key: KeyArgument, *, name: NameOption = None, yes: SettleOption = False) -> None:
+    """Let a job in doubt end there: it is neither looked for nor sent again."""
+    from kling_async.cli import doubts as command  # noqa: PLC0415 -- help is shown without loading it
+
+    _do(context, lambda: command.give_up(_named(context, name), key, yes=yes))
+
+
+@ledgers.command(epilog=EPILOG)
+def history(context: typer.Context, key: KeyArgument, *, name: NameOption = None, as_json: JsonOption = False) -> None:
+    """Show all that a job has gone through."""
+    from kling_async.cli import doubts as command  # noqa: PLC0415 -- help is shown without loading it
+
+    options = _named(context, name)
+    _do(context, lambda: command.history(attrs.evolve(options, as_json=options.as_json or as_json), key))
+
+
+def _named(context: typer.Context, name: str | None) -> LedgerOptions:
+    """The ledger that stands before the subcommand, and the batch that may stand before or behind it."""
+    from kling_async.cli.doubts import LedgerOptions  # noqa: PLC0415 -- help is shown without loading it
+
+    given = context.parent.params if context.parent is not None else {}
+    return LedgerOptions(ledger=given["ledger"], name=given["name"] if name is None else name, as_json=given["as_json"])
 
 
 def _debug(context: typer.Context) -> bool:
@@ -313,9 +546,20 @@ def _single(error: Exception) -> Exception:
     return error
 
 
+_BAD_INPUT = (
+    ConfigurationError,
+    InvalidJobError,
+    LedgerError,
+    ManifestError,
+    UnsupportedError,
+    OSError,
+    ImportError,
+)
+
+
 def _status(error: Exception) -> Exit:
     if isinstance(error, KlingError) and error.account_wide:
         return Exit.NOTHING_DONE
-    if isinstance(error, (ConfigurationError, InvalidJobError, ManifestError, UnsupportedError, OSError, ImportError)):
+    if isinstance(error, _BAD_INPUT):
         return Exit.BAD_INPUT
     return Exit.SOME_FAILED

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console, RenderableType
 
+    from kling_async._core.budget import Budget
     from kling_async._core.clock import Clock
     from kling_async._core.errors import KlingError
     from kling_async._core.events import Event, Observer
@@ -65,6 +66,7 @@ class Board:
 
     Args:
         total: How many jobs there will be, if that is known.
+        budget: What they may cost, if that is limited.
 
     Attributes:
         lines: The accepted jobs without an outcome, by batch and key.
@@ -72,8 +74,9 @@ class Board:
         uncertain: Keys of jobs of which it is not known whether they were accepted.
     """
 
-    def __init__(self, total: int | None = None) -> None:
+    def __init__(self, total: int | None = None, budget: Budget | None = None) -> None:
         self.total = total
+        self.budget = budget
         self.admitted = self.accepted = self.done = self.failed = 0
         self.refused_before_acceptance = 0
         self.spent = Decimal(0)
@@ -118,7 +121,8 @@ class Board:
             case events.Admitted():
                 self.admitted += 1
             case events.Accepted(job=job, prediction=prediction):
-                self.accepted += 1
+                # Once per job: one that failed may be accepted, and paid for, again.
+                self.accepted += name not in self.lines
                 self.note = ""
                 price = job.price(provider).usd
                 self.spent += price or 0
@@ -135,6 +139,8 @@ class Board:
                     line.state = "saving" if prediction.status is Status.COMPLETED else prediction.raw_status
                 if prediction.status.ended and prediction.status is not Status.COMPLETED:
                     self.unsaved.pop(prediction.id, None)
+            case events.Retrying(again=again):
+                self.note = f"{event.key} failed at the service, paid for again in {again:.0f} s"
             case events.Finished(outcome=outcome):
                 self.refused_before_acceptance += self.lines.pop(name, None) is None
                 self.done += outcome.ok
@@ -173,18 +179,22 @@ class Progress(Protocol):
         ...
 
 
-def progress(to: Console, clock: Clock, *, total: int | None = None, quiet: bool = False) -> Progress:
+def progress(
+    to: Console, clock: Clock, *, total: int | None = None, budget: Budget | None = None, quiet: bool = False
+) -> Progress:
     """The display that fits: live in a terminal, one line per event elsewhere, or none.
 
     Args:
         to: Where to.
         clock: The session's clock: times are those of the service.
         total: How many jobs there will be.
+        budget: What they may cost.
         quiet: Whether only to keep count.
     """
+    board = Board(total, budget)
     if quiet:
-        return QuietProgress(Board(total))
-    return LiveProgress(Board(total), to, clock) if pretty(to) else PlainProgress(Board(total), to, clock)
+        return QuietProgress(board)
+    return LiveProgress(board, to, clock) if pretty(to) else PlainProgress(board, to, clock)
 
 
 class QuietProgress:
@@ -222,6 +232,8 @@ class PlainProgress(QuietProgress):
             told = None if self.board.repeats(event) else _told(event, provider)
             if told is not None:
                 word, rest = told
+                if isinstance(event, events.Accepted) and self.board.budget is not None:
+                    rest += f", {against(self.board.budget)}"
                 line = f"{event.at - self._start:8.1f} s  {word:<10}  {clean(event.key)}  {clean(rest)}"
                 self._to.print(line.rstrip(), markup=False, soft_wrap=True)
 
@@ -240,6 +252,8 @@ def _told(event: Event, provider: str) -> tuple[str, str] | None:
             return "uncertain", error.message
         case events.Changed(prediction=prediction):
             return prediction.raw_status, ""
+        case events.Retrying(prediction=prediction, again=again):
+            return "again", f"in {again:.0f} s, and paid for again: {prediction.error or 'failed at the service'}"
         case events.Saved(file=file):
             return "saved", f"{file} ({size(file.bytes)})"
         case events.Finished(outcome=outcome) if outcome.error is not None:
@@ -341,7 +355,7 @@ class LiveProgress(QuietProgress):
         said = Text("   ").join(
             Text(f"{mark} {number} {word}", style if number else "dim") for mark, number, word, style in counts
         )
-        money = Text(f"{usd(board.spent)} spent", "bold")
+        money = Text(f"{usd(board.spent)} spent" if board.budget is None else against(board.budget), "bold")
         if board.unpriced:
             money.append(f" + {board.unpriced} without a known price", "dim")
         grid = Table.grid(expand=True)
@@ -373,6 +387,12 @@ class LiveProgress(QuietProgress):
 def model_at(job: Job, provider: str) -> str:
     """A job's model, and who runs it if that is not the usual one."""
     return job.row.name if provider == "wavespeed" else f"{job.row.name} at {provider}"
+
+
+def against(budget: Budget) -> str:
+    """What of a budget is gone: `$1.35 of $5.00 spent`."""
+    held = f", {usd(budget.held)} in doubt" if budget.held else ""
+    return f"{usd(budget.spent)} of {usd(budget.usd)} spent{held}"
 
 
 def counted(number: int, word: str, many: Callable[[str], str] = lambda word: word + "s") -> str:

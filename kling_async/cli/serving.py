@@ -11,7 +11,7 @@ from rich.text import Text
 from kling_async.cli.choices import LevelChoice, ProfileChoice
 from kling_async.cli.interrupts import Exit
 from kling_async.cli.output import block, console, reach_loopback_directly
-from kling_async.emulator import Emulator, serve
+from kling_async.emulator import Chaos, Emulator, serve
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +30,7 @@ class ServeOptions:
     balance: float = 1000.0
     profile: ProfileChoice = ProfileChoice.VIDEO
     seed: int | None = None
+    chaos: float = 0.0
 
 
 def emulator_of(*, level: LevelChoice, profile: ProfileChoice, **more: Any) -> Emulator:
@@ -51,6 +52,7 @@ def serve_emulator(options: ServeOptions) -> Exit:
         balance=options.balance,
         profile=options.profile,
         seed=options.seed,
+        chaos=Chaos(options.chaos, options.seed or 0) if options.chaos else None,
     )
     anyio.run(lambda: serve(emulator, ready=lambda ready: _announce(to, ready, options)))
     to.print("The emulator has ended.")
@@ -64,6 +66,10 @@ def _announce(to: Console, emulator: Emulator, options: ServeOptions) -> None:
         Text.assemble(("GPTProto   ", "dim"), (emulator.gptproto_url, "bold cyan")),
         Text.assemble(("accounts   ", "dim"), f"level {options.level}, ${options.balance:,.2f} each, {pace}"),
     ]
+    if options.chaos:
+        lines.append(
+            Text.assemble(("chaos      ", "dim"), (f"{options.chaos:.0%} of all requests meet a fault", "yellow"))
+        )
     block(to, "Kling on this computer, for nothing", lines)
     to.print("Paste this where your program runs:")
     to.print()

@@ -414,21 +414,39 @@ def read_ledger(
         yield _read(row)
 
 
-def read_steps(path: str | os.PathLike[str], *, batch: str | None = None) -> Iterator[Step]:
+def read_steps(path: str | os.PathLike[str], *, batch: str | None = None, key: str | None = None) -> Iterator[Step]:
     """The steps of a ledger file: all of a job one after another, in the order in which they were written.
 
     Args:
         path: The file.
         batch: Only this batch's; "" is what was submitted outside of batches.
+        key: Only of jobs with this key.
 
     Raises:
         LedgerError: There is no such file, or it is no ledger.
     """
-    condition, values = ("1", []) if batch is None else ("batch = ?", [batch])
-    # The names are our own.
-    query = f"SELECT batch, key, state, at, attempt FROM step WHERE {condition} ORDER BY batch, key, rowid"  # noqa: S608 -- see above
-    for of, key, state, at, attempt in _found(Path(path), query, values):
-        yield Step(of, key, State(state), at, attempt)
+    query = """
+        SELECT batch, key, state, at, attempt, prediction_id, error FROM step
+        WHERE batch = coalesce(?, batch) AND key = coalesce(?, key) ORDER BY batch, key, rowid
+    """
+    for of, name, state, at, attempt, prediction_id, error in _found(Path(path), query, (batch, key)):
+        yield Step(of, name, State(state), at, attempt, prediction_id, error)
+
+
+def writer_of(path: str | os.PathLike[str]) -> int | None:
+    """The process that has a ledger file open for writing, or None.
+
+    It is looked up and not proved: a lock, even for a moment, could keep a writer out that comes just then.
+    """
+    try:
+        owner = int(Path(f"{os.fspath(path)}.lock").read_text(encoding="ascii")[:20])
+        if os.name == "posix":
+            # Killed processes leave the file behind. (Elsewhere this call would be a signal.)
+            with contextlib.suppress(PermissionError):
+                os.kill(owner, 0)
+    except (OSError, ValueError, OverflowError):
+        return None
+    return owner
 
 
 def _found(path: Path, query: str, values: Iterable[object]) -> Iterator[tuple[Any, ...]]:

@@ -108,6 +108,23 @@ def test_the_emulator_tells_what_to_export_and_answers(cli: Cli) -> None:
     assert "The emulator has ended." in rest
 
 
+def test_the_emulator_goes_wrong_when_told_to(cli: Cli) -> None:
+    words = ("emulator", "--port", "0", "--gptproto-port", "0", "--profile", "tiny", "--chaos", "0.25", "--seed", "7")
+    with cli.start(*words) as process:
+        printed = cli.wait_for(process, "Ctrl-C")
+        assert "25% of all requests meet a fault" in printed
+        found = re.search(r"^export WAVESPEED_BASE_URL=(\S+)", printed, re.MULTILINE)
+        assert found is not None
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            f"{found[1]}/__emulator__/chaos"
+        ) as reply:
+            told = json.load(reply)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=10)
+    assert (told["rate"], told["seed"]) == (0.25, 7)
+    assert cli("emulator", "--chaos", "2").returncode == 2
+
+
 def test_a_port_that_is_taken_is_told(cli: Cli) -> None:
     words = ("emulator", "--gptproto-port", "0", "--profile", "tiny", "--port")
     with cli.start(*words, "0") as process:

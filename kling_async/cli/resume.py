@@ -1,0 +1,103 @@
+"""`kling-async resume`: a batch that an earlier process began, out of its ledger alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+from rich.text import Text
+
+from kling_async._clock import SystemClock
+from kling_async._core.errors import ConfigurationError
+from kling_async.cli.interrupts import Exit, interruptible
+from kling_async.cli.output import clean, console, route_logs, say
+from kling_async.cli.plan import Plan, tell_level, tell_plan
+from kling_async.cli.progress import counted
+from kling_async.cli.reading import REHEARSAL, rows_of, the_batch
+from kling_async.cli.runner import BatchOptions, Work, agreed, check_gallery, run_batch, tell_budget
+from kling_async.ledger import State
+from kling_async.manifest import Kind
+from kling_async.results import job_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kling_async.cli.reading import Summary
+    from kling_async.ledger import Row
+
+_SENT_AGAIN = frozenset({State.PENDING, State.CLAIMED, State.SKIPPED, State.REJECTED})
+
+
+@attrs.frozen(kw_only=True)
+class ResumeOptions(BatchOptions):
+    """What the user asked for; see the help of the command."""
+
+    ledger: Path
+    name: str | None = None
+
+    @property
+    def ledger_path(self) -> Path:
+        """The ledger."""
+        return self.ledger
+
+
+def resume(options: ResumeOptions) -> Exit:
+    """Find the batch, estimate, ask, run, tell."""
+    to = console(stderr=options.as_json)
+    if options.ledger.name == REHEARSAL:
+        raise ConfigurationError(
+            f"{options.ledger} is of a rehearsal, whose emulator has ended, and its predictions with it",
+            advice="rehearse again with kling-async run --emulator, or name the ledger of a real run",
+        )
+    session = options.session()
+    check_gallery(options)
+    found = the_batch(options.ledger, options.name)
+    budget = options.new_budget()
+    unsent = [row for row in rows_of(options.ledger, batch=found.name, states=_SENT_AGAIN) if not row.given_up]
+    kinds = Counter(_kind(row) for row in unsent)
+    work = Work(
+        name=found.name,
+        total=found.jobs,
+        plan=Plan.of(kinds, options.provider),
+        budget=budget,
+        batch=lambda kling: kling.resume(
+            name=found.name, budget=budget, save_to=options.out, deadline=options.deadline
+        ),
+    )
+    if not options.quiet:
+        _tell(to, options, found, len(unsent))
+        if kinds:
+            tell_plan(to, work.plan)
+            tell_budget(to, work)
+            tell_level(to, kinds, session)
+    options.out.mkdir(parents=True, exist_ok=True)
+    if kinds and not agreed(to, options):
+        to.print("Nothing was sent.")
+        return Exit.NOTHING_DONE
+    route_logs(to, debug=options.debug)
+    return interruptible(lambda: run_batch(to, options, work, clock=SystemClock()))
+
+
+def _kind(row: Row) -> Kind:
+    fields = job_of(row) or {}
+    duration = fields.get("duration")
+    return Kind(row.model, duration if isinstance(duration, int) else 0, bool(fields.get("sound")))
+
+
+def _tell(to: Console, options: ResumeOptions, found: Summary, unsent: int) -> None:
+    """Where the batch stands."""
+    states = found.states
+    stands = (
+        (states[State.DOWNLOADED], "saved"),
+        (states[State.COMPLETED], "to be saved"),
+        (states[State.SUBMITTED], "running"),
+        (states[State.INTENT] + states[State.UNCERTAIN], "in doubt, looked for at the service"),
+        (states[State.FAILED], "failed"),
+        (states[State.EXPIRED], "expired"),
+        (unsent, f"to be sent to {options.provider}"),
+    )
+    told = ", ".join(f"{count} {word}" for count, word in stands if count)
+    batch = clean(f" of {found.name}") if found.name else ""
+    say(to, Text.assemble((counted(found.jobs, "job"), "bold"), f"{batch} in {options.ledger}: {told}"))

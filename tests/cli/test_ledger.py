@@ -1,0 +1,149 @@
+"""`ledger`: what is in doubt is shown, told apart and settled by hand, and nothing else is changed."""
+
+from __future__ import annotations
+
+import json
+import time
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from anyio.to_thread import run_sync
+
+from kling_async import Job, State, read_ledger
+from kling_async._core.content import content_of
+from kling_async._core.reconciliation import Doubt, Held
+from kling_async.emulator import Emulator
+from kling_async.ledger import Entry, SQLiteLedger
+from support.cli import Cli
+
+AGO = 3 * 86_400.0
+MODEL = "kling-v2.1-pro"
+
+
+def job(key: str) -> Job:
+    return Job(model=MODEL, prompt=f"About {key}", image="https://pictures.example/face.png")
+
+
+async def add(ledger: SQLiteLedger, key: str, *states: State, batch: str = "faces", error: str | None = None) -> None:
+    """A job that has gone through these states, days ago."""
+    at = time.time() - AGO
+    content = content_of(job(key), lambda image: "")
+    await ledger.claim(batch, key, content=content, model=job(key).model, at=at)
+    for state in states:
+        accepted = f"id-{key}" if state is State.SUBMITTED else None
+        cost = Decimal("0.45") if state is State.INTENT else None
+        step = Entry(batch=batch, key=key, state=state, at=at, attempt=1, cost=cost, prediction_id=accepted)
+        await ledger.record(step)
+        if state is State.UNCERTAIN:
+            await ledger.record(Entry(batch=batch, key=key, state=state, at=at, error=error))
+
+
+async def held(path: Path) -> None:
+    ledger = SQLiteLedger(path)
+    await ledger.open()
+    doubt = (State.INTENT, State.UNCERTAIN)
+    await add(ledger, "whose", *doubt, error=Held(Doubt.WHOSE, ("id-1", "id-2")).told)
+    await add(ledger, "whether", *doubt, error=Held(Doubt.WHETHER, ()).told)
+    await add(ledger, "killed", State.INTENT)
+    await add(ledger, "done", State.INTENT, State.SUBMITTED, State.COMPLETED)
+    await ledger.aclose()
+
+
+def states(path: Path) -> dict[str, State]:
+    return {row.key: row.state for row in read_ledger(path)}
+
+
+@pytest.mark.anyio
+async def test_both_kinds_of_doubt_are_told_apart_and_each_is_settled_by_hand(cli: Cli) -> None:
+    path = cli.folder / "run.db"
+    await held(path)
+    shown = cli("ledger", "run.db").stdout
+    whose, whether = shown.split("2 jobs: not known whether they were paid for")
+    assert "1 job: paid for, but which of the candidates is whose is not known" in whose
+    assert all(word in whose for word in ("About whose", "$0.45", "id-1 id-2"))
+    assert all(word in whether for word in ("About whether", "About killed", "none"))
+    told = {row["key"]: row for row in json.loads(cli("ledger", "run.db", "--json").stdout)}
+    assert {key: row["doubt"] for key, row in told.items()} == {
+        "whose": "whose",
+        "whether": "whether",
+        "killed": "whether",
+    }
+    assert told["whose"]["candidates"] == ["id-1", "id-2"]
+
+    before = states(path)
+    for words, reason in (
+        (("adopt", "whose", "id-done"), "that of job done already"),
+        (("adopt", "nobody", "id-1"), "has no job 'nobody'"),
+        (("give-up", "done"), "is not in doubt: it is completed"),
+        (("unaccepted", "done"), "is not in doubt"),
+        (("unaccepted", "whose", "--name", "other"), "batch 'other'"),
+    ):
+        refused = cli("ledger", "run.db", *words, *(["--yes"]))
+        assert (refused.returncode, reason in refused.stderr) == (2, True), refused.stderr
+    unasked = cli("ledger", "run.db", "adopt", "whose", "id-1")
+    assert (unasked.returncode, "--yes" in unasked.stderr) == (2, True)
+    assert "$0.45 counts as spent" in unasked.stdout
+    assert states(path) == before
+
+    adopted = cli("ledger", "run.db", "adopt", "whose", "id-3", "--yes")
+    assert (adopted.returncode, "none of the candidates (id-1, id-2)" in adopted.stdout) == (0, True)
+    assert cli("ledger", "run.db", "give-up", "whether", "--yes").returncode == 0
+    assert cli("ledger", "run.db", "unaccepted", "killed", "--yes").returncode == 0
+    assert states(path) == before | {
+        "whose": State.SUBMITTED,
+        "whether": State.REJECTED,
+        "killed": State.PENDING,
+    }
+    (row,) = [row for row in read_ledger(path) if row.key == "whose"]
+    assert (row.prediction_id, row.spent) == ("id-3", Decimal("0.45"))
+    assert row.submitted_at == pytest.approx(time.time() - AGO, abs=600), "its video expires as if it had been known"
+    history = json.loads(cli("ledger", "run.db", "history", "whose", "--json").stdout)
+    assert [step["state"] for step in history] == ["pending", "intent", "uncertain", "uncertain", "submitted"]
+    assert (history[-1]["prediction_id"], history[2]["error"]) == ("id-3", Held(Doubt.WHOSE, ("id-1", "id-2")).told)
+    assert "Nothing is in doubt" in cli("ledger", "run.db").stdout
+
+
+@pytest.mark.anyio
+async def test_what_was_given_up_is_not_sent_again_until_it_is_said_to_be_unaccepted(cli: Cli) -> None:
+    path = cli.folder / "run.db"
+    ledger = SQLiteLedger(path)
+    await ledger.open()
+    await add(ledger, "lost", State.INTENT, State.UNCERTAIN)
+    await ledger.aclose()
+    assert cli("ledger", "run.db", "give-up", "lost", "--yes").returncode == 0
+    async with Emulator(profile="tiny") as emulator:
+        env = {"WAVESPEED_BASE_URL": emulator.base_url, "WAVESPEED_API_KEY": emulator.api_key}
+        done = await run_sync(lambda: cli("resume", "run.db", "--out", "videos", "--yes", **env))
+        assert emulator.charges() == ()
+    assert done.returncode == 3
+    assert "given up by hand" in done.stdout
+    assert states(path) == {"lost": State.REJECTED}
+    assert "errors.jsonl: 0 jobs" in cli("export", "run.db", "--format", "errors").stdout
+    assert cli("ledger", "run.db", "unaccepted", "lost", "--yes").returncode == 0
+    assert states(path) == {"lost": State.PENDING}
+
+
+@pytest.mark.anyio
+async def test_a_ledger_that_a_process_writes_is_shown_and_not_changed(cli: Cli) -> None:
+    path = cli.folder / "run.db"
+    await held(path)
+    ledger = SQLiteLedger(path)
+    await ledger.open()
+    shown = await run_sync(lambda: cli("ledger", "run.db"))
+    refused = await run_sync(lambda: cli("ledger", "run.db", "give-up", "whose", "--yes"))
+    status = json.loads((await run_sync(lambda: cli("status", "run.db", "--json"))).stdout)
+    await add(ledger, "single", State.INTENT, State.UNCERTAIN, batch="")
+    await ledger.aclose()
+    assert "may settle them yet" in shown.stdout
+    assert "killed" not in shown.stdout, "it may be answered any moment"
+    assert refused.returncode == 2
+    assert "has run.db open" in refused.stderr
+    assert (status["writer"] is not None, status["batches"][0]["in_doubt"]) == (True, 2)
+    assert states(path)["whose"] is State.UNCERTAIN
+    several = cli("resume", "run.db", "--out", "videos", WAVESPEED_API_KEY="wsk_x")
+    assert several.returncode == 2
+    assert "2 batches: '' (outside of batches), faces" in several.stderr
+    cli.folder.joinpath("run.db").rename(cli.folder / "rehearsal.db")
+    rehearsal = cli("resume", "rehearsal.db", "--out", "videos", "--name", "faces", WAVESPEED_API_KEY="wsk_x")
+    assert (rehearsal.returncode, "is of a rehearsal" in rehearsal.stderr) == (2, True)

@@ -1,0 +1,158 @@
+"""What is estimated, spent and given back: `estimate`, budgets, `resume` and `status` against an emulator."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from anyio.to_thread import run_sync
+
+from kling_async import Clock, Job, KlingSession
+from kling_async.emulator import Emulator, faults
+from support.cli import Cli, jobs
+from support.pictures import jpeg
+
+PRO = "kling-v2.1-pro"
+
+
+def at(emulator: Emulator) -> dict[str, str]:
+    return {"WAVESPEED_BASE_URL": emulator.base_url, "WAVESPEED_API_KEY": emulator.api_key, "NO_PROXY": "127.0.0.1"}
+
+
+async def call(cli: Cli, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return await run_sync(partial(cli, *words, **env))
+
+
+@attrs.define
+class AnHourAgo:
+    """A clock that is behind: what is written down by it looks old, and is asked for at once."""
+
+    clock: Clock
+
+    def now(self) -> float:
+        return self.clock.now() - 3600
+
+    def monotonic(self) -> float:
+        return self.clock.monotonic()
+
+    async def sleep(self, seconds: float, /) -> None:
+        await self.clock.sleep(seconds)
+
+
+def session(emulator: Emulator, ledger: Path, **more: Any) -> KlingSession:
+    clock = AnHourAgo(emulator.clock)
+    return KlingSession(emulator.api_key, base_url=emulator.base_url, level="gold", ledger=ledger, clock=clock, **more)
+
+
+@pytest.mark.anyio
+async def test_an_estimate_spends_nothing_and_asks_for_discounts_when_told_to(cli: Cli) -> None:
+    rows: list[dict[str, object]] = [
+        {"key": "a"},
+        {"key": "b", "model": PRO, "duration": 10},
+        {"key": "c", "model": PRO},
+    ]
+    path = jobs(cli.folder, *rows)
+    plain = cli("estimate", path)
+    assert (plain.returncode, plain.stderr) == (0, "")
+    assert "Price by the list: ≈ $1.63" in plain.stdout
+    async with Emulator(profile="tiny", discount=0.1) as emulator:
+        asked = await call(cli, "estimate", path, "--ask", **at(emulator))
+        assert "Price that the service asks of this account: $1.47   ($0.16 less than by the list)" in asked.stdout
+        told = json.loads((await call(cli, "estimate", path, "--ask", "--json", **at(emulator))).stdout)
+        assert emulator.charges() == ()
+    assert (told["jobs"], told["list_usd"], told["account_usd"], told["unpriced_jobs"]) == (3, 1.63, 1.467, 0)
+    assert [(kind["duration"], kind["jobs"], kind["account_usd"]) for kind in told["kinds"]] == [
+        (5, 1, 0.405),
+        (10, 1, 0.81),
+        (5, 1, 0.252),
+    ]
+    refused = cli("estimate", path, "--ask", "--provider", "gptproto", GPTPROTO_API_KEY="sk-x")
+    assert refused.returncode == 2
+    assert "gptproto" in refused.stderr
+
+
+def test_a_folder_is_estimated_like_a_manifest(cli: Cli) -> None:
+    (cli.folder / "photos").mkdir()
+    (cli.folder / "photos" / "face.jpg").write_bytes(jpeg())
+    told = json.loads(cli("estimate", "photos", "--prompt", "Waves", "--model", PRO, "--json").stdout)
+    assert (told["jobs"], told["list_usd"], told["account_usd"]) == (1, 0.45, None)
+
+
+def test_a_budget_ends_a_run_and_the_end_tells_the_money(cli: Cli) -> None:
+    (cli.folder / "face.jpg").write_bytes(jpeg())
+    path = jobs(cli.folder, *({"key": str(number), "model": PRO, "image": "face.jpg"} for number in range(4)))
+    run = ("run", path, "--out", "videos", "--emulator", "--speed", "500", "--profile", "tiny", "--level", "gold")
+    done = cli(*run, "--budget", "1.00")
+    assert done.returncode == 1
+    assert "The budget of $1.00 is less than that" in done.stdout
+    assert "$0.90 of $1.00 spent" in done.stdout
+    assert "2 jobs never submitted" in done.stdout
+    assert "2 of 4 videos in videos, 2 failed, $0.90 spent" in done.stdout
+    assert "Money: $1.80 estimated, $0.90 spent, $0.00 given back; $0.10 of $1.00 left" in done.stdout
+    assert "The service's bill: $0.90 for 2 of 2 predictions, as by the list" in done.stdout
+    assert done.stderr.startswith("\nerror: budget exceeded\n")
+    assert "bill" not in cli(*run, "--no-audit").stdout
+    refused = cli(*run, "--provider", "gptproto", "--budget", "1")
+    assert (refused.returncode, "no budget can be kept" in refused.stderr) == (2, True)
+    assert cli(*run, "--budget", "much").returncode == 2
+
+
+@pytest.mark.anyio
+async def test_a_batch_is_resumed_out_of_its_ledger_and_what_was_given_back_may_be_spent_again(cli: Cli) -> None:
+    ledger = cli.folder / "videos" / "run.db"
+    ledger.parent.mkdir()
+    (cli.folder / "face.jpg").write_bytes(jpeg())
+    batch = {
+        key: Job(model=PRO, prompt=key, image=cli.folder / "face.jpg") for key in ("fails", "saved", "runs", "waits")
+    }
+    async with Emulator(speed=100, timing=60, profile="tiny", refund_after=1e6) as emulator:
+        emulator.faults.add(
+            "submit", faults.FailTask(code=5004, message="no"), when=lambda call: call.body.get("prompt") == "fails"
+        )
+        call = partial(run_sync, lambda *words: cli(*words, **at(emulator)))
+        async with session(emulator, ledger) as kling:
+            first = dict(list(batch.items())[:2])
+            async with kling.batch(first, name="faces", save_to=ledger.parent) as running:
+                assert {outcome.key: outcome.ok async for outcome in running} == {"fails": False, "saved": True}
+            written = json.loads((await call("status", "videos/run.db", "--json")).stdout)
+            # One more is accepted, and the session ends before its video; for the last one there is no money.
+            async with kling.batch(batch, name="faces", budget="1.40", deadline=0.01, save_to=ledger.parent) as running:
+                assert [outcome.ok async for outcome in running].count(True) == 1
+        status = json.loads((await call("status", "videos/run.db", "--json")).stdout)
+        shown = (await call("status", "videos/run.db")).stdout
+        charged = len(emulator.charges())
+
+        words = ("resume", "videos/run.db", "--out", "videos", "--level", "gold", "--deadline", "1", "--budget")
+        poor = await call(*words, "1.70")
+        assert len(emulator.charges()) == charged == 3
+        account = emulator._service.accounts[emulator.api_key]
+        (refundable,) = [entry for entry in account.entries if entry.refund_due is not None]
+        account.refund(refundable, emulator.clock.now())
+        rich = await call(*words, "1.70")
+        assert len(emulator.charges()) == 4
+        after = json.loads((await call("status", "videos/run.db", "--json")).stdout)
+
+    assert (written["writer"] is not None, written["next"], written["batches"][0]["jobs"]) == (True, [], 2)
+    (told,) = status["batches"]
+    assert told["states"] == {"downloaded": 1, "failed": 1, "submitted": 1, "skipped": 1}
+    assert (status["writer"], told["spent_usd"], told["refunded_usd"], told["refundable_usd"]) == (None, 1.35, 0, 0.45)
+    assert told["oldest_unsaved"]["key"] in {"runs", "waits"}
+    assert [command.split()[1] for command in status["next"]] == ["resume", "export"]
+    assert "expires in 6 d" in shown
+    assert "  kling-async resume videos/run.db --out videos --name faces" in shown
+
+    assert "4 jobs of faces in videos/run.db: 1 saved, 1 running, 1 failed, 1 to be sent to wavespeed" in poor.stdout
+    assert (poor.returncode, "the budget of $1.70 is used up: $1.35 spent" in poor.stderr) == (1, True)
+    assert "2 of 4 videos in videos, 2 failed, $0.00 spent" in poor.stdout
+    assert "$0.00 given back and $0.45 still due for what failed" in poor.stdout
+    assert (ledger.parent / "runs.mp4").exists() or (ledger.parent / "waits.mp4").exists()
+
+    assert (rich.returncode, rich.stderr) == (1, "")
+    assert "Money: $0.45 estimated, $0.45 spent, $0.45 given back; $0.35 of $1.70 left" in rich.stdout
+    assert "The service's bill: $0.45 for 1 of 1 prediction, as by the list" in rich.stdout
+    assert (after["batches"][0]["spent_usd"], after["batches"][0]["refunded_usd"]) == (1.8, 0.45)
