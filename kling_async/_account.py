@@ -452,7 +452,8 @@ class Account:
         budgets = list(dict.fromkeys(budget for reservation in ask.money for budget in reservation.budgets))
         for reservation in ask.money:
             reservation.hold()
-        ask.money = self._money[ask.batch, ask.key] = (await self.spending.reserve(ask.job, budgets),)
+        if budgets:
+            ask.money = self._money[ask.batch, ask.key] = (await self.spending.reserve(ask.job, budgets, wait=False),)
 
     def _accepted(self, prediction: Prediction, ask: Ask) -> None:
         self._watch(prediction, batch=ask.batch, key=ask.key, slot=ask.slot, job=ask.job, money=ask.money)

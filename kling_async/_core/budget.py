@@ -82,7 +82,11 @@ class Budget:
             return True
         if usd <= self.left + self.reserved:
             return False
-        raise BudgetExceededError(
+        raise self.exceeded(usd)
+
+    def exceeded(self, usd: Decimal) -> BudgetExceededError:
+        """The error of a job for which there is no money."""
+        return BudgetExceededError(
             f"the budget of {dollars(self.usd)} is used up: {dollars(self.spent)} spent"
             + (f" and {dollars(self.held)} that may have been" if self.held else "")
             + f", and the job costs {dollars(usd)}",

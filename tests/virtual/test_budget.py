@@ -25,6 +25,7 @@ from kling_async import (
     SubmissionUncertainError,
 )
 from kling_async._core.http import Effect
+from kling_async.ledger import MemoryLedger
 from kling_async.testing import json_response
 from support.service import IMAGE, Service, open_session
 
@@ -231,3 +232,46 @@ async def test_skipped_jobs_can_be_had_later() -> None:
     # Nothing is on a disk here: all five are new, and none is stuck in the state of having been skipped.
     assert sum(outcome.ok for outcome in again) == 5
     assert State.SKIPPED.value == "skipped"
+
+
+def loses_the_first_reply_to(service: Service, prompt: str) -> None:
+    """And shows no history, so that nobody finds out what became of it."""
+    lost = False
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        nonlocal lost
+        if request.effect is Effect.PAID and body["prompt"] == prompt and not lost:
+            lost = True
+            raise ConnectionLostError("dropped")
+        if request.url.endswith("/api/v3/predictions"):
+            return json_response({"code": 403, "message": "no"}, status=403)
+        return None
+
+    service.script = script
+
+
+async def test_sending_again_does_not_wait_for_the_money_of_who_waits_for_its_slot() -> None:
+    service = Service()
+    loses_the_first_reply_to(service, "a")
+    budget = Budget("0.90")
+    async with open_session(service, budget=budget, on_uncertain="resubmit", max_in_flight=1) as kling:
+        async with asyncio.timeout(3600):
+            a, b = await asyncio.gather(
+                kling.generate(model=PRO, prompt="a", image=IMAGE),
+                kling.generate(model=PRO, prompt="b", image=IMAGE),
+                return_exceptions=True,
+            )
+    assert isinstance(a, SubmissionUncertainError)
+    assert "the budget of $0.90 is used up" in str(a)
+    assert not isinstance(b, BaseException)
+    assert [budget.spent, budget.reserved, budget.held] == [Decimal("0.45"), 0, Decimal("0.45")]
+
+
+async def test_what_is_sent_again_without_a_budget_is_written_down_with_its_price() -> None:
+    service = Service()
+    loses_the_first_reply_to(service, "a")
+    ledger = MemoryLedger()
+    async with open_session(service, on_uncertain="resubmit", ledger=ledger) as kling:
+        await kling.submit(model=PRO, prompt="a", image=IMAGE)
+        (row,) = await ledger.rows([State.SUBMITTED])
+    assert (row.cost, row.spent) == (Decimal("0.45"), Decimal("0.45"))
