@@ -133,7 +133,7 @@ class Account:
         self.retry_failed = retry_failed
         self._webhook_url = webhook_url
         self.spending = Spending(provider=provider, clock=clock, ask=self.ask)
-        # What is set aside for jobs that are on their way, or were when an earlier process ended.
+        # What is set aside for jobs that are on their way or in doubt.
         self._money: dict[tuple[str, str], tuple[Reservation, ...]] = {}
         self._counted: set[tuple[str, Budget]] = set()
         self.images = Images(transport, provider, clock, limit=max_uploads, inline=inline, fit=fit, memory=self.ledger)
@@ -156,7 +156,7 @@ class Account:
             grace=grace,
             sole_user=sole_user,
             custody=self._custody,
-            adopted=self._adopted,
+            settled=self._settled,
         )
         self._submitter = Submitter(
             transport=transport,
@@ -263,7 +263,7 @@ class Account:
                 reservation.hold()
                 self._money[name] = (*self._money.get(name, ()), reservation)
 
-    def _follow_row(self, row: Row) -> None:
+    def _follow_row(self, row: Row, money: tuple[Reservation, ...] = ()) -> None:
         """Watch what runs, whether or not anybody asks for it: it takes one of the account's slots."""
         if self.watcher.seen(row.prediction_id or "") is not None:
             return
@@ -273,6 +273,7 @@ class Account:
             key=row.key,
             slot=self.slots.take(),
             submitted_at=row.submitted_at,
+            money=money,
         )
 
     async def make(
@@ -373,9 +374,13 @@ class Account:
                 self._left(name)
 
     def _left(self, name: tuple[str, str]) -> None:
-        """Nobody has the job in hand any more."""
-        for reservation in self._money.pop(name, ()):
+        """Nobody has the job in hand any more; what may have been paid for stays set aside."""
+        money = self._money.pop(name, ())
+        for reservation in money:
             reservation.let_go()
+        held = tuple(reservation for reservation in money if reservation.held)
+        if held:
+            self._money[name] = held
         self.ledger.unclaim(*name)
 
     def _again(self, row: Row, failures: int) -> bool:
@@ -409,9 +414,7 @@ class Account:
         if row.state is State.EXPIRED:
             raise _expired(job, row)
         name = (row.batch, row.key)
-        if name not in self._money:
-            # A held job has its own set aside.
-            self._money[name] = await self._reserved(job, budget)
+        money = self._money[name] = await self._set_aside(name, job, budget)
         image = await self.images.url(job.image, field="image")
         end_image = None if job.end_image is None else await self.images.url(job.end_image, field="end_image")
         webhook, token = self._webhook()
@@ -419,12 +422,19 @@ class Account:
         sent = fingerprint(job.inputs(image, end_image))
         slot = await self.slots.acquire()
         try:
+            if row.state in _IN_DOUBT:
+                # Who looked for another job may have settled it meanwhile.
+                found = await self.ledger.find(*name)
+                row = row if found is None else found[0]
+                if row.state in _ACCEPTED:
+                    slot.release()
+                    return await self._known(job, row)
             if gate is not None:
                 gate()
         except BaseException:
             slot.release()
             raise
-        ask = Ask(job, row.key, row.batch, request, sent, slot, token, self._money[name])
+        ask = Ask(job, row.key, row.batch, request, sent, slot, token, money)
         return await self._submitter.submit(ask, row)
 
     def _webhook(self) -> tuple[str | None, str | None]:
@@ -443,9 +453,12 @@ class Account:
             await self._reconciler.testify(delivery.token_hash, id_)
         self.watcher.tell(delivery.prediction)
 
-    async def _reserved(self, job: Job, budget: Budget | None) -> tuple[Reservation, ...]:
-        budgets = [each for each in dict.fromkeys((self._budget, budget)) if each is not None]
-        return (await self.spending.reserve(job, budgets),) if budgets else ()
+    async def _set_aside(self, name: tuple[str, str], job: Job, budget: Budget | None) -> tuple[Reservation, ...]:
+        """The job's price, set aside in every budget; a job in doubt has its own in some of them already."""
+        there = self._money.get(name, ())
+        covered = {budget for reservation in there for budget in reservation.budgets}
+        budgets = [each for each in dict.fromkeys((self._budget, budget)) if each is not None and each not in covered]
+        return (*there, await self.spending.reserve(job, budgets)) if budgets else there
 
     async def _reserve_again(self, ask: Ask) -> None:
         """Set a job's price aside once more: what was sent for it may have been paid for."""
@@ -458,11 +471,18 @@ class Account:
     def _accepted(self, prediction: Prediction, ask: Ask) -> None:
         self._watch(prediction, batch=ask.batch, key=ask.key, slot=ask.slot, job=ask.job, money=ask.money)
 
-    def _adopted(self, row: Row) -> None:
-        """An earlier submission in doubt was found, and nobody waits for it."""
-        for reservation in self._money.pop((row.batch, row.key), ()):
-            reservation.commit()
-        self._follow_row(row)
+    def _settled(self, row: Row) -> None:
+        """A submission in doubt was found, or shown to be unaccepted, and nobody waits for that."""
+        name = (row.batch, row.key)
+        money = self._money.get(name, ())
+        for reservation in money:
+            reservation.doubtful = False
+            if row.state is State.SUBMITTED:
+                reservation.commit()
+        if row.state is State.SUBMITTED:
+            self._follow_row(row, money)
+        if not self._under_way[name]:
+            self._left(name)
 
     def _watch(
         self,
@@ -702,6 +722,7 @@ RETRIED = frozenset({5000, 5003, 5004})
 """Task codes that are the service's own trouble (docs: error-codes): neither moderation, parameters nor media."""
 
 _BETWEEN_FAILURES = Backoff(first=10.0, cap=120.0)
+_IN_DOUBT = frozenset({State.INTENT, State.UNCERTAIN})
 _NOT_SENT = frozenset({State.PENDING, State.CLAIMED, State.REJECTED})
 _ACCEPTED = frozenset({State.SUBMITTED, State.COMPLETED, State.FAILED, State.DOWNLOADED})
 _STATUS = {

@@ -71,7 +71,7 @@ class Reconciler:
         sole_user: Whether nothing but this ledger uses the key: only then is an orphan of unknown input necessarily one
             of ours.
         custody: Writes down what was found out.
-        adopted: Takes over what was adopted for a job that nobody waits for.
+        settled: Takes over the row of a job that nobody waits for, submitted or pending.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Reconciler:
         grace: float,
         sole_user: bool,
         custody: Custody,
-        adopted: Callable[[Row], None],
+        settled: Callable[[Row], None],
     ) -> None:
         self._ledger = ledger
         self._clock = clock
@@ -93,7 +93,7 @@ class Reconciler:
         self._grace = grace
         self._sole_user = sole_user
         self._custody = custody
-        self._adopted = adopted
+        self._settled = settled
         self._turn = anyio.Lock()
         # Since when each doubt is known here. Our clock may be set back or forth meanwhile, or while we are not there.
         self._since: dict[tuple[str, str, float], float] = {}
@@ -125,10 +125,12 @@ class Reconciler:
                     end = await self._look(name)
         finally:
             self._wanted.discard(name)
-            left = self._ends.pop(name, None)
-            if isinstance(left, Adopted):
-                # Written down for somebody who has just stopped waiting.
-                self._adopted(attrs.evolve(row, state=State.SUBMITTED, prediction_id=left.prediction_id))
+            # Written down for somebody who has just stopped waiting.
+            match self._ends.pop(name, None):
+                case Adopted(prediction_id):
+                    self._settled(attrs.evolve(row, state=State.SUBMITTED, prediction_id=prediction_id))
+                case Unaccepted():
+                    self._settled(attrs.evolve(row, state=State.PENDING))
         return end or Held(Doubt.WHETHER, ())
 
     async def testify(self, token_hash: str, prediction_id: str) -> None:
@@ -286,8 +288,8 @@ class Reconciler:
             self._ends[name] = end
             if name not in self._wanted:
                 self._ends.pop(name)
-                if isinstance(end, Adopted):
-                    self._adopted(moved)
+                if not isinstance(end, Held):
+                    self._settled(moved)
 
 
 def _orphans(

@@ -148,6 +148,11 @@ class Reservation:
         for budget in self.budgets:
             budget.reserved += usd
 
+    @property
+    def held(self) -> bool:
+        """Whether it is kept for a request of which it is not known whether it was accepted."""
+        return self._stage is _Stage.HELD
+
     def commit(self) -> None:
         """It was accepted: the money is spent."""
         if self._move(_Stage.COMMITTED):

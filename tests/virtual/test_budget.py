@@ -275,3 +275,77 @@ async def test_what_is_sent_again_without_a_budget_is_written_down_with_its_pric
         await kling.submit(model=PRO, prompt="a", image=IMAGE)
         (row,) = await ledger.rows([State.SUBMITTED])
     assert (row.cost, row.spent) == (Decimal("0.45"), Decimal("0.45"))
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+async def test_what_a_caller_left_in_doubt_counts_once_when_it_is_settled(accepted: bool) -> None:  # noqa: FBT001 -- a case
+    service = Service(echo=dict)
+    lost = iter([True])
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID and next(lost, False):
+            if accepted:
+                service.accept(body, request.url.partition("/api/v3/")[2])
+            raise ConnectionLostError("dropped")
+        return None
+
+    service.script = script
+    budget = Budget("0.90")
+    async with open_session(service, budget=budget) as kling:
+        left = asyncio.create_task(kling.generate(model=PRO, prompt="a", image=IMAGE, key="a"))
+        await asyncio.sleep(1)
+        left.cancel()
+        await asyncio.wait([left])
+        assert [budget.spent, budget.reserved, budget.held] == [0, 0, Decimal("0.45")]
+        await kling.generate(model=PRO, prompt="a", image=IMAGE, key="a")
+        assert [budget.spent, budget.reserved, budget.held] == [Decimal("0.45"), 0, 0]
+    assert len(service.paid) == 1
+
+
+async def test_what_another_job_finds_out_gives_back_or_spends_what_was_held() -> None:
+    service = Service(echo=dict)
+    lost = {"found", "unaccepted", "last"}
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID and body["prompt"] in lost:
+            lost.remove(body["prompt"])
+            if body["prompt"] == "found":
+                service.accept(body, request.url.partition("/api/v3/")[2])
+            raise ConnectionLostError("dropped")
+        return None
+
+    service.script = script
+    budget = Budget(5)
+    async with open_session(service, budget=budget) as kling:
+        left = [
+            asyncio.create_task(kling.generate(model=PRO, prompt=prompt, image=IMAGE, key=prompt))
+            for prompt in ("found", "unaccepted")
+        ]
+        await asyncio.sleep(1)
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left)
+        assert budget.held == Decimal("0.90")
+        await kling.generate(model=PRO, prompt="last", image=IMAGE)
+        assert [budget.spent, budget.reserved, budget.held] == [Decimal("0.90"), 0, 0]
+
+
+async def test_what_was_in_doubt_is_paid_out_of_the_sessions_budget_too() -> None:
+    service = Service(echo=dict)
+    ledger = MemoryLedger()
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        del body
+        if request.effect is Effect.PAID:
+            raise ConnectionLostError("dropped")
+        return None
+
+    service.script = script
+    async with open_session(service, on_uncertain="hold") as kling:
+        assert not any(outcome.ok for outcome in await outcomes(kling, 3, name="b", ledger=ledger))
+    service.script = None
+    all_of_it = Budget("0.50")
+    async with open_session(service, budget=all_of_it) as kling:
+        found = await outcomes(kling, 3, name="b", ledger=ledger, budget=100)
+    assert sum(outcome.ok for outcome in found) == len(service.paid) == 1
+    assert all_of_it.spent == Decimal("0.45")

@@ -22,6 +22,7 @@ from kling_async import (
     SubmissionUncertainError,
 )
 from kling_async._core.http import Effect
+from kling_async.ledger import MemoryLedger
 from kling_async.testing import json_response
 from support.service import IMAGE, Service, open_session
 
@@ -338,3 +339,24 @@ async def test_a_bill_that_cannot_be_read_now_is_waited_for() -> None:
         assert (await kling.generate(prompt="a", image=IMAGE)).output
     assert len(service.paid) == 1
     assert not troubles
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+async def test_what_another_look_settles_while_it_waits_for_its_slot(accepted: bool) -> None:  # noqa: FBT001 -- a case
+    # They end one after another: a ledger in memory forgets what has ended.
+    service = Service(seconds=lambda body: 300 * (1 + int(body["prompt"][-1])), echo=same)
+    ledger = MemoryLedger()
+    jobs = {f"job {number}": Job(prompt=f"number {number}", image=IMAGE) for number in range(4)}
+    prompts = {job.prompt for job in jobs.values()}
+    drop(service, before=set() if accepted else prompts, after=prompts if accepted else set())
+    async with (
+        open_session(service, ledger=ledger, on_uncertain="hold") as kling,
+        kling.batch(jobs, name="b") as batch,
+    ):
+        assert not any([outcome.ok async for outcome in batch])
+    async with open_session(service, ledger=ledger, max_in_flight=1) as kling:
+        async with kling.batch(jobs, name="b") as batch:
+            errors = [outcome.error async for outcome in batch]
+        assert kling.account.slots.taken == 0
+    assert errors == [None] * 4
+    assert len(service.paid) == 4
