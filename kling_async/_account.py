@@ -136,6 +136,9 @@ class Account:
         # What is set aside for jobs that are on their way or in doubt.
         self._money: dict[tuple[str, str], tuple[Reservation, ...]] = {}
         self._counted: set[tuple[str, Budget]] = set()
+        # Batches whose own ledger is open, and of which nothing was taken up yet.
+        self._attached: set[str] = set()
+        self._entering = anyio.Lock()
         self.images = Images(transport, provider, clock, limit=max_uploads, inline=inline, fit=fit, memory=self.ledger)
         self.watcher = Watcher(
             transport=transport,
@@ -213,11 +216,15 @@ class Account:
             ConfigurationError: The batch has another ledger in this session.
             LedgerError: The ledger cannot be used.
         """
-        if ledger is not None and await self.ledger.attach(batch, ledger):
-            await self._go_on(batch)
-        if budget is not None and budget is not self._budget and (batch, budget) not in self._counted:
-            self._counted.add((batch, budget))
-            await self._recall(budget, batch)
+        async with self._entering:
+            if ledger is not None and await self.ledger.attach(batch, ledger):
+                self._attached.add(batch)
+            if batch in self._attached:
+                await self._go_on(batch)
+                self._attached.discard(batch)
+            if budget is not None and budget is not self._budget and (batch, budget) not in self._counted:
+                await self._recall(budget, batch)
+                self._counted.add((batch, budget))
 
     async def has(self, batch: str) -> None:
         """Make sure that the ledger knows the batch.
@@ -255,8 +262,10 @@ class Account:
             budget: The budget.
             batch: Only of this batch; None counts all of the ledger.
         """
-        budget.recall(await self.ledger.spent(batch))
-        for row in await self.ledger.rows([State.UNCERTAIN]):
+        spent, in_doubt = await self.ledger.spent(batch), await self.ledger.rows([State.UNCERTAIN])
+        # From here on nothing is waited for: it is counted whole or not at all.
+        budget.recall(spent)
+        for row in in_doubt:
             name = (row.batch, row.key)
             if batch in {None, row.batch} and row.cost is not None and not self._under_way[name]:
                 reservation = Reservation([budget], row.cost)
