@@ -153,6 +153,12 @@ class Reconciler:
         await self._write_down([(row, Adopted(id_))])
         return self._ends.pop((row.batch, row.key), None)
 
+    async def _told(self, rows: list[Row]) -> dict[tuple[str, str], str]:
+        """Ids that webhooks named and no row has, by the submission whose token they bore."""
+        told = {(row.batch, row.key): id_ for row in rows if (id_ := self._witnesses.get(row.token_hash or ""))}
+        known = await self._ledger.known(told.values())
+        return {name: id_ for name, id_ in told.items() if id_ not in known}
+
     def _seen_since(self, row: Row) -> float:
         """Since when a doubt is known here, by the monotonic clock."""
         return self._since.setdefault((row.batch, row.key, row.updated_at), self._clock.monotonic())
@@ -199,11 +205,12 @@ class Reconciler:
             )
             for row in rows
         ]
-        ends = settle(intents, orphans, ripe=ripe, alone=self._sole_user)
+        ends = settle(intents, orphans, ripe=ripe, alone=self._sole_user, witnesses=await self._told(rows))
         if any(isinstance(end, Unaccepted) for end in ends.values()):
             # A second witness, before anything is sent again: the bill may show what the history does not.
             orphans += await self._billed(oldest, {prediction.id for prediction in listed})
-            ends = settle(intents, orphans, ripe=ripe, alone=self._sole_user)
+            # And what webhooks have told while all of that was read.
+            ends = settle(intents, orphans, ripe=ripe, alone=self._sole_user, witnesses=await self._told(rows))
         doubtful = [(row, ends[row.batch, row.key]) for row in rows if row.state is State.UNCERTAIN]
         await self._write_down(
             [(row, end) for row, end in doubtful if (row.batch, row.key) in ripe or isinstance(end, Adopted)]

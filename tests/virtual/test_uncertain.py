@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from collections.abc import Set as AbstractSet
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -17,6 +18,7 @@ from kling_async import (
     HttpResponse,
     InvalidJobError,
     Job,
+    Prediction,
     SessionClosedError,
     Spent,
     SubmissionUncertainError,
@@ -24,6 +26,7 @@ from kling_async import (
 from kling_async._core.http import Effect
 from kling_async.ledger import MemoryLedger
 from kling_async.testing import json_response
+from kling_async.webhooks import TOKEN_PARAMETER, Delivery, token_hash
 from support.service import IMAGE, Service, open_session
 
 pytestmark = pytest.mark.anyio
@@ -360,3 +363,30 @@ async def test_what_another_look_settles_while_it_waits_for_its_slot(accepted: b
         assert kling.account.slots.taken == 0
     assert errors == [None] * 4
     assert len(service.paid) == 4
+
+
+async def test_what_a_webhook_tells_while_the_history_is_read_counts_more_than_an_absence() -> None:
+    service = Service(seconds=600)
+    hooks: dict[str, str] = {}
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | Awaitable[HttpResponse] | None:
+        if request.effect is Effect.PAID and body["prompt"] not in hooks:
+            (hooks[body["prompt"]],) = parse_qs(urlsplit(request.url).query)["webhook"]
+            service.accept(body)
+            raise ConnectionLostError("dropped")
+        return lagging() if request.url.endswith("/api/v3/predictions") else None
+
+    async def lagging() -> HttpResponse:
+        await asyncio.sleep(5)
+        return json_response({"code": 200, "message": "success", "data": {"page": 1, "items": []}})
+
+    service.script = script
+    async with open_session(service, webhook_url="https://me.example/hook", sole_user=True) as kling:
+        made = [asyncio.create_task(kling.generate(prompt=prompt, image=IMAGE, key=prompt)) for prompt in "ab"]
+        await asyncio.sleep(93)
+        for prompt, id_ in zip("ab", list(service.accepted), strict=True):
+            (token,) = parse_qs(urlsplit(hooks[prompt]).query)[TOKEN_PARAMETER]
+            told = Prediction(id=id_, model="")
+            await kling.deliver(Delivery(prediction=told, token_hash=token_hash(token), webhook_id=id_, sent_at=0))
+        assert [(await each).id for each in made] == list(service.accepted)
+    assert len(service.paid) == 2
