@@ -31,6 +31,7 @@ from ._core.errors import (
     ServerError,
     SkippedError,
     StorageError,
+    SubmissionUncertainError,
 )
 from ._core.events import Retrying, Saved
 from ._core.polling import Backoff
@@ -423,26 +424,29 @@ class Account:
         if row.state is State.EXPIRED:
             raise _expired(job, row)
         name = (row.batch, row.key)
-        money = self._money[name] = await self._set_aside(name, job, budget)
-        image = await self.images.url(job.image, field="image")
-        end_image = None if job.end_image is None else await self.images.url(job.end_image, field="end_image")
-        webhook, token = self._webhook()
-        request = self.provider.submit(job, image, end_image, webhook=webhook)
-        sent = fingerprint(job.inputs(image, end_image))
-        slot = await self.slots.acquire()
         try:
-            if row.state in _IN_DOUBT:
-                # Who looked for another job may have settled it meanwhile.
-                found = await self.ledger.find(*name)
-                row = row if found is None else found[0]
-                if row.state in _ACCEPTED:
-                    slot.release()
-                    return await self._known(job, row)
-            if gate is not None:
-                gate()
-        except BaseException:
-            slot.release()
-            raise
+            money = self._money[name] = await self._set_aside(name, job, budget)
+            image = await self.images.url(job.image, field="image")
+            end_image = None if job.end_image is None else await self.images.url(job.end_image, field="end_image")
+            webhook, token = self._webhook()
+            request = self.provider.submit(job, image, end_image, webhook=webhook)
+            sent = fingerprint(job.inputs(image, end_image))
+            slot = await self.slots.acquire()
+            try:
+                if row.state in _IN_DOUBT:
+                    # Who looked for another job may have settled it meanwhile.
+                    found = await self.ledger.find(*name)
+                    row = row if found is None else found[0]
+                    if row.state in _ACCEPTED:
+                        slot.release()
+                        return await self._known(job, row)
+                if gate is not None:
+                    gate()
+            except BaseException:
+                slot.release()
+                raise
+        except KlingError as error:
+            raise not_sent_now(error, job, row)  # noqa: B904 -- itself, or it has its cause
         ask = Ask(job, row.key, row.batch, request, sent, slot, token, money)
         return await self._submitter.submit(ask, row)
 
@@ -740,6 +744,20 @@ _STATUS = {
     State.DOWNLOADED: Status.COMPLETED,
     State.FAILED: Status.FAILED,
 }
+
+
+def not_sent_now(error: KlingError, job: Job, row: Row) -> KlingError:
+    """Why a job was not sent now: the error itself, or that the job is in doubt, since it was sent before."""
+    if row.state not in _IN_DOUBT:
+        return error
+    doubt = SubmissionUncertainError(
+        f"it was sent before, and what became of it was not found out, because {error.message}",
+        sent_at=row.intent_at,
+        job=job,
+        key=row.key,
+    )
+    doubt.__cause__ = error
+    return doubt
 
 
 def _expired(job: Job, row: Row) -> PredictionError:

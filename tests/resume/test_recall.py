@@ -25,7 +25,9 @@ from kling_async import (
     Outcome,
     PredictionError,
     SkippedError,
+    Spent,
     State,
+    SubmissionUncertainError,
     WatchPolicy,
     read_ledger,
 )
@@ -323,3 +325,30 @@ async def test_entering_a_batch_can_be_cut_short_and_done_again(tmp_path: Path) 
             await asyncio.wait([task])
             await enter()
         assert budget.spent == Decimal("0.90")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "file"])
+async def test_what_is_in_doubt_and_cannot_be_read_again_is_said_to_be_in_doubt(tmp_path: Path, kind: str) -> None:
+    service = Service(seconds=0.1, latency=0.001)
+    ledger = tmp_path / "run.db"
+    file = tmp_path / "face.png"
+    file.write_bytes(png(320, 320))
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID:
+            service.accept(body, request.url.partition("/api/v3/")[2])
+            raise ConnectionLostError("dropped")
+        return None
+
+    service.script = script
+    given = [Job(prompt="lost", image=file if kind == "file" else png(320, 320))]
+    held = session(service, ledger=ledger, images="inline", on_uncertain="hold")
+    async with held as kling, kling.batch(given, name="b") as batch:
+        assert [outcome.ok async for outcome in batch] == [False]
+    file.unlink()
+    async with session(service, ledger=ledger, images="inline") as kling:
+        outcomes = await resumed(kling, name="b")
+    error = outcomes["lost"].error
+    assert isinstance(error, SubmissionUncertainError)
+    assert error.spent is Spent.UNKNOWN
+    assert isinstance(error.__cause__, InvalidJobError)

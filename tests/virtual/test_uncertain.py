@@ -390,3 +390,32 @@ async def test_what_a_webhook_tells_while_the_history_is_read_counts_more_than_a
             await kling.deliver(Delivery(prediction=told, token_hash=token_hash(token), webhook_id=id_, sent_at=0))
         assert [(await each).id for each in made] == list(service.accepted)
     assert len(service.paid) == 2
+
+
+async def test_what_may_have_been_paid_for_is_never_said_to_be_unsent() -> None:
+    service = Service()
+    ledger = MemoryLedger()
+    jobs = {key: Job(prompt=key, image=IMAGE) for key in "ab"}
+    drop(service, after={"a", "b"})
+    async with (
+        open_session(service, ledger=ledger, on_uncertain="hold") as kling,
+        kling.batch(jobs, name="b") as batch,
+    ):
+        assert not any([outcome.ok async for outcome in batch])
+
+    def refuse(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        del body
+        if request.effect is Effect.PAID:
+            return json_response({"code": 401, "message": "no"}, status=401)
+        return None
+
+    service.script = refuse
+    first = {"first": Job(prompt="first", image=IMAGE)}
+    async with (
+        open_session(service, ledger=ledger, max_in_flight=1) as kling,
+        kling.batch(first | jobs, name="b") as batch,
+    ):
+        errors = {outcome.key: outcome.error async for outcome in batch}
+    assert [(type(errors[key]), errors[key] and errors[key].spent) for key in "ab"] == [
+        (SubmissionUncertainError, Spent.UNKNOWN)
+    ] * 2
