@@ -7,7 +7,6 @@ import contextlib
 import logging
 import random
 from collections import Counter
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -28,8 +27,6 @@ from ._core.errors import (
     OutputGoneError,
     PredictionError,
     Problem,
-    ProtocolError,
-    ServerError,
     SkippedError,
     StorageError,
     SubmissionUncertainError,
@@ -41,12 +38,12 @@ from ._core.reconciliation import fingerprint
 from ._core.states import Entry, Row, State
 from ._core.statistics import SessionStatistics
 from ._custody import Custody
+from ._history import History
 from ._media import Images, digest
 from ._reconcile import Reconciler
-from ._retry import pause, send_read
+from ._retry import send_read
 from ._spending import Spending
 from ._submit import Ask, OnUncertain, Submitter
-from ._walk import MAX_PAGE, Walk
 from ._watcher import Watcher
 from .ledger.routed import Ledgers
 from .limits import Gate, RateLimiter, Slot, Slots
@@ -55,7 +52,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Callable
 
-    from ._core.account import Billing, Page
     from ._core.clock import Clock
     from ._core.events import Event, Observer
     from ._core.http import HttpRequest, HttpResponse
@@ -136,13 +132,16 @@ class Account:
         self.retry_failed = retry_failed
         self._webhook_url = webhook_url
         self.spending = Spending(provider=provider, clock=clock, ask=self.ask)
-        # What is set aside for jobs that are on their way, or were when an earlier process ended.
+        # What is set aside for jobs that are on their way or in doubt.
         self._money: dict[tuple[str, str], tuple[Reservation, ...]] = {}
         self._counted: set[tuple[str, Budget]] = set()
         self.spent = Decimal(0)
         """USD of what was accepted since the session was opened, by the price list."""
         self.full_windows = 0
         """Batches whose input waits until their consumer has taken an outcome."""
+        # Batches whose own ledger is open, and of which nothing was taken up yet.
+        self._attached: set[str] = set()
+        self._entering = anyio.Lock()
         self.images = Images(transport, provider, clock, limit=max_uploads, inline=inline, fit=fit, memory=self.ledger)
         self.watcher = Watcher(
             transport=transport,
@@ -155,15 +154,16 @@ class Account:
         )
         # How many hold a job's name: its caller, and its attempt in custody, which may outlive the caller's waiting.
         self._under_way: Counter[tuple[str, str]] = Counter()
+        past = History(provider, self.ask, clock, self._rng)
         self._reconciler = Reconciler(
             ledger=self.ledger,
             clock=clock,
-            history=self._history,
-            bill=self._bill,
+            history=past.predictions,
+            bill=past.bill,
             grace=grace,
             sole_user=sole_user,
             custody=self._custody,
-            adopted=self._adopted,
+            settled=self._settled,
         )
         self._submitter = Submitter(
             transport=transport,
@@ -236,11 +236,15 @@ class Account:
             ConfigurationError: The batch has another ledger in this session.
             LedgerError: The ledger cannot be used.
         """
-        if ledger is not None and await self.ledger.attach(batch, ledger):
-            await self._go_on(batch)
-        if budget is not None and budget is not self._budget and (batch, budget) not in self._counted:
-            self._counted.add((batch, budget))
-            await self._recall(budget, batch)
+        async with self._entering:
+            if ledger is not None and await self.ledger.attach(batch, ledger):
+                self._attached.add(batch)
+            if batch in self._attached:
+                await self._go_on(batch)
+                self._attached.discard(batch)
+            if budget is not None and budget is not self._budget and (batch, budget) not in self._counted:
+                await self._recall(budget, batch)
+                self._counted.add((batch, budget))
 
     async def has(self, batch: str) -> None:
         """Make sure that the ledger knows the batch.
@@ -278,15 +282,17 @@ class Account:
             budget: The budget.
             batch: Only of this batch; None counts all of the ledger.
         """
-        budget.recall(await self.ledger.spent(batch))
-        for row in await self.ledger.rows([State.UNCERTAIN]):
+        spent, in_doubt = await self.ledger.spent(batch), await self.ledger.rows([State.UNCERTAIN])
+        # From here on nothing is waited for: it is counted whole or not at all.
+        budget.recall(spent)
+        for row in in_doubt:
             name = (row.batch, row.key)
             if batch in {None, row.batch} and row.cost is not None and not self._under_way[name]:
                 reservation = Reservation([budget], row.cost)
                 reservation.hold()
                 self._money[name] = (*self._money.get(name, ()), reservation)
 
-    def _follow_row(self, row: Row) -> None:
+    def _follow_row(self, row: Row, money: tuple[Reservation, ...] = ()) -> None:
         """Watch what runs, whether or not anybody asks for it: it takes one of the account's slots."""
         if self.watcher.seen(row.prediction_id or "") is not None:
             return
@@ -296,6 +302,7 @@ class Account:
             key=row.key,
             slot=self.slots.take(),
             submitted_at=row.submitted_at,
+            money=money,
         )
 
     async def make(
@@ -396,9 +403,13 @@ class Account:
                 self._left(name)
 
     def _left(self, name: tuple[str, str]) -> None:
-        """Nobody has the job in hand any more."""
-        for reservation in self._money.pop(name, ()):
+        """Nobody has the job in hand any more; what may have been paid for stays set aside."""
+        money = self._money.pop(name, ())
+        for reservation in money:
             reservation.let_go()
+        held = tuple(reservation for reservation in money if reservation.held)
+        if held:
+            self._money[name] = held
         self.ledger.unclaim(*name)
 
     def _again(self, row: Row, failures: int) -> bool:
@@ -434,22 +445,30 @@ class Account:
         if row.given_up:
             raise SubmissionUncertainError(row.error or "", sent_at=row.intent_at, candidates=(), job=job, key=row.key)
         name = (row.batch, row.key)
-        if name not in self._money:
-            # A held job has its own set aside.
-            self._money[name] = await self._reserved(job, budget)
-        image = await self.images.url(job.image, field="image")
-        end_image = None if job.end_image is None else await self.images.url(job.end_image, field="end_image")
-        webhook, token = self._webhook()
-        request = self.provider.submit(job, image, end_image, webhook=webhook)
-        sent = fingerprint(job.inputs(image, end_image))
-        slot = await self.slots.acquire()
         try:
-            if gate is not None:
-                gate()
-        except BaseException:
-            slot.release()
-            raise
-        ask = Ask(job, row.key, row.batch, request, sent, self.provider.name, slot, token, self._money[name])
+            money = self._money[name] = await self._set_aside(name, job, budget)
+            image = await self.images.url(job.image, field="image")
+            end_image = None if job.end_image is None else await self.images.url(job.end_image, field="end_image")
+            webhook, token = self._webhook()
+            request = self.provider.submit(job, image, end_image, webhook=webhook)
+            sent = fingerprint(job.inputs(image, end_image))
+            slot = await self.slots.acquire()
+            try:
+                if row.state in _IN_DOUBT:
+                    # Who looked for another job may have settled it meanwhile.
+                    found = await self.ledger.find(*name)
+                    row = row if found is None else found[0]
+                    if row.state in _ACCEPTED:
+                        slot.release()
+                        return await self._known(job, row)
+                if gate is not None:
+                    gate()
+            except BaseException:
+                slot.release()
+                raise
+        except KlingError as error:
+            raise not_sent_now(error, job, row)  # noqa: B904 -- itself, or it has its cause
+        ask = Ask(job, row.key, row.batch, request, sent, self.provider.name, slot, token, money)
         return await self._submitter.submit(ask, row)
 
     def _webhook(self) -> tuple[str | None, str | None]:
@@ -468,27 +487,38 @@ class Account:
             await self._reconciler.testify(delivery.token_hash, id_)
         self.watcher.tell(delivery.prediction)
 
-    async def _reserved(self, job: Job, budget: Budget | None) -> tuple[Reservation, ...]:
-        budgets = [each for each in dict.fromkeys((self._budget, budget)) if each is not None]
-        return (await self.spending.reserve(job, budgets),) if budgets else ()
+    async def _set_aside(self, name: tuple[str, str], job: Job, budget: Budget | None) -> tuple[Reservation, ...]:
+        """The job's price, set aside in every budget; a job in doubt has its own in some of them already."""
+        there = self._money.get(name, ())
+        covered = {budget for reservation in there for budget in reservation.budgets}
+        budgets = [each for each in dict.fromkeys((self._budget, budget)) if each is not None and each not in covered]
+        return (*there, await self.spending.reserve(job, budgets)) if budgets else there
 
     async def _reserve_again(self, ask: Ask) -> None:
         """Set a job's price aside once more: what was sent for it may have been paid for."""
         budgets = list(dict.fromkeys(budget for reservation in ask.money for budget in reservation.budgets))
         for reservation in ask.money:
             reservation.hold()
-        ask.money = self._money[ask.batch, ask.key] = (await self.spending.reserve(ask.job, budgets),)
+        if budgets:
+            ask.money = self._money[ask.batch, ask.key] = (await self.spending.reserve(ask.job, budgets, wait=False),)
 
     def _accepted(self, prediction: Prediction, ask: Ask) -> None:
         self.spent += ask.cost or 0
         self._watch(prediction, batch=ask.batch, key=ask.key, slot=ask.slot, job=ask.job, money=ask.money)
 
-    def _adopted(self, row: Row) -> None:
-        """An earlier submission in doubt was found, and nobody waits for it."""
-        for reservation in self._money.pop((row.batch, row.key), ()):
-            reservation.commit()
-        self.spent += row.cost or 0
-        self._follow_row(row)
+    def _settled(self, row: Row) -> None:
+        """A submission in doubt was found, or shown to be unaccepted, and nobody waits for that."""
+        name = (row.batch, row.key)
+        money = self._money.get(name, ())
+        for reservation in money:
+            reservation.doubtful = False
+            if row.state is State.SUBMITTED:
+                reservation.commit()
+        if row.state is State.SUBMITTED:
+            self.spent += row.cost or 0
+            self._follow_row(row, money)
+        if not self._under_way[name]:
+            self._left(name)
 
     def _watch(
         self,
@@ -523,52 +553,6 @@ class Account:
                 )
 
         self.watcher.add(prediction, batch=batch, on_end=ended, job=job, submitted_at=submitted_at)
-
-    async def _history(self, since: float) -> tuple[list[Prediction], float]:
-        """All predictions created since a time, and by how many seconds the service's clock is ahead of ours."""
-        ahead = 0.0
-        # The service's clock may be behind ours: what it calls earlier may be later.
-        start = datetime.fromtimestamp(since - BEHIND, UTC)
-
-        async def read(page: int, size: int) -> Page[Prediction]:
-            nonlocal ahead
-            request = self.provider.predictions(page=page, page_size=size, created_after=start)
-            for attempt in range(1, PAGE_ATTEMPTS + 1):
-                response = await self.ask(request)
-                ahead = response.ahead(self.clock.now()) or ahead
-                try:
-                    listed = self.provider.read_predictions(response)
-                    if listed.size < size and await self._goes_on(page, size, start):
-                        raise ProtocolError("the pages of the list are shorter than was asked for", status=200)
-                    if listed.unread:
-                        # An orphan may be among them: nothing may be concluded from a list that is not understood.
-                        raise ProtocolError(f"{listed.unread} predictions of a page cannot be read", status=200)
-                except (ServerError, ProtocolError):
-                    if attempt == PAGE_ATTEMPTS:
-                        raise
-                    await self.clock.sleep(pause(attempt, self._rng.random))
-                else:
-                    return listed
-            raise AssertionError  # pragma: no cover -- the last attempt returns or raises
-
-        walk = Walk(read, size=MAX_PAGE, key=lambda prediction: prediction.id)
-        return [prediction async for prediction in walk.items(None)], ahead
-
-    async def _bill(self, since: float) -> list[Billing]:
-        """All lines of the bill since a time."""
-        start = datetime.fromtimestamp(since - BEHIND, UTC)
-
-        async def read(page: int, size: int) -> Page[Billing]:
-            request = self.provider.billings(page=page, page_size=size, kind="deduct", start=start)
-            return self.provider.read_billings(await self.ask(request))
-
-        walk = Walk(read, size=MAX_PAGE, key=lambda line: line.id or (line.prediction_id, line.created_at))
-        return [line async for line in walk.items(None)]
-
-    async def _goes_on(self, page: int, size: int, start: datetime) -> bool:
-        """Whether there is something after a page that was shorter than was asked for."""
-        request = self.provider.predictions(page=page + 1, page_size=size, created_after=start)
-        return self.provider.read_predictions(await self.ask(request)).size > 0
 
     async def ask(self, request: HttpRequest) -> HttpResponse:
         """The reply to a read, whatever its status.
@@ -715,11 +699,6 @@ class Account:
         return left
 
 
-BEHIND = 3600.0
-"""Seconds by which the service's clock may be behind ours without hiding a prediction from its history."""
-PAGE_ATTEMPTS = 5
-"""How often a page of the history is asked for that does not come whole."""
-
 URGENT = 86_400.0
 """Seconds before its deletion from which a video is saved before anything else."""
 KEPT = 7 * 86_400.0
@@ -728,6 +707,7 @@ RETRIED = frozenset({5000, 5003, 5004})
 """Task codes that are the service's own trouble (docs: error-codes): neither moderation, parameters nor media."""
 
 _BETWEEN_FAILURES = Backoff(first=10.0, cap=120.0)
+_IN_DOUBT = frozenset({State.INTENT, State.UNCERTAIN})
 _NOT_SENT = frozenset({State.PENDING, State.CLAIMED, State.REJECTED})
 _ACCEPTED = frozenset({State.SUBMITTED, State.COMPLETED, State.FAILED, State.DOWNLOADED})
 _STATUS = {
@@ -736,6 +716,20 @@ _STATUS = {
     State.DOWNLOADED: Status.COMPLETED,
     State.FAILED: Status.FAILED,
 }
+
+
+def not_sent_now(error: KlingError, job: Job, row: Row) -> KlingError:
+    """Why a job was not sent now: the error itself, or that the job is in doubt, since it was sent before."""
+    if row.state not in _IN_DOUBT:
+        return error
+    doubt = SubmissionUncertainError(
+        f"it was sent before, and what became of it was not found out, because {error.message}",
+        sent_at=row.intent_at,
+        job=job,
+        key=row.key,
+    )
+    doubt.__cause__ = error
+    return doubt
 
 
 def _expired(job: Job, row: Row) -> PredictionError:

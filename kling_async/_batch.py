@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias, cast
 import anyio
 import attrs
 
+from ._account import not_sent_now
 from ._core import events
 from ._core.content import Content
 from ._core.errors import (
@@ -269,12 +270,12 @@ class Batch(anyio.AsyncContextManagerMixin):
 
     async def _recalled(self, item: Recalled) -> _Name:
         """The key and content of a job out of the ledger, and what is wrong with it."""
-        if item.content is not None:
-            return _Name(item.key, item.content, item.error)
+        key, content, error = item.row.key, item.content, item.error
         try:
-            return _Name(item.key, await self._account.content(item.job))
-        except KlingError as error:
-            return _Name(item.key, None, error)
+            content = content or await self._account.content(item.job)
+        except KlingError as unreadable:
+            error = unreadable
+        return _Name(key, content, None if error is None else not_sent_now(error, item.job, item.row))
 
     async def _one(self, index: int, job: Job, name: _Name) -> None:
         """One job from its admission to its outcome."""

@@ -10,7 +10,7 @@ from ._core.content import Content, digests, recalled
 from ._core.errors import InvalidJobError, KlingError, Problem
 from ._core.job import Job
 from ._core.media import FITTED
-from ._core.states import State
+from ._core.states import Row, State
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -34,13 +34,13 @@ class Recalled:
     """A job as the ledger has it.
 
     Attributes:
-        key: Its name.
+        row: Its row.
         job: The job; with an empty image where that was given as bytes, and no upload of it is left.
         content: Its content; None when its image files are to be looked into again.
         error: Why it cannot be sent.
     """
 
-    key: str
+    row: Row
     job: Job
     content: Content | None
     error: KlingError | None = None
@@ -58,10 +58,10 @@ async def recall(ledgers: Ledgers, batch: str, clock: Clock) -> AsyncGenerator[R
             found = await ledgers.find(batch, key)
             if found is not None:
                 row, content = found
-                yield await _recalled(ledgers, clock, key, content, sent=row.state not in _NEVER_ACCEPTED)
+                yield await _recalled(ledgers, clock, row, content)
 
 
-async def _recalled(ledgers: Ledgers, clock: Clock, key: str, content: Content, *, sent: bool) -> Recalled:
+async def _recalled(ledgers: Ledgers, clock: Clock, row: Row, content: Content) -> Recalled:
     uploads: dict[str, str] = {}
     for digest in digests(content):
         for name in (digest, digest + FITTED):
@@ -69,11 +69,12 @@ async def _recalled(ledgers: Ledgers, clock: Clock, key: str, content: Content, 
             if url is not None:
                 uploads[digest] = url
     job = recalled(content, uploads)
-    if sent:
+    if row.state not in _NEVER_ACCEPTED:
         # Nothing of it is sent again: its files need not be there any more.
-        return Recalled(key, job, content)
+        return Recalled(row, job, content)
     lost = [name for name in ("image", "end_image") if getattr(job, name) == b""]
     if lost:
         gone = "was given as bytes, which are in no ledger, and its upload is gone: run the batch with its input"
-        return Recalled(key, job, content, InvalidJobError([Problem(name, gone) for name in lost], job=job, key=key))
-    return Recalled(key, job, None if content.files else content)
+        error = InvalidJobError([Problem(name, gone) for name in lost], job=job, key=row.key)
+        return Recalled(row, job, content, error)
+    return Recalled(row, job, None if content.files else content)

@@ -71,7 +71,7 @@ class Reconciler:
         sole_user: Whether nothing but this ledger uses the key: only then is an orphan of unknown input necessarily one
             of ours.
         custody: Writes down what was found out.
-        adopted: Takes over what was adopted for a job that nobody waits for.
+        settled: Takes over the row of a job that nobody waits for, submitted or pending.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Reconciler:
         grace: float,
         sole_user: bool,
         custody: Custody,
-        adopted: Callable[[Row], None],
+        settled: Callable[[Row], None],
     ) -> None:
         self._ledger = ledger
         self._clock = clock
@@ -93,7 +93,7 @@ class Reconciler:
         self._grace = grace
         self._sole_user = sole_user
         self._custody = custody
-        self._adopted = adopted
+        self._settled = settled
         self._turn = anyio.Lock()
         # Since when each doubt is known here. Our clock may be set back or forth meanwhile, or while we are not there.
         self._since: dict[tuple[str, str, float], float] = {}
@@ -125,10 +125,12 @@ class Reconciler:
                     end = await self._look(name)
         finally:
             self._wanted.discard(name)
-            left = self._ends.pop(name, None)
-            if isinstance(left, Adopted):
-                # Written down for somebody who has just stopped waiting.
-                self._adopted(attrs.evolve(row, state=State.SUBMITTED, prediction_id=left.prediction_id))
+            # Written down for somebody who has just stopped waiting.
+            match self._ends.pop(name, None):
+                case Adopted(prediction_id):
+                    self._settled(attrs.evolve(row, state=State.SUBMITTED, prediction_id=prediction_id))
+                case Unaccepted():
+                    self._settled(attrs.evolve(row, state=State.PENDING))
         return end or Held(Doubt.WHETHER, ())
 
     async def testify(self, token_hash: str, prediction_id: str) -> None:
@@ -150,6 +152,12 @@ class Reconciler:
             return None
         await self._write_down([(row, Adopted(id_))])
         return self._ends.pop((row.batch, row.key), None)
+
+    async def _told(self, rows: list[Row]) -> dict[tuple[str, str], str]:
+        """Ids that webhooks named and no row has, by the submission whose token they bore."""
+        told = {(row.batch, row.key): id_ for row in rows if (id_ := self._witnesses.get(row.token_hash or ""))}
+        known = await self._ledger.known(told.values())
+        return {name: id_ for name, id_ in told.items() if id_ not in known}
 
     def _seen_since(self, row: Row) -> float:
         """Since when a doubt is known here, by the monotonic clock."""
@@ -197,11 +205,12 @@ class Reconciler:
             )
             for row in rows
         ]
-        ends = settle(intents, orphans, ripe=ripe, alone=self._sole_user)
+        ends = settle(intents, orphans, ripe=ripe, alone=self._sole_user, witnesses=await self._told(rows))
         if any(isinstance(end, Unaccepted) for end in ends.values()):
             # A second witness, before anything is sent again: the bill may show what the history does not.
             orphans += await self._billed(oldest, {prediction.id for prediction in listed})
-            ends = settle(intents, orphans, ripe=ripe, alone=self._sole_user)
+            # And what webhooks have told while all of that was read.
+            ends = settle(intents, orphans, ripe=ripe, alone=self._sole_user, witnesses=await self._told(rows))
         doubtful = [(row, ends[row.batch, row.key]) for row in rows if row.state is State.UNCERTAIN]
         await self._write_down(
             [(row, end) for row, end in doubtful if (row.batch, row.key) in ripe or isinstance(end, Adopted)]
@@ -285,8 +294,8 @@ class Reconciler:
             self._ends[name] = end
             if name not in self._wanted:
                 self._ends.pop(name)
-                if isinstance(end, Adopted):
-                    self._adopted(moved)
+                if not isinstance(end, Held):
+                    self._settled(moved)
 
 
 def _orphans(

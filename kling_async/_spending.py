@@ -53,8 +53,13 @@ class Spending:
         self._looking = anyio.Lock()
         self._looked_at = -BETWEEN
 
-    async def reserve(self, job: Job, budgets: Sequence[Budget]) -> Reservation:
+    async def reserve(self, job: Job, budgets: Sequence[Budget], *, wait: bool = True) -> Reservation:
         """What the job costs, set aside in all of the budgets.
+
+        Args:
+            job: The job.
+            budgets: The budgets.
+            wait: Whether to wait for what other jobs may give back. Whoever has a slot must not: they may wait for it.
 
         Raises:
             BudgetExceededError: One of them is used up.
@@ -72,6 +77,8 @@ class Spending:
                 raise
             if isinstance(found, Reservation):
                 return found
+            if not wait:
+                raise found.exceeded(usd)
             changed = asyncio.Event()
             stop = found.listen(changed.set)
             try:

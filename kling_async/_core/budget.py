@@ -82,7 +82,11 @@ class Budget:
             return True
         if usd <= self.left + self.reserved:
             return False
-        raise BudgetExceededError(
+        raise self.exceeded(usd)
+
+    def exceeded(self, usd: Decimal) -> BudgetExceededError:
+        """The error of a job for which there is no money."""
+        return BudgetExceededError(
             f"the budget of {dollars(self.usd)} is used up: {dollars(self.spent)} spent"
             + (f" and {dollars(self.held)} that may have been" if self.held else "")
             + f", and the job costs {dollars(usd)}",
@@ -143,6 +147,11 @@ class Reservation:
         self._stage = _Stage.RESERVED
         for budget in self.budgets:
             budget.reserved += usd
+
+    @property
+    def held(self) -> bool:
+        """Whether it is kept for a request of which it is not known whether it was accepted."""
+        return self._stage is _Stage.HELD
 
     def commit(self) -> None:
         """It was accepted: the money is spent."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kling_async._core.errors import ConfigurationError
+from kling_async._core.states import State
 from kling_async.ledger.sqlite import SQLiteLedger
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kling_async._core.content import Content
-    from kling_async._core.states import Entry, Row, State
+    from kling_async._core.states import Entry, Row
     from kling_async.ledger import Ledger
 
 
@@ -47,7 +48,7 @@ class Ledgers:
         await self._default.open()
 
     async def attach(self, batch: str, ledger: Ledger) -> bool:
-        """Give a batch a ledger of its own, opened; a file that is open already is used as it is.
+        """Give a batch a ledger of its own, opened; a file that is open already is used as it is. One at a time.
 
         Returns:
             Whether it was not this batch's before.
@@ -59,7 +60,8 @@ class Ledgers:
         same = next((there for there in self.all if _same(there, ledger)), None)
         if same is not None and self.of(batch) is same:
             return False
-        if batch in self._of:
+        # Steps of what is under way must not go to another ledger than their intents.
+        if batch in self._of or await self._default.keys(batch, State):
             raise ConfigurationError(f"ledger: the batch {batch!r} has another ledger in this session already")
         if same is None:
             await ledger.open()

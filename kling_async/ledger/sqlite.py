@@ -19,6 +19,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
+import anyio
 import attrs
 
 from kling_async._core.content import Content
@@ -112,6 +113,7 @@ class SQLiteLedger:
         """
         # What an earlier opening knew may be old.
         self._under_way.clear()
+        self._queue = SimpleQueue()
         loop = asyncio.get_running_loop()
         opened: asyncio.Future[None] = loop.create_future()
         self._ended = loop.create_future()
@@ -123,6 +125,11 @@ class SQLiteLedger:
             await opened
         except LedgerError:
             self._thread = None
+            raise
+        except asyncio.CancelledError:
+            # Nobody else would let go of the file.
+            with anyio.CancelScope(shield=True):
+                await self.aclose()
             raise
 
     async def claim(self, batch: str, key: str, *, content: Content, model: str, at: float) -> Row:
@@ -287,10 +294,11 @@ class SQLiteLedger:
                 self._unlock()
                 raise
         except LedgerError as error:
-            _tell(loop, [(opened, None, error)])
+            _tell(loop, [(opened, None, error), (ended, None, None)])
             return
         except BaseException as error:  # noqa: BLE001 -- a path that is none, for one: somebody waits for this
-            _tell(loop, [(opened, None, LedgerError(f"the ledger {self.path} cannot be opened: {error}"))])
+            unusable = LedgerError(f"the ledger {self.path} cannot be opened: {error}")
+            _tell(loop, [(opened, None, unusable), (ended, None, None)])
             return
         _tell(loop, [(opened, None, None)])
         try:

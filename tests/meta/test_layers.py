@@ -22,7 +22,7 @@ ROWS = (
     {"results"},
     {"_batch", "_calls", "manifest"},
     {"_account"},
-    {"_submit", "_reconcile", "_watcher", "_media", "_recall", "_spending", "storage"},
+    {"_history", "_media", "_recall", "_reconcile", "_spending", "_submit", "_watcher", "storage"},
     {"_transport", "limits", "ledger", "webhooks"},
     {"_fit"},
     {"_clock", "_custody", "_log", "_preflight", "_retry", "_walk"},

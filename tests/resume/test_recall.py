@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from kling_async import (
     Outcome,
     PredictionError,
     SkippedError,
+    Spent,
     State,
+    SubmissionUncertainError,
     WatchPolicy,
     read_ledger,
 )
@@ -269,3 +272,83 @@ async def test_what_the_service_has_deleted_is_expired_and_never_paid_for_again(
         assert "expired" in str(error)
     assert sorted(row.state.value for row in read_ledger(ledger)) == ["completed", "expired"]
     assert len(service.paid) == 2
+
+
+async def test_a_batch_with_something_under_way_keeps_its_ledger(tmp_path: Path) -> None:
+    service = Service(seconds=0.5, latency=0.2)
+    other = tmp_path / "other.db"
+    async with session(service) as kling, kling.batch(jobs(1), ledger=other, name="") as batch:
+        assert [outcome.ok async for outcome in batch] == [True]
+    ledger = tmp_path / "run.db"
+    async with session(service, ledger=ledger) as kling:
+        submitted = asyncio.create_task(kling.submit(jobs(1)[0]))
+        await asyncio.sleep(0.1)
+        with pytest.raises(ConfigurationError, match="another ledger"):
+            await resumed(kling, other, name="")
+        prediction = await submitted
+    assert [(row.state, row.prediction_id) for row in read_ledger(ledger)] == [(State.SUBMITTED, prediction.id)]
+
+
+async def test_batches_may_begin_at_once_with_one_file(tmp_path: Path) -> None:
+    service = Service(seconds=0.1, latency=0.001)
+    ledger = tmp_path / "run.db"
+    budget = Budget(100)
+
+    async def run(kling: KlingSession, name: str) -> list[bool]:
+        async with kling.batch(jobs(1), ledger=ledger, name=name, budget=budget) as batch:
+            return [outcome.ok async for outcome in batch]
+
+    async with session(service) as kling:
+        assert list(await asyncio.gather(run(kling, "a"), run(kling, "b"))) == [[True], [True]]
+    assert budget.spent == Decimal("0.90")
+
+
+async def test_entering_a_batch_can_be_cut_short_and_done_again(tmp_path: Path) -> None:
+    service = Service(seconds=0.1, latency=0.001)
+    ledger = tmp_path / "run.db"
+    async with session(service) as kling, kling.batch(jobs(2), ledger=ledger) as batch:
+        assert all([outcome.ok async for outcome in batch])
+    budget = Budget("1.00")
+    # However far it came.
+    for turns in range(40):
+        budget = Budget("1.00")
+        async with session(service) as kling:
+
+            async def enter(kling: KlingSession = kling, budget: Budget = budget) -> None:
+                async with kling.batch(jobs(2), ledger=ledger, budget=budget):
+                    pass
+
+            task = asyncio.create_task(enter())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            await enter()
+        assert budget.spent == Decimal("0.90")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "file"])
+async def test_what_is_in_doubt_and_cannot_be_read_again_is_said_to_be_in_doubt(tmp_path: Path, kind: str) -> None:
+    service = Service(seconds=0.1, latency=0.001)
+    ledger = tmp_path / "run.db"
+    file = tmp_path / "face.png"
+    file.write_bytes(png(320, 320))
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID:
+            service.accept(body, request.url.partition("/api/v3/")[2])
+            raise ConnectionLostError("dropped")
+        return None
+
+    service.script = script
+    given = [Job(prompt="lost", image=file if kind == "file" else png(320, 320))]
+    held = session(service, ledger=ledger, images="inline", on_uncertain="hold")
+    async with held as kling, kling.batch(given, name="b") as batch:
+        assert [outcome.ok async for outcome in batch] == [False]
+    file.unlink()
+    async with session(service, ledger=ledger, images="inline") as kling:
+        outcomes = await resumed(kling, name="b")
+    error = outcomes["lost"].error
+    assert isinstance(error, SubmissionUncertainError)
+    assert error.spent is Spent.UNKNOWN
+    assert isinstance(error.__cause__, InvalidJobError)

@@ -25,6 +25,7 @@ from kling_async import (
     SubmissionUncertainError,
 )
 from kling_async._core.http import Effect
+from kling_async.ledger import MemoryLedger
 from kling_async.testing import json_response
 from support.service import IMAGE, Service, open_session
 
@@ -231,3 +232,120 @@ async def test_skipped_jobs_can_be_had_later() -> None:
     # Nothing is on a disk here: all five are new, and none is stuck in the state of having been skipped.
     assert sum(outcome.ok for outcome in again) == 5
     assert State.SKIPPED.value == "skipped"
+
+
+def loses_the_first_reply_to(service: Service, prompt: str) -> None:
+    """And shows no history, so that nobody finds out what became of it."""
+    lost = False
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        nonlocal lost
+        if request.effect is Effect.PAID and body["prompt"] == prompt and not lost:
+            lost = True
+            raise ConnectionLostError("dropped")
+        if request.url.endswith("/api/v3/predictions"):
+            return json_response({"code": 403, "message": "no"}, status=403)
+        return None
+
+    service.script = script
+
+
+async def test_sending_again_does_not_wait_for_the_money_of_who_waits_for_its_slot() -> None:
+    service = Service()
+    loses_the_first_reply_to(service, "a")
+    budget = Budget("0.90")
+    async with open_session(service, budget=budget, on_uncertain="resubmit", max_in_flight=1) as kling:
+        async with asyncio.timeout(3600):
+            a, b = await asyncio.gather(
+                kling.generate(model=PRO, prompt="a", image=IMAGE),
+                kling.generate(model=PRO, prompt="b", image=IMAGE),
+                return_exceptions=True,
+            )
+    assert isinstance(a, SubmissionUncertainError)
+    assert "the budget of $0.90 is used up" in str(a)
+    assert not isinstance(b, BaseException)
+    assert [budget.spent, budget.reserved, budget.held] == [Decimal("0.45"), 0, Decimal("0.45")]
+
+
+async def test_what_is_sent_again_without_a_budget_is_written_down_with_its_price() -> None:
+    service = Service()
+    loses_the_first_reply_to(service, "a")
+    ledger = MemoryLedger()
+    async with open_session(service, on_uncertain="resubmit", ledger=ledger) as kling:
+        await kling.submit(model=PRO, prompt="a", image=IMAGE)
+        (row,) = await ledger.rows([State.SUBMITTED])
+    assert (row.cost, row.spent) == (Decimal("0.45"), Decimal("0.45"))
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+async def test_what_a_caller_left_in_doubt_counts_once_when_it_is_settled(accepted: bool) -> None:  # noqa: FBT001 -- a case
+    service = Service(echo=dict)
+    lost = iter([True])
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID and next(lost, False):
+            if accepted:
+                service.accept(body, request.url.partition("/api/v3/")[2])
+            raise ConnectionLostError("dropped")
+        return None
+
+    service.script = script
+    budget = Budget("0.90")
+    async with open_session(service, budget=budget) as kling:
+        left = asyncio.create_task(kling.generate(model=PRO, prompt="a", image=IMAGE, key="a"))
+        await asyncio.sleep(1)
+        left.cancel()
+        await asyncio.wait([left])
+        assert [budget.spent, budget.reserved, budget.held] == [0, 0, Decimal("0.45")]
+        await kling.generate(model=PRO, prompt="a", image=IMAGE, key="a")
+        assert [budget.spent, budget.reserved, budget.held] == [Decimal("0.45"), 0, 0]
+    assert len(service.paid) == 1
+
+
+async def test_what_another_job_finds_out_gives_back_or_spends_what_was_held() -> None:
+    service = Service(echo=dict)
+    lost = {"found", "unaccepted", "last"}
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID and body["prompt"] in lost:
+            lost.remove(body["prompt"])
+            if body["prompt"] == "found":
+                service.accept(body, request.url.partition("/api/v3/")[2])
+            raise ConnectionLostError("dropped")
+        return None
+
+    service.script = script
+    budget = Budget(5)
+    async with open_session(service, budget=budget) as kling:
+        left = [
+            asyncio.create_task(kling.generate(model=PRO, prompt=prompt, image=IMAGE, key=prompt))
+            for prompt in ("found", "unaccepted")
+        ]
+        await asyncio.sleep(1)
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left)
+        assert budget.held == Decimal("0.90")
+        await kling.generate(model=PRO, prompt="last", image=IMAGE)
+        assert [budget.spent, budget.reserved, budget.held] == [Decimal("0.90"), 0, 0]
+
+
+async def test_what_was_in_doubt_is_paid_out_of_the_sessions_budget_too() -> None:
+    service = Service(echo=dict)
+    ledger = MemoryLedger()
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        del body
+        if request.effect is Effect.PAID:
+            raise ConnectionLostError("dropped")
+        return None
+
+    service.script = script
+    async with open_session(service, on_uncertain="hold") as kling:
+        assert not any(outcome.ok for outcome in await outcomes(kling, 3, name="b", ledger=ledger))
+    service.script = None
+    all_of_it = Budget("0.50")
+    async with open_session(service, budget=all_of_it) as kling:
+        found = await outcomes(kling, 3, name="b", ledger=ledger, budget=100)
+    assert sum(outcome.ok for outcome in found) == len(service.paid) == 1
+    assert all_of_it.spent == Decimal("0.45")

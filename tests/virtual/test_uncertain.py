@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from collections.abc import Set as AbstractSet
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -17,12 +18,15 @@ from kling_async import (
     HttpResponse,
     InvalidJobError,
     Job,
+    Prediction,
     SessionClosedError,
     Spent,
     SubmissionUncertainError,
 )
 from kling_async._core.http import Effect
+from kling_async.ledger import MemoryLedger
 from kling_async.testing import json_response
+from kling_async.webhooks import TOKEN_PARAMETER, Delivery, token_hash
 from support.service import IMAGE, Service, open_session
 
 pytestmark = pytest.mark.anyio
@@ -338,3 +342,79 @@ async def test_a_bill_that_cannot_be_read_now_is_waited_for() -> None:
         assert (await kling.generate(prompt="a", image=IMAGE)).output
     assert len(service.paid) == 1
     assert not troubles
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+async def test_what_another_look_settles_while_it_waits_for_its_slot(accepted: bool) -> None:  # noqa: FBT001 -- a case
+    # They end one after another: a ledger in memory forgets what has ended.
+    service = Service(seconds=lambda body: 300 * (1 + int(body["prompt"][-1])), echo=same)
+    ledger = MemoryLedger()
+    jobs = {f"job {number}": Job(prompt=f"number {number}", image=IMAGE) for number in range(4)}
+    prompts = {job.prompt for job in jobs.values()}
+    drop(service, before=set() if accepted else prompts, after=prompts if accepted else set())
+    async with (
+        open_session(service, ledger=ledger, on_uncertain="hold") as kling,
+        kling.batch(jobs, name="b") as batch,
+    ):
+        assert not any([outcome.ok async for outcome in batch])
+    async with open_session(service, ledger=ledger, max_in_flight=1) as kling:
+        async with kling.batch(jobs, name="b") as batch:
+            errors = [outcome.error async for outcome in batch]
+        assert kling.account.slots.taken == 0
+    assert errors == [None] * 4
+    assert len(service.paid) == 4
+
+
+async def test_what_a_webhook_tells_while_the_history_is_read_counts_more_than_an_absence() -> None:
+    service = Service(seconds=600)
+    hooks: dict[str, str] = {}
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | Awaitable[HttpResponse] | None:
+        if request.effect is Effect.PAID and body["prompt"] not in hooks:
+            (hooks[body["prompt"]],) = parse_qs(urlsplit(request.url).query)["webhook"]
+            service.accept(body)
+            raise ConnectionLostError("dropped")
+        return lagging() if request.url.endswith("/api/v3/predictions") else None
+
+    async def lagging() -> HttpResponse:
+        await asyncio.sleep(5)
+        return json_response({"code": 200, "message": "success", "data": {"page": 1, "items": []}})
+
+    service.script = script
+    async with open_session(service, webhook_url="https://me.example/hook", sole_user=True) as kling:
+        made = [asyncio.create_task(kling.generate(prompt=prompt, image=IMAGE, key=prompt)) for prompt in "ab"]
+        await asyncio.sleep(93)
+        for prompt, id_ in zip("ab", list(service.accepted), strict=True):
+            (token,) = parse_qs(urlsplit(hooks[prompt]).query)[TOKEN_PARAMETER]
+            told = Prediction(id=id_, model="")
+            await kling.deliver(Delivery(prediction=told, token_hash=token_hash(token), webhook_id=id_, sent_at=0))
+        assert [(await each).id for each in made] == list(service.accepted)
+    assert len(service.paid) == 2
+
+
+async def test_what_may_have_been_paid_for_is_never_said_to_be_unsent() -> None:
+    service = Service()
+    ledger = MemoryLedger()
+    jobs = {key: Job(prompt=key, image=IMAGE) for key in "ab"}
+    drop(service, after={"a", "b"})
+    async with (
+        open_session(service, ledger=ledger, on_uncertain="hold") as kling,
+        kling.batch(jobs, name="b") as batch,
+    ):
+        assert not any([outcome.ok async for outcome in batch])
+
+    def refuse(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        del body
+        if request.effect is Effect.PAID:
+            return json_response({"code": 401, "message": "no"}, status=401)
+        return None
+
+    service.script = refuse
+    first = {"first": Job(prompt="first", image=IMAGE)}
+    async with (
+        open_session(service, ledger=ledger, max_in_flight=1) as kling,
+        kling.batch(first | jobs, name="b") as batch,
+    ):
+        errors = {outcome.key: outcome.error async for outcome in batch}
+    assert [type(errors[key]) for key in "ab"] == [SubmissionUncertainError] * 2
+    assert [error.spent for key in "ab" if (error := errors[key]) is not None] == [Spent.UNKNOWN] * 2
