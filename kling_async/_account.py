@@ -154,6 +154,7 @@ class Account:
         self._under_way: Counter[tuple[str, str]] = Counter()
         self._reconciler = Reconciler(
             ledger=self.ledger,
+            strangers=self.ledger.strangers,
             clock=clock,
             history=self._history,
             bill=self._bill,
