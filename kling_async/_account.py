@@ -157,6 +157,7 @@ class Account:
         past = History(provider, self.ask, clock, self._rng)
         self._reconciler = Reconciler(
             ledger=self.ledger,
+            strangers=self.ledger.strangers,
             clock=clock,
             history=past.predictions,
             bill=past.bill,
@@ -385,7 +386,7 @@ class Account:
         try:
             content = content or await self.content(job)
             row = await self.ledger.claim(batch, key, content=content, model=job.model, at=self.clock.now())
-            if row.state in _ACCEPTED and not self._again(row, failures):
+            if row.state in _ACCEPTED and not (self._again(row, failures) and await self._is_still(job, content)):
                 return await self._known(job, row)
             try:
                 return await self._submit(job, row, gate, budget)
@@ -415,6 +416,15 @@ class Account:
     def _again(self, row: Row, failures: int) -> bool:
         """Whether a job whose prediction failed is paid for once more."""
         return row.state is State.FAILED and row.code in RETRIED and max(row.failures, failures) <= self.retry_failed
+
+    async def _is_still(self, job: Job, content: Content) -> bool:
+        """Whether the job's image files, which may have been looked into long ago, are what they were."""
+        if content.files is None:
+            return True
+        try:
+            return await self.content(job) == content
+        except InvalidJobError:
+            return False
 
     async def _known(self, job: Job, row: Row) -> Prediction:
         """The prediction of a job that was accepted before.

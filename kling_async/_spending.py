@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -129,9 +130,12 @@ class Spending:
             except (ApiError, TransportError, UnsupportedError) as error:
                 log.warning("the bill could not be read for what was given back: %s", error.message)
                 return False
+            given_back: defaultdict[str, Decimal] = defaultdict(Decimal)
             for line in found:
+                given_back[line.prediction_id or ""] += line.price
+            for prediction_id, usd in given_back.items():
                 for budget in budgets:
-                    budget.refund(line.prediction_id or "")
+                    budget.refund(prediction_id, usd)
             return bool(found)
 
     async def bill(self, prediction_ids: Sequence[str]) -> list[Billing]:

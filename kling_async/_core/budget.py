@@ -103,11 +103,11 @@ class Budget:
         """A prediction failed: the service may give its price back."""
         self._failed[prediction_id] = usd
 
-    def refund(self, prediction_id: str) -> None:
-        """The service gave the price of a failed prediction back."""
-        usd = self._failed.pop(prediction_id, None)
-        if usd is not None:
-            self.spent -= usd
+    def refund(self, prediction_id: str, usd: Decimal) -> None:
+        """The service gave the price of a failed prediction back, or a part of it; more than it cost does not count."""
+        price = self._failed.pop(prediction_id, None)
+        if price is not None:
+            self.spent -= min(usd, price)
             self.tell()
 
     def listen(self, changed: Callable[[], None]) -> Callable[[], None]:

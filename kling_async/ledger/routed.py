@@ -112,6 +112,15 @@ class Ledgers:
             found += [row for row in rows if self.of(row.batch) is ledger]
         return found
 
+    async def strangers(self, states: Iterable[State]) -> list[Row]:
+        """The rows in these states of batches that the session does not run, in the ledgers of those that it does."""
+        wanted = list(states)
+        found: list[Row] = []
+        for ledger in self.all:
+            rows = await ledger.rows(wanted)
+            found += [row for row in rows if self.of(row.batch) is not ledger]
+        return found
+
     async def spent(self, batch: str | None) -> Decimal:
         """USD that a batch, or everything, has cost so far."""
         if batch is not None:

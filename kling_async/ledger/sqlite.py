@@ -176,7 +176,7 @@ class SQLiteLedger:
         query = f"{_SELECT} WHERE prediction_id = ?"
 
         def work(connection: sqlite3.Connection) -> Row | None:
-            found = connection.execute(query, (prediction_id,)).fetchone()
+            found = connection.execute(query, (_encoded(prediction_id),)).fetchone()
             return None if found is None else _read(found)
 
         row: Row | None = await self._ask(work)
@@ -241,7 +241,7 @@ class SQLiteLedger:
         """An image was uploaded; it is there until that time. Written down with the next group."""
         self._check()
         put = "INSERT OR REPLACE INTO upload(digest, url, expires_at) VALUES (?, ?, ?)"
-        values = (digest, url.encode("utf-8", "replace").decode(), expires_at)
+        values = (digest, _encoded(url), expires_at)
         loop = asyncio.get_running_loop()
         self._queue.put(_Asked(lambda connection: connection.execute(put, values), None, loop))
 
@@ -251,7 +251,7 @@ class SQLiteLedger:
 
         def work(connection: sqlite3.Connection) -> dict[str, tuple[str | None, str]]:
             query = "SELECT fingerprint, model FROM job WHERE prediction_id = ?"
-            found = ((id_, connection.execute(query, (id_,)).fetchone()) for id_ in ids)
+            found = ((id_, connection.execute(query, (_encoded(id_),)).fetchone()) for id_ in ids)
             return {id_: row for id_, row in found if row is not None}
 
         known: dict[str, tuple[str | None, str]] = await self._ask(work)
@@ -485,10 +485,15 @@ def _encodable(text: str) -> bool:
     return True
 
 
+def _encoded(text: str) -> str:
+    """A text as a file holds it: without lone surrogates."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _storable(entry: Entry) -> Entry:
     """The step without what a file cannot hold: lone surrogates and endless numbers in what the service said."""
     changed: dict[str, Any] = {
-        name: value.encode("utf-8", "replace").decode()
+        name: _encoded(value)
         for name in ("prediction_id", "output", "error", "path")
         if (value := getattr(entry, name)) is not None and not _encodable(value)
     }

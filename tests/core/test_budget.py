@@ -71,8 +71,8 @@ class Spending(RuleBasedStateMachine):
         if reservation is not None:
             reservation.fail("p")
             for budget in (self.session, self.batch):
-                budget.refund("p")
-                budget.refund("p")
+                budget.refund("p", reservation.usd)
+                budget.refund("p", reservation.usd)
             self.paid -= reservation.usd
 
     @invariant()

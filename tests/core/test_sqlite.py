@@ -324,3 +324,21 @@ async def test_a_locked_database_is_an_error_and_not_a_hang(tmp_path: Path) -> N
         meddler.close()
     assert (await claim(ledger, "k")).state is State.PENDING
     await ledger.aclose()
+
+
+async def test_an_id_that_is_no_text_does_not_take_the_steps_beside_it_along(tmp_path: Path) -> None:
+    ledger = SQLiteLedger(tmp_path / "run.db")
+    await ledger.open()
+    try:
+        await claim(ledger, "a")
+        await ledger.record(step("a", State.INTENT))
+        row, owner, known = await asyncio.gather(
+            ledger.record(step("a", State.SUBMITTED, prediction_id="p\ud800")),
+            ledger.owner("p\ud800"),
+            ledger.known(["p\ud800", "\ud800"]),
+        )
+    finally:
+        await ledger.aclose()
+    assert row.state is State.SUBMITTED
+    assert owner is not None
+    assert known.keys() == {"p\ud800"}

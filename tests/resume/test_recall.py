@@ -24,6 +24,7 @@ from kling_async import (
     LedgerError,
     Outcome,
     PredictionError,
+    PredictionFailedError,
     SkippedError,
     Spent,
     State,
@@ -352,3 +353,46 @@ async def test_what_is_in_doubt_and_cannot_be_read_again_is_said_to_be_in_doubt(
     assert isinstance(error, SubmissionUncertainError)
     assert error.spent is Spent.UNKNOWN
     assert isinstance(error.__cause__, InvalidJobError)
+
+
+async def test_another_batch_of_the_same_file_counts_as_a_possible_owner(tmp_path: Path) -> None:
+    service = Service(seconds=0.1, latency=0.001)
+    ledger = tmp_path / "run.db"
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID:
+            if body["prompt"] == "accepted":
+                service.accept(body, request.url.partition("/api/v3/")[2])
+            raise ConnectionLostError("dropped")
+        return None
+
+    service.script = script
+    for name in ("lost", "accepted"):
+        given = [Job(model=PRO, prompt=name, image=IMAGE)]
+        held = session(service, on_uncertain="hold")
+        async with held as kling, kling.batch(given, ledger=ledger, name=name) as batch:
+            assert [outcome.ok async for outcome in batch] == [False]
+    service.script = None
+    async with session(service, sole_user=True, grace=0.1) as kling:
+        outcomes = await resumed(kling, ledger, name="lost")
+    error = outcomes["lost"].error
+    assert isinstance(error, SubmissionUncertainError), "the only orphan may be of the other batch"
+    assert error.candidates == tuple(service.accepted)
+
+
+async def test_a_failed_job_whose_file_was_edited_is_not_paid_for_again(tmp_path: Path) -> None:
+    service = Service(seconds=0.05, latency=0.001, failures={"a": {"code": 5000}, "b": {"code": 5000}})
+    ledger = tmp_path / "run.db"
+    given = []
+    for name in "ab":
+        path = tmp_path / f"{name}.png"
+        path.write_bytes(png(320, 320))
+        given.append(Job(prompt=name, image=path))
+    async with session(service, images="inline") as kling, kling.batch(given, ledger=ledger) as batch:
+        assert not any([outcome.ok async for outcome in batch])
+    (tmp_path / "a.png").write_bytes(png(333, 333))
+    hasty = session(service, images="inline", retry_failed=1, clock=Ours(service, patience=0.01))
+    async with hasty as kling:
+        outcomes = await resumed(kling, ledger)
+    assert {type(outcome.error) for outcome in outcomes.values()} == {PredictionFailedError}
+    assert [body["prompt"] for body in service.paid][2:] == ["b"]

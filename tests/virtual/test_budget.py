@@ -349,3 +349,26 @@ async def test_what_was_in_doubt_is_paid_out_of_the_sessions_budget_too() -> Non
         found = await outcomes(kling, 3, name="b", ledger=ledger, budget=100)
     assert sum(outcome.ok for outcome in found) == len(service.paid) == 1
     assert all_of_it.spent == Decimal("0.45")
+
+
+async def test_a_part_that_was_given_back_frees_no_more_than_that_part() -> None:
+    service = Service(failures={"bad": {"code": 1405}})
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        del body
+        if not request.url.endswith("/api/v3/billings/search"):
+            return None
+        lines = [
+            {"uuid": f"b{id_}", "billing_type": "refund", "price": 0.10, "prediction": {"uuid": id_}}
+            for id_ in service.accepted
+        ]
+        return json_response({"code": 200, "message": "success", "data": {"page": 1, "items": lines}})
+
+    service.script = script
+    budget = Budget("0.50")
+    async with open_session(service, budget=budget) as kling:
+        with pytest.raises(PredictionFailedError):
+            await kling.generate(model=PRO, prompt="bad", image=IMAGE)
+        with pytest.raises(BudgetExceededError):
+            await kling.generate(model=PRO, prompt="b", image=IMAGE)
+    assert (len(service.paid), budget.spent) == (1, Decimal("0.35"))
