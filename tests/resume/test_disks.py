@@ -233,6 +233,7 @@ async def test_a_paid_id_that_could_not_be_written_down_is_known_to_its_session_
 
 
 @pytest.mark.parametrize("echo", [True, False])
+@pytest.mark.promise(1, 2)
 async def test_a_paid_id_that_could_never_be_written_down_is_found_by_the_next_process(
     tmp_path: Path, meddler: Meddler, *, echo: bool
 ) -> None:
@@ -384,6 +385,7 @@ async def test_what_may_only_be_read_is_refused_before_anything_is_sent(tmp_path
 
 
 @pytest.mark.parametrize("what", ["the file", "all of its files", "its folder"])
+@pytest.mark.promise(2)
 async def test_a_ledger_that_is_deleted_while_it_is_open_is_put_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:

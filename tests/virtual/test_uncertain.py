@@ -71,6 +71,7 @@ async def test_without_an_orphan_nothing_was_accepted_and_it_is_sent_again_after
     assert len(service.paid) == 1
 
 
+@pytest.mark.promise(1)
 async def test_without_echo_and_not_alone_an_orphan_holds_the_job_with_its_candidates() -> None:
     service = Service()
     drop(service, after={"a"})
@@ -91,6 +92,7 @@ async def test_alone_with_the_key_one_orphan_is_adopted_by_counting() -> None:
     assert len(service.paid) == 1
 
 
+@pytest.mark.promise(1)
 async def test_two_orphans_of_two_jobs_were_paid_for_and_are_not_given_out_by_chance() -> None:
     service = Service()
     drop(service, after={"a", "b"})
@@ -162,6 +164,7 @@ def jobs(count: int) -> Iterator[Job]:
 
 @pytest.mark.parametrize("echo", [True, False])
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.promise(1)
 async def test_many_faults_pay_nothing_twice_and_lose_nothing(seed: int, *, echo: bool) -> None:
     rng = random.Random(seed)
     service = Service(echo=same if echo else None)
@@ -192,6 +195,7 @@ async def test_many_faults_pay_nothing_twice_and_lose_nothing(seed: int, *, echo
         assert held == []
 
 
+@pytest.mark.promise(1)
 async def test_the_same_key_while_its_request_is_on_its_way_is_not_a_second_request() -> None:
     """Found by review: a caller that timed out and asked again paid twice."""
     service = Service(latency=10)
