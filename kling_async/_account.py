@@ -386,6 +386,7 @@ class Account:
         try:
             content = content or await self.content(job)
             row = await self.ledger.claim(batch, key, content=content, model=job.model, at=self.clock.now())
+            row = await self._submitter.written(row)
             if row.state in _ACCEPTED and not (self._again(row, failures) and await self._is_still(job, content)):
                 return await self._known(job, row)
             try:
@@ -698,6 +699,7 @@ class Account:
         """Let what is being submitted be recorded, end the rest, and say what still runs at the service."""
         self.slots.close()
         await self._custody.join()
+        await self._submitter.write_down()
         left = self.watcher.close()
         self._watching.cancel()
         await asyncio.wait([self._watching])

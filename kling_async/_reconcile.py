@@ -217,9 +217,11 @@ class Reconciler:
         ends = settle(intents, orphans, ripe=ripe, alone=self._sole_user, witnesses=await self._told(rows))
         if any(isinstance(end, Unaccepted) for end in ends.values()):
             # A second witness, before anything is sent again: the bill may show what the history does not.
-            orphans += await self._billed(oldest, {prediction.id for prediction in listed})
+            billed = await self._billed(oldest, {prediction.id for prediction in listed})
             # And what webhooks have told while all of that was read.
-            ends = settle(intents, orphans, ripe=ripe, alone=self._sole_user, witnesses=await self._told(rows))
+            told = await self._told(rows)
+            ends = settle(intents, orphans + billed, ripe=ripe, alone=self._sole_user, witnesses=told)
+            ends = {name: _doubted(end, {orphan.id for orphan in billed}) for name, end in ends.items()}
         doubtful = [(row, ends[row.batch, row.key]) for row in rows if row.state is State.UNCERTAIN]
         await self._write_down(
             [(row, end) for row, end in doubtful if (row.batch, row.key) in ripe or isinstance(end, Adopted)]
@@ -305,6 +307,13 @@ class Reconciler:
                 self._ends.pop(name)
                 if not isinstance(end, Held):
                     self._settled(moved)
+
+
+def _doubted(end: Settlement, billed: set[str]) -> Settlement:
+    """A bill may be that of other keys too: it keeps a job from being sent again, and shows nothing else."""
+    if isinstance(end, Adopted) and end.prediction_id in billed:
+        return Held(Doubt.WHETHER, (end.prediction_id,))
+    return end
 
 
 def _orphans(

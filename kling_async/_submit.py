@@ -141,6 +141,32 @@ class Submitter:
     on_uncertain: OnUncertain = "reconcile"
     patience: float = 900.0
     _door: anyio.Semaphore = attrs.field(factory=lambda: anyio.Semaphore(POSTS_AT_ONCE), init=False)
+    # Paid ids that the ledger did not take when they came.
+    _unwritten: dict[tuple[str, str], Entry] = attrs.field(factory=dict, init=False)
+
+    async def written(self, row: Row) -> Row:
+        """The row with its paid id, where the ledger did not take that when it came."""
+        name = (row.batch, row.key)
+        entry = self._unwritten.get(name)
+        if entry is None or row.state is not State.INTENT:
+            return row
+        try:
+            row = await self.ledger.record(entry)
+        except LedgerError:
+            # It is known all the same.
+            return row.after(entry)
+        del self._unwritten[name]
+        return row
+
+    async def write_down(self) -> None:
+        """Once more what the ledger did not take; what it refuses again stands in the log alone."""
+        for name, entry in self._unwritten.items():
+            try:
+                found = await self.ledger.find(*name)
+                if found is not None and found[0].state is State.INTENT:
+                    await self.ledger.record(entry)
+            except LedgerError:
+                log.exception("the ledger could not be written: job %s, prediction %s", entry.key, entry.prediction_id)
 
     async def submit(self, ask: Ask, row: Row) -> Prediction:
         """The accepted prediction. From here on the slot is taken care of.
@@ -337,8 +363,12 @@ class Submitter:
         try:
             await self.ledger.record(entry)
         except Exception as error:
+            why, advice = (error.message, error.advice) if isinstance(error, KlingError) else (error, None)
             raise LedgerError(
-                f"the intent could not be written down, so nothing was sent: {error}", job=ask.job, key=ask.key
+                f"the intent could not be written down, so nothing was sent: {why}",
+                job=ask.job,
+                key=ask.key,
+                advice=advice,
             ) from error
 
     async def _record(
@@ -348,8 +378,10 @@ class Submitter:
         try:
             await self.ledger.record(entry)
         except Exception:
-            # What was paid for goes on all the same; this line is then the only record of it.
+            # What was paid for goes on all the same; after a crash this line is the only record of it.
             log.exception("the ledger could not be written: job %s is %s, prediction %s", ask.key, state, prediction_id)
+            if state is State.SUBMITTED:
+                self._unwritten[ask.batch, ask.key] = entry
 
     def _entry(
         self, ask: Ask, state: State, *, prediction_id: str | None = None, error: KlingError | None = None

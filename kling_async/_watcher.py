@@ -253,6 +253,8 @@ class Watcher:
         try:
             return await waiter.future
         finally:
+            # It waits for its deadline on; the job, which may hold an image, need not.
+            waiter.job = None
             if waiter in watched.waiters:
                 watched.waiters.remove(waiter)
 

@@ -15,6 +15,7 @@ import threading
 from collections import defaultdict
 from decimal import Decimal
 from functools import cache
+from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
@@ -41,6 +42,8 @@ REMEMBERED = 20_000
 """Rows that the writer remembers, so as not to ask the file for them."""
 GROUP = 512
 """Steps that are committed together at most."""
+LOCK_TIMEOUT = 10.0
+"""Seconds that the writer waits for another program that holds the file."""
 
 _SCHEMA = f"""
 CREATE TABLE job(
@@ -61,6 +64,7 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {VERSION};
 """
 
+_BESIDE = ("-wal", "-shm")
 _APART = ("job", "files")
 _COLUMNS = tuple(name for name in attrs.fields_dict(Row) if name not in _APART)
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM job "  # noqa: S608 -- the names of our own fields
@@ -89,13 +93,20 @@ class SQLiteLedger:
 
     Args:
         path: The file; made when it is not there. Beside it lie SQLite's `-wal` and `-shm` while it is open, and a lock
-            that keeps a second writer out.
+            that keeps a second writer out. Deleted while it is open, it is put back; when another file takes its place,
+            nothing more is sent, and what it knew is beside it under a name that the errors say.
+        lock_timeout: Seconds that a step waits for another program that has locked the file.
     """
 
     durable = True
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, lock_timeout: float = LOCK_TIMEOUT) -> None:
         self.path = Path(path)
+        self._lock_timeout = lock_timeout
+        # Where the rows are: beside `path`, once another file has taken its place.
+        self._place = self.path
+        self._file: os.stat_result | None = None
+        self._replaced = False
         self._queue: SimpleQueue[_Asked | None] = SimpleQueue()
         self._lock: IO[str] | None = None
         self._thread: threading.Thread | None = None
@@ -145,6 +156,8 @@ class SQLiteLedger:
         digest = content.digest
 
         def work(connection: sqlite3.Connection) -> Row:
+            if self._replaced:
+                raise self._out_of_place()
             row = self._row(connection, batch, key)
             if row is None:
                 row = Row(batch=batch, key=key, digest=digest, model=model, state=State.PENDING, updated_at=at)
@@ -289,7 +302,8 @@ class SQLiteLedger:
         try:
             self._lock = _locked(self.path)
             try:
-                connection = _connect(self.path)
+                connection = _connect(self.path, self._lock_timeout)
+                self._place, self._file, self._replaced = self.path, self.path.stat(), False
             except BaseException:
                 self._unlock()
                 raise
@@ -305,7 +319,7 @@ class SQLiteLedger:
             more = True
             while more:
                 group, more = self._group()
-                self._commit(connection, group)
+                connection = self._commit(connection, group)
         finally:
             connection.close()
             self._unlock()
@@ -322,9 +336,13 @@ class SQLiteLedger:
                 group.append(asked)
         return group, True
 
-    def _commit(self, connection: sqlite3.Connection, group: list[_Asked]) -> None:
+    def _commit(self, connection: sqlite3.Connection, group: list[_Asked]) -> sqlite3.Connection:
+        """Do what was asked and say what came of it; the connection to be used from here on."""
         ends: list[tuple[_Asked, Any, Exception | None]] = []
         try:
+            connection = self._in_place(connection)
+            if not group:
+                return connection
             connection.execute("BEGIN IMMEDIATE")
             for asked in group:
                 try:
@@ -336,12 +354,14 @@ class SQLiteLedger:
                     # An id that another job has already: SQLite has undone this statement alone.
                     ends.append((asked, None, LedgerError(f"the ledger {self.path} refused a step: {error}")))
             connection.execute("COMMIT")
-        except Exception as trouble:  # noqa: BLE001 -- whatever it is, nobody may wait for ever
+        except Exception as trouble:
+            # Whatever it is, nobody may wait for ever.
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             self._under_way.clear()
-            failed = LedgerError(f"the ledger {self.path} cannot be written: {trouble}")
-            ends = [(asked, None, failed) for asked in group]
+            if not group:
+                log.exception("the ledger %s cannot be closed as it should", self.path)
+            ends = [(asked, None, self._unwritable(trouble)) for asked in group]
         by_loop: dict[asyncio.AbstractEventLoop, list[_End]] = defaultdict(list)
         for asked, result, failure in ends:
             if asked.future is not None:
@@ -350,6 +370,56 @@ class SQLiteLedger:
                 log.error("a step could not be noted in the ledger: %s", failure)
         for loop, told in by_loop.items():
             _tell(loop, told)
+        return connection
+
+    def _in_place(self, connection: sqlite3.Connection) -> sqlite3.Connection:
+        """The connection, to a file that is found under its name.
+
+        SQLite goes on writing a file that was deleted, and what it holds is gone with the process: what was paid for
+        would be paid for again.
+        """
+        try:
+            found: os.stat_result | None = self._place.stat()
+        except FileNotFoundError:
+            found = None
+        if found is not None and self._file is not None and os.path.samestat(found, self._file):
+            return connection
+        place = self._place if found is None else _free(self.path)
+        if found is None and self._lock is not None and not Path(self._lock.name).exists():
+            deleted, self._lock = self._lock, _locked(self.path)
+            deleted.close()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        copy = place.with_name(place.name + ".part")
+        copy.unlink(missing_ok=True)
+        with contextlib.closing(sqlite3.connect(copy)) as copied:
+            connection.backup(copied)
+        copy.replace(place)
+        connection.close()
+        for suffix in _BESIDE:
+            # It is left there, and another file of this name would be repaired with it.
+            self._place.with_name(self._place.name + suffix).unlink(missing_ok=True)
+        connection = _connect(place, self._lock_timeout)
+        self._place, self._file, self._replaced = place, place.stat(), place != self.path
+        if self._replaced:
+            log.error("%s", self._out_of_place())
+        else:
+            log.error("the ledger %s was deleted while it was open, and was put back", self.path)
+        return connection
+
+    def _unwritable(self, trouble: Exception) -> LedgerError:
+        # One for each who asked: it is going to say whose it is.
+        why, advice = (
+            (trouble.message, trouble.advice) if isinstance(trouble, LedgerError) else (trouble, _advice(trouble))
+        )
+        return LedgerError(f"the ledger {self.path} cannot be written: {why}", advice=advice)
+
+    def _out_of_place(self) -> LedgerError:
+        return LedgerError(
+            f"another file took the place of the ledger {self.path} while it was open; "
+            f"what it knew is in {self._place}",
+            advice="end this run, put that file back in its place, and run the same call again: "
+            "what was accepted is not paid for again",
+        )
 
     def _row(self, connection: sqlite3.Connection, batch: str, key: str) -> Row | None:
         row = self._under_way.get((batch, key))
@@ -360,6 +430,8 @@ class SQLiteLedger:
 
     def _step(self, connection: sqlite3.Connection, entry: Entry) -> Row:
         name = (entry.batch, entry.key)
+        if self._replaced and entry.state is State.INTENT:
+            raise self._out_of_place()
         row = self._row(connection, *name)
         if row is None:
             raise LedgerError(f"job {entry.key} was never claimed", key=entry.key)
@@ -385,8 +457,11 @@ class SQLiteLedger:
 
     def _unlock(self) -> None:
         if self._lock is not None:
+            path = Path(self._lock.name)
             with contextlib.suppress(OSError):
-                Path(self._lock.name).unlink()
+                # Where the lock was deleted, another writer's may have its name.
+                if os.path.samestat(os.fstat(self._lock.fileno()), path.stat()):
+                    path.unlink()
             self._lock.close()
             self._lock = None
 
@@ -528,11 +603,21 @@ def _read(values: tuple[Any, ...]) -> Row:
     return Row(**fields)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _free(path: Path) -> Path:
+    """A name beside a file that nothing has."""
+    names = (path.with_name(f"{path.name}.rescued{f'-{number}' if number else ''}") for number in count())
+    return next(name for name in names if not name.exists())
+
+
+def _connect(path: Path, lock_timeout: float) -> sqlite3.Connection:
     """The writer's connection, to a file that is shown to be a ledger of ours, whole and writable."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, isolation_level=None)
+        for beside in (path.with_name(path.name + suffix) for suffix in _BESIDE):
+            # SQLite gave it the rights of a file that could only be read then.
+            if path.exists() and beside.exists() and not os.access(beside, os.W_OK):
+                beside.chmod(path.stat().st_mode)
+        connection = sqlite3.connect(path, timeout=lock_timeout, isolation_level=None)
     except (OSError, sqlite3.Error) as error:
         raise _unusable(path, error) from error
     try:
@@ -582,12 +667,29 @@ def _unusable(path: Path, error: Exception) -> LedgerError:
         return LedgerError(f"{path} is no ledger: {text}", advice="name another file as the ledger")
     if "malformed" in text:
         return LedgerError(f"the ledger {path} is damaged: {text}", advice=_DAMAGED)
-    return LedgerError(f"the ledger {path} cannot be opened for writing: {text}")
+    return LedgerError(f"the ledger {path} cannot be opened: {text}", advice=_advice(error))
+
+
+def _advice(trouble: Exception) -> str:
+    """What to do about a file that cannot be used. Never to name another one: what that does not know is paid again."""
+    text = str(trouble)
+    if "malformed" in text or "not a database" in text:
+        return _DAMAGED
+    if "locked" in text or "busy" in text:
+        first = "another program holds the file (sqlite3, a backup): let it end"
+    elif "full" in text or "No space" in text:
+        first = "make room on the disk"
+    elif isinstance(trouble, OSError) or "readonly" in text or "unable to open" in text:
+        first = "let this user write the file and its folder"
+    else:
+        first = "see to the disk: room, quota, a limit on the length of files"
+    return f"{first}; then run the same call again with this ledger: what was accepted is not paid for again"
 
 
 def _locked(path: Path) -> IO[str]:
     """A lock that ends with the process, however that ends."""
     lock_path = path.with_name(path.name + ".lock")
+    lock: IO[str] | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
@@ -609,7 +711,9 @@ def _locked(path: Path) -> IO[str]:
         lock.write(str(os.getpid()))
         lock.flush()
     except OSError as error:
-        raise LedgerError(f"the ledger {path} cannot be opened for writing: {error}") from error
+        if lock is not None:
+            lock.close()
+        raise _unusable(path, error) from error
     return lock
 
 

@@ -20,6 +20,7 @@ SEED = int(os.environ.get("KLING_SEED", "7"))
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("echo", [True, False], ids=["echo", "no echo"])
+@pytest.mark.promise(1, 2)
 async def test_one_request_in_ten_goes_wrong(tmp_path: Path, *, echo: bool) -> None:
     path = tmp_path / "run.db"
     picture = png()

@@ -54,6 +54,7 @@ UNCERTAIN = [
 
 
 @pytest.mark.parametrize(("fault", "charged"), UNCERTAIN, ids=str)
+@pytest.mark.promise(1)
 async def test_a_submit_without_a_clear_answer_is_sent_once_and_said_to_be_uncertain(
     fault: Fault, charged: int, tmp_path: Path
 ) -> None:
@@ -82,6 +83,7 @@ async def test_with_echo_every_doubt_is_settled_and_paid_for_once(fault: Fault, 
         assert emulator.counts["submit"] == 2 - charged
 
 
+@pytest.mark.promise(7)
 async def test_a_reply_that_never_comes_ends_at_the_timeout_and_is_uncertain() -> None:
     async with Emulator(level="gold", profile="tiny") as emulator:
         emulator.faults.add("submit", faults.Delay(30, accepted=True))
@@ -162,6 +164,7 @@ async def test_other_ends_are_failures_too(word: str) -> None:
                 await kling.generate(prompt="x", image=png())
 
 
+@pytest.mark.promise(6)
 async def test_an_account_without_money_stops_the_batch() -> None:
     async with Emulator(level="gold", speed=200, profile="tiny", balance=1.0) as emulator, session(emulator) as kling:
         jobs = (Job(model="kling-v2.1-pro", prompt=f"number {number}", image=png()) for number in range(20))
@@ -232,6 +235,7 @@ async def test_outputs_are_gone_after_seven_days(tmp_path: Path) -> None:
             await kling.save(done, tmp_path)
 
 
+@pytest.mark.promise(7)
 async def test_timed_out_is_not_failed() -> None:
     async with Emulator(level="gold", speed=500, profile="tiny") as emulator:
         emulator.faults.add("result", faults.UnknownStatus("warming_up"), times=20)
@@ -242,6 +246,7 @@ async def test_timed_out_is_not_failed() -> None:
             assert (await kling.wait(caught.value.prediction_id, deadline=1800)).output
 
 
+@pytest.mark.promise(8)
 async def test_no_key_reaches_outputs_storage_logs_or_errors(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     key = "wsk_very_secret_key_1234567890"

@@ -108,6 +108,7 @@ def test_what_a_caller_without_this_package_in_mind_catches(kind: type, builtin:
 
 
 @each
+@pytest.mark.promise(2)
 def test_an_error_is_pickled_and_copied_with_all_of_its_attributes(error: errors.KlingError) -> None:
     for other in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
         assert type(other) is type(error)
@@ -117,6 +118,7 @@ def test_an_error_is_pickled_and_copied_with_all_of_its_attributes(error: errors
 
 
 @each
+@pytest.mark.promise(2)
 def test_an_error_says_what_it_is_about_whether_money_was_spent_and_what_to_do(error: errors.KlingError) -> None:
     said = str(error)
     assert said == f"{error.message} (job k1, prediction p1, request r1); {Spent.UNKNOWN.value}; do this."

@@ -241,6 +241,7 @@ async def test_no_more_is_read_than_shows_that_it_is_too_large(tmp_path: Path, i
 # Uploads.
 
 
+@pytest.mark.promise(9)
 async def test_strings_stay_what_they_are(images: Images, uploads: Uploads) -> None:
     for url in ("https://h/a.png", "data:image/png;base64,AA=="):
         assert await images.url(url, field="image") == url

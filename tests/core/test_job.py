@@ -106,6 +106,7 @@ def test_none_means_not_given() -> None:
         ("seconds", "duration"),
     ],
 )
+@pytest.mark.promise(10)
 def test_an_unknown_field_suggests_the_near_name(wrong: str, right: str) -> None:
     assert refusals(**{wrong: "x"})[wrong].endswith(f"did you mean {right}?")
 
@@ -116,6 +117,7 @@ def test_an_unknown_field_that_is_near_to_nothing_lists_the_fields() -> None:
     assert all(name in said for name in JobFields.__annotations__)
 
 
+@pytest.mark.promise(10)
 def test_an_unknown_field_is_refused_even_when_it_is_none() -> None:
     assert "seed" in refusals(seed=None)
 
@@ -279,6 +281,7 @@ def test_sound_is_for_the_models_that_make_it() -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
+@pytest.mark.promise(9)
 def test_images_at_rest(source: Any, at_rest: Image) -> None:
     job = make(image=source)
     assert job.image == at_rest
@@ -343,6 +346,7 @@ def test_a_pil_image_whose_png_would_be_too_large_becomes_a_jpeg(monkeypatch: py
     ],
     ids=lambda value: repr(value)[:40],
 )
+@pytest.mark.promise(9)
 def test_images_that_are_refused(field: str, source: object, said: str) -> None:
     problems = refusals(model=FRAMES, **{"image": URL, "end_image": URL, field: source})
     assert list(problems) == [field]

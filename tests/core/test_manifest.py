@@ -129,6 +129,7 @@ def test_a_key_is_text(key: object, said: str) -> None:
     ],
 )
 @pytest.mark.parametrize("field", ["image", "end_image"])
+@pytest.mark.promise(9)
 def test_images_that_are_refused(
     tmp_path_factory: pytest.TempPathFactory, field: str, image: object, said: str
 ) -> None:

@@ -193,6 +193,7 @@ def test_rows_of_anything() -> None:
         assert len(manifest) == 2
 
 
+@pytest.mark.promise(9)
 def test_a_string_of_a_row_is_no_file_unless_a_root_is_given(tmp_path: Path) -> None:
     Path("face.png").write_bytes(png())
     row = {"image": "face.png", "prompt": "Waves"}

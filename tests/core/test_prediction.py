@@ -59,12 +59,14 @@ def test_words_of_the_service(word: str, status: Status) -> None:
         lambda word: word.strip().lower() not in {*(s.value for s in Status), "canceled", "pending", "queued"}
     )
 )
+@pytest.mark.promise(10)
 def test_an_unknown_word_means_still_running(word: str) -> None:
     assert Status.of(word) is Status.PROCESSING
     assert not Status.of(word).ended
 
 
 @pytest.mark.parametrize("word", ["succeeded", "success", "error", "expired", "in_progress", "", "complete"])
+@pytest.mark.promise(10)
 def test_words_of_other_services_do_not_end_a_paid_job(word: str) -> None:
     assert not Status.of(word).ended
 

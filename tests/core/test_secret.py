@@ -18,6 +18,7 @@ KEY = "wsk_0123456789abcdef"
 keys = st.text(alphabet=string.ascii_letters + string.digits + string.punctuation, min_size=8)
 
 
+@pytest.mark.promise(8)
 def test_only_reveal_gives_the_key() -> None:
     secret = Secret(f"  {KEY}\n")
     assert secret.reveal() == KEY

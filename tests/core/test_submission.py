@@ -69,6 +69,7 @@ def test_a_new_class_of_error_needs_a_row_above() -> None:
     assert set(BY_CLASS) == {*kinds(errors.ApiError), *kinds(errors.TransportError)}
 
 
+@pytest.mark.promise(1)
 def test_only_no_connection_and_a_refusal_for_rate_may_be_sent_again() -> None:
     assert {kind for kind, end in BY_CLASS.items() if end == AGAIN} == {
         errors.ConnectFailedError,
@@ -153,6 +154,7 @@ def test_an_id_of_a_prediction_that_failed_at_once_is_an_acceptance_too() -> Non
         {"error": "odd"},
     ],
 )
+@pytest.mark.promise(1, 10)
 def test_an_http_200_that_cannot_be_read_is_uncertain(body: bytes | dict[str, object]) -> None:
     assert verdict(reply(200, body)) == UNCERTAIN
 

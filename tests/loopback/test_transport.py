@@ -194,6 +194,7 @@ async def test_redirects_are_replies() -> None:
     assert hits == ["/api/v3/kling"]
 
 
+@pytest.mark.promise(8)
 async def test_a_stream_follows_redirects_only_without_the_key() -> None:
     async def handler(request: web.BaseRequest) -> web.Response:
         if request.path == "/to":
@@ -461,6 +462,7 @@ async def test_lost(handler: Handler) -> None:
     assert "token" not in str(error)
 
 
+@pytest.mark.promise(1)
 async def test_a_paid_request_is_not_sent_again_on_a_connection_that_was_closed() -> None:
     heads = 0
 
@@ -498,6 +500,7 @@ async def drop_by_drop(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
 
 @pytest.mark.parametrize("handler", [silent_head, silent_body, drop_by_drop])
 @pytest.mark.parametrize("effect", list(Effect))
+@pytest.mark.promise(7)
 async def test_too_slow(handler: Handler, effect: Effect) -> None:
     async with serving(handler) as url:
         error = await failing(HttpRequest(method="POST", url=url, effect=effect))

@@ -142,6 +142,7 @@ def complaints(modules: dict[str, str]) -> list[str]:
     return wrong
 
 
+@pytest.mark.promise(11)
 def test_imports_run_downwards() -> None:
     assert not complaints(sources())
 

@@ -298,6 +298,7 @@ ECHOES = {
 @pytest.mark.parametrize("echo", ECHOES.values(), ids=ECHOES)
 @pytest.mark.parametrize("status", [200, 400, 401, 403, 429, 500, 502])
 @pytest.mark.parametrize("shape", ["message", "error", "nested", "detail", "text", "html", "escaped", "failed"])
+@pytest.mark.promise(8)
 def test_a_service_that_echoes_the_key_does_not_bring_it_into_an_error(echo: str, status: int, shape: str) -> None:
     record = {"id": "p1", "status": "failed", "error": echo}
     body = {
@@ -400,6 +401,7 @@ headers = st.dictionaries(st.sampled_from(["retry-after", "date", "x-request-id"
 
 @settings(max_examples=400)
 @given(statuses, headers, bodies, st.sampled_from(sorted(DIALECTS)))
+@pytest.mark.promise(10)
 def test_whatever_comes_is_a_prediction_or_an_api_error(
     status: int, sent: dict[str, str], body: bytes, provider: str
 ) -> None:

@@ -100,6 +100,7 @@ def test_the_base_url_is_taken_with_or_without_a_slash(provider: WaveSpeed) -> N
 
 
 @both
+@pytest.mark.promise(8)
 def test_a_result_is_read_by_a_url_that_is_built_here(provider: WaveSpeed) -> None:
     request = provider.result("45b392b22c3b449fa935bd4dc2219dfe")
     assert request == HttpRequest(
@@ -182,6 +183,7 @@ def test_disagreement_gptproto_takes_the_key_raw_in_its_samples_and_as_bearer_in
 
 
 @both
+@pytest.mark.promise(8)
 def test_the_key_is_in_one_header_and_nowhere_else(provider: WaveSpeed) -> None:
     for request in (provider.submit(JOB, URL, None), provider.result("p1")):
         assert [name for name, value in request.headers.items() if KEY in value] == ["Authorization"]
@@ -200,6 +202,7 @@ def test_no_repr_shows_the_key(provider: WaveSpeed) -> None:
 
 @both
 @pytest.mark.parametrize("status", [200, 401, 500])
+@pytest.mark.promise(8)
 def test_a_traceback_with_its_locals_does_not_show_the_key(provider: WaveSpeed, status: int) -> None:
     """As error reporters print it: the locals of every frame below the call."""
     reply = HttpResponse(status=status, body=json.dumps({"code": 401, "message": f"no such key {KEY}"}).encode())

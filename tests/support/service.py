@@ -83,7 +83,7 @@ class Service:
     def record(self, id_: str) -> dict[str, Any]:
         since, seconds, body = self.accepted[id_]
         age = self.clock.monotonic() - since
-        status = "created" if age < 1 else "processing" if age < seconds else "completed"
+        status = "completed" if age >= seconds else "created" if age < 1 else "processing"
         record: dict[str, Any] = {
             "id": id_,
             "status": status,

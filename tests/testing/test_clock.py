@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import anyio
 import pytest
@@ -93,7 +92,6 @@ def opened(service: Service, **options: object) -> KlingSession:
 
 async def test_a_session_runs_in_it() -> None:
     service = Service()
-    begun = time.monotonic()
     async with opened(service) as kling:
         waiting = asyncio.create_task(kling.generate(prompt="Waves", image=IMAGE))
         await service.clock.advance(119)
@@ -107,7 +105,6 @@ async def test_a_session_runs_in_it() -> None:
         assert len(service.reads) == reads, "what has ended is not read again"
     assert service.accepted == [0.0]
     assert service.reads == sorted(service.reads)
-    assert time.monotonic() - begun < 20
 
 
 async def test_a_deadline_and_a_batch_run_in_it() -> None:

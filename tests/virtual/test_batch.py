@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -14,6 +16,7 @@ from kling_async import (
     HttpResponse,
     InvalidJobError,
     Job,
+    KlingSession,
     PredictionFailedError,
     PredictionTimeoutError,
     SkippedError,
@@ -74,6 +77,7 @@ async def test_a_stuck_head_holds_back_no_more_than_the_window_and_ends_at_its_d
     assert [outcome.index for outcome in rest] == list(range(1, 100))
 
 
+@pytest.mark.promise(3)
 async def test_the_window_bounds_how_far_the_input_is_read() -> None:
     service = Service(seconds=10)
     pulled = 0
@@ -91,6 +95,35 @@ async def test_the_window_bounds_how_far_the_input_is_read() -> None:
         await anext(batch)
         await anyio.sleep(1000)
         assert pulled == 9
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
+async def test_nothing_of_a_job_is_kept_when_its_outcome_was_taken(*, ordered: bool) -> None:
+    """Found here: a thousand jobs, with their images, were kept by deadlines that nobody waited for any more."""
+    service = Service(seconds=10)
+    alive: weakref.WeakSet[Job] = weakref.WeakSet()
+    watched: list[tuple[int, int]] = []
+
+    def lazy() -> Iterator[Job]:
+        for job in jobs(1500):
+            alive.add(job)
+            yield job
+
+    async with (
+        open_session(service, max_in_flight=10) as kling,
+        kling.batch(lazy(), window=20, ordered=ordered) as batch,
+    ):
+        taken = 0
+        async for outcome in batch:
+            assert outcome.ok
+            taken += 1
+            if taken % 300 == 0:
+                del outcome
+                gc.collect()
+                watched.append((len(alive), len(asyncio.all_tasks())))
+    # The window, and the ones in the hands of the input and of this loop; a few tasks for each.
+    assert all(kept <= 20 + 3 and tasks <= 3 * 20 for kept, tasks in watched), watched
 
 
 async def test_gather_over_a_thousand_generates_is_as_bounded_as_a_batch() -> None:
@@ -119,6 +152,7 @@ async def test_paid_requests_at_once_are_capped_apart_from_slots() -> None:
     assert peak == POSTS_AT_ONCE == 32
 
 
+@pytest.mark.promise(5)
 async def test_generate_in_the_loop_body_of_a_batch_does_not_deadlock() -> None:
     service = Service()
     async with open_session(service, max_in_flight=2) as kling, kling.batch(jobs(12), window=2) as batch:
@@ -132,6 +166,30 @@ async def test_generate_in_the_loop_body_of_a_batch_does_not_deadlock() -> None:
     assert service.peak <= 2
 
 
+@pytest.mark.promise(5)
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_batches_in_batches_on_one_slot_end(*, ordered: bool) -> None:
+    """A window of outcomes that nobody takes, and no slot beside it: slots are of predictions, not of outcomes."""
+    service = Service(seconds=5)
+
+    async def nested(kling: KlingSession, depth: int) -> int:
+        count = 0
+        async with kling.batch(jobs(3), window=1, ordered=ordered) as batch:
+            async for outcome in batch:
+                assert outcome.ok
+                count += 1
+                if depth:
+                    count += await nested(kling, depth - 1)
+                    count += len(await asyncio.gather(*(kling.generate(prompt="x", image=IMAGE) for _ in range(2))))
+        return count
+
+    async with open_session(service, max_in_flight=1) as kling:
+        count = await asyncio.wait_for(nested(kling, 2), 100_000)
+    assert count == len(service.paid) == 3 + 3 * (3 + 3 * (3 + 2) + 2)
+    assert service.peak == 1
+
+
+@pytest.mark.promise(4)
 async def test_leaving_early_detaches_and_the_session_goes_on_watching() -> None:
     service = Service(seconds=lambda body: 60.0 if body["prompt"] == "number 0" else 500.0)
     async with open_session(service, max_in_flight=4) as kling:
@@ -150,6 +208,7 @@ async def test_leaving_early_detaches_and_the_session_goes_on_watching() -> None
     assert not kling.left_running
 
 
+@pytest.mark.promise(4)
 async def test_closing_says_what_still_runs(caplog: pytest.LogCaptureFixture) -> None:
     service = Service()
     async with open_session(service) as kling:
@@ -158,6 +217,7 @@ async def test_closing_says_what_still_runs(caplog: pytest.LogCaptureFixture) ->
     assert prediction.id in caplog.text
 
 
+@pytest.mark.promise(6)
 async def test_a_failed_job_is_a_value() -> None:
     service = Service(failures={"number 3": {"code": 1200, "error": "The content contains sensitive information."}})
     async with open_session(service) as kling:
@@ -187,6 +247,7 @@ async def test_failures_are_kept_up_to_a_cap() -> None:
         assert batch.statistics().failed == 50
 
 
+@pytest.mark.promise(6)
 async def test_what_concerns_the_account_stops_admission_and_drains_what_runs() -> None:
     def out_of_money(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
         if request.effect is Effect.PAID and len(service.paid) >= 5:
@@ -295,6 +356,7 @@ async def test_an_observer_that_raises_disturbs_nobody(caplog: pytest.LogCapture
     assert "the observer is broken" in caplog.text
 
 
+@pytest.mark.promise(6)
 async def test_a_mistake_in_the_program_ends_one_job_with_its_traceback() -> None:
     def broken(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
         if request.effect is Effect.PAID and body["prompt"] == "number 1":
@@ -310,6 +372,7 @@ async def test_a_mistake_in_the_program_ends_one_job_with_its_traceback() -> Non
     assert [outcome.ok for outcome in outcomes] == [True, False, True]
 
 
+@pytest.mark.promise(4)
 async def test_a_batch_is_entered_once_and_then_iterated() -> None:
     service = Service()
     async with open_session(service) as kling:

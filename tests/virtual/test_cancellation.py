@@ -118,6 +118,7 @@ MOMENTS = [STEP * quarter / 4 for quarter in range(1, 20)]
 
 @pytest.mark.parametrize("after", MOMENTS)
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.promise(2)
 async def test_cancelled_anywhere_the_id_is_recorded_or_nothing_was_sent(way: Way, after: float) -> None:
     service, ledger = Service(latency=STEP), SlowLedger()
     async with open_session(service, ledger=ledger, rate_limiter=SlowLimiter(), max_in_flight=3) as kling:
@@ -134,6 +135,7 @@ async def test_cancelled_anywhere_the_id_is_recorded_or_nothing_was_sent(way: Wa
 
 
 @pytest.mark.parametrize("after", MOMENTS)
+@pytest.mark.promise(2)
 async def test_closing_the_session_in_the_middle_records_what_was_sent(after: float) -> None:
     service, ledger = Service(latency=STEP), SlowLedger()
     kling = open_session(service, ledger=ledger, rate_limiter=SlowLimiter())
@@ -148,6 +150,7 @@ async def test_closing_the_session_in_the_middle_records_what_was_sent(after: fl
 
 
 @pytest.mark.parametrize("after", MOMENTS)
+@pytest.mark.promise(2)
 def test_a_loop_that_closes_waits_for_what_was_sent(after: float) -> None:
     """`asyncio.run` cancels every task it can see when the main coroutine is done."""
     service, ledger = Service(latency=STEP), SlowLedger()

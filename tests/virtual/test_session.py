@@ -111,6 +111,7 @@ async def test_follow_can_be_left_early() -> None:
         assert (await kling.wait(submitted)).output
 
 
+@pytest.mark.promise(7)
 async def test_the_deadline_counts_from_acceptance_and_timed_out_is_not_failed() -> None:
     service = Service(seconds=1000)
     async with open_session(service, deadline=100) as kling:
@@ -127,6 +128,7 @@ async def test_the_deadline_counts_from_acceptance_and_timed_out_is_not_failed()
         assert kling.account.slots.taken == 0
 
 
+@pytest.mark.promise(7)
 async def test_a_prediction_that_never_ends_frees_its_slot_in_the_end() -> None:
     service = Service(seconds=1e9)
     async with open_session(service, max_in_flight=1, forget_after=3600) as kling:
@@ -155,6 +157,7 @@ async def test_completed_without_an_output_is_an_error_that_keeps_the_id() -> No
     assert caught.value.prediction_id == "p00000"
 
 
+@pytest.mark.promise(10)
 async def test_an_unknown_status_means_still_running() -> None:
     service = Service(seconds=30, failures={"x": {"status": "warming_up", "code": 0}})
     async with open_session(service, deadline=200) as kling:
@@ -231,6 +234,7 @@ async def test_no_connection_at_all_is_an_error_that_says_that_nothing_was_spent
         HttpResponse(status=200, body=b'{"code":200,"message":"success","da'),
     ],
 )
+@pytest.mark.promise(1)
 async def test_what_may_have_been_accepted_is_sent_once(end: HttpResponse | Exception) -> None:
     service = Service()
     times = refuse_first(service, 10**6, end)
@@ -306,6 +310,7 @@ async def test_a_prediction_that_is_gone_ends_the_waiting() -> None:
         assert kling.account.slots.taken == 0
 
 
+@pytest.mark.promise(2, 7)
 async def test_closing_ends_all_waiting_with_the_id() -> None:
     service = Service()
     kling = open_session(service)
@@ -439,6 +444,7 @@ def test_a_session_is_configured_by_name_and_refuses_nonsense(monkeypatch: pytes
     assert KlingSession().level.name == "bronze"
 
 
+@pytest.mark.promise(6)
 async def test_a_watcher_that_breaks_fails_its_waiters_and_not_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     service = Service()
     async with open_session(service) as kling:

@@ -75,6 +75,7 @@ async def test_without_an_orphan_nothing_was_accepted_and_it_is_sent_again_after
     assert len(service.paid) == 1
 
 
+@pytest.mark.promise(1)
 async def test_without_echo_and_not_alone_an_orphan_holds_the_job_with_its_candidates() -> None:
     service = Service()
     drop(service, after={"a"})
@@ -95,6 +96,7 @@ async def test_alone_with_the_key_one_orphan_is_adopted_by_counting() -> None:
     assert len(service.paid) == 1
 
 
+@pytest.mark.promise(1)
 async def test_two_orphans_of_two_jobs_were_paid_for_and_are_not_given_out_by_chance() -> None:
     service = Service()
     drop(service, after={"a", "b"})
@@ -166,6 +168,7 @@ def jobs(count: int) -> Iterator[Job]:
 
 @pytest.mark.parametrize("echo", [True, False])
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.promise(1)
 async def test_many_faults_pay_nothing_twice_and_lose_nothing(seed: int, *, echo: bool) -> None:
     rng = random.Random(seed)
     service = Service(echo=same if echo else None)
@@ -196,6 +199,7 @@ async def test_many_faults_pay_nothing_twice_and_lose_nothing(seed: int, *, echo
         assert held == []
 
 
+@pytest.mark.promise(1)
 async def test_the_same_key_while_its_request_is_on_its_way_is_not_a_second_request() -> None:
     """Found by review: a caller that timed out and asked again paid twice."""
     service = Service(latency=10)
@@ -291,7 +295,9 @@ async def test_a_clock_that_is_set_neither_shortens_the_grace_nor_hides_what_was
     assert len(service.paid) == 1
 
 
-async def test_what_the_bill_shows_and_the_history_does_not_is_not_sent_again() -> None:
+@pytest.mark.parametrize("sole_user", [False, True])
+async def test_what_the_bill_shows_and_the_history_does_not_is_not_sent_again_nor_adopted(*, sole_user: bool) -> None:
+    """It may be another key's."""
     service = Service()
     asked = 0
 
@@ -312,7 +318,7 @@ async def test_what_the_bill_shows_and_the_history_does_not_is_not_sent_again() 
         return None
 
     service.script = script
-    async with open_session(service) as kling:
+    async with open_session(service, sole_user=sole_user) as kling:
         await kling.generate(prompt="b", image=IMAGE)
         assert asked == 0, "nobody is in doubt"
         with pytest.raises(SubmissionUncertainError) as caught:

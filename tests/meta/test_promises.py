@@ -1,0 +1,134 @@
+"""Every promise (`support/promises.py`) is held by tests that name it; `pytest -m promise` prints which.
+
+And the last of them, which is about the tests themselves: time.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import kling_async
+from support.promises import PROMISES
+
+TESTS = Path(__file__).parents[1]
+PACKAGE = Path(kling_async.__file__).parent
+
+
+def named(source: str) -> Iterator[tuple[str, int]]:
+    """The tests of a file that name promises, with the numbers."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            for mark in node.decorator_list:
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.promise":
+                    yield from ((node.name, ast.literal_eval(number)) for number in mark.args)
+
+
+def holders() -> dict[int, list[str]]:
+    """The tests that hold each promise."""
+    found: dict[int, list[str]] = defaultdict(list)
+    for path in sorted(TESTS.rglob("test_*.py")):
+        for name, number in named(path.read_text()):
+            found[number].append(f"{path.relative_to(TESTS)}::{name}")
+    return found
+
+
+@pytest.mark.parametrize("number", PROMISES, ids=lambda number: f"promise {number}")
+def test_every_promise_is_held_by_tests_that_name_it(number: int) -> None:
+    found = holders()[number]
+    assert len(found) >= 2, f"{PROMISES[number]} is held by {found}"
+    assert all(name.partition("::")[2].startswith("test_") for name in found), "what is no test holds nothing"
+
+
+def test_no_test_names_a_promise_that_is_none() -> None:
+    assert holders().keys() == PROMISES.keys()
+
+
+def test_the_search_for_names_itself() -> None:
+    source = "@pytest.mark.promise(3, 4)\n@other\nasync def test_a(): ...\n@pytest.mark.promise(1)\ndef test_b(): ...\n"
+    assert list(named(source)) == [("test_a", 3), ("test_a", 4), ("test_b", 1)]
+
+
+# ---- promise 11 ----
+
+CLOCKS = {"time", "monotonic", "perf_counter", "monotonic_ns", "time_ns", "perf_counter_ns"}
+WAITS = {"sleep", "wait_for", "timeout", "timeout_at", "move_on_after", "move_on_at", "fail_after", "fail_at"}
+OWN_TIME = {
+    "_clock.py": "the clock of a session that is given none",
+    "limits/shared.py": "of other processes, which have no clock of ours",
+    "webhooks/receiver.py": "of a web server's connection",
+    "gallery/live.py": "of a page that a person looks at",
+    "cli": "of a person at a terminal",
+    "testing": "of tests",
+    "emulator": "of another process, with a clock of its own",
+}
+"""Where real time may be asked for or waited for, and whose it is; elsewhere it comes from the session's clock."""
+
+
+def real_time(source: str) -> Iterator[str]:
+    """Where real time is asked or waited for."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            text = ast.unparse(node)
+            if text in {*(f"time.{name}" for name in CLOCKS | {"sleep"})}:
+                yield text
+            if text in {*(f"{module}.{name}" for module in ("asyncio", "anyio") for name in WAITS | {"current_time"})}:
+                yield text
+            if text in {"datetime.now", "datetime.utcnow"} or (node.attr == "time" and "loop" in text.lower()):
+                yield text
+        elif isinstance(node, ast.ImportFrom) and node.module in {"time", "asyncio", "anyio"} and not node.level:
+            yield from (name.name for name in node.names if name.name in CLOCKS | WAITS)
+
+
+@pytest.mark.promise(11)
+def test_the_package_takes_its_time_from_the_clock_that_it_is_given() -> None:
+    found = {
+        str(path.relative_to(PACKAGE)): told
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if not any(path.relative_to(PACKAGE).is_relative_to(place) for place in OWN_TIME)
+        and (told := sorted(set(real_time(path.read_text()))))
+    }
+    assert not found
+
+
+@pytest.mark.promise(11)
+def test_tests_of_core_and_of_virtual_time_know_no_other() -> None:
+    """Waiting is virtual there: the loop's time is. No test of theirs looks at a real clock."""
+    asked = {
+        path.name: told
+        for folder in ("core", "virtual")
+        for path in sorted((TESTS / folder).rglob("*.py"))
+        if (told := [text for text in real_time(path.read_text()) if text.partition(".")[0] == "time"])
+    }
+    assert not asked
+    assert "looptime.new_event_loop" in (TESTS / "virtual" / "conftest.py").read_text()
+
+
+@pytest.mark.promise(11)
+def test_no_test_asserts_how_long_something_took() -> None:
+    asserted = [
+        f"{path.relative_to(TESTS)}:{node.lineno}"
+        for path in sorted(TESTS.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Assert) and any(text.startswith("time.") for text in real_time(ast.unparse(node)))
+    ]
+    assert not asserted
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("assert time.monotonic() - begun < 20", ["time.monotonic"]),
+        ("await anyio.sleep(1)", ["anyio.sleep"]),
+        ("from time import perf_counter", ["perf_counter"]),
+        ("asyncio.get_running_loop().time()", ["asyncio.get_running_loop().time"]),
+        ("await clock.sleep(1)", []),
+        ("service.clock.monotonic() - began", []),
+    ],
+)
+def test_the_search_for_real_time_itself(source: str, found: list[str]) -> None:
+    assert list(real_time(source)) == found
