@@ -288,7 +288,7 @@ async def limit_pages(ledger: SQLiteLedger, pages: int) -> None:
 
 
 async def test_a_disk_that_is_full_stops_what_was_not_sent_and_room_mends_it(tmp_path: Path) -> None:
-    service = Service(seconds=0.05, latency=0.001)
+    service = Service(seconds=0.05, latency=0.001, echo=lambda inputs: inputs)
     path = tmp_path / "run.db"
     ledger = SQLiteLedger(path)
     many = 60
@@ -306,7 +306,7 @@ async def test_a_disk_that_is_full_stops_what_was_not_sent_and_room_mends_it(tmp
         assert "another file" not in str(error), "what another file does not know would be paid for again"
     assert paid(service).keys() == {outcome.job.prompt for outcome in outcomes if outcome.ok}
     service.epoch = service.clock.now() - service.clock.monotonic()
-    outcomes = await run(service, path, many, sole_user=True)
+    outcomes = await run(service, path, many)
     assert max(paid(service).values()) == 1
     assert len(service.paid) == many
     assert all(outcome.ok for outcome in outcomes)

@@ -100,13 +100,13 @@ async def test_the_window_bounds_how_far_the_input_is_read() -> None:
 @pytest.mark.promise(3)
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
 async def test_nothing_of_a_job_is_kept_when_its_outcome_was_taken(*, ordered: bool) -> None:
-    """Found here: a thousand jobs, with their images, were kept by deadlines that nobody waited for any more."""
+    """Found here: jobs, with their images, were kept by deadlines that nobody waited for any more."""
     service = Service(seconds=10)
     alive: weakref.WeakSet[Job] = weakref.WeakSet()
     watched: list[tuple[int, int]] = []
 
     def lazy() -> Iterator[Job]:
-        for job in jobs(1500):
+        for job in jobs(400):
             alive.add(job)
             yield job
 
@@ -118,7 +118,7 @@ async def test_nothing_of_a_job_is_kept_when_its_outcome_was_taken(*, ordered: b
         async for outcome in batch:
             assert outcome.ok
             taken += 1
-            if taken % 300 == 0:
+            if taken % 100 == 0:
                 del outcome
                 gc.collect()
                 watched.append((len(alive), len(asyncio.all_tasks())))
@@ -245,6 +245,56 @@ async def test_failures_are_kept_up_to_a_cap() -> None:
         assert [prediction async for prediction in batch.completed()] == []
         assert len(batch.failures) == 7
         assert batch.statistics().failed == 50
+
+
+@pytest.mark.promise(6)
+async def test_what_concerns_one_job_stops_no_other() -> None:
+    """Refused, in doubt, timed out, broken: the next one is sent all the same."""
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is not Effect.PAID:
+            return None
+        match body["prompt"]:
+            case "number 0":
+                return json_response({"code": 400, "message": "no such thing"}, status=400)
+            case "number 1":
+                raise ConnectionLostError("dropped")
+            case "number 3":
+                raise RuntimeError("a bug in a transport")
+        return None
+
+    service = Service(script=script, seconds=lambda body: 1e6 if body["prompt"] == "number 2" else 60.0)
+    async with (
+        open_session(service, on_uncertain="hold", max_in_flight=2) as kling,
+        kling.batch(jobs(6), window=1, deadline=600) as batch,
+    ):
+        outcomes = [outcome async for outcome in batch]
+    assert [outcome.ok for outcome in outcomes] == [False, False, False, False, True, True]
+    assert not any(isinstance(outcome.error, SkippedError) for outcome in outcomes)
+    assert batch.stopped is None
+
+
+@pytest.mark.promise(6)
+async def test_a_mistake_in_a_provider_is_the_outcome_of_its_job_and_of_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service = Service()
+    async with open_session(service) as kling:
+        phrase = type(kling.provider).submit
+
+        def broken(provider: Any, job: Job, *images: Any, **options: Any) -> HttpRequest:
+            if job.prompt == "number 1":
+                raise RuntimeError("a bug in a provider")
+            return phrase(provider, job, *images, **options)
+
+        monkeypatch.setattr(type(kling.provider), "submit", broken)
+        async with kling.batch(jobs(4), ordered=True, window=2) as batch:
+            outcomes = [outcome async for outcome in batch]
+    assert [outcome.ok for outcome in outcomes] == [True, False, True, True]
+    error = outcomes[1].error
+    assert error is not None
+    assert isinstance(error.__cause__, RuntimeError)
+    assert "mistake in the program" in str(error)
 
 
 @pytest.mark.promise(6)

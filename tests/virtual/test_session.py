@@ -129,6 +129,20 @@ async def test_the_deadline_counts_from_acceptance_and_timed_out_is_not_failed()
 
 
 @pytest.mark.promise(7)
+async def test_what_timed_out_is_watched_on_by_its_session_though_nobody_waits() -> None:
+    service = Service(seconds=300)
+    async with open_session(service) as kling:
+        with pytest.raises(PredictionTimeoutError) as caught:
+            await kling.generate(prompt="x", image=IMAGE, deadline=30)
+        assert [running.id for running in kling.running] == [caught.value.prediction_id]
+        assert kling.account.slots.taken == 1, "it runs, and takes one of the account's places"
+        await anyio.sleep(600)
+        assert kling.running == ()
+        assert kling.account.slots.taken == 0
+    assert len(service.paid) == 1
+
+
+@pytest.mark.promise(7)
 async def test_a_prediction_that_never_ends_frees_its_slot_in_the_end() -> None:
     service = Service(seconds=1e9)
     async with open_session(service, max_in_flight=1, forget_after=3600) as kling:
