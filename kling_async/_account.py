@@ -32,7 +32,7 @@ from ._core.errors import (
     SkippedError,
     StorageError,
 )
-from ._core.events import Retrying, Saved
+from ._core.events import Begun, Left, Retrying, Saved, Uploaded
 from ._core.polling import Backoff
 from ._core.prediction import Prediction, SavedFile, Status
 from ._core.reconciliation import fingerprint
@@ -148,6 +148,7 @@ class Account:
         )
         # How many hold a job's name: its caller, and its attempt in custody, which may outlive the caller's waiting.
         self._under_way: Counter[tuple[str, str]] = Counter()
+        self._told: dict[tuple[str, str], KlingError] = {}
         self._reconciler = Reconciler(
             ledger=self.ledger,
             clock=clock,
@@ -183,6 +184,10 @@ class Account:
                 observer(event)
             except Exception:
                 log.exception("an observer raised at %s", type(event).__name__)
+
+    def add_observer(self, observer: Observer) -> None:
+        """Tell one more of what happens from now on."""
+        self._observers += (observer,)
 
     async def content(self, job: Job) -> Content:
         """A job's content, its image files looked into.
@@ -355,7 +360,12 @@ class Account:
         try:
             content = content or await self.content(job)
             row = await self.ledger.claim(batch, key, content=content, model=job.model, at=self.clock.now())
-            if row.state in _ACCEPTED and not self._again(row, failures):
+            known = row.state in _ACCEPTED and not self._again(row, failures)
+            begun = Begun(
+                at=self.clock.now(), key=key, batch=batch, job=job, known=row.prediction_id if known else None
+            )
+            self.observe(begun)
+            if known:
                 return await self._known(job, row)
             try:
                 return await self._submit(job, row, gate, budget)
@@ -366,6 +376,9 @@ class Account:
                         Entry(batch=batch, key=key, state=State.SKIPPED, at=self.clock.now(), error=error.message)
                     )
                 raise
+        except KlingError as error:
+            self._told[name] = error
+            raise
         finally:
             self._under_way[name] -= 1
             if not self._under_way[name]:
@@ -377,6 +390,8 @@ class Account:
         for reservation in self._money.pop(name, ()):
             reservation.let_go()
         self.ledger.unclaim(*name)
+        batch, key = name
+        self.observe(Left(at=self.clock.now(), key=key, batch=batch, error=self._told.pop(name, None)))
 
     def _again(self, row: Row, failures: int) -> bool:
         """Whether a job whose prediction failed is paid for once more."""
@@ -412,8 +427,10 @@ class Account:
         if name not in self._money:
             # A held job has its own set aside.
             self._money[name] = await self._reserved(job, budget)
+        since = self.clock.now()
         image = await self.images.url(job.image, field="image")
         end_image = None if job.end_image is None else await self.images.url(job.end_image, field="end_image")
+        self.observe(Uploaded(at=self.clock.now(), key=row.key, batch=row.batch, since=since))
         webhook, token = self._webhook()
         request = self.provider.submit(job, image, end_image, webhook=webhook)
         sent = fingerprint(job.inputs(image, end_image))
@@ -424,6 +441,11 @@ class Account:
         except BaseException:
             slot.release()
             raise
+        if name not in self._money:
+            # It was in doubt, and was found while it waited, by who settled others.
+            slot.release()
+            found = await self.ledger.find(row.batch, row.key)
+            return await self._known(job, row if found is None else found[0])
         ask = Ask(job, row.key, row.batch, request, sent, slot, token, self._money[name])
         return await self._submitter.submit(ask, row)
 
@@ -618,6 +640,7 @@ class Account:
                 return kept
         try:
             async with self._saving:
+                since = self.clock.now()
                 saved = await storage.save_output(
                     self._transport, prediction.output, target, self.clock, created_at=created_at
                 )
@@ -630,7 +653,7 @@ class Account:
             ):
                 self.ledger.note(Entry(batch=row.batch, key=row.key, state=State.EXPIRED, at=self.clock.now()))
             raise
-        self.observe(Saved(at=self.clock.now(), key=name, batch=batch, file=saved))
+        self.observe(Saved(at=self.clock.now(), key=name, batch=row.batch if row else batch, file=saved, since=since))
         if row is not None:
             self._note_saved(row, prediction, saved)
         return saved

@@ -32,5 +32,5 @@ def log_event(event: Event) -> None:
             log.info("job %s was saved as %s", event.key, file)
         case events.Submitting(attempt=attempt):
             log.debug("job %s is being submitted, attempt %d", event.key, attempt)
-        case events.Admitted() | events.Finished():
+        case events.Admitted() | events.Begun() | events.Uploaded() | events.Left() | events.Finished():
             pass

@@ -303,6 +303,14 @@ class KlingSession(ServiceCalls):
         """The predictions that run, as last seen."""
         return self.account.watcher.running
 
+    def add_observer(self, observer: Observer) -> None:
+        """Call `observer` with every event from now on, as those of `observers`; its session is open already.
+
+        Raises:
+            SessionClosedError: It is not.
+        """
+        self.account.add_observer(observer)
+
     def with_options(self, *, deadline: float | None = None, model: str | Model | None = None) -> KlingSession:
         """This session with other defaults, sharing transport, slots, limiter, watcher and ledger.
 

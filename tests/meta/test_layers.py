@@ -16,6 +16,7 @@ PACKAGE = Path(kling_async.__file__).parent
 ROWS = (
     {"__main__"},
     {"cli", "testing"},
+    {"integrations"},
     {"gallery"},
     {""},  # the package itself: the public names
     {"_session"},
@@ -53,11 +54,19 @@ ROOMS_OF = {
     "PIL": {"_fit", "emulator", "cli", "gallery"},
     "jinja2": {"gallery"},
     "obstore": {"storage"},
+    "fastapi": {"integrations"},
+    "starlette": {"integrations"},
     "pytest": {"testing"},
 }
 """Third parties, by the rooms that may import them; what stands neither here nor above is imported nowhere."""
-DISTRIBUTIONS = {"pyrate_limiter": "pyrate-limiter", "PIL": "pillow", "yarl": "aiohttp", "click": "typer"}
-OPTIONAL = {"typer", "click", "rich", "av", "PIL", "jinja2", "pyarrow", "redis", "obstore"}
+DISTRIBUTIONS = {
+    "pyrate_limiter": "pyrate-limiter",
+    "PIL": "pillow",
+    "yarl": "aiohttp",
+    "click": "typer",
+    "starlette": "fastapi",
+}
+OPTIONAL = {"typer", "click", "rich", "av", "PIL", "jinja2", "pyarrow", "redis", "obstore", "fastapi", "starlette"}
 BY_ITSELF = {"pytest"}
 """What loads the module that imports it, hence is there whenever it is imported, and is declared nowhere."""
 
