@@ -361,10 +361,16 @@ class Account:
             content = content or await self.content(job)
             row = await self.ledger.claim(batch, key, content=content, model=job.model, at=self.clock.now())
             known = row.state in _ACCEPTED and not self._again(row, failures)
-            begun = Begun(
-                at=self.clock.now(), key=key, batch=batch, job=job, known=row.prediction_id if known else None
+            self.observe(
+                Begun(
+                    at=self.clock.now(),
+                    key=key,
+                    batch=batch,
+                    job=job,
+                    known=row.prediction_id if known else None,
+                    ended=known and row.state is not State.SUBMITTED,
+                )
             )
-            self.observe(begun)
             if known:
                 return await self._known(job, row)
             try:

@@ -40,10 +40,12 @@ class Begun(Event):
 
     Attributes:
         known: The id of its prediction, when the ledger has it as accepted before: it is not paid for again.
+        ended: Whether that has ended, by the ledger.
     """
 
     job: Job
     known: str | None = None
+    ended: bool = False
 
 
 @attrs.frozen(kw_only=True)

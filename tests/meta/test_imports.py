@@ -16,7 +16,12 @@ PACKAGE = Path(kling_async.__file__).parent
 LATE = ["aiohttp", "typer", "click", "rich", "av", "PIL", "numpy", "pyarrow", "jinja2", "pyrate_limiter", "redis"]
 LATE += ["obstore", "fastapi", "starlette", "pydantic", "opentelemetry"]
 """What the import of the package alone must not load: it is optional, or slow and not yet needed."""
-OPTIONAL_ROOMS = {"cli": ["typer", "rich"], "emulator": ["av", "PIL"], "_fit": ["PIL"], "integrations": ["fastapi"]}
+OPTIONAL_ROOMS = {
+    "cli": ["typer", "rich"],
+    "emulator": ["av", "PIL"],
+    "_fit": ["PIL"],
+    "integrations": ["fastapi", "opentelemetry"],
+}
 MODULES = [
     "kling_async"
     + "".join(f".{part}" for part in path.relative_to(PACKAGE).with_suffix("").parts if part != "__init__")
@@ -108,10 +113,16 @@ def test_without_the_extras_all_but_their_rooms_is_there() -> None:
         "kling_async.limits.shared",
         "kling_async.storage._objects",
         "kling_async.integrations.fastapi",
+        "kling_async.integrations.opentelemetry",
     )
     modules = [name for name in MODULES if not name.startswith(needs_extras)]
     assert (
-        fresh(WITHOUT, "typer,click,rich,av,PIL,numpy,pyarrow,redis,obstore,jinja2,fastapi,starlette", *modules) == {}
+        fresh(
+            WITHOUT,
+            "typer,click,rich,av,PIL,numpy,pyarrow,redis,obstore,jinja2,fastapi,starlette,opentelemetry",
+            *modules,
+        )
+        == {}
     )
 
 

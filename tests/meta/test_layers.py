@@ -56,6 +56,7 @@ ROOMS_OF = {
     "obstore": {"storage"},
     "fastapi": {"integrations"},
     "starlette": {"integrations"},
+    "opentelemetry": {"integrations"},
     "pytest": {"testing"},
 }
 """Third parties, by the rooms that may import them; what stands neither here nor above is imported nowhere."""
@@ -65,8 +66,22 @@ DISTRIBUTIONS = {
     "yarl": "aiohttp",
     "click": "typer",
     "starlette": "fastapi",
+    "opentelemetry": "opentelemetry-api",
 }
-OPTIONAL = {"typer", "click", "rich", "av", "PIL", "jinja2", "pyarrow", "redis", "obstore", "fastapi", "starlette"}
+OPTIONAL = {
+    "typer",
+    "click",
+    "rich",
+    "av",
+    "PIL",
+    "jinja2",
+    "pyarrow",
+    "redis",
+    "obstore",
+    "fastapi",
+    "starlette",
+    "opentelemetry",
+}
 BY_ITSELF = {"pytest"}
 """What loads the module that imports it, hence is there whenever it is imported, and is declared nowhere."""
 
