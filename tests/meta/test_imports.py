@@ -21,6 +21,7 @@ OPTIONAL_ROOMS = {
     "emulator": ["av", "PIL"],
     "_fit": ["PIL"],
     "integrations": ["fastapi", "opentelemetry"],
+    "examples": ["fastapi", "uvicorn"],
 }
 MODULES = [
     "kling_async"
@@ -114,12 +115,13 @@ def test_without_the_extras_all_but_their_rooms_is_there() -> None:
         "kling_async.storage._objects",
         "kling_async.integrations.fastapi",
         "kling_async.integrations.opentelemetry",
+        "kling_async.examples.",
     )
     modules = [name for name in MODULES if not name.startswith(needs_extras)]
     assert (
         fresh(
             WITHOUT,
-            "typer,click,rich,av,PIL,numpy,pyarrow,redis,obstore,jinja2,fastapi,starlette,opentelemetry",
+            "typer,click,rich,av,PIL,numpy,pyarrow,redis,obstore,jinja2,fastapi,starlette,opentelemetry,uvicorn",
             *modules,
         )
         == {}

@@ -15,7 +15,7 @@ PACKAGE = Path(kling_async.__file__).parent
 
 ROWS = (
     {"__main__"},
-    {"cli", "testing"},
+    {"cli", "examples", "testing"},
     {"integrations"},
     {"gallery"},
     {""},  # the package itself: the public names
@@ -33,7 +33,7 @@ ROWS = (
 """The rooms from above to below. A room imports from rows below it; rooms of one row do not know each other."""
 APART = "emulator"
 """It stands apart, and only the first rows start it."""
-STARTS_IT = {"cli", "testing"}
+STARTS_IT = {"cli", "examples", "testing"}
 
 PURE = {"_core", "providers"}
 IMPURE = {"aiohttp", "anyio", "asyncio", "time", "random", "socket", "logging", "threading", "subprocess", "tempfile"}
@@ -54,7 +54,8 @@ ROOMS_OF = {
     "PIL": {"_fit", "emulator", "cli", "gallery"},
     "jinja2": {"gallery"},
     "obstore": {"storage"},
-    "fastapi": {"integrations"},
+    "fastapi": {"examples", "integrations"},
+    "uvicorn": {"examples"},
     "starlette": {"integrations"},
     "opentelemetry": {"integrations"},
     "pytest": {"testing"},
@@ -81,6 +82,7 @@ OPTIONAL = {
     "fastapi",
     "starlette",
     "opentelemetry",
+    "uvicorn",
 }
 BY_ITSELF = {"pytest"}
 """What loads the module that imports it, hence is there whenever it is imported, and is declared nowhere."""
