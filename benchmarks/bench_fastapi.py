@@ -23,6 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import uvicorn
+from fastapi import FastAPI, Request
+
+from kling_async import Job, KlingSession, NoLimit, WatchPolicy
+from kling_async.integrations.fastapi import JobDesk, lifespan
 
 IMAGE = "https://pictures.example/face.png"
 HEADERS = {"Authorization": "Bearer wsk_benchmark"}
@@ -30,12 +35,6 @@ HANDLERS = ("empty", "bare", "session", "desk")
 
 
 def serve(service: str, running: int) -> None:
-    import uvicorn  # noqa: PLC0415 -- only in the process that serves
-    from fastapi import FastAPI, Request  # noqa: PLC0415 -- as above
-
-    from kling_async import Job, KlingSession, NoLimit, WatchPolicy  # noqa: PLC0415 -- as above
-    from kling_async.integrations.fastapi import JobDesk, lifespan  # noqa: PLC0415 -- as above
-
     inner = lifespan(
         lambda: KlingSession(
             "wsk_benchmark",
@@ -82,7 +81,7 @@ def serve(service: str, running: int) -> None:
         return (await desk.kling.generate(model="kling-v2.1-pro", prompt=prompt, image=IMAGE)).output
 
     @app.post("/desk")
-    async def desk(prompt: str, request: Request) -> str | None:
+    async def through_the_desk(prompt: str, request: Request) -> str | None:
         desk: JobDesk = request.state.kling
         return (await desk.generate(Job(model="kling-v2.1-pro", prompt=prompt, image=IMAGE))).output
 
@@ -101,7 +100,7 @@ async def load(url: str, requests: int) -> dict[str, tuple[float, float]]:
 
         async def one(handler: str, number: int) -> None:
             async with http.post(f"{url}/{handler}", params={"prompt": f"number {number}"}) as reply:
-                assert reply.status == 200, await reply.text()
+                reply.raise_for_status()
                 await reply.read()
 
         for handler in HANDLERS:
