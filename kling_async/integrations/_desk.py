@@ -162,12 +162,18 @@ class JobDesk:
             self._tasks = tasks
             try:
                 async for item in recall(account.ledger, self._batch, account.clock, _UNFINISHED):
-                    content = item.content or await account.content(item.job)
-                    course = self._begin(item.key, content.digest)
+                    content, trouble = item.content, item.error
+                    if content is None and trouble is None:
+                        try:
+                            content = await account.content(item.job)
+                        except KlingError as error:
+                            # Its file is gone: that is no reason not to start.
+                            trouble = error
+                    course = self._begin(item.key, "" if content is None else content.digest)
                     course.arrived.set_result(None)
-                    if item.error is not None:
-                        await self._fail(course, item.key, item.error)
-                    else:
+                    if trouble is not None:
+                        await self._fail(course, item.key, trouble)
+                    elif content is not None:
                         tasks.start_soon(self._see_through, course, item.key, item.job, content)
                 yield
             finally:

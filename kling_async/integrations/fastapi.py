@@ -163,7 +163,7 @@ def add_error_handlers(app: Starlette) -> None:
         response = problem(error)
         level = logging.WARNING if response.status_code >= 500 or response.status_code == 402 else logging.INFO  # noqa: PLR2004 -- HTTP
         # Without the query: it may hold what only the caller should know.
-        log.log(level, "%s %s: %s", request.method, request.url.path, error)
+        log.log(level, "%s %r: %s", request.method, request.url.path, error)
         return response
 
     app.add_exception_handler(KlingError, handle)

@@ -33,6 +33,13 @@ PICTURE = png()
 URL = "https://pictures.example/face.png"
 
 
+class Never:
+    """A rate limiter that lets nothing start."""
+
+    async def acquire(self) -> None:
+        await anyio.sleep_forever()
+
+
 @attrs.define
 class Site:
     """The application as its clients have it."""
@@ -106,6 +113,7 @@ async def emulated(**options: Any) -> AsyncIterator[Emulator]:
         "profile": "tiny",
         "speed": 60,
         "balance": 1e6,
+        "timing": 20.0,
         "seed": 1,
         "downloads": False,
         **options,
@@ -179,9 +187,30 @@ async def test_a_client_that_goes_away_ends_nothing() -> None:
         emulator.faults.add("submit", faults.Delay(30.0), times=None)
         with anyio.move_on_after(0.2):
             await web.post("/patient", prompt="left", image=URL, key="mine")
+        # A server that cancels its handlers, or a handler that has a time limit.
+        _, told, _ = await web.post("/patient", prompt="cancelled", image=URL, key="other", seconds="0.1")
+        assert told["id"] is None
         assert emulator.charges() == ()
         assert (await web.ended("mine"))["state"] == "completed"
-        assert len(emulator.charges()) == 1
+        assert (await web.ended("other"))["state"] == "completed"
+        status, told, _ = await web.post("/patient", prompt="cancelled", image=URL, key="other")
+        assert (status, bool(told["output"])) == (200, True)
+        assert len(emulator.charges()) == 2
+
+
+async def test_202_comes_when_the_job_is_on_the_disk_and_its_picture_is_up(tmp_path: Path) -> None:
+    ledger = tmp_path / "l.db"
+    async with emulated() as emulator, site(emulator, ledger=ledger) as web:
+        for route in ("upload_put", "upload_binary"):
+            emulator.faults.add(route, faults.Delay(10.0), times=None)
+        emulator.faults.add("submit", faults.Delay(60.0))
+        status, told, _ = await web.post("/videos", PICTURE, prompt="Waves")
+        assert status == 202
+        (row,) = read_ledger(ledger)
+        assert row.key == told["key"]
+        assert row.state in {State.PENDING, State.INTENT}
+        asked = [request.route for request in emulator.requests]
+        assert any(route.startswith("upload") for route in asked)
 
 
 async def test_events_tell_the_way_of_a_job_and_go_on_where_they_were_cut() -> None:
@@ -261,6 +290,21 @@ async def test_what_was_told_to_have_failed_is_not_sent_by_the_next_process(tmp_
             _, events = await web.events("k")
             assert [event["event"] for event in events] == ["status", "end"]
         assert len(emulator.charges()) == 1
+
+
+async def test_a_job_whose_file_is_gone_does_not_keep_the_application_from_starting(tmp_path: Path) -> None:
+    face, ledger = tmp_path / "face.png", tmp_path / "l.db"
+    face.write_bytes(PICTURE)
+    async with emulated() as emulator:
+        async with opener(emulator, ledger=ledger, rate_limiter=Never())() as kling:
+            desk = JobDesk()
+            async with desk.open(kling):
+                assert (await desk.submit(Job(prompt="Waves", image=face), key="k")).state == "waiting"
+        face.unlink()
+        async with site(emulator, ledger=ledger) as web:
+            end = await web.ended("k")
+            assert (end["state"], end["error"]["errors"][0]["path"]) == ("failed", "image")
+        assert emulator.charges() == ()
 
 
 async def test_webhooks_wake_who_waits_and_forged_ones_do_not() -> None:

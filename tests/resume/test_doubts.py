@@ -42,7 +42,5 @@ async def test_one_that_is_found_with_another_while_it_waits_for_its_slot_is_tak
             for key in keys:
                 group.start_soon(one, key)
         asked = {record.id: record.inputs["prompt"] for record in emulator.predictions()}
-        assert {key: asked[prediction.id] for key, prediction in made.items()} == {
-            key: f"number {key}" for key in keys
-        }
+        assert {key: asked[prediction.id] for key, prediction in made.items()} == {key: f"number {key}" for key in keys}
         assert len(emulator.charges()) == len(keys)

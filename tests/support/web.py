@@ -56,8 +56,14 @@ def application(
         return {"id": prediction.id, "output": prediction.output}
 
     @app.post("/patient")
-    async def patient(prompt: str, image: str, jobs: Jobs, key: str | None = None) -> dict[str, str | None]:
-        prediction = await jobs.generate(Job(prompt=prompt, image=image), key=key)
+    async def patient(
+        prompt: str, image: str, jobs: Jobs, key: str | None = None, seconds: float | None = None
+    ) -> dict[str, str | None]:
+        try:
+            async with asyncio.timeout(seconds):
+                prediction = await jobs.generate(Job(prompt=prompt, image=image), key=key)
+        except TimeoutError:
+            return {"id": None, "output": None}
         return {"id": prediction.id, "output": prediction.output}
 
     return app
