@@ -31,7 +31,7 @@ from ._core.errors import (
     StorageError,
     SubmissionUncertainError,
 )
-from ._core.events import Retrying, Saved
+from ._core.events import Begun, Left, Retrying, Saved, Uploaded
 from ._core.polling import Backoff
 from ._core.prediction import Prediction, SavedFile, Status
 from ._core.reconciliation import fingerprint
@@ -155,6 +155,7 @@ class Account:
         # How many hold a job's name: its caller, and its attempt in custody, which may outlive the caller's waiting.
         self._under_way: Counter[tuple[str, str]] = Counter()
         past = History(provider, self.ask, clock, self._rng)
+        self._told: dict[tuple[str, str], KlingError] = {}
         self._reconciler = Reconciler(
             ledger=self.ledger,
             strangers=self.ledger.strangers,
@@ -207,6 +208,10 @@ class Account:
                 observer(event)
             except Exception:
                 log.exception("an observer raised at %s", type(event).__name__)
+
+    def add_observer(self, observer: Observer) -> None:
+        """Tell one more of what happens from now on."""
+        self._observers += (observer,)
 
     async def content(self, job: Job) -> Content:
         """A job's content, its image files looked into.
@@ -387,7 +392,18 @@ class Account:
             content = content or await self.content(job)
             row = await self.ledger.claim(batch, key, content=content, model=job.model, at=self.clock.now())
             row = await self._submitter.written(row)
-            if row.state in _ACCEPTED and not (self._again(row, failures) and await self._is_still(job, content)):
+            known = row.state in _ACCEPTED and not (self._again(row, failures) and await self._is_still(job, content))
+            self.observe(
+                Begun(
+                    at=self.clock.now(),
+                    key=key,
+                    batch=batch,
+                    job=job,
+                    known=row.prediction_id if known else None,
+                    ended=known and row.state is not State.SUBMITTED,
+                )
+            )
+            if known:
                 return await self._known(job, row)
             try:
                 return await self._submit(job, row, gate, budget)
@@ -398,6 +414,9 @@ class Account:
                         Entry(batch=batch, key=key, state=State.SKIPPED, at=self.clock.now(), error=error.message)
                     )
                 raise
+        except KlingError as error:
+            self._told[name] = error
+            raise
         finally:
             self._under_way[name] -= 1
             if not self._under_way[name]:
@@ -413,6 +432,8 @@ class Account:
         if held:
             self._money[name] = held
         self.ledger.unclaim(*name)
+        batch, key = name
+        self.observe(Left(at=self.clock.now(), key=key, batch=batch, error=self._told.pop(name, None)))
 
     def _again(self, row: Row, failures: int) -> bool:
         """Whether a job whose prediction failed is paid for once more."""
@@ -458,8 +479,10 @@ class Account:
         name = (row.batch, row.key)
         try:
             money = self._money[name] = await self._set_aside(name, job, budget)
+            since = self.clock.now()
             image = await self.images.url(job.image, field="image")
             end_image = None if job.end_image is None else await self.images.url(job.end_image, field="end_image")
+            self.observe(Uploaded(at=self.clock.now(), key=row.key, batch=row.batch, since=since))
             webhook, token = self._webhook()
             request = self.provider.submit(job, image, end_image, webhook=webhook)
             sent = fingerprint(job.inputs(image, end_image))
@@ -640,6 +663,7 @@ class Account:
                 return kept
         try:
             async with self._saving:
+                since = self.clock.now()
                 saved = await storage.save_output(
                     self._transport, prediction.output, target, self.clock, created_at=created_at
                 )
@@ -652,7 +676,7 @@ class Account:
             ):
                 self.ledger.note(Entry(batch=row.batch, key=row.key, state=State.EXPIRED, at=self.clock.now()))
             raise
-        self.observe(Saved(at=self.clock.now(), key=name, batch=batch, file=saved))
+        self.observe(Saved(at=self.clock.now(), key=name, batch=row.batch if row else batch, file=saved, since=since))
         if row is not None:
             self._note_saved(row, prediction, saved)
         return saved

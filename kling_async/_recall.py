@@ -13,7 +13,7 @@ from ._core.media import FITTED
 from ._core.states import Row, State
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Collection, Sequence
 
     from ._core.clock import Clock
     from .ledger.routed import Ledgers
@@ -46,10 +46,12 @@ class Recalled:
     error: KlingError | None = None
 
 
-async def recall(ledgers: Ledgers, batch: str, clock: Clock) -> AsyncGenerator[Recalled]:
-    """The jobs of a batch, each once; what expires soonest first."""
+async def recall(
+    ledgers: Ledgers, batch: str, clock: Clock, order: Sequence[Collection[State]] = ORDER
+) -> AsyncGenerator[Recalled]:
+    """The jobs of a batch in these states, each once; by default all of them, what expires soonest first."""
     seen: set[int] = set()
-    for states in ORDER:
+    for states in order:
         for key in await ledgers.keys(batch, states):
             # What has moved on since it was given comes by once more.
             if hash(key) in seen:

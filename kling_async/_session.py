@@ -308,6 +308,14 @@ class KlingSession(ServiceCalls):
         """Where the jobs are now and what they wait for, what watching cost, and what was spent."""
         return self.account.statistics()
 
+    def add_observer(self, observer: Observer) -> None:
+        """Call `observer` with every event from now on, as those of `observers`; its session is open already.
+
+        Raises:
+            SessionClosedError: It is not.
+        """
+        self.account.add_observer(observer)
+
     def with_options(self, *, deadline: float | None = None, model: str | Model | None = None) -> KlingSession:
         """This session with other defaults, sharing transport, slots, limiter, watcher and ledger.
 

@@ -149,6 +149,11 @@ class Watcher:
         """The predictions that are watched, as last seen."""
         return tuple(watched.prediction for watched in self._watched.values())
 
+    @property
+    def requests(self) -> int:
+        """How often it was asked until now."""
+        return self._singles + self._pages
+
     def statistics(self) -> WatchStatistics:
         """What the watching has cost and brought until now."""
         return WatchStatistics(

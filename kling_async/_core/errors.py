@@ -9,6 +9,8 @@
     ├── UnsupportedError                     this provider has no such endpoint or model
     ├── SessionClosedError                   the session is not open (any more); nothing was sent
     ├── SkippedError                         never submitted: its batch had stopped admission
+    ├── QueueFullError                       too many jobs wait already; nothing was sent; `retry_after`
+    ├── UnknownJobError                      no job has this key
     ├── BudgetExceededError                  it would cost more than the budget has left         (account-wide)
     ├── PriceUnknownError                    it has no price that a budget could reserve
     ├── TransportError                       no usable HTTP reply; `sent` tells whether the request may have arrived
@@ -217,6 +219,24 @@ class SkippedError(KlingError):
     """The job was never submitted, because its batch had stopped admission; `__cause__` says why."""
 
     default_advice = "run the batch again when the cause is mended"
+
+
+class QueueFullError(KlingError):
+    """As many jobs wait as may; this one was not taken.
+
+    Attributes:
+        retry_after: Seconds after which to ask again.
+    """
+
+    default_advice = "ask again later"
+
+    def __init__(self, message: str, *, retry_after: float, **about: Any) -> None:
+        super().__init__(message, **about)
+        self.retry_after = retry_after
+
+
+class UnknownJobError(KlingError):
+    """No job has this key: there never was one, or its ledger has forgotten it."""
 
 
 class BudgetExceededError(KlingError):

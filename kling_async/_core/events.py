@@ -35,6 +35,31 @@ class Admitted(Event):
 
 
 @attrs.frozen(kw_only=True)
+class Begun(Event):
+    """A job was taken in hand: its row is in the ledger, its images come next.
+
+    Attributes:
+        known: The id of its prediction, when the ledger has it as accepted before: it is not paid for again.
+        ended: Whether that has ended, by the ledger.
+    """
+
+    job: Job
+    known: str | None = None
+    ended: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Uploaded(Event):
+    """The job's images are where the service can read them.
+
+    Attributes:
+        since: When they began to be brought there; seconds since the epoch.
+    """
+
+    since: float
+
+
+@attrs.frozen(kw_only=True)
 class Submitting(Event):
     """The paid request is about to be sent; the intent is on disk."""
 
@@ -73,6 +98,17 @@ class Uncertain(Event):
 
 
 @attrs.frozen(kw_only=True)
+class Left(Event):
+    """Nobody has the job in hand any more: it was accepted, or it will not be.
+
+    Attributes:
+        error: What its caller was told, when it was not accepted or nobody knows.
+    """
+
+    error: KlingError | None = None
+
+
+@attrs.frozen(kw_only=True)
 class Changed(Event):
     """A prediction has another status than before; the last one is an end."""
 
@@ -94,9 +130,14 @@ class Retrying(Event):
 
 @attrs.frozen(kw_only=True)
 class Saved(Event):
-    """An output is on the disk."""
+    """An output is on the disk.
+
+    Attributes:
+        since: When its download began; seconds since the epoch.
+    """
 
     file: SavedFile
+    since: float | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -97,7 +97,8 @@ async def test_both_kinds_of_doubt_are_told_apart_and_each_is_settled_by_hand(cl
     }
     (row,) = [row for row in read_ledger(path) if row.key == "whose"]
     assert (row.prediction_id, row.spent) == ("id-3", Decimal("0.45"))
-    assert row.submitted_at == pytest.approx(time.time() - AGO, abs=600), "its video expires as if it had been known"
+    sent_at = time.time() - AGO
+    assert row.submitted_at == pytest.approx(sent_at, abs=600), "its video expires as if it had been known"
     history = json.loads(cli("ledger", "run.db", "history", "whose", "--json").stdout)
     assert [step["state"] for step in history] == ["pending", "intent", "uncertain", "uncertain", "submitted"]
     assert (history[-1]["prediction_id"], history[2]["error"]) == ("id-3", Held(Doubt.WHOSE, ("id-1", "id-2")).told)

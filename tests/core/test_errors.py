@@ -43,6 +43,7 @@ def every_error() -> list[errors.KlingError]:
         errors.PredictionFailedError: {"code": 1402, "prediction": Prediction(id="p1", status=Status.FAILED)},
         errors.StorageError: {"target": "out/k1.mp4"},
         errors.BudgetExceededError: {"budget": Decimal(50), "used": Decimal("49.9"), "price": Decimal("0.45")},
+        errors.QueueFullError: {"retry_after": 7.5},
         errors.WebhookRefusedError: {"reason": errors.WebhookRefusal.FORGED},
     }
     for name in ["KlingError", *tree()]:

@@ -14,9 +14,15 @@ import kling_async
 
 PACKAGE = Path(kling_async.__file__).parent
 LATE = ["aiohttp", "typer", "click", "rich", "av", "PIL", "numpy", "pyarrow", "jinja2", "pyrate_limiter", "redis"]
-LATE += ["obstore"]
+LATE += ["obstore", "fastapi", "starlette", "pydantic", "opentelemetry"]
 """What the import of the package alone must not load: it is optional, or slow and not yet needed."""
-OPTIONAL_ROOMS = {"cli": ["typer", "rich"], "emulator": ["av", "PIL"], "_fit": ["PIL"]}
+OPTIONAL_ROOMS = {
+    "cli": ["typer", "rich"],
+    "emulator": ["av", "PIL"],
+    "_fit": ["PIL"],
+    "integrations": ["fastapi", "opentelemetry"],
+    "examples": ["fastapi", "uvicorn"],
+}
 MODULES = [
     "kling_async"
     + "".join(f".{part}" for part in path.relative_to(PACKAGE).with_suffix("").parts if part != "__init__")
@@ -107,9 +113,19 @@ def test_without_the_extras_all_but_their_rooms_is_there() -> None:
         "kling_async._fit",
         "kling_async.limits.shared",
         "kling_async.storage._objects",
+        "kling_async.integrations.fastapi",
+        "kling_async.integrations.opentelemetry",
+        "kling_async.examples.",
     )
     modules = [name for name in MODULES if not name.startswith(needs_extras)]
-    assert fresh(WITHOUT, "typer,click,rich,av,PIL,numpy,pyarrow,redis,obstore,jinja2", *modules) == {}
+    assert (
+        fresh(
+            WITHOUT,
+            "typer,click,rich,av,PIL,numpy,pyarrow,redis,obstore,jinja2,fastapi,starlette,opentelemetry,uvicorn",
+            *modules,
+        )
+        == {}
+    )
 
 
 def test_the_shared_limiter_without_its_extra_says_what_to_install() -> None:

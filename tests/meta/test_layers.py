@@ -15,7 +15,8 @@ PACKAGE = Path(kling_async.__file__).parent
 
 ROWS = (
     {"__main__"},
-    {"cli", "testing"},
+    {"cli", "examples", "testing"},
+    {"integrations"},
     {"gallery"},
     {""},  # the package itself: the public names
     {"_session"},
@@ -32,7 +33,7 @@ ROWS = (
 """The rooms from above to below. A room imports from rows below it; rooms of one row do not know each other."""
 APART = "emulator"
 """It stands apart, and only the first rows start it."""
-STARTS_IT = {"cli", "testing"}
+STARTS_IT = {"cli", "examples", "testing"}
 
 PURE = {"_core", "providers"}
 IMPURE = {"aiohttp", "anyio", "asyncio", "time", "random", "socket", "logging", "threading", "subprocess", "tempfile"}
@@ -53,11 +54,36 @@ ROOMS_OF = {
     "PIL": {"_fit", "emulator", "cli", "gallery"},
     "jinja2": {"gallery"},
     "obstore": {"storage"},
+    "fastapi": {"examples", "integrations"},
+    "uvicorn": {"examples"},
+    "starlette": {"integrations"},
+    "opentelemetry": {"integrations"},
     "pytest": {"testing"},
 }
 """Third parties, by the rooms that may import them; what stands neither here nor above is imported nowhere."""
-DISTRIBUTIONS = {"pyrate_limiter": "pyrate-limiter", "PIL": "pillow", "yarl": "aiohttp", "click": "typer"}
-OPTIONAL = {"typer", "click", "rich", "av", "PIL", "jinja2", "pyarrow", "redis", "obstore"}
+DISTRIBUTIONS = {
+    "pyrate_limiter": "pyrate-limiter",
+    "PIL": "pillow",
+    "yarl": "aiohttp",
+    "click": "typer",
+    "starlette": "fastapi",
+    "opentelemetry": "opentelemetry-api",
+}
+OPTIONAL = {
+    "typer",
+    "click",
+    "rich",
+    "av",
+    "PIL",
+    "jinja2",
+    "pyarrow",
+    "redis",
+    "obstore",
+    "fastapi",
+    "starlette",
+    "opentelemetry",
+    "uvicorn",
+}
 BY_ITSELF = {"pytest"}
 """What loads the module that imports it, hence is there whenever it is imported, and is declared nowhere."""
 

@@ -62,6 +62,7 @@ OWN_TIME = {
     "limits/shared.py": "of other processes, which have no clock of ours",
     "webhooks/receiver.py": "of a web server's connection",
     "gallery/live.py": "of a page that a person looks at",
+    "integrations": "of connections, and of whoever waits at the other end",
     "cli": "of a person at a terminal",
     "testing": "of tests",
     "emulator": "of another process, with a clock of its own",

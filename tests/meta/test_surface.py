@@ -15,6 +15,9 @@ from kling_async import errors, events
 PUBLIC_MODULES = (
     "kling_async",
     "kling_async.gallery",
+    "kling_async.integrations.fastapi",
+    "kling_async.integrations.names",
+    "kling_async.integrations.opentelemetry",
     "kling_async.ledger",
     "kling_async.limits",
     "kling_async.manifest",

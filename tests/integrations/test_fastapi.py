@@ -1,0 +1,353 @@
+"""An application of FastAPI on a real uvicorn, over the emulator: what its clients see."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import anyio
+import attrs
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from kling_async import Job, KlingSession, Level, NoLimit, State, WatchPolicy, read_ledger
+from kling_async.emulator import Emulator, faults
+from kling_async.integrations.fastapi import JobDesk, add_error_handlers, lifespan
+from support.pictures import png
+from support.web import application, served
+from support.webhooks import body_of, signed
+
+pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+
+PICTURE = png()
+URL = "https://pictures.example/face.png"
+
+
+class Never:
+    """A rate limiter that lets nothing start."""
+
+    async def acquire(self) -> None:
+        await anyio.sleep_forever()
+
+
+@attrs.define
+class Site:
+    """The application as its clients have it."""
+
+    emulator: Emulator
+    http: aiohttp.ClientSession
+    url: str
+
+    async def post(self, path: str, body: bytes = b"", **query: str) -> tuple[int, Any, dict[str, str]]:
+        async with self.http.post(self.url + path, data=body, params=query) as response:
+            return response.status, await response.json(content_type=None), dict(response.headers)
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        async with self.http.get(self.url + path) as response:
+            return response.status, await response.json(content_type=None)
+
+    async def ended(self, key: str) -> dict[str, Any]:
+        with anyio.fail_after(30):
+            while True:
+                _, status = await self.get(f"/videos/{key}")
+                if status["state"] in {"completed", "failed", "uncertain"}:
+                    return dict(status)
+                await anyio.sleep(0.02)
+
+    async def events(self, key: str, last: str | None = None) -> tuple[int, list[dict[str, str]]]:
+        """The events of one connection, until the server ends it."""
+        headers = {"Last-Event-ID": last} if last else {}
+        async with self.http.get(f"{self.url}/videos/{key}/events", headers=headers) as response:
+            text = (await response.content.read()).decode()
+        found = []
+        for block in text.split("\n\n"):
+            fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+            if "event" in fields:
+                found.append(fields)
+        return response.status, found
+
+
+def opener(emulator: Emulator, **options: Any) -> Any:
+    def session() -> KlingSession:
+        return KlingSession(
+            emulator.api_key,
+            clock=emulator.clock,
+            **{
+                "base_url": emulator.base_url,
+                "level": Level("test", 1_000_000, 1_000),
+                "rate_limiter": NoLimit(),
+                "watch": WatchPolicy.fixed(2.0),
+                **options,
+            },
+        )
+
+    return session
+
+
+@asynccontextmanager
+async def site(
+    emulator: Emulator, *, queue: int = 1000, lasts: float = 60.0, port: int = 0, webhooks: bool = False, **options: Any
+) -> AsyncIterator[Site]:
+    app = application(opener(emulator, **options), desk=lambda: JobDesk(queue=queue), lasts=lasts, webhooks=webhooks)
+    async with (
+        served(app, port=port) as url,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http,
+    ):
+        yield Site(emulator, http, url)
+
+
+@asynccontextmanager
+async def emulated(**options: Any) -> AsyncIterator[Emulator]:
+    options = {
+        "level": "ultra",
+        "profile": "tiny",
+        "speed": 60,
+        "balance": 1e6,
+        "timing": 20.0,
+        "seed": 1,
+        "downloads": False,
+        **options,
+    }
+    async with Emulator(**options) as emulator:
+        yield emulator
+
+
+async def test_a_job_is_taken_with_202_and_found_at_its_location() -> None:
+    async with emulated() as emulator, site(emulator) as web:
+        status, told, headers = await web.post("/videos", PICTURE, prompt="Waves")
+        assert status == 202
+        assert told["state"] == "waiting"
+        assert headers["Location"] == f"{web.url}/videos/{told['key']}"
+        end = await web.ended(told["key"])
+        assert end["state"] == "completed"
+        assert end["output"].endswith(".mp4")
+        assert end["error"] is None
+        assert (await web.get("/videos/other"))[0] == 404
+        assert (await web.get("/videos/%00%ff"))[0] == 404
+        (record,) = emulator.predictions()
+        assert end["prediction_id"] == record.id
+
+
+async def test_500_requests_at_once_go_through_one_process_and_nothing_is_left() -> None:
+    async with emulated(speed=20, timing=5.0) as emulator:
+        async with site(emulator, max_in_flight=200) as web:
+            await web.post("/now", prompt="warm", image=URL)
+            gc.collect()
+            tasks, files = len(asyncio.all_tasks()), len(list(Path("/dev/fd").iterdir()))
+            answers: list[tuple[int, Any, Any]] = []
+
+            async def one(number: int) -> None:
+                path = "/now" if number % 2 else "/patient"
+                answers.append(await web.post(path, prompt=f"number {number}", image=URL))
+
+            async with anyio.create_task_group() as group:
+                for number in range(500):
+                    group.start_soon(one, number)
+            assert Counter(status for status, _, _ in answers) == {200: 500}
+            assert len({told["id"] for _, told, _ in answers}) == 500
+            await web.http.close()
+            with anyio.fail_after(10):
+                while len(asyncio.all_tasks()) > tasks or len(list(Path("/dev/fd").iterdir())) > files + 110:  # noqa: ASYNC110 -- no event
+                    await anyio.sleep(0.05)
+        assert Counter(str(record.inputs["prompt"]) for record in emulator.predictions()).most_common(1)[0][1] == 1
+        assert len(emulator.charges()) == 501
+
+
+async def test_a_full_queue_answers_503_and_the_same_key_is_paid_for_once() -> None:
+    async with emulated() as emulator, site(emulator, queue=3, max_in_flight=1, rate_limiter=NoLimit()) as web:
+        emulator.faults.add("submit", faults.Delay(20.0), times=None)
+        for number in range(3):
+            status, _, _ = await web.post("/videos", PICTURE, prompt=f"{number}", key=f"k{number}")
+            assert status == 202
+        status, told, headers = await web.post("/videos", PICTURE, prompt="3")
+        assert (status, headers["Content-Type"], headers["Retry-After"]) == (503, "application/problem+json", "15")
+        assert told["title"] == "Too many jobs are waiting"
+        # What waits already is no new job.
+        assert (await web.post("/videos", PICTURE, prompt="0", key="k0"))[0] == 202
+        status, told, _ = await web.post("/videos", PICTURE, prompt="another", key="k0")
+        assert (status, told["key"]) == (409, "k0")
+        for number in range(3):
+            assert (await web.ended(f"k{number}"))["state"] == "completed"
+        assert (await web.post("/videos", PICTURE, prompt="0", key="k0"))[1]["state"] == "completed"
+        assert len(emulator.charges()) == 3
+
+
+async def test_a_client_that_goes_away_ends_nothing() -> None:
+    async with emulated() as emulator, site(emulator) as web:
+        emulator.faults.add("submit", faults.Delay(30.0), times=None)
+        with anyio.move_on_after(0.2):
+            await web.post("/patient", prompt="left", image=URL, key="mine")
+        # A server that cancels its handlers, or a handler that has a time limit.
+        _, told, _ = await web.post("/patient", prompt="cancelled", image=URL, key="other", seconds="0.1")
+        assert told["id"] is None
+        assert emulator.charges() == ()
+        assert (await web.ended("mine"))["state"] == "completed"
+        assert (await web.ended("other"))["state"] == "completed"
+        status, told, _ = await web.post("/patient", prompt="cancelled", image=URL, key="other")
+        assert (status, bool(told["output"])) == (200, True)
+        assert len(emulator.charges()) == 2
+
+
+async def test_202_comes_when_the_job_is_on_the_disk_and_its_picture_is_up(tmp_path: Path) -> None:
+    ledger = tmp_path / "l.db"
+    async with emulated() as emulator, site(emulator, ledger=ledger) as web:
+        for route in ("upload_put", "upload_binary"):
+            emulator.faults.add(route, faults.Delay(10.0), times=None)
+        emulator.faults.add("submit", faults.Delay(60.0))
+        status, told, _ = await web.post("/videos", PICTURE, prompt="Waves")
+        assert status == 202
+        (row,) = read_ledger(ledger)
+        assert row.key == told["key"]
+        assert row.state in {State.PENDING, State.INTENT}
+        asked = [request.route for request in emulator.requests]
+        assert any(route.startswith("upload") for route in asked)
+
+
+async def test_events_tell_the_way_of_a_job_and_go_on_where_they_were_cut() -> None:
+    async with emulated(speed=100, timing=60.0) as emulator, site(emulator, lasts=0.15) as web:
+        await web.post("/videos", PICTURE, prompt="Waves", key="k")
+        heard: list[dict[str, str]] = []
+        connections, last = 0, None
+        with anyio.fail_after(20):
+            while True:
+                status, events = await web.events("k", last)
+                connections += 1
+                if status == 204:
+                    break
+                heard += events
+                last = next((event["id"] for event in reversed(heard) if "id" in event), last)
+        assert connections > 3, "the server ended each after a while"
+        states = [json.loads(event["data"])["status"] for event in heard if event["event"] == "status"]
+        assert states == ["waiting", "submitting", "created", "processing", "completed"]
+        numbers = [event["id"] for event in heard if "id" in event]
+        assert len(set(numbers)) == len(numbers), "nothing twice"
+        assert heard[-1]["event"] == "end"
+        assert (await web.events("k", numbers[1]))[1] == heard[2:]
+        assert (await web.events("none"))[0] == 404
+        # Of another process, or made up: the job as it is now.
+        for stranger in ("0.1", "x", f"{numbers[0].partition('.')[0]}.99999999999999999999"):
+            _, events = await web.events("k", stranger)
+            assert [event["event"] for event in events] == ["status", "end"]
+
+
+async def test_errors_are_problems_and_hold_no_key(tmp_path: Path) -> None:
+    async with emulated() as emulator, site(emulator, budget="0.30", ledger=tmp_path / "l.db") as web:
+        status, told, headers = await web.post("/videos", PICTURE, prompt="")
+        assert (status, headers["Content-Type"]) == (422, "application/problem+json")
+        assert [one["path"] for one in told["errors"]] == ["prompt"]
+        status, told, _ = await web.post("/videos", b"no picture", prompt="Waves")
+        assert (status, [one["path"] for one in told["errors"]]) == (422, ["image"])
+        status, told, _ = await web.post("/now", prompt="Waves", image="file:///etc/passwd")
+        assert (status, [one["path"] for one in told["errors"]]) == (422, ["image"])
+        assert (await web.post("/now", prompt="Waves", image=URL))[0] == 200
+        status, told, _ = await web.post("/now", prompt="Wind", image=URL)
+        assert status == 402
+        assert "0.3" not in json.dumps(told), "the budget is nobody's business"
+        # In the background: the problem is in the job's status.
+        await web.post("/videos", PICTURE, prompt="Wind", key="poor")
+        end = await web.ended("poor")
+        assert (end["state"], end["error"]["status"]) == ("failed", 402)
+        (row,) = [row for row in read_ledger(tmp_path / "l.db") if row.key == "poor"]
+        assert row.state is State.SKIPPED
+
+    async with emulated() as emulator:
+        emulator.faults.add("submit", faults.Status(401, f"bad key {emulator.api_key}"))
+        async with site(emulator) as web:
+            async with web.http.post(web.url + "/now", params={"prompt": "x", "image": URL}) as response:
+                text = await response.text()
+            assert response.status == 502
+            assert emulator.api_key not in text
+            assert "bad" not in text
+
+
+async def test_what_was_told_to_have_failed_is_not_sent_by_the_next_process(tmp_path: Path) -> None:
+    ledger = tmp_path / "l.db"
+    async with emulated() as emulator:
+        # Nobody listens there.
+        async with site(emulator, ledger=ledger, base_url="http://127.0.0.1:9") as web:
+            await web.post("/videos", prompt="Waves", key="k", image=URL)
+            end = await web.ended("k")
+            assert (end["state"], end["error"]["status"], end["error"]["spent"]) == ("failed", 502, "no")
+        async with site(emulator, ledger=ledger) as web:
+            assert (await web.get("/videos/k"))[1]["state"] == "failed"
+            await anyio.sleep(0.2)
+            assert emulator.charges() == ()
+            # Asked for once more, it is made.
+            await web.post("/videos", prompt="Waves", key="k", image=URL)
+            assert (await web.ended("k"))["state"] == "completed"
+        async with site(emulator, ledger=ledger) as web:
+            assert (await web.get("/videos/k"))[1]["output"]
+            _, events = await web.events("k")
+            assert [event["event"] for event in events] == ["status", "end"]
+        assert len(emulator.charges()) == 1
+
+
+async def test_a_job_whose_file_is_gone_does_not_keep_the_application_from_starting(tmp_path: Path) -> None:
+    face, ledger = tmp_path / "face.png", tmp_path / "l.db"
+    face.write_bytes(PICTURE)
+    async with emulated() as emulator:
+        async with opener(emulator, ledger=ledger, rate_limiter=Never())() as kling:
+            desk = JobDesk()
+            async with desk.open(kling):
+                assert (await desk.submit(Job(prompt="Waves", image=face), key="k")).state == "waiting"
+        face.unlink()
+        async with site(emulator, ledger=ledger) as web:
+            end = await web.ended("k")
+            assert (end["state"], end["error"]["errors"][0]["path"]) == ("failed", "image")
+        assert emulator.charges() == ()
+
+
+async def test_webhooks_wake_who_waits_and_forged_ones_do_not() -> None:
+    async with emulated(speed=30) as emulator:
+        # The port is part of the URL that the service is given.
+        probe = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+        port = probe.sockets[0].getsockname()[1]
+        probe.close()
+        await probe.wait_closed()
+        hooks = f"http://127.0.0.1:{port}/hooks/kling"
+        async with site(
+            emulator, port=port, webhooks=True, webhook_url=hooks, watch=WatchPolicy.webhook_first()
+        ) as web:
+            key, end = "k", None
+            await web.post("/videos", PICTURE, prompt="Waves", key=key)
+            with anyio.fail_after(5):
+                while (id_ := (await web.get("/videos/k"))[1]["prediction_id"]) is None:  # noqa: ASYNC110 -- no event
+                    await anyio.sleep(0.01)
+            body = body_of(id_, outputs=["https://evil.example/x.mp4"])
+            at = emulator.clock.now()
+            for headers in ({}, signed("whsec_wrong", body, at=at), signed("whsec_wrong", body, at=at - 9_000)):
+                async with web.http.post(hooks, data=body, headers=headers) as response:
+                    assert response.status in {400, 401}
+            async with web.http.get(hooks) as response:
+                assert response.status == 405
+            end = await web.ended(key)
+            assert end["state"] == "completed"
+            assert "evil" not in end["output"]
+        asked = Counter(request.route for request in emulator.requests)
+        assert asked["result"] + asked["list"] == 0, "nobody asked: it was told"
+
+
+async def test_it_works_under_starlette_alone() -> None:
+    async def make(request: Request) -> JSONResponse:
+        jobs: JobDesk = request.state.kling
+        prediction = await jobs.generate(Job(prompt=request.query_params["prompt"], image=URL))
+        return JSONResponse({"output": prediction.output})
+
+    async with emulated() as emulator:
+        app = Starlette(routes=[Route("/", make, methods=["POST"])], lifespan=lifespan(opener(emulator)))
+        add_error_handlers(app)
+        async with served(app) as url, aiohttp.ClientSession() as http:
+            async with http.post(url, params={"prompt": "Waves"}) as response:
+                assert response.status == 200
+            async with http.post(url, params={"prompt": ""}) as response:
+                assert (response.status, response.content_type) == (422, "application/problem+json")

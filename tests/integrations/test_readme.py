@@ -1,0 +1,45 @@
+"""The application of the README, served as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import anyio
+import pytest
+
+from kling_async.emulator import Emulator
+from support.web import served
+
+pytestmark = pytest.mark.anyio
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+async def test_it_takes_jobs_and_tells_their_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = [one for one in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "api = " in one]
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(block, names)
+    monkeypatch.chdir(tmp_path)
+    async with Emulator(level="gold", speed=200, profile="tiny", downloads=False) as emulator:
+        monkeypatch.setenv("WAVESPEED_API_KEY", emulator.api_key)
+        monkeypatch.setenv("WAVESPEED_BASE_URL", emulator.base_url)
+        monkeypatch.setattr("kling_async._session.SystemClock", lambda: emulator.clock)
+        asked = {"prompt": "Waves", "image": "https://pictures.example/a.png"}
+        async with served(names["api"]) as url, aiohttp.ClientSession(url) as http:
+            for _ in range(2):
+                async with http.post("/videos", params=asked, headers={"Idempotency-Key": "mine"}) as response:
+                    assert response.status == 202
+                    assert response.headers["Location"] == "/videos/mine"
+            with anyio.fail_after(20):
+                async with http.get("/videos/mine/events") as response:
+                    assert "event: end" in await response.text()
+            async with http.get("/videos/mine") as response:
+                assert (await response.json())["state"] == "completed"
+            async with http.get("/balance") as response:
+                assert await response.json() == pytest.approx(1000 - 0.28)
+            async with http.get("/openapi.json") as response:
+                assert "JobStatus" in (await response.json())["components"]["schemas"]
+        assert len(emulator.charges()) == 1

@@ -1,0 +1,64 @@
+"""The command of the example, as the README has it."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import aiohttp
+import anyio
+import pytest
+
+from support.pictures import png
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_the_command_serves_until_ctrl_c(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "kling_async.examples.studio", "--emulator", "--port", str(port)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = await anyio.open_process(
+        [*command, "--folder", str(tmp_path)], env=environment, stderr=subprocess.STDOUT, cwd=tmp_path
+    )
+    assert process.stdout is not None
+    try:
+        with anyio.fail_after(40):
+            said = (await process.stdout.receive()).decode()
+            assert f"Open {url} " in said
+            async with aiohttp.ClientSession() as http:
+                while True:
+                    try:
+                        async with http.get(url) as response:
+                            assert "Kling studio" in await response.text()
+                            assert "script-src 'self'" in response.headers["Content-Security-Policy"]
+                            break
+                    except aiohttp.ClientConnectionError:
+                        await anyio.sleep(0.05)
+                asked = {"prompt": "Waves", "model": "kling-v2.1-pro", "duration": "5"}
+                for kind, status in (("image/png", 202), ("text/plain", 415)):
+                    headers = {"Content-Type": kind}
+                    async with http.post(f"{url}/videos", params=asked, data=png(), headers=headers) as response:
+                        assert response.status == status, "what any site may send is not taken"
+                async with http.post(
+                    f"{url}/videos",
+                    params=asked,
+                    data=io.BytesIO(bytes(11 * 2**20)),
+                    headers={"Content-Type": "image/png"},
+                ) as response:
+                    assert response.status == 413
+            process.send_signal(signal.SIGINT)
+            rest = "".join([chunk.decode() async for chunk in process.stdout])
+            assert await process.wait() == 0, rest
+            assert "Traceback" not in rest
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.aclose()

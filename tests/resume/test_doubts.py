@@ -1,0 +1,46 @@
+"""Several submissions in doubt, taken up again by a session that runs one at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import pytest
+
+from kling_async import KlingSession, Prediction, SubmissionUncertainError
+from kling_async.emulator import Emulator, faults
+from support.pictures import png
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_one_that_is_found_with_another_while_it_waits_for_its_slot_is_taken(tmp_path: Path) -> None:
+    ledger, keys = tmp_path / "l.db", ("a", "b", "c")
+    async with Emulator(level="ultra", profile="tiny", speed=200, input_echo=True) as emulator:
+        emulator.faults.add("submit", faults.AcceptThenDrop(), times=len(keys))
+
+        def session(**options: object) -> KlingSession:
+            return KlingSession(
+                emulator.api_key,
+                base_url=emulator.base_url,
+                clock=emulator.clock,
+                ledger=ledger,
+                level="gold",
+                **options,  # type: ignore[arg-type]  # passed on
+            )
+
+        async with session(on_uncertain="hold") as kling:
+            for key in keys:
+                with pytest.raises(SubmissionUncertainError):
+                    await kling.submit(prompt=f"number {key}", image=png(), key=key)
+        made: dict[str, Prediction] = {}
+        async with session(max_in_flight=1) as kling, anyio.create_task_group() as group:
+
+            async def one(key: str) -> None:
+                made[key] = await kling.generate(prompt=f"number {key}", image=png(), key=key)
+
+            for key in keys:
+                group.start_soon(one, key)
+        asked = {record.id: record.inputs["prompt"] for record in emulator.predictions()}
+        assert {key: asked[prediction.id] for key, prediction in made.items()} == {key: f"number {key}" for key in keys}
+        assert len(emulator.charges()) == len(keys)
