@@ -319,6 +319,8 @@ async def test_a_locked_database_is_an_error_and_not_a_hang(tmp_path: Path) -> N
     try:
         with pytest.raises(LedgerError, match=r"locked.*let it end"):
             await claim(ledger, "k")
+        ends = await asyncio.gather(*(claim(ledger, key) for key in "abc"), return_exceptions=True)
+        assert len({id(end) for end in ends}) == 3, "one for each, since it is going to say whose it is"
     finally:
         meddler.execute("ROLLBACK")
         meddler.close()
