@@ -11,7 +11,7 @@ import anyio
 import looptime
 import pytest
 
-from kling_async import HttpRequest, HttpResponse, SessionClosedError, read_ledger
+from kling_async import HttpRequest, HttpResponse, SessionClosedError, events, read_ledger
 from kling_async._core.http import Effect
 from kling_async.ledger import Entry, MemoryLedger, Row, State
 from kling_async.testing import json_response
@@ -293,7 +293,8 @@ def test_a_ledger_file_survives_a_loop_that_closes(tmp_path: Path) -> None:
 
     async def main() -> None:
         sending = asyncio.Event()
-        kling = await open_session(service, ledger=path, observers=[lambda _: sending.set()]).__aenter__()
+        observers = [lambda event: sending.set() if isinstance(event, events.Submitting) else None]
+        kling = await open_session(service, ledger=path, observers=observers).__aenter__()
         asyncio.create_task(kling.generate(prompt="x", image=IMAGE, key="mine"))  # noqa: RUF006 -- abandoned on purpose
         await sending.wait()
 

@@ -369,8 +369,11 @@ async def test_events_tell_the_whole_story_in_order() -> None:
             pass
     assert [type(event).__name__ for event in told] == [
         "Admitted",
+        "Begun",
+        "Uploaded",
         "Submitting",
         "Accepted",
+        "Left",
         "Changed",
         "Changed",
         "Finished",
