@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -328,6 +329,13 @@ async def test_webhooks_wake_who_waits_and_forged_ones_do_not() -> None:
             for headers in ({}, signed("whsec_wrong", body, at=at), signed("whsec_wrong", body, at=at - 9_000)):
                 async with web.http.post(hooks, data=body, headers=headers) as response:
                     assert response.status in {400, 401}
+            for number in range(60):
+                forged = signed(f"whsec_{number}", body, at=at, webhook_id=f"w{number}")
+                async with web.http.post(hooks, data=body, headers=forged) as response:
+                    assert response.status == 401
+            large = signed("whsec_wrong", body, at=at)
+            async with web.http.post(hooks, data=io.BytesIO(bytes(2 * 2**20)), headers=large) as response:
+                assert response.status == 413
             async with web.http.get(hooks) as response:
                 assert response.status == 405
             end = await web.ended(key)
