@@ -120,29 +120,21 @@ def lifespan(
     return run
 
 
-def _desk(connection: HTTPConnection) -> JobDesk:
+# Coroutine functions, though they wait for nothing: FastAPI runs others in a thread, for every request.
+async def _desk(connection: HTTPConnection) -> JobDesk:
     jobs = getattr(connection.state, _STATE, None)
     if not isinstance(jobs, JobDesk):
         raise ConfigurationError("the application has no session", advice="FastAPI(lifespan=lifespan(...))")
     return jobs
 
 
-def _session(connection: HTTPConnection) -> KlingSession:
-    return _desk(connection).kling
+async def _session(connection: HTTPConnection) -> KlingSession:
+    return (await _desk(connection)).kling
 
 
-# Functions that are coroutines would be called as they are; these would go through a thread each time.
-async def _desk_of(connection: HTTPConnection) -> JobDesk:
-    return _desk(connection)
-
-
-async def _session_of(connection: HTTPConnection) -> KlingSession:
-    return _session(connection)
-
-
-Jobs: TypeAlias = Annotated[JobDesk, Depends(_desk_of)]
+Jobs: TypeAlias = Annotated[JobDesk, Depends(_desk)]
 """A parameter of a handler: the desk of the application, for jobs that outlive their request."""
-Session: TypeAlias = Annotated[KlingSession, Depends(_session_of)]
+Session: TypeAlias = Annotated[KlingSession, Depends(_session)]
 """A parameter of a handler: the session of the application."""
 
 

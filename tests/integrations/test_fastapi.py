@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -292,6 +293,20 @@ async def test_what_was_told_to_have_failed_is_not_sent_by_the_next_process(tmp_
         assert len(emulator.charges()) == 1
 
 
+async def test_what_waited_when_the_application_closed_is_made_by_the_next_process(tmp_path: Path) -> None:
+    ledger = tmp_path / "l.db"
+    keys = [f"k{number}" for number in range(5)]
+    async with emulated() as emulator:
+        async with site(emulator, ledger=ledger, rate_limiter=Never()) as web:
+            for key in keys:
+                assert (await web.post("/videos", PICTURE, prompt=key, key=key))[0] == 202
+            assert {row.state for row in read_ledger(ledger)} == {State.PENDING}
+        async with site(emulator, ledger=ledger) as web:
+            # Nobody asks again.
+            assert [(await web.ended(key))["state"] for key in keys] == ["completed"] * 5
+        assert sorted(str(record.inputs["prompt"]) for record in emulator.predictions()) == keys
+
+
 async def test_a_job_whose_file_is_gone_does_not_keep_the_application_from_starting(tmp_path: Path) -> None:
     face, ledger = tmp_path / "face.png", tmp_path / "l.db"
     face.write_bytes(PICTURE)
@@ -328,6 +343,13 @@ async def test_webhooks_wake_who_waits_and_forged_ones_do_not() -> None:
             for headers in ({}, signed("whsec_wrong", body, at=at), signed("whsec_wrong", body, at=at - 9_000)):
                 async with web.http.post(hooks, data=body, headers=headers) as response:
                     assert response.status in {400, 401}
+            for number in range(60):
+                forged = signed(f"whsec_{number}", body, at=at, webhook_id=f"w{number}")
+                async with web.http.post(hooks, data=body, headers=forged) as response:
+                    assert response.status == 401
+            large = signed("whsec_wrong", body, at=at)
+            async with web.http.post(hooks, data=io.BytesIO(bytes(2 * 2**20)), headers=large) as response:
+                assert response.status == 413
             async with web.http.get(hooks) as response:
                 assert response.status == 405
             end = await web.ended(key)

@@ -134,6 +134,16 @@ def test_the_shared_limiter_without_its_extra_says_what_to_install() -> None:
     assert said == {"kling_async.limits.shared": "the shared limiter needs its extra: pip install 'kling-async[redis]'"}
 
 
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [("fastapi", "FastAPI", "fastapi"), ("opentelemetry", "OpenTelemetry", "otel")],
+)
+def test_an_integration_without_its_extra_says_what_to_install(name: str, package: str, extra: str) -> None:
+    module = f"kling_async.integrations.{name}"
+    said = fresh(WITHOUT.replace("ModuleNotFoundError as", "ImportError as"), name, module)
+    assert said == {module: f"{package} is not there: pip install 'kling-async[{extra}]'"}
+
+
 def test_the_check_without_the_extras_can_fail() -> None:
     assert fresh(WITHOUT, "attrs,attr", "kling_async._core.http") != {}
 

@@ -41,6 +41,8 @@ from kling_async import (
     events,
     read_ledger,
 )
+from kling_async.integrations.fastapi import JobDesk, Jobs, JobStatus, Session, lifespan
+from kling_async.integrations.opentelemetry import Telemetry
 from kling_async.ledger import MemoryLedger, Row, SQLiteLedger
 from kling_async.limits import ListeningRateLimiter
 from kling_async.limits.shared import SharedStartsPerWindow
@@ -151,6 +153,13 @@ def protocols_are_satisfied_as_they_are(clock: LoopClock) -> None:
     clocks: list[Clock] = [clock]
     for each in (limiters, listening, ledgers, providers, clocks):
         assert each
+
+
+async def in_a_web_application(kling: Session, jobs: Jobs, job: Job) -> None:
+    assert_type((await kling.generate(job)).id, str)
+    assert_type(await jobs.submit(job), JobStatus)
+    assert_type((await jobs.generate(job)).output, str | None)
+    lifespan(lambda: KlingSession(observers=[Telemetry()]), desk=lambda: JobDesk(queue=5))
 
 
 def observe(event: events.Event) -> None:
