@@ -41,7 +41,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     # With its own node: elsewhere pyright would look for one and download it.
-    install(session, ".[demo]", "--group", "test", "--group", "types", "pyright[nodejs]", "nox")
+    install(session, ".[demo]", "--group", "test", "--group", "bench", "--group", "types", "pyright[nodejs]", "nox")
     session.run("mypy")
     session.run("pyright", "--pythonpath", f"{session.bin}/python")
 
@@ -93,7 +93,7 @@ def _only_the_package(session: nox.Session, built: Path) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    install(session, ".[demo]")
+    install(session, ".[demo,fastapi,storage]", "--group", "test", "--group", "bench")
     for script in sorted((ROOT / "benchmarks").glob("bench_*.py")):
         session.run("python", str(script), *session.posargs)
 

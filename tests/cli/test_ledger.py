@@ -101,7 +101,7 @@ async def test_both_kinds_of_doubt_are_told_apart_and_each_is_settled_by_hand(cl
     assert row.submitted_at == pytest.approx(sent_at, abs=600), "its video expires as if it had been known"
     history = json.loads(cli("ledger", "run.db", "history", "whose", "--json").stdout)
     assert [step["state"] for step in history] == ["pending", "intent", "uncertain", "uncertain", "submitted"]
-    assert (history[-1]["prediction_id"], history[2]["error"]) == ("id-3", Held(Doubt.WHOSE, ("id-1", "id-2")).told)
+    assert (history[-1]["prediction_id"], history[3]["error"]) == ("id-3", Held(Doubt.WHOSE, ("id-1", "id-2")).told)
     assert "Nothing is in doubt" in cli("ledger", "run.db").stdout
 
 

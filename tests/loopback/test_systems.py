@@ -139,10 +139,11 @@ async def test_a_job_is_followed_from_another_session() -> None:
 async def test_the_account_limits_are_kept_without_a_single_refusal() -> None:
     """Bronze: 2 starts a minute and 2 at once; the default session is safe on it."""
     # Not faster: a few milliseconds of a request on its way would be more than the window's slack.
-    async with Emulator(level="bronze", speed=60, profile="tiny") as emulator:
+    async with Emulator(level="bronze", speed=20, timing=30, profile="tiny") as emulator:
         session = KlingSession(emulator.api_key, base_url=emulator.base_url, clock=emulator.clock)
         async with session as kling:
-            jobs = (Job(prompt=f"number {number}", image=png()) for number in range(8))
+            await kling.balance()  # nor is the first of them to wait for a connection
+            jobs = (Job(prompt=f"number {number}", image=png()) for number in range(5))
             async with kling.batch(jobs) as batch:
                 assert all([outcome.ok async for outcome in batch])
         assert emulator.peak_running <= 2
