@@ -217,7 +217,14 @@ class Reconciler:
         ends = settle(intents, orphans, ripe=ripe, alone=self._sole_user, witnesses=await self._told(rows))
         if any(isinstance(end, Unaccepted) for end in ends.values()):
             # A second witness, before anything is sent again: the bill may show what the history does not.
-            billed = await self._billed(oldest, {prediction.id for prediction in listed})
+            # What was paid for after the history was begun to be read is nobody's who is ripe, and may be on its way to
+            # its id this moment.
+            shown = {prediction.id for prediction in listed}
+            billed = [
+                orphan
+                for orphan in await self._billed(oldest, shown)
+                if orphan.created_at is None or orphan.created_at <= began_at + ahead
+            ]
             # And what webhooks have told while all of that was read.
             told = await self._told(rows)
             ends = settle(intents, orphans + billed, ripe=ripe, alone=self._sole_user, witnesses=told)

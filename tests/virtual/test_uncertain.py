@@ -425,3 +425,30 @@ async def test_what_may_have_been_paid_for_is_never_said_to_be_unsent() -> None:
     for error in (errors["a"], errors["b"]):
         assert isinstance(error, SubmissionUncertainError)
         assert error.spent is Spent.UNKNOWN
+
+
+async def test_what_is_billed_while_the_history_is_read_keeps_nobody_waiting() -> None:
+    """Others go on submitting meanwhile: their newest payments are on the bill before they are anywhere else."""
+    service = Service()
+    service.epoch = service.clock.now() - service.clock.monotonic()
+    lost = ["a"]
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.url.endswith("/api/v3/billings/search"):
+            line = {
+                "uuid": "b",
+                "billing_type": "deduct",
+                "price": 0.28,
+                "prediction": {"uuid": "fresh"},
+                "created_at": str(int(service.clock.now() * 1000)),
+            }
+            return json_response({"code": 200, "message": "success", "data": {"page": 1, "items": [line]}})
+        if request.effect is Effect.PAID and lost:
+            lost.clear()
+            raise ConnectionLostError("dropped")
+        return None
+
+    service.script = script
+    async with open_session(service) as kling:
+        assert (await kling.generate(prompt="a", image=IMAGE)).output
+    assert len(service.paid) == 1
