@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -44,7 +45,7 @@ _FAILURES_SHOWN: Final = 20
 
 
 @attrs.frozen(kw_only=True)
-class BatchOptions:
+class BatchOptions(ABC):
     """What the user asked for, of everything that runs a batch; see the help of the commands."""
 
     out: Path
@@ -64,9 +65,9 @@ class BatchOptions:
     debug: bool = False
 
     @property
+    @abstractmethod
     def ledger_path(self) -> Path:
         """The ledger."""
-        raise NotImplementedError
 
     @property
     def rehearsal(self) -> bool:
