@@ -39,7 +39,7 @@ _AT_ONCE: Final = 1
 """Parts of one upload that are on their way: several uploads run at once, and more only takes memory."""
 _READ: Final = 2**20
 
-_FAILURES = (BaseError, OSError, NotImplementedError, ValueError)
+_FAILURES = (BaseError, OSError, NotImplementedError, ValueError)  # the third: what a store cannot do
 """What obstore raises."""
 
 
@@ -196,7 +196,7 @@ class ObjectTarget:
                     chunk_size=_PART,
                     max_concurrency=_AT_ONCE,
                 )
-            except (NotImplementedError, NotSupportedError):
+            except (NotImplementedError, NotSupportedError):  # obstore: this store has no such condition
                 if (about, how) == ways[-1]:
                     raise
             else:
