@@ -10,13 +10,13 @@ import anyio
 import attrs
 from rich.text import Text
 
-from kling_async._core.errors import ApiError, ManifestError
+from kling_async._core.errors import ApiError
 from kling_async._session import KlingSession
 from kling_async.cli.interrupts import Exit
 from kling_async.cli.output import console
-from kling_async.cli.plan import Plan, check_supported, tell_plan
+from kling_async.cli.plan import Plan, tell_plan
 from kling_async.cli.progress import counted
-from kling_async.cli.sources import Source, tell_warnings, write_problems
+from kling_async.cli.sources import Source, checked, tell_warnings
 from kling_async.manifest import Kind
 
 if TYPE_CHECKING:
@@ -37,14 +37,9 @@ class EstimateOptions:
 
 def estimate(options: EstimateOptions) -> Exit:
     """Check, price, tell."""
-    try:
-        manifest = options.source.read()
-    except ManifestError as error:
-        if not options.as_json:
-            raise
-        write_problems(error)
+    manifest = checked(options.source, options.provider, as_json=options.as_json)
+    if manifest is None:
         return Exit.BAD_INPUT
-    check_supported(manifest.kinds, options.provider)
     asked = None
     if options.ask:
         session = KlingSession(provider=options.provider)

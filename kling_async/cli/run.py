@@ -9,15 +9,14 @@ import attrs
 from rich.text import Text
 
 from kling_async._clock import SystemClock
-from kling_async._core.errors import ManifestError
 from kling_async.cli.choices import ProfileChoice
 from kling_async.cli.interrupts import Exit, interruptible
 from kling_async.cli.output import console, route_logs, say
-from kling_async.cli.plan import Plan, check_supported, tell_level, tell_plan
+from kling_async.cli.plan import Plan, tell_level, tell_plan
 from kling_async.cli.progress import counted
 from kling_async.cli.reading import REHEARSAL, rows_of
 from kling_async.cli.runner import BatchOptions, Work, agreed, check_gallery, run_batch, tell_budget
-from kling_async.cli.sources import Source, tell_warnings, write_problems
+from kling_async.cli.sources import Source, checked, tell_warnings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,14 +54,9 @@ class RunOptions(BatchOptions):
 def run(options: RunOptions) -> Exit:
     """Check, estimate, ask, run, tell."""
     to = console(stderr=options.as_json)
-    try:
-        manifest = options.source.read()
-    except ManifestError as error:
-        if not options.as_json:
-            raise
-        write_problems(error)
+    manifest = checked(options.source, options.provider, as_json=options.as_json)
+    if manifest is None:
         return Exit.BAD_INPUT
-    check_supported(manifest.kinds, options.provider)
     # A missing key is told before anything else is.
     session = options.session(api_key="-") if options.emulator else options.session()
     check_gallery(options)

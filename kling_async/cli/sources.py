@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Final
 import attrs
 from rich.text import Text
 
+from kling_async._core.errors import ManifestError
 from kling_async.cli.output import clean
+from kling_async.cli.plan import check_supported
 from kling_async.cli.progress import counted
 from kling_async.cli.results import problem_lines
 from kling_async.manifest import Manifest, read_manifest
@@ -17,7 +19,6 @@ from kling_async.manifest import Manifest, read_manifest
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from kling_async._core.errors import ManifestError
     from kling_async._core.job import JobFields
 
 _WARNINGS_SHOWN: Final = 10
@@ -50,9 +51,22 @@ class Source:
         return read_manifest(self.manifest, root=self.root, fit=self.fit, **common)
 
 
-def write_problems(error: ManifestError) -> None:
-    """What is wrong with a manifest, as JSON lines on stdout."""
-    sys.stdout.writelines(problem_lines(error.problems))
+def checked(source: Source, provider: str, *, as_json: bool) -> Manifest | None:
+    """The manifest, all of which the provider has; None when its problems were written as JSON lines on stdout.
+
+    Raises:
+        ManifestError: Rows of it are wrong, and nobody asked for JSON.
+        UnsupportedError: The provider has not the models.
+    """
+    try:
+        manifest = source.read()
+    except ManifestError as error:
+        if not as_json:
+            raise
+        sys.stdout.writelines(problem_lines(error.problems))
+        return None
+    check_supported(manifest.kinds, provider)
+    return manifest
 
 
 def tell_warnings(to: Console, manifest: Manifest) -> None:
