@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ._core.account import Page
+    from ._core.catalogue import Level
     from ._core.clock import Clock
     from ._core.events import Event, Observer
     from ._core.http import HttpRequest, HttpResponse
@@ -76,7 +77,7 @@ class Account:
         clock: The session's clock.
         ledger: Where what is paid for is written down.
         limiter: Starts per time.
-        max_in_flight: Predictions that may run at once.
+        level: What the account permits, of which a shared ledger counts what all of its sessions use.
         inline: Whether images travel in the request instead of being uploaded.
         policy: How often predictions are read.
         forget_after: Seconds after which a prediction that never ends is no longer watched.
@@ -97,7 +98,7 @@ class Account:
         clock: Clock,
         ledger: Ledger,
         limiter: RateLimiter,
-        max_in_flight: int,
+        level: Level,
         inline: bool,
         policy: WatchPolicy,
         forget_after: float,
@@ -111,7 +112,8 @@ class Account:
         self.provider = provider
         self.clock = clock
         self.ledger = Ledgers(ledger)
-        self.slots = Slots(max_in_flight)
+        self.level = level
+        self.slots = Slots(level.in_flight)
         self._transport = transport
         self._owns_transport = owns_transport
         self._observers = observers
@@ -139,6 +141,7 @@ class Account:
             transport=transport,
             provider=provider,
             ledger=self.ledger,
+            fence=self.ledger.fence,
             custody=self._custody,
             limiter=limiter,
             pause=Pause(clock),
@@ -219,8 +222,8 @@ class Account:
 
     async def _go_on(self, batch: str | None) -> None:
         """Take up what an earlier process left, of one batch or of all."""
-        for row in await self.ledger.rows([State.INTENT]):
-            if batch in {None, row.batch} and not self._under_way[row.batch, row.key]:
+        for row in await self.ledger.left([State.INTENT], batch):
+            if not self._under_way[row.batch, row.key]:
                 await self.ledger.record(
                     Entry(
                         batch=row.batch,
@@ -230,8 +233,8 @@ class Account:
                         error="its process ended while it was being submitted",
                     )
                 )
-        for row in await self.ledger.rows([State.SUBMITTED]):
-            if batch in {None, row.batch} and row.prediction_id is not None:
+        for row in await self.ledger.left([State.SUBMITTED], batch):
+            if row.prediction_id is not None:
                 self._follow_row(row)
 
     async def _recall(self, budget: Budget, batch: str | None) -> None:
@@ -398,6 +401,7 @@ class Account:
         sent = fingerprint(job.inputs(image, end_image))
         slot = await self.slots.acquire()
         try:
+            await self.ledger.admit(row.batch, row.key, self.level)
             if gate is not None:
                 gate()
         except BaseException:

@@ -100,6 +100,7 @@ class Submitter:
         transport: Sends the request.
         provider: Reads the reply.
         ledger: Is told before and after.
+        fence: Raises a `LedgerError` when a job, by its batch and key, is not in this process's hand any more.
         custody: Runs the paid part.
         limiter: Starts per time.
         pause: What a 429 does to everybody.
@@ -118,6 +119,7 @@ class Submitter:
     transport: Transport
     provider: Provider
     ledger: Ledger
+    fence: Callable[[str, str], None]
     custody: Custody
     limiter: RateLimiter
     pause: Pause
@@ -272,6 +274,12 @@ class Submitter:
 
     async def _attempt(self, ask: Ask, attempt: int) -> Verdict:
         await self._intend(ask, attempt)
+        try:
+            self.fence(ask.batch, ask.key)
+        except LedgerError as error:
+            # Nothing was sent.
+            await self._record(ask, State.PENDING, error=error)
+            raise
         self.observe(events.Submitting(at=self.clock.now(), key=ask.key, batch=ask.batch, job=ask.job, attempt=attempt))
         sent_at = self.clock.now()
         end: Prediction | TransportError | ApiError

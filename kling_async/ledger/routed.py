@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kling_async._core.errors import ConfigurationError
+from kling_async.ledger import SharedLedger
 from kling_async.ledger.sqlite import SQLiteLedger
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
     from pathlib import Path
 
+    from kling_async._core.catalogue import Level
     from kling_async._core.content import Content
     from kling_async._core.states import Entry, Row, State
     from kling_async.ledger import Ledger
@@ -110,6 +112,25 @@ class Ledgers:
             found += [row for row in rows if self.of(row.batch) is ledger]
         return found
 
+    async def left(self, states: Iterable[State], batch: str | None) -> list[Row]:
+        """The rows in these states, of a batch or of all, that an earlier process left: in a ledger of our own, all."""
+        ledger = self._default if batch is None else self.of(batch)
+        if isinstance(ledger, SharedLedger):
+            return await ledger.left(states, batch)
+        return [row for row in await ledger.rows(states) if batch in {None, row.batch}]
+
+    async def admit(self, batch: str, key: str, level: Level) -> None:
+        """Return when the account has a slot for the job, where several processes share it."""
+        ledger = self.of(batch)
+        if isinstance(ledger, SharedLedger):
+            await ledger.admit(batch, key, level)
+
+    def fence(self, batch: str, key: str) -> None:
+        """Make sure that a job is still in this process's hand, where several share it."""
+        ledger = self.of(batch)
+        if isinstance(ledger, SharedLedger):
+            ledger.fence(batch, key)
+
     async def spent(self, batch: str | None) -> Decimal:
         """USD that a batch, or everything, has cost so far."""
         if batch is not None:
@@ -150,7 +171,7 @@ class Ledgers:
 def _same(one: Ledger, other: Ledger) -> bool:
     if isinstance(one, SQLiteLedger) and isinstance(other, SQLiteLedger):
         return _resolved(one.path) == _resolved(other.path)
-    return one is other
+    return one is other or one == other
 
 
 def _resolved(path: Path) -> Path:

@@ -41,6 +41,7 @@ ROOMS_OF = {
     "cattrs": {"_core", "providers", "manifest"},
     "imagesize": {"_media"},
     "pyrate_limiter": {"limits"},
+    "psycopg": {"ledger"},
     "typer": {"cli"},
     "click": {"cli"},
     "rich": {"cli"},
@@ -50,7 +51,7 @@ ROOMS_OF = {
 }
 """Third parties, by the rooms that may import them; what stands neither here nor above is imported nowhere."""
 DISTRIBUTIONS = {"pyrate_limiter": "pyrate-limiter", "PIL": "pillow", "yarl": "aiohttp", "click": "typer"}
-OPTIONAL = {"typer", "click", "rich", "av", "PIL"}
+OPTIONAL = {"typer", "click", "rich", "av", "PIL", "psycopg"}
 BY_ITSELF = {"pytest"}
 """What loads the module that imports it, hence is there whenever it is imported, and is declared nowhere."""
 
