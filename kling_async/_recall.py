@@ -9,7 +9,7 @@ import attrs
 from ._core.content import Content, digests, recalled
 from ._core.errors import InvalidJobError, KlingError, Problem
 from ._core.job import Job
-from ._core.states import State
+from ._core.states import Row, State
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -57,15 +57,17 @@ async def recall(ledgers: Ledgers, batch: str, clock: Clock) -> AsyncGenerator[R
             found = await ledgers.find(batch, key)
             if found is not None:
                 row, content = found
-                yield await _recalled(ledgers, clock, key, content, sent=row.state not in _NEVER_ACCEPTED)
+                yield await recall_one(ledgers, clock, row, content)
 
 
-async def _recalled(ledgers: Ledgers, clock: Clock, key: str, content: Content, *, sent: bool) -> Recalled:
+async def recall_one(ledgers: Ledgers, clock: Clock, row: Row, content: Content) -> Recalled:
+    """One job out of its ledger."""
+    key = row.key
     uploads = {
         digest: url for digest in digests(content) if (url := await ledgers.uploaded(digest, clock.now())) is not None
     }
     job = recalled(content, uploads)
-    if sent:
+    if row.state not in _NEVER_ACCEPTED:
         # Nothing of it is sent again: its files need not be there any more.
         return Recalled(key, job, content)
     lost = [name for name in ("image", "end_image") if getattr(job, name) == b""]

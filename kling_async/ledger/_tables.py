@@ -139,22 +139,31 @@ SELECT id FROM kling_worker WHERE account = %s AND lease_until < clock_timestamp
 """
 """The workers that are gone."""
 _FREE = """
-UPDATE kling_job SET owner = NULL, slot = state IN ('intent', 'submitted', 'uncertain'),
-  state = CASE state WHEN 'claimed' THEN 'pending' WHEN 'intent' THEN 'uncertain' ELSE state END,
-  updated_at = CASE WHEN state IN ('intent', 'claimed') THEN extract(epoch FROM clock_timestamp()) ELSE updated_at END,
-  error = CASE state WHEN 'intent' THEN 'its worker ended while it was being submitted' ELSE error END
+freed AS (
+  UPDATE kling_job SET owner = NULL, slot = state IN ('intent', 'submitted', 'uncertain'),
+    state = CASE state WHEN 'claimed' THEN 'pending' WHEN 'intent' THEN 'uncertain' ELSE state END,
+    updated_at = CASE WHEN state = 'intent' THEN extract(epoch FROM clock_timestamp()) ELSE updated_at END,
+    error = CASE state WHEN 'intent' THEN 'its worker ended while it was being submitted' ELSE error END
+  WHERE """
+_FREED = """ RETURNING id, state, updated_at, attempt, error)
+INSERT INTO kling_step(job, state, at, attempt, error, worker)
+SELECT id, state, updated_at, attempt, error, %(worker)s FROM freed WHERE state = 'uncertain'
 """
-FREE = "WITH gone AS (DELETE FROM kling_worker WHERE id = ANY(%(workers)s))" + _FREE + "WHERE owner = ANY(%(workers)s)"
+FREE = (
+    "WITH gone AS (DELETE FROM kling_worker WHERE id = ANY(%(workers)s))," + _FREE + "owner = ANY(%(workers)s)" + _FREED
+)
 """The jobs of workers that are gone: what was not sent is free, what may have been sent is in doubt."""
 OWNED = "SELECT id FROM kling_job WHERE owner = %s"
-FREE_STRAYS = _FREE + "WHERE id = ANY(%(ids)s) AND owner = %(owner)s"
+FREE_STRAYS = "WITH" + _FREE + "id = ANY(%(ids)s) AND owner = %(owner)s" + _FREED
 """Jobs that a worker owns and does not know of."""
 
 GATE = "SELECT pg_advisory_xact_lock(hashtextextended('kling_async ' || %s, 0))"
 """One at a time. A statement of its own: the snapshot of one that waits in it would be older than the wait."""
 _ROOM = """
 WITH held AS MATERIALIZED (
-  SELECT count(*) AS taken, count(*) FILTER (WHERE state IN ('pending', 'claimed')) AS starting
+  SELECT count(*) FILTER (
+      WHERE state <> 'uncertain' OR started_at > statement_timestamp() - %(runs)s * interval '1 second') AS taken,
+    count(*) FILTER (WHERE state IN ('pending', 'claimed')) AS starting
   FROM kling_job WHERE account = %(account)s AND slot),
 started AS MATERIALIZED (
   SELECT count(*) AS starts FROM kling_job

@@ -130,6 +130,7 @@ class PostgresLedger:
         lease: Seconds after which the jobs of a worker that is not heard of are others'.
         poll: Seconds between two looks for news, for when no notification comes through.
         patience: Seconds that a step waits for a database that cannot be reached.
+        runs: Seconds after its submission in which a job in doubt takes one of the account's slots.
 
     Raises:
         ConfigurationError: The URL cannot be read, or a number makes no sense.
@@ -145,8 +146,9 @@ class PostgresLedger:
         lease: float = 60.0,
         poll: float = 5.0,
         patience: float = 60.0,
+        runs: float = 1800.0,
     ) -> None:
-        for name, seconds in (("lease", lease), ("poll", poll), ("patience", patience)):
+        for name, seconds in (("lease", lease), ("poll", poll), ("patience", patience), ("runs", runs)):
             if not seconds > 0:
                 raise ConfigurationError(f"{name}: expected a positive number of seconds, got {seconds!r}")
         self.address = Address(url)
@@ -154,6 +156,7 @@ class PostgresLedger:
         self._lease = lease
         self._poll = poll
         self._patience = patience
+        self._runs = runs
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._link = Link(self.address, name="kling_async", answer_within=max(1.0, min(10.0, lease / 2)))
         self._ear = Link(self.address, name="kling_async news", answer_within=10.0)
@@ -391,7 +394,7 @@ class PostgresLedger:
             await self._link.aclose()
 
     async def _hand_over(self, connection: _Connection) -> None:
-        await ask(connection, tables.FREE, {"workers": [self._me]})
+        await ask(connection, tables.FREE, {"workers": [self._me], "worker": self._name})
         await self._tell(connection)
 
     # What workers share beyond that
@@ -433,8 +436,7 @@ class PostgresLedger:
             level: What the account permits, all of its workers together.
             unsaved: Whether completed jobs whose videos nobody has saved are wanted too.
         """
-        values: dict[str, Any] = {"account": self.account, "in_flight": level.in_flight}
-        values |= {"starts": level.starts, "per": level.per}
+        values = self._limits(level)
 
         def taken(result: tuple[list[Line], dict[int, Content]]) -> None:
             self._in_hand(result[0])
@@ -456,28 +458,39 @@ class PostgresLedger:
         lines, contents = await self._ask(lambda end: _Work(end, work, taken))
         return [(line.row, contents[line.id]) for line in lines]
 
+    def _limits(self, level: Level) -> dict[str, Any]:
+        return {
+            "account": self.account,
+            "in_flight": level.in_flight,
+            "starts": level.starts,
+            "per": level.per,
+            "runs": self._runs,
+        }
+
     def give_back(
-        self, batch: str, key: str, *, error: str | None = None, final: bool = False, after: float = 0.0
+        self, batch: str, key: str, *, running: bool = False, again: float | None = None, error: str | None = None
     ) -> None:
         """A worker is done with a job that it took.
 
         Args:
             batch: The batch's name.
             key: The job's name.
+            running: Whether its prediction runs and is watched: then it stays in hand until it ends.
+            again: Seconds until a worker may take it again, when it has not ended; None is never, unless it was sent.
             error: Why it was not sent.
-            final: Whether it is not to be sent again as it is.
-            after: Seconds until a worker may take it again, when it has not ended.
         """
         self._held.discard((batch, key))
+        if running:
+            return
 
         def change(line: Line | None) -> Line | None:
             if line is None:
                 return None
-            if line.row.state in {State.PENDING, State.CLAIMED} and error is not None:
-                state = State.REJECTED if final else State.PENDING
-                row = attrs.evolve(line.row, state=state, error=_text(error))
-                line = attrs.evolve(line, row=row, slot=keeps_slot(line, state))
-            return _free(line, after)
+            if line.row.state in _UNSENT:
+                state = State.REJECTED if again is None else State.PENDING
+                row = attrs.evolve(line.row, state=state, error=None if error is None else _text(error))
+                line = attrs.evolve(line, row=row)
+            return _free(line, again or 0.0)
 
         self._put(_Step(None, (batch, key), change, known=True))
 
@@ -514,9 +527,6 @@ class PostgresLedger:
                 others = await ask(connection, tables.OTHERS, {**columns, "account": self.account})
                 if others:
                     raise KeyReusedError(others[0][0])
-            if new >= CHUNK:
-                # After so many at once the planner's idea of the tables is wrong, until somebody looks.
-                await ask(connection, "ANALYZE kling_job")
             await self._tell(connection)
             return new
 
@@ -526,6 +536,10 @@ class PostgresLedger:
             return await work(connection)
         new: int = await self._do(work)
         return new
+
+    async def analyze(self) -> None:
+        """Tell the database to look at its tables: after many new jobs its plans are made for other ones."""
+        await self._read("ANALYZE kling_job, kling_content", [])
 
     async def outcome(self, batch: str, key: str) -> Row:
         """The row of a job when it has ended, whoever works on it. Wrap it in a timeout.
@@ -725,7 +739,7 @@ class PostgresLedger:
         ]
         if steps:
             await ask(connection, tables.STEPS, [self._name, *map(list, zip(*steps, strict=True))])
-        if any(was.slot > line.slot or was.row.state is not line.row.state or not line.owner for was, line in changed):
+        if any(line.owner is None or was.slot > line.slot or line.row.state in _TOLD for was, line in changed):
             await self._tell(connection)
         for name in lost:
             lines[name] = None
@@ -750,8 +764,7 @@ class PostgresLedger:
         wanted = {line.id: line for one in group if (line := self._lines.get(one.name)) is not None and not line.slot}
         if not wanted:
             return {}
-        level = group[0].level
-        values = {"account": self.account, "in_flight": level.in_flight, "starts": level.starts, "per": level.per}
+        values = self._limits(group[0].level)
         await ask(connection, tables.GATE, [self.account])
         ((room,),) = await ask(connection, tables.ROOM, {**values, "limit": len(wanted)})
         let_in = await ask(connection, tables.ADMIT, [list(wanted)[:room], self._me])
@@ -809,9 +822,9 @@ class PostgresLedger:
             owned = {id_ for (id_,) in await ask(connection, tables.OWNED, [self._me])}
             strays = list(owned - {line.id for line in self._lines.values()})
             if gone:
-                await ask(connection, tables.FREE, {"workers": gone})
+                await ask(connection, tables.FREE, {"workers": gone, "worker": self._name})
             if strays:
-                await ask(connection, tables.FREE_STRAYS, {"ids": strays, "owner": self._me})
+                await ask(connection, tables.FREE_STRAYS, {"ids": strays, "owner": self._me, "worker": self._name})
             if gone or strays:
                 await self._tell(connection)
             return sent
@@ -860,8 +873,11 @@ _LEASE = "nothing is lost: another worker goes on with it"
 _ENDED = frozenset({State.COMPLETED, State.FAILED, State.REJECTED, State.SKIPPED, State.EXPIRED, State.DOWNLOADED})
 _DONE = frozenset({State.COMPLETED, State.EXPIRED, State.DOWNLOADED})
 _ACCEPTED = frozenset({State.SUBMITTED, *_DONE})
+_TOLD = _ENDED | {State.SUBMITTED}
+"""What others may wait for."""
 _FOLLOWED = frozenset({State.INTENT, State.SUBMITTED})
 """Nobody may wait for them, and they are watched or recorded all the same."""
+_UNSENT = frozenset({State.PENDING, State.CLAIMED, State.REJECTED, State.SKIPPED})
 _LARGEST = 2**62
 
 

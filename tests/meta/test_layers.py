@@ -17,6 +17,7 @@ ROWS = (
     {"__main__"},
     {"cli", "testing"},
     {""},  # the package itself: the public names
+    {"_worker"},
     {"_session"},
     {"_batch", "_calls", "manifest"},
     {"_account"},

@@ -156,7 +156,7 @@ async def test_the_lines_are_the_semaphore_for_all_workers_together(database: st
         one.note(step("k0", State.COMPLETED))
         one.give_back("b", "k0")
         # Sent back to wait, it takes no slot; in doubt, it does.
-        other.give_back("b", "k2", error="no image", after=60.0)
+        other.give_back("b", "k2", error="no image", again=60.0)
         await other.rows([State.PENDING])
         assert len(await one.take(5, LEVEL)) == 2
         await one.record(step("k1", State.COMPLETED))

