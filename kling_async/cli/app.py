@@ -19,6 +19,7 @@ from kling_async._core.errors import (
 from kling_async.cli.choices import LevelChoice, ProfileChoice, ProviderChoice
 from kling_async.cli.interrupts import Exit
 from kling_async.cli.output import show_error
+from kling_async.ledger import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +46,25 @@ DeadlineOption = Annotated[
 LedgerOption = Annotated[
     Path | None, typer.Option(dir_okay=False, help="Where what is paid for is written down.", show_default="OUT/run.db")
 ]
+FileOrUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|URL",
+        help="Where what is paid for is written down: a file, or postgresql://...",
+        show_default="OUT/run.db",
+    ),
+]
+UrlOption = Annotated[
+    str,
+    typer.Option(
+        "--ledger",
+        envvar="KLING_LEDGER",
+        help="A database: postgresql://user:password@host/name. KLING_LEDGER keeps the password out of `ps`.",
+        show_default=False,
+        show_envvar=False,
+    ),
+]
+AccountOption = Annotated[str, typer.Option(help="What your account on the service is called in the ledger.")]
 SpeedOption = Annotated[
     float,
     typer.Option(min=0.1, max=1000, help="How many times as fast as the real service.", rich_help_panel="Emulator"),
@@ -111,7 +131,7 @@ def run(
         int | None, typer.Option(min=1, help="Videos that may run at once.", show_default="the level's")
     ] = None,
     ordered: Annotated[bool, typer.Option("--ordered", help="Results in the order of the manifest.")] = False,
-    ledger: LedgerOption = None,
+    ledger: FileOrUrlOption = None,
     deadline: DeadlineOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the end.")] = False,
     as_json: Annotated[
@@ -135,7 +155,7 @@ def run(
         level=level,
         max_in_flight=max_in_flight,
         ordered=ordered,
-        ledger=ledger,
+        ledger=ledger if ledger is None or is_url(ledger) else Path(ledger),
         deadline=deadline,
         quiet=quiet,
         as_json=as_json,
@@ -171,6 +191,81 @@ def fetch(
         debug=_debug(context),
     )
     _do(context, lambda: command.fetch(options))
+
+
+@app.command(epilog=EPILOG)
+def enqueue(
+    context: typer.Context,
+    manifest: Annotated[Path, typer.Argument(help="Jobs: JSON lines (.jsonl) or CSV (.csv).", show_default=False)],
+    *,
+    ledger: UrlOption,
+    account: AccountOption = "default",
+    batch: Annotated[
+        str | None, typer.Option(help="What the batch is called.", show_default="the manifest's name")
+    ] = None,
+) -> None:
+    """Write the jobs of a manifest into a shared ledger, for workers to make. Jobs that are there already stay."""
+    from kling_async.cli import sharing as command  # noqa: PLC0415 -- help is shown without loading it
+
+    options = command.EnqueueOptions(manifest=manifest, ledger=ledger, account=account, batch=batch)
+    _do(context, lambda: command.enqueue(options))
+
+
+@app.command(epilog=EPILOG)
+def worker(
+    context: typer.Context,
+    *,
+    ledger: UrlOption,
+    account: AccountOption = "default",
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder for the videos; without, none is saved.")
+    ] = None,
+    provider: ProviderOption = ProviderChoice.WAVESPEED,
+    level: Annotated[
+        LevelChoice, typer.Option(help="The account's level; all workers together stay within it.")
+    ] = LevelChoice.BRONZE,
+    max_in_flight: Annotated[
+        int | None,
+        typer.Option(min=1, help="Videos that may run at once, of all workers together.", show_default="the level's"),
+    ] = None,
+    lease: Annotated[float, typer.Option(min=1, help="Seconds after which a silent worker's jobs are others'.")] = 60.0,
+    sole_user: Annotated[
+        bool,
+        typer.Option("--sole-user", help="Nothing but this ledger uses the key: doubts can be settled by counting."),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the end.")] = False,
+) -> None:
+    """Make the jobs of a shared ledger, beside any number of other workers. Ctrl-C or SIGTERM hands over what runs."""
+    from kling_async.cli import sharing as command  # noqa: PLC0415 -- help is shown without loading it
+
+    options = command.WorkerOptions(
+        ledger=ledger,
+        account=account,
+        out=out,
+        provider=provider,
+        level=level,
+        max_in_flight=max_in_flight,
+        lease=lease,
+        sole_user=sole_user,
+        quiet=quiet,
+        debug=_debug(context),
+    )
+    _do(context, lambda: command.worker(options))
+
+
+@app.command(epilog=EPILOG)
+def status(
+    context: typer.Context,
+    *,
+    ledger: UrlOption,
+    account: AccountOption = "default",
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, once.")] = False,
+) -> None:
+    """Show where the jobs of a shared ledger are, in a terminal as they move."""
+    from kling_async.cli import sharing as command  # noqa: PLC0415 -- help is shown without loading it
+
+    options = command.StatusOptions(ledger=ledger, account=account, as_json=as_json)
+    _do(context, lambda: command.status(options))
 
 
 @app.command(epilog=EPILOG)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from rich import box
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kling_async._core.errors import InvalidJobError, KlingError, ManifestError, RowProblem, Spent
+from kling_async.ledger import open_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -58,6 +60,11 @@ def span(seconds: float) -> str:
 def size(count: int) -> str:
     """A number of bytes: `812 KB`, `3.4 MB`."""
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{max(1, round(count / 1e3))} KB"  # noqa: PLR2004 -- a million
+
+
+def shown_ledger(ledger: Path | str) -> str:
+    """A ledger as it may be shown: a URL without its password."""
+    return str(ledger) if isinstance(ledger, Path) else str(getattr(open_ledger(ledger), "address", ledger))
 
 
 def say(to: Console, text: Text | str) -> None:

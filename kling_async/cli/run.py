@@ -27,6 +27,7 @@ from kling_async.cli.output import (
     route_logs,
     say,
     show_error,
+    shown_ledger,
     span,
     table,
     usd,
@@ -57,7 +58,7 @@ class RunOptions:
     level: LevelChoice = LevelChoice.BRONZE
     max_in_flight: int | None = None
     ordered: bool = False
-    ledger: Path | None = None
+    ledger: Path | str | None = None
     deadline: float | None = None
     quiet: bool = False
     as_json: bool = False
@@ -67,8 +68,8 @@ class RunOptions:
     debug: bool = False
 
     @property
-    def ledger_path(self) -> Path:
-        """The ledger. What an emulator was paid is kept apart from what was really paid."""
+    def ledger_path(self) -> Path | str:
+        """The ledger, a file or a URL. What an emulator was paid is kept apart from what was really paid."""
         return self.ledger or self.out / ("rehearsal.db" if self.emulator else "run.db")
 
     def session(self, **more: Any) -> KlingSession:
@@ -176,9 +177,10 @@ def _agreed(to: Console, options: RunOptions) -> bool:
 
 
 def _paid_before(options: RunOptions) -> int:
-    if not options.ledger_path.exists():
+    path = options.ledger_path
+    if isinstance(path, str) or not path.exists():
         return 0
-    return sum(1 for row in read_ledger(options.ledger_path, batch=options.manifest.stem) if row.prediction_id)
+    return sum(1 for row in read_ledger(path, batch=options.manifest.stem) if row.prediction_id)
 
 
 async def _run(to: Console, manifest: Manifest, options: RunOptions) -> Exit:
@@ -186,7 +188,7 @@ async def _run(to: Console, manifest: Manifest, options: RunOptions) -> Exit:
         clock: Clock = SystemClock()
         more: dict[str, Any] = {}
         if options.emulator:
-            if options.ledger is None:
+            if options.ledger is None and isinstance(options.ledger_path, Path):
                 # The emulator of an earlier rehearsal is gone, and its predictions with it.
                 options.ledger_path.unlink(missing_ok=True)
             from kling_async.cli.serving import emulator_of  # noqa: PLC0415 -- a server is not wanted in every run
@@ -237,7 +239,7 @@ async def _run_at(to: Console, manifest: Manifest, options: RunOptions, clock: C
         display.board.unsaved,
         len(session.left_running),
         out=options.out,
-        ledger=options.ledger_path,
+        ledger=options.ledger_path if isinstance(options.ledger_path, Path) else None,
         provider=options.provider,
         rehearsal=options.emulator,
     )
@@ -293,7 +295,7 @@ def _tell_end(
     head.append(f", {took}", "dim")
     say(to, head)
     if not options.quiet:
-        say(to, Text(f"Results: {options.out / 'results.jsonl'}   Ledger: {options.ledger_path}", "dim"))
+        say(to, Text(f"Results: {options.out / 'results.jsonl'}   Ledger: {shown_ledger(options.ledger_path)}", "dim"))
 
 
 def _of_account(outcome: Outcome) -> bool:

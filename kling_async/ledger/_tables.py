@@ -281,5 +281,6 @@ GROUP BY batch, state
 """
 WORKERS = """
 SELECT w.name, extract(epoch FROM w.lease_until - clock_timestamp())::float8, count(j.id)
-FROM kling_worker w LEFT JOIN kling_job j ON j.owner = w.id WHERE w.account = %s GROUP BY w.id ORDER BY w.since
+FROM kling_worker w LEFT JOIN kling_job j ON j.owner = w.id
+WHERE w.account = %s AND w.id <> %s GROUP BY w.id ORDER BY w.since
 """

@@ -39,6 +39,8 @@ GROUP = 512
 """Steps that are committed together at most."""
 CHUNK = 2_000
 """New jobs that are written by one statement."""
+OPENING = 5.0
+"""Seconds that a database is tried for when the ledger is opened."""
 MARGIN = 0.1
 """Part of a lease, at its end, in which nothing is sent any more."""
 
@@ -197,7 +199,7 @@ class PostgresLedger:
         self._former: dict[_Name, int] = {}
         self._pid = os.getpid()
         try:
-            await self._link.run(self._migrate, patience=self._patience)
+            await self._link.run(self._migrate, patience=min(OPENING, self._patience))
             self._open = True
             await self._beat()
         except BaseException:
@@ -557,9 +559,9 @@ class PostgresLedger:
             await self.hear(news)
 
     async def tally(self) -> tuple[list[BatchTally], list[WorkerTally]]:
-        """The jobs of the account by batch and state, and who works on them."""
+        """The jobs of the account by batch and state, and who works on them besides us."""
         counts = await self._read(tables.TALLY, [self.account])
-        workers = await self._read(tables.WORKERS, [self.account])
+        workers = await self._read(tables.WORKERS, [self.account, self._me])
         batches = [
             BatchTally(
                 batch,

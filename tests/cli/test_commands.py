@@ -18,7 +18,7 @@ from kling_async.cli.choices import LevelChoice, ProviderChoice
 from kling_async.providers import PROVIDERS
 from support.cli import Cli, jobs
 
-COMMANDS = ("demo", "run", "fetch", "models", "emulator")
+COMMANDS = ("demo", "run", "fetch", "enqueue", "worker", "status", "models", "emulator")
 
 
 @pytest.fixture(autouse=True)

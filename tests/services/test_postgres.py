@@ -225,7 +225,8 @@ async def test_enqueueing_is_all_or_nothing_and_done_once(database: str) -> None
         with pytest.raises(KeyReusedError, match="k1"):
             await ledger.enqueue("b", [("k10", Content("d"), "m"), ("k1", Content("e"), "m")], at=0.0)
         assert await ledger.find("b", "k10") is None
-        batches, workers = await ledger.tally()
+        async with opened(database):
+            batches, workers = await ledger.tally()
         assert [(batch.batch, batch.states) for batch in batches] == [("b", {State.PENDING: 4})]
         assert [(worker.jobs, worker.lease > 20) for worker in workers] == [(0, True)]
 

@@ -1,0 +1,95 @@
+"""`enqueue`, `worker`, `status`: real processes over a real database."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from kling_async.emulator import Emulator
+from support.cli import Cli, jobs
+from support.pictures import png
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_enqueue_worker_status_and_a_drain(database: str, tmp_path: Path) -> None:
+    cli = Cli(tmp_path)
+    manifest = jobs(tmp_path, *({"key": f"job-{number}"} for number in range(12)))
+
+    async def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return await anyio.to_thread.run_sync(lambda: cli(*words, KLING_LEDGER=database))
+
+    async def states() -> dict[str, int]:
+        shown = await run("status", "--json")
+        assert shown.returncode == 0, shown.stderr
+        found: dict[str, int] = json.loads(shown.stdout)["batches"]["spring"]["states"]
+        return found
+
+    async def until(state: str, count: int) -> None:
+        deadline = anyio.current_time() + 30
+        while (found := await states()).get(state, 0) < count:
+            assert anyio.current_time() < deadline, found
+            await anyio.sleep(0.05)
+
+    first = await run("enqueue", manifest, "--batch", "spring")
+    assert (first.returncode, first.stdout) == (0, "12 new jobs in the batch 'spring'\n")
+    assert (
+        "0 new jobs in the batch 'spring'; 12 jobs known already"
+        in (await run("enqueue", manifest, "--batch", "spring")).stdout
+    )
+    assert await states() == {"pending": 12}
+    async with Emulator(level="silver", profile="tiny", timing=3.0, downloads=False) as emulator:
+        env = {"KLING_LEDGER": database, "WAVESPEED_API_KEY": emulator.api_key, "WAVESPEED_BASE_URL": emulator.base_url}
+        words = ("worker", "--level", "silver", "--out", "videos", "--max-in-flight", "6")
+        one = cli.start(*words, **env)
+        await until("submitted", 6)
+        one.send_signal(signal.SIGTERM)
+        said, _ = await anyio.to_thread.run_sync(one.communicate)
+        assert one.returncode == 0
+        assert "6 running jobs handed over" in said
+        # Whoever comes next follows them at once: the lease is a minute.
+        other = cli.start(*words, **env)
+        await until("downloaded", 12)
+        other.send_signal(signal.SIGINT)
+        said, _ = await anyio.to_thread.run_sync(other.communicate)
+        assert other.returncode == 0
+        assert len(emulator.charges()) == 12
+    assert sorted(path.stem for path in (tmp_path / "videos" / "spring").glob("*.mp4")) == sorted(
+        f"job-{number}" for number in range(12)
+    )
+    shown = await run("status")
+    assert shown.stdout.splitlines()[1].split()[:7] == ["spring", "0", "0", "0", "0", "12", "0"]
+
+
+async def test_run_takes_the_url_of_a_database(database: str, tmp_path: Path) -> None:
+    cli = Cli(tmp_path)
+    (tmp_path / "face.png").write_bytes(png())
+    manifest = jobs(tmp_path, {"key": "a", "image": "face.png"}, {"key": "b", "image": "face.png"})
+    url = database.replace("postgres@", "postgres:geheim@")
+    words = ("run", manifest, "--out", "videos", "--emulator", "--profile", "tiny", "--speed", "200", "--ledger", url)
+    done = await anyio.to_thread.run_sync(lambda: cli(*words))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((tmp_path / "videos").glob("*.mp4"))) == 2
+    assert "geheim" not in done.stdout + done.stderr
+    assert "Ledger: postgresql://postgres@" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["worker", "status"])
+def test_what_is_no_database_is_refused(command: str, tmp_path: Path) -> None:
+    refused = Cli(tmp_path)(command, "--ledger", "run.db", WAVESPEED_API_KEY="wsk_1")
+    assert refused.returncode == 2
+    assert "workers share a PostgreSQL ledger" in refused.stderr
+
+
+def test_a_database_that_is_away_is_said_so_without_its_password(tmp_path: Path) -> None:
+    url = "postgresql://me:geheim@127.0.0.1:1/db?connect_timeout=1"
+    refused = Cli(tmp_path)("status", "--ledger", url)
+    assert refused.returncode == 1
+    assert "geheim" not in refused.stdout + refused.stderr
+    assert "postgresql://me@127.0.0.1:1/db cannot be reached" in refused.stderr
