@@ -27,6 +27,7 @@ from ._core.errors import (
     UnsupportedError,
 )
 from ._core.prediction import Outcome, Prediction, SavedFile
+from ._core.states import Row, State
 from ._media import digest
 from ._recall import Recalled, recall_one
 from .ledger import SharedLedger, open_ledger
@@ -34,11 +35,11 @@ from .storage import target_path
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import AsyncGenerator
 
     from ._account import Account
     from ._core.content import Content
     from ._core.job import Job
-    from ._core.states import Row
     from ._session import KlingSession
     from .ledger import Ledger
     from .ledger.postgres import PostgresLedger
@@ -136,8 +137,11 @@ class Worker:
         if self._stopped is not None:
             raise self._stopped
 
-    async def run_one(self, batch: str, key: str) -> Outcome:
+    async def run_one(self, batch: str, key: str) -> KlingError | None:
         """Make one job of the ledger, or wait for the worker that has it in hand. Safe to repeat.
+
+        Returns:
+            Why it is to be run again later; None when it has ended, well or not.
 
         Raises:
             LedgerError: There is no such job.
@@ -148,7 +152,11 @@ class Worker:
             raise LedgerError(
                 f"the ledger has no job {key!r} in the batch {batch!r}", key=key, advice="enqueue it first"
             )
-        return await self._make(account, found[0], await recall_one(account.ledger, account.clock, *found))
+        outcome = await self._make(account, found[0], await recall_one(account.ledger, account.clock, *found))
+        if outcome.error is None or isinstance(outcome.error, _FINAL):
+            return None
+        found = await account.ledger.find(batch, key)
+        return None if found is not None and found[0].state in {State.FAILED, State.EXPIRED} else outcome.error
 
     async def _take_on(self, account: Account, ledger: PostgresLedger, row: Row, content: Content) -> None:
         """One job that was taken, until it is given back; who is cancelled keeps it, and closing hands it over."""
@@ -226,6 +234,19 @@ async def enqueue(ledger: PostgresLedger, jobs: Jobs, *, batch: str, at: float) 
         LedgerError: They cannot be written.
     """
     new = 0
+    async for some in portions(jobs):
+        new += len(await ledger.enqueue(batch, some, at=at))
+    if new >= MANY:
+        await ledger.analyze()
+    return new
+
+
+async def portions(jobs: Jobs) -> AsyncGenerator[list[tuple[str, Content, str]]]:
+    """Key, content and model of jobs, as many at once as one transaction takes.
+
+    Raises:
+        InvalidJobError: An image cannot be read, or is given as bytes, or a key comes twice.
+    """
     some: list[tuple[str, Content, str]] = []
     times: dict[int, int] = {}
     async for item in each(jobs):
@@ -237,12 +258,10 @@ async def enqueue(ledger: PostgresLedger, jobs: Jobs, *, batch: str, at: float) 
             raise InvalidJobError([Problem("key", f"{given!r} names an earlier job of this batch already")], job=job)
         some.append((name if occurrence == 1 else f"{name}-{occurrence}", content, job.model))
         if len(some) == TOGETHER:
-            new += await ledger.enqueue(batch, some, at=at)
+            yield some
             some = []
-    new += await ledger.enqueue(batch, some, at=at)
-    if new >= MANY:
-        await ledger.analyze()
-    return new
+    if some:
+        yield some
 
 
 async def lasting(job: Job) -> Content:

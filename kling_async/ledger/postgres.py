@@ -503,7 +503,7 @@ class PostgresLedger:
         *,
         at: float,
         connection: _Connection | None = None,
-    ) -> int:
+    ) -> list[str]:
         """Write new jobs down for workers to take.
 
         Args:
@@ -513,30 +513,30 @@ class PostgresLedger:
             connection: Do it in the transaction of this connection, and not in one of the ledger's own.
 
         Returns:
-            How many were new.
+            The keys of those that were new.
 
         Raises:
             LedgerError: They cannot be written; then none is.
             KeyReusedError: A key names a job with other content; then none is written.
         """
+        for key, _, model in jobs:
+            _storable_names(batch, key, model)
 
-        async def work(connection: _Connection) -> int:
-            new = 0
+        async def work(connection: _Connection) -> list[str]:
+            new: list[str] = []
             for start in range(0, len(jobs), CHUNK):
                 some = {(batch, key): (content, model, at) for key, content, model in jobs[start : start + CHUNK]}
-                columns = _columns(some)
-                new += len(await ask(connection, tables.INSERT, {**columns, "account": self.account, "owner": None}))
-                others = await ask(connection, tables.OTHERS, {**columns, "account": self.account})
+                values = {**_columns(some), "account": self.account, "owner": None}
+                new += [key for _, _, key in await ask(connection, tables.INSERT, values)]
+                others = await ask(connection, tables.OTHERS, values)
                 if others:
                     raise KeyReusedError(others[0][0])
             await self._tell(connection)
             return new
 
-        for key, _, model in jobs:
-            _storable_names(batch, key, model)
         if connection is not None:
             return await work(connection)
-        new: int = await self._do(work)
+        new: list[str] = await self._do(work)
         return new
 
     async def analyze(self) -> None:

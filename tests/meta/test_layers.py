@@ -15,7 +15,7 @@ PACKAGE = Path(kling_async.__file__).parent
 
 ROWS = (
     {"__main__"},
-    {"cli", "testing"},
+    {"cli", "testing", "integrations"},
     {""},  # the package itself: the public names
     {"_worker"},
     {"_session"},
@@ -43,6 +43,7 @@ ROOMS_OF = {
     "imagesize": {"_media"},
     "pyrate_limiter": {"limits"},
     "psycopg": {"ledger"},
+    "procrastinate": {"integrations"},
     "typer": {"cli"},
     "click": {"cli"},
     "rich": {"cli"},
@@ -52,7 +53,7 @@ ROOMS_OF = {
 }
 """Third parties, by the rooms that may import them; what stands neither here nor above is imported nowhere."""
 DISTRIBUTIONS = {"pyrate_limiter": "pyrate-limiter", "PIL": "pillow", "yarl": "aiohttp", "click": "typer"}
-OPTIONAL = {"typer", "click", "rich", "av", "PIL", "psycopg"}
+OPTIONAL = {"typer", "click", "rich", "av", "PIL", "psycopg", "procrastinate"}
 BY_ITSELF = {"pytest"}
 """What loads the module that imports it, hence is there whenever it is imported, and is declared nowhere."""
 

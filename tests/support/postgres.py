@@ -78,7 +78,8 @@ def database(server_url: str) -> Iterator[str]:
 def rows(url: str, query: str, *values: object) -> list[tuple[object, ...]]:
     """What a query gives, past the ledger."""
     with psycopg.connect(url, autocommit=True) as connection:
-        return list(connection.execute(query.encode(), values))
+        cursor = connection.execute(query.encode(), values)
+        return cursor.fetchall() if cursor.description else []
 
 
 class Cut:

@@ -1,0 +1,1 @@
+"""Other people's frameworks, a module each; each needs its own extra."""
