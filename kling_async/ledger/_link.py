@@ -95,15 +95,21 @@ class Link:
             psycopg.Error: There is no way.
         """
         if self._connection is None or self._connection.closed:
-            self._connection = await psycopg.AsyncConnection.connect(
+            seconds = max(1, round(self._within))
+            self._connection = connection = await psycopg.AsyncConnection.connect(
                 self._address.parameters(
                     application_name=self._name,
-                    connect_timeout=max(2, round(self._within)),
-                    tcp_user_timeout=round(self._within * 1000),
-                    keepalives_idle=max(1, round(self._within)),
+                    connect_timeout=max(2, seconds),
+                    tcp_user_timeout=1000 * seconds,
+                    keepalives_idle=seconds,
+                    keepalives_interval=seconds,
+                    keepalives_count=3,
                 ),
                 autocommit=True,
             )
+            with self._guarded(connection):
+                # What a worker that is cut off in a transaction has locked must not outlive it.
+                await ask(connection, f"SET idle_in_transaction_session_timeout = {1000 * seconds}")
         return self._connection
 
     async def run(

@@ -20,6 +20,8 @@ from kling_async._core.states import OPEN, Row, State
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from kling_async._core.content import Content
+
 MIGRATIONS: tuple[str, ...] = (
     """
 CREATE TABLE kling_job(
@@ -219,6 +221,11 @@ ADMIT = "UPDATE kling_job SET slot = true WHERE id = ANY(%s) AND owner = %s RETU
 CONTENT = "SELECT job, text, files FROM kling_content WHERE job = ANY(%s)"
 
 
+ENDED = frozenset({State.COMPLETED, State.FAILED, State.REJECTED, State.SKIPPED, State.EXPIRED, State.DOWNLOADED})
+TOLD = ENDED | {State.SUBMITTED}
+"""What others may wait for."""
+
+
 @attrs.frozen
 class Line:
     """A job's line: its row, and what workers agree on by.
@@ -263,6 +270,19 @@ def written(lines: Iterable[tuple[Line, Line]]) -> dict[str, list[Any]]:
             value = getattr(line.row, name)
             given[name].append(value.value if name == "state" else value)
     return given
+
+
+def columns(new: dict[tuple[str, str], tuple[Content, str, float]]) -> dict[str, list[Any]]:
+    """The parameters of `INSERT`, of jobs with their content, model and time."""
+    return {
+        "batch": [batch for batch, _ in new],
+        "key": [key for _, key in new],
+        "digest": [content.digest for content, _, _ in new.values()],
+        "model": [model for _, model, _ in new.values()],
+        "at": [at for _, _, at in new.values()],
+        "text": [content.text for content, _, _ in new.values()],
+        "files": [content.files for content, _, _ in new.values()],
+    }
 
 
 def keeps_slot(line: Line, state: State) -> bool:

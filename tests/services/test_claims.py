@@ -76,7 +76,7 @@ async def test_claims_stay_as_fast_and_use_the_indexes(database: str) -> None:
         assert len(running) == CAP - 20
         first = await drain(ledger, CLAIMED, level)
         values = {
-            **ledger._limits(level),
+            **ledger._desk.limits(level),
             "owner": "me",
             "limit": 10,
             "states": ["submitted"],

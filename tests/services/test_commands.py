@@ -12,6 +12,7 @@ import anyio.to_thread
 import pytest
 
 from kling_async.emulator import Emulator
+from support import postgres
 from support.cli import Cli, jobs
 from support.pictures import png
 
@@ -33,7 +34,8 @@ async def test_enqueue_worker_status_and_a_drain(database: str, tmp_path: Path) 
 
     async def until(state: str, count: int) -> None:
         deadline = anyio.current_time() + 30
-        while (found := await states()).get(state, 0) < count:
+        query = "SELECT count(*) FROM kling_job WHERE state = %s"
+        while (found := await anyio.to_thread.run_sync(postgres.rows, database, query, state)) < [(count,)]:
             assert anyio.current_time() < deadline, found
             await anyio.sleep(0.05)
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from kling_async import ConfigurationError, Job, KeyReusedError, KlingSession, LedgerError, Level
 from kling_async.emulator import Emulator
 from kling_async.ledger import Content, Entry, Row, SharedLedger, State, open_ledger
+from kling_async.ledger import _tables as tables
 from kling_async.ledger.postgres import PostgresLedger
 from kling_async.testing import check_ledger
 from support import postgres
@@ -45,11 +47,11 @@ async def opened(
 
 async def died(ledger: PostgresLedger) -> None:
     """Let go of everything as a killed process does: nothing is handed over."""
-    ledger._open = False
-    for task in ledger._tasks:
+    ledger._desk._open = False
+    for task in ledger._desk._tasks:
         task.cancel()
-    await asyncio.gather(*ledger._tasks, return_exceptions=True)
-    await ledger._link.aclose()
+    await asyncio.gather(*ledger._desk._tasks, return_exceptions=True)
+    await ledger._desk._link.aclose()
 
 
 async def test_the_contract(database: str) -> None:
@@ -106,7 +108,7 @@ async def test_closing_hands_over_and_dying_leaves_it_to_the_lease(database: str
         await died(one)
         assert await other.left([State.SUBMITTED], None) == []
         await anyio.sleep(0.6)
-        await other._beat()
+        await other._desk.beat()
         assert [row.key for row in await other.left([State.SUBMITTED], None)] == ["submitted"]
         (doubtful,) = await other.rows([State.UNCERTAIN])
         assert (doubtful.key, doubtful.error) == ("intent", "its worker ended while it was being submitted")
@@ -123,11 +125,11 @@ async def test_who_was_taken_for_dead_may_write_nothing_but_the_id_that_it_alone
         for key in ("claimed", "sent"):
             await claim(one, key)
         await one.record(step("sent", State.INTENT, attempt=1))
-        one._tasks[0].cancel()
+        one._desk._tasks[0].cancel()
         await anyio.sleep(0.6)
         with pytest.raises(LedgerError, match="has ended"):
             one.fence("b", "sent")
-        await other._beat()
+        await other._desk.beat()
         await claim(other, "claimed")
         await claim(other, "sent")
         with pytest.raises(LedgerError, match="has ended"):
@@ -139,6 +141,31 @@ async def test_who_was_taken_for_dead_may_write_nothing_but_the_id_that_it_alone
             await other.record(step("sent", State.PENDING))
         assert (await other.rows([State.SUBMITTED]))[0].prediction_id == "p"
         await one.aclose()
+
+
+async def test_what_was_locked_by_a_worker_that_is_cut_off_is_let_go(database: str) -> None:
+    async with opened(database) as other, anyio.create_task_group() as tasks:
+        await other.enqueue("b", [("k", Content("d"), "m")], at=0.0)
+        wire = postgres.Cut(database)
+        await tasks.start(wire.serve)
+        one = PostgresLedger(wire.url, lease=1.0, patience=0.5)
+        await one.open()
+
+        async def hang(connection: Any) -> None:
+            await connection.execute(tables.GATE.encode(), [one.account])
+            wire.cut()
+            await connection.execute(b"SELECT 1")
+
+        async def ask() -> None:
+            with pytest.raises(LedgerError, match="cannot be reached"):
+                await one._desk.do(hang)
+
+        tasks.start_soon(ask)
+        await anyio.sleep(0.3)
+        with anyio.fail_after(10):
+            assert [row.key for row, _ in await other.take(1, LEVEL)] == ["k"]
+        await one.aclose()
+        tasks.cancel_scope.cancel()
 
 
 async def test_the_lines_are_the_semaphore_for_all_workers_together(database: str) -> None:
@@ -187,7 +214,7 @@ async def test_claims_of_many_at_once_never_meet_and_never_exceed_the_cap(databa
             nonlocal most
             while len(done) < 600:
                 taken = await ledger.take(7, level)
-                ((running,),) = await ledger._read("SELECT count(*) FROM kling_job WHERE slot", [])
+                ((running,),) = await ledger._desk.read("SELECT count(*) FROM kling_job WHERE slot", [])
                 most = max(most, running)
                 for row, _ in taken:
                     await ledger.record(step(row.key, State.REJECTED))
@@ -261,7 +288,7 @@ async def test_tables_of_a_later_version_are_refused(database: str) -> None:
     async with opened(database):
         pass
     async with opened(database) as again:
-        await again._read("UPDATE kling_version SET version = 99", [])
+        await again._desk.read("UPDATE kling_version SET version = 99", [])
     with pytest.raises(LedgerError, match="later version"):
         await PostgresLedger(database).open()
 
