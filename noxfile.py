@@ -27,8 +27,16 @@ def install(session: nox.Session, *what: str) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    install(session, ".[demo]", "--group", "test")
+    install(session, ".[demo,procrastinate]", "--group", "test")
     session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def services(session: nox.Session) -> None:
+    """The long forms of what needs a database: thousands of jobs, three workers, and a kill -9 every second."""
+    install(session, ".[demo,procrastinate]", "--group", "test")
+    long = {"KLING_WORKER_JOBS": "2000", "KLING_WORKER_KILLS": "40", "KLING_CLAIMED_JOBS": "20000"}
+    session.run("python", "-m", "pytest", "-s", "--timeout", "3600", "tests/services", *session.posargs, env=long)
 
 
 @nox.session
@@ -41,14 +49,14 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     # With its own node: elsewhere pyright would look for one and download it.
-    install(session, ".[demo]", "--group", "test", "--group", "types", "pyright[nodejs]", "nox")
+    install(session, ".[demo,procrastinate]", "--group", "test", "--group", "types", "pyright[nodejs]", "nox")
     session.run("mypy")
     session.run("pyright", "--pythonpath", f"{session.bin}/python")
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    install(session, ".[demo]", "--group", "test")
+    install(session, ".[demo,procrastinate]", "--group", "test")
     # The command line is tested in processes of its own: they are measured too, wherever they run.
     session.env["COVERAGE_PROCESS_START"] = str(ROOT / "pyproject.toml")
     session.env["COVERAGE_FILE"] = str(ROOT / ".coverage")
@@ -70,7 +78,7 @@ def wheel(session: nox.Session) -> None:
     (built,) = made.glob("*.whl")
     _only_the_package(session, built)
     session.install("--force-reinstall", "--no-deps", str(built))
-    session.install(f"{built}[demo]", "--group", "test")
+    session.install(f"{built}[demo,procrastinate]", "--group", "test")
     shutil.copytree(ROOT / "tests", away / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, away)
@@ -101,7 +109,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def chaos(session: nox.Session) -> None:
     """The long forms: thousands of jobs, one request in ten going wrong, and a hundred kills."""
-    install(session, ".[demo]", "--group", "test")
+    install(session, ".[demo,procrastinate]", "--group", "test")
     long = {"KLING_CHAOS_JOBS": "10000", "KLING_KILL_JOBS": "2000", "KLING_KILLS": "50"}
     rooms = ("tests/adversity/test_chaos.py", "tests/resume/test_kill.py")
     session.run("python", "-m", "pytest", "-s", "--timeout", "3600", *rooms, *session.posargs, env=long)

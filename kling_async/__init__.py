@@ -63,6 +63,7 @@ from ._core.prediction import Outcome, Prediction, SavedFile, Status
 from ._core.schema import Field
 from ._core.secret import Secret
 from ._session import KlingSession
+from ._worker import Worker, enqueue
 from .ledger import Ledger, Row, State, read_ledger
 from .limits import NoLimit, RateLimiter, StartsPerWindow
 from .providers import GPTProto, Provider, WaveSpeed
@@ -146,6 +147,8 @@ __all__ = [
     "WaveSpeed",
     "WebhookRefusal",
     "WebhookRefusedError",
+    "Worker",
+    "enqueue",
     "errors",
     "events",
     "read_ledger",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -216,14 +217,13 @@ class Worker:
         return outcome
 
 
-async def enqueue(ledger: PostgresLedger, jobs: Jobs, *, batch: str, at: float) -> int:
+async def enqueue(ledger: PostgresLedger, jobs: Jobs, *, batch: str = "") -> int:
     """Write jobs down for workers to take; those that are there already are left as they are.
 
     Args:
         ledger: The shared ledger, open.
         jobs: As a batch takes them. Their images are URLs, or files that the workers find under the same path.
         batch: The batch's name.
-        at: Seconds since the epoch.
 
     Returns:
         How many were new.
@@ -235,7 +235,7 @@ async def enqueue(ledger: PostgresLedger, jobs: Jobs, *, batch: str, at: float) 
     """
     new = 0
     async for some in portions(jobs):
-        new += len(await ledger.enqueue(batch, some, at=at))
+        new += len(await ledger.enqueue(batch, some, at=time.time()))
     if new >= MANY:
         await ledger.analyze()
     return new

@@ -107,7 +107,7 @@ def enqueue(options: EnqueueOptions) -> Exit:
 
     async def work() -> Exit:
         async with options.opened() as ledger:
-            new = await enqueue_jobs(ledger, manifest, batch=batch, at=SystemClock().now())
+            new = await enqueue_jobs(ledger, manifest, batch=batch)
         known = len(manifest) - new
         said = f"{counted(new, 'new job')} in the batch {batch!r}"
         say(console(), said + (f"; {counted(known, 'job')} known already" if known else ""))

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from kling_async._core.catalogue import Level
 
+__all__ = ["BatchTally", "PostgresLedger", "WorkerTally"]
+
 CHUNK = 2_000
 """New jobs that are written by one statement."""
 

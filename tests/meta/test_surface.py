@@ -14,7 +14,9 @@ from kling_async import errors, events
 
 PUBLIC_MODULES = (
     "kling_async",
+    "kling_async.integrations.procrastinate",
     "kling_async.ledger",
+    "kling_async.ledger.postgres",
     "kling_async.limits",
     "kling_async.manifest",
     "kling_async.providers",

@@ -298,6 +298,8 @@ async def test_a_password_shows_nowhere(database: str, caplog: pytest.LogCapture
     said = []
     ledger = PostgresLedger(f"postgresql://me:{quoted}@127.0.0.1:1/db?connect_timeout=1", patience=0.2)
     said += [repr(ledger), repr(ledger.address), str(ledger.address)]
+    # Should a server or a driver quote it.
+    said.append(ledger.address.redact(f"trouble with geh:e1m@x/y, given as postgresql://me:{quoted}@127.0.0.1:1/db"))
     with pytest.raises(LedgerError, match="cannot be reached") as caught:
         await ledger.open()
     said += [str(caught.value), repr(caught.value), repr(caught.value.__cause__), repr(caught.value.__context__)]
@@ -351,3 +353,22 @@ async def test_two_sessions_run_one_batch_and_pay_once(database: str, tmp_path: 
         assert [sorted(keys) for keys in done] == [sorted(f"job-{number}" for number in range(20))] * 2
         assert len(emulator.charges()) == 20
     assert len(postgres.rows(database, "SELECT 1 FROM kling_job WHERE owner IS NOT NULL OR slot")) == 0
+
+
+async def test_a_session_whose_lease_is_about_to_end_sends_nothing(database: str) -> None:
+    async with Emulator(level="gold", profile="tiny", timing=0.1, speed=20, downloads=False) as emulator:
+        ledger = PostgresLedger(database, lease=60.0)
+        async with KlingSession(
+            emulator.api_key, base_url=emulator.base_url, clock=emulator.clock, ledger=ledger, level="gold"
+        ) as kling:
+            ledger._desk._lease_ends -= 55.0
+            with pytest.raises(LedgerError, match="lease on job late has ended") as caught:
+                await kling.submit(prompt="a", image="https://p.example/a.png", key="late")
+            assert not emulator.charges()
+            assert caught.value.advice
+            found = await ledger.find("", "late")
+            assert found is not None
+            assert found[0].state is State.PENDING
+            await ledger._desk.beat()
+            await kling.generate(prompt="a", image="https://p.example/a.png", key="late")
+            assert len(emulator.charges()) == 1

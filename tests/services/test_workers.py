@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import random
 import signal
-import time
 
 import anyio
 import pytest
 
-from kling_async import State
-from kling_async._worker import enqueue
+from kling_async import State, enqueue
 from kling_async.ledger.postgres import PostgresLedger
 from support import postgres
 from support.fleet import LEASE, asked, check, counts, fleet, peak, settled, until
@@ -26,7 +24,7 @@ SEED = int(os.environ.get("KLING_SEED", "7"))
 async def fill(url: str, jobs: int) -> None:
     ledger = PostgresLedger(url)
     await ledger.open()
-    assert await enqueue(ledger, asked(jobs), batch="b", at=time.time()) == jobs
+    assert await enqueue(ledger, asked(jobs), batch="b") == jobs
     await ledger.aclose()
 
 

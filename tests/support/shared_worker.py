@@ -8,8 +8,7 @@ import sys
 
 import anyio
 
-from kling_async import KlingSession, Level, NoLimit, WatchPolicy
-from kling_async._worker import Worker
+from kling_async import KlingSession, Level, NoLimit, WatchPolicy, Worker
 from kling_async.ledger.postgres import PostgresLedger
 
 
