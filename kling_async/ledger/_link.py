@@ -8,6 +8,7 @@ import logging
 import re
 import socket
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -46,7 +47,9 @@ class Address:
                 advice="write it as postgresql://user:password@host/database, with special signs as %40",
             ) from None
         self._known = known
-        hidden = sorted({known[name] for name in _SECRETS if known.get(name)} | {url}, key=len, reverse=True)
+        secrets = {known[name] for name in _SECRETS if known.get(name)}
+        # As they are, and as they stand in a URL.
+        hidden = sorted({*secrets, *(quote(secret, safe="") for secret in secrets), url}, key=len, reverse=True)
         self._hidden = re.compile("|".join(map(re.escape, hidden)))
 
     def parameters(self, **more: object) -> str:
