@@ -19,6 +19,7 @@ from kling_async.ledger import _tables as tables
 from kling_async.ledger.postgres import PostgresLedger
 from kling_async.testing import check_ledger
 from support import postgres
+from support.fleet import peak
 
 pytestmark = pytest.mark.anyio
 
@@ -327,32 +328,49 @@ async def test_a_fork_is_noticed(database: str, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.undo()
 
 
-async def test_two_sessions_run_one_batch_and_pay_once(database: str, tmp_path: Path) -> None:
+async def test_two_sessions_run_batches_side_by_side_within_one_account(database: str, tmp_path: Path) -> None:
     async with Emulator(level="gold", profile="tiny", timing=1.0, speed=20, downloads=False) as emulator:
 
-        async def run(name: str) -> list[str]:
-
-            jobs = [
-                (f"job-{number}", Job(prompt=f"number {number}", image="https://pictures.example/face.png"))
-                for number in range(20)
+        def jobs(name: str) -> list[tuple[str, Job]]:
+            return [
+                (f"job-{number}", Job(prompt=f"{name} {number}", image="https://p.example/face.png"))
+                for number in range(12)
             ]
-            async with (
-                KlingSession(
-                    emulator.api_key,
-                    base_url=emulator.base_url,
-                    clock=emulator.clock,
-                    ledger=database,
-                    level="gold",
-                    max_in_flight=4,
-                ) as kling,
-                kling.batch(jobs, name="shared", save_to=tmp_path / name) as batch,
-            ):
-                return [outcome.key async for outcome in batch if outcome.ok]
+
+        async def run(name: str) -> list[list[str]]:
+            async with KlingSession(
+                emulator.api_key,
+                base_url=emulator.base_url,
+                clock=emulator.clock,
+                ledger=database,
+                level="gold",
+                max_in_flight=4,
+            ) as kling:
+
+                async def outcomes(batch_name: str) -> list[str]:
+                    folder = tmp_path / name / batch_name
+                    async with kling.batch(jobs(batch_name), name=batch_name, save_to=folder) as batch:
+                        return sorted([outcome.key async for outcome in batch if outcome.ok])
+
+                return list(await asyncio.gather(outcomes("shared"), outcomes(name)))
 
         done = await asyncio.gather(run("one"), run("two"))
-        assert [sorted(keys) for keys in done] == [sorted(f"job-{number}" for number in range(20))] * 2
-        assert len(emulator.charges()) == 20
-    assert len(postgres.rows(database, "SELECT 1 FROM kling_job WHERE owner IS NOT NULL OR slot")) == 0
+        everything = sorted(key for key, _ in jobs(""))
+        assert [keys for batches in done for keys in batches] == [everything] * 4
+        assert len(emulator.charges()) == 3 * 12
+        assert peak(emulator.predictions()) == 4
+    assert postgres.rows(database, "SELECT 1 FROM kling_job WHERE owner IS NOT NULL OR slot") == []
+
+
+async def test_what_an_answer_that_was_lost_had_brought_is_freed(database: str) -> None:
+    async with opened(database) as one, opened(database) as other:
+        await one.enqueue("b", [("k", Content("d"), "m")], at=0.0)
+        # Committed, and the connection broke before anybody was told.
+        claimed = "UPDATE kling_job SET owner = %s, state = 'claimed', slot = true"
+        postgres.rows(database, claimed, one._desk.me)
+        assert await other.take(1, LEVEL) == []
+        await one._desk.beat()
+        assert [row.key for row, _ in await other.take(1, LEVEL)] == ["k"]
 
 
 async def test_a_session_whose_lease_is_about_to_end_sends_nothing(database: str) -> None:
