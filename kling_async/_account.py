@@ -141,6 +141,7 @@ class Account:
             transport=transport,
             provider=provider,
             ledger=self.ledger,
+            admit=lambda batch, key: self.ledger.admit(batch, key, level),
             fence=self.ledger.fence,
             custody=self._custody,
             limiter=limiter,
@@ -401,7 +402,6 @@ class Account:
         sent = fingerprint(job.inputs(image, end_image))
         slot = await self.slots.acquire()
         try:
-            await self.ledger.admit(row.batch, row.key, self.level)
             if gate is not None:
                 gate()
         except BaseException:

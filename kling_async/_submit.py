@@ -100,6 +100,7 @@ class Submitter:
         transport: Sends the request.
         provider: Reads the reply.
         ledger: Is told before and after.
+        admit: Waits until the account, in whatever processes it is used, has room for a job, by its batch and key.
         fence: Raises a `LedgerError` when a job, by its batch and key, is not in this process's hand any more.
         custody: Runs the paid part.
         limiter: Starts per time.
@@ -119,6 +120,7 @@ class Submitter:
     transport: Transport
     provider: Provider
     ledger: Ledger
+    admit: Callable[[str, str], Awaitable[None]]
     fence: Callable[[str, str], None]
     custody: Custody
     limiter: RateLimiter
@@ -160,6 +162,7 @@ class Submitter:
                 if found is not None:
                     return found
             while True:
+                await self.admit(ask.batch, ask.key)
                 await self._admitted()
                 attempt += 1
                 in_custody = True

@@ -44,9 +44,6 @@ DeadlineOption = Annotated[
     float | None, typer.Option(min=1, help="Seconds to wait for each video; by default 1800. It runs on after that.")
 ]
 LedgerOption = Annotated[
-    Path | None, typer.Option(dir_okay=False, help="Where what is paid for is written down.", show_default="OUT/run.db")
-]
-FileOrUrlOption = Annotated[
     str | None,
     typer.Option(
         metavar="FILE|URL",
@@ -131,7 +128,7 @@ def run(
         int | None, typer.Option(min=1, help="Videos that may run at once.", show_default="the level's")
     ] = None,
     ordered: Annotated[bool, typer.Option("--ordered", help="Results in the order of the manifest.")] = False,
-    ledger: FileOrUrlOption = None,
+    ledger: LedgerOption = None,
     deadline: DeadlineOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the end.")] = False,
     as_json: Annotated[
@@ -155,7 +152,7 @@ def run(
         level=level,
         max_in_flight=max_in_flight,
         ordered=ordered,
-        ledger=ledger if ledger is None or is_url(ledger) else Path(ledger),
+        ledger=_ledger(ledger),
         deadline=deadline,
         quiet=quiet,
         as_json=as_json,
@@ -185,7 +182,7 @@ def fetch(
     options = command.FetchOptions(
         ids=tuple(dict.fromkeys(ids or ())),
         out=out,
-        ledger=ledger,
+        ledger=_ledger(ledger),
         provider=provider,
         deadline=deadline,
         debug=_debug(context),
@@ -309,6 +306,11 @@ def emulator(
         seed=seed,
     )
     _do(context, lambda: command.serve_emulator(options))
+
+
+def _ledger(given: str | None) -> Path | str | None:
+    """A file or a URL; a URL is no path, and would show its password as one."""
+    return given if given is None or is_url(given) else Path(given)
 
 
 def _debug(context: typer.Context) -> bool:

@@ -35,7 +35,7 @@ class FetchOptions:
 
     ids: Sequence[str]
     out: Path
-    ledger: Path | None = None
+    ledger: Path | str | None = None
     provider: str = "wavespeed"
     deadline: float | None = None
     debug: bool = False
@@ -44,6 +44,10 @@ class FetchOptions:
 def fetch(options: FetchOptions) -> Exit:
     """Wait for predictions and save their videos, under the keys that the ledger has for them."""
     to = console()
+    if isinstance(options.ledger, str):
+        raise ConfigurationError(
+            "fetch reads ledger files", advice="kling-async worker --out DIR saves what a shared ledger has"
+        )
     if options.ledger is not None and not options.ledger.exists():
         raise ConfigurationError(f"there is no ledger {options.ledger}", advice="name the ledger of a run")
     ledger = options.ledger or options.out / "run.db"

@@ -12,7 +12,7 @@ from kling_async._core.content import Content
 from kling_async._core.errors import ConfigurationError
 from kling_async._core.states import MOVES, OPEN, Entry, Row, State
 from kling_async.ledger.memory import MemoryLedger
-from kling_async.ledger.sqlite import SQLiteLedger, read_ledger
+from kling_async.ledger.sqlite import SQLiteLedger, is_url, read_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -140,11 +140,6 @@ class SharedLedger(Ledger, Protocol):
         ...
 
 
-def is_url(ledger: object) -> bool:
-    """Whether it is the URL of a database, and no path."""
-    return isinstance(ledger, str) and ledger.startswith(("postgresql://", "postgres://"))
-
-
 def open_ledger(ledger: Ledger | str | os.PathLike[str] | None) -> Ledger:
     """The ledger that a session was given: one as it is, a path as SQLite, a URL as PostgreSQL, None as memory.
 
@@ -154,6 +149,10 @@ def open_ledger(ledger: Ledger | str | os.PathLike[str] | None) -> Ledger:
     if ledger is None:
         return MemoryLedger()
     if isinstance(ledger, str) and is_url(ledger):
+        if not ledger.startswith(("postgresql://", "postgres://")):
+            raise ConfigurationError(
+                "ledger: the URL is of no database that is known", advice="postgresql://user@host/db"
+            )
         try:
             # Imported here: it needs an extra.
             from kling_async.ledger.postgres import PostgresLedger  # noqa: PLC0415 -- see above

@@ -286,8 +286,12 @@ def columns(new: dict[tuple[str, str], tuple[Content, str, float]]) -> dict[str,
 
 
 def keeps_slot(line: Line, state: State) -> bool:
-    """Whether a job takes a slot in its new state: what may run does, and what is about to be sent again keeps it."""
-    return state in OPEN or (line.slot and state in {State.PENDING, State.CLAIMED})
+    """Whether a job takes a slot in its new state: what may run does, and what was just refused keeps it.
+
+    What was in doubt for long had lost its slot, and asks for one again.
+    """
+    waits = state in {State.PENDING, State.CLAIMED} and line.row.state is not State.UNCERTAIN
+    return state in OPEN or (line.slot and waits)
 
 
 def channel_of(account: str) -> str:

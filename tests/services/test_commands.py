@@ -95,3 +95,19 @@ def test_a_database_that_is_away_is_said_so_without_its_password(tmp_path: Path)
     assert refused.returncode == 1
     assert "geheim" not in refused.stdout + refused.stderr
     assert "postgresql://me@127.0.0.1:1/db cannot be reached" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("fetch", "--out", "videos", "--ledger", "postgresql://me:geheim@h/db"),
+        ("run", "jobs.jsonl", "--out", "videos", "--emulator", "--ledger", "mysql://me:geheim@h/db"),
+        ("status", "--ledger", "postgresql+psycopg://me:geheim@h/db"),
+    ],
+)
+def test_a_url_that_does_not_fit_is_refused_without_being_shown(words: tuple[str, ...], tmp_path: Path) -> None:
+    jobs(tmp_path, {"key": "a"})
+    refused = Cli(tmp_path)(*words)
+    assert refused.returncode == 2, refused.stderr
+    assert "geheim" not in refused.stdout + refused.stderr
+    assert not [path for path in tmp_path.rglob("*") if "geheim" in str(path)]

@@ -42,10 +42,11 @@ async def test_kill_9_of_any_worker_pays_once_and_loses_nothing(database: str, *
             await workers.end(rng.choice(workers.processes), signal.SIGKILL)
             await workers.start(database)
         await until(database, settled(JOBS), within=60 + JOBS / 4)
-        in_doubt = postgres.rows(database, "SELECT count(DISTINCT job) FROM kling_step WHERE state = 'uncertain'")
-        print(
-            f"seed {SEED}, {KILLS} kills, {counts(database)}, peak {peak(workers.emulator.predictions())}, {in_doubt}"
-        )
+        doubtful = "SELECT count(DISTINCT job) FROM kling_step WHERE state = 'uncertain'"
+        ((in_doubt,),) = postgres.rows(database, doubtful)
+        most = peak(workers.emulator.predictions())
+        print(f"seed {SEED}, {KILLS} kills, {in_doubt} intents left by them, {counts(database)}, {most} at once")
+        assert in_doubt, "no kill met a submit on its way"
         check(database, workers.emulator, JOBS, echo=echo)
 
 

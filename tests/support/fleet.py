@@ -71,7 +71,7 @@ async def fleet(
         level="ultra", profile="tiny", timing=seconds, balance=1e6, input_echo=echo, downloads=False
     ) as emulator:
         # Answers take a moment, so that kills meet submits on their way.
-        emulator.faults.add("submit", faults.Delay(0.03, accepted=True), times=None)
+        emulator.faults.add("submit", faults.Delay(0.3, accepted=True), times=None)
         made = Fleet(emulator, program, lease)
         try:
             yield made
