@@ -16,7 +16,7 @@ from support.fleet import LEASE, asked, check, counts, fleet, peak, settled, unt
 
 pytestmark = pytest.mark.anyio
 
-JOBS = int(os.environ.get("KLING_WORKER_JOBS", "120"))
+JOBS = int(os.environ.get("KLING_WORKER_JOBS", "160"))
 KILLS = int(os.environ.get("KLING_WORKER_KILLS", "4"))
 SEED = int(os.environ.get("KLING_SEED", "7"))
 
@@ -38,7 +38,8 @@ async def test_kill_9_of_any_worker_pays_once_and_loses_nothing(database: str, *
             await workers.start(database)
         await until(database, lambda found: found[State.SUBMITTED] > 0, within=60)
         for _ in range(KILLS):
-            await anyio.sleep(0.2 + rng.random())
+            await anyio.sleep(0.1 + 0.4 * rng.random())
+            await until(database, lambda found: found[State.INTENT] > 2 or not found[State.PENDING], within=60)
             await workers.end(rng.choice(workers.processes), signal.SIGKILL)
             await workers.start(database)
         await until(database, settled(JOBS), within=60 + JOBS / 4)

@@ -97,7 +97,7 @@ async def until(url: str, done: Callable[[Counter[State]], bool], *, within: flo
     deadline = anyio.current_time() + within
     while not done(found := await anyio.to_thread.run_sync(counts, url)):
         assert anyio.current_time() < deadline, f"after {within} s: {found}"
-        await anyio.sleep(0.2)
+        await anyio.sleep(0.1)
 
 
 def settled(jobs: int) -> Callable[[Counter[State]], bool]:
