@@ -190,6 +190,20 @@ async def test_the_lines_are_the_semaphore_for_all_workers_together(database: st
         await one.record(step("k1", State.COMPLETED))
 
 
+async def test_what_is_in_doubt_takes_a_slot_as_long_as_it_may_run(database: str) -> None:
+    ledger = PostgresLedger(database, runs=1.0)
+    await ledger.open()
+    await ledger.enqueue("b", [(f"k{number}", Content("d"), "m") for number in range(9)], at=0.0)
+    for row, _ in await ledger.take(3, LEVEL):
+        await ledger.record(step(row.key, State.INTENT, attempt=1))
+        await ledger.record(step(row.key, State.UNCERTAIN))
+        ledger.give_back("b", row.key, again=60.0)
+    assert await ledger.take(9, LEVEL) == []
+    await anyio.sleep(1.1)
+    assert len(await ledger.take(9, LEVEL)) == 3
+    await ledger.aclose()
+
+
 async def test_starts_are_counted_for_all_workers_together(database: str) -> None:
     level = Level("test", 4, 1_000, 1.0)
     async with opened(database) as one, opened(database) as other:
