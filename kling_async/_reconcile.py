@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import anyio
 import attrs
 
-from kling_async._core.errors import ApiError, LedgerError, TransportError, UnsupportedError
+from kling_async._core.errors import ApiError, LedgerError, NotInHandError, TransportError, UnsupportedError
 from kling_async._core.reconciliation import (
     Adopted,
     Doubt,
@@ -180,6 +180,9 @@ class Reconciler:
                     step = attrs.evolve(step, at=row.updated_at, error=known)
             try:
                 moved = await self._ledger.record(step)
+            except NotInHandError:
+                # Another worker finds out itself.
+                continue
             except LedgerError as trouble:
                 # It stays in doubt; the others do not.
                 log.warning("what became of job %s could not be written down: %s", row.key, trouble.message)

@@ -22,7 +22,7 @@ import psycopg
 
 from kling_async._core.catalogue import Level
 from kling_async._core.content import Content
-from kling_async._core.errors import LedgerError
+from kling_async._core.errors import LedgerError, NotInHandError
 from kling_async._core.states import Entry, Row, State
 from kling_async.ledger import _tables as tables
 from kling_async.ledger._link import Address, Link, ask
@@ -494,24 +494,18 @@ class Desk:
         news.set()
 
 
-class NotOursError(LedgerError):
-    """The job is another worker's by now."""
-
-    default_advice = "nothing is lost: another worker goes on with it"
-
-
 _Ended: TypeAlias = "tuple[Step, Line | LedgerError | None]"
 _History: TypeAlias = tuple[Name, Entry, Line]
 
 
 def lease_ended(key: str) -> LedgerError:
     """What is said to a worker that has lost a job."""
-    return NotOursError(f"the lease on job {key} has ended", key=key)
+    return NotInHandError(f"the lease on job {key} has ended", key=key)
 
 
 def not_ours(key: str) -> LedgerError:
     """What is said about a job that another worker has."""
-    return NotOursError(f"job {key} is in another worker's hand", key=key)
+    return NotInHandError(f"job {key} is in another worker's hand", key=key)
 
 
 def name_of(line: Line) -> Name:
@@ -527,7 +521,7 @@ def _end(asked: Asked, result: object) -> None:
 def _fail(asked: Asked, error: Exception) -> None:
     if asked.future is None:
         # Whose job it is now writes the same.
-        level = logging.DEBUG if isinstance(error, NotOursError) else logging.ERROR
+        level = logging.DEBUG if isinstance(error, NotInHandError) else logging.ERROR
         log.log(level, "a step could not be noted in the ledger: %s", error)
     elif not asked.future.done():
         asked.future.set_exception(error)
