@@ -99,7 +99,7 @@ async def test_what_one_gives_up_another_gets_at_once(database: str) -> None:
 
 async def test_closing_hands_over_and_dying_leaves_it_to_the_lease(database: str) -> None:
     async with opened(database) as other:
-        one = PostgresLedger(database, lease=0.5)
+        one = PostgresLedger(database, lease=1.5)
         await one.open()
         for key in ("pending", "intent", "submitted"):
             await claim(one, key)
@@ -108,7 +108,7 @@ async def test_closing_hands_over_and_dying_leaves_it_to_the_lease(database: str
         await one.record(step("submitted", State.SUBMITTED, prediction_id="p"))
         await died(one)
         assert await other.left([State.SUBMITTED], None) == []
-        await anyio.sleep(0.6)
+        await anyio.sleep(1.6)
         await other._desk.beat()
         assert [row.key for row in await other.left([State.SUBMITTED], None)] == ["submitted"]
         (doubtful,) = await other.rows([State.UNCERTAIN])
@@ -121,13 +121,13 @@ async def test_closing_hands_over_and_dying_leaves_it_to_the_lease(database: str
 
 async def test_who_was_taken_for_dead_may_write_nothing_but_the_id_that_it_alone_knows(database: str) -> None:
     async with opened(database) as other:
-        one = PostgresLedger(database, lease=0.5)
+        one = PostgresLedger(database, lease=1.5)
         await one.open()
         for key in ("claimed", "sent"):
             await claim(one, key)
         await one.record(step("sent", State.INTENT, attempt=1))
         one._desk._tasks[0].cancel()
-        await anyio.sleep(0.6)
+        await anyio.sleep(1.6)
         with pytest.raises(LedgerError, match="has ended"):
             one.fence("b", "sent")
         await other._desk.beat()
