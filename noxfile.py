@@ -35,7 +35,7 @@ def tests(session: nox.Session) -> None:
 def services(session: nox.Session) -> None:
     """The long forms of what needs a database: thousands of jobs, three workers, and a kill -9 every second."""
     install(session, ".[demo,procrastinate]", "--group", "test")
-    long = {"KLING_WORKER_JOBS": "2000", "KLING_WORKER_KILLS": "40", "KLING_CLAIMED_JOBS": "20000"}
+    long = {"KLING_WORKER_JOBS": "2000", "KLING_WORKER_KILLS": "40", "KLING_CLAIM_JOBS": "100000"}
     session.run("python", "-m", "pytest", "-s", "--timeout", "3600", "tests/services", *session.posargs, env=long)
 
 

@@ -29,6 +29,8 @@ class Ledgers:
     def __init__(self, default: Ledger) -> None:
         self._default = default
         self._of: dict[str, Ledger] = {}
+        # Looking at a protocol's every method takes longer than most of what is asked of a ledger.
+        self._shared: dict[Ledger, SharedLedger | None] = {}
 
     @property
     def durable(self) -> bool:
@@ -114,22 +116,30 @@ class Ledgers:
 
     async def left(self, states: Iterable[State], batch: str | None) -> list[Row]:
         """The rows in these states, of a batch or of all, that an earlier process left: in a ledger of our own, all."""
+        shared = self._shared_of(batch)
+        if shared is not None:
+            return await shared.left(states, batch)
         ledger = self._default if batch is None else self.of(batch)
-        if isinstance(ledger, SharedLedger):
-            return await ledger.left(states, batch)
         return [row for row in await ledger.rows(states) if batch in {None, row.batch}]
+
+    def _shared_of(self, batch: str | None) -> SharedLedger | None:
+        """The ledger of a batch, or the session's, when several processes may write it."""
+        ledger = self._default if batch is None else self.of(batch)
+        if ledger not in self._shared:
+            self._shared[ledger] = ledger if isinstance(ledger, SharedLedger) else None
+        return self._shared[ledger]
 
     async def admit(self, batch: str, key: str, level: Level) -> None:
         """Return when the account has a slot for the job, where several processes share it."""
-        ledger = self.of(batch)
-        if isinstance(ledger, SharedLedger):
-            await ledger.admit(batch, key, level)
+        shared = self._shared_of(batch)
+        if shared is not None:
+            await shared.admit(batch, key, level)
 
     def fence(self, batch: str, key: str) -> None:
         """Make sure that a job is still in this process's hand, where several share it."""
-        ledger = self.of(batch)
-        if isinstance(ledger, SharedLedger):
-            ledger.fence(batch, key)
+        shared = self._shared_of(batch)
+        if shared is not None:
+            shared.fence(batch, key)
 
     async def spent(self, batch: str | None) -> Decimal:
         """USD that a batch, or everything, has cost so far."""

@@ -18,8 +18,8 @@ from kling_async.ledger.postgres import PostgresLedger
 
 pytestmark = pytest.mark.anyio
 
-JOBS = int(os.environ.get("KLING_CLAIM_JOBS", "100000"))
-CLAIMED = int(os.environ.get("KLING_CLAIMED_JOBS", "3000"))
+JOBS = int(os.environ.get("KLING_CLAIM_JOBS", "30000"))
+CLAIMED = int(os.environ.get("KLING_CLAIMED_JOBS", "2000"))
 """Jobs that are claimed at the beginning, and again when all but as many have ended."""
 CAP = 300
 

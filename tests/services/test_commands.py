@@ -46,7 +46,7 @@ async def test_enqueue_worker_status_and_a_drain(database: str, tmp_path: Path) 
         in (await run("enqueue", manifest, "--batch", "spring")).stdout
     )
     assert await states() == {"pending": 12}
-    async with Emulator(level="silver", profile="tiny", timing=3.0, downloads=False) as emulator:
+    async with Emulator(level="silver", profile="tiny", timing=2.0, downloads=False) as emulator:
         env = {"KLING_LEDGER": database, "WAVESPEED_API_KEY": emulator.api_key, "WAVESPEED_BASE_URL": emulator.base_url}
         words = ("worker", "--level", "silver", "--out", "videos", "--max-in-flight", "6")
         one = cli.start(*words, **env)

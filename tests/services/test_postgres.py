@@ -376,6 +376,20 @@ async def test_two_sessions_run_batches_side_by_side_within_one_account(database
     assert postgres.rows(database, "SELECT 1 FROM kling_job WHERE owner IS NOT NULL OR slot") == []
 
 
+async def test_a_batch_with_a_database_of_its_own_is_resumed_out_of_it(database: str) -> None:
+    jobs = {f"job-{number}": Job(prompt=f"{number}", image="https://p.example/face.png") for number in range(6)}
+    async with Emulator(level="gold", profile="tiny", timing=1.0, speed=20, downloads=False) as emulator:
+
+        def session() -> KlingSession:
+            return KlingSession(emulator.api_key, base_url=emulator.base_url, clock=emulator.clock, level="gold")
+
+        async with session() as kling, kling.batch(jobs, ledger=database, name="spring") as batch:
+            assert [outcome.ok async for outcome in batch] == [True] * 6
+        async with session() as kling, kling.resume(database, name="spring") as batch:
+            assert sorted([outcome.key async for outcome in batch if outcome.ok]) == sorted(jobs)
+        assert len(emulator.charges()) == 6
+
+
 async def test_what_an_answer_that_was_lost_had_brought_is_freed(database: str) -> None:
     async with opened(database) as one, opened(database) as other:
         await one.enqueue("b", [("k", Content("d"), "m")], at=0.0)
