@@ -19,7 +19,7 @@ from kling_async.ledger import _tables as tables
 from kling_async.ledger.postgres import PostgresLedger
 from kling_async.testing import check_ledger
 from support import postgres
-from support.fleet import peak
+from support.workers import peak
 
 pytestmark = pytest.mark.anyio
 

@@ -17,7 +17,7 @@ from kling_async import InvalidJobError, Job, KeyReusedError, State
 from kling_async.integrations.procrastinate import KlingTasks, install
 from kling_async.ledger.postgres import PostgresLedger
 from support import postgres
-from support.fleet import asked, check, counts, fleet, settled, until
+from support.workers import asked, check, counts, fleet, settled, until
 
 pytestmark = pytest.mark.anyio
 

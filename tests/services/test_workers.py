@@ -12,7 +12,7 @@ import pytest
 from kling_async import State, enqueue
 from kling_async.ledger.postgres import PostgresLedger
 from support import postgres
-from support.fleet import LEASE, asked, check, counts, fleet, peak, settled, until
+from support.workers import LEASE, asked, check, counts, fleet, peak, settled, until
 
 pytestmark = pytest.mark.anyio
 
