@@ -52,7 +52,7 @@ async def test_kill_9_of_any_worker_pays_once_and_loses_nothing(database: str, *
 
 
 async def test_a_worker_that_is_cut_off_stops_and_comes_back_by_itself(database: str) -> None:
-    await fill(database, 100)
+    await fill(database, 200)
     async with fleet(seconds=0.5) as workers, anyio.create_task_group() as tasks:
         wire = postgres.Cut(database)
         await tasks.start(wire.serve)
@@ -70,24 +70,24 @@ async def test_a_worker_that_is_cut_off_stops_and_comes_back_by_itself(database:
         await until(database, lambda found: found[State.COMPLETED] > done + 5, within=60)
         assert await workers.end(other, signal.SIGTERM) == 0
         wire.mend()
-        await until(database, settled(100), within=60)
-        check(database, workers.emulator, 100)
+        await until(database, settled(200), within=60)
+        check(database, workers.emulator, 200)
         assert len(workers.processes) == 1
         tasks.cancel_scope.cancel()
 
 
 async def test_a_rolling_deploy_waits_for_no_lease(database: str) -> None:
-    await fill(database, 90)
+    await fill(database, 180)
     # Were anything left to a lease, the test would end before it.
     async with fleet(seconds=1.5, lease=300.0) as workers:
         for _ in range(3):
             await workers.start(database)
         for _ in range(3):
-            await until(database, lambda found: found[State.SUBMITTED] >= 10, within=60)
+            await until(database, lambda found: found[State.SUBMITTED] >= 5, within=60)
             oldest = workers.processes[0]
             await workers.start(database)
             assert await workers.end(oldest, signal.SIGTERM) == 0
-        await until(database, settled(90), within=60)
-        check(database, workers.emulator, 90)
+        await until(database, settled(180), within=60)
+        check(database, workers.emulator, 180)
         taken_over = postgres.rows(database, "SELECT 1 FROM kling_step GROUP BY job HAVING count(DISTINCT worker) > 1")
         assert taken_over, "nothing was handed over"
