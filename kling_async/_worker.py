@@ -106,6 +106,7 @@ class Worker:
         self._deadline = deadline
         self._again = again
         self._starting: set[tuple[str, str]] = set()
+        self._busy: set[tuple[str, str]] = set()
         self._stopped: KlingError | None = None
 
     async def run(self) -> None:
@@ -129,6 +130,11 @@ class Worker:
                     log.warning("no jobs can be taken: %s", error.message)
                     taken = []
                 for row, content in taken:
+                    if (row.batch, row.key) in self._busy:
+                        # Its lease was lost while it was under way here, and it is not at its end yet.
+                        ledger.give_back(row.batch, row.key, again=self._again)
+                        continue
+                    self._busy.add((row.batch, row.key))
                     self._starting.add((row.batch, row.key))
                     tasks.start_soon(self._take_on, account, ledger, row, content)
                 if not taken:
@@ -169,6 +175,7 @@ class Worker:
             return
         finally:
             self._starting.discard((row.batch, row.key))
+            self._busy.discard((row.batch, row.key))
         error, prediction = outcome.error, outcome.prediction
         if error is not None and error.account_wide and self._stopped is None:
             self._stopped = error
