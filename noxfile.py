@@ -32,6 +32,14 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def services(session: nox.Session) -> None:
+    """The long forms of what needs a database: thousands of jobs, three workers, and a kill -9 every second."""
+    install(session, ".[demo]", "--group", "test")
+    long = {"KLING_WORKER_JOBS": "2000", "KLING_WORKER_KILLS": "40", "KLING_CLAIM_JOBS": "100000"}
+    session.run("python", "-m", "pytest", "-s", "--timeout", "3600", "tests/services", *session.posargs, env=long)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     install(session, "--group", "lint")
     session.run("ruff", "check")

@@ -34,6 +34,7 @@ from ._core.errors import (
     ModerationError,
     NoOutputError,
     NotFoundError,
+    NotInHandError,
     OutputGoneError,
     PermissionDeniedError,
     PredictionError,
@@ -68,6 +69,7 @@ from ._core.schema import Field
 from ._core.secret import Secret
 from ._core.statistics import SessionStatistics
 from ._session import KlingSession
+from ._worker import Worker, enqueue
 from .ledger import Ledger, Row, State, read_ledger
 from .limits import NoLimit, RateLimiter, StartsPerWindow
 from .providers import GPTProto, Provider, WaveSpeed
@@ -113,6 +115,7 @@ __all__ = [
     "NoLimit",
     "NoOutputError",
     "NotFoundError",
+    "NotInHandError",
     "Outcome",
     "OutputGoneError",
     "Outputs",
@@ -159,6 +162,8 @@ __all__ = [
     "WaveSpeed",
     "WebhookRefusal",
     "WebhookRefusedError",
+    "Worker",
+    "enqueue",
     "errors",
     "events",
     "read_ledger",

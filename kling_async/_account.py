@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Callable
 
+    from ._core.catalogue import Level
     from ._core.clock import Clock
     from ._core.events import Event, Observer
     from ._core.http import HttpRequest, HttpResponse
@@ -75,7 +76,7 @@ class Account:
         clock: The session's clock.
         ledger: Where what is paid for is written down.
         limiter: Starts per time.
-        max_in_flight: Predictions that may run at once.
+        level: What the account permits; a shared ledger counts what all of its sessions use of it.
         adaptive: Whether fewer may while the service refuses them.
         max_saving: Outputs that are saved at once.
         inline: Whether images travel in the request instead of being uploaded.
@@ -101,7 +102,7 @@ class Account:
         clock: Clock,
         ledger: Ledger,
         limiter: RateLimiter,
-        max_in_flight: int,
+        level: Level,
         adaptive: bool,
         max_saving: int,
         inline: bool,
@@ -120,7 +121,8 @@ class Account:
         self.provider = provider
         self.clock = clock
         self.ledger = Ledgers(ledger)
-        self.slots = Slots(max_in_flight, adaptive=adaptive)
+        self.level = level
+        self.slots = Slots(level.in_flight, adaptive=adaptive)
         self.gate = Gate(limiter, self.slots, clock)
         self._saving = anyio.CapacityLimiter(max_saving)
         self._transport = transport
@@ -171,6 +173,8 @@ class Account:
             transport=transport,
             provider=provider,
             ledger=self.ledger,
+            admit=lambda batch, key: self.ledger.admit(batch, key, level),
+            fence=self.ledger.fence,
             custody=self._custody,
             gate=self.gate,
             clock=clock,
@@ -266,8 +270,8 @@ class Account:
 
     async def _go_on(self, batch: str | None) -> None:
         """Take up what an earlier process left, of one batch or of all."""
-        for row in await self.ledger.rows([State.INTENT]):
-            if batch in {None, row.batch} and not self._under_way[row.batch, row.key]:
+        for row in await self.ledger.left([State.INTENT], batch):
+            if not self._under_way[row.batch, row.key]:
                 await self.ledger.record(
                     Entry(
                         batch=row.batch,
@@ -277,8 +281,8 @@ class Account:
                         error="its process ended while it was being submitted",
                     )
                 )
-        for row in await self.ledger.rows([State.SUBMITTED]):
-            if batch in {None, row.batch} and row.prediction_id is not None:
+        for row in await self.ledger.left([State.SUBMITTED], batch):
+            if row.prediction_id is not None:
                 self._follow_row(row)
 
     async def _recall(self, budget: Budget, batch: str | None) -> None:

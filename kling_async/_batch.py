@@ -214,7 +214,7 @@ class Batch(anyio.AsyncContextManagerMixin):
         try:
             if self._save_to is not None:
                 await account.rescue(self.name, self._save_to)
-            jobs = recall(account.ledger, self.name, account.clock) if self._jobs is None else _each(self._jobs)
+            jobs = recall(account.ledger, self.name, account.clock) if self._jobs is None else each(self._jobs)
             async with aclosing(jobs) as items:
                 while True:
                     await self._place(index)
@@ -385,7 +385,7 @@ def _about(error: KlingError | None, job: Job, key: str) -> KlingError | None:
     return error
 
 
-async def _each(jobs: Jobs) -> AsyncGenerator[Item, None]:
+async def each(jobs: Jobs) -> AsyncGenerator[Item, None]:
     """The items of any kind of input."""
     if isinstance(jobs, Mapping):
         for key, job in cast("Mapping[str, Job]", jobs).items():

@@ -60,10 +60,11 @@ async def recall(
             found = await ledgers.find(batch, key)
             if found is not None:
                 row, content = found
-                yield await _recalled(ledgers, clock, row, content)
+                yield await recall_one(ledgers, clock, row, content)
 
 
-async def _recalled(ledgers: Ledgers, clock: Clock, row: Row, content: Content) -> Recalled:
+async def recall_one(ledgers: Ledgers, clock: Clock, row: Row, content: Content) -> Recalled:
+    """One job out of its ledger."""
     uploads: dict[str, str] = {}
     for digest in digests(content):
         for name in (digest, digest + FITTED):

@@ -14,6 +14,7 @@ from kling_async._core.errors import (
     ApiError,
     LedgerError,
     NotFoundError,
+    NotInHandError,
     PermissionDeniedError,
     TransportError,
     UnsupportedError,
@@ -303,6 +304,9 @@ class Reconciler:
                     step = attrs.evolve(step, at=row.updated_at, error=end.told)
             try:
                 moved = await self._ledger.record(step)
+            except NotInHandError:
+                # Another worker finds out itself.
+                continue
             except LedgerError as trouble:
                 # It stays in doubt; the others do not.
                 log.warning("what became of job %s could not be written down: %s", row.key, trouble.message)

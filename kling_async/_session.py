@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import sys
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, Unpack, cast
@@ -24,7 +25,7 @@ from ._core.job import Job, JobFields
 from ._core.polling import WatchPolicy
 from ._custody import Custody, finish
 from ._log import log_event
-from .ledger import Ledger, open_ledger
+from .ledger import Ledger, is_url, open_ledger
 from .limits import RateLimiter, StartsPerWindow
 from .providers import PROVIDERS, Provider
 from .storage import Outputs
@@ -90,7 +91,8 @@ class KlingSession(ServiceCalls):
         max_saving: Outputs that are downloaded and saved at once; they share the line with submits.
         rate_limiter: Starts per time; by default the level's, in this process.
         ledger: Where to write down what is intended and paid for: a path for an SQLite file, which a later session can
-            resume from, or a `Ledger`; by default memory.
+            resume from; the URL of a PostgreSQL database, `postgresql://...`, which many processes may share; or a
+            `Ledger`; by default memory.
         on_uncertain: What to do with a submission whose end is not known: "reconcile" finds out by the account's
             history; "hold" leaves it; "resubmit" finds out and, when nothing is found, sends it again, which may pay
             twice. Only what is shown to be unaccepted is sent again by the first two.
@@ -238,7 +240,13 @@ class KlingSession(ServiceCalls):
             clock=self._clock,
             ledger=open_ledger(self._ledger),
             limiter=limiter,
-            max_in_flight=self.max_in_flight,
+            level=attrs.evolve(
+                self.level,
+                in_flight=self.max_in_flight,
+                # Whoever brings a limiter has it count the starts.
+                starts=self.level.starts if self._rate_limiter is None else sys.maxsize,
+                per=self.level.per + WINDOW_SLACK,
+            ),
             adaptive=self._adaptive,
             max_saving=self._max_saving,
             inline=self._inline,
@@ -514,7 +522,7 @@ class KlingSession(ServiceCalls):
                 any length. It is read as far ahead as the window allows.
             name: The batch's name, in ledger and events; by default that of the batch's own ledger file, else none.
                 Unnamed batches of one ledger share their keys.
-            ledger: A ledger of its own, a path or a `Ledger`; by default the session's.
+            ledger: A ledger of its own, a path, a URL or a `Ledger`; by default the session's.
             budget: What it may cost, with what its ledger says it has cost already: a `Budget`, or USD.
             save_to: Folder for the videos, named by their keys; a template such as `"out/{date}/{key}.mp4"`; the URL of
                 an object store; or `Outputs`, which explains all of them. None saves nothing.
@@ -568,7 +576,7 @@ class KlingSession(ServiceCalls):
             ConfigurationError: A number makes no sense, or the ledger forgets.
             LedgerError: There is no such file.
         """
-        if isinstance(ledger, (str, os.PathLike)) and not os.path.exists(ledger):  # noqa: PTH110 -- no Path is needed
+        if isinstance(ledger, (str, os.PathLike)) and not is_url(ledger) and not Path(ledger).exists():
             raise LedgerError(f"there is no ledger {ledger}", advice="name the file that was given as ledger=")
         if ledger is None and not self.account.ledger.of(name or "").durable:
             raise ConfigurationError("resume: the session has no ledger on disk; name the one to resume from")
@@ -599,7 +607,7 @@ class KlingSession(ServiceCalls):
     ) -> Batch:
         if window is not None and window < 1:
             raise ConfigurationError(f"window: expected at least 1, got {window}")
-        if name is None and isinstance(ledger, (str, os.PathLike)):
+        if name is None and isinstance(ledger, (str, os.PathLike)) and not is_url(ledger):
             name = Path(ledger).stem
         if name is None and ledger is not None:
             raise ConfigurationError("name: a batch with a ledger of its own needs one")

@@ -111,6 +111,8 @@ class Submitter:
         transport: Sends the request.
         provider: Reads the reply.
         ledger: Is told before and after.
+        admit: Waits until the account, in whatever processes it is used, has room for a job, by its batch and key.
+        fence: Raises a `LedgerError` when a job, by its batch and key, is not in this process's hand any more.
         custody: Runs the paid part.
         gate: What stands before every start, and hears what becomes of it.
         clock: The session's clock.
@@ -128,6 +130,8 @@ class Submitter:
     transport: Transport
     provider: Provider
     ledger: Ledger
+    admit: Callable[[str, str], Awaitable[None]]
+    fence: Callable[[str, str], None]
     custody: Custody
     gate: Gate
     clock: Clock
@@ -193,6 +197,7 @@ class Submitter:
                 if found is not None:
                     return found
             while True:
+                await self.admit(ask.batch, ask.key)
                 await self._admitted()
                 attempt += 1
                 in_custody = True
@@ -307,6 +312,12 @@ class Submitter:
 
     async def _attempt(self, ask: Ask, attempt: int) -> Verdict:
         await self._intend(ask, attempt)
+        try:
+            self.fence(ask.batch, ask.key)
+        except LedgerError as error:
+            # Nothing was sent.
+            await self._record(ask, State.PENDING, error=error)
+            raise
         self.observe(events.Submitting(at=self.clock.now(), key=ask.key, batch=ask.batch, job=ask.job, attempt=attempt))
         sent_at = self.clock.now()
         end: Prediction | TransportError | ApiError

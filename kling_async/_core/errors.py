@@ -33,7 +33,8 @@
     │   ├── PredictionTimeoutError (TimeoutError)  our waiting ended; the prediction goes on
     │   └── NoOutputError                    completed without an output
     ├── LedgerError                          the ledger cannot be used, so nothing was sent
-    │   └── KeyReusedError (ValueError)      the key names a job with other content
+    │   ├── KeyReusedError (ValueError)      the key names a job with other content
+    │   └── NotInHandError                   another worker of a shared ledger has the job, or soon will
     ├── RateLimiterError                     the shared rate limiter cannot be asked: nothing was sent (account-wide)
     ├── StorageError                         an output could not be downloaded, checked or written
     │   └── OutputGoneError                  it is older than the 7 days that outputs are kept, and not there any more
@@ -429,6 +430,12 @@ class LedgerError(KlingError):
     """The ledger cannot be opened or written, so nothing was sent."""
 
     default_advice = "make room on the disk, or name another file"
+
+
+class NotInHandError(LedgerError):
+    """Another worker of a shared ledger has the job in hand, or the lease on it has ended."""
+
+    default_advice = "nothing is lost: another worker goes on with it"
 
 
 class RateLimiterError(KlingError):

@@ -22,6 +22,7 @@ from kling_async._core.errors import (
 from kling_async.cli.choices import FormatChoice, LevelChoice, ProfileChoice, ProviderChoice
 from kling_async.cli.interrupts import Exit
 from kling_async.cli.output import show_error
+from kling_async.ledger import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,8 +48,20 @@ ProviderOption = Annotated[ProviderChoice, typer.Option(help="Who makes the vide
 DeadlineOption = Annotated[
     float | None, typer.Option(min=1, help="Seconds to wait for each video; by default 1800. It runs on after that.")
 ]
+
+
+def _file(given: str) -> Path:
+    """A ledger's file; a URL is no path, and would show its password as one."""
+    if is_url(given):
+        raise typer.BadParameter("a file is wanted; enqueue, worker and status take the URL of a database")
+    return Path(given)
+
+
 LedgerOption = Annotated[
-    Path | None, typer.Option(dir_okay=False, help="Where what is paid for is written down.", show_default="OUT/run.db")
+    Path | None,
+    typer.Option(
+        parser=_file, metavar="FILE", help="Where what is paid for is written down.", show_default="OUT/run.db"
+    ),
 ]
 ManifestArgument = Annotated[
     Path, typer.Argument(help="Jobs: .jsonl, .csv or .parquet, or a folder of images.", show_default=False)
@@ -102,6 +115,17 @@ LedgerArgument = Annotated[Path, typer.Argument(exists=True, dir_okay=False, hel
 NameOption = Annotated[
     str | None, typer.Option(help="The batch; a run is called as its manifest.", show_default="the only one")
 ]
+UrlOption = Annotated[
+    str,
+    typer.Option(
+        "--ledger",
+        envvar="KLING_LEDGER",
+        help="A database: postgresql://user:password@host/name. KLING_LEDGER keeps the password out of `ps`.",
+        show_default=False,
+        show_envvar=False,
+    ),
+]
+AccountOption = Annotated[str, typer.Option(help="What your account on the service is called in the ledger.")]
 SpeedOption = Annotated[
     float,
     typer.Option(min=0.1, max=1000, help="How many times as fast as the real service.", rich_help_panel="Emulator"),
@@ -296,8 +320,17 @@ def estimate(
 @app.command(epilog=EPILOG)
 def status(
     context: typer.Context,
-    ledger: LedgerArgument,
+    ledger: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|URL",
+            envvar="KLING_LEDGER",
+            help="The file that a run wrote, or the database that workers share: postgresql://...",
+            show_envvar=False,
+        ),
+    ],
     *,
+    account: AccountOption = "default",
     name: Annotated[
         str | None, typer.Option(help="Only this batch; a run is called as its manifest.", show_default="all")
     ] = None,
@@ -305,9 +338,15 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Go on until no process writes it any more.")] = False,
 ) -> None:
     """Show where the jobs of a ledger stand, what they cost, and what to do next. It may be written meanwhile."""
+    if is_url(ledger):
+        from kling_async.cli import sharing  # noqa: PLC0415 -- help is shown without loading it
+
+        shared = sharing.StatusOptions(ledger=ledger, account=account, name=name, as_json=as_json, watch=watch)
+        _do(context, lambda: sharing.status(shared))
+        return
     from kling_async.cli import status as command  # noqa: PLC0415 -- help is shown without loading it
 
-    options = command.StatusOptions(ledger=ledger, name=name, as_json=as_json, watch=watch)
+    options = command.StatusOptions(ledger=Path(ledger), name=name, as_json=as_json, watch=watch)
     _do(context, lambda: command.status(options))
 
 
@@ -378,6 +417,66 @@ def gallery(
 
     options = command.PageOptions(ledger=ledger, out=out, batch=batch, provider=provider)
     _do(context, lambda: command.page(options))
+
+
+@app.command(epilog=EPILOG)
+def enqueue(
+    context: typer.Context,
+    manifest: Annotated[Path, typer.Argument(help="Jobs: JSON lines (.jsonl) or CSV (.csv).", show_default=False)],
+    *,
+    ledger: UrlOption,
+    account: AccountOption = "default",
+    batch: Annotated[
+        str | None, typer.Option(help="What the batch is called.", show_default="the manifest's name")
+    ] = None,
+) -> None:
+    """Write the jobs of a manifest into a shared ledger, for workers to make. Jobs that are there already stay."""
+    from kling_async.cli import sharing as command  # noqa: PLC0415 -- help is shown without loading it
+
+    options = command.EnqueueOptions(manifest=manifest, ledger=ledger, account=account, batch=batch)
+    _do(context, lambda: command.enqueue(options))
+
+
+@app.command(epilog=EPILOG)
+def worker(
+    context: typer.Context,
+    *,
+    ledger: UrlOption,
+    account: AccountOption = "default",
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder for the videos; without, none is saved.")
+    ] = None,
+    provider: ProviderOption = ProviderChoice.WAVESPEED,
+    level: Annotated[
+        LevelChoice, typer.Option(help="The account's level; all workers together stay within it.")
+    ] = LevelChoice.BRONZE,
+    max_in_flight: Annotated[
+        int | None,
+        typer.Option(min=1, help="Videos that may run at once, of all workers together.", show_default="the level's"),
+    ] = None,
+    lease: Annotated[float, typer.Option(min=1, help="Seconds after which a silent worker's jobs are others'.")] = 60.0,
+    sole_user: Annotated[
+        bool,
+        typer.Option("--sole-user", help="Nothing but this ledger uses the key: doubts can be settled by counting."),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the end.")] = False,
+) -> None:
+    """Make the jobs of a shared ledger, beside any number of other workers. Ctrl-C or SIGTERM hands over what runs."""
+    from kling_async.cli import sharing as command  # noqa: PLC0415 -- help is shown without loading it
+
+    options = command.WorkerOptions(
+        ledger=ledger,
+        account=account,
+        out=out,
+        provider=provider,
+        level=level,
+        max_in_flight=max_in_flight,
+        lease=lease,
+        sole_user=sole_user,
+        quiet=quiet,
+        debug=_debug(context),
+    )
+    _do(context, lambda: command.worker(options))
 
 
 @app.command(epilog=EPILOG)

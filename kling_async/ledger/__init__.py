@@ -6,16 +6,19 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from kling_async._core.content import Content
+from kling_async._core.errors import ConfigurationError
 from kling_async._core.states import MOVES, OPEN, Entry, Row, State, Step
 from kling_async.ledger.memory import MemoryLedger
-from kling_async.ledger.sqlite import SQLiteLedger, read_ledger, read_steps
+from kling_async.ledger.sqlite import SQLiteLedger, is_url, read_ledger, read_steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from decimal import Decimal
+
+    from kling_async._core.catalogue import Level
 
 __all__ = [
     "MOVES",
@@ -26,8 +29,10 @@ __all__ = [
     "MemoryLedger",
     "Row",
     "SQLiteLedger",
+    "SharedLedger",
     "State",
     "Step",
+    "is_url",
     "open_ledger",
     "read_ledger",
     "read_steps",
@@ -112,10 +117,52 @@ class Ledger(Protocol):
         ...
 
 
+@runtime_checkable
+class SharedLedger(Ledger, Protocol):
+    """A ledger that several processes write: a job is in one's hand, and the account's slots are counted in it."""
+
+    async def left(self, states: Iterable[State], batch: str | None) -> list[Row]:
+        """The rows in these states, of a batch or of all, that were in nobody's hand; they are in ours from now on."""
+        ...
+
+    async def admit(self, batch: str, key: str, level: Level) -> None:
+        """Return when the account, all of its sessions together, has a slot for a claimed job and lets one more start.
+
+        Raises:
+            LedgerError: The job is not in hand any more.
+        """
+        ...
+
+    def fence(self, batch: str, key: str) -> None:
+        """Make sure, right before a paid request, that the job is still in hand.
+
+        Raises:
+            LedgerError: It may not be.
+        """
+        ...
+
+
 def open_ledger(ledger: Ledger | str | os.PathLike[str] | None) -> Ledger:
-    """The ledger that a session was given: one as it is, a path as SQLite, None as memory."""
+    """The ledger that a session was given: one as it is, a path as SQLite, a URL as PostgreSQL, None as memory.
+
+    Raises:
+        ConfigurationError: The URL cannot be read, or the extra for its database is not installed.
+    """
     if ledger is None:
         return MemoryLedger()
+    if isinstance(ledger, str) and is_url(ledger):
+        if not ledger.startswith(("postgresql://", "postgres://")):
+            raise ConfigurationError(
+                "ledger: the URL is of no database that is known", advice="postgresql://user@host/db"
+            )
+        try:
+            # Imported here: it needs an extra.
+            from kling_async.ledger.postgres import PostgresLedger  # noqa: PLC0415 -- see above
+        except ImportError as error:
+            raise ConfigurationError(
+                f"ledger: PostgreSQL needs a driver: {error}", advice="pip install 'kling-async[postgres]'"
+            ) from error
+        return PostgresLedger(ledger)
     if isinstance(ledger, (str, os.PathLike)):
         return SQLiteLedger(ledger)
     return ledger

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kling_async._core.errors import ConfigurationError
 from kling_async._core.states import State
+from kling_async.ledger import SharedLedger
 from kling_async.ledger.sqlite import SQLiteLedger
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
     from pathlib import Path
 
+    from kling_async._core.catalogue import Level
     from kling_async._core.content import Content
     from kling_async._core.states import Entry, Row
     from kling_async.ledger import Ledger
@@ -28,6 +30,8 @@ class Ledgers:
     def __init__(self, default: Ledger) -> None:
         self._default = default
         self._of: dict[str, Ledger] = {}
+        # Looking at a protocol's every method takes longer than most of what is asked of a ledger.
+        self._shared: dict[Ledger, SharedLedger | None] = {}
 
     @property
     def durable(self) -> bool:
@@ -121,6 +125,33 @@ class Ledgers:
             found += [row for row in rows if self.of(row.batch) is not ledger]
         return found
 
+    async def left(self, states: Iterable[State], batch: str | None) -> list[Row]:
+        """The rows in these states, of a batch or of all, that an earlier process left: in a ledger of our own, all."""
+        shared = self._shared_of(batch)
+        if shared is not None:
+            return await shared.left(states, batch)
+        ledger = self._default if batch is None else self.of(batch)
+        return [row for row in await ledger.rows(states) if batch in {None, row.batch}]
+
+    def _shared_of(self, batch: str | None) -> SharedLedger | None:
+        """The ledger of a batch, or the session's, when several processes may write it."""
+        ledger = self._default if batch is None else self.of(batch)
+        if ledger not in self._shared:
+            self._shared[ledger] = ledger if isinstance(ledger, SharedLedger) else None
+        return self._shared[ledger]
+
+    async def admit(self, batch: str, key: str, level: Level) -> None:
+        """Return when the account has a slot for the job, where several processes share it."""
+        shared = self._shared_of(batch)
+        if shared is not None:
+            await shared.admit(batch, key, level)
+
+    def fence(self, batch: str, key: str) -> None:
+        """Make sure that a job is still in this process's hand, where several share it."""
+        shared = self._shared_of(batch)
+        if shared is not None:
+            shared.fence(batch, key)
+
     async def spent(self, batch: str | None) -> Decimal:
         """USD that a batch, or everything, has cost so far."""
         if batch is not None:
@@ -161,7 +192,7 @@ class Ledgers:
 def _same(one: Ledger, other: Ledger) -> bool:
     if isinstance(one, SQLiteLedger) and isinstance(other, SQLiteLedger):
         return _resolved(one.path) == _resolved(other.path)
-    return one is other
+    return one is other or one == other
 
 
 def _resolved(path: Path) -> Path:

@@ -18,7 +18,20 @@ from kling_async.cli.choices import LevelChoice, ProviderChoice
 from kling_async.providers import PROVIDERS
 from support.cli import Cli, jobs
 
-COMMANDS = ("demo", "run", "resume", "estimate", "status", "ledger", "fetch", "export", "models", "emulator")
+COMMANDS = (
+    "demo",
+    "run",
+    "resume",
+    "estimate",
+    "status",
+    "ledger",
+    "fetch",
+    "export",
+    "enqueue",
+    "worker",
+    "models",
+    "emulator",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,310 @@
+"""The tables of the shared ledger, and its statements.
+
+A job's line says, beside the job's row, who has it in hand (`owner`) and whether it takes one of the account's slots
+(`slot`): the lines are the semaphore, because a prediction outlives the worker that started it. A worker's line says
+until when it is alive, on the database's clock; as long as it stands, the jobs that it owns are its own.
+"""
+
+# The statements are put together of our own names.
+# ruff: noqa: S608
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from kling_async._core.states import OPEN, Row, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from kling_async._core.content import Content
+
+MIGRATIONS: tuple[str, ...] = (
+    """
+CREATE TABLE kling_job(
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, account text NOT NULL, batch text NOT NULL, key text NOT NULL,
+  digest text NOT NULL, model text NOT NULL, state text NOT NULL, updated_at double precision NOT NULL,
+  attempt bigint NOT NULL DEFAULT 0, fingerprint text, token_hash text, intent_at double precision,
+  submitted_at double precision, prediction_id text, cost numeric, spent numeric, refunded numeric,
+  failures bigint NOT NULL DEFAULT 0, output text, code bigint, error text, path text, bytes bigint, sha256 text,
+  owner text, slot boolean NOT NULL DEFAULT false, started_at timestamptz, due_at timestamptz NOT NULL DEFAULT now(),
+  UNIQUE(account, batch, key), UNIQUE(account, prediction_id)) WITH (fillfactor = 70);
+-- Apart, because it is long and never changes.
+CREATE TABLE kling_content(job bigint PRIMARY KEY, text text NOT NULL, files text);
+CREATE INDEX kling_job_due ON kling_job(account, due_at, id) WHERE state = 'pending' AND owner IS NULL;
+CREATE INDEX kling_job_slot ON kling_job(account) WHERE slot;
+CREATE INDEX kling_job_left ON kling_job(account, due_at) WHERE slot AND owner IS NULL;
+CREATE INDEX kling_job_unsaved ON kling_job(account, due_at) WHERE state = 'completed' AND owner IS NULL;
+CREATE INDEX kling_job_started ON kling_job(account, started_at) WHERE started_at IS NOT NULL;
+CREATE INDEX kling_job_owner ON kling_job(owner) WHERE owner IS NOT NULL;
+CREATE TABLE kling_step(
+  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, job bigint NOT NULL, state text NOT NULL,
+  at double precision NOT NULL, attempt bigint NOT NULL, prediction_id text, error text, worker text NOT NULL);
+CREATE TABLE kling_upload(
+  account text, digest text, url text NOT NULL, expires_at double precision NOT NULL, PRIMARY KEY(account, digest));
+CREATE TABLE kling_worker(
+  id text PRIMARY KEY, account text NOT NULL, name text NOT NULL, since timestamptz NOT NULL DEFAULT now(),
+  lease_until timestamptz NOT NULL);
+""",
+)
+"""From nothing to the newest tables, one step each. A step that was released is never changed."""
+
+VERSIONED = "SELECT to_regclass('kling_version') IS NOT NULL"
+VERSIONS = "CREATE TABLE kling_version(version bigint NOT NULL); INSERT INTO kling_version VALUES (0)"
+
+_TYPES: dict[str, str] = {
+    "state": "text",
+    "updated_at": "float8",
+    "attempt": "bigint",
+    "fingerprint": "text",
+    "token_hash": "text",
+    "intent_at": "float8",
+    "submitted_at": "float8",
+    "prediction_id": "text",
+    "cost": "numeric",
+    "spent": "numeric",
+    "refunded": "numeric",
+    "failures": "bigint",
+    "output": "text",
+    "code": "bigint",
+    "error": "text",
+    "path": "text",
+    "bytes": "bigint",
+    "sha256": "text",
+}
+"""What of a row changes."""
+_FIXED = ("batch", "key", "digest", "model")
+_FIELDS = (*_FIXED, *_TYPES)
+
+LINE = ", ".join(f"j.{name}" for name in ("id", "owner", "slot", *_FIELDS))
+"""The columns of a line."""
+
+INSERT = """
+WITH given AS (
+  SELECT * FROM unnest(%(batch)s::text[], %(key)s::text[], %(digest)s::text[], %(model)s::text[], %(at)s::float8[],
+    %(text)s::text[], %(files)s::text[]) AS g(batch, key, digest, model, at, text, files)),
+made AS (
+  INSERT INTO kling_job(account, batch, key, digest, model, state, updated_at, owner)
+  SELECT %(account)s, batch, key, digest, model, 'pending', at, %(owner)s FROM given
+  ON CONFLICT (account, batch, key) DO NOTHING RETURNING id, batch, key),
+put AS (INSERT INTO kling_content SELECT made.id, text, files FROM made JOIN given USING (batch, key))
+SELECT id, batch, key FROM made
+"""
+"""New jobs; those that are there already stay as they are."""
+
+OTHERS = """
+SELECT g.key FROM unnest(%(batch)s::text[], %(key)s::text[], %(digest)s::text[]) AS g(batch, key, digest)
+JOIN kling_job j ON j.account = %(account)s AND j.batch = g.batch AND j.key = g.key WHERE j.digest <> g.digest LIMIT 1
+"""
+"""A key that names a job with other content."""
+
+READ = f"""
+SELECT {LINE} FROM unnest(%s::text[], %s::text[]) AS g(batch, key)
+JOIN kling_job j ON j.account = %s AND j.batch = g.batch AND j.key = g.key ORDER BY j.id FOR UPDATE OF j
+"""
+"""Lines by their names, locked."""
+
+_ARRAYS = ", ".join(f"%({name})s::{kind}[]" for name, kind in _TYPES.items())
+_NAMES = ", ".join(_TYPES)
+_SET = ", ".join(f"{name} = n.{name}" for name in _TYPES)
+
+WRITE = f"""
+UPDATE kling_job AS j SET {_SET}, owner = n.owner, slot = n.slot,
+  started_at = CASE WHEN n.state = 'intent' AND j.state <> 'intent' THEN clock_timestamp() ELSE j.started_at END,
+  due_at = CASE WHEN n.wait > 0 THEN clock_timestamp() + n.wait * interval '1 second' ELSE j.due_at END
+FROM unnest(%(id)s::bigint[], %(was_owner)s::text[], %(was_attempt)s::bigint[], %(was_state)s::text[],
+  %(owner)s::text[], %(slot)s::bool[], %(wait)s::float8[], {_ARRAYS})
+  AS n(id, was_owner, was_attempt, was_state, owner, slot, wait, {_NAMES})
+WHERE j.id = n.id AND j.owner IS NOT DISTINCT FROM n.was_owner
+AND (j.attempt, j.state) IN ((n.was_attempt, n.was_state), (n.attempt, n.state))
+RETURNING j.id
+"""
+"""What became of lines; fenced: a line that is somebody else's by now, or at another attempt, is left alone."""
+
+STEPS = """
+INSERT INTO kling_step(job, state, at, attempt, prediction_id, error, worker)
+SELECT s.*, %s FROM unnest(%s::bigint[], %s::text[], %s::float8[], %s::bigint[], %s::text[], %s::text[]) AS s
+"""
+
+REGISTER = """
+INSERT INTO kling_worker(id, account, name, lease_until)
+VALUES (%s, %s, %s, clock_timestamp() + %s * interval '1 second')
+"""
+ALIVE = "SELECT lease_until > clock_timestamp() FROM kling_worker WHERE id = %s FOR KEY SHARE"
+"""Whether a worker's lease runs. Nobody can take its jobs until the transaction ends."""
+RENEW = "UPDATE kling_worker SET lease_until = clock_timestamp() + %s * interval '1 second' WHERE id = %s RETURNING id"
+LEFT = """
+SELECT id FROM kling_worker WHERE account = %s AND lease_until < clock_timestamp() FOR UPDATE SKIP LOCKED
+"""
+"""The workers that are gone."""
+_FREE = """
+freed AS (
+  UPDATE kling_job SET owner = NULL, slot = state IN ('intent', 'submitted', 'uncertain'),
+    state = CASE state WHEN 'claimed' THEN 'pending' WHEN 'intent' THEN 'uncertain' ELSE state END,
+    updated_at = CASE WHEN state = 'intent' THEN extract(epoch FROM clock_timestamp()) ELSE updated_at END,
+    error = CASE state WHEN 'intent' THEN 'its worker ended while it was being submitted' ELSE error END
+  WHERE """
+_FREED = """ RETURNING id, state, updated_at, attempt, error)
+INSERT INTO kling_step(job, state, at, attempt, error, worker)
+SELECT id, state, updated_at, attempt, error, %(worker)s FROM freed WHERE state = 'uncertain'
+"""
+FREE = (
+    "WITH gone AS (DELETE FROM kling_worker WHERE id = ANY(%(workers)s))," + _FREE + "owner = ANY(%(workers)s)" + _FREED
+)
+"""The jobs of workers that are gone: what was not sent is free, what may have been sent is in doubt."""
+OWNED = "SELECT id FROM kling_job WHERE owner = %s"
+FREE_STRAYS = "WITH" + _FREE + "id = ANY(%(ids)s) AND owner = %(owner)s" + _FREED
+"""Jobs that a worker owns and does not know of."""
+
+GATE = "SELECT pg_advisory_xact_lock(hashtextextended('kling_async ' || %s, 0))"
+"""One at a time. A statement of its own: the snapshot of one that waits in it would be older than the wait."""
+_ROOM = """
+WITH held AS MATERIALIZED (
+  SELECT count(*) FILTER (
+      WHERE state <> 'uncertain' OR started_at > statement_timestamp() - %(runs)s * interval '1 second') AS taken,
+    count(*) FILTER (WHERE state IN ('pending', 'claimed')) AS starting
+  FROM kling_job WHERE account = %(account)s AND slot),
+started AS MATERIALIZED (
+  SELECT count(*) AS starts FROM kling_job
+  WHERE account = %(account)s AND started_at > statement_timestamp() - %(per)s * interval '1 second'
+  AND NOT (slot AND state IN ('pending', 'claimed'))),
+room AS MATERIALIZED (
+  SELECT greatest(0, least(%(limit)s, %(in_flight)s - taken, %(starts)s - starting - starts)) AS n FROM held, started)
+"""
+"""How many jobs the account lets start now: running ones, those of the window, and those about to start count."""
+ROOM = _ROOM + "SELECT n FROM room"
+# `= ANY(ARRAY(...))`: written as a join with a computed LIMIT, the planner reads the whole table.
+CLAIM = (
+    _ROOM
+    + f"""
+UPDATE kling_job AS j SET state = 'claimed', owner = %(owner)s, slot = true
+WHERE j.id = ANY(ARRAY(
+  SELECT id FROM kling_job
+  WHERE account = %(account)s AND state = 'pending' AND owner IS NULL AND due_at <= statement_timestamp()
+  ORDER BY due_at, id LIMIT (SELECT n FROM room) FOR UPDATE SKIP LOCKED))
+RETURNING {LINE}
+"""
+)
+"""Jobs that may start now, for a worker."""
+ADOPT = f"""
+UPDATE kling_job AS j SET owner = %(owner)s
+WHERE j.id = ANY(ARRAY(
+  SELECT id FROM kling_job
+  WHERE account = %(account)s AND slot AND owner IS NULL AND due_at <= statement_timestamp()
+  ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+RETURNING {LINE}
+"""
+"""Jobs that were left running or in doubt, for a worker."""
+ADOPT_UNSAVED = f"""
+UPDATE kling_job AS j SET owner = %(owner)s
+WHERE j.id = ANY(ARRAY(
+  SELECT id FROM kling_job
+  WHERE account = %(account)s AND state = 'completed' AND owner IS NULL AND due_at <= statement_timestamp()
+  ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+RETURNING {LINE}
+"""
+"""Jobs whose videos nobody has saved, for a worker that saves."""
+TAKE_OVER = f"""
+UPDATE kling_job AS j SET owner = %(owner)s
+WHERE j.id = ANY(ARRAY(
+  SELECT id FROM kling_job
+  WHERE account = %(account)s AND slot AND owner IS NULL AND state = ANY(%(states)s)
+  AND batch = coalesce(%(batch)s, batch) FOR UPDATE SKIP LOCKED))
+RETURNING {LINE}
+"""
+"""What was left in some states, all of it, for a session."""
+ADMIT = "UPDATE kling_job SET slot = true WHERE id = ANY(%s) AND owner = %s RETURNING id"
+
+CONTENT = "SELECT job, text, files FROM kling_content WHERE job = ANY(%s)"
+
+
+ENDED = frozenset({State.COMPLETED, State.FAILED, State.REJECTED, State.SKIPPED, State.EXPIRED, State.DOWNLOADED})
+TOLD = ENDED | {State.SUBMITTED}
+"""What others may wait for."""
+
+
+@attrs.frozen
+class Line:
+    """A job's line: its row, and what workers agree on by.
+
+    Attributes:
+        id: The line's number.
+        owner: The worker that has it in hand, if one has.
+        slot: Whether it takes one of the account's slots.
+        row: The job.
+        wait: Seconds until workers may take it again; only in what is to be written.
+    """
+
+    id: int
+    owner: str | None
+    slot: bool
+    row: Row
+    wait: float = 0.0
+
+
+def line_of(values: Sequence[Any]) -> Line:
+    """A line as it was read."""
+    id_, owner, slot, *fields = values
+    named: dict[str, Any] = dict(zip(_FIELDS, fields, strict=True))
+    named["state"] = State(named["state"])
+    return Line(id_, owner, slot, Row(**named))
+
+
+def written(lines: Iterable[tuple[Line, Line]]) -> dict[str, list[Any]]:
+    """The parameters of `WRITE`, of lines as they were and as they are to be."""
+    given: dict[str, list[Any]] = {
+        name: [] for name in ("id", "was_owner", "was_attempt", "was_state", "owner", "slot", "wait", *_TYPES)
+    }
+    for was, line in lines:
+        given["id"].append(line.id)
+        given["was_owner"].append(was.owner)
+        given["was_attempt"].append(was.row.attempt)
+        given["was_state"].append(was.row.state.value)
+        given["owner"].append(line.owner)
+        given["slot"].append(line.slot)
+        given["wait"].append(line.wait)
+        for name in _TYPES:
+            value = getattr(line.row, name)
+            given[name].append(value.value if name == "state" else value)
+    return given
+
+
+def columns(new: dict[tuple[str, str], tuple[Content, str, float]]) -> dict[str, list[Any]]:
+    """The parameters of `INSERT`, of jobs with their content, model and time."""
+    return {
+        "batch": [batch for batch, _ in new],
+        "key": [key for _, key in new],
+        "digest": [content.digest for content, _, _ in new.values()],
+        "model": [model for _, model, _ in new.values()],
+        "at": [at for _, _, at in new.values()],
+        "text": [content.text for content, _, _ in new.values()],
+        "files": [content.files for content, _, _ in new.values()],
+    }
+
+
+def keeps_slot(line: Line, state: State) -> bool:
+    """Whether a job takes a slot in its new state: what may run does, and what was just refused keeps it.
+
+    What was in doubt for long had lost its slot, and asks for one again.
+    """
+    waits = state in {State.PENDING, State.CLAIMED} and line.row.state is not State.UNCERTAIN
+    return state in OPEN or (line.slot and waits)
+
+
+def channel_of(account: str) -> str:
+    """Where the workers of an account tell each other that something has moved."""
+    return f"kling_{hashlib.sha256(account.encode()).hexdigest()[:16]}"
+
+
+TALLY = """
+SELECT batch, state, count(*), sum(coalesce(spent, 0) - coalesce(refunded, 0)) FROM kling_job WHERE account = %s
+GROUP BY batch, state
+"""
+WORKERS = """
+SELECT w.name, extract(epoch FROM w.lease_until - clock_timestamp())::float8, count(j.id)
+FROM kling_worker w LEFT JOIN kling_job j ON j.owner = w.id
+WHERE w.account = %s AND w.id <> %s GROUP BY w.id ORDER BY w.since
+"""

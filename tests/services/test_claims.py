@@ -1,0 +1,120 @@
+"""Claims with the cap enforced, of many thousands of jobs: as fast at the end as at the beginning, by the indexes."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from statistics import median
+from typing import Any
+
+import psycopg
+import pytest
+
+from kling_async import Level
+from kling_async.ledger import Content, Entry, State
+from kling_async.ledger import _tables as tables
+from kling_async.ledger.postgres import PostgresLedger
+
+pytestmark = pytest.mark.anyio
+
+JOBS = int(os.environ.get("KLING_CLAIM_JOBS", "30000"))
+CLAIMED = int(os.environ.get("KLING_CLAIMED_JOBS", "2000"))
+"""Jobs that are claimed at the beginning, and again when all but as many have ended."""
+CAP = 300
+
+
+def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """A plan's nodes, from above to below."""
+    return [plan, *(node for below in plan.get("Plans", ()) for node in nodes(below))]
+
+
+def explained(url: str, query: str, values: dict[str, Any], how: bytes = b"FORMAT JSON") -> list[dict[str, Any]]:
+    with psycopg.connect(url) as connection:
+        found = connection.execute(b"EXPLAIN (" + how + b") " + query.encode(), values).fetchone()
+        assert found is not None
+        plan = found[0] if isinstance(found[0], list) else json.loads(found[0])
+        connection.rollback()
+    return nodes(plan[0]["Plan"])
+
+
+def pages(url: str, values: dict[str, Any]) -> int:
+    """How many pages a claim looks at, the second time: the first one marks what nobody sees any more."""
+    for _ in range(2):
+        top = explained(url, tables.CLAIM, values, b"ANALYZE, BUFFERS, FORMAT JSON")[0]
+    return int(top["Shared Hit Blocks"] + top["Shared Read Blocks"])
+
+
+async def fill(ledger: PostgresLedger, jobs: int) -> None:
+    for start in range(0, jobs, 10_000):
+        some = [(f"job-{number:06}", Content(f'{{"n":{number}}}'), "m") for number in range(start, start + 10_000)]
+        await ledger.enqueue("b", some, at=0.0)
+    await ledger.analyze()
+
+
+async def drain(ledger: PostgresLedger, jobs: int, level: Level) -> list[float]:
+    """Claim that many, ten at a time, and end each; claims per second of every hundred."""
+    rates: list[float] = []
+    for _ in range(0, jobs, 100):
+        spent = 0.0
+        for _ in range(10):
+            start = time.perf_counter()
+            taken = await ledger.take(10, level)
+            spent += time.perf_counter() - start
+            assert len(taken) == 10
+            for row, _ in taken:
+                ledger.note(Entry(batch="b", key=row.key, state=State.REJECTED, at=1.0))
+                ledger.give_back("b", row.key, again=None)
+            # Committed before the next claim is timed.
+            await ledger.find("b", row.key)
+        rates.append(100 / spent)
+    return rates
+
+
+@pytest.mark.timeout(600)
+async def test_claims_stay_as_fast_and_use_the_indexes(database: str) -> None:
+    ledger = PostgresLedger(database)
+    await ledger.open()
+    level = Level("test", 1_000_000_000, CAP)
+    try:
+        await fill(ledger, JOBS)
+        # As many run as are let.
+        running = await ledger.take(CAP - 20, level)
+        assert len(running) == CAP - 20
+        values = {
+            **ledger._desk.limits(level),
+            "owner": "me",
+            "limit": 10,
+            "states": ["submitted"],
+            "batch": None,
+        }
+        looked_at = [pages(database, values)]
+        first = await drain(ledger, CLAIMED, level)
+        for query, index in (
+            (tables.CLAIM, {"kling_job_due", "kling_job_slot", "kling_job_pkey"}),
+            (tables.ROOM, {"kling_job_slot"}),
+            # What is left is looked for among what takes a slot, by whichever index is smaller.
+            (tables.ADOPT, {"kling_job_pkey"}),
+            (tables.ADOPT_UNSAVED, {"kling_job_unsaved", "kling_job_pkey"}),
+        ):
+            found = explained(database, query, values)
+            assert not [node for node in found if node["Node Type"] == "Seq Scan"], found
+            assert index <= {node.get("Index Name") for node in found}
+        # All but the last thousands end, as they would in days.
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute(
+                "UPDATE kling_job SET state = 'completed', started_at = now() - interval '1 hour' WHERE id IN "
+                "(SELECT id FROM kling_job WHERE state = 'pending' ORDER BY id DESC OFFSET %s)",
+                [CLAIMED],
+            )
+            # As the database does by itself, sooner or later.
+            connection.execute("VACUUM kling_job")
+        looked_at.append(pages(database, values))
+        last = await drain(ledger, CLAIMED, level)
+        looked_at.append(pages(database, values))
+    finally:
+        await ledger.aclose()
+    rates = f"{median(first):.0f} claims/s at first, {median(last):.0f} at last"
+    print(f"{JOBS} rows: {rates}, cap {CAP}; pages {looked_at}")
+    # Pages, because the time is that of whoever else uses this machine.
+    assert max(looked_at) < 2 * looked_at[0], looked_at

@@ -1,0 +1,80 @@
+"""Jobs of a Procrastinate application whose workers die: a queue that runs them again pays for nothing again."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import procrastinate
+import procrastinate.exceptions
+import pytest
+
+from kling_async import InvalidJobError, Job, KeyReusedError, State
+from kling_async.integrations.procrastinate import KlingTasks, install
+from kling_async.ledger.postgres import PostgresLedger
+from support import postgres
+from support.workers import asked, check, counts, fleet, settled, until
+
+pytestmark = pytest.mark.anyio
+
+JOBS = int(os.environ.get("KLING_WORKER_JOBS", "100"))
+KILLS = int(os.environ.get("KLING_WORKER_KILLS", "3"))
+SEED = int(os.environ.get("KLING_SEED", "7"))
+
+
+@asynccontextmanager
+async def application(url: str) -> AsyncIterator[KlingTasks]:
+    """An application that enqueues and asks, as a web process does."""
+    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=url, min_size=1, max_size=2))
+    ledger = PostgresLedger(url, poll=0.2)
+    async with app.open_async():
+        await app.schema_manager.apply_schema_async()
+        await ledger.open()
+        try:
+            yield install(app, ledger)
+        finally:
+            await ledger.aclose()
+
+
+@pytest.mark.timeout(3000)
+async def test_kill_9_of_procrastinate_workers_pays_once_and_loses_nothing(database: str) -> None:
+    rng = random.Random(SEED)
+    async with application(database) as tasks, fleet("procrastinate_worker.py") as workers:
+        assert await tasks.enqueue(asked(JOBS), batch="b") == JOBS
+        assert await tasks.enqueue(asked(JOBS), batch="b") == 0
+        for _ in range(2):
+            await workers.start(database)
+        await until(database, lambda found: found[State.SUBMITTED] > 0, within=60)
+        for _ in range(KILLS):
+            await anyio.sleep(0.2 + rng.random())
+            await workers.end(rng.choice(workers.processes), signal.SIGKILL)
+            await workers.start(database)
+        await until(database, settled(JOBS), within=60 + JOBS / 2)
+        print(f"seed {SEED}, {KILLS} kills, {counts(database)}")
+        check(database, workers.emulator, JOBS)
+        retried = "SELECT 1 FROM procrastinate_events WHERE type = 'deferred_for_retry'"
+        assert postgres.rows(database, retried), "no worker died with a job in its hands"
+        with anyio.fail_after(5):
+            row = await tasks.outcome("job-0", batch="b")
+        assert row.state is State.COMPLETED
+
+
+async def test_rows_and_queue_jobs_are_enqueued_together_or_not_at_all(database: str) -> None:
+    async with application(database) as tasks:
+        job = Job(prompt="a", image="https://p.example/a.png")
+        assert await tasks.enqueue([("k", job)]) == 1
+        with pytest.raises(KeyReusedError):
+            await tasks.enqueue([("new", job), ("k", Job(prompt="b", image="https://p.example/a.png"))])
+        with pytest.raises(InvalidJobError, match="bytes"):
+            await tasks.enqueue([("bytes", Job(prompt="a", image="data:image/png;base64,AAAA"))])
+        assert [key for (key,) in postgres.rows(database, "SELECT key FROM kling_job")] == ["k"]
+        assert postgres.rows(database, "SELECT args FROM procrastinate_jobs") == [({"batch": "", "key": "k"},)]
+        # Nor does the ledger have what the queue refuses.
+        postgres.rows(database, "ALTER TABLE procrastinate_jobs ADD CHECK (args ->> 'key' <> 'refused')")
+        with pytest.raises(procrastinate.exceptions.ConnectorException):
+            await tasks.enqueue([("refused", job)])
+        assert [key for (key,) in postgres.rows(database, "SELECT key FROM kling_job")] == ["k"]

@@ -1,0 +1,119 @@
+"""Fleets of worker processes over one ledger and one emulator, and what they must have done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import attrs
+
+from kling_async import Job, State
+from kling_async.emulator import Emulator, faults
+from kling_async.emulator.predictions import PredictionRecord
+from support import postgres
+
+SUPPORT = Path(__file__).parent
+CAP = 25
+"""Predictions that may run at once on the account."""
+LEASE = 1.0
+
+
+def peak(records: Iterable[PredictionRecord]) -> int:
+    """How many ran at once, by the emulator's own record."""
+    ends = [(record.created_at, 1) for record in records] + [(record.ends_at, -1) for record in records]
+    running = most = 0
+    for _, change in sorted(ends):
+        running += change
+        most = max(most, running)
+    return most
+
+
+@attrs.define
+class Fleet:
+    """Worker processes over one ledger."""
+
+    emulator: Emulator
+    program: str
+    lease: float
+    processes: list[anyio.abc.Process] = attrs.Factory(list)
+
+    async def start(self, url: str) -> anyio.abc.Process:
+        # The worker imports what this process imports.
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        words = [url, self.emulator.base_url, self.emulator.api_key, str(CAP), str(self.lease)]
+        process = await anyio.open_process(
+            [sys.executable, str(SUPPORT / self.program), *words], stderr=None, env=environment
+        )
+        self.processes.append(process)
+        assert process.stdout is not None
+        assert (await process.stdout.receive()).startswith(b"open")
+        return process
+
+    async def end(self, process: anyio.abc.Process, number: signal.Signals) -> int:
+        process.send_signal(number)
+        status = await process.wait()
+        self.processes.remove(process)
+        await process.aclose()
+        return status
+
+
+@asynccontextmanager
+async def fleet(
+    program: str = "shared_worker.py", *, echo: bool = True, seconds: float = 0.7, lease: float = LEASE
+) -> AsyncIterator[Fleet]:
+    async with Emulator(
+        level="ultra", profile="tiny", timing=seconds, balance=1e6, input_echo=echo, downloads=False
+    ) as emulator:
+        # Answers take a moment, so that kills meet submits on their way.
+        emulator.faults.add("submit", faults.Delay(0.3, accepted=True), times=None)
+        made = Fleet(emulator, program, lease)
+        try:
+            yield made
+        finally:
+            for process in list(made.processes):
+                await made.end(process, signal.SIGKILL)
+
+
+def asked(jobs: int) -> list[tuple[str, Job]]:
+    """Jobs, each told apart by its prompt."""
+    return [
+        (f"job-{number}", Job(prompt=f"number {number}", image=f"https://p.example/{number}.png"))
+        for number in range(jobs)
+    ]
+
+
+def counts(url: str) -> Counter[State]:
+    found = postgres.rows(url, "SELECT state, count(*) FROM kling_job GROUP BY state")
+    return Counter({State(str(state)): int(str(count)) for state, count in found})
+
+
+async def until(url: str, done: Callable[[Counter[State]], bool], *, within: float) -> None:
+    deadline = anyio.current_time() + within
+    while not done(found := await anyio.to_thread.run_sync(counts, url)):
+        assert anyio.current_time() < deadline, f"after {within} s: {found}"
+        await anyio.sleep(0.1)
+
+
+def settled(jobs: int) -> Callable[[Counter[State]], bool]:
+    return lambda found: found[State.COMPLETED] + found[State.UNCERTAIN] == jobs
+
+
+def check(url: str, emulator: Emulator, jobs: int, *, echo: bool = True) -> None:
+    """Every job paid once, none lost, and never more at once than the account permits."""
+    records = emulator.predictions()
+    paid = Counter(str(record.inputs["prompt"]) for record in records)
+    found = counts(url)
+    assert max(paid.values()) == 1, "paid twice"
+    assert found[State.COMPLETED] + found[State.UNCERTAIN] == jobs, f"lost: {found}"
+    if echo:
+        assert found[State.UNCERTAIN] == 0
+    ids = {id_ for (id_,) in postgres.rows(url, "SELECT prediction_id FROM kling_job") if id_}
+    orphans = {record.id for record in records} - ids
+    assert len(orphans) <= found[State.UNCERTAIN], "a paid id is lost"
+    assert peak(records) <= CAP, f"{peak(records)} at once"
