@@ -40,8 +40,7 @@ def explained(url: str, query: str, values: dict[str, Any], how: bytes = b"FORMA
 
 def pages(url: str, values: dict[str, Any]) -> int:
     """How many pages a claim looks at, the second time: the first one marks what nobody sees any more."""
-    for _ in range(2):
-        top = explained(url, tables.CLAIM, values, b"ANALYZE, BUFFERS, FORMAT JSON")[0]
+    _, top = (explained(url, tables.CLAIM, values, b"ANALYZE, BUFFERS, FORMAT JSON")[0] for _ in range(2))
     return int(top["Shared Hit Blocks"] + top["Shared Read Blocks"])
 
 

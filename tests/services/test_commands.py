@@ -77,7 +77,7 @@ def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
 def test_a_database_that_is_away_is_said_so_without_its_password(tmp_path: Path) -> None:
     url = "postgresql://me:geheim@127.0.0.1:1/db?connect_timeout=1"
     refused = Cli(tmp_path)("status", url)
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "geheim" not in refused.stdout + refused.stderr
     assert "postgresql://me@127.0.0.1:1/db cannot be reached" in refused.stderr
 
