@@ -7,7 +7,8 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NewType, TypeVar, cast
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NewType, TypeVar, cast
 
 import attrs
 import cattrs
@@ -120,10 +121,14 @@ _BEYOND_MICROSECONDS = re.compile(r"(\.\d{6})\d+")
 
 def _moment(value: object, _: object) -> Moment | None:
     """RFC 3339 with up to 9 fractional digits, or GPTProto's form without `T` and zone, which is UTC."""
-    if not isinstance(value, str):
-        return None
+    return _read_moment(value) if isinstance(value, str) else None
+
+
+@lru_cache(maxsize=4096)
+def _read_moment(text: str) -> Moment | None:
+    """Remembered, because every reply about a prediction says when it was created."""
     try:
-        moment = datetime.fromisoformat(_BEYOND_MICROSECONDS.sub(r"\1", value.strip()))
+        moment = datetime.fromisoformat(_BEYOND_MICROSECONDS.sub(r"\1", text.strip()))
     except ValueError:
         return None
     return Moment(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
@@ -146,9 +151,8 @@ for _type, _hook in (
     (_Timings | None, _timings),
 ):
     _converter.register_structure_hook(_type, _hook)
-_converter.register_structure_hook(
-    _Record, make_dict_structure_fn(_Record, _converter, id=override(omit=False), _cattrs_detailed_validation=False)
-)
+_record = make_dict_structure_fn(_Record, _converter, id=override(omit=False), _cattrs_detailed_validation=False)
+_converter.register_structure_hook(_Record, _record)
 
 
 def register(cls: object, hook: Callable[[object, object], object]) -> None:
@@ -162,15 +166,12 @@ def moment(value: object) -> datetime | None:
 
 
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
-_SNAKE: dict[str, str] = {}
 
 
-def _snake(record: Mapping[str, object]) -> dict[str, object]:
+@lru_cache(maxsize=1024)
+def _snake(name: str) -> str:
     """`createdAt` and `created_at` are both in use."""
-    return {name if name in _SNAKE_FIELDS else _HUMP.sub("_", name).lower(): value for name, value in record.items()}
-
-
-_SNAKE_FIELDS = frozenset(attrs.fields_dict(_Record))
+    return _HUMP.sub("_", name).lower()
 
 
 def structure(payload: object, cls: type[T]) -> T:
@@ -179,10 +180,14 @@ def structure(payload: object, cls: type[T]) -> T:
     Raises:
         ValueError: The payload has not the shape.
     """
+    return _structured(payload, cls, _converter.get_structure_hook(cls))
+
+
+def _structured(payload: object, cls: type[T], hook: Callable[[Any, Any], T]) -> T:
     if not isinstance(payload, Mapping):
         raise ValueError(f"expected an object, got {type(payload).__name__}")  # noqa: TRY004 -- one kind for callers
     try:
-        return _converter.structure(_snake(payload), cls)
+        return hook({_snake(name): value for name, value in payload.items()}, cls)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{cls.__name__.strip('_')}: {type(error).__name__}: {error}") from None
 
@@ -197,7 +202,7 @@ def read_prediction(payload: object, secret: Secret | None, *, request_id: str |
     """
     if isinstance(payload, list) and payload:
         payload = payload[0]
-    record = structure(payload, _Record)
+    record = _structured(payload, _Record, _record)
     if not record.id.strip():
         raise ValueError("the record has no id")
     inference = record.timings.inference if record.timings else None
@@ -208,7 +213,7 @@ def read_prediction(payload: object, secret: Secret | None, *, request_id: str |
         status=Status.of(word),
         raw_status=word,
         outputs=record.outputs,
-        error=(record.error if secret is None else _without(secret, record.error)) or None,
+        error=(_without(secret, record.error) if secret is not None and record.error else record.error) or None,
         code=record.code or None,
         nsfw=record.has_nsfw_contents,
         created_at=record.created_at,
