@@ -15,6 +15,7 @@ import attrs
 from ._core import events
 from ._core.budget import Reservation
 from ._core.clock import Clock
+from ._core.copies import changed
 from ._core.errors import (
     ApiError,
     BudgetExceededError,
@@ -321,7 +322,7 @@ class Submitter:
         verdict = judge(end)
         match verdict:
             case Accepted(prediction):
-                verdict = Accepted(attrs.evolve(prediction, key=ask.key, model=prediction.model or ask.job.model))
+                verdict = Accepted(changed(prediction, key=ask.key, model=prediction.model or ask.job.model))
                 await self._accepted(verdict.prediction, ask)
             case Rejected(refusal, again):
                 refusal.job, refusal.key, refusal.spent = ask.job, ask.key, Spent.NO
@@ -353,7 +354,7 @@ class Submitter:
         )
 
     async def _intend(self, ask: Ask, attempt: int) -> None:
-        entry = attrs.evolve(
+        entry = changed(
             self._entry(ask, State.INTENT),
             attempt=attempt,
             fingerprint=ask.fingerprint,

@@ -17,6 +17,7 @@ import anyio
 import attrs
 
 from ._core.catalogue import find_model
+from ._core.copies import changed
 from ._core.errors import (
     ApiError,
     AuthenticationError,
@@ -463,7 +464,7 @@ class Watcher:
             self._wake_by(self._planner.next_due)
             return
         # It was asked for by its id: a gateway may call it otherwise in its reply.
-        read = attrs.evolve(read, id=last.id, key=last.key, model=read.model or last.model)
+        read = changed(read, id=last.id, key=last.key, model=read.model or last.model)
         watched.prediction = read
         if read.status.ended:
             self._planner.ends(read.id, self._clock.monotonic(), took=read.inference, told=told)

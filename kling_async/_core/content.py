@@ -30,6 +30,7 @@ PREFIX = "sha256:"
 IMAGES = ("image", "end_image")
 _SHORT = ("negative_prompt", "guidance_scale", "sound", "shot_type")
 _LISTS = ("element_list", "voice_list")
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 @attrs.frozen
@@ -117,7 +118,7 @@ def digests(content: Content) -> frozenset[str]:
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _ENCODER.encode(value)
 
 
 @cache

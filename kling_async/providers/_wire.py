@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NewType, TypeVar, cast
@@ -30,6 +29,8 @@ from kling_async._core.http import decoded
 from kling_async._core.prediction import MODERATION, Prediction, Status
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from kling_async._core.http import HttpResponse
     from kling_async._core.secret import Secret
 
@@ -88,7 +89,7 @@ def _dumped(value: object) -> str:
 def _urls(value: object, _: object) -> Urls:
     """A list, one bare string, null, or objects with a `url`."""
     items = value if isinstance(value, list) else [] if value is None else [value]
-    urls = (item.get("url") if isinstance(item, Mapping) else item for item in items)
+    urls = (item.get("url") if isinstance(item, dict) else item for item in items)
     return Urls(tuple(url for url in urls if isinstance(url, str) and url))
 
 
@@ -135,7 +136,7 @@ def _read_moment(text: str) -> Moment | None:
 
 
 def _timings(value: object, _: object) -> _Timings | None:
-    return _Timings(_seconds(value.get("inference"), None)) if isinstance(value, Mapping) else None
+    return _Timings(_seconds(value.get("inference"), None)) if isinstance(value, dict) else None
 
 
 # One converter, made once; without detailed validation, which costs a tenth of a job.
@@ -184,7 +185,7 @@ def structure(payload: object, cls: type[T]) -> T:
 
 
 def _structured(payload: object, cls: type[T], hook: Callable[[Any, Any], T]) -> T:
-    if not isinstance(payload, Mapping):
+    if not isinstance(payload, dict):
         raise ValueError(f"expected an object, got {type(payload).__name__}")  # noqa: TRY004 -- one kind for callers
     try:
         return hook({_snake(name): value for name, value in payload.items()}, cls)
@@ -230,10 +231,10 @@ def _without(secret: Secret, text: str) -> str:
 
 def _input(payload: object) -> Mapping[str, object] | None:
     """What the run was given, where the service says it: list items and webhooks do, sometimes, under either name."""
-    if not isinstance(payload, Mapping):
+    if not isinstance(payload, dict):
         return None
     echo = payload.get("input") or payload.get("inputs")
-    return echo if isinstance(echo, Mapping) else None
+    return echo if isinstance(echo, dict) else None
 
 
 _OK = range(200, 300)
@@ -265,7 +266,7 @@ def _opened(response: HttpResponse, secret: Secret) -> object:
             request_id=response.request_id,
             raw=_beginning(secret.redact(response.body)),
         )
-    if not isinstance(body, Mapping):
+    if not isinstance(body, dict):
         return body
     code = _number(body.get("code"), None)
     if (code is not None and code not in _OK and code != 0) or (
@@ -336,15 +337,15 @@ def _error_class(status: int, code: int | None, text: str) -> type[ApiError]:
 
 def _said(body: object) -> tuple[str, int | None]:
     """The text and the code of an error body, in every shape that has been seen."""
-    if not isinstance(body, Mapping):
+    if not isinstance(body, dict):
         return "", None
     code = _number(body.get("code"), None)
     error = body.get("error")
     data = body.get("data")
-    if isinstance(error, Mapping):
+    if isinstance(error, dict):
         code = code or _number(error.get("code"), None) or _number(error.get("type"), None)
         error = error.get("message")
-    elif isinstance(data, Mapping):
+    elif isinstance(data, dict):
         error = error or data.get("error")
         code = _number(data.get("code"), None) or code
     text = next((part for part in (error, body.get("message"), body.get("detail"), body.get("errors")) if part), "")
