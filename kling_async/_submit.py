@@ -141,7 +141,7 @@ class Submitter:
     under_way: Counter[tuple[str, str]]
     on_uncertain: OnUncertain = "reconcile"
     patience: float = 900.0
-    _door: anyio.Semaphore = attrs.field(factory=lambda: anyio.Semaphore(POSTS_AT_ONCE), init=False)
+    _door: anyio.Semaphore = attrs.field(factory=lambda: anyio.Semaphore(POSTS_AT_ONCE, fast_acquire=True), init=False)
     # Paid ids that the ledger did not take when they came.
     _unwritten: dict[tuple[str, str], Entry] = attrs.field(factory=dict, init=False)
 
@@ -354,8 +354,11 @@ class Submitter:
         )
 
     async def _intend(self, ask: Ask, attempt: int) -> None:
-        entry = changed(
-            self._entry(ask, State.INTENT),
+        entry = Entry(
+            batch=ask.batch,
+            key=ask.key,
+            state=State.INTENT,
+            at=self.clock.now(),
             attempt=attempt,
             fingerprint=ask.fingerprint,
             token_hash=ask.token_hash,

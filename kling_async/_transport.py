@@ -47,6 +47,9 @@ closing would be lost without an answer, hence uncertain; being the first to clo
 _LARGE = 2**20
 """Bytes of a body, or of an upload per `Timeouts.transfer`."""
 
+_ADDRESSES = 1024
+"""URLs that are remembered."""
+
 _USER_AGENT = f"kling-async/{__version__}"
 _PLAIN = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]{1,5})?)((?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+)")
 """URLs in which nothing is to be quoted, and that have neither query nor a way up: origin and path."""
@@ -199,6 +202,7 @@ class AiohttpTransport:
         self._trust_env = trust_env
         self._env_proxies: dict[tuple[str, str], str | None] = {}
         self._origins: dict[str, tuple[URL, str | None]] = {}
+        self._addresses: dict[str, tuple[URL, str | None]] = {}
         self._ssl = _trust(ca)
         self._session = client_session
         self._owned = client_session is None
@@ -320,17 +324,24 @@ class AiohttpTransport:
 
     def _address(self, url: str) -> tuple[URL | str, str | None]:
         """Where to, and through which proxy."""
+        known = self._addresses.get(url)
+        if known is not None:
+            return known
         plain = _PLAIN.fullmatch(url)
         if plain is None:
             return _exact(url), self._proxy or self._env_proxy(url)
         origin, path = plain.groups()
-        known = self._origins.get(origin)
-        if known is None:
+        there = self._origins.get(origin)
+        if there is None:
             exact = _exact(origin)
             if isinstance(exact, str):
                 return url, self._proxy or self._env_proxy(url)
-            known = self._origins[origin] = exact, self._proxy or self._env_proxy(origin)
-        return known[0].with_path(path, encoded=True), known[1]
+            there = self._origins[origin] = exact, self._proxy or self._env_proxy(origin)
+        if len(self._addresses) >= _ADDRESSES:
+            self._addresses.clear()
+        # A prediction is read again and again; what yarl works out of its URL stays with it.
+        known = self._addresses[url] = there[0].with_path(path, encoded=True), there[1]
+        return known
 
     def _env_proxy(self, url: str) -> str | None:
         """The environment's proxy for `url`.

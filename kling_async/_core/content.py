@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from decimal import Decimal
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ class Content:
     text: str
     files: str | None = None
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the text, in hex: the same for the same content."""
         return hashlib.sha256(self.text.encode()).hexdigest()
