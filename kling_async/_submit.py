@@ -15,6 +15,7 @@ import attrs
 from ._core import events
 from ._core.budget import Reservation
 from ._core.clock import Clock
+from ._core.copies import changed
 from ._core.errors import (
     ApiError,
     BudgetExceededError,
@@ -144,7 +145,7 @@ class Submitter:
     under_way: Counter[tuple[str, str]]
     on_uncertain: OnUncertain = "reconcile"
     patience: float = 900.0
-    _door: anyio.Semaphore = attrs.field(factory=lambda: anyio.Semaphore(POSTS_AT_ONCE), init=False)
+    _door: anyio.Semaphore = attrs.field(factory=lambda: anyio.Semaphore(POSTS_AT_ONCE, fast_acquire=True), init=False)
     # Paid ids that the ledger did not take when they came.
     _unwritten: dict[tuple[str, str], Entry] = attrs.field(factory=dict, init=False)
 
@@ -332,7 +333,7 @@ class Submitter:
         verdict = judge(end)
         match verdict:
             case Accepted(prediction):
-                verdict = Accepted(attrs.evolve(prediction, key=ask.key, model=prediction.model or ask.job.model))
+                verdict = Accepted(changed(prediction, key=ask.key, model=prediction.model or ask.job.model))
                 await self._accepted(verdict.prediction, ask)
             case Rejected(refusal, again):
                 refusal.job, refusal.key, refusal.spent = ask.job, ask.key, Spent.NO
@@ -364,8 +365,11 @@ class Submitter:
         )
 
     async def _intend(self, ask: Ask, attempt: int) -> None:
-        entry = attrs.evolve(
-            self._entry(ask, State.INTENT),
+        entry = Entry(
+            batch=ask.batch,
+            key=ask.key,
+            state=State.INTENT,
+            at=self.clock.now(),
             attempt=attempt,
             fingerprint=ask.fingerprint,
             token_hash=ask.token_hash,

@@ -6,11 +6,13 @@ prints them, the key included.
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
+import re
 import ssl
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -28,6 +30,7 @@ from ._core.errors import (
 )
 from ._core.http import Effect, HttpRequest, HttpResponse, Timeouts
 from ._core.transport import shown
+from ._overdue import Overdue
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Mapping
@@ -44,7 +47,27 @@ closing would be lost without an answer, hence uncertain; being the first to clo
 _LARGE = 2**20
 """Bytes of a body, or of an upload per `Timeouts.transfer`."""
 
+_ADDRESSES = 1024
+"""URLs that are remembered."""
+
+_USER_AGENT = f"kling-async/{__version__}"
+_PLAIN = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]{1,5})?)((?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+)")
+"""URLs in which nothing is to be quoted, and that have neither query nor a way up: origin and path."""
+
 _T = TypeVar("_T")
+
+
+class _Options(TypedDict, total=False):
+    """What aiohttp is told about a request."""
+
+    headers: Mapping[str, str]
+    skip_auto_headers: tuple[str, ...]
+    data: io.BytesIO | bytes
+    allow_redirects: bool
+    proxy: str | None
+    ssl: ssl.SSLContext | bool
+    timeout: aiohttp.ClientTimeout
+
 
 # By name, because the oldest supported aiohttp lacks some of the classes. An error takes the row of the first class of
 # its MRO that has one. ConnectFailedError promises that no byte of the request left: it is given only to what aiohttp
@@ -167,10 +190,19 @@ class AiohttpTransport:
         client_session: aiohttp.ClientSession | None = None,
     ) -> None:
         self._timeouts = timeouts or Timeouts()
+        connect = self._timeouts.connect
+        # `connect` covers the wait for a free connection too: whatever ends before it has sent nothing, and since it is
+        # shorter than `total`, a total that runs out has always begun to send.
+        self._paid = aiohttp.ClientTimeout(total=connect + self._timeouts.submit, connect=connect, sock_connect=connect)
+        # The rest of what a read may take is counted by `_overdue`.
+        self._connecting = aiohttp.ClientTimeout(total=None, sock_connect=connect)
+        self._overdue = Overdue()
         self._limit = limit
         self._proxy = proxy
         self._trust_env = trust_env
         self._env_proxies: dict[tuple[str, str], str | None] = {}
+        self._origins: dict[str, tuple[URL, str | None]] = {}
+        self._addresses: dict[str, tuple[URL, str | None]] = {}
         self._ssl = _trust(ca)
         self._session = client_session
         self._owned = client_session is None
@@ -178,15 +210,20 @@ class AiohttpTransport:
 
     async def open(self) -> None:
         """Make the session that `send` and `stream` would make at the first request; harmless when there is one."""
+        self._made()
+
+    def _made(self) -> aiohttp.ClientSession | None:
         if self._owned and self._session is None and not self._closed:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, limit_per_host=self._limit, keepalive_timeout=KEEP_ALIVE),
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
+        return self._session
 
     async def aclose(self) -> None:
         """Close the session if it is owned. Later requests fail with `ConnectFailedError`."""
         self._closed = True
+        self._overdue.close()
         if self._owned and self._session is not None:
             await self._session.close()
 
@@ -198,11 +235,46 @@ class AiohttpTransport:
             ConnectionLostError: It broke after something may have been sent.
             TransportTimeoutError: It was sent and no reply came in time.
         """
-        reply = await self._begin(request, _timeout(request, self._timeouts), follow=False)
+        reply = await self._exchanged(request, self._usable(request))
+        # Raised here, in a frame that holds nothing of aiohttp: tracebacks may show local variables. And outside of an
+        # except block: there, Python would keep aiohttp's exception as __context__, and its repr prints the
+        # Authorization header into every log that shows the chain.
+        if isinstance(reply, TransportError):
+            raise reply
+        return reply
+
+    async def _exchanged(self, request: HttpRequest, session: aiohttp.ClientSession) -> HttpResponse | TransportError:
+        """The reply, or what became of the request instead."""
+        timeouts = self._timeouts
+        wait = None
+        if request.effect is Effect.PAID:
+            allowed = self._paid
+        elif request.method == "PUT" or (request.body is not None and len(request.body) > _LARGE):
+            allowed = _transfer(request, timeouts)
+        else:
+            allowed = self._connecting
+            wait = self._overdue.begin(timeouts.connect + timeouts.read)
+        response: aiohttp.ClientResponse | None = None
         try:
-            return HttpResponse(status=reply.status, headers=reply.headers, body=await reply.body())
+            url, proxy = self._address(request.url)
+            response = await session.request(
+                request.method, url, **self._options(request, proxy, allowed, follow=False)
+            )
+            if wait is not None:
+                # The head has come. The rest of a list may be long, and the line slow.
+                wait.until += 3 * timeouts.read
+            return HttpResponse(status=response.status, headers=_lowered(response), body=await response.read())
+        except asyncio.CancelledError:
+            if wait is None or not wait.settle():
+                raise
+            return map_exception(TimeoutError(), request, replied=response is not None)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, the request may have been sent
+            return map_exception(error, request, replied=response is not None)
         finally:
-            reply.close()
+            if response is not None:
+                response.close()
+            if wait is not None:
+                self._overdue.end(wait)
 
     @asynccontextmanager
     async def stream(self, request: HttpRequest) -> AsyncIterator[StreamedResponse]:
@@ -214,37 +286,62 @@ class AiohttpTransport:
         # No limit in total, and none on the wait for a free connection: transfers may queue.
         timeout = aiohttp.ClientTimeout(sock_connect=self._timeouts.connect, sock_read=self._timeouts.transfer)
         follow = not any(name.lower() == "authorization" for name in request.headers)
-        reply = await self._begin(request, timeout, follow=follow)
+        session = self._usable(request)
+        url, proxy = self._address(request.url)
+        options = self._options(request, proxy, timeout, follow=follow)
+        response = _mapped(session.request(request.method, url, **options), request)
+        reply = _Reply(await response, request)
         try:
             yield reply
         finally:
             reply.close()
 
-    async def _begin(self, request: HttpRequest, allowed: aiohttp.ClientTimeout, *, follow: bool) -> _Reply:
-        await self.open()
-        session = self._session
+    def _usable(self, request: HttpRequest) -> aiohttp.ClientSession:
+        session = self._session or self._made()
         if self._closed or session is None or session.closed:
             raise ConnectFailedError(
                 f"{request.method} {shown(request.url)}: the transport is closed", advice="use it while it is open"
             )
+        return session
+
+    def _options(
+        self, request: HttpRequest, proxy: str | None, allowed: aiohttp.ClientTimeout, *, follow: bool
+    ) -> _Options:
         body = request.body
-        response = _mapped(
-            session.request(
-                request.method,
-                _exact(request.url),
-                headers={"User-Agent": f"kling-async/{__version__}", **request.headers},
-                # aiohttp would call every body application/octet-stream, which signed uploads may refuse.
-                skip_auto_headers=("Content-Type",),
-                # Raw bytes are written in one piece, which holds up the loop when they are many.
-                data=io.BytesIO(body) if body is not None and len(body) > _LARGE else body,
-                allow_redirects=follow,
-                proxy=self._proxy or self._env_proxy(request.url),
-                ssl=self._ssl,
-                timeout=allowed,
-            ),
-            request,
-        )
-        return _Reply(await response, request)
+        options: _Options = {
+            "headers": {"User-Agent": _USER_AGENT, **request.headers},
+            "allow_redirects": follow,
+            "proxy": proxy,
+            "ssl": self._ssl,
+            "timeout": allowed,
+        }
+        if body is not None:
+            # aiohttp would call every body application/octet-stream, which signed uploads may refuse.
+            options["skip_auto_headers"] = ("Content-Type",)
+            # Raw bytes are written in one piece, which holds up the loop when they are many.
+            options["data"] = io.BytesIO(body) if len(body) > _LARGE else body
+        return options
+
+    def _address(self, url: str) -> tuple[URL | str, str | None]:
+        """Where to, and through which proxy."""
+        known = self._addresses.get(url)
+        if known is not None:
+            return known
+        plain = _PLAIN.fullmatch(url)
+        if plain is None:
+            return _exact(url), self._proxy or self._env_proxy(url)
+        origin, path = plain.groups()
+        there = self._origins.get(origin)
+        if there is None:
+            exact = _exact(origin)
+            if isinstance(exact, str):
+                return url, self._proxy or self._env_proxy(url)
+            there = self._origins[origin] = exact, self._proxy or self._env_proxy(origin)
+        if len(self._addresses) >= _ADDRESSES:
+            self._addresses.clear()
+        # A prediction is read again and again; what yarl works out of its URL stays with it.
+        known = self._addresses[url] = there[0].with_path(path, encoded=True), there[1]
+        return known
 
     def _env_proxy(self, url: str) -> str | None:
         """The environment's proxy for `url`.
@@ -277,12 +374,9 @@ class _Reply:
 
     def __init__(self, response: aiohttp.ClientResponse, request: HttpRequest) -> None:
         self.status = response.status
-        self.headers = {name.lower(): value for name, value in response.headers.items()}
+        self.headers = _lowered(response)
         self._response = response
         self._request = request
-
-    async def body(self) -> bytes:
-        return await _mapped(self._response.read(), self._request, replied=True)
 
     def chunks(self) -> AsyncIterator[bytes]:
         return self
@@ -312,20 +406,21 @@ def _exact(url: str) -> URL | str:
     return url
 
 
-def _timeout(request: HttpRequest, timeouts: Timeouts) -> aiohttp.ClientTimeout:
-    connect = timeouts.connect
-    if request.effect is Effect.PAID:
-        # `connect` covers the wait for a free connection too: whatever ends before it has sent nothing, and since it is
-        # shorter than `total`, a total that runs out has always begun to send.
-        return aiohttp.ClientTimeout(total=connect + timeouts.submit, connect=connect, sock_connect=connect)
-    if request.method == "PUT" or len(request.body or b"") > _LARGE:
-        # aiohttp measures silence only while it reads. A peer that stops taking the body would never be noticed, hence
-        # `transfer` for the reply and for each MiB begun.
-        pieces = 2 + len(request.body or b"") // _LARGE
-        return aiohttp.ClientTimeout(
-            total=connect + pieces * timeouts.transfer, sock_connect=connect, sock_read=timeouts.transfer
-        )
-    return aiohttp.ClientTimeout(total=connect + 4 * timeouts.read, sock_connect=connect, sock_read=timeouts.read)
+def _transfer(request: HttpRequest, timeouts: Timeouts) -> aiohttp.ClientTimeout:
+    """For an upload: `transfer` for the reply and for each MiB begun.
+
+    aiohttp measures silence only while it reads, and would never notice a peer that stops taking the body.
+    """
+    pieces = 2 + len(request.body or b"") // _LARGE
+    return aiohttp.ClientTimeout(
+        total=timeouts.connect + pieces * timeouts.transfer,
+        sock_connect=timeouts.connect,
+        sock_read=timeouts.transfer,
+    )
+
+
+def _lowered(response: aiohttp.ClientResponse) -> dict[str, str]:
+    return {name.lower(): value for name, value in response.headers.items()}
 
 
 def _trust(ca: str | os.PathLike[str] | ssl.SSLContext | None) -> ssl.SSLContext | bool:

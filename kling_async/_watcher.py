@@ -17,6 +17,7 @@ import anyio
 import attrs
 
 from ._core.catalogue import find_model
+from ._core.copies import changed
 from ._core.errors import (
     ApiError,
     AuthenticationError,
@@ -84,7 +85,11 @@ class _Waiter:
 
 @attrs.define(eq=False)
 class _Watched:
-    """One prediction that runs."""
+    """One prediction that runs.
+
+    Attributes:
+        said: The hash of the last reply to its own read: the same reply says nothing new, and is not read again.
+    """
 
     prediction: Prediction
     since: float
@@ -92,6 +97,7 @@ class _Watched:
     on_end: Callable[[Prediction], None] | None
     failures: int = 0
     missing: int = 0
+    said: int | None = None
     waiters: list[_Waiter] = attrs.Factory(list)
     changes: list[asyncio.Queue[Prediction | KlingError]] = attrs.Factory(list)
     ended: bool = False
@@ -348,6 +354,7 @@ class Watcher:
 
     def _wake_by(self, due: float) -> None:
         if due < self._wakes_at and self._nap is not None:
+            self._wakes_at = -math.inf
             self._nap.cancel()
 
     async def _keep_time(self) -> NoReturn:
@@ -394,7 +401,8 @@ class Watcher:
         self._singles += 1
         try:
             response = await self._transport.send(self._provider.result(watched.prediction.id))
-            read = self._provider.read_prediction(response)
+            said = hash((response.status, response.body))
+            read = None if said == watched.said else self._provider.read_prediction(response)
         except _FINAL as error:
             if watched.ended:
                 return
@@ -414,9 +422,12 @@ class Watcher:
             watched.failures = watched.missing = 0
             if watched.ended:
                 return
-            self._hear(watched, read, alone=True)
+            if read is not None:
+                self._hear(watched, read, alone=True)
             if not watched.ended:
-                self._planner.runs(watched.prediction.id, self._clock.monotonic(), read.created_at)
+                watched.said = said
+                created = None if read is None else read.created_at
+                self._planner.runs(watched.prediction.id, self._clock.monotonic(), created)
                 self._forget(watched)
 
     async def _read_page(self, look: LookAtPage) -> None:
@@ -463,7 +474,7 @@ class Watcher:
             self._wake_by(self._planner.next_due)
             return
         # It was asked for by its id: a gateway may call it otherwise in its reply.
-        read = attrs.evolve(read, id=last.id, key=last.key, model=read.model or last.model)
+        read = changed(read, id=last.id, key=last.key, model=read.model or last.model)
         watched.prediction = read
         if read.status.ended:
             self._planner.ends(read.id, self._clock.monotonic(), took=read.inference, told=told)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from decimal import Decimal
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ PREFIX = "sha256:"
 IMAGES = ("image", "end_image")
 _SHORT = ("negative_prompt", "guidance_scale", "sound", "shot_type")
 _LISTS = ("element_list", "voice_list")
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 @attrs.frozen
@@ -44,7 +45,7 @@ class Content:
     text: str
     files: str | None = None
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the text, in hex: the same for the same content."""
         return hashlib.sha256(self.text.encode()).hexdigest()
@@ -117,7 +118,7 @@ def digests(content: Content) -> frozenset[str]:
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _ENCODER.encode(value)
 
 
 @cache

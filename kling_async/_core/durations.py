@@ -8,7 +8,7 @@ first to end, do not make all look quick; and no shape of the times is assumed.
 from __future__ import annotations
 
 import math
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 RATIO = 1.15
 """Each stretch of age is longer than the one before by this."""
@@ -48,8 +48,9 @@ class Durations:
         self._ends = [0.0] * len(EDGES)
         self._time = [0.0] * len(EDGES)
         self._learned = 0.0
+        # As far as they were asked for since something was learned about a stretch.
         self._rates: list[float] = []
-        self._sums: list[float] = []
+        self._sums: list[float] = [0.0]
 
     @property
     def unseen(self) -> bool:
@@ -66,12 +67,15 @@ class Durations:
         if stop > start:
             self._add(self._ends, start, stop, self._usual / (stop - start))
         else:
-            self._ends[_stretch(stop / self._usual)] += 1
+            last = _stretch(stop / self._usual)
+            self._ends[last] += 1
+            self._learned_from(last)
         self._learned += 1
         if self._learned >= 2 * REMEMBERED:
             self._learned /= 2
             self._ends = [ends / 2 for ends in self._ends]
             self._time = [time / 2 for time in self._time]
+            self._learned_from(0)
 
     def chance(self, age: float, later: float) -> float:
         """The probability that one that ran at an age has ended at a later one."""
@@ -80,26 +84,31 @@ class Durations:
     def _add(self, table: list[float], start: float, stop: float, weight: float) -> None:
         """Share out what happened between two ages, evenly."""
         left, right = start / self._usual, stop / self._usual
-        for stretch in range(_stretch(left), _stretch(right) + 1):
-            end = EDGES[stretch + 1] if stretch + 1 < len(EDGES) else math.inf
-            table[stretch] += weight * (min(right, end) - max(left, EDGES[stretch]))
-        self._sums = []
+        first, last = _stretch(left), _stretch(right)
+        if first == last:
+            table[first] += weight * (right - left)
+        else:
+            table[first] += weight * (EDGES[first + 1] - left)
+            for stretch in range(first + 1, last):
+                table[stretch] += weight * (EDGES[stretch + 1] - EDGES[stretch])
+            table[last] += weight * (right - EDGES[last])
+        self._learned_from(first)
+
+    def _learned_from(self, stretch: int) -> None:
+        """The rates from a stretch on are others than before."""
+        del self._rates[stretch:]
+        del self._sums[stretch + 1 :]
 
     def _sum(self, age: float) -> float:
         """The rates of ends, summed up to an age."""
-        if not self._sums:
-            self._rates = [
-                (ends + imagined) / (time + ran)
-                for ends, imagined, time, ran in zip(
-                    self._ends, _IMAGINED_ENDS, self._time, _IMAGINED_TIME, strict=True
-                )
-            ]
-            lengths = (stop - start for start, stop in pairwise(EDGES))
-            parts = (rate * length for rate, length in zip(self._rates, lengths, strict=False))
-            self._sums = list(accumulate(parts, initial=0.0))
         age /= self._usual
         stretch = _stretch(age)
-        return self._sums[stretch] + self._rates[stretch] * (age - EDGES[stretch])
+        rates, sums = self._rates, self._sums
+        for at in range(len(rates), stretch + 1):
+            rates.append((self._ends[at] + _IMAGINED_ENDS[at]) / (self._time[at] + _IMAGINED_TIME[at]))
+            if at < STRETCHES:
+                sums.append(sums[at] + rates[at] * (EDGES[at + 1] - EDGES[at]))
+        return sums[stretch] + rates[stretch] * (age - EDGES[stretch])
 
 
 _FIRST, _LOG = math.log(EDGES[1]), math.log(RATIO)

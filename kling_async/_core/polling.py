@@ -625,6 +625,8 @@ class Planner:
         first = min(track.looked for track in tracks)
         at = max(now, first + self._policy.least)
         latest = max(now, first + self._policy.most)
+        if at >= latest:
+            return latest
         few = tracks[:: -(-len(tracks) // _SAMPLE)]
         trusted = min(self._trusted, 1 - UNTOLD)
         # As far as webhooks tell, many together need a look no sooner than one alone: hardly any has ended untold.

@@ -31,7 +31,7 @@ class Status(Enum):
     @property
     def ended(self) -> bool:
         """Whether nothing will change any more."""
-        return not NEXT[self]
+        return self not in _RUNNING
 
     @classmethod
     def of(cls, word: str) -> Status:
@@ -46,7 +46,8 @@ _WORDS = {status.value: status for status in Status} | {
     "queued": Status.CREATED,
 }
 
-_ENDS = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.TIMEOUT, Status.DELETED})
+_RUNNING = (Status.CREATED, Status.PROCESSING)
+_ENDS = frozenset(Status) - {*_RUNNING}
 
 NEXT: Mapping[Status, frozenset[Status]] = {
     Status.CREATED: _ENDS | {Status.PROCESSING},

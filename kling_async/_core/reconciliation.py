@@ -130,8 +130,11 @@ def fingerprint(inputs: Mapping[str, object]) -> str:
     return f"{_sha256(said)}:{_sha256(images)}"
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, default=str)
+
+
 def _sha256(said: object) -> str:
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    return hashlib.sha256(_ENCODER.encode(said).encode()).hexdigest()[:32]
 
 
 def without_images(fingerprint: str) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from decimal import Decimal
 from enum import Enum
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import attrs
+
+from .copies import changed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -198,7 +201,7 @@ class Row:
         Raises:
             ValueError: The move is not legal; nothing changes.
         """
-        return attrs.evolve(self, **self.changes(entry))
+        return changed(self, **self.changes(entry))
 
     def changes(self, entry: Entry) -> dict[str, Any]:
         """What the step changes: attributes with their new values.
@@ -210,20 +213,20 @@ class Row:
         stays = entry.state is self.state is not State.INTENT
         if not stays and entry.state not in MOVES[self.state]:
             raise ValueError(f"job {self.key} cannot go from {self.state.value} to {entry.state.value}")
-        changed: dict[str, Any] = {"state": entry.state, "updated_at": entry.at}
+        changes: dict[str, Any] = {"state": entry.state, "updated_at": entry.at}
         if entry.state is State.INTENT:
             # A new attempt has neither the id nor the error of the one before it.
-            changed |= {name: None for name in _OF_ATTEMPT if getattr(self, name) is not None}
-            changed["intent_at"] = entry.at
+            changes |= {name: None for name in _OF_ATTEMPT if getattr(self, name) is not None}
+            changes["intent_at"] = entry.at
         elif entry.state is State.SUBMITTED and self.state is not State.SUBMITTED:
-            changed |= {"submitted_at": entry.at, "error": None}
+            changes |= {"submitted_at": entry.at, "error": None}
         elif entry.state is State.FAILED and not stays:
-            changed["failures"] = self.failures + 1
-        changed |= {name: value for name in _CARRIED if (value := getattr(entry, name)) is not None}
-        cost = changed.get("cost", self.cost)
+            changes["failures"] = self.failures + 1
+        changes |= {name: value for name, value in zip(_CARRIED, _carried(entry), strict=True) if value is not None}
+        cost = changes.get("cost", self.cost)
         if cost is not None and entry.state in _PAID and self.state in _SENT:
-            changed["spent"] = (self.spent or 0) + cost
-        return changed
+            changes["spent"] = (self.spent or 0) + cost
+        return changes
 
 
 _OF_ATTEMPT = ("prediction_id", "error", "code", "output", "token_hash", "submitted_at")
@@ -243,3 +246,4 @@ _CARRIED = (
     "bytes",
     "sha256",
 )
+_carried = attrgetter(*_CARRIED)

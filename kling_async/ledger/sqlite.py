@@ -24,6 +24,7 @@ import anyio
 import attrs
 
 from kling_async._core.content import Content
+from kling_async._core.copies import changed
 from kling_async._core.errors import KeyReusedError, LedgerError
 from kling_async._core.states import OPEN, Row, State, Step
 
@@ -440,7 +441,7 @@ class SQLiteLedger:
         except ValueError as error:
             raise LedgerError(str(error), key=entry.key, prediction_id=entry.prediction_id) from None
         connection.execute(_update(tuple(changes)), (*map(_stored, changes.values()), *name))
-        row = attrs.evolve(row, **changes)
+        row = changed(row, **changes)
         step = (entry.batch, entry.key, entry.state.value, entry.at, row.attempt, row.prediction_id, row.error)
         connection.execute(_STEP, step)
         if row.state in _UNDER_WAY:

@@ -113,7 +113,10 @@ class Slots:
     async def acquire(self) -> Slot:
         """A slot, when there is one."""
         slot = Slot(self)
-        await self._limiter.acquire_on_behalf_of(slot)
+        try:
+            self._limiter.acquire_on_behalf_of_nowait(slot)
+        except anyio.WouldBlock:
+            await self._limiter.acquire_on_behalf_of(slot)
         if self._closed:
             slot.release()
             raise SessionClosedError("the session closed while the job was waiting for a slot, nothing was sent")

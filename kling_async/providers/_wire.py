@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NewType, TypeVar, cast
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NewType, TypeVar, cast
 
 import attrs
 import cattrs
@@ -29,6 +29,8 @@ from kling_async._core.http import decoded
 from kling_async._core.prediction import MODERATION, Prediction, Status
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from kling_async._core.http import HttpResponse
     from kling_async._core.secret import Secret
 
@@ -87,7 +89,7 @@ def _dumped(value: object) -> str:
 def _urls(value: object, _: object) -> Urls:
     """A list, one bare string, null, or objects with a `url`."""
     items = value if isinstance(value, list) else [] if value is None else [value]
-    urls = (item.get("url") if isinstance(item, Mapping) else item for item in items)
+    urls = (item.get("url") if isinstance(item, dict) else item for item in items)
     return Urls(tuple(url for url in urls if isinstance(url, str) and url))
 
 
@@ -120,17 +122,21 @@ _BEYOND_MICROSECONDS = re.compile(r"(\.\d{6})\d+")
 
 def _moment(value: object, _: object) -> Moment | None:
     """RFC 3339 with up to 9 fractional digits, or GPTProto's form without `T` and zone, which is UTC."""
-    if not isinstance(value, str):
-        return None
+    return _read_moment(value) if isinstance(value, str) else None
+
+
+@lru_cache(maxsize=4096)
+def _read_moment(text: str) -> Moment | None:
+    """Remembered, because every reply about a prediction says when it was created."""
     try:
-        moment = datetime.fromisoformat(_BEYOND_MICROSECONDS.sub(r"\1", value.strip()))
+        moment = datetime.fromisoformat(_BEYOND_MICROSECONDS.sub(r"\1", text.strip()))
     except ValueError:
         return None
     return Moment(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
 def _timings(value: object, _: object) -> _Timings | None:
-    return _Timings(_seconds(value.get("inference"), None)) if isinstance(value, Mapping) else None
+    return _Timings(_seconds(value.get("inference"), None)) if isinstance(value, dict) else None
 
 
 # One converter, made once; without detailed validation, which costs a tenth of a job.
@@ -146,9 +152,8 @@ for _type, _hook in (
     (_Timings | None, _timings),
 ):
     _converter.register_structure_hook(_type, _hook)
-_converter.register_structure_hook(
-    _Record, make_dict_structure_fn(_Record, _converter, id=override(omit=False), _cattrs_detailed_validation=False)
-)
+_record = make_dict_structure_fn(_Record, _converter, id=override(omit=False), _cattrs_detailed_validation=False)
+_converter.register_structure_hook(_Record, _record)
 
 
 def register(cls: object, hook: Callable[[object, object], object]) -> None:
@@ -162,15 +167,12 @@ def moment(value: object) -> datetime | None:
 
 
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
-_SNAKE: dict[str, str] = {}
 
 
-def _snake(record: Mapping[str, object]) -> dict[str, object]:
+@lru_cache(maxsize=1024)
+def _snake(name: str) -> str:
     """`createdAt` and `created_at` are both in use."""
-    return {name if name in _SNAKE_FIELDS else _HUMP.sub("_", name).lower(): value for name, value in record.items()}
-
-
-_SNAKE_FIELDS = frozenset(attrs.fields_dict(_Record))
+    return _HUMP.sub("_", name).lower()
 
 
 def structure(payload: object, cls: type[T]) -> T:
@@ -179,10 +181,14 @@ def structure(payload: object, cls: type[T]) -> T:
     Raises:
         ValueError: The payload has not the shape.
     """
-    if not isinstance(payload, Mapping):
+    return _structured(payload, cls, _converter.get_structure_hook(cls))
+
+
+def _structured(payload: object, cls: type[T], hook: Callable[[Any, Any], T]) -> T:
+    if not isinstance(payload, dict):
         raise ValueError(f"expected an object, got {type(payload).__name__}")  # noqa: TRY004 -- one kind for callers
     try:
-        return _converter.structure(_snake(payload), cls)
+        return hook({_snake(name): value for name, value in payload.items()}, cls)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{cls.__name__.strip('_')}: {type(error).__name__}: {error}") from None
 
@@ -197,7 +203,7 @@ def read_prediction(payload: object, secret: Secret | None, *, request_id: str |
     """
     if isinstance(payload, list) and payload:
         payload = payload[0]
-    record = structure(payload, _Record)
+    record = _structured(payload, _Record, _record)
     if not record.id.strip():
         raise ValueError("the record has no id")
     inference = record.timings.inference if record.timings else None
@@ -208,7 +214,7 @@ def read_prediction(payload: object, secret: Secret | None, *, request_id: str |
         status=Status.of(word),
         raw_status=word,
         outputs=record.outputs,
-        error=(record.error if secret is None else _without(secret, record.error)) or None,
+        error=(_without(secret, record.error) if secret is not None and record.error else record.error) or None,
         code=record.code or None,
         nsfw=record.has_nsfw_contents,
         created_at=record.created_at,
@@ -225,10 +231,10 @@ def _without(secret: Secret, text: str) -> str:
 
 def _input(payload: object) -> Mapping[str, object] | None:
     """What the run was given, where the service says it: list items and webhooks do, sometimes, under either name."""
-    if not isinstance(payload, Mapping):
+    if not isinstance(payload, dict):
         return None
     echo = payload.get("input") or payload.get("inputs")
-    return echo if isinstance(echo, Mapping) else None
+    return echo if isinstance(echo, dict) else None
 
 
 _OK = range(200, 300)
@@ -260,7 +266,7 @@ def _opened(response: HttpResponse, secret: Secret) -> object:
             request_id=response.request_id,
             raw=_beginning(secret.redact(response.body)),
         )
-    if not isinstance(body, Mapping):
+    if not isinstance(body, dict):
         return body
     code = _number(body.get("code"), None)
     if (code is not None and code not in _OK and code != 0) or (
@@ -331,15 +337,15 @@ def _error_class(status: int, code: int | None, text: str) -> type[ApiError]:
 
 def _said(body: object) -> tuple[str, int | None]:
     """The text and the code of an error body, in every shape that has been seen."""
-    if not isinstance(body, Mapping):
+    if not isinstance(body, dict):
         return "", None
     code = _number(body.get("code"), None)
     error = body.get("error")
     data = body.get("data")
-    if isinstance(error, Mapping):
+    if isinstance(error, dict):
         code = code or _number(error.get("code"), None) or _number(error.get("type"), None)
         error = error.get("message")
-    elif isinstance(data, Mapping):
+    elif isinstance(data, dict):
         error = error or data.get("error")
         code = _number(data.get("code"), None) or code
     text = next((part for part in (error, body.get("message"), body.get("detail"), body.get("errors")) if part), "")

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
 
 def as_secret(key: str | Secret) -> Secret:
     """A key that does not show itself."""
@@ -44,6 +46,8 @@ def _for_pricing(image: Image | None) -> str | None:
 
 def _segment(prediction_id: str) -> str:
     """An id as one segment of a path, whatever is in it."""
+    if prediction_id.isascii() and prediction_id.isalnum():
+        return prediction_id
     if prediction_id in {".", ".."}:
         return prediction_id.replace(".", "%2E")
     return quote(prediction_id, safe="", errors="surrogatepass")
@@ -285,7 +289,7 @@ class WaveSpeed:
             url=f"{self.base_url}/api/v3/{path}",
             effect=effect,
             headers={**self._headers, "Content-Type": "application/json"},
-            body=json.dumps(body, ensure_ascii=False).encode(),
+            body=_ENCODER.encode(body).encode(),
         )
 
     def _unreadable(self, response: HttpResponse, why: str) -> ProtocolError:
