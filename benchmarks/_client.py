@@ -22,25 +22,25 @@ from clients import Load
 WARM = 50
 
 
+def control(url: str, query: str = "") -> dict[str, float]:
+    """What the server was asked, see server.py; a query has it begin anew."""
+    with closing(HTTPConnection(urlsplit(url).netloc, timeout=30)) as connection:
+        connection.request("GET", f"/control?{query}")
+        found: dict[str, float] = json.loads(connection.getresponse().read())
+    return found
+
+
 def main(name: str, asked: str) -> None:
     given = json.loads(asked)
     load = Load(**given["load"])
     client = importlib.import_module(f"clients.{name}")
-
-    def control(query: str = "") -> dict[str, float]:
-        connection = HTTPConnection(urlsplit(load.url).netloc, timeout=30)
-        with closing(connection):
-            connection.request("GET", f"/control?{query}")
-            found: dict[str, float] = json.loads(connection.getresponse().read())
-        return found
-
-    control("reads=1&seconds=0")
+    control(load.url, "reads=1&seconds=0")
     client.run(attrs.evolve(load, jobs=min(load.jobs, WARM), interval=0.0))
-    served = control(f"reads={given['reads']}&seconds={given['seconds']}")["served"]
+    served = control(load.url, f"reads={given['reads']}&seconds={given['seconds']}")["served"]
     wall, cpu = time.perf_counter(), time.process_time()
     client.run(load)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    counted = control()
+    counted = control(load.url)
     assert counted["submits"] == counted["noticed"] == load.jobs, counted
     print(json.dumps(counted | {"wall": wall, "cpu": cpu, "served": counted["served"] - served}))
 

@@ -54,11 +54,12 @@ def cores() -> tuple[int, int] | None:
     return (usable[0], usable[1]) if len(usable) > 1 else None
 
 
-def start(arguments: Sequence[str], core: int | None = None) -> subprocess.Popen[str]:
-    """A process of Python that is read from, kept to that one of `cores()`."""
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
+def start(arguments: Sequence[str], core: int, *, errors: bool = False) -> subprocess.Popen[str]:
+    """A process of Python kept to that one of `cores()`, whose output is read, or what it says as errors."""
+    stdout, stderr = (None, subprocess.PIPE) if errors else (subprocess.PIPE, None)
+    process = subprocess.Popen([sys.executable, *arguments], stdout=stdout, stderr=stderr, text=True)
     found = cores()
-    if core is not None and found is not None and hasattr(os, "sched_setaffinity"):
+    if found is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(process.pid, {found[core]})
     return process
 
