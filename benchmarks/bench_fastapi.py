@@ -1,6 +1,6 @@
 """CPU that the SDK adds to a request of FastAPI, beside a handler of bare aiohttp: one submit and k reads each.
 
-    python benchmarks/bench_fastapi.py [--requests 1000] [--running 200] [--rounds 5] [--json FILE]
+    python benchmarks/bench_fastapi.py [--requests 1000] [--running 200] [--rounds 5] [--json FILE] [--quick]
 
 One uvicorn process has all the handlers, and says how much CPU it has used; the service and the clients are processes
 of their own. Rounds are interleaved; medians and ranges are printed.
@@ -10,28 +10,29 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import platform
-import statistics
-import subprocess
-import sys
+import functools
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import uvicorn
 from fastapi import FastAPI, Request
 
+import _suite
+from _client import control
 from kling_async import Job, KlingSession, NoLimit, WatchPolicy
 from kling_async.integrations.fastapi import JobDesk, lifespan
 
 IMAGE = "https://pictures.example/face.png"
 HEADERS = {"Authorization": "Bearer wsk_benchmark"}
-HANDLERS = ("empty", "bare", "session", "desk")
+HANDLERS = {
+    "kling_async, the session": "session",
+    "kling_async, the desk": "desk",
+    "a handler of bare aiohttp": "bare",
+    "an empty handler": "empty",
+}
 
 
 def serve(service: str, running: int) -> None:
@@ -88,9 +89,8 @@ def serve(service: str, running: int) -> None:
     uvicorn.run(app, port=0, log_level="info", access_log=False)
 
 
-async def load(url: str, requests: int) -> dict[str, tuple[float, float]]:
-    """Microseconds of CPU per request, and requests per second, of each handler."""
-    found: dict[str, tuple[float, float]] = {}
+async def load(url: str, handler: str, requests: int) -> tuple[float, float]:
+    """Milliseconds of CPU per request, and requests per second."""
     timeout = aiohttp.ClientTimeout(total=300)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=500), timeout=timeout) as http:
 
@@ -98,62 +98,56 @@ async def load(url: str, requests: int) -> dict[str, tuple[float, float]]:
             async with http.get(f"{url}/cpu") as reply:
                 return float(await reply.json())
 
-        async def one(handler: str, number: int) -> None:
+        async def one(number: int) -> None:
             async with http.post(f"{url}/{handler}", params={"prompt": f"number {number}"}) as reply:
                 reply.raise_for_status()
                 await reply.read()
 
-        for handler in HANDLERS:
-            used, wall = await cpu(), time.perf_counter()
-            await asyncio.gather(*(one(handler, number) for number in range(requests)))
-            seconds = time.perf_counter() - wall
-            found[handler] = ((await cpu() - used) / requests * 1e6, requests / seconds)
-    return found
+        used, wall = await cpu(), time.perf_counter()
+        await asyncio.gather(*(one(number) for number in range(requests)))
+        seconds = time.perf_counter() - wall
+        return (await cpu() - used) / requests * 1e3, requests / seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = _suite.parser(__doc__)
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--running", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.serve:
-        serve(given.serve, given.running)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve, options.running)
         return
-    here = Path(__file__)
-    service = subprocess.Popen(
-        [sys.executable, str(here.with_name("server.py")), "4"], stdout=subprocess.PIPE, text=True
-    )
-    assert service.stdout is not None
-    address = f"http://127.0.0.1:{service.stdout.readline().strip()}"
-    command = [sys.executable, str(here), "--serve", address, "--running", str(given.running)]
-    app = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert app.stderr is not None
-    try:
-        said = next(line for line in app.stderr if "running on" in line)
-        url = said.partition("running on ")[2].split()[0]
-        asyncio.run(load(url, 50))
-        rounds = [asyncio.run(load(url, given.requests)) for _ in range(given.rounds)]
-    finally:
-        app.terminate()
-        service.kill()
-        app.wait()
-        service.wait()
-    about = f"Python {platform.python_version()}, FastAPI {version('fastapi')}, aiohttp {version('aiohttp')}"
-    print(f"{given.requests} requests at once, {given.running} running; {given.rounds} rounds; {about}")
-    result: dict[str, dict[str, float]] = {}
-    for handler in HANDLERS:
-        cpu = [each[handler][0] for each in rounds]
-        rate = statistics.median(each[handler][1] for each in rounds)
-        median = statistics.median(cpu)
-        result[handler] = {"cpu_us": median, "per_second": rate}
-        print(f"{handler:8} {median:7.0f} µs of CPU ({min(cpu):.0f} to {max(cpu):.0f}), {rate:6.0f} requests/s")
-    for handler in ("session", "desk"):
-        print(f"{handler} adds {result[handler]['cpu_us'] - result['bare']['cpu_us']:.0f} µs to bare aiohttp")
-    if given.json:
-        given.json.write_text(json.dumps(result, indent=1))
+    if options.quick:
+        options.requests, options.running, options.rounds = 50, 20, 1
+    part = "A request of FastAPI that makes a video"
+    about = f"{options.requests:,} requests at once, {options.running} running, 1 submit and 4 reads each"
+    report = _suite.Report(options, notes={part: about})
+    with _suite.service() as service:
+        control(service, "reads=4&seconds=0")
+        app = _suite.start([__file__, "--serve", service, "--running", str(options.running)], core=1, errors=True)
+        assert app.stderr is not None
+        try:
+            said = next(line for line in app.stderr if "running on" in line)
+            url = said.partition("running on ")[2].split()[0]
+
+            def turn(handler: str, requests: int) -> tuple[float, float]:
+                return asyncio.run(load(url, handler, requests))
+
+            for handler in HANDLERS.values():
+                turn(handler, 50)
+            turns = {name: functools.partial(turn, handler, options.requests) for name, handler in HANDLERS.items()}
+            found = _suite.interleaved(options.rounds, turns)
+        finally:
+            app.terminate()
+            app.communicate()
+    for name, rounds in found.items():
+        cpu, speed = zip(*rounds, strict=True)
+        baseline = not name.startswith("kling_async")
+        report.add(part, name, "ms of CPU per request", *cpu, baseline=baseline)
+        report.add(part, name, "requests/s", *speed, baseline=baseline)
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -1,24 +1,22 @@
 """What the ledger costs: four steps per job, 64 jobs at once, beside a commit per step and a JSONL file with fdatasync.
 
-python benchmarks/bench_ledger.py [--jobs 5000] [--at-once 64] [--rounds 3]
+python benchmarks/bench_ledger.py [--jobs 5000] [--at-once 64] [--rounds 3] [--json FILE] [--quick]
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
+import functools
 import json
 import os
-import platform
 import sqlite3
-import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
+import _suite
 from kling_async.ledger import Content, Entry, MemoryLedger, SQLiteLedger, State, sqlite
 
 
@@ -114,36 +112,29 @@ def measure(work: Callable[[Path, int, int], Awaitable[None]], jobs: int, at_onc
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = _suite.parser(__doc__)
     parser.add_argument("--jobs", type=int, default=5000)
     parser.add_argument("--at-once", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    if options.quick:
+        options.jobs, options.rounds = 100, 1
     contenders = {
-        "memory (no disk)": (memory, options.jobs),
-        "SQLite, group commit": (grouped, options.jobs),
+        "kling_async: SQLite, group commit": (grouped, options.jobs),
+        "kling_async: memory, no disk": (memory, options.jobs),
         "SQLite, commit per step": (one_by_one, max(options.jobs // 10, 100)),
         "JSONL, fdatasync per group": (jsonl, options.jobs),
     }
-    figures: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
-    for _ in range(options.rounds):
-        for name, (work, jobs) in contenders.items():
-            figures[name].append(measure(work, jobs, options.at_once))
-    print(
-        f"{options.jobs} jobs of {len(STEPS)} steps, {options.at_once} at once, {options.rounds} interleaved rounds, "
-        f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {threading.active_count()} thread"
-    )
-    print(f"{'':30}{'jobs/s':>10}{'CPU/job':>12}")
-    medians = {}
-    for name, rounds in figures.items():
-        speed, cpu = (statistics.median(one[index] for one in rounds) for index in (0, 1))
-        medians[name] = speed, cpu
-        print(f"{name:30}{speed:>10.0f}{cpu:>9.0f} us")
-    grouped_speed, single_speed = medians["SQLite, group commit"][0], medians["SQLite, commit per step"][0]
-    cost = medians["SQLite, group commit"][1] - medians["memory (no disk)"][1]
-    print(
-        f"group commit is {grouped_speed / single_speed:.1f} times as fast; the disk costs {cost:.0f} us of CPU per job"
-    )
+    turns = {name: functools.partial(measure, work, jobs, options.at_once) for name, (work, jobs) in contenders.items()}
+    part = "The ledger alone"
+    about = f"{options.jobs:,} jobs of {len(STEPS)} steps, {options.at_once} at once, SQLite {sqlite3.sqlite_version}"
+    report = _suite.Report(options, notes={part: about})
+    for name, rounds in _suite.interleaved(options.rounds, turns).items():
+        speed, cpu = zip(*rounds, strict=True)
+        baseline = not name.startswith("kling_async")
+        report.add(part, name, "jobs/s", *speed, baseline=baseline)
+        report.add(part, name, "µs of CPU per job", *cpu, baseline=baseline)
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A hidden limit of running predictions that moves, found by a session that learns, beside one that does not.
 
-    python benchmarks/bench_limits.py [--jobs 4000] [--ceiling 300] [--speed 60]
+    python benchmarks/bench_limits.py [--jobs 4000] [--ceiling 300] [--speed 60] [--json FILE] [--quick]
 
 The emulator lets 100 run, then 40, then 100 again, by how many jobs were accepted; the session is told 300. Over
 sockets, in the emulator's time, the rounds one after the other.
@@ -8,12 +8,12 @@ sockets, in the emulator's time, the rounds one after the other.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import base64
 import time
 import zlib
 
+import _suite
 from kling_async import Job, KlingSession, NoLimit, WatchPolicy, events
 from kling_async.emulator import Emulator, Level
 
@@ -31,7 +31,9 @@ def picture() -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-async def run(jobs: int, ceiling: int, speed: float, *, adaptive: bool) -> None:
+async def run(jobs: int, ceiling: int, speed: float, *, adaptive: bool) -> tuple[int, float]:
+    """Submits that were refused, and the emulator's minutes."""
+
     def limit(accepted: int) -> Level:
         return Level(10**6, 40 if 0.35 * jobs <= accepted < 0.6 * jobs else 100)
 
@@ -66,16 +68,26 @@ async def run(jobs: int, ceiling: int, speed: float, *, adaptive: bool) -> None:
             f"({', '.join(f'{count} {which.value}' for which, count in refusals.items())}), "
             f"at most {emulator.peak_running} at once, {seconds * speed / 60:.0f} of its minutes, {seconds:.0f} s"
         )
+        return refusals.total(), seconds * speed / 60
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = _suite.parser(__doc__)
     parser.add_argument("--jobs", type=int, default=4000)
     parser.add_argument("--ceiling", type=int, default=300)
     parser.add_argument("--speed", type=float, default=60.0)
     options = parser.parse_args()
+    if options.quick:
+        options.jobs, options.speed = 200, 300.0
+    part = "A hidden limit that moves"
+    about = f"100, then 40, then 100 may run; {options.jobs:,} jobs, and up to {options.ceiling} slots"
+    report = _suite.Report(options, notes={part: about})
     for adaptive in (True, False):
-        asyncio.run(run(options.jobs, options.ceiling, options.speed, adaptive=adaptive))
+        refused, minutes = asyncio.run(run(options.jobs, options.ceiling, options.speed, adaptive=adaptive))
+        name = "kling_async, learning slots" if adaptive else "kling_async, fixed slots"
+        report.add(part, name, "refused submits", refused, baseline=not adaptive)
+        report.add(part, name, "minutes of the emulator", minutes, baseline=not adaptive)
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Our policies beside intervals that learn nothing, in one run, in virtual time.
 
-    python benchmarks/bench_watching.py [--jobs 1000] [--plot frontier.png]
+    python benchmarks/bench_watching.py [--jobs 1000] [--plot frontier.svg] [--json FILE] [--quick]
 
 The real planner and the real watcher run against a service in memory whose every request takes 0.2 s; requests and
 delays are counted at the service. The baselines are computed for the same times of completion. The plot needs the
@@ -11,8 +11,6 @@ dependency group `bench`.
 
 from __future__ import annotations
 
-import argparse
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ import looptime
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+import _suite
 from kling_async import WatchPolicy
 from support.fleet import Figures, Fleet, exponential, fixed, fleet, log_normal, watch
 
@@ -33,6 +32,9 @@ WIDE, NARROW = 0.557, 0.15
 """Sigmas of log-normal times: of 60 s in the middle one in twenty takes 150 s, or 77 s."""
 INTERVALS = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 45.0)
 PRICES = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+NAMED = (0.25, 1.0, 4.0)
+"""What eager, balanced and gentle pay."""
+REQUESTS, DELAY = "requests each", "s of delay"
 POLICIES = {
     "gentle": WatchPolicy.gentle(),
     "balanced": WatchPolicy.balanced(),
@@ -61,8 +63,10 @@ def at_equal_requests(times: Sequence[float], requests: float) -> Point:
     return fixed(times, high)
 
 
-def frontier(name: str, times: Sequence[float]) -> dict[str, list[Point]]:
+def frontier(report: _suite.Report, name: str, times: Sequence[float]) -> dict[str, list[Point]]:
     """Without a list, a prediction every half second."""
+    part = f"Watching without a list, {name}"
+    report.notes[part] = f"{len(times):,} predictions, one begun every half second; a request takes 0.2 s"
     curves: dict[str, list[Point]] = {
         "fixed interval": [fixed(times, interval) for interval in INTERVALS],
         "1 s, growing by half, to a cap": [exponential(times, 1.0, 1.5, cap) for cap in (*INTERVALS, float("inf"))],
@@ -76,6 +80,13 @@ def frontier(name: str, times: Sequence[float]) -> dict[str, list[Point]]:
         curves["learned"].append((figures.requests, figures.delay))
         other = at_equal_requests(times, figures.requests)
         print(f"{price:8} {figures.requests:9.2f} {figures.delay:5.1f} s   {other[1]:5.1f} s")
+        if price in NAMED:
+            report.add(part, f"kling_async, a request is worth {price:g} s", REQUESTS, figures.requests)
+            report.add(part, f"kling_async, a request is worth {price:g} s", DELAY, figures.delay)
+            report.add(
+                part, f"a fixed interval with as many requests as {price:g} s", REQUESTS, other[0], baseline=True
+            )
+            report.add(part, f"a fixed interval with as many requests as {price:g} s", DELAY, other[1], baseline=True)
     for curve, points in curves.items():
         beaten = [
             (ours, theirs)
@@ -88,8 +99,24 @@ def frontier(name: str, times: Sequence[float]) -> dict[str, list[Point]]:
     return curves
 
 
-def policies(times: Sequence[float]) -> dict[str, Point]:
+def policies(report: _suite.Report, times: Sequence[float]) -> dict[str, Point]:
     """All pending at once."""
+    part = "Watching many at once"
+    report.notes[part] = (
+        f"{len(times):,} predictions begun within 10 s, of which half take over 60 s and one in twenty over 150 s; "
+        "a request takes 0.2 s"
+    )
+
+    def tell(name: str, one: Figures, other: Figures) -> None:
+        baseline = name.startswith("fixed")
+        found = (one.requests, one.delay, other.requests, other.delay)
+        for unit, figure in zip(
+            (REQUESTS + ", with a list", DELAY + ", with a list", REQUESTS + ", without", DELAY + ", without"),
+            found,
+            strict=True,
+        ):
+            report.add(part, name, unit, figure, baseline=baseline)
+
     print(f"\n{len(times)} pending at once, log-normal, 60 s in the middle, one in twenty over 150 s")
     print(f"{'policy':<16}{'with a list':>24}{'without':>24}")
     points: dict[str, Point] = {}
@@ -98,6 +125,7 @@ def policies(times: Sequence[float]) -> dict[str, Point]:
         one = run(fleet(times), policy, lost=lost)
         other = run(fleet(times, lists=False), policy, lost=lost)
         points[name] = (one.requests, one.delay)
+        tell(name, one, other)
         print(
             f"{name:<16}{one.requests:9.2f} each, {one.delay:5.1f} s{other.requests:11.2f} each, {other.delay:5.1f} s",
             flush=True,
@@ -108,6 +136,7 @@ def policies(times: Sequence[float]) -> dict[str, Point]:
         f"{'  every 2nd lost':<16}{half.requests:9.2f} each, {half.delay:5.1f} s"
         f"{other.requests:11.2f} each, {other.delay:5.1f} s"
     )
+    tell("webhook first, every 2nd lost", half, other)
     plain = fixed(times, 5.0)
     print(f"{'5 s, computed':<16}{plain[0]:9.2f} each, {plain[1]:5.1f} s")
     ours = points["balanced"]
@@ -115,7 +144,7 @@ def policies(times: Sequence[float]) -> dict[str, Point]:
     return points
 
 
-def idle(count: int, seconds: float, *, lists: bool) -> None:
+def idle(report: _suite.Report, count: int, seconds: float, *, lists: bool) -> None:
     """Nothing ends: what the loop spends on it."""
 
     async def watched(service: Fleet) -> None:
@@ -132,6 +161,10 @@ def idle(count: int, seconds: float, *, lists: bool) -> None:
         f"{count} pending and nothing happens, {'with' if lists else 'without'} a list: "
         f"{len(service.sent) / seconds:.1f} requests/s, {cpu / seconds:.1%} of a core, the service in memory included"
     )
+    part, name = "Watching while nothing ends", "kling_async, with a list" if lists else "kling_async, without a list"
+    report.notes[part] = f"{count:,} pending for {seconds:g} s, sockets not counted"
+    report.add(part, name, "requests/s", len(service.sent) / seconds)
+    report.add(part, name, "% of a core", 100 * cpu / seconds)
 
 
 def plot(path: Path, curves: dict[str, dict[str, list[Point]]], ours: dict[str, Point], few: Point) -> None:
@@ -170,20 +203,23 @@ def plot(path: Path, curves: dict[str, dict[str, list[Point]]], ours: dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = _suite.parser(__doc__)
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    print(f"Python {platform.python_version()}; delays are means")
+    if options.quick:
+        options.jobs = 50
+    report = _suite.Report(options)
     times = log_normal(options.jobs, 60.0, WIDE)
-    ours = policies(times)
+    ours = policies(report, times)
     curves = {
-        "wide": frontier("wide: 60 s in the middle, one in twenty over 150 s", times),
-        "narrow": frontier("narrow: 60 s, one in twenty over 77 s", log_normal(options.jobs, 60.0, NARROW)),
+        "wide": frontier(report, "wide: 60 s in the middle, one in twenty over 150 s", times),
+        "narrow": frontier(report, "narrow: 60 s, one in twenty over 77 s", log_normal(options.jobs, 60.0, NARROW)),
     }
     print()
     for lists in (True, False):
-        idle(10 * options.jobs, 300.0, lists=lists)
+        idle(report, 10 * options.jobs, 300.0, lists=lists)
+    report.finish()
     if options.plot is not None:
         plot(options.plot, curves, ours, fixed(times, 5.0))
 

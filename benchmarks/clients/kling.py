@@ -1,0 +1,32 @@
+"""The whole SDK: typed jobs, slots, limiter, watcher, events, stream; the ledger in memory, or in a file."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+from clients import IMAGE, KEY, Load
+from kling_async import Job, KlingSession, NoLimit, WatchPolicy
+
+
+async def work(load: Load, folder: Path) -> None:
+    done = 0
+    async with KlingSession(
+        KEY,
+        base_url=load.url,
+        max_in_flight=load.running,
+        rate_limiter=NoLimit(),
+        watch=WatchPolicy() if load.interval is None else WatchPolicy.fixed(max(load.interval, 0.001)),
+        ledger=folder / "run.db" if load.ledger else None,
+    ) as session:
+        asked = (Job(model="kling-v2.1-pro", prompt=f"number {number}", image=IMAGE) for number in range(load.jobs))
+        async with session.batch(asked, name="benchmark") as batch:
+            async for prediction in batch.completed():
+                done += bool(prediction.output)
+    assert done == load.jobs
+
+
+def run(load: Load) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(work(load, Path(folder)))

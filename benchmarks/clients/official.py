@@ -1,0 +1,20 @@
+"""The vendor's own package, `wavespeed`: it blocks, so a thread for each that runs. By default a look every second."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import wavespeed  # type: ignore[import-untyped]  # it ships no types
+
+from clients import KEY, Load, arguments
+
+
+def run(load: Load) -> None:
+    client = wavespeed.Client(api_key=KEY, base_url=load.url)
+    options = {} if load.interval is None else {"poll_interval": load.interval}
+
+    def one(number: int) -> bool:
+        return bool(client.run("kwaivgi/kling-v2.1-i2v-pro", arguments(number), **options)["outputs"][0])
+
+    with ThreadPoolExecutor(load.running) as pool:
+        assert sum(pool.map(one, range(load.jobs))) == load.jobs

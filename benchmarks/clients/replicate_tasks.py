@@ -1,0 +1,36 @@
+"""`replicate`: a prediction made and awaited in a task, with a semaphore. By default a look every 0.5 s.
+
+Its `run` would hold one request open for up to a minute, which videos outlast: this is how long jobs are done with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from replicate.client import Client
+
+from clients import KEY, Load, arguments
+
+
+async def work(load: Load) -> None:
+    client = Client(api_token=KEY, base_url=load.url)
+    if load.interval is not None:
+        client.poll_interval = load.interval
+    slots = asyncio.Semaphore(load.running)
+    done = 0
+
+    async def one(number: int) -> None:
+        nonlocal done
+        async with slots:
+            prediction = await client.models.predictions.async_create(
+                model=("kwaivgi", "kling-v2.1"), input=arguments(number)
+            )
+            await prediction.async_wait()
+            done += bool(prediction.output)
+
+    await asyncio.gather(*(one(number) for number in range(load.jobs)))
+    assert done == load.jobs
+
+
+def run(load: Load) -> None:
+    asyncio.run(work(load))
