@@ -44,6 +44,9 @@ closing would be lost without an answer, hence uncertain; being the first to clo
 _LARGE = 2**20
 """Bytes of a body, or of an upload per `Timeouts.transfer`."""
 
+_READ_AHEAD = 2**18
+"""Bytes of a reply that may wait to be taken: what asyncio reads at once. Older aiohttp stops and starts at less."""
+
 _T = TypeVar("_T")
 
 # By name, because the oldest supported aiohttp lacks some of the classes. An error takes the row of the first class of
@@ -241,6 +244,7 @@ class AiohttpTransport:
                 proxy=self._proxy or self._env_proxy(request.url),
                 ssl=self._ssl,
                 timeout=allowed,
+                read_bufsize=_READ_AHEAD,
             ),
             request,
         )
