@@ -53,6 +53,8 @@ _ADDRESSES = 1024
 _USER_AGENT = f"kling-async/{__version__}"
 _PLAIN = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]{1,5})?)((?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+)")
 """URLs in which nothing is to be quoted, and that have neither query nor a way up: origin and path."""
+_READ_AHEAD = 2**18
+"""Bytes of a reply that may wait to be taken: what asyncio reads at once. Older aiohttp stops and starts at less."""
 
 _T = TypeVar("_T")
 
@@ -289,7 +291,7 @@ class AiohttpTransport:
         session = self._usable(request)
         url, proxy = self._address(request.url)
         options = self._options(request, proxy, timeout, follow=follow)
-        response = _mapped(session.request(request.method, url, **options), request)
+        response = _mapped(session.request(request.method, url, read_bufsize=_READ_AHEAD, **options), request)
         reply = _Reply(await response, request)
         try:
             yield reply
