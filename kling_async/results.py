@@ -82,24 +82,27 @@ def export(
     out: str | os.PathLike[str],
     formats: Iterable[Format] = (Format.RESULTS, Format.ERRORS, Format.STATS),
     *,
+    account: str = "default",
     batch: str | None = None,
 ) -> list[Exported]:
     """Write what a ledger has into files, also while another process writes the ledger.
 
     Args:
-        ledger: The ledger's file.
+        ledger: The ledger's file, or the URL of its database.
         out: The folder for the files; the one that the videos are in, for paths in the files are relative to it.
         formats: What to write.
+        account: Of a database: the account whose jobs are wanted.
         batch: Only this batch's jobs; "" is what was submitted outside of batches.
 
     Raises:
         LedgerError: There is no such ledger.
-        ConfigurationError: Parquet needs pyarrow.
+        ConfigurationError: Parquet needs pyarrow, or the URL cannot be read.
         OSError: A file cannot be written.
     """
     folder = Path(out).absolute()
     with ExitStack() as stack:
-        rows = stack.enter_context(closing(cast("Generator[Row, None, None]", read_ledger(ledger, batch=batch))))
+        read = cast("Generator[Row, None, None]", read_ledger(ledger, account=account, batch=batch))
+        rows = stack.enter_context(closing(read))
         # Before anything is made: there may be no such ledger.
         first = next(rows, None)
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +110,7 @@ def export(
         for wanted in dict.fromkeys(formats):
             match wanted:
                 case Format.STATS:
-                    writers.append(_Stats(folder, lambda: read_steps(ledger, batch=batch)))
+                    writers.append(_Stats(folder, lambda: read_steps(ledger, account=account, batch=batch)))
                 case Format.PARQUET:
                     writers.append(_Shards(folder))
                 case _:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,8 +22,8 @@ from kling_async._core.errors import (
 )
 from kling_async.cli.choices import FormatChoice, LevelChoice, ProfileChoice, ProviderChoice
 from kling_async.cli.interrupts import Exit
+from kling_async.cli.ledgers import ACCOUNT, VARIABLE, LedgerName
 from kling_async.cli.output import show_error
-from kling_async.ledger import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,17 +51,36 @@ DeadlineOption = Annotated[
 ]
 
 
-def _file(given: str) -> Path:
-    """A ledger's file; a URL is no path, and would show its password as one."""
-    if is_url(given):
-        raise typer.BadParameter("a file is wanted; enqueue, worker and status take the URL of a database")
-    return Path(given)
+def _ledger(given: str) -> LedgerName:
+    """The ledger that is meant. What is wrong with a URL is said without it: it may hold a password."""
+    try:
+        return LedgerName.of(given)
+    except ConfigurationError as error:
+        raise typer.BadParameter(f"{error.message} ({error.advice})") from None
+
+
+def _known_ledger(given: str) -> LedgerName:
+    """A ledger that is there, as far as that can be told without asking a database."""
+    ledger = _ledger(given)
+    if ledger.path is not None and not ledger.path.is_file():
+        raise typer.BadParameter(f"there is no file {given!r}")
+    return ledger
+
+
+def _folder(ledger: LedgerName) -> Path:
+    """Where files go that nobody said a folder for."""
+    if ledger.path is None:
+        raise typer.BadParameter("a database lies in no folder: say where its videos are: --out DIR")
+    return ledger.path.parent
 
 
 LedgerOption = Annotated[
-    Path | None,
+    LedgerName | None,
     typer.Option(
-        parser=_file, metavar="FILE", help="Where what is paid for is written down.", show_default="OUT/run.db"
+        parser=_ledger,
+        metavar="FILE|URL",
+        help="Where what is paid for is written down: a file, or a database that is shared: postgresql://...",
+        show_default="OUT/run.db",
     ),
 ]
 ManifestArgument = Annotated[
@@ -111,21 +131,33 @@ YesOption = Annotated[
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the end.")]
 JsonLinesOption = Annotated[bool, typer.Option("--json", help="Results as JSON lines on stdout, the rest on stderr.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
-LedgerArgument = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The file that a run wrote.")]
+LedgerArgument = Annotated[
+    LedgerName,
+    typer.Argument(
+        parser=_known_ledger,
+        metavar="FILE|URL",
+        envvar=VARIABLE,
+        help="The file that a run wrote, or the database that is shared: postgresql://... By default KLING_LEDGER.",
+        show_default=False,
+        show_envvar=False,
+    ),
+]
 NameOption = Annotated[
     str | None, typer.Option(help="The batch; a run is called as its manifest.", show_default="the only one")
 ]
 UrlOption = Annotated[
-    str,
+    LedgerName,
     typer.Option(
         "--ledger",
-        envvar="KLING_LEDGER",
+        parser=_ledger,
+        metavar="URL",
+        envvar=VARIABLE,
         help="A database: postgresql://user:password@host/name. KLING_LEDGER keeps the password out of `ps`.",
         show_default=False,
         show_envvar=False,
     ),
 ]
-AccountOption = Annotated[str, typer.Option(help="What your account on the service is called in the ledger.")]
+AccountOption = Annotated[str, typer.Option(help="What your account on the service is called in a database.")]
 SpeedOption = Annotated[
     float,
     typer.Option(min=0.1, max=1000, help="How many times as fast as the real service.", rich_help_panel="Emulator"),
@@ -194,6 +226,7 @@ def run(
     max_in_flight: SlotsOption = None,
     ordered: Annotated[bool, typer.Option("--ordered", help="Results in the order of the manifest.")] = False,
     ledger: LedgerOption = None,
+    account: AccountOption = ACCOUNT,
     deadline: DeadlineOption = None,
     budget: BudgetOption = None,
     allow_estimate: AllowEstimateOption = False,
@@ -222,7 +255,7 @@ def run(
         level=level,
         max_in_flight=max_in_flight,
         ordered=ordered,
-        ledger=ledger,
+        ledger=None if ledger is None else ledger.of_account(account),
         deadline=deadline,
         budget=budget,
         allow_estimate=allow_estimate,
@@ -245,6 +278,7 @@ def resume(
     ledger: LedgerArgument,
     *,
     out: OutOption,
+    account: AccountOption = ACCOUNT,
     name: NameOption = None,
     fit: FitOption = False,
     provider: ProviderOption = ProviderChoice.WAVESPEED,
@@ -267,7 +301,7 @@ def resume(
     from kling_async.cli import resume as command  # noqa: PLC0415 -- help is shown without loading it
 
     options = command.ResumeOptions(
-        ledger=ledger,
+        ledger=ledger.of_account(account),
         name=name,
         out=out,
         fit=fit,
@@ -320,33 +354,19 @@ def estimate(
 @app.command(epilog=EPILOG)
 def status(
     context: typer.Context,
-    ledger: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE|URL",
-            envvar="KLING_LEDGER",
-            help="The file that a run wrote, or the database that workers share: postgresql://...",
-            show_envvar=False,
-        ),
-    ],
+    ledger: LedgerArgument,
     *,
-    account: AccountOption = "default",
+    account: AccountOption = ACCOUNT,
     name: Annotated[
         str | None, typer.Option(help="Only this batch; a run is called as its manifest.", show_default="all")
     ] = None,
     as_json: JsonOption = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on until no process writes it any more.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until nothing moves in it any more.")] = False,
 ) -> None:
     """Show where the jobs of a ledger stand, what they cost, and what to do next. It may be written meanwhile."""
-    if is_url(ledger):
-        from kling_async.cli import sharing  # noqa: PLC0415 -- help is shown without loading it
-
-        shared = sharing.StatusOptions(ledger=ledger, account=account, name=name, as_json=as_json, watch=watch)
-        _do(context, lambda: sharing.status(shared))
-        return
     from kling_async.cli import status as command  # noqa: PLC0415 -- help is shown without loading it
 
-    options = command.StatusOptions(ledger=Path(ledger), name=name, as_json=as_json, watch=watch)
+    options = command.StatusOptions(ledger=ledger.of_account(account), name=name, as_json=as_json, watch=watch)
     _do(context, lambda: command.status(options))
 
 
@@ -359,6 +379,7 @@ def fetch(
     *,
     out: OutOption,
     ledger: LedgerOption = None,
+    account: AccountOption = ACCOUNT,
     provider: ProviderOption = ProviderChoice.WAVESPEED,
     deadline: DeadlineOption = None,
 ) -> None:
@@ -368,7 +389,7 @@ def fetch(
     options = command.FetchOptions(
         ids=tuple(dict.fromkeys(ids or ())),
         out=out,
-        ledger=ledger,
+        ledger=None if ledger is None else ledger.of_account(account),
         provider=provider,
         deadline=deadline,
         debug=_debug(context),
@@ -383,8 +404,9 @@ def export(
     *,
     out: Annotated[
         Path | None,
-        typer.Option(file_okay=False, help="Folder of the files, that of the videos.", show_default="the ledger's"),
+        typer.Option(file_okay=False, help="Folder of the files, that of the videos.", show_default="the file's"),
     ] = None,
+    account: AccountOption = ACCOUNT,
     formats: Annotated[
         list[FormatChoice] | None,
         typer.Option("--format", help="What to write; may be repeated.", show_default="results, errors and stats"),
@@ -396,26 +418,34 @@ def export(
     """Write results, a manifest of what may be run again, statistics or a data set from a ledger."""
     from kling_async.cli import export as command  # noqa: PLC0415 -- help is shown without loading it
 
-    options = command.ExportOptions(ledger=ledger, out=out or ledger.parent, formats=tuple(formats or ()), batch=batch)
+    options = command.ExportOptions(
+        ledger=ledger.of_account(account),
+        out=out or _folder(ledger),
+        formats=tuple(formats or ()),
+        batch=batch,
+    )
     _do(context, lambda: command.export(options))
 
 
 @app.command(epilog=EPILOG)
 def gallery(
     context: typer.Context,
-    ledger: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="The ledger of a run: OUT/run.db.")],
+    ledger: LedgerArgument,
     *,
     out: Annotated[
         Path | None,
-        typer.Option(file_okay=False, help="Folder for the page.", show_default="gallery beside the ledger"),
+        typer.Option(file_okay=False, help="Folder for the page.", show_default="gallery beside the file"),
     ] = None,
+    account: AccountOption = ACCOUNT,
     batch: Annotated[str | None, typer.Option(help="Only the jobs of this batch.")] = None,
     provider: ProviderOption = ProviderChoice.WAVESPEED,
 ) -> None:
     """Make the page of an earlier run, from its ledger and the videos that it saved."""
     from kling_async.cli import page as command  # noqa: PLC0415 -- help is shown without loading it
 
-    options = command.PageOptions(ledger=ledger, out=out, batch=batch, provider=provider)
+    options = command.PageOptions(
+        ledger=ledger.of_account(account), out=out or _folder(ledger) / "gallery", batch=batch, provider=provider
+    )
     _do(context, lambda: command.page(options))
 
 
@@ -425,7 +455,7 @@ def enqueue(
     manifest: Annotated[Path, typer.Argument(help="Jobs: JSON lines (.jsonl) or CSV (.csv).", show_default=False)],
     *,
     ledger: UrlOption,
-    account: AccountOption = "default",
+    account: AccountOption = ACCOUNT,
     batch: Annotated[
         str | None, typer.Option(help="What the batch is called.", show_default="the manifest's name")
     ] = None,
@@ -433,7 +463,7 @@ def enqueue(
     """Write the jobs of a manifest into a shared ledger, for workers to make. Jobs that are there already stay."""
     from kling_async.cli import sharing as command  # noqa: PLC0415 -- help is shown without loading it
 
-    options = command.EnqueueOptions(manifest=manifest, ledger=ledger, account=account, batch=batch)
+    options = command.EnqueueOptions(manifest=manifest, ledger=ledger.of_account(account), batch=batch)
     _do(context, lambda: command.enqueue(options))
 
 
@@ -442,7 +472,7 @@ def worker(
     context: typer.Context,
     *,
     ledger: UrlOption,
-    account: AccountOption = "default",
+    account: AccountOption = ACCOUNT,
     out: Annotated[
         Path | None, typer.Option(file_okay=False, help="Folder for the videos; without, none is saved.")
     ] = None,
@@ -465,8 +495,7 @@ def worker(
     from kling_async.cli import sharing as command  # noqa: PLC0415 -- help is shown without loading it
 
     options = command.WorkerOptions(
-        ledger=ledger,
-        account=account,
+        ledger=ledger.of_account(account),
         out=out,
         provider=provider,
         level=level,
@@ -532,6 +561,10 @@ class _Ledgers(TyperGroup):
 
     # typer has a click within itself or beside itself, by its version: the context's type cannot be named.
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given, _, _ = self.make_parser(ctx).parse_args(list(args))
+        if given.get("ledger") in self.commands and VARIABLE in os.environ:
+            # The environment names the ledger: what stands in its place is the subcommand.
+            args = [os.environ[VARIABLE], *args]
         ctx.allow_interspersed_args = not any(word in self.commands for word in args)
         return super().parse_args(ctx, args)
 
@@ -550,6 +583,7 @@ def ledger(
     context: typer.Context,
     ledger: LedgerArgument,
     *,
+    account: AccountOption = ACCOUNT,
     name: Annotated[str | None, typer.Option(help="Only this batch.", show_default="all")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -559,7 +593,7 @@ def ledger(
     """
     from kling_async.cli import doubts as command  # noqa: PLC0415 -- help is shown without loading it
 
-    options = command.LedgerOptions(ledger=ledger, name=name, as_json=as_json)
+    options = command.LedgerOptions(ledger=ledger.of_account(account), name=name, as_json=as_json)
     if context.invoked_subcommand is None:
         _do(context, lambda: command.doubts(options))
 
@@ -573,7 +607,7 @@ def adopt(
     name: NameOption = None,
     yes: SettleOption = False,
 ) -> None:
-    """Say that a job in doubt was accepted as a prediction: its price counts, and a resume fetches its video."""
+    """Say that a job in doubt was accepted as a prediction: its price counts, and its video is fetched."""
     from kling_async.cli import doubts as command  # noqa: PLC0415 -- help is shown without loading it
 
     _do(context, lambda: command.adopt(_named(context, name), key, prediction_id, yes=yes))
@@ -609,7 +643,11 @@ def _named(context: typer.Context, name: str | None) -> LedgerOptions:
     from kling_async.cli.doubts import LedgerOptions  # noqa: PLC0415 -- help is shown without loading it
 
     given = context.parent.params if context.parent is not None else {}
-    return LedgerOptions(ledger=given["ledger"], name=given["name"] if name is None else name, as_json=given["as_json"])
+    return LedgerOptions(
+        ledger=given["ledger"].of_account(given["account"]),
+        name=given["name"] if name is None else name,
+        as_json=given["as_json"],
+    )
 
 
 def _debug(context: typer.Context) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
@@ -9,16 +10,16 @@ import anyio
 import anyio.to_thread
 import attrs
 
+from kling_async._core.errors import NotInHandError
 from kling_async._core.states import OPEN, Entry
 from kling_async._spending import IDS_AT_ONCE
 from kling_async.cli.reading import rows_of, steps_of
 from kling_async.ledger import Row
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from kling_async._core.account import Billing
     from kling_async._session import KlingSession
+    from kling_async.cli.ledgers import LedgerName
 
 SECONDS: Final = 15.0
 """Real seconds that the reading may take: what was not read by then is left out."""
@@ -83,7 +84,7 @@ class _Bill:
         return [line.price for line in self._lines.get(id_, ()) if line.kind == kind]
 
 
-async def audit(kling: KlingSession, ledger: Path, batch: str, *, since: float) -> Audit:
+async def audit(kling: KlingSession, ledger: LedgerName, batch: str, *, since: float) -> Audit:
     """Compare a batch with the bill, and write down what was given back.
 
     Args:
@@ -116,11 +117,12 @@ async def audit(kling: KlingSession, ledger: Path, batch: str, *, since: float) 
     return _compared(jobs, bill, since)
 
 
-def _paid(ledger: Path, batch: str) -> list[_Job]:
+def _paid(ledger: LedgerName, batch: str) -> list[_Job]:
     """The jobs of a batch that were ever accepted."""
     jobs = {row.key: _Job(row) for row in rows_of(ledger, batch=batch)}
     for step in steps_of(ledger, batch=batch):
-        if step.prediction_id is not None:
+        # Others may have written more in between.
+        if step.prediction_id is not None and step.key in jobs:
             jobs[step.key].ids.setdefault(step.prediction_id, step.at)
     return [job for job in jobs.values() if job.ids]
 
@@ -136,7 +138,9 @@ async def _note(kling: KlingSession, job: _Job, bill: _Bill) -> None:
     # It stays where it stands, since when it stands there.
     row = found[0]
     step = Entry(batch=row.batch, key=row.key, state=row.state, at=row.updated_at, refunded=refunded)
-    job.row = await kling.account.ledger.record(step)
+    # Another worker still saves it, say: the next run notes what was given back.
+    with contextlib.suppress(NotInHandError):
+        job.row = await kling.account.ledger.record(step)
 
 
 def _compared(jobs: list[_Job], bill: _Bill, since: float) -> Audit:

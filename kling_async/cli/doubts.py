@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -14,16 +14,15 @@ import attrs
 import typer
 from rich.text import Text
 
-from kling_async._core.errors import ConfigurationError, LedgerError
+from kling_async._core.errors import ConfigurationError, LedgerError, NotInHandError
 from kling_async._core.reconciliation import Doubt, Held
 from kling_async._core.states import GIVEN_UP, Entry, State
 from kling_async.cli.interrupts import Exit
+from kling_async.cli.ledgers import LedgerName
 from kling_async.cli.output import clean, console, pretty, say, table, usd
 from kling_async.cli.progress import counted
-from kling_async.cli.reading import in_doubt, instant, moment, named, rows_of, steps_of
+from kling_async.cli.reading import in_doubt, instant, moment, named, rows_of, steps_of, writers_of
 from kling_async.cli.results import tell_command
-from kling_async.ledger import SQLiteLedger
-from kling_async.ledger.sqlite import writer_of
 from kling_async.results import job_of
 
 if TYPE_CHECKING:
@@ -38,19 +37,19 @@ _PROMPT_WIDTH: Final = 60
 class LedgerOptions:
     """Which jobs the user means; see the help of the command."""
 
-    ledger: Path
+    ledger: LedgerName
     name: str | None = None
     as_json: bool = False
 
 
 def doubts(options: LedgerOptions) -> Exit:
     """Show what is held."""
-    writer = writer_of(options.ledger)
+    writers = writers_of(options.ledger)
     states = (State.UNCERTAIN, State.INTENT)
     rows = [
         row
         for row in rows_of(options.ledger, batch=options.name, states=states)
-        if in_doubt(row, written=writer is not None)
+        if in_doubt(row, written=bool(writers))
     ]
     if options.as_json:
         sys.stdout.write(json.dumps([_shown(row) for row in rows], indent=2) + "\n")
@@ -64,8 +63,9 @@ def doubts(options: LedgerOptions) -> Exit:
         if of:
             say(to, Text(f"{counted(len(of), 'job')}: {heading}", "bold yellow"))
             _tell(to, of)
-    if writer is not None:
-        say(to, Text(f"Process {writer} has this ledger open, and may settle them yet.", "dim"))
+    if writers:
+        who = f"Process {writers.process} has" if writers.process is not None else "Workers have"
+        say(to, Text(f"{who} this ledger open, and may settle them yet.", "dim"))
     _tell_ways(to, options.ledger, rows[0])
     return Exit.WELL
 
@@ -94,12 +94,17 @@ def _tell(to: Console, rows: list[Row]) -> None:
     to.print(shown)
 
 
-def _tell_ways(to: Console, ledger: Path, row: Row) -> None:
+def _tell_ways(to: Console, ledger: LedgerName, row: Row) -> None:
     ids = Held.read(row.error).candidates
     say(to, "A resume looks for them once more. By hand, with what the account's history at the service shows:")
-    tell_command(to, f"kling-async ledger {ledger} adopt KEY {ids[0] if ids else 'PREDICTION_ID'}")
-    tell_command(to, f"kling-async ledger {ledger} unaccepted KEY   # it is not there: free to be sent again")
-    tell_command(to, f"kling-async ledger {ledger} give-up KEY      # it ends here, and is never sent again")
+    command = _command(ledger)
+    tell_command(to, f"{command} adopt KEY {ids[0] if ids else 'PREDICTION_ID'}")
+    tell_command(to, f"{command} unaccepted KEY   # it is not there: free to be sent again")
+    tell_command(to, f"{command} give-up KEY      # it ends here, and is never sent again")
+
+
+def _command(ledger: LedgerName) -> str:
+    return shlex.join(["kling-async", "ledger", *ledger.words])
 
 
 def _shown(row: Row) -> dict[str, object]:
@@ -162,7 +167,8 @@ def adopt(options: LedgerOptions, key: str, prediction_id: str, *, yes: bool) ->
             )
     if not prediction_id or not prediction_id.isprintable():
         raise ConfigurationError("an id of a prediction is expected", advice="kling-async ledger shows the candidates")
-    means = f"{_price(row)} counts as spent, the job is the prediction {prediction_id}, and a resume fetches its video."
+    means = f"{_price(row)} counts as spent, the job is the prediction {prediction_id}, and "
+    means += f"{_later(options)} fetches its video."
     candidates = Held.read(row.error).candidates
     if candidates and prediction_id not in candidates:
         means += f" It is none of the candidates ({', '.join(candidates)})."
@@ -176,7 +182,7 @@ def unaccepted(options: LedgerOptions, key: str, *, yes: bool) -> Exit:
     """A job in doubt was not accepted, and may be sent again."""
     row = _to_settle(options, key, given_up=True)
     means = (
-        f"The job is sent again by the next run or resume, for {_price(row)}. If the service did accept it, that is "
+        f"The job is sent again by {_later(options)}, for {_price(row)}. If the service did accept it, that is "
         "paid twice."
     )
     step = Entry(batch=row.batch, key=key, state=State.PENDING, at=time.time(), error="said by hand to be unaccepted")
@@ -189,6 +195,11 @@ def give_up(options: LedgerOptions, key: str, *, yes: bool) -> Exit:
     means = f"The job ends without a video and is not sent again. {_price(row)} may have been spent on it."
     step = Entry(batch=row.batch, key=key, state=State.REJECTED, at=time.time(), error=GIVEN_UP)
     return _settle(options, row, step, means, yes=yes)
+
+
+def _later(options: LedgerOptions) -> str:
+    """Who goes on with a job that is settled."""
+    return "the next run or resume" if options.ledger.path is not None else "the next worker, run or resume"
 
 
 def _price(row: Row) -> str:
@@ -208,13 +219,11 @@ def _row(options: LedgerOptions, key: str) -> Row:
         batches = named(sorted(row.batch for row in found))
         raise ConfigurationError(f"key {key!r} is in several batches: {batches}", advice="say which: --name NAME")
     where = f"batch {options.name!r} of {options.ledger}" if options.name is not None else str(options.ledger)
-    raise ConfigurationError(
-        f"{where} has no job {key!r}", advice=f"kling-async ledger {options.ledger} shows the keys"
-    )
+    raise ConfigurationError(f"{where} has no job {key!r}", advice=f"{_command(options.ledger)} shows the keys")
 
 
 def _to_settle(options: LedgerOptions, key: str, *, given_up: bool = False) -> Row:
-    """The row of a job that is in doubt, in a ledger that nobody writes.
+    """The row of a job that is in doubt, in a file that nobody writes, or in a database.
 
     Args:
         options: Where to look.
@@ -222,20 +231,20 @@ def _to_settle(options: LedgerOptions, key: str, *, given_up: bool = False) -> R
         given_up: Whether what was given up will do too.
 
     Raises:
-        LedgerError: A process writes it.
+        LedgerError: A process writes the file.
         ConfigurationError: There is no such job, or it is not in doubt.
     """
-    writer = writer_of(options.ledger)
-    if writer is not None:
+    writers = writers_of(options.ledger)
+    if writers.process is not None:
         raise LedgerError(
-            f"process {writer} has {options.ledger} open, and may be settling it",
+            f"process {writers.process} has {options.ledger} open, and may be settling it",
             advice="wait for its end, or end it with Ctrl-C",
         )
     row = _row(options, key)
     if not (in_doubt(row, written=False) or (given_up and row.given_up)):
         raise ConfigurationError(
             f"job {key!r} is not in doubt: it is {row.state.value}",
-            advice=f"kling-async ledger {options.ledger} shows what is",
+            advice=f"{_command(options.ledger)} shows what is",
         )
     return row
 
@@ -254,18 +263,32 @@ def _settle(options: LedgerOptions, row: Row, step: Entry, means: str, *, yes: b
     return Exit.WELL
 
 
-async def _record(path: Path, row: Row, step: Entry) -> None:
+async def _record(name: LedgerName, row: Row, step: Entry) -> None:
     """Write the step down, if the job still stands where it stood.
 
     Raises:
-        LedgerError: It does not, another process writes the ledger, or the id belongs to another job.
+        LedgerError: It does not, another process has the file or the job, or the id belongs to another job.
     """
-    ledger = SQLiteLedger(path)
+    ledger = name.made()
     await ledger.open()
     try:
         found = await ledger.find(row.batch, row.key)
-        if found is None or (found[0].state, found[0].updated_at) != (row.state, row.updated_at):
+        if found is None or not _stands(found[0], row):
             raise LedgerError(f"job {row.key} has changed meanwhile; nothing was written", key=row.key)
         await ledger.record(step)
+    except NotInHandError as error:
+        raise LedgerError(
+            f"job {row.key} is in the hand of another worker, which may be settling it; nothing was written",
+            key=row.key,
+            advice="wait until that is done, or end the worker: kling-async status shows who is alive",
+        ) from error
     finally:
         await ledger.aclose()
+
+
+def _stands(found: Row, row: Row) -> bool:
+    """Whether a job is as it was shown."""
+    if row.state is State.INTENT and found.state is State.UNCERTAIN:
+        # Opening a database frees what the dead were sending.
+        return found.attempt == row.attempt
+    return (found.state, found.updated_at) == (row.state, row.updated_at)

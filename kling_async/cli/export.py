@@ -11,6 +11,7 @@ from rich.text import Text
 
 from kling_async.cli.choices import FormatChoice
 from kling_async.cli.interrupts import Exit
+from kling_async.cli.ledgers import LedgerName
 from kling_async.cli.output import clean, console, say
 from kling_async.cli.progress import counted
 from kling_async.cli.results import tell_command
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 class ExportOptions:
     """What the user asked for; see the help of the command."""
 
-    ledger: Path
+    ledger: LedgerName
     out: Path
     formats: tuple[FormatChoice, ...] = ()
     batch: str | None = None
@@ -37,7 +38,8 @@ def export(options: ExportOptions) -> Exit:
     """Write and tell."""
     to = console()
     formats = [Format(choice.value) for choice in options.formats] or [Format.RESULTS, Format.ERRORS, Format.STATS]
-    for made in write(options.ledger, options.out, formats, batch=options.batch):
+    ledger = options.ledger
+    for made in write(ledger.where, options.out, formats, account=ledger.account, batch=options.batch):
         _tell(to, made, options.out)
     return Exit.WELL
 

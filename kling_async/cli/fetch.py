@@ -14,10 +14,11 @@ from rich.text import Text
 from kling_async._core.errors import ConfigurationError, KlingError
 from kling_async._session import KlingSession
 from kling_async.cli.interrupts import Exit, interruptible, took_interrupt
+from kling_async.cli.ledgers import LedgerName
 from kling_async.cli.output import clean, console, pretty, route_logs, say, show_error, size
 from kling_async.cli.progress import counted
+from kling_async.cli.reading import rows_of
 from kling_async.cli.results import tell_unsaved, unfetched
-from kling_async.ledger import read_ledger
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -35,7 +36,7 @@ class FetchOptions:
 
     ids: Sequence[str]
     out: Path
-    ledger: Path | None = None
+    ledger: LedgerName | None = None
     provider: str = "wavespeed"
     deadline: float | None = None
     debug: bool = False
@@ -44,33 +45,37 @@ class FetchOptions:
 def fetch(options: FetchOptions) -> Exit:
     """Wait for predictions and save their videos, under the keys that the ledger has for them."""
     to = console()
-    if options.ledger is not None and not options.ledger.exists():
-        raise ConfigurationError(f"there is no ledger {options.ledger}", advice="name the ledger of a run")
-    ledger = options.ledger or options.out / "run.db"
+    named = options.ledger or LedgerName(options.out / "run.db")
+    there = named.exists()
+    if options.ledger is not None and not there:
+        raise ConfigurationError(f"there is no ledger {named}", advice="name the ledger of a run")
     if options.ids:
-        keys = {}
-        if ledger.exists():
-            keys = {row.prediction_id: row.key for row in read_ledger(ledger) if row.prediction_id}
+        keys = {row.prediction_id: row.key for row in rows_of(named) if row.prediction_id} if there else {}
         wanted = {prediction_id: keys.get(prediction_id, prediction_id) for prediction_id in options.ids}
+    elif there:
+        wanted = {prediction_id: row.key for prediction_id, row in unfetched(named).items()}
     else:
-        if not ledger.exists():
-            raise ConfigurationError(
-                f"which predictions? there is no ledger {ledger}", advice="give ids, or the --ledger of a run"
-            )
-        wanted = {prediction_id: row.key for prediction_id, row in unfetched(ledger).items()}
+        raise ConfigurationError(
+            f"which predictions? there is no ledger {named}", advice="give ids, or the --ledger of a run"
+        )
     if not wanted:
-        say(to, f"Nothing to fetch: {ledger} has no paid prediction without a video.")
+        say(to, f"Nothing to fetch: {named} has no paid prediction without a video.")
         return Exit.WELL
-    session = KlingSession(provider=options.provider, ledger=ledger if ledger.exists() else None, level="ultra")
+    session = KlingSession(provider=options.provider, ledger=named.made() if there else None, level="ultra")
     route_logs(to, debug=options.debug)
-    return interruptible(lambda: _Fetch(to, options, session, wanted, ledger if ledger.exists() else None).run())
+    return interruptible(lambda: _Fetch(to, options, session, wanted, named if there else None).run())
 
 
 class _Fetch:
     """One run of the command."""
 
     def __init__(
-        self, to: Console, options: FetchOptions, session: KlingSession, wanted: dict[str, str], ledger: Path | None
+        self,
+        to: Console,
+        options: FetchOptions,
+        session: KlingSession,
+        wanted: dict[str, str],
+        ledger: LedgerName | None,
     ) -> None:
         self._to = to
         self._options = options

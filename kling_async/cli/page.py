@@ -8,6 +8,7 @@ import attrs
 from rich.text import Text
 
 from kling_async.cli.interrupts import Exit
+from kling_async.cli.ledgers import LedgerName
 from kling_async.cli.output import console, say
 from kling_async.gallery import gallery_of_ledger
 
@@ -16,15 +17,17 @@ from kling_async.gallery import gallery_of_ledger
 class PageOptions:
     """What the user asked for; see the help of the command."""
 
-    ledger: Path
-    out: Path | None = None
+    ledger: LedgerName
+    out: Path
     batch: str | None = None
     provider: str = "wavespeed"
 
 
 def page(options: PageOptions) -> Exit:
     """Write the page and say where it is."""
-    folder = options.out or options.ledger.parent / "gallery"
-    made = gallery_of_ledger(options.ledger, folder, batch=options.batch, provider=options.provider)
+    ledger = options.ledger
+    made = gallery_of_ledger(
+        ledger.where, options.out, account=ledger.account, batch=options.batch, provider=options.provider
+    )
     say(console(), Text.assemble("Gallery: ", (str(made), "bold cyan")))
     return Exit.WELL

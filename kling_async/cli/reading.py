@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -16,31 +17,59 @@ from kling_async.ledger.sqlite import writer_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
+    from kling_async.cli.ledgers import LedgerName
     from kling_async.ledger import Step
+    from kling_async.ledger.postgres import WorkerTally  # noqa: TC004 -- it needs an extra, and attrs does not look
 
-REHEARSAL: Final = "rehearsal.db"
-"""What `run --emulator` calls its ledger. There is nothing to go on with: its emulator has ended."""
 _SHOWN: Final = 5
 
 
-def rows_of(ledger: Path, *, batch: str | None = None, states: Iterable[State] | None = None) -> Iterator[Row]:
+def rows_of(ledger: LedgerName, *, batch: str | None = None, states: Iterable[State] | None = None) -> Iterator[Row]:
     """The rows of a ledger, each with its job's content.
 
     Raises:
         LedgerError: There is no such ledger.
     """
-    return read_ledger(ledger, batch=batch, states=states)
+    return read_ledger(ledger.where, account=ledger.account, batch=batch, states=states)
 
 
-def steps_of(ledger: Path, *, batch: str | None = None, key: str | None = None) -> Iterator[Step]:
+def steps_of(ledger: LedgerName, *, batch: str | None = None, key: str | None = None) -> Iterator[Step]:
     """The steps of a ledger, those of a job one after another.
 
     Raises:
         LedgerError: There is no such ledger.
     """
-    return read_steps(ledger, batch=batch, key=key)
+    return read_steps(ledger.where, account=ledger.account, batch=batch, key=key)
+
+
+@attrs.frozen
+class Writers:
+    """Who writes a ledger now.
+
+    Attributes:
+        process: The process that has a file open.
+        workers: The workers and sessions of a database that are alive.
+    """
+
+    process: int | None = None
+    workers: tuple[WorkerTally, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.process is not None or bool(self.workers)
+
+
+def writers_of(ledger: LedgerName) -> Writers:
+    """Who writes a ledger now.
+
+    Raises:
+        LedgerError: The database has no ledger, or cannot be reached.
+    """
+    if isinstance(ledger.where, Path):
+        return Writers(writer_of(ledger.where))
+    from kling_async.ledger import _reading  # noqa: PLC0415 -- it needs an extra
+
+    return Writers(workers=tuple(_reading.workers(ledger.where, ledger.account)))
 
 
 @attrs.define
@@ -126,22 +155,22 @@ def expires_at(row: Row) -> float:
     return (row.submitted_at or row.updated_at) + KEPT
 
 
-def summaries(ledger: Path, *, batch: str | None = None) -> tuple[int | None, dict[str, Summary]]:
-    """The process that writes a ledger, if there is one, and where its batches stand, in the order of their names.
+def summaries(ledger: LedgerName, *, batch: str | None = None) -> tuple[Writers, dict[str, Summary]]:
+    """Who writes a ledger now, and where its batches stand, in the order of their names.
 
     Raises:
         LedgerError: There is no such ledger.
     """
-    writer = writer_of(ledger)
+    writers = writers_of(ledger)
     found: dict[str, Summary] = {}
     for row in rows_of(ledger, batch=batch):
         if row.batch not in found:
             found[row.batch] = Summary(row.batch)
-        found[row.batch].add(row, written=writer is not None)
-    return writer, dict(sorted(found.items()))
+        found[row.batch].add(row, written=bool(writers))
+    return writers, dict(sorted(found.items()))
 
 
-def the_batch(ledger: Path, name: str | None) -> Summary:
+def the_batch(ledger: LedgerName, name: str | None) -> Summary:
     """The batch that is meant: the one of that name, or the only one.
 
     Raises:

@@ -18,7 +18,8 @@ from kling_async._core.errors import (
 )
 from kling_async.cli.output import block, clean, say
 from kling_async.cli.progress import counted
-from kling_async.ledger import State, read_ledger
+from kling_async.cli.reading import rows_of
+from kling_async.ledger import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from kling_async._core.errors import RowProblem
     from kling_async._core.prediction import Outcome
+    from kling_async.cli.ledgers import LedgerName
     from kling_async.ledger import Row
 
 _LISTED: Final = 20
@@ -117,22 +119,20 @@ def problem_lines(problems: Iterable[RowProblem]) -> Iterator[str]:
         yield json.dumps(told) + "\n"
 
 
-def unfetched(ledger: Path) -> dict[str, Row]:
+def unfetched(ledger: LedgerName) -> dict[str, Row]:
     """The paid predictions of a ledger that are not known to have failed or to be saved, by id."""
-    if not ledger.exists():
-        return {}
-    return {row.prediction_id: row for row in read_ledger(ledger, states=_OPEN) if row.prediction_id}
+    return {row.prediction_id: row for row in rows_of(ledger, states=_OPEN) if row.prediction_id}
 
 
 _OPEN: Final = frozenset({State.SUBMITTED, State.COMPLETED})
 
 
-def fetch_command(ids: Mapping[str, str], out: Path, ledger: Path | None, provider: str) -> str:
+def fetch_command(ids: Mapping[str, str], out: Path, ledger: LedgerName | None, provider: str) -> str:
     """The command that brings those videos."""
     named = list(ids) if len(ids) <= _NAMED or ledger is None else []
     words = ["kling-async", "fetch", *named, "--out", str(out)]
-    if ledger is not None and ledger != out / "run.db":
-        words += ["--ledger", str(ledger)]
+    if ledger is not None and ledger.path != out / "run.db":
+        words += ledger.option
     if provider != "wavespeed":
         words += ["--provider", provider]
     return shlex.join(words)
@@ -149,7 +149,7 @@ def tell_unsaved(
     running: int,
     *,
     out: Path,
-    ledger: Path | None,
+    ledger: LedgerName | None,
     provider: str,
     rehearsal: bool = False,
 ) -> None:
@@ -160,7 +160,7 @@ def tell_unsaved(
         unsaved: Ids and keys.
         running: How many of them still run.
         out: The folder for the videos.
-        ledger: The file that has their ids.
+        ledger: The ledger that has their ids.
         provider: The provider's name.
         rehearsal: Whether it was the emulator that is gone now.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
@@ -12,10 +11,11 @@ from rich.text import Text
 from kling_async._clock import SystemClock
 from kling_async._core.errors import ConfigurationError
 from kling_async.cli.interrupts import Exit, interruptible
+from kling_async.cli.ledgers import LedgerName
 from kling_async.cli.output import clean, console, route_logs, say
 from kling_async.cli.plan import Plan, tell_level, tell_plan
 from kling_async.cli.progress import counted
-from kling_async.cli.reading import REHEARSAL, rows_of, the_batch
+from kling_async.cli.reading import rows_of, the_batch
 from kling_async.cli.runner import BatchOptions, Work, agreed, check_gallery, run_batch, tell_budget
 from kling_async.ledger import State
 from kling_async.manifest import Kind
@@ -34,11 +34,11 @@ _SENT_AGAIN = frozenset({State.PENDING, State.CLAIMED, State.SKIPPED, State.REJE
 class ResumeOptions(BatchOptions):
     """What the user asked for; see the help of the command."""
 
-    ledger: Path
+    ledger: LedgerName
     name: str | None = None
 
     @property
-    def ledger_path(self) -> Path:
+    def ledger_path(self) -> LedgerName:
         """The ledger."""
         return self.ledger
 
@@ -46,7 +46,7 @@ class ResumeOptions(BatchOptions):
 def resume(options: ResumeOptions) -> Exit:
     """Find the batch, estimate, ask, run, tell."""
     to = console(stderr=options.as_json)
-    if options.ledger.name == REHEARSAL:
+    if options.ledger.rehearsal:
         raise ConfigurationError(
             f"{options.ledger} is of a rehearsal, whose emulator has ended, and its predictions with it",
             advice="rehearse again with kling-async run --emulator, or name the ledger of a real run",

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 from rich.text import Text
 
 from kling_async._clock import SystemClock
+from kling_async._core.errors import ConfigurationError
 from kling_async.cli.choices import ProfileChoice
 from kling_async.cli.interrupts import Exit, interruptible
+from kling_async.cli.ledgers import REHEARSAL, LedgerName
 from kling_async.cli.output import console, route_logs, say
 from kling_async.cli.plan import Plan, tell_level, tell_plan
 from kling_async.cli.progress import counted
-from kling_async.cli.reading import REHEARSAL, rows_of
+from kling_async.cli.reading import rows_of
 from kling_async.cli.runner import BatchOptions, Work, agreed, check_gallery, run_batch, tell_budget
 from kling_async.cli.sources import Source, checked, tell_warnings
 
@@ -31,14 +32,14 @@ class RunOptions(BatchOptions):
     source: Source
     emulator: bool = False
     ordered: bool = False
-    ledger: Path | None = None
+    ledger: LedgerName | None = None
     speed: float = 20.0
     profile: ProfileChoice = ProfileChoice.VIDEO
 
     @property
-    def ledger_path(self) -> Path:
+    def ledger_path(self) -> LedgerName:
         """The ledger. What an emulator was paid is kept apart from what was really paid."""
-        return self.ledger or self.out / (REHEARSAL if self.emulator else "run.db")
+        return self.ledger or LedgerName(self.out / (REHEARSAL if self.emulator else "run.db"))
 
     @property
     def rehearsal(self) -> bool:
@@ -54,6 +55,10 @@ class RunOptions(BatchOptions):
 def run(options: RunOptions) -> Exit:
     """Check, estimate, ask, run, tell."""
     to = console(stderr=options.as_json)
+    if options.emulator and options.ledger_path.path is None:
+        raise ConfigurationError(
+            "a rehearsal is not written where others go on with it", advice="leave out --ledger, or name a file"
+        )
     manifest = checked(options.source, options.provider, as_json=options.as_json)
     if manifest is None:
         return Exit.BAD_INPUT
@@ -110,7 +115,7 @@ async def _run(to: Console, options: RunOptions, work: Work) -> Exit:
         return await run_batch(to, options, work, clock=SystemClock())
     if options.ledger is None:
         # The emulator of an earlier rehearsal is gone, and its predictions with it.
-        options.ledger_path.unlink(missing_ok=True)
+        (options.out / REHEARSAL).unlink(missing_ok=True)
     from kling_async.cli.serving import emulator_of  # noqa: PLC0415 -- a server is not wanted in every run
 
     async with emulator_of(level=options.level, speed=options.speed, profile=options.profile) as emulator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from kling_async._core.clock import Clock
     from kling_async._core.prediction import Outcome
+    from kling_async.cli.ledgers import LedgerName
     from kling_async.cli.progress import Progress
     from kling_async.gallery import Gallery
 
@@ -66,7 +68,7 @@ class BatchOptions(ABC):
 
     @property
     @abstractmethod
-    def ledger_path(self) -> Path:
+    def ledger_path(self) -> LedgerName:
         """The ledger."""
 
     @property
@@ -80,7 +82,7 @@ class BatchOptions(ABC):
             provider=self.provider,
             level=self.level,
             max_in_flight=self.max_in_flight,
-            ledger=self.ledger_path,
+            ledger=self.ledger_path.made(),
             images="upload" if self.provider == "wavespeed" else "inline",
             fit=self.fit,
             retry_failed=self.retry_failed,
@@ -299,7 +301,7 @@ class _Run:
         )
         if self._board.uncertain and not options.rehearsal:
             say(to, "What is known of the uncertain ones, and how to settle them by hand:")
-            tell_command(to, f"kling-async ledger {options.ledger_path}")
+            tell_command(to, shlex.join(["kling-async", "ledger", *options.ledger_path.words]))
         if self.interrupted and not options.rehearsal:
             say(to, "The same command goes on where this one stopped, and pays for nothing twice.")
         if self.trouble is not None:

@@ -1,41 +1,29 @@
-"""`kling-async enqueue`, `worker` and `status`: many workers over one ledger in PostgreSQL."""
+"""`kling-async enqueue` and `worker`: many workers over one ledger in PostgreSQL."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import sys
 from contextlib import asynccontextmanager
-from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import attrs
-from rich.console import Group
-from rich.live import Live
-from rich.text import Text
 
 from kling_async._clock import SystemClock
-from kling_async._core.states import OPEN, State
 from kling_async._session import KlingSession
 from kling_async._worker import Worker, shared
 from kling_async._worker import enqueue as enqueue_jobs
 from kling_async.cli.choices import LevelChoice
 from kling_async.cli.interrupts import Exit, interruptible, took_interrupt
-from kling_async.cli.output import clean, console, pretty, route_logs, say, table, usd
+from kling_async.cli.ledgers import LedgerName
+from kling_async.cli.output import console, route_logs, say
 from kling_async.cli.progress import counted, progress
 from kling_async.manifest import read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from rich.console import Console
-
-    from kling_async.ledger.postgres import BatchTally, PostgresLedger, WorkerTally
-
-_LOOK_SECONDS: Final = 1.0
-_WAITING: Final = frozenset({State.PENDING, State.CLAIMED})
-_FAILED: Final = frozenset({State.FAILED, State.REJECTED, State.EXPIRED, State.SKIPPED})
+    from kling_async.ledger.postgres import PostgresLedger
 
 
 @attrs.frozen(kw_only=True)
@@ -43,13 +31,11 @@ class SharedOptions:
     """Which ledger.
 
     Attributes:
-        ledger: The URL of its database.
-        account: What the account on the service is called in it.
+        ledger: Its name.
         lease: Seconds after which the jobs of a worker that is not heard of are others'.
     """
 
-    ledger: str
-    account: str = "default"
+    ledger: LedgerName
     lease: float = 60.0
 
     def made(self) -> PostgresLedger:
@@ -58,8 +44,8 @@ class SharedOptions:
         Raises:
             ConfigurationError: It is none that can be shared.
         """
-        ledger = shared(self.ledger)
-        return type(ledger)(self.ledger, account=self.account, lease=self.lease)
+        ledger = shared(self.ledger.made())
+        return type(ledger)(str(self.ledger.where), account=self.ledger.account, lease=self.lease)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[PostgresLedger]:
@@ -91,15 +77,6 @@ class WorkerOptions(SharedOptions):
     sole_user: bool = False
     quiet: bool = False
     debug: bool = False
-
-
-@attrs.frozen(kw_only=True)
-class StatusOptions(SharedOptions):
-    """What the user asked for; see the help of the command."""
-
-    name: str | None = None
-    as_json: bool = False
-    watch: bool = False
 
 
 def enqueue(options: EnqueueOptions) -> Exit:
@@ -141,7 +118,7 @@ def worker(options: WorkerOptions) -> Exit:
         made = Worker(session, save_to=options.out)
         try:
             async with display, session:
-                say(to, f"A worker of account {options.account!r} at {ledger.address}. Ctrl-C or SIGTERM drains it.")
+                say(to, f"A worker of account {ledger.account!r} at {ledger.address}. Ctrl-C or SIGTERM drains it.")
                 await made.run()
         except asyncio.CancelledError:
             took_interrupt()
@@ -151,70 +128,3 @@ def worker(options: WorkerOptions) -> Exit:
         return Exit.WELL
 
     return interruptible(work)
-
-
-def status(options: StatusOptions) -> Exit:
-    """Show where the jobs are: once, or in a terminal as they move, until none is open."""
-    to = console()
-
-    async def work() -> Exit:
-        async with options.opened() as ledger:
-            batches, workers = await ledger.tally()
-            if options.as_json:
-                sys.stdout.write(json.dumps(_as_json(batches, workers), indent=2) + "\n")
-            elif options.watch and pretty(to):
-                await _live(to, ledger)
-            else:
-                to.print(_picture(to, batches, workers))
-        return Exit.WELL
-
-    try:
-        return interruptible(work)
-    except asyncio.CancelledError:
-        return Exit.INTERRUPTED
-
-
-async def _live(to: Console, ledger: PostgresLedger) -> None:
-    batches, workers = await ledger.tally()
-    with Live(_picture(to, batches, workers), console=to, auto_refresh=False) as live:
-        while any(tally.states.keys() & (OPEN | _WAITING) for tally in batches):
-            await asyncio.sleep(_LOOK_SECONDS)
-            batches, workers = await ledger.tally()
-            live.update(_picture(to, batches, workers), refresh=True)
-
-
-def _picture(to: Console, batches: list[BatchTally], workers: list[WorkerTally]) -> Group:
-    if not batches:
-        return Group(Text("No jobs."))
-    shown = table(to, "batch", ">waiting", ">running", ">uncertain", ">completed", ">saved", ">failed", ">spent")
-    for tally in batches:
-        shown.add_row(
-            clean(tally.batch) or "-",
-            str(_count(tally, _WAITING)),
-            str(_count(tally, {State.INTENT, State.SUBMITTED})),
-            str(_count(tally, {State.UNCERTAIN})),
-            str(_count(tally, {State.COMPLETED})),
-            str(_count(tally, {State.DOWNLOADED})),
-            str(_count(tally, _FAILED)),
-            usd(tally.spent),
-        )
-    lines = [Text(f"{clean(one.name)}: {counted(one.jobs, 'job')} in hand", "dim") for one in workers]
-    spent = sum((tally.spent for tally in batches), Decimal(0))
-    return Group(shown, *lines, Text(f"{counted(len(workers), 'worker')}, {usd(spent)} spent", "bold"))
-
-
-def _count(tally: BatchTally, states: set[State] | frozenset[State]) -> int:
-    return sum(tally.states.get(state, 0) for state in states)
-
-
-def _as_json(batches: list[BatchTally], workers: list[WorkerTally]) -> dict[str, object]:
-    return {
-        "batches": {
-            tally.batch: {
-                "states": {state.value: count for state, count in tally.states.items()},
-                "spent": str(tally.spent),
-            }
-            for tally in batches
-        },
-        "workers": [attrs.asdict(worker) for worker in workers],
-    }

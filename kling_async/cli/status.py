@@ -6,7 +6,6 @@ import json
 import shlex
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -15,9 +14,10 @@ from rich.live import Live
 from rich.text import Text
 
 from kling_async.cli.interrupts import Exit
+from kling_async.cli.ledgers import LedgerName
 from kling_async.cli.output import clean, console, pretty, span, table, usd
 from kling_async.cli.progress import counted
-from kling_async.cli.reading import REHEARSAL, Summary, expires_at, instant, summaries, the_batch
+from kling_async.cli.reading import Summary, Writers, expires_at, instant, summaries, the_batch
 from kling_async.ledger import State
 
 if TYPE_CHECKING:
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
     from kling_async.ledger import Row
 
 _EVERY_SECONDS: Final = 1.0
+_MOVING: Final = (State.PENDING, State.CLAIMED, State.INTENT, State.SUBMITTED)
+"""What workers bring on; what is in doubt may stay so."""
 
 
 @attrs.frozen(kw_only=True)
 class StatusOptions:
     """What the user asked for; see the help of the command."""
 
-    ledger: Path
+    ledger: LedgerName
     name: str | None = None
     as_json: bool = False
     watch: bool = False
@@ -42,14 +44,22 @@ class StatusOptions:
 class _Status:
     """What a ledger tells at one moment."""
 
-    ledger: Path
-    writer: int | None
+    ledger: LedgerName
+    writers: Writers
     batches: tuple[Summary, ...]
 
     @property
     def over(self) -> bool:
         """Whether nothing of it changes any more by itself."""
-        return self.writer is None
+        if self.ledger.path is not None:
+            return not self.writers
+        # Workers go on for ever, and others may come for what waits.
+        return not any(batch.states[state] for batch in self.batches for state in _MOVING)
+
+    @property
+    def in_hands(self) -> bool:
+        """Whether somebody goes on with it."""
+        return bool(self.writers) and not self.over
 
 
 def status(options: StatusOptions) -> Exit:
@@ -72,8 +82,8 @@ def status(options: StatusOptions) -> Exit:
 
 
 def _read(options: StatusOptions) -> _Status:
-    writer, found = summaries(options.ledger, batch=options.name)
-    return _Status(options.ledger, writer, tuple(found.values()))
+    writers, found = summaries(options.ledger, batch=options.name)
+    return _Status(options.ledger, writers, tuple(found.values()))
 
 
 def _watch_live(to: Console, options: StatusOptions) -> None:
@@ -161,11 +171,23 @@ def _picture(to: Console, now: _Status) -> RenderableType:
     lines: list[RenderableType] = [shown]
     for batch in now.batches:
         lines += _said(batch)
-    if now.writer is not None:
-        lines.append(Text(f"Process {now.writer} has this ledger open, and goes on with it.", "green"))
-    else:
+    lines += _writing(now)
+    if not now.in_hands:
         lines += _next(now)
     return Group(*lines)
+
+
+def _writing(now: _Status) -> list[Text]:
+    """Who goes on with it."""
+    writers = now.writers
+    if writers.process is not None:
+        return [Text(f"Process {writers.process} has this ledger open, and goes on with it.", "green")]
+    if now.ledger.path is not None:
+        return []
+    if not writers:
+        return [] if now.over else [Text("No worker is alive.", "yellow")]
+    told = ", ".join(f"{clean(one.name)} with {counted(one.jobs, 'job')} in hand" for one in writers.workers)
+    return [Text(f"{counted(len(writers.workers), 'worker')}: {told}", "green")]
 
 
 def _said(batch: Summary) -> list[Text]:
@@ -208,30 +230,34 @@ def _next(now: _Status) -> list[Text]:
 
 
 def _commands(now: _Status) -> list[tuple[str, str]]:
-    out = str(now.ledger.parent)
+    ledger = now.ledger
+    # A database lies in no folder.
+    out = "OUT" if ledger.path is None else str(ledger.path.parent)
     found: list[tuple[str, str]] = []
     if any(batch.in_doubt for batch in now.batches):
         told = "What is known of the jobs in doubt, and how to settle them by hand:"
-        found.append((told, shlex.join(["kling-async", "ledger", str(now.ledger)])))
+        found.append((told, shlex.join(["kling-async", "ledger", *ledger.words])))
     for batch in now.batches:
-        if batch.unfinished and now.ledger.name != REHEARSAL:
+        if batch.unfinished and not ledger.rehearsal:
             what = (
                 f"{counted(batch.unfinished, 'job')}{f' of {clean(batch.name)}' if batch.name else ''} to go on with:"
             )
-            words = ["kling-async", "resume", str(now.ledger), "--out", out, "--name", batch.name]
+            words = ["kling-async", "resume", *ledger.words, "--out", out, "--name", batch.name]
             found.append((what, shlex.join(words)))
     if any(batch.states[state] for batch in now.batches for state in (State.FAILED, State.REJECTED, State.EXPIRED)):
         told = "Jobs without a video, as a manifest to run again:"
-        found.append((told, shlex.join(["kling-async", "export", str(now.ledger), "--format", "errors"])))
+        where = ["--out", out] if ledger.path is None else []
+        found.append((told, shlex.join(["kling-async", "export", *ledger.words, *where, "--format", "errors"])))
     return found
 
 
 def _shown(now: _Status) -> dict[str, object]:
     return {
         "ledger": str(now.ledger),
-        "writer": now.writer,
+        "writer": now.writers.process,
+        "workers": [{"name": one.name, "lease": round(one.lease, 1), "jobs": one.jobs} for one in now.writers.workers],
         "batches": [_batch(batch) for batch in now.batches],
-        "next": [] if now.writer is not None else [command for _, command in _commands(now)],
+        "next": [] if now.in_hands else [command for _, command in _commands(now)],
     }
 
 

@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol, TypeGuard, runtime_checkable
 
 from kling_async._core.content import Content
 from kling_async._core.errors import ConfigurationError
 from kling_async._core.states import MOVES, OPEN, Entry, Row, State, Step
+from kling_async.ledger import sqlite
 from kling_async.ledger.memory import MemoryLedger
-from kling_async.ledger.sqlite import SQLiteLedger, is_url, read_ledger, read_steps
+from kling_async.ledger.sqlite import SQLiteLedger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from decimal import Decimal
 
     from kling_async._core.catalogue import Level
@@ -142,27 +144,95 @@ class SharedLedger(Ledger, Protocol):
         ...
 
 
-def open_ledger(ledger: Ledger | str | os.PathLike[str] | None) -> Ledger:
+def open_ledger(ledger: Ledger | str | os.PathLike[str] | None, *, account: str = "default") -> Ledger:
     """The ledger that a session was given: one as it is, a path as SQLite, a URL as PostgreSQL, None as memory.
+
+    Args:
+        ledger: One of these.
+        account: Of a URL: what the account on the service is called in the database.
 
     Raises:
         ConfigurationError: The URL cannot be read, or the extra for its database is not installed.
     """
     if ledger is None:
         return MemoryLedger()
-    if isinstance(ledger, str) and is_url(ledger):
-        if not ledger.startswith(("postgresql://", "postgres://")):
-            raise ConfigurationError(
-                "ledger: the URL is of no database that is known", advice="postgresql://user@host/db"
-            )
-        try:
-            # Imported here: it needs an extra.
-            from kling_async.ledger.postgres import PostgresLedger  # noqa: PLC0415 -- see above
-        except ImportError as error:
-            raise ConfigurationError(
-                f"ledger: PostgreSQL needs a driver: {error}", advice="pip install 'kling-async[postgres]'"
-            ) from error
-        return PostgresLedger(ledger)
+    if is_url(ledger):
+        with _driver(ledger):
+            from kling_async.ledger.postgres import PostgresLedger  # noqa: PLC0415 -- it needs an extra
+        return PostgresLedger(ledger, account=account)
     if isinstance(ledger, (str, os.PathLike)):
         return SQLiteLedger(ledger)
     return ledger
+
+
+def read_ledger(
+    ledger: str | os.PathLike[str],
+    *,
+    account: str = "default",
+    batch: str | None = None,
+    states: Iterable[State] | None = None,
+) -> Iterator[Row]:
+    """The rows of a ledger by the time of their last step, also while others write it. Memory stays flat.
+
+    Args:
+        ledger: The file, or the URL of a database.
+        account: Of a database: the account whose rows are wanted.
+        batch: Only this batch's; "" is what was submitted outside of batches.
+        states: Only rows in these states.
+
+    Returns:
+        The rows, each with its job's content.
+
+    Raises:
+        ConfigurationError: The URL cannot be read, or the extra for its database is not installed.
+        LedgerError: When it is iterated: there is no such ledger, or it cannot be read.
+    """
+    if is_url(ledger):
+        with _driver(ledger):
+            from kling_async.ledger import _reading  # noqa: PLC0415 -- it needs an extra
+        return _reading.rows(ledger, account, batch, states)
+    return sqlite.read_ledger(ledger, batch=batch, states=states)
+
+
+def read_steps(
+    ledger: str | os.PathLike[str], *, account: str = "default", batch: str | None = None, key: str | None = None
+) -> Iterator[Step]:
+    """The steps of a ledger: all of a job one after another, in the order in which they were written.
+
+    Args:
+        ledger: The file, or the URL of a database.
+        account: Of a database: the account whose steps are wanted.
+        batch: Only this batch's; "" is what was submitted outside of batches.
+        key: Only of jobs with this key.
+
+    Raises:
+        ConfigurationError: The URL cannot be read, or the extra for its database is not installed.
+        LedgerError: When it is iterated: there is no such ledger, or it cannot be read.
+    """
+    if is_url(ledger):
+        with _driver(ledger):
+            from kling_async.ledger import _reading  # noqa: PLC0415 -- it needs an extra
+        return _reading.steps(ledger, account, batch, key)
+    return sqlite.read_steps(ledger, batch=batch, key=key)
+
+
+def is_url(ledger: object) -> TypeGuard[str]:
+    """Whether it is a URL, which may hold a password, and no path."""
+    return isinstance(ledger, str) and "://" in ledger
+
+
+@contextmanager
+def _driver(url: str) -> Iterator[None]:
+    """Import in the block what reads and writes the database of a URL.
+
+    Raises:
+        ConfigurationError: The database is none that is known, or there is no driver for it.
+    """
+    if not url.startswith(("postgresql://", "postgres://")):
+        raise ConfigurationError("ledger: the URL is of no database that is known", advice="postgresql://user@host/db")
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigurationError(
+            f"ledger: PostgreSQL needs a driver: {error}", advice="pip install 'kling-async[postgres]'"
+        ) from error

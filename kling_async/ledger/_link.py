@@ -33,6 +33,9 @@ class Address:
     Args:
         url: A URL, `postgresql://user:password@host/database`, or anything else that libpq takes.
 
+    Attributes:
+        secret: Whether it has a password.
+
     Raises:
         ConfigurationError: It is none.
     """
@@ -48,6 +51,7 @@ class Address:
             ) from None
         self._known = known
         secrets = {known[name] for name in _SECRETS if known.get(name)}
+        self.secret = bool(secrets)
         # As they are, and as they stand in a URL.
         hidden = sorted({*secrets, *(quote(secret, safe="") for secret in secrets), url}, key=len, reverse=True)
         self._hidden = re.compile("|".join(map(re.escape, hidden)))

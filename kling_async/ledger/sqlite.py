@@ -467,11 +467,6 @@ class SQLiteLedger:
             self._lock = None
 
 
-def is_url(ledger: object) -> bool:
-    """Whether it is a URL, which may hold a password, and no path."""
-    return isinstance(ledger, str) and "://" in ledger
-
-
 def read_ledger(
     path: str | os.PathLike[str], *, batch: str | None = None, states: Iterable[State] | None = None
 ) -> Iterator[Row]:
@@ -488,11 +483,6 @@ def read_ledger(
     Raises:
         LedgerError: There is no such file, or it is no ledger.
     """
-    if is_url(path):
-        raise LedgerError(
-            "read_ledger reads files",
-            advice="open a PostgresLedger and ask it for its rows; kling-async status shows them",
-        )
     path = Path(path)
     words = None if states is None else [state.value for state in states]
     conditions = ["1"]

@@ -28,7 +28,8 @@ async def test_enqueue_worker_status_and_a_drain(database: str, tmp_path: Path) 
     async def states() -> dict[str, int]:
         shown = await run("status", "--json")
         assert shown.returncode == 0, shown.stderr
-        found: dict[str, int] = json.loads(shown.stdout)["batches"]["spring"]["states"]
+        (batch,) = json.loads(shown.stdout)["batches"]
+        found: dict[str, int] = batch["states"]
         return found
 
     async def until(state: str, count: int) -> None:
@@ -65,7 +66,10 @@ async def test_enqueue_worker_status_and_a_drain(database: str, tmp_path: Path) 
         f"job-{number}" for number in range(12)
     )
     shown = await run("status")
-    assert shown.stdout.splitlines()[1].split()[:7] == ["spring", "0", "0", "0", "0", "12", "0"]
+    assert [line.split() for line in shown.stdout.splitlines()[:2]] == [
+        ["batch", "jobs", "saved", "spent"],
+        ["spring", "12", "12", "$3.36"],
+    ]
 
 
 def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
