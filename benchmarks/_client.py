@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from clients import Load
+from contenders import Load
 
 WARM = 50
 
@@ -33,7 +33,7 @@ def control(url: str, query: str = "") -> dict[str, float]:
 def main(name: str, asked: str) -> None:
     given = json.loads(asked)
     load = Load(**given["load"])
-    client = importlib.import_module(f"clients.{name}")
+    client = importlib.import_module(f"contenders.{name}")
     control(load.url, "reads=1&seconds=0")
     client.run(attrs.evolve(load, jobs=min(load.jobs, WARM), interval=0.0))
     served = control(load.url, f"reads={given['reads']}&seconds={given['seconds']}")["served"]
