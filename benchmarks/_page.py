@@ -113,7 +113,7 @@ def digest(results: Mapping[str, Found]) -> str:
 
 
 def picture(path: Path, results: Mapping[str, Found]) -> None:
-    """CPU per job of everybody, a panel for a part. It has to be looked at on a page: there is no other text."""
+    """CPU per job of everybody, a panel for a part; the lines go from the lowest round to the highest."""
     import matplotlib as mpl  # noqa: PLC0415 -- nobody else needs it
 
     mpl.use("Agg")
@@ -126,11 +126,10 @@ def picture(path: Path, results: Mapping[str, Found]) -> None:
     for axis, part in zip(axes[:, 0], parts, strict=True):
         bars = sorted((one for one in shown if one.part == part), key=lambda one: -one.median)
         colours = ["#9aa5b1" if one.baseline else "#1f6feb" for one in bars]
-        axis.barh([one.name for one in bars], [one.median for one in bars], color=colours)
+        spans = [[one.median - one.low for one in bars], [one.high - one.median for one in bars]]
+        axis.barh([one.name for one in bars], [one.median for one in bars], color=colours, xerr=spans, ecolor="#24292f")
         for row, one in enumerate(bars):
-            axis.annotate(
-                _number(one.median), (one.median, row), xytext=(4, 0), textcoords="offset points", va="center"
-            )
+            axis.annotate(_number(one.median), (one.high, row), xytext=(4, 0), textcoords="offset points", va="center")
         axis.set_title(f"{part}: {bars[0].unit}", loc="left", fontsize=11)
         axis.margins(x=0.12)
         axis.spines[["top", "right"]].set_visible(False)
