@@ -51,10 +51,16 @@ def _where(results: Sequence[Found]) -> list[str]:
     """A line for every day and machine, with the versions of all that was measured there."""
     places: dict[str, dict[str, None]] = {}
     for found in results:
-        machine = ", ".join(str(found.machine[name]) for name in ("processor", "system") if found.machine.get(name))
-        place = places.setdefault(f"Measured on {found.date}: {machine}, {found.machine.get('cores')} cores", {})
+        place = places.setdefault(f"Measured on {found.date}: {_machine(found.machine)}", {})
         place.update(dict.fromkeys(f"{name} {version}" for name, version in found.versions.items()))
     return [f"{place}; {', '.join(versions)}." for place, versions in places.items()]
+
+
+def _machine(told: object) -> str:
+    if not isinstance(told, Mapping):
+        return str(told)
+    names = [str(told[name]) for name in ("processor", "system") if told.get(name)]
+    return ", ".join([*names, *([f"{told['cores']} cores"] if "cores" in told else [])])
 
 
 def _aim(ratio: Ratio) -> str:

@@ -51,11 +51,11 @@ class Ratio:
 
 @attrs.frozen(kw_only=True)
 class Found:
-    """One file. `notes` has a sentence for a part."""
+    """One file. `notes` has a sentence for a part; a machine may be told in one, too."""
 
     figures: list[Figure]
     date: str
-    machine: Mapping[str, Any]
+    machine: Any
     versions: Mapping[str, str]
     command: str = ""
     options: Mapping[str, Any] = attrs.Factory(dict)
