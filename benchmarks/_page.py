@@ -39,7 +39,7 @@ def tables(results: Sequence[Found], elsewhere: Container[str] = ()) -> str:
     blocks = _where(results)
     ratios = [ratio for found in results for ratio in found.ratios]
     if ratios:
-        rows = [f"| {_aim(ratio)} | {_span(ratio)} | {'met' if ratio.met else '**missed**'} |" for ratio in ratios]
+        rows = [f"| {_aim(ratio)} | {_span(ratio)} | {ratio.verdict} |" for ratio in ratios]
         blocks.append("\n".join(["| aimed at | in this run | |", "|---|---|---|", *rows]))
     for found in results:
         parts = dict.fromkeys(one.part for one in found.figures)

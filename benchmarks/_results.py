@@ -31,7 +31,7 @@ class Figure:
 
 @attrs.frozen(kw_only=True)
 class Ratio:
-    """Of the figure of `name` to that of `over`."""
+    """Of the figure of `name` to that of `over`. `judged` is false where the machine was too busy for a verdict."""
 
     part: str
     name: str
@@ -42,11 +42,14 @@ class Ratio:
     high: float
     at_least: float | None = None
     at_most: float | None = None
+    judged: bool = True
 
     @property
-    def met(self) -> bool:
+    def verdict(self) -> str:
+        if not self.judged:
+            return "not judged, the machine was busy"
         enough = self.at_least is None or self.median >= self.at_least
-        return enough and (self.at_most is None or self.median <= self.at_most)
+        return "met" if enough and (self.at_most is None or self.median <= self.at_most) else "**missed**"
 
 
 @attrs.frozen(kw_only=True)

@@ -29,6 +29,8 @@ HERE = Path(__file__).parent
 PACKAGES = ("aiohttp", "anyio", "attrs", "cattrs", "fal-client", "fastapi", "httpx", "replicate", "uvloop", "wavespeed")
 PATIENCE = 600.0
 """Seconds that one round of one client may take."""
+DISTURBED = 0.1
+"""The share of the time that others may have a client's core before times by the clock say nothing."""
 
 T = TypeVar("T")
 
@@ -73,9 +75,13 @@ def service() -> Iterator[str]:
 
 @attrs.frozen(kw_only=True)
 class Took:
-    """What a load took a client; the CPU of all its threads. `delay` is from an end to its being read, on average."""
+    """What a load took a client; the CPU of all its threads. `delay` is from an end to its being read, on average.
+
+    `robbed` are the seconds that others had its core when it could have run.
+    """
 
     wall: float
+    robbed: float
     cpu: float
     submits: int
     reads: int
@@ -163,6 +169,7 @@ class Report:
     notes: dict[str, str] = attrs.Factory(dict)
     figures: list[Figure] = attrs.Factory(list)
     ratios: list[Ratio] = attrs.Factory(list)
+    disturbed: set[str] = attrs.Factory(set)
 
     def add(self, part: str, name: str, unit: str, *rounds: float, baseline: bool = False) -> None:
         """A figure of every round."""
@@ -171,9 +178,13 @@ class Report:
         self.figures.append(figure)
 
     def serving(self, part: str, rounds: Sequence[Took]) -> None:
-        """Note what the server needed, which should be less than what the clients do."""
+        """Note what the server needed, which should be less than what the clients do, and whether all had a core."""
         each = statistics.median(took.served / took.submits for took in rounds)
         self.notes[part] += f"; the server spends {each * 1e6:.0f} µs of CPU per job"
+        robbed = statistics.median(took.robbed / took.wall for took in rounds)
+        if robbed > DISTURBED:
+            self.notes[part] += f"; something else had the core of the clients {robbed:.0%} of the time"
+            self.disturbed.add(part)
 
     def ratio(
         self,
@@ -185,14 +196,23 @@ class Report:
         at_least: float | None = None,
         at_most: float | None = None,
     ) -> None:
-        """Of two figures of a part, and what it should be."""
+        """Of two figures of a part, and what it should be; of times by the clock only where all had a core."""
         ours, theirs = (
             next(one.rounds for one in self.figures if (one.part, one.name, one.unit) == (part, which, unit))
             for which in (name, over)
         )
         rounds = [one / other for one, other in zip(ours, theirs, strict=True)]
         self.ratios.append(
-            Ratio(part=part, name=name, over=over, unit=unit, **spread(rounds), at_least=at_least, at_most=at_most)
+            Ratio(
+                part=part,
+                name=name,
+                over=over,
+                unit=unit,
+                **spread(rounds),
+                at_least=at_least,
+                at_most=at_most,
+                judged="CPU" in unit or part not in self.disturbed,
+            )
         )
 
     def finish(self) -> None:
@@ -206,7 +226,7 @@ class Report:
         for ratio in self.ratios:
             aim = f"at least {ratio.at_least}" if ratio.at_least is not None else f"at most {ratio.at_most}"
             where = f"{ratio.part}, {ratio.unit}"
-            print(f"{where}: {ratio.name} / {ratio.over} = {ratio.median:.3g}, to be {aim}")
+            print(f"{where}: {ratio.name} / {ratio.over} = {ratio.median:.3g}, to be {aim}: {ratio.verdict}")
         if self.options.json is not None:
             self._found().write(self.options.json)
 

@@ -51,6 +51,8 @@ def elsewhere(tmp_path: Path) -> Path:
         row = {"part": "Work", "name": name, "unit": unit, "median": median, "low": low, "high": high}
         return row | {"baseline": baseline}
 
+    ratio: dict[str, object] = {"part": "Work", "name": "kling_async", "over": "by hand", "unit": "jobs/s"}
+    ratio |= {"median": 0.5, "low": 0.44, "high": 0.51}
     found = {
         "date": "2026-01-02",
         "machine": {"processor": "abacus", "cores": 2},
@@ -61,10 +63,7 @@ def elsewhere(tmp_path: Path) -> Path:
             figure("by hand", "jobs/s", 790, 812.3, 900, baseline=True),
             figure("kling_async", "ms each", 0.1234, 0.2345, 0.3456, baseline=False),
         ],
-        "ratios": [
-            {"part": "Work", "name": "kling_async", "over": "by hand", "unit": "jobs/s"}
-            | {"median": 0.5, "low": 0.44, "high": 0.51, "at_least": 0.8}
-        ],
+        "ratios": [ratio | {"at_least": 0.8}, ratio | {"at_most": 0.5}, ratio | {"at_least": 0.1, "judged": False}],
     }
     (folder / "results" / "work.json").write_text(json.dumps(found))
     (folder / "results" / "other.json").write_text('{"something": "else"}')
@@ -79,6 +78,8 @@ Measured on 2026-01-02: abacus, 2 cores; Python 3.11.7.
 | aimed at | in this run | |
 |---|---|---|
 | Work, jobs/s: kling_async at least 0.8 of by hand | 0.5 (0.44 to 0.51) | **missed** |
+| Work, jobs/s: kling_async at most 0.5 of by hand | 0.5 (0.44 to 0.51) | met |
+| Work, jobs/s: kling_async at least 0.1 of by hand | 0.5 (0.44 to 0.51) | not judged, the machine was busy |
 
 **Work**: a bit of it
 
