@@ -79,7 +79,8 @@ def wheel(session: nox.Session) -> None:
     _only_the_package(session, built)
     session.install("--force-reinstall", "--no-deps", str(built))
     session.install(f"{built}[demo]", "--group", "test")
-    shutil.copytree(ROOT / "tests", away / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("tests", "benchmarks"):
+        shutil.copytree(ROOT / name, away / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, away)
     session.chdir(away)
@@ -101,9 +102,9 @@ def _only_the_package(session: nox.Session, built: Path) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
+    """Measure everything and write it into the README; `-- --quick` only shows that it works."""
     install(session, ".[demo,fastapi,storage]", "--group", "test", "--group", "bench")
-    for script in sorted((ROOT / "benchmarks").glob("bench_*.py")):
-        session.run("python", str(script), *session.posargs)
+    session.run("python", str(ROOT / "benchmarks" / "run.py"), *session.posargs)
 
 
 @nox.session

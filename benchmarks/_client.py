@@ -13,11 +13,12 @@ import sys
 import time
 from contextlib import closing
 from http.client import HTTPConnection
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import attrs
 
-from clients import Load
+from contenders import Load
 
 WARM = 50
 
@@ -30,19 +31,25 @@ def control(url: str, query: str = "") -> dict[str, float]:
     return found
 
 
+def waited() -> float:
+    """Seconds that this thread could have run and something else did, where the system tells."""
+    told = Path("/proc/thread-self/schedstat")
+    return int(told.read_text().split()[1]) / 1e9 if told.exists() else 0.0
+
+
 def main(name: str, asked: str) -> None:
     given = json.loads(asked)
     load = Load(**given["load"])
-    client = importlib.import_module(f"clients.{name}")
+    client = importlib.import_module(f"contenders.{name}")
     control(load.url, "reads=1&seconds=0")
     client.run(attrs.evolve(load, jobs=min(load.jobs, WARM), interval=0.0))
     served = control(load.url, f"reads={given['reads']}&seconds={given['seconds']}")["served"]
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall, cpu, robbed = time.perf_counter(), time.process_time(), waited()
     client.run(load)
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    cpu, wall, robbed = time.process_time() - cpu, time.perf_counter() - wall, waited() - robbed
     counted = control(load.url)
     assert counted["submits"] == counted["noticed"] == load.jobs, counted
-    print(json.dumps(counted | {"wall": wall, "cpu": cpu, "served": counted["served"] - served}))
+    print(json.dumps(counted | {"wall": wall, "cpu": cpu, "robbed": robbed, "served": counted["served"] - served}))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,7 @@
 """What the scripts share: options, the server and its clients in processes of their own, figures, tables, JSON.
 
-Every script takes `--json FILE` for what it found and `--quick` for a form that only shows that it works. The file is
-
-    {"command", "date", "machine", "versions", "options", "notes": {part: sentence},
-     "figures": [{"part", "name", "unit", "median", "low", "high", "rounds", "baseline"}],
-     "ratios": [{"part", "name", "over", "unit", "median", "low", "high", "at_least" or "at_most"}]}
-
-A part is a table, a name its row, a unit its column. `baseline` says that the row is not ours. Ratios are of figures of
-one part, round by round; their bound is what is aimed at.
+Every script takes `--json FILE` for what it found, in the form of _results.py, and `--quick` for a form that only shows
+that it works.
 """
 
 from __future__ import annotations
@@ -28,12 +22,15 @@ from typing import TypeVar
 
 import attrs
 
-from clients import Load
+from _results import Figure, Found, Ratio
+from contenders import Load
 
 HERE = Path(__file__).parent
 PACKAGES = ("aiohttp", "anyio", "attrs", "cattrs", "fal-client", "fastapi", "httpx", "replicate", "uvloop", "wavespeed")
 PATIENCE = 600.0
 """Seconds that one round of one client may take."""
+DISTURBED = 0.1
+"""The share of the time that others may have a client's core before times by the clock say nothing."""
 
 T = TypeVar("T")
 
@@ -78,9 +75,13 @@ def service() -> Iterator[str]:
 
 @attrs.frozen(kw_only=True)
 class Took:
-    """What a load took a client; the CPU of all its threads. `delay` is from an end to its being read, on average."""
+    """What a load took a client; the CPU of all its threads. `delay` is from an end to its being read, on average.
+
+    `robbed` are the seconds that others had its core when it could have run.
+    """
 
     wall: float
+    robbed: float
     cpu: float
     submits: int
     reads: int
@@ -100,7 +101,7 @@ class Took:
 
 
 def measure(client: str, load: Load, *, reads: int = 1, seconds: float = 0.0) -> Took:
-    """One round of one client, see clients/; a job ends at its k-th read, and not before that age."""
+    """One round of one client, see contenders/; a job ends at its k-th read, and not before that age."""
     asked = {"reads": reads, "seconds": seconds, "load": attrs.asdict(load)}
     process = start([str(HERE / "_client.py"), client, json.dumps(asked)], core=1)
     try:
@@ -150,54 +151,40 @@ def versions() -> dict[str, str]:
     return found
 
 
-@attrs.frozen(kw_only=True)
-class Figure:
-    part: str
-    name: str
-    unit: str
-    rounds: tuple[float, ...]
-    baseline: bool
-
-    def summary(self) -> dict[str, object]:
-        return (
-            {"part": self.part, "name": self.name, "unit": self.unit}
-            | spread(self.rounds)
-            | {
-                "rounds": [rounded(one) for one in self.rounds],
-                "baseline": self.baseline,
-            }
-        )
-
-
-def spread(rounds: Sequence[float]) -> dict[str, object]:
-    return {
-        "median": rounded(statistics.median(rounds)),
-        "low": rounded(min(rounds)),
-        "high": rounded(max(rounds)),
-    }
-
-
 def rounded(figure: float) -> float:
     """To four digits: more would be noise."""
     return float(f"{figure:.4g}")
 
 
+def spread(rounds: Sequence[float]) -> dict[str, float]:
+    found = {"median": statistics.median(rounds), "low": min(rounds), "high": max(rounds)}
+    return {name: rounded(value) for name, value in found.items()}
+
+
 @attrs.define
 class Report:
-    """What one script found."""
+    """What one script found: added to, then finished."""
 
     options: argparse.Namespace
     notes: dict[str, str] = attrs.Factory(dict)
     figures: list[Figure] = attrs.Factory(list)
-    ratios: list[dict[str, object]] = attrs.Factory(list)
+    ratios: list[Ratio] = attrs.Factory(list)
+    disturbed: set[str] = attrs.Factory(set)
 
     def add(self, part: str, name: str, unit: str, *rounds: float, baseline: bool = False) -> None:
-        self.figures.append(Figure(part=part, name=name, unit=unit, rounds=rounds, baseline=baseline))
+        """A figure of every round."""
+        figures = tuple(map(rounded, rounds))
+        figure = Figure(part=part, name=name, unit=unit, **spread(rounds), baseline=baseline, rounds=figures)
+        self.figures.append(figure)
 
     def serving(self, part: str, rounds: Sequence[Took]) -> None:
-        """Note that the server was lighter than the clients."""
+        """Note what the server needed, which should be less than what the clients do, and whether all had a core."""
         each = statistics.median(took.served / took.submits for took in rounds)
         self.notes[part] += f"; the server spends {each * 1e6:.0f} µs of CPU per job"
+        robbed = statistics.median(took.robbed / took.wall for took in rounds)
+        if robbed > DISTURBED:
+            self.notes[part] += f"; something else had the core of the clients {robbed:.0%} of the time"
+            self.disturbed.add(part)
 
     def ratio(
         self,
@@ -209,49 +196,49 @@ class Report:
         at_least: float | None = None,
         at_most: float | None = None,
     ) -> None:
-        """Of two figures of a part, round by round, and what it should be."""
-        first, second = (
-            next(one for one in self.figures if (one.part, one.name, one.unit) == (part, which, unit))
+        """Of two figures of a part, and what it should be; of times by the clock only where all had a core."""
+        ours, theirs = (
+            next(one.rounds for one in self.figures if (one.part, one.name, one.unit) == (part, which, unit))
             for which in (name, over)
         )
-        rounds = [ours / theirs for ours, theirs in zip(first.rounds, second.rounds, strict=True)]
-        bound = {"at_least": at_least, "at_most": at_most}
+        rounds = [one / other for one, other in zip(ours, theirs, strict=True)]
         self.ratios.append(
-            {"part": part, "name": name, "over": over, "unit": unit}
-            | spread(rounds)
-            | {key: value for key, value in bound.items() if value is not None}
+            Ratio(
+                part=part,
+                name=name,
+                over=over,
+                unit=unit,
+                **spread(rounds),
+                at_least=at_least,
+                at_most=at_most,
+                judged="CPU" in unit or part not in self.disturbed,
+            )
         )
 
-    def print(self) -> None:
+    def finish(self) -> None:
+        """Print it, and write it where that was asked for."""
         for part in dict.fromkeys(figure.part for figure in self.figures):
             print(f"\n{part}" + (f": {self.notes[part]}" if part in self.notes else ""))
             for figure in self.figures:
                 if figure.part == part:
-                    middle, low, high = (
-                        f"{value:,.4g}" for value in map(float, map(str, spread(figure.rounds).values()))
-                    )
-                    print(f"  {figure.name:44}{middle:>10} {figure.unit} ({low} to {high})")
+                    span = f" ({figure.low:,.4g} to {figure.high:,.4g})" if len(figure.rounds) > 1 else ""
+                    print(f"  {figure.name:44}{figure.median:>10,.4g} {figure.unit}{span}")
         for ratio in self.ratios:
-            aim = f"at least {ratio['at_least']}" if "at_least" in ratio else f"at most {ratio.get('at_most')}"
-            where = f"{ratio['part']}, {ratio['unit']}"
-            print(f"{where}: {ratio['name']} / {ratio['over']} = {ratio['median']:.3g}, aimed at {aim}")
+            aim = f"at least {ratio.at_least}" if ratio.at_least is not None else f"at most {ratio.at_most}"
+            where = f"{ratio.part}, {ratio.unit}"
+            print(f"{where}: {ratio.name} / {ratio.over} = {ratio.median:.3g}, to be {aim}: {ratio.verdict}")
+        if self.options.json is not None:
+            self._found().write(self.options.json)
 
-    def finish(self) -> None:
-        """Print it, and write it where that was asked for."""
-        self.print()
-        if self.options.json is None:
-            return
-        plain = {
-            name: value for name, value in vars(self.options).items() if isinstance(value, int | float | str | bool)
-        }
-        found = {
-            "command": f"python benchmarks/{Path(sys.argv[0]).name}",
-            "date": datetime.now(UTC).date().isoformat(),
-            "machine": machine(),
-            "versions": versions(),
-            "options": plain,
-            "notes": self.notes,
-            "figures": [figure.summary() for figure in self.figures],
-            "ratios": self.ratios,
-        }
-        self.options.json.write_text(json.dumps(found, indent=1) + "\n")
+    def _found(self) -> Found:
+        plain = (int, float, str, bool)
+        return Found(
+            figures=self.figures,
+            date=datetime.now(UTC).date().isoformat(),
+            machine=machine(),
+            versions=versions(),
+            command=f"python benchmarks/{Path(sys.argv[0]).name}",
+            options={name: value for name, value in vars(self.options).items() if isinstance(value, plain)},
+            notes=self.notes,
+            ratios=self.ratios,
+        )

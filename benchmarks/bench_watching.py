@@ -35,12 +35,20 @@ PRICES = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 NAMED = (0.25, 1.0, 4.0)
 """What eager, balanced and gentle pay."""
 REQUESTS, DELAY = "requests each", "s of delay"
+FIXED, WEBHOOKS = "fixed(5)", "webhook first"
 POLICIES = {
     "gentle": WatchPolicy.gentle(),
     "balanced": WatchPolicy.balanced(),
     "eager": WatchPolicy.eager(),
-    "fixed(5)": WatchPolicy.fixed(5),
-    "webhook first": WatchPolicy.webhook_first(),
+    FIXED: WatchPolicy.fixed(5),
+    WEBHOOKS: WatchPolicy.webhook_first(),
+}
+LOST = "the same, every second delivery lost"
+SHOWN = {
+    "balanced": '`"balanced"` (default)',
+    FIXED: "`WatchPolicy.fixed(5)`",
+    WEBHOOKS: f'`"{WEBHOOKS}"`, all delivered within 1 s',
+    LOST: LOST,
 }
 
 
@@ -81,12 +89,10 @@ def frontier(report: _suite.Report, name: str, times: Sequence[float]) -> dict[s
         other = at_equal_requests(times, figures.requests)
         print(f"{price:8} {figures.requests:9.2f} {figures.delay:5.1f} s   {other[1]:5.1f} s")
         if price in NAMED:
-            report.add(part, f"kling_async, a request is worth {price:g} s", REQUESTS, figures.requests)
-            report.add(part, f"kling_async, a request is worth {price:g} s", DELAY, figures.delay)
-            report.add(
-                part, f"a fixed interval with as many requests as {price:g} s", REQUESTS, other[0], baseline=True
-            )
-            report.add(part, f"a fixed interval with as many requests as {price:g} s", DELAY, other[1], baseline=True)
+            name = f"kling_async, a request is worth {price:g} s"
+            report.add(part, name, REQUESTS, figures.requests)
+            report.add(part, name, DELAY, figures.delay)
+            report.add(part, name, f"{DELAY} by a fixed interval with as many", other[1])
     for curve, points in curves.items():
         beaten = [
             (ours, theirs)
@@ -108,7 +114,8 @@ def policies(report: _suite.Report, times: Sequence[float]) -> dict[str, Point]:
     )
 
     def tell(name: str, one: Figures, other: Figures) -> None:
-        baseline = name.startswith("fixed")
+        baseline = name == FIXED
+        name = SHOWN.get(name, f'`"{name}"`')
         found = (one.requests, one.delay, other.requests, other.delay)
         for unit, figure in zip(
             (REQUESTS + ", with a list", DELAY + ", with a list", REQUESTS + ", without", DELAY + ", without"),
@@ -121,7 +128,7 @@ def policies(report: _suite.Report, times: Sequence[float]) -> dict[str, Point]:
     print(f"{'policy':<16}{'with a list':>24}{'without':>24}")
     points: dict[str, Point] = {}
     for name, policy in POLICIES.items():
-        lost = 0 if name.startswith("webhook") else 1
+        lost = 0 if name == WEBHOOKS else 1
         one = run(fleet(times), policy, lost=lost)
         other = run(fleet(times, lists=False), policy, lost=lost)
         points[name] = (one.requests, one.delay)
@@ -136,7 +143,7 @@ def policies(report: _suite.Report, times: Sequence[float]) -> dict[str, Point]:
         f"{'  every 2nd lost':<16}{half.requests:9.2f} each, {half.delay:5.1f} s"
         f"{other.requests:11.2f} each, {other.delay:5.1f} s"
     )
-    tell("webhook first, every 2nd lost", half, other)
+    tell(LOST, half, other)
     plain = fixed(times, 5.0)
     print(f"{'5 s, computed':<16}{plain[0]:9.2f} each, {plain[1]:5.1f} s")
     ours = points["balanced"]
@@ -171,6 +178,7 @@ def plot(path: Path, curves: dict[str, dict[str, list[Point]]], ours: dict[str, 
     import matplotlib as mpl  # noqa: PLC0415 -- only the plot needs it
 
     mpl.use("Agg")
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "kling_async"})
     import matplotlib.pyplot as plt  # noqa: PLC0415 -- see above
     from matplotlib.ticker import ScalarFormatter  # noqa: PLC0415 -- see above
 
@@ -198,7 +206,7 @@ def plot(path: Path, curves: dict[str, dict[str, list[Point]]], ours: dict[str, 
         axis.set_xlim(1.4, 80)
     axes[2].set_xlim(0.2, 40)
     axes[0].legend()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
     print(f"plotted to {path}")
 
 

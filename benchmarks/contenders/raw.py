@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from clients import KEY, Load, arguments
+from contenders import KEY, Load, arguments
 
 POST = (
     "POST /api/v3/kwaivgi/kling-v2.1-i2v-pro HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\n"

@@ -6,7 +6,7 @@ import asyncio
 
 import httpx
 
-from clients import KEY, Load, arguments
+from contenders import KEY, Load, arguments
 
 
 async def work(load: Load) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from clients import IMAGE, KEY, Load
+from contenders import IMAGE, KEY, Load
 from kling_async import Job, KlingSession, NoLimit, WatchPolicy
 
 

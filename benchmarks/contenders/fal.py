@@ -9,7 +9,7 @@ import asyncio
 
 import fal_client.client
 
-from clients import KEY, Load, arguments
+from contenders import KEY, Load, arguments
 
 
 async def work(load: Load) -> None:

@@ -9,7 +9,7 @@ import asyncio
 
 from replicate.client import Client
 
-from clients import KEY, Load, arguments
+from contenders import KEY, Load, arguments
 
 
 async def work(load: Load) -> None:

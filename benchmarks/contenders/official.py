@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import wavespeed  # type: ignore[import-untyped]  # it ships no types
 
-from clients import KEY, Load, arguments
+from contenders import KEY, Load, arguments
 
 
 def run(load: Load) -> None:

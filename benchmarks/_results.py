@@ -1,0 +1,79 @@
+"""What a script found, as it stands in its JSON file.
+
+A part is a table, a name its row, a unit its column. Ratios are of two figures of one part, taken round by round; their
+bound is what is aimed at.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import cattrs
+
+
+@attrs.frozen(kw_only=True)
+class Figure:
+    """`baseline` says that it is not ours."""
+
+    part: str
+    name: str
+    unit: str
+    median: float
+    low: float
+    high: float
+    baseline: bool = False
+    rounds: tuple[float, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Ratio:
+    """Of the figure of `name` to that of `over`. `judged` is false where the machine was too busy for a verdict."""
+
+    part: str
+    name: str
+    over: str
+    unit: str
+    median: float
+    low: float
+    high: float
+    at_least: float | None = None
+    at_most: float | None = None
+    judged: bool = True
+
+    @property
+    def verdict(self) -> str:
+        if not self.judged:
+            return "not judged, the machine was busy"
+        enough = self.at_least is None or self.median >= self.at_least
+        return "met" if enough and (self.at_most is None or self.median <= self.at_most) else "**missed**"
+
+
+@attrs.frozen(kw_only=True)
+class Found:
+    """One file. `notes` has a sentence for a part; a machine may be told in one, too."""
+
+    figures: list[Figure]
+    date: str
+    machine: Any
+    versions: Mapping[str, str]
+    command: str = ""
+    options: Mapping[str, Any] = attrs.Factory(dict)
+    notes: Mapping[str, str] = attrs.Factory(dict)
+    ratios: list[Ratio] = attrs.Factory(list)
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(cattrs.unstructure(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Found:
+        """Raises:
+        ValueError: It is no such file.
+        """
+        try:
+            return cattrs.structure(json.loads(path.read_text(encoding="utf-8")), cls)
+        except (OSError, ValueError, cattrs.BaseValidationError) as error:
+            raise ValueError(f"{path.name}: {error!r}") from error
