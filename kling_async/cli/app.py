@@ -70,7 +70,7 @@ def _known_ledger(given: str) -> LedgerName:
 def _folder(ledger: LedgerName) -> Path:
     """Where files go that nobody said a folder for."""
     if ledger.path is None:
-        raise typer.BadParameter("a database lies in no folder: say where its videos are: --out DIR")
+        raise typer.BadParameter("a database lies in no folder: say where its videos are", param_hint="--out")
     return ledger.path.parent
 
 
