@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from decimal import Decimal
@@ -13,6 +14,7 @@ import pytest
 from kling_async import ConfigurationError, LedgerError
 from kling_async.ledger import Content, Entry, Ledger, SQLiteLedger, State, _reading, read_ledger, read_steps
 from kling_async.ledger.postgres import PostgresLedger
+from kling_async.results import Format, export
 from support import postgres
 
 pytestmark = pytest.mark.anyio
@@ -91,6 +93,20 @@ async def test_a_page_is_in_memory_and_the_transaction_ends_with_the_reader(
     left.close()  # type: ignore[attr-defined]  # it is a generator
     query = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'kling_async reader' AND state <> 'idle'"
     assert postgres.rows(database, query) == []
+
+
+async def test_what_waits_for_a_worker_is_no_error_to_run_again(database: str, tmp_path: Path) -> None:
+    ledger = PostgresLedger(database)
+    await ledger.open()
+    text = '{"model": "kling-v2.1-pro", "prompt": "x", "image": "https://p.example/a.png", "duration": 5}'
+    for key in ("waits", "refused"):
+        await ledger.claim("b", key, content=Content(text), model="kling-v2.1-pro", at=1.0)
+    for state in (State.INTENT, State.REJECTED):
+        await ledger.record(Entry(batch="b", key="refused", state=state, at=1.0, error="no"))
+    await ledger.aclose()
+    (errors,) = export(database, tmp_path, [Format.ERRORS])
+    assert [json.loads(line)["key"] for line in errors.path.read_text().splitlines()] == ["refused"]
+    assert errors.left_out == {"a worker may come for it": 1}
 
 
 async def test_a_reader_makes_no_tables_and_refuses_later_ones(database: str) -> None:
