@@ -29,7 +29,7 @@ import attrs
 
 from ._core.errors import ConfigurationError, InvalidJobError
 from ._core.job import Job, JobFields
-from .ledger import State, read_ledger, read_steps
+from .ledger import State, is_url, read_ledger, read_steps
 from .manifest import NOTE
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ def export(
                     writers.append(_Shards(folder))
                 case _:
                     path = folder / f"{wanted.value}.jsonl"
-                    writers.append(_LINES[wanted](wanted, path, stack.enter_context(_whole(path))))
+                    file = stack.enter_context(_whole(path))
+                    writers.append(_LINES[wanted](wanted, path, file, shared=is_url(ledger)))
         for row in () if first is None else chain((first,), rows):
             for writer in writers:
                 writer.add(row)
@@ -178,7 +179,8 @@ STATUS: Final[Mapping[State, str]] = {
 }
 """One word for how a job came out, the same as in the results of a run."""
 _FAILED: Final = frozenset({State.FAILED, State.REJECTED, State.EXPIRED})
-AGAIN: Final = _FAILED | {State.PENDING, State.CLAIMED, State.SKIPPED}
+_WAITING: Final = frozenset({State.PENDING, State.CLAIMED})
+AGAIN: Final = _FAILED | _WAITING | {State.SKIPPED}
 """States of jobs that have no video and will not have one: to run them again pays for nothing that was paid before.
 
 The service gives back what a failed one cost; an expired one alone was paid for in vain. What runs, is in doubt, or
@@ -201,6 +203,7 @@ class _Lines:
     format: Format
     path: Path
     file: IO[str]
+    shared: bool
     rows: int = 0
     left_out: Counter[str] = attrs.field(factory=Counter)
 
@@ -231,6 +234,8 @@ class _Errors(_Lines):
     def line(self, row: Row) -> dict[str, object] | str | None:
         if row.state not in AGAIN or row.given_up:
             return None
+        if self.shared and row.state in _WAITING:
+            return "a worker may come for it"
         fields = job_of(row)
         if fields is None:
             return "the ledger does not have its content"

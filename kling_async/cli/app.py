@@ -70,7 +70,7 @@ def _known_ledger(given: str) -> LedgerName:
 def _folder(ledger: LedgerName) -> Path:
     """Where files go that nobody said a folder for."""
     if ledger.path is None:
-        raise typer.BadParameter("a database lies in no folder: say where its videos are: --out DIR")
+        raise typer.BadParameter("a database lies in no folder: say where its videos are", param_hint="--out")
     return ledger.path.parent
 
 
@@ -561,11 +561,12 @@ class _Ledgers(TyperGroup):
 
     # typer has a click within itself or beside itself, by its version: the context's type cannot be named.
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given, _, _ = self.make_parser(ctx).parse_args(list(args))
-        if given.get("ledger") in self.commands and VARIABLE in os.environ:
-            # The environment names the ledger: what stands in its place is the subcommand.
-            args = [os.environ[VARIABLE], *args]
         ctx.allow_interspersed_args = not any(word in self.commands for word in args)
+        given, rest, _ = self.make_parser(ctx).parse_args(list(args))
+        if VARIABLE in os.environ and given.get("ledger") in self.commands:
+            # What stands in the ledger's place is the subcommand: the environment names the ledger.
+            place = len(args) - len(rest) - 1
+            args = [*args[:place], os.environ[VARIABLE], *args[place:]]
         return super().parse_args(ctx, args)
 
 

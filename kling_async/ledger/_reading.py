@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import psycopg
 
 from kling_async._core.errors import LedgerError
@@ -43,8 +42,8 @@ def rows(url: str, account: str, batch: str | None, states: Iterable[State] | No
         LedgerError: The database cannot be reached, or has no ledger.
     """
     words = [state.value for state in (State if states is None else states)]
-    for *line, text, files in _found(Address(url), _ROWS, [account, batch, words]):
-        yield attrs.evolve(line_of(line).row, job=text, files=files)
+    for line in _found(Address(url), _ROWS, [account, batch, words]):
+        yield line_of(line).row
 
 
 def steps(url: str, account: str, batch: str | None, key: str | None) -> Iterator[Step]:

@@ -78,6 +78,7 @@ _TYPES: dict[str, str] = {
 """What of a row changes."""
 _FIXED = ("batch", "key", "digest", "model")
 _FIELDS = (*_FIXED, *_TYPES)
+_WITH_CONTENT = (*_FIELDS, "job", "files")
 
 LINE = ", ".join(f"j.{name}" for name in ("id", "owner", "slot", *_FIELDS))
 """The columns of a line."""
@@ -90,7 +91,10 @@ made AS (
   INSERT INTO kling_job(account, batch, key, digest, model, state, updated_at, owner)
   SELECT %(account)s, batch, key, digest, model, 'pending', at, %(owner)s FROM given
   ON CONFLICT (account, batch, key) DO NOTHING RETURNING id, batch, key),
-put AS (INSERT INTO kling_content SELECT made.id, text, files FROM made JOIN given USING (batch, key))
+put AS (INSERT INTO kling_content SELECT made.id, text, files FROM made JOIN given USING (batch, key)),
+noted AS (
+  INSERT INTO kling_step(job, state, at, attempt, worker)
+  SELECT made.id, 'pending', at, 0, '' FROM made JOIN given USING (batch, key))
 SELECT id, batch, key FROM made
 """
 """New jobs; those that are there already stay as they are."""
@@ -246,9 +250,9 @@ class Line:
 
 
 def line_of(values: Sequence[Any]) -> Line:
-    """A line as it was read."""
+    """A line as it was read, with the job's content when that was selected too."""
     id_, owner, slot, *fields = values
-    named: dict[str, Any] = dict(zip(_FIELDS, fields, strict=True))
+    named: dict[str, Any] = dict(zip(_WITH_CONTENT, fields, strict=False))
     named["state"] = State(named["state"])
     return Line(id_, owner, slot, Row(**named))
 

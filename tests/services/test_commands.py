@@ -1,17 +1,23 @@
-"""`enqueue`, `worker`, `status`: real processes over a real database."""
+"""The commands over a ledger in a database: real processes, a real server."""
 
 from __future__ import annotations
 
 import json
 import signal
 import subprocess
+from decimal import Decimal
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 import pytest
+from pyarrow import parquet  # type: ignore[import-untyped]  # it has no types
 
+from kling_async import read_ledger
+from kling_async._core.reconciliation import Doubt, Held
 from kling_async.emulator import Emulator
+from kling_async.ledger import Content, Entry, State
+from kling_async.ledger.postgres import PostgresLedger
 from support import postgres
 from support.cli import Cli, jobs
 
@@ -86,17 +92,129 @@ def test_a_database_that_is_away_is_said_so_without_its_password(tmp_path: Path)
     assert "postgresql://me@127.0.0.1:1/db cannot be reached" in refused.stderr
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("fetch", "--out", "videos", "--ledger", "postgresql://me:geheim@h/db"),
-        ("run", "jobs.jsonl", "--out", "videos", "--emulator", "--ledger", "mysql://me:geheim@h/db"),
-        ("status", "postgresql+psycopg://me:geheim@h/db"),
-    ],
-)
-def test_a_url_that_does_not_fit_is_refused_without_being_shown(words: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_url_that_does_not_fit_is_refused_without_being_shown(tmp_path: Path) -> None:
     jobs(tmp_path, {"key": "a"})
-    refused = Cli(tmp_path)(*words)
-    assert refused.returncode == 2, refused.stderr
-    assert "geheim" not in refused.stdout + refused.stderr
-    assert not [path for path in tmp_path.rglob("*") if "geheim" in str(path)]
+    cli = Cli(tmp_path)
+    mysql, url = "mysql://me:geheim@h/db", "postgresql://me:geheim@h/db"
+    words = (
+        ("run", "jobs.jsonl", "--out", "videos", "--emulator", "--ledger", mysql),
+        ("run", "jobs.jsonl", "--out", "videos", "--emulator", "--ledger", url),
+        ("fetch", "--out", "videos", "--ledger", mysql),
+        ("resume", mysql, "--out", "videos"),
+        ("status", "postgresql+psycopg://me:geheim@h/db"),
+        ("export", url),
+    )
+    started = [cli.start(*some) for some in words]
+    for some, process in zip(words, started, strict=True):
+        said, _ = process.communicate(timeout=50)
+        assert process.returncode == 2, (some, said)
+        assert "geheim" not in said, some
+    assert [path.name for path in tmp_path.rglob("*")] == ["jobs.jsonl"]
+
+
+FORMATS = ("results", "errors", "stats", "metadata", "parquet")
+
+
+async def test_a_batch_in_a_database_is_run_killed_fetched_resumed_and_told(database: str, tmp_path: Path) -> None:
+    cli = Cli(tmp_path)
+    manifest = jobs(tmp_path, *({"key": f"job-{number}"} for number in range(4)), name="spring.jsonl")
+    env: dict[str, str] = {}
+
+    async def run(*words: str, status: int = 0, **more: str) -> str:
+        done = await anyio.to_thread.run_sync(lambda: cli(*words, **env, **more))
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout
+
+    async with Emulator(level="silver", profile="tiny", timing=2.0, downloads=False) as emulator:
+        env |= {"WAVESPEED_API_KEY": emulator.api_key, "WAVESPEED_BASE_URL": emulator.base_url}
+        again = ("run", manifest, "--out", "v", "--ledger", database, "--level", "silver", "--max-in-flight", "2")
+        first = cli.start(*again, **env)
+        await anyio.to_thread.run_sync(Cli.wait_for, first, "job-1  ")
+        told = json.loads(await run("status", "--json", KLING_LEDGER=database))
+        watched = cli.start("status", database, "--watch", "--json")
+        first.kill()
+        await anyio.to_thread.run_sync(first.communicate)
+        (one,) = told["workers"]
+        assert (told["writer"], one["name"].endswith(f":{first.pid}"), one["jobs"] > 0) == (None, True, True)
+        assert (told["batches"][0]["name"], told["next"]) == ("spring", []), "somebody is at it"
+        # As time would: the lease of the dead ends.
+        postgres.rows(database, "UPDATE kling_worker SET lease_until = now() - interval '1 second'")
+        paid = len(emulator.charges())
+        assert paid == 2
+        assert "2 videos in v" in await run("fetch", "--out", "v", "--ledger", database)
+        assert (len(emulator.charges()), sorted(path.name for path in (tmp_path / "v").glob("*.mp4"))) == (
+            paid,
+            ["job-0.mp4", "job-1.mp4"],
+        )
+        left = json.loads(await run("status", "--json", KLING_LEDGER=database))
+        assert (left["workers"], left["next"]) == ([], ["kling-async resume --out OUT --name spring"])
+        await run("resume", "--out", "v", "--yes", "--level", "silver", KLING_LEDGER=database)
+        # What the dead one had not read from the manifest is in no ledger.
+        said = await run(*again)
+        assert "of an earlier run of this file in postgresql://" in said
+        assert "4 of 4 videos in v" in said
+        assert len(emulator.charges()) == 4
+    looks, _ = await anyio.to_thread.run_sync(watched.communicate)
+    assert watched.returncode == 0, looks
+    seen = [json.loads(line)["batches"][0]["states"] for line in looks.splitlines()]
+    assert len(seen) > 1
+    assert seen[-1].keys() <= {"downloaded"}
+    await run("export", database, "--out", "v", *(word for format_ in FORMATS for word in ("--format", format_)))
+    results = [json.loads(line) for line in (tmp_path / "v" / "results.jsonl").read_text().splitlines()]
+    assert {(row["key"], row["status"], row["file"]) for row in results} == {
+        (f"job-{number}", "completed", f"job-{number}.mp4") for number in range(4)
+    }
+    assert all(row["prompt"] == "Waves" for row in results), "the content is in the database too"
+    stats = json.loads((tmp_path / "v" / "stats.json").read_text())
+    assert (stats["states"], stats["spent_usd"]) == ({"completed": 4}, 1.12)
+    assert {name: phase["count"] for name, phase in stats["phases"].items()}["waiting"] == 4
+    assert len((tmp_path / "v" / "metadata.jsonl").read_text().splitlines()) == 4
+    assert parquet.read_table(tmp_path / "v" / "results").num_rows == 4
+    assert "v/gallery/index.html" in await run("gallery", database, "--out", "v/gallery")
+    page = (tmp_path / "v" / "gallery" / "index.html").read_text()
+    assert all(f"../job-{number}.mp4" in page for number in range(4))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["spring.jsonl", "v"], "nothing is named after a URL"
+
+
+async def test_doubts_in_a_database_are_settled_by_hand_unless_a_worker_has_them(database: str, tmp_path: Path) -> None:
+    cli = Cli(tmp_path)
+
+    async def run(*words: str, status: int = 0) -> str:
+        done = await anyio.to_thread.run_sync(lambda: cli("ledger", *words, KLING_LEDGER=database))
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def states() -> dict[str, str]:
+        return {row.key: row.state.value for row in read_ledger(database, account="team")}
+
+    ledger = PostgresLedger(database, account="team")
+    await ledger.open()
+    for key, batch in (("whose", "b"), ("killed", "b"), ("taken", "other")):
+        await ledger.claim(batch, key, content=Content("{}"), model="m", at=1.0)
+        for state in (State.INTENT, State.UNCERTAIN):
+            error = Held(Doubt.WHOSE, ("id-1", "id-2")).told if (key, state) == ("whose", State.UNCERTAIN) else None
+            step = Entry(batch=batch, key=key, state=state, at=1.0, attempt=1, cost=Decimal("0.28"), error=error)
+            await ledger.record(step)
+    await ledger.aclose()
+    # A worker that was killed while it sent, and whose lease has ended since.
+    postgres.rows(database, "INSERT INTO kling_worker VALUES ('gone', 'team', 'h:1', now(), now() - interval '1 s')")
+    postgres.rows(database, "UPDATE kling_job SET state = 'intent', owner = 'gone' WHERE key = 'killed'")
+    shown = await run("--account", "team")
+    assert "1 job: paid for, but which of the candidates is whose is not known" in shown
+    assert "2 jobs: not known whether they were paid for" in shown
+    assert "kling-async ledger --account team adopt KEY id-1" in shown
+    worker = PostgresLedger(database, account="team")
+    await worker.open()
+    assert [row.key for row in await worker.left([State.UNCERTAIN], "other")] == ["taken"]
+    before = states()
+    refused = await run("--account", "team", "give-up", "taken", "--yes", status=2)
+    assert "in the hand of another worker" in refused
+    assert states() == before
+    assert "$0.28 counts as spent" in await run("--account", "team", "adopt", "whose", "id-2", "--yes")
+    assert "by the next worker" in await run("--account", "team", database, "unaccepted", "killed", "--yes")
+    await worker.aclose()
+    await run("--account", "team", "give-up", "taken", "--yes")
+    assert states() == {"whose": "submitted", "killed": "pending", "taken": "rejected"}
+    steps = json.loads(await run("--account", "team", "history", "whose", "--json"))
+    assert list(dict.fromkeys(step["state"] for step in steps)) == ["pending", "intent", "uncertain", "submitted"]
+    assert steps[-1]["prediction_id"] == "id-2"
