@@ -15,6 +15,7 @@ from kling_async._core.errors import ConfigurationError, KlingError
 from kling_async._session import KlingSession
 from kling_async.cli.interrupts import Exit, interruptible, took_interrupt
 from kling_async.cli.output import clean, console, pretty, route_logs, say, show_error, size
+from kling_async.cli.places import place, plain
 from kling_async.cli.progress import counted
 from kling_async.cli.results import tell_unsaved, unfetched
 from kling_async.ledger import read_ledger
@@ -34,7 +35,7 @@ class FetchOptions:
     """What the user asked for; see the help of the command."""
 
     ids: Sequence[str]
-    out: Path
+    out: str = attrs.field(converter=plain)
     ledger: Path | None = None
     provider: str = "wavespeed"
     deadline: float | None = None
@@ -46,7 +47,8 @@ def fetch(options: FetchOptions) -> Exit:
     to = console()
     if options.ledger is not None and not options.ledger.exists():
         raise ConfigurationError(f"there is no ledger {options.ledger}", advice="name the ledger of a run")
-    ledger = options.ledger or options.out / "run.db"
+    place(options.out)
+    ledger = options.ledger or Path(options.out) / "run.db"
     if options.ids:
         keys = {}
         if ledger.exists():
@@ -61,16 +63,22 @@ def fetch(options: FetchOptions) -> Exit:
     if not wanted:
         say(to, f"Nothing to fetch: {ledger} has no paid prediction without a video.")
         return Exit.WELL
-    session = KlingSession(provider=options.provider, ledger=ledger if ledger.exists() else None, level="ultra")
+    known = ledger if ledger.exists() else None
+    session = KlingSession(provider=options.provider, ledger=known, level="ultra")
     route_logs(to, debug=options.debug)
-    return interruptible(lambda: _Fetch(to, options, session, wanted, ledger if ledger.exists() else None).run())
+    return interruptible(lambda: _Fetch(to, options, session, wanted, known).run())
 
 
 class _Fetch:
     """One run of the command."""
 
     def __init__(
-        self, to: Console, options: FetchOptions, session: KlingSession, wanted: dict[str, str], ledger: Path | None
+        self,
+        to: Console,
+        options: FetchOptions,
+        session: KlingSession,
+        wanted: dict[str, str],
+        ledger: Path | None,
     ) -> None:
         self._to = to
         self._options = options
@@ -137,13 +145,13 @@ class _Fetch:
 
     async def _one(self, prediction_id: str, key: str) -> SavedFile:
         prediction = await self._session.wait(prediction_id, deadline=self._options.deadline)
-        return await self._session.save(attrs.evolve(prediction, key=key), self._options.out)
+        return await self._session.save(attrs.evolve(prediction, key=key), place(self._options.out))
 
     def _done(self, prediction_id: str, key: str, saved: SavedFile) -> None:
         self._saved += 1
         self._wanted.pop(prediction_id)
         self._to.print(
-            Text.assemble(("✓ ", "green"), clean(key), "  ", (f"{saved.path} ({size(saved.bytes)})", "dim")),
+            Text.assemble(("✓ ", "green"), clean(key), "  ", (f"{saved} ({size(saved.bytes)})", "dim")),
             soft_wrap=True,
         )
 

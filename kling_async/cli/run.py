@@ -12,10 +12,11 @@ from kling_async._clock import SystemClock
 from kling_async.cli.choices import ProfileChoice
 from kling_async.cli.interrupts import Exit, interruptible
 from kling_async.cli.output import console, route_logs, say
+from kling_async.cli.places import place
 from kling_async.cli.plan import Plan, tell_level, tell_plan
 from kling_async.cli.progress import counted
 from kling_async.cli.reading import REHEARSAL, rows_of
-from kling_async.cli.runner import BatchOptions, Work, agreed, check_gallery, run_batch, tell_budget
+from kling_async.cli.runner import BatchOptions, Work, agreed, check_gallery, check_out, run_batch, tell_budget
 from kling_async.cli.sources import Source, checked, tell_warnings
 
 if TYPE_CHECKING:
@@ -38,7 +39,12 @@ class RunOptions(BatchOptions):
     @property
     def ledger_path(self) -> Path:
         """The ledger. What an emulator was paid is kept apart from what was really paid."""
-        return self.ledger or self.out / (REHEARSAL if self.emulator else "run.db")
+        return self.ledger or self.folder / (REHEARSAL if self.emulator else "run.db")
+
+    @property
+    def home(self) -> Path:
+        """The ledger's folder, or one that is called after the batch."""
+        return Path(f"kling-{self.batch}") if self.ledger is None else self.ledger.parent
 
     @property
     def rehearsal(self) -> bool:
@@ -60,6 +66,7 @@ def run(options: RunOptions) -> Exit:
     # A missing key is told before anything else is.
     session = options.session(api_key="-") if options.emulator else options.session()
     check_gallery(options)
+    check_out(options)
     work = _work(manifest, options)
     if not options.quiet:
         at = "the emulator, for nothing" if options.emulator else options.provider
@@ -68,7 +75,6 @@ def run(options: RunOptions) -> Exit:
         tell_budget(to, work)
         tell_warnings(to, manifest)
         tell_level(to, manifest.kinds, session)
-    options.out.mkdir(parents=True, exist_ok=True)
     if not options.emulator:
         _tell_paid_before(to, options)
         if not agreed(to, options):
@@ -89,7 +95,7 @@ def _work(manifest: Manifest, options: RunOptions) -> Work:
             manifest,
             name=options.batch,
             budget=budget,
-            save_to=options.out,
+            save_to=place(options.out),
             ordered=options.ordered,
             deadline=options.deadline,
         ),
