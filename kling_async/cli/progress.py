@@ -389,7 +389,7 @@ class LiveProgress(QuietProgress):
         if left:
             pace += f", about {span(left)} left"
         money = Text(f"{usd(board.spent)} spent" if board.budget is None else against(board.budget), "bold")
-        if board.unpriced:
+        if board.unpriced and board.budget is None:  # a budget has asked the service for those
             money.append(f" + {counted(board.unpriced, 'job')} of unknown price", "dim")
         grid = Table.grid(expand=True, padding=(0, 2))
         grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")

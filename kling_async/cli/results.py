@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from kling_async._core.prediction import Outcome
     from kling_async.ledger import Row
 
-_LISTED: Final = 20
+_LISTED: Final = 10
 _NAMED: Final = 4
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from kling_async.results import Exported
 
 _FAILURES_SHOWN: Final = 20
+_KEYS_SHOWN: Final = 3
 
 
 @attrs.frozen(kw_only=True)
@@ -344,7 +346,8 @@ class _Run:
             say(to, "What is known of the uncertain ones, and how to settle them by hand:")
             tell_command(to, f"kling-async ledger {options.ledger_path}")
         if self.interrupted and not options.rehearsal:
-            say(to, "The same command goes on where this one stopped, and pays for nothing twice.")
+            say(to, "The same command goes on where this one stopped, and pays for nothing twice. So does:")
+            tell_command(to, self._resume_command())
         if self.trouble is not None:
             show_error(self.trouble)
 
@@ -368,6 +371,19 @@ class _Run:
             say(to, f"{said} no video, and none is on its way. This runs them again, and pays for them:")
             tell_left_out(to, made)
             tell_command(to, again_command(made, folder, options.out, self._same()))
+
+    def _resume_command(self) -> str:
+        options = self._options
+        words = ["kling-async", "resume", str(options.ledger_path), "--name", self._work.name, "--out", options.out]
+        for name, value in (
+            ("--provider", options.provider if options.provider != "wavespeed" else None),
+            ("--level", options.level.value if options.level is not LevelChoice.BRONZE else None),
+            ("--max-in-flight", options.max_in_flight),
+            ("--budget", options.budget),
+            ("--retry-failed", options.retry_failed or None),
+        ):
+            words += [] if value is None else [name, str(value)]
+        return shlex.join(words)
 
     def _same(self) -> list[str]:
         """What of the options a run of the errors needs too."""
@@ -451,15 +467,20 @@ def _of_account(outcome: Outcome) -> bool:
 def _table_of(to: Console, failures: list[Outcome]) -> None:
     if not failures:
         return
-    shown = table(to, "failed job", "how", "what was said")
-    for outcome in failures[-_FAILURES_SHOWN:]:
+    # What many share is said once: in a large run that is what one wants to see.
+    alike: dict[tuple[str, str], list[str]] = {}
+    for outcome in failures:
         error = outcome.error
         advice = f" ({error.advice})" if error is not None and error.advice and pretty(to) else ""
-        shown.add_row(
-            clean(outcome.key),
-            Text(status(outcome), "red"),
-            clean((error.message if error is not None else "") + advice),
-        )
+        said = clean((error.message if error is not None else "") + advice)
+        alike.setdefault((status(outcome), said), []).append(clean(outcome.key))
+    shown = table(to, "failed job", "how", "what was said")
+    most = sorted(alike.items(), key=lambda item: -len(item[1]))
+    for (how, said), keys in most[:_FAILURES_SHOWN]:
+        more = len(keys) - _KEYS_SHOWN
+        named = ", ".join(keys[:_KEYS_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        shown.add_row(named, Text(how, "red"), said)
     to.print(shown)
-    if len(failures) > _FAILURES_SHOWN:
-        to.print(Text(f"and {len(failures) - _FAILURES_SHOWN} more", "dim"))
+    if len(most) > _FAILURES_SHOWN:
+        left = sum(len(keys) for _, keys in most[_FAILURES_SHOWN:])
+        to.print(Text(f"and {left} more", "dim"))

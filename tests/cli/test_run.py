@@ -194,6 +194,7 @@ async def test_the_same_command_again_goes_on_and_pays_for_nothing_twice(cli: Cl
         assert "The same command goes on where this one stopped" in rest
         paid = len(emulator.charges())
         assert paid in {2, 3}
+        assert "\n  kling-async resume videos/run.db --name jobs --out videos --level gold\n" in rest
         done = await call(cli, "run", path, "--out", "videos", "--level", "gold", **env)
         assert done.returncode == 0
         assert f"{paid} jobs of an earlier run of this file in videos/run.db: not paid for again." in done.stdout
