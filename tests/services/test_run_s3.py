@@ -75,6 +75,7 @@ async def test_what_cannot_be_is_told_before_anything_is_sent(cli: Cli, out: str
     hidden.mkdir(parents=True)
     (hidden / "__init__.py").write_text("raise ModuleNotFoundError('No module named obstore', name='obstore')")
     env = {"PYTHONPATH": f"{hidden.parent}:{cli.env['PYTHONPATH']}", "WAVESPEED_API_KEY": "none"}
+    env["WAVESPEED_BASE_URL"] = "http://127.0.0.1:9"
     path = jobs(cli.folder, {"key": "a"})
     for words in (("run", path), ("fetch", "0" * 32)):
         done = await run_sync(partial(cli, *words, "--out", out, **env))
