@@ -20,7 +20,7 @@ from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
-from itertools import chain, groupby
+from itertools import chain, count, groupby
 from math import ceil
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, Protocol, cast
@@ -49,7 +49,11 @@ class Format(Enum):
     RESULTS = "results"
     """`results.jsonl`: a line per job."""
     ERRORS = "errors"
-    """`errors.jsonl`: a manifest of the jobs that have no video, of which none runs or is in doubt."""
+    """`errors.jsonl`: a manifest of the jobs that have no video, of which none runs or is in doubt.
+
+    Once a batch was run from it, `errors-2.jsonl`, and so on: a batch is called as its manifest, and one that failed
+    is not paid for again under the same name.
+    """
     STATS = "stats"
     """`stats.json`: counts, money, times, errors."""
     METADATA = "metadata"
@@ -87,6 +91,8 @@ def export(
 ) -> list[Exported]:
     """Write what a ledger has into files, also while another process writes the ledger.
 
+    A job that was run again from `errors.jsonl` is one job: what it has come to since counts, and what it cost in all.
+
     Args:
         ledger: The ledger's file, or the URL of its database.
         out: The folder for the files; the one that the videos are in, for paths in the files are relative to it.
@@ -105,6 +111,7 @@ def export(
         rows = stack.enter_context(closing(read))
         # Before anything is made: there may be no such ledger.
         first = next(rows, None)
+        again = _Again(ledger, account)
         folder.mkdir(parents=True, exist_ok=True)
         writers: list[_Writer] = []
         for wanted in dict.fromkeys(formats):
@@ -114,12 +121,14 @@ def export(
                 case Format.PARQUET:
                     writers.append(_Shards(folder))
                 case _:
-                    path = folder / f"{wanted.value}.jsonl"
+                    path = folder / f"{again.next if wanted is Format.ERRORS else wanted.value}.jsonl"
                     file = stack.enter_context(_whole(path))
                     writers.append(_LINES[wanted](wanted, path, file, shared=is_url(ledger)))
         for row in () if first is None else chain((first,), rows):
+            # Who asks for one batch wants it as it is.
+            last = batch is not None or again.is_last(row)
             for writer in writers:
-                writer.add(row)
+                writer.add(row, last=last)
         return [writer.end() for writer in writers]
 
 
@@ -188,10 +197,34 @@ only was not downloaded is not among them: the run itself, called again, goes on
 """
 
 
-class _Writer(Protocol):
-    """Takes the rows of a ledger, one after another."""
+class _Again:
+    """What was run again from `errors.jsonl`, `errors-2.jsonl` and so on, by the names of those batches.
 
-    def add(self, row: Row) -> None: ...
+    Attributes:
+        next: The first of the names that no batch has.
+    """
+
+    def __init__(self, ledger: str | os.PathLike[str], account: str) -> None:
+        self._last: dict[str, tuple[int, str]] = {}
+        self._rounds: dict[str, int] = {}
+        for number in count(1):
+            self.next = "errors" if number == 1 else f"errors-{number}"
+            for row in read_ledger(ledger, account=account, batch=self.next):
+                self._last[row.key] = (number, row.digest)
+                self._rounds[self.next] = number
+            if self.next not in self._rounds:
+                break
+
+    def is_last(self, row: Row) -> bool:
+        """Whether the job was not run again after this row."""
+        number, digest = self._last.get(row.key, (0, ""))
+        return digest != row.digest or number <= self._rounds.get(row.batch, 0)
+
+
+class _Writer(Protocol):
+    """Takes the rows of a ledger, one after another; not all of them are the last of their job."""
+
+    def add(self, row: Row, *, last: bool) -> None: ...
 
     def end(self) -> Exported: ...
 
@@ -207,9 +240,9 @@ class _Lines:
     rows: int = 0
     left_out: Counter[str] = attrs.field(factory=Counter)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Row, *, last: bool) -> None:
         """Write the row's line, if it has one."""
-        line = self.line(row)
+        line = self.line(row) if last else None
         if isinstance(line, str):
             self.left_out[line] += 1
         elif line is not None:
@@ -314,11 +347,12 @@ class _Stats:
         self._money: defaultdict[str, Decimal] = defaultdict(Decimal)
         self._errors: dict[tuple[str, int | None], list[Any]] = {}
 
-    def add(self, row: Row) -> None:
-        self._rows += 1
+    def add(self, row: Row, *, last: bool) -> None:
         status = STATUS[row.state]
-        self._states[status] += 1
-        self._models[row.model][status] += 1
+        if last:
+            self._rows += 1
+            self._states[status] += 1
+            self._models[row.model][status] += 1
         self._money["spent_usd"] += row.spent or 0
         self._money["refunded_usd"] += row.refunded or 0
         if row.state is State.FAILED and row.cost is not None:
@@ -416,7 +450,9 @@ class _Shards:
         self._rows = 0
         self._shard = 0
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Row, *, last: bool) -> None:
+        if not last:
+            return
         result = result_of(row, self._out)
         error = cast("dict[str, object]", result.pop("error") or {"code": None, "message": None})
         result |= {"error_code": error["code"], "error_message": error["message"]}

@@ -95,7 +95,17 @@ RootOption = Annotated[
 FitOption = Annotated[
     bool, typer.Option("--fit", help="Convert images of other formats, of more than 10 MB, or turned by EXIF data.")
 ]
-OutOption = Annotated[Path, typer.Option(file_okay=False, help="Folder for the videos.", show_default=False)]
+OutOption = Annotated[
+    str,
+    typer.Option(metavar="FOLDER|URL", help="Folder for the videos; or s3://, gs://, az://...", show_default=False),
+]
+ResultsOption = Annotated[
+    Path | None,
+    typer.Option(
+        file_okay=False, help="Folder for results.jsonl, errors.jsonl, stats.json.", show_default="the videos' own"
+    ),
+]
+NoResultsOption = Annotated[bool, typer.Option("--no-results", help="Write none; kling-async export does it later.")]
 LevelOption = Annotated[LevelChoice, typer.Option(help="The account's level; see kling-async models.")]
 SlotsOption = Annotated[
     int | None, typer.Option(min=1, help="Videos that may run at once.", show_default="the level's")
@@ -224,7 +234,7 @@ def run(
     provider: ProviderOption = ProviderChoice.WAVESPEED,
     level: LevelOption = LevelChoice.BRONZE,
     max_in_flight: SlotsOption = None,
-    ordered: Annotated[bool, typer.Option("--ordered", help="Results in the order of the manifest.")] = False,
+    ordered: Annotated[bool, typer.Option("--ordered", help="Outcomes in the order of the manifest.")] = False,
     ledger: LedgerOption = None,
     account: AccountOption = ACCOUNT,
     deadline: DeadlineOption = None,
@@ -233,6 +243,8 @@ def run(
     retry_failed: RetryOption = 0,
     audit: AuditOption = True,
     gallery: GalleryOption = False,
+    results: ResultsOption = None,
+    no_results: NoResultsOption = False,
     yes: YesOption = False,
     quiet: QuietOption = False,
     as_json: JsonLinesOption = False,
@@ -265,6 +277,8 @@ def run(
         as_json=as_json,
         yes=yes,
         gallery=gallery,
+        results=results,
+        no_results=no_results,
         speed=speed,
         profile=profile,
         debug=_debug(context),
@@ -290,6 +304,8 @@ def resume(
     retry_failed: RetryOption = 0,
     audit: AuditOption = True,
     gallery: GalleryOption = False,
+    results: ResultsOption = None,
+    no_results: NoResultsOption = False,
     yes: YesOption = False,
     quiet: QuietOption = False,
     as_json: JsonLinesOption = False,
@@ -314,6 +330,8 @@ def resume(
         retry_failed=retry_failed,
         audit=audit,
         gallery=gallery,
+        results=results,
+        no_results=no_results,
         quiet=quiet,
         as_json=as_json,
         yes=yes,

@@ -19,6 +19,8 @@ from kling_async.results import Format
 from kling_async.results import export as write
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from kling_async.results import Exported
@@ -45,11 +47,31 @@ def export(options: ExportOptions) -> Exit:
 
 
 def _tell(to: Console, made: Exported, out: Path) -> None:
-    path = out / made.path.relative_to(out.absolute())
-    say(to, Text(f"{path}: {counted(made.rows, 'job')}"))
-    for reason, count in made.left_out.items():
-        say(to, Text(f"  {counted(count, 'job')} left out: {clean(reason)}", "yellow"))
+    say(to, Text(f"{_path(made, out)}: {counted(made.rows, 'job')}"))
+    tell_left_out(to, made)
     if made.format is Format.ERRORS and made.rows:
         say(to, "They have no video, and none is on its way. This runs them again, and pays for them:")
-        words = ["kling-async", "run", str(path), "--out", str(out)]
-        tell_command(to, shlex.join([*words, *(["--root", str(made.root)] if made.root else [])]))
+        tell_command(to, again_command(made, out, out))
+
+
+def tell_left_out(to: Console, made: Exported) -> None:
+    """Say which jobs are missing in a file, and why."""
+    for reason, count in made.left_out.items():
+        say(to, Text(f"  {counted(count, 'job')} left out: {clean(reason)}", "yellow"))
+
+
+def again_command(made: Exported, folder: Path, out: str | Path, more: Sequence[str] = ()) -> str:
+    """The command that runs the jobs of an errors manifest.
+
+    Args:
+        made: The manifest.
+        folder: The folder of the manifest, as the user named it.
+        out: Where the videos go.
+        more: Further options of the run.
+    """
+    words = ["kling-async", "run", str(_path(made, folder)), "--out", str(out), *more]
+    return shlex.join([*words, *(["--root", str(made.root)] if made.root else [])])
+
+
+def _path(made: Exported, folder: Path) -> Path:
+    return folder / made.path.relative_to(folder.absolute())

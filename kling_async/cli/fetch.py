@@ -16,6 +16,7 @@ from kling_async._session import KlingSession
 from kling_async.cli.interrupts import Exit, interruptible, took_interrupt
 from kling_async.cli.ledgers import LedgerName
 from kling_async.cli.output import clean, console, pretty, route_logs, say, show_error, size
+from kling_async.cli.places import place, plain
 from kling_async.cli.progress import counted
 from kling_async.cli.reading import rows_of
 from kling_async.cli.results import tell_unsaved, unfetched
@@ -35,7 +36,7 @@ class FetchOptions:
     """What the user asked for; see the help of the command."""
 
     ids: Sequence[str]
-    out: Path
+    out: str = attrs.field(converter=plain)
     ledger: LedgerName | None = None
     provider: str = "wavespeed"
     deadline: float | None = None
@@ -45,7 +46,8 @@ class FetchOptions:
 def fetch(options: FetchOptions) -> Exit:
     """Wait for predictions and save their videos, under the keys that the ledger has for them."""
     to = console()
-    named = options.ledger or LedgerName(options.out / "run.db")
+    place(options.out)
+    named = options.ledger or LedgerName(Path(options.out) / "run.db")
     there = named.exists()
     if options.ledger is not None and not there:
         raise ConfigurationError(f"there is no ledger {named}", advice="name the ledger of a run")
@@ -142,13 +144,13 @@ class _Fetch:
 
     async def _one(self, prediction_id: str, key: str) -> SavedFile:
         prediction = await self._session.wait(prediction_id, deadline=self._options.deadline)
-        return await self._session.save(attrs.evolve(prediction, key=key), self._options.out)
+        return await self._session.save(attrs.evolve(prediction, key=key), place(self._options.out))
 
     def _done(self, prediction_id: str, key: str, saved: SavedFile) -> None:
         self._saved += 1
         self._wanted.pop(prediction_id)
         self._to.print(
-            Text.assemble(("✓ ", "green"), clean(key), "  ", (f"{saved.path} ({size(saved.bytes)})", "dim")),
+            Text.assemble(("✓ ", "green"), clean(key), "  ", (f"{saved} ({size(saved.bytes)})", "dim")),
             soft_wrap=True,
         )
 

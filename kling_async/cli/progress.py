@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
     from kling_async._core.events import Event, Observer
 
 _REFRESH_SECONDS: Final = 0.1
-_SPARE_LINES: Final = 8
+_SPARE_LINES: Final = 9
+_RECENT: Final = 300
+_ENOUGH: Final = 10
 _KEY_WIDTH: Final = 34
 
 
@@ -86,6 +89,7 @@ class Board:
         self.unsaved: dict[str, str] = {}
         self.uncertain: list[str] = []
         self._told: KlingError | None = None
+        self._ends: deque[float] = deque(maxlen=_RECENT)
 
     @property
     def waiting(self) -> int:
@@ -145,8 +149,28 @@ class Board:
                 self.refused_before_acceptance += self.lines.pop(name, None) is None
                 self.done += outcome.ok
                 self.failed += not outcome.ok
+                self._ends.append(event.at)
                 if outcome.ok and outcome.prediction is not None:
                     self.unsaved.pop(outcome.prediction.id, None)
+
+    def rate(self, now: float) -> float | None:
+        """Jobs that end per second, by the latest of them; None as long as they are too few to tell.
+
+        Args:
+            now: Seconds since the epoch, on the session's clock.
+        """
+        if len(self._ends) < _ENOUGH or now <= self._ends[0]:
+            return None
+        return len(self._ends) / (now - self._ends[0])
+
+    def left(self, now: float) -> float | None:
+        """Seconds until all have ended if they go on like that; None when that cannot be told.
+
+        Args:
+            now: Seconds since the epoch, on the session's clock.
+        """
+        rate = self.rate(now)
+        return None if rate is None or not self.total else max(0, self.total - self.ended) / rate
 
     def repeats(self, event: Event) -> bool:
         """Whether the event says of one more job what concerns the whole account and was said of another."""
@@ -310,7 +334,7 @@ class LiveProgress(QuietProgress):
 
     def _picture(self) -> RenderableType:
         board = self.board
-        parts: list[RenderableType] = [self._bar(), self._counts()]
+        parts: list[RenderableType] = [self._bar(), self._counts(), self._pace()]
         room = max(3, self._to.height - _SPARE_LINES)
         lines = list(board.lines.values())
         if lines:
@@ -341,7 +365,7 @@ class LiveProgress(QuietProgress):
         grid.add_row(bar, Text(count, "bold"), Text(span(self._clock.now() - self._start), "dim"))
         return grid
 
-    def _counts(self) -> Table:
+    def _counts(self) -> Text:
         board = self.board
         saving = board.saving
         waiting = max(board.waiting, (board.total or 0) - board.accepted - board.refused_before_acceptance)
@@ -352,16 +376,25 @@ class LiveProgress(QuietProgress):
             ("✓", board.done, "done", "green"),
             ("✗", board.failed, "failed", "red"),
         )
-        said = Text("   ").join(
+        said = Text("   ", no_wrap=True, overflow="ellipsis")
+        return said.join(
             Text(f"{mark} {number} {word}", style if number else "dim") for mark, number, word, style in counts
         )
+
+    def _pace(self) -> Table:
+        """How fast it goes, how long it goes on like that, and what was spent."""
+        board, now = self.board, self._clock.now()
+        rate, left = board.rate(now), board.left(now)
+        pace = "" if rate is None else f"{rate * 60:.0f} a minute"
+        if left:
+            pace += f", about {span(left)} left"
         money = Text(f"{usd(board.spent)} spent" if board.budget is None else against(board.budget), "bold")
-        if board.unpriced:
-            money.append(f" + {board.unpriced} without a known price", "dim")
-        grid = Table.grid(expand=True)
-        grid.add_column(ratio=1)
+        if board.unpriced and board.budget is None:  # a budget has asked the service for those
+            money.append(f" + {counted(board.unpriced, 'job')} of unknown price", "dim")
+        grid = Table.grid(expand=True, padding=(0, 2))
+        grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         grid.add_column(justify="right", no_wrap=True)
-        grid.add_row(said, money)
+        grid.add_row(Text(pace, "dim"), money)
         return grid
 
     def _running(self, lines: list[Line]) -> Table:

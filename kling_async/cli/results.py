@@ -1,10 +1,11 @@
-"""What is left of a run: `results.jsonl`, the paid ids that still have no video, and how to get at them."""
+"""What is told of the jobs of a run: a line each, the paid ids that still have no video, and how to get at them."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from typing import TYPE_CHECKING, Final, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from rich.text import Text
 
@@ -23,8 +24,6 @@ from kling_async.ledger import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
-    from types import TracebackType
 
     from rich.console import Console
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from kling_async.cli.ledgers import LedgerName
     from kling_async.ledger import Row
 
-_LISTED: Final = 20
+_LISTED: Final = 10
 _NAMED: Final = 4
 
 
@@ -59,17 +58,19 @@ def status(outcome: Outcome) -> str:
 
 
 def row(outcome: Outcome, folder: Path) -> dict[str, object]:
-    """An outcome as a line of `results.jsonl`.
+    """An outcome as a line of `--json`.
 
     Args:
         outcome: The outcome.
-        folder: Where the file will be; paths are written relative to it.
+        folder: What the paths of files are relative to.
     """
     error = outcome.error
     file: str | None = None
     if outcome.saved is not None:
-        path = outcome.saved.path
-        file = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+        where = outcome.saved.location
+        if isinstance(where, Path):
+            where = (where.relative_to(folder) if where.is_relative_to(folder) else where).as_posix()
+        file = where
     return {
         "key": outcome.key,
         "model": outcome.job.model,
@@ -79,37 +80,6 @@ def row(outcome: Outcome, folder: Path) -> dict[str, object]:
         "cost_usd": None if outcome.cost is None else float(outcome.cost),
         "error": None if error is None else {"type": type(error).__name__, "message": str(error)},
     }
-
-
-class Results:
-    """`results.jsonl`: a line per outcome, on its way to the disk as soon as it is known.
-
-    Args:
-        path: The file; an older one is replaced.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("w", encoding="utf-8", buffering=1)
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-    def write(self, outcome: Outcome) -> str:
-        """Write an outcome down.
-
-        Returns:
-            The line.
-        """
-        line = json.dumps(row(outcome, self.path.parent), ensure_ascii=False)
-        self._file.write(line + "\n")
-        return line
 
 
 def problem_lines(problems: Iterable[RowProblem]) -> Iterator[str]:
@@ -127,11 +97,11 @@ def unfetched(ledger: LedgerName) -> dict[str, Row]:
 _OPEN: Final = frozenset({State.SUBMITTED, State.COMPLETED})
 
 
-def fetch_command(ids: Mapping[str, str], out: Path, ledger: LedgerName | None, provider: str) -> str:
+def fetch_command(ids: Mapping[str, str], out: str | Path, ledger: LedgerName | None, provider: str) -> str:
     """The command that brings those videos."""
     named = list(ids) if len(ids) <= _NAMED or ledger is None else []
     words = ["kling-async", "fetch", *named, "--out", str(out)]
-    if ledger is not None and ledger.path != out / "run.db":
+    if ledger is not None and ledger.path != Path(out) / "run.db":
         words += ledger.option
     if provider != "wavespeed":
         words += ["--provider", provider]
@@ -148,7 +118,7 @@ def tell_unsaved(
     unsaved: Mapping[str, str],
     running: int,
     *,
-    out: Path,
+    out: str | Path,
     ledger: LedgerName | None,
     provider: str,
     rehearsal: bool = False,
@@ -159,7 +129,7 @@ def tell_unsaved(
         to: Where to.
         unsaved: Ids and keys.
         running: How many of them still run.
-        out: The folder for the videos.
+        out: Where the videos go.
         ledger: The ledger that has their ids.
         provider: The provider's name.
         rehearsal: Whether it was the emulator that is gone now.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
@@ -13,10 +14,11 @@ from kling_async._core.errors import ConfigurationError
 from kling_async.cli.interrupts import Exit, interruptible
 from kling_async.cli.ledgers import LedgerName
 from kling_async.cli.output import clean, console, route_logs, say
+from kling_async.cli.places import place
 from kling_async.cli.plan import Plan, tell_level, tell_plan
 from kling_async.cli.progress import counted
 from kling_async.cli.reading import rows_of, the_batch
-from kling_async.cli.runner import BatchOptions, Work, agreed, check_gallery, run_batch, tell_budget
+from kling_async.cli.runner import BatchOptions, Work, agreed, check_gallery, check_out, run_batch, tell_budget
 from kling_async.ledger import State
 from kling_async.manifest import Kind
 from kling_async.results import job_of
@@ -42,6 +44,12 @@ class ResumeOptions(BatchOptions):
         """The ledger."""
         return self.ledger
 
+    @property
+    def home(self) -> Path:
+        """The ledger's folder, or one that is called after the batch."""
+        file = self.ledger.path
+        return Path(f"kling-{self.name}" if self.name else "kling-results") if file is None else file.parent
+
 
 def resume(options: ResumeOptions) -> Exit:
     """Find the batch, estimate, ask, run, tell."""
@@ -53,6 +61,7 @@ def resume(options: ResumeOptions) -> Exit:
         )
     session = options.session()
     check_gallery(options)
+    check_out(options)
     found = the_batch(options.ledger, options.name)
     budget = options.new_budget()
     unsent = [row for row in rows_of(options.ledger, batch=found.name, states=_SENT_AGAIN) if not row.given_up]
@@ -63,7 +72,7 @@ def resume(options: ResumeOptions) -> Exit:
         plan=Plan.of(kinds, options.provider),
         budget=budget,
         batch=lambda kling: kling.resume(
-            name=found.name, budget=budget, save_to=options.out, deadline=options.deadline
+            name=found.name, budget=budget, save_to=place(options.out), deadline=options.deadline
         ),
     )
     if not options.quiet:
@@ -72,7 +81,6 @@ def resume(options: ResumeOptions) -> Exit:
             tell_plan(to, work.plan)
             tell_budget(to, work)
             tell_level(to, kinds, session)
-    options.out.mkdir(parents=True, exist_ok=True)
     if kinds and not agreed(to, options):
         to.print("Nothing was sent.")
         return Exit.NOTHING_DONE

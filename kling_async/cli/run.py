@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -13,10 +14,11 @@ from kling_async.cli.choices import ProfileChoice
 from kling_async.cli.interrupts import Exit, interruptible
 from kling_async.cli.ledgers import REHEARSAL, LedgerName
 from kling_async.cli.output import console, route_logs, say
+from kling_async.cli.places import place
 from kling_async.cli.plan import Plan, tell_level, tell_plan
 from kling_async.cli.progress import counted
 from kling_async.cli.reading import rows_of
-from kling_async.cli.runner import BatchOptions, Work, agreed, check_gallery, run_batch, tell_budget
+from kling_async.cli.runner import BatchOptions, Work, agreed, check_gallery, check_out, run_batch, tell_budget
 from kling_async.cli.sources import Source, checked, tell_warnings
 
 if TYPE_CHECKING:
@@ -39,7 +41,13 @@ class RunOptions(BatchOptions):
     @property
     def ledger_path(self) -> LedgerName:
         """The ledger. What an emulator was paid is kept apart from what was really paid."""
-        return self.ledger or LedgerName(self.out / (REHEARSAL if self.emulator else "run.db"))
+        return self.ledger or LedgerName(self.folder / (REHEARSAL if self.emulator else "run.db"))
+
+    @property
+    def home(self) -> Path:
+        """The ledger's folder, or one that is called after the batch."""
+        file = None if self.ledger is None else self.ledger.path
+        return Path(f"kling-{self.batch}") if file is None else file.parent
 
     @property
     def rehearsal(self) -> bool:
@@ -65,6 +73,7 @@ def run(options: RunOptions) -> Exit:
     # A missing key is told before anything else is.
     session = options.session(api_key="-") if options.emulator else options.session()
     check_gallery(options)
+    check_out(options)
     work = _work(manifest, options)
     if not options.quiet:
         at = "the emulator, for nothing" if options.emulator else options.provider
@@ -73,7 +82,6 @@ def run(options: RunOptions) -> Exit:
         tell_budget(to, work)
         tell_warnings(to, manifest)
         tell_level(to, manifest.kinds, session)
-    options.out.mkdir(parents=True, exist_ok=True)
     if not options.emulator:
         _tell_paid_before(to, options)
         if not agreed(to, options):
@@ -94,7 +102,7 @@ def _work(manifest: Manifest, options: RunOptions) -> Work:
             manifest,
             name=options.batch,
             budget=budget,
-            save_to=options.out,
+            save_to=place(options.out),
             ordered=options.ordered,
             deadline=options.deadline,
         ),
@@ -115,7 +123,7 @@ async def _run(to: Console, options: RunOptions, work: Work) -> Exit:
         return await run_batch(to, options, work, clock=SystemClock())
     if options.ledger is None:
         # The emulator of an earlier rehearsal is gone, and its predictions with it.
-        (options.out / REHEARSAL).unlink(missing_ok=True)
+        (options.folder / REHEARSAL).unlink(missing_ok=True)
     from kling_async.cli.serving import emulator_of  # noqa: PLC0415 -- a server is not wanted in every run
 
     async with emulator_of(level=options.level, speed=options.speed, profile=options.profile) as emulator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shlex
 import sys
 from abc import ABC, abstractmethod
@@ -11,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import anyio.to_thread
 import attrs
 import typer
 from rich.text import Text
@@ -28,11 +30,14 @@ from kling_async._core.errors import (
 from kling_async._session import KlingSession
 from kling_async.cli.audit import Audit, audit
 from kling_async.cli.choices import LevelChoice
+from kling_async.cli.export import again_command, tell_left_out
 from kling_async.cli.interrupts import Exit, took_interrupt
 from kling_async.cli.output import clean, pretty, say, show_error, span, table, usd
+from kling_async.cli.places import is_store, place, plain
 from kling_async.cli.plan import Plan, compared
 from kling_async.cli.progress import counted, progress
-from kling_async.cli.results import Results, status, tell_command, tell_unsaved
+from kling_async.cli.results import row, status, tell_command, tell_unsaved
+from kling_async.results import Format, export
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,15 +47,19 @@ if TYPE_CHECKING:
     from kling_async.cli.ledgers import LedgerName
     from kling_async.cli.progress import Progress
     from kling_async.gallery import Gallery
+    from kling_async.results import Exported
 
 _FAILURES_SHOWN: Final = 20
+_KEYS_SHOWN: Final = 3
 
 
 @attrs.frozen(kw_only=True)
 class BatchOptions(ABC):
     """What the user asked for, of everything that runs a batch; see the help of the commands."""
 
-    out: Path
+    out: str = attrs.field(converter=plain)
+    results: Path | None = None
+    no_results: bool = False
     fit: bool = False
     provider: str = "wavespeed"
     level: LevelChoice = LevelChoice.BRONZE
@@ -70,6 +79,16 @@ class BatchOptions(ABC):
     @abstractmethod
     def ledger_path(self) -> LedgerName:
         """The ledger."""
+
+    @property
+    @abstractmethod
+    def home(self) -> Path:
+        """The folder of what stays on this computer when the videos do not."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of results and gallery: that of the videos, if they have one on this computer."""
+        return self.home if is_store(self.out) else Path(self.out)
 
     @property
     def rehearsal(self) -> bool:
@@ -122,6 +141,17 @@ class Work:
     plan: Plan
     budget: Budget | None
     batch: Callable[[KlingSession], Batch]
+
+
+def check_out(options: BatchOptions) -> None:
+    """Make sure that videos can be saved there, as far as that is known beforehand.
+
+    Raises:
+        ConfigurationError: They cannot.
+        OSError: A folder cannot be made.
+    """
+    place(options.out)
+    options.folder.mkdir(parents=True, exist_ok=True)
 
 
 def check_gallery(options: BatchOptions) -> None:
@@ -178,6 +208,7 @@ async def run_batch(
         if options.debug:
             raise
         run.trouble = error
+    await run.export()
     run.tell_end(len(session.left_running))
     return run.exit()
 
@@ -187,7 +218,7 @@ def _page(options: BatchOptions, work: Work, clock: Clock) -> Gallery | None:
         return None
     from kling_async.gallery import Gallery  # noqa: PLC0415 -- a page is not wanted in every run
 
-    return Gallery(options.out / "gallery", title=work.name, total=work.total, clock=clock)
+    return Gallery(options.folder / "gallery", title=work.name, total=work.total, clock=clock)
 
 
 class _Run:
@@ -222,23 +253,24 @@ class _Run:
         self._batch: Batch | None = None
         self._audit: Audit | None = None
         self._unaudited = ""
+        self._exported: list[Exported] = []
+        self._unexported = ""
 
     async def all(self, session: KlingSession) -> None:
         """From the opening of the session to its closing."""
         began = self._clock.now()
-        with Results(self._options.out / "results.jsonl") as results:
-            async with self._shown(), self._display, session as kling:
-                if self._work.budget is not None and self._options.audit:
-                    # What was given back since the last run is free to be spent again.
-                    await self._compare(kling, began)
-                self._batch = self._work.batch(kling)
-                async with self._batch:
-                    async for outcome in self._batch:
-                        self._tell_outcome(results.write(outcome))
-                self._took = self._clock.monotonic() - self._start
-                if self._options.audit:
-                    self._board.note = "reading the service's bill"
-                    await self._compare(kling, began)
+        async with self._shown(), self._display, session as kling:
+            if self._work.budget is not None and self._options.audit:
+                # What was given back since the last run is free to be spent again.
+                await self._compare(kling, began)
+            self._batch = self._work.batch(kling)
+            async with self._batch:
+                async for outcome in self._batch:
+                    self._tell_outcome(outcome)
+            self._took = self._clock.monotonic() - self._start
+            if self._options.audit:
+                self._board.note = "reading the service's bill"
+                await self._compare(kling, began)
 
     @asynccontextmanager
     async def _shown(self) -> AsyncGenerator[None, None]:
@@ -260,10 +292,24 @@ class _Run:
         except (ApiError, TransportError) as error:
             self._unaudited = f"The service's bill could not be read: {error.message}"
 
-    def _tell_outcome(self, line: str) -> None:
+    def _tell_outcome(self, outcome: Outcome) -> None:
         if self._options.as_json:
-            sys.stdout.write(line + "\n")
+            sys.stdout.write(json.dumps(row(outcome, self._options.folder), ensure_ascii=False) + "\n")
             sys.stdout.flush()
+
+    async def export(self) -> None:
+        """Write the results, if they are wanted and there is anything."""
+        options = self._options
+        if options.no_results or not options.ledger_path.exists():
+            return
+        try:
+            self._exported = await anyio.to_thread.run_sync(
+                lambda: export(
+                    options.ledger_path.where, options.results or options.folder, account=options.ledger_path.account
+                )
+            )
+        except (KlingError, OSError) as error:
+            self._unexported = f"The results could not be written: {error}"
 
     def exit(self) -> Exit:
         """What the exit status says."""
@@ -287,7 +333,7 @@ class _Run:
         self._tell_head()
         if not options.quiet:
             self._tell_money()
-            say(to, Text(f"Results: {options.out / 'results.jsonl'}   Ledger: {options.ledger_path}", "dim"))
+            self._tell_files()
         if self._page is not None and self._page.index.exists():
             say(to, Text.assemble("Gallery: ", (str(self._page.index), "cyan")))
         tell_unsaved(
@@ -303,9 +349,56 @@ class _Run:
             say(to, "What is known of the uncertain ones, and how to settle them by hand:")
             tell_command(to, shlex.join(["kling-async", "ledger", *options.ledger_path.words]))
         if self.interrupted and not options.rehearsal:
-            say(to, "The same command goes on where this one stopped, and pays for nothing twice.")
+            say(to, "The same command goes on where this one stopped, and pays for nothing twice. So does:")
+            tell_command(to, self._resume_command())
         if self.trouble is not None:
             show_error(self.trouble)
+
+    def _tell_files(self) -> None:
+        to, options = self._to, self._options
+        if self._unexported:
+            say(to, Text(clean(self._unexported), "yellow"))
+        folder = options.results or options.folder
+        named = [made for made in self._exported if made.rows]
+        if named:
+            files = ", ".join(made.path.name for made in named)
+            say(to, Text(f"Results: {folder} ({files})   Ledger: {options.ledger_path}", "dim"))
+        else:
+            say(to, Text(f"Ledger: {options.ledger_path}", "dim"))
+        stopped = self.interrupted or self.trouble is not None or (self._batch is not None and self._batch.stopped)
+        for made in named:
+            # What was only not sent goes on with the same command.
+            if made.format is not Format.ERRORS or stopped:
+                continue
+            said = "1 job has" if made.rows == 1 else f"{made.rows} jobs have"
+            say(to, f"{said} no video, and none is on its way. This runs them again, and pays for them:")
+            tell_left_out(to, made)
+            tell_command(to, again_command(made, folder, options.out, self._same()))
+
+    def _resume_command(self) -> str:
+        options = self._options
+        words = ["kling-async", "resume", *options.ledger_path.words, "--name", self._work.name, "--out", options.out]
+        for name, value in (
+            ("--provider", options.provider if options.provider != "wavespeed" else None),
+            ("--level", options.level.value if options.level is not LevelChoice.BRONZE else None),
+            ("--max-in-flight", options.max_in_flight),
+            ("--budget", options.budget),
+            ("--retry-failed", options.retry_failed or None),
+        ):
+            words += [] if value is None else [name, str(value)]
+        return shlex.join(words)
+
+    def _same(self) -> list[str]:
+        """What of the options a run of the errors needs too."""
+        options = self._options
+        words = ["--emulator"] if options.rehearsal else []
+        if not options.rehearsal and (is_store(options.out) or options.ledger_path.path != options.folder / "run.db"):
+            words += options.ledger_path.option
+        if options.provider != "wavespeed":
+            words += ["--provider", options.provider]
+        if options.level is not LevelChoice.BRONZE:
+            words += ["--level", options.level.value]
+        return words
 
     def _tell_failures(self) -> None:
         batch = self._batch
@@ -377,15 +470,20 @@ def _of_account(outcome: Outcome) -> bool:
 def _table_of(to: Console, failures: list[Outcome]) -> None:
     if not failures:
         return
-    shown = table(to, "failed job", "how", "what was said")
-    for outcome in failures[-_FAILURES_SHOWN:]:
+    # What many share is said once: in a large run that is what one wants to see.
+    alike: dict[tuple[str, str], list[str]] = {}
+    for outcome in failures:
         error = outcome.error
         advice = f" ({error.advice})" if error is not None and error.advice and pretty(to) else ""
-        shown.add_row(
-            clean(outcome.key),
-            Text(status(outcome), "red"),
-            clean((error.message if error is not None else "") + advice),
-        )
+        said = clean((error.message if error is not None else "") + advice)
+        alike.setdefault((status(outcome), said), []).append(clean(outcome.key))
+    shown = table(to, "failed job", "how", "what was said")
+    most = sorted(alike.items(), key=lambda item: -len(item[1]))
+    for (how, said), keys in most[:_FAILURES_SHOWN]:
+        more = len(keys) - _KEYS_SHOWN
+        named = ", ".join(keys[:_KEYS_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        shown.add_row(named, Text(how, "red"), said)
     to.print(shown)
-    if len(failures) > _FAILURES_SHOWN:
-        to.print(Text(f"and {len(failures) - _FAILURES_SHOWN} more, in results.jsonl", "dim"))
+    if len(most) > _FAILURES_SHOWN:
+        left = sum(len(keys) for _, keys in most[_FAILURES_SHOWN:])
+        to.print(Text(f"and {left} more", "dim"))

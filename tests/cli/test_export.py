@@ -10,7 +10,7 @@ from anyio.to_thread import run_sync
 
 from kling_async.emulator import Emulator, faults
 from kling_async.manifest import read_manifest
-from support.cli import Cli, jobs
+from support.cli import Cli, asks_for, jobs
 from support.pictures import jpeg
 
 
@@ -55,7 +55,59 @@ async def test_the_errors_of_a_faulty_run_fed_back_in_complete_the_batch(cli: Cl
     assert charged == 4 + 1 + 2, "nothing that was made was paid for again"
     metadata = cli("export", "videos/run.db", "--format", "metadata", "--format", "parquet")
     assert "videos/metadata.jsonl: 6 jobs" in metadata.stdout
-    assert "videos/results: 8 jobs" in metadata.stdout
+    assert "videos/results: 6 jobs" in metadata.stdout
+
+
+@pytest.mark.anyio
+async def test_a_run_ends_with_its_results_and_its_errors_run_until_all_is_there(cli: Cli) -> None:
+    (cli.folder / "face.jpg").write_bytes(jpeg())
+    path = jobs(cli.folder, *({"key": key, "prompt": key, "image": "face.jpg"} for key in "abc"))
+    videos = cli.folder / "videos"
+    async with Emulator(speed=100, timing=60, profile="tiny") as emulator:
+        env = {"WAVESPEED_BASE_URL": emulator.base_url, "WAVESPEED_API_KEY": emulator.api_key}
+        for failing, times in (("b", 2), ("c", 1)):
+            fault = faults.FailTask(code=1200, message="refused")
+            emulator.faults.add("submit", fault, when=asks_for(failing), times=times)
+        said = []
+        command = ["run", path, "--out", "videos", "--level", "gold"]
+        left = []
+        for _ in range(4):
+            if not command:
+                break
+            done = await run_sync(partial(cli, *command, **env))
+            assert "Traceback" not in done.stderr
+            said.append(done.stdout)
+            found = [line.split() for line in done.stdout.splitlines() if line.startswith("  kling-async run")]
+            command = found[0][1:] if found else []
+            left.append(command[1] if command else "")
+        charged = len(emulator.charges())
+    assert left == ["videos/errors.jsonl", "videos/errors-2.jsonl", ""]
+    assert "2 jobs have no video" in said[0]
+    assert "1 job has no video" in said[1]
+    assert "Results: videos (results.jsonl, stats.json)" in said[2]
+    results = [json.loads(line) for line in (videos / "results.jsonl").read_text().splitlines()]
+    assert sorted((row["key"], row["batch"], row["status"]) for row in results) == [
+        ("a", "jobs", "completed"),
+        ("b", "errors-2", "completed"),
+        ("c", "errors", "completed"),
+    ]
+    assert (videos / "errors-3.jsonl").read_text() == ""
+    stats = json.loads((videos / "stats.json").read_text())
+    assert (stats["jobs"], stats["states"]) == (3, {"completed": 3})
+    assert stats["spent_usd"] == pytest.approx(6 * 0.28)
+    assert charged == 6, "nothing that was made was paid for again"
+
+
+def test_results_go_elsewhere_or_nowhere(cli: Cli) -> None:
+    (cli.folder / "face.jpg").write_bytes(jpeg())
+    path = jobs(cli.folder, {"key": "a", "image": "face.jpg"})
+    run = ("run", path, "--emulator", "--speed", "900", "--profile", "tiny", "--level", "gold")
+    assert cli(*run, "--out", "one", "--results", "told").returncode == 0
+    assert {path.name for path in (cli.folder / "told").iterdir()} == {"results.jsonl", "errors.jsonl", "stats.json"}
+    assert not list((cli.folder / "one").glob("*.json*"))
+    done = cli(*run, "--out", "two", "--no-results")
+    assert (done.returncode, "results.jsonl" in done.stdout) == (0, False)
+    assert not list((cli.folder / "two").glob("*.json*"))
 
 
 def test_export_says_what_it_cannot_do(cli: Cli) -> None:

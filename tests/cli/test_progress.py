@@ -5,6 +5,7 @@ import re
 from decimal import Decimal
 from pathlib import Path
 
+import attrs
 import pytest
 from rich.console import Console
 
@@ -96,6 +97,24 @@ def test_providers_without_prices_and_uncertain_jobs_are_counted_apart() -> None
     assert (board.spent, board.unpriced, board.uncertain) == (Decimal(0), 1, ["b"])
 
 
+def test_the_time_that_is_left_follows_from_how_fast_the_latest_ended() -> None:
+    board = Board(100)
+    for number in range(9):
+        board.take(attrs.evolve(finished(str(number)), at=100.0 + number), "wavespeed")
+    assert (board.rate(109.0), board.left(109.0)) == (None, None), "too few to tell"
+    board.take(attrs.evolve(finished("9"), at=109.0), "wavespeed")
+    assert (board.rate(110.0), board.left(110.0)) == (1.0, 90.0)
+    # Nothing ends any more: it takes longer and longer, and is not said to be nearly there.
+    assert board.left(120.0) == pytest.approx(180.0)
+    for number in range(10, 100):
+        board.take(attrs.evolve(finished(str(number)), at=120.0), "wavespeed")
+    assert board.left(121.0) == 0
+    unknown = Board()
+    for number in range(10):
+        unknown.take(attrs.evolve(finished(str(number)), at=100.0), "wavespeed")
+    assert (unknown.rate(110.0), unknown.left(110.0)) == (1.0, None)
+
+
 def test_two_sessions_may_use_the_same_key() -> None:
     board = Board()
     for batch in ("x", "y"):
@@ -157,7 +176,7 @@ async def test_a_terminal_gets_a_picture_that_goes_away_and_failures_that_stay()
     assert "$13.50 spent" in shown
     assert "job-29 kling-v2.1-pro 5 s saving 0:11" in shown
     assert "job-0 kling-v2.1-pro 5 s created 0:40" in shown
-    assert "and 17 more" in shown
+    assert "and 18 more" in shown
     assert "✗ job-3 no video" in shown
 
 

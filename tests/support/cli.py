@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from kling_async.emulator.faults import Call
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,3 +71,8 @@ def jobs(folder: Path, *rows: Mapping[str, object], name: str = "jobs.jsonl") ->
     common = {"prompt": "Waves", "image": "https://pictures.example/face.png"}
     (folder / name).write_text("".join(json.dumps({**common, **row}) + "\n" for row in rows))
     return name
+
+
+def asks_for(prompt: str) -> Callable[[Call], bool]:
+    """Whether a submit is of the job with that prompt."""
+    return lambda call: call.body.get("prompt") == prompt

@@ -119,13 +119,18 @@ class Charts {
     const body = models.map((model) => {
       const median = quantile(model.times, 0.5);
       const cells = [number(model.jobs), model.failed ? number(model.failed) : "–"].map((text) => element("td", {class: "right"}, text));
-      const last = [span(median) || "–", span(quantile(model.times, 0.95)) || "–", money(model.spent)].map((text) => element("td", {class: "right"}, text));
+      const last = [span(median) || "–", span(quantile(model.times, 0.95)) || "–", spend(model)].map((text) => element("td", {class: "right"}, text));
       return element("tr", {}, element("td", {}, model.model || "–"), ...cells,
         element("td", {class: "histogram"}, model.times.length ? histogram(model.times, median, to) : "–"), ...last);
     });
     const table = element("table", {}, element("thead", {}, head), element("tbody", {}, ...body));
     return panel("Models", [], element("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": "Models"}, table), true);
   }
+}
+
+function spend({spent, unpriced}) {
+  if (!unpriced) return money(spent);
+  return spent ? `${money(spent)} + ${number(unpriced)} unpriced` : "unpriced";
 }
 
 function panel(title, beside, content, whole = false) {

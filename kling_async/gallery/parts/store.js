@@ -76,9 +76,10 @@ class Store {
         if (at > last) last = at;
       }
       let model = models.get(card.model);
-      if (!model) models.set(card.model, model = {model: card.model, jobs: 0, done: 0, failed: 0, spent: 0, times: []});
+      if (!model) models.set(card.model, model = {model: card.model, jobs: 0, done: 0, failed: 0, spent: 0, unpriced: 0, times: []});
       model.jobs += 1;
       model.spent += card.cost ?? 0;
+      model.unpriced += card.cost === null && card.id ? 1 : 0;
       model.failed += card.state === "failed" ? 1 : 0;
       if (card.state === "done") {
         model.done += 1;

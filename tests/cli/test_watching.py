@@ -1,0 +1,107 @@
+"""`run --retry-failed` and `status --watch`, as processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+from anyio.to_thread import run_sync
+
+from kling_async.emulator import Emulator, faults
+from support.cli import Cli, asks_for, jobs
+from support.pictures import jpeg
+
+pytestmark = pytest.mark.anyio
+
+
+def at(emulator: Emulator) -> dict[str, str]:
+    return {"WAVESPEED_BASE_URL": emulator.base_url, "WAVESPEED_API_KEY": emulator.api_key, "NO_PROXY": "127.0.0.1"}
+
+
+def manifest(cli: Cli, *keys: str) -> str:
+    (cli.folder / "face.jpg").write_bytes(jpeg())
+    return jobs(cli.folder, *({"key": key, "prompt": key, "image": "face.jpg"} for key in keys))
+
+
+async def test_what_the_service_failed_by_its_own_fault_is_paid_for_again_where_that_was_asked_for(cli: Cli) -> None:
+    path = manifest(cli, "good", "busy", "refused")
+    async with Emulator(speed=100, timing=60, profile="tiny") as emulator:
+        for prompt, code in (("busy", 5000), ("refused", 1200)):
+            emulator.faults.add("submit", faults.FailTask(code=code, message=prompt), when=asks_for(prompt))
+        run = partial(cli, "run", path, "--out", "videos", "--level", "gold", **at(emulator))
+        done = await run_sync(partial(run, "--retry-failed", "1"))
+        paid = [charge.prediction_id for charge in emulator.charges()]
+    assert done.returncode == 1
+    assert "2 of 3 videos in videos, 1 failed, $1.12 spent" in done.stdout
+    assert len(paid) == 4
+    results = (cli.folder / "videos" / "results.jsonl").read_text().splitlines()
+    found = {row["key"]: (row["status"], row["attempts"]) for row in map(json.loads, results)}
+    assert found == {"good": ("completed", 1), "busy": ("completed", 2), "refused": ("failed", 1)}
+
+
+async def test_status_is_watched_until_nobody_writes_the_ledger_any_more(cli: Cli) -> None:
+    path = manifest(cli, "a", "b")
+    async with Emulator(speed=20, timing=80, profile="tiny") as emulator:
+        with cli.start("run", path, "--out", "videos", "--level", "gold", **at(emulator)) as running:
+            await run_sync(cli.wait_for, running, "accepted")
+            with cli.start("status", "videos/run.db", "--watch") as watching:
+                seen = await run_sync(cli.wait_for, watching, "running")
+                # It is no reader that the writer waits for, and ends with it.
+                rest, _ = await run_sync(running.communicate)
+                said, _ = await run_sync(partial(watching.communicate, timeout=20))
+            assert (running.returncode, "2 of 2 videos" in rest) == (0, True)
+    assert watching.returncode == 0
+    lines = (seen + said).splitlines()
+    assert all(line.startswith("jobs: 2 jobs: ") for line in lines), lines
+    assert lines[-1] == "jobs: 2 jobs: 2 saved; $0.56 spent"
+    assert len(lines) == len(set(lines)), "only what has changed is told"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+async def test_a_watched_status_is_drawn_in_a_terminal_and_left_with_ctrl_c(cli: Cli) -> None:
+    path = manifest(cli, "a", "b")
+    async with Emulator(speed=1, timing=600, profile="tiny") as emulator:
+        with cli.start("run", path, "--out", "videos", "--level", "gold", **at(emulator)) as running:
+            await run_sync(cli.wait_for, running, "accepted")
+            await run_sync(cli.wait_for, running, "accepted")
+            shown, status = await run_sync(_watched, cli, "goes on with it")
+            assert running.poll() is None, "who stops watching stops nothing"
+            running.send_signal(signal.SIGINT)
+            await run_sync(running.communicate)
+    assert f"Process {running.pid} has this ledger open" in shown
+    assert status == 130
+    assert "Traceback" not in shown
+    assert "\x1b[?25h" in shown  # the cursor is back
+
+
+def _watched(cli: Cli, word: str) -> tuple[str, int]:
+    """What `status --watch` draws up to some time after the word, and how it ends."""
+    master, slave = os.openpty()
+    process = subprocess.Popen(
+        cli.command("status", "videos/run.db", "--watch"),
+        cwd=cli.folder,
+        env=cli.env | {"COLUMNS": "100", "LINES": "30"},
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+    )
+    os.close(slave)
+    printed = b""
+    pressed = False
+    try:
+        while piece := os.read(master, 65536):
+            printed += piece
+            if not pressed and word.encode() in printed:
+                pressed = True
+                process.send_signal(signal.SIGINT)
+    except OSError:
+        pass  # its last process has gone
+    finally:
+        os.close(master)
+    return printed.decode(), process.wait(20)
