@@ -14,24 +14,26 @@ import anyio
 import attrs
 
 from . import storage
-from ._core.budget import Budget, Reservation
+from ._core.budget import Budget, Origin, Reservation
 from ._core.content import Content, content_of
 from ._core.errors import (
     ApiError,
     BudgetExceededError,
     InvalidJobError,
+    KeyReusedError,
     KlingError,
     LedgerError,
     NoOutputError,
     NotFoundError,
     OutputGoneError,
     PredictionError,
+    PriceUnknownError,
     Problem,
     SkippedError,
     StorageError,
     SubmissionUncertainError,
 )
-from ._core.events import Begun, Left, Retrying, Saved, Uploaded
+from ._core.events import Accepted, Begun, Left, Retrying, Saved, Uploaded
 from ._core.polling import Backoff
 from ._core.prediction import Prediction, SavedFile, Status
 from ._core.reconciliation import fingerprint
@@ -40,6 +42,7 @@ from ._core.statistics import SessionStatistics
 from ._custody import Custody
 from ._history import History
 from ._media import Images, digest
+from ._recall import still_there
 from ._reconcile import Reconciler
 from ._retry import send_read
 from ._spending import Spending
@@ -136,7 +139,8 @@ class Account:
         self.spending = Spending(provider=provider, clock=clock, ask=self.ask)
         # What is set aside for jobs that are on their way or in doubt.
         self._money: dict[tuple[str, str], tuple[Reservation, ...]] = {}
-        self._counted: set[tuple[str, Budget]] = set()
+        # What is counted of the ledgers, each whole or a batch of it, and in which budget.
+        self._counted: set[tuple[Ledger, str | None, Budget]] = set()
         self.spent = Decimal(0)
         """USD of what was accepted since the session was opened, by the price list."""
         self.full_windows = 0
@@ -237,7 +241,7 @@ class Account:
         await self.ledger.open()
         await self._go_on(None)
         if self._budget is not None:
-            await self._recall(self._budget, None)
+            await self._recall(self._budget, "", None)
 
     async def enter(self, batch: str, ledger: Ledger | None, budget: Budget | None) -> None:
         """Make a batch's own ledger and budget ready.
@@ -252,9 +256,9 @@ class Account:
             if batch in self._attached:
                 await self._go_on(batch)
                 self._attached.discard(batch)
-            if budget is not None and budget is not self._budget and (batch, budget) not in self._counted:
-                await self._recall(budget, batch)
-                self._counted.add((batch, budget))
+            for each in dict.fromkeys((self._budget, budget)):
+                if each is not None:
+                    await self._recall(each, batch, batch)
 
     async def has(self, batch: str) -> None:
         """Make sure that the ledger knows the batch.
@@ -285,21 +289,45 @@ class Account:
             if row.prediction_id is not None:
                 self._follow_row(row)
 
-    async def _recall(self, budget: Budget, batch: str | None) -> None:
-        """Count in a budget what an earlier process spent, and set aside what it may have spent.
+    async def _recall(self, budget: Budget, of: str, batch: str | None) -> None:
+        """Count in a budget, once in this session, what a ledger says was spent and what it says may have been.
 
         Args:
             budget: The budget.
-            batch: Only of this batch; None counts all of the ledger.
+            of: A batch whose ledger it is.
+            batch: What to count of it: a batch, or None for all.
         """
-        spent, in_doubt = await self.ledger.spent(batch), await self.ledger.rows([State.UNCERTAIN])
+        ledger, which = self.ledger.of(of), self.ledger.which(of)
+        part = budget.part(which, batch)
+        if (ledger, part, budget) in self._counted:
+            return
+        in_doubt = {
+            Origin(which, row.batch, row.key): row
+            for row in await ledger.rows([State.UNCERTAIN])
+            if part in {None, row.batch}
+        }
+        settled: list[Reservation] = []
+        for origin, reservation in budget.doubts.items():
+            if origin.ledger == which and part in {None, origin.batch} and origin not in in_doubt:
+                found = await ledger.find(origin.batch, origin.key)
+                if found is not None and found[0].state is not State.INTENT and not found[0].given_up:
+                    settled.append(reservation)
+        spent = await ledger.spent(part)
         # From here on nothing is waited for: it is counted whole or not at all.
-        budget.recall(spent)
-        for row in in_doubt:
+        self._counted.add((ledger, part, budget))
+        if ledger.durable:
+            budget.recall(which, part, spent)
+        for reservation in settled:
+            if reservation.doubtful:
+                # What became of it was found out elsewhere, and is counted as the ledger has it.
+                reservation.release()
+        for origin, row in in_doubt.items():
             name = (row.batch, row.key)
-            if batch in {None, row.batch} and row.cost is not None and not self._under_way[name]:
-                reservation = Reservation([budget], row.cost)
-                reservation.hold()
+            if row.cost is None or self._under_way[name]:
+                continue
+            reservation = budget.doubts.get(origin) or Reservation([budget], row.cost, origin)
+            reservation.hold()
+            if self.ledger.of(row.batch) is ledger and reservation not in self._money.get(name, ()):
                 self._money[name] = (*self._money.get(name, ()), reservation)
 
     def _follow_row(self, row: Row, money: tuple[Reservation, ...] = ()) -> None:
@@ -326,6 +354,7 @@ class Account:
         gate: Callable[[], None] | None = None,
         content: Content | None = None,
         budget: Budget | None = None,
+        recalled: bool = False,
     ) -> Prediction:
         """The ended prediction of a job; made again, where that is asked for, when the service failed it.
 
@@ -338,6 +367,7 @@ class Account:
             gate: As of `submit`.
             content: As of `submit`.
             budget: As of `submit`.
+            recalled: As of `submit`.
 
         Raises:
             KlingError: It was refused, could not be sent, or its end is not known.
@@ -345,7 +375,14 @@ class Account:
         failures = 0
         while True:
             prediction = await self.submit(
-                job, key=key, batch=batch, gate=gate, content=content, budget=budget, failures=failures
+                job,
+                key=key,
+                batch=batch,
+                gate=gate,
+                content=content,
+                budget=budget,
+                recalled=recalled,
+                failures=failures,
             )
             if accepted is not None:
                 accepted(prediction)
@@ -370,6 +407,7 @@ class Account:
         gate: Callable[[], None] | None = None,
         content: Content | None = None,
         budget: Budget | None = None,
+        recalled: bool = False,
         failures: int = 0,
     ) -> Prediction:
         """The prediction of a job: accepted now, or known from before.
@@ -383,6 +421,7 @@ class Account:
             gate: Is called when the job has its slot; what it raises ends the job before anything is sent.
             content: Its content, where it is known already.
             budget: Of its batch, beside that of the session.
+            recalled: Whether it comes out of the ledger: its image files are looked into only when it is sent.
             failures: How many predictions have failed for it under the eyes of the caller.
 
         Raises:
@@ -396,7 +435,7 @@ class Account:
             content = content or await self.content(job)
             row = await self.ledger.claim(batch, key, content=content, model=job.model, at=self.clock.now())
             row = await self._submitter.written(row)
-            known = row.state in _ACCEPTED and not (self._again(row, failures) and await self._is_still(job, content))
+            known = row.state in _ACCEPTED and not (self._again(row, failures) and await _is_still(job, content, key))
             self.observe(
                 Begun(
                     at=self.clock.now(),
@@ -410,7 +449,11 @@ class Account:
             if known:
                 return await self._known(job, row)
             try:
-                return await self._submit(job, row, gate, budget)
+                if row.state in _IN_DOUBT:
+                    row = await self._found_out(job, row, budget)
+                    if row.state in _ACCEPTED:
+                        return await self._known(job, row)
+                return await self._submit(job, row, gate, budget, content if recalled else None)
             except (SkippedError, BudgetExceededError) as error:
                 error.job, error.key = job, key
                 if row.state in _NOT_SENT:
@@ -443,15 +486,6 @@ class Account:
         """Whether a job whose prediction failed is paid for once more."""
         return row.state is State.FAILED and row.code in RETRIED and max(row.failures, failures) <= self.retry_failed
 
-    async def _is_still(self, job: Job, content: Content) -> bool:
-        """Whether the job's image files, which may have been looked into long ago, are what they were."""
-        if content.files is None:
-            return True
-        try:
-            return await self.content(job) == content
-        except InvalidJobError:
-            return False
-
     async def _known(self, job: Job, row: Row) -> Prediction:
         """The prediction of a job that was accepted before.
 
@@ -475,13 +509,49 @@ class Account:
         """Whether the service may have deleted the prediction."""
         return self.clock.now() - (row.submitted_at or row.updated_at) > KEPT
 
-    async def _submit(self, job: Job, row: Row, gate: Callable[[], None] | None, budget: Budget | None) -> Prediction:
+    async def _found_out(self, job: Job, row: Row, budget: Budget | None) -> Row:
+        """What became of a job that an earlier submit left in doubt: that takes neither image, nor money, nor a slot.
+
+        Raises:
+            SubmissionUncertainError: It stays in doubt.
+        """
+        name = (row.batch, row.key)
+        budgets = self._uncovered(name, budget)
+        if budgets:
+            # It may have been paid for when nobody knew its price.
+            with contextlib.suppress(PriceUnknownError):
+                usd = await self.spending.price(job, estimate=all(each.allow_estimate for each in budgets))
+                self._money[name] = (*self._money.get(name, ()), Reservation(budgets, usd, self._origin(name)))
+        for reservation in self._money.get(name, ()):
+            reservation.take_up()
+        row = await self._submitter.look_for(job, row)
+        if row.state is State.SUBMITTED:
+            self._settled(row)
+            self.observe(
+                Accepted(at=self.clock.now(), key=row.key, batch=row.batch, job=job, prediction=_recalled(row))
+            )
+        elif row.state is State.PENDING:
+            # There may be more in doubt than there is money for: it takes its turn with the others.
+            for reservation in self._money.pop(name, ()):
+                reservation.release()
+        return row
+
+    async def _submit(
+        self,
+        job: Job,
+        row: Row,
+        gate: Callable[[], None] | None,
+        budget: Budget | None,
+        recalled: Content | None,
+    ) -> Prediction:
         if row.state is State.EXPIRED:
             raise _expired(job, row)
         if row.given_up:
             raise SubmissionUncertainError(row.error or "", sent_at=row.intent_at, candidates=(), job=job, key=row.key)
         name = (row.batch, row.key)
         try:
+            if recalled is not None:
+                await still_there(job, recalled, row.key, digest)
             money = self._money[name] = await self._set_aside(name, job, budget)
             since = self.clock.now()
             image = await self.images.url(job.image, field="image")
@@ -528,9 +598,17 @@ class Account:
     async def _set_aside(self, name: tuple[str, str], job: Job, budget: Budget | None) -> tuple[Reservation, ...]:
         """The job's price, set aside in every budget; a job in doubt has its own in some of them already."""
         there = self._money.get(name, ())
-        covered = {budget for reservation in there for budget in reservation.budgets}
-        budgets = [each for each in dict.fromkeys((self._budget, budget)) if each is not None and each not in covered]
-        return (*there, await self.spending.reserve(job, budgets)) if budgets else there
+        budgets = self._uncovered(name, budget)
+        return (*there, await self.spending.reserve(job, budgets, self._origin(name))) if budgets else there
+
+    def _uncovered(self, name: tuple[str, str], budget: Budget | None) -> list[Budget]:
+        """The budgets in which nothing is set aside for the job."""
+        covered = {each for reservation in self._money.get(name, ()) for each in reservation.budgets}
+        return [each for each in dict.fromkeys((self._budget, budget)) if each is not None and each not in covered]
+
+    def _origin(self, name: tuple[str, str]) -> Origin:
+        """What the job's money is spent for."""
+        return Origin(self.ledger.which(name[0]), *name)
 
     async def _reserve_again(self, ask: Ask) -> None:
         """Set a job's price aside once more: what was sent for it may have been paid for."""
@@ -538,7 +616,9 @@ class Account:
         for reservation in ask.money:
             reservation.hold()
         if budgets:
-            ask.money = self._money[ask.batch, ask.key] = (await self.spending.reserve(ask.job, budgets, wait=False),)
+            name = (ask.batch, ask.key)
+            again = await self.spending.reserve(ask.job, budgets, self._origin(name), wait=False)
+            ask.money = self._money[name] = (again,)
 
     def _accepted(self, prediction: Prediction, ask: Ask) -> None:
         self.spent += ask.cost or 0
@@ -770,6 +850,15 @@ def not_sent_now(error: KlingError, job: Job, row: Row) -> KlingError:
     )
     doubt.__cause__ = error
     return doubt
+
+
+async def _is_still(job: Job, content: Content, key: str) -> bool:
+    """Whether the job's image files, which may have been looked into long ago, are what they were."""
+    try:
+        await still_there(job, content, key, digest)
+    except (InvalidJobError, KeyReusedError):
+        return False
+    return True
 
 
 def _expired(job: Job, row: Row) -> PredictionError:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from ._core.account import Billing
-    from ._core.budget import Budget
+    from ._core.budget import Budget, Origin
     from ._core.clock import Clock
     from ._core.http import HttpRequest, HttpResponse
     from ._core.job import Job
@@ -54,12 +54,13 @@ class Spending:
         self._looking = anyio.Lock()
         self._looked_at = -BETWEEN
 
-    async def reserve(self, job: Job, budgets: Sequence[Budget], *, wait: bool = True) -> Reservation:
+    async def reserve(self, job: Job, budgets: Sequence[Budget], origin: Origin, *, wait: bool = True) -> Reservation:
         """What the job costs, set aside in all of the budgets.
 
         Args:
             job: The job.
             budgets: The budgets.
+            origin: The job's row.
             wait: Whether to wait for what other jobs may give back. Whoever has a slot must not: they may wait for it.
 
         Raises:
@@ -71,7 +72,7 @@ class Spending:
         usd = await self.price(job, estimate=all(budget.allow_estimate for budget in budgets))
         while True:
             try:
-                found = reserve(budgets, usd)
+                found = reserve(budgets, usd, origin)
             except BudgetExceededError:
                 if await self._refunded(budgets):
                     continue
