@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -136,7 +136,9 @@ class Account:
         self._budget = budget
         self.retry_failed = retry_failed
         self._webhook_url = webhook_url
-        self.spending = Spending(provider=provider, clock=clock, ask=self.ask)
+        self.spending = Spending(provider=provider, clock=clock, ask=self.ask, given_back=self._given_back)
+        # By job, over all of its predictions.
+        self._refunded: defaultdict[tuple[str, str], Decimal] = defaultdict(Decimal)
         # What is set aside for jobs that are on their way or in doubt.
         self._money: dict[tuple[str, str], tuple[Reservation, ...]] = {}
         # What is counted of the ledgers, each whole or a batch of it, and in which budget.
@@ -524,6 +526,11 @@ class Account:
                 self._money[name] = (*self._money.get(name, ()), Reservation(budgets, usd, self._origin(name)))
         for reservation in self._money.get(name, ()):
             reservation.take_up()
+        # From its reading on, without a pause, it is known to be looked for.
+        found = await self.ledger.find(*name)
+        if found is not None and found[0].state not in _IN_DOUBT:
+            # Who looked for another job has settled it meanwhile.
+            return found[0]
         row = await self._submitter.look_for(job, row)
         if row.state is State.SUBMITTED:
             self._settled(row)
@@ -609,6 +616,23 @@ class Account:
     def _origin(self, name: tuple[str, str]) -> Origin:
         """What the job's money is spent for."""
         return Origin(self.ledger.which(name[0]), *name)
+
+    async def _given_back(self, origin: Origin, usd: Decimal) -> None:
+        """Write down what the service gave back for a job; what is not, as one process saw it, the audit finds."""
+        name = (origin.batch, origin.key)
+        if origin.ledger != self.ledger.which(origin.batch):
+            # Of another session over another ledger, with which this one shares a budget.
+            return
+        self._refunded[name] += usd
+        try:
+            found = await self.ledger.find(*name)
+            if found is None or found[0].state is State.INTENT or self._refunded[name] <= (found[0].refunded or 0):
+                return
+            row = found[0]
+            step = Entry(batch=row.batch, key=row.key, state=row.state, at=row.updated_at, seen=row.place)
+            await self.ledger.record(attrs.evolve(step, refunded=self._refunded[name]))
+        except LedgerError as error:
+            log.warning("what was given back for job %s could not be written down: %s", origin.key, error.message)
 
     async def _reserve_again(self, ask: Ask) -> None:
         """Set a job's price aside once more: what was sent for it may have been paid for."""

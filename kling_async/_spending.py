@@ -41,14 +41,21 @@ class Spending:
         provider: Says prices and bills, where it does.
         clock: The session's clock.
         ask: Sends a read.
+        given_back: Is told what the service gave back, and of what.
     """
 
     def __init__(
-        self, *, provider: Provider, clock: Clock, ask: Callable[[HttpRequest], Awaitable[HttpResponse]]
+        self,
+        *,
+        provider: Provider,
+        clock: Clock,
+        ask: Callable[[HttpRequest], Awaitable[HttpResponse]],
+        given_back: Callable[[Origin, Decimal], Awaitable[None]],
     ) -> None:
         self._provider = provider
         self._clock = clock
         self._ask = ask
+        self._given_back = given_back
         self._told: dict[tuple[str, int, bool], Decimal] = {}
         self._asking = anyio.Lock()
         self._looking = anyio.Lock()
@@ -122,7 +129,7 @@ class Spending:
     async def _refunded(self, budgets: Sequence[Budget]) -> bool:
         """Whether the service gave something back since the last look."""
         async with self._looking:
-            failed = {id_ for budget in budgets for id_ in budget.failed}
+            failed = {id_: origin for budget in budgets for id_, origin in budget.failed.items()}
             if not failed or self._clock.monotonic() - self._looked_at < BETWEEN:
                 return False
             self._looked_at = self._clock.monotonic()
@@ -133,10 +140,14 @@ class Spending:
                 return False
             given_back: defaultdict[str, Decimal] = defaultdict(Decimal)
             for line in found:
-                given_back[line.prediction_id or ""] += line.price
+                if line.prediction_id is not None:
+                    given_back[line.prediction_id] += line.price
             for prediction_id, usd in given_back.items():
                 for budget in budgets:
                     budget.refund(prediction_id, usd)
+                origin = failed[prediction_id]
+                if origin is not None:
+                    await self._given_back(origin, usd)
             return bool(found)
 
     async def bill(self, prediction_ids: Sequence[str]) -> list[Billing]:

@@ -250,6 +250,15 @@ class Submitter:
             SubmissionUncertainError: It stays in doubt.
         """
         row = await self._row_in_doubt(ask)
+        if row is not None and row.state is not State.UNCERTAIN:
+            # Who looked for another job, or a webhook, has settled it meanwhile, and has seen to what follows from it.
+            if row.prediction_id is None:
+                ask.mark(doubtful=False)
+                return None
+            ask.slot.release()
+            prediction = Prediction(id=row.prediction_id, model=ask.job.model, key=ask.key)
+            self._tell_accepted(prediction, ask)
+            return prediction
         end = Held(Doubt.WHETHER, ()) if row is None else await self._end(row)
         match end:
             case Adopted(prediction_id):
@@ -309,7 +318,8 @@ class Submitter:
             # What is known must still be told: money may have been spent.
             log.exception("the ledger cannot be read")
             return None
-        return found[0] if found is not None and found[0].state is State.UNCERTAIN else None
+        # An intent is in doubt, and that could not be written down.
+        return found[0] if found is not None and found[0].state is not State.INTENT else None
 
     async def _admitted(self) -> None:
         """Wait for all that stands before a paid request: 429s of others, the rate, the door."""
@@ -396,6 +406,9 @@ class Submitter:
             reservation.commit()
         ask.slot.accepted()
         self.accepted(prediction, ask)
+        self._tell_accepted(prediction, ask)
+
+    def _tell_accepted(self, prediction: Prediction, ask: Ask) -> None:
         self.observe(
             events.Accepted(at=self.clock.now(), key=ask.key, batch=ask.batch, job=ask.job, prediction=prediction)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ from kling_async import (
     HttpResponse,
     Job,
     KlingSession,
+    PredictionFailedError,
     SubmissionUncertainError,
     WatchPolicy,
+    read_ledger,
 )
 from kling_async._core.http import Effect
+from kling_async._core.polling import Backoff
 from kling_async.ledger import Entry, MemoryLedger, SQLiteLedger, State
+from kling_async.testing import json_response
 from support.service import IMAGE, Service, open_session
 
 pytestmark = pytest.mark.anyio
@@ -150,3 +155,60 @@ async def test_what_a_session_without_a_file_spent_and_may_have_spent_stays_coun
             with pytest.raises(SubmissionUncertainError):
                 await kling.generate(job("x"), key=f"x{number}")
         assert [budget.spent, budget.held, budget.reserved] == [number * PRICE, number * PRICE, 0]
+
+
+async def test_what_was_given_back_is_in_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kling_async._spending.BETWEEN", 0.0)
+    service = Service(seconds=0.05, latency=0.001, failures={"bad": {"code": 1405}, "worse": {"code": 1405}})
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if not request.url.endswith("/api/v3/billings/search"):
+            return None
+        lines = [
+            {"uuid": f"b{id_}", "billing_type": "refund", "price": 0.45, "prediction": {"uuid": id_}}
+            for id_ in body["prediction_uuids"]
+        ]
+        return json_response({"code": 200, "message": "success", "data": {"page": 1, "items": lines}})
+
+    service.script = script
+    budget, ledger = Budget("0.50"), tmp_path / "run.db"
+    async with session(service, ledger=ledger, budget=budget) as kling:
+        for prompt in ("bad", "worse", "good"):
+            with contextlib.suppress(PredictionFailedError):
+                await kling.generate(job(prompt), key=prompt)
+    refunded = {row.key: row.refunded for row in read_ledger(ledger)}
+    assert refunded == {"bad": PRICE, "worse": PRICE, "good": None}
+    assert {row.key: row.state for row in read_ledger(ledger)} == {
+        "bad": State.FAILED,
+        "worse": State.FAILED,
+        "good": State.COMPLETED,
+    }
+    # A fresh budget has the same to say, and so has the same one again.
+    for again in (Budget("0.50"), budget):
+        async with session(service, ledger=ledger, budget=again):
+            assert [again.spent, again.held, again.reserved] == [PRICE, *NOTHING]
+
+
+async def test_what_was_given_back_for_attempts_of_one_job_is_added_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kling_async._spending.BETWEEN", 0.0)
+    monkeypatch.setattr("kling_async._account._BETWEEN_FAILURES", Backoff(first=0.01, cap=0.02))
+    service = Service(seconds=0.05, latency=0.001, failures={"bad": {"code": 5000}})
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if not request.url.endswith("/api/v3/billings/search"):
+            return None
+        lines = [
+            {"uuid": f"b{id_}", "billing_type": "refund", "price": 0.45, "prediction": {"uuid": id_}}
+            for id_ in body["prediction_uuids"]
+        ]
+        return json_response({"code": 200, "message": "success", "data": {"page": 1, "items": lines}})
+
+    service.script = script
+    ledger = tmp_path / "run.db"
+    async with session(service, ledger=ledger, budget="0.50", retry_failed=2) as kling:
+        with pytest.raises(PredictionFailedError):
+            await kling.generate(job("bad"), key="bad")
+    (row,) = read_ledger(ledger)
+    assert (row.state, row.failures, row.spent, row.refunded) == (State.FAILED, 3, 3 * PRICE, 2 * PRICE)
