@@ -28,6 +28,7 @@ class Ledgers:
 
     def __init__(self, default: Ledger) -> None:
         self._default = default
+        self._open = False
         self._of: dict[str, Ledger] = {}
         # Looking at a protocol's every method takes longer than most of what is asked of a ledger.
         self._shared: dict[Ledger, SharedLedger | None] = {}
@@ -57,6 +58,7 @@ class Ledgers:
     async def open(self) -> None:
         """Make the session's ledger ready."""
         await self._default.open()
+        self._open = True
 
     async def attach(self, batch: str, ledger: Ledger) -> bool:
         """Give a batch a ledger of its own, opened; a file that is open already is used as it is. One at a time.
@@ -80,7 +82,9 @@ class Ledgers:
         return True
 
     async def aclose(self) -> None:
-        """Close all of them."""
+        """Close all of them, but what was never opened here: another session may have it."""
+        if not self._open:
+            return
         failures: list[Exception] = []
         for ledger in self.all:
             try:
