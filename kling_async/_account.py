@@ -530,16 +530,19 @@ class Account:
         found = await self.ledger.find(*name)
         if found is not None and found[0].state not in _IN_DOUBT:
             # Who looked for another job has settled it meanwhile.
-            return found[0]
-        row = await self._submitter.look_for(job, row)
-        if row.state is State.SUBMITTED:
-            self._settled(row)
-            self.observe(
-                Accepted(at=self.clock.now(), key=row.key, batch=row.batch, job=job, prediction=_recalled(row))
-            )
-        elif row.state is State.PENDING:
-            # There may be more in doubt than there is money for: it takes its turn with the others.
+            row = found[0]
+        else:
+            row = await self._submitter.look_for(job, row)
+            if row.state is State.SUBMITTED:
+                self._settled(row)
+                self.observe(
+                    Accepted(at=self.clock.now(), key=row.key, batch=row.batch, job=job, prediction=_recalled(row))
+                )
+        if row.state not in _IN_DOUBT:
             for reservation in self._money.pop(name, ()):
+                if row.state in _ACCEPTED:
+                    reservation.commit()
+                # There may be more in doubt than there is money for: it takes its turn with the others.
                 reservation.release()
         return row
 

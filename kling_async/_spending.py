@@ -127,8 +127,12 @@ class Spending:
         return told
 
     async def _refunded(self, budgets: Sequence[Budget]) -> bool:
-        """Whether the service gave something back since the last look."""
+        """Whether the service may have given something back since the last look."""
+        looked_at = self._looked_at
         async with self._looking:
+            if looked_at != self._looked_at:
+                # Somebody else has just looked.
+                return True
             failed = {id_: origin for budget in budgets for id_, origin in budget.failed.items()}
             if not failed or self._clock.monotonic() - self._looked_at < BETWEEN:
                 return False
