@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,6 @@ import anyio
 import attrs
 
 from . import storage
-from ._core.budget import Budget, Origin, Reservation
 from ._core.content import Content, content_of
 from ._core.errors import (
     ApiError,
@@ -27,7 +26,6 @@ from ._core.errors import (
     NotFoundError,
     OutputGoneError,
     PredictionError,
-    PriceUnknownError,
     Problem,
     SkippedError,
     StorageError,
@@ -42,10 +40,10 @@ from ._core.statistics import SessionStatistics
 from ._custody import Custody
 from ._history import History
 from ._media import Images, digest
+from ._money import Money
 from ._recall import still_there
 from ._reconcile import Reconciler
 from ._retry import send_read
-from ._spending import Spending
 from ._submit import Ask, OnUncertain, Submitter
 from ._watcher import Watcher
 from .ledger.routed import Ledgers
@@ -55,6 +53,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Callable
 
+    from ._core.budget import Budget, Reservation
     from ._core.catalogue import Level
     from ._core.clock import Clock
     from ._core.events import Event, Observer
@@ -133,16 +132,8 @@ class Account:
         self._observers = observers
         self._rng = random.Random()  # noqa: S311 -- jitter
         self._custody = Custody()
-        self._budget = budget
         self.retry_failed = retry_failed
         self._webhook_url = webhook_url
-        self.spending = Spending(provider=provider, clock=clock, ask=self.ask, given_back=self._given_back)
-        # By job, over all of its predictions.
-        self._refunded: defaultdict[tuple[str, str], Decimal] = defaultdict(Decimal)
-        # What is set aside for jobs that are on their way or in doubt.
-        self._money: dict[tuple[str, str], tuple[Reservation, ...]] = {}
-        # What is counted of the ledgers, each whole or a batch of it, and in which budget.
-        self._counted: set[tuple[Ledger, str | None, Budget]] = set()
         self.spent = Decimal(0)
         """USD of what was accepted since the session was opened, by the price list."""
         self.full_windows = 0
@@ -162,6 +153,15 @@ class Account:
         )
         # How many hold a job's name: its caller, and its attempt in custody, which may outlive the caller's waiting.
         self._under_way: Counter[tuple[str, str]] = Counter()
+        self._money = Money(
+            provider=provider,
+            clock=clock,
+            ask=self.ask,
+            ledger=self.ledger,
+            budget=budget,
+            under_way=self._under_way,
+        )
+        self.spending = self._money.spending
         past = History(provider, self.ask, clock, self._rng)
         self._told: dict[tuple[str, str], KlingError] = {}
         self._reconciler = Reconciler(
@@ -242,8 +242,7 @@ class Account:
         """
         await self.ledger.open()
         await self._go_on(None)
-        if self._budget is not None:
-            await self._recall(self._budget, "", None)
+        await self._money.recall(None)
 
     async def enter(self, batch: str, ledger: Ledger | None, budget: Budget | None) -> None:
         """Make a batch's own ledger and budget ready.
@@ -258,9 +257,7 @@ class Account:
             if batch in self._attached:
                 await self._go_on(batch)
                 self._attached.discard(batch)
-            for each in dict.fromkeys((self._budget, budget)):
-                if each is not None:
-                    await self._recall(each, batch, batch)
+            await self._money.recall(batch, budget)
 
     async def has(self, batch: str) -> None:
         """Make sure that the ledger knows the batch.
@@ -290,47 +287,6 @@ class Account:
         for row in await self.ledger.left([State.SUBMITTED], batch):
             if row.prediction_id is not None:
                 self._follow_row(row)
-
-    async def _recall(self, budget: Budget, of: str, batch: str | None) -> None:
-        """Count in a budget, once in this session, what a ledger says was spent and what it says may have been.
-
-        Args:
-            budget: The budget.
-            of: A batch whose ledger it is.
-            batch: What to count of it: a batch, or None for all.
-        """
-        ledger, which = self.ledger.of(of), self.ledger.which(of)
-        part = budget.part(which, batch)
-        if (ledger, part, budget) in self._counted:
-            return
-        in_doubt = {
-            Origin(which, row.batch, row.key): row
-            for row in await ledger.rows([State.UNCERTAIN])
-            if part in {None, row.batch}
-        }
-        settled: list[Reservation] = []
-        for origin, reservation in budget.doubts.items():
-            if origin.ledger == which and part in {None, origin.batch} and origin not in in_doubt:
-                found = await ledger.find(origin.batch, origin.key)
-                if found is not None and found[0].state is not State.INTENT and not found[0].given_up:
-                    settled.append(reservation)
-        spent = await ledger.spent(part)
-        # From here on nothing is waited for: it is counted whole or not at all.
-        self._counted.add((ledger, part, budget))
-        if ledger.durable:
-            budget.recall(which, part, spent)
-        for reservation in settled:
-            if reservation.doubtful:
-                # What became of it was found out elsewhere, and is counted as the ledger has it.
-                reservation.release()
-        for origin, row in in_doubt.items():
-            name = (row.batch, row.key)
-            if row.cost is None or self._under_way[name]:
-                continue
-            reservation = budget.doubts.get(origin) or Reservation([budget], row.cost, origin)
-            reservation.hold()
-            if self.ledger.of(row.batch) is ledger and reservation not in self._money.get(name, ()):
-                self._money[name] = (*self._money.get(name, ()), reservation)
 
     def _follow_row(self, row: Row, money: tuple[Reservation, ...] = ()) -> None:
         """Watch what runs, whether or not anybody asks for it: it takes one of the account's slots."""
@@ -474,12 +430,7 @@ class Account:
 
     def _left(self, name: tuple[str, str]) -> None:
         """Nobody has the job in hand any more; what may have been paid for stays set aside."""
-        money = self._money.pop(name, ())
-        for reservation in money:
-            reservation.let_go()
-        held = tuple(reservation for reservation in money if reservation.held)
-        if held:
-            self._money[name] = held
+        self._money.let_go(name)
         self.ledger.unclaim(*name)
         batch, key = name
         self.observe(Left(at=self.clock.now(), key=key, batch=batch, error=self._told.pop(name, None)))
@@ -518,14 +469,7 @@ class Account:
             SubmissionUncertainError: It stays in doubt.
         """
         name = (row.batch, row.key)
-        budgets = self._uncovered(name, budget)
-        if budgets:
-            # It may have been paid for when nobody knew its price.
-            with contextlib.suppress(PriceUnknownError):
-                usd = await self.spending.price(job, estimate=all(each.allow_estimate for each in budgets))
-                self._money[name] = (*self._money.get(name, ()), Reservation(budgets, usd, self._origin(name)))
-        for reservation in self._money.get(name, ()):
-            reservation.take_up()
+        await self._money.take_up(name, job, budget)
         # From its reading on, without a pause, it is known to be looked for.
         found = await self.ledger.find(*name)
         if found is not None and found[0].state not in _IN_DOUBT:
@@ -539,11 +483,9 @@ class Account:
                     Accepted(at=self.clock.now(), key=row.key, batch=row.batch, job=job, prediction=_recalled(row))
                 )
         if row.state not in _IN_DOUBT:
-            for reservation in self._money.pop(name, ()):
-                if row.state in _ACCEPTED:
-                    reservation.commit()
-                # There may be more in doubt than there is money for: it takes its turn with the others.
-                reservation.release()
+            # There may be more in doubt than there is money for: what was not accepted takes its turn with the others.
+            self._money.found_out(name, accepted=row.state in _ACCEPTED)
+            self._money.let_go(name)
         return row
 
     async def _submit(
@@ -562,7 +504,7 @@ class Account:
         try:
             if recalled is not None:
                 await still_there(job, recalled, row.key, digest)
-            money = self._money[name] = await self._set_aside(name, job, budget)
+            money = await self._money.reserve(name, job, budget)
             since = self.clock.now()
             image = await self.images.url(job.image, field="image")
             end_image = None if job.end_image is None else await self.images.url(job.end_image, field="end_image")
@@ -605,47 +547,8 @@ class Account:
             await self._reconciler.testify(delivery.token_hash, id_)
         self.watcher.tell(delivery.prediction)
 
-    async def _set_aside(self, name: tuple[str, str], job: Job, budget: Budget | None) -> tuple[Reservation, ...]:
-        """The job's price, set aside in every budget; a job in doubt has its own in some of them already."""
-        there = self._money.get(name, ())
-        budgets = self._uncovered(name, budget)
-        return (*there, await self.spending.reserve(job, budgets, self._origin(name))) if budgets else there
-
-    def _uncovered(self, name: tuple[str, str], budget: Budget | None) -> list[Budget]:
-        """The budgets in which nothing is set aside for the job."""
-        covered = {each for reservation in self._money.get(name, ()) for each in reservation.budgets}
-        return [each for each in dict.fromkeys((self._budget, budget)) if each is not None and each not in covered]
-
-    def _origin(self, name: tuple[str, str]) -> Origin:
-        """What the job's money is spent for."""
-        return Origin(self.ledger.which(name[0]), *name)
-
-    async def _given_back(self, origin: Origin, usd: Decimal) -> None:
-        """Write down what the service gave back for a job; what is not, as one process saw it, the audit finds."""
-        name = (origin.batch, origin.key)
-        if origin.ledger != self.ledger.which(origin.batch):
-            # Of another session over another ledger, with which this one shares a budget.
-            return
-        self._refunded[name] += usd
-        try:
-            found = await self.ledger.find(*name)
-            if found is None or found[0].state is State.INTENT or self._refunded[name] <= (found[0].refunded or 0):
-                return
-            row = found[0]
-            step = Entry(batch=row.batch, key=row.key, state=row.state, at=row.updated_at, seen=row.place)
-            await self.ledger.record(attrs.evolve(step, refunded=self._refunded[name]))
-        except LedgerError as error:
-            log.warning("what was given back for job %s could not be written down: %s", origin.key, error.message)
-
     async def _reserve_again(self, ask: Ask) -> None:
-        """Set a job's price aside once more: what was sent for it may have been paid for."""
-        budgets = list(dict.fromkeys(budget for reservation in ask.money for budget in reservation.budgets))
-        for reservation in ask.money:
-            reservation.hold()
-        if budgets:
-            name = (ask.batch, ask.key)
-            again = await self.spending.reserve(ask.job, budgets, self._origin(name), wait=False)
-            ask.money = self._money[name] = (again,)
+        ask.money = await self._money.reserve_again((ask.batch, ask.key), ask.job, ask.money)
 
     def _accepted(self, prediction: Prediction, ask: Ask) -> None:
         self.spent += ask.cost or 0
@@ -654,14 +557,11 @@ class Account:
     def _settled(self, row: Row) -> None:
         """A submission in doubt was found, or shown to be unaccepted, and nobody waits for that."""
         name = (row.batch, row.key)
-        money = self._money.get(name, ())
-        for reservation in money:
-            reservation.doubtful = False
-            if row.state is State.SUBMITTED:
-                reservation.commit()
-        if row.state is State.SUBMITTED:
+        accepted = row.state is State.SUBMITTED
+        self._money.found_out(name, accepted=accepted)
+        if accepted:
             self.spent += row.cost or 0
-            self._follow_row(row, money)
+            self._follow_row(row, self._money.of(name))
         if not self._under_way[name]:
             self._left(name)
 
