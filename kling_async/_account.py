@@ -14,12 +14,12 @@ import anyio
 import attrs
 
 from . import storage
-from ._core.budget import Budget, Reservation
 from ._core.content import Content, content_of
 from ._core.errors import (
     ApiError,
     BudgetExceededError,
     InvalidJobError,
+    KeyReusedError,
     KlingError,
     LedgerError,
     NoOutputError,
@@ -31,7 +31,7 @@ from ._core.errors import (
     StorageError,
     SubmissionUncertainError,
 )
-from ._core.events import Begun, Left, Retrying, Saved, Uploaded
+from ._core.events import Accepted, Begun, Left, Retrying, Saved, Uploaded
 from ._core.polling import Backoff
 from ._core.prediction import Prediction, SavedFile, Status
 from ._core.reconciliation import fingerprint
@@ -40,9 +40,10 @@ from ._core.statistics import SessionStatistics
 from ._custody import Custody
 from ._history import History
 from ._media import Images, digest
+from ._money import Money
+from ._recall import still_there
 from ._reconcile import Reconciler
 from ._retry import send_read
-from ._spending import Spending
 from ._submit import Ask, OnUncertain, Submitter
 from ._watcher import Watcher
 from .ledger.routed import Ledgers
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Callable
 
+    from ._core.budget import Budget, Reservation
     from ._core.catalogue import Level
     from ._core.clock import Clock
     from ._core.events import Event, Observer
@@ -130,13 +132,8 @@ class Account:
         self._observers = observers
         self._rng = random.Random()  # noqa: S311 -- jitter
         self._custody = Custody()
-        self._budget = budget
         self.retry_failed = retry_failed
         self._webhook_url = webhook_url
-        self.spending = Spending(provider=provider, clock=clock, ask=self.ask)
-        # What is set aside for jobs that are on their way or in doubt.
-        self._money: dict[tuple[str, str], tuple[Reservation, ...]] = {}
-        self._counted: set[tuple[str, Budget]] = set()
         self.spent = Decimal(0)
         """USD of what was accepted since the session was opened, by the price list."""
         self.full_windows = 0
@@ -156,6 +153,15 @@ class Account:
         )
         # How many hold a job's name: its caller, and its attempt in custody, which may outlive the caller's waiting.
         self._under_way: Counter[tuple[str, str]] = Counter()
+        self._money = Money(
+            provider=provider,
+            clock=clock,
+            ask=self.ask,
+            ledger=self.ledger,
+            budget=budget,
+            under_way=self._under_way,
+        )
+        self.spending = self._money.spending
         past = History(provider, self.ask, clock, self._rng)
         self._told: dict[tuple[str, str], KlingError] = {}
         self._reconciler = Reconciler(
@@ -236,8 +242,7 @@ class Account:
         """
         await self.ledger.open()
         await self._go_on(None)
-        if self._budget is not None:
-            await self._recall(self._budget, None)
+        await self._money.recall(None)
 
     async def enter(self, batch: str, ledger: Ledger | None, budget: Budget | None) -> None:
         """Make a batch's own ledger and budget ready.
@@ -252,9 +257,7 @@ class Account:
             if batch in self._attached:
                 await self._go_on(batch)
                 self._attached.discard(batch)
-            if budget is not None and budget is not self._budget and (batch, budget) not in self._counted:
-                await self._recall(budget, batch)
-                self._counted.add((batch, budget))
+            await self._money.recall(batch, budget)
 
     async def has(self, batch: str) -> None:
         """Make sure that the ledger knows the batch.
@@ -285,23 +288,6 @@ class Account:
             if row.prediction_id is not None:
                 self._follow_row(row)
 
-    async def _recall(self, budget: Budget, batch: str | None) -> None:
-        """Count in a budget what an earlier process spent, and set aside what it may have spent.
-
-        Args:
-            budget: The budget.
-            batch: Only of this batch; None counts all of the ledger.
-        """
-        spent, in_doubt = await self.ledger.spent(batch), await self.ledger.rows([State.UNCERTAIN])
-        # From here on nothing is waited for: it is counted whole or not at all.
-        budget.recall(spent)
-        for row in in_doubt:
-            name = (row.batch, row.key)
-            if batch in {None, row.batch} and row.cost is not None and not self._under_way[name]:
-                reservation = Reservation([budget], row.cost)
-                reservation.hold()
-                self._money[name] = (*self._money.get(name, ()), reservation)
-
     def _follow_row(self, row: Row, money: tuple[Reservation, ...] = ()) -> None:
         """Watch what runs, whether or not anybody asks for it: it takes one of the account's slots."""
         if self.watcher.seen(row.prediction_id or "") is not None:
@@ -326,6 +312,7 @@ class Account:
         gate: Callable[[], None] | None = None,
         content: Content | None = None,
         budget: Budget | None = None,
+        recalled: bool = False,
     ) -> Prediction:
         """The ended prediction of a job; made again, where that is asked for, when the service failed it.
 
@@ -338,6 +325,7 @@ class Account:
             gate: As of `submit`.
             content: As of `submit`.
             budget: As of `submit`.
+            recalled: As of `submit`.
 
         Raises:
             KlingError: It was refused, could not be sent, or its end is not known.
@@ -345,7 +333,14 @@ class Account:
         failures = 0
         while True:
             prediction = await self.submit(
-                job, key=key, batch=batch, gate=gate, content=content, budget=budget, failures=failures
+                job,
+                key=key,
+                batch=batch,
+                gate=gate,
+                content=content,
+                budget=budget,
+                recalled=recalled,
+                failures=failures,
             )
             if accepted is not None:
                 accepted(prediction)
@@ -370,6 +365,7 @@ class Account:
         gate: Callable[[], None] | None = None,
         content: Content | None = None,
         budget: Budget | None = None,
+        recalled: bool = False,
         failures: int = 0,
     ) -> Prediction:
         """The prediction of a job: accepted now, or known from before.
@@ -383,6 +379,7 @@ class Account:
             gate: Is called when the job has its slot; what it raises ends the job before anything is sent.
             content: Its content, where it is known already.
             budget: Of its batch, beside that of the session.
+            recalled: Whether it comes out of the ledger: its image files are looked into only when it is sent.
             failures: How many predictions have failed for it under the eyes of the caller.
 
         Raises:
@@ -396,7 +393,7 @@ class Account:
             content = content or await self.content(job)
             row = await self.ledger.claim(batch, key, content=content, model=job.model, at=self.clock.now())
             row = await self._submitter.written(row)
-            known = row.state in _ACCEPTED and not (self._again(row, failures) and await self._is_still(job, content))
+            known = row.state in _ACCEPTED and not (self._again(row, failures) and await _is_still(job, content, key))
             self.observe(
                 Begun(
                     at=self.clock.now(),
@@ -410,7 +407,11 @@ class Account:
             if known:
                 return await self._known(job, row)
             try:
-                return await self._submit(job, row, gate, budget)
+                if row.state in _IN_DOUBT:
+                    row = await self._found_out(job, row, budget)
+                    if row.state in _ACCEPTED:
+                        return await self._known(job, row)
+                return await self._submit(job, row, gate, budget, content if recalled else None)
             except (SkippedError, BudgetExceededError) as error:
                 error.job, error.key = job, key
                 if row.state in _NOT_SENT:
@@ -429,12 +430,7 @@ class Account:
 
     def _left(self, name: tuple[str, str]) -> None:
         """Nobody has the job in hand any more; what may have been paid for stays set aside."""
-        money = self._money.pop(name, ())
-        for reservation in money:
-            reservation.let_go()
-        held = tuple(reservation for reservation in money if reservation.held)
-        if held:
-            self._money[name] = held
+        self._money.let_go(name)
         self.ledger.unclaim(*name)
         batch, key = name
         self.observe(Left(at=self.clock.now(), key=key, batch=batch, error=self._told.pop(name, None)))
@@ -442,15 +438,6 @@ class Account:
     def _again(self, row: Row, failures: int) -> bool:
         """Whether a job whose prediction failed is paid for once more."""
         return row.state is State.FAILED and row.code in RETRIED and max(row.failures, failures) <= self.retry_failed
-
-    async def _is_still(self, job: Job, content: Content) -> bool:
-        """Whether the job's image files, which may have been looked into long ago, are what they were."""
-        if content.files is None:
-            return True
-        try:
-            return await self.content(job) == content
-        except InvalidJobError:
-            return False
 
     async def _known(self, job: Job, row: Row) -> Prediction:
         """The prediction of a job that was accepted before.
@@ -475,14 +462,49 @@ class Account:
         """Whether the service may have deleted the prediction."""
         return self.clock.now() - (row.submitted_at or row.updated_at) > KEPT
 
-    async def _submit(self, job: Job, row: Row, gate: Callable[[], None] | None, budget: Budget | None) -> Prediction:
+    async def _found_out(self, job: Job, row: Row, budget: Budget | None) -> Row:
+        """What became of a job that an earlier submit left in doubt: that takes neither image, nor money, nor a slot.
+
+        Raises:
+            SubmissionUncertainError: It stays in doubt.
+        """
+        name = (row.batch, row.key)
+        await self._money.take_up(name, job, budget)
+        # From its reading on, without a pause, it is known to be looked for.
+        found = await self.ledger.find(*name)
+        if found is not None and found[0].state not in _IN_DOUBT:
+            # Who looked for another job has settled it meanwhile.
+            row = found[0]
+        else:
+            row = await self._submitter.look_for(job, row)
+            if row.state is State.SUBMITTED:
+                self._settled(row)
+                self.observe(
+                    Accepted(at=self.clock.now(), key=row.key, batch=row.batch, job=job, prediction=_recalled(row))
+                )
+        if row.state not in _IN_DOUBT:
+            # There may be more in doubt than there is money for: what was not accepted takes its turn with the others.
+            self._money.found_out(name, accepted=row.state in _ACCEPTED)
+            self._money.let_go(name)
+        return row
+
+    async def _submit(
+        self,
+        job: Job,
+        row: Row,
+        gate: Callable[[], None] | None,
+        budget: Budget | None,
+        recalled: Content | None,
+    ) -> Prediction:
         if row.state is State.EXPIRED:
             raise _expired(job, row)
         if row.given_up:
             raise SubmissionUncertainError(row.error or "", sent_at=row.intent_at, candidates=(), job=job, key=row.key)
         name = (row.batch, row.key)
         try:
-            money = self._money[name] = await self._set_aside(name, job, budget)
+            if recalled is not None:
+                await still_there(job, recalled, row.key, digest)
+            money = await self._money.reserve(name, job, budget)
             since = self.clock.now()
             image = await self.images.url(job.image, field="image")
             end_image = None if job.end_image is None else await self.images.url(job.end_image, field="end_image")
@@ -525,20 +547,8 @@ class Account:
             await self._reconciler.testify(delivery.token_hash, id_)
         self.watcher.tell(delivery.prediction)
 
-    async def _set_aside(self, name: tuple[str, str], job: Job, budget: Budget | None) -> tuple[Reservation, ...]:
-        """The job's price, set aside in every budget; a job in doubt has its own in some of them already."""
-        there = self._money.get(name, ())
-        covered = {budget for reservation in there for budget in reservation.budgets}
-        budgets = [each for each in dict.fromkeys((self._budget, budget)) if each is not None and each not in covered]
-        return (*there, await self.spending.reserve(job, budgets)) if budgets else there
-
     async def _reserve_again(self, ask: Ask) -> None:
-        """Set a job's price aside once more: what was sent for it may have been paid for."""
-        budgets = list(dict.fromkeys(budget for reservation in ask.money for budget in reservation.budgets))
-        for reservation in ask.money:
-            reservation.hold()
-        if budgets:
-            ask.money = self._money[ask.batch, ask.key] = (await self.spending.reserve(ask.job, budgets, wait=False),)
+        ask.money = await self._money.reserve_again((ask.batch, ask.key), ask.job, ask.money)
 
     def _accepted(self, prediction: Prediction, ask: Ask) -> None:
         self.spent += ask.cost or 0
@@ -547,14 +557,11 @@ class Account:
     def _settled(self, row: Row) -> None:
         """A submission in doubt was found, or shown to be unaccepted, and nobody waits for that."""
         name = (row.batch, row.key)
-        money = self._money.get(name, ())
-        for reservation in money:
-            reservation.doubtful = False
-            if row.state is State.SUBMITTED:
-                reservation.commit()
-        if row.state is State.SUBMITTED:
+        accepted = row.state is State.SUBMITTED
+        self._money.found_out(name, accepted=accepted)
+        if accepted:
             self.spent += row.cost or 0
-            self._follow_row(row, money)
+            self._follow_row(row, self._money.of(name))
         if not self._under_way[name]:
             self._left(name)
 
@@ -770,6 +777,15 @@ def not_sent_now(error: KlingError, job: Job, row: Row) -> KlingError:
     )
     doubt.__cause__ = error
     return doubt
+
+
+async def _is_still(job: Job, content: Content, key: str) -> bool:
+    """Whether the job's image files, which may have been looked into long ago, are what they were."""
+    try:
+        await still_there(job, content, key, digest)
+    except (InvalidJobError, KeyReusedError):
+        return False
+    return True
 
 
 def _expired(job: Job, row: Row) -> PredictionError:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Self, TypeAlias, cast
 import anyio
 import attrs
 
-from ._account import not_sent_now
 from ._core import events
 from ._core.content import Content
 from ._core.errors import (
@@ -211,6 +210,7 @@ class Batch(anyio.AsyncContextManagerMixin):
         """Take jobs from the input, each when the window has a place for it."""
         index = 0
         account = self._account
+        recalled = self._jobs is None
         try:
             if self._save_to is not None:
                 await account.rescue(self.name, self._save_to)
@@ -223,14 +223,14 @@ class Batch(anyio.AsyncContextManagerMixin):
                     except StopAsyncIteration:
                         break
                     if isinstance(item, Recalled):
-                        job, name = item.job, await self._recalled(item)
+                        job, name = item.job, _Name(item.row.key, item.content)
                     else:
                         given, job = item if isinstance(item, tuple) else (None, item)
                         if not isinstance(job, Job):
                             raise TypeError(f"item {index} of the batch is {type(job).__name__}, not a Job")
                         name = await self._named(given, job, index)
                     self._read += 1
-                    tasks.start_soon(self._one, index, job, name)
+                    tasks.start_soon(self._one, index, job, name, recalled)
                     index += 1
         except Exception as error:  # noqa: BLE001 -- the input is the caller's, and so is what it raises
             self._input_error = error
@@ -268,16 +268,7 @@ class Batch(anyio.AsyncContextManagerMixin):
         problem = Problem("key", f"{given!r} names an earlier job of this batch already")
         return _Name(f"{given}-{occurrence}", content, InvalidJobError([problem]))
 
-    async def _recalled(self, item: Recalled) -> _Name:
-        """The key and content of a job out of the ledger, and what is wrong with it."""
-        key, content, error = item.row.key, item.content, item.error
-        try:
-            content = content or await self._account.content(item.job)
-        except KlingError as unreadable:
-            error = unreadable
-        return _Name(key, content, None if error is None else not_sent_now(error, item.job, item.row))
-
-    async def _one(self, index: int, job: Job, name: _Name) -> None:
+    async def _one(self, index: int, job: Job, name: _Name, recalled: bool) -> None:  # noqa: FBT001 -- for start_soon
         """One job from its admission to its outcome."""
         account = self._account
         key, error = name.key, name.error
@@ -311,6 +302,7 @@ class Batch(anyio.AsyncContextManagerMixin):
                 gate=self._gate,
                 content=name.content,
                 budget=self._budget,
+                recalled=recalled,
                 accepted=taken,
             )
             error = prediction.failure(job=job)

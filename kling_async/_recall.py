@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from ._core.content import Content, digests, recalled
-from ._core.errors import InvalidJobError, KlingError, Problem
+from ._core.content import IMAGES, Content, digests, files, recalled
+from ._core.errors import InvalidJobError, KeyReusedError, Problem
 from ._core.job import Job
 from ._core.media import FITTED
 from ._core.states import Row, State
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+    from pathlib import Path
 
     from ._core.clock import Clock
     from .ledger.routed import Ledgers
@@ -26,7 +27,6 @@ ORDER = (
     (State.FAILED, State.EXPIRED, State.DOWNLOADED),
 )
 """What may be lost by waiting comes first, what costs money after it."""
-_NEVER_ACCEPTED = frozenset({*ORDER[2], *ORDER[3]})
 
 
 @attrs.frozen
@@ -36,14 +36,12 @@ class Recalled:
     Attributes:
         row: Its row.
         job: The job; with an empty image where that was given as bytes, and no upload of it is left.
-        content: Its content; None when its image files are to be looked into again.
-        error: Why it cannot be sent.
+        content: Its content; what its image files hold now is looked into when it has to be sent.
     """
 
     row: Row
     job: Job
-    content: Content | None
-    error: KlingError | None = None
+    content: Content
 
 
 async def recall(
@@ -71,13 +69,26 @@ async def recall_one(ledgers: Ledgers, clock: Clock, row: Row, content: Content)
             url = await ledgers.uploaded(name, clock.now())
             if url is not None:
                 uploads[digest] = url
-    job = recalled(content, uploads)
-    if row.state not in _NEVER_ACCEPTED:
-        # Nothing of it is sent again: its files need not be there any more.
-        return Recalled(row, job, content)
-    lost = [name for name in ("image", "end_image") if getattr(job, name) == b""]
+    return Recalled(row, recalled(content, uploads), content)
+
+
+async def still_there(job: Job, content: Content, key: str, look: Callable[[Path], Awaitable[str]]) -> None:
+    """Make sure that a job out of a ledger can be sent as it was given.
+
+    Args:
+        job: The job.
+        content: Its content in the ledger.
+        key: Its name.
+        look: The digest of an image file as it is now.
+
+    Raises:
+        InvalidJobError: An image file cannot be read, or an image is not there any more.
+        KeyReusedError: An image file has changed.
+    """
+    lost = [name for name in IMAGES if getattr(job, name) == b""]
     if lost:
         gone = "was given as bytes, which are in no ledger, and its upload is gone: run the batch with its input"
-        error = InvalidJobError([Problem(name, gone) for name in lost], job=job, key=row.key)
-        return Recalled(row, job, content, error)
-    return Recalled(row, job, None if content.files else content)
+        raise InvalidJobError([Problem(name, gone) for name in lost], job=job, key=key)
+    for path, was in files(content):
+        if await look(path) != was:
+            raise KeyReusedError(key)

@@ -293,7 +293,8 @@ class Reconciler:
     async def _apply(self, settled: list[tuple[Row, Settlement]]) -> None:
         for row, end in settled:
             name = (row.batch, row.key)
-            step = Entry(batch=row.batch, key=row.key, state=State.UNCERTAIN, at=self._clock.now())
+            # Much may have happened since the row was read: what was found out is of the attempt that it stood in then.
+            step = Entry(batch=row.batch, key=row.key, state=State.UNCERTAIN, at=self._clock.now(), seen=row.place)
             match end:
                 case Adopted(prediction_id):
                     step = attrs.evolve(step, state=State.SUBMITTED, prediction_id=prediction_id)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from ._core.account import Billing
-    from ._core.budget import Budget
+    from ._core.budget import Budget, Origin
     from ._core.clock import Clock
     from ._core.http import HttpRequest, HttpResponse
     from ._core.job import Job
@@ -41,25 +41,33 @@ class Spending:
         provider: Says prices and bills, where it does.
         clock: The session's clock.
         ask: Sends a read.
+        given_back: Is told what the service gave back, and of what.
     """
 
     def __init__(
-        self, *, provider: Provider, clock: Clock, ask: Callable[[HttpRequest], Awaitable[HttpResponse]]
+        self,
+        *,
+        provider: Provider,
+        clock: Clock,
+        ask: Callable[[HttpRequest], Awaitable[HttpResponse]],
+        given_back: Callable[[Origin, Decimal], Awaitable[None]],
     ) -> None:
         self._provider = provider
         self._clock = clock
         self._ask = ask
+        self._given_back = given_back
         self._told: dict[tuple[str, int, bool], Decimal] = {}
         self._asking = anyio.Lock()
         self._looking = anyio.Lock()
         self._looked_at = -BETWEEN
 
-    async def reserve(self, job: Job, budgets: Sequence[Budget], *, wait: bool = True) -> Reservation:
+    async def reserve(self, job: Job, budgets: Sequence[Budget], origin: Origin, *, wait: bool = True) -> Reservation:
         """What the job costs, set aside in all of the budgets.
 
         Args:
             job: The job.
             budgets: The budgets.
+            origin: The job's row.
             wait: Whether to wait for what other jobs may give back. Whoever has a slot must not: they may wait for it.
 
         Raises:
@@ -71,7 +79,7 @@ class Spending:
         usd = await self.price(job, estimate=all(budget.allow_estimate for budget in budgets))
         while True:
             try:
-                found = reserve(budgets, usd)
+                found = reserve(budgets, usd, origin)
             except BudgetExceededError:
                 if await self._refunded(budgets):
                     continue
@@ -119,9 +127,13 @@ class Spending:
         return told
 
     async def _refunded(self, budgets: Sequence[Budget]) -> bool:
-        """Whether the service gave something back since the last look."""
+        """Whether the service may have given something back since the last look."""
+        looked_at = self._looked_at
         async with self._looking:
-            failed = {id_ for budget in budgets for id_ in budget.failed}
+            if looked_at != self._looked_at:
+                # Somebody else has just looked.
+                return True
+            failed = {id_: origin for budget in budgets for id_, origin in budget.failed.items()}
             if not failed or self._clock.monotonic() - self._looked_at < BETWEEN:
                 return False
             self._looked_at = self._clock.monotonic()
@@ -132,10 +144,14 @@ class Spending:
                 return False
             given_back: defaultdict[str, Decimal] = defaultdict(Decimal)
             for line in found:
-                given_back[line.prediction_id or ""] += line.price
+                if line.prediction_id is not None:
+                    given_back[line.prediction_id] += line.price
             for prediction_id, usd in given_back.items():
                 for budget in budgets:
                     budget.refund(prediction_id, usd)
+                origin = failed[prediction_id]
+                if origin is not None:
+                    await self._given_back(origin, usd)
             return bool(found)
 
     async def bill(self, prediction_ids: Sequence[str]) -> list[Billing]:

@@ -173,12 +173,39 @@ class Submitter:
             except LedgerError:
                 log.exception("the ledger could not be written: job %s, prediction %s", entry.key, entry.prediction_id)
 
+    async def look_for(self, job: Job, row: Row) -> Row:
+        """The row of a job that an earlier submit left in doubt, moved on: submitted, or free to be sent again.
+
+        It stays in doubt only where it is to be sent again all the same.
+
+        Raises:
+            SubmissionUncertainError: What became of it cannot be found out.
+        """
+        if row.state is State.INTENT:
+            # Nobody has it in hand: its answer came, and could not be written down.
+            step = Entry(
+                batch=row.batch, key=row.key, state=State.UNCERTAIN, at=self.clock.now(), error="not written down"
+            )
+            row = await self.ledger.record(attrs.evolve(step, seen=row.place))
+        end = await self._end(row)
+        match end:
+            case Adopted(prediction_id):
+                now = self.clock.now()
+                known = attrs.evolve(row, prediction_id=prediction_id, error=None)
+                return attrs.evolve(known, state=State.SUBMITTED, submitted_at=now, updated_at=now)
+            case Unaccepted():
+                return attrs.evolve(row, state=State.PENDING)
+            case Held():
+                if self._insists(end):
+                    return row
+                raise self._held(end, job, row, None)
+
     async def submit(self, ask: Ask, row: Row) -> Prediction:
         """The accepted prediction. From here on the slot is taken care of.
 
         Args:
             ask: The job on its way.
-            row: Its row in the ledger; in doubt, when an earlier submit of it was.
+            row: Its row in the ledger; in doubt, when it was looked for and is to be sent all the same.
 
         Raises:
             SubmissionUncertainError: It was sent, and its end is not known.
@@ -188,15 +215,8 @@ class Submitter:
         refusals = _Refusals(self)
         in_custody = False
         try:
-            if row.state is State.INTENT:
-                # Nobody has it in hand: its answer came, and could not be written down.
-                row = await self.ledger.record(
-                    attrs.evolve(self._entry(ask, State.UNCERTAIN), error="not written down")
-                )
             if row.state is State.UNCERTAIN:
-                found = await self._settled(ask, row, None)
-                if found is not None:
-                    return found
+                await self._once_more(ask, row, Held(Doubt.WHETHER, ()), None)
             while True:
                 await self.admit(ask.batch, ask.key)
                 await self._admitted()
@@ -208,7 +228,7 @@ class Submitter:
                     case Accepted(prediction):
                         return prediction
                     case Uncertain(error):
-                        found = await self._settled(ask, None, error)
+                        found = await self._settled(ask, error)
                         if found is not None:
                             return found
                         refusals.shown_unaccepted(ask, error)
@@ -224,47 +244,73 @@ class Submitter:
                 ask.slot.release()
             raise
 
-    async def _settled(self, ask: Ask, row: Row | None, doubt: KlingError | None) -> Prediction | None:
+    async def _settled(self, ask: Ask, doubt: KlingError) -> Prediction | None:
         """The prediction that a submission in doubt turns out to be; None when it may be sent again.
 
         Raises:
             SubmissionUncertainError: It stays in doubt.
         """
-        ask.mark(doubtful=True)
-        if row is None:
-            row = await self._row_in_doubt(ask)
-        end: Settlement = Held(Doubt.WHETHER, ())
-        if self.on_uncertain != "hold" and row is not None:
-            end = await self.settle(row)
-        if isinstance(end, Adopted):
-            prediction = Prediction(id=end.prediction_id, model=ask.job.model, key=ask.key)
-            self._take_over(prediction, ask)
-            return prediction
-        if isinstance(end, Unaccepted):
-            ask.mark(doubtful=False)
-            return None
-        what = f"{end.doubt.value}; it was not sent again"
-        if self.on_uncertain == "resubmit" and not end.candidates and row is not None:
-            try:
-                # What may have been paid for stays set aside.
-                await self.reserve(ask)
-            except (BudgetExceededError, PriceUnknownError) as no_money:
-                what += f", because {no_money.message}"
-            else:
-                await self._record(ask, State.PENDING, error=doubt)
+        row = await self._row_in_doubt(ask)
+        if row is not None and row.state is not State.UNCERTAIN:
+            # Who looked for another job, or a webhook, has settled it meanwhile, and has seen to what follows from it.
+            if row.prediction_id is None:
+                ask.mark(doubtful=False)
                 return None
-        if doubt is not None and doubt.__cause__ is not None:
-            what += f": {getattr(doubt.__cause__, 'message', doubt.__cause__)}"
+            ask.slot.release()
+            prediction = Prediction(id=row.prediction_id, model=ask.job.model, key=ask.key)
+            self._tell_accepted(prediction, ask)
+            return prediction
+        end = Held(Doubt.WHETHER, ()) if row is None else await self._end(row)
+        match end:
+            case Adopted(prediction_id):
+                prediction = Prediction(id=prediction_id, model=ask.job.model, key=ask.key)
+                self._take_over(prediction, ask)
+                return prediction
+            case Unaccepted():
+                ask.mark(doubtful=False)
+            case Held():
+                if row is None or not self._insists(end):
+                    raise self._held(end, ask.job, row, doubt)
+                await self._once_more(ask, row, end, doubt)
+        return None
+
+    async def _end(self, row: Row) -> Settlement:
+        return Held(Doubt.WHETHER, ()) if self.on_uncertain == "hold" else await self.settle(row)
+
+    def _insists(self, end: Held) -> bool:
+        """Whether a job is sent again that cannot be shown to be unaccepted."""
+        return self.on_uncertain == "resubmit" and not end.candidates
+
+    async def _once_more(self, ask: Ask, row: Row, end: Held, doubt: KlingError | None) -> None:
+        """Free a job to be sent again that may have been accepted; what may have been paid for stays set aside.
+
+        Raises:
+            SubmissionUncertainError: There is no money for a second request, or it cannot be written down.
+        """
+        try:
+            await self.reserve(ask)
+            step = self._entry(ask, State.PENDING, error=doubt)
+            await self.ledger.record(attrs.evolve(step, seen=row.place))
+        except (BudgetExceededError, PriceUnknownError, LedgerError) as trouble:
+            raise self._held(end, ask.job, row, doubt, f", because {trouble.message}") from trouble
+
+    def _held(
+        self, end: Held, job: Job, row: Row | None, doubt: KlingError | None, why: str = ""
+    ) -> SubmissionUncertainError:
+        what = f"{end.doubt.value}; it was not sent again{why}"
+        cause = None if doubt is None else doubt.__cause__
+        if cause is not None:
+            what += f": {getattr(cause, 'message', cause)}"
         error = SubmissionUncertainError(
             what,
             sent_at=row.intent_at if row else None,
             candidates=end.candidates,
-            job=ask.job,
-            key=ask.key,
+            job=job,
+            key=row.key if row else doubt.key if doubt else None,
             spent=Spent.YES if end.doubt is Doubt.WHOSE else Spent.UNKNOWN,
         )
-        error.__cause__ = doubt.__cause__ if doubt is not None else None
-        raise error
+        error.__cause__ = cause
+        return error
 
     async def _row_in_doubt(self, ask: Ask) -> Row | None:
         try:
@@ -273,7 +319,8 @@ class Submitter:
             # What is known must still be told: money may have been spent.
             log.exception("the ledger cannot be read")
             return None
-        return found[0] if found is not None and found[0].state is State.UNCERTAIN else None
+        # An intent is in doubt, and that could not be written down.
+        return found[0] if found is not None and found[0].state is not State.INTENT else None
 
     async def _admitted(self) -> None:
         """Wait for all that stands before a paid request: 429s of others, the rate, the door."""
@@ -360,6 +407,9 @@ class Submitter:
             reservation.commit()
         ask.slot.accepted()
         self.accepted(prediction, ask)
+        self._tell_accepted(prediction, ask)
+
+    def _tell_accepted(self, prediction: Prediction, ask: Ask) -> None:
         self.observe(
             events.Accepted(at=self.clock.now(), key=ask.key, batch=ask.batch, job=ask.job, prediction=prediction)
         )

@@ -200,10 +200,14 @@ class Worker:
         job = recalled.job
         account.observe(events.Admitted(at=account.clock.now(), key=row.key, batch=row.batch, job=job))
         try:
-            if recalled.error is not None:
-                raise recalled.error
             prediction = await account.make(
-                job, key=row.key, batch=row.batch, deadline=self._deadline, content=recalled.content, accepted=accepted
+                job,
+                key=row.key,
+                batch=row.batch,
+                deadline=self._deadline,
+                content=recalled.content,
+                recalled=True,
+                accepted=accepted,
             )
             error = prediction.failure(job=job)
             if error is None and self._save_to is not None:

@@ -6,10 +6,27 @@ from decimal import Decimal, InvalidOperation
 from enum import Enum
 from typing import TYPE_CHECKING
 
+import attrs
+
 from .errors import BudgetExceededError, ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+
+@attrs.frozen
+class Origin:
+    """The row that an amount is spent for.
+
+    Attributes:
+        ledger: Which ledger has it: something hashable, the same for every session over the same rows.
+        batch: The batch's name; empty outside a batch.
+        key: The job's name.
+    """
+
+    ledger: object
+    batch: str
+    key: str
 
 
 class _Stage(Enum):
@@ -24,6 +41,9 @@ class Budget:
 
     What may have been paid for counts as paid until it is shown that it was not. A prediction that fails counts too,
     until the service gives its price back, which may take hours: its bill is looked at when the budget is used up.
+
+    It may be used by one session after another, and by several at once: what they write into the same ledger counts
+    once.
 
     Args:
         usd: The cap in USD: a `Decimal`, a text, or a number.
@@ -53,7 +73,10 @@ class Budget:
         self.spent = Decimal(0)
         self.reserved = Decimal(0)
         self.held = Decimal(0)
-        self._failed: dict[str, Decimal] = {}
+        # What is counted of ledgers that are read again: of some batches, or, under None, of the whole.
+        self._counted: dict[object, dict[str | None, Decimal]] = {}
+        self._doubts: dict[Origin, Reservation] = {}
+        self._failed: dict[str, tuple[Decimal, Origin | None]] = {}
         self._changed: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
@@ -68,9 +91,14 @@ class Budget:
         return self.usd - self.spent - self.reserved - self.held
 
     @property
-    def failed(self) -> dict[str, Decimal]:
-        """What the service may give back: USD by the ids of the predictions that failed."""
-        return dict(self._failed)
+    def failed(self) -> dict[str, Origin | None]:
+        """What the service may give back: ids of predictions that failed, and what they were spent for."""
+        return {id_: origin for id_, (_, origin) in self._failed.items()}
+
+    @property
+    def doubts(self) -> dict[Origin, Reservation]:
+        """What is held now, by what it may have been spent for: the latest of each."""
+        return dict(self._doubts)
 
     def admits(self, usd: Decimal) -> bool:
         """Whether an amount may be reserved now; False when that depends on what is on its way to the service.
@@ -95,20 +123,55 @@ class Budget:
             price=usd,
         )
 
-    def recall(self, usd: Decimal) -> None:
-        """Count what an earlier process spent, even beyond the cap."""
-        self.spent += usd
+    def part(self, ledger: object, batch: str | None) -> str | None:
+        """What has to be recalled of a ledger to count a batch: the batch, or, by None, the whole as before."""
+        return None if None in self._counted.get(ledger, ()) else batch
 
-    def fail(self, prediction_id: str, usd: Decimal) -> None:
+    def recall(self, ledger: object, part: str | None, usd: Decimal) -> None:
+        """Count what a ledger says was spent, even beyond the cap; what is counted of that already counts once.
+
+        Args:
+            ledger: Which one.
+            part: What of it: a batch, or None for the whole.
+            usd: What was spent in all, less what was given back.
+        """
+        counted = self._counted.setdefault(ledger, {})
+        before = sum(counted.values(), Decimal(0)) if part is None else counted.get(part, Decimal(0))
+        if part is None:
+            counted.clear()
+        # What is not in the ledger any more was spent all the same.
+        counted[part] = max(before, usd)
+        self.spent += counted[part] - before
+
+    def spend(self, usd: Decimal, origin: Origin | None) -> None:
+        """Count what was spent, or, with a minus, given back."""
+        self.spent += usd
+        if origin is not None and (counted := self._counted.get(origin.ledger)) is not None:
+            part = self.part(origin.ledger, origin.batch)
+            counted[part] = counted.get(part, 0) + usd
+
+    def fail(self, prediction_id: str, usd: Decimal, origin: Origin | None) -> None:
         """A prediction failed: the service may give its price back."""
-        self._failed[prediction_id] = usd
+        self._failed[prediction_id] = usd, origin
 
     def refund(self, prediction_id: str, usd: Decimal) -> None:
         """The service gave the price of a failed prediction back, or a part of it; more than it cost does not count."""
-        price = self._failed.pop(prediction_id, None)
-        if price is not None:
-            self.spent -= min(usd, price)
+        price, origin = self._failed.pop(prediction_id, (Decimal(0), None))
+        if price:
+            self.spend(-min(usd, price), origin)
             self.tell()
+
+    def hold(self, reservation: Reservation) -> None:
+        """What a reservation was made for may have been accepted."""
+        self.held += reservation.usd
+        if reservation.origin is not None:
+            self._doubts[reservation.origin] = reservation
+
+    def unhold(self, reservation: Reservation) -> None:
+        """It is known what became of it."""
+        self.held -= reservation.usd
+        if reservation.origin is not None and self._doubts.get(reservation.origin) is reservation:
+            del self._doubts[reservation.origin]
 
     def listen(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Call `changed` once at the next change; the result stops that."""
@@ -135,13 +198,15 @@ class Reservation:
     Attributes:
         usd: The amount.
         budgets: Where it is set aside.
+        origin: The row that it is set aside for.
         doubtful: Whether the request was sent, and it is not known whether it was accepted.
     """
 
-    __slots__ = ("_stage", "budgets", "doubtful", "usd")
+    __slots__ = ("_stage", "budgets", "doubtful", "origin", "usd")
 
-    def __init__(self, budgets: Iterable[Budget], usd: Decimal) -> None:
+    def __init__(self, budgets: Iterable[Budget], usd: Decimal, origin: Origin | None = None) -> None:
         self.usd = usd
+        self.origin = origin
         self.doubtful = False
         self.budgets = tuple(budgets)
         self._stage = _Stage.RESERVED
@@ -157,14 +222,21 @@ class Reservation:
         """It was accepted: the money is spent."""
         if self._move(_Stage.COMMITTED):
             for budget in self.budgets:
-                budget.spent += self.usd
+                budget.spend(self.usd, self.origin)
 
     def hold(self) -> None:
         """Whether it was accepted is not known, and may never be: it counts, and nobody waits for it."""
         self.doubtful = True
         if self._stage is _Stage.RESERVED and self._move(_Stage.HELD):
             for budget in self.budgets:
-                budget.held += self.usd
+                budget.hold(self)
+
+    def take_up(self) -> None:
+        """Somebody finds out whether it was accepted: others may wait for that."""
+        self.doubtful = True
+        if self._stage is _Stage.HELD and self._move(_Stage.RESERVED):
+            for budget in self.budgets:
+                budget.reserved += self.usd
 
     def release(self) -> None:
         """It was not accepted."""
@@ -181,7 +253,7 @@ class Reservation:
         """What it was spent for failed: the service may give it back."""
         if self._stage is _Stage.COMMITTED:
             for budget in self.budgets:
-                budget.fail(prediction_id, self.usd)
+                budget.fail(prediction_id, self.usd, self.origin)
 
     def _move(self, stage: _Stage) -> bool:
         """Leave the stage for another, unless it is over."""
@@ -189,7 +261,7 @@ class Reservation:
             return False
         for budget in self.budgets:
             if self._stage is _Stage.HELD:
-                budget.held -= self.usd
+                budget.unhold(self)
             else:
                 budget.reserved -= self.usd
         self._stage = stage
@@ -198,8 +270,13 @@ class Reservation:
         return True
 
 
-def reserve(budgets: Sequence[Budget], usd: Decimal) -> Reservation | Budget:
+def reserve(budgets: Sequence[Budget], usd: Decimal, origin: Origin | None = None) -> Reservation | Budget:
     """Set an amount aside in all budgets, or in none: then the one whose change has to be waited for.
+
+    Args:
+        budgets: The budgets.
+        usd: The amount.
+        origin: The row that it is set aside for.
 
     Raises:
         BudgetExceededError: One of them is used up.
@@ -207,7 +284,7 @@ def reserve(budgets: Sequence[Budget], usd: Decimal) -> Reservation | Budget:
     for budget in budgets:
         if not budget.admits(usd):
             return budget
-    return Reservation(budgets, usd)
+    return Reservation(budgets, usd, origin)
 
 
 def dollars(usd: Decimal) -> str:

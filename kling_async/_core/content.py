@@ -109,6 +109,13 @@ def recalled(content: Content, uploads: Mapping[str, str]) -> Job:
     return job
 
 
+def files(content: Content) -> list[tuple[Path, str]]:
+    """Its image files, each with the digest that it had."""
+    fields: dict[str, str] = json.loads(content.text)
+    found: dict[str, str] = json.loads(content.files or "{}")
+    return [(Path(path), fields[name].removeprefix(PREFIX)) for name, path in found.items()]
+
+
 def digests(content: Content) -> frozenset[str]:
     """The digests of the images that were neither URLs nor files."""
     fields: dict[str, Any] = json.loads(content.text)

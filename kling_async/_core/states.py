@@ -91,6 +91,7 @@ class Entry:
         path: The file.
         bytes: Its length.
         sha256: Its digest.
+        seen: The place in which the row stood that this step follows from: it is refused when the row has moved on.
     """
 
     batch: str
@@ -109,6 +110,7 @@ class Entry:
     path: str | None = None
     bytes: int | None = None
     sha256: str | None = None
+    seen: tuple[State, int] | None = None
 
 
 @attrs.frozen
@@ -191,6 +193,11 @@ class Row:
     files: str | None = attrs.field(default=None, repr=False)
 
     @property
+    def place(self) -> tuple[State, int]:
+        """Where it stands, and in which attempt: what was seen there is still so as long as it has not moved on."""
+        return self.state, self.attempt
+
+    @property
     def given_up(self) -> bool:
         """Whether it was in doubt, and somebody decided that it is neither looked for nor sent again."""
         return self.state is State.REJECTED and self.error == GIVEN_UP
@@ -207,8 +214,10 @@ class Row:
         """What the step changes: attributes with their new values.
 
         Raises:
-            ValueError: The move is not legal.
+            ValueError: The move is not legal, or the row is not any more where the step has seen it.
         """
+        if entry.seen not in {None, self.place}:
+            raise ValueError(f"job {self.key} has moved on to {self.state.value}")
         # An intent is no place to stay: a second request for it would be a second payment.
         stays = entry.state is self.state is not State.INTENT
         if not stays and entry.state not in MOVES[self.state]:

@@ -162,19 +162,9 @@ class JobDesk:
             self._tasks = tasks
             try:
                 async for item in recall(account.ledger, self._batch, account.clock, _UNFINISHED):
-                    content, trouble = item.content, item.error
-                    if content is None and trouble is None:
-                        try:
-                            content = await account.content(item.job)
-                        except KlingError as error:
-                            # Its file is gone: that is no reason not to start.
-                            trouble = error
-                    course = self._begin(item.row.key, "" if content is None else content.digest)
+                    course = self._begin(item.row.key, item.content.digest)
                     course.arrived.set_result(None)
-                    if trouble is not None:
-                        await self._fail(course, item.row.key, trouble)
-                    elif content is not None:
-                        tasks.start_soon(self._see_through, course, item.row.key, item.job, content)
+                    tasks.start_soon(self._see_through, course, item.row.key, item.job, item.content)
                 yield
             finally:
                 tasks.cancel_scope.cancel()
@@ -357,7 +347,13 @@ class JobDesk:
 
         try:
             prediction = await self.kling.account.make(
-                job, key=key, batch=self._batch, deadline=math.inf, content=content, accepted=accepted
+                job,
+                key=key,
+                batch=self._batch,
+                deadline=math.inf,
+                content=content,
+                recalled=True,
+                accepted=accepted,
             )
         except SessionClosedError as error:
             # It goes on in the next process.

@@ -78,7 +78,8 @@ class Ledger(Protocol):
         """Write one step down; return when it would survive a crash, with the row that it left.
 
         Raises:
-            LedgerError: It cannot be written, or the move is not legal.
+            LedgerError: It cannot be written, the move is not legal, or the row has left the place (`Row.place`) that
+                the step follows from (`Entry.seen`).
         """
         ...
 

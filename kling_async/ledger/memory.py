@@ -29,9 +29,17 @@ class MemoryLedger:
     def __init__(self) -> None:
         self._rows: dict[tuple[str, str], Row] = {}
         self._submitted: OrderedDict[str, tuple[str | None, str]] = OrderedDict()
+        self._open = False
 
     async def open(self) -> None:
-        """Nothing to do."""
+        """Take it for one session.
+
+        Raises:
+            LedgerError: Another session has it.
+        """
+        if self._open:
+            raise LedgerError("the ledger is open in another session", advice="give every session its own")
+        self._open = True
 
     async def claim(self, batch: str, key: str, *, content: Content, model: str, at: float) -> Row:
         """The row of a job that is under way, else a new one."""
@@ -121,4 +129,5 @@ class MemoryLedger:
         return {id_: self._submitted[id_] for id_ in prediction_ids if id_ in self._submitted}
 
     async def aclose(self) -> None:
-        """Nothing to do."""
+        """Leave it to another session."""
+        self._open = False

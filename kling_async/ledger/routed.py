@@ -12,7 +12,6 @@ from kling_async.ledger.sqlite import SQLiteLedger
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from decimal import Decimal
-    from pathlib import Path
 
     from kling_async._core.catalogue import Level
     from kling_async._core.content import Content
@@ -29,9 +28,11 @@ class Ledgers:
 
     def __init__(self, default: Ledger) -> None:
         self._default = default
+        self._open = False
         self._of: dict[str, Ledger] = {}
         # Looking at a protocol's every method takes longer than most of what is asked of a ledger.
         self._shared: dict[Ledger, SharedLedger | None] = {}
+        self._which: dict[Ledger, object] = {}
 
     @property
     def durable(self) -> bool:
@@ -47,9 +48,17 @@ class Ledgers:
         """The ledger of a batch."""
         return self._of.get(batch, self._default)
 
+    def which(self, batch: str) -> object:
+        """What is the same for every session whose ledger of the batch has the same rows."""
+        ledger = self.of(batch)
+        if ledger not in self._which:
+            self._which[ledger] = identity(ledger)
+        return self._which[ledger]
+
     async def open(self) -> None:
         """Make the session's ledger ready."""
         await self._default.open()
+        self._open = True
 
     async def attach(self, batch: str, ledger: Ledger) -> bool:
         """Give a batch a ledger of its own, opened; a file that is open already is used as it is. One at a time.
@@ -61,7 +70,7 @@ class Ledgers:
             ConfigurationError: The batch has another one.
             LedgerError: It cannot be used.
         """
-        same = next((there for there in self.all if _same(there, ledger)), None)
+        same = next((there for there in self.all if identity(there) == identity(ledger)), None)
         if same is not None and self.of(batch) is same:
             return False
         # Steps of what is under way must not go to another ledger than their intents.
@@ -73,7 +82,9 @@ class Ledgers:
         return True
 
     async def aclose(self) -> None:
-        """Close all of them."""
+        """Close all of them, but what was never opened here: another session may have it."""
+        if not self._open:
+            return
         failures: list[Exception] = []
         for ledger in self.all:
             try:
@@ -189,11 +200,6 @@ class Ledgers:
             ledger.note_upload(digest, url, expires_at)
 
 
-def _same(one: Ledger, other: Ledger) -> bool:
-    if isinstance(one, SQLiteLedger) and isinstance(other, SQLiteLedger):
-        return _resolved(one.path) == _resolved(other.path)
-    return one is other or one == other
-
-
-def _resolved(path: Path) -> Path:
-    return path.absolute().resolve()
+def identity(ledger: Ledger) -> object:
+    """What is the same for ledgers that have the same rows."""
+    return ledger.path.absolute().resolve() if isinstance(ledger, SQLiteLedger) else ledger

@@ -123,6 +123,11 @@ class SQLiteLedger:
             LedgerError: It is written by another process, cannot be written, is no ledger, is damaged, or was made by
                 a later version.
         """
+        if self._thread is not None and os.getpid() == self._pid:
+            raise LedgerError(
+                f"the ledger {self.path} is open in another session",
+                advice="end that one first, or give this one another file",
+            )
         # What an earlier opening knew may be old.
         self._under_way.clear()
         self._queue = SimpleQueue()

@@ -6,6 +6,8 @@ import asyncio
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+import attrs
+
 from kling_async._core.content import Content
 from kling_async._core.errors import KeyReusedError, LedgerError
 from kling_async._core.states import MOVES, Entry, State
@@ -126,6 +128,12 @@ async def _finds(ledger: Ledger) -> Row:
     row = await ledger.record(_step("k", State.SUBMITTED, 6.0, prediction_id="p", cost=Decimal("0.45")))
     left = (row.prediction_id, row.submitted_at, row.cost, row.fingerprint, row.attempt)
     require(left == ("p", 6.0, Decimal("0.45"), "f", 1), f"`record` of a submission left (id, ...) {left}")
+    try:
+        await ledger.record(attrs.evolve(_step("k", State.SUBMITTED), seen=(State.UNCERTAIN, 1)))
+    except LedgerError:
+        pass
+    else:
+        raise AssertionError("`record` took a step that follows from a place (`seen`) which the row has left")
     require(await _claim(ledger, "k") == row, "`claim` does not give the row that `record` left")
     require(await _names(ledger, State.SUBMITTED) == ["k"], "`rows` does not find a submission")
     require(await _names(ledger, State.INTENT) == [], "`rows` finds a job in a state that it has left")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from kling_async import Budget, BudgetExceededError, ConfigurationError
-from kling_async._core.budget import Reservation, dollars, reserve
+from kling_async._core.budget import Origin, Reservation, dollars, reserve
 
 PRICES = st.sampled_from([Decimal("0.28"), Decimal("0.45"), Decimal("0.1"), Decimal("2.60")])
 
@@ -48,6 +48,12 @@ class Spending(RuleBasedStateMachine):
     def hold(self, reservation: Reservation | None) -> None:
         if reservation is not None:
             reservation.hold()
+
+    @rule(reservation=set_aside)
+    def take_up(self, reservation: Reservation | None) -> None:
+        if reservation is not None:
+            reservation.take_up()
+            assert not reservation.held
 
     @rule(target=spent, reservation=consumes(set_aside))
     def commit(self, reservation: Reservation | None) -> Reservation | None:
@@ -95,7 +101,7 @@ def test_a_float_means_what_it_says() -> None:
     with pytest.raises(BudgetExceededError):
         # Nothing is on its way that could be released.
         held = Budget("0.3")
-        held.recall(Decimal("0.3"))
+        held.recall("run.db", None, Decimal("0.3"))
         reserve([held], Decimal("0.01"))
 
 
@@ -139,3 +145,46 @@ def test_its_repr_says_where_the_money_is() -> None:
 )
 def test_amounts_are_told_in_cents_at_least(usd: str, text: str) -> None:
     assert dollars(Decimal(usd)) == text
+
+
+def test_a_ledger_that_is_read_again_counts_once() -> None:
+    budget = Budget(10)
+    budget.recall("run.db", "b", Decimal(2))
+    Reservation([budget], Decimal(1), Origin("run.db", "b", "k")).commit()
+    budget.recall("run.db", "b", Decimal(3))
+    assert budget.spent == 3
+    budget.recall("run.db", "c", Decimal(1))
+    budget.recall("other.db", "b", Decimal(1))
+    assert budget.spent == 5
+    # The whole has its batches in it, and from then on a batch is counted with the whole.
+    budget.recall("run.db", None, Decimal(6))
+    assert (budget.spent, budget.part("run.db", "b"), budget.part("other.db", "b")) == (7, None, "b")
+    Reservation([budget], Decimal(1), Origin("run.db", "d", "k")).commit()
+    budget.recall("run.db", None, Decimal(7))
+    assert budget.spent == 8
+
+
+def test_what_a_ledger_has_lost_was_spent_and_what_was_given_back_was_not() -> None:
+    budget = Budget(10)
+    budget.recall("run.db", None, Decimal(0))
+    for key in ("a", "b"):
+        paid = Reservation([budget], Decimal(1), Origin("run.db", "", key))
+        paid.commit()
+        paid.fail(key)
+    budget.recall("run.db", None, Decimal(0))
+    assert budget.spent == 2
+    budget.refund("a", Decimal(1))
+    budget.recall("run.db", None, Decimal(1))
+    assert budget.spent == 1
+
+
+def test_what_is_held_is_known_by_the_row_that_it_is_held_for() -> None:
+    budget, row = Budget(10), Origin("run.db", "", "k")
+    first, second = (Reservation([budget], Decimal(1), row) for _ in range(2))
+    first.hold()
+    second.hold()
+    assert budget.doubts == {row: second}
+    first.commit()
+    assert budget.doubts == {row: second}
+    second.release()
+    assert (budget.doubts, budget.spent, budget.held) == ({}, 1, 0)

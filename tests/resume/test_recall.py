@@ -328,8 +328,13 @@ async def test_entering_a_batch_can_be_cut_short_and_done_again(tmp_path: Path) 
         assert budget.spent == Decimal("0.90")
 
 
-@pytest.mark.parametrize("kind", ["bytes", "file"])
-async def test_what_is_in_doubt_and_cannot_be_read_again_is_said_to_be_in_doubt(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("accepted", [True, False])
+@pytest.mark.parametrize("kind", ["bytes", "file", "edited"])
+async def test_what_is_in_doubt_is_settled_without_its_image_and_without_money(
+    tmp_path: Path,
+    kind: str,
+    accepted: bool,  # noqa: FBT001 -- a case
+) -> None:
     service = Service(seconds=0.1, latency=0.001)
     ledger = tmp_path / "run.db"
     file = tmp_path / "face.png"
@@ -337,22 +342,108 @@ async def test_what_is_in_doubt_and_cannot_be_read_again_is_said_to_be_in_doubt(
 
     def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
         if request.effect is Effect.PAID:
-            service.accept(body, request.url.partition("/api/v3/")[2])
+            if accepted:
+                service.accept(body, request.url.partition("/api/v3/")[2])
             raise ConnectionLostError("dropped")
         return None
 
     service.script = script
-    given = [Job(prompt="lost", image=file if kind == "file" else png(320, 320))]
+    given = [Job(prompt="lost", image=png(320, 320) if kind == "bytes" else file)]
     held = session(service, ledger=ledger, images="inline", on_uncertain="hold")
     async with held as kling, kling.batch(given, name="b") as batch:
         assert [outcome.ok async for outcome in batch] == [False]
-    file.unlink()
-    async with session(service, ledger=ledger, images="inline") as kling:
-        outcomes = await resumed(kling, name="b")
-    error = outcomes["lost"].error
-    assert isinstance(error, SubmissionUncertainError)
-    assert error.spent is Spent.UNKNOWN
-    assert isinstance(error.__cause__, InvalidJobError)
+    service.script, service.echo = None, dict
+    if kind == "edited":
+        file.write_bytes(png(333, 333))
+    else:
+        file.unlink()
+    budget = Budget("0.01")
+    again = session(service, ledger=ledger, images="inline", grace=0.1, budget=budget)
+    async with again as kling:
+        (outcome,) = (await resumed(kling, name="b")).values()
+    assert len(service.paid) == accepted
+    if accepted:
+        assert outcome.ok
+    else:
+        assert isinstance(outcome.error, KeyReusedError if kind == "edited" else InvalidJobError)
+        assert outcome.error.spent is Spent.NO
+    assert [budget.spent > 0, budget.held, budget.reserved] == [accepted, 0, 0]
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+async def test_neither_money_nor_slots_keep_a_doubt_from_being_settled(
+    tmp_path: Path,
+    accepted: bool,  # noqa: FBT001 -- a case
+) -> None:
+    service = Service(seconds=lambda body: 0.1 if body["prompt"][-1] in "012" else 1e9, latency=0.001, echo=dict)
+    ledger = tmp_path / "run.db"
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID and body["prompt"] != "endless 9":
+            if accepted:
+                service.accept(body, request.url.partition("/api/v3/")[2])
+            raise ConnectionLostError("dropped")
+        return None
+
+    service.script = script
+    async with session(service, ledger=ledger, on_uncertain="hold") as kling:
+        async with kling.batch(jobs(3), name="b") as batch:
+            assert [outcome.ok async for outcome in batch] == [False] * 3
+        await kling.submit(Job(prompt="endless 9", image=IMAGE))
+    service.script = None
+    budget = Budget("0.01")
+    async with session(service, ledger=ledger, grace=0.1, max_in_flight=1, budget=budget) as kling:
+        assert kling.account.slots.taken == 1
+        async with kling.batch(jobs(3), name="b") as batch:
+            outcomes = [outcome async for outcome in batch]
+    assert [outcome.ok for outcome in outcomes] == [accepted] * 3
+    assert all(accepted or isinstance(outcome.error, (BudgetExceededError, SkippedError)) for outcome in outcomes)
+    assert len(service.paid) == 1 + 3 * accepted
+
+
+@attrs.define
+class WithUploads(Service):
+    """Takes images too."""
+
+    uploads: int = 0
+
+    async def __call__(self, request: HttpRequest) -> HttpResponse:
+        if request.url.startswith("https://storage.example/"):
+            return HttpResponse(status=200, headers={}, body=b"")
+        if request.url.endswith("media/uploads"):
+            self.uploads += 1
+            upload = {"url": f"https://storage.example/{self.uploads}", "method": "PUT", "headers": {}}
+            data = {"upload": upload, "download_url": f"https://pictures.example/{self.uploads}.png"}
+            return json_response({"code": 200, "message": "success", "data": data})
+        return await super().__call__(request)
+
+
+@pytest.mark.parametrize("kind", ["resumed", "again", "retried"])
+async def test_one_image_in_a_file_and_one_in_bytes(tmp_path: Path, kind: str) -> None:
+    service = WithUploads(seconds=0.1, latency=0.001, failures={"mixed": {"code": 5000}} if kind == "retried" else {})
+    ledger = tmp_path / "run.db"
+    file = tmp_path / "face.png"
+    file.write_bytes(png(320, 320))
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        del body
+        if request.effect is Effect.PAID and kind != "retried":
+            return json_response({"code": 401, "message": "no"}, status=401)
+        return None
+
+    service.script = script
+    given = [Job(model="kling-v1.6-pro", prompt="mixed", image=file, end_image=png(320, 321))]
+    async with session(service, ledger=ledger) as kling, kling.batch(given, name="b") as batch:
+        assert [outcome.ok async for outcome in batch] == [False]
+    service.script, service.failures = None, {}
+    async with session(service, ledger=ledger, retry_failed=1) as kling:
+        if kind == "again":
+            async with kling.batch(given, name="b") as batch:
+                outcomes = [outcome async for outcome in batch]
+        else:
+            outcomes = list((await resumed(kling, name="b")).values())
+    assert [outcome.error for outcome in outcomes] == [None]
+    assert service.uploads == 2
 
 
 async def test_another_batch_of_the_same_file_counts_as_a_possible_owner(tmp_path: Path) -> None:

@@ -372,3 +372,25 @@ async def test_a_part_that_was_given_back_frees_no_more_than_that_part() -> None
         with pytest.raises(BudgetExceededError):
             await kling.generate(model=PRO, prompt="b", image=IMAGE)
     assert (len(service.paid), budget.spent) == (1, Decimal("0.35"))
+
+
+async def test_what_was_given_back_is_there_for_all_who_ask_at_once() -> None:
+    service = Service(failures={"bad": {"code": 1405}})
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if not request.url.endswith("/api/v3/billings/search"):
+            return None
+        lines = [
+            {"uuid": f"b{id_}", "billing_type": "refund", "price": 0.45, "prediction": {"uuid": id_}}
+            for id_ in body["prediction_uuids"]
+        ]
+        return json_response({"code": 200, "message": "success", "data": {"page": 1, "items": lines}})
+
+    service.script = script
+    budget = Budget("0.90")
+    async with open_session(service, budget=budget) as kling:
+        for _ in range(2):
+            with pytest.raises(PredictionFailedError):
+                await kling.generate(model=PRO, prompt="bad", image=IMAGE)
+        await asyncio.gather(*(kling.generate(model=PRO, prompt=prompt, image=IMAGE) for prompt in "ab"))
+    assert [budget.spent, budget.reserved] == [Decimal("0.90"), 0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from collections.abc import Set as AbstractSet
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -23,8 +23,9 @@ from kling_async import (
     Spent,
     SubmissionUncertainError,
 )
+from kling_async._core.events import Event, Uncertain
 from kling_async._core.http import Effect
-from kling_async.ledger import MemoryLedger
+from kling_async.ledger import Content, Entry, MemoryLedger, Row, State
 from kling_async.testing import json_response
 from kling_async.webhooks import TOKEN_PARAMETER, Delivery, token_hash
 from support.service import IMAGE, Service, open_session
@@ -451,4 +452,82 @@ async def test_what_is_billed_while_the_history_is_read_keeps_nobody_waiting() -
     service.script = script
     async with open_session(service) as kling:
         assert (await kling.generate(prompt="a", image=IMAGE)).output
+    assert len(service.paid) == 1
+
+
+async def after(seconds: float, reply: Callable[[], HttpResponse]) -> HttpResponse:
+    await asyncio.sleep(seconds)
+    return reply()
+
+
+async def test_what_was_found_out_of_one_attempt_is_not_said_of_the_next() -> None:
+    service = Service(seconds=600)
+    sent: Counter[str] = Counter()
+    readable = False
+
+    class Slow(MemoryLedger):
+        async def record(self, entry: Entry) -> Row:
+            nonlocal readable
+            if entry.key == "a" and entry.state is State.PENDING and not readable:
+                # The look for "a" was in vain, that for "b" is not: and "a" is still in doubt while it begins.
+                readable = True
+                await asyncio.sleep(5)
+            return await super().record(entry)
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | Awaitable[HttpResponse] | None:
+        if request.effect is Effect.PAID:
+            sent[body["prompt"]] += 1
+            if sent[body["prompt"]] == 1:
+                raise ConnectionLostError("dropped")
+            return after(100, lambda: service.accept(body))
+        if request.url.endswith("billings/search"):
+            # Long enough for "a" to be on its way again when it is shown that its first attempt was not accepted.
+            nothing = {"code": 200, "message": "success", "data": {"page": 1, "items": []}}
+            return after(20, lambda: json_response(nothing))
+        return None if readable else json_response({"code": 500, "message": "no"}, status=500)
+
+    service.script = script
+    ledger = Slow()
+    async with open_session(service, ledger=ledger, on_uncertain="resubmit") as kling:
+        made = [asyncio.create_task(kling.submit(prompt=key, image=IMAGE, key=key)) for key in "ab"]
+        assert {(await each).id for each in made} == set(service.accepted)
+        assert (await ledger.known(service.accepted)).keys() == service.accepted.keys()
+    assert sent == {"a": 2, "b": 2}
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_what_a_webhook_settles_before_it_is_looked_for_is_accepted(waits: bool) -> None:  # noqa: FBT001 -- a case
+    service = Service(seconds=600)
+    hooks: list[str] = []
+    slow = 1.0 if waits else 0.0
+
+    class Slow(MemoryLedger):
+        async def find(self, batch: str, key: str) -> tuple[Row, Content] | None:
+            await asyncio.sleep(slow)
+            return await super().find(batch, key)
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID and not hooks:
+            hooks.extend(parse_qs(urlsplit(request.url).query)["webhook"])
+            service.accept(body)
+            raise ConnectionLostError("dropped")
+        return None
+
+    service.script = script
+    deliveries: list[asyncio.Task[None]] = []
+
+    def deliver(event: Event) -> None:
+        if isinstance(event, Uncertain):
+            (token,) = parse_qs(urlsplit(hooks[0]).query)[TOKEN_PARAMETER]
+            told = Delivery(
+                prediction=Prediction(id="p00000", model=""), token_hash=token_hash(token), webhook_id="w", sent_at=0
+            )
+            deliveries.append(asyncio.create_task(kling.deliver(told)))
+
+    hooked = open_session(service, ledger=Slow(), webhook_url="https://me.example/hook", observers=[deliver])
+    async with hooked as kling:
+        assert (await kling.generate(prompt="a", image=IMAGE)).id == "p00000"
+        await asyncio.gather(*deliveries)
+        assert kling.account.slots.taken == 0
+        assert kling.statistics().spent == kling.account.spent == Job(prompt="a", image=IMAGE).price("wavespeed").usd
     assert len(service.paid) == 1
