@@ -59,6 +59,7 @@ CLOCKS = {"time", "monotonic", "perf_counter", "monotonic_ns", "time_ns", "perf_
 WAITS = {"sleep", "wait_for", "timeout", "timeout_at", "move_on_after", "move_on_at", "fail_after", "fail_at"}
 OWN_TIME = {
     "_clock.py": "the clock of a session that is given none",
+    "_overdue.py": "of connections",
     "limits/shared.py": "of other processes, which have no clock of ours",
     "webhooks/receiver.py": "of a web server's connection",
     "gallery/live.py": "of a page that a person looks at",
