@@ -31,8 +31,6 @@ from ._core.prediction import Outcome, Prediction, SavedFile
 from ._recall import Recalled, recall
 
 if TYPE_CHECKING:
-    from anyio.abc import TaskGroup
-
     from ._account import Account
     from ._core.budget import Budget
     from .ledger import Ledger
@@ -152,7 +150,7 @@ class Batch(anyio.AsyncContextManagerMixin):
             await self._account.has(self.name)
         raised: BaseException | None = None
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._feed, tasks)
+            tasks.start_soon(self._feed)
             try:
                 yield self
             except asyncio.CancelledError:
@@ -207,36 +205,41 @@ class Batch(anyio.AsyncContextManagerMixin):
             exhausted=self._exhausted,
         )
 
-    async def _feed(self, tasks: TaskGroup) -> None:
-        """Take jobs from the input, each when the window has a place for it."""
+    async def _feed(self) -> None:
+        """Take jobs from the input, each when the window has a place for it, and return when all have ended."""
+        # One of asyncio's own: a task in a group of anyio's takes 2 KB more, and there may be thousands.
+        async with asyncio.TaskGroup() as tasks:
+            try:
+                await self._read_all(tasks)
+            except Exception as error:  # noqa: BLE001 -- the input is the caller's, and so is what it raises
+                self._input_error = error
+            finally:
+                self._exhausted = True
+                self._news.set()
+
+    async def _read_all(self, tasks: asyncio.TaskGroup) -> None:
         index = 0
         account = self._account
-        try:
-            if self._save_to is not None:
-                await account.rescue(self.name, self._save_to)
-            jobs = recall(account.ledger, self.name, account.clock) if self._jobs is None else _each(self._jobs)
-            async with aclosing(jobs) as items:
-                while True:
-                    await self._place(index)
-                    try:
-                        item = await anext(items)
-                    except StopAsyncIteration:
-                        break
-                    if isinstance(item, Recalled):
-                        job, name = item.job, await self._recalled(item)
-                    else:
-                        given, job = item if isinstance(item, tuple) else (None, item)
-                        if not isinstance(job, Job):
-                            raise TypeError(f"item {index} of the batch is {type(job).__name__}, not a Job")
-                        name = await self._named(given, job, index)
-                    self._read += 1
-                    tasks.start_soon(self._one, index, job, name)
-                    index += 1
-        except Exception as error:  # noqa: BLE001 -- the input is the caller's, and so is what it raises
-            self._input_error = error
-        finally:
-            self._exhausted = True
-            self._news.set()
+        if self._save_to is not None:
+            await account.rescue(self.name, self._save_to)
+        jobs = recall(account.ledger, self.name, account.clock) if self._jobs is None else _each(self._jobs)
+        async with aclosing(jobs) as items:
+            while True:
+                await self._place(index)
+                try:
+                    item = await anext(items)
+                except StopAsyncIteration:
+                    break
+                if isinstance(item, Recalled):
+                    job, name = item.job, await self._recalled(item)
+                else:
+                    given, job = item if isinstance(item, tuple) else (None, item)
+                    if not isinstance(job, Job):
+                        raise TypeError(f"item {index} of the batch is {type(job).__name__}, not a Job")
+                    name = await self._named(given, job, index)
+                self._read += 1
+                tasks.create_task(self._one(index, job, name))
+                index += 1
 
     async def _place(self, index: int) -> None:
         """Wait for a place in the window."""
