@@ -287,15 +287,15 @@ class Batch(anyio.AsyncContextManagerMixin):
         prediction: Prediction | None = None
         saved: SavedFile | None = None
         cost: Decimal | None = None
-        accepted = False
+        accepted: str | None = None
 
         def taken(accepted_as: Prediction) -> None:
-            nonlocal accepted, cost, prediction
-            prediction = accepted_as
-            if not accepted:
-                accepted = True
+            nonlocal accepted, cost
+            if accepted is None:
                 self._waiting -= 1
                 self._running += 1
+            # Not the record itself, which would be kept beside the later ones.
+            accepted = accepted_as.id
             usd = job.price(account.provider.name).usd
             if usd is not None:
                 cost = (cost or 0) + usd
@@ -330,16 +330,18 @@ class Batch(anyio.AsyncContextManagerMixin):
         except Exception as bug:  # noqa: BLE001 -- one broken job must not end the others
             error = KlingError(
                 f"{type(bug).__name__}: {bug}",
-                prediction_id=prediction.id if prediction else None,
-                spent=Spent.YES if prediction else Spent.UNKNOWN,
+                prediction_id=accepted,
+                spent=Spent.UNKNOWN if accepted is None else Spent.YES,
                 advice="this is a mistake in the program: see __cause__",
             )
             error.__cause__ = bug
         finally:
-            if accepted:
-                self._running -= 1
-            else:
+            if accepted is None:
                 self._waiting -= 1
+            else:
+                self._running -= 1
+        if prediction is None and accepted is not None:
+            prediction = account.watcher.seen(accepted) or Prediction(id=accepted, model=job.model, key=key)
         self._deliver(
             index,
             Outcome(
