@@ -12,68 +12,72 @@ async with KlingSession() as kling:
 Start with `KlingSession`; errors are drawn as a tree in `kling_async.errors`.
 """
 
-from ._batch import Batch, BatchStatistics
-from ._core import errors, events
-from ._core.account import Billing, DailyUsage, ModelUsage, ServiceModel, ServicePrice, Usage
-from ._core.budget import Budget
-from ._core.catalogue import LEVELS, MODELS, Certainty, EndImage, Level, Model, Price
-from ._core.clock import Clock
-from ._core.errors import (
-    ApiError,
-    AuthenticationError,
-    BudgetExceededError,
-    ConfigurationError,
-    ConnectFailedError,
-    ConnectionLostError,
-    InsufficientBalanceError,
-    InvalidJobError,
-    KeyReusedError,
-    KlingError,
-    LedgerError,
-    ManifestError,
-    ModerationError,
-    NoOutputError,
-    NotFoundError,
-    NotInHandError,
-    OutputGoneError,
-    PermissionDeniedError,
-    PredictionError,
-    PredictionFailedError,
-    PredictionTimeoutError,
-    PriceUnknownError,
-    Problem,
-    ProtocolError,
-    QueueFullError,
-    RateLimitedError,
-    RateLimiterError,
-    RequestRejectedError,
-    RowProblem,
-    ServerError,
-    SessionClosedError,
-    SkippedError,
-    Spent,
-    StorageError,
-    SubmissionUncertainError,
-    TransportError,
-    TransportTimeoutError,
-    UnknownJobError,
-    UnsupportedError,
-    WebhookRefusal,
-    WebhookRefusedError,
-)
-from ._core.http import Effect, HttpRequest, HttpResponse, Timeouts
-from ._core.job import Job, Shot
-from ._core.polling import WatchPolicy, WatchStatistics
-from ._core.prediction import Outcome, Prediction, SavedFile, Status
-from ._core.schema import Field
-from ._core.secret import Secret
-from ._core.statistics import SessionStatistics
-from ._session import KlingSession
-from ._worker import Worker, enqueue
-from .ledger import Ledger, Row, State, read_ledger
-from .limits import NoLimit, RateLimiter, StartsPerWindow
-from .providers import GPTProto, Provider, WaveSpeed
-from .storage import Outputs
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._batch import Batch, BatchStatistics
+    from ._core import errors, events
+    from ._core.account import Billing, DailyUsage, ModelUsage, ServiceModel, ServicePrice, Usage
+    from ._core.budget import Budget
+    from ._core.catalogue import LEVELS, MODELS, Certainty, EndImage, Level, Model, Price
+    from ._core.clock import Clock
+    from ._core.errors import (
+        ApiError,
+        AuthenticationError,
+        BudgetExceededError,
+        ConfigurationError,
+        ConnectFailedError,
+        ConnectionLostError,
+        InsufficientBalanceError,
+        InvalidJobError,
+        KeyReusedError,
+        KlingError,
+        LedgerError,
+        ManifestError,
+        ModerationError,
+        NoOutputError,
+        NotFoundError,
+        NotInHandError,
+        OutputGoneError,
+        PermissionDeniedError,
+        PredictionError,
+        PredictionFailedError,
+        PredictionTimeoutError,
+        PriceUnknownError,
+        Problem,
+        ProtocolError,
+        QueueFullError,
+        RateLimitedError,
+        RateLimiterError,
+        RequestRejectedError,
+        RowProblem,
+        ServerError,
+        SessionClosedError,
+        SkippedError,
+        Spent,
+        StorageError,
+        SubmissionUncertainError,
+        TransportError,
+        TransportTimeoutError,
+        UnknownJobError,
+        UnsupportedError,
+        WebhookRefusal,
+        WebhookRefusedError,
+    )
+    from ._core.http import Effect, HttpRequest, HttpResponse, Timeouts
+    from ._core.job import Job, Shot
+    from ._core.polling import WatchPolicy, WatchStatistics
+    from ._core.prediction import Outcome, Prediction, SavedFile, Status
+    from ._core.schema import Field
+    from ._core.secret import Secret
+    from ._core.statistics import SessionStatistics
+    from ._session import KlingSession
+    from ._worker import Worker, enqueue
+    from .ledger import Ledger, Row, State, read_ledger
+    from .limits import NoLimit, RateLimiter, StartsPerWindow
+    from .providers import GPTProto, Provider, WaveSpeed
+    from .storage import Outputs
 
 __version__ = "0.1.0"
 
@@ -168,3 +172,55 @@ __all__ = [
     "events",
     "read_ledger",
 ]
+
+_PLACES = {
+    name: module
+    for module, names in {
+        "._batch": "Batch BatchStatistics",
+        "._core.account": "Billing DailyUsage ModelUsage ServiceModel ServicePrice Usage",
+        "._core.budget": "Budget",
+        "._core.catalogue": "LEVELS MODELS Certainty EndImage Level Model Price",
+        "._core.clock": "Clock",
+        "._core.errors": (
+            "ApiError AuthenticationError BudgetExceededError ConfigurationError ConnectFailedError "
+            "ConnectionLostError InsufficientBalanceError InvalidJobError KeyReusedError KlingError LedgerError "
+            "ManifestError ModerationError NoOutputError NotFoundError NotInHandError OutputGoneError "
+            "PermissionDeniedError PredictionError PredictionFailedError PredictionTimeoutError PriceUnknownError "
+            "Problem ProtocolError QueueFullError RateLimitedError RateLimiterError RequestRejectedError "
+            "RowProblem ServerError SessionClosedError SkippedError Spent StorageError SubmissionUncertainError "
+            "TransportError TransportTimeoutError UnknownJobError UnsupportedError WebhookRefusal "
+            "WebhookRefusedError"
+        ),
+        "._core.http": "Effect HttpRequest HttpResponse Timeouts",
+        "._core.job": "Job Shot",
+        "._core.polling": "WatchPolicy WatchStatistics",
+        "._core.prediction": "Outcome Prediction SavedFile Status",
+        "._core.schema": "Field",
+        "._core.secret": "Secret",
+        "._core.statistics": "SessionStatistics",
+        "._session": "KlingSession",
+        "._worker": "Worker enqueue",
+        ".ledger": "Ledger Row State read_ledger",
+        ".limits": "NoLimit RateLimiter StartsPerWindow",
+        ".providers": "GPTProto Provider WaveSpeed",
+        ".storage": "Outputs",
+    }.items()
+    for name in names.split()
+}
+"""Where the names are: a module is loaded when one of its names is first used."""
+_MODULES = ("errors", "events")
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        value: object = import_module(f"._core.{name}", __name__)
+    elif name in _PLACES:
+        value = getattr(import_module(_PLACES[name], __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -346,7 +346,10 @@ class Account:
                 accepted(prediction)
             if prediction.status.ended:
                 return prediction
-            prediction = await self.watcher.wait(prediction, deadline=deadline, job=job)
+            waiting = self.watcher.wait(prediction, deadline=deadline, job=job)
+            # The watcher has it, and later ones: an old record takes more than all else of a running job.
+            del prediction
+            prediction = await waiting
             failures += 1
             if prediction.code not in RETRIED or failures > self.retry_failed:
                 return prediction
@@ -577,6 +580,7 @@ class Account:
         money: tuple[Reservation, ...] = (),
     ) -> None:
         """Watch what runs; its end frees the slot and goes into the ledger, whoever waits or does not."""
+        prediction_id = prediction.id
 
         def ended(last: Prediction) -> None:
             slot.release()
@@ -590,7 +594,7 @@ class Account:
                         key=key,
                         state=State.COMPLETED if last.failure() is None else State.FAILED,
                         at=self.clock.now(),
-                        prediction_id=prediction.id,
+                        prediction_id=prediction_id,
                         output=last.output,
                         code=last.code,
                         error=last.error,

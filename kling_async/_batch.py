@@ -30,8 +30,6 @@ from ._core.prediction import Outcome, Prediction, SavedFile
 from ._recall import Recalled, recall
 
 if TYPE_CHECKING:
-    from anyio.abc import TaskGroup
-
     from ._account import Account
     from ._core.budget import Budget
     from .ledger import Ledger
@@ -151,7 +149,7 @@ class Batch(anyio.AsyncContextManagerMixin):
             await self._account.has(self.name)
         raised: BaseException | None = None
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._feed, tasks)
+            tasks.start_soon(self._feed)
             try:
                 yield self
             except asyncio.CancelledError:
@@ -206,37 +204,42 @@ class Batch(anyio.AsyncContextManagerMixin):
             exhausted=self._exhausted,
         )
 
-    async def _feed(self, tasks: TaskGroup) -> None:
-        """Take jobs from the input, each when the window has a place for it."""
+    async def _feed(self) -> None:
+        """Take jobs from the input, each when the window has a place for it, and return when all have ended."""
+        # One of asyncio's own: a task in a group of anyio's takes 2 KB more, and there may be thousands.
+        async with asyncio.TaskGroup() as tasks:
+            try:
+                await self._read_all(tasks)
+            except Exception as error:  # noqa: BLE001 -- the input is the caller's, and so is what it raises
+                self._input_error = error
+            finally:
+                self._exhausted = True
+                self._news.set()
+
+    async def _read_all(self, tasks: asyncio.TaskGroup) -> None:
         index = 0
         account = self._account
         recalled = self._jobs is None
-        try:
-            if self._save_to is not None:
-                await account.rescue(self.name, self._save_to)
-            jobs = recall(account.ledger, self.name, account.clock) if self._jobs is None else each(self._jobs)
-            async with aclosing(jobs) as items:
-                while True:
-                    await self._place(index)
-                    try:
-                        item = await anext(items)
-                    except StopAsyncIteration:
-                        break
-                    if isinstance(item, Recalled):
-                        job, name = item.job, _Name(item.row.key, item.content)
-                    else:
-                        given, job = item if isinstance(item, tuple) else (None, item)
-                        if not isinstance(job, Job):
-                            raise TypeError(f"item {index} of the batch is {type(job).__name__}, not a Job")
-                        name = await self._named(given, job, index)
-                    self._read += 1
-                    tasks.start_soon(self._one, index, job, name, recalled)
-                    index += 1
-        except Exception as error:  # noqa: BLE001 -- the input is the caller's, and so is what it raises
-            self._input_error = error
-        finally:
-            self._exhausted = True
-            self._news.set()
+        if self._save_to is not None:
+            await account.rescue(self.name, self._save_to)
+        jobs = recall(account.ledger, self.name, account.clock) if self._jobs is None else each(self._jobs)
+        async with aclosing(jobs) as items:
+            while True:
+                await self._place(index)
+                try:
+                    item = await anext(items)
+                except StopAsyncIteration:
+                    break
+                if isinstance(item, Recalled):
+                    job, name = item.job, _Name(item.row.key, item.content)
+                else:
+                    given, job = item if isinstance(item, tuple) else (None, item)
+                    if not isinstance(job, Job):
+                        raise TypeError(f"item {index} of the batch is {type(job).__name__}, not a Job")
+                    name = await self._named(given, job, index)
+                self._read += 1
+                tasks.create_task(self._one(index, job, name, recalled))
+                index += 1
 
     async def _place(self, index: int) -> None:
         """Wait for a place in the window."""
@@ -275,15 +278,15 @@ class Batch(anyio.AsyncContextManagerMixin):
         prediction: Prediction | None = None
         saved: SavedFile | None = None
         cost: Decimal | None = None
-        accepted = False
+        accepted: str | None = None
 
         def taken(accepted_as: Prediction) -> None:
-            nonlocal accepted, cost, prediction
-            prediction = accepted_as
-            if not accepted:
-                accepted = True
+            nonlocal accepted, cost
+            if accepted is None:
                 self._waiting -= 1
                 self._running += 1
+            # Not the record itself, which would be kept beside the later ones.
+            accepted = accepted_as.id
             usd = job.price(account.provider.name).usd
             if usd is not None:
                 cost = (cost or 0) + usd
@@ -319,16 +322,18 @@ class Batch(anyio.AsyncContextManagerMixin):
         except Exception as bug:  # noqa: BLE001 -- one broken job must not end the others
             error = KlingError(
                 f"{type(bug).__name__}: {bug}",
-                prediction_id=prediction.id if prediction else None,
-                spent=Spent.YES if prediction else Spent.UNKNOWN,
+                prediction_id=accepted,
+                spent=Spent.UNKNOWN if accepted is None else Spent.YES,
                 advice="this is a mistake in the program: see __cause__",
             )
             error.__cause__ = bug
         finally:
-            if accepted:
-                self._running -= 1
-            else:
+            if accepted is None:
                 self._waiting -= 1
+            else:
+                self._running -= 1
+        if prediction is None and accepted is not None:
+            prediction = account.watcher.seen(accepted) or Prediction(id=accepted, model=job.model, key=key)
         self._deliver(
             index,
             Outcome(

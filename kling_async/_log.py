@@ -19,6 +19,8 @@ log = logging.getLogger("kling_async")
 
 def log_event(event: Event) -> None:
     """Write one event down."""
+    if type(event) not in _TROUBLES and not log.isEnabledFor(logging.INFO):
+        return
     match event:
         case events.Accepted(prediction=prediction):
             _write(logging.INFO, event, "job %s was accepted as prediction %s", event.key, prediction.id)
@@ -39,6 +41,10 @@ def log_event(event: Event) -> None:
             _write(logging.DEBUG, event, "job %s is being submitted, attempt %d", event.key, attempt)
         case _:
             pass
+
+
+_TROUBLES = frozenset({events.Refused, events.Uncertain})
+"""The rest is told at INFO at most."""
 
 
 def _write(level: int, event: Event, message: str, *arguments: object) -> None:

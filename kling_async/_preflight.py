@@ -8,8 +8,6 @@ import io
 import stat
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-import imagesize  # type: ignore[import-untyped]  # it has no types
-
 from ._core.errors import ConfigurationError, InvalidJobError, Problem
 from ._core.images import MAX_IMAGE_BYTES, MIN_IMAGE_SIDE
 from ._core.media import TAKEN, ImageFacts
@@ -49,6 +47,8 @@ def preflight(image: Path | bytes, *, field: str = "image", fit: bool = False) -
         InvalidJobError: It cannot be read, is of no format that is taken, has too many bytes or too few pixels, is cut
             off, or its size cannot be told.
     """
+    import imagesize  # type: ignore[import-untyped]  # noqa: PLC0415 -- has no types; not every job has a file
+
     with _opened(image, field) as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)

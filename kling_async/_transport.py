@@ -47,6 +47,7 @@ closing would be lost without an answer, hence uncertain; being the first to clo
 _LARGE = 2**20
 """Bytes of a body, or of an upload per `Timeouts.transfer`."""
 
+_ASKED_PER_READ = 2**18
 _ADDRESSES = 1024
 """URLs that are remembered."""
 
@@ -216,6 +217,9 @@ class AiohttpTransport:
 
     def _made(self) -> aiohttp.ClientSession | None:
         if self._owned and self._session is None and not self._closed:
+            # asyncio asks for 256 KiB per read of a plain connection. What glibc maps for that by itself, page faults
+            # included, costs more than the read, until a block as large as that was once given back.
+            bytes(2 * _ASKED_PER_READ)
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, limit_per_host=self._limit, keepalive_timeout=KEEP_ALIVE),
                 cookie_jar=aiohttp.DummyCookieJar(),

@@ -257,6 +257,8 @@ class Watcher:
         self._check()
         self.add(prediction)
         watched = self._watched[prediction.id]
+        # What is known of it changes while this waits.
+        del prediction
         waiter = _Waiter(asyncio.get_running_loop().create_future(), self._clock.monotonic() + deadline, job)
         watched.waiters.append(waiter)
         if deadline < math.inf:

@@ -7,7 +7,8 @@ import math
 import re
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NewType, TypeVar, cast
+from sys import intern
+from typing import TYPE_CHECKING, Any, NewType, TypeVar
 
 import attrs
 import cattrs
@@ -221,7 +222,8 @@ def read_prediction(payload: object, secret: Secret | None, *, request_id: str |
         inference=inference or record.execution_time or None,
         input=_input(payload),
         request_id=request_id,
-        raw=cast("Mapping[str, object]", payload),
+        # The names would take more than the values, were they not shared by all records.
+        raw={intern(name): value for name, value in payload.items()} if isinstance(payload, dict) else {},
     )
 
 

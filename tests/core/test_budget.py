@@ -158,7 +158,8 @@ def test_a_ledger_that_is_read_again_counts_once() -> None:
     assert budget.spent == 5
     # The whole has its batches in it, and from then on a batch is counted with the whole.
     budget.recall("run.db", None, Decimal(6))
-    assert (budget.spent, budget.part("run.db", "b"), budget.part("other.db", "b")) == (7, None, "b")
+    assert budget.spent == 7
+    assert (budget.part("run.db", "b"), budget.part("other.db", "b")) == (None, "b")
     Reservation([budget], Decimal(1), Origin("run.db", "d", "k")).commit()
     budget.recall("run.db", None, Decimal(7))
     assert budget.spent == 8
@@ -187,4 +188,6 @@ def test_what_is_held_is_known_by_the_row_that_it_is_held_for() -> None:
     first.commit()
     assert budget.doubts == {row: second}
     second.release()
-    assert (budget.doubts, budget.spent, budget.held) == ({}, 1, 0)
+    assert not budget.doubts
+    assert budget.spent == 1
+    assert budget.held == 0

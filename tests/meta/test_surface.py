@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 from types import ModuleType
@@ -85,12 +86,22 @@ def test_all_is_sorted_without_doubles_and_importable(module_name: str) -> None:
 
 
 def test_all_is_complete() -> None:
-    public = {
-        name
-        for name, value in vars(kling_async).items()
-        if not name.startswith("_") and not (isinstance(value, ModuleType) and value not in (errors, events))
+    """What a type checker sees, what is there when it is asked for, and what `__all__` says: one and the same."""
+    tree = ast.parse(inspect.getsource(kling_async))
+    (seen,) = (node for node in tree.body if isinstance(node, ast.If))
+    places = {
+        alias.name: f"kling_async.{node.module}"
+        for node in seen.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
     }
-    assert public == set(kling_async.__all__)
+    assert set(places) == set(kling_async.__all__)
+    for name, place in places.items():
+        module = importlib.import_module(f"{place}.{name}" if name in {"errors", "events"} else place)
+        assert getattr(kling_async, name) is (module if name in {"errors", "events"} else getattr(module, name))
+    assert dir(kling_async) == sorted(kling_async.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Client'"):
+        kling_async.Client  # noqa: B018 -- asking is the point
 
 
 def test_what_is_public_in_a_room_is_what_its_face_shows() -> None:

@@ -1,0 +1,271 @@
+"""The hot paths cost no more than they did: work is counted and compared with that of a reference in the same run.
+
+The figures are upper bounds, about a tenth above what was measured. Whoever exceeds one has made every job slower:
+find out what does the work (`python -m cProfile`), and raise a bound only for what is worth it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import json
+import sqlite3
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import looptime
+import pytest
+
+from kling_async import (
+    HttpRequest,
+    HttpResponse,
+    Job,
+    KlingSession,
+    NoLimit,
+    WatchPolicy,
+    WaveSpeed,
+)
+from kling_async._core.content import content_of
+from kling_async._core.states import Entry, State
+from kling_async._transport import AiohttpTransport
+from kling_async.ledger.sqlite import SQLiteLedger, _connect
+from kling_async.testing import LoopClock, ScriptedTransport
+from support.work import work_per
+
+SERVER = Path(__file__).parents[2] / "benchmarks" / "server.py"
+IMAGE = "https://pictures.example/face.png"
+READS = 4
+
+
+def reply(name: str, status: str) -> bytes:
+    """What the service says of a prediction, as long as it is there."""
+    outputs = [f"https://outputs.example/{name}.mp4"] if status == "completed" else []
+    data = {
+        "id": name,
+        "model": "kwaivgi/kling-v2.1-i2v-pro",
+        "outputs": outputs,
+        "urls": {"get": f"https://api.wavespeed.ai/api/v3/predictions/{name}/result"},
+        "has_nsfw_contents": [False] if outputs else [],
+        "status": status,
+        "created_at": "2025-09-25T09:12:48.239112031Z",
+        "error": "",
+        "executionTime": 0,
+        "timings": {"inference": 0},
+    }
+    return json.dumps({"code": 200, "message": "success", "data": data}).encode()
+
+
+class Service(ScriptedTransport):
+    """Completes a prediction at its fourth read, or never."""
+
+    def __init__(self, reads: float = READS) -> None:
+        super().__init__(self.answer)
+        self.numbers = itertools.count()
+        self.needed = reads
+        self.reads: dict[str, int] = {}
+
+    async def send(self, request: HttpRequest) -> HttpResponse:
+        await asyncio.sleep(0.001)
+        return self.answer(request)
+
+    def answer(self, request: HttpRequest) -> HttpResponse:
+        if request.method == "POST":
+            name = f"{next(self.numbers):032x}"
+            self.reads[name] = 0
+            return HttpResponse(status=200, body=reply(name, "created"))
+        name = request.url.rsplit("/", 2)[-2]
+        self.reads[name] += 1
+        ended = self.reads[name] >= self.needed
+        return HttpResponse(status=200, body=reply(name, "completed" if ended else "processing"))
+
+
+def run(main: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """In virtual time: how often anything wakes up does not depend on the machine."""
+    loop = looptime.new_event_loop()
+    try:
+        loop.run_until_complete(main())
+    finally:
+        loop.close()
+
+
+async def by_hand(count: int) -> None:
+    """The same jobs over the same transport: a semaphore, a task per job."""
+    service, slots, dialect = Service(), asyncio.Semaphore(20), WaveSpeed(api_key="wsk_key")
+
+    async def one(number: int) -> None:
+        async with slots:
+            job = {"prompt": f"number {number}", "image": IMAGE, "duration": 5}
+            request = HttpRequest(method="POST", url=f"{dialect.base_url}/api/v3/kling", body=json.dumps(job).encode())
+            data = json.loads((await service.send(request)).body)["data"]
+            while data["status"] != "completed":
+                url = f"{dialect.base_url}/api/v3/predictions/{data['id']}/result"
+                data = json.loads((await service.send(HttpRequest(method="GET", url=url))).body)["data"]
+
+    await asyncio.gather(*(one(number) for number in range(count)))
+
+
+async def by_session(count: int) -> None:
+    asked = (Job(prompt=f"number {number}", image=IMAGE) for number in range(count))
+    done = 0
+    async with (
+        KlingSession(
+            "wsk_key",
+            transport=Service(),
+            clock=LoopClock(),
+            max_in_flight=20,
+            rate_limiter=NoLimit(),
+            watch=WatchPolicy.fixed(0.01),
+        ) as kling,
+        kling.batch(asked) as batch,
+    ):
+        async for outcome in batch:
+            done += outcome.ok
+    assert done == count
+
+
+def test_a_job_of_a_batch() -> None:
+    """From the input to the outcome: typed, admitted, recorded, sent, watched, told."""
+    ours = work_per(8, lambda count: run(lambda: by_session(count)))
+    floor = work_per(8, lambda count: run(lambda: by_hand(count)))
+    assert ours / floor < 7.3
+
+
+def test_reading_a_reply() -> None:
+    dialect = WaveSpeed(api_key="wsk_key_of_the_test")
+    response = HttpResponse(status=200, body=reply("0" * 32, "completed"))
+    ours = work_per(8, lambda count: [dialect.read_prediction(response) for _ in range(count)])
+    floor = work_per(8, lambda count: [json.loads(response.body) for _ in range(count)])
+    assert ours / floor < 8
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    process = subprocess.Popen([sys.executable, str(SERVER), "1000000"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_read_over_the_network(server: str) -> None:
+    """Our transport, with its timeouts, proxies and errors, costs no more than aiohttp as it comes."""
+    dialect = WaveSpeed(api_key="wsk_key_of_the_test", base_url=server)
+
+    async def made() -> list[str]:
+        async with aiohttp.ClientSession() as session:
+            names = []
+            for _ in range(10):
+                async with session.post(f"{server}/api/v3/kling", json={}) as response:
+                    names.append(json.loads(await response.read())["data"]["id"])
+            return names
+
+    names = asyncio.run(made())
+
+    async def ours(count: int) -> None:
+        transport = AiohttpTransport()
+        for name in itertools.islice(itertools.cycle(names), count):
+            (await transport.send(dialect.result(name))).json()
+        await transport.aclose()
+
+    async def bare(count: int) -> None:
+        headers = {"Authorization": dialect.authorization()}
+        async with aiohttp.ClientSession() as session:
+            for name in itertools.islice(itertools.cycle(names), count):
+                async with session.get(f"{server}/api/v3/predictions/{name}/result", headers=headers) as response:
+                    json.loads(await response.read())
+
+    mine = work_per(8, lambda count: asyncio.run(ours(count)))
+    floor = work_per(8, lambda count: asyncio.run(bare(count)))
+    assert mine / floor < 1.1
+
+
+class Here(SQLiteLedger):
+    """Does the writer's work in this thread, where it is counted."""
+
+    connection: sqlite3.Connection
+
+    async def _ask(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
+        return work(self.connection)
+
+
+def test_the_steps_of_a_job_in_the_ledger(tmp_path: Path) -> None:
+    """What the writer does for a job, the file apart."""
+    ledger = Here(tmp_path / "ledger.sqlite")
+    ledger.connection = _connect(ledger.path, 1.0)
+    numbers = itertools.count()
+    content = content_of(Job(prompt="A wave", image=IMAGE), lambda _: "")
+    digest = content.digest
+
+    async def steps(count: int) -> None:
+        for number in itertools.islice(numbers, count):
+            key = f"key-{number}"
+            await ledger.claim("batch", key, content=content, model="kling", at=1.0)
+            for state in (State.INTENT, State.SUBMITTED, State.COMPLETED):
+                id_ = None if state is State.INTENT else f"id-{key}"
+                await ledger.record(Entry(batch="batch", key=key, state=state, at=2.0, prediction_id=id_))
+
+    def by_hand(count: int) -> None:
+        execute = ledger.connection.execute
+        for number in itertools.islice(numbers, count):
+            key = f"key-{number}"
+            execute(
+                "INSERT INTO job(batch, key, digest, model, state, updated_at, attempt, failures) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                ("batch", key, digest, "kling", "pending", 1.0, 0, 0),
+            )
+            execute(
+                "INSERT INTO content(batch, key, job, files) VALUES (?, ?, ?, ?)", ("batch", key, content.text, None)
+            )
+            for state in ("pending", "intent", "submitted", "completed"):
+                update = "UPDATE job SET state = ?, updated_at = ?, prediction_id = ? WHERE batch = ? AND key = ?"
+                execute(update, (state, 2.0, f"id-{key}", "batch", key))
+                execute(
+                    "INSERT INTO step(batch, key, state, at, attempt, prediction_id, error) VALUES (?,?,?,?,?,?,?)",
+                    ("batch", key, state, 2.0, 1, f"id-{key}", None),
+                )
+
+    ours = work_per(8, lambda count: asyncio.run(steps(count)))
+    floor = work_per(8, by_hand)
+    ledger.connection.close()
+    assert ours / floor < 21
+
+
+def test_memory_of_a_running_job() -> None:
+    """Everything that a job needs while it runs, its last record as it came included."""
+    sizes: dict[int, int] = {}
+
+    async def running(count: int) -> None:
+        asked = (Job(prompt=f"number {number}", image=IMAGE) for number in range(count))
+        async with (
+            KlingSession(
+                "wsk_key",
+                transport=Service(reads=float("inf")),
+                clock=LoopClock(),
+                max_in_flight=count,
+                rate_limiter=NoLimit(),
+                watch=WatchPolicy.fixed(10),
+            ) as kling,
+            kling.batch(asked, window=count),
+        ):
+            await asyncio.sleep(25)
+            statistics = kling.statistics()
+            assert (statistics.running, statistics.watch.singles > count) == (count, True)
+            gc.collect()
+            sizes[count] = tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        for count in (10, 50, 250):
+            run(partial(running, count))
+    finally:
+        tracemalloc.stop()
+    each = (sizes[250] - sizes[50]) / 200
+    assert each < 8192
