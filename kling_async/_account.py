@@ -490,24 +490,30 @@ class Account:
             webhook, token = self._webhook()
             request = self.provider.submit(job, image, end_image, webhook=webhook)
             sent = fingerprint(job.inputs(image, end_image))
-            slot = await self.slots.acquire()
+            ask = Ask(job, row.key, row.batch, request, sent, self.provider.name, Slot(None), token, money)
+            if row.state in _IN_DOUBT:
+                # Who looked for another job may have settled it meanwhile.
+                found = await self.ledger.find(*name)
+                row = row if found is None else found[0]
+                if row.state in _ACCEPTED:
+                    return await self._known(job, row)
+            if row.state in _IN_DOUBT:
+                if gate is not None:
+                    gate()
+                prediction = await self._submitter.earlier(ask, row)
+                if prediction is not None:
+                    return prediction
+                row = attrs.evolve(row, state=State.PENDING)
+            ask.slot = await self.slots.acquire()
             try:
-                if row.state in _IN_DOUBT:
-                    # Who looked for another job may have settled it meanwhile.
-                    found = await self.ledger.find(*name)
-                    row = row if found is None else found[0]
-                    if row.state in _ACCEPTED:
-                        slot.release()
-                        return await self._known(job, row)
                 if gate is not None:
                     gate()
             except BaseException:
-                slot.release()
+                ask.slot.release()
                 raise
         except KlingError as error:
             raise not_sent_now(error, job, row)  # noqa: B904 -- itself, or it has its cause
-        ask = Ask(job, row.key, row.batch, request, sent, self.provider.name, slot, token, money)
-        return await self._submitter.submit(ask, row)
+        return await self._submitter.submit(ask, row.attempt)
 
     def _webhook(self) -> tuple[str | None, str | None]:
         """The webhook's URL for one job, and the digest of the token in it."""
@@ -542,6 +548,8 @@ class Account:
 
     def _accepted(self, prediction: Prediction, ask: Ask) -> None:
         self.spent += ask.cost or 0
+        if not ask.slot.counted:
+            ask.slot = self.slots.take()
         self._watch(prediction, batch=ask.batch, key=ask.key, slot=ask.slot, job=ask.job, money=ask.money)
 
     def _settled(self, row: Row) -> None:
@@ -760,7 +768,7 @@ _STATUS = {
 
 def not_sent_now(error: KlingError, job: Job, row: Row) -> KlingError:
     """Why a job was not sent now: the error itself, or that the job is in doubt, since it was sent before."""
-    if row.state not in _IN_DOUBT:
+    if row.state not in _IN_DOUBT or isinstance(error, SubmissionUncertainError):
         return error
     doubt = SubmissionUncertainError(
         f"it was sent before, and what became of it was not found out, because {error.message}",

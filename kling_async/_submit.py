@@ -172,30 +172,38 @@ class Submitter:
             except LedgerError:
                 log.exception("the ledger could not be written: job %s, prediction %s", entry.key, entry.prediction_id)
 
-    async def submit(self, ask: Ask, row: Row) -> Prediction:
+    async def earlier(self, ask: Ask, row: Row) -> Prediction | None:
+        """What an earlier submit of a job turns out to have brought; None when the job may be sent again.
+
+        It needs no slot: what is certain to start must not wait for what is found out.
+
+        Args:
+            ask: The job on its way.
+            row: Its row in the ledger, in doubt.
+
+        Raises:
+            SubmissionUncertainError: It stays in doubt.
+            LedgerError: The ledger cannot be written.
+        """
+        if row.state is State.INTENT:
+            # Nobody has it in hand: its answer came, and could not be written down.
+            row = await self.ledger.record(attrs.evolve(self._entry(ask, State.UNCERTAIN), error="not written down"))
+        return await self._settled(ask, row, None)
+
+    async def submit(self, ask: Ask, attempt: int) -> Prediction:
         """The accepted prediction. From here on the slot is taken care of.
 
         Args:
             ask: The job on its way.
-            row: Its row in the ledger; in doubt, when an earlier submit of it was.
+            attempt: How many paid requests were sent for it already.
 
         Raises:
             SubmissionUncertainError: It was sent, and its end is not known.
             KlingError: It was refused, or nothing could be sent.
         """
-        attempt = row.attempt
         refusals = _Refusals(self)
         in_custody = False
         try:
-            if row.state is State.INTENT:
-                # Nobody has it in hand: its answer came, and could not be written down.
-                row = await self.ledger.record(
-                    attrs.evolve(self._entry(ask, State.UNCERTAIN), error="not written down")
-                )
-            if row.state is State.UNCERTAIN:
-                found = await self._settled(ask, row, None)
-                if found is not None:
-                    return found
             while True:
                 await self.admit(ask.batch, ask.key)
                 await self._admitted()

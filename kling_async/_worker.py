@@ -25,6 +25,7 @@ from ._core.errors import (
     Problem,
     RequestRejectedError,
     Spent,
+    SubmissionUncertainError,
     UnsupportedError,
 )
 from ._core.prediction import Outcome, Prediction, SavedFile
@@ -135,7 +136,8 @@ class Worker:
                         ledger.give_back(row.batch, row.key, again=self._again)
                         continue
                     self._busy.add((row.batch, row.key))
-                    self._starting.add((row.batch, row.key))
+                    if row.state is not State.UNCERTAIN:
+                        self._starting.add((row.batch, row.key))
                     tasks.start_soon(self._take_on, account, ledger, row, content)
                 if not taken:
                     await account.clock.sleep(BREATH)
@@ -183,9 +185,14 @@ class Worker:
             row.batch,
             row.key,
             running=prediction is not None and account.watcher.seen(prediction.id) is not None,
-            again=None if isinstance(error, _FINAL) else self._again,
+            again=None if isinstance(error, _FINAL) else self._later(account, row, error),
             error=None if error is None else error.message,
         )
+
+    def _later(self, account: Account, row: Row, error: KlingError | None) -> float:
+        """Seconds until a job is tried again; what stays in doubt is looked for at every doubling of its age."""
+        in_doubt = isinstance(error, SubmissionUncertainError) and row.state is State.UNCERTAIN
+        return max(self._again, account.clock.now() - row.updated_at if in_doubt else 0.0)
 
     async def _make(self, account: Account, row: Row, recalled: Recalled) -> Outcome:
         prediction: Prediction | None = None

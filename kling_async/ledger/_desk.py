@@ -103,6 +103,7 @@ class Desk:
         me: The worker's id, as it stands in what it owns; another one after a lease that was lost.
         lines: What is in hand, as it stands in the database: nobody else writes it.
         held: Of these: what a worker took, and gives back itself.
+        is_open: Whether anything may be asked for.
         live: Whether the lease ran when the present transaction began.
         former: Attempts that were on their way when a lease was lost.
         news: Is set when something has moved, here or in another process; then there is another one.
@@ -125,7 +126,7 @@ class Desk:
         self._queue: deque[Asked] = deque()
         self._flushing: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._open = False
+        self.is_open = False
         self._pid = os.getpid()
         self._forget()
 
@@ -143,15 +144,17 @@ class Desk:
         Raises:
             LedgerError: The database cannot be reached or written, or a later version made its tables.
         """
+        if self.is_open:
+            raise LedgerError(f"the ledger {self._address} is open already", advice="each session needs one of its own")
         self._forget()
         self.former.clear()
         self._pid = os.getpid()
         try:
             await self._link.run(self._migrate, patience=min(OPENING, self._patience))
-            self._open = True
+            self.is_open = True
             await self.beat()
         except BaseException:
-            self._open = False
+            self.is_open = False
             await self._link.aclose()
             raise
         self._tasks = [
@@ -161,16 +164,19 @@ class Desk:
 
     async def aclose(self) -> None:
         """Commit what is left, and hand over what is in hand: others follow it at once."""
-        if not self._open:
+        if not self.is_open:
             return
+        end: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.put(Work(end, self._hand_over))
+        # Whoever asked after it would have jobs in hand again, and nobody to hand them over.
+        self.is_open = False
+        for task in self._tasks:
+            task.cancel()
         try:
-            await self.do(self._hand_over)
+            await end
         except LedgerError as error:
             log.warning("the jobs in hand are others' when the lease ends: %s", error.message)
         finally:
-            self._open = False
-            for task in self._tasks:
-                task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             if self._flushing is not None:
                 await self._flushing
@@ -211,7 +217,7 @@ class Desk:
         }
 
     def _check(self) -> None:
-        if not self._open:
+        if not self.is_open:
             raise LedgerError(f"the ledger {self._address} is not open")
         if os.getpid() != self._pid:
             raise LedgerError(
@@ -253,12 +259,15 @@ class Desk:
             group = self._group()
             try:
                 await self._commit(group)
-            except LedgerError as error:
+            except Exception as error:  # noqa: BLE001 -- nobody may wait for ever
                 for one in group:
-                    _fail(one, error)
-            except Exception as bug:  # noqa: BLE001 -- nobody may wait for ever
-                for one in group:
-                    _fail(one, bug)
+                    self._give_up(one, error)
+
+    def _give_up(self, asked: Asked, error: Exception) -> None:
+        _fail(asked, error)
+        if isinstance(asked, Step) and asked.future is None:
+            # Nobody here asks for it again. Out of hand it is freed, and whoever takes it finds out the same.
+            self.lines.pop(asked.name, None)
 
     def _group(self) -> list[Asked]:
         """What may be committed together, at least one thing."""
@@ -309,7 +318,7 @@ class Desk:
                 try:
                     await self._commit_steps([step])
                 except LedgerError as error:
-                    _fail(step, error)
+                    self._give_up(step, error)
             return
         for name, line in lines.items():
             if line is not None and line.owner == self.me:

@@ -119,10 +119,14 @@ FROM unnest(%(id)s::bigint[], %(was_owner)s::text[], %(was_attempt)s::bigint[], 
   %(owner)s::text[], %(slot)s::bool[], %(wait)s::float8[], {_ARRAYS})
   AS n(id, was_owner, was_attempt, was_state, owner, slot, wait, {_NAMES})
 WHERE j.id = n.id AND j.owner IS NOT DISTINCT FROM n.was_owner
-AND (j.attempt, j.state) IN ((n.was_attempt, n.was_state), (n.attempt, n.state))
+AND ((j.attempt, j.state) = (n.was_attempt, n.was_state)
+  OR (j.attempt, j.state, j.prediction_id) IS NOT DISTINCT FROM (n.attempt, n.state, n.prediction_id))
 RETURNING j.id
 """
-"""What became of lines; fenced: a line that is somebody else's by now, or at another attempt, is left alone."""
+"""What became of lines; fenced: a line that is somebody else's by now, or at another attempt, is left alone.
+
+As it is to be it may be already: the answer to the commit was lost.
+"""
 
 STEPS = """
 INSERT INTO kling_step(job, state, at, attempt, prediction_id, error, worker)
@@ -163,8 +167,8 @@ GATE = "SELECT pg_advisory_xact_lock(hashtextextended('kling_async ' || %s, 0))"
 """One at a time. A statement of its own: the snapshot of one that waits in it would be older than the wait."""
 _ROOM = """
 WITH held AS MATERIALIZED (
-  SELECT count(*) FILTER (
-      WHERE state <> 'uncertain' OR started_at > statement_timestamp() - %(runs)s * interval '1 second') AS taken,
+  SELECT count(*) FILTER (WHERE (state <> 'uncertain' AND owner IS NOT NULL)
+      OR started_at > statement_timestamp() - %(runs)s * interval '1 second') AS taken,
     count(*) FILTER (WHERE state IN ('pending', 'claimed')) AS starting
   FROM kling_job WHERE account = %(account)s AND slot),
 started AS MATERIALIZED (

@@ -145,12 +145,22 @@ class PostgresLedger:
 
     def unclaim(self, batch: str, key: str) -> None:
         """The job is not going to be submitted now: others may take it."""
-        self._desk.put(Step(None, (batch, key), self._freed, known=True))
+        # What was in hand when it was closed was handed over.
+        if self._desk.is_open:
+            self._desk.put(Step(None, (batch, key), self._freed, known=True))
 
     def _freed(self, line: Line | None) -> Line | None:
-        if line is None or name_of(line) in self._desk.held or line.row.state in _FOLLOWED:
+        if line is None or name_of(line) in self._desk.held or line.row.state is State.SUBMITTED:
             return line
-        return _free(line)
+        return self._let_go(line)
+
+    def _let_go(self, line: Line, after: float = 0.0) -> Line:
+        """The line out of anybody's hand; an intent is in doubt: what came of it could not be written down."""
+        if line.row.state is State.INTENT:
+            self._desk.former[name_of(line)] = line.row.attempt
+        state = _LET_GO.get(line.row.state, line.row.state)
+        row = attrs.evolve(line.row, state=state)
+        return attrs.evolve(line, row=row, owner=None, slot=state in OPEN, wait=after)
 
     async def record(self, entry: Entry) -> Row:
         """Write one step down; return when it is committed, with the row that it left.
@@ -185,7 +195,8 @@ class PostgresLedger:
             row = line.row.after(_storable(entry))
         except ValueError as error:
             raise LedgerError(str(error), key=entry.key, prediction_id=entry.prediction_id) from None
-        owner = line.owner or (self._desk.me if row.state in OPEN else None)
+        # Who records an id watches it; a doubt that stays one is left to whoever takes it.
+        owner = line.owner or (self._desk.me if row.state is State.SUBMITTED else None)
         if row.state in tables.ENDED and (entry.batch, entry.key) not in self._desk.held:
             owner = None
         return attrs.evolve(line, row=row, owner=owner, slot=keeps_slot(line, row.state))
@@ -367,7 +378,7 @@ class PostgresLedger:
                 state = State.REJECTED if again is None else State.PENDING
                 row = attrs.evolve(line.row, state=state, error=None if error is None else _text(error))
                 line = attrs.evolve(line, row=row)
-            return _free(line, again or 0.0)
+            return self._let_go(line, again or 0.0)
 
         self._desk.put(Step(None, (batch, key), change, known=True))
 
@@ -459,16 +470,10 @@ class PostgresLedger:
 
 _DONE = frozenset({State.COMPLETED, State.EXPIRED, State.DOWNLOADED})
 _ACCEPTED = frozenset({State.SUBMITTED, *_DONE})
-_FOLLOWED = frozenset({State.INTENT, State.SUBMITTED})
-"""Nobody may wait for them, and they are watched or recorded all the same."""
+_LET_GO = {State.CLAIMED: State.PENDING, State.INTENT: State.UNCERTAIN}
+"""What becomes of a state when nobody has the job in hand any more."""
 _UNSENT = frozenset({State.PENDING, State.CLAIMED, State.REJECTED, State.SKIPPED})
 _LARGEST = 2**62
-
-
-def _free(line: Line, after: float = 0.0) -> Line:
-    """The line out of anybody's hand."""
-    row = attrs.evolve(line.row, state=State.PENDING) if line.row.state is State.CLAIMED else line.row
-    return attrs.evolve(line, row=row, owner=None, slot=row.state in OPEN, wait=after)
 
 
 def _text(text: str) -> str:

@@ -29,6 +29,11 @@ class Slot:
         self.running = False
         self.round = 0
 
+    @property
+    def counted(self) -> bool:
+        """Whether it is one of the session's, and not given back."""
+        return self._slots is not None
+
     def accepted(self) -> None:
         """Its prediction runs."""
         if self._slots is not None and not self.running:
