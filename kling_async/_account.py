@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from ._core.job import Job
     from ._core.polling import WatchPolicy
     from ._core.transport import Transport
-    from .ledger import Ledger
+    from .ledger import Ledger, SharedLedger
     from .providers import Provider
     from .webhooks import Delivery
 
@@ -188,6 +188,7 @@ class Account:
             on_uncertain=on_uncertain,
         )
         self._watching = asyncio.create_task(self.watcher.run(), name="kling-watcher")
+        self._sharing: list[asyncio.Task[None]] = []
 
     def statistics(self) -> SessionStatistics:
         """Where the jobs are, and what watching and waiting cost."""
@@ -236,6 +237,7 @@ class Account:
         """
         await self.ledger.open()
         await self._go_on(None)
+        self._share(None)
         if self._budget is not None:
             await self._recall(self._budget, None)
 
@@ -251,6 +253,7 @@ class Account:
                 self._attached.add(batch)
             if batch in self._attached:
                 await self._go_on(batch)
+                self._share(batch)
                 self._attached.discard(batch)
             if budget is not None and budget is not self._budget and (batch, budget) not in self._counted:
                 await self._recall(budget, batch)
@@ -284,6 +287,25 @@ class Account:
         for row in await self.ledger.left([State.SUBMITTED], batch):
             if row.prediction_id is not None:
                 self._follow_row(row)
+
+    def _share(self, batch: str | None) -> None:
+        """Take part in what the sessions of a shared ledger do for each other."""
+        ledger = self.ledger.shared(batch)
+        if ledger is not None:
+            self._sharing.append(asyncio.create_task(self._take_part(ledger, batch), name="kling-sharing"))
+
+    async def _take_part(self, ledger: SharedLedger, batch: str | None) -> None:
+        """Hear what webhooks told other sessions, and follow what those have left: it takes the account's slots."""
+        while True:
+            told = await ledger.told()
+            try:
+                for prediction, token_hash in told:
+                    await self._hear(prediction, token_hash)
+                written = await self._submitter.write_down()
+                for row in (*written, *await ledger.left([State.SUBMITTED], batch)):
+                    self._follow_row(row)
+            except LedgerError as error:
+                log.warning("what other sessions have left is not looked for: %s", error.message)
 
     async def _recall(self, budget: Budget, batch: str | None) -> None:
         """Count in a budget what an earlier process spent, and set aside what it may have spent.
@@ -526,10 +548,15 @@ class Account:
 
     async def deliver(self, delivery: Delivery) -> None:
         """Take what a webhook says: its signature was found good."""
-        id_ = delivery.prediction.id
-        if delivery.token_hash is not None and not await self.ledger.known([id_]):
-            await self._reconciler.testify(delivery.token_hash, id_)
-        self.watcher.tell(delivery.prediction)
+        if not await self._hear(delivery.prediction, delivery.token_hash):
+            # It may be another session's that shares the ledger.
+            self.ledger.tell(delivery.prediction, delivery.token_hash)
+
+    async def _hear(self, prediction: Prediction, token_hash: str | None) -> bool:
+        """Take what a webhook told; whether it was news of what is watched here."""
+        if token_hash is not None and not await self.ledger.known([prediction.id]):
+            await self._reconciler.testify(token_hash, prediction.id)
+        return self.watcher.tell(prediction)
 
     async def _set_aside(self, name: tuple[str, str], job: Job, budget: Budget | None) -> tuple[Reservation, ...]:
         """The job's price, set aside in every budget; a job in doubt has its own in some of them already."""
@@ -737,8 +764,9 @@ class Account:
         await self._custody.join()
         await self._submitter.write_down()
         left = self.watcher.close()
-        self._watching.cancel()
-        await asyncio.wait([self._watching])
+        for task in (self._watching, *self._sharing):
+            task.cancel()
+        await asyncio.wait([self._watching, *self._sharing])
         try:
             await self.ledger.aclose()
         finally:

@@ -161,7 +161,14 @@ class Worker:
             raise LedgerError(
                 f"the ledger has no job {key!r} in the batch {batch!r}", key=key, advice="enqueue it first"
             )
-        outcome = await self._make(account, found[0], await recall_one(account.ledger, account.clock, *found))
+        if (batch, key) in self._busy:
+            # A queue took this process for dead. Who says that the job is done now would have nobody run it again.
+            return KlingError(f"job {key} is under way in this process already", key=key)
+        self._busy.add((batch, key))
+        try:
+            outcome = await self._make(account, found[0], await recall_one(account.ledger, account.clock, *found))
+        finally:
+            self._busy.discard((batch, key))
         if outcome.error is None or isinstance(outcome.error, _FINAL):
             return None
         found = await account.ledger.find(batch, key)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from kling_async._core.catalogue import Level
+    from kling_async._core.prediction import Prediction
 
 __all__ = [
     "MOVES",
@@ -139,6 +140,19 @@ class SharedLedger(Ledger, Protocol):
         Raises:
             LedgerError: It may not be.
         """
+        ...
+
+    def tell(self, prediction: Prediction, token_hash: str | None) -> None:
+        """Let the account's other sessions know what a webhook told this one.
+
+        Args:
+            prediction: What it told.
+            token_hash: Digest of the token in the webhook's URL, if it had one.
+        """
+        ...
+
+    async def told(self) -> list[tuple[Prediction, str | None]]:
+        """What webhooks have told other sessions since this was asked; waits a few seconds for some."""
         ...
 
 

@@ -24,6 +24,7 @@ from kling_async._core.catalogue import Level
 from kling_async._core.content import Content
 from kling_async._core.errors import LedgerError, NotInHandError
 from kling_async._core.states import Entry, Row, State
+from kling_async.ledger import _notes as notes
 from kling_async.ledger import _tables as tables
 from kling_async.ledger._link import Address, Link, ask
 from kling_async.ledger._tables import Line, line_of
@@ -37,6 +38,8 @@ GROUP = 512
 """Steps that are committed together at most."""
 OPENING = 5.0
 """Seconds that a database is tried for when the ledger is opened."""
+TOLD = 10_000
+"""Deliveries of other processes that are kept until they are asked for."""
 MARGIN = 0.1
 """Part of a lease, at its end, in which nothing is sent any more."""
 
@@ -124,6 +127,8 @@ class Desk:
         self._link = Link(address, name="kling_async", answer_within=max(1.0, min(10.0, lease / 2)))
         self._ear = Link(address, name="kling_async news", answer_within=10.0)
         self._queue: deque[Asked] = deque()
+        self._told: deque[notes.Told] = deque(maxlen=TOLD)
+        self._heard = asyncio.Event()
         self._flushing: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.is_open = False
@@ -187,6 +192,14 @@ class Desk:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._poll):
                 await news.wait()
+
+    async def told(self) -> list[notes.Told]:
+        """What webhooks have told other processes since this was asked; waits for some, at most as long as `poll`."""
+        await self.hear(self._heard)
+        told = list(self._told)
+        self._told.clear()
+        self._heard.clear()
+        return told
 
     def in_hand(self, lines: list[Line]) -> None:
         """Lines that are ours from now on."""
@@ -480,18 +493,23 @@ class Desk:
             except LedgerError as error:
                 log.warning("the lease cannot be renewed: %s", error.message)
 
-    async def tell(self, connection: Connection) -> None:
-        await ask(connection, "SELECT pg_notify(%s, '')", [tables.channel_of(self.account)])
+    async def tell(self, connection: Connection, note: str = "") -> None:
+        await ask(connection, "SELECT pg_notify(%s, %s)", [notes.channel_of(self.account), note])
 
     async def _listen(self) -> None:
         while True:
             try:
                 connection = await self._ear.connect()
-                await ask(connection, f"LISTEN {tables.channel_of(self.account)}")
+                await ask(connection, f"LISTEN {notes.channel_of(self.account)}")
                 self._wake()
                 async with aclosing(connection.notifies()) as heard:
-                    async for _ in heard:
-                        self._wake()
+                    async for note in heard:
+                        told = notes.read(note.payload, me=self.me)
+                        if told is None:
+                            self._wake()
+                        else:
+                            self._told.append(told)
+                            self._heard.set()
             except (psycopg.Error, OSError) as trouble:
                 log.info("news of the ledger %s: %s", self._address, self._address.redact(trouble))
             finally:

@@ -10,7 +10,6 @@ until when it is alive, on the database's clock; as long as it stands, the jobs 
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -215,8 +214,8 @@ TAKE_OVER = f"""
 UPDATE kling_job AS j SET owner = %(owner)s
 WHERE j.id = ANY(ARRAY(
   SELECT id FROM kling_job
-  WHERE account = %(account)s AND slot AND owner IS NULL AND state = ANY(%(states)s)
-  AND batch = coalesce(%(batch)s, batch) FOR UPDATE SKIP LOCKED))
+  WHERE account = %(account)s AND slot AND owner IS NULL AND due_at <= statement_timestamp()
+  AND state = ANY(%(states)s) AND batch = coalesce(%(batch)s, batch) FOR UPDATE SKIP LOCKED))
 RETURNING {LINE}
 """
 """What was left in some states, all of it, for a session."""
@@ -296,11 +295,6 @@ def keeps_slot(line: Line, state: State) -> bool:
     """
     waits = state in {State.PENDING, State.CLAIMED} and line.row.state is not State.UNCERTAIN
     return state in OPEN or (line.slot and waits)
-
-
-def channel_of(account: str) -> str:
-    """Where the workers of an account tell each other that something has moved."""
-    return f"kling_{hashlib.sha256(account.encode()).hexdigest()[:16]}"
 
 
 TALLY = """

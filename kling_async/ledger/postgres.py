@@ -15,6 +15,7 @@ import attrs
 from kling_async._core.content import Content
 from kling_async._core.errors import ConfigurationError, KeyReusedError, LedgerError
 from kling_async._core.states import OPEN, Entry, Row, State
+from kling_async.ledger import _notes as notes
 from kling_async.ledger import _tables as tables
 from kling_async.ledger._desk import Admission, Connection, Desk, Step, Work, lease_ended, name_of, not_ours
 from kling_async.ledger._link import Address, ask
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from kling_async._core.catalogue import Level
+    from kling_async._core.prediction import Prediction
+    from kling_async.ledger._notes import Told
 
 __all__ = ["BatchTally", "PostgresLedger", "WorkerTally"]
 
@@ -320,6 +323,16 @@ class PostgresLedger:
             LedgerError: It may not be: the lease is about to end.
         """
         self._desk.fence((batch, key))
+
+    def tell(self, prediction: Prediction, token_hash: str | None) -> None:
+        """Let the account's other sessions know what a webhook told this one. What gets lost is read by them."""
+        note = notes.written(self._desk.me, prediction, token_hash)
+        if note is not None:
+            self._desk.put(Work(None, lambda connection: self._desk.tell(connection, note)))
+
+    async def told(self) -> list[Told]:
+        """What webhooks have told other sessions since this was asked; waits for some, at most as long as `poll`."""
+        return await self._desk.told()
 
     async def take(self, limit: int, level: Level, *, unsaved: bool = False) -> list[tuple[Row, Content]]:
         """Jobs for a worker: what was left running or in doubt, and new ones as far as the account lets them start.

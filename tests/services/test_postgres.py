@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from kling_async import ConfigurationError, Job, KeyReusedError, KlingSession, LedgerError, Level
@@ -52,6 +53,8 @@ async def died(ledger: PostgresLedger) -> None:
     for task in ledger._desk._tasks:
         task.cancel()
     await asyncio.gather(*ledger._desk._tasks, return_exceptions=True)
+    if ledger._desk._flushing is not None:
+        await ledger._desk._flushing
     await ledger._desk._link.aclose()
 
 
@@ -493,7 +496,7 @@ async def test_what_is_asked_for_while_it_closes_is_in_nobodys_hand(database: st
         await claim(one, "before")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(one.aclose)
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             with pytest.raises(LedgerError, match="not open"):
                 await claim(one, "after")
         one.unclaim("b", "before")
