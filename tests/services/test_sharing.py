@@ -82,7 +82,7 @@ async def told(kling: KlingSession) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-async def until(url: str, state: State, count: int, *, within: float = 20.0) -> None:
+async def until(url: str, state: State, count: int, *, within: float = 40.0) -> None:
     query = "SELECT count(*) FROM kling_job WHERE state = %s"
     with anyio.fail_after(within):
         while await anyio.to_thread.run_sync(postgres.rows, url, query, state.value) != [(count,)]:  # noqa: ASYNC110 -- another process's
@@ -115,7 +115,7 @@ async def test_what_a_dead_session_ran_keeps_no_slot_from_the_others(database: s
             running = [await one.submit(job(f"{number}"), key=f"left-{number}") for number in range(3)]
             await died(one)
         assert len(running) == 3
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             await other.generate(job("new"), key="new")
         await until(database, State.COMPLETED, 4)
         assert len(emulator.charges()) == 4
@@ -135,7 +135,7 @@ async def test_a_webhook_that_reaches_one_session_wakes_who_waits_in_another(dat
         ledger = PostgresLedger(database, poll=60.0)
         await ledger.open()
         accepted = await waiting.submit(job("told"), key="k")
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             async with anyio.create_task_group() as tasks:
                 # Such as a web handler that waits for what a worker makes.
                 tasks.start_soon(ledger.outcome, "", "k")
@@ -154,7 +154,7 @@ async def test_a_webhook_that_reaches_one_session_settles_the_doubt_of_another(d
         session(emulator, database, poll=60.0, webhook_url=url, watch=RARELY, grace=86_400) as waiting,
     ):
         emulator.faults.add("submit", faults.AcceptThenDrop(), times=1)
-        with anyio.fail_after(20):
+        with anyio.fail_after(30):
             assert (await waiting.generate(job("told"), key="k")).output
         assert len(emulator.charges()) == 1
 
@@ -163,7 +163,7 @@ async def test_a_paid_id_that_could_not_be_written_down_is_when_the_database_is_
     async with (
         emulated(timing=60.0, input_echo=False) as emulator,
         anyio.create_task_group() as tasks,
-        session(emulator, database) as other,
+        session(emulator, database, lease=2.0) as other,
     ):
         wire = postgres.Cut(database)
         await tasks.start(wire.serve)
