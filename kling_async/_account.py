@@ -14,7 +14,7 @@ import anyio
 import attrs
 
 from . import storage
-from ._core.budget import Budget, Reservation
+from ._core.budget import Budget, Cap, Reservation
 from ._core.content import Content, content_of
 from ._core.errors import (
     ApiError,
@@ -173,7 +173,7 @@ class Account:
             transport=transport,
             provider=provider,
             ledger=self.ledger,
-            admit=lambda batch, key: self.ledger.admit(batch, key, level),
+            admit=self._admit,
             fence=self.ledger.fence,
             custody=self._custody,
             gate=self.gate,
@@ -564,6 +564,17 @@ class Account:
         covered = {budget for reservation in there for budget in reservation.budgets}
         budgets = [each for each in dict.fromkeys((self._budget, budget)) if each is not None and each not in covered]
         return (*there, await self.spending.reserve(job, budgets)) if budgets else there
+
+    async def _admit(self, ask: Ask) -> None:
+        """Wait until all sessions of the account together have room and money for a job, where they share a ledger."""
+        budgets = dict.fromkeys(budget for reservation in ask.money for budget in reservation.budgets)
+        caps = [Cap(budget.usd, self._batches_of(budget)) for budget in budgets]
+        await self.ledger.admit(ask.batch, ask.key, self.level, ask.cost, caps)
+
+    def _batches_of(self, budget: Budget) -> tuple[str, ...] | None:
+        if budget is self._budget:
+            return None
+        return tuple(sorted(batch for batch, each in self._counted if each is budget))
 
     async def _reserve_again(self, ask: Ask) -> None:
         """Set a job's price aside once more: what was sent for it may have been paid for."""

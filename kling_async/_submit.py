@@ -112,7 +112,7 @@ class Submitter:
         transport: Sends the request.
         provider: Reads the reply.
         ledger: Is told before and after.
-        admit: Waits until the account, in whatever processes it is used, has room for a job, by its batch and key.
+        admit: Waits until the account, in whatever processes it is used, has room and money for a job.
         fence: Raises a `LedgerError` when a job, by its batch and key, is not in this process's hand any more.
         custody: Runs the paid part.
         gate: What stands before every start, and hears what becomes of it.
@@ -131,7 +131,7 @@ class Submitter:
     transport: Transport
     provider: Provider
     ledger: Ledger
-    admit: Callable[[str, str], Awaitable[None]]
+    admit: Callable[[Ask], Awaitable[None]]
     fence: Callable[[str, str], None]
     custody: Custody
     gate: Gate
@@ -212,7 +212,7 @@ class Submitter:
         in_custody = False
         try:
             while True:
-                await self.admit(ask.batch, ask.key)
+                await self.admit(ask)
                 await self._admitted()
                 attempt += 1
                 in_custody = True

@@ -15,9 +15,10 @@ from kling_async.ledger.memory import MemoryLedger
 from kling_async.ledger.sqlite import SQLiteLedger, is_url, read_ledger, read_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from decimal import Decimal
 
+    from kling_async._core.budget import Cap
     from kling_async._core.catalogue import Level
     from kling_async._core.prediction import Prediction
 
@@ -126,11 +127,21 @@ class SharedLedger(Ledger, Protocol):
         """The rows in these states, of a batch or of all, that were in nobody's hand; they are in ours from now on."""
         ...
 
-    async def admit(self, batch: str, key: str, level: Level) -> None:
-        """Return when the account, all of its sessions together, has a slot for a claimed job and lets one more start.
+    async def admit(
+        self, batch: str, key: str, level: Level, price: Decimal | None = None, caps: Sequence[Cap] = ()
+    ) -> None:
+        """Return when a claimed job may start: the account, all of its sessions together, has a slot and the money.
+
+        Args:
+            batch: The batch's name.
+            key: The job's name.
+            level: What the account permits.
+            price: USD that the job costs.
+            caps: What may be spent.
 
         Raises:
             LedgerError: The job is not in hand any more.
+            BudgetExceededError: There is no money for it.
         """
         ...
 

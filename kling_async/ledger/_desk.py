@@ -15,14 +15,16 @@ import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 import psycopg
 
+from kling_async._core.budget import Cap, Purse, pay
 from kling_async._core.catalogue import Level
 from kling_async._core.content import Content
-from kling_async._core.errors import LedgerError, NotInHandError
+from kling_async._core.errors import BudgetExceededError, LedgerError, NotInHandError
 from kling_async._core.states import Entry, Row, State
 from kling_async.ledger import _notes as notes
 from kling_async.ledger import _tables as tables
@@ -76,10 +78,12 @@ class Step(Asked):
 
 @attrs.define(eq=False)
 class Admission(Asked):
-    """Somebody who wants one of the account's slots for a job in hand."""
+    """Somebody who wants one of the account's slots for a job in hand, and its price out of some budgets."""
 
     name: Name
     level: Level
+    price: Decimal | None = None
+    caps: tuple[Cap, ...] = ()
 
 
 @attrs.define(eq=False)
@@ -306,13 +310,16 @@ class Desk:
             _end(first, result)
         elif isinstance(first, Admission):
             admissions = [one for one in group if isinstance(one, Admission)]
-            self.lines |= await self._link.run(lambda link: self._let_in(link, admissions), patience=self._patience)
+            let_in, unpaid = await self._link.run(lambda link: self._let_in(link, admissions), patience=self._patience)
+            self.lines |= let_in
             for one in admissions:
                 line = self.lines.get(one.name)
                 if line is None:
                     _fail(one, lease_ended(one.name[1]))
+                elif one.name in unpaid:
+                    _fail(one, unpaid[one.name])
                 else:
-                    _end(one, line.slot)
+                    _end(one, _is_in(line, one))
         else:
             await self._commit_steps([one for one in group if isinstance(one, Step)])
 
@@ -411,18 +418,41 @@ class Desk:
             row = Row(batch=batch, key=key, digest=content.digest, model=model, state=State.PENDING, updated_at=at)
             lines[batch, key] = Line(id_, self.me, slot=False, row=row)
 
-    async def _let_in(self, connection: Connection, group: list[Admission]) -> dict[Name, Line]:
-        """Slots for jobs in hand, as many as there are."""
+    async def _let_in(self, connection: Connection, group: list[Admission]) -> _Admitted:
+        """Slots for jobs in hand, as many as there are, and the money for them."""
         if not await self.alive(connection):
-            return {}
-        wanted = {line.id: line for one in group if (line := self.lines.get(one.name)) is not None and not line.slot}
+            return {}, {}
+        wanted = [
+            (one, line) for one in group if (line := self.lines.get(one.name)) is not None and not _is_in(line, one)
+        ]
         if not wanted:
-            return {}
+            return {}, {}
         values = self.limits(group[0].level)
         await ask(connection, tables.GATE, [self.account])
-        ((room,),) = await ask(connection, tables.ROOM, {**values, "limit": len(wanted)})
-        let_in = await ask(connection, tables.ADMIT, [list(wanted)[:room], self.me])
-        return {name_of(wanted[id_]): attrs.evolve(wanted[id_], slot=True) for (id_,) in let_in}
+        without = [line.id for _, line in wanted if not line.slot]
+        ((room,),) = await ask(connection, tables.ROOM, {**values, "limit": len(without)})
+        late = set(without[room:])
+        unpaid: dict[Name, BudgetExceededError] = {}
+        purses: dict[Cap, Purse] = {}
+        after: dict[int, Line] = {}
+        for one, line in wanted:
+            for cap in one.caps:
+                if cap not in purses:
+                    ((spent, held, reserved),) = await ask(
+                        connection, tables.MONEY, [self.account, *2 * [cap.batches and list(cap.batches)]]
+                    )
+                    purses[cap] = Purse(cap.usd, spent, held, reserved)
+            if line.id in late:
+                continue
+            try:
+                if pay([purses[cap] for cap in one.caps], one.price or Decimal(0)):
+                    row = attrs.evolve(line.row, cost=one.price) if one.caps else line.row
+                    after[line.id] = attrs.evolve(line, slot=True, row=row)
+            except BudgetExceededError as error:
+                unpaid[one.name] = error
+        costs = [line.row.cost for line in after.values()]
+        let_in = await ask(connection, tables.ADMIT, [list(after), costs, self.me])
+        return {name_of(after[id_]): after[id_] for (id_,) in let_in}, unpaid
 
     async def _migrate(self, connection: Connection) -> None:
         """Bring the tables up to date, one process at a time.
@@ -521,6 +551,12 @@ class Desk:
         news.set()
 
 
+def _is_in(line: Line, admission: Admission) -> bool:
+    """Whether a job has its slot, and its price set aside."""
+    return line.slot and (not admission.caps or line.row.cost is not None)
+
+
+_Admitted: TypeAlias = "tuple[dict[Name, Line], dict[Name, BudgetExceededError]]"
 _Ended: TypeAlias = "tuple[Step, Line | LedgerError | None]"
 _History: TypeAlias = tuple[Name, Entry, Line]
 

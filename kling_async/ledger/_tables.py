@@ -183,7 +183,7 @@ ROOM = _ROOM + "SELECT n FROM room"
 CLAIM = (
     _ROOM
     + f"""
-UPDATE kling_job AS j SET state = 'claimed', owner = %(owner)s, slot = true
+UPDATE kling_job AS j SET state = 'claimed', owner = %(owner)s, slot = true, cost = NULL
 WHERE j.id = ANY(ARRAY(
   SELECT id FROM kling_job
   WHERE account = %(account)s AND state = 'pending' AND owner IS NULL AND due_at <= statement_timestamp()
@@ -219,7 +219,17 @@ WHERE j.id = ANY(ARRAY(
 RETURNING {LINE}
 """
 """What was left in some states, all of it, for a session."""
-ADMIT = "UPDATE kling_job SET slot = true WHERE id = ANY(%s) AND owner = %s RETURNING id"
+ADMIT = """
+UPDATE kling_job AS j SET slot = true, cost = coalesce(n.cost, j.cost)
+FROM unnest(%s::bigint[], %s::numeric[]) AS n(id, cost) WHERE j.id = n.id AND j.owner = %s RETURNING j.id
+"""
+MONEY = """
+SELECT coalesce(sum(coalesce(spent, 0) - coalesce(refunded, 0)), 0),
+  coalesce(sum(cost) FILTER (WHERE slot AND state = 'uncertain'), 0),
+  coalesce(sum(cost) FILTER (WHERE slot AND state NOT IN ('uncertain', 'submitted')), 0)
+FROM kling_job WHERE account = %s AND (%s::text[] IS NULL OR batch = ANY(%s))
+"""
+"""USD that was spent, that may have been, and that is on its way. What is to start has its price in its line."""
 
 CONTENT = "SELECT job, text, files FROM kling_content WHERE job = ANY(%s)"
 

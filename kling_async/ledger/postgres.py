@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable, Sequence
 
+    from kling_async._core.budget import Cap
     from kling_async._core.catalogue import Level
     from kling_async._core.prediction import Prediction
     from kling_async.ledger._notes import Told
@@ -299,20 +300,25 @@ class PostgresLedger:
 
     # What workers share beyond that
 
-    async def admit(self, batch: str, key: str, level: Level) -> None:
-        """Return when the account has a slot for a job in hand, and lets one more start.
+    async def admit(
+        self, batch: str, key: str, level: Level, price: Decimal | None = None, caps: Sequence[Cap] = ()
+    ) -> None:
+        """Return when the account has a slot for a job in hand, lets one more start, and there is money for it.
 
         Args:
             batch: The batch's name.
             key: The job's name.
             level: What the account permits, all of its workers together.
+            price: USD that the job costs.
+            caps: What may be spent, by all workers together. All of a batch's rows are added up for it.
 
         Raises:
             LedgerError: The job is in another worker's hand.
+            BudgetExceededError: There is no money for it.
         """
         while True:
             news = self._desk.news
-            if await self._desk.ask(lambda end: Admission(end, (batch, key), level)):
+            if await self._desk.ask(lambda end: Admission(end, (batch, key), level, price, tuple(caps))):
                 return
             await self._desk.hear(news)
 

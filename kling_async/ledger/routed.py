@@ -10,10 +10,11 @@ from kling_async.ledger import SharedLedger
 from kling_async.ledger.sqlite import SQLiteLedger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from decimal import Decimal
     from pathlib import Path
 
+    from kling_async._core.budget import Cap
     from kling_async._core.catalogue import Level
     from kling_async._core.content import Content
     from kling_async._core.prediction import Prediction
@@ -148,11 +149,13 @@ class Ledgers:
             self._shared[ledger] = ledger if isinstance(ledger, SharedLedger) else None
         return self._shared[ledger]
 
-    async def admit(self, batch: str, key: str, level: Level) -> None:
-        """Return when the account has a slot for the job, where several processes share it."""
+    async def admit(
+        self, batch: str, key: str, level: Level, price: Decimal | None = None, caps: Sequence[Cap] = ()
+    ) -> None:
+        """Return when the account has a slot and the money for the job, where several processes share it."""
         shared = self.shared(batch)
         if shared is not None:
-            await shared.admit(batch, key, level)
+            await shared.admit(batch, key, level, price, caps)
 
     def fence(self, batch: str, key: str) -> None:
         """Make sure that a job is still in this process's hand, where several share it."""

@@ -12,9 +12,11 @@ import pytest
 from aiohttp import web
 
 from kling_async import (
+    BudgetExceededError,
     Job,
     KlingSession,
     Level,
+    Outcome,
     State,
     SubmissionUncertainError,
     WatchPolicy,
@@ -183,3 +185,43 @@ async def test_a_paid_id_that_could_not_be_written_down_is_when_the_database_is_
             assert found[0].prediction_id == prediction.id
             await until(database, State.COMPLETED, 1)
         tasks.cancel_scope.cancel()
+
+
+async def test_a_budget_holds_for_all_sessions_together(database: str) -> None:
+    """Each alone would have money for four."""
+
+    async def run(emulator: Emulator, name: str) -> list[Outcome]:
+        level = Level("test", 1_000_000, 100)
+        jobs = [(f"{name}-{number}", job(f"{name} {number}")) for number in range(8)]
+        async with (
+            session(emulator, database, level=level) as kling,
+            kling.batch(jobs, name="b", budget="2.00") as batch,
+        ):
+            return [outcome async for outcome in batch]
+
+    async with emulated() as emulator:
+        one, other = await asyncio.gather(run(emulator, "one"), run(emulator, "other"))
+        assert len(emulator.charges()) == 4
+        outcomes = [*one, *other]
+        assert len([outcome for outcome in outcomes if outcome.ok]) == 4
+        said = [str(outcome.error) for outcome in outcomes if not outcome.ok]
+        assert all("the budget of $2.00 is used up" in error and "nothing was spent" in error for error in said), said
+
+
+async def test_a_budget_holds_for_all_workers_together(database: str) -> None:
+    async with emulated() as emulator:
+        async with session(emulator, database) as kling:
+            ledger = kling.account.ledger.of("")
+            assert isinstance(ledger, PostgresLedger)
+            jobs = [(f"{key}", await kling.account.content(job(f"{key}")), job("x").model) for key in range(12)]
+            await ledger.enqueue("b", jobs, at=0.0)
+
+        async def work(budget: int) -> None:
+            async with session(emulator, database, budget=budget) as kling:
+                with pytest.raises(BudgetExceededError):
+                    await Worker(kling, again=0.2).run()
+
+        await asyncio.gather(work(2), work(2), work(2))
+        assert len(emulator.charges()) == 4
+        await asyncio.gather(work(4), work(4))
+        assert len(emulator.charges()) == 8
