@@ -119,17 +119,17 @@ class Worker:
         """
         account = self._kling.account
         ledger = shared(account.ledger.of(""))
+        unsaved = self._save_to is not None
         async with anyio.create_task_group() as tasks:
             while self._stopped is None:
                 news = ledger.news
                 room = min(TAKEN_AT_ONCE, STARTING - len(self._starting))
+                taken: list[tuple[Row, Content]] = []
                 try:
-                    taken = (
-                        await ledger.take(room, account.level, unsaved=self._save_to is not None) if room > 0 else []
-                    )
+                    if room > 0:
+                        taken = await ledger.take(room, account.level, unsaved=unsaved, failures=account.retry_failed)
                 except LedgerError as error:
                     log.warning("no jobs can be taken: %s", error.message)
-                    taken = []
                 for row, content in taken:
                     if (row.batch, row.key) in self._busy:
                         # Its lease was lost while it was under way here, and it is not at its end yet.

@@ -48,6 +48,10 @@ CREATE TABLE kling_worker(
   id text PRIMARY KEY, account text NOT NULL, name text NOT NULL, since timestamptz NOT NULL DEFAULT now(),
   lease_until timestamptz NOT NULL);
 """,
+    """
+CREATE INDEX kling_job_failed ON kling_job(account, failures, due_at)
+  WHERE state = 'failed' AND owner IS NULL AND code IN (5000, 5003, 5004);
+""",
 )
 """From nothing to the newest tables, one step each. A step that was released is never changed."""
 
@@ -210,6 +214,16 @@ WHERE j.id = ANY(ARRAY(
 RETURNING {LINE}
 """
 """Jobs whose videos nobody has saved, for a worker that saves."""
+ADOPT_FAILED = f"""
+UPDATE kling_job AS j SET owner = %(owner)s
+WHERE j.id = ANY(ARRAY(
+  SELECT id FROM kling_job
+  WHERE account = %(account)s AND state = 'failed' AND owner IS NULL AND code IN (5000, 5003, 5004)
+  AND failures <= %(failures)s AND due_at <= statement_timestamp()
+  ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+RETURNING {LINE}
+"""
+"""Jobs that the service failed by its own fault, for a worker that pays for them again."""
 TAKE_OVER = f"""
 UPDATE kling_job AS j SET owner = %(owner)s
 WHERE j.id = ANY(ARRAY(

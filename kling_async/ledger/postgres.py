@@ -340,7 +340,9 @@ class PostgresLedger:
         """What webhooks have told other sessions since this was asked; waits for some, at most as long as `poll`."""
         return await self._desk.told()
 
-    async def take(self, limit: int, level: Level, *, unsaved: bool = False) -> list[tuple[Row, Content]]:
+    async def take(
+        self, limit: int, level: Level, *, unsaved: bool = False, failures: int = 0
+    ) -> list[tuple[Row, Content]]:
         """Jobs for a worker: what was left running or in doubt, and new ones as far as the account lets them start.
 
         Each is to be given back.
@@ -349,8 +351,14 @@ class PostgresLedger:
             limit: How many at most.
             level: What the account permits, all of its workers together.
             unsaved: Whether completed jobs whose videos nobody has saved are wanted too.
+            failures: Of how many predictions, failed by the service's own fault, a job is wanted all the same.
         """
-        values = self._desk.limits(level)
+        values = {**self._desk.limits(level), "failures": failures}
+        left = [tables.ADOPT]
+        if unsaved:
+            left.append(tables.ADOPT_UNSAVED)
+        if failures:
+            left.append(tables.ADOPT_FAILED)
 
         def taken(result: tuple[list[Line], dict[int, Content]]) -> None:
             self._desk.in_hand(result[0])
@@ -360,7 +368,7 @@ class PostgresLedger:
             found: list[tuple[Any, ...]] = []
             if not await self._desk.alive(connection):
                 return [], {}
-            for query in (tables.ADOPT, *([tables.ADOPT_UNSAVED] if unsaved else [])):
+            for query in left:
                 found += await ask(connection, query, {**values, "owner": self._desk.me, "limit": limit - len(found)})
             if len(found) < limit:
                 await ask(connection, tables.GATE, [self.account])

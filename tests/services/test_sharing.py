@@ -225,3 +225,25 @@ async def test_a_budget_holds_for_all_workers_together(database: str) -> None:
         assert len(emulator.charges()) == 4
         await asyncio.gather(work(4), work(4))
         assert len(emulator.charges()) == 8
+
+
+async def test_a_failed_job_that_was_to_be_paid_again_is_by_the_next_worker(database: str) -> None:
+    """The first one goes while it waits for the second attempt."""
+    async with emulated(speed=2) as emulator:
+        emulator.faults.add("submit", faults.FailTask(code=5000, seconds=1), times=1)
+        emulator.faults.add("submit", faults.FailTask(code=1402, seconds=1), times=1)
+        async with session(emulator, database, retry_failed=1) as kling, working(kling):
+            ledger = kling.account.ledger.of("")
+            assert isinstance(ledger, PostgresLedger)
+            jobs = [(key, await kling.account.content(job(key)), job(key).model) for key in "ab"]
+            await ledger.enqueue("b", jobs, at=0.0)
+            await until(database, State.FAILED, 2)
+        assert len(emulator.charges()) == 2
+        async with session(emulator, database) as kling, working(kling):
+            await until(database, State.FAILED, 2)
+            await anyio.sleep(0.5)
+        assert len(emulator.charges()) == 2
+        async with session(emulator, database, retry_failed=1) as kling, working(kling):
+            await until(database, State.COMPLETED, 1)
+        # The picture that could not be loaded is none of the service's faults.
+        assert len(emulator.charges()) == 3
