@@ -168,6 +168,7 @@ async def test_what_was_locked_by_a_worker_that_is_cut_off_is_let_go(database: s
         await anyio.sleep(0.3)
         with anyio.fail_after(10):
             assert [row.key for row, _ in await other.take(1, LEVEL)] == ["k"]
+        wire.mend()
         await one.aclose()
         tasks.cancel_scope.cancel()
 
@@ -529,3 +530,15 @@ async def test_what_nobody_follows_takes_no_slot_for_ever(database: str) -> None
         assert waited.cancelled_caught
         with anyio.fail_after(5):
             await other.admit("b", "d", LEVEL)
+
+
+async def test_a_lease_ends_by_the_clock_of_the_database(database: str) -> None:
+    async with opened(database) as one:
+        await claim(one, "k")
+        # Such as of a machine that slept, and whose own clock stood still.
+        postgres.rows(database, "UPDATE kling_worker SET lease_until = now() - interval '1 second'")
+        one.fence("b", "k")
+        with pytest.raises(LedgerError, match="has ended"):
+            await one.record(step("k", State.INTENT, attempt=1))
+        await one._desk.beat()
+        await one.record(step("k", State.INTENT, attempt=1))

@@ -23,7 +23,7 @@ from support.workers import asked, check, counts, fleet, settled, until
 
 pytestmark = pytest.mark.anyio
 
-JOBS = int(os.environ.get("KLING_WORKER_JOBS", "100"))
+JOBS = int(os.environ.get("KLING_WORKER_JOBS", "60"))
 KILLS = int(os.environ.get("KLING_WORKER_KILLS", "3"))
 SEED = int(os.environ.get("KLING_SEED", "7"))
 

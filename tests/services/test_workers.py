@@ -16,8 +16,8 @@ from support.workers import LEASE, asked, check, counts, fleet, peak, settled, u
 
 pytestmark = pytest.mark.anyio
 
-JOBS = int(os.environ.get("KLING_WORKER_JOBS", "160"))
-KILLS = int(os.environ.get("KLING_WORKER_KILLS", "4"))
+JOBS = int(os.environ.get("KLING_WORKER_JOBS", "90"))
+KILLS = int(os.environ.get("KLING_WORKER_KILLS", "3"))
 SEED = int(os.environ.get("KLING_SEED", "7"))
 
 
@@ -52,7 +52,7 @@ async def test_kill_9_of_any_worker_pays_once_and_loses_nothing(database: str, *
 
 
 async def test_a_worker_that_is_cut_off_stops_and_comes_back_by_itself(database: str) -> None:
-    await fill(database, 200)
+    await fill(database, 120)
     async with fleet(seconds=0.5) as workers, anyio.create_task_group() as tasks:
         wire = postgres.Cut(database)
         await tasks.start(wire.serve)
@@ -70,16 +70,16 @@ async def test_a_worker_that_is_cut_off_stops_and_comes_back_by_itself(database:
         await until(database, lambda found: found[State.COMPLETED] > done + 5, within=60)
         assert await workers.end(other, signal.SIGTERM) == 0
         wire.mend()
-        await until(database, settled(200), within=60)
-        check(database, workers.emulator, 200)
+        await until(database, settled(120), within=60)
+        check(database, workers.emulator, 120)
         assert len(workers.processes) == 1
         tasks.cancel_scope.cancel()
 
 
 async def test_a_rolling_deploy_waits_for_no_lease(database: str) -> None:
-    await fill(database, 180)
+    await fill(database, 100)
     # Were anything left to a lease, the test would end before it.
-    async with fleet(seconds=1.5, lease=300.0) as workers:
+    async with fleet(seconds=1.0, lease=300.0) as workers:
         for _ in range(3):
             await workers.start(database)
         for _ in range(3):
@@ -87,7 +87,7 @@ async def test_a_rolling_deploy_waits_for_no_lease(database: str) -> None:
             oldest = workers.processes[0]
             await workers.start(database)
             assert await workers.end(oldest, signal.SIGTERM) == 0
-        await until(database, settled(180), within=60)
-        check(database, workers.emulator, 180)
+        await until(database, settled(100), within=60)
+        check(database, workers.emulator, 100)
         taken_over = postgres.rows(database, "SELECT 1 FROM kling_step GROUP BY job HAVING count(DISTINCT worker) > 1")
         assert taken_over, "nothing was handed over"
