@@ -771,13 +771,15 @@ class Account:
 
     async def close(self) -> tuple[Prediction, ...]:
         """Let what is being submitted be recorded, end the rest, and say what still runs at the service."""
+        for task in self._sharing:
+            task.cancel()
+        await asyncio.gather(*self._sharing, return_exceptions=True)
         self.slots.close()
         await self._custody.join()
         await self._submitter.write_down()
         left = self.watcher.close()
-        for task in (self._watching, *self._sharing):
-            task.cancel()
-        await asyncio.wait([self._watching, *self._sharing])
+        self._watching.cancel()
+        await asyncio.wait([self._watching])
         try:
             await self.ledger.aclose()
         finally:

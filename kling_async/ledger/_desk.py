@@ -32,7 +32,7 @@ from kling_async.ledger._link import Address, Link, ask
 from kling_async.ledger._tables import Line, line_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 log = logging.getLogger("kling_async")
 
@@ -265,7 +265,7 @@ class Desk:
         """What a piece of work gives, in a transaction of its own; it may be done several times."""
         return await self.ask(lambda end: Work(end, work))
 
-    async def read(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
+    async def read(self, query: str, values: Sequence[object] | Mapping[str, object]) -> list[tuple[Any, ...]]:
         """The rows of a query."""
         found: list[tuple[Any, ...]] = await self.do(lambda connection: ask(connection, query, values))
         return found

@@ -51,6 +51,7 @@ CREATE TABLE kling_worker(
     """
 CREATE INDEX kling_job_failed ON kling_job(account, failures, due_at)
   WHERE state = 'failed' AND owner IS NULL AND code IN (5000, 5003, 5004);
+CREATE INDEX kling_step_failed ON kling_step(prediction_id) WHERE state = 'failed';
 """,
 )
 """From nothing to the newest tables, one step each. A step that was released is never changed."""
@@ -245,6 +246,13 @@ FROM kling_job WHERE account = %s AND (%s::text[] IS NULL OR batch = ANY(%s))
 """
 """USD that was spent, that may have been, and that is on its way. What is to start has its price in its line."""
 
+KNOWN = """
+SELECT prediction_id, fingerprint, model FROM kling_job WHERE account = %(account)s AND prediction_id = ANY(%(ids)s)
+UNION ALL SELECT s.prediction_id, NULL, j.model FROM kling_step s JOIN kling_job j ON j.id = s.job
+WHERE s.state = 'failed' AND s.prediction_id = ANY(%(ids)s) AND j.account = %(account)s
+AND s.prediction_id IS DISTINCT FROM j.prediction_id
+"""
+"""Ids that a job has, or had before it was paid for again."""
 CONTENT = "SELECT job, text, files FROM kling_content WHERE job = ANY(%s)"
 
 

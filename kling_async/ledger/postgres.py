@@ -290,8 +290,8 @@ class PostgresLedger:
 
     async def known(self, prediction_ids: Iterable[str]) -> dict[str, tuple[str | None, str]]:
         """Those of the ids that a row has, each with the fingerprint of what was sent and the model's id."""
-        query = "SELECT prediction_id, fingerprint, model FROM kling_job WHERE account = %s AND prediction_id = ANY(%s)"
-        found = await self._desk.read(query, [self.account, [_text(id_) for id_ in prediction_ids]])
+        ids = [_text(id_) for id_ in prediction_ids]
+        found = await self._desk.read(tables.KNOWN, {"account": self.account, "ids": ids})
         return {id_: (sent, model) for id_, sent, model in found}
 
     async def aclose(self) -> None:
