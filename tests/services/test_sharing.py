@@ -112,7 +112,7 @@ async def test_doubts_that_take_long_keep_no_new_job_waiting(database: str) -> N
 
 async def test_what_a_dead_session_ran_keeps_no_slot_from_the_others(database: str) -> None:
     """No worker is there, nor does a session open after it: those that are open follow what it left."""
-    async with emulated(timing=60.0) as emulator, session(emulator, database, lease=1.2) as other:
+    async with emulated(timing=20.0) as emulator, session(emulator, database, lease=1.2) as other:
         async with session(emulator, database, lease=1.2) as one:
             running = [await one.submit(job(f"{number}"), key=f"left-{number}") for number in range(3)]
             await died(one)

@@ -77,9 +77,9 @@ async def test_a_worker_that_is_cut_off_stops_and_comes_back_by_itself(database:
 
 
 async def test_a_rolling_deploy_waits_for_no_lease(database: str) -> None:
-    await fill(database, 100)
+    await fill(database, 180)
     # Were anything left to a lease, the test would end before it.
-    async with fleet(seconds=1.0, lease=300.0) as workers:
+    async with fleet(seconds=1.5, lease=300.0) as workers:
         for _ in range(3):
             await workers.start(database)
         for _ in range(3):
@@ -87,7 +87,7 @@ async def test_a_rolling_deploy_waits_for_no_lease(database: str) -> None:
             oldest = workers.processes[0]
             await workers.start(database)
             assert await workers.end(oldest, signal.SIGTERM) == 0
-        await until(database, settled(100), within=60)
-        check(database, workers.emulator, 100)
+        await until(database, settled(180), within=60)
+        check(database, workers.emulator, 180)
         taken_over = postgres.rows(database, "SELECT 1 FROM kling_step GROUP BY job HAVING count(DISTINCT worker) > 1")
         assert taken_over, "nothing was handed over"
