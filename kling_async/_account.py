@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from ._core.job import Job
     from ._core.polling import WatchPolicy
     from ._core.transport import Transport
-    from .ledger import Ledger
+    from .ledger import Ledger, SharedLedger
     from .providers import Provider
     from .webhooks import Delivery
 
@@ -179,7 +179,7 @@ class Account:
             transport=transport,
             provider=provider,
             ledger=self.ledger,
-            admit=lambda batch, key: self.ledger.admit(batch, key, level),
+            admit=self._admit,
             fence=self.ledger.fence,
             custody=self._custody,
             gate=self.gate,
@@ -194,6 +194,7 @@ class Account:
             on_uncertain=on_uncertain,
         )
         self._watching = asyncio.create_task(self.watcher.run(), name="kling-watcher")
+        self._sharing: list[asyncio.Task[None]] = []
 
     def statistics(self) -> SessionStatistics:
         """Where the jobs are, and what watching and waiting cost."""
@@ -243,6 +244,7 @@ class Account:
         await self.ledger.open()
         await self._go_on(None)
         await self._money.recall(None)
+        self._share(None)
 
     async def enter(self, batch: str, ledger: Ledger | None, budget: Budget | None) -> None:
         """Make a batch's own ledger and budget ready.
@@ -256,6 +258,7 @@ class Account:
                 self._attached.add(batch)
             if batch in self._attached:
                 await self._go_on(batch)
+                self._share(batch)
                 self._attached.discard(batch)
             await self._money.recall(batch, budget)
 
@@ -287,6 +290,25 @@ class Account:
         for row in await self.ledger.left([State.SUBMITTED], batch):
             if row.prediction_id is not None:
                 self._follow_row(row)
+
+    def _share(self, batch: str | None) -> None:
+        """Take part in what the sessions of a shared ledger do for each other."""
+        ledger = self.ledger.shared(batch)
+        if ledger is not None:
+            self._sharing.append(asyncio.create_task(self._take_part(ledger, batch), name="kling-sharing"))
+
+    async def _take_part(self, ledger: SharedLedger, batch: str | None) -> None:
+        """Hear what webhooks told other sessions, and follow what those have left: it takes the account's slots."""
+        while True:
+            told = await ledger.told()
+            try:
+                for prediction, token_hash in told:
+                    await self._hear(prediction, token_hash)
+                written = await self._submitter.write_down()
+                for row in (*written, *await ledger.left([State.SUBMITTED], batch)):
+                    self._follow_row(row)
+            except LedgerError as error:
+                log.warning("what other sessions have left is not looked for: %s", error.message)
 
     def _follow_row(self, row: Row, money: tuple[Reservation, ...] = ()) -> None:
         """Watch what runs, whether or not anybody asks for it: it takes one of the account's slots."""
@@ -545,10 +567,19 @@ class Account:
 
     async def deliver(self, delivery: Delivery) -> None:
         """Take what a webhook says: its signature was found good."""
-        id_ = delivery.prediction.id
-        if delivery.token_hash is not None and not await self.ledger.known([id_]):
-            await self._reconciler.testify(delivery.token_hash, id_)
-        self.watcher.tell(delivery.prediction)
+        if not await self._hear(delivery.prediction, delivery.token_hash):
+            # It may be another session's that shares the ledger.
+            self.ledger.tell(delivery.prediction, delivery.token_hash)
+
+    async def _hear(self, prediction: Prediction, token_hash: str | None) -> bool:
+        """Take what a webhook told; whether it was news of what is watched here."""
+        if token_hash is not None and not await self.ledger.known([prediction.id]):
+            await self._reconciler.testify(token_hash, prediction.id)
+        return self.watcher.tell(prediction)
+
+    async def _admit(self, ask: Ask) -> None:
+        """Wait until all sessions of the account together have room and money for a job, where they share a ledger."""
+        await self.ledger.admit(ask.batch, ask.key, self.level, ask.cost, self._money.caps(ask.batch, ask.money))
 
     async def _reserve_again(self, ask: Ask) -> None:
         ask.money = await self._money.reserve_again((ask.batch, ask.key), ask.job, ask.money)
@@ -736,6 +767,9 @@ class Account:
 
     async def close(self) -> tuple[Prediction, ...]:
         """Let what is being submitted be recorded, end the rest, and say what still runs at the service."""
+        for task in self._sharing:
+            task.cancel()
+        await asyncio.gather(*self._sharing, return_exceptions=True)
         self.slots.close()
         await self._custody.join()
         await self._submitter.write_down()
@@ -771,7 +805,7 @@ _STATUS = {
 
 def not_sent_now(error: KlingError, job: Job, row: Row) -> KlingError:
     """Why a job was not sent now: the error itself, or that the job is in doubt, since it was sent before."""
-    if row.state not in _IN_DOUBT:
+    if row.state not in _IN_DOUBT or isinstance(error, SubmissionUncertainError):
         return error
     doubt = SubmissionUncertainError(
         f"it was sent before, and what became of it was not found out, because {error.message}",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from ._core.budget import Budget, Origin, Reservation
+from ._core.budget import Budget, Cap, Origin, Reservation
 from ._core.errors import LedgerError, PriceUnknownError
 from ._core.states import Entry, State
 from ._spending import Spending
@@ -115,6 +115,16 @@ class Money:
     def of(self, name: tuple[str, str]) -> tuple[Reservation, ...]:
         """What is set aside for a job."""
         return self._of.get(name, ())
+
+    def caps(self, batch: str, money: tuple[Reservation, ...]) -> list[Cap]:
+        """What limits a job of a batch whose ledger other processes share, by what is set aside for it."""
+        ledger = self._ledger.of(batch)
+        caps = []
+        for budget in dict.fromkeys(each for reservation in money for each in reservation.budgets):
+            parts = {part for where, part, each in self._counted if where is ledger and each is budget}
+            batches = {batch, *(part for part in parts if part is not None)}
+            caps.append(Cap(budget.usd, None if None in parts else tuple(sorted(batches))))
+        return caps
 
     async def reserve(self, name: tuple[str, str], job: Job, budget: Budget | None) -> tuple[Reservation, ...]:
         """The job's price, set aside in every budget; a job in doubt has its own in some of them already.

@@ -22,6 +22,7 @@ from ._core.errors import (
     ConnectionLostError,
     KlingError,
     LedgerError,
+    NotInHandError,
     PriceUnknownError,
     RateLimitedError,
     Spent,
@@ -112,7 +113,7 @@ class Submitter:
         transport: Sends the request.
         provider: Reads the reply.
         ledger: Is told before and after.
-        admit: Waits until the account, in whatever processes it is used, has room for a job, by its batch and key.
+        admit: Waits until the account, in whatever processes it is used, has room and money for a job.
         fence: Raises a `LedgerError` when a job, by its batch and key, is not in this process's hand any more.
         custody: Runs the paid part.
         gate: What stands before every start, and hears what becomes of it.
@@ -131,7 +132,7 @@ class Submitter:
     transport: Transport
     provider: Provider
     ledger: Ledger
-    admit: Callable[[str, str], Awaitable[None]]
+    admit: Callable[[Ask], Awaitable[None]]
     fence: Callable[[str, str], None]
     custody: Custody
     gate: Gate
@@ -153,25 +154,31 @@ class Submitter:
         """The row with its paid id, where the ledger did not take that when it came."""
         name = (row.batch, row.key)
         entry = self._unwritten.get(name)
-        if entry is None or row.state is not State.INTENT:
+        if entry is None or not _answers(entry, row):
             return row
         try:
             row = await self.ledger.record(entry)
         except LedgerError:
             # It is known all the same.
             return row.after(entry)
-        del self._unwritten[name]
+        self._unwritten.pop(name, None)
         return row
 
-    async def write_down(self) -> None:
-        """Once more what the ledger did not take; what it refuses again stands in the log alone."""
-        for name, entry in self._unwritten.items():
+    async def write_down(self) -> list[Row]:
+        """Once more what the ledger did not take, as it has it then; what it refuses again stands in the log alone."""
+        written: list[Row] = []
+        for name, entry in list(self._unwritten.items()):
             try:
                 found = await self.ledger.find(*name)
-                if found is not None and found[0].state is State.INTENT:
-                    await self.ledger.record(entry)
+                if found is not None and _answers(entry, found[0]):
+                    written.append(await self.ledger.record(entry))
+                self._unwritten.pop(name, None)
+            except NotInHandError:
+                self._unwritten.pop(name, None)
+                log.warning("job %s is another worker's, who finds out about %s", entry.key, entry.prediction_id)
             except LedgerError:
                 log.exception("the ledger could not be written: job %s, prediction %s", entry.key, entry.prediction_id)
+        return written
 
     async def look_for(self, job: Job, row: Row) -> Row:
         """The row of a job that an earlier submit left in doubt, moved on: submitted, or free to be sent again.
@@ -218,7 +225,7 @@ class Submitter:
             if row.state is State.UNCERTAIN:
                 await self._once_more(ask, row, Held(Doubt.WHETHER, ()), None)
             while True:
-                await self.admit(ask.batch, ask.key)
+                await self.admit(ask)
                 await self._admitted()
                 attempt += 1
                 in_custody = True
@@ -381,7 +388,7 @@ class Submitter:
         match verdict:
             case Accepted(prediction):
                 verdict = Accepted(changed(prediction, key=ask.key, model=prediction.model or ask.job.model))
-                await self._accepted(verdict.prediction, ask)
+                await self._accepted(verdict.prediction, ask, attempt)
             case Rejected(refusal, again):
                 refusal.job, refusal.key, refusal.spent = ask.job, ask.key, Spent.NO
                 await self._record(ask, State.PENDING if again else State.REJECTED, error=refusal)
@@ -396,10 +403,10 @@ class Submitter:
                 )
         return verdict
 
-    async def _accepted(self, prediction: Prediction, ask: Ask) -> None:
+    async def _accepted(self, prediction: Prediction, ask: Ask, attempt: int) -> None:
         self.gate.accepted()
         # Recorded before anything else is done with the reply.
-        await self._record(ask, State.SUBMITTED, prediction_id=prediction.id)
+        await self._record(ask, State.SUBMITTED, prediction_id=prediction.id, attempt=attempt)
         self._take_over(prediction, ask)
 
     def _take_over(self, prediction: Prediction, ask: Ask) -> None:
@@ -437,9 +444,15 @@ class Submitter:
             ) from error
 
     async def _record(
-        self, ask: Ask, state: State, *, prediction_id: str | None = None, error: KlingError | None = None
+        self,
+        ask: Ask,
+        state: State,
+        *,
+        prediction_id: str | None = None,
+        attempt: int | None = None,
+        error: KlingError | None = None,
     ) -> None:
-        entry = self._entry(ask, state, prediction_id=prediction_id, error=error)
+        entry = self._entry(ask, state, prediction_id=prediction_id, attempt=attempt, error=error)
         try:
             await self.ledger.record(entry)
         except Exception:
@@ -449,13 +462,20 @@ class Submitter:
                 self._unwritten[ask.batch, ask.key] = entry
 
     def _entry(
-        self, ask: Ask, state: State, *, prediction_id: str | None = None, error: KlingError | None = None
+        self,
+        ask: Ask,
+        state: State,
+        *,
+        prediction_id: str | None = None,
+        attempt: int | None = None,
+        error: KlingError | None = None,
     ) -> Entry:
         return Entry(
             batch=ask.batch,
             key=ask.key,
             state=state,
             at=self.clock.now(),
+            attempt=attempt,
             prediction_id=prediction_id,
             error=None if error is None else error.message,
         )
@@ -517,6 +537,11 @@ class _Refusals:
 
 
 _BACKOFF = Backoff()
+
+
+def _answers(entry: Entry, row: Row) -> bool:
+    """Whether a step has the id that a row waits for."""
+    return row.state in {State.INTENT, State.UNCERTAIN} and row.attempt == entry.attempt
 
 
 def _let_go(task: asyncio.Task[Verdict], slot: Slot) -> None:

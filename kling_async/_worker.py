@@ -25,6 +25,7 @@ from ._core.errors import (
     Problem,
     RequestRejectedError,
     Spent,
+    SubmissionUncertainError,
     UnsupportedError,
 )
 from ._core.prediction import Outcome, Prediction, SavedFile
@@ -118,24 +119,25 @@ class Worker:
         """
         account = self._kling.account
         ledger = shared(account.ledger.of(""))
+        unsaved = self._save_to is not None
         async with anyio.create_task_group() as tasks:
             while self._stopped is None:
                 news = ledger.news
                 room = min(TAKEN_AT_ONCE, STARTING - len(self._starting))
+                taken: list[tuple[Row, Content]] = []
                 try:
-                    taken = (
-                        await ledger.take(room, account.level, unsaved=self._save_to is not None) if room > 0 else []
-                    )
+                    if room > 0:
+                        taken = await ledger.take(room, account.level, unsaved=unsaved, failures=account.retry_failed)
                 except LedgerError as error:
                     log.warning("no jobs can be taken: %s", error.message)
-                    taken = []
                 for row, content in taken:
                     if (row.batch, row.key) in self._busy:
                         # Its lease was lost while it was under way here, and it is not at its end yet.
                         ledger.give_back(row.batch, row.key, again=self._again)
                         continue
                     self._busy.add((row.batch, row.key))
-                    self._starting.add((row.batch, row.key))
+                    if row.state is not State.UNCERTAIN:
+                        self._starting.add((row.batch, row.key))
                     tasks.start_soon(self._take_on, account, ledger, row, content)
                 if not taken:
                     await account.clock.sleep(BREATH)
@@ -159,7 +161,14 @@ class Worker:
             raise LedgerError(
                 f"the ledger has no job {key!r} in the batch {batch!r}", key=key, advice="enqueue it first"
             )
-        outcome = await self._make(account, found[0], await recall_one(account.ledger, account.clock, *found))
+        if (batch, key) in self._busy:
+            # A queue took this process for dead. Who says that the job is done now would have nobody run it again.
+            return KlingError(f"job {key} is under way in this process already", key=key)
+        self._busy.add((batch, key))
+        try:
+            outcome = await self._make(account, found[0], await recall_one(account.ledger, account.clock, *found))
+        finally:
+            self._busy.discard((batch, key))
         if outcome.error is None or isinstance(outcome.error, _FINAL):
             return None
         found = await account.ledger.find(batch, key)
@@ -183,9 +192,14 @@ class Worker:
             row.batch,
             row.key,
             running=prediction is not None and account.watcher.seen(prediction.id) is not None,
-            again=None if isinstance(error, _FINAL) else self._again,
+            again=None if isinstance(error, _FINAL) else self._later(account, row, error),
             error=None if error is None else error.message,
         )
+
+    def _later(self, account: Account, row: Row, error: KlingError | None) -> float:
+        """Seconds until a job is tried again; what stays in doubt is looked for at every doubling of its age."""
+        in_doubt = isinstance(error, SubmissionUncertainError) and row.state is State.UNCERTAIN
+        return max(self._again, account.clock.now() - row.updated_at if in_doubt else 0.0)
 
     async def _make(self, account: Account, row: Row, recalled: Recalled) -> Outcome:
         prediction: Prediction | None = None

@@ -43,7 +43,9 @@ class Budget:
     until the service gives its price back, which may take hours: its bill is looked at when the budget is used up.
 
     It may be used by one session after another, and by several at once: what they write into the same ledger counts
-    once.
+    once. Over a PostgreSQL ledger it holds for all processes together that are given the same cap: what each of them
+    spent, is sending or has in doubt is counted in the ledger before every start. There the attributes say what this
+    process knows, and what is given back counts when it stands in the ledger.
 
     Args:
         usd: The cap in USD: a `Decimal`, a text, or a number.
@@ -114,14 +116,7 @@ class Budget:
 
     def exceeded(self, usd: Decimal) -> BudgetExceededError:
         """The error of a job for which there is no money."""
-        return BudgetExceededError(
-            f"the budget of {dollars(self.usd)} is used up: {dollars(self.spent)} spent"
-            + (f" and {dollars(self.held)} that may have been" if self.held else "")
-            + f", and the job costs {dollars(usd)}",
-            budget=self.usd,
-            used=self.spent + self.held,
-            price=usd,
-        )
+        return exceeded(self.usd, self.spent, self.held, usd)
 
     def part(self, ledger: object, batch: str | None) -> str | None:
         """What has to be recalled of a ledger to count a batch: the batch, or, by None, the whole as before."""
@@ -268,6 +263,58 @@ class Reservation:
         for budget in self.budgets:
             budget.tell()
         return True
+
+
+@attrs.frozen
+class Cap:
+    """What a budget is for in a ledger that several processes share.
+
+    Attributes:
+        usd: The cap in USD.
+        batches: The batches that it is for, by their names; None for all of the ledger's account.
+    """
+
+    usd: Decimal
+    batches: tuple[str, ...] | None
+
+
+@attrs.define
+class Purse:
+    """What of a cap is used, in USD: spent, perhaps spent, and set aside for what is on its way."""
+
+    usd: Decimal
+    spent: Decimal
+    held: Decimal
+    reserved: Decimal
+
+
+def pay(purses: Sequence[Purse], usd: Decimal) -> bool:
+    """Set an amount aside in all of them, or in none; False when that depends on what is on its way.
+
+    Raises:
+        BudgetExceededError: One of them is used up.
+    """
+    for purse in purses:
+        left = purse.usd - purse.spent - purse.held - usd
+        if left < 0:
+            raise exceeded(purse.usd, purse.spent, purse.held, usd)
+        if left < purse.reserved:
+            return False
+    for purse in purses:
+        purse.reserved += usd
+    return True
+
+
+def exceeded(cap: Decimal, spent: Decimal, held: Decimal, usd: Decimal) -> BudgetExceededError:
+    """The error of a job for which there is no money: all in USD."""
+    return BudgetExceededError(
+        f"the budget of {dollars(cap)} is used up: {dollars(spent)} spent"
+        + (f" and {dollars(held)} that may have been" if held else "")
+        + f", and the job costs {dollars(usd)}",
+        budget=cap,
+        used=spent + held,
+        price=usd,
+    )
 
 
 def reserve(budgets: Sequence[Budget], usd: Decimal, origin: Origin | None = None) -> Reservation | Budget:

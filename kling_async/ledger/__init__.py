@@ -17,10 +17,12 @@ from kling_async.ledger.memory import MemoryLedger
 from kling_async.ledger.sqlite import SQLiteLedger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from decimal import Decimal
 
+    from kling_async._core.budget import Cap
     from kling_async._core.catalogue import Level
+    from kling_async._core.prediction import Prediction
 
 __all__ = [
     "MOVES",
@@ -128,11 +130,21 @@ class SharedLedger(Ledger, Protocol):
         """The rows in these states, of a batch or of all, that were in nobody's hand; they are in ours from now on."""
         ...
 
-    async def admit(self, batch: str, key: str, level: Level) -> None:
-        """Return when the account, all of its sessions together, has a slot for a claimed job and lets one more start.
+    async def admit(
+        self, batch: str, key: str, level: Level, price: Decimal | None = None, caps: Sequence[Cap] = ()
+    ) -> None:
+        """Return when a claimed job may start: the account, all of its sessions together, has a slot and the money.
+
+        Args:
+            batch: The batch's name.
+            key: The job's name.
+            level: What the account permits.
+            price: USD that the job costs.
+            caps: What may be spent.
 
         Raises:
             LedgerError: The job is not in hand any more.
+            BudgetExceededError: There is no money for it.
         """
         ...
 
@@ -142,6 +154,19 @@ class SharedLedger(Ledger, Protocol):
         Raises:
             LedgerError: It may not be.
         """
+        ...
+
+    def tell(self, prediction: Prediction, token_hash: str | None) -> None:
+        """Let the account's other sessions know what a webhook told this one.
+
+        Args:
+            prediction: What it told.
+            token_hash: Digest of the token in the webhook's URL, if it had one.
+        """
+        ...
+
+    async def told(self) -> list[tuple[Prediction, str | None]]:
+        """What webhooks have told other sessions since this was asked; waits a few seconds for some."""
         ...
 
 

@@ -15,21 +15,24 @@ import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 import psycopg
 
+from kling_async._core.budget import Cap, Purse, pay
 from kling_async._core.catalogue import Level
 from kling_async._core.content import Content
-from kling_async._core.errors import LedgerError, NotInHandError
+from kling_async._core.errors import BudgetExceededError, LedgerError, NotInHandError
 from kling_async._core.states import Entry, Row, State
+from kling_async.ledger import _notes as notes
 from kling_async.ledger import _tables as tables
 from kling_async.ledger._link import Address, Link, ask
 from kling_async.ledger._tables import Line, line_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 log = logging.getLogger("kling_async")
 
@@ -37,6 +40,8 @@ GROUP = 512
 """Steps that are committed together at most."""
 OPENING = 5.0
 """Seconds that a database is tried for when the ledger is opened."""
+TOLD = 10_000
+"""Deliveries of other processes that are kept until they are asked for."""
 MARGIN = 0.1
 """Part of a lease, at its end, in which nothing is sent any more."""
 
@@ -73,10 +78,12 @@ class Step(Asked):
 
 @attrs.define(eq=False)
 class Admission(Asked):
-    """Somebody who wants one of the account's slots for a job in hand."""
+    """Somebody who wants one of the account's slots for a job in hand, and its price out of some budgets."""
 
     name: Name
     level: Level
+    price: Decimal | None = None
+    caps: tuple[Cap, ...] = ()
 
 
 @attrs.define(eq=False)
@@ -103,6 +110,7 @@ class Desk:
         me: The worker's id, as it stands in what it owns; another one after a lease that was lost.
         lines: What is in hand, as it stands in the database: nobody else writes it.
         held: Of these: what a worker took, and gives back itself.
+        is_open: Whether anything may be asked for.
         live: Whether the lease ran when the present transaction began.
         former: Attempts that were on their way when a lease was lost.
         news: Is set when something has moved, here or in another process; then there is another one.
@@ -123,9 +131,11 @@ class Desk:
         self._link = Link(address, name="kling_async", answer_within=max(1.0, min(10.0, lease / 2)))
         self._ear = Link(address, name="kling_async news", answer_within=10.0)
         self._queue: deque[Asked] = deque()
+        self._told: deque[notes.Told] = deque(maxlen=TOLD)
+        self._heard = asyncio.Event()
         self._flushing: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._open = False
+        self.is_open = False
         self._pid = os.getpid()
         self._forget()
 
@@ -143,15 +153,17 @@ class Desk:
         Raises:
             LedgerError: The database cannot be reached or written, or a later version made its tables.
         """
+        if self.is_open:
+            raise LedgerError(f"the ledger {self._address} is open already", advice="each session needs one of its own")
         self._forget()
         self.former.clear()
         self._pid = os.getpid()
         try:
             await self._link.run(self._migrate, patience=min(OPENING, self._patience))
-            self._open = True
+            self.is_open = True
             await self.beat()
         except BaseException:
-            self._open = False
+            self.is_open = False
             await self._link.aclose()
             raise
         self._tasks = [
@@ -161,16 +173,19 @@ class Desk:
 
     async def aclose(self) -> None:
         """Commit what is left, and hand over what is in hand: others follow it at once."""
-        if not self._open:
+        if not self.is_open:
             return
+        end: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.put(Work(end, self._hand_over))
+        # Whoever asked after it would have jobs in hand again, and nobody to hand them over.
+        self.is_open = False
+        for task in self._tasks:
+            task.cancel()
         try:
-            await self.do(self._hand_over)
+            await end
         except LedgerError as error:
             log.warning("the jobs in hand are others' when the lease ends: %s", error.message)
         finally:
-            self._open = False
-            for task in self._tasks:
-                task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             if self._flushing is not None:
                 await self._flushing
@@ -181,6 +196,14 @@ class Desk:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._poll):
                 await news.wait()
+
+    async def told(self) -> list[notes.Told]:
+        """What webhooks have told other processes since this was asked; waits for some, at most as long as `poll`."""
+        await self.hear(self._heard)
+        told = list(self._told)
+        self._told.clear()
+        self._heard.clear()
+        return told
 
     def in_hand(self, lines: list[Line]) -> None:
         """Lines that are ours from now on."""
@@ -211,7 +234,7 @@ class Desk:
         }
 
     def _check(self) -> None:
-        if not self._open:
+        if not self.is_open:
             raise LedgerError(f"the ledger {self._address} is not open")
         if os.getpid() != self._pid:
             raise LedgerError(
@@ -242,7 +265,7 @@ class Desk:
         """What a piece of work gives, in a transaction of its own; it may be done several times."""
         return await self.ask(lambda end: Work(end, work))
 
-    async def read(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
+    async def read(self, query: str, values: Sequence[object] | Mapping[str, object]) -> list[tuple[Any, ...]]:
         """The rows of a query."""
         found: list[tuple[Any, ...]] = await self.do(lambda connection: ask(connection, query, values))
         return found
@@ -253,12 +276,15 @@ class Desk:
             group = self._group()
             try:
                 await self._commit(group)
-            except LedgerError as error:
+            except Exception as error:  # noqa: BLE001 -- nobody may wait for ever
                 for one in group:
-                    _fail(one, error)
-            except Exception as bug:  # noqa: BLE001 -- nobody may wait for ever
-                for one in group:
-                    _fail(one, bug)
+                    self._give_up(one, error)
+
+    def _give_up(self, asked: Asked, error: Exception) -> None:
+        _fail(asked, error)
+        if isinstance(asked, Step) and asked.future is None:
+            # Nobody here asks for it again. Out of hand it is freed, and whoever takes it finds out the same.
+            self.lines.pop(asked.name, None)
 
     def _group(self) -> list[Asked]:
         """What may be committed together, at least one thing."""
@@ -284,13 +310,16 @@ class Desk:
             _end(first, result)
         elif isinstance(first, Admission):
             admissions = [one for one in group if isinstance(one, Admission)]
-            self.lines |= await self._link.run(lambda link: self._let_in(link, admissions), patience=self._patience)
+            let_in, unpaid = await self._link.run(lambda link: self._let_in(link, admissions), patience=self._patience)
+            self.lines |= let_in
             for one in admissions:
                 line = self.lines.get(one.name)
                 if line is None:
                     _fail(one, lease_ended(one.name[1]))
+                elif one.name in unpaid:
+                    _fail(one, unpaid[one.name])
                 else:
-                    _end(one, line.slot)
+                    _end(one, _is_in(line, one))
         else:
             await self._commit_steps([one for one in group if isinstance(one, Step)])
 
@@ -309,7 +338,7 @@ class Desk:
                 try:
                     await self._commit_steps([step])
                 except LedgerError as error:
-                    _fail(step, error)
+                    self._give_up(step, error)
             return
         for name, line in lines.items():
             if line is not None and line.owner == self.me:
@@ -389,18 +418,41 @@ class Desk:
             row = Row(batch=batch, key=key, digest=content.digest, model=model, state=State.PENDING, updated_at=at)
             lines[batch, key] = Line(id_, self.me, slot=False, row=row)
 
-    async def _let_in(self, connection: Connection, group: list[Admission]) -> dict[Name, Line]:
-        """Slots for jobs in hand, as many as there are."""
+    async def _let_in(self, connection: Connection, group: list[Admission]) -> _Admitted:
+        """Slots for jobs in hand, as many as there are, and the money for them."""
         if not await self.alive(connection):
-            return {}
-        wanted = {line.id: line for one in group if (line := self.lines.get(one.name)) is not None and not line.slot}
+            return {}, {}
+        wanted = [
+            (one, line) for one in group if (line := self.lines.get(one.name)) is not None and not _is_in(line, one)
+        ]
         if not wanted:
-            return {}
+            return {}, {}
         values = self.limits(group[0].level)
         await ask(connection, tables.GATE, [self.account])
-        ((room,),) = await ask(connection, tables.ROOM, {**values, "limit": len(wanted)})
-        let_in = await ask(connection, tables.ADMIT, [list(wanted)[:room], self.me])
-        return {name_of(wanted[id_]): attrs.evolve(wanted[id_], slot=True) for (id_,) in let_in}
+        without = [line.id for _, line in wanted if not line.slot]
+        ((room,),) = await ask(connection, tables.ROOM, {**values, "limit": len(without)})
+        late = set(without[room:])
+        unpaid: dict[Name, BudgetExceededError] = {}
+        purses: dict[Cap, Purse] = {}
+        after: dict[int, Line] = {}
+        for one, line in wanted:
+            for cap in one.caps:
+                if cap not in purses:
+                    ((spent, held, reserved),) = await ask(
+                        connection, tables.MONEY, [self.account, *2 * [cap.batches and list(cap.batches)]]
+                    )
+                    purses[cap] = Purse(cap.usd, spent, held, reserved)
+            if line.id in late:
+                continue
+            try:
+                if pay([purses[cap] for cap in one.caps], one.price or Decimal(0)):
+                    row = attrs.evolve(line.row, cost=one.price) if one.caps else line.row
+                    after[line.id] = attrs.evolve(line, slot=True, row=row)
+            except BudgetExceededError as error:
+                unpaid[one.name] = error
+        costs = [line.row.cost for line in after.values()]
+        let_in = await ask(connection, tables.ADMIT, [list(after), costs, self.me])
+        return {name_of(after[id_]): after[id_] for (id_,) in let_in}, unpaid
 
     async def _migrate(self, connection: Connection) -> None:
         """Bring the tables up to date, one process at a time.
@@ -471,18 +523,23 @@ class Desk:
             except LedgerError as error:
                 log.warning("the lease cannot be renewed: %s", error.message)
 
-    async def tell(self, connection: Connection) -> None:
-        await ask(connection, "SELECT pg_notify(%s, '')", [tables.channel_of(self.account)])
+    async def tell(self, connection: Connection, note: str = "") -> None:
+        await ask(connection, "SELECT pg_notify(%s, %s)", [notes.channel_of(self.account), note])
 
     async def _listen(self) -> None:
         while True:
             try:
                 connection = await self._ear.connect()
-                await ask(connection, f"LISTEN {tables.channel_of(self.account)}")
+                await ask(connection, f"LISTEN {notes.channel_of(self.account)}")
                 self._wake()
                 async with aclosing(connection.notifies()) as heard:
-                    async for _ in heard:
-                        self._wake()
+                    async for note in heard:
+                        told = notes.read(note.payload, me=self.me)
+                        if told is None:
+                            self._wake()
+                        else:
+                            self._told.append(told)
+                            self._heard.set()
             except (psycopg.Error, OSError) as trouble:
                 log.info("news of the ledger %s: %s", self._address, self._address.redact(trouble))
             finally:
@@ -494,6 +551,12 @@ class Desk:
         news.set()
 
 
+def _is_in(line: Line, admission: Admission) -> bool:
+    """Whether a job has its slot, and its price set aside."""
+    return line.slot and (not admission.caps or line.row.cost is not None)
+
+
+_Admitted: TypeAlias = "tuple[dict[Name, Line], dict[Name, BudgetExceededError]]"
 _Ended: TypeAlias = "tuple[Step, Line | LedgerError | None]"
 _History: TypeAlias = tuple[Name, Entry, Line]
 

@@ -10,7 +10,6 @@ until when it is alive, on the database's clock; as long as it stands, the jobs 
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -48,6 +47,11 @@ CREATE TABLE kling_upload(
 CREATE TABLE kling_worker(
   id text PRIMARY KEY, account text NOT NULL, name text NOT NULL, since timestamptz NOT NULL DEFAULT now(),
   lease_until timestamptz NOT NULL);
+""",
+    """
+CREATE INDEX kling_job_failed ON kling_job(account, failures, due_at)
+  WHERE state = 'failed' AND owner IS NULL AND code IN (5000, 5003, 5004);
+CREATE INDEX kling_step_failed ON kling_step(prediction_id) WHERE state = 'failed';
 """,
 )
 """From nothing to the newest tables, one step each. A step that was released is never changed."""
@@ -123,10 +127,14 @@ FROM unnest(%(id)s::bigint[], %(was_owner)s::text[], %(was_attempt)s::bigint[], 
   %(owner)s::text[], %(slot)s::bool[], %(wait)s::float8[], {_ARRAYS})
   AS n(id, was_owner, was_attempt, was_state, owner, slot, wait, {_NAMES})
 WHERE j.id = n.id AND j.owner IS NOT DISTINCT FROM n.was_owner
-AND (j.attempt, j.state) IN ((n.was_attempt, n.was_state), (n.attempt, n.state))
+AND ((j.attempt, j.state) = (n.was_attempt, n.was_state)
+  OR (j.attempt, j.state, j.prediction_id) IS NOT DISTINCT FROM (n.attempt, n.state, n.prediction_id))
 RETURNING j.id
 """
-"""What became of lines; fenced: a line that is somebody else's by now, or at another attempt, is left alone."""
+"""What became of lines; fenced: a line that is somebody else's by now, or at another attempt, is left alone.
+
+As it is to be it may be already: the answer to the commit was lost.
+"""
 
 STEPS = """
 INSERT INTO kling_step(job, state, at, attempt, prediction_id, error, worker)
@@ -167,8 +175,8 @@ GATE = "SELECT pg_advisory_xact_lock(hashtextextended('kling_async ' || %s, 0))"
 """One at a time. A statement of its own: the snapshot of one that waits in it would be older than the wait."""
 _ROOM = """
 WITH held AS MATERIALIZED (
-  SELECT count(*) FILTER (
-      WHERE state <> 'uncertain' OR started_at > statement_timestamp() - %(runs)s * interval '1 second') AS taken,
+  SELECT count(*) FILTER (WHERE (state <> 'uncertain' AND owner IS NOT NULL)
+      OR started_at > statement_timestamp() - %(runs)s * interval '1 second') AS taken,
     count(*) FILTER (WHERE state IN ('pending', 'claimed')) AS starting
   FROM kling_job WHERE account = %(account)s AND slot),
 started AS MATERIALIZED (
@@ -184,7 +192,7 @@ ROOM = _ROOM + "SELECT n FROM room"
 CLAIM = (
     _ROOM
     + f"""
-UPDATE kling_job AS j SET state = 'claimed', owner = %(owner)s, slot = true
+UPDATE kling_job AS j SET state = 'claimed', owner = %(owner)s, slot = true, cost = NULL
 WHERE j.id = ANY(ARRAY(
   SELECT id FROM kling_job
   WHERE account = %(account)s AND state = 'pending' AND owner IS NULL AND due_at <= statement_timestamp()
@@ -211,17 +219,44 @@ WHERE j.id = ANY(ARRAY(
 RETURNING {LINE}
 """
 """Jobs whose videos nobody has saved, for a worker that saves."""
+ADOPT_FAILED = f"""
+UPDATE kling_job AS j SET owner = %(owner)s
+WHERE j.id = ANY(ARRAY(
+  SELECT id FROM kling_job
+  WHERE account = %(account)s AND state = 'failed' AND owner IS NULL AND code IN (5000, 5003, 5004)
+  AND failures <= %(failures)s AND due_at <= statement_timestamp()
+  ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+RETURNING {LINE}
+"""
+"""Jobs that the service failed by its own fault, for a worker that pays for them again."""
 TAKE_OVER = f"""
 UPDATE kling_job AS j SET owner = %(owner)s
 WHERE j.id = ANY(ARRAY(
   SELECT id FROM kling_job
-  WHERE account = %(account)s AND slot AND owner IS NULL AND state = ANY(%(states)s)
-  AND batch = coalesce(%(batch)s, batch) FOR UPDATE SKIP LOCKED))
+  WHERE account = %(account)s AND slot AND owner IS NULL AND due_at <= statement_timestamp()
+  AND state = ANY(%(states)s) AND batch = coalesce(%(batch)s, batch) FOR UPDATE SKIP LOCKED))
 RETURNING {LINE}
 """
 """What was left in some states, all of it, for a session."""
-ADMIT = "UPDATE kling_job SET slot = true WHERE id = ANY(%s) AND owner = %s RETURNING id"
+ADMIT = """
+UPDATE kling_job AS j SET slot = true, cost = coalesce(n.cost, j.cost)
+FROM unnest(%s::bigint[], %s::numeric[]) AS n(id, cost) WHERE j.id = n.id AND j.owner = %s RETURNING j.id
+"""
+MONEY = """
+SELECT coalesce(sum(coalesce(spent, 0) - coalesce(refunded, 0)), 0),
+  coalesce(sum(cost) FILTER (WHERE slot AND state = 'uncertain'), 0),
+  coalesce(sum(cost) FILTER (WHERE slot AND state NOT IN ('uncertain', 'submitted')), 0)
+FROM kling_job WHERE account = %s AND (%s::text[] IS NULL OR batch = ANY(%s))
+"""
+"""USD that was spent, that may have been, and that is on its way. What is to start has its price in its line."""
 
+KNOWN = """
+SELECT prediction_id, fingerprint, model FROM kling_job WHERE account = %(account)s AND prediction_id = ANY(%(ids)s)
+UNION ALL SELECT s.prediction_id, NULL, j.model FROM kling_step s JOIN kling_job j ON j.id = s.job
+WHERE s.state = 'failed' AND s.prediction_id = ANY(%(ids)s) AND j.account = %(account)s
+AND s.prediction_id IS DISTINCT FROM j.prediction_id
+"""
+"""Ids that a job has, or had before it was paid for again."""
 CONTENT = "SELECT job, text, files FROM kling_content WHERE job = ANY(%s)"
 
 
@@ -296,11 +331,6 @@ def keeps_slot(line: Line, state: State) -> bool:
     """
     waits = state in {State.PENDING, State.CLAIMED} and line.row.state is not State.UNCERTAIN
     return state in OPEN or (line.slot and waits)
-
-
-def channel_of(account: str) -> str:
-    """Where the workers of an account tell each other that something has moved."""
-    return f"kling_{hashlib.sha256(account.encode()).hexdigest()[:16]}"
 
 
 TALLY = """

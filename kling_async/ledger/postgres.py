@@ -15,6 +15,7 @@ import attrs
 from kling_async._core.content import Content
 from kling_async._core.errors import ConfigurationError, KeyReusedError, LedgerError
 from kling_async._core.states import OPEN, Entry, Row, State
+from kling_async.ledger import _notes as notes
 from kling_async.ledger import _tables as tables
 from kling_async.ledger._desk import Admission, Connection, Desk, Step, Work, lease_ended, name_of, not_ours
 from kling_async.ledger._link import Address, ask
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable, Sequence
 
+    from kling_async._core.budget import Cap
     from kling_async._core.catalogue import Level
+    from kling_async._core.prediction import Prediction
+    from kling_async.ledger._notes import Told
 
 __all__ = ["BatchTally", "PostgresLedger", "WorkerTally"]
 
@@ -145,12 +149,22 @@ class PostgresLedger:
 
     def unclaim(self, batch: str, key: str) -> None:
         """The job is not going to be submitted now: others may take it."""
-        self._desk.put(Step(None, (batch, key), self._freed, known=True))
+        # What was in hand when it was closed was handed over.
+        if self._desk.is_open:
+            self._desk.put(Step(None, (batch, key), self._freed, known=True))
 
     def _freed(self, line: Line | None) -> Line | None:
-        if line is None or name_of(line) in self._desk.held or line.row.state in _FOLLOWED:
+        if line is None or name_of(line) in self._desk.held or line.row.state is State.SUBMITTED:
             return line
-        return _free(line)
+        return self._let_go(line)
+
+    def _let_go(self, line: Line, after: float = 0.0) -> Line:
+        """The line out of anybody's hand; an intent is in doubt: what came of it could not be written down."""
+        if line.row.state is State.INTENT:
+            self._desk.former[name_of(line)] = line.row.attempt
+        state = _LET_GO.get(line.row.state, line.row.state)
+        row = attrs.evolve(line.row, state=state)
+        return attrs.evolve(line, row=row, owner=None, slot=state in OPEN, wait=after)
 
     async def record(self, entry: Entry) -> Row:
         """Write one step down; return when it is committed, with the row that it left.
@@ -185,7 +199,8 @@ class PostgresLedger:
             row = line.row.after(_storable(entry))
         except ValueError as error:
             raise LedgerError(str(error), key=entry.key, prediction_id=entry.prediction_id) from None
-        owner = line.owner or (self._desk.me if row.state in OPEN else None)
+        # Who records an id watches it; a doubt that stays one is left to whoever takes it.
+        owner = line.owner or (self._desk.me if row.state is State.SUBMITTED else None)
         if row.state in tables.ENDED and (entry.batch, entry.key) not in self._desk.held:
             owner = None
         return attrs.evolve(line, row=row, owner=owner, slot=keeps_slot(line, row.state))
@@ -275,8 +290,8 @@ class PostgresLedger:
 
     async def known(self, prediction_ids: Iterable[str]) -> dict[str, tuple[str | None, str]]:
         """Those of the ids that a row has, each with the fingerprint of what was sent and the model's id."""
-        query = "SELECT prediction_id, fingerprint, model FROM kling_job WHERE account = %s AND prediction_id = ANY(%s)"
-        found = await self._desk.read(query, [self.account, [_text(id_) for id_ in prediction_ids]])
+        ids = [_text(id_) for id_ in prediction_ids]
+        found = await self._desk.read(tables.KNOWN, {"account": self.account, "ids": ids})
         return {id_: (sent, model) for id_, sent, model in found}
 
     async def aclose(self) -> None:
@@ -285,20 +300,25 @@ class PostgresLedger:
 
     # What workers share beyond that
 
-    async def admit(self, batch: str, key: str, level: Level) -> None:
-        """Return when the account has a slot for a job in hand, and lets one more start.
+    async def admit(
+        self, batch: str, key: str, level: Level, price: Decimal | None = None, caps: Sequence[Cap] = ()
+    ) -> None:
+        """Return when the account has a slot for a job in hand, lets one more start, and there is money for it.
 
         Args:
             batch: The batch's name.
             key: The job's name.
             level: What the account permits, all of its workers together.
+            price: USD that the job costs.
+            caps: What may be spent, by all workers together. All of a batch's rows are added up for it.
 
         Raises:
             LedgerError: The job is in another worker's hand.
+            BudgetExceededError: There is no money for it.
         """
         while True:
             news = self._desk.news
-            if await self._desk.ask(lambda end: Admission(end, (batch, key), level)):
+            if await self._desk.ask(lambda end: Admission(end, (batch, key), level, price, tuple(caps))):
                 return
             await self._desk.hear(news)
 
@@ -310,7 +330,19 @@ class PostgresLedger:
         """
         self._desk.fence((batch, key))
 
-    async def take(self, limit: int, level: Level, *, unsaved: bool = False) -> list[tuple[Row, Content]]:
+    def tell(self, prediction: Prediction, token_hash: str | None) -> None:
+        """Let the account's other sessions know what a webhook told this one. What gets lost is read by them."""
+        note = notes.written(self._desk.me, prediction, token_hash)
+        if note is not None:
+            self._desk.put(Work(None, lambda connection: self._desk.tell(connection, note)))
+
+    async def told(self) -> list[Told]:
+        """What webhooks have told other sessions since this was asked; waits for some, at most as long as `poll`."""
+        return await self._desk.told()
+
+    async def take(
+        self, limit: int, level: Level, *, unsaved: bool = False, failures: int = 0
+    ) -> list[tuple[Row, Content]]:
         """Jobs for a worker: what was left running or in doubt, and new ones as far as the account lets them start.
 
         Each is to be given back.
@@ -319,8 +351,14 @@ class PostgresLedger:
             limit: How many at most.
             level: What the account permits, all of its workers together.
             unsaved: Whether completed jobs whose videos nobody has saved are wanted too.
+            failures: Of how many predictions, failed by the service's own fault, a job is wanted all the same.
         """
-        values = self._desk.limits(level)
+        values = {**self._desk.limits(level), "failures": failures}
+        left = [tables.ADOPT]
+        if unsaved:
+            left.append(tables.ADOPT_UNSAVED)
+        if failures:
+            left.append(tables.ADOPT_FAILED)
 
         def taken(result: tuple[list[Line], dict[int, Content]]) -> None:
             self._desk.in_hand(result[0])
@@ -330,7 +368,7 @@ class PostgresLedger:
             found: list[tuple[Any, ...]] = []
             if not await self._desk.alive(connection):
                 return [], {}
-            for query in (tables.ADOPT, *([tables.ADOPT_UNSAVED] if unsaved else [])):
+            for query in left:
                 found += await ask(connection, query, {**values, "owner": self._desk.me, "limit": limit - len(found)})
             if len(found) < limit:
                 await ask(connection, tables.GATE, [self.account])
@@ -367,7 +405,7 @@ class PostgresLedger:
                 state = State.REJECTED if again is None else State.PENDING
                 row = attrs.evolve(line.row, state=state, error=None if error is None else _text(error))
                 line = attrs.evolve(line, row=row)
-            return _free(line, again or 0.0)
+            return self._let_go(line, again or 0.0)
 
         self._desk.put(Step(None, (batch, key), change, known=True))
 
@@ -459,16 +497,10 @@ class PostgresLedger:
 
 _DONE = frozenset({State.COMPLETED, State.EXPIRED, State.DOWNLOADED})
 _ACCEPTED = frozenset({State.SUBMITTED, *_DONE})
-_FOLLOWED = frozenset({State.INTENT, State.SUBMITTED})
-"""Nobody may wait for them, and they are watched or recorded all the same."""
+_LET_GO = {State.CLAIMED: State.PENDING, State.INTENT: State.UNCERTAIN}
+"""What becomes of a state when nobody has the job in hand any more."""
 _UNSENT = frozenset({State.PENDING, State.CLAIMED, State.REJECTED, State.SKIPPED})
 _LARGEST = 2**62
-
-
-def _free(line: Line, after: float = 0.0) -> Line:
-    """The line out of anybody's hand."""
-    row = attrs.evolve(line.row, state=State.PENDING) if line.row.state is State.CLAIMED else line.row
-    return attrs.evolve(line, row=row, owner=None, slot=row.state in OPEN, wait=after)
 
 
 def _text(text: str) -> str:

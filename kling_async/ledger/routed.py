@@ -10,11 +10,13 @@ from kling_async.ledger import SharedLedger
 from kling_async.ledger.sqlite import SQLiteLedger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from decimal import Decimal
 
+    from kling_async._core.budget import Cap
     from kling_async._core.catalogue import Level
     from kling_async._core.content import Content
+    from kling_async._core.prediction import Prediction
     from kling_async._core.states import Entry, Row
     from kling_async.ledger import Ledger
 
@@ -138,28 +140,37 @@ class Ledgers:
 
     async def left(self, states: Iterable[State], batch: str | None) -> list[Row]:
         """The rows in these states, of a batch or of all, that an earlier process left: in a ledger of our own, all."""
-        shared = self._shared_of(batch)
+        shared = self.shared(batch)
         if shared is not None:
             return await shared.left(states, batch)
         ledger = self._default if batch is None else self.of(batch)
         return [row for row in await ledger.rows(states) if batch in {None, row.batch}]
 
-    def _shared_of(self, batch: str | None) -> SharedLedger | None:
+    def tell(self, prediction: Prediction, token_hash: str | None) -> None:
+        """Let the sessions of other processes know what a webhook told this one."""
+        for batch in (None, *self._of):
+            ledger = self.shared(batch)
+            if ledger is not None:
+                ledger.tell(prediction, token_hash)
+
+    def shared(self, batch: str | None) -> SharedLedger | None:
         """The ledger of a batch, or the session's, when several processes may write it."""
         ledger = self._default if batch is None else self.of(batch)
         if ledger not in self._shared:
             self._shared[ledger] = ledger if isinstance(ledger, SharedLedger) else None
         return self._shared[ledger]
 
-    async def admit(self, batch: str, key: str, level: Level) -> None:
-        """Return when the account has a slot for the job, where several processes share it."""
-        shared = self._shared_of(batch)
+    async def admit(
+        self, batch: str, key: str, level: Level, price: Decimal | None = None, caps: Sequence[Cap] = ()
+    ) -> None:
+        """Return when the account has a slot and the money for the job, where several processes share it."""
+        shared = self.shared(batch)
         if shared is not None:
-            await shared.admit(batch, key, level)
+            await shared.admit(batch, key, level, price, caps)
 
     def fence(self, batch: str, key: str) -> None:
         """Make sure that a job is still in this process's hand, where several share it."""
-        shared = self._shared_of(batch)
+        shared = self.shared(batch)
         if shared is not None:
             shared.fence(batch, key)
 

@@ -61,6 +61,7 @@ CREATE INDEX job_open ON job(state) WHERE state IN ('intent', 'submitted', 'unce
 CREATE TABLE step(
   batch TEXT NOT NULL, key TEXT NOT NULL, state TEXT NOT NULL, at REAL NOT NULL, attempt INTEGER NOT NULL,
   prediction_id TEXT, error TEXT);
+CREATE INDEX step_failed ON step(prediction_id) WHERE state = 'failed';
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {VERSION};
 """
@@ -269,7 +270,12 @@ class SQLiteLedger:
         ids = list(prediction_ids)
 
         def work(connection: sqlite3.Connection) -> dict[str, tuple[str | None, str]]:
-            query = "SELECT fingerprint, model FROM job WHERE prediction_id = ?"
+            # What a job that was paid for again had before is still its own.
+            query = (
+                "SELECT fingerprint, model FROM job WHERE prediction_id = ?1 UNION ALL "
+                "SELECT NULL, job.model FROM step JOIN job USING (batch, key) "
+                "WHERE step.prediction_id = ?1 AND step.state = 'failed' LIMIT 1"
+            )
             found = ((id_, connection.execute(query, (_encoded(id_),)).fetchone()) for id_ in ids)
             return {id_: row for id_, row in found if row is not None}
 

@@ -44,6 +44,7 @@ async def check_ledger(make: Callable[[], Ledger]) -> None:
         await _moves(ledger)
         submitted = await _finds(ledger)
         await _many(ledger)
+        await _tries_again(ledger)
         ledger.note(_step("k", State.COMPLETED, 7.0, output="https://outputs.example/p.mp4"))
     finally:
         await ledger.aclose()
@@ -147,6 +148,22 @@ async def _finds(ledger: Ledger) -> Row:
     require(owner == row if ledger.durable else owner in (None, row), f"`owner` did not give the row: {owner!r}")
     require(await ledger.owner("q") is None, "`owner` of an unknown id is to be None")
     return row
+
+
+async def _tries_again(ledger: Ledger) -> None:
+    """A prediction that failed stays known when its job is paid for again: else it could be taken for the new one."""
+    await _claim(ledger, "again")
+    for step in (
+        _step("again", State.INTENT, attempt=1, fingerprint="f"),
+        _step("again", State.SUBMITTED, prediction_id="failed"),
+        _step("again", State.FAILED, prediction_id="failed"),
+    ):
+        await ledger.record(step)
+    await _claim(ledger, "again")
+    await ledger.record(_step("again", State.INTENT, attempt=2, fingerprint="f"))
+    known = await ledger.known(["failed"])
+    require("failed" in known, "`known` has forgotten the prediction of an earlier attempt, which was paid for")
+    await ledger.record(_step("again", State.REJECTED))
 
 
 async def _names(ledger: Ledger, *states: State) -> list[str]:

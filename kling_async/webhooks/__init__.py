@@ -18,8 +18,9 @@ correlates and never authenticates: the signature does not cover it, and whoever
 digest (`token_hash`) is to be kept.
 
 **Several processes.** What a receiver remembers, so that a delivery is taken once, is its own process's; and `deliver`
-runs in the process that received. The SQLite ledger has one writer: a delivery that arrives in another process than the
-one which waits cannot wake it there. Receive in the process of the session, or let the reading find it.
+runs in the process that received. Sessions that share a PostgreSQL ledger tell each other what was delivered to one
+of them, so that any may receive for all. The SQLite ledger has one writer: there, receive in the process of the
+session, or let the reading find it.
 """
 
 from __future__ import annotations

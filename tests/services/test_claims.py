@@ -18,8 +18,8 @@ from kling_async.ledger.postgres import PostgresLedger
 
 pytestmark = pytest.mark.anyio
 
-JOBS = int(os.environ.get("KLING_CLAIM_JOBS", "30000"))
-CLAIMED = int(os.environ.get("KLING_CLAIMED_JOBS", "2000"))
+JOBS = int(os.environ.get("KLING_CLAIM_JOBS", "20000"))
+CLAIMED = int(os.environ.get("KLING_CLAIMED_JOBS", "1000"))
 """Jobs that are claimed at the beginning, and again when all but as many have ended."""
 CAP = 300
 
@@ -86,6 +86,7 @@ async def test_claims_stay_as_fast_and_use_the_indexes(database: str) -> None:
             "limit": 10,
             "states": ["submitted"],
             "batch": None,
+            "failures": 1,
         }
         looked_at = [pages(database, values)]
         first = await drain(ledger, CLAIMED, level)
@@ -95,6 +96,7 @@ async def test_claims_stay_as_fast_and_use_the_indexes(database: str) -> None:
             # What is left is looked for among what takes a slot, by whichever index is smaller.
             (tables.ADOPT, {"kling_job_pkey"}),
             (tables.ADOPT_UNSAVED, {"kling_job_unsaved", "kling_job_pkey"}),
+            (tables.ADOPT_FAILED, {"kling_job_failed", "kling_job_pkey"}),
         ):
             found = explained(database, query, values)
             assert not [node for node in found if node["Node Type"] == "Seq Scan"], found

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from kling_async import ConfigurationError, Job, KeyReusedError, KlingSession, LedgerError, Level
@@ -48,10 +49,12 @@ async def opened(
 
 async def died(ledger: PostgresLedger) -> None:
     """Let go of everything as a killed process does: nothing is handed over."""
-    ledger._desk._open = False
+    ledger._desk.is_open = False
     for task in ledger._desk._tasks:
         task.cancel()
     await asyncio.gather(*ledger._desk._tasks, return_exceptions=True)
+    if ledger._desk._flushing is not None:
+        await ledger._desk._flushing
     await ledger._desk._link.aclose()
 
 
@@ -165,6 +168,7 @@ async def test_what_was_locked_by_a_worker_that_is_cut_off_is_let_go(database: s
         await anyio.sleep(0.3)
         with anyio.fail_after(10):
             assert [row.key for row, _ in await other.take(1, LEVEL)] == ["k"]
+        wire.mend()
         await one.aclose()
         tasks.cancel_scope.cancel()
 
@@ -418,3 +422,123 @@ async def test_a_session_whose_lease_is_about_to_end_sends_nothing(database: str
             await ledger._desk.beat()
             await kling.generate(prompt="a", image="https://p.example/a.png", key="late")
             assert len(emulator.charges()) == 1
+
+
+async def test_a_doubt_that_stays_one_is_nobodys(database: str) -> None:
+    async with opened(database) as one, opened(database) as other:
+        await claim(one, "k")
+        await one.record(step("k", State.INTENT, attempt=1))
+        await one.record(step("k", State.UNCERTAIN))
+        one.unclaim("b", "k")
+        await one.rows(State)
+        # Another session looked at the whole history for a job of its own, and found out nothing about this one.
+        await other.record(step("k", State.UNCERTAIN, error="held"))
+        assert [row.error for row, _ in await one.take(1, LEVEL)] == ["held"]
+
+
+async def test_the_id_that_came_late_is_not_written_over(database: str) -> None:
+    async with opened(database) as other:
+        one = PostgresLedger(database, lease=0.5)
+        await one.open()
+        await claim(one, "k")
+        await one.record(step("k", State.INTENT, attempt=1))
+        one._desk._tasks[0].cancel()
+        await anyio.sleep(0.6)
+        await other._desk.beat()
+        await claim(other, "k")
+        await one.record(step("k", State.SUBMITTED, prediction_id="told"))
+        with pytest.raises(LedgerError, match="another worker's hand"):
+            await other.record(step("k", State.SUBMITTED, prediction_id="counted"))
+        assert [row.prediction_id for row in await other.rows([State.SUBMITTED])] == ["told"]
+        await one.aclose()
+
+
+async def test_what_could_not_be_noted_while_the_database_was_away_is_taken_up_again(database: str) -> None:
+    async with opened(database) as other, anyio.create_task_group() as tasks:
+        wire = postgres.Cut(database)
+        await tasks.start(wire.serve)
+        one = PostgresLedger(wire.url, lease=4.0, patience=0.1)
+        await one.open()
+        for key in ("sent", "unsent"):
+            await claim(one, key)
+        await one.record(step("sent", State.INTENT, attempt=1))
+        await one.record(step("sent", State.SUBMITTED, prediction_id="p"))
+        wire.cut()
+        one.note(step("sent", State.COMPLETED))
+        one.unclaim("b", "unsent")
+        with pytest.raises(LedgerError, match="cannot be reached"):
+            await one.rows(State)
+        wire.mend()
+        await one._desk.beat()
+        # Else they were in hand, and nobody's business, as long as the process lives.
+        with anyio.fail_after(5):
+            assert (await claim(other, "unsent")).state is State.PENDING
+        assert [row.key for row in await other.left([State.SUBMITTED], None)] == ["sent"]
+        await one.aclose()
+        tasks.cancel_scope.cancel()
+
+
+async def test_an_intent_whose_end_could_not_be_written_down_is_in_doubt_when_it_is_let_go(database: str) -> None:
+    async with opened(database) as one, opened(database) as other:
+        await claim(one, "k")
+        await one.record(step("k", State.INTENT, attempt=1))
+        one.unclaim("b", "k")
+        await one.rows(State)
+        ((row, _),) = await other.take(1, LEVEL)
+        assert row.state is State.UNCERTAIN
+        # And whoever has its answer all the same may still write it down.
+        assert (await one.record(step("k", State.SUBMITTED, prediction_id="p"))).prediction_id == "p"
+
+
+async def test_what_is_asked_for_while_it_closes_is_in_nobodys_hand(database: str) -> None:
+    async with opened(database) as other:
+        one = PostgresLedger(database)
+        await one.open()
+        await claim(one, "before")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(one.aclose)
+            await anyio.lowlevel.checkpoint()
+            with pytest.raises(LedgerError, match="not open"):
+                await claim(one, "after")
+        one.unclaim("b", "before")
+        assert await other._desk.read("SELECT 1 FROM kling_job WHERE owner IS NOT NULL", []) == []
+        assert [worker.name for worker in (await other.tally())[1]] == []
+
+
+async def test_a_ledger_that_is_open_is_not_opened_again(database: str) -> None:
+    async with opened(database) as one:
+        await claim(one, "k")
+        with pytest.raises(LedgerError, match="open already"):
+            await one.open()
+        await one.record(step("k", State.INTENT, attempt=1))
+
+
+async def test_what_nobody_follows_takes_no_slot_for_ever(database: str) -> None:
+    ledger = PostgresLedger(database, runs=1.0)
+    await ledger.open()
+    for key in ("a", "b", "c"):
+        await claim(ledger, key)
+        await ledger.record(step(key, State.INTENT, attempt=1))
+        await ledger.record(step(key, State.SUBMITTED, prediction_id=key))
+    # Their worker is gone, and no other one runs that would take them.
+    await ledger.aclose()
+    async with opened(database) as other:
+        other._desk._runs = 1.0
+        await claim(other, "d")
+        with anyio.move_on_after(0.3) as waited:
+            await other.admit("b", "d", LEVEL)
+        assert waited.cancelled_caught
+        with anyio.fail_after(5):
+            await other.admit("b", "d", LEVEL)
+
+
+async def test_a_lease_ends_by_the_clock_of_the_database(database: str) -> None:
+    async with opened(database) as one:
+        await claim(one, "k")
+        # Such as of a machine that slept, and whose own clock stood still.
+        postgres.rows(database, "UPDATE kling_worker SET lease_until = now() - interval '1 second'")
+        one.fence("b", "k")
+        with pytest.raises(LedgerError, match="has ended"):
+            await one.record(step("k", State.INTENT, attempt=1))
+        await one._desk.beat()
+        await one.record(step("k", State.INTENT, attempt=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -13,7 +14,8 @@ import procrastinate
 import procrastinate.exceptions
 import pytest
 
-from kling_async import InvalidJobError, Job, KeyReusedError, State
+from kling_async import InvalidJobError, Job, KeyReusedError, KlingSession, State, Worker, enqueue
+from kling_async.emulator import Emulator
 from kling_async.integrations.procrastinate import KlingTasks, install
 from kling_async.ledger.postgres import PostgresLedger
 from support import postgres
@@ -21,7 +23,7 @@ from support.workers import asked, check, counts, fleet, settled, until
 
 pytestmark = pytest.mark.anyio
 
-JOBS = int(os.environ.get("KLING_WORKER_JOBS", "100"))
+JOBS = int(os.environ.get("KLING_WORKER_JOBS", "60"))
 KILLS = int(os.environ.get("KLING_WORKER_KILLS", "3"))
 SEED = int(os.environ.get("KLING_SEED", "7"))
 
@@ -78,3 +80,19 @@ async def test_rows_and_queue_jobs_are_enqueued_together_or_not_at_all(database:
         with pytest.raises(procrastinate.exceptions.ConnectorException):
             await tasks.enqueue([("refused", job)])
         assert [key for (key,) in postgres.rows(database, "SELECT key FROM kling_job")] == ["k"]
+
+
+async def test_a_job_that_the_queue_runs_beside_itself_is_not_called_done(database: str) -> None:
+    """A process that was taken for dead is not: its job is run again there while the first run goes on."""
+    async with Emulator(level="gold", profile="tiny", timing=1.0, speed=20, downloads=False) as emulator:
+        ledger = PostgresLedger(database)
+        async with KlingSession(
+            emulator.api_key, base_url=emulator.base_url, clock=emulator.clock, ledger=ledger, level="gold"
+        ) as kling:
+            await enqueue(ledger, {"k": Job(prompt="a", image="https://p.example/a.png")}, batch="b")
+            worker = Worker(kling)
+            first, second = await asyncio.gather(worker.run_one("b", "k"), worker.run_one("b", "k"))
+            assert first is None
+            assert "under way in this process" in str(second)
+            assert await worker.run_one("b", "k") is None
+        assert len(emulator.charges()) == 1

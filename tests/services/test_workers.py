@@ -16,8 +16,8 @@ from support.workers import LEASE, asked, check, counts, fleet, peak, settled, u
 
 pytestmark = pytest.mark.anyio
 
-JOBS = int(os.environ.get("KLING_WORKER_JOBS", "160"))
-KILLS = int(os.environ.get("KLING_WORKER_KILLS", "4"))
+JOBS = int(os.environ.get("KLING_WORKER_JOBS", "90"))
+KILLS = int(os.environ.get("KLING_WORKER_KILLS", "3"))
 SEED = int(os.environ.get("KLING_SEED", "7"))
 
 
@@ -52,7 +52,7 @@ async def test_kill_9_of_any_worker_pays_once_and_loses_nothing(database: str, *
 
 
 async def test_a_worker_that_is_cut_off_stops_and_comes_back_by_itself(database: str) -> None:
-    await fill(database, 200)
+    await fill(database, 120)
     async with fleet(seconds=0.5) as workers, anyio.create_task_group() as tasks:
         wire = postgres.Cut(database)
         await tasks.start(wire.serve)
@@ -70,8 +70,8 @@ async def test_a_worker_that_is_cut_off_stops_and_comes_back_by_itself(database:
         await until(database, lambda found: found[State.COMPLETED] > done + 5, within=60)
         assert await workers.end(other, signal.SIGTERM) == 0
         wire.mend()
-        await until(database, settled(200), within=60)
-        check(database, workers.emulator, 200)
+        await until(database, settled(120), within=60)
+        check(database, workers.emulator, 120)
         assert len(workers.processes) == 1
         tasks.cancel_scope.cancel()
 

@@ -1,0 +1,249 @@
+"""Sessions and workers that share an account: what one leaves or hears, another takes up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+from aiohttp import web
+
+from kling_async import (
+    BudgetExceededError,
+    Job,
+    KlingSession,
+    Level,
+    Outcome,
+    State,
+    SubmissionUncertainError,
+    WatchPolicy,
+    Worker,
+)
+from kling_async.emulator import Emulator, faults
+from kling_async.ledger.postgres import PostgresLedger
+from kling_async.webhooks import aiohttp_handler
+from support import postgres
+
+pytestmark = pytest.mark.anyio
+
+LEVEL = Level("test", 1_000_000, 3)
+
+
+def job(name: str) -> Job:
+    return Job(model="kling-v2.1-pro", prompt=name, image="https://p.example/face.png")
+
+
+def session(emulator: Emulator, url: str, *, poll: float = 0.2, lease: float = 30.0, **options: Any) -> KlingSession:
+    options = {"level": LEVEL, "ledger": PostgresLedger(url, lease=lease, poll=poll), **options}
+    return KlingSession(emulator.api_key, base_url=emulator.base_url, clock=emulator.clock, **options)
+
+
+@asynccontextmanager
+async def emulated(**options: Any) -> AsyncIterator[Emulator]:
+    settings = {"level": "gold", "profile": "tiny", "timing": 1.0, "speed": 20, "downloads": False, **options}
+    async with Emulator(**settings) as emulator:
+        yield emulator
+
+
+@asynccontextmanager
+async def working(kling: KlingSession, **options: Any) -> AsyncIterator[None]:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Worker(kling, **options).run)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+async def died(kling: KlingSession) -> None:
+    """What is left of a session whose process was killed: nothing is handed over."""
+    ledger = kling.account.ledger.of("")
+    assert isinstance(ledger, PostgresLedger)
+    desk = ledger._desk
+    desk.is_open = False
+    for task in desk._tasks:
+        task.cancel()
+    await asyncio.gather(*desk._tasks, return_exceptions=True)
+    if desk._flushing is not None:
+        await desk._flushing
+    await desk._link.aclose()
+
+
+@asynccontextmanager
+async def told(kling: KlingSession) -> AsyncIterator[str]:
+    """The URL of a receiver of a session's."""
+    app = web.Application()
+    app.router.add_route("*", "/hooks", aiohttp_handler(await kling.webhook_receiver()))
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/hooks"
+    finally:
+        await runner.cleanup()
+
+
+async def until(url: str, state: State, count: int, *, within: float = 40.0) -> None:
+    query = "SELECT count(*) FROM kling_job WHERE state = %s"
+    with anyio.fail_after(within):
+        while await anyio.to_thread.run_sync(postgres.rows, url, query, state.value) != [(count,)]:  # noqa: ASYNC110 -- another process's
+            await anyio.sleep(0.05)
+
+
+async def test_doubts_that_take_long_keep_no_new_job_waiting(database: str) -> None:
+    async with emulated(input_echo=False) as emulator:
+        emulator.faults.add("submit", faults.AcceptThenDrop(), times=3)
+        async with session(emulator, database, on_uncertain="hold") as kling:
+            doubts = [kling.submit(job(f"doubt {number}"), key=f"doubt-{number}") for number in range(3)]
+            ends = await asyncio.gather(*doubts, return_exceptions=True)
+        assert [type(end) for end in ends] == [SubmissionUncertainError] * 3
+        postgres.rows(database, "UPDATE kling_job SET started_at = started_at - interval '1 hour'")
+        # As many doubts as slots, and a day until anything is shown.
+        async with session(emulator, database, grace=86_400) as kling, working(kling, again=0.2):
+            ledger = kling.account.ledger.of("")
+            assert isinstance(ledger, PostgresLedger)
+            await ledger.enqueue(
+                "b", [(key, await kling.account.content(job(key)), job(key).model) for key in "xyz"], at=0.0
+            )
+            await until(database, State.COMPLETED, 3)
+        assert len(emulator.charges()) == 6
+
+
+async def test_what_a_dead_session_ran_keeps_no_slot_from_the_others(database: str) -> None:
+    """No worker is there, nor does a session open after it: those that are open follow what it left."""
+    async with emulated(timing=20.0) as emulator, session(emulator, database, lease=1.2) as other:
+        async with session(emulator, database, lease=1.2) as one:
+            running = [await one.submit(job(f"{number}"), key=f"left-{number}") for number in range(3)]
+            await died(one)
+        assert len(running) == 3
+        with anyio.fail_after(30):
+            await other.generate(job("new"), key="new")
+        await until(database, State.COMPLETED, 4)
+        assert len(emulator.charges()) == 4
+
+
+RARELY = WatchPolicy(price=1e6, least=86_000, most=86_400, pages=False, deliveries=1.0, scouts=False)
+"""Nothing is read in the time of a test."""
+
+
+async def test_a_webhook_that_reaches_one_session_wakes_who_waits_in_another(database: str) -> None:
+    async with (
+        emulated(timing=20.0) as emulator,
+        session(emulator, database, poll=60.0) as receiving,
+        told(receiving) as url,
+        session(emulator, database, poll=60.0, webhook_url=url, watch=RARELY) as waiting,
+    ):
+        ledger = PostgresLedger(database, poll=60.0)
+        await ledger.open()
+        accepted = await waiting.submit(job("told"), key="k")
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+                # Such as a web handler that waits for what a worker makes.
+                tasks.start_soon(ledger.outcome, "", "k")
+                assert (await waiting.wait(accepted)).output
+        assert not [request for request in emulator.requests if request.route in {"result", "list"}]
+        assert receiving.running == ()
+        await ledger.aclose()
+
+
+async def test_a_webhook_that_reaches_one_session_settles_the_doubt_of_another(database: str) -> None:
+    """Nothing is echoed, and others use the key: without the token it could only be held."""
+    async with (
+        emulated(timing=20.0, input_echo=False) as emulator,
+        session(emulator, database, poll=60.0) as receiving,
+        told(receiving) as url,
+        session(emulator, database, poll=60.0, webhook_url=url, watch=RARELY, grace=86_400) as waiting,
+    ):
+        emulator.faults.add("submit", faults.AcceptThenDrop(), times=1)
+        with anyio.fail_after(30):
+            assert (await waiting.generate(job("told"), key="k")).output
+        assert len(emulator.charges()) == 1
+
+
+async def test_a_paid_id_that_could_not_be_written_down_is_when_the_database_is_back(database: str) -> None:
+    async with (
+        emulated(timing=60.0, input_echo=False) as emulator,
+        anyio.create_task_group() as tasks,
+        session(emulator, database, lease=2.0) as other,
+    ):
+        wire = postgres.Cut(database)
+        await tasks.start(wire.serve)
+        ledger = PostgresLedger(wire.url, lease=2.0, poll=0.2, patience=0.1)
+        async with session(emulator, database, ledger=ledger) as kling:
+            # Answered when the wire has been cut, and given up before it is mended.
+            emulator.faults.add("submit", faults.Delay(10.0, accepted=True), times=1)
+            submitted = asyncio.create_task(kling.submit(job("paid"), key="k"))
+            await until(database, State.INTENT, 1)
+            wire.cut()
+            prediction = await submitted
+            await until(database, State.UNCERTAIN, 1)
+            wire.mend()
+            await until(database, State.SUBMITTED, 1)
+            found = await other.account.ledger.find("", "k")
+            assert found is not None
+            assert found[0].prediction_id == prediction.id
+            await until(database, State.COMPLETED, 1)
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_budget_holds_for_all_sessions_together(database: str) -> None:
+    """Each alone would have money for four."""
+
+    async def run(emulator: Emulator, name: str) -> list[Outcome]:
+        level = Level("test", 1_000_000, 100)
+        jobs = [(f"{name}-{number}", job(f"{name} {number}")) for number in range(8)]
+        async with (
+            session(emulator, database, level=level) as kling,
+            kling.batch(jobs, name="b", budget="2.00") as batch,
+        ):
+            return [outcome async for outcome in batch]
+
+    async with emulated() as emulator:
+        one, other = await asyncio.gather(run(emulator, "one"), run(emulator, "other"))
+        assert len(emulator.charges()) == 4
+        outcomes = [*one, *other]
+        assert len([outcome for outcome in outcomes if outcome.ok]) == 4
+        said = [str(outcome.error) for outcome in outcomes if not outcome.ok]
+        assert all("the budget of $2.00 is used up" in error and "nothing was spent" in error for error in said), said
+
+
+async def test_a_budget_holds_for_all_workers_together(database: str) -> None:
+    async with emulated() as emulator:
+        async with session(emulator, database) as kling:
+            ledger = kling.account.ledger.of("")
+            assert isinstance(ledger, PostgresLedger)
+            jobs = [(f"{key}", await kling.account.content(job(f"{key}")), job("x").model) for key in range(12)]
+            await ledger.enqueue("b", jobs, at=0.0)
+
+        async def work(budget: int) -> None:
+            async with session(emulator, database, budget=budget) as kling:
+                with pytest.raises(BudgetExceededError):
+                    await Worker(kling, again=0.2).run()
+
+        await asyncio.gather(work(2), work(2), work(2))
+        assert len(emulator.charges()) == 4
+        await asyncio.gather(work(4), work(4))
+        assert len(emulator.charges()) == 8
+
+
+async def test_a_failed_job_that_was_to_be_paid_again_is_by_the_next_worker(database: str) -> None:
+    """The first one goes while it waits for the second attempt."""
+    async with emulated(speed=2) as emulator:
+        emulator.faults.add("submit", faults.FailTask(code=5000, seconds=1), times=1)
+        emulator.faults.add("submit", faults.FailTask(code=1402, seconds=1), times=1)
+        async with session(emulator, database, retry_failed=1) as kling, working(kling):
+            ledger = kling.account.ledger.of("")
+            assert isinstance(ledger, PostgresLedger)
+            jobs = [(key, await kling.account.content(job(key)), job(key).model) for key in "ab"]
+            await ledger.enqueue("b", jobs, at=0.0)
+            await until(database, State.FAILED, 2)
+        assert len(emulator.charges()) == 2
+        async with session(emulator, database) as kling, working(kling):
+            await until(database, State.FAILED, 2)
+            await anyio.sleep(0.5)
+        assert len(emulator.charges()) == 2
+        async with session(emulator, database, retry_failed=1) as kling, working(kling):
+            await until(database, State.COMPLETED, 1)
+        # The picture that could not be loaded is none of the service's faults.
+        assert len(emulator.charges()) == 3
