@@ -284,7 +284,9 @@ class Desk:
         _fail(asked, error)
         if isinstance(asked, Step) and asked.future is None:
             # Nobody here asks for it again. Out of hand it is freed, and whoever takes it finds out the same.
-            self.lines.pop(asked.name, None)
+            line = self.lines.pop(asked.name, None)
+            if line is not None and line.row.state is State.INTENT:
+                self.former[asked.name] = line.row.attempt
 
     def _group(self) -> list[Asked]:
         """What may be committed together, at least one thing."""
