@@ -33,7 +33,7 @@ from ._core.errors import (
 )
 from ._core.events import Accepted, Begun, Left, Retrying, Saved, Uploaded
 from ._core.polling import Backoff
-from ._core.prediction import Prediction, SavedFile, Status
+from ._core.prediction import RETRIED, Prediction, SavedFile, Status
 from ._core.reconciliation import fingerprint
 from ._core.states import Entry, Row, State
 from ._core.statistics import SessionStatistics
@@ -788,8 +788,6 @@ URGENT = 86_400.0
 """Seconds before its deletion from which a video is saved before anything else."""
 KEPT = 7 * 86_400.0
 """Seconds that the service keeps predictions and outputs (docs: what-are-predictions)."""
-RETRIED = frozenset({5000, 5003, 5004})
-"""Task codes that are the service's own trouble (docs: error-codes): neither moderation, parameters nor media."""
 
 _BETWEEN_FAILURES = Backoff(first=10.0, cap=120.0)
 _IN_DOUBT = frozenset({State.INTENT, State.UNCERTAIN})

@@ -13,7 +13,9 @@ from ._clock import SystemClock
 from ._core import events
 from ._core.content import content_of
 from ._core.errors import (
+    BudgetExceededError,
     ConfigurationError,
+    InsufficientBalanceError,
     InvalidJobError,
     KeyReusedError,
     KlingError,
@@ -24,6 +26,7 @@ from ._core.errors import (
     PredictionError,
     Problem,
     RequestRejectedError,
+    SkippedError,
     Spent,
     SubmissionUncertainError,
     UnsupportedError,
@@ -69,6 +72,8 @@ _FINAL = (
     UnsupportedError,
 )
 """What will not change by asking again later."""
+_MONEY = (BudgetExceededError, InsufficientBalanceError)
+"""What keeps jobs from being sent, and none from being followed."""
 
 
 class Worker:
@@ -115,7 +120,8 @@ class Worker:
 
         Raises:
             ConfigurationError: The session's ledger is not a shared one.
-            KlingError: What concerns the whole account (key, balance): nothing is taken any more.
+            KlingError: What concerns the whole account (key, balance, budget): nothing is taken any more. Where it is
+                about money, what runs is followed to its end before.
         """
         account = self._kling.account
         ledger = shared(account.ledger.of(""))
@@ -142,7 +148,8 @@ class Worker:
                 if not taken:
                     await account.clock.sleep(BREATH)
                     await ledger.hear(news)
-            tasks.cancel_scope.cancel()
+            if not isinstance(self._stopped, _MONEY):
+                tasks.cancel_scope.cancel()
         if self._stopped is not None:
             raise self._stopped
 
@@ -196,6 +203,11 @@ class Worker:
             error=None if error is None else error.message,
         )
 
+    def _gate(self) -> None:
+        """Let nothing be sent when nothing is to be sent any more."""
+        if self._stopped is not None:
+            raise SkippedError(f"nothing is sent any more: {self._stopped.message}")
+
     def _later(self, account: Account, row: Row, error: KlingError | None) -> float:
         """Seconds until a job is tried again; what stays in doubt is looked for at every doubling of its age."""
         in_doubt = isinstance(error, SubmissionUncertainError) and row.state is State.UNCERTAIN
@@ -222,6 +234,7 @@ class Worker:
                 content=recalled.content,
                 recalled=True,
                 accepted=accepted,
+                gate=self._gate,
             )
             error = prediction.failure(job=job)
             if error is None and self._save_to is not None:
@@ -234,8 +247,9 @@ class Worker:
             spent = Spent.YES if prediction else Spent.UNKNOWN
             error = KlingError(f"{type(bug).__name__}: {bug}", spent=spent, advice="this is a mistake in the program")
             error.__cause__ = bug
-        self.finished += 1
-        self.failed += error is not None
+        skipped = isinstance(error, SkippedError)
+        self.finished += not skipped
+        self.failed += error is not None and not skipped
         cost = job.price(account.provider.name).usd if prediction is not None else None
         outcome = Outcome(job=job, key=row.key, index=0, prediction=prediction, error=error, saved=saved, cost=cost)
         account.observe(events.Finished(at=account.clock.now(), key=row.key, batch=row.batch, outcome=outcome))

@@ -30,7 +30,7 @@ class Timeouts:
 
     Attributes:
         connect: Until a connection stands, DNS and TLS included.
-        read: Of silence while a reply to a read is awaited.
+        read: Until the reply to a read begins; the rest of it may take three times as long.
         submit: From the sent paid request to its reply. It ends a hung connection; it does not limit the generation.
         transfer: Of silence while an image goes up or a video comes down. Transfers have no limit in total.
     """

@@ -130,6 +130,9 @@ class Prediction:
 MODERATION = 1200
 """The task code of refused content (docs/error-codes)."""
 
+RETRIED = frozenset({5000, 5003, 5004})
+"""Task codes that are the service's own trouble (docs/error-codes): neither moderation, parameters nor media."""
+
 _ADVICE = {
     MODERATION: "change the prompt or the image",
     1400: "correct the parameters",

@@ -503,6 +503,12 @@ def worker(
         typer.Option(min=1, help="Videos that may run at once, of all workers together.", show_default="the level's"),
     ] = None,
     lease: Annotated[float, typer.Option(min=1, help="Seconds after which a silent worker's jobs are others'.")] = 60.0,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="USD", help="What the jobs may cost, of all workers together.", rich_help_panel="Money"),
+    ] = None,
+    allow_estimate: AllowEstimateOption = False,
+    retry_failed: RetryOption = 0,
     sole_user: Annotated[
         bool,
         typer.Option("--sole-user", help="Nothing but this ledger uses the key: doubts can be settled by counting."),
@@ -519,6 +525,9 @@ def worker(
         level=level,
         max_in_flight=max_in_flight,
         lease=lease,
+        budget=budget,
+        allow_estimate=allow_estimate,
+        retry_failed=retry_failed,
         sole_user=sole_user,
         quiet=quiet,
         debug=_debug(context),

@@ -115,13 +115,23 @@ class BatchOptions(ABC):
             ConfigurationError: It is no amount.
             UnsupportedError: The provider tells no prices.
         """
-        if self.budget is None:
-            return None
-        if self.provider == "gptproto":
-            raise UnsupportedError(
-                "gptproto tells no prices, so that no budget can be kept", advice="leave out --budget to run without"
-            )
-        return Budget(self.budget, allow_estimate=self.allow_estimate)
+        return budget_of(self.budget, self.provider, allow_estimate=self.allow_estimate)
+
+
+def budget_of(usd: str | None, provider: str, *, allow_estimate: bool) -> Budget | None:
+    """A budget as the user said it, if there is to be one.
+
+    Raises:
+        ConfigurationError: It is no amount.
+        UnsupportedError: The provider tells no prices.
+    """
+    if usd is None:
+        return None
+    if provider == "gptproto":
+        raise UnsupportedError(
+            "gptproto tells no prices, so that no budget can be kept", advice="leave out --budget to run without"
+        )
+    return Budget(usd, allow_estimate=allow_estimate)
 
 
 @attrs.frozen(kw_only=True)

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kling_async._clock import SystemClock
+from kling_async._core.errors import KlingError
 from kling_async._session import KlingSession
 from kling_async._worker import Worker, shared
 from kling_async._worker import enqueue as enqueue_jobs
 from kling_async.cli.choices import LevelChoice
 from kling_async.cli.interrupts import Exit, interruptible, took_interrupt
 from kling_async.cli.ledgers import LedgerName
-from kling_async.cli.output import console, route_logs, say
+from kling_async.cli.output import console, route_logs, say, show_error
 from kling_async.cli.progress import counted, progress
+from kling_async.cli.runner import budget_of
 from kling_async.manifest import read_manifest
 
 if TYPE_CHECKING:
@@ -74,6 +76,9 @@ class WorkerOptions(SharedOptions):
     provider: str = "wavespeed"
     level: LevelChoice = LevelChoice.BRONZE
     max_in_flight: int | None = None
+    budget: str | None = None
+    allow_estimate: bool = False
+    retry_failed: int = 0
     sole_user: bool = False
     quiet: bool = False
     debug: bool = False
@@ -106,6 +111,8 @@ def worker(options: WorkerOptions) -> Exit:
         level=options.level,
         max_in_flight=options.max_in_flight,
         ledger=ledger,
+        budget=budget_of(options.budget, options.provider, allow_estimate=options.allow_estimate),
+        retry_failed=options.retry_failed,
         sole_user=options.sole_user,
         images="upload" if options.provider == "wavespeed" else "inline",
         observers=[display.observer(options.provider)],
@@ -115,16 +122,19 @@ def worker(options: WorkerOptions) -> Exit:
     route_logs(to, debug=options.debug)
 
     async def work() -> Exit:
-        made = Worker(session, save_to=options.out)
+        made, end = Worker(session, save_to=options.out), Exit.WELL
         try:
             async with display, session:
                 say(to, f"A worker of account {ledger.account!r} at {ledger.address}. Ctrl-C or SIGTERM drains it.")
                 await made.run()
         except asyncio.CancelledError:
             took_interrupt()
+        except KlingError as error:
+            show_error(error)
+            end = Exit.SOME_FAILED if made.finished > made.failed else Exit.NOTHING_DONE
         left = len(session.left_running)
         said = f"{counted(made.finished, 'job')} ended, {made.failed} of them failed"
         say(to, said + (f"; {counted(left, 'running job')} handed over" if left else ""))
-        return Exit.WELL
+        return end
 
     return interruptible(work)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from kling_async._core.prediction import RETRIED
 from kling_async._core.states import OPEN, Row, State
 
 if TYPE_CHECKING:
@@ -219,11 +220,12 @@ WHERE j.id = ANY(ARRAY(
 RETURNING {LINE}
 """
 """Jobs whose videos nobody has saved, for a worker that saves."""
+_RETRIED = ", ".join(map(str, sorted(RETRIED)))
 ADOPT_FAILED = f"""
 UPDATE kling_job AS j SET owner = %(owner)s
 WHERE j.id = ANY(ARRAY(
   SELECT id FROM kling_job
-  WHERE account = %(account)s AND state = 'failed' AND owner IS NULL AND code IN (5000, 5003, 5004)
+  WHERE account = %(account)s AND state = 'failed' AND owner IS NULL AND code IN ({_RETRIED})
   AND failures <= %(failures)s AND due_at <= statement_timestamp()
   ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
 RETURNING {LINE}

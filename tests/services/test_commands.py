@@ -218,3 +218,19 @@ async def test_doubts_in_a_database_are_settled_by_hand_unless_a_worker_has_them
     steps = json.loads(await run("--account", "team", "history", "whose", "--json"))
     assert list(dict.fromkeys(step["state"] for step in steps)) == ["pending", "intent", "uncertain", "submitted"]
     assert steps[-1]["prediction_id"] == "id-2"
+
+
+async def test_a_worker_stops_where_the_money_ends(database: str, tmp_path: Path) -> None:
+    cli = Cli(tmp_path)
+    manifest = jobs(tmp_path, *({"key": f"job-{number}", "model": "kling-v2.1-pro"} for number in range(4)))
+    async with Emulator(level="silver", profile="tiny", timing=0.2, downloads=False) as emulator:
+        env = {"KLING_LEDGER": database, "WAVESPEED_API_KEY": emulator.api_key, "WAVESPEED_BASE_URL": emulator.base_url}
+        words = ("worker", "--level", "silver", "--budget", "1.00")
+        await anyio.to_thread.run_sync(lambda: cli("enqueue", manifest, **env))
+        ended = await anyio.to_thread.run_sync(lambda: cli(*words, **env))
+        assert ended.returncode == 1, ended.stderr
+        assert "the budget of $1.00 is used up: $0.90 spent" in ended.stderr
+        # What ran was followed to its end.
+        assert "handed over" not in ended.stderr
+        assert postgres.rows(database, "SELECT count(*) FROM kling_job WHERE state = 'completed'") == [(2,)]
+        assert len(emulator.charges()) == 2
