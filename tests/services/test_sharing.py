@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import anyio
@@ -14,6 +14,7 @@ from aiohttp import web
 from kling_async import (
     BudgetExceededError,
     Job,
+    KeyReusedError,
     KlingSession,
     Level,
     Outcome,
@@ -23,6 +24,7 @@ from kling_async import (
     Worker,
 )
 from kling_async.emulator import Emulator, faults
+from kling_async.integrations.fastapi import JobDesk
 from kling_async.ledger.postgres import PostgresLedger
 from kling_async.webhooks import aiohttp_handler
 from support import postgres
@@ -246,3 +248,25 @@ async def test_a_failed_job_that_was_to_be_paid_again_is_by_the_next_worker(data
             await until(database, State.COMPLETED, 1)
         # The picture that could not be loaded is none of the service's faults.
         assert len(emulator.charges()) == 3
+
+
+async def test_any_process_answers_for_any_key(database: str) -> None:
+    async with (
+        emulated() as emulator,
+        session(emulator, database) as one,
+        session(emulator, database) as two,
+        AsyncExitStack() as desks,
+    ):
+        here, there = JobDesk(), JobDesk()
+        await desks.enter_async_context(here.open(one))
+        await desks.enter_async_context(there.open(two))
+        taken = await here.submit(job("a"), key="a")
+        assert not taken.ended
+        with pytest.raises(KeyReusedError):
+            await there.submit(job("b"), key="a")
+        async with asyncio.timeout(20):
+            # The same job again, to the other process: waited for, and not paid for once more.
+            again = await there.generate(job("a"), key="a")
+            assert (await here.generate(job("a"), key="a")).id == again.id
+        assert (await there.get("a")).state == (await here.get("a")).state == "completed"
+    assert len(emulator.charges()) == 1
