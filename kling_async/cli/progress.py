@@ -1,4 +1,4 @@
-"""The display of a run. It is fed by the events of sessions, and by nothing else."""
+"""The display of a run. It is fed by the events of sessions, and told what holds a session back."""
 
 from __future__ import annotations
 
@@ -72,6 +72,7 @@ class Board:
         budget: What they may cost, if that is limited.
 
     Attributes:
+        held: Says what holds the waiting jobs back, if that is no event; empty when nothing does.
         draining: Whether nothing more is sent: what is let go then has not been begun.
         lines: The accepted jobs without an outcome, by batch and key.
         unsaved: The paid predictions whose outcome is no video on the disk though there may be one: id to key.
@@ -86,6 +87,7 @@ class Board:
         self.spent = Decimal(0)
         self.unpriced = 0
         self.note = ""
+        self.held: Callable[[], str] = str
         self.draining = False
         self.lines: dict[tuple[str, str], Line] = {}
         self.unsaved: dict[str, str] = {}
@@ -347,8 +349,9 @@ class LiveProgress(QuietProgress):
             parts += [Text(), self._running(lines[:room])]
         if len(lines) > room:
             parts.append(Text(f"    and {len(lines) - room} more", "dim"))
-        if board.note:
-            parts += [Text(), Text(clean(board.note), "yellow", no_wrap=True, overflow="ellipsis")]
+        note = board.note or board.held()
+        if note:
+            parts += [Text(), Text(clean(note), "yellow", no_wrap=True, overflow="ellipsis")]
         return Group(*parts)
 
     def _bar(self) -> Table:

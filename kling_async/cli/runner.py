@@ -269,6 +269,7 @@ class _Run:
                 # What was given back since the last run is free to be spent again.
                 await self._compare(kling, began)
             self._batch = self._work.batch(kling)
+            self._board.held = lambda: _held(kling)
             with drains(self._drain):
                 async with self._batch:
                     async for outcome in self._batch:
@@ -472,6 +473,13 @@ class _Run:
             say(self._to, Text(clean(self._unaudited), "yellow"))
         elif found is not None and found.predictions:
             say(self._to, _billed(found))
+
+
+def _held(kling: KlingSession) -> str:
+    """Why waiting jobs are not sent, when it is the rate."""
+    if not kling.statistics().waiting_for_rate:
+        return ""
+    return f"waiting for the rate: {counted(kling.level.starts, 'start')} per {kling.level.per:g} s"
 
 
 def _billed(found: Audit) -> Text:

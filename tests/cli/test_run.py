@@ -270,11 +270,19 @@ async def test_in_a_terminal_money_is_asked_for_and_no_means_no(cli: Cli) -> Non
     assert "\x1b[?25h" in printed  # the cursor is back
 
 
-def _in_terminal(cli: Cli, path: str, answer: str, **env: str) -> tuple[str, int]:
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+def test_in_a_terminal_it_says_that_the_rate_holds_jobs_back(cli: Cli) -> None:
+    path = manifest(cli.folder, *({"key": f"job-{number}"} for number in range(3)))
+    words = ("--emulator", "--speed", "50", "--profile", "tiny", "--level", "bronze", "--max-in-flight", "3")
+    printed, status = _in_terminal(cli, path, "", *words)
+    assert (status, "waiting for the rate: 2 starts per 60 s" in printed) == (0, True)
+
+
+def _in_terminal(cli: Cli, path: str, answer: str, *words: str, **env: str) -> tuple[str, int]:
     """What it shows in a terminal, and its exit status."""
     master, slave = os.openpty()
     process = subprocess.Popen(
-        cli.command("run", path, "--out", "videos"),
+        cli.command("run", path, "--out", "videos", *words),
         cwd=cli.folder,
         env=cli.env | env | {"COLUMNS": "100", "LINES": "40"},
         stdin=slave,
