@@ -14,6 +14,7 @@ import anyio
 import attrs
 
 from . import storage
+from ._admission import Admission
 from ._core.content import Content, content_of
 from ._core.errors import (
     ApiError,
@@ -126,6 +127,8 @@ class Account:
         self.level = level
         self.slots = Slots(level.in_flight, adaptive=adaptive)
         self.gate = Gate(limiter, self.slots, clock)
+        # Of what is in no batch.
+        self._admission = Admission()
         self._saving = anyio.CapacityLimiter(max_saving)
         self._transport = transport
         self._owns_transport = owns_transport
@@ -331,7 +334,7 @@ class Account:
         deadline: float,
         accepted: Callable[[Prediction], None] | None = None,
         batch: str = "",
-        gate: Callable[[], None] | None = None,
+        admission: Admission | None = None,
         content: Content | None = None,
         budget: Budget | None = None,
         recalled: bool = False,
@@ -344,7 +347,7 @@ class Account:
             deadline: Seconds to wait for an end, from each acceptance.
             accepted: Is told every accepted prediction.
             batch: As of `submit`.
-            gate: As of `submit`.
+            admission: As of `submit`.
             content: As of `submit`.
             budget: As of `submit`.
             recalled: As of `submit`.
@@ -353,17 +356,25 @@ class Account:
             KlingError: It was refused, could not be sent, or its end is not known.
         """
         failures = 0
+        failed: Prediction | None = None
+        admission = admission or self._admission
         while True:
-            prediction = await self.submit(
-                job,
-                key=key,
-                batch=batch,
-                gate=gate,
-                content=content,
-                budget=budget,
-                recalled=recalled,
-                failures=failures,
-            )
+            try:
+                prediction = await self.submit(
+                    job,
+                    key=key,
+                    batch=batch,
+                    admission=admission,
+                    content=content,
+                    budget=budget,
+                    recalled=recalled,
+                    failures=failures,
+                )
+            except SkippedError:
+                if failed is None:
+                    raise
+                return failed
+            failed = None
             if accepted is not None:
                 accepted(prediction)
             if prediction.status.ended:
@@ -376,10 +387,15 @@ class Account:
             if prediction.code not in RETRIED or failures > self.retry_failed:
                 return prediction
             delay = _BETWEEN_FAILURES.delay(failures, self._rng.random())
-            self.observe(
-                Retrying(at=self.clock.now(), key=key, batch=batch, job=job, prediction=prediction, again=delay)
-            )
-            await self.clock.sleep(delay)
+            failed = prediction
+            try:
+                with admission:
+                    self.observe(
+                        Retrying(at=self.clock.now(), key=key, batch=batch, job=job, prediction=failed, again=delay)
+                    )
+                    await self.clock.sleep(delay)
+            except SkippedError:
+                return failed
 
     async def submit(
         self,
@@ -387,7 +403,7 @@ class Account:
         *,
         key: str,
         batch: str = "",
-        gate: Callable[[], None] | None = None,
+        admission: Admission | None = None,
         content: Content | None = None,
         budget: Budget | None = None,
         recalled: bool = False,
@@ -401,7 +417,7 @@ class Account:
             job: What to make.
             key: Its name.
             batch: The batch's name; empty outside a batch.
-            gate: Is called when the job has its slot; what it raises ends the job before anything is sent.
+            admission: Of its batch: ends the job before anything is sent.
             content: Its content, where it is known already.
             budget: Of its batch, beside that of the session.
             recalled: Whether it comes out of the ledger: its image files are looked into only when it is sent.
@@ -411,6 +427,7 @@ class Account:
             KlingError: It was refused, could not be sent, or its end is not known.
         """
         name = (batch, key)
+        admission = admission or self._admission
         if self._under_way[name]:
             raise InvalidJobError([Problem("key", f"{key!r} is being submitted already")], job=job, key=key)
         self._under_way[name] += 1
@@ -436,10 +453,11 @@ class Account:
                     row = await self._found_out(job, row, budget)
                     if row.state in _ACCEPTED:
                         return await self._known(job, row)
-                return await self._submit(job, row, gate, budget, content if recalled else None)
+                return await self._submit(job, row, admission, budget, content if recalled else None)
             except (SkippedError, BudgetExceededError) as error:
                 error.job, error.key = job, key
-                if row.state in _NOT_SENT:
+                # What a drained batch lets go stands where it stood, for whoever goes on with it.
+                if row.state in _NOT_SENT and not admission.drained:
                     self.ledger.note(
                         Entry(batch=batch, key=key, state=State.SKIPPED, at=self.clock.now(), error=error.message)
                     )
@@ -517,7 +535,7 @@ class Account:
         self,
         job: Job,
         row: Row,
-        gate: Callable[[], None] | None,
+        admission: Admission,
         budget: Budget | None,
         recalled: Content | None,
     ) -> Prediction:
@@ -527,17 +545,18 @@ class Account:
             raise SubmissionUncertainError(row.error or "", sent_at=row.intent_at, candidates=(), job=job, key=row.key)
         name = (row.batch, row.key)
         try:
-            if recalled is not None:
-                await still_there(job, recalled, row.key, digest)
-            money = await self._money.reserve(name, job, budget)
-            since = self.clock.now()
-            image = await self.images.url(job.image, field="image")
-            end_image = None if job.end_image is None else await self.images.url(job.end_image, field="end_image")
-            self.observe(Uploaded(at=self.clock.now(), key=row.key, batch=row.batch, since=since))
-            webhook, token = self._webhook()
-            request = self.provider.submit(job, image, end_image, webhook=webhook)
-            sent = fingerprint(job.inputs(image, end_image))
-            slot = await self.slots.acquire()
+            with admission:
+                if recalled is not None:
+                    await still_there(job, recalled, row.key, digest)
+                money = await self._money.reserve(name, job, budget)
+                since = self.clock.now()
+                image = await self.images.url(job.image, field="image")
+                end_image = None if job.end_image is None else await self.images.url(job.end_image, field="end_image")
+                self.observe(Uploaded(at=self.clock.now(), key=row.key, batch=row.batch, since=since))
+                webhook, token = self._webhook()
+                request = self.provider.submit(job, image, end_image, webhook=webhook)
+                sent = fingerprint(job.inputs(image, end_image))
+                slot = await self.slots.acquire()
             try:
                 if row.state in _IN_DOUBT:
                     # Who looked for another job may have settled it meanwhile.
@@ -546,14 +565,13 @@ class Account:
                     if row.state in _ACCEPTED:
                         slot.release()
                         return await self._known(job, row)
-                if gate is not None:
-                    gate()
+                admission.check()
             except BaseException:
                 slot.release()
                 raise
         except KlingError as error:
             raise not_sent_now(error, job, row)  # noqa: B904 -- itself, or it has its cause
-        ask = Ask(job, row.key, row.batch, request, sent, self.provider.name, slot, token, money)
+        ask = Ask(job, row.key, row.batch, request, sent, self.provider.name, slot, admission, token, money)
         return await self._submitter.submit(ask, row)
 
     def _webhook(self) -> tuple[str | None, str | None]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias, cast
 import anyio
 import attrs
 
+from ._admission import Admission
 from ._core import events
 from ._core.content import Content
 from ._core.errors import (
@@ -56,9 +57,9 @@ class BatchStatistics:
         completed: Ended well.
         failed: Ended otherwise; uncertain and skipped ones are counted here too.
         uncertain: Of the failed: it is not known whether they were accepted.
-        skipped: Of the failed: never submitted, because admission had stopped.
+        skipped: Of the failed: never submitted, because admission had stopped or the batch was drained.
         spent: USD of the accepted jobs by the price list; jobs without a known price count nothing.
-        exhausted: Whether the input is at its end.
+        exhausted: Whether the input is at its end, or is not read any more.
     """
 
     read: int
@@ -88,12 +89,12 @@ class Batch(anyio.AsyncContextManagerMixin):
     Iterating yields one `Outcome` per job; `completed()` yields the predictions of those that went well. A failed job
     is a value; what concerns the whole account (key, balance) stops admission, and the jobs after it are outcomes with
     a `SkippedError`. What the input itself raises is raised by the iteration, after the outcomes of the jobs before it.
-    Leaving the block early detaches: the session goes on watching what was paid for.
+    Leaving the block early detaches: the session goes on watching what was paid for. To end a batch before its end and
+    have what was paid for, `drain` it and go on iterating.
 
     Attributes:
         name: The batch's name.
         failures: The latest outcomes that did not go well.
-        stopped: Why admission stopped, or None.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Batch(anyio.AsyncContextManagerMixin):
     ) -> None:
         self.name = name
         self.failures: deque[Outcome] = deque(maxlen=failures_kept)
-        self.stopped: KlingError | None = None
+        self._admission = Admission()
         self._account = account
         self._jobs = jobs
         self._ledger = ledger
@@ -189,6 +190,28 @@ class Batch(anyio.AsyncContextManagerMixin):
             if outcome.ok and outcome.prediction is not None:
                 yield outcome.prediction
 
+    @property
+    def stopped(self) -> KlingError | None:
+        """Why admission stopped, or None."""
+        return self._admission.stopped
+
+    @property
+    def drained(self) -> bool:
+        """Whether `drain` was called."""
+        return self._admission.drained
+
+    def drain(self) -> None:
+        """Send nothing more, and end when what was accepted has ended.
+
+        Nothing more is read from the input. What was read and stands before its paid request (its upload, a slot, the
+        rate, a pause, the next attempt after a refusal) is let go: its outcome is a `SkippedError`, and in the ledger
+        it stays as it is, so that the batch can be run again or resumed. What was sent is followed to its end, saved
+        and yielded; then the iteration ends. Nothing is waited for here, and a second call does nothing.
+
+        Call it from any task or callback of the session's loop; from another thread by `loop.call_soon_threadsafe`.
+        """
+        self._admission.drain()
+
     def statistics(self) -> BatchStatistics:
         """Where the jobs are now."""
         return BatchStatistics(
@@ -225,10 +248,11 @@ class Batch(anyio.AsyncContextManagerMixin):
         jobs = recall(account.ledger, self.name, account.clock) if self._jobs is None else each(self._jobs)
         async with aclosing(jobs) as items:
             while True:
-                await self._place(index)
                 try:
-                    item = await anext(items)
-                except StopAsyncIteration:
+                    with self._admission:
+                        await self._place(index)
+                        item = await anext(items)
+                except (StopAsyncIteration, SkippedError):
                     break
                 if isinstance(item, Recalled):
                     job, name = item.job, _Name(item.row.key, item.content)
@@ -302,7 +326,7 @@ class Batch(anyio.AsyncContextManagerMixin):
                 key=key,
                 batch=self.name,
                 deadline=self._deadline,
-                gate=self._gate,
+                admission=self._admission,
                 content=name.content,
                 budget=self._budget,
                 recalled=recalled,
@@ -316,7 +340,7 @@ class Batch(anyio.AsyncContextManagerMixin):
             if isinstance(caught, PredictionError) and caught.prediction is not None:
                 prediction = caught.prediction
             if caught.account_wide and self.stopped is None:
-                self.stopped = caught
+                self._admission.stopped = caught
             # The frames hold images; an outcome may be kept for long.
             caught.__traceback__ = None
         except Exception as bug:  # noqa: BLE001 -- one broken job must not end the others
@@ -346,10 +370,6 @@ class Batch(anyio.AsyncContextManagerMixin):
                 cost=cost,
             ),
         )
-
-    def _gate(self) -> None:
-        if self.stopped is not None:
-            raise SkippedError(f"never submitted, the batch had stopped: {self.stopped.message}") from self.stopped
 
     def _deliver(self, index: int, outcome: Outcome) -> None:
         if outcome.ok:

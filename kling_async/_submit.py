@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import anyio
 import attrs
 
+from ._admission import Admission
 from ._core import events
 from ._core.budget import Reservation
 from ._core.clock import Clock
@@ -77,6 +78,7 @@ class Ask:
         fingerprint: The digest of what the request asks for.
         provider: The provider's name.
         slot: The right to run it.
+        admission: Whether it is still sent.
         token_hash: Digest of the token in its webhook's URL, if it has one.
         money: What is set aside for it.
     """
@@ -88,6 +90,7 @@ class Ask:
     fingerprint: str
     provider: str
     slot: Slot
+    admission: Admission
     token_hash: str | None = None
     money: tuple[Reservation, ...] = ()
 
@@ -216,6 +219,7 @@ class Submitter:
 
         Raises:
             SubmissionUncertainError: It was sent, and its end is not known.
+            SkippedError: Its batch was drained before it was sent.
             KlingError: It was refused, or nothing could be sent.
         """
         attempt = row.attempt
@@ -225,8 +229,9 @@ class Submitter:
             if row.state is State.UNCERTAIN:
                 await self._once_more(ask, row, Held(Doubt.WHETHER, ()), None)
             while True:
-                await self.admit(ask)
-                await self._admitted()
+                with ask.admission:
+                    await self.admit(ask)
+                    await self._admitted()
                 attempt += 1
                 in_custody = True
                 verdict = await self._in_custody(ask, attempt)
@@ -244,8 +249,9 @@ class Submitter:
                         self._refused(ask, error, delay)
                         if delay is None:
                             raise error
-                        await self.clock.sleep(delay)
-                        await ask.slot.turn()
+                        with ask.admission:
+                            await self.clock.sleep(delay)
+                            await ask.slot.turn()
         except BaseException:
             if not in_custody:
                 ask.slot.release()

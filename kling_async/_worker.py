@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from ._admission import Admission
 from ._batch import KEY_LENGTH, Jobs, each
 from ._clock import SystemClock
 from ._core import events
@@ -113,7 +114,7 @@ class Worker:
         self._again = again
         self._starting: set[tuple[str, str]] = set()
         self._busy: set[tuple[str, str]] = set()
-        self._stopped: KlingError | None = None
+        self._admission = Admission()
 
     async def run(self) -> None:
         """Take jobs and make them, until this is cancelled.
@@ -127,7 +128,7 @@ class Worker:
         ledger = shared(account.ledger.of(""))
         unsaved = self._save_to is not None
         async with anyio.create_task_group() as tasks:
-            while self._stopped is None:
+            while self._admission.stopped is None:
                 news = ledger.news
                 room = min(TAKEN_AT_ONCE, STARTING - len(self._starting))
                 taken: list[tuple[Row, Content]] = []
@@ -148,10 +149,10 @@ class Worker:
                 if not taken:
                     await account.clock.sleep(BREATH)
                     await ledger.hear(news)
-            if not isinstance(self._stopped, _MONEY):
+            if not isinstance(self._admission.stopped, _MONEY):
                 tasks.cancel_scope.cancel()
-        if self._stopped is not None:
-            raise self._stopped
+        if self._admission.stopped is not None:
+            raise self._admission.stopped
 
     async def run_one(self, batch: str, key: str) -> KlingError | None:
         """Make one job of the ledger, or wait for the worker that has it in hand. Safe to repeat.
@@ -193,8 +194,8 @@ class Worker:
             self._starting.discard((row.batch, row.key))
             self._busy.discard((row.batch, row.key))
         error, prediction = outcome.error, outcome.prediction
-        if error is not None and error.account_wide and self._stopped is None:
-            self._stopped = error
+        if error is not None and error.account_wide and self._admission.stopped is None:
+            self._admission.stopped = error
         ledger.give_back(
             row.batch,
             row.key,
@@ -202,11 +203,6 @@ class Worker:
             again=None if isinstance(error, _FINAL) else self._later(account, row, error),
             error=None if error is None else error.message,
         )
-
-    def _gate(self) -> None:
-        """Let nothing be sent when nothing is to be sent any more."""
-        if self._stopped is not None:
-            raise SkippedError(f"nothing is sent any more: {self._stopped.message}")
 
     def _later(self, account: Account, row: Row, error: KlingError | None) -> float:
         """Seconds until a job is tried again; what stays in doubt is looked for at every doubling of its age."""
@@ -234,7 +230,7 @@ class Worker:
                 content=recalled.content,
                 recalled=True,
                 accepted=accepted,
-                gate=self._gate,
+                admission=self._admission,
             )
             error = prediction.failure(job=job)
             if error is None and self._save_to is not None:

@@ -8,7 +8,7 @@
     ├── ManifestError (ValueError)           rows of a manifest are wrong, nothing was sent; `problems` has every line
     ├── UnsupportedError                     this provider has no such endpoint or model
     ├── SessionClosedError                   the session is not open (any more); nothing was sent
-    ├── SkippedError                         never submitted: its batch had stopped admission
+    ├── SkippedError                         never submitted: its batch had stopped or was drained
     ├── QueueFullError                       too many jobs wait already; nothing was sent; `retry_after`
     ├── UnknownJobError                      no job has this key
     ├── BudgetExceededError                  it would cost more than the budget has left         (account-wide)
@@ -217,7 +217,7 @@ class SessionClosedError(KlingError):
 
 
 class SkippedError(KlingError):
-    """The job was never submitted, because its batch had stopped admission; `__cause__` says why."""
+    """The job was never submitted: its batch was drained, or had stopped admission; then `__cause__` says why."""
 
     default_advice = "run the batch again when the cause is mended"
 

@@ -74,6 +74,12 @@ def _folder(ledger: LedgerName) -> Path:
     return ledger.path.parent
 
 
+if TYPE_CHECKING:
+    _LedgerName = LedgerName
+else:
+    # Of an argument that a parser reads, typer's help shows the name of its type, whatever its metavar.
+    _LedgerName = type("file|url", (), {})
+
 LedgerOption = Annotated[
     LedgerName | None,
     typer.Option(
@@ -142,10 +148,9 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but th
 JsonLinesOption = Annotated[bool, typer.Option("--json", help="Results as JSON lines on stdout, the rest on stderr.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
 LedgerArgument = Annotated[
-    LedgerName,
+    _LedgerName,
     typer.Argument(
         parser=_known_ledger,
-        metavar="FILE|URL",
         envvar=VARIABLE,
         help="The file that a run wrote, or the database that is shared: postgresql://... By default KLING_LEDGER.",
         show_default=False,

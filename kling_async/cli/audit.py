@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
@@ -10,7 +9,7 @@ import anyio
 import anyio.to_thread
 import attrs
 
-from kling_async._core.errors import NotInHandError
+from kling_async._core.errors import LedgerError, NotInHandError
 from kling_async._core.states import OPEN, Entry
 from kling_async._spending import IDS_AT_ONCE
 from kling_async.cli.reading import rows_of, steps_of
@@ -137,10 +136,16 @@ async def _note(kling: KlingSession, job: _Job, bill: _Bill) -> None:
         return
     # It stays where it stands, since when it stands there.
     row = found[0]
-    step = Entry(batch=row.batch, key=row.key, state=row.state, at=row.updated_at, refunded=refunded)
-    # Another worker still saves it, say: the next run notes what was given back.
-    with contextlib.suppress(NotInHandError):
+    step = Entry(batch=row.batch, key=row.key, state=row.state, at=row.updated_at, refunded=refunded, seen=row.place)
+    try:
         job.row = await kling.account.ledger.record(step)
+    except NotInHandError:
+        pass  # another worker still saves it, say: the next run notes what was given back
+    except LedgerError:
+        found = await kling.account.ledger.find(row.batch, row.key)
+        if found is not None and found[0].place == row.place:
+            raise
+        # It has moved on, being sent again, say: the same.
 
 
 def _compared(jobs: list[_Job], bill: _Bill, since: float) -> Audit:

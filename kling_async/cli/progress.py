@@ -1,4 +1,4 @@
-"""The display of a run. It is fed by the events of sessions, and by nothing else."""
+"""The display of a run. It is fed by the events of sessions, and told what holds a session back."""
 
 from __future__ import annotations
 
@@ -72,6 +72,8 @@ class Board:
         budget: What they may cost, if that is limited.
 
     Attributes:
+        held: Says what holds the waiting jobs back, if that is no event; empty when nothing does.
+        draining: Whether nothing more is sent: what is let go then has not been begun.
         lines: The accepted jobs without an outcome, by batch and key.
         unsaved: The paid predictions whose outcome is no video on the disk though there may be one: id to key.
         uncertain: Keys of jobs of which it is not known whether they were accepted.
@@ -85,6 +87,8 @@ class Board:
         self.spent = Decimal(0)
         self.unpriced = 0
         self.note = ""
+        self.held: Callable[[], str] = str
+        self.draining = False
         self.lines: dict[tuple[str, str], Line] = {}
         self.unsaved: dict[str, str] = {}
         self.uncertain: list[str] = []
@@ -145,6 +149,8 @@ class Board:
                     self.unsaved.pop(prediction.id, None)
             case events.Retrying(again=again):
                 self.note = f"{event.key} failed at the service, paid for again in {again:.0f} s"
+            case events.Finished(outcome=outcome) if self.draining and isinstance(outcome.error, SkippedError):
+                self.admitted -= 1
             case events.Finished(outcome=outcome):
                 self.refused_before_acceptance += self.lines.pop(name, None) is None
                 self.done += outcome.ok
@@ -343,8 +349,9 @@ class LiveProgress(QuietProgress):
             parts += [Text(), self._running(lines[:room])]
         if len(lines) > room:
             parts.append(Text(f"    and {len(lines) - room} more", "dim"))
-        if board.note:
-            parts += [Text(), Text(clean(board.note), "yellow", no_wrap=True, overflow="ellipsis")]
+        note = board.note or board.held()
+        if note:
+            parts += [Text(), Text(clean(note), "yellow", no_wrap=True, overflow="ellipsis")]
         return Group(*parts)
 
     def _bar(self) -> Table:
@@ -370,7 +377,7 @@ class LiveProgress(QuietProgress):
         saving = board.saving
         waiting = max(board.waiting, (board.total or 0) - board.accepted - board.refused_before_acceptance)
         counts = (
-            ("○", waiting, "waiting", "dim"),
+            ("○", waiting, "not sent" if board.draining else "waiting", "dim"),
             ("●", len(board.lines) - saving, "running", "cyan"),
             ("↓", saving, "saving", "blue"),
             ("✓", board.done, "done", "green"),
@@ -388,6 +395,8 @@ class LiveProgress(QuietProgress):
         pace = "" if rate is None else f"{rate * 60:.0f} a minute"
         if left:
             pace += f", about {span(left)} left"
+        if board.draining:
+            pace = "draining, nothing more is sent"
         money = Text(f"{usd(board.spent)} spent" if board.budget is None else against(board.budget), "bold")
         if board.unpriced and board.budget is None:  # a budget has asked the service for those
             money.append(f" + {counted(board.unpriced, 'job')} of unknown price", "dim")

@@ -50,6 +50,11 @@ class ResumeOptions(BatchOptions):
         file = self.ledger.path
         return Path(f"kling-{self.name}" if self.name else "kling-results") if file is None else file.parent
 
+    @property
+    def from_ledger(self) -> bool:
+        """Whether the ledger has all jobs before the first is sent."""
+        return True
+
 
 def resume(options: ResumeOptions) -> Exit:
     """Find the batch, estimate, ask, run, tell."""

@@ -31,7 +31,7 @@ from kling_async._session import KlingSession
 from kling_async.cli.audit import Audit, audit
 from kling_async.cli.choices import LevelChoice
 from kling_async.cli.export import again_command, tell_left_out
-from kling_async.cli.interrupts import Exit, took_interrupt
+from kling_async.cli.interrupts import Exit, drains, took_interrupt
 from kling_async.cli.output import clean, pretty, say, show_error, span, table, usd
 from kling_async.cli.places import is_store, place, plain
 from kling_async.cli.plan import Plan, compared
@@ -93,6 +93,11 @@ class BatchOptions(ABC):
     @property
     def rehearsal(self) -> bool:
         """Whether an emulator in this process makes the videos."""
+        return False
+
+    @property
+    def from_ledger(self) -> bool:
+        """Whether the ledger has all jobs before the first is sent."""
         return False
 
     def session(self, **more: Any) -> KlingSession:
@@ -274,13 +279,26 @@ class _Run:
                 # What was given back since the last run is free to be spent again.
                 await self._compare(kling, began)
             self._batch = self._work.batch(kling)
-            async with self._batch:
-                async for outcome in self._batch:
-                    self._tell_outcome(outcome)
+            self._board.held = lambda: _held(kling)
+            with drains(self._drain):
+                async with self._batch:
+                    async for outcome in self._batch:
+                        self._tell_outcome(outcome)
             self._took = self._clock.monotonic() - self._start
             if self._options.audit:
                 self._board.note = "reading the service's bill"
                 await self._compare(kling, began)
+
+    def _drain(self) -> None:
+        """Send nothing more, and end when what runs has ended."""
+        if self._batch is None:  # pragma: no cover -- it is called while there is one
+            return
+        self.interrupted = self._board.draining = True
+        self._board.note = ""
+        self._batch.drain()
+        running = len(self._board.lines)
+        waited = f"{counted(running, 'running video')} {'is' if running == 1 else 'are'} waited for"
+        say(self._to, Text(f"Draining: {waited}, nothing more is sent. Ctrl-C again stops now.", "yellow"))
 
     @asynccontextmanager
     async def _shown(self) -> AsyncGenerator[None, None]:
@@ -359,7 +377,11 @@ class _Run:
             say(to, "What is known of the uncertain ones, and how to settle them by hand:")
             tell_command(to, shlex.join(["kling-async", "ledger", *options.ledger_path.words]))
         if self.interrupted and not options.rehearsal:
-            say(to, "The same command goes on where this one stopped, and pays for nothing twice. So does:")
+            said = "The same command goes on where this one stopped, and pays for nothing twice. So does"
+            unread = 0 if self._batch is None else self._work.total - self._batch.statistics().read
+            if unread and not options.from_ledger:
+                said += f", without the {counted(unread, 'job')} that only the manifest has"
+            say(to, f"{said}:")
             tell_command(to, self._resume_command())
         if self.trouble is not None:
             show_error(self.trouble)
@@ -461,6 +483,13 @@ class _Run:
             say(self._to, Text(clean(self._unaudited), "yellow"))
         elif found is not None and found.predictions:
             say(self._to, _billed(found))
+
+
+def _held(kling: KlingSession) -> str:
+    """Why waiting jobs are not sent, when it is the rate."""
+    if not kling.statistics().waiting_for_rate:
+        return ""
+    return f"waiting for the rate: {counted(kling.level.starts, 'start')} per {kling.level.per:g} s"
 
 
 def _billed(found: Audit) -> Text:

@@ -50,7 +50,8 @@ def gallery_of_ledger(
         title, beside = "Kling", folder.parent
     else:
         title, beside = Path(ledger).stem, Path(ledger).absolute().parent
-    deck = Deck(batch or title, total=len(rows), limit=max(LIMIT, len(rows)))
+    batches = {row.batch for row in rows}
+    deck = Deck((batches.pop() if len(batches) == 1 else batch) or title, total=len(rows), limit=max(LIMIT, len(rows)))
     pictures = Pictures(folder)
     steps = read_steps(ledger, account=account, batch=batch)
     ended = {(step.batch, step.key): step.at for step in steps if step.state is State.COMPLETED}

@@ -552,12 +552,24 @@ def _found(path: Path, query: str, values: Iterable[object]) -> Iterator[tuple[A
     """
     if not path.exists():
         raise LedgerError(f"there is no ledger {path}", advice="name the file that was given as ledger=")
+    # Who may only read leaves behind what SQLite lays beside the file; who may write removes it with the last
+    # connection. Where steps stand there, a writer's that lives or was killed, reading leaves them alone.
+    mode = "ro" if _steps_beside(path) else "rw"
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True)) as connection:
+            connection.execute("PRAGMA query_only = ON")
             _verify(connection, path)
             yield from connection.execute(query, tuple(values))
     except sqlite3.DatabaseError as error:
         raise _unusable(path, error) from error
+
+
+def _steps_beside(path: Path) -> bool:
+    """Whether steps wait beside the file to be taken into it."""
+    try:
+        return path.with_name(f"{path.name}-wal").stat().st_size > 0
+    except OSError:
+        return False
 
 
 _UNDER_WAY = OPEN | {State.PENDING, State.CLAIMED}

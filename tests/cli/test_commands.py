@@ -63,6 +63,13 @@ def test_the_help_of_every_command_documents_the_exit_statuses(command: str) -> 
     assert "0 all went well, 1 some jobs failed, 2 bad input or usage, 3 nothing was done, 130" in result.output
 
 
+@pytest.mark.parametrize("command", ["resume", "status", "ledger", "export", "gallery"])
+def test_the_help_says_what_a_ledger_can_be(command: str) -> None:
+    shown = run(command, "--help").output
+    assert "<file|url>" in shown
+    assert "LedgerName" not in shown
+
+
 def test_no_option_takes_a_key() -> None:
     assert all(
         "key" not in word for command in COMMANDS for word in run(command, "--help").output.split() if word[:2] == "--"

@@ -30,10 +30,37 @@ SCRIPT = textwrap.dedent(
     """
 )
 
+DRAINING = textwrap.dedent(
+    """
+    import asyncio
+    from kling_async.cli.interrupts import Exit, drains, interruptible, took_interrupt
 
-def start(cli: Cli, closing: float) -> subprocess.Popen[str]:
+    async def work():
+        empty = asyncio.Event()
+
+        def drain():
+            print("draining", flush=True)
+            asyncio.get_running_loop().call_later({closing}, empty.set)
+
+        try:
+            with drains(drain):
+                print("working", flush=True)
+                await empty.wait()
+            print("empty", flush=True)
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            took_interrupt()
+        print("closed", flush=True)
+        return Exit.INTERRUPTED
+
+    raise SystemExit(interruptible(work))
+    """
+)
+
+
+def start(cli: Cli, closing: float, script: str = SCRIPT) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT.replace("{closing}", str(closing))],
+        [sys.executable, "-c", script.replace("{closing}", str(closing))],
         env=cli.env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -63,3 +90,36 @@ def test_the_third_press_gives_up(cli: Cli) -> None:
         out, err = process.communicate(timeout=20)
     assert (out, process.returncode) == ("closing\n", 130)
     assert err == "\nClosing: what was sent is being recorded. Once more gives that up.\nGiven up.\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_press_drains_and_the_second_stops(cli: Cli, number: signal.Signals) -> None:
+    with start(cli, 60.0, DRAINING) as process:
+        cli.wait_for(process, "working")
+        process.send_signal(number)
+        process.send_signal(number)  # as some terminals do
+        cli.wait_for(process, "draining")
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+    assert (out, err, process.returncode) == ("closed\n", "", 130)
+
+
+def test_what_comes_after_the_drained_work_is_stopped_by_the_next_press(cli: Cli) -> None:
+    with start(cli, 0.0, DRAINING) as process:
+        cli.wait_for(process, "working")
+        process.send_signal(signal.SIGINT)
+        cli.wait_for(process, "empty")
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert (out, err, process.returncode) == ("closed\n", "", 130)
+
+
+def test_a_closed_terminal_drains_nothing(cli: Cli) -> None:
+    with start(cli, 60.0, DRAINING) as process:
+        cli.wait_for(process, "working")
+        process.send_signal(signal.SIGHUP)
+        out, err = process.communicate(timeout=20)
+    assert (out, err, process.returncode) == ("closed\n", "", 130)

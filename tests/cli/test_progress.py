@@ -115,6 +115,17 @@ def test_the_time_that_is_left_follows_from_how_fast_the_latest_ended() -> None:
     assert (unknown.rate(110.0), unknown.left(110.0)) == (1.0, None)
 
 
+def test_what_a_drained_batch_lets_go_was_never_begun() -> None:
+    board = Board(4)
+    for event in (admitted("a"), accepted("a"), admitted("b"), admitted("c")):
+        board.take(event, "wavespeed")
+    board.draining = True
+    for event in (finished("b", SkippedError("drained"), paid=False), finished("a")):
+        board.take(event, "wavespeed")
+    board.take(finished("c", KlingError("refused"), paid=False), "wavespeed")
+    assert (board.admitted, board.waiting, board.done, board.failed, board.refused_before_acceptance) == (2, 0, 1, 1, 1)
+
+
 def test_two_sessions_may_use_the_same_key() -> None:
     board = Board()
     for batch in ("x", "y"):
@@ -170,8 +181,10 @@ async def test_a_terminal_gets_a_picture_that_goes_away_and_failures_that_stay()
             observe(accepted(f"job-{number}", at=60.0 + number))
         observe(changed("job-29", Status.COMPLETED))
         observe(finished("job-3", KlingError("no video")))
+        display.board.held = lambda: "waiting for the rate"
         display._live.refresh()
     shown = re.sub(" +", " ", text.getvalue())
+    assert "waiting for the rate" in shown
     assert "10 waiting ● 28 running ↓ 1 saving ✓ 0 done ✗ 1 failed" in shown
     assert "$13.50 spent" in shown
     assert "job-29 kling-v2.1-pro 5 s saving 0:11" in shown

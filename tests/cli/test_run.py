@@ -18,6 +18,7 @@ import pytest
 from anyio.to_thread import run_sync
 
 from kling_async.emulator import Emulator, faults
+from kling_async.ledger import State, read_ledger
 from support.cli import Cli, jobs
 from support.pictures import jpeg
 
@@ -129,7 +130,7 @@ async def test_gptproto_gets_the_pictures_within_the_request(cli: Cli) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.anyio
-async def test_an_interrupt_says_what_still_runs_and_fetch_brings_it(cli: Cli, number: signal.Signals) -> None:
+async def test_a_second_interrupt_says_what_still_runs_and_fetch_brings_it(cli: Cli, number: signal.Signals) -> None:
     path = manifest(cli.folder, *({"key": f"job-{number}"} for number in range(3)))
     async with service(speed=20, timing=80.0) as emulator:
         env = at(emulator)
@@ -137,7 +138,11 @@ async def test_an_interrupt_says_what_still_runs_and_fetch_brings_it(cli: Cli, n
         with process:
             for _ in range(3):
                 await run_sync(cli.wait_for, process, "accepted")
-            process.send_signal(number)
+            if number is signal.SIGHUP:
+                # There is nobody any more who could press twice.
+                process.send_signal(number)
+            else:
+                await run_sync(cli.stop, process, number)
             rest, _ = await run_sync(process.communicate)
         assert process.returncode == 130
         ids = {charge.prediction_id for charge in emulator.charges()}
@@ -166,7 +171,7 @@ async def test_an_interrupt_leaves_no_half_named_file(cli: Cli) -> None:
             await run_sync(cli.wait_for, process, "saved")
             with anyio.fail_after(20):
                 await run_sync(_until_there, cli.folder / "videos", ".*.part", abandon_on_cancel=True)
-            process.send_signal(signal.SIGINT)
+            await run_sync(cli.stop, process)
             rest, _ = await run_sync(process.communicate)
     assert process.returncode == 130
     assert "1 of 2 videos in videos" in rest
@@ -174,6 +179,40 @@ async def test_an_interrupt_leaves_no_half_named_file(cli: Cli) -> None:
     (left,) = videos(cli.folder / "videos")
     assert left in {"quick.mp4", "slow.mp4"}
     assert (cli.folder / "videos" / left).stat().st_size > 1000
+
+
+@pytest.mark.anyio
+async def test_one_interrupt_drains_and_a_resume_sends_the_rest(cli: Cli) -> None:
+    path = manifest(cli.folder, *({"key": f"job-{number}"} for number in range(6)))
+    options = ("--out", "videos", "--level", "gold", "--max-in-flight", "2")
+    async with service(speed=20, timing=30.0) as emulator:
+        env = at(emulator)
+        with cli.start("run", path, *options, **env) as process:
+            for _ in range(2):
+                await run_sync(cli.wait_for, process, "accepted")
+            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGINT)  # as some terminals do
+            rest, _ = await run_sync(process.communicate)
+        assert process.returncode == 130
+        assert "Draining: 2 running videos are waited for, nothing more is sent. Ctrl-C again stops now.\n" in rest
+        assert "Interrupted. 2 of 6 videos in videos, 4 never sent, $0.56 spent" in rest
+        assert "FAILED" not in rest
+        assert "Traceback" not in rest
+        assert "still running" not in rest
+        assert len(emulator.charges()) == 2
+        states = {row.key: row.state for row in read_ledger(cli.folder / "videos" / "run.db")}
+        sent = {Path(name).stem for name in videos(cli.folder / "videos")}
+        assert {states[key] for key in sent} == {State.DOWNLOADED}
+        assert {states[key] for key in states.keys() - sent} == {State.PENDING}
+        left = f", without the {6 - len(states)} jobs that only the manifest has:"
+        assert left in " ".join(rest.split())
+        (command,) = [line for line in rest.splitlines() if line.startswith("  kling-async resume ")]
+        done = await call(cli, *command.split()[1:], **env)
+        assert done.returncode == 0
+        assert len(emulator.charges()) == len(states)
+        done = await call(cli, "run", path, *options, **env)
+        assert (done.returncode, len(emulator.charges())) == (0, 6)
+        assert "6 of 6 videos in videos" in done.stdout
 
 
 def _until_there(folder: Path, pattern: str) -> None:
@@ -189,7 +228,7 @@ async def test_the_same_command_again_goes_on_and_pays_for_nothing_twice(cli: Cl
         with cli.start("run", path, "--out", "videos", "--level", "gold", **env) as process:
             for _ in range(2):
                 await run_sync(cli.wait_for, process, "accepted")
-            process.send_signal(signal.SIGINT)
+            await run_sync(cli.stop, process)
             rest, _ = await run_sync(process.communicate)
         assert "The same command goes on where this one stopped" in rest
         paid = len(emulator.charges())
@@ -231,11 +270,19 @@ async def test_in_a_terminal_money_is_asked_for_and_no_means_no(cli: Cli) -> Non
     assert "\x1b[?25h" in printed  # the cursor is back
 
 
-def _in_terminal(cli: Cli, path: str, answer: str, **env: str) -> tuple[str, int]:
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+def test_in_a_terminal_it_says_that_the_rate_holds_jobs_back(cli: Cli) -> None:
+    path = manifest(cli.folder, *({"key": f"job-{number}"} for number in range(3)))
+    words = ("--emulator", "--speed", "50", "--profile", "tiny", "--level", "bronze", "--max-in-flight", "3")
+    printed, status = _in_terminal(cli, path, "", *words)
+    assert (status, "waiting for the rate: 2 starts per 60 s" in printed) == (0, True)
+
+
+def _in_terminal(cli: Cli, path: str, answer: str, *words: str, **env: str) -> tuple[str, int]:
     """What it shows in a terminal, and its exit status."""
     master, slave = os.openpty()
     process = subprocess.Popen(
-        cli.command("run", path, "--out", "videos"),
+        cli.command("run", path, "--out", "videos", *words),
         cwd=cli.folder,
         env=cli.env | env | {"COLUMNS": "100", "LINES": "40"},
         stdin=slave,

@@ -71,7 +71,7 @@ async def test_a_watched_status_is_drawn_in_a_terminal_and_left_with_ctrl_c(cli:
             await run_sync(cli.wait_for, running, "accepted")
             shown, status = await run_sync(_watched, cli, "goes on with it")
             assert running.poll() is None, "who stops watching stops nothing"
-            running.send_signal(signal.SIGINT)
+            await run_sync(cli.stop, running)
             await run_sync(running.communicate)
     assert f"Process {running.pid} has this ledger open" in shown
     assert status == 130

@@ -140,6 +140,44 @@ async def test_one_refused_step_does_not_undo_its_group(tmp_path: Path) -> None:
     }
 
 
+async def test_reading_leaves_nothing_beside_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    ledger = SQLiteLedger(path)
+    await ledger.open()
+    for key in ("j", "k"):
+        await claim(ledger, key)
+    await ledger.aclose()
+    assert [row.key for row in read_ledger(path)] == ["j", "k"]
+    assert [each.name for each in tmp_path.iterdir()] == ["run.db"]
+    # A writer that comes while one reads, and is there when that ends, keeps what it writes.
+    rows = read_ledger(path)
+    assert next(rows).key == "j"
+    await ledger.open()
+    await ledger.record(step("k", State.INTENT))
+    assert next(rows).state is State.PENDING
+    assert list(rows) == []
+    await ledger.record(step("k", State.UNCERTAIN))
+    assert [row.state for row in read_ledger(path)] == [State.PENDING, State.UNCERTAIN]
+    await ledger.aclose()
+    assert [each.state for each in read_steps(path, key="k")] == [State.PENDING, State.INTENT, State.UNCERTAIN]
+    assert [each.name for each in tmp_path.iterdir()] == ["run.db"]
+
+
+async def test_reading_what_a_killed_process_left_changes_nothing(tmp_path: Path) -> None:
+    path, left = tmp_path / "run.db", tmp_path / "left"
+    ledger = SQLiteLedger(path)
+    await ledger.open()
+    await claim(ledger, "k")
+    await ledger.record(step("k", State.INTENT))
+    left.mkdir()
+    for name in ("run.db", "run.db-wal"):
+        (left / name).write_bytes((tmp_path / name).read_bytes())
+    await ledger.aclose()
+    before = {name: (left / name).read_bytes() for name in ("run.db", "run.db-wal")}
+    assert [row.state for row in read_ledger(left / "run.db")] == [State.INTENT]
+    assert {name: (left / name).read_bytes() for name in before} == before
+
+
 async def test_it_is_read_again_by_a_later_process_and_while_it_is_written(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "run.db"
     ledger = SQLiteLedger(path)

@@ -149,6 +149,21 @@ async def test_from_a_ledger(tmp_path: Path) -> None:
     }
 
 
+async def test_the_page_of_several_batches_is_called_as_their_ledger(tmp_path: Path) -> None:
+    ledger = SQLiteLedger(tmp_path / "autumn.db")
+    await ledger.open()
+    for batch in ("b", "c"):
+        await ledger.claim(batch, "here", content=CONTENT, model="kwaivgi/kling-v2.1-i2v-pro", at=1.0)
+    await ledger.aclose()
+    titles = {
+        batch: data_of(gallery_of_ledger(tmp_path / "autumn.db", tmp_path / "gallery", batch=batch).read_text())[
+            "title"
+        ]
+        for batch in (None, "b")
+    }
+    assert titles == {None: "autumn", "b": "b"}
+
+
 async def test_a_video_that_moved_with_its_ledger_is_found(tmp_path: Path) -> None:
     ledger = SQLiteLedger(tmp_path / "run.db")
     await ledger.open()
@@ -160,7 +175,9 @@ async def test_a_video_that_moved_with_its_ledger_is_found(tmp_path: Path) -> No
         await ledger.record(Entry(batch="b", key=key, state=State.DOWNLOADED, at=3.0, path=path, bytes=7))
     await ledger.aclose()
     (tmp_path / "here.mp4").write_bytes(TINY_MP4)
-    cards = data_of(gallery_of_ledger(tmp_path / "run.db", tmp_path / "gallery").read_text())["cards"]
+    data = data_of(gallery_of_ledger(tmp_path / "run.db", tmp_path / "gallery").read_text())
+    cards = data["cards"]
+    assert data["title"] == "b"
     assert {card["key"]: card["times"] for card in cards}["here"] == [2.0, 2.0, 2.5, 3.0]
     assert [(card["key"], card["video"], card["file"]) for card in cards] == [
         ("here", "../here.mp4", "here.mp4"),

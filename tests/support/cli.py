@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -64,6 +66,16 @@ class Cli:
             if word in line:
                 return printed
         raise AssertionError(f"{word!r} was not printed, but {printed}")
+
+    @classmethod
+    def stop(cls, process: subprocess.Popen[str], number: signal.Signals = signal.SIGINT) -> str:
+        """Interrupt a run twice, so that it waits for nothing; what it printed at the first."""
+        process.send_signal(number)
+        printed = cls.wait_for(process, "Draining: ")
+        # Two signals at once are one press.
+        time.sleep(0.5)
+        process.send_signal(number)
+        return printed
 
 
 def jobs(folder: Path, *rows: Mapping[str, object], name: str = "jobs.jsonl") -> str:
