@@ -20,13 +20,15 @@ def work_of(what: Callable[[], object]) -> int:
         return within
 
     def entered(frame: FrameType, _event: str, _: Any) -> Any:
+        if _of_the_loop(frame):
+            return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
         return within
 
-    def profiled(_frame: FrameType, event: str, _: Any) -> None:
+    def profiled(frame: FrameType, event: str, _: Any) -> None:
         nonlocal called
-        called += event == "c_call"
+        called += event == "c_call" and not _of_the_loop(frame)
 
     before = sys.gettrace(), sys.getprofile()
     gc.collect()
@@ -41,6 +43,14 @@ def work_of(what: Callable[[], object]) -> int:
         sys.setprofile(before[1])
         gc.enable()
     return executed + called
+
+
+def _of_the_loop(frame: FrameType) -> bool:
+    """Whether it turns the loop, as often as there are moments: what is done in a turn counts, not the turn."""
+    code = frame.f_code
+    return code.co_name == "_run_once" or any(
+        name in code.co_filename for name in ("looptime", "selector", "_weakrefset")
+    )
 
 
 def work_per(count: int, what: Callable[[int], object]) -> float:
