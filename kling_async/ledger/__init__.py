@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeGuard, runtime_checkable
 from kling_async._core.content import Content
 from kling_async._core.errors import ConfigurationError
 from kling_async._core.states import MOVES, OPEN, Entry, Row, State, Step
-from kling_async.ledger import sqlite
 from kling_async.ledger.memory import MemoryLedger
-from kling_async.ledger.sqlite import SQLiteLedger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from kling_async._core.budget import Cap
     from kling_async._core.catalogue import Level
     from kling_async._core.prediction import Prediction
+    from kling_async.ledger.sqlite import SQLiteLedger
 
 __all__ = [
     "MOVES",
@@ -187,6 +186,8 @@ def open_ledger(ledger: Ledger | str | os.PathLike[str] | None, *, account: str 
             from kling_async.ledger.postgres import PostgresLedger  # noqa: PLC0415 -- it needs an extra
         return PostgresLedger(ledger, account=account)
     if isinstance(ledger, (str, os.PathLike)):
+        from kling_async.ledger.sqlite import SQLiteLedger  # noqa: PLC0415 -- many sessions have no file
+
         return SQLiteLedger(ledger)
     return ledger
 
@@ -217,6 +218,8 @@ def read_ledger(
         with _driver(ledger):
             from kling_async.ledger import _reading  # noqa: PLC0415 -- it needs an extra
         return _reading.rows(ledger, account, batch, states)
+    from kling_async.ledger import sqlite  # noqa: PLC0415 -- many sessions have no file
+
     return sqlite.read_ledger(ledger, batch=batch, states=states)
 
 
@@ -239,12 +242,22 @@ def read_steps(
         with _driver(ledger):
             from kling_async.ledger import _reading  # noqa: PLC0415 -- it needs an extra
         return _reading.steps(ledger, account, batch, key)
+    from kling_async.ledger import sqlite  # noqa: PLC0415 -- many sessions have no file
+
     return sqlite.read_steps(ledger, batch=batch, key=key)
 
 
 def is_url(ledger: object) -> TypeGuard[str]:
     """Whether it is a URL, which may hold a password, and no path."""
     return isinstance(ledger, str) and "://" in ledger
+
+
+def __getattr__(name: str) -> object:
+    if name != "SQLiteLedger":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from kling_async.ledger.sqlite import SQLiteLedger  # noqa: PLC0415 -- many sessions have no file
+
+    return SQLiteLedger
 
 
 @contextmanager
