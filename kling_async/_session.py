@@ -229,7 +229,7 @@ class KlingSession(ServiceCalls):
 
         transport = self._transport
         if transport is None:
-            from ._transport import AiohttpTransport  # noqa: PLC0415
+            from ._transport import AiohttpTransport  # noqa: PLC0415 -- see above
 
             transport = AiohttpTransport(
                 timeouts=self._timeouts, proxy=self._proxy, ca=self._ca, client_session=self._client_session

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, TypeGuard, runtime_checkable
 
-from kling_async._core.content import Content
 from kling_async._core.errors import ConfigurationError
-from kling_async._core.states import MOVES, OPEN, Entry, Row, State, Step
-from kling_async.ledger.memory import MemoryLedger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +18,10 @@ if TYPE_CHECKING:
 
     from kling_async._core.budget import Cap
     from kling_async._core.catalogue import Level
+    from kling_async._core.content import Content
     from kling_async._core.prediction import Prediction
+    from kling_async._core.states import MOVES, OPEN, Entry, Row, State, Step
+    from kling_async.ledger.memory import MemoryLedger
     from kling_async.ledger.sqlite import SQLiteLedger
 
 __all__ = [
@@ -40,6 +41,26 @@ __all__ = [
     "read_ledger",
     "read_steps",
 ]
+
+_PLACES = {
+    name: module
+    for module, names in {
+        "kling_async._core.content": "Content",
+        "kling_async._core.states": "MOVES OPEN Entry Row State Step",
+        "kling_async.ledger.memory": "MemoryLedger",
+        "kling_async.ledger.sqlite": "SQLiteLedger",
+    }.items()
+    for name in names.split()
+}
+"""Where the names are that are loaded when they are first used, as those of the package are."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(_PLACES[name]), name)
+    globals()[name] = value
+    return value
 
 
 class Ledger(Protocol):
@@ -180,6 +201,8 @@ def open_ledger(ledger: Ledger | str | os.PathLike[str] | None, *, account: str 
         ConfigurationError: The URL cannot be read, or the extra for its database is not installed.
     """
     if ledger is None:
+        from kling_async.ledger.memory import MemoryLedger  # noqa: PLC0415 -- with the first session
+
         return MemoryLedger()
     if is_url(ledger):
         with _driver(ledger):
@@ -250,14 +273,6 @@ def read_steps(
 def is_url(ledger: object) -> TypeGuard[str]:
     """Whether it is a URL, which may hold a password, and no path."""
     return isinstance(ledger, str) and "://" in ledger
-
-
-def __getattr__(name: str) -> object:
-    if name != "SQLiteLedger":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from kling_async.ledger.sqlite import SQLiteLedger  # noqa: PLC0415 -- many sessions have no file
-
-    return SQLiteLedger
 
 
 @contextmanager

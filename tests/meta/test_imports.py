@@ -55,6 +55,7 @@ WITH_THE_OPENING = [
     "aiohttp",
     "_account",
     "_core.events",
+    "_core.states",
     "_log",
     "_submit",
     "_transport",
