@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import anyio
 import attrs
 
-from . import storage
 from ._admission import Admission
 from ._core.content import Content, content_of
 from ._core.errors import (
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Callable
 
+    from . import storage
     from ._core.budget import Budget, Reservation
     from ._core.catalogue import Level
     from ._core.clock import Clock
@@ -704,6 +704,8 @@ class Account:
             NoOutputError: There is no output.
             StorageError: It could not be downloaded, checked or written.
         """
+        from . import storage  # noqa: PLC0415 -- many sessions save nothing
+
         outputs = storage.Outputs.of(where)
         name = prediction.key or prediction.id
         if prediction.output is None:

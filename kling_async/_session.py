@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Literal, Self, Unpack, cast
 
 import attrs
 
-from ._account import Account
-from ._batch import Batch, Jobs
 from ._calls import ServiceCalls
 from ._clock import SystemClock
 from ._core.budget import Budget
@@ -24,11 +22,8 @@ from ._core.images import image_at_rest
 from ._core.job import Job, JobFields
 from ._core.polling import WatchPolicy
 from ._custody import Custody, finish
-from ._log import log_event
 from .ledger import Ledger, is_url, open_ledger
-from .limits import RateLimiter, StartsPerWindow
 from .providers import PROVIDERS, Provider
-from .storage import Outputs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -37,6 +32,8 @@ if TYPE_CHECKING:
 
     import aiohttp
 
+    from ._account import Account
+    from ._batch import Batch, Jobs
     from ._core.clock import Clock
     from ._core.events import Observer
     from ._core.images import ImageSource
@@ -45,6 +42,8 @@ if TYPE_CHECKING:
     from ._core.statistics import SessionStatistics
     from ._core.transport import Transport
     from ._submit import OnUncertain
+    from .limits import RateLimiter
+    from .storage import Outputs
     from .webhooks import Delivery, WebhookReceiver
 
 log = logging.getLogger("kling_async")
@@ -61,12 +60,12 @@ class _Options:
     model: str | Model | None = None
 
 
-@attrs.define
 class _Door:
     """The cell through which all views of a session see whether it is open."""
 
-    account: Account | None = None
-    used: bool = False
+    def __init__(self) -> None:
+        self.account: Account | None = None
+        self.used = False
 
 
 class KlingSession(ServiceCalls):
@@ -210,7 +209,7 @@ class KlingSession(ServiceCalls):
         self._ca = ca
         self._client_session = client_session
         self._transport = transport
-        self._observers = (log_event, *observers)
+        self._observers = tuple(observers)
         self._options = _Options(deadline=deadline)
         self._door = _Door()
 
@@ -222,10 +221,15 @@ class KlingSession(ServiceCalls):
         if self._door.used:
             raise SessionClosedError("a session is opened once", advice="make another KlingSession")
         self._door.used = True
+        # Imported here: aiohttp and what an open session works with are most of this package's import time, and values
+        # alone do not need it.
+        from ._account import Account  # noqa: PLC0415 -- see above
+        from ._log import log_event  # noqa: PLC0415 -- see above
+        from .limits import StartsPerWindow  # noqa: PLC0415 -- see above
+
         transport = self._transport
         if transport is None:
-            # Imported here: aiohttp is most of this package's import time, and values alone do not need it.
-            from ._transport import AiohttpTransport  # noqa: PLC0415
+            from ._transport import AiohttpTransport  # noqa: PLC0415 -- see above
 
             transport = AiohttpTransport(
                 timeouts=self._timeouts, proxy=self._proxy, ca=self._ca, client_session=self._client_session
@@ -254,7 +258,7 @@ class KlingSession(ServiceCalls):
             max_uploads=self._max_uploads,
             policy=self._watch,
             forget_after=self._forget_after,
-            observers=self._observers,
+            observers=(log_event, *self._observers),
             on_uncertain=self._on_uncertain,
             grace=self._grace,
             sole_user=self._sole_user,
@@ -455,6 +459,8 @@ class KlingSession(ServiceCalls):
             OutputGoneError: Its 7 days are over.
             StorageError: It could not be downloaded, checked or written.
         """
+        from .storage import Outputs  # noqa: PLC0415 -- many sessions save nothing
+
         where = Outputs.of(where)
         account = self.account
         if isinstance(prediction, str) or not prediction.status.ended:
@@ -611,6 +617,10 @@ class KlingSession(ServiceCalls):
             name = Path(ledger).stem
         if name is None and ledger is not None:
             raise ConfigurationError("name: a batch with a ledger of its own needs one")
+        # Imported here: many sessions run no batches.
+        from ._batch import Batch  # noqa: PLC0415 -- see above
+        from .storage import Outputs  # noqa: PLC0415 -- see above
+
         return Batch(
             self.account,
             jobs,

@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, TypeGuard, runtime_checkable
 
-from kling_async._core.content import Content
 from kling_async._core.errors import ConfigurationError
-from kling_async._core.states import MOVES, OPEN, Entry, Row, State, Step
-from kling_async.ledger import sqlite
-from kling_async.ledger.memory import MemoryLedger
-from kling_async.ledger.sqlite import SQLiteLedger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +18,11 @@ if TYPE_CHECKING:
 
     from kling_async._core.budget import Cap
     from kling_async._core.catalogue import Level
+    from kling_async._core.content import Content
     from kling_async._core.prediction import Prediction
+    from kling_async._core.states import MOVES, OPEN, Entry, Row, State, Step
+    from kling_async.ledger.memory import MemoryLedger
+    from kling_async.ledger.sqlite import SQLiteLedger
 
 __all__ = [
     "MOVES",
@@ -41,6 +41,26 @@ __all__ = [
     "read_ledger",
     "read_steps",
 ]
+
+_PLACES = {
+    name: module
+    for module, names in {
+        "kling_async._core.content": "Content",
+        "kling_async._core.states": "MOVES OPEN Entry Row State Step",
+        "kling_async.ledger.memory": "MemoryLedger",
+        "kling_async.ledger.sqlite": "SQLiteLedger",
+    }.items()
+    for name in names.split()
+}
+"""Where the names are that are loaded when they are first used, as those of the package are."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(_PLACES[name]), name)
+    globals()[name] = value
+    return value
 
 
 class Ledger(Protocol):
@@ -181,12 +201,16 @@ def open_ledger(ledger: Ledger | str | os.PathLike[str] | None, *, account: str 
         ConfigurationError: The URL cannot be read, or the extra for its database is not installed.
     """
     if ledger is None:
+        from kling_async.ledger.memory import MemoryLedger  # noqa: PLC0415 -- with the first session
+
         return MemoryLedger()
     if is_url(ledger):
         with _driver(ledger):
             from kling_async.ledger.postgres import PostgresLedger  # noqa: PLC0415 -- it needs an extra
         return PostgresLedger(ledger, account=account)
     if isinstance(ledger, (str, os.PathLike)):
+        from kling_async.ledger.sqlite import SQLiteLedger  # noqa: PLC0415 -- many sessions have no file
+
         return SQLiteLedger(ledger)
     return ledger
 
@@ -217,6 +241,8 @@ def read_ledger(
         with _driver(ledger):
             from kling_async.ledger import _reading  # noqa: PLC0415 -- it needs an extra
         return _reading.rows(ledger, account, batch, states)
+    from kling_async.ledger import sqlite  # noqa: PLC0415 -- many sessions have no file
+
     return sqlite.read_ledger(ledger, batch=batch, states=states)
 
 
@@ -239,6 +265,8 @@ def read_steps(
         with _driver(ledger):
             from kling_async.ledger import _reading  # noqa: PLC0415 -- it needs an extra
         return _reading.steps(ledger, account, batch, key)
+    from kling_async.ledger import sqlite  # noqa: PLC0415 -- many sessions have no file
+
     return sqlite.read_steps(ledger, batch=batch, key=key)
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from kling_async._core.errors import ConfigurationError
 from kling_async._core.states import State
 from kling_async.ledger import SharedLedger
-from kling_async.ledger.sqlite import SQLiteLedger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -213,4 +212,8 @@ class Ledgers:
 
 def identity(ledger: Ledger) -> object:
     """What is the same for ledgers that have the same rows."""
+    if not ledger.durable:
+        return ledger
+    from kling_async.ledger.sqlite import SQLiteLedger  # noqa: PLC0415 -- many sessions have no file
+
     return ledger.path.absolute().resolve() if isinstance(ledger, SQLiteLedger) else ledger

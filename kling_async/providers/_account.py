@@ -1,10 +1,13 @@
-"""Reading what the service says of the account: lenient as `_wire` is; items of no known shape are counted."""
+"""Reading what the service says of the account: lenient as `_wire` is; items of no known shape are counted.
+
+Loaded when it is first asked: most sessions only submit, and its shapes take as long to make as those of all the rest.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any, NewType, TypeVar, cast
 
 import attrs
@@ -12,42 +15,19 @@ import attrs
 from kling_async._core.account import Billing, DailyUsage, ModelUsage, Page, ServiceModel, ServicePrice, Usage
 
 from . import _wire
+from ._units import Money, money
 from ._wire import Number, Text
 
 T = TypeVar("T")
 
-Money = NewType("Money", Decimal)
 When = NewType("When", datetime)
 Object = NewType("Object", Mapping[str, object])
 
 _NO_TEXT = Text("")
 _NOTHING = Object({})
 
-_MAX_DIGITS = 15
-"""Digits before the point of an amount: more is no money, and would take megabytes to print."""
 _EPOCH_DIGITS = 11
 """Digits from which on a number is milliseconds since the epoch: seconds have 10 until the year 2286."""
-
-
-def iso(moment: datetime) -> str:
-    """A time as the list and usage endpoints take it."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def milliseconds(moment: datetime) -> str:
-    """A time as the billing endpoint documents it: milliseconds since the epoch, as text (docs: billings)."""
-    return str(round(moment.timestamp() * 1000))
-
-
-def _money(value: object, _: object) -> Money | None:
-    """A number or a text; JSON's binary floats are taken by their shortest decimal form."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        return None
-    try:
-        amount = Decimal(str(value).strip())
-    except (InvalidOperation, ValueError):
-        return None
-    return Money(amount) if amount.is_finite() and amount.adjusted() < _MAX_DIGITS else None
 
 
 def _when(value: object, _: object) -> When | None:
@@ -70,7 +50,7 @@ def _object(value: object, _: object) -> Object:
 
 
 for _type, _hook in (
-    (Money | None, _money),
+    (Money | None, lambda value, _: money(value)),
     (When | None, _when),
     (Object, _object),
 ):
@@ -113,18 +93,6 @@ def page(data: object, names: tuple[str, ...], read: Callable[[object], T], requ
 
 def _raw(data: object) -> Mapping[str, object]:
     return cast("Mapping[str, object]", data) if isinstance(data, Mapping) else {}
-
-
-def amount(data: object, name: str) -> Decimal:
-    """The amount that `data` holds under that name, or is.
-
-    Raises:
-        ValueError: There is none.
-    """
-    found = _money(data.get(name) if isinstance(data, Mapping) else data, None)
-    if found is None:
-        raise ValueError(f"there is no {name} in it")
-    return found
 
 
 @attrs.frozen
@@ -316,7 +284,7 @@ def billing(item: object, request_id: str | None) -> Billing:
         prediction_id=str(line.prediction.get("uuid") or "") or None,
         model=str(line.prediction.get("model_uuid") or ""),
         status=str(line.prediction.get("status") or ""),
-        list_price=_money(line.order.get("origin_price"), None),
+        list_price=money(line.order.get("origin_price")),
         key_name=line.access_key_name,
         request_id=request_id,
         raw=_raw(item),

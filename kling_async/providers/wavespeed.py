@@ -15,7 +15,7 @@ from kling_async._core.http import Effect, HttpRequest, HttpResponse
 from kling_async._core.media import UploadTicket
 from kling_async._core.secret import Secret
 
-from . import _account, _wire
+from . import _units, _wire
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -164,8 +164,8 @@ class WaveSpeed:
             "page_size": page_size,
             "model": model,
             "status": status,
-            "created_after": None if created_after is None else _account.iso(created_after),
-            "created_before": None if created_before is None else _account.iso(created_before),
+            "created_after": None if created_after is None else _units.iso(created_after),
+            "created_before": None if created_before is None else _units.iso(created_before),
         }
         return self._ask("predictions", body)
 
@@ -183,7 +183,7 @@ class WaveSpeed:
 
     def read_deleted(self, response: HttpResponse) -> int:
         """How many were deleted."""
-        return int(self._read(response, lambda data: _account.amount(data, "deleted_count")))
+        return int(self._read(response, lambda data: _units.amount(data, "deleted_count")))
 
     def balance(self) -> HttpRequest:
         """`GET /api/v3/balance` (docs: balance)."""
@@ -191,7 +191,7 @@ class WaveSpeed:
 
     def read_balance(self, response: HttpResponse) -> Decimal:
         """USD."""
-        return self._read(response, lambda data: _account.amount(data, "balance"))
+        return self._read(response, lambda data: _units.amount(data, "balance"))
 
     def models(self) -> HttpRequest:
         """`GET /api/v3/models` (docs: list-models)."""
@@ -199,6 +199,8 @@ class WaveSpeed:
 
     def read_models(self, response: HttpResponse) -> Page[ServiceModel]:
         """The catalogue: a list, or an object with `items`."""
+        from . import _account  # noqa: PLC0415 -- see there
+
         return self._page(response, ("items", "models"), lambda item: _account.model(item, response.request_id))
 
     def price(self, job: Job) -> HttpRequest:
@@ -210,15 +212,19 @@ class WaveSpeed:
 
     def read_price(self, response: HttpResponse, job: Job) -> ServicePrice:
         """What the service asks for it, before and after discounts."""
+        from . import _account  # noqa: PLC0415 -- see there
+
         return self._read(response, lambda data: _account.price(data, job.model, response.request_id))
 
     def usage(self, start: datetime, end: datetime, *, model: str | None = None) -> HttpRequest:
         """`POST /api/v3/user/usage_stats` (docs: usage): at most 31 days. Times are ISO 8601 in UTC."""
-        body = {"start_time": _account.iso(start), "end_time": _account.iso(end), "model_uuid": model}
+        body = {"start_time": _units.iso(start), "end_time": _units.iso(end), "model_uuid": model}
         return self._ask("user/usage_stats", body)
 
     def read_usage(self, response: HttpResponse) -> Usage:
         """What was spent."""
+        from . import _account  # noqa: PLC0415 -- see there
+
         return self._read(response, lambda data: _account.usage(data, response.request_id))
 
     def billings(
@@ -240,13 +246,15 @@ class WaveSpeed:
             "prediction_uuids": list(prediction_ids) or None,
             "model_uuid": model,
             "sort": "created_at DESC",
-            "start_time": None if start is None else _account.milliseconds(start),
-            "end_time": None if end is None else _account.milliseconds(end),
+            "start_time": None if start is None else _units.milliseconds(start),
+            "end_time": None if end is None else _units.milliseconds(end),
         }
         return self._ask("billings/search", body)
 
     def read_billings(self, response: HttpResponse) -> Page[Billing]:
         """A page of the bill; neither `total` nor `has_more` is read."""
+        from . import _account  # noqa: PLC0415 -- see there
+
         return self._page(response, ("items",), lambda item: _account.billing(item, response.request_id))
 
     def webhook_secret(self) -> HttpRequest:
@@ -281,6 +289,8 @@ class WaveSpeed:
             raise self._unreadable(response, str(error)) from None
 
     def _page(self, response: HttpResponse, names: tuple[str, ...], read: Callable[[object], T]) -> Page[T]:
+        from . import _account  # noqa: PLC0415 -- see there
+
         return self._read(response, lambda data: _account.page(data, names, read, response.request_id))
 
     def _post(self, path: str, body: Mapping[str, object], effect: Effect) -> HttpRequest:

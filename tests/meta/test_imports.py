@@ -51,6 +51,65 @@ def test_importing_the_package_loads_nothing_optional_and_not_aiohttp() -> None:
     assert [name for name in loaded if name.startswith(("kling_async.emulator", "kling_async.cli"))] == []
 
 
+WITH_THE_OPENING = [
+    "aiohttp",
+    "_account",
+    "_core.events",
+    "_core.states",
+    "_log",
+    "_submit",
+    "_transport",
+    "_watcher",
+    "limits",
+    "sqlite3",
+]
+WITH_A_NEED = ["_batch", "_core.account", "_fit", "_worker", "ledger.sqlite", "manifest", "providers._account"]
+WITH_A_NEED += ["results", "storage", "webhooks"]
+"""What is loaded when a session is opened, and what when it is used for more than submitting and waiting."""
+
+
+def names(modules: list[str]) -> list[str]:
+    """Modules as `sys.modules` knows them; those of others as they are."""
+    return [f"kling_async.{name}" if f"kling_async.{name}" in MODULES else name for name in modules]
+
+
+def test_values_and_a_session_that_is_not_entered_load_no_more_than_they_need() -> None:
+    script = """
+import json, sys
+from kling_async import Job, KlingSession
+Job(prompt="Waves", image="https://pictures.example/face.png")
+KlingSession("wsk_key_of_the_test")
+print(json.dumps(sorted(sys.modules)))
+"""
+    loaded = fresh(script)
+    assert isinstance(loaded, list)
+    assert [name for name in names(WITH_THE_OPENING + WITH_A_NEED) if name in loaded] == []
+
+
+def test_a_session_that_submits_and_waits_loads_no_more_than_it_needs() -> None:
+    script = """
+import asyncio, json, sys
+from kling_async import HttpResponse, Job, KlingSession
+
+class Transport:
+    async def send(self, request):
+        made = {"id": "p1", "status": "completed", "outputs": ["https://outputs.example/p1.mp4"]}
+        return HttpResponse(status=200, body=json.dumps({"code": 200, "data": made}).encode())
+
+async def main():
+    async with KlingSession("wsk_key_of_the_test", transport=Transport()) as kling:
+        made = await kling.generate(Job(prompt="Waves", image="https://pictures.example/face.png"))
+        assert made.id == "p1"
+
+asyncio.run(main())
+print(json.dumps(sorted(sys.modules)))
+"""
+    loaded = fresh(script)
+    assert isinstance(loaded, list)
+    assert [name for name in names(WITH_A_NEED) if name in loaded] == []
+    assert "kling_async._account" in loaded, "the modules are called as they are here"
+
+
 def test_values_and_a_session_that_is_not_entered_need_no_aiohttp() -> None:
     script = """
 import json, sys
