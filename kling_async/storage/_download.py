@@ -31,8 +31,8 @@ _SLACK = 3600.0
 """Seconds by which our clock and the service's may differ."""
 _GONE_AFTER = 2
 """Requests that must find nothing where nothing is expected any more."""
-_BLOCK = 2**20
-"""Bytes that go to the disk at once: fewer cost a thread switch per network read, more only memory."""
+_BLOCK = 2 * 2**20
+"""Bytes that go to the disk at once: half of them costs a tenth of the speed, twice as many gain nothing but memory."""
 
 
 @attrs.define(kw_only=True, eq=False)

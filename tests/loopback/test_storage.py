@@ -545,7 +545,7 @@ def hanging(host: Host, tmp_path: Path) -> asyncio.Event:
         response = web.StreamResponse()
         response.content_length = len(VIDEO)
         await response.prepare(request)
-        await response.write(VIDEO[: 3 * 2**19])
+        await response.write(VIDEO[: _download._BLOCK * 3 // 2])
         assert [name for name in await listed(tmp_path) if name.endswith(".part")]
         stopped.set()
         await asyncio.sleep(3600)

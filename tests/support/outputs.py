@@ -19,7 +19,7 @@ from kling_async._transport import AiohttpTransport
 from kling_async.storage import Target, save_output
 from support.videos import mp4
 
-VIDEO = mp4(3 * 2**20 + 123)
+VIDEO = mp4(6 * 2**20 + 123)
 SHORT = mp4(2000, seed=2)
 KEY = "signature"
 
