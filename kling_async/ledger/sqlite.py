@@ -272,11 +272,11 @@ class SQLiteLedger:
         def work(connection: sqlite3.Connection) -> dict[str, tuple[str | None, str]]:
             # What a job that was paid for again had before is still its own.
             query = (
-                "SELECT fingerprint, model FROM job WHERE prediction_id = ?1 UNION ALL "
+                "SELECT fingerprint, model FROM job WHERE prediction_id = :id UNION ALL "
                 "SELECT NULL, job.model FROM step JOIN job USING (batch, key) "
-                "WHERE step.prediction_id = ?1 AND step.state = 'failed' LIMIT 1"
+                "WHERE step.prediction_id = :id AND step.state = 'failed' LIMIT 1"
             )
-            found = ((id_, connection.execute(query, (_encoded(id_),)).fetchone()) for id_ in ids)
+            found = ((id_, connection.execute(query, {"id": _encoded(id_)}).fetchone()) for id_ in ids)
             return {id_: row for id_, row in found if row is not None}
 
         known: dict[str, tuple[str | None, str]] = await self._ask(work)

@@ -42,7 +42,7 @@ async def test_kill_9_of_any_worker_pays_once_and_loses_nothing(database: str, *
             await until(database, lambda found: found[State.INTENT] > 2 or not found[State.PENDING], within=60)
             await workers.end(rng.choice(workers.processes), signal.SIGKILL)
             await workers.start(database)
-        await until(database, settled(JOBS), within=60 + JOBS / 4)
+        await until(database, settled(JOBS, echo=echo), within=60 + JOBS / 4)
         doubtful = "SELECT count(DISTINCT job) FROM kling_step WHERE state = 'uncertain'"
         ((in_doubt,),) = postgres.rows(database, doubtful)
         most = peak(workers.emulator.predictions())

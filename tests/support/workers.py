@@ -100,8 +100,9 @@ async def until(url: str, done: Callable[[Counter[State]], bool], *, within: flo
         await anyio.sleep(0.1)
 
 
-def settled(jobs: int) -> Callable[[Counter[State]], bool]:
-    return lambda found: found[State.COMPLETED] + found[State.UNCERTAIN] == jobs
+def settled(jobs: int, *, echo: bool = True) -> Callable[[Counter[State]], bool]:
+    """Whether nothing is to come any more; without an echo some stay in doubt."""
+    return lambda found: found[State.COMPLETED] + (0 if echo else found[State.UNCERTAIN]) == jobs
 
 
 def check(url: str, emulator: Emulator, jobs: int, *, echo: bool = True) -> None:
