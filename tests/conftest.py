@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from support.promises import PROMISES
@@ -8,6 +10,12 @@ from support.promises import PROMISES
 @pytest.fixture
 def anyio_backend() -> object:
     return "asyncio"
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are processors: many tests wait for processes and servers of their own."""
+    del config
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:

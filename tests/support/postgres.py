@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import shutil
 import subprocess
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -108,17 +110,28 @@ class Cut:
             await listener.serve(self._carry)
 
     async def _carry(self, client: anyio.abc.SocketStream) -> None:
-        async with client, await anyio.connect_unix(self._path) as there, anyio.create_task_group() as both:
-            both.start_soon(self._pump, client, there, both.cancel_scope)
-            both.start_soon(self._pump, there, client, both.cancel_scope)
+        # asyncio's stream: a cancelled wait of anyio's for a Unix socket may be told that there is something to read.
+        reader, writer = await asyncio.open_unix_connection(self._path)
+        try:
+            async with client, anyio.create_task_group() as both:
+                both.start_soon(self._pump, lambda: reader.read(2**16), client.send, both.cancel_scope)
+                both.start_soon(self._pump, client.receive, lambda data: _write(writer, data), both.cancel_scope)
+        finally:
+            writer.close()
 
     async def _pump(
-        self, source: anyio.abc.SocketStream, sink: anyio.abc.SocketStream, scope: anyio.CancelScope
+        self,
+        receive: Callable[[], Awaitable[bytes]],
+        send: Callable[[bytes], Awaitable[None]],
+        scope: anyio.CancelScope,
     ) -> None:
-        try:
-            while True:
-                data = await source.receive()
+        with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+            while data := await receive():
                 await self._whole.wait()
-                await sink.send(data)
-        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
-            scope.cancel()
+                await send(data)
+        scope.cancel()
+
+
+async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
+    writer.write(data)
+    await writer.drain()
