@@ -266,6 +266,8 @@ class Submitter:
         row = await self._row_in_doubt(ask)
         if row is not None and row.state is not State.UNCERTAIN:
             # Who looked for another job, or a webhook, has settled it meanwhile, and has seen to what follows from it.
+            if row.given_up:
+                raise self._held(Held(Doubt.WHETHER, ()), ask.job, row, doubt)
             if row.prediction_id is None:
                 ask.mark(doubtful=False)
                 return None

@@ -25,6 +25,7 @@ from kling_async import (
 )
 from kling_async._core.events import Event, Uncertain
 from kling_async._core.http import Effect
+from kling_async._core.states import GIVEN_UP
 from kling_async.ledger import Content, Entry, MemoryLedger, Row, State
 from kling_async.testing import json_response
 from kling_async.webhooks import TOKEN_PARAMETER, Delivery, token_hash
@@ -493,6 +494,31 @@ async def test_what_was_found_out_of_one_attempt_is_not_said_of_the_next() -> No
         assert {(await each).id for each in made} == set(service.accepted)
         assert (await ledger.known(service.accepted)).keys() == service.accepted.keys()
     assert sent == {"a": 2, "b": 2}
+
+
+async def test_what_is_given_up_before_it_is_looked_for_is_not_sent_again() -> None:
+    """In a ledger that several processes write, somebody may give up a job that its session has in doubt."""
+    service = Service()
+
+    class GivenUp(MemoryLedger):
+        given_up: Row | None = None
+
+        async def record(self, entry: Entry) -> Row:
+            row = await super().record(entry)
+            if entry.state is State.UNCERTAIN:
+                by_hand = Entry(batch=entry.batch, key=entry.key, state=State.REJECTED, at=entry.at, error=GIVEN_UP)
+                self.given_up = await super().record(by_hand)
+            return row
+
+        async def find(self, batch: str, key: str) -> tuple[Row, Content] | None:
+            # Memory forgets such rows; a ledger that several processes write does not.
+            return (self.given_up, Content("")) if self.given_up else await super().find(batch, key)
+
+    drop(service, before={"a"})
+    async with open_session(service, ledger=GivenUp()) as kling:
+        with pytest.raises(SubmissionUncertainError):
+            await kling.submit(prompt="a", image=IMAGE, key="a")
+    assert not service.accepted
 
 
 @pytest.mark.parametrize("waits", [True, False])
