@@ -277,7 +277,7 @@ class AiohttpTransport:
         except Exception as error:  # noqa: BLE001 -- whatever it is, the request may have been sent
             return map_exception(error, request, replied=response is not None)
         finally:
-            if response is not None:
+            if response is not None and not response.closed:
                 response.close()
             if wait is not None:
                 self._overdue.end(wait)
@@ -322,8 +322,9 @@ class AiohttpTransport:
             "timeout": allowed,
         }
         if body is not None:
-            # aiohttp would call every body application/octet-stream, which signed uploads may refuse.
-            options["skip_auto_headers"] = ("Content-Type",)
+            if "Content-Type" not in request.headers:
+                # aiohttp would call every body application/octet-stream, which signed uploads may refuse.
+                options["skip_auto_headers"] = ("Content-Type",)
             # Raw bytes are written in one piece, which holds up the loop when they are many.
             options["data"] = io.BytesIO(body) if len(body) > _LARGE else body
         return options

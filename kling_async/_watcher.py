@@ -10,6 +10,7 @@ import asyncio
 import heapq
 import itertools
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
@@ -139,7 +140,7 @@ class Watcher:
         self._forget_after = forget_after
         self._readers = readers
         self._watched: dict[str, _Watched] = {}
-        self._lately: dict[str, Prediction] = {}
+        self._lately: OrderedDict[str, Prediction] = OrderedDict()
         self._deadlines: list[tuple[float, int, _Waiter, _Watched]] = []
         self._compact_at = 1024
         self._order = itertools.count()
@@ -336,7 +337,7 @@ class Watcher:
     def _keep(self, ended: Prediction) -> None:
         self._lately.setdefault(ended.id, ended)
         if len(self._lately) > LATELY:
-            del self._lately[next(iter(self._lately))]
+            self._lately.popitem(last=False)
 
     def _age(self, prediction: Prediction, submitted_at: float | None) -> float:
         """Seconds since it was accepted. What cannot be, when the service's clock and ours differ, is taken for 0."""

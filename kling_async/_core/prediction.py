@@ -28,6 +28,9 @@ class Status(Enum):
     TIMEOUT = "timeout"
     DELETED = "deleted"
 
+    # That of Enum hashes the name, in Python.
+    __hash__ = object.__hash__
+
     @property
     def ended(self) -> bool:
         """Whether nothing will change any more."""

@@ -41,6 +41,9 @@ class State(Enum):
     DOWNLOADED = "downloaded"
     """The video is on the disk."""
 
+    # That of Enum hashes the name, in Python.
+    __hash__ = object.__hash__
+
 
 MOVES: Mapping[State, frozenset[State]] = {
     State.PENDING: frozenset({State.CLAIMED, State.INTENT, State.REJECTED, State.SKIPPED}),
@@ -216,7 +219,7 @@ class Row:
         Raises:
             ValueError: The move is not legal, or the row is not any more where the step has seen it.
         """
-        if entry.seen not in {None, self.place}:
+        if entry.seen is not None and entry.seen != self.place:
             raise ValueError(f"job {self.key} has moved on to {self.state.value}")
         # An intent is no place to stay: a second request for it would be a second payment.
         stays = entry.state is self.state is not State.INTENT

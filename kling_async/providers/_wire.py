@@ -8,11 +8,9 @@ import re
 from datetime import UTC, datetime
 from functools import lru_cache
 from sys import intern
-from typing import TYPE_CHECKING, Any, NewType, TypeVar
+from typing import TYPE_CHECKING, Any, NewType, TypeVar, cast
 
-import attrs
 import cattrs
-from cattrs.gen import make_dict_structure_fn, override
 
 from kling_async._core.errors import (
     ApiError,
@@ -37,46 +35,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Identity = NewType("Identity", str)
 Text = NewType("Text", str)
-Urls = NewType("Urls", tuple[str, ...])
-Flags = NewType("Flags", tuple[bool, ...])
-Seconds = NewType("Seconds", float)
-Moment = NewType("Moment", datetime)
 Number = NewType("Number", int)
 
 
-@attrs.frozen
-class _Timings:
-    inference: Seconds | None = None
-
-
-@attrs.frozen
-class _Record:
-    """A prediction on the wire (api reference, "result"), by its snake-case names."""
-
-    id: Identity
-    model: Text = Text("")
-    status: Text = Text("")
-    outputs: Urls = Urls(())
-    error: Text = Text("")
-    code: Number | None = None
-    has_nsfw_contents: Flags = Flags(())
-    created_at: Moment | None = None
-    execution_time: Seconds | None = None
-    timings: _Timings | None = None
-
-
-def _identity(value: object, _: object) -> Identity:
+def _identity(value: object) -> str:
+    if value is None:
+        raise ValueError("the record has no id")
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise ValueError(f"expected an id, got {type(value).__name__}")  # noqa: TRY004 -- one kind for callers
-    return Identity(str(value))
+    return str(value)
 
 
-def _text(value: object, _: object) -> Text:
-    if value is None:
-        return Text("")
-    return Text(value if isinstance(value, str) else _dumped(value))
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return "" if value is None else _dumped(value)
 
 
 def _dumped(value: object) -> str:
@@ -87,27 +61,29 @@ def _dumped(value: object) -> str:
         return "(nested too deep)"
 
 
-def _urls(value: object, _: object) -> Urls:
+def _urls(value: object) -> tuple[str, ...]:
     """A list, one bare string, null, or objects with a `url`."""
-    items = value if isinstance(value, list) else [] if value is None else [value]
+    if not value:
+        return ()
+    items = value if isinstance(value, list) else [value]
     urls = (item.get("url") if isinstance(item, dict) else item for item in items)
-    return Urls(tuple(url for url in urls if isinstance(url, str) and url))
+    return tuple(url for url in urls if isinstance(url, str) and url)
 
 
-def _flags(value: object, _: object) -> Flags:
-    return Flags(tuple(bool(item) for item in value) if isinstance(value, list) else ())
+def _flags(value: object) -> tuple[bool, ...]:
+    return tuple(map(bool, value)) if isinstance(value, list) else ()
 
 
 _INTEGER = re.compile(r"\s*-?\d{1,18}\s*")
 
 
-def _number(value: object, _: object) -> Number | None:
+def _number(value: object) -> int | None:
     if isinstance(value, str) and _INTEGER.fullmatch(value):
-        return Number(int(value))
-    return Number(value) if isinstance(value, int) and not isinstance(value, bool) else None
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _seconds(value: object, _: object) -> Seconds | None:
+def _seconds(value: object) -> float | None:
     """Milliseconds on the wire."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
@@ -115,56 +91,39 @@ def _seconds(value: object, _: object) -> Seconds | None:
         seconds = value / 1000
     except OverflowError:
         return None
-    return Seconds(seconds) if math.isfinite(seconds) else None
+    return seconds if math.isfinite(seconds) else None
 
 
 _BEYOND_MICROSECONDS = re.compile(r"(\.\d{6})\d+")
 
 
-def _moment(value: object, _: object) -> Moment | None:
-    """RFC 3339 with up to 9 fractional digits, or GPTProto's form without `T` and zone, which is UTC."""
+def moment(value: object) -> datetime | None:
+    """A time of the service: RFC 3339 with up to 9 fractional digits, or GPTProto's without `T` and zone, which is UTC.
+
+    None when it is none.
+    """
     return _read_moment(value) if isinstance(value, str) else None
 
 
 @lru_cache(maxsize=4096)
-def _read_moment(text: str) -> Moment | None:
+def _read_moment(text: str) -> datetime | None:
     """Remembered, because every reply about a prediction says when it was created."""
     try:
         moment = datetime.fromisoformat(_BEYOND_MICROSECONDS.sub(r"\1", text.strip()))
     except ValueError:
         return None
-    return Moment(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
-
-
-def _timings(value: object, _: object) -> _Timings | None:
-    return _Timings(_seconds(value.get("inference"), None)) if isinstance(value, dict) else None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 # One converter, made once; without detailed validation, which costs a tenth of a job.
 _converter = cattrs.Converter(detailed_validation=False)
-for _type, _hook in (
-    (Identity, _identity),
-    (Text, _text),
-    (Urls, _urls),
-    (Flags, _flags),
-    (Number | None, _number),
-    (Seconds | None, _seconds),
-    (Moment | None, _moment),
-    (_Timings | None, _timings),
-):
-    _converter.register_structure_hook(_type, _hook)
-_record = make_dict_structure_fn(_Record, _converter, id=override(omit=False), _cattrs_detailed_validation=False)
-_converter.register_structure_hook(_Record, _record)
+_converter.register_structure_hook(Text, lambda value, _: _text(value))
+_converter.register_structure_hook(Number | None, lambda value, _: _number(value))
 
 
 def register(cls: object, hook: Callable[[object, object], object]) -> None:
     """Let `structure` read `cls` by `hook`, for the shapes of another room."""
     _converter.register_structure_hook(cls, hook)
-
-
-def moment(value: object) -> datetime | None:
-    """A time of the service; None when it is none."""
-    return _moment(value, None)
 
 
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -182,61 +141,61 @@ def structure(payload: object, cls: type[T]) -> T:
     Raises:
         ValueError: The payload has not the shape.
     """
-    return _structured(payload, cls, _converter.get_structure_hook(cls))
-
-
-def _structured(payload: object, cls: type[T], hook: Callable[[Any, Any], T]) -> T:
-    if not isinstance(payload, dict):
-        raise ValueError(f"expected an object, got {type(payload).__name__}")  # noqa: TRY004 -- one kind for callers
     try:
-        return hook({_snake(name): value for name, value in payload.items()}, cls)
+        return _converter.structure(_fields(payload), cls)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{cls.__name__.strip('_')}: {type(error).__name__}: {error}") from None
+
+
+def _fields(payload: object) -> dict[str, Any]:
+    """By their snake-case names."""
+    if not isinstance(payload, dict):
+        raise ValueError(f"expected an object, got {type(payload).__name__}")  # noqa: TRY004 -- one kind for callers
+    return {_snake(name): value for name, value in payload.items()}
 
 
 def read_prediction(payload: object, secret: Secret | None, *, request_id: str | None = None) -> Prediction:
     """A prediction from `data`, which some integrators have seen as a list of one. Its error does not quote the key.
 
-    A webhook may be read where the key is not known.
+    Field by field, because every status request is read by this (api reference, "result"). A webhook may be read where
+    the key is not known.
 
     Raises:
         ValueError: There is no id in it.
     """
     if isinstance(payload, list) and payload:
         payload = payload[0]
-    record = _structured(payload, _Record, _record)
-    if not record.id.strip():
+    fields = _fields(payload)
+    get = fields.get
+    prediction_id = _identity(get("id"))
+    if not prediction_id.strip():
         raise ValueError("the record has no id")
-    inference = record.timings.inference if record.timings else None
-    word = record.status or "created"
+    word = _text(get("status")) or "created"
+    error = _text(get("error"))
+    timings = get("timings")
+    inference = _seconds(timings.get("inference")) if isinstance(timings, dict) else None
+    # Where the service says what the run was given: list items and webhooks do, sometimes, under either name.
+    echo = get("input") or get("inputs")
     return Prediction(
-        id=record.id,
-        model=record.model,
+        id=prediction_id,
+        model=_text(get("model")),
         status=Status.of(word),
         raw_status=word,
-        outputs=record.outputs,
-        error=(_without(secret, record.error) if secret is not None and record.error else record.error) or None,
-        code=record.code or None,
-        nsfw=record.has_nsfw_contents,
-        created_at=record.created_at,
-        inference=inference or record.execution_time or None,
-        input=_input(payload),
+        outputs=_urls(get("outputs")),
+        error=(_without(secret, error) if error and secret is not None else error) or None,
+        code=_number(get("code")) or None,
+        nsfw=_flags(get("has_nsfw_contents")),
+        created_at=moment(get("created_at")),
+        inference=inference or _seconds(get("execution_time")) or None,
+        input=echo if isinstance(echo, dict) else None,
         request_id=request_id,
         # The names would take more than the values, were they not shared by all records.
-        raw={intern(name): value for name, value in payload.items()} if isinstance(payload, dict) else {},
+        raw={intern(name): value for name, value in cast("dict[str, object]", payload).items()},
     )
 
 
 def _without(secret: Secret, text: str) -> str:
     return secret.redact(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
-
-
-def _input(payload: object) -> Mapping[str, object] | None:
-    """What the run was given, where the service says it: list items and webhooks do, sometimes, under either name."""
-    if not isinstance(payload, dict):
-        return None
-    echo = payload.get("input") or payload.get("inputs")
-    return echo if isinstance(echo, dict) else None
 
 
 _OK = range(200, 300)
@@ -270,7 +229,7 @@ def _opened(response: HttpResponse, secret: Secret) -> object:
         )
     if not isinstance(body, dict):
         return body
-    code = _number(body.get("code"), None)
+    code = _number(body.get("code"))
     if (code is not None and code not in _OK and code != 0) or (
         code is None and "data" not in body and "error" in body
     ):
@@ -341,15 +300,15 @@ def _said(body: object) -> tuple[str, int | None]:
     """The text and the code of an error body, in every shape that has been seen."""
     if not isinstance(body, dict):
         return "", None
-    code = _number(body.get("code"), None)
+    code = _number(body.get("code"))
     error = body.get("error")
     data = body.get("data")
     if isinstance(error, dict):
-        code = code or _number(error.get("code"), None) or _number(error.get("type"), None)
+        code = code or _number(error.get("code")) or _number(error.get("type"))
         error = error.get("message")
     elif isinstance(data, dict):
         error = error or data.get("error")
-        code = _number(data.get("code"), None) or code
+        code = _number(data.get("code")) or code
     text = next((part for part in (error, body.get("message"), body.get("detail"), body.get("errors")) if part), "")
     if not isinstance(text, str):
         text = _dumped(text)

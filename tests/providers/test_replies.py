@@ -208,7 +208,7 @@ ERRORS: dict[str, tuple[type[ApiError], int, int | None, str, dict[str, object]]
     "wavespeed/reply-truncated": (ProtocolError, 200, None, "the reply is not JSON", {}),
     "wavespeed/reply-html": (ProtocolError, 200, None, "the reply is not JSON", {"raw": "Please sign in"}),
     "wavespeed/reply-empty": (ProtocolError, 200, None, "the reply is not JSON", {"raw": ""}),
-    "wavespeed/reply-no-id": (ProtocolError, 200, None, "KeyError: 'id'", {}),
+    "wavespeed/reply-no-id": (ProtocolError, 200, None, "the record has no id", {}),
     "wavespeed/reply-null": (ProtocolError, 200, None, "expected an object, got NoneType", {}),
     "wavespeed/reply-empty-list": (ProtocolError, 200, None, "expected an object, got list", {}),
     "gptproto/error-401": (AuthenticationError, 401, 401, "refused (HTTP 401): Invalid signature", {}),
