@@ -146,9 +146,13 @@ class Reconciler:
         self._testified.set()
         self._testified = asyncio.Event()
         for row in await self._ledger.rows([State.UNCERTAIN]):
-            if row.token_hash == token_hash and (row.batch, row.key) not in self._wanted:
+            name = (row.batch, row.key)
+            if row.token_hash == token_hash and name not in self._wanted:
                 async with self._turn:
-                    await self._by_testimony(row)
+                    end = await self._by_testimony(row)
+                    if end is not None and name in self._wanted:
+                        # Somebody has begun to wait for it meanwhile.
+                        self._ends[name] = end
 
     async def _by_testimony(self, row: Row) -> Settlement | None:
         """What a webhook that bore the submission's token shows."""

@@ -264,6 +264,11 @@ class Submitter:
             SubmissionUncertainError: It stays in doubt.
         """
         row = await self._row_in_doubt(ask)
+        end: Settlement = Held(Doubt.WHETHER, ())
+        if row is not None and row.state is State.UNCERTAIN:
+            end = await self._end(row)
+            if isinstance(end, Held):
+                row = await self._row_in_doubt(ask) or row
         if row is not None and row.state is not State.UNCERTAIN:
             # Who looked for another job, or a webhook, has settled it meanwhile, and has seen to what follows from it.
             if row.given_up:
@@ -275,7 +280,6 @@ class Submitter:
             prediction = Prediction(id=row.prediction_id, model=ask.job.model, key=ask.key)
             self._tell_accepted(prediction, ask)
             return prediction
-        end = Held(Doubt.WHETHER, ()) if row is None else await self._end(row)
         match end:
             case Adopted(prediction_id):
                 prediction = Prediction(id=prediction_id, model=ask.job.model, key=ask.key)
@@ -347,31 +351,53 @@ class Submitter:
             self._door.release()
 
     async def _in_custody(self, ask: Ask, attempt: int) -> Verdict:
+        answer: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         try:
-            task = self.custody.start(lambda: self._attempt(ask, attempt), name=f"kling-submit-{ask.key}")
+            self.custody.start(lambda: self._answered(ask, attempt, answer), name=f"kling-submit-{ask.key}")
         except BaseException:
             self._door.release()
             ask.slot.release()
             raise
-        name = (ask.batch, ask.key)
-        self.under_way[name] += 1
-        task.add_done_callback(lambda _: self._done(name))
+        self.under_way[ask.batch, ask.key] += 1
         try:
-            return await asyncio.shield(task)
+            return await answer
         except asyncio.CancelledError as cancelled:
-            task.add_done_callback(lambda done: _let_go(done, ask.slot))
+            if not answer.cancelled():
+                # The answer had come, and its taker was cancelled before he took it.
+                _let_go(ask.slot, None if answer.exception() is not None else answer.result())
             cancelled.add_note(f"kling_async: job {ask.key} was being submitted; if it is accepted, its id is recorded")
             raise
         except BaseException:
             ask.slot.release()
             raise
 
-    def _done(self, name: tuple[str, str]) -> None:
-        self._door.release()
-        self.under_way[name] -= 1
-        if not self.under_way[name]:
-            del self.under_way[name]
-            self.left(name)
+    async def _answered(self, ask: Ask, attempt: int, answer: asyncio.Future[Verdict]) -> None:
+        """Make one attempt, and give what comes of it to whoever still waits for it: cancelling `answer` ends that."""
+        name = (ask.batch, ask.key)
+        try:
+            verdict = await self._attempt(ask, attempt)
+        except Exception as error:  # noqa: BLE001 -- it is the waiter's
+            if answer.cancelled():
+                ask.slot.release()
+            else:
+                answer.set_exception(error)
+        except BaseException:
+            answer.cancel()
+            ask.slot.release()
+            raise
+        else:
+            if answer.cancelled():
+                _let_go(ask.slot, verdict)
+            else:
+                answer.set_result(verdict)
+        finally:
+            # An error holds this frame.
+            del answer
+            self._door.release()
+            self.under_way[name] -= 1
+            if not self.under_way[name]:
+                del self.under_way[name]
+                self.left(name)
 
     async def _attempt(self, ask: Ask, attempt: int) -> Verdict:
         await self._intend(ask, attempt)
@@ -552,7 +578,7 @@ def _answers(entry: Entry, row: Row) -> bool:
     return row.state in {State.INTENT, State.UNCERTAIN} and row.attempt == entry.attempt
 
 
-def _let_go(task: asyncio.Task[Verdict], slot: Slot) -> None:
+def _let_go(slot: Slot, verdict: Verdict | None) -> None:
     """Free the slot of an attempt that nobody waits for, unless what it brought holds it."""
-    if task.cancelled() or task.exception() is not None or not isinstance(task.result(), Accepted):
+    if not isinstance(verdict, Accepted):
         slot.release()

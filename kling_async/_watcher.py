@@ -10,7 +10,7 @@ import asyncio
 import heapq
 import itertools
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
@@ -144,7 +144,8 @@ class Watcher:
         self._deadlines: list[tuple[float, int, _Waiter, _Watched]] = []
         self._compact_at = 1024
         self._order = itertools.count()
-        self._ready: asyncio.Queue[Look] = asyncio.Queue()
+        self._ready: deque[Look] = deque()
+        self._parked: deque[asyncio.Future[None]] = deque()
         self._nap: anyio.CancelScope | None = None
         self._wakes_at = math.inf
         self._broken: BaseException | None = None
@@ -214,7 +215,7 @@ class Watcher:
             kind=(prediction.model, length),
             usual=(USUAL if row is None else row.usual) * (length or 5) / 5,
         )
-        self._wake_by(self._planner.next_due)
+        self._wake_for_looks()
         early = self._lately.pop(prediction.id, None)
         if early is not None:
             self.tell(early)
@@ -360,21 +361,32 @@ class Watcher:
             self._wakes_at = -math.inf
             self._nap.cancel()
 
+    def _wake_for_looks(self) -> None:
+        # While all readers are busy nobody could take what is due: the first who is not asks for it.
+        if self._parked:
+            self._wake_by(self._planner.next_due)
+
     async def _keep_time(self) -> NoReturn:
         while True:
             # What is due within the grain is due now: a timer may fire a little early.
             now = self._clock.monotonic() + GRAIN
-            for look in self._planner.due(now):
-                self._ready.put_nowait(look)
+            self._collect(now)
             while self._deadlines and self._deadlines[0][0] <= now:
                 _, _, waiter, watched = heapq.heappop(self._deadlines)
                 self._time_out(waiter, watched)
-            self._wakes_at = min(self._planner.next_due, self._deadlines[0][0] if self._deadlines else math.inf)
+            look = self._planner.next_due if self._parked else math.inf
+            self._wakes_at = min(look, self._deadlines[0][0] if self._deadlines else math.inf)
             with anyio.CancelScope() as self._nap:
                 if self._wakes_at == math.inf:
                     await anyio.sleep_forever()
                 await self._clock.sleep(self._wakes_at - now + GRAIN)
             self._nap = None
+
+    def _collect(self, now: float) -> None:
+        """Take what is due, and wake as many readers as that needs."""
+        self._ready += self._planner.due(now)
+        for _ in range(min(len(self._ready), len(self._parked))):
+            self._parked.popleft().set_result(None)
 
     def _time_out(self, waiter: _Waiter, watched: _Watched) -> None:
         if waiter.future.done():
@@ -390,7 +402,7 @@ class Watcher:
 
     async def _read_forever(self) -> NoReturn:
         while True:
-            look = await self._ready.get()
+            look = await self._next_look()
             held = self._planner.held_until - self._clock.monotonic()
             if held > 0:
                 await self._clock.sleep(held)
@@ -398,7 +410,18 @@ class Watcher:
                 await self._read_page(look)
             elif look.prediction_id in self._watched:
                 await self._read(self._watched[look.prediction_id])
-            self._wake_by(self._planner.next_due)
+            self._wake_for_looks()
+
+    async def _next_look(self) -> Look:
+        """What a reader is to ask for, when there is something."""
+        while not self._ready:
+            self._collect(self._clock.monotonic() + GRAIN)
+            if not self._ready:
+                turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._parked.append(turn)
+                self._wake_for_looks()
+                await turn
+        return self._ready.popleft()
 
     async def _read(self, watched: _Watched) -> None:
         self._singles += 1
@@ -474,7 +497,7 @@ class Watcher:
         if read.status is Status.COMPLETED and not read.outputs and not alone:
             # Lists may leave outputs out, and what is paid for is not given up for that.
             self._planner.look_again(last.id, self._clock.monotonic())
-            self._wake_by(self._planner.next_due)
+            self._wake_for_looks()
             return
         # It was asked for by its id: a gateway may call it otherwise in its reply.
         read = changed(read, id=last.id, key=last.key, model=read.model or last.model)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import asyncio
+from collections import OrderedDict
 
 import anyio
 
@@ -68,7 +69,9 @@ class Slots:
     def __init__(self, ceiling: int, *, adaptive: bool = True) -> None:
         self.adaptive = adaptive
         self._capacity = Capacity(ceiling, adaptive=adaptive)
-        self._limiter = anyio.CapacityLimiter(self._capacity.places(0))
+        self._taken = 0
+        # In their order. A limiter of anyio's would take a tenth of a job, and knows none who come first.
+        self._waiting: OrderedDict[Slot, asyncio.Future[None]] = OrderedDict()
         self._refused: dict[Slot, anyio.Event] = {}
         self._running = 0
         self._round = 0
@@ -87,7 +90,7 @@ class Slots:
     @property
     def taken(self) -> int:
         """How many are taken."""
-        return self._limiter.borrowed_tokens
+        return self._taken
 
     @property
     def running(self) -> int:
@@ -97,26 +100,32 @@ class Slots:
     @property
     def waiting(self) -> int:
         """How many wait for one, or were refused and wait for their turn."""
-        return self._limiter.statistics().tasks_waiting + len(self._refused)
+        return len(self._waiting) + len(self._refused)
 
     def take(self) -> Slot:
         """A slot at once, beyond the total if need be: for what runs already."""
-        slot = Slot(self)
-        try:
-            self._limiter.acquire_on_behalf_of_nowait(slot)
-        except anyio.WouldBlock:
+        if self._waiting or not self._has_room():
             # More runs than is permitted now: a level was lowered. The surplus is watched, and not counted.
             return Slot(None)
+        self._taken += 1
+        slot = Slot(self)
         slot.accepted()
         return slot
 
     async def acquire(self) -> Slot:
         """A slot, when there is one."""
         slot = Slot(self)
-        try:
-            self._limiter.acquire_on_behalf_of_nowait(slot)
-        except anyio.WouldBlock:
-            await self._limiter.acquire_on_behalf_of(slot)
+        if self._waiting or not self._has_room():
+            turn = self._waiting[slot] = asyncio.get_running_loop().create_future()
+            try:
+                await turn
+            except BaseException:
+                if self._waiting.pop(slot, None) is None and not turn.cancelled():
+                    # It had been let in.
+                    slot.release()
+                raise
+        else:
+            self._taken += 1
         if self._closed:
             slot.release()
             raise SessionClosedError("the session closed while the job was waiting for a slot, nothing was sent")
@@ -126,7 +135,8 @@ class Slots:
     def close(self) -> None:
         """Send everybody away who waits."""
         self._closed = True
-        self._limiter.total_tokens = math.inf
+        while self._waiting:
+            self._let_in()
         for event in self._refused.values():
             event.set()
 
@@ -170,19 +180,27 @@ class Slots:
         self._refused.pop(slot, None)
         if slot.running:
             self._running -= 1
-        if not self._closed:
-            # Nobody takes it before those who were refused.
-            self._limiter.total_tokens = 0
-        self._limiter.release_on_behalf_of(slot)
+        self._taken -= 1
         self._adjust()
 
     def _adjust(self) -> None:
         """Let in as many as there are places for: first those who were refused, then those who wait."""
         if self._closed:
             return
-        places = self._capacity.places(self._running)
-        while self._refused and self._limiter.borrowed_tokens - len(self._refused) < places:
+        while self._refused and self._has_room():
             first = next(iter(self._refused))
             first.round = self._round
             self._refused.pop(first).set()
-        self._limiter.total_tokens = places + len(self._refused)
+        while self._waiting and self._has_room():
+            self._let_in()
+
+    def _has_room(self) -> bool:
+        """Whether there is a place for one more; those who were refused take none while they wait."""
+        return self._closed or self._taken - len(self._refused) < self._capacity.places(self._running)
+
+    def _let_in(self) -> None:
+        """Give a slot to the first who waits, unless that one was just cancelled."""
+        _, turn = self._waiting.popitem(last=False)
+        if not turn.done():
+            self._taken += 1
+            turn.set_result(None)
