@@ -41,6 +41,7 @@ from ._custody import Custody
 from ._history import History
 from ._media import Images, digest
 from ._money import Money
+from ._observers import Observers
 from ._recall import still_there
 from ._reconcile import Reconciler
 from ._retry import send_read
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from ._core.budget import Budget, Reservation
     from ._core.catalogue import Level
     from ._core.clock import Clock
-    from ._core.events import Event, Observer
+    from ._core.events import Observer
     from ._core.http import HttpRequest, HttpResponse
     from ._core.job import Job
     from ._core.polling import WatchPolicy
@@ -132,7 +133,7 @@ class Account:
         self._saving = anyio.CapacityLimiter(max_saving)
         self._transport = transport
         self._owns_transport = owns_transport
-        self._observers = observers
+        self.observe = Observers(observers)
         self._rng = random.Random()  # noqa: S311 -- jitter
         self._custody = Custody()
         self.retry_failed = retry_failed
@@ -214,18 +215,6 @@ class Account:
             watch=watch,
             spent=self.spent,
         )
-
-    def observe(self, event: Event) -> None:
-        """Tell everybody who listens."""
-        for observer in self._observers:
-            try:
-                observer(event)
-            except Exception:
-                log.exception("an observer raised at %s", type(event).__name__)
-
-    def add_observer(self, observer: Observer) -> None:
-        """Tell one more of what happens from now on."""
-        self._observers += (observer,)
 
     async def content(self, job: Job) -> Content:
         """A job's content, its image files looked into.
@@ -391,7 +380,7 @@ class Account:
             try:
                 with admission:
                     self.observe(
-                        Retrying(at=self.clock.now(), key=key, batch=batch, job=job, prediction=failed, again=delay)
+                        Retrying, at=self.clock.now(), key=key, batch=batch, job=job, prediction=failed, again=delay
                     )
                     await self.clock.sleep(delay)
             except SkippedError:
@@ -437,14 +426,13 @@ class Account:
             row = await self._submitter.written(row)
             known = row.state in _ACCEPTED and not (self._again(row, failures) and await _is_still(job, content, key))
             self.observe(
-                Begun(
-                    at=self.clock.now(),
-                    key=key,
-                    batch=batch,
-                    job=job,
-                    known=row.prediction_id if known else None,
-                    ended=known and row.state is not State.SUBMITTED,
-                )
+                Begun,
+                at=self.clock.now(),
+                key=key,
+                batch=batch,
+                job=job,
+                known=row.prediction_id if known else None,
+                ended=known and row.state is not State.SUBMITTED,
             )
             if known:
                 return await self._known(job, row)
@@ -476,7 +464,7 @@ class Account:
         self._money.let_go(name)
         self.ledger.unclaim(*name)
         batch, key = name
-        self.observe(Left(at=self.clock.now(), key=key, batch=batch, error=self._told.pop(name, None)))
+        self.observe(Left, at=self.clock.now(), key=key, batch=batch, error=self._told.pop(name, None))
 
     def _again(self, row: Row, failures: int) -> bool:
         """Whether a job whose prediction failed is paid for once more."""
@@ -523,7 +511,7 @@ class Account:
             if row.state is State.SUBMITTED:
                 self._settled(row)
                 self.observe(
-                    Accepted(at=self.clock.now(), key=row.key, batch=row.batch, job=job, prediction=_recalled(row))
+                    Accepted, at=self.clock.now(), key=row.key, batch=row.batch, job=job, prediction=_recalled(row)
                 )
         if row.state not in _IN_DOUBT:
             # There may be more in doubt than there is money for: what was not accepted takes its turn with the others.
@@ -552,7 +540,7 @@ class Account:
                 since = self.clock.now()
                 image = await self.images.url(job.image, field="image")
                 end_image = None if job.end_image is None else await self.images.url(job.end_image, field="end_image")
-                self.observe(Uploaded(at=self.clock.now(), key=row.key, batch=row.batch, since=since))
+                self.observe(Uploaded, at=self.clock.now(), key=row.key, batch=row.batch, since=since)
                 webhook, token = self._webhook()
                 request = self.provider.submit(job, image, end_image, webhook=webhook)
                 sent = fingerprint(job.inputs(image, end_image))
@@ -571,7 +559,8 @@ class Account:
                 raise
         except KlingError as error:
             raise not_sent_now(error, job, row)  # noqa: B904 -- itself, or it has its cause
-        ask = Ask(job, row.key, row.batch, request, sent, self.provider.name, slot, admission, token, money)
+        price = job.price(self.provider.name).usd
+        ask = Ask(job, row.key, row.batch, request, sent, price, slot, admission, token, money)
         return await self._submitter.submit(ask, row)
 
     def _webhook(self) -> tuple[str | None, str | None]:
@@ -742,7 +731,7 @@ class Account:
             ):
                 self.ledger.note(Entry(batch=row.batch, key=row.key, state=State.EXPIRED, at=self.clock.now()))
             raise
-        self.observe(Saved(at=self.clock.now(), key=name, batch=row.batch if row else batch, file=saved, since=since))
+        self.observe(Saved, at=self.clock.now(), key=name, batch=row.batch if row else batch, file=saved, since=since)
         if row is not None:
             self._note_saved(row, prediction, saved)
         return saved

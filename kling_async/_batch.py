@@ -316,7 +316,7 @@ class Batch(anyio.AsyncContextManagerMixin):
                 cost = (cost or 0) + usd
                 self._spent += usd
 
-        account.observe(events.Admitted(at=account.clock.now(), key=key, batch=self.name, job=job))
+        account.observe(events.Admitted, at=account.clock.now(), key=key, batch=self.name, job=job)
         self._waiting += 1
         try:
             if error is not None:
@@ -382,7 +382,7 @@ class Batch(anyio.AsyncContextManagerMixin):
         heapq.heappush(self._ready, (index if self._ordered else self._arrived, outcome))
         self._arrived += 1
         self._account.observe(
-            events.Finished(at=self._account.clock.now(), key=outcome.key, batch=self.name, outcome=outcome)
+            events.Finished, at=self._account.clock.now(), key=outcome.key, batch=self.name, outcome=outcome
         )
         self._news.set()
 

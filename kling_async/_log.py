@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("kling_async")
 
 
+def hears(kind: object) -> bool:
+    """Whether events of a kind may be written down."""
+    return log.isEnabledFor(logging.INFO) or kind in _TROUBLES
+
+
 def log_event(event: Event) -> None:
     """Write one event down."""
-    if type(event) not in _TROUBLES and not log.isEnabledFor(logging.INFO):
-        return
     match event:
         case events.Accepted(prediction=prediction):
             _write(logging.INFO, event, "job %s was accepted as prediction %s", event.key, prediction.id)

@@ -224,7 +224,6 @@ class KlingSession(ServiceCalls):
         # Imported here: aiohttp and what an open session works with are most of this package's import time, and values
         # alone do not need it.
         from ._account import Account  # noqa: PLC0415 -- see above
-        from ._log import log_event  # noqa: PLC0415 -- see above
         from .limits import StartsPerWindow  # noqa: PLC0415 -- see above
 
         transport = self._transport
@@ -258,7 +257,7 @@ class KlingSession(ServiceCalls):
             max_uploads=self._max_uploads,
             policy=self._watch,
             forget_after=self._forget_after,
-            observers=(log_event, *self._observers),
+            observers=self._observers,
             on_uncertain=self._on_uncertain,
             grace=self._grace,
             sole_user=self._sole_user,
@@ -326,7 +325,7 @@ class KlingSession(ServiceCalls):
         Raises:
             SessionClosedError: It is not.
         """
-        self.account.add_observer(observer)
+        self.account.observe.add(observer)
 
     def with_options(self, *, deadline: float | None = None, model: str | Model | None = None) -> KlingSession:
         """This session with other defaults, sharing transport, slots, limiter, watcher and ledger.

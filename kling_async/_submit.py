@@ -6,8 +6,9 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from decimal import Decimal
 from random import Random
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import anyio
 import attrs
@@ -30,7 +31,6 @@ from ._core.errors import (
     SubmissionUncertainError,
     TransportError,
 )
-from ._core.events import Observer
 from ._core.http import HttpRequest
 from ._core.job import Job
 from ._core.polling import Backoff
@@ -40,12 +40,10 @@ from ._core.states import Entry, Row, State
 from ._core.submission import Accepted, Rejected, Uncertain, Verdict, judge
 from ._core.transport import Transport
 from ._custody import Custody
+from ._observers import Observers
 from .ledger import Ledger
 from .limits import Gate, Slot
 from .providers import Provider
-
-if TYPE_CHECKING:
-    from decimal import Decimal
 
 log = logging.getLogger("kling_async")
 
@@ -76,7 +74,7 @@ class Ask:
         batch: The batch's name; empty outside a batch.
         request: The paid request.
         fingerprint: The digest of what the request asks for.
-        provider: The provider's name.
+        price: USD of one paid request by the price list; None when it is not known.
         slot: The right to run it.
         admission: Whether it is still sent.
         token_hash: Digest of the token in its webhook's URL, if it has one.
@@ -88,7 +86,7 @@ class Ask:
     batch: str
     request: HttpRequest
     fingerprint: str
-    provider: str
+    price: Decimal | None
     slot: Slot
     admission: Admission
     token_hash: str | None = None
@@ -97,7 +95,7 @@ class Ask:
     @property
     def cost(self) -> Decimal | None:
         """USD of one paid request: as it was set aside, else by the price list; None when it is not known."""
-        return self.money[0].usd if self.money else self.job.price(self.provider).usd
+        return self.money[0].usd if self.money else self.price
 
     def mark(self, *, doubtful: bool) -> None:
         """Say whether it may have been accepted without our knowing."""
@@ -141,7 +139,7 @@ class Submitter:
     gate: Gate
     clock: Clock
     rng: Random
-    observe: Observer
+    observe: Observers
     accepted: Callable[[Prediction, Ask], None]
     settle: Callable[[Row], Awaitable[Settlement]]
     reserve: Callable[[Ask], Awaitable[None]]
@@ -407,11 +405,11 @@ class Submitter:
             # Nothing was sent.
             await self._record(ask, State.PENDING, error=error)
             raise
-        self.observe(events.Submitting(at=self.clock.now(), key=ask.key, batch=ask.batch, job=ask.job, attempt=attempt))
+        self.observe(events.Submitting, at=self.clock.now(), key=ask.key, batch=ask.batch, job=ask.job, attempt=attempt)
         sent_at = self.clock.now()
         end: Prediction | TransportError | ApiError
         try:
-            end = self.provider.read_prediction(await self.transport.send(ask.request))
+            end = self.provider.read_prediction(await self.transport.send(ask.request), key=ask.key)
         except (TransportError, ApiError) as error:
             end = error
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- money may have been spent; and nobody
@@ -421,8 +419,10 @@ class Submitter:
         verdict = judge(end)
         match verdict:
             case Accepted(prediction):
-                verdict = Accepted(changed(prediction, key=ask.key, model=prediction.model or ask.job.model))
-                await self._accepted(verdict.prediction, ask, attempt)
+                if not prediction.model or prediction.key != ask.key:
+                    prediction = changed(prediction, key=ask.key, model=prediction.model or ask.job.model)
+                    verdict = Accepted(prediction)
+                await self._accepted(prediction, ask, attempt)
             case Rejected(refusal, again):
                 refusal.job, refusal.key, refusal.spent = ask.job, ask.key, Spent.NO
                 await self._record(ask, State.PENDING if again else State.REJECTED, error=refusal)
@@ -431,9 +431,12 @@ class Submitter:
                 verdict = Uncertain(self._uncertain(ask, trouble, sent_at))
                 await self._record(ask, State.UNCERTAIN, error=trouble)
                 self.observe(
-                    events.Uncertain(
-                        at=self.clock.now(), key=ask.key, batch=ask.batch, job=ask.job, error=verdict.error
-                    )
+                    events.Uncertain,
+                    at=self.clock.now(),
+                    key=ask.key,
+                    batch=ask.batch,
+                    job=ask.job,
+                    error=verdict.error,
                 )
         return verdict
 
@@ -452,7 +455,7 @@ class Submitter:
 
     def _tell_accepted(self, prediction: Prediction, ask: Ask) -> None:
         self.observe(
-            events.Accepted(at=self.clock.now(), key=ask.key, batch=ask.batch, job=ask.job, prediction=prediction)
+            events.Accepted, at=self.clock.now(), key=ask.key, batch=ask.batch, job=ask.job, prediction=prediction
         )
 
     async def _intend(self, ask: Ask, attempt: int) -> None:
@@ -527,7 +530,7 @@ class Submitter:
 
     def _refused(self, ask: Ask, error: KlingError, again: float | None) -> None:
         self.observe(
-            events.Refused(at=self.clock.now(), key=ask.key, batch=ask.batch, job=ask.job, error=error, again=again)
+            events.Refused, at=self.clock.now(), key=ask.key, batch=ask.batch, job=ask.job, error=error, again=again
         )
 
 

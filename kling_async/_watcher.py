@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from random import Random
 
     from ._core.clock import Clock
-    from ._core.events import Observer
     from ._core.transport import Transport
+    from ._observers import Observers
     from .providers import Provider
 
 GRAIN = 0.001
@@ -126,7 +126,7 @@ class Watcher:
         clock: Clock,
         policy: WatchPolicy,
         rng: Random,
-        observe: Observer,
+        observe: Observers,
         forget_after: float,
         readers: int = 32,
     ) -> None:
@@ -428,7 +428,9 @@ class Watcher:
         try:
             response = await self._transport.send(self._provider.result(watched.prediction.id))
             said = hash((response.status, response.body))
-            read = None if said == watched.said else self._provider.read_prediction(response)
+            read = (
+                None if said == watched.said else self._provider.read_prediction(response, key=watched.prediction.key)
+            )
         except _FINAL as error:
             if watched.ended:
                 return
@@ -499,12 +501,13 @@ class Watcher:
             self._planner.look_again(last.id, self._clock.monotonic())
             self._wake_for_looks()
             return
-        # It was asked for by its id: a gateway may call it otherwise in its reply.
-        read = changed(read, id=last.id, key=last.key, model=read.model or last.model)
+        if read.id != last.id or read.key != last.key or not read.model:
+            # It was asked for by its id: a gateway may call it otherwise in its reply.
+            read = changed(read, id=last.id, key=last.key, model=read.model or last.model)
         watched.prediction = read
         if read.status.ended:
             self._planner.ends(read.id, self._clock.monotonic(), took=read.inference, told=told)
-        self._observe(Changed(at=self._clock.now(), key=read.key or "", batch=watched.batch, prediction=read))
+        self._observe(Changed, at=self._clock.now(), key=read.key or "", batch=watched.batch, prediction=read)
         for news in watched.changes:
             news.put_nowait(read)
         if read.status.ended:

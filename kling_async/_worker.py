@@ -220,7 +220,7 @@ class Worker:
             self._starting.discard((row.batch, row.key))
 
         job = recalled.job
-        account.observe(events.Admitted(at=account.clock.now(), key=row.key, batch=row.batch, job=job))
+        account.observe(events.Admitted, at=account.clock.now(), key=row.key, batch=row.batch, job=job)
         try:
             prediction = await account.make(
                 job,
@@ -248,7 +248,7 @@ class Worker:
         self.failed += error is not None and not skipped
         cost = job.price(account.provider.name).usd if prediction is not None else None
         outcome = Outcome(job=job, key=row.key, index=0, prediction=prediction, error=error, saved=saved, cost=cost)
-        account.observe(events.Finished(at=account.clock.now(), key=row.key, batch=row.batch, outcome=outcome))
+        account.observe(events.Finished, at=account.clock.now(), key=row.key, batch=row.batch, outcome=outcome)
         return outcome
 
 

@@ -165,7 +165,7 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
     # How a job is copied (`attrs.evolve`); what callers give is `model`.
     own_row = fields.pop("own_row", None)
     given = {name: value for name, value in fields.items() if value is not None and not _empty(name, value)}
-    for name in [name for name in fields if name not in JobFields.__annotations__]:
+    for name in () if fields.keys() <= _FIELDS else [name for name in fields if name not in _FIELDS]:
         near = difflib.get_close_matches(name, [*JobFields.__annotations__, *_SYNONYMS], n=1, cutoff=0.6)
         meant = _SYNONYMS.get(near[0], near[0]) if near else None
         hint = f"; did you mean {meant}?" if meant else "; the fields are " + ", ".join(JobFields.__annotations__)
@@ -188,7 +188,7 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
         "element_list": (),
         "voice_list": (),
         "extra": {},
-        "own_row": row if row is not None and find_model(row.id) != row else None,
+        "own_row": None if row is None or _is_known(row) else row,
     }
     if "image" in given:
         checked["image"] = at_rest("image", given["image"], problems)
@@ -207,15 +207,18 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
         elif row is not None and not row.sound:
             problems.append(Problem("sound", f"{row.name} makes no sound"))
         checked["sound"] = given["sound"]
-    _rarely(given, row, checked, problems)
+    if not _RARE.isdisjoint(given):
+        _rarely(given, row, checked, problems)
     _extra(given.get("extra", {}), row, checked, problems)
-    if row is not None:
-        problems.extend(Problem(name, f"required by {row.name}") for name in sorted(row.required) if name not in given)
+    if row is not None and not row.required <= given.keys():
+        problems.extend(Problem(name, f"required by {row.name}") for name in sorted(row.required - given.keys()))
     if problems:
         raise InvalidJobError(problems)
     return checked
 
 
+_FIELDS = frozenset(JobFields.__annotations__)
+_RARE = frozenset({"shot_type", "element_list", "voice_list"})
 _LISTS = frozenset({"multi_prompt", "element_list", "voice_list"})
 
 
@@ -233,6 +236,13 @@ _SYNONYMS = {
     "seconds": "duration",
     "text": "prompt",
 }
+
+
+def _is_known(row: Model) -> bool:
+    """Whether the catalogue has the same row."""
+    there = find_model(row.id)
+    # Almost always it is the catalogue's own, and comparing all of its fields takes a while.
+    return there is row or there == row
 
 
 def _model(name: object, own_row: Model | None, problems: list[Problem]) -> Model | None:
@@ -281,8 +291,10 @@ def _prompt(given: dict[str, Any], row: Model | None, problems: list[Problem]) -
 
 
 def _shots(given: dict[str, Any], row: Model | None, problems: list[Problem]) -> tuple[Shot, ...]:
-    value = given.get("multi_prompt", ())
-    if "multi_prompt" in given and row is not None and not row.shots:
+    if "multi_prompt" not in given:
+        return ()
+    value = given["multi_prompt"]
+    if row is not None and not row.shots:
         problems.append(Problem("multi_prompt", f"{row.name} takes one prompt"))
         return ()
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):

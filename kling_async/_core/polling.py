@@ -622,7 +622,7 @@ class Planner:
 
     def _time(self, tracks: list[_Track], now: float) -> float:
         """When the time that has probably been wasted on ends that nobody knows of is worth a look."""
-        first = min(track.looked for track in tracks)
+        first = tracks[0].looked if len(tracks) == 1 else min(track.looked for track in tracks)
         at = max(now, first + self._policy.least)
         latest = max(now, first + self._policy.most)
         if at >= latest:

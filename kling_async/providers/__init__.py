@@ -61,8 +61,12 @@ class Provider(UploadProvider, Protocol):
         """The read of one prediction."""
         ...
 
-    def read_prediction(self, response: HttpResponse) -> Prediction:
+    def read_prediction(self, response: HttpResponse, *, key: str | None = None) -> Prediction:
         """The prediction that a reply to `submit` or `result` holds.
+
+        Args:
+            response: The reply.
+            key: The job's name, which goes into the prediction as it is.
 
         Raises:
             ApiError: The reply says no, or nothing that can be read.

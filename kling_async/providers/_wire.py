@@ -151,10 +151,12 @@ def _fields(payload: object) -> dict[str, Any]:
     """By their snake-case names."""
     if not isinstance(payload, dict):
         raise ValueError(f"expected an object, got {type(payload).__name__}")  # noqa: TRY004 -- one kind for callers
-    return {_snake(name): value for name, value in payload.items()}
+    return dict(zip(map(_snake, payload), payload.values(), strict=True))
 
 
-def read_prediction(payload: object, secret: Secret | None, *, request_id: str | None = None) -> Prediction:
+def read_prediction(
+    payload: object, secret: Secret | None, *, request_id: str | None = None, key: str | None = None
+) -> Prediction:
     """A prediction from `data`, which some integrators have seen as a list of one. Its error does not quote the key.
 
     Field by field, because every status request is read by this (api reference, "result"). A webhook may be read where
@@ -166,6 +168,7 @@ def read_prediction(payload: object, secret: Secret | None, *, request_id: str |
     if isinstance(payload, list) and payload:
         payload = payload[0]
     fields = _fields(payload)
+    record = cast("dict[str, object]", payload)
     get = fields.get
     prediction_id = _identity(get("id"))
     if not prediction_id.strip():
@@ -187,10 +190,11 @@ def read_prediction(payload: object, secret: Secret | None, *, request_id: str |
         nsfw=_flags(get("has_nsfw_contents")),
         created_at=moment(get("created_at")),
         inference=inference or _seconds(get("execution_time")) or None,
+        key=key,
         input=echo if isinstance(echo, dict) else None,
         request_id=request_id,
         # The names would take more than the values, were they not shared by all records.
-        raw={intern(name): value for name, value in cast("dict[str, object]", payload).items()},
+        raw=dict(zip(map(intern, record), record.values(), strict=True)),
     )
 
 

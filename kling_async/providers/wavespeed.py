@@ -98,11 +98,11 @@ class WaveSpeed:
             headers=self._headers,
         )
 
-    def read_prediction(self, response: HttpResponse) -> Prediction:
+    def read_prediction(self, response: HttpResponse, *, key: str | None = None) -> Prediction:
         """The prediction in the envelope of a submit or a result."""
         data = _wire.read_data(response, self.api_key)
         try:
-            return _wire.read_prediction(data, self.api_key, request_id=response.request_id)
+            return _wire.read_prediction(data, self.api_key, request_id=response.request_id, key=key)
         except ValueError as error:
             raise self._unreadable(response, str(error)) from None
 

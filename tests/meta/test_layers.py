@@ -28,6 +28,7 @@ ROWS = (
     {"_history", "_media", "_recall", "_reconcile", "_spending", "_submit", "_watcher", "storage"},
     {"_transport", "limits", "ledger", "webhooks"},
     {"_fit"},
+    {"_observers"},
     {"_admission", "_clock", "_custody", "_log", "_overdue", "_preflight", "_retry", "_walk"},
     {"providers"},
     {"_core"},

@@ -15,6 +15,7 @@ import attrs
 from kling_async import HttpRequest, HttpResponse, Job, Prediction, WatchPolicy
 from kling_async._core.polling import WatchStatistics
 from kling_async._core.secret import Secret
+from kling_async._observers import Observers
 from kling_async._watcher import Watcher
 from kling_async.providers import Provider, WaveSpeed
 from kling_async.testing import LoopClock, json_response
@@ -187,7 +188,7 @@ async def watch(
         clock=clock,
         policy=policy,
         rng=random.Random(3),
-        observe=lambda _: None,
+        observe=Observers(()),
         forget_after=1e6,
     )
 

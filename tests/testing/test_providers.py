@@ -89,41 +89,41 @@ class IdWithoutItsSigns(WaveSpeed):
 
 
 class BelievesReplies(WaveSpeed):
-    def read_prediction(self, response: HttpResponse) -> Prediction:
+    def read_prediction(self, response: HttpResponse, *, key: str | None = None) -> Prediction:
         data = response.json()
         assert isinstance(data, dict)
-        return Prediction(id=data["data"]["id"])
+        return Prediction(id=data["data"]["id"], key=key)
 
 
 class GivesNone(WaveSpeed):
-    def read_prediction(self, response: HttpResponse) -> Prediction:
-        del response
+    def read_prediction(self, response: HttpResponse, *, key: str | None = None) -> Prediction:
+        del response, key
         return None  # type: ignore[return-value]  # that is what is wrong with it
 
 
 class AcceptsRefusals(WaveSpeed):
-    def read_prediction(self, response: HttpResponse) -> Prediction:
+    def read_prediction(self, response: HttpResponse, *, key: str | None = None) -> Prediction:
         if response.body == b"{}":
             return Prediction(id="p1")
-        return super().read_prediction(attrs.evolve(response, status=200))
+        return super().read_prediction(attrs.evolve(response, status=200), key=key)
 
 
 class ShowsWhatTheReplyQuotes(WaveSpeed):
-    def read_prediction(self, response: HttpResponse) -> Prediction:
-        prediction = super().read_prediction(response)
+    def read_prediction(self, response: HttpResponse, *, key: str | None = None) -> Prediction:
+        prediction = super().read_prediction(response, key=key)
         return attrs.evolve(prediction, error=response.body.decode("utf-8", "replace"))
 
 
 class EndsWhatItDoesNotKnow(WaveSpeed):
-    def read_prediction(self, response: HttpResponse) -> Prediction:
-        prediction = super().read_prediction(response)
+    def read_prediction(self, response: HttpResponse, *, key: str | None = None) -> Prediction:
+        prediction = super().read_prediction(response, key=key)
         known = {"created", "processing", "completed"}
         return prediction if prediction.raw_status in known else attrs.evolve(prediction, status=Status.FAILED)
 
 
 class LosesTheWord(WaveSpeed):
-    def read_prediction(self, response: HttpResponse) -> Prediction:
-        prediction = super().read_prediction(response)
+    def read_prediction(self, response: HttpResponse, *, key: str | None = None) -> Prediction:
+        prediction = super().read_prediction(response, key=key)
         return attrs.evolve(prediction, raw_status=prediction.status.value)
 
 
