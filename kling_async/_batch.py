@@ -121,7 +121,9 @@ class Batch(anyio.AsyncContextManagerMixin):
         self._save_to = save_to
         self._ordered = ordered
         self._deadline = deadline
-        self._window = anyio.CapacityLimiter(window)
+        # Places in the window that are free, and who waits for one: nobody but the reader of the input.
+        self._places = window
+        self._place_free: asyncio.Future[None] | None = None
         # How often each name came, by its hash. Over a ledger that is read again every name counts; otherwise memory
         # must not follow the number of jobs, and a long input goes on with names that are told apart by their place.
         self._names: dict[int, int] = {}
@@ -250,7 +252,7 @@ class Batch(anyio.AsyncContextManagerMixin):
             while True:
                 try:
                     with self._admission:
-                        await self._place(index)
+                        await self._place()
                         item = await anext(items)
                 except (StopAsyncIteration, SkippedError):
                     break
@@ -265,16 +267,17 @@ class Batch(anyio.AsyncContextManagerMixin):
                 tasks.create_task(self._one(index, job, name, recalled))
                 index += 1
 
-    async def _place(self, index: int) -> None:
+    async def _place(self) -> None:
         """Wait for a place in the window."""
-        try:
-            self._window.acquire_on_behalf_of_nowait(index)
-        except anyio.WouldBlock:
+        if not self._places:
             self._account.full_windows += 1
+            self._place_free = asyncio.get_running_loop().create_future()
             try:
-                await self._window.acquire_on_behalf_of(index)
+                await self._place_free
             finally:
+                self._place_free = None
                 self._account.full_windows -= 1
+        self._places -= 1
 
     async def _named(self, given: str | None, job: Job, index: int) -> _Name:
         """The job's key and digest, and what is wrong with them."""
@@ -391,7 +394,9 @@ class Batch(anyio.AsyncContextManagerMixin):
             return None
         _, outcome = heapq.heappop(self._ready)
         self._taken += 1
-        self._window.release_on_behalf_of(outcome.index)
+        self._places += 1
+        if self._place_free is not None and not self._place_free.done():
+            self._place_free.set_result(None)
         return outcome
 
 

@@ -39,7 +39,7 @@ class Overdue:
     def begin(self, seconds: float) -> Wait:
         """The running task waits, for so many seconds at most."""
         loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
+        task = asyncio.current_task(loop)
         assert task is not None  # noqa: S101 -- a coroutine asks
         wait = Wait(task, loop.time() + seconds)
         self._waits[wait] = None
@@ -50,7 +50,8 @@ class Overdue:
     def end(self, wait: Wait) -> None:
         """It waits no longer."""
         del self._waits[wait]
-        wait.settle()
+        if wait.over:
+            wait.settle()
 
     def close(self) -> None:
         """Leave no timer behind."""

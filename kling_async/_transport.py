@@ -51,7 +51,7 @@ _ASKED_PER_READ = 2**18
 _ADDRESSES = 1024
 """URLs that are remembered."""
 
-_USER_AGENT = f"kling-async/{__version__}"
+_ALWAYS = {"User-Agent": f"kling-async/{__version__}"}
 _PLAIN = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]{1,5})?)((?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+)")
 """URLs in which nothing is to be quoted, and that have neither query nor a way up: origin and path."""
 _READ_AHEAD = 2**18
@@ -223,6 +223,7 @@ class AiohttpTransport:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, limit_per_host=self._limit, keepalive_timeout=KEEP_ALIVE),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                headers=_ALWAYS,
             )
         return self._session
 
@@ -304,7 +305,8 @@ class AiohttpTransport:
 
     def _usable(self, request: HttpRequest) -> aiohttp.ClientSession:
         session = self._session or self._made()
-        if self._closed or session is None or session.closed:
+        # Nobody else closes one that is owned.
+        if self._closed or session is None or (not self._owned and session.closed):
             raise ConnectFailedError(
                 f"{request.method} {shown(request.url)}: the transport is closed", advice="use it while it is open"
             )
@@ -315,7 +317,7 @@ class AiohttpTransport:
     ) -> _Options:
         body = request.body
         options: _Options = {
-            "headers": {"User-Agent": _USER_AGENT, **request.headers},
+            "headers": request.headers if self._owned else {**_ALWAYS, **request.headers},
             "allow_redirects": follow,
             "proxy": proxy,
             "ssl": self._ssl,

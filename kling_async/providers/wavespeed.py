@@ -81,7 +81,7 @@ class WaveSpeed:
 
     @property
     def _headers(self) -> Mapping[str, str]:
-        return {"Authorization": self.authorization(), "Accept": "application/json"}
+        return {"Authorization": self.authorization()}
 
     def submit(self, job: Job, image: str, end_image: str | None, *, webhook: str | None = None) -> HttpRequest:
         """`POST /api/v3/{model}`: one paid request; the webhook is a query parameter (docs-api/webhooks)."""

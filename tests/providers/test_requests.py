@@ -55,7 +55,6 @@ def test_wavespeed_submits() -> None:
         effect=Effect.PAID,
         headers={
             "Authorization": f"Bearer {KEY}",
-            "Accept": "application/json",
             "Content-Type": "application/json",
         },
         body=(
@@ -107,7 +106,7 @@ def test_a_result_is_read_by_a_url_that_is_built_here(provider: WaveSpeed) -> No
         method="GET",
         url=f"{provider.base_url}/api/v3/predictions/45b392b22c3b449fa935bd4dc2219dfe/result",
         effect=Effect.READ,
-        headers={"Authorization": provider.authorization(), "Accept": "application/json"},
+        headers={"Authorization": provider.authorization()},
     )
 
 
