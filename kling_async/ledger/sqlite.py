@@ -12,10 +12,11 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 from collections import defaultdict
 from decimal import Decimal
 from functools import cache
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
@@ -43,6 +44,11 @@ REMEMBERED = 20_000
 """Rows that the writer remembers, so as not to ask the file for them."""
 GROUP = 512
 """Steps that are committed together at most."""
+GATHERING = 0.005
+"""Seconds that a step waits for others of its group, where there were others last time: a commit takes as long for many
+as for one, and longer than that."""
+LINES = 64
+"""Lines that one statement inserts at most."""
 LOCK_TIMEOUT = 10.0
 """Seconds that the writer waits for another program that holds the file."""
 
@@ -75,7 +81,8 @@ _WITH_CONTENT = (
     f"SELECT {', '.join(f'job.{name}' for name in _COLUMNS)}, content.job, content.files "  # noqa: S608 -- the same
     "FROM job LEFT JOIN content ON content.batch = job.batch AND content.key = job.key "
 )
-_STEP = "INSERT INTO step(batch, key, state, at, attempt, prediction_id, error) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_STEP = "INSERT INTO step(batch, key, state, at, attempt, prediction_id, error)"
+_CONTENT = "INSERT INTO content(batch, key, job, files)"
 
 _End: TypeAlias = "tuple[asyncio.Future[Any], Any, Exception | None]"
 _Work: TypeAlias = "Callable[[sqlite3.Connection], Any]"
@@ -116,6 +123,8 @@ class SQLiteLedger:
         self._pid = os.getpid()
         # Rows of jobs under way, as they stand in the file: the writer is alone, and need not ask it again.
         self._under_way: dict[tuple[str, str], Row] = {}
+        # Lines that are inserted before the group is committed, by their statement.
+        self._put_off: defaultdict[str, list[tuple[object, ...]]] = defaultdict(list)
 
     async def open(self) -> None:
         """Take the file for writing.
@@ -169,11 +178,8 @@ class SQLiteLedger:
             if row is None:
                 row = Row(batch=batch, key=key, digest=digest, model=model, state=State.PENDING, updated_at=at)
                 connection.execute(_INSERT, [_stored(getattr(row, name)) for name in _COLUMNS])
-                connection.execute(
-                    "INSERT INTO content(batch, key, job, files) VALUES (?, ?, ?, ?)",
-                    (batch, key, content.text, content.files),
-                )
-                connection.execute(_STEP, (batch, key, row.state.value, at, row.attempt, None, None))
+                self._put_off[_CONTENT].append((batch, key, content.text, content.files))
+                self._put_off[_STEP].append((batch, key, row.state.value, at, row.attempt, None, None))
                 self._under_way[batch, key] = row
             elif row.digest != digest:
                 raise KeyReusedError(key)
@@ -185,7 +191,12 @@ class SQLiteLedger:
     async def find(self, batch: str, key: str) -> tuple[Row, Content] | None:
         """The row of a job with its content, or None."""
         query = f"{_WITH_CONTENT} WHERE job.batch = ? AND job.key = ?"
-        found = await self._ask(lambda connection: connection.execute(query, (batch, key)).fetchone())
+
+        def work(connection: sqlite3.Connection) -> Any:
+            self._catch_up(connection)
+            return connection.execute(query, (batch, key)).fetchone()
+
+        found = await self._ask(work)
         if found is None:
             return None
         row = _read(found)
@@ -270,6 +281,7 @@ class SQLiteLedger:
         ids = list(prediction_ids)
 
         def work(connection: sqlite3.Connection) -> dict[str, tuple[str | None, str]]:
+            self._catch_up(connection)
             # What a job that was paid for again had before is still its own.
             query = (
                 "SELECT fingerprint, model FROM job WHERE prediction_id = :id UNION ALL "
@@ -328,23 +340,30 @@ class SQLiteLedger:
             return
         _tell(loop, [(opened, None, None)])
         try:
+            group: list[_Asked] = []
             more = True
             while more:
-                group, more = self._group()
+                group, more = self._group(wait=len(group) > 1)
                 connection = self._commit(connection, group)
         finally:
             connection.close()
             self._unlock()
             _tell(loop, [(ended, None, None)])
 
-    def _group(self) -> tuple[list[_Asked], bool]:
-        """What has arrived, at least one thing; and whether the ledger stays open."""
+    def _group(self, *, wait: bool) -> tuple[list[_Asked], bool]:
+        """What has arrived, at least one thing; and whether the ledger stays open.
+
+        Args:
+            wait: Whether to wait a moment for more of it.
+        """
         group: list[_Asked] = []
         with contextlib.suppress(Empty):
             while len(group) < GROUP:
                 asked = self._queue.get(block=not group)
                 if asked is None:
                     return group, False
+                if wait and not group:
+                    time.sleep(GATHERING)
                 group.append(asked)
         return group, True
 
@@ -365,8 +384,10 @@ class SQLiteLedger:
                 except sqlite3.IntegrityError as error:
                     # An id that another job has already: SQLite has undone this statement alone.
                     ends.append((asked, None, LedgerError(f"the ledger {self.path} refused a step: {error}")))
+            self._catch_up(connection)
             connection.execute("COMMIT")
         except Exception as trouble:
+            self._put_off.clear()
             # Whatever it is, nobody may wait for ever.
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
@@ -383,6 +404,18 @@ class SQLiteLedger:
         for loop, told in by_loop.items():
             _tell(loop, told)
         return connection
+
+    def _catch_up(self, connection: sqlite3.Connection) -> None:
+        """Insert what was put off: between two statements the loop may have the interpreter, and one is as quick."""
+        for insert, lines in self._put_off.items():
+            start = 0
+            while start < len(lines):
+                # Powers of two, so that the statements are few, and remembered.
+                many = min(LINES, 1 << (len(lines) - start).bit_length() - 1)
+                some = lines[start : start + many]
+                connection.execute(_of_lines(insert, many, len(some[0])), [*chain.from_iterable(some)])
+                start += many
+        self._put_off.clear()
 
     def _in_place(self, connection: sqlite3.Connection) -> sqlite3.Connection:
         """The connection, to a file that is found under its name.
@@ -454,7 +487,7 @@ class SQLiteLedger:
         connection.execute(_update(tuple(changes)), (*map(_stored, changes.values()), *name))
         row = changed(row, **changes)
         step = (entry.batch, entry.key, entry.state.value, entry.at, row.attempt, row.prediction_id, row.error)
-        connection.execute(_STEP, step)
+        self._put_off[_STEP].append(step)
         if row.state in _UNDER_WAY:
             if len(self._under_way) >= REMEMBERED:
                 # It is a cache: the file knows.
@@ -602,6 +635,12 @@ def _storable(entry: Entry) -> Entry:
 
 
 _LARGEST = 2**62
+
+
+@cache
+def _of_lines(insert: str, lines: int, width: int) -> str:
+    line = f"({', '.join('?' * width)})"
+    return f"{insert} VALUES {', '.join([line] * lines)}"
 
 
 @cache
