@@ -44,7 +44,7 @@ REMEMBERED = 20_000
 """Rows that the writer remembers, so as not to ask the file for them."""
 GROUP = 512
 """Steps that are committed together at most."""
-GATHERING = 0.005
+GATHERING = 0.008
 """Seconds that a step waits for others of its group, where there were others last time: a commit takes as long for many
 as for one, and longer than that."""
 LINES = 64
@@ -76,7 +76,10 @@ _BESIDE = ("-wal", "-shm")
 _APART = ("job", "files")
 _COLUMNS = tuple(name for name in attrs.fields_dict(Row) if name not in _APART)
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM job "  # noqa: S608 -- the names of our own fields
-_INSERT = f"INSERT INTO job({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 -- the same
+_INSERT = (
+    "INSERT INTO job(batch, key, digest, model, updated_at, state, attempt, failures) "
+    "VALUES (?, ?, ?, ?, ?, 'pending', 0, 0) ON CONFLICT(batch, key) DO NOTHING"
+)
 _WITH_CONTENT = (
     f"SELECT {', '.join(f'job.{name}' for name in _COLUMNS)}, content.job, content.files "  # noqa: S608 -- the same
     "FROM job LEFT JOIN content ON content.batch = job.batch AND content.key = job.key "
@@ -88,7 +91,7 @@ _End: TypeAlias = "tuple[asyncio.Future[Any], Any, Exception | None]"
 _Work: TypeAlias = "Callable[[sqlite3.Connection], Any]"
 
 
-@attrs.frozen
+@attrs.define
 class _Asked:
     """A piece of work for the writer, and who waits for it; nobody waits for a note."""
 
@@ -174,14 +177,15 @@ class SQLiteLedger:
         def work(connection: sqlite3.Connection) -> Row:
             if self._replaced:
                 raise self._out_of_place()
-            row = self._row(connection, batch, key)
-            if row is None:
+            row = self._under_way.get((batch, key))
+            if row is None and connection.execute(_INSERT, (batch, key, digest, model, at)).rowcount:
                 row = Row(batch=batch, key=key, digest=digest, model=model, state=State.PENDING, updated_at=at)
-                connection.execute(_INSERT, [_stored(getattr(row, name)) for name in _COLUMNS])
                 self._put_off[_CONTENT].append((batch, key, content.text, content.files))
                 self._put_off[_STEP].append((batch, key, row.state.value, at, row.attempt, None, None))
                 self._under_way[batch, key] = row
-            elif row.digest != digest:
+                return row
+            row = row or self._row(connection, batch, key)
+            if row is None or row.digest != digest:
                 raise KeyReusedError(key)
             return row
 
