@@ -268,6 +268,8 @@ class Planner:
     def __init__(self, policy: WatchPolicy, random: Callable[[], float]) -> None:
         self._policy = policy
         self._random = random
+        # A fixed interval is the same whatever is known.
+        self._learns = policy.pages or policy.least < policy.most
         self._durations: dict[Hashable, Durations] = {}
         self._scouted: set[Durations] = set()
         self._tracks: dict[str, _Track] = {}
@@ -586,7 +588,8 @@ class Planner:
             del self._groups[group.before, group.number]
 
     def _ran(self, track: _Track, now: float) -> None:
-        track.durations.ran(track.looked - track.since, now - track.since)
+        if self._learns:
+            track.durations.ran(track.looked - track.since, now - track.since)
         track.looked = now
 
     def _strike(self, now: float) -> None:

@@ -44,7 +44,7 @@ REMEMBERED = 20_000
 """Rows that the writer remembers, so as not to ask the file for them."""
 GROUP = 512
 """Steps that are committed together at most."""
-GATHERING = 0.008
+GATHERING = 0.004
 """Seconds that a step waits for others of its group, where there were others last time: a commit takes as long for many
 as for one, and longer than that."""
 LINES = 64
@@ -315,12 +315,13 @@ class SQLiteLedger:
                 advice="make the session in the process that uses it",
             )
 
-    async def _ask(self, work: _Work) -> Any:
+    def _ask(self, work: _Work) -> asyncio.Future[Any]:
+        """What comes of a piece of work, when it is on the disk."""
         self._check()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._queue.put(_Asked(work, future, loop))
-        return await future
+        return future
 
     # In the writer's thread
 

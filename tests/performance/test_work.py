@@ -203,8 +203,10 @@ class Here(SQLiteLedger):
 
     connection: sqlite3.Connection
 
-    async def _ask(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
-        return work(self.connection)
+    def _ask(self, work: Callable[[sqlite3.Connection], Any]) -> asyncio.Future[Any]:
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        done.set_result(work(self.connection))
+        return done
 
 
 def test_the_steps_of_a_job_in_the_ledger(tmp_path: Path) -> None:
@@ -222,6 +224,7 @@ def test_the_steps_of_a_job_in_the_ledger(tmp_path: Path) -> None:
             for state in (State.INTENT, State.SUBMITTED, State.COMPLETED):
                 id_ = None if state is State.INTENT else f"id-{key}"
                 await ledger.record(Entry(batch="batch", key=key, state=state, at=2.0, prediction_id=id_))
+        ledger._catch_up(ledger.connection)
 
     def by_hand(count: int) -> None:
         execute = ledger.connection.execute
