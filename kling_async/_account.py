@@ -14,6 +14,7 @@ import anyio
 import attrs
 
 from ._admission import Admission
+from ._core.budget import Reservation
 from ._core.content import Content, content_of
 from ._core.errors import (
     ApiError,
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from . import storage
-    from ._core.budget import Budget, Reservation
+    from ._core.budget import Budget
     from ._core.catalogue import Level
     from ._core.clock import Clock
     from ._core.events import Observer
@@ -618,27 +619,7 @@ class Account:
         money: tuple[Reservation, ...] = (),
     ) -> None:
         """Watch what runs; its end frees the slot and goes into the ledger, whoever waits or does not."""
-        prediction_id = prediction.id
-
-        def ended(last: Prediction) -> None:
-            slot.release()
-            if last.status is not Status.COMPLETED and last.status.ended:
-                for reservation in money:
-                    reservation.fail(last.id)
-            if last.status.ended:
-                self.ledger.note(
-                    Entry(
-                        batch=batch,
-                        key=key,
-                        state=State.COMPLETED if last.failure() is None else State.FAILED,
-                        at=self.clock.now(),
-                        prediction_id=prediction_id,
-                        output=last.output,
-                        code=last.code,
-                        error=last.error,
-                    )
-                )
-
+        ended = _Running(self, batch, key, slot, money)
         self.watcher.add(prediction, batch=batch, on_end=ended, job=job, submitted_at=submitted_at)
 
     async def ask(self, request: HttpRequest) -> HttpResponse:
@@ -808,6 +789,38 @@ _STATUS = {
     State.DOWNLOADED: Status.COMPLETED,
     State.FAILED: Status.FAILED,
 }
+
+
+@attrs.define(eq=False)
+class _Running:
+    """What a running prediction holds until it has ended: an object, because a closure over as much is eight."""
+
+    account: Account
+    batch: str
+    key: str
+    slot: Slot
+    money: tuple[Reservation, ...]
+
+    def __call__(self, last: Prediction) -> None:
+        """It has ended, or is no longer watched."""
+        self.slot.release()
+        if not last.status.ended:
+            return
+        if last.status is not Status.COMPLETED:
+            for reservation in self.money:
+                reservation.fail(last.id)
+        self.account.ledger.note(
+            Entry(
+                batch=self.batch,
+                key=self.key,
+                state=State.COMPLETED if last.failure() is None else State.FAILED,
+                at=self.account.clock.now(),
+                prediction_id=last.id,
+                output=last.output,
+                code=last.code,
+                error=last.error,
+            )
+        )
 
 
 def not_sent_now(error: KlingError, job: Job, row: Row) -> KlingError:

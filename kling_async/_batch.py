@@ -304,21 +304,7 @@ class Batch(anyio.AsyncContextManagerMixin):
         key, error = name.key, name.error
         prediction: Prediction | None = None
         saved: SavedFile | None = None
-        cost: Decimal | None = None
-        accepted: str | None = None
-
-        def taken(accepted_as: Prediction) -> None:
-            nonlocal accepted, cost
-            if accepted is None:
-                self._waiting -= 1
-                self._running += 1
-            # Not the record itself, which would be kept beside the later ones.
-            accepted = accepted_as.id
-            usd = job.price(account.provider.name).usd
-            if usd is not None:
-                cost = (cost or 0) + usd
-                self._spent += usd
-
+        taken = _Taken(self, job)
         account.observe(events.Admitted, at=account.clock.now(), key=key, batch=self.name, job=job)
         self._waiting += 1
         try:
@@ -349,18 +335,18 @@ class Batch(anyio.AsyncContextManagerMixin):
         except Exception as bug:  # noqa: BLE001 -- one broken job must not end the others
             error = KlingError(
                 f"{type(bug).__name__}: {bug}",
-                prediction_id=accepted,
-                spent=Spent.UNKNOWN if accepted is None else Spent.YES,
+                prediction_id=taken.id,
+                spent=Spent.UNKNOWN if taken.id is None else Spent.YES,
                 advice="this is a mistake in the program: see __cause__",
             )
             error.__cause__ = bug
         finally:
-            if accepted is None:
+            if taken.id is None:
                 self._waiting -= 1
             else:
                 self._running -= 1
-        if prediction is None and accepted is not None:
-            prediction = account.watcher.seen(accepted) or Prediction(id=accepted, model=job.model, key=key)
+        if prediction is None and taken.id is not None:
+            prediction = account.watcher.seen(taken.id) or Prediction(id=taken.id, model=job.model, key=key)
         self._deliver(
             index,
             Outcome(
@@ -370,9 +356,21 @@ class Batch(anyio.AsyncContextManagerMixin):
                 prediction=prediction,
                 error=_about(error, job, key),
                 saved=saved,
-                cost=cost,
+                cost=taken.cost,
             ),
         )
+
+    def _accepted(self, taken: _Taken, prediction: Prediction) -> None:
+        """One of its jobs was accepted, for the first time or again."""
+        if taken.id is None:
+            self._waiting -= 1
+            self._running += 1
+        # Not the record itself, which would be kept beside the later ones.
+        taken.id = prediction.id
+        usd = taken.job.price(self._account.provider.name).usd
+        if usd is not None:
+            taken.cost = (taken.cost or 0) + usd
+            self._spent += usd
 
     def _deliver(self, index: int, outcome: Outcome) -> None:
         if outcome.ok:
@@ -398,6 +396,19 @@ class Batch(anyio.AsyncContextManagerMixin):
         if self._place_free is not None and not self._place_free.done():
             self._place_free.set_result(None)
         return outcome
+
+
+@attrs.define(eq=False)
+class _Taken:
+    """What the service took of one job: its latest id, and USD of all of its predictions. Called when it takes one."""
+
+    batch: Batch
+    job: Job
+    id: str | None = None
+    cost: Decimal | None = None
+
+    def __call__(self, prediction: Prediction) -> None:
+        self.batch._accepted(self, prediction)  # noqa: SLF001 -- an object of its own, lighter than a closure
 
 
 def _about(error: KlingError | None, job: Job, key: str) -> KlingError | None:

@@ -100,7 +100,7 @@ class _Watched:
     missing: int = 0
     said: int | None = None
     waiters: list[_Waiter] = attrs.Factory(list)
-    changes: list[asyncio.Queue[Prediction | KlingError]] = attrs.Factory(list)
+    changes: tuple[asyncio.Queue[Prediction | KlingError], ...] = ()
     ended: bool = False
 
 
@@ -283,7 +283,7 @@ class Watcher:
         self.add(prediction)
         watched = self._watched[prediction.id]
         news: asyncio.Queue[Prediction | KlingError] = asyncio.Queue()
-        watched.changes.append(news)
+        watched.changes = (*watched.changes, news)
         try:
             while True:
                 item = await news.get()
@@ -293,7 +293,7 @@ class Watcher:
                 if item.status.ended:
                     return
         finally:
-            watched.changes.remove(news)
+            watched.changes = tuple(each for each in watched.changes if each is not news)
 
     async def run(self) -> None:
         """Watch until cancelled. A mistake in here fails all waiters with its traceback, and ends the watching."""
