@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -42,6 +43,8 @@ def interruptible(work: Callable[[], Coroutine[object, object, Exit]]) -> Exit:
     """
 
     async def main() -> Exit:
+        # What is there now stays: the collector need not look at it again and again. A program may, a library may not.
+        gc.freeze()
         task = asyncio.current_task()
         if task is not None:
             interrupts = _Interrupts(task)

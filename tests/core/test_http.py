@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING
+
+import orjson
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kling_async import Effect, HttpRequest, HttpResponse, Timeouts
+from kling_async._core import http
 from kling_async._core.http import MAX_RETRY_AFTER
 from kling_async._core.transport import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NOON = 1_792_929_600.0  # Sun, 25 Oct 2026 12:00:00 GMT
 
@@ -135,3 +143,38 @@ def test_timeouts_by_default() -> None:
     """A paid request is waited for longer than a read: ending it early makes its end uncertain."""
     timeouts = Timeouts()
     assert timeouts.submit > timeouts.read > timeouts.connect > 0
+
+
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        (b'{"a": [1, 2.5, true, null, "\xc3\xa9"]}', {"a": [1, 2.5, True, None, "\u00e9"]}),
+        (b' \n{"a": 1}\n ', {"a": 1}),
+        (b'\xef\xbb\xbf{"a": 1}', {"a": 1}),
+        ('{"a": 1}'.encode("utf-16"), {"a": 1}),
+        (b'{"a": 18446744073709551615}', {"a": 2**64 - 1}),
+        (b'{"a": Infinity, "b": "\\ud800"}', {"a": math.inf, "b": "\ud800"}),
+        (b'{"a": 1, "a": 2}', {"a": 2}),
+        (b'"only a text"', "only a text"),
+    ],
+)
+@pytest.mark.parametrize("read", [http._read_standard, orjson.loads])
+def test_json_reads_the_same_with_and_without_orjson(
+    monkeypatch: pytest.MonkeyPatch, read: Callable[[bytes], object], body: bytes, value: object
+) -> None:
+    monkeypatch.setattr(http, "_read", read)
+    assert HttpResponse(status=200, body=body).json() == value
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b'{"a": }', b'{"a": 1} more', b"\xff\xfe", b"[" * 200_000])
+@pytest.mark.parametrize("read", [http._read_standard, orjson.loads])
+def test_what_is_no_json_is_refused_with_and_without_orjson(
+    monkeypatch: pytest.MonkeyPatch, read: Callable[[bytes], object], body: bytes
+) -> None:
+    monkeypatch.setattr(http, "_read", read)
+    with pytest.raises(ValueError):  # noqa: PT011 -- of whichever library
+        HttpResponse(status=200, body=body).json()
+
+
+def test_orjson_is_used_where_it_is_installed() -> None:
+    assert http._read is orjson.loads
