@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +15,22 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def run(script: str, *arguments: str, root: Path = BENCHMARKS) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(root / script), *arguments],
+    command = [sys.executable, str(root / script), *arguments]
+    process = subprocess.Popen(
+        command,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-        timeout=50,
+        start_new_session=True,
     )
+    try:
+        output, errors = process.communicate(timeout=50)
+    except subprocess.TimeoutExpired:
+        # With the processes that it has started.
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def test_the_readme_says_what_the_results_do() -> None:
