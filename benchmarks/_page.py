@@ -65,7 +65,7 @@ def _machine(told: object) -> str:
 
 def _aim(ratio: Ratio) -> str:
     aim = f"at least {ratio.at_least:g}" if ratio.at_least is not None else f"at most {ratio.at_most:g}"
-    return f"{ratio.part}, {ratio.unit}: {ratio.name} {aim} of {ratio.over}"
+    return f"{ratio.part}, {ratio.unit}: {ratio.name} {aim}" + (f" of {ratio.over}" if ratio.over is not None else "")
 
 
 def _part(found: Found, part: str) -> str:

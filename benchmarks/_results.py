@@ -1,7 +1,7 @@
 """What a script found, as it stands in its JSON file.
 
-A part is a table, a name its row, a unit its column. Ratios are of two figures of one part, taken round by round; their
-bound is what is aimed at.
+A part is a table, a name its row, a unit its column. Ratios are of two figures of one part, taken round by round, or of
+one figure to nothing; their bound is what is aimed at.
 """
 
 from __future__ import annotations
@@ -31,11 +31,14 @@ class Figure:
 
 @attrs.frozen(kw_only=True)
 class Ratio:
-    """Of the figure of `name` to that of `over`. `judged` is false where the machine was too busy for a verdict."""
+    """Of the figure of `name` to that of `over`; without one it is that figure, and its bound is absolute.
+
+    `judged` is false where the machine was too busy for a verdict.
+    """
 
     part: str
     name: str
-    over: str
+    over: str | None = None
     unit: str
     median: float
     low: float

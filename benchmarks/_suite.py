@@ -26,9 +26,21 @@ from _results import Figure, Found, Ratio
 from contenders import Load
 
 HERE = Path(__file__).parent
-PACKAGES = ("aiohttp", "anyio", "attrs", "cattrs", "fal-client", "fastapi", "httpx", "replicate", "uvloop", "wavespeed")
-PATIENCE = 600.0
-"""Seconds that one round of one client may take."""
+PACKAGES = (
+    "aiohttp",
+    "anyio",
+    "attrs",
+    "cattrs",
+    "fal-client",
+    "fastapi",
+    "httpx",
+    "obstore",
+    "replicate",
+    "uvloop",
+    "wavespeed",
+)
+PATIENCE = 1800.0
+"""Seconds that one round of one contender may take."""
 DISTURBED = 0.1
 """The share of the time that others may have a client's core before times by the clock say nothing."""
 
@@ -51,14 +63,26 @@ def cores() -> tuple[int, int] | None:
     return (usable[0], usable[1]) if len(usable) > 1 else None
 
 
-def start(arguments: Sequence[str], core: int, *, errors: bool = False) -> subprocess.Popen[str]:
-    """A process of Python kept to that one of `cores()`, whose output is read, or what it says as errors."""
+def start(arguments: Sequence[str], core: int | None, *, errors: bool = False) -> subprocess.Popen[str]:
+    """A process of Python kept to that one of `cores()`, if any, whose output is read, or what it says as errors."""
     stdout, stderr = (None, subprocess.PIPE) if errors else (subprocess.PIPE, None)
     process = subprocess.Popen([sys.executable, *arguments], stdout=stdout, stderr=stderr, text=True)
     found = cores()
-    if found is not None and hasattr(os, "sched_setaffinity"):
+    if core is not None and found is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(process.pid, {found[core]})
     return process
+
+
+def said(arguments: Sequence[str], core: int | None = 1) -> str:
+    """What such a process says, when it has done its work."""
+    process = start(arguments, core)
+    try:
+        output, _ = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    if process.returncode:
+        raise SystemExit(f"failed: {' '.join(arguments)}")
+    return output
 
 
 @contextmanager
@@ -103,14 +127,7 @@ class Took:
 def measure(client: str, load: Load, *, reads: int = 1, seconds: float = 0.0) -> Took:
     """One round of one client, see contenders/; a job ends at its k-th read, and not before that age."""
     asked = {"reads": reads, "seconds": seconds, "load": attrs.asdict(load)}
-    process = start([str(HERE / "_client.py"), client, json.dumps(asked)], core=1)
-    try:
-        said, _ = process.communicate(timeout=PATIENCE)
-    finally:
-        process.kill()
-    if process.returncode:
-        raise SystemExit(f"{client} did not do its load")
-    return Took(**json.loads(said))
+    return Took(**json.loads(said([str(HERE / "_client.py"), client, json.dumps(asked)])))
 
 
 def interleaved(rounds: int, contenders: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
@@ -122,6 +139,11 @@ def interleaved(rounds: int, contenders: Mapping[str, Callable[[], T]]) -> dict[
             found[name].append(once())
     progress("")
     return found
+
+
+def resident() -> int:
+    """Bytes of memory that this process occupies, on Linux."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def progress(text: str) -> None:
@@ -191,17 +213,15 @@ class Report:
         part: str,
         unit: str,
         name: str,
-        over: str,
+        over: str | None,
         *,
         at_least: float | None = None,
         at_most: float | None = None,
     ) -> None:
         """Of two figures of a part, and what it should be; of times by the clock only where all had a core."""
-        ours, theirs = (
-            next(one.rounds for one in self.figures if (one.part, one.name, one.unit) == (part, which, unit))
-            for which in (name, over)
-        )
-        rounds = [one / other for one, other in zip(ours, theirs, strict=True)]
+        rounds = self._rounds(part, unit, name)
+        if over is not None:
+            rounds = [one / other for one, other in zip(rounds, self._rounds(part, unit, over), strict=True)]
         self.ratios.append(
             Ratio(
                 part=part,
@@ -215,6 +235,13 @@ class Report:
             )
         )
 
+    def bound(self, part: str, unit: str, name: str, *, at_most: float) -> None:
+        """What a figure of a part should be by itself, whatever others need."""
+        self.ratio(part, unit, name, None, at_most=at_most)
+
+    def _rounds(self, part: str, unit: str, name: str) -> Sequence[float]:
+        return next(one.rounds for one in self.figures if (one.part, one.unit, one.name) == (part, unit, name))
+
     def finish(self) -> None:
         """Print it, and write it where that was asked for."""
         for part in dict.fromkeys(figure.part for figure in self.figures):
@@ -226,7 +253,8 @@ class Report:
         for ratio in self.ratios:
             aim = f"at least {ratio.at_least}" if ratio.at_least is not None else f"at most {ratio.at_most}"
             where = f"{ratio.part}, {ratio.unit}"
-            print(f"{where}: {ratio.name} / {ratio.over} = {ratio.median:.3g}, to be {aim}: {ratio.verdict}")
+            what = ratio.name if ratio.over is None else f"{ratio.name} / {ratio.over}"
+            print(f"{where}: {what} = {ratio.median:.3g}, to be {aim}: {ratio.verdict}")
         if self.options.json is not None:
             self._found().write(self.options.json)
 

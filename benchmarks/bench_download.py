@@ -1,37 +1,42 @@
 """Videos saved per second and the memory that takes, beside what one writes by hand: 50 files of 64 MB, 8 at a time.
 
     python benchmarks/bench_download.py [--files 50] [--mb 64] [--at-once 8] [--rounds 3] [--folder DIR] [--json FILE]
+        [--quick]
 
-Contenders take turns, each round in a process of its own; medians and ranges are printed, and the median of our speed
-relative to each of the others in the same round. The server is a process too. What is written by hand downloads with
-aiohttp to a part, syncs it and renames it, all writes in threads; it checks nothing, or takes the digest alone. Memory
-is measured on Linux.
+Rounds take turns, each in a process of its own, and the server is one too. None of them is kept to a core: threads that
+write and take digests are what all contenders are about. What is written by hand downloads with aiohttp to a part, all
+writes in threads, or into obstore's store of local files, which has threads of its own. It checks nothing, or takes the
+digest alone. Everybody syncs every file. A round begins with one file that is not measured. Memory is the most that was
+resident, less what was before any of it, on Linux.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import hashlib
 import json
 import os
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Coroutine
-from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO
 
 import aiohttp
+import obstore
+from obstore.store import LocalStore
 
+import _suite
 from kling_async import KlingSession, NoLimit, Prediction, Status
 
 PIECE = 2**20
 OURS = "kling_async"
+SPEED, CPU, MEMORY = "MB/s", "CPU s per GB", "MB of RSS growth"
+MOST = 60
+"""MB that memory may grow by."""
 
 Save = Callable[[str, Path, int, int], Coroutine[None, None, None]]
 
@@ -96,6 +101,26 @@ async def by_blocks(
         await asyncio.gather(*(one(number) for number in range(files)))
 
 
+async def stored(url: str, folder: Path, files: int, at_once: int) -> None:
+    """What one writes by hand with a library for stores: the stream as it comes, in parts of 1 MB."""
+    slots = asyncio.Semaphore(at_once)
+    store = LocalStore(folder)
+
+    async def one(number: int) -> None:
+        name = f"{number}.mp4"
+        async with slots, session.get(url) as reply:
+            await obstore.put_async(store, name, reply.content.iter_any(), chunk_size=PIECE)
+            await asyncio.to_thread(sync, folder / name)
+
+    def sync(path: Path) -> None:
+        # The store does not.
+        with path.open("rb+") as file:
+            synced(file)
+
+    async with aiohttp.ClientSession() as session:
+        await asyncio.gather(*(one(number) for number in range(files)))
+
+
 async def gathered(content: aiohttp.StreamReader) -> list[bytes]:
     block: list[bytes] = []
     size = 0
@@ -119,12 +144,13 @@ async def kling(url: str, folder: Path, files: int, at_once: int) -> None:
         await asyncio.gather(*(session.save(prediction, folder) for prediction in done))
 
 
-CONTENDERS: dict[str, Save] = {
+CHECKED = "aiohttp, 1 MB blocks, SHA-256"
+UNCHECKED: dict[str, Save] = {
+    "aiohttp, 1 MB blocks": piped,
     "aiohttp, chunk by chunk": bare,
-    "aiohttp, 1 MB blocks, pipelined": piped,
-    "the same with SHA-256": checked,
-    OURS: kling,
+    "aiohttp into obstore's LocalStore": stored,
 }
+CONTENDERS: dict[str, Save] = {OURS: kling, CHECKED: checked, **UNCHECKED}
 
 
 async def serve(size: int) -> None:
@@ -155,82 +181,79 @@ async def serve(size: int) -> None:
     await server.serve_forever()
 
 
-def memory(line: str) -> float:
-    """MiB of the process: VmRSS now, VmHWM at most."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return float("nan")
-    return next(int(text.split()[1]) / 1024 for text in status.read_text().splitlines() if text.startswith(line))
+def most() -> int:
+    """Bytes of memory that this process has occupied, at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def child(name: str, url: str, folder: str, files: int, at_once: int) -> None:
-    """One round: seconds, CPU seconds and growth of memory in MiB, as JSON."""
-    save = CONTENDERS[name]
-    before, cpu, wall = memory("VmRSS"), time.process_time(), time.perf_counter()
-    asyncio.run(save(url, Path(folder), files, at_once))
-    figures = (time.perf_counter() - wall, time.process_time() - cpu, memory("VmHWM") - before)
-    sizes = [path.stat().st_size for path in Path(folder).glob("*.mp4")]
-    assert len(sizes) == files
-    assert len(set(sizes)) == 1
-    print(json.dumps(figures))
+def child(name: str, url: str, folder: Path, options: argparse.Namespace) -> None:
+    """One round, in the units that are shown."""
+    before = _suite.resident()
+    with tempfile.TemporaryDirectory(dir=folder) as warm:
+        asyncio.run(CONTENDERS[name](url, Path(warm), 1, 1))
+    cpu, wall = time.process_time(), time.perf_counter()
+    asyncio.run(CONTENDERS[name](url, folder, options.files, options.at_once))
+    seconds, cpu, growth = time.perf_counter() - wall, time.process_time() - cpu, most() - before
+    assert [path.stat().st_size for path in folder.iterdir()] == [options.mb * 10**6] * options.files
+    total = options.files * options.mb
+    print(json.dumps((total / seconds, cpu / total * 1000, growth / 10**6)))
 
 
 def measure(name: str, url: str, options: argparse.Namespace) -> tuple[float, float, float]:
-    """MB per second, CPU seconds per GB, MiB of growth."""
+    """MB per second, CPU seconds per GB, MB of growth."""
+    numbers = {"--files": options.files, "--mb": options.mb, "--at-once": options.at_once}
+    load = [str(word) for pair in numbers.items() for word in pair]
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        command = [sys.executable, __file__, "--child", name, url, folder, str(options.files), str(options.at_once)]
-        ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    seconds, cpu, growth = json.loads(ran.stdout)
-    total = options.files * options.mb
-    return total / seconds, cpu / total * 1000, growth
+        speed, cpu, growth = json.loads(_suite.said([__file__, "--one", name, url, folder, *load], core=None))
+    return speed, cpu, growth
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = _suite.parser(__doc__)
     parser.add_argument("--files", type=int, default=50)
     parser.add_argument("--mb", type=int, default=64)
     parser.add_argument("--at-once", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="a folder of the disk to measure")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.serve:
+        asyncio.run(serve(options.mb * 10**6))
+        return
+    if options.one:
+        name, url, folder = options.one
+        child(name, url, Path(folder), options)
+        return
+    if options.quick:
+        options.files, options.mb, options.at_once, options.rounds = 4, 8, 2, 1
 
-    server = subprocess.Popen(
-        [sys.executable, __file__, "--serve", str(options.mb * 10**6)], stdout=subprocess.PIPE, text=True
+    part = "Downloads to disk"
+    about = (
+        f"{options.files} files of {options.mb} MB, {options.at_once} at once, all synced; the row with SHA-256 does "
+        "by hand what ours does, but for the MP4 boxes and going on after a cut; the other baselines check nothing"
     )
-    figures: dict[str, list[tuple[float, float, float]]] = {name: [] for name in CONTENDERS}
+    report = _suite.Report(options, notes={part: about})
+    server = _suite.start([__file__, "--serve", "--mb", str(options.mb)], core=None)
     try:
         assert server.stdout is not None
         url = server.stdout.readline().strip()
-        for _ in range(options.rounds):
-            for name, rounds in figures.items():
-                rounds.append(measure(name, url, options))
+        found = _suite.interleaved(
+            options.rounds, {name: functools.partial(measure, name, url, options) for name in CONTENDERS}
+        )
     finally:
         server.kill()
-        server.wait()
-
-    print(
-        f"{options.files} files of {options.mb} MB, {options.at_once} at once, {options.rounds} rounds in turn, "
-        f"Python {platform.python_version()}, aiohttp {version('aiohttp')}"
-    )
-    print(f"{'':34}{'MB/s':>8}{'(range)':>14}{'CPU s/GB':>11}{'RSS growth, MiB':>18}{'(range)':>12}{'ours / it':>10}")
-    for name, rounds in figures.items():
-        relative = [ours[0] / one[0] for ours, one in zip(figures[OURS], rounds, strict=True)]
-        speed, cpu, growth = ([one[index] for one in rounds] for index in range(3))
-        print(
-            f"{name:34}{statistics.median(speed):>8.0f}{f'{min(speed):.0f}-{max(speed):.0f}':>14}"
-            f"{statistics.median(cpu):>11.2f}{statistics.median(growth):>18.0f}"
-            f"{f'{min(growth):.0f}-{max(growth):.0f}':>12}{statistics.median(relative):>10.2f}"
-        )
-    if options.json:
-        options.json.write_text(json.dumps({"options": vars(options), "figures": figures}, default=str, indent=1))
+        server.communicate()
+    for name, rounds in found.items():
+        for unit, figures in zip((SPEED, CPU, MEMORY), zip(*rounds, strict=True), strict=True):
+            report.add(part, name, unit, *figures, baseline=name != OURS)
+    fastest = max(UNCHECKED, key=lambda name: statistics.median(speed for speed, _, _ in found[name]))
+    for baseline in (CHECKED, fastest):
+        report.ratio(part, SPEED, OURS, baseline, at_least=0.95)
+    report.bound(part, MEMORY, OURS, at_most=MOST)
+    report.finish()
 
 
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["--serve", size]:
-            asyncio.run(serve(int(size)))
-        case ["--child", name, url, folder, files, at_once]:
-            child(name, url, folder, int(files), int(at_once))
-        case _:
-            main()
+    main()

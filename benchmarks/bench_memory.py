@@ -1,6 +1,6 @@
 """Memory per running job, beside bare aiohttp with a task per job: a server that never completes any.
 
-    python benchmarks/bench_memory.py [--running 5000] [--interval 10] [--json FILE]
+    python benchmarks/bench_memory.py [--running 5000] [--interval 10] [--json FILE] [--quick]
 
 Every contender runs in a process of its own: so many jobs run, every one was read once by itself, and what the process
 has grown by since the connections stood is divided by them. Resident memory is what the system gives; allocated is what
@@ -12,22 +12,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import json
 import logging
-import platform
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 
 import aiohttp
 
+import _suite
+from _client import control
 from kling_async import Job, KlingSession, NoLimit, WatchPolicy
 
 IMAGE = "https://pictures.example/face.png"
 HEADERS = {"Authorization": "Bearer wsk_benchmark"}
+OURS = "kling_async"
+MOST = 8
+"""KiB that a running job may take."""
+NEVER = 10**9
+"""Reads after which a job would complete."""
 WARM = 200
 """Jobs that run before the first look: connections, caches and code are there then."""
 
@@ -35,7 +36,7 @@ WARM = 200
 def resident() -> int:
     """Bytes of memory that the process occupies."""
     gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return _suite.resident()
 
 
 def allocated() -> int:
@@ -114,61 +115,53 @@ async def kling(url: str, running: int, interval: float, weigh: Callable[[], int
     return grown
 
 
-CONTENDERS = {"bare aiohttp, a task per job": bare, "kling_async": kling}
+CONTENDERS = {OURS: kling, "bare aiohttp, a task per job": bare}
+WAYS = {"resident": resident, "allocated": allocated}
+
+
+def child(name: str, url: str, how: str, running: int, interval: float) -> None:
+    """One contender, looked at in one way: bytes that so many jobs take."""
+    if how == "allocated":
+        tracemalloc.start()
+    # At the end all of them run still, and the session says so.
+    logging.disable()
+    print(asyncio.run(CONTENDERS[name](url, running, interval, WAYS[how])))
+
+
+def measure(name: str, how: str, running: int, interval: float) -> float:
+    """KiB per job."""
+    with _suite.service() as url:
+        control(url, f"reads={NEVER}&seconds=0")
+        load = ("--running", str(running), "--interval", str(interval))
+        return int(_suite.said([__file__, "--one", name, url, how, *load])) / running / 1024
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = _suite.parser(__doc__)
     parser.add_argument("--running", type=int, default=5000)
     parser.add_argument("--interval", type=float, default=10.0)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         name, url, how = options.one
-        if how == "allocated":
-            tracemalloc.start()
-        # At the end all of them run still, and the session says so.
-        logging.disable()
-        weigh = allocated if how == "allocated" else resident
-        print(asyncio.run(CONTENDERS[name](url, options.running, options.interval, weigh)))
+        child(name, url, how, options.running, options.interval)
         return
-
-    figures: dict[str, dict[str, float]] = {}
-    for name in CONTENDERS:
-        figures[name] = {}
-        for how in ("resident", "allocated"):
-            server = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("server.py")), str(10**9)],
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            try:
-                assert server.stdout is not None
-                url = f"http://127.0.0.1:{int(server.stdout.readline())}"
-                ran = subprocess.run(
-                    [
-                        *(sys.executable, __file__, "--one", name, url, how),
-                        *("--running", str(options.running), "--interval", str(options.interval)),
-                    ],
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    check=True,
-                )
-            finally:
-                server.kill()
-                server.wait()
-            figures[name][how] = int(ran.stdout) / options.running / 1024
-
-    print(
-        f"{options.running} running, read every {options.interval:g} s, "
-        f"Python {platform.python_version()}, aiohttp {version('aiohttp')}; KiB per running job"
+    if options.quick:
+        options.running, options.interval = 300, 1.0
+    part = "Memory of running jobs"
+    about = (
+        f"{options.running:,} running, each read every {options.interval:g} s; {WARM} more ran before the first look"
     )
-    print(f"{'':32}{'resident':>10}{'allocated':>12}")
-    for name, found in figures.items():
-        print(f"{name:32}{found['resident']:>10.1f}{found['allocated']:>12.1f}")
-    if options.json:
-        options.json.write_text(json.dumps({"options": vars(options), "figures": figures}, default=str, indent=1))
+    report = _suite.Report(options, notes={part: about})
+    for name in CONTENDERS:
+        for how in WAYS:
+            _suite.progress(f"{name}, {how}")
+            figure = measure(name, how, options.running, options.interval)
+            report.add(part, name, f"KiB {how} per job", figure, baseline=name != OURS)
+    _suite.progress("")
+    for how in WAYS:
+        report.bound(part, f"KiB {how} per job", OURS, at_most=MOST)
+    report.finish()
 
 
 if __name__ == "__main__":

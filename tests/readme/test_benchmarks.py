@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +15,22 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def run(script: str, *arguments: str, root: Path = BENCHMARKS) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(root / script), *arguments],
+    command = [sys.executable, str(root / script), *arguments]
+    process = subprocess.Popen(
+        command,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-        timeout=50,
+        start_new_session=True,
     )
+    try:
+        output, errors = process.communicate(timeout=50)
+    except subprocess.TimeoutExpired:
+        # With the processes that it has started.
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def test_the_readme_says_what_the_results_do() -> None:
@@ -53,6 +62,10 @@ def elsewhere(tmp_path: Path) -> Path:
 
     ratio: dict[str, object] = {"part": "Work", "name": "kling_async", "over": "by hand", "unit": "jobs/s"}
     ratio |= {"median": 0.5, "low": 0.44, "high": 0.51}
+    # No ratio: bounds of a figure itself.
+    bound: dict[str, object] = {"part": "Work", "name": "kling_async", "unit": "ms each"}
+    bound |= {"median": 0.2345, "low": 0.1234, "high": 0.3456}
+    bounds = [bound | {"at_most": 0.3}, bound | {"at_most": 0.2}]
     found = {
         "date": "2026-01-02",
         "machine": {"processor": "abacus", "cores": 2},
@@ -63,7 +76,12 @@ def elsewhere(tmp_path: Path) -> Path:
             figure("by hand", "jobs/s", 790, 812.3, 900, baseline=True),
             figure("kling_async", "ms each", 0.1234, 0.2345, 0.3456, baseline=False),
         ],
-        "ratios": [ratio | {"at_least": 0.8}, ratio | {"at_most": 0.5}, ratio | {"at_least": 0.1, "judged": False}],
+        "ratios": [
+            ratio | {"at_least": 0.8},
+            ratio | {"at_most": 0.5},
+            ratio | {"at_least": 0.1, "judged": False},
+            *bounds,
+        ],
     }
     (folder / "results" / "work.json").write_text(json.dumps(found))
     (folder / "results" / "other.json").write_text('{"something": "else"}')
@@ -80,6 +98,8 @@ Measured on 2026-01-02: abacus, 2 cores; Python 3.11.7.
 | Work, jobs/s: kling_async at least 0.8 of by hand | 0.5 (0.44 to 0.51) | **missed** |
 | Work, jobs/s: kling_async at most 0.5 of by hand | 0.5 (0.44 to 0.51) | met |
 | Work, jobs/s: kling_async at least 0.1 of by hand | 0.5 (0.44 to 0.51) | not judged, the machine was busy |
+| Work, ms each: kling_async at most 0.3 | 0.23 (0.12 to 0.35) | met |
+| Work, ms each: kling_async at most 0.2 | 0.23 (0.12 to 0.35) | **missed** |
 
 **Work**: a bit of it
 
@@ -102,7 +122,7 @@ def test_a_readme_that_says_something_else_is_found_out(elsewhere: Path) -> None
     assert added == WRITTEN.splitlines()[2:-2]
 
 
-@pytest.mark.parametrize("name", ["fastapi", "ledger", "limits", "peers", "throughput", "watching"])
+@pytest.mark.parametrize("name", sorted(path.stem.removeprefix("bench_") for path in BENCHMARKS.glob("bench_*.py")))
 def test_a_script_has_the_options_of_all(name: str) -> None:
     helped = run(f"bench_{name}.py", "--help")
     assert helped.returncode == 0, helped.stderr
@@ -110,7 +130,7 @@ def test_a_script_has_the_options_of_all(name: str) -> None:
     assert "--quick" in helped.stdout
 
 
-@pytest.mark.parametrize("name", ["ledger", "throughput"])
+@pytest.mark.parametrize("name", ["download", "import", "ledger", "throughput"])
 def test_a_script_runs(name: str, tmp_path: Path) -> None:
     path = tmp_path / "found.json"
     ran = run(f"bench_{name}.py", "--quick", "--json", str(path))
