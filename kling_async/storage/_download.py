@@ -1,10 +1,13 @@
-"""One output on its way into a part: over as many requests as it takes, and no more memory than two blocks."""
+"""One output on its way into a part: over as many requests as it takes, and in little memory."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import re
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import anyio
@@ -31,8 +34,8 @@ _SLACK = 3600.0
 """Seconds by which our clock and the service's may differ."""
 _GONE_AFTER = 2
 """Requests that must find nothing where nothing is expected any more."""
-_BLOCK = 2 * 2**20
-"""Bytes that go to the disk at once: half of them costs a tenth of the speed, twice as many gain nothing but memory."""
+_WAITING = 2 * 2**20
+"""Bytes that may wait to be written, before reading waits."""
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -139,24 +142,23 @@ class Download:
         return None if given["total"] == "*" else int(given["total"])
 
     async def _pump(self, chunks: AsyncIterator[bytes]) -> None:
-        """Write one block while the next one is read. What came before a cut is written too."""
-        failures: list[OSError] = []
-
-        async def write(block: list[bytes]) -> None:
+        """Write what comes while more of it comes. What came before a cut is written too."""
+        writer = _Writer(self.part)
+        lost: TransportError | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(writer.run)
             try:
-                await anyio.to_thread.run_sync(self.part.write, block)
-            except OSError as error:
-                failures.append(error)
-
-        block, lost = await _gather(chunks)
-        while block:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(write, block)
-                block, lost = ([], lost) if lost else await _gather(chunks)
-            if failures:
-                raise failures[0]
-        if lost:
-            raise lost
+                async for chunk in chunks:
+                    await writer.put(chunk)
+                    if writer.failure is not None:
+                        break
+            except TransportError as error:
+                lost = error
+            finally:
+                writer.end()
+        failure = writer.failure or lost
+        if failure is not None:
+            raise failure
 
     def _is_old(self) -> bool:
         return self.created_at is not None and self.clock.now() - self.created_at >= KEPT - _SLACK
@@ -195,17 +197,58 @@ class _CutError(Exception):
 _RANGE = re.compile(r"bytes (?P<start>\d+)-\d+/(?P<total>\d+|\*)")
 
 
-async def _gather(chunks: AsyncIterator[bytes]) -> tuple[list[bytes], TransportError | None]:
-    """The next block, and what cut it short. An empty block without an error is the end."""
-    gathered: list[bytes] = []
-    size = 0
-    lost = None
-    try:
-        async for chunk in chunks:
-            gathered.append(chunk)
-            size += len(chunk)
-            if size >= _BLOCK:
-                break
-    except TransportError as error:
-        lost = error
-    return gathered, lost
+class _Writer:
+    """Writes to a part, in one thread from the first byte to the last.
+
+    To hand it block after block takes longer than the writing: a switch of threads each, and by then the block has left
+    the processor's cache.
+
+    Attributes:
+        failure: Why nothing is written any more.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self.failure: OSError | None = None
+        self._part = part
+        self._loop = asyncio.get_running_loop()
+        self._pieces: SimpleQueue[bytes | None] = SimpleQueue()
+        self._put = self._written = 0
+        self._full = False
+        self._room = asyncio.Event()
+
+    async def run(self) -> None:
+        """Write until `end`."""
+        # With a limiter of its own: however many other threads there are, this one must not wait for them.
+        await anyio.to_thread.run_sync(self._write, limiter=anyio.CapacityLimiter(1))
+
+    async def put(self, piece: bytes) -> None:
+        """Give it a piece; return when there is room for more."""
+        self._pieces.put(piece)
+        self._put += len(piece)
+        if self._put - self._written >= _WAITING:
+            self._room.clear()
+            self._full = True
+            # The thread may have looked before that was said.
+            if not self._has_room():
+                await self._room.wait()
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        self._pieces.put(None)
+
+    def _has_room(self) -> bool:
+        return self._put - self._written < _WAITING // 2
+
+    def _write(self) -> None:
+        while (piece := self._pieces.get()) is not None:
+            try:
+                if self.failure is None:
+                    self._part.write(piece)
+            except OSError as error:
+                self.failure = error
+            self._written += len(piece)
+            if self._full and self._has_room():
+                self._full = False
+                # A loop that is closed has nobody left who waits.
+                with contextlib.suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(self._room.set)

@@ -11,14 +11,11 @@ import sys
 import tempfile
 import threading
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 from kling_async._core.errors import StorageError
 from kling_async._core.prediction import SavedFile
 from kling_async.storage._mp4 import flaw
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _BLOCK = 2**20
 _AHEAD = 4 * 2**20
@@ -68,17 +65,13 @@ class Part:
             self._target.parent.mkdir(parents=True, exist_ok=True)
             self._path, self._file = _claimed(self._target)
 
-    def write(self, block: Sequence[bytes]) -> None:
-        """Append.
-
-        Piece by piece, each hashed while it is still in the processor's cache: joining them first costs a tenth more.
-        """
+    def write(self, piece: bytes) -> None:
+        """Append; the digest is taken while the piece is still in the processor's cache."""
         with self._lock:
             if self._file is not None:
-                for piece in block:
-                    self._file.write(piece)
-                    self._sha256.update(piece)
-                    self.size += len(piece)
+                self._file.write(piece)
+                self._sha256.update(piece)
+                self.size += len(piece)
                 if self._path is not None and self.size - self._begun >= _AHEAD:
                     _begin_sync(self._file, self._begun, self.size)
                     self._begun = self.size

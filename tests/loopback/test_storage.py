@@ -235,29 +235,54 @@ async def test_a_failure_leaves_the_older_file(host: Host, tmp_path: Path) -> No
     assert target.read_bytes() == b"old"
 
 
-async def test_reading_goes_on_while_a_block_is_written(
+async def test_reading_goes_on_while_the_disk_is_busy(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gathered = 0
-    second = threading.Event()
-    gather, write = _download._gather, _part.Part.write
+    given = 0
+    third = threading.Event()
+    put, write = _download._Writer.put, _part.Part.write
 
-    async def counting(chunks: AsyncIterator[bytes]) -> tuple[list[bytes], TransportError | None]:
-        nonlocal gathered
-        block = await gather(chunks)
-        gathered += 1
-        if gathered == 2:
-            second.set()
-        return block
+    async def counting(writer: _download._Writer, piece: bytes) -> None:
+        nonlocal given
+        given += 1
+        if given == 3:
+            third.set()
+        await put(writer, piece)
 
-    def waiting(part: _part.Part, block: list[bytes]) -> None:
-        assert second.wait(5)
-        write(part, block)
+    def waiting(part: _part.Part, piece: bytes) -> None:
+        assert third.wait(5)
+        write(part, piece)
 
-    monkeypatch.setattr(_download, "_gather", counting)
+    monkeypatch.setattr(_download._Writer, "put", counting)
     monkeypatch.setattr(_part.Part, "write", waiting)
     saved = await host.save(tmp_path / "v.mp4")
     assert saved.bytes == len(VIDEO)
+
+
+async def test_reading_waits_for_a_disk_that_is_slower(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unwritten = most = 0
+    put, write = _download._Writer.put, _part.Part.write
+
+    async def counting(writer: _download._Writer, piece: bytes) -> None:
+        nonlocal unwritten, most
+        unwritten += len(piece)
+        most = max(most, unwritten)
+        await put(writer, piece)
+
+    def slow(part: _part.Part, piece: bytes) -> None:
+        nonlocal unwritten
+        time.sleep(0.002)
+        write(part, piece)
+        unwritten -= len(piece)
+
+    monkeypatch.setattr(_download, "_WAITING", 2**19)
+    monkeypatch.setattr(_download._Writer, "put", counting)
+    monkeypatch.setattr(_part.Part, "write", slow)
+    saved = await host.save(tmp_path / "v.mp4")
+    assert saved.sha256 == hashlib.sha256(VIDEO).hexdigest()
+    assert 2**19 <= most < 2**20 < len(VIDEO)
 
 
 async def test_memory_does_not_follow_the_length(host: Host, tmp_path: Path) -> None:
@@ -522,10 +547,10 @@ async def test_a_folder_that_takes_nothing(host: Host) -> None:
 async def test_a_full_disk(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = _part.Part.write
 
-    def full(part: _part.Part, block: list[bytes]) -> None:
+    def full(part: _part.Part, piece: bytes) -> None:
         if part.size:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(part, block)
+        write(part, piece)
 
     monkeypatch.setattr(_part.Part, "write", full)
     async with refused(tmp_path / "v.mp4") as caught:
@@ -545,7 +570,7 @@ def hanging(host: Host, tmp_path: Path) -> asyncio.Event:
         response = web.StreamResponse()
         response.content_length = len(VIDEO)
         await response.prepare(request)
-        await response.write(VIDEO[: _download._BLOCK * 3 // 2])
+        await response.write(VIDEO[: _download._WAITING * 3 // 2])
         assert [name for name in await listed(tmp_path) if name.endswith(".part")]
         stopped.set()
         await asyncio.sleep(3600)
