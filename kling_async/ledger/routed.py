@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kling_async._core.errors import ConfigurationError
 from kling_async._core.states import State
 from kling_async.ledger import SharedLedger
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from decimal import Decimal
 
     from kling_async._core.budget import Cap
@@ -95,10 +95,9 @@ class Ledgers:
         if failures:
             raise failures[0]
 
-    # These two are awaited several times for every job: a coroutine less for each.
-    def claim(self, batch: str, key: str, *, content: Content, model: str, at: float) -> Coroutine[Any, Any, Row]:
+    async def claim(self, batch: str, key: str, *, content: Content, model: str, at: float) -> Row:
         """The row of a job, made when it is new."""
-        return self.of(batch).claim(batch, key, content=content, model=model, at=at)
+        return await self.of(batch).claim(batch, key, content=content, model=model, at=at)
 
     async def find(self, batch: str, key: str) -> tuple[Row, Content] | None:
         """The row of a job with its content, or None."""
@@ -108,9 +107,9 @@ class Ledgers:
         """The job is not going to be submitted now."""
         self.of(batch).unclaim(batch, key)
 
-    def record(self, entry: Entry) -> Coroutine[Any, Any, Row]:
+    async def record(self, entry: Entry) -> Row:
         """Write one step down."""
-        return self.of(entry.batch).record(entry)
+        return await self.of(entry.batch).record(entry)
 
     def note(self, entry: Entry) -> None:
         """Write one step down soon."""
