@@ -294,14 +294,13 @@ async def test_an_end_that_a_webhook_tells_brings_the_looks_at_others_forward() 
     clock = LoopClock()
     reads: list[tuple[str, float]] = []
 
-    class Running:
-        async def send(self, request: HttpRequest) -> HttpResponse:
-            id_ = request.url.rsplit("/", 2)[-2]
-            reads.append((id_, clock.monotonic()))
-            return json_response({"code": 200, "data": {"id": id_, "status": "processing"}})
+    async def runs(request: HttpRequest) -> HttpResponse:
+        id_ = request.url.rsplit("/", 2)[-2]
+        reads.append((id_, clock.monotonic()))
+        return json_response({"code": 200, "data": {"id": id_, "status": "processing"}})
 
     watcher = Watcher(
-        transport=Running(),
+        transport=ScriptedTransport(runs),
         provider=GPTProto(api_key="key"),
         clock=clock,
         policy=WatchPolicy.balanced(),
@@ -322,5 +321,7 @@ async def test_an_end_that_a_webhook_tells_brings_the_looks_at_others_forward() 
         due = planner.next_due
         assert clock.monotonic() < due < before
         await clock.sleep(due - clock.monotonic() + 0.1)
-        assert reads[-1] == ("p1", pytest.approx(due, abs=0.01))
+        name, at = reads[-1]
+        assert name == "p1"
+        assert at == pytest.approx(due, abs=0.01)
         tasks.cancel_scope.cancel()
