@@ -35,13 +35,11 @@ class Observers:
 
     def __call__(self, kind: Callable[P, Event], *arguments: P.args, **fields: P.kwargs) -> None:
         """Tell everybody who listens."""
-        logged = hears(kind)
-        if not (logged or self._observers):
+        observers = (log_event, *self._observers) if hears(kind) else self._observers
+        if not observers:
             return
         event = kind(*arguments, **fields)
-        if logged:
-            log_event(event)
-        for observer in self._observers:
+        for observer in observers:
             try:
                 observer(event)
             except Exception:

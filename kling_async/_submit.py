@@ -351,51 +351,41 @@ class Submitter:
     async def _in_custody(self, ask: Ask, attempt: int) -> Verdict:
         answer: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         try:
-            self.custody.start(lambda: self._answered(ask, attempt, answer), name=f"kling-submit-{ask.key}")
+            task = self.custody.start(lambda: self._attempt(ask, attempt), name=f"kling-submit-{ask.key}")
         except BaseException:
             self._door.release()
             ask.slot.release()
             raise
         self.under_way[ask.batch, ask.key] += 1
+        task.add_done_callback(lambda done: self._answered(done, ask, answer))
         try:
             return await answer
         except asyncio.CancelledError as cancelled:
             if not answer.cancelled():
                 # The answer had come, and its taker was cancelled before he took it.
-                _let_go(ask.slot, None if answer.exception() is not None else answer.result())
+                _let_go(ask.slot, answer)
             cancelled.add_note(f"kling_async: job {ask.key} was being submitted; if it is accepted, its id is recorded")
             raise
         except BaseException:
             ask.slot.release()
             raise
 
-    async def _answered(self, ask: Ask, attempt: int, answer: asyncio.Future[Verdict]) -> None:
-        """Make one attempt, and give what comes of it to whoever still waits for it: cancelling `answer` ends that."""
+    def _answered(self, task: asyncio.Task[Verdict], ask: Ask, answer: asyncio.Future[Verdict]) -> None:
+        """Give what came of an attempt to whoever still waits for it: cancelling `answer` ends that."""
+        # A callback, because a task that is cancelled before its first step runs none of its code.
         name = (ask.batch, ask.key)
-        try:
-            verdict = await self._attempt(ask, attempt)
-        except Exception as error:  # noqa: BLE001 -- it is the waiter's
-            if answer.cancelled():
-                ask.slot.release()
-            else:
-                answer.set_exception(error)
-        except BaseException:
+        self._door.release()
+        self.under_way[name] -= 1
+        if not self.under_way[name]:
+            del self.under_way[name]
+            self.left(name)
+        if answer.cancelled() or task.cancelled():
             answer.cancel()
-            ask.slot.release()
-            raise
+            _let_go(ask.slot, task)
+        elif (error := task.exception()) is not None:
+            answer.set_exception(error)
         else:
-            if answer.cancelled():
-                _let_go(ask.slot, verdict)
-            else:
-                answer.set_result(verdict)
-        finally:
-            # An error holds this frame.
-            del answer
-            self._door.release()
-            self.under_way[name] -= 1
-            if not self.under_way[name]:
-                del self.under_way[name]
-                self.left(name)
+            answer.set_result(task.result())
 
     async def _attempt(self, ask: Ask, attempt: int) -> Verdict:
         await self._intend(ask, attempt)
@@ -581,7 +571,7 @@ def _answers(entry: Entry, row: Row) -> bool:
     return row.state in {State.INTENT, State.UNCERTAIN} and row.attempt == entry.attempt
 
 
-def _let_go(slot: Slot, verdict: Verdict | None) -> None:
+def _let_go(slot: Slot, done: asyncio.Future[Verdict]) -> None:
     """Free the slot of an attempt that nobody waits for, unless what it brought holds it."""
-    if not isinstance(verdict, Accepted):
+    if done.cancelled() or done.exception() is not None or not isinstance(done.result(), Accepted):
         slot.release()

@@ -239,6 +239,8 @@ class Watcher:
         if not newer(watched.prediction.status, prediction.status):
             return False
         self._hear(watched, prediction, told=True)
+        # How long it took may bring the looks at others forward.
+        self._wake_for_looks()
         return True
 
     async def wait(self, prediction: Prediction, *, deadline: float, job: Job | None = None) -> Prediction:

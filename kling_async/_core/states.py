@@ -74,7 +74,7 @@ OPEN = frozenset({State.INTENT, State.SUBMITTED, State.UNCERTAIN})
 
 
 # Neither this nor a row is ever changed. Making one takes half as long when it is not frozen, and every job makes many.
-@attrs.define(kw_only=True)
+@attrs.define(kw_only=True, unsafe_hash=True)
 class Entry:
     """One step of one job. What is None is not known, or not changed.
 
@@ -140,7 +140,7 @@ class Step:
     error: str | None = None
 
 
-@attrs.define(kw_only=True)
+@attrs.define(kw_only=True, unsafe_hash=True)
 class Row:
     """A job as the ledger has it.
 

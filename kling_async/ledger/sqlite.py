@@ -85,7 +85,8 @@ _WITH_CONTENT = (
     "FROM job LEFT JOIN content ON content.batch = job.batch AND content.key = job.key "
 )
 _STEP = "INSERT INTO step(batch, key, state, at, attempt, prediction_id, error)"
-_CONTENT = "INSERT INTO content(batch, key, job, files)"
+# What lies there of a row that somebody has deleted must not undo the whole group.
+_CONTENT = "INSERT OR REPLACE INTO content(batch, key, job, files)"
 
 _End: TypeAlias = "tuple[asyncio.Future[Any], Any, Exception | None]"
 _Work: TypeAlias = "Callable[[sqlite3.Connection], Any]"

@@ -170,7 +170,8 @@ class Slots:
             SessionClosedError: The session was closed while it waited.
         """
         event = self._refused.get(slot)
-        if event is not None:
+        # A refusal that comes while the session closes has nobody left who would call it.
+        if event is not None and not self._closed:
             await event.wait()
         if self._closed:
             raise SessionClosedError("the session closed while the job was waiting for its turn, nothing was sent")

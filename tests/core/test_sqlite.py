@@ -382,3 +382,9 @@ async def test_an_id_that_is_no_text_does_not_take_the_steps_beside_it_along(tmp
     assert row.state is State.SUBMITTED
     assert owner is not None
     assert known.keys() == {"p\ud800"}
+
+
+def test_rows_and_steps_go_into_sets() -> None:
+    rows = [Row(batch="", key="one", digest="", model="", state=State.PENDING, updated_at=0.0) for _ in range(2)]
+    entries = [step("one", State.INTENT) for _ in range(2)]
+    assert len({*rows}) == len({*entries}) == 1

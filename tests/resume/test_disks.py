@@ -37,9 +37,10 @@ from kling_async import (
     WatchPolicy,
     read_ledger,
 )
+from kling_async._core.content import Content
 from kling_async._core.http import Effect
 from kling_async.emulator import Emulator
-from kling_async.ledger import SQLiteLedger
+from kling_async.ledger import Entry, SQLiteLedger
 from support.service import IMAGE, Service, open_session
 
 pytestmark = pytest.mark.anyio
@@ -565,3 +566,25 @@ async def test_a_clock_that_is_set_between_two_processes_pays_for_nothing_twice(
     assert error is None or (isinstance(error, SubmissionUncertainError) and abs(jump) > 7 * DAY)
     clock.off = 0.0
     assert_once(service, path, await run(service, path, 3, clock=clock), 3)
+
+
+async def test_what_is_left_of_a_row_that_somebody_deleted_harms_no_other_job(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    ledger = ledger_at(path)
+    await ledger.open()
+    for key in ("deleted", "paid"):
+        await ledger.claim("b", key, content=Content("{}", None), model="m", at=1.0)
+    await ledger.record(Entry(batch="b", key="paid", state=State.INTENT, at=2.0, attempt=1))
+    await ledger.aclose()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("DELETE FROM job WHERE key = 'deleted'")
+    await ledger.open()
+    # In one group.
+    await asyncio.gather(
+        ledger.record(Entry(batch="b", key="paid", state=State.SUBMITTED, at=3.0, prediction_id="p1")),
+        ledger.claim("b", "deleted", content=Content('{"prompt": "new"}', None), model="m", at=4.0),
+    )
+    await ledger.aclose()
+    rows = {row.key: row for row in read_ledger(path)}
+    assert rows["paid"].prediction_id == "p1"
+    assert (rows["deleted"].state, rows["deleted"].job) == (State.PENDING, '{"prompt": "new"}')

@@ -241,6 +241,47 @@ async def test_waiting_for_a_slot_can_be_cancelled_and_sends_nothing() -> None:
     assert [body["prompt"] for body in service.paid] == ["first", "third"]
 
 
+async def test_an_attempt_that_is_cancelled_before_its_first_step_holds_nothing() -> None:
+    """By a task factory that ends what it has made: tasks in custody are hidden from everybody else."""
+    left = 1
+
+    def make(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+        nonlocal left
+        task = asyncio.Task(coro, loop=loop, **options)
+        if left and coro.__qualname__.startswith("Submitter."):
+            left -= 1
+            task.cancel()
+        return task
+
+    service = Service()
+    async with open_session(service, max_in_flight=1) as kling:
+        asyncio.get_running_loop().set_task_factory(make)
+        task = asyncio.create_task(kling.generate(prompt="x", image=IMAGE, key="mine"))
+        await asyncio.wait([task], timeout=100)
+        asyncio.get_running_loop().set_task_factory(None)
+        assert task.cancelled()
+        assert not left
+        assert kling.account.slots.taken == 0
+        assert (await kling.generate(prompt="x", image=IMAGE, key="mine")).output
+    assert len(service.paid) == 1
+
+
+async def test_a_job_that_is_refused_while_the_session_closes_does_not_wait_for_its_turn() -> None:
+    def refuse(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID and service.paid:
+            return json_response({"code": 429, "message": "too many concurrent tasks running"}, status=429)
+        return None
+
+    service = Service(latency=STEP, script=refuse)
+    async with open_session(service) as kling:
+        await kling.submit(prompt="first", image=IMAGE)
+        task = asyncio.create_task(kling.generate(prompt="second", image=IMAGE))
+        await asyncio.sleep(STEP / 2)
+    await asyncio.wait([task], timeout=1000)
+    assert task.done()
+    assert isinstance(task.exception(), SessionClosedError)
+
+
 async def test_the_cancelled_error_says_that_a_submit_was_under_way() -> None:
     service = Service(latency=STEP)
     async with open_session(service) as kling:

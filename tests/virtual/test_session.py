@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import random
 from pathlib import Path
 from typing import Any
@@ -477,3 +478,23 @@ async def test_a_watcher_that_breaks_fails_its_waiters_and_not_the_host(monkeypa
         with pytest.raises(PredictionError, match="watcher broke"):
             await kling.generate(prompt="x", image=IMAGE)
         assert kling.account.slots.taken == 0
+
+
+async def test_a_log_that_fails_costs_no_job() -> None:
+    def fail(record: logging.LogRecord) -> bool:
+        if "was accepted" in record.msg:
+            raise ZeroDivisionError
+        return True
+
+    log = logging.getLogger("kling_async")
+    level = log.level
+    log.addFilter(fail)
+    log.setLevel(logging.INFO)
+    try:
+        async with open_session(Service(), max_in_flight=1) as kling:
+            prediction = await kling.submit(prompt="x", image=IMAGE)
+            assert kling.account.slots.taken == 1, "it runs"
+            assert (await kling.wait(prediction)).output
+    finally:
+        log.removeFilter(fail)
+        log.setLevel(level)

@@ -12,9 +12,11 @@ import pytest
 
 from kling_async import HttpRequest, HttpResponse, Job, KlingSession, Level, Prediction, Status, WatchPolicy, events
 from kling_async._core.http import Effect
+from kling_async._observers import Observers
+from kling_async._watcher import Watcher
 from kling_async.ledger import MemoryLedger
 from kling_async.providers import GPTProto
-from kling_async.testing import ScriptedTransport, json_response
+from kling_async.testing import LoopClock, ScriptedTransport, json_response
 from support.fleet import Fleet, exponential, fixed, fleet, log_normal, watch
 from support.service import IMAGE, Service, open_session
 
@@ -286,3 +288,40 @@ async def test_the_policy_is_named() -> None:
             assert (await kling.generate(job)).output
     with pytest.raises(ValueError, match="no policy is called 'lazy'"):
         KlingSession("key", watch="lazy")
+
+
+async def test_an_end_that_a_webhook_tells_brings_the_looks_at_others_forward() -> None:
+    clock = LoopClock()
+    reads: list[tuple[str, float]] = []
+
+    async def runs(request: HttpRequest) -> HttpResponse:
+        id_ = request.url.rsplit("/", 2)[-2]
+        reads.append((id_, clock.monotonic()))
+        return json_response({"code": 200, "data": {"id": id_, "status": "processing"}})
+
+    watcher = Watcher(
+        transport=ScriptedTransport(runs),
+        provider=GPTProto(api_key="key"),
+        clock=clock,
+        policy=WatchPolicy.balanced(),
+        rng=random.Random(1),
+        observe=Observers(()),
+        forget_after=1e6,
+    )
+    planner = watcher._planner
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watcher.run)
+        await anyio.sleep(1)
+        for number in range(2):
+            watcher.add(Prediction(id=f"p{number}", model="m"))
+        await anyio.sleep(15)
+        before = planner.next_due
+        watcher.tell(Prediction(id="p0", model="m", status=Status.COMPLETED, raw_status="completed", outputs=("u",)))
+        await anyio.sleep(0.01)
+        due = planner.next_due
+        assert clock.monotonic() < due < before
+        await clock.sleep(due - clock.monotonic() + 0.1)
+        name, at = reads[-1]
+        assert name == "p1"
+        assert at == pytest.approx(due, abs=0.01)
+        tasks.cancel_scope.cancel()
