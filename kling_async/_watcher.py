@@ -388,7 +388,9 @@ class Watcher:
         """Take what is due, and wake as many readers as that needs."""
         self._ready += self._planner.due(now)
         for _ in range(min(len(self._ready), len(self._parked))):
-            self._parked.popleft().set_result(None)
+            turn = self._parked.popleft()
+            if not turn.done():
+                turn.set_result(None)
 
     def _time_out(self, waiter: _Waiter, watched: _Watched) -> None:
         if waiter.future.done():
