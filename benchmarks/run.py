@@ -33,7 +33,6 @@ PATIENCE = 1200.0
 """Seconds that a script may take."""
 OPTIONS: dict[str, list[str]] = {
     "fastapi": ["--rounds", "3"],
-    "lazy": ["--jobs", "200000"],
     "limits": ["--jobs", "2000", "--speed", "120"],
     "watching": ["--plot", "{folder}/watching.svg"],
 }

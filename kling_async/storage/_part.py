@@ -18,7 +18,7 @@ from kling_async._core.prediction import SavedFile
 from kling_async.storage._mp4 import flaw
 
 _BLOCK = 2**20
-_AHEAD = 4 * 2**20
+_AHEAD = 16 * 2**20
 """Bytes after which the disk is told to begin: it works while the rest comes, and the last sync has little to wait for.
 
 Nor has the sync of a ledger on the same disk, which some file systems let wait for all that is unwritten.

@@ -145,7 +145,7 @@ def test_a_job_of_a_batch() -> None:
     """From the input to the outcome: typed, admitted, recorded, sent, watched, told."""
     ours = work_per(8, lambda count: run(lambda: by_session(count)))
     floor = work_per(8, lambda count: run(lambda: by_hand(count)))
-    assert ours / floor < 5.3
+    assert ours / floor < 4.4
 
 
 def test_reading_a_reply() -> None:
@@ -153,7 +153,7 @@ def test_reading_a_reply() -> None:
     response = HttpResponse(status=200, body=reply("0" * 32, "completed"))
     ours = work_per(8, lambda count: [dialect.read_prediction(response) for _ in range(count)])
     floor = work_per(8, lambda count: [json.loads(response.body) for _ in range(count)])
-    assert ours / floor < 8
+    assert ours / floor < 5
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_a_read_over_the_network(server: str) -> None:
 
     mine = work_per(8, lambda count: asyncio.run(ours(count)))
     floor = work_per(8, lambda count: asyncio.run(bare(count)))
-    assert mine / floor < 1.1
+    assert mine / floor < 1.05
 
 
 class Here(SQLiteLedger):
@@ -249,7 +249,7 @@ def test_the_steps_of_a_job_in_the_ledger(tmp_path: Path) -> None:
     ours = work_per(8, lambda count: asyncio.run(steps(count)))
     floor = work_per(8, by_hand)
     ledger.connection.close()
-    assert ours / floor < 21
+    assert ours / floor < 14
 
 
 def test_memory_of_a_running_job() -> None:
