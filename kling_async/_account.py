@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 from collections import Counter
@@ -23,18 +22,15 @@ from ._core.errors import (
     KeyReusedError,
     KlingError,
     LedgerError,
-    NoOutputError,
     NotFoundError,
-    OutputGoneError,
     PredictionError,
     Problem,
     SkippedError,
-    StorageError,
     SubmissionUncertainError,
 )
-from ._core.events import Accepted, Begun, Left, Retrying, Saved, Uploaded
+from ._core.events import Accepted, Begun, Left, Retrying, Uploaded
 from ._core.polling import Backoff
-from ._core.prediction import RETRIED, Prediction, SavedFile, Status
+from ._core.prediction import RETRIED, Prediction, Status
 from ._core.reconciliation import fingerprint
 from ._core.states import Entry, Row, State
 from ._core.statistics import SessionStatistics
@@ -43,19 +39,18 @@ from ._history import History
 from ._media import Images, digest
 from ._money import Money
 from ._observers import Observers
-from ._recall import still_there
+from ._recall import KEPT, prediction_of, still_there
 from ._reconcile import Reconciler
 from ._retry import send_read
+from ._saving import Saving
 from ._submit import Ask, OnUncertain, Submitter
 from ._watcher import Watcher
 from .ledger.routed import Ledgers
 from .limits import Gate, RateLimiter, Slot, Slots
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import AsyncIterator, Callable
 
-    from . import storage
     from ._core.budget import Budget
     from ._core.catalogue import Level
     from ._core.clock import Clock
@@ -131,10 +126,12 @@ class Account:
         self.gate = Gate(limiter, self.slots, clock)
         # Of what is in no batch.
         self._admission = Admission()
-        self._saving = anyio.CapacityLimiter(max_saving)
         self._transport = transport
         self._owns_transport = owns_transport
         self.observe = Observers(observers)
+        self.saving = Saving(
+            transport=transport, ledger=self.ledger, clock=clock, observe=self.observe, at_once=max_saving
+        )
         self._rng = random.Random()  # noqa: S311 -- jitter
         self._custody = Custody()
         self.retry_failed = retry_failed
@@ -308,7 +305,7 @@ class Account:
         if self.watcher.seen(row.prediction_id or "") is not None:
             return
         self._watch(
-            _recalled(row),
+            prediction_of(row),
             batch=row.batch,
             key=row.key,
             slot=self.slots.take(),
@@ -477,7 +474,7 @@ class Account:
         Raises:
             PredictionError: The service has it no more.
         """
-        known = _recalled(row)
+        known = prediction_of(row)
         if row.state in {State.SUBMITTED, State.COMPLETED} and self._old(row):
             # Whether it is gone is not for our clock to say.
             try:
@@ -512,7 +509,7 @@ class Account:
             if row.state is State.SUBMITTED:
                 self._settled(row)
                 self.observe(
-                    Accepted, at=self.clock.now(), key=row.key, batch=row.batch, job=job, prediction=_recalled(row)
+                    Accepted, at=self.clock.now(), key=row.key, batch=row.batch, job=job, prediction=prediction_of(row)
                 )
         if row.state not in _IN_DOUBT:
             # There may be more in doubt than there is money for: what was not accepted takes its turn with the others.
@@ -664,97 +661,6 @@ class Account:
         async for change in self.watcher.follow(await self.known(prediction)):
             yield change
 
-    async def save(
-        self, prediction: Prediction, where: str | os.PathLike[str] | storage.Outputs, *, batch: str = ""
-    ) -> SavedFile:
-        """The video on the disk, or in an object store.
-
-        Raises:
-            ConfigurationError: `where` cannot be understood.
-            NoOutputError: There is no output.
-            StorageError: It could not be downloaded, checked or written.
-        """
-        from . import storage  # noqa: PLC0415 -- many sessions save nothing
-
-        outputs = storage.Outputs.of(where)
-        name = prediction.key or prediction.id
-        if prediction.output is None:
-            raise NoOutputError("there is no output to save", prediction=prediction, key=prediction.key)
-        row = await self.ledger.owner(prediction.id)
-        created_at = row.submitted_at if row else None
-        if created_at is None and prediction.created_at is not None:
-            created_at = prediction.created_at.timestamp()
-        target = outputs.target(
-            storage.Fields(
-                key=name,
-                id=prediction.id,
-                model=prediction.model or (row.model if row else ""),
-                batch=row.batch if row else batch,
-                at=self.clock.now() if created_at is None else created_at,
-            )
-        )
-        if row is not None and row.state is State.DOWNLOADED:
-            kept = await target.kept(row.path or "", row.bytes or 0, row.sha256 or "")
-            if kept is not None:
-                return kept
-        try:
-            async with self._saving:
-                since = self.clock.now()
-                saved = await storage.save_output(
-                    self._transport, prediction.output, target, self.clock, created_at=created_at
-                )
-        except StorageError as error:
-            error.prediction_id, error.key = prediction.id, prediction.key
-            if (
-                isinstance(error, OutputGoneError)
-                and row is not None
-                and row.state in {State.SUBMITTED, State.COMPLETED}
-            ):
-                self.ledger.note(Entry(batch=row.batch, key=row.key, state=State.EXPIRED, at=self.clock.now()))
-            raise
-        self.observe(Saved, at=self.clock.now(), key=name, batch=row.batch if row else batch, file=saved, since=since)
-        if row is not None:
-            self._note_saved(row, prediction, saved)
-        return saved
-
-    async def rescue(self, batch: str, where: storage.Outputs) -> None:
-        """Save what a batch has made and not saved, and the service is about to delete: soonest first.
-
-        What cannot be saved now is told when its job has its turn.
-        """
-        urgent = [key for key in await self.ledger.keys(batch, [State.COMPLETED]) if await self._expires(batch, key)]
-
-        async def one(key: str) -> None:
-            found = await self.ledger.find(batch, key)
-            if found is not None:
-                with contextlib.suppress(KlingError):
-                    await self.save(_recalled(found[0]), where, batch=batch)
-
-        async with anyio.create_task_group() as tasks:
-            for key in urgent:
-                tasks.start_soon(one, key)
-
-    async def _expires(self, batch: str, key: str) -> bool:
-        found = await self.ledger.find(batch, key)
-        if found is None:
-            return False
-        row, _ = found
-        return self.clock.now() - (row.submitted_at or row.updated_at) > KEPT - URGENT
-
-    def _note_saved(self, row: Row, prediction: Prediction, saved: SavedFile) -> None:
-        step = Entry(batch=row.batch, key=row.key, state=State.COMPLETED, at=self.clock.now(), output=prediction.output)
-        if row.state is not State.COMPLETED:
-            self.ledger.note(step)
-        self.ledger.note(
-            attrs.evolve(
-                step,
-                state=State.DOWNLOADED,
-                path=saved.address,
-                bytes=saved.bytes,
-                sha256=saved.sha256,
-            )
-        )
-
     async def close(self) -> tuple[Prediction, ...]:
         """Let what is being submitted be recorded, end the rest, and say what still runs at the service."""
         for task in self._sharing:
@@ -774,21 +680,10 @@ class Account:
         return left
 
 
-URGENT = 86_400.0
-"""Seconds before its deletion from which a video is saved before anything else."""
-KEPT = 7 * 86_400.0
-"""Seconds that the service keeps predictions and outputs (docs: what-are-predictions)."""
-
 _BETWEEN_FAILURES = Backoff(first=10.0, cap=120.0)
 _IN_DOUBT = frozenset({State.INTENT, State.UNCERTAIN})
 _NOT_SENT = frozenset({State.PENDING, State.CLAIMED, State.REJECTED})
 _ACCEPTED = frozenset({State.SUBMITTED, State.COMPLETED, State.FAILED, State.DOWNLOADED})
-_STATUS = {
-    State.SUBMITTED: Status.CREATED,
-    State.COMPLETED: Status.COMPLETED,
-    State.DOWNLOADED: Status.COMPLETED,
-    State.FAILED: Status.FAILED,
-}
 
 
 @attrs.define(eq=False)
@@ -853,19 +748,4 @@ def _expired(job: Job, row: Row) -> PredictionError:
         job=job,
         key=row.key,
         advice="give the job another key to make, and pay for, it again",
-    )
-
-
-def _recalled(row: Row) -> Prediction:
-    """The prediction as the ledger knows it."""
-    status = _STATUS[row.state]
-    return Prediction(
-        id=row.prediction_id or "",
-        model=row.model,
-        status=status,
-        raw_status=status.value,
-        outputs=(row.output,) if row.output else (),
-        error=row.error,
-        code=row.code,
-        key=row.key,
     )

@@ -246,7 +246,7 @@ class Batch(anyio.AsyncContextManagerMixin):
         account = self._account
         recalled = self._jobs is None
         if self._save_to is not None:
-            await account.rescue(self.name, self._save_to)
+            await account.saving.rescue(self.name, self._save_to)
         jobs = recall(account.ledger, self.name, account.clock) if self._jobs is None else each(self._jobs)
         async with aclosing(jobs) as items:
             while True:
@@ -323,7 +323,7 @@ class Batch(anyio.AsyncContextManagerMixin):
             )
             error = prediction.failure(job=job)
             if error is None and self._save_to is not None:
-                saved = await account.save(prediction, self._save_to, batch=self.name)
+                saved = await account.saving.save(prediction, self._save_to, batch=self.name)
         except KlingError as caught:
             error = caught
             if isinstance(caught, PredictionError) and caught.prediction is not None:

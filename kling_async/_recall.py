@@ -10,6 +10,7 @@ from ._core.content import IMAGES, Content, digests, files, recalled
 from ._core.errors import InvalidJobError, KeyReusedError, Problem
 from ._core.job import Job
 from ._core.media import FITTED
+from ._core.prediction import Prediction, Status
 from ._core.states import Row, State
 
 if TYPE_CHECKING:
@@ -27,6 +28,31 @@ ORDER = (
     (State.FAILED, State.EXPIRED, State.DOWNLOADED),
 )
 """What may be lost by waiting comes first, what costs money after it."""
+
+KEPT = 7 * 86_400.0
+"""Seconds that the service keeps predictions and outputs (docs: what-are-predictions)."""
+
+_STATUS = {
+    State.SUBMITTED: Status.CREATED,
+    State.COMPLETED: Status.COMPLETED,
+    State.DOWNLOADED: Status.COMPLETED,
+    State.FAILED: Status.FAILED,
+}
+
+
+def prediction_of(row: Row) -> Prediction:
+    """The prediction as the ledger knows it."""
+    status = _STATUS[row.state]
+    return Prediction(
+        id=row.prediction_id or "",
+        model=row.model,
+        status=status,
+        raw_status=status.value,
+        outputs=(row.output,) if row.output else (),
+        error=row.error,
+        code=row.code,
+        key=row.key,
+    )
 
 
 @attrs.frozen

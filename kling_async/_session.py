@@ -464,7 +464,7 @@ class KlingSession(ServiceCalls):
         account = self.account
         if isinstance(prediction, str) or not prediction.status.ended:
             prediction = await account.known(prediction)
-        return await account.save(_unwrap(prediction, None), where)
+        return await account.saving.save(_unwrap(prediction, None), where)
 
     async def upload(self, image: ImageSource) -> str:
         """Upload an image, once per content, and return its URL. Uploads live 7 days.

@@ -234,7 +234,7 @@ class Worker:
             )
             error = prediction.failure(job=job)
             if error is None and self._save_to is not None:
-                saved = await account.save(prediction, _folder(self._save_to, row.batch), batch=row.batch)
+                saved = await account.saving.save(prediction, _folder(self._save_to, row.batch), batch=row.batch)
         except KlingError as caught:
             error = caught
             if isinstance(caught, PredictionError) and caught.prediction is not None:

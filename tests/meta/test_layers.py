@@ -24,7 +24,7 @@ ROWS = (
     {"results"},
     {"_batch", "_calls", "manifest"},
     {"_account"},
-    {"_money"},
+    {"_money", "_saving"},
     {"_history", "_media", "_recall", "_reconcile", "_spending", "_submit", "_watcher", "storage"},
     {"_transport", "limits", "ledger", "webhooks"},
     {"_fit"},
