@@ -15,6 +15,8 @@ from kling_async._transport import AiohttpTransport
 pytestmark = pytest.mark.anyio
 
 SHORT = Timeouts(connect=0.1, read=0.1)
+FOR_MANY = Timeouts(connect=1.0, read=0.5)
+"""Fifty connections at once take a while on a machine that has other work."""
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n"
 
 
@@ -46,8 +48,8 @@ async def serving() -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def opened() -> AsyncIterator[AiohttpTransport]:
-    transport = AiohttpTransport(timeouts=SHORT)
+async def opened(timeouts: Timeouts = SHORT) -> AsyncIterator[AiohttpTransport]:
+    transport = AiohttpTransport(timeouts=timeouts)
     try:
         yield transport
     finally:
@@ -76,7 +78,7 @@ async def test_a_reply_that_has_begun_may_take_longer() -> None:
 
 
 async def test_many_at_once_end_one_and_all() -> None:
-    async with serving() as url, opened() as transport:
+    async with serving() as url, opened(FOR_MANY) as transport:
         requests = (HttpRequest(method="GET", url=f"{url}/{'slow' if n % 5 == 0 else 'silent'}") for n in range(50))
         with anyio.fail_after(20):
             ends = await asyncio.gather(*map(transport.send, requests), return_exceptions=True)
