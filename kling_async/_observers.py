@@ -20,7 +20,7 @@ P = ParamSpec("P")
 class Observers:
     """The log and the observers of a session. Called with a kind of event and its fields, it tells them.
 
-    An event is made when there is somebody to tell it to: with nobody, the events of a job would take a fiftieth of it.
+    An event is made when there is somebody to tell it to: every job has nine, and mostly there is nobody.
 
     Args:
         observers: Are told everything.

@@ -73,7 +73,7 @@ OPEN = frozenset({State.INTENT, State.SUBMITTED, State.UNCERTAIN})
 """States in which something may be running, or may have been paid for without a known end."""
 
 
-# Neither this nor a row is ever changed. Making one takes half as long when it is not frozen, and every job makes many.
+# Neither this nor a row is ever changed. Not frozen, one is made in a third of the time, and every job makes many.
 @attrs.define(kw_only=True, unsafe_hash=True)
 class Entry:
     """One step of one job. What is None is not known, or not changed.

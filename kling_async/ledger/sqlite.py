@@ -45,8 +45,7 @@ REMEMBERED = 20_000
 GROUP = 512
 """Steps that are committed together at most."""
 GATHERING = 0.004
-"""Seconds that a step waits for others of its group, where there were others last time: a commit takes as long for many
-as for one, and longer than that."""
+"""Seconds that a step waits for others of its group, where there were others last time: fewer commits."""
 LINES = 64
 """Lines that one statement inserts at most."""
 LOCK_TIMEOUT = 10.0

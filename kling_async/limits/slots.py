@@ -70,7 +70,7 @@ class Slots:
         self.adaptive = adaptive
         self._capacity = Capacity(ceiling, adaptive=adaptive)
         self._taken = 0
-        # In their order. A limiter of anyio's would take a tenth of a job, and knows none who come first.
+        # In their order. A limiter of anyio's knows none who come first, and costs more.
         self._waiting: OrderedDict[Slot, asyncio.Future[None]] = OrderedDict()
         self._refused: dict[Slot, anyio.Event] = {}
         self._running = 0
