@@ -45,7 +45,7 @@ from ._retry import send_read
 from ._saving import Saving
 from ._submit import Ask, OnUncertain, Submitter
 from ._watcher import Watcher
-from .ledger.routed import Ledgers
+from .ledger import SharedLedger, identity
 from .limits import Gate, RateLimiter, Slot, Slots
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from ._core.job import Job
     from ._core.polling import WatchPolicy
     from ._core.transport import Transport
-    from .ledger import Ledger, SharedLedger
+    from .ledger import Ledger
     from .providers import Provider
     from .webhooks import Delivery
 
@@ -120,7 +120,9 @@ class Account:
     ) -> None:
         self.provider = provider
         self.clock = clock
-        self.ledger = Ledgers(ledger)
+        self.ledger = ledger
+        self.shared = ledger if isinstance(ledger, SharedLedger) else None
+        self._ledger_open = False
         self.level = level
         self.slots = Slots(level.in_flight, adaptive=adaptive)
         self.gate = Gate(limiter, self.slots, clock)
@@ -140,8 +142,6 @@ class Account:
         """USD of what was accepted since the session was opened, by the price list."""
         self.full_windows = 0
         """Batches whose input waits until their consumer has taken an outcome."""
-        # Batches whose own ledger is open, and of which nothing was taken up yet.
-        self._attached: set[str] = set()
         self._entering = anyio.Lock()
         self.images = Images(transport, provider, clock, limit=max_uploads, inline=inline, fit=fit, memory=self.ledger)
         self.watcher = Watcher(
@@ -160,6 +160,7 @@ class Account:
             clock=clock,
             ask=self.ask,
             ledger=self.ledger,
+            origin=identity(ledger),
             budget=budget,
             under_way=self._under_way,
         )
@@ -168,7 +169,6 @@ class Account:
         self._told: dict[tuple[str, str], KlingError] = {}
         self._reconciler = Reconciler(
             ledger=self.ledger,
-            strangers=self.ledger.strangers,
             clock=clock,
             history=past.predictions,
             bill=past.bill,
@@ -182,7 +182,7 @@ class Account:
             provider=provider,
             ledger=self.ledger,
             admit=self._admit,
-            fence=self.ledger.fence,
+            fence=self._fence,
             custody=self._custody,
             gate=self.gate,
             clock=clock,
@@ -196,7 +196,7 @@ class Account:
             on_uncertain=on_uncertain,
         )
         self._watching = asyncio.create_task(self.watcher.run(), name="kling-watcher")
-        self._sharing: list[asyncio.Task[None]] = []
+        self._sharing: asyncio.Task[None] | None = None
 
     def statistics(self) -> SessionStatistics:
         """Where the jobs are, and what watching and waiting cost."""
@@ -232,24 +232,19 @@ class Account:
             LedgerError: The ledger cannot be used.
         """
         await self.ledger.open()
-        await self._go_on(None)
+        self._ledger_open = True
+        await self._go_on()
         await self._money.recall(None)
-        self._share(None)
+        if self.shared is not None:
+            self._sharing = asyncio.create_task(self._take_part(self.shared), name="kling-sharing")
 
-    async def enter(self, batch: str, ledger: Ledger | None, budget: Budget | None) -> None:
-        """Make a batch's own ledger and budget ready.
+    async def enter(self, batch: str, budget: Budget | None) -> None:
+        """Count what a batch has cost already.
 
         Raises:
-            ConfigurationError: The batch has another ledger in this session.
             LedgerError: The ledger cannot be used.
         """
         async with self._entering:
-            if ledger is not None and await self.ledger.attach(batch, ledger):
-                self._attached.add(batch)
-            if batch in self._attached:
-                await self._go_on(batch)
-                self._share(batch)
-                self._attached.discard(batch)
             await self._money.recall(batch, budget)
 
     async def has(self, batch: str) -> None:
@@ -264,9 +259,13 @@ class Account:
                 advice="name the batch as it was named when it was run; kling-async status shows the names",
             )
 
-    async def _go_on(self, batch: str | None) -> None:
-        """Take up what an earlier process left, of one batch or of all."""
-        for row in await self.ledger.left([State.INTENT], batch):
+    async def _left_rows(self, state: State) -> list[Row]:
+        """The rows in a state that an earlier process left: in a ledger of our own, all."""
+        return await (self.ledger.rows([state]) if self.shared is None else self.shared.left([state], None))
+
+    async def _go_on(self) -> None:
+        """Take up what an earlier process left."""
+        for row in await self._left_rows(State.INTENT):
             if not self._under_way[row.batch, row.key]:
                 await self.ledger.record(
                     Entry(
@@ -277,17 +276,11 @@ class Account:
                         error="its process ended while it was being submitted",
                     )
                 )
-        for row in await self.ledger.left([State.SUBMITTED], batch):
+        for row in await self._left_rows(State.SUBMITTED):
             if row.prediction_id is not None:
                 self._follow_row(row)
 
-    def _share(self, batch: str | None) -> None:
-        """Take part in what the sessions of a shared ledger do for each other."""
-        ledger = self.ledger.shared(batch)
-        if ledger is not None:
-            self._sharing.append(asyncio.create_task(self._take_part(ledger, batch), name="kling-sharing"))
-
-    async def _take_part(self, ledger: SharedLedger, batch: str | None) -> None:
+    async def _take_part(self, ledger: SharedLedger) -> None:
         """Hear what webhooks told other sessions, and follow what those have left: it takes the account's slots."""
         while True:
             told = await ledger.told()
@@ -295,7 +288,7 @@ class Account:
                 for prediction, token_hash in told:
                     await self._hear(prediction, token_hash)
                 written = await self._submitter.write_down()
-                for row in (*written, *await ledger.left([State.SUBMITTED], batch)):
+                for row in (*written, *await ledger.left([State.SUBMITTED], None)):
                     self._follow_row(row)
             except LedgerError as error:
                 log.warning("what other sessions have left is not looked for: %s", error.message)
@@ -572,9 +565,9 @@ class Account:
 
     async def deliver(self, delivery: Delivery) -> None:
         """Take what a webhook says: its signature was found good."""
-        if not await self._hear(delivery.prediction, delivery.token_hash):
+        if not await self._hear(delivery.prediction, delivery.token_hash) and self.shared is not None:
             # It may be another session's that shares the ledger.
-            self.ledger.tell(delivery.prediction, delivery.token_hash)
+            self.shared.tell(delivery.prediction, delivery.token_hash)
 
     async def _hear(self, prediction: Prediction, token_hash: str | None) -> bool:
         """Take what a webhook told; whether it was news of what is watched here."""
@@ -584,7 +577,13 @@ class Account:
 
     async def _admit(self, ask: Ask) -> None:
         """Wait until all sessions of the account together have room and money for a job, where they share a ledger."""
-        await self.ledger.admit(ask.batch, ask.key, self.level, ask.cost, self._money.caps(ask.batch, ask.money))
+        if self.shared is not None:
+            await self.shared.admit(ask.batch, ask.key, self.level, ask.cost, self._money.caps(ask.batch, ask.money))
+
+    def _fence(self, batch: str, key: str) -> None:
+        """Make sure that a job is still in this process's hand, where several share the ledger."""
+        if self.shared is not None:
+            self.shared.fence(batch, key)
 
     async def _reserve_again(self, ask: Ask) -> None:
         ask.money = await self._money.reserve_again((ask.batch, ask.key), ask.job, ask.money)
@@ -663,9 +662,9 @@ class Account:
 
     async def close(self) -> tuple[Prediction, ...]:
         """Let what is being submitted be recorded, end the rest, and say what still runs at the service."""
-        for task in self._sharing:
-            task.cancel()
-        await asyncio.gather(*self._sharing, return_exceptions=True)
+        if self._sharing is not None:
+            self._sharing.cancel()
+            await asyncio.gather(self._sharing, return_exceptions=True)
         self.slots.close()
         await self._custody.join()
         await self._submitter.write_down()
@@ -673,7 +672,9 @@ class Account:
         self._watching.cancel()
         await asyncio.wait([self._watching])
         try:
-            await self.ledger.aclose()
+            # One that was never opened here may be another session's.
+            if self._ledger_open:
+                await self.ledger.aclose()
         finally:
             if self._owns_transport:
                 await self._transport.aclose()

@@ -33,7 +33,6 @@ from ._recall import Recalled, recall
 if TYPE_CHECKING:
     from ._account import Account
     from ._core.budget import Budget
-    from .ledger import Ledger
     from .storage import Outputs
 
 Item: TypeAlias = Job | tuple[str | None, Job]
@@ -103,7 +102,6 @@ class Batch(anyio.AsyncContextManagerMixin):
         jobs: Jobs | None,
         *,
         name: str,
-        ledger: Ledger | None,
         budget: Budget | None,
         save_to: Outputs | None,
         ordered: bool,
@@ -116,7 +114,6 @@ class Batch(anyio.AsyncContextManagerMixin):
         self._admission = Admission()
         self._account = account
         self._jobs = jobs
-        self._ledger = ledger
         self._budget = budget
         self._save_to = save_to
         self._ordered = ordered
@@ -145,8 +142,8 @@ class Batch(anyio.AsyncContextManagerMixin):
         if self._entered:
             raise RuntimeError("a batch is entered once")
         self._entered = True
-        await self._account.enter(self.name, self._ledger, self._budget)
-        if self._account.ledger.of(self.name).durable:
+        await self._account.enter(self.name, self._budget)
+        if self._account.ledger.durable:
             self._room_for_names = math.inf
         if self._jobs is None:
             await self._account.has(self.name)

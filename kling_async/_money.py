@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ._core.http import HttpRequest, HttpResponse
     from ._core.job import Job
     from .ledger import Ledger
-    from .ledger.routed import Ledgers
     from .providers import Provider
 
 log = logging.getLogger("kling_async")
@@ -37,6 +36,7 @@ class Money:
         clock: The session's clock.
         ask: Sends a read.
         ledger: Has what was spent before, and is told what is given back.
+        origin: The same for every session over the same rows.
         budget: What all of it may cost, beside what a batch may.
         under_way: How many hold a job's name: they have seen to its money.
 
@@ -50,17 +50,19 @@ class Money:
         provider: Provider,
         clock: Clock,
         ask: Callable[[HttpRequest], Awaitable[HttpResponse]],
-        ledger: Ledgers,
+        ledger: Ledger,
+        origin: object,
         budget: Budget | None,
         under_way: Counter[tuple[str, str]],
     ) -> None:
         self.spending = Spending(provider=provider, clock=clock, ask=ask, given_back=self._given_back)
         self._ledger = ledger
+        self._rows_of = origin
         self._budget = budget
         self._under_way = under_way
         self._of: dict[tuple[str, str], tuple[Reservation, ...]] = {}
-        # What is counted of the ledgers, each whole or a batch of it, and in which budget.
-        self._counted: set[tuple[Ledger, str | None, Budget]] = set()
+        # What is counted of the ledger, the whole or a batch of it, and in which budget.
+        self._counted: set[tuple[str | None, Budget]] = set()
         # By job, over all of its predictions.
         self._refunded: defaultdict[tuple[str, str], Decimal] = defaultdict(Decimal)
 
@@ -68,7 +70,7 @@ class Money:
         """Count, once in this session, what a batch's ledger says was spent and what it says may have been.
 
         Args:
-            batch: The batch; None counts all of the session's ledger.
+            batch: The batch; None counts all of the ledger.
             budget: The batch's, beside that of the session.
 
         Raises:
@@ -79,9 +81,9 @@ class Money:
                 await self._recall(each, batch)
 
     async def _recall(self, budget: Budget, batch: str | None) -> None:
-        ledger, which = self._ledger.of(batch or ""), self._ledger.which(batch or "")
+        ledger, which = self._ledger, self._rows_of
         part = budget.part(which, batch)
-        if (ledger, part, budget) in self._counted:
+        if (part, budget) in self._counted:
             return
         in_doubt = {
             Origin(which, row.batch, row.key): row
@@ -96,7 +98,7 @@ class Money:
                     settled.append(reservation)
         spent = await ledger.spent(part)
         # From here on nothing is waited for: it is counted whole or not at all.
-        self._counted.add((ledger, part, budget))
+        self._counted.add((part, budget))
         if ledger.durable:
             budget.recall(which, part, spent)
         for reservation in settled:
@@ -109,7 +111,7 @@ class Money:
                 continue
             reservation = budget.doubts.get(origin) or Reservation([budget], row.cost, origin)
             reservation.hold()
-            if self._ledger.of(row.batch) is ledger and reservation not in self.of(name):
+            if reservation not in self.of(name):
                 self._of[name] = (*self.of(name), reservation)
 
     def of(self, name: tuple[str, str]) -> tuple[Reservation, ...]:
@@ -118,10 +120,9 @@ class Money:
 
     def caps(self, batch: str, money: tuple[Reservation, ...]) -> list[Cap]:
         """What limits a job of a batch whose ledger other processes share, by what is set aside for it."""
-        ledger = self._ledger.of(batch)
         caps = []
         for budget in dict.fromkeys(each for reservation in money for each in reservation.budgets):
-            parts = {part for where, part, each in self._counted if where is ledger and each is budget}
+            parts = {part for part, each in self._counted if each is budget}
             batches = {batch, *(part for part in parts if part is not None)}
             caps.append(Cap(budget.usd, None if None in parts else tuple(sorted(batches))))
         return caps
@@ -189,12 +190,12 @@ class Money:
 
     def _origin(self, name: tuple[str, str]) -> Origin:
         """What the job's money is spent for."""
-        return Origin(self._ledger.which(name[0]), *name)
+        return Origin(self._rows_of, *name)
 
     async def _given_back(self, origin: Origin, usd: Decimal) -> None:
         """Write down what the service gave back for a job; what other processes saw of it, the audit finds."""
         name = (origin.batch, origin.key)
-        if origin.ledger != self._ledger.which(origin.batch):
+        if origin.ledger != self._rows_of:
             # Of another session over another ledger, with which this one shares a budget.
             return
         self._refunded[name] += usd

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ._core.clock import Clock
-    from .ledger.routed import Ledgers
+    from .ledger import Ledger
 
 ORDER = (
     (State.COMPLETED,),
@@ -71,28 +71,28 @@ class Recalled:
 
 
 async def recall(
-    ledgers: Ledgers, batch: str, clock: Clock, order: Sequence[Collection[State]] = ORDER
+    ledger: Ledger, batch: str, clock: Clock, order: Sequence[Collection[State]] = ORDER
 ) -> AsyncGenerator[Recalled]:
     """The jobs of a batch in these states, each once; by default all of them, what expires soonest first."""
     seen: set[int] = set()
     for states in order:
-        for key in await ledgers.keys(batch, states):
+        for key in await ledger.keys(batch, states):
             # What has moved on since it was given comes by once more.
             if hash(key) in seen:
                 continue
             seen.add(hash(key))
-            found = await ledgers.find(batch, key)
+            found = await ledger.find(batch, key)
             if found is not None:
                 row, content = found
-                yield await recall_one(ledgers, clock, row, content)
+                yield await recall_one(ledger, clock, row, content)
 
 
-async def recall_one(ledgers: Ledgers, clock: Clock, row: Row, content: Content) -> Recalled:
+async def recall_one(ledger: Ledger, clock: Clock, row: Row, content: Content) -> Recalled:
     """One job out of its ledger."""
     uploads: dict[str, str] = {}
     for digest in digests(content):
         for name in (digest, digest + FITTED):
-            url = await ledgers.uploaded(name, clock.now())
+            url = await ledger.uploaded(name, clock.now())
             if url is not None:
                 uploads[digest] = url
     return Recalled(row, recalled(content, uploads), content)

@@ -34,7 +34,7 @@ from kling_async._core.reconciliation import (
 from kling_async._core.states import Entry, State
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable
 
     from kling_async._core.account import Billing
     from kling_async._core.clock import Clock
@@ -65,7 +65,6 @@ class Reconciler:
 
     Args:
         ledger: Has the intents, and knows which ids are nobody's.
-        strangers: The rows in some states that are not to be settled here, and may own an orphan all the same.
         clock: The session's clock.
         history: All predictions of the account created since a time (seconds since the epoch), and by how many seconds
             the service's clock is ahead of ours.
@@ -81,7 +80,6 @@ class Reconciler:
         self,
         *,
         ledger: Ledger,
-        strangers: Callable[[Iterable[State]], Awaitable[list[Row]]],
         clock: Clock,
         history: Callable[[float], Awaitable[tuple[list[Prediction], float]]],
         bill: Callable[[float], Awaitable[list[Billing]]],
@@ -91,7 +89,6 @@ class Reconciler:
         settled: Callable[[Row], None],
     ) -> None:
         self._ledger = ledger
-        self._strangers = strangers
         self._clock = clock
         self._history = history
         self._bill = bill
@@ -202,22 +199,17 @@ class Reconciler:
         # The intents, and after them the ids, are asked for when the history is complete: whatever it shows of this
         # session's own is then known to be an intent or known by its id.
         rows = await self._in_doubt()
-        strangers = [row for row in await self._strangers(_IN_DOUBT) if row.intent_at is not None]
         known = await self._ledger.known([prediction.id for prediction in listed])
-        orphans = _orphans(listed, known, {row.fingerprint for row in (*rows, *strangers)})
+        orphans = _orphans(listed, known, {row.fingerprint for row in rows})
         ripe = {(row.batch, row.key) for row in rows if self._ripe(row, began, max(began_at, began_at + ahead))}
         intents = [
             Intent(
-                name=name,
+                name=(row.batch, row.key),
                 model=row.model,
                 fingerprint=row.fingerprint or "",
                 sent_from=self._sent_from(row, ahead),
             )
-            for name, row in (
-                *(((row.batch, row.key), row) for row in rows),
-                # Another ledger may call its jobs alike.
-                *((("\0", str(number)), row) for number, row in enumerate(strangers)),
-            )
+            for row in rows
         ]
         ends = settle(intents, orphans, ripe=ripe, alone=self._sole_user, witnesses=await self._told(rows))
         if any(isinstance(end, Unaccepted) for end in ends.values()):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ._core.prediction import Prediction, SavedFile
     from ._core.transport import Transport
     from ._observers import Observers
-    from .ledger.routed import Ledgers
+    from .ledger import Ledger
 
 URGENT = 86_400.0
 """Seconds before its deletion from which a video is saved before anything else."""
@@ -38,9 +38,7 @@ class Saving:
         at_once: How many are saved at the same time.
     """
 
-    def __init__(
-        self, *, transport: Transport, ledger: Ledgers, clock: Clock, observe: Observers, at_once: int
-    ) -> None:
+    def __init__(self, *, transport: Transport, ledger: Ledger, clock: Clock, observe: Observers, at_once: int) -> None:
         self._transport = transport
         self._ledger = ledger
         self._clock = clock

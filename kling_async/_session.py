@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, Unpack, cast
 
 import attrs
@@ -16,13 +15,13 @@ from ._calls import ServiceCalls
 from ._clock import SystemClock
 from ._core.budget import Budget
 from ._core.catalogue import LEVELS, Level, Model
-from ._core.errors import ConfigurationError, KlingError, LedgerError, SessionClosedError, UnsupportedError
+from ._core.errors import ConfigurationError, KlingError, SessionClosedError, UnsupportedError
 from ._core.http import Timeouts
 from ._core.images import image_at_rest
 from ._core.job import Job, JobFields
 from ._core.polling import WatchPolicy
 from ._custody import Custody, finish
-from .ledger import Ledger, is_url, open_ledger
+from .ledger import Ledger, open_ledger
 from .providers import PROVIDERS, Provider
 
 if TYPE_CHECKING:
@@ -510,7 +509,7 @@ class KlingSession(ServiceCalls):
         jobs: Jobs,
         *,
         name: str | None = None,
-        ledger: Ledger | str | os.PathLike[str] | None = None,
+        ledger: None = None,
         budget: Budget | Decimal | str | float | None = None,
         save_to: str | os.PathLike[str] | Outputs | None = None,
         ordered: bool = False,
@@ -525,10 +524,9 @@ class KlingSession(ServiceCalls):
         Args:
             jobs: Jobs, or pairs of a key and a job, or a mapping of keys to jobs; any iterable or async iterable, of
                 any length. It is read as far ahead as the window allows.
-            name: The batch's name, in ledger and events; by default that of the batch's own ledger file, else none.
-                Unnamed batches of one ledger share their keys.
-            ledger: A ledger of its own, a path, a URL or a `Ledger`; by default the session's.
-            budget: What it may cost, with what its ledger says it has cost already: a `Budget`, or USD.
+            name: The batch's name, in ledger and events. Unnamed batches of one ledger share their keys.
+            ledger: Not taken any more: a batch writes the session's ledger.
+            budget: What it may cost, with what the ledger says it has cost already: a `Budget`, or USD.
             save_to: Folder for the videos, named by their keys; a template such as `"out/{date}/{key}.mp4"`; the URL of
                 an object store; or `Outputs`, which explains all of them. None saves nothing.
             ordered: Whether outcomes come in the order of the input, instead of as they complete.
@@ -539,10 +537,10 @@ class KlingSession(ServiceCalls):
         Raises:
             ConfigurationError: A number makes no sense, or `save_to` cannot be understood.
         """
+        _one_ledger(ledger)
         return self._batch(
             jobs,
             name=name,
-            ledger=ledger,
             budget=budget,
             save_to=save_to,
             ordered=ordered,
@@ -553,7 +551,7 @@ class KlingSession(ServiceCalls):
 
     def resume(
         self,
-        ledger: Ledger | str | os.PathLike[str] | None = None,
+        ledger: None = None,
         *,
         name: str | None = None,
         budget: Budget | Decimal | str | float | None = None,
@@ -569,8 +567,8 @@ class KlingSession(ServiceCalls):
         ledger: a job that has to be sent can be resumed with them as long as their uploads live.
 
         Args:
-            ledger: The ledger, by default the session's.
-            name: The batch's name; by default that of the ledger's file.
+            ledger: Not taken any more: it resumes from the session's ledger.
+            name: The batch's name.
             budget: As of `batch`.
             save_to: As of `batch`.
             window: As of `batch`.
@@ -578,17 +576,16 @@ class KlingSession(ServiceCalls):
             failures_kept: As of `batch`.
 
         Raises:
-            ConfigurationError: A number makes no sense, or the ledger forgets.
-            LedgerError: There is no such file.
+            ConfigurationError: A number makes no sense, or the session's ledger is in memory.
         """
-        if isinstance(ledger, (str, os.PathLike)) and not is_url(ledger) and not Path(ledger).exists():
-            raise LedgerError(f"there is no ledger {ledger}", advice="name the file that was given as ledger=")
-        if ledger is None and not self.account.ledger.of(name or "").durable:
-            raise ConfigurationError("resume: the session has no ledger on disk; name the one to resume from")
+        _one_ledger(ledger)
+        if not self.account.ledger.durable:
+            raise ConfigurationError(
+                "resume: the session has no ledger on disk", advice="open KlingSession(ledger=...) with the file"
+            )
         return self._batch(
             None,
             name=name,
-            ledger=ledger,
             budget=budget,
             save_to=save_to,
             ordered=False,
@@ -602,7 +599,6 @@ class KlingSession(ServiceCalls):
         jobs: Jobs | None,
         *,
         name: str | None,
-        ledger: Ledger | str | os.PathLike[str] | None,
         budget: Budget | Decimal | str | float | None,
         save_to: str | os.PathLike[str] | Outputs | None,
         ordered: bool,
@@ -612,10 +608,6 @@ class KlingSession(ServiceCalls):
     ) -> Batch:
         if window is not None and window < 1:
             raise ConfigurationError(f"window: expected at least 1, got {window}")
-        if name is None and isinstance(ledger, (str, os.PathLike)) and not is_url(ledger):
-            name = Path(ledger).stem
-        if name is None and ledger is not None:
-            raise ConfigurationError("name: a batch with a ledger of its own needs one")
         # Imported here: many sessions run no batches.
         from ._batch import Batch  # noqa: PLC0415 -- see above
         from .storage import Outputs  # noqa: PLC0415 -- see above
@@ -624,7 +616,6 @@ class KlingSession(ServiceCalls):
             self.account,
             jobs,
             name=name or "",
-            ledger=None if ledger is None else open_ledger(ledger),
             budget=_budget(budget),
             save_to=None if save_to is None else Outputs.of(save_to, many=True),
             ordered=ordered,
@@ -657,6 +648,14 @@ def _check_webhooks(provider: Provider, url: str) -> None:
         provider.webhook_secret()
     except UnsupportedError as error:
         raise ConfigurationError(f"webhook_url: {error.message}") from None
+
+
+def _one_ledger(ledger: object) -> None:
+    if ledger is not None:
+        raise ConfigurationError(
+            "ledger: a session writes one ledger, for all of its batches",
+            advice="open a session of its own for it: KlingSession(ledger=...), then batch(...) or resume(name=...)",
+        )
 
 
 def _budget(budget: Budget | Decimal | str | float | None) -> Budget | None:

@@ -125,7 +125,7 @@ class Worker:
                 about money, what runs is followed to its end before.
         """
         account = self._kling.account
-        ledger = shared(account.ledger.of(""))
+        ledger = shared(account.ledger)
         unsaved = self._save_to is not None
         async with anyio.create_task_group() as tasks:
             while self._admission.stopped is None:

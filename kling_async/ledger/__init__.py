@@ -270,6 +270,15 @@ def read_steps(
     return sqlite.read_steps(ledger, batch=batch, key=key)
 
 
+def identity(ledger: Ledger) -> object:
+    """What is the same for ledgers that have the same rows."""
+    if not ledger.durable:
+        return ledger
+    from kling_async.ledger.sqlite import SQLiteLedger  # noqa: PLC0415 -- many sessions have no file
+
+    return ledger.path.absolute().resolve() if isinstance(ledger, SQLiteLedger) else ledger
+
+
 def is_url(ledger: object) -> TypeGuard[str]:
     """Whether it is a URL, which may hold a password, and no path."""
     return isinstance(ledger, str) and "://" in ledger

@@ -78,13 +78,13 @@ async def test_what_others_spent_in_between_counts_too(tmp_path: Path) -> None:
     assert budget.spent == 3 * PRICE
 
 
-async def test_a_batchs_own_ledger_counts_in_the_sessions_budget(tmp_path: Path) -> None:
+async def test_batches_of_a_ledger_count_in_the_sessions_budget(tmp_path: Path) -> None:
     service, ledger = Service(seconds=0.05, latency=0.001), tmp_path / "run.db"
     for budget in (Budget(10), Budget("0.50"), Budget("0.50")):
-        async with session(service, budget=budget) as kling:
-            async with kling.batch([job("a")], ledger=ledger) as batch:
+        async with session(service, budget=budget, ledger=ledger) as kling:
+            async with kling.batch([job("a")], name="run") as batch:
                 assert [outcome.ok async for outcome in batch] == [True]
-            async with kling.batch([job("a")], ledger=ledger) as batch:
+            async with kling.batch([job("a")], name="run") as batch:
                 assert [outcome.ok async for outcome in batch] == [True]
             assert budget.spent == PRICE
     assert len(service.paid) == 1

@@ -60,7 +60,7 @@ async def working(kling: KlingSession, **options: Any) -> AsyncIterator[None]:
 
 async def died(kling: KlingSession) -> None:
     """What is left of a session whose process was killed: nothing is handed over."""
-    ledger = kling.account.ledger.of("")
+    ledger = kling.account.ledger
     assert isinstance(ledger, PostgresLedger)
     desk = ledger._desk
     desk.is_open = False
@@ -103,7 +103,7 @@ async def test_doubts_that_take_long_keep_no_new_job_waiting(database: str) -> N
         postgres.rows(database, "UPDATE kling_job SET started_at = started_at - interval '1 hour'")
         # As many doubts as slots, and a day until anything is shown.
         async with session(emulator, database, grace=86_400) as kling, working(kling, again=0.2):
-            ledger = kling.account.ledger.of("")
+            ledger = kling.account.ledger
             assert isinstance(ledger, PostgresLedger)
             await ledger.enqueue(
                 "b", [(key, await kling.account.content(job(key)), job(key).model) for key in "xyz"], at=0.0
@@ -212,7 +212,7 @@ async def test_a_budget_holds_for_all_sessions_together(database: str) -> None:
 async def test_a_budget_holds_for_all_workers_together(database: str) -> None:
     async with emulated() as emulator:
         async with session(emulator, database) as kling:
-            ledger = kling.account.ledger.of("")
+            ledger = kling.account.ledger
             assert isinstance(ledger, PostgresLedger)
             jobs = [(f"{key}", await kling.account.content(job(f"{key}")), job("x").model) for key in range(12)]
             await ledger.enqueue("b", jobs, at=0.0)
@@ -234,7 +234,7 @@ async def test_a_failed_job_that_was_to_be_paid_again_is_by_the_next_worker(data
         emulator.faults.add("submit", faults.FailTask(code=5000, seconds=1), times=1)
         emulator.faults.add("submit", faults.FailTask(code=1402, seconds=1), times=1)
         async with session(emulator, database, retry_failed=1) as kling, working(kling):
-            ledger = kling.account.ledger.of("")
+            ledger = kling.account.ledger
             assert isinstance(ledger, PostgresLedger)
             jobs = [(key, await kling.account.content(job(key)), job(key).model) for key in "ab"]
             await ledger.enqueue("b", jobs, at=0.0)

@@ -341,12 +341,12 @@ async def test_what_was_in_doubt_is_paid_out_of_the_sessions_budget_too() -> Non
         return None
 
     service.script = script
-    async with open_session(service, on_uncertain="hold") as kling:
-        assert not any(outcome.ok for outcome in await outcomes(kling, 3, name="b", ledger=ledger))
+    async with open_session(service, on_uncertain="hold", ledger=ledger) as kling:
+        assert not any(outcome.ok for outcome in await outcomes(kling, 3, name="b"))
     service.script = None
     all_of_it = Budget("0.50")
-    async with open_session(service, budget=all_of_it) as kling:
-        found = await outcomes(kling, 3, name="b", ledger=ledger, budget=100)
+    async with open_session(service, budget=all_of_it, ledger=ledger) as kling:
+        found = await outcomes(kling, 3, name="b", budget=100)
     assert sum(outcome.ok for outcome in found) == len(service.paid) == 1
     assert all_of_it.spent == Decimal("0.45")
 
