@@ -520,7 +520,7 @@ class Account:
     ) -> Prediction:
         if row.state is State.EXPIRED:
             raise _expired(job, row)
-        if row.given_up:
+        if row.state is State.ABANDONED:
             raise SubmissionUncertainError(row.error or "", sent_at=row.intent_at, candidates=(), job=job, key=row.key)
         name = (row.batch, row.key)
         try:

@@ -94,7 +94,7 @@ class Money:
         for origin, reservation in budget.doubts.items():
             if origin.ledger == which and part in {None, origin.batch} and origin not in in_doubt:
                 found = await ledger.find(origin.batch, origin.key)
-                if found is not None and found[0].state is not State.INTENT and not found[0].given_up:
+                if found is not None and found[0].state not in {State.INTENT, State.ABANDONED}:
                     settled.append(reservation)
         spent = await ledger.spent(part)
         # From here on nothing is waited for: it is counted whole or not at all.
@@ -204,7 +204,7 @@ class Money:
             if found is None or found[0].state is State.INTENT or self._refunded[name] <= (found[0].refunded or 0):
                 return
             row = found[0]
-            step = Entry(batch=row.batch, key=row.key, state=row.state, at=row.updated_at, seen=row.place)
+            step = Entry(batch=row.batch, key=row.key, state=row.state, at=row.updated_at, expected_version=row.version)
             await self._ledger.record(attrs.evolve(step, refunded=self._refunded[name]))
         except LedgerError as error:
             log.warning("what was given back for job %s could not be written down: %s", origin.key, error.message)

@@ -25,7 +25,7 @@ ORDER = (
     (State.SUBMITTED,),
     (State.INTENT, State.UNCERTAIN),
     (State.CLAIMED, State.PENDING, State.SKIPPED, State.REJECTED),
-    (State.FAILED, State.EXPIRED, State.DOWNLOADED),
+    (State.FAILED, State.EXPIRED, State.DOWNLOADED, State.ABANDONED),
 )
 """What may be lost by waiting comes first, what costs money after it."""
 

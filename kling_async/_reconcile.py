@@ -290,7 +290,9 @@ class Reconciler:
         for row, end in settled:
             name = (row.batch, row.key)
             # Much may have happened since the row was read: what was found out is of the attempt that it stood in then.
-            step = Entry(batch=row.batch, key=row.key, state=State.UNCERTAIN, at=self._clock.now(), seen=row.place)
+            step = Entry(
+                batch=row.batch, key=row.key, state=State.UNCERTAIN, at=self._clock.now(), expected_version=row.version
+            )
             match end:
                 case Adopted(prediction_id):
                     step = attrs.evolve(step, state=State.SUBMITTED, prediction_id=prediction_id)
@@ -298,7 +300,9 @@ class Reconciler:
                     step = attrs.evolve(step, state=State.PENDING, error="shown to be unaccepted")
                 case Held():
                     # The time of doubt stays what it was: what changes nothing must not delay the next look.
-                    step = attrs.evolve(step, at=row.updated_at, error=end.told)
+                    step = attrs.evolve(
+                        step, at=row.updated_at, error=end.message, doubt=end.doubt, candidates=end.candidates
+                    )
             try:
                 moved = await self._ledger.record(step)
             except NotInHandError:

@@ -194,7 +194,7 @@ class Submitter:
             step = Entry(
                 batch=row.batch, key=row.key, state=State.UNCERTAIN, at=self.clock.now(), error="not written down"
             )
-            row = await self.ledger.record(attrs.evolve(step, seen=row.place))
+            row = await self.ledger.record(attrs.evolve(step, expected_version=row.version))
         end = await self._end(row)
         match end:
             case Adopted(prediction_id):
@@ -269,7 +269,7 @@ class Submitter:
                 row = await self._row_in_doubt(ask) or row
         if row is not None and row.state is not State.UNCERTAIN:
             # Who looked for another job, or a webhook, has settled it meanwhile, and has seen to what follows from it.
-            if row.given_up:
+            if row.state is State.ABANDONED:
                 raise self._held(Held(Doubt.WHETHER, ()), ask.job, row, doubt)
             if row.prediction_id is None:
                 ask.mark(doubtful=False)
@@ -307,14 +307,14 @@ class Submitter:
         try:
             await self.reserve(ask)
             step = self._entry(ask, State.PENDING, error=doubt)
-            await self.ledger.record(attrs.evolve(step, seen=row.place))
+            await self.ledger.record(attrs.evolve(step, expected_version=row.version))
         except (BudgetExceededError, PriceUnknownError, LedgerError) as trouble:
             raise self._held(end, ask.job, row, doubt, f", because {trouble.message}") from trouble
 
     def _held(
         self, end: Held, job: Job, row: Row | None, doubt: KlingError | None, why: str = ""
     ) -> SubmissionUncertainError:
-        what = f"{end.doubt.value}; it was not sent again{why}"
+        what = f"{end.doubt.reason}; it was not sent again{why}"
         cause = None if doubt is None else doubt.__cause__
         if cause is not None:
             what += f": {getattr(cause, 'message', cause)}"

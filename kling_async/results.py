@@ -185,6 +185,7 @@ STATUS: Final[Mapping[State, str]] = {
     State.FAILED: "failed",
     State.REJECTED: "rejected",
     State.EXPIRED: "expired",
+    State.ABANDONED: "abandoned",
 }
 """One word for how a job came out, the same as in the results of a run."""
 _FAILED: Final = frozenset({State.FAILED, State.REJECTED, State.EXPIRED})
@@ -265,7 +266,7 @@ class _Errors(_Lines):
     folders: set[Path] = attrs.field(factory=set)
 
     def line(self, row: Row) -> dict[str, object] | str | None:
-        if row.state not in AGAIN or row.given_up:
+        if row.state not in AGAIN:
             return None
         if self.shared and row.state in _WAITING:
             return "a worker may come for it"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from .catalogue import Model
+from .errors import LedgerError
 from .job import Job, Shot
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from .images import Image
 
+IDENTITY_VERSION = 1
+"""Version of the identity rule for new batches, in `RULES`."""
 PREFIX = "sha256:"
 """Before the digest of an image that is no URL."""
 IMAGES = ("image", "end_image")
@@ -51,13 +54,40 @@ class Content:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-def content_of(job: Job, image_digest: Callable[[Image], str]) -> Content:
-    """The content of a job.
+def content_of(job: Job, image_digest: Callable[[Image], str], *, identity: int = IDENTITY_VERSION) -> Content:
+    """Return the content of a job, by the identity rule of its batch.
 
     Args:
         job: The job.
-        image_digest: The SHA-256 of an image's content in hex; it is not asked about URLs.
+        image_digest: Returns the SHA-256 of an image's content in hex; not called for URLs.
+        identity: Version of the rule that the batch's digests and keys are made by (`Ledger.identity`).
+
+    Raises:
+        LedgerError: A later version made the rule.
     """
+    return RULES[checked_identity(identity)](job, image_digest)
+
+
+def checked_identity(identity: int, batch: str = "") -> int:
+    """Return the version of an identity rule that this version of the package has.
+
+    Args:
+        identity: Version of the rule.
+        batch: Name of the batch that uses it, for the error.
+
+    Raises:
+        LedgerError: A later version made the rule.
+    """
+    if identity not in RULES:
+        raise LedgerError(
+            f"batch {batch!r} was begun by a later version of kling_async (identity rule {identity})",
+            advice="upgrade kling_async: this version would take its jobs for new ones, and pay for them again",
+        )
+    return identity
+
+
+def _content_by_rule_1(job: Job, image_digest: Callable[[Image], str]) -> Content:
+    """Return the content with every field as it was given; URLs whole, other images by the digest of their bytes."""
     said: dict[str, object] = {"model": job.model, "prompt": job.prompt, "duration": job.duration}
     files: dict[str, str] = {}
     for name in IMAGES:
@@ -78,6 +108,14 @@ def content_of(job: Job, image_digest: Callable[[Image], str]) -> Content:
         said["own_row"] = _rows().unstructure(job.own_row)
     # A path may hold bytes that are no text: JSON writes them in ASCII.
     return Content(_json(said), json.dumps(files) if files else None)
+
+
+RULES: dict[int, Callable[[Job, Callable[[Image], str]], Content]] = {1: _content_by_rule_1}
+"""How the content of a job is made, hence its digest and derived key, by the version of the rule.
+
+A batch keeps the rule it was begun with: under another one its jobs would be new jobs, and paid for again. A rule that
+was released is never changed.
+"""
 
 
 def recalled(content: Content, uploads: Mapping[str, str]) -> Job:

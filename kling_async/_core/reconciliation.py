@@ -67,10 +67,23 @@ class Orphan:
 
 
 class Doubt(Enum):
-    """Why an intent is held."""
+    """Kind of a doubt that stays."""
 
-    WHOSE = "it was paid for; which of the candidates is its own is not known"
-    WHETHER = "it is not known whether it was paid for"
+    WHOSE = "whose"
+    """It was paid for; which of the candidates is its own is not known."""
+    WHETHER = "whether"
+    """It is not known whether it was paid for."""
+
+    @property
+    def reason(self) -> str:
+        """The same as a clause, for error texts."""
+        return _REASONS[self]
+
+
+_REASONS = {
+    Doubt.WHOSE: "it was paid for; which of the candidates is its own is not known",
+    Doubt.WHETHER: "it is not known whether it was paid for",
+}
 
 
 @attrs.frozen
@@ -98,19 +111,10 @@ class Held:
     candidates: tuple[str, ...]
 
     @property
-    def told(self) -> str:
-        """The same in words, for a ledger."""
-        return f"{self.doubt.value}{_CANDIDATES}{', '.join(self.candidates) or 'none'}"
+    def message(self) -> str:
+        """The same as a text for people to read."""
+        return f"{self.doubt.reason}; candidates: {', '.join(self.candidates) or 'none'}"
 
-    @classmethod
-    def read(cls, told: str | None) -> Held:
-        """What a ledger tells; whatever else it says, nothing is shown by it."""
-        words, _, ids = (told or "").partition(_CANDIDATES)
-        doubt = Doubt.WHOSE if words == Doubt.WHOSE.value else Doubt.WHETHER
-        return cls(doubt, () if ids in {"", "none"} else tuple(ids.split(", ")))
-
-
-_CANDIDATES = "; candidates: "
 
 Settlement: TypeAlias = Adopted | Unaccepted | Held
 

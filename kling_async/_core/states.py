@@ -1,4 +1,23 @@
-"""Where a job stands: one table of states, shared by every ledger."""
+"""States of a job, the legal moves between them, and the row and the step that every ledger stores.
+
+| State      | waiting | unsent | in doubt | open | accepted | unsaved | ended | unsuccessful | sendable |
+|------------|---------|--------|----------|------|----------|---------|-------|--------------|----------|
+| PENDING    | x       | x      |          |      |          |         |       |              | x        |
+| CLAIMED    | x       | x      |          |      |          |         |       |              | x        |
+| INTENT     |         |        | x        | x    |          |         |       |              |          |
+| UNCERTAIN  |         |        | x        | x    |          |         |       |              |          |
+| SUBMITTED  |         |        |          | x    | x        | x       |       |              |          |
+| COMPLETED  |         |        |          |      | x        | x       | x     |              |          |
+| DOWNLOADED |         |        |          |      | x        |         | x     |              |          |
+| FAILED     |         |        |          |      | x        |         | x     | x            | x        |
+| EXPIRED    |         |        |          |      | x        |         | x     | x            |          |
+| REJECTED   |         | x      |          |      |          |         | x     | x            | x        |
+| SKIPPED    |         | x      |          |      |          |         | x     |              | x        |
+| ABANDONED  |         |        |          |      |          |         | x     |              |          |
+
+Each column is a property of `State` and a set of this module (`UNSENT`, `IN_DOUBT`, ...). No other module spells out a
+set of states.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +29,19 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from .copies import changed
+from .reconciliation import Doubt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
 class State(Enum):
-    """Where a job stands."""
+    """State of a job."""
 
     PENDING = "pending"
-    """Known, not sent; or shown to be unaccepted, and free to be sent again."""
+    """Known and not sent; or shown to be unaccepted, and free to be sent again."""
     CLAIMED = "claimed"
-    """Taken by a worker, not sent."""
+    """Claimed by a worker and not sent."""
     INTENT = "intent"
     """The paid request may have been sent. After a crash nobody knows."""
     SUBMITTED = "submitted"
@@ -31,71 +51,135 @@ class State(Enum):
     FAILED = "failed"
     """The service ended the prediction without a video."""
     REJECTED = "rejected"
-    """Certainly not accepted, and not to be sent again as it is."""
+    """Certainly not accepted; the same request would be refused again."""
     UNCERTAIN = "uncertain"
-    """Sent, and whether it was accepted is not known."""
+    """Sent; whether it was accepted is not known."""
     SKIPPED = "skipped"
-    """Not sent, because admission had stopped."""
+    """Not sent, because its batch had stopped."""
     EXPIRED = "expired"
-    """The prediction or its output was gone before it was fetched."""
+    """The prediction or its output was deleted by the service before it was fetched."""
     DOWNLOADED = "downloaded"
-    """The video is on the disk."""
+    """The video is saved."""
+    ABANDONED = "abandoned"
+    """Given up by hand while in doubt: it may have been paid for, and is neither looked for nor sent again."""
 
-    # That of Enum hashes the name, in Python.
+    # Enum's own hash is computed in Python, from the name.
     __hash__ = object.__hash__
+
+    @property
+    def waiting(self) -> bool:
+        """True when the job is to be sent and no attempt of it has ended."""
+        return self in WAITING
+
+    @property
+    def unsent(self) -> bool:
+        """True when no request of the present attempt can have been accepted: sending it pays for nothing twice."""
+        return self in UNSENT
+
+    @property
+    def in_doubt(self) -> bool:
+        """True when a request was sent, or may have been, and its result is not known."""
+        return self in IN_DOUBT
+
+    @property
+    def open(self) -> bool:
+        """True when a prediction may be running: the job occupies one of the account's slots."""
+        return self in OPEN
+
+    @property
+    def accepted(self) -> bool:
+        """True when the service accepted the job: there is a paid id."""
+        return self in ACCEPTED
+
+    @property
+    def unsaved(self) -> bool:
+        """True when the job is paid for and its video can still be fetched."""
+        return self in UNSAVED
+
+    @property
+    def ended(self) -> bool:
+        """True when nothing runs and nothing is in doubt: the state changes only by a new decision."""
+        return self in ENDED
+
+    @property
+    def unsuccessful(self) -> bool:
+        """True when the job ended without a video for a reason of its own."""
+        return self in UNSUCCESSFUL
+
+    @property
+    def sendable(self) -> bool:
+        """True when a paid request may be sent from here."""
+        return self in SENDABLE
 
 
 MOVES: Mapping[State, frozenset[State]] = {
     State.PENDING: frozenset({State.CLAIMED, State.INTENT, State.REJECTED, State.SKIPPED}),
     State.CLAIMED: frozenset({State.PENDING, State.INTENT, State.REJECTED, State.SKIPPED}),
-    # Straight to an end only when the id could not be written down in between.
+    # Straight to an end only when the id could not be recorded in between.
     State.INTENT: frozenset(
-        {State.PENDING, State.SUBMITTED, State.REJECTED, State.UNCERTAIN, State.COMPLETED, State.FAILED}
+        {
+            State.PENDING,
+            State.SUBMITTED,
+            State.REJECTED,
+            State.UNCERTAIN,
+            State.COMPLETED,
+            State.FAILED,
+            State.ABANDONED,
+        }
     ),
     State.SUBMITTED: frozenset({State.COMPLETED, State.FAILED, State.EXPIRED}),
     State.COMPLETED: frozenset({State.DOWNLOADED, State.EXPIRED}),
-    State.UNCERTAIN: frozenset({State.PENDING, State.SUBMITTED, State.REJECTED}),
+    State.UNCERTAIN: frozenset({State.PENDING, State.SUBMITTED, State.REJECTED, State.ABANDONED}),
     State.SKIPPED: frozenset({State.PENDING, State.INTENT, State.REJECTED}),
     State.REJECTED: frozenset({State.PENDING, State.INTENT, State.SKIPPED}),
     State.FAILED: frozenset({State.PENDING, State.INTENT}),
     State.EXPIRED: frozenset(),
     State.DOWNLOADED: frozenset({State.COMPLETED}),
+    # A paid id that turns up is never lost. Free to be sent again only by hand, as shown to be unaccepted.
+    State.ABANDONED: frozenset({State.PENDING, State.SUBMITTED}),
 }
-"""The legal moves. Staying where one is, with more known about it, is legal too, but for an intent.
+"""The legal moves. Staying in a state, with more known about it, is legal too, except for an intent.
 
 A failed job is sent again only when a retry was asked for; a downloaded one is completed again when its file is gone.
 """
 
-GIVEN_UP = "given up by hand; it may have been paid for, and is not sent again"
-"""The error of a rejected job that was in doubt until somebody decided that it ends there."""
+WAITING = frozenset({State.PENDING, State.CLAIMED})
+UNSENT = WAITING | {State.SKIPPED, State.REJECTED}
+IN_DOUBT = frozenset({State.INTENT, State.UNCERTAIN})
+OPEN = IN_DOUBT | {State.SUBMITTED}
+UNSAVED = frozenset({State.SUBMITTED, State.COMPLETED})
+UNSUCCESSFUL = frozenset({State.FAILED, State.EXPIRED, State.REJECTED})
+ACCEPTED = UNSAVED | {State.DOWNLOADED, State.FAILED, State.EXPIRED}
+ENDED = frozenset(State) - WAITING - OPEN
+SENDABLE = frozenset(state for state, moves in MOVES.items() if State.INTENT in moves)
 
-OPEN = frozenset({State.INTENT, State.SUBMITTED, State.UNCERTAIN})
-"""States in which something may be running, or may have been paid for without a known end."""
 
-
-# Neither this nor a row is ever changed. Not frozen, one is made in a third of the time, and every job makes many.
+# Neither an entry nor a row is ever changed. Not being frozen makes them three times as fast to make, and every job
+# makes many.
 @attrs.define(kw_only=True, unsafe_hash=True)
 class Entry:
-    """One step of one job. What is None is not known, or not changed.
+    """One step of one job. None means not known, or not changed.
 
     Attributes:
-        batch: The batch's name; empty outside a batch.
-        key: The job's name.
-        state: Where it now stands.
+        batch: Name of the batch; empty outside a batch.
+        key: Name of the job.
+        state: State after the step.
         at: Seconds since the epoch.
-        attempt: How many paid requests were sent for it, this one included.
+        attempt: Number of paid requests sent for the job, this one included.
         fingerprint: Digest of the request body, with the intent.
         token_hash: Digest of the webhook token, with the intent.
-        prediction_id: The paid id, once there is one.
-        cost: USD by the price list, with the intent.
+        prediction_id: The paid id.
+        cost: Price of the request in USD by the price list, with the intent.
         refunded: USD that the service gave back for the prediction.
         output: URL of the video.
-        code: The task's error code.
-        error: Why, for the states that have a why.
-        path: The file.
-        bytes: Its length.
-        sha256: Its digest.
-        seen: The place in which the row stood that this step follows from: it is refused when the row has moved on.
+        code: Error code of the task.
+        error: Reason, for people to read. Nothing is decided by it.
+        doubt: Kind of the doubt, while it is in doubt.
+        candidates: Ids of the predictions that the job may have become, while it is in doubt.
+        path: Path of the file.
+        bytes: Length of the file in bytes.
+        sha256: Digest of the file.
+        expected_version: Version of the row that the step follows from; it is refused when the row has another one.
     """
 
     batch: str
@@ -111,24 +195,26 @@ class Entry:
     output: str | None = None
     code: int | None = None
     error: str | None = None
+    doubt: Doubt | None = None
+    candidates: tuple[str, ...] | None = None
     path: str | None = None
     bytes: int | None = None
     sha256: str | None = None
-    seen: tuple[State, int] | None = None
+    expected_version: tuple[State, int] | None = None
 
 
 @attrs.frozen
 class Step:
-    """One step that a job has made.
+    """A step of a job's history.
 
     Attributes:
-        batch: The batch's name; empty outside a batch.
-        key: The job's name.
-        state: Where it then stood.
+        batch: Name of the batch; empty outside a batch.
+        key: Name of the job.
+        state: State after the step.
         at: Seconds since the epoch.
-        attempt: How many paid requests had been sent for it.
-        prediction_id: The paid id that it then had.
-        error: Why it stood there, where that was said.
+        attempt: Number of paid requests sent for the job by then.
+        prediction_id: The paid id at that time.
+        error: Reason, for people to read.
     """
 
     batch: str
@@ -142,33 +228,35 @@ class Step:
 
 @attrs.define(kw_only=True, unsafe_hash=True)
 class Row:
-    """A job as the ledger has it.
+    """A job in the ledger.
 
     Attributes:
-        batch: The batch's name; empty outside a batch.
-        key: The job's name.
+        batch: Name of the batch; empty outside a batch.
+        key: Name of the job.
         digest: Digest of its content, image files included.
-        model: The model's id.
-        state: Where it stands.
-        updated_at: When it came there; seconds since the epoch.
-        attempt: How many paid requests were sent for it.
+        model: Id of the model.
+        state: State.
+        updated_at: Time of the last step, in seconds since the epoch.
+        attempt: Number of paid requests sent for it.
         fingerprint: Digest of the last request body.
         token_hash: Digest of the last webhook token.
-        intent_at: When the last paid request was about to be sent.
-        submitted_at: When it was accepted.
+        intent_at: Time right before the last paid request, in seconds since the epoch.
+        submitted_at: Time of its acceptance, in seconds since the epoch.
         prediction_id: The paid id.
-        cost: USD of the last paid request, by the price list.
-        spent: USD of all its accepted requests, by the price list; None as long as there was none with a known price.
+        cost: Price of the last paid request in USD by the price list.
+        spent: Price of all its accepted requests in USD by the price list; None as long as no price was known.
         refunded: USD of it that the service gave back.
-        failures: How many of its predictions failed.
+        failures: Number of its predictions that failed.
         output: URL of the video.
-        code: The task's error code.
-        error: Why it stands where it stands.
-        path: The file.
-        bytes: Its length.
-        sha256: Its digest.
+        code: Error code of the task.
+        error: Reason of its state, for people to read. Nothing is decided by it.
+        doubt: Kind of the doubt, once it was looked for in vain; kept when it is abandoned.
+        candidates: Ids of the predictions that it may have become; kept when it is abandoned.
+        path: Path of the file.
+        bytes: Length of the file in bytes.
+        sha256: Digest of the file.
         job: Its content as JSON, images as URLs or digests; None unless it was asked for.
-        files: Where its image files lay, as JSON; None unless it was asked for, or when it has none.
+        files: Paths of its image files as JSON; None unless they were asked for, or without image files.
     """
 
     batch: str
@@ -190,6 +278,8 @@ class Row:
     output: str | None = None
     code: int | None = None
     error: str | None = None
+    doubt: Doubt | None = None
+    candidates: tuple[str, ...] = ()
     path: str | None = None
     bytes: int | None = None
     sha256: str | None = None
@@ -197,32 +287,27 @@ class Row:
     files: str | None = attrs.field(default=None, repr=False)
 
     @property
-    def place(self) -> tuple[State, int]:
-        """Where it stands, and in which attempt: what was seen there is still so as long as it has not moved on."""
+    def version(self) -> tuple[State, int]:
+        """State and attempt: what was read of a row holds as long as these are the same."""
         return self.state, self.attempt
 
-    @property
-    def given_up(self) -> bool:
-        """Whether it was in doubt, and somebody decided that it is neither looked for nor sent again."""
-        return self.state is State.REJECTED and self.error == GIVEN_UP
-
     def after(self, entry: Entry) -> Row:
-        """The row as the step leaves it.
+        """Return the row as the step leaves it.
 
         Raises:
-            ValueError: The move is not legal; nothing changes.
+            ValueError: The move is not legal, or the row has another version than the step follows from.
         """
         return changed(self, **self.changes(entry))
 
     def changes(self, entry: Entry) -> dict[str, Any]:
-        """What the step changes: attributes with their new values.
+        """Return the attributes that the step changes, with their new values.
 
         Raises:
-            ValueError: The move is not legal, or the row is not any more where the step has seen it.
+            ValueError: The move is not legal, or the row has another version than the step follows from.
         """
-        if entry.seen is not None and entry.seen != self.place:
+        if entry.expected_version is not None and entry.expected_version != self.version:
             raise ValueError(f"job {self.key} has moved on to {self.state.value}")
-        # An intent is no place to stay: a second request for it would be a second payment.
+        # An intent must not follow an intent: a second request for it would be a second payment.
         stays = entry.state is self.state is not State.INTENT
         if not stays and entry.state not in MOVES[self.state]:
             raise ValueError(f"job {self.key} cannot go from {self.state.value} to {entry.state.value}")
@@ -231,20 +316,22 @@ class Row:
             # A new attempt has neither the id nor the error of the one before it.
             changes |= {name: None for name in _OF_ATTEMPT if getattr(self, name) is not None}
             changes["intent_at"] = entry.at
-        elif entry.state is State.SUBMITTED and self.state is not State.SUBMITTED:
+        elif entry.state is State.SUBMITTED and not stays:
             changes |= {"submitted_at": entry.at, "error": None}
         elif entry.state is State.FAILED and not stays:
             changes["failures"] = self.failures + 1
+        if self.doubt is not None and entry.state not in _DOUBTFUL:
+            changes |= {"doubt": None, "candidates": ()}
         changes |= {name: value for name, value in zip(_CARRIED, _carried(entry), strict=True) if value is not None}
         cost = changes.get("cost", self.cost)
-        if cost is not None and entry.state in _PAID and self.state in _SENT:
+        if cost is not None and entry.state.accepted and not self.state.accepted:
             changes["spent"] = (self.spent or 0) + cost
         return changes
 
 
 _OF_ATTEMPT = ("prediction_id", "error", "code", "output", "token_hash", "submitted_at")
-_SENT = frozenset({State.INTENT, State.UNCERTAIN})
-_PAID = frozenset({State.SUBMITTED, State.COMPLETED, State.FAILED})
+_DOUBTFUL = frozenset({State.UNCERTAIN, State.ABANDONED})
+"""States that keep the kind of the doubt and its candidates."""
 _CARRIED = (
     "attempt",
     "fingerprint",
@@ -255,6 +342,8 @@ _CARRIED = (
     "output",
     "code",
     "error",
+    "doubt",
+    "candidates",
     "path",
     "bytes",
     "sha256",

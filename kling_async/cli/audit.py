@@ -136,14 +136,21 @@ async def _note(kling: KlingSession, job: _Job, bill: _Bill) -> None:
         return
     # It stays where it stands, since when it stands there.
     row = found[0]
-    step = Entry(batch=row.batch, key=row.key, state=row.state, at=row.updated_at, refunded=refunded, seen=row.place)
+    step = Entry(
+        batch=row.batch,
+        key=row.key,
+        state=row.state,
+        at=row.updated_at,
+        refunded=refunded,
+        expected_version=row.version,
+    )
     try:
         job.row = await kling.account.ledger.record(step)
     except NotInHandError:
         pass  # another worker still saves it, say: the next run notes what was given back
     except LedgerError:
         found = await kling.account.ledger.find(row.batch, row.key)
-        if found is not None and found[0].place == row.place:
+        if found is not None and found[0].version == row.version:
             raise
         # It has moved on, being sent again, say: the same.
 

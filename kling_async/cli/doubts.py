@@ -15,14 +15,14 @@ import typer
 from rich.text import Text
 
 from kling_async._core.errors import ConfigurationError, LedgerError, NotInHandError
-from kling_async._core.reconciliation import Doubt, Held
-from kling_async._core.states import GIVEN_UP, Entry, State
+from kling_async._core.states import IN_DOUBT, Entry, State
 from kling_async.cli.interrupts import Exit
 from kling_async.cli.ledgers import LedgerName
 from kling_async.cli.output import clean, console, pretty, say, table, usd
 from kling_async.cli.progress import counted
 from kling_async.cli.reading import in_doubt, instant, moment, named, rows_of, steps_of, writers_of
 from kling_async.cli.results import tell_command
+from kling_async.ledger import Doubt
 from kling_async.results import job_of
 
 if TYPE_CHECKING:
@@ -45,10 +45,9 @@ class LedgerOptions:
 def doubts(options: LedgerOptions) -> Exit:
     """Show what is held."""
     writers = writers_of(options.ledger)
-    states = (State.UNCERTAIN, State.INTENT)
     rows = [
         row
-        for row in rows_of(options.ledger, batch=options.name, states=states)
+        for row in rows_of(options.ledger, batch=options.name, states=IN_DOUBT)
         if in_doubt(row, written=bool(writers))
     ]
     if options.as_json:
@@ -59,7 +58,7 @@ def doubts(options: LedgerOptions) -> Exit:
         say(to, f"Nothing is in doubt in {options.ledger}.")
         return Exit.WELL
     for doubt, heading in _HEADINGS.items():
-        of = [row for row in rows if Held.read(row.error).doubt is doubt]
+        of = [row for row in rows if _doubt(row) is doubt]
         if of:
             say(to, Text(f"{counted(len(of), 'job')}: {heading}", "bold yellow"))
             _tell(to, of)
@@ -76,29 +75,32 @@ _HEADINGS: Final = {
 }
 
 
+def _doubt(row: Row) -> Doubt:
+    """Return the kind of a doubt; before it was looked for, nothing is known."""
+    return row.doubt or Doubt.WHETHER
+
+
 def _tell(to: Console, rows: list[Row]) -> None:
     batches = len({row.batch for row in rows}) > 1
     shown = table(to, *(["batch"] if batches else []), "key", "prompt", "sent at", ">price", "candidates")
     for row in rows:
         prompt = clean(str((job_of(row) or {}).get("prompt") or ""))
         prompt = prompt if len(prompt) <= _PROMPT_WIDTH else f"{prompt[: _PROMPT_WIDTH - 1]}…"
-        ids = Held.read(row.error).candidates
         shown.add_row(
             *([clean(row.batch)] if batches else []),
             Text(clean(row.key), "bold"),
             prompt,
             moment(row.intent_at),
             usd(row.cost),
-            Text(("\n" if pretty(to) else " ").join(map(clean, ids)) or "none"),
+            Text(("\n" if pretty(to) else " ").join(map(clean, row.candidates)) or "none"),
         )
     to.print(shown)
 
 
 def _tell_ways(to: Console, ledger: LedgerName, row: Row) -> None:
-    ids = Held.read(row.error).candidates
     say(to, "A resume looks for them once more. By hand, with what the account's history at the service shows:")
     command = _command(ledger)
-    tell_command(to, f"{command} adopt KEY {ids[0] if ids else 'PREDICTION_ID'}")
+    tell_command(to, f"{command} adopt KEY {row.candidates[0] if row.candidates else 'PREDICTION_ID'}")
     tell_command(to, f"{command} unaccepted KEY   # it is not there: free to be sent again")
     tell_command(to, f"{command} give-up KEY      # it ends here, and is never sent again")
 
@@ -108,16 +110,15 @@ def _command(ledger: LedgerName) -> str:
 
 
 def _shown(row: Row) -> dict[str, object]:
-    held = Held.read(row.error)
     return {
         "batch": row.batch,
         "key": row.key,
-        "doubt": "whose" if held.doubt is Doubt.WHOSE else "whether",
+        "doubt": _doubt(row).value,
         "model": row.model,
         "prompt": (job_of(row) or {}).get("prompt"),
         "sent_at": instant(row.intent_at),
         "price_usd": None if row.cost is None else float(row.cost),
-        "candidates": list(held.candidates),
+        "candidates": list(row.candidates),
         "error": row.error,
     }
 
@@ -156,7 +157,7 @@ def history(options: LedgerOptions, key: str) -> Exit:
 
 def adopt(options: LedgerOptions, key: str, prediction_id: str, *, yes: bool) -> Exit:
     """A job in doubt was accepted as this prediction."""
-    row = _to_settle(options, key)
+    row = _to_settle(options, key, abandoned=True)
     prediction_id = prediction_id.strip()
     for known in steps_of(options.ledger):
         if known.prediction_id == prediction_id:
@@ -169,9 +170,8 @@ def adopt(options: LedgerOptions, key: str, prediction_id: str, *, yes: bool) ->
         raise ConfigurationError("an id of a prediction is expected", advice="kling-async ledger shows the candidates")
     means = f"{_price(row)} counts as spent, the job is the prediction {prediction_id}, and "
     means += f"{_later(options)} fetches its video."
-    candidates = Held.read(row.error).candidates
-    if candidates and prediction_id not in candidates:
-        means += f" It is none of the candidates ({', '.join(candidates)})."
+    if row.candidates and prediction_id not in row.candidates:
+        means += f" It is none of the candidates ({', '.join(row.candidates)})."
     # It was accepted when it was sent, or soon after: its video expires that much earlier.
     at = row.intent_at or time.time()
     step = Entry(batch=row.batch, key=key, state=State.SUBMITTED, at=at, prediction_id=prediction_id)
@@ -180,7 +180,7 @@ def adopt(options: LedgerOptions, key: str, prediction_id: str, *, yes: bool) ->
 
 def unaccepted(options: LedgerOptions, key: str, *, yes: bool) -> Exit:
     """A job in doubt was not accepted, and may be sent again."""
-    row = _to_settle(options, key, given_up=True)
+    row = _to_settle(options, key, abandoned=True)
     means = (
         f"The job is sent again by {_later(options)}, for {_price(row)}. If the service did accept it, that is "
         "paid twice."
@@ -193,7 +193,8 @@ def give_up(options: LedgerOptions, key: str, *, yes: bool) -> Exit:
     """A job in doubt is neither looked for nor sent again."""
     row = _to_settle(options, key)
     means = f"The job ends without a video and is not sent again. {_price(row)} may have been spent on it."
-    step = Entry(batch=row.batch, key=key, state=State.REJECTED, at=time.time(), error=GIVEN_UP)
+    why = "given up by hand; it may have been paid for, and is not sent again"
+    step = Entry(batch=row.batch, key=key, state=State.ABANDONED, at=time.time(), error=why)
     return _settle(options, row, step, means, yes=yes)
 
 
@@ -222,13 +223,13 @@ def _row(options: LedgerOptions, key: str) -> Row:
     raise ConfigurationError(f"{where} has no job {key!r}", advice=f"{_command(options.ledger)} shows the keys")
 
 
-def _to_settle(options: LedgerOptions, key: str, *, given_up: bool = False) -> Row:
+def _to_settle(options: LedgerOptions, key: str, *, abandoned: bool = False) -> Row:
     """The row of a job that is in doubt, in a file that nobody writes, or in a database.
 
     Args:
         options: Where to look.
         key: The job's name.
-        given_up: Whether what was given up will do too.
+        abandoned: Accept a job that was given up, too.
 
     Raises:
         LedgerError: A process writes the file.
@@ -241,7 +242,7 @@ def _to_settle(options: LedgerOptions, key: str, *, given_up: bool = False) -> R
             advice="wait for its end, or end it with Ctrl-C",
         )
     row = _row(options, key)
-    if not (in_doubt(row, written=False) or (given_up and row.given_up)):
+    if not (in_doubt(row, written=False) or (abandoned and row.state is State.ABANDONED)):
         raise ConfigurationError(
             f"job {key!r} is not in doubt: it is {row.state.value}",
             advice=f"{_command(options.ledger)} shows what is",

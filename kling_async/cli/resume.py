@@ -11,6 +11,7 @@ from rich.text import Text
 
 from kling_async._clock import SystemClock
 from kling_async._core.errors import ConfigurationError
+from kling_async._core.states import UNSENT
 from kling_async.cli.interrupts import Exit, interruptible
 from kling_async.cli.ledgers import LedgerName
 from kling_async.cli.output import clean, console, route_logs, say
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
     from kling_async.cli.reading import Summary
     from kling_async.ledger import Row
-
-_SENT_AGAIN = frozenset({State.PENDING, State.CLAIMED, State.SKIPPED, State.REJECTED})
 
 
 @attrs.frozen(kw_only=True)
@@ -69,7 +68,7 @@ def resume(options: ResumeOptions) -> Exit:
     check_out(options)
     found = the_batch(options.ledger, options.name)
     budget = options.new_budget()
-    unsent = [row for row in rows_of(options.ledger, batch=found.name, states=_SENT_AGAIN) if not row.given_up]
+    unsent = list(rows_of(options.ledger, batch=found.name, states=UNSENT))
     kinds = Counter(_kind(row) for row in unsent)
     work = Work(
         name=found.name,
@@ -109,6 +108,7 @@ def _tell(to: Console, options: ResumeOptions, found: Summary, unsent: int) -> N
         (states[State.INTENT] + states[State.UNCERTAIN], "in doubt, looked for at the service"),
         (states[State.FAILED], "failed"),
         (states[State.EXPIRED], "expired"),
+        (states[State.ABANDONED], "given up"),
         (unsent, f"to be sent to {options.provider}"),
     )
     told = ", ".join(f"{count} {word}" for count, word in stands if count)

@@ -135,6 +135,7 @@ def _counts(batch: Summary) -> tuple[tuple[str, int], ...]:
         ("failed", states[State.FAILED]),
         ("rejected", states[State.REJECTED]),
         ("expired", states[State.EXPIRED]),
+        ("given up", states[State.ABANDONED]),
         ("in doubt", batch.in_doubt),
     )
 
@@ -148,6 +149,7 @@ _STYLES: Final = {
     "failed": "red",
     "rejected": "red",
     "expired": "red",
+    "given up": "red",
     "in doubt": "yellow",
 }
 

@@ -360,6 +360,7 @@ _STAGES = {
     State.COMPLETED: Stage.DONE,
     State.FAILED: Stage.FAILED,
     State.REJECTED: Stage.FAILED,
+    State.ABANDONED: Stage.FAILED,
     State.UNCERTAIN: Stage.UNCERTAIN,
     State.SKIPPED: Stage.SKIPPED,
     State.EXPIRED: Stage.FAILED,
@@ -406,6 +407,8 @@ def _trouble(row: Row) -> Trouble | None:
             )
         case State.REJECTED:
             error = KlingError(row.error or "the service did not accept the job")
+        case State.ABANDONED:
+            error = KlingError(row.error or "given up by hand while it was in doubt", spent=Spent.UNKNOWN)
         case State.SKIPPED:
             error = SkippedError(row.error or "never submitted, since the batch had stopped")
         case _:

@@ -463,6 +463,7 @@ _WRITTEN: Mapping[State, tuple[JobState, str]] = {
     State.DOWNLOADED: ("completed", Status.COMPLETED.value),
     State.FAILED: ("failed", "failed"),
     State.REJECTED: ("failed", "failed"),
+    State.ABANDONED: ("failed", "failed"),
     State.SKIPPED: ("failed", "failed"),
     State.EXPIRED: ("failed", "expired"),
     State.UNCERTAIN: ("uncertain", "uncertain"),

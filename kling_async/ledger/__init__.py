@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kling_async._core.catalogue import Level
     from kling_async._core.content import Content
     from kling_async._core.prediction import Prediction
+    from kling_async._core.reconciliation import Doubt
     from kling_async._core.states import MOVES, OPEN, Entry, Row, State, Step
     from kling_async.ledger.memory import MemoryLedger
     from kling_async.ledger.sqlite import SQLiteLedger
@@ -28,6 +29,7 @@ __all__ = [
     "MOVES",
     "OPEN",
     "Content",
+    "Doubt",
     "Entry",
     "Ledger",
     "MemoryLedger",
@@ -46,6 +48,7 @@ _PLACES = {
     name: module
     for module, names in {
         "kling_async._core.content": "Content",
+        "kling_async._core.reconciliation": "Doubt",
         "kling_async._core.states": "MOVES OPEN Entry Row State Step",
         "kling_async.ledger.memory": "MemoryLedger",
         "kling_async.ledger.sqlite": "SQLiteLedger",
@@ -88,6 +91,17 @@ class Ledger(Protocol):
         """
         ...
 
+    async def identity(self, batch: str) -> int:
+        """Return the version of the rule that a batch's digests and derived keys are made by.
+
+        A new batch gets the newest rule, recorded before this returns, and keeps it; contents for `claim` are made by
+        the rule of their batch.
+
+        Raises:
+            LedgerError: It cannot be recorded, or a later version of the package began the batch.
+        """
+        ...
+
     async def owner(self, prediction_id: str) -> Row | None:
         """The row of the job that the prediction is of, or None."""
         ...
@@ -100,8 +114,8 @@ class Ledger(Protocol):
         """Write one step down; return when it would survive a crash, with the row that it left.
 
         Raises:
-            LedgerError: It cannot be written, the move is not legal, or the row has left the place (`Row.place`) that
-                the step follows from (`Entry.seen`).
+            LedgerError: It cannot be written, the move is not legal, or the row has another version (`Row.version`)
+                than the step follows from (`Entry.expected_version`).
         """
         ...
 

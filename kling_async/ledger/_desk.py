@@ -42,6 +42,8 @@ OPENING = 5.0
 """Seconds that a database is tried for when the ledger is opened."""
 TOLD = 10_000
 """Deliveries of other processes that are kept until they are asked for."""
+MIGRATION_TIMEOUT_S = 600.0
+"""Seconds that a migration of the tables may take, its wait for running transactions included."""
 MARGIN = 0.1
 """Part of a lease, at its end, in which nothing is sent any more."""
 
@@ -159,7 +161,9 @@ class Desk:
         self.former.clear()
         self._pid = os.getpid()
         try:
-            await self._link.run(self._migrate, patience=min(OPENING, self._patience))
+            patience = min(OPENING, self._patience)
+            if not await self._link.run(self._is_current, patience=patience):
+                await self._link.run(self._migrate, patience=patience, answer_within=MIGRATION_TIMEOUT_S)
             self.is_open = True
             await self.beat()
         except BaseException:
@@ -220,6 +224,7 @@ class Desk:
             raise lease_ended(name[1])
 
     async def _hand_over(self, connection: Connection) -> None:
+        await self.check_version(connection)
         await ask(connection, tables.FREE, {"workers": [self.me], "worker": self.name})
         await self.tell(connection)
 
@@ -262,8 +267,13 @@ class Desk:
         return await end
 
     async def do(self, work: Callable[[Connection], Awaitable[Any]]) -> Any:
-        """What a piece of work gives, in a transaction of its own; it may be done several times."""
-        return await self.ask(lambda end: Work(end, work))
+        """Return the result of a piece of work, done in a transaction of its own; it may be done several times."""
+
+        async def checked(connection: Connection) -> Any:
+            await self.check_version(connection)
+            return await work(connection)
+
+        return await self.ask(lambda end: Work(end, checked))
 
     async def read(self, query: str, values: Sequence[object] | Mapping[str, object]) -> list[tuple[Any, ...]]:
         """The rows of a query."""
@@ -456,6 +466,16 @@ class Desk:
         let_in = await ask(connection, tables.ADMIT, [list(after), costs, self.me])
         return {name_of(after[id_]): after[id_] for (id_,) in let_in}, unpaid
 
+    async def _is_current(self, connection: Connection) -> bool:
+        """Return whether the tables are there, in this version.
+
+        Raises:
+            LedgerError: A later version made them.
+        """
+        if not (await ask(connection, tables.VERSIONED))[0][0]:
+            return False
+        return await self.check_version(connection) == len(tables.MIGRATIONS)
+
     async def _migrate(self, connection: Connection) -> None:
         """Bring the tables up to date, one process at a time.
 
@@ -463,18 +483,29 @@ class Desk:
             LedgerError: A later version made them.
         """
         await ask(connection, tables.GATE, ["tables"])
-        if not (await ask(connection, tables.VERSIONED))[0][0]:
-            await ask(connection, tables.VERSIONS)
-        ((version,),) = await ask(connection, "SELECT version FROM kling_version")
+        await ask(connection, tables.VERSIONS)
+        version = await self.check_version(connection)
+        await ask(connection, tables.LOCK_VERSION)
+        for step in tables.MIGRATIONS[version:]:
+            await ask(connection, step)
+        await ask(connection, "UPDATE kling_version SET version = %s", [len(tables.MIGRATIONS)])
+
+    async def check_version(self, connection: Connection) -> int:
+        """Return the version of the tables, which does not change until the transaction ends.
+
+        Raises:
+            LedgerError: A later version made them.
+        """
+        ((version,),) = await ask(connection, tables.VERSION)
+        return self._supported(version)
+
+    def _supported(self, version: int) -> int:
         if version > len(tables.MIGRATIONS):
             raise LedgerError(
                 f"the tables of the ledger {self._address} were made by a later version of kling_async",
                 advice="upgrade kling_async, or name another database",
             )
-        for step in tables.MIGRATIONS[version:]:
-            await ask(connection, step)
-        if version < len(tables.MIGRATIONS):
-            await ask(connection, "UPDATE kling_version SET version = %s", [len(tables.MIGRATIONS)])
+        return version
 
     # Being alive
 
@@ -483,12 +514,13 @@ class Desk:
 
         Whose line is gone has lost all that it had in hand, and begins anew.
         """
-        alive = await ask(connection, tables.ALIVE, [self.me])
-        if alive:
-            self.live = bool(alive[0][0])
+        found = await ask(connection, tables.ALIVE, [self.me])
+        if found:
+            ((version, self.live),) = found
+            self._supported(version)
             return self.live
-        in_doubt = {State.INTENT, State.UNCERTAIN}
-        self.former |= {name: line.row.attempt for name, line in self.lines.items() if line.row.state in in_doubt}
+        await self.check_version(connection)
+        self.former |= {name: line.row.attempt for name, line in self.lines.items() if line.row.state.in_doubt}
         if self.lines:
             log.warning("the lease on %d jobs ended: they are other workers' now", len(self.lines))
         self._forget()

@@ -114,19 +114,24 @@ class Link:
                 ),
                 autocommit=True,
             )
-            with self._guarded(connection):
+            with self._guarded(connection, self._within):
                 # What a worker that is cut off in a transaction has locked must not outlive it.
                 await ask(connection, f"SET idle_in_transaction_session_timeout = {1000 * seconds}")
         return self._connection
 
     async def run(
-        self, work: Callable[[psycopg.AsyncConnection[tuple[Any, ...]]], Awaitable[T]], *, patience: float
+        self,
+        work: Callable[[psycopg.AsyncConnection[tuple[Any, ...]]], Awaitable[T]],
+        *,
+        patience: float,
+        answer_within: float | None = None,
     ) -> T:
         """Do a piece of work in a transaction; all of it again when the connection breaks.
 
         Args:
             work: It may be done several times; what it changes besides the database must be done afterwards.
             patience: Seconds after which a database that cannot be reached is given up.
+            answer_within: Seconds that the work may take, where that is more than the connection allows otherwise.
 
         Raises:
             LedgerError: The database cannot be reached, or refused.
@@ -139,7 +144,7 @@ class Link:
         while True:
             try:
                 connection = await self.connect()
-                with self._guarded(connection):
+                with self._guarded(connection, answer_within or self._within):
                     async with connection.transaction():
                         return await work(connection)
             except (psycopg.DataError, psycopg.IntegrityError):
@@ -163,9 +168,9 @@ class Link:
         )
 
     @contextlib.contextmanager
-    def _guarded(self, connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> Any:
+    def _guarded(self, connection: psycopg.AsyncConnection[tuple[Any, ...]], seconds: float) -> Any:
         """Hang up on a server that does not answer: a query cannot be cancelled over a dead line."""
-        timer = asyncio.get_running_loop().call_later(self._within, _hang_up, connection)
+        timer = asyncio.get_running_loop().call_later(seconds, _hang_up, connection)
         try:
             yield
         finally:

@@ -77,7 +77,7 @@ def exists(url: str) -> bool:
 
 
 def _found(address: Address, query: str, values: Sequence[object]) -> Iterator[tuple[Any, ...]]:
-    """What a query finds, a page of it in memory at once.
+    """Yield the rows of a query for the newest tables, from tables of any version; a page is in memory at once.
 
     Raises:
         LedgerError: The database cannot be reached, or has no ledger.
@@ -87,7 +87,7 @@ def _found(address: Address, query: str, values: Sequence[object]) -> Iterator[t
             raise LedgerError(
                 f"there is no ledger in {address}", advice="name the database that a run, or enqueue, has written"
             )
-        ((version,),) = connection.execute("SELECT version FROM kling_version").fetchall()
+        ((version,),) = connection.execute(tables.VERSION.encode()).fetchall()
         if version > len(tables.MIGRATIONS):
             raise LedgerError(
                 f"the tables of the ledger {address} were made by a later version of kling_async",
@@ -95,7 +95,7 @@ def _found(address: Address, query: str, values: Sequence[object]) -> Iterator[t
             )
         with connection.cursor(name="kling_read") as cursor:
             cursor.itersize = PAGE
-            yield from cursor.execute(query.encode(), values)
+            yield from cursor.execute((tables.as_newest(version) + query).encode(), values)
 
 
 def _is_ledger(connection: psycopg.Connection[tuple[Any, ...]]) -> bool:

@@ -1,8 +1,8 @@
 """The tables of the shared ledger, and its statements.
 
-A job's line says, beside the job's row, who has it in hand (`owner`) and whether it takes one of the account's slots
-(`slot`): the lines are the semaphore, because a prediction outlives the worker that started it. A worker's line says
-until when it is alive, on the database's clock; as long as it stands, the jobs that it owns are its own.
+Besides the job itself, a line of `kling_job` has the worker that claimed it (`worker_id`) and whether it occupies one
+of the account's slots (`slot`): the lines are the semaphore, because a prediction outlives the worker that started it.
+A line of `kling_worker` is a lease: until it ends, by the database's clock, the jobs of the worker are its own.
 """
 
 # The statements are put together of our own names.
@@ -15,12 +15,26 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from kling_async._core.prediction import RETRIED
-from kling_async._core.states import OPEN, Row, State
+from kling_async._core.states import ENDED, OPEN, Row, State
+from kling_async.ledger import _sentences as sentences
+from kling_async.ledger._columns import restore, stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from kling_async._core.content import Content
+
+_IS_HELD = f"state = 'uncertain' AND position('{sentences.CANDIDATES}' in error) > 0"
+_OLD_STATE = f"CASE WHEN state = 'rejected' AND error = '{sentences.GIVEN_UP}' THEN 'abandoned' ELSE state END"
+_OLD_DOUBT = (
+    f"CASE WHEN {_IS_HELD} THEN CASE split_part(error, '{sentences.CANDIDATES}', 1) "
+    f"WHEN '{sentences.WHOSE}' THEN 'whose' ELSE 'whether' END END"
+)
+_OLD_IDS = f"split_part(error, '{sentences.CANDIDATES}', 2)"
+_OLD_CANDIDATES = (
+    f"CASE WHEN {_IS_HELD} AND {_OLD_IDS} NOT IN ('', 'none') THEN to_json(string_to_array({_OLD_IDS}, ', '))::text END"
+)
+"""What version 2 kept in texts."""
 
 MIGRATIONS: tuple[str, ...] = (
     """
@@ -54,11 +68,49 @@ CREATE INDEX kling_job_failed ON kling_job(account, failures, due_at)
   WHERE state = 'failed' AND owner IS NULL AND code IN (5000, 5003, 5004);
 CREATE INDEX kling_step_failed ON kling_step(prediction_id) WHERE state = 'failed';
 """,
+    f"""
+ALTER TABLE kling_job RENAME COLUMN owner TO worker_id;
+ALTER TABLE kling_job ADD COLUMN doubt text, ADD COLUMN candidates text;
+UPDATE kling_job SET doubt = {_OLD_DOUBT}, candidates = {_OLD_CANDIDATES} WHERE state = 'uncertain';
+UPDATE kling_job SET state = {_OLD_STATE} WHERE state = 'rejected';
+UPDATE kling_step SET state = {_OLD_STATE} WHERE state = 'rejected';
+CREATE TABLE kling_batch(account text, batch text, identity bigint NOT NULL, PRIMARY KEY(account, batch));
+INSERT INTO kling_batch SELECT DISTINCT account, batch, 1 FROM kling_job;
+""",
 )
-"""From nothing to the newest tables, one step each. A step that was released is never changed."""
+"""From nothing to the newest tables, one step each, all of them in one transaction. A released step is never changed.
 
+Every transaction of a worker reads `kling_version` first, and thereby holds its table until it ends; a migration locks
+that table before anything else (`LOCK_VERSION`). So a migration waits for running transactions, and a worker of an
+older version that is still open finds the new version in its next one, and is refused.
+
+Workers of the first release, which knows the tables up to version 2, read the version only when they open. Version 3
+renames the column `kling_job.owner`, which each of their statements that reads rows or writes any of them names: the
+database refuses these, their leases end, and what they had sent is in doubt until a worker of this version settles it.
+"""
+
+LOCK_VERSION = "LOCK TABLE kling_version IN ACCESS EXCLUSIVE MODE"
+VERSION = "SELECT version FROM kling_version"
 VERSIONED = "SELECT to_regclass('kling_version') IS NOT NULL"
-VERSIONS = "CREATE TABLE kling_version(version bigint NOT NULL); INSERT INTO kling_version VALUES (0)"
+VERSIONS = """
+CREATE TABLE IF NOT EXISTS kling_version(version bigint NOT NULL);
+INSERT INTO kling_version SELECT 0 WHERE NOT EXISTS (SELECT FROM kling_version)
+"""
+
+
+def as_newest(version: int) -> str:
+    """Return the WITH clause under which queries for the newest tables read those of a version."""
+    if version >= len(MIGRATIONS):
+        return ""
+    same = ", ".join(name for name in _FIELDS if name not in {"state", "doubt", "candidates"})
+    return f"""
+WITH kling_job AS (
+  SELECT id, account, owner AS worker_id, slot, {same}, {_OLD_STATE} AS state, {_OLD_DOUBT} AS doubt,
+    {_OLD_CANDIDATES} AS candidates FROM kling_job),
+kling_step AS (
+  SELECT id, job, {_OLD_STATE} AS state, at, attempt, prediction_id, error FROM kling_step)
+"""
+
 
 _TYPES: dict[str, str] = {
     "state": "text",
@@ -76,6 +128,8 @@ _TYPES: dict[str, str] = {
     "output": "text",
     "code": "bigint",
     "error": "text",
+    "doubt": "text",
+    "candidates": "text",
     "path": "text",
     "bytes": "bigint",
     "sha256": "text",
@@ -85,7 +139,7 @@ _FIXED = ("batch", "key", "digest", "model")
 _FIELDS = (*_FIXED, *_TYPES)
 _WITH_CONTENT = (*_FIELDS, "job", "files")
 
-LINE = ", ".join(f"j.{name}" for name in ("id", "owner", "slot", *_FIELDS))
+LINE = ", ".join(f"j.{name}" for name in ("id", "worker_id", "slot", *_FIELDS))
 """The columns of a line."""
 
 INSERT = """
@@ -93,7 +147,7 @@ WITH given AS (
   SELECT * FROM unnest(%(batch)s::text[], %(key)s::text[], %(digest)s::text[], %(model)s::text[], %(at)s::float8[],
     %(text)s::text[], %(files)s::text[]) AS g(batch, key, digest, model, at, text, files)),
 made AS (
-  INSERT INTO kling_job(account, batch, key, digest, model, state, updated_at, owner)
+  INSERT INTO kling_job(account, batch, key, digest, model, state, updated_at, worker_id)
   SELECT %(account)s, batch, key, digest, model, 'pending', at, %(owner)s FROM given
   ON CONFLICT (account, batch, key) DO NOTHING RETURNING id, batch, key),
 put AS (INSERT INTO kling_content SELECT made.id, text, files FROM made JOIN given USING (batch, key)),
@@ -103,6 +157,14 @@ noted AS (
 SELECT id, batch, key FROM made
 """
 """New jobs; those that are there already stay as they are."""
+
+IDENTITY = "SELECT identity FROM kling_batch WHERE account = %s AND batch = %s"
+"""The version of a batch's identity rule."""
+BEGIN_BATCH = """
+INSERT INTO kling_batch(account, batch, identity) VALUES (%s, %s, %s)
+ON CONFLICT (account, batch) DO UPDATE SET identity = kling_batch.identity RETURNING identity
+"""
+"""Record the identity rule of a new batch; returns the rule of the worker that was first."""
 
 OTHERS = """
 SELECT g.key FROM unnest(%(batch)s::text[], %(key)s::text[], %(digest)s::text[]) AS g(batch, key, digest)
@@ -121,13 +183,13 @@ _NAMES = ", ".join(_TYPES)
 _SET = ", ".join(f"{name} = n.{name}" for name in _TYPES)
 
 WRITE = f"""
-UPDATE kling_job AS j SET {_SET}, owner = n.owner, slot = n.slot,
+UPDATE kling_job AS j SET {_SET}, worker_id = n.owner, slot = n.slot,
   started_at = CASE WHEN n.state = 'intent' AND j.state <> 'intent' THEN clock_timestamp() ELSE j.started_at END,
   due_at = CASE WHEN n.wait > 0 THEN clock_timestamp() + n.wait * interval '1 second' ELSE j.due_at END
 FROM unnest(%(id)s::bigint[], %(was_owner)s::text[], %(was_attempt)s::bigint[], %(was_state)s::text[],
   %(owner)s::text[], %(slot)s::bool[], %(wait)s::float8[], {_ARRAYS})
   AS n(id, was_owner, was_attempt, was_state, owner, slot, wait, {_NAMES})
-WHERE j.id = n.id AND j.owner IS NOT DISTINCT FROM n.was_owner
+WHERE j.id = n.id AND j.worker_id IS NOT DISTINCT FROM n.was_owner
 AND ((j.attempt, j.state) = (n.was_attempt, n.was_state)
   OR (j.attempt, j.state, j.prediction_id) IS NOT DISTINCT FROM (n.attempt, n.state, n.prediction_id))
 RETURNING j.id
@@ -146,16 +208,23 @@ REGISTER = """
 INSERT INTO kling_worker(id, account, name, lease_until)
 VALUES (%s, %s, %s, clock_timestamp() + %s * interval '1 second')
 """
-ALIVE = "SELECT lease_until > clock_timestamp() FROM kling_worker WHERE id = %s FOR KEY SHARE"
-"""Whether a worker's lease runs. Nobody can take its jobs until the transaction ends."""
-RENEW = "UPDATE kling_worker SET lease_until = clock_timestamp() + %s * interval '1 second' WHERE id = %s RETURNING id"
+ALIVE = """
+SELECT (SELECT version FROM kling_version), lease_until > clock_timestamp() FROM kling_worker WHERE id = %s
+FOR KEY SHARE
+"""
+"""The version of the tables, and whether a worker's lease runs. Its jobs cannot be claimed by others until the
+transaction ends."""
+RENEW = """
+UPDATE kling_worker SET lease_until = clock_timestamp() + %s * interval '1 second' WHERE id = %s
+RETURNING (SELECT version FROM kling_version)
+"""
 LEFT = """
 SELECT id FROM kling_worker WHERE account = %s AND lease_until < clock_timestamp() FOR UPDATE SKIP LOCKED
 """
 """The workers that are gone."""
 _FREE = """
 freed AS (
-  UPDATE kling_job SET owner = NULL, slot = state IN ('intent', 'submitted', 'uncertain'),
+  UPDATE kling_job SET worker_id = NULL, slot = state IN ('intent', 'submitted', 'uncertain'),
     state = CASE state WHEN 'claimed' THEN 'pending' WHEN 'intent' THEN 'uncertain' ELSE state END,
     updated_at = CASE WHEN state = 'intent' THEN extract(epoch FROM clock_timestamp()) ELSE updated_at END,
     error = CASE state WHEN 'intent' THEN 'its worker ended while it was being submitted' ELSE error END
@@ -165,18 +234,21 @@ INSERT INTO kling_step(job, state, at, attempt, error, worker)
 SELECT id, state, updated_at, attempt, error, %(worker)s FROM freed WHERE state = 'uncertain'
 """
 FREE = (
-    "WITH gone AS (DELETE FROM kling_worker WHERE id = ANY(%(workers)s))," + _FREE + "owner = ANY(%(workers)s)" + _FREED
+    "WITH gone AS (DELETE FROM kling_worker WHERE id = ANY(%(workers)s)),"
+    + _FREE
+    + "worker_id = ANY(%(workers)s)"
+    + _FREED
 )
 """The jobs of workers that are gone: what was not sent is free, what may have been sent is in doubt."""
-OWNED = "SELECT id FROM kling_job WHERE owner = %s"
-FREE_STRAYS = "WITH" + _FREE + "id = ANY(%(ids)s) AND owner = %(owner)s" + _FREED
+OWNED = "SELECT id FROM kling_job WHERE worker_id = %s"
+FREE_STRAYS = "WITH" + _FREE + "id = ANY(%(ids)s) AND worker_id = %(owner)s" + _FREED
 """Jobs that a worker owns and does not know of."""
 
 GATE = "SELECT pg_advisory_xact_lock(hashtextextended('kling_async ' || %s, 0))"
 """One at a time. A statement of its own: the snapshot of one that waits in it would be older than the wait."""
 _ROOM = """
 WITH held AS MATERIALIZED (
-  SELECT count(*) FILTER (WHERE (state <> 'uncertain' AND owner IS NOT NULL)
+  SELECT count(*) FILTER (WHERE (state <> 'uncertain' AND worker_id IS NOT NULL)
       OR started_at > statement_timestamp() - %(runs)s * interval '1 second') AS taken,
     count(*) FILTER (WHERE state IN ('pending', 'claimed')) AS starting
   FROM kling_job WHERE account = %(account)s AND slot),
@@ -193,56 +265,56 @@ ROOM = _ROOM + "SELECT n FROM room"
 CLAIM = (
     _ROOM
     + f"""
-UPDATE kling_job AS j SET state = 'claimed', owner = %(owner)s, slot = true, cost = NULL
+UPDATE kling_job AS j SET state = 'claimed', worker_id = %(owner)s, slot = true, cost = NULL
 WHERE j.id = ANY(ARRAY(
   SELECT id FROM kling_job
-  WHERE account = %(account)s AND state = 'pending' AND owner IS NULL AND due_at <= statement_timestamp()
+  WHERE account = %(account)s AND state = 'pending' AND worker_id IS NULL AND due_at <= statement_timestamp()
   ORDER BY due_at, id LIMIT (SELECT n FROM room) FOR UPDATE SKIP LOCKED))
 RETURNING {LINE}
 """
 )
 """Jobs that may start now, for a worker."""
 ADOPT = f"""
-UPDATE kling_job AS j SET owner = %(owner)s
+UPDATE kling_job AS j SET worker_id = %(owner)s
 WHERE j.id = ANY(ARRAY(
   SELECT id FROM kling_job
-  WHERE account = %(account)s AND slot AND owner IS NULL AND due_at <= statement_timestamp()
+  WHERE account = %(account)s AND slot AND worker_id IS NULL AND due_at <= statement_timestamp()
   ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
 RETURNING {LINE}
 """
 """Jobs that were left running or in doubt, for a worker."""
 ADOPT_UNSAVED = f"""
-UPDATE kling_job AS j SET owner = %(owner)s
+UPDATE kling_job AS j SET worker_id = %(owner)s
 WHERE j.id = ANY(ARRAY(
   SELECT id FROM kling_job
-  WHERE account = %(account)s AND state = 'completed' AND owner IS NULL AND due_at <= statement_timestamp()
+  WHERE account = %(account)s AND state = 'completed' AND worker_id IS NULL AND due_at <= statement_timestamp()
   ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
 RETURNING {LINE}
 """
 """Jobs whose videos nobody has saved, for a worker that saves."""
 _RETRIED = ", ".join(map(str, sorted(RETRIED)))
 ADOPT_FAILED = f"""
-UPDATE kling_job AS j SET owner = %(owner)s
+UPDATE kling_job AS j SET worker_id = %(owner)s
 WHERE j.id = ANY(ARRAY(
   SELECT id FROM kling_job
-  WHERE account = %(account)s AND state = 'failed' AND owner IS NULL AND code IN ({_RETRIED})
+  WHERE account = %(account)s AND state = 'failed' AND worker_id IS NULL AND code IN ({_RETRIED})
   AND failures <= %(failures)s AND due_at <= statement_timestamp()
   ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
 RETURNING {LINE}
 """
 """Jobs that the service failed by its own fault, for a worker that pays for them again."""
 TAKE_OVER = f"""
-UPDATE kling_job AS j SET owner = %(owner)s
+UPDATE kling_job AS j SET worker_id = %(owner)s
 WHERE j.id = ANY(ARRAY(
   SELECT id FROM kling_job
-  WHERE account = %(account)s AND slot AND owner IS NULL AND due_at <= statement_timestamp()
+  WHERE account = %(account)s AND slot AND worker_id IS NULL AND due_at <= statement_timestamp()
   AND state = ANY(%(states)s) AND batch = coalesce(%(batch)s, batch) FOR UPDATE SKIP LOCKED))
 RETURNING {LINE}
 """
 """What was left in some states, all of it, for a session."""
 ADMIT = """
 UPDATE kling_job AS j SET slot = true, cost = coalesce(n.cost, j.cost)
-FROM unnest(%s::bigint[], %s::numeric[]) AS n(id, cost) WHERE j.id = n.id AND j.owner = %s RETURNING j.id
+FROM unnest(%s::bigint[], %s::numeric[]) AS n(id, cost) WHERE j.id = n.id AND j.worker_id = %s RETURNING j.id
 """
 MONEY = """
 SELECT coalesce(sum(coalesce(spent, 0) - coalesce(refunded, 0)), 0),
@@ -262,9 +334,8 @@ AND s.prediction_id IS DISTINCT FROM j.prediction_id
 CONTENT = "SELECT job, text, files FROM kling_content WHERE job = ANY(%s)"
 
 
-ENDED = frozenset({State.COMPLETED, State.FAILED, State.REJECTED, State.SKIPPED, State.EXPIRED, State.DOWNLOADED})
 TOLD = ENDED | {State.SUBMITTED}
-"""What others may wait for."""
+"""States that others may wait for."""
 
 
 @attrs.frozen
@@ -290,8 +361,7 @@ def line_of(values: Sequence[Any]) -> Line:
     """A line as it was read, with the job's content when that was selected too."""
     id_, owner, slot, *fields = values
     named: dict[str, Any] = dict(zip(_WITH_CONTENT, fields, strict=False))
-    named["state"] = State(named["state"])
-    return Line(id_, owner, slot, Row(**named))
+    return Line(id_, owner, slot, Row(**restore(named)))
 
 
 def written(lines: Iterable[tuple[Line, Line]]) -> dict[str, list[Any]]:
@@ -308,8 +378,7 @@ def written(lines: Iterable[tuple[Line, Line]]) -> dict[str, list[Any]]:
         given["slot"].append(line.slot)
         given["wait"].append(line.wait)
         for name in _TYPES:
-            value = getattr(line.row, name)
-            given[name].append(value.value if name == "state" else value)
+            given[name].append(stored(name, getattr(line.row, name)))
     return given
 
 
@@ -341,6 +410,6 @@ GROUP BY batch, state
 """
 WORKERS = """
 SELECT w.name, extract(epoch FROM w.lease_until - clock_timestamp())::float8, count(j.id)
-FROM kling_worker w LEFT JOIN kling_job j ON j.owner = w.id
+FROM kling_worker w LEFT JOIN kling_job j ON j.worker_id = w.id
 WHERE w.account = %s AND w.id <> %s GROUP BY w.id ORDER BY w.since
 """

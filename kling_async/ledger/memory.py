@@ -6,9 +6,10 @@ from collections import OrderedDict
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from kling_async._core import content as contents
 from kling_async._core.content import Content
 from kling_async._core.errors import KeyReusedError, LedgerError
-from kling_async._core.states import OPEN, Row, State
+from kling_async._core.states import Row, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 REMEMBERED = 30_000
 """Ids that are known for telling orphans from what ended: more than any account starts while one submit is in doubt."""
-
-_KEPT = OPEN | {State.PENDING, State.CLAIMED, State.COMPLETED}
 
 
 class MemoryLedger:
@@ -60,6 +59,11 @@ class MemoryLedger:
             raise KeyReusedError(key)
         return row
 
+    async def identity(self, batch: str) -> int:
+        """Return the version of the newest rule: no earlier process began the batch."""
+        del batch
+        return contents.IDENTITY_VERSION
+
     async def find(self, batch: str, key: str) -> tuple[Row, Content] | None:
         """The row of a job that is under way, or None."""
         row = self._rows.get((batch, key))
@@ -90,7 +94,7 @@ class MemoryLedger:
             self._submitted[row.prediction_id] = row.fingerprint, row.model
             if len(self._submitted) > REMEMBERED:
                 self._submitted.popitem(last=False)
-        if row.state in _KEPT:
+        if not row.state.ended or row.state is State.COMPLETED:
             self._rows[name] = row
         else:
             del self._rows[name]

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from kling_async._core.content import Content
+from kling_async._core import content as contents
+from kling_async._core.content import Content, checked_identity
 from kling_async._core.errors import ConfigurationError, KeyReusedError, LedgerError
-from kling_async._core.states import OPEN, Entry, Row, State
+from kling_async._core.states import ENDED, OPEN, SENDABLE, Entry, Row, State
 from kling_async.ledger import _notes as notes
 from kling_async.ledger import _tables as tables
 from kling_async.ledger._desk import Admission, Connection, Desk, Step, Work, lease_ended, name_of, not_ours
@@ -101,6 +102,8 @@ class PostgresLedger:
         self.address = Address(url)
         self.account = account
         self._desk = Desk(self.address, account, lease=lease, poll=poll, patience=patience, runs=runs)
+        # Identity rules of batches. What is recorded never changes.
+        self._identities: dict[str, int] = {}
 
     def __repr__(self) -> str:
         return f"<PostgresLedger {self.address}, account {self.account!r}>"
@@ -117,6 +120,7 @@ class PostgresLedger:
         Raises:
             LedgerError: The database cannot be reached or written, or a later version made its tables.
         """
+        self._identities.clear()
         await self._desk.open()
 
     # What every ledger does
@@ -129,6 +133,7 @@ class PostgresLedger:
             KeyReusedError: The key names a job with other content.
         """
         _storable_names(batch, key, model)
+        await self.identity(batch)
         digest = content.digest
 
         def change(line: Line | None) -> Line | None:
@@ -146,6 +151,32 @@ class PostgresLedger:
             if line.owner in {None, self._desk.me} or line.row.state in _ACCEPTED:
                 return line.row
             await self._desk.hear(news)
+
+    async def identity(self, batch: str, *, connection: Connection | None = None) -> int:
+        """Return the version of the rule that a batch's digests and keys are made by; a new batch gets the newest.
+
+        Args:
+            batch: Name of the batch.
+            connection: Connection in whose transaction to read and record it, instead of one of the ledger's own.
+
+        Raises:
+            LedgerError: It cannot be recorded, or a later version began the batch.
+        """
+        _storable_names(batch)
+
+        async def work(connection: Connection) -> int:
+            found = await ask(connection, tables.IDENTITY, [self.account, batch])
+            if not found:
+                new = [self.account, batch, contents.IDENTITY_VERSION]
+                found = await ask(connection, tables.BEGIN_BATCH, new)
+            return int(found[0][0])
+
+        if connection is not None:
+            await self._desk.check_version(connection)
+            return checked_identity(await work(connection), batch)
+        if batch not in self._identities:
+            self._identities[batch] = await self._desk.do(work)
+        return checked_identity(self._identities[batch], batch)
 
     def unclaim(self, batch: str, key: str) -> None:
         """The job is not going to be submitted now: others may take it."""
@@ -201,7 +232,7 @@ class PostgresLedger:
             raise LedgerError(str(error), key=entry.key, prediction_id=entry.prediction_id) from None
         # Who records an id watches it; a doubt that stays one is left to whoever takes it.
         owner = line.owner or (self._desk.me if row.state is State.SUBMITTED else None)
-        if row.state in tables.ENDED and (entry.batch, entry.key) not in self._desk.held:
+        if row.state.ended and (entry.batch, entry.key) not in self._desk.held:
             owner = None
         return attrs.evolve(line, row=row, owner=owner, slot=keeps_slot(line, row.state))
 
@@ -210,7 +241,7 @@ class PostgresLedger:
         name = (entry.batch, entry.key)
         return (
             entry.state is State.SUBMITTED
-            and line.row.state in {State.INTENT, State.UNCERTAIN}
+            and (line.row.state.in_doubt or line.row.state is State.ABANDONED)
             and self._desk.former.get(name) == line.row.attempt
         )
 
@@ -401,7 +432,7 @@ class PostgresLedger:
         def change(line: Line | None) -> Line | None:
             if line is None:
                 return None
-            if line.row.state in _UNSENT:
+            if line.row.state.unsent:
                 state = State.REJECTED if again is None else State.PENDING
                 row = attrs.evolve(line.row, state=state, error=None if error is None else _text(error))
                 line = attrs.evolve(line, row=row)
@@ -434,6 +465,7 @@ class PostgresLedger:
         """
         for key, _, model in jobs:
             _storable_names(batch, key, model)
+        await self.identity(batch, connection=connection)
 
         async def work(connection: Connection) -> list[str]:
             new: list[str] = []
@@ -467,7 +499,7 @@ class PostgresLedger:
             found = await self.find(batch, key)
             if found is None:
                 raise LedgerError(f"the ledger has no job {key!r} in the batch {batch!r}", key=key, advice="enqueue it")
-            if found[0].state in tables.ENDED:
+            if found[0].state.ended:
                 return found[0]
             await self._desk.hear(news)
 
@@ -495,11 +527,10 @@ class PostgresLedger:
         await self._desk.hear(news)
 
 
-_DONE = frozenset({State.COMPLETED, State.EXPIRED, State.DOWNLOADED})
-_ACCEPTED = frozenset({State.SUBMITTED, *_DONE})
+_DONE = ENDED - SENDABLE
+_ACCEPTED = _DONE | {State.SUBMITTED}
 _LET_GO = {State.CLAIMED: State.PENDING, State.INTENT: State.UNCERTAIN}
 """What becomes of a state when nobody has the job in hand any more."""
-_UNSENT = frozenset({State.PENDING, State.CLAIMED, State.REJECTED, State.SKIPPED})
 _LARGEST = 2**62
 
 

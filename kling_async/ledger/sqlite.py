@@ -24,10 +24,13 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 import anyio
 import attrs
 
-from kling_async._core.content import Content
+from kling_async._core import content as contents
+from kling_async._core.content import Content, checked_identity
 from kling_async._core.copies import changed
 from kling_async._core.errors import KeyReusedError, LedgerError
-from kling_async._core.states import OPEN, Row, State, Step
+from kling_async._core.states import Row, State, Step
+from kling_async.ledger._columns import restore, stored
+from kling_async.ledger._sqlite.tables import APPLICATION_ID, MIGRATIONS, as_newest, migrate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -36,10 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kling_async")
 
-APPLICATION_ID = 0x4B4C4E47
-"""`KLNG`, in the header of every ledger file."""
-VERSION = 1
-"""Of the tables; a file of a later one is refused."""
 REMEMBERED = 20_000
 """Rows that the writer remembers, so as not to ask the file for them."""
 GROUP = 512
@@ -50,26 +49,6 @@ LINES = 64
 """Lines that one statement inserts at most."""
 LOCK_TIMEOUT = 10.0
 """Seconds that the writer waits for another program that holds the file."""
-
-_SCHEMA = f"""
-CREATE TABLE job(
-  batch TEXT NOT NULL, key TEXT NOT NULL, digest TEXT NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL,
-  updated_at REAL NOT NULL, attempt INTEGER NOT NULL, fingerprint TEXT, token_hash TEXT, intent_at REAL,
-  submitted_at REAL, prediction_id TEXT UNIQUE, cost TEXT, spent TEXT, refunded TEXT, failures INTEGER NOT NULL,
-  output TEXT, code INTEGER, error TEXT, path TEXT, bytes INTEGER, sha256 TEXT,
-  PRIMARY KEY(batch, key)) WITHOUT ROWID;
--- Apart, because it is long and never changes.
-CREATE TABLE content(
-  batch TEXT NOT NULL, key TEXT NOT NULL, job TEXT NOT NULL, files TEXT, PRIMARY KEY(batch, key)) WITHOUT ROWID;
-CREATE TABLE upload(digest TEXT PRIMARY KEY, url TEXT NOT NULL, expires_at REAL NOT NULL) WITHOUT ROWID;
-CREATE INDEX job_open ON job(state) WHERE state IN ('intent', 'submitted', 'uncertain');
-CREATE TABLE step(
-  batch TEXT NOT NULL, key TEXT NOT NULL, state TEXT NOT NULL, at REAL NOT NULL, attempt INTEGER NOT NULL,
-  prediction_id TEXT, error TEXT);
-CREATE INDEX step_failed ON step(prediction_id) WHERE state = 'failed';
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {VERSION};
-"""
 
 _BESIDE = ("-wal", "-shm")
 _APART = ("job", "files")
@@ -128,6 +107,8 @@ class SQLiteLedger:
         self._under_way: dict[tuple[str, str], Row] = {}
         # Lines that are inserted before the group is committed, by their statement.
         self._put_off: defaultdict[str, list[tuple[object, ...]]] = defaultdict(list)
+        # Identity rules of batches, as the file has them. What is recorded never changes.
+        self._identities: dict[str, int] = {}
 
     async def open(self) -> None:
         """Take the file for writing.
@@ -143,6 +124,7 @@ class SQLiteLedger:
             )
         # What an earlier opening knew may be old.
         self._under_way.clear()
+        self._identities.clear()
         self._queue = SimpleQueue()
         loop = asyncio.get_running_loop()
         opened: asyncio.Future[None] = loop.create_future()
@@ -169,14 +151,13 @@ class SQLiteLedger:
             LedgerError: It cannot be written.
             KeyReusedError: The key names a job with other content.
         """
-        for text in (batch, key, model):
-            if not _encodable(text):
-                raise LedgerError(f"{text!r} is no text that a file can hold", key=ascii(key))
+        _check_names(batch, key, model)
         digest = content.digest
 
         def work(connection: sqlite3.Connection) -> Row:
             if self._replaced:
                 raise self._out_of_place()
+            checked_identity(self._identity(connection, batch), batch)
             row = self._under_way.get((batch, key))
             if row is None and connection.execute(_INSERT, (batch, key, digest, model, at)).rowcount:
                 row = Row(batch=batch, key=key, digest=digest, model=model, state=State.PENDING, updated_at=at)
@@ -191,6 +172,19 @@ class SQLiteLedger:
 
         claimed: Row = await self._ask(work)
         return claimed
+
+    async def identity(self, batch: str) -> int:
+        """Return the version of the rule that a batch's digests and keys are made by; a new batch gets the newest.
+
+        Raises:
+            LedgerError: The file cannot be written, or a later version began the batch.
+        """
+        self._check()
+        identity = self._identities.get(batch)
+        if identity is None:
+            _check_names(batch)
+            identity = await self._ask(lambda connection: self._identity(connection, batch))
+        return checked_identity(identity, batch)
 
     async def find(self, batch: str, key: str) -> tuple[Row, Content] | None:
         """The row of a job with its content, or None."""
@@ -397,6 +391,7 @@ class SQLiteLedger:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             self._under_way.clear()
+            self._identities.clear()
             if not group:
                 log.exception("the ledger %s cannot be closed as it should", self.path)
             ends = [(asked, None, self._unwritable(trouble)) for asked in group]
@@ -478,6 +473,16 @@ class SQLiteLedger:
             row = None if found is None else _read(found)
         return row
 
+    def _identity(self, connection: sqlite3.Connection, batch: str) -> int:
+        """Return the identity rule of a batch, recorded now if it is new."""
+        identity = self._identities.get(batch)
+        if identity is None:
+            new = (batch, contents.IDENTITY_VERSION)
+            connection.execute("INSERT INTO batch(name, identity) VALUES (?, ?) ON CONFLICT DO NOTHING", new)
+            (identity,) = connection.execute("SELECT identity FROM batch WHERE name = ?", (batch,)).fetchone()
+            self._identities[batch] = identity
+        return identity
+
     def _step(self, connection: sqlite3.Connection, entry: Entry) -> Row:
         name = (entry.batch, entry.key)
         if self._replaced and entry.state is State.INTENT:
@@ -489,11 +494,11 @@ class SQLiteLedger:
             changes = row.changes(_storable(entry))
         except ValueError as error:
             raise LedgerError(str(error), key=entry.key, prediction_id=entry.prediction_id) from None
-        connection.execute(_update(tuple(changes)), (*map(_stored, changes.values()), *name))
+        connection.execute(_update(tuple(changes)), (*(_stored(*change) for change in changes.items()), *name))
         row = changed(row, **changes)
         step = (entry.batch, entry.key, entry.state.value, entry.at, row.attempt, row.prediction_id, row.error)
         self._put_off[_STEP].append(step)
-        if row.state in _UNDER_WAY:
+        if not row.state.ended:
             if len(self._under_way) >= REMEMBERED:
                 # It is a cache: the file knows.
                 self._under_way.clear()
@@ -583,7 +588,7 @@ def writer_of(path: str | os.PathLike[str]) -> int | None:
 
 
 def _found(path: Path, query: str, values: Iterable[object]) -> Iterator[tuple[Any, ...]]:
-    """What a query finds in a ledger file.
+    """Yield the rows of a query for the newest tables, from a file of any version.
 
     Raises:
         LedgerError: There is no such file, or it is no ledger.
@@ -596,8 +601,10 @@ def _found(path: Path, query: str, values: Iterable[object]) -> Iterator[tuple[A
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True)) as connection:
             connection.execute("PRAGMA query_only = ON")
-            _verify(connection, path)
-            yield from connection.execute(query, tuple(values))
+            # One snapshot for the version and the rows: a writer may migrate the file meanwhile.
+            connection.execute("BEGIN")
+            version = _verify(connection, path)
+            yield from connection.execute(as_newest(connection, version) + query, tuple(values))
     except sqlite3.DatabaseError as error:
         raise _unusable(path, error) from error
 
@@ -610,8 +617,13 @@ def _steps_beside(path: Path) -> bool:
         return False
 
 
-_UNDER_WAY = OPEN | {State.PENDING, State.CLAIMED}
 _AMOUNTS = tuple(_COLUMNS.index(name) for name in ("cost", "spent", "refunded"))
+
+
+def _check_names(*names: str) -> None:
+    for name in names:
+        if not _encodable(name):
+            raise LedgerError(f"{name!r} is no text that a file can hold", key=ascii(name))
 
 
 def _encodable(text: str) -> bool:
@@ -654,21 +666,18 @@ def _update(names: tuple[str, ...]) -> str:
     return f"UPDATE job SET {', '.join(f'{name} = ?' for name in names)} WHERE batch = ? AND key = ?"  # noqa: S608 -- ours
 
 
-def _stored(value: object) -> object:
-    """A value as the file holds it: amounts are texts, so that they stay exact."""
-    if isinstance(value, State):
-        return value.value
-    return str(value) if isinstance(value, Decimal) else value
+def _stored(name: str, value: object) -> object:
+    """Return an attribute of a row as the file holds it: amounts are texts, so that they stay exact."""
+    return str(value) if isinstance(value, Decimal) else stored(name, value)
 
 
 def _read(values: tuple[Any, ...]) -> Row:
     """A row, with its content when that was selected too."""
     fields = dict(zip((*_COLUMNS, *_APART), values, strict=False))
-    fields["state"] = State(fields["state"])
     for place in _AMOUNTS:
         if values[place] is not None:
             fields[_COLUMNS[place]] = Decimal(values[place])
-    return Row(**fields)
+    return Row(**restore(fields))
 
 
 def _free(path: Path) -> Path:
@@ -695,11 +704,8 @@ def _connect(path: Path, lock_timeout: float) -> sqlite3.Connection:
             _verify(connection, path)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        if fresh:
-            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-        # A file that cannot be written is found out before money is spent.
         connection.execute("BEGIN IMMEDIATE")
-        connection.execute(f"PRAGMA user_version = {VERSION}")
+        migrate(connection)
         connection.execute("COMMIT")
     except sqlite3.Error as error:
         connection.close()
@@ -710,11 +716,16 @@ def _connect(path: Path, lock_timeout: float) -> sqlite3.Connection:
     return connection
 
 
-def _verify(connection: sqlite3.Connection, path: Path) -> None:
+def _verify(connection: sqlite3.Connection, path: Path) -> int:
+    """Return the version of a file's tables.
+
+    Raises:
+        LedgerError: It is no ledger, is damaged, or was made by a later version.
+    """
     if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
         raise LedgerError(f"{path} is another program's database", advice="name another file as the ledger")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > VERSION:
+    if version > len(MIGRATIONS):
         raise LedgerError(
             f"the ledger {path} was made by a later version of kling_async",
             advice="upgrade kling_async, or name another file",
@@ -722,6 +733,7 @@ def _verify(connection: sqlite3.Connection, path: Path) -> None:
     (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
         raise LedgerError(f"the ledger {path} is damaged: {found}", advice=_DAMAGED)
+    return int(version)
 
 
 _DAMAGED = (

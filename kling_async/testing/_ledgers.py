@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from kling_async._core.content import Content
+from kling_async._core.content import IDENTITY_VERSION, Content
 from kling_async._core.errors import KeyReusedError, LedgerError
+from kling_async._core.reconciliation import Doubt
 from kling_async._core.states import MOVES, Entry, State
 
 from ._patience import require
@@ -40,11 +41,13 @@ async def check_ledger(make: Callable[[], Ledger]) -> None:
     ledger = make()
     await ledger.open()
     try:
+        identity = await _identity(ledger)
         await _claims(ledger)
         await _moves(ledger)
         submitted = await _finds(ledger)
         await _many(ledger)
         await _tries_again(ledger)
+        await _doubts(ledger)
         ledger.note(_step("k", State.COMPLETED, 7.0, output="https://outputs.example/p.mp4"))
     finally:
         await ledger.aclose()
@@ -53,6 +56,8 @@ async def check_ledger(make: Callable[[], Ledger]) -> None:
     again = make()
     await again.open()
     try:
+        kept = await again.identity(_BATCH)
+        require(kept == identity, f"`identity` of a batch was {identity}, and is {kept} after opening it again")
         row = await _claim(again, "k")
         require(
             row.state is State.COMPLETED and row.output == "https://outputs.example/p.mp4",
@@ -68,7 +73,15 @@ async def check_ledger(make: Callable[[], Ledger]) -> None:
         await again.aclose()
 
 
-def _step(key: str, state: State, at: float = 1.0, **known: str | Decimal | int) -> Entry:
+async def _identity(ledger: Ledger) -> int:
+    identity = await ledger.identity(_BATCH)
+    require(identity == IDENTITY_VERSION, f"`identity` of a new batch is {IDENTITY_VERSION}, and was {identity}")
+    again = await ledger.identity(_BATCH)
+    require(again == identity, f"`identity` of a batch was {identity}, and then {again}")
+    return identity
+
+
+def _step(key: str, state: State, at: float = 1.0, **known: str | Decimal | int | Doubt | tuple[str, ...]) -> Entry:
     return Entry(batch=_BATCH, key=key, state=state, at=at, **known)  # type: ignore[arg-type]  # each by its name
 
 
@@ -130,11 +143,11 @@ async def _finds(ledger: Ledger) -> Row:
     left = (row.prediction_id, row.submitted_at, row.cost, row.fingerprint, row.attempt)
     require(left == ("p", 6.0, Decimal("0.45"), "f", 1), f"`record` of a submission left (id, ...) {left}")
     try:
-        await ledger.record(attrs.evolve(_step("k", State.SUBMITTED), seen=(State.UNCERTAIN, 1)))
+        await ledger.record(attrs.evolve(_step("k", State.SUBMITTED), expected_version=(State.UNCERTAIN, 1)))
     except LedgerError:
         pass
     else:
-        raise AssertionError("`record` took a step that follows from a place (`seen`) which the row has left")
+        raise AssertionError("`record` took a step that follows from another version of the row (`expected_version`)")
     require(await _claim(ledger, "k") == row, "`claim` does not give the row that `record` left")
     require(await _names(ledger, State.SUBMITTED) == ["k"], "`rows` does not find a submission")
     require(await _names(ledger, State.INTENT) == [], "`rows` finds a job in a state that it has left")
@@ -164,6 +177,23 @@ async def _tries_again(ledger: Ledger) -> None:
     known = await ledger.known(["failed"])
     require("failed" in known, "`known` has forgotten the prediction of an earlier attempt, which was paid for")
     await ledger.record(_step("again", State.REJECTED))
+
+
+async def _doubts(ledger: Ledger) -> None:
+    """The kind of a doubt and its candidates are kept, by a step that repeats neither too, until it is settled."""
+    candidates = ("p, q", 'r"; candidates: none', "\N{SNOWMAN}")
+    row = await _claim(ledger, "doubt")
+    for step in (
+        _step("doubt", State.INTENT, attempt=1, fingerprint="f"),
+        _step("doubt", State.UNCERTAIN, doubt=Doubt.WHOSE, candidates=candidates),
+        _step("doubt", State.UNCERTAIN, error="x"),
+    ):
+        row = await ledger.record(step)
+    for found in (row, *(row for row in await ledger.rows([State.UNCERTAIN]) if row.key == "doubt")):
+        said = (found.doubt, found.candidates)
+        require(said == (Doubt.WHOSE, candidates), f"a doubt was {(Doubt.WHOSE, candidates)}, and is {said}")
+    row = await ledger.record(_step("doubt", State.ABANDONED))
+    require(row.state is State.ABANDONED, f"`record` of a job that is given up left it {row.state.value}")
 
 
 async def _names(ledger: Ledger, *states: State) -> list[str]:

@@ -73,7 +73,7 @@ async def test_what_was_given_back_is_noted(tmp_path: Path) -> None:
 
 async def test_a_job_that_is_sent_again_meanwhile_stays_so(tmp_path: Path) -> None:
     row = await noted(tmp_path / "run.db", then=SENT_AGAIN)
-    assert (row.place, row.refunded) == ((State.INTENT, 2), None)
+    assert (row.version, row.refunded) == ((State.INTENT, 2), None)
 
 
 async def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import time
 from decimal import Decimal
 from pathlib import Path
 
+import attrs
 import pytest
 from anyio.to_thread import run_sync
 
@@ -17,6 +18,7 @@ from kling_async.emulator import Emulator
 from kling_async.ledger import Entry, SQLiteLedger
 from support.cli import Cli
 
+WHOSE = Held(Doubt.WHOSE, ("id-1", "id-2"))
 AGO = 3 * 86_400.0
 MODEL = "kling-v2.1-pro"
 
@@ -25,7 +27,7 @@ def job(key: str) -> Job:
     return Job(model=MODEL, prompt=f"About {key}", image="https://pictures.example/face.png")
 
 
-async def add(ledger: SQLiteLedger, key: str, *states: State, batch: str = "faces", error: str | None = None) -> None:
+async def add(ledger: SQLiteLedger, key: str, *states: State, batch: str = "faces", held: Held | None = None) -> None:
     """A job that has gone through these states, days ago."""
     at = time.time() - AGO
     content = content_of(job(key), lambda image: "")
@@ -35,16 +37,17 @@ async def add(ledger: SQLiteLedger, key: str, *states: State, batch: str = "face
         cost = Decimal("0.45") if state is State.INTENT else None
         step = Entry(batch=batch, key=key, state=state, at=at, attempt=1, cost=cost, prediction_id=accepted)
         await ledger.record(step)
-        if state is State.UNCERTAIN:
-            await ledger.record(Entry(batch=batch, key=key, state=state, at=at, error=error))
+        if held is not None and state is State.UNCERTAIN:
+            found = Entry(batch=batch, key=key, state=state, at=at, doubt=held.doubt, candidates=held.candidates)
+            await ledger.record(attrs.evolve(found, error=held.message))
 
 
-async def held(path: Path) -> None:
+async def make_held(path: Path) -> None:
     ledger = SQLiteLedger(path)
     await ledger.open()
     doubt = (State.INTENT, State.UNCERTAIN)
-    await add(ledger, "whose", *doubt, error=Held(Doubt.WHOSE, ("id-1", "id-2")).told)
-    await add(ledger, "whether", *doubt, error=Held(Doubt.WHETHER, ()).told)
+    await add(ledger, "whose", *doubt, held=WHOSE)
+    await add(ledger, "whether", *doubt, held=Held(Doubt.WHETHER, ()))
     await add(ledger, "killed", State.INTENT)
     await add(ledger, "done", State.INTENT, State.SUBMITTED, State.COMPLETED)
     await ledger.aclose()
@@ -57,7 +60,7 @@ def states(path: Path) -> dict[str, State]:
 @pytest.mark.anyio
 async def test_both_kinds_of_doubt_are_told_apart_and_each_is_settled_by_hand(cli: Cli) -> None:
     path = cli.folder / "run.db"
-    await held(path)
+    await make_held(path)
     shown = cli("ledger", "run.db").stdout
     whose, whether = shown.split("2 jobs: not known whether they were paid for")
     assert "1 job: paid for, but which of the candidates is whose is not known" in whose
@@ -92,7 +95,7 @@ async def test_both_kinds_of_doubt_are_told_apart_and_each_is_settled_by_hand(cl
     assert cli("ledger", "run.db", "unaccepted", "killed", "--yes").returncode == 0
     assert states(path) == before | {
         "whose": State.SUBMITTED,
-        "whether": State.REJECTED,
+        "whether": State.ABANDONED,
         "killed": State.PENDING,
     }
     (row,) = [row for row in read_ledger(path) if row.key == "whose"]
@@ -101,7 +104,7 @@ async def test_both_kinds_of_doubt_are_told_apart_and_each_is_settled_by_hand(cl
     assert row.submitted_at == pytest.approx(sent_at, abs=600), "its video expires as if it had been known"
     history = json.loads(cli("ledger", "run.db", "history", "whose", "--json").stdout)
     assert [step["state"] for step in history] == ["pending", "intent", "uncertain", "uncertain", "submitted"]
-    assert (history[-1]["prediction_id"], history[3]["error"]) == ("id-3", Held(Doubt.WHOSE, ("id-1", "id-2")).told)
+    assert (history[-1]["prediction_id"], history[3]["error"]) == ("id-3", WHOSE.message)
     assert "Nothing is in doubt" in cli("ledger", "run.db").stdout
 
 
@@ -119,16 +122,30 @@ async def test_what_was_given_up_is_not_sent_again_until_it_is_said_to_be_unacce
         assert emulator.charges() == ()
     assert done.returncode == 3
     assert "given up by hand" in done.stdout
-    assert states(path) == {"lost": State.REJECTED}
+    assert states(path) == {"lost": State.ABANDONED}
     assert "errors.jsonl: 0 jobs" in cli("export", "run.db", "--format", "errors").stdout
     assert cli("ledger", "run.db", "unaccepted", "lost", "--yes").returncode == 0
     assert states(path) == {"lost": State.PENDING}
 
 
 @pytest.mark.anyio
+async def test_abandoned_job_is_adopted_when_its_prediction_turns_up(cli: Cli) -> None:
+    path = cli.folder / "run.db"
+    await make_held(path)
+    assert cli("ledger", "run.db", "give-up", "whose", "--yes").returncode == 0
+    (row,) = read_ledger(path, states=[State.ABANDONED])
+    assert (row.spent, row.doubt, row.candidates) == (None, *attrs.astuple(WHOSE))
+    assert "given up" in cli("status", "run.db").stdout
+    assert cli("ledger", "run.db", "adopt", "whose", "id-2", "--yes").returncode == 0
+    (row,) = [row for row in read_ledger(path) if row.key == "whose"]
+    assert (row.state, row.prediction_id, row.spent) == (State.SUBMITTED, "id-2", Decimal("0.45"))
+    assert (row.doubt, row.candidates) == (None, ())
+
+
+@pytest.mark.anyio
 async def test_a_ledger_that_a_process_writes_is_shown_and_not_changed(cli: Cli) -> None:
     path = cli.folder / "run.db"
-    await held(path)
+    await make_held(path)
     ledger = SQLiteLedger(path)
     await ledger.open()
     shown = await run_sync(lambda: cli("ledger", "run.db"))

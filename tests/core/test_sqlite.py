@@ -101,6 +101,8 @@ def test_what_may_have_been_paid_for_never_goes_back_to_pending_by_itself() -> N
         State.SKIPPED,
         State.REJECTED,
         State.FAILED,
+        # By hand alone.
+        State.ABANDONED,
     }
     assert State.INTENT not in MOVES[State.UNCERTAIN] | MOVES[State.SUBMITTED] | MOVES[State.COMPLETED]
 

@@ -161,6 +161,7 @@ def row(state: State, **more: object) -> Row:
         (row(State.FAILED, prediction_id="p", code=1200, error="nsfw"), Stage.FAILED, "change the prompt or the image"),
         (row(State.REJECTED, error="no such field"), Stage.FAILED, "no such field"),
         (row(State.EXPIRED), Stage.FAILED, "7 days"),
+        (row(State.ABANDONED), Stage.FAILED, "given up by hand"),
         (row(State.SKIPPED), Stage.SKIPPED, "run the batch again"),
     ],
 )

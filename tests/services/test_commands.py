@@ -14,9 +14,8 @@ import pytest
 from pyarrow import parquet  # type: ignore[import-untyped]  # it has no types
 
 from kling_async import read_ledger
-from kling_async._core.reconciliation import Doubt, Held
 from kling_async.emulator import Emulator
-from kling_async.ledger import Content, Entry, State
+from kling_async.ledger import Content, Doubt, Entry, State
 from kling_async.ledger.postgres import PostgresLedger
 from support import postgres
 from support.cli import Cli, jobs
@@ -193,13 +192,13 @@ async def test_doubts_in_a_database_are_settled_by_hand_unless_a_worker_has_them
     for key, batch in (("whose", "b"), ("killed", "b"), ("taken", "other")):
         await ledger.claim(batch, key, content=Content("{}"), model="m", at=1.0)
         for state in (State.INTENT, State.UNCERTAIN):
-            error = Held(Doubt.WHOSE, ("id-1", "id-2")).told if (key, state) == ("whose", State.UNCERTAIN) else None
-            step = Entry(batch=batch, key=key, state=state, at=1.0, attempt=1, cost=Decimal("0.28"), error=error)
-            await ledger.record(step)
+            await ledger.record(Entry(batch=batch, key=key, state=state, at=1.0, attempt=1, cost=Decimal("0.28")))
+    held = Entry(batch="b", key="whose", state=State.UNCERTAIN, at=1.0, doubt=Doubt.WHOSE, candidates=("id-1", "id-2"))
+    await ledger.record(held)
     await ledger.aclose()
     # A worker that was killed while it sent, and whose lease has ended since.
     postgres.rows(database, "INSERT INTO kling_worker VALUES ('gone', 'team', 'h:1', now(), now() - interval '1 s')")
-    postgres.rows(database, "UPDATE kling_job SET state = 'intent', owner = 'gone' WHERE key = 'killed'")
+    postgres.rows(database, "UPDATE kling_job SET state = 'intent', worker_id = 'gone' WHERE key = 'killed'")
     shown = await run("--account", "team")
     assert "1 job: paid for, but which of the candidates is whose is not known" in shown
     assert "2 jobs: not known whether they were paid for" in shown
@@ -215,7 +214,7 @@ async def test_doubts_in_a_database_are_settled_by_hand_unless_a_worker_has_them
     assert "by the next worker" in await run("--account", "team", database, "unaccepted", "killed", "--yes")
     await worker.aclose()
     await run("--account", "team", "give-up", "taken", "--yes")
-    assert states() == {"whose": "submitted", "killed": "pending", "taken": "rejected"}
+    assert states() == {"whose": "submitted", "killed": "pending", "taken": "abandoned"}
     steps = json.loads(await run("--account", "team", "history", "whose", "--json"))
     assert list(dict.fromkeys(step["state"] for step in steps)) == ["pending", "intent", "uncertain", "submitted"]
     assert steps[-1]["prediction_id"] == "id-2"

@@ -373,7 +373,7 @@ async def test_two_sessions_run_batches_side_by_side_within_one_account(database
         assert [keys for batches in done for keys in batches] == [everything] * 4
         assert len(emulator.charges()) == 3 * 12
         assert peak(emulator.predictions()) == 4
-    assert postgres.rows(database, "SELECT 1 FROM kling_job WHERE owner IS NOT NULL OR slot") == []
+    assert postgres.rows(database, "SELECT 1 FROM kling_job WHERE worker_id IS NOT NULL OR slot") == []
 
 
 async def test_a_batch_in_a_database_is_resumed_out_of_it(database: str) -> None:
@@ -396,7 +396,7 @@ async def test_what_an_answer_that_was_lost_had_brought_is_freed(database: str) 
     async with opened(database) as one, opened(database) as other:
         await one.enqueue("b", [("k", Content("d"), "m")], at=0.0)
         # Committed, and the connection broke before anybody was told.
-        claimed = "UPDATE kling_job SET owner = %s, state = 'claimed', slot = true"
+        claimed = "UPDATE kling_job SET worker_id = %s, state = 'claimed', slot = true"
         postgres.rows(database, claimed, one._desk.me)
         assert await other.take(1, LEVEL) == []
         await one._desk.beat()
@@ -499,7 +499,7 @@ async def test_what_is_asked_for_while_it_closes_is_in_nobodys_hand(database: st
             with pytest.raises(LedgerError, match="not open"):
                 await claim(one, "after")
         one.unclaim("b", "before")
-        assert await other._desk.read("SELECT 1 FROM kling_job WHERE owner IS NOT NULL", []) == []
+        assert await other._desk.read("SELECT 1 FROM kling_job WHERE worker_id IS NOT NULL", []) == []
         assert [worker.name for worker in (await other.tally())[1]] == []
 
 

@@ -98,6 +98,16 @@ class NoCost(MemoryLedger):
         return await super().record(attrs.evolve(entry, cost=None))
 
 
+class NoIdentity(MemoryLedger):
+    async def identity(self, batch: str) -> int:
+        return 1 + await super().identity(batch)
+
+
+class ForgetsDoubts(MemoryLedger):
+    async def record(self, entry: Entry) -> Row:
+        return await super().record(attrs.evolve(entry, doubt=None, candidates=None))
+
+
 class SaysItIsDurable(MemoryLedger):
     durable = True
 
@@ -121,12 +131,14 @@ class OwnsEverything(MemoryLedger):
         (ConflictsChange, "a refused `claim` changed the row"),
         (OneNamespace, "KeyReusedError|the same key in two batches"),
         (NewRowsAlways, "`claim` does not give the row that `record` left"),
-        (AnyMove, "the move from pending to completed did not raise LedgerError"),
+        (AnyMove, "the move from pending to abandoned did not raise LedgerError"),
         (RefusedMovesChange, "changed the row"),
         (NeverClaimed, "never claimed did not raise LedgerError"),
         (ForgetsIds, "`known` is to give"),
         (KnowsEverything, "`known` is to give"),
         (AllRows, "`rows`"),
+        (NoIdentity, "`identity` of a new batch is"),
+        (ForgetsDoubts, "a doubt was"),
         (NoCost, "`record` of a submission left"),
         (SaysItIsDurable, "is not there when it is opened again"),
         (OwnerForgets, "`owner` did not give the row"),

@@ -25,7 +25,6 @@ from kling_async import (
 )
 from kling_async._core.events import Event, Uncertain
 from kling_async._core.http import Effect
-from kling_async._core.states import GIVEN_UP
 from kling_async.ledger import Content, Entry, MemoryLedger, Row, State
 from kling_async.testing import json_response
 from kling_async.webhooks import TOKEN_PARAMETER, Delivery, token_hash
@@ -506,7 +505,7 @@ async def test_what_is_given_up_before_it_is_looked_for_is_not_sent_again() -> N
         async def record(self, entry: Entry) -> Row:
             row = await super().record(entry)
             if entry.state is State.UNCERTAIN:
-                by_hand = Entry(batch=entry.batch, key=entry.key, state=State.REJECTED, at=entry.at, error=GIVEN_UP)
+                by_hand = Entry(batch=entry.batch, key=entry.key, state=State.ABANDONED, at=entry.at)
                 self.given_up = await super().record(by_hand)
             return row
 

@@ -1,0 +1,101 @@
+"""Tables of a ledger file, and the migrations that lead to them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from kling_async.ledger import _sentences as sentences
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable
+
+APPLICATION_ID: Final = 0x4B4C4E47
+"""`KLNG`, in the header of every ledger file."""
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    """Make the tables of version 1."""
+    _run(
+        connection,
+        """
+CREATE TABLE job(
+  batch TEXT NOT NULL, key TEXT NOT NULL, digest TEXT NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL,
+  updated_at REAL NOT NULL, attempt INTEGER NOT NULL, fingerprint TEXT, token_hash TEXT, intent_at REAL,
+  submitted_at REAL, prediction_id TEXT UNIQUE, cost TEXT, spent TEXT, refunded TEXT, failures INTEGER NOT NULL,
+  output TEXT, code INTEGER, error TEXT, path TEXT, bytes INTEGER, sha256 TEXT,
+  PRIMARY KEY(batch, key)) WITHOUT ROWID;
+-- Apart, because it is long and never changes.
+CREATE TABLE content(
+  batch TEXT NOT NULL, key TEXT NOT NULL, job TEXT NOT NULL, files TEXT, PRIMARY KEY(batch, key)) WITHOUT ROWID;
+CREATE TABLE upload(digest TEXT PRIMARY KEY, url TEXT NOT NULL, expires_at REAL NOT NULL) WITHOUT ROWID;
+CREATE INDEX job_open ON job(state) WHERE state IN ('intent', 'submitted', 'uncertain');
+CREATE TABLE step(
+  batch TEXT NOT NULL, key TEXT NOT NULL, state TEXT NOT NULL, at REAL NOT NULL, attempt INTEGER NOT NULL,
+  prediction_id TEXT, error TEXT);
+CREATE INDEX step_failed ON step(prediction_id) WHERE state = 'failed';
+""",
+    )
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+
+def _separate_state_from_text(connection: sqlite3.Connection) -> None:
+    """Move state out of error texts into columns, and record the identity rule of every batch."""
+    _define_functions(connection)
+    _run(
+        connection,
+        """
+ALTER TABLE job ADD COLUMN doubt TEXT;
+-- A JSON array.
+ALTER TABLE job ADD COLUMN candidates TEXT;
+UPDATE job SET doubt = old_doubt(state, error), candidates = old_candidates(state, error) WHERE state = 'uncertain';
+UPDATE job SET state = old_state(state, error) WHERE state = 'rejected';
+UPDATE step SET state = old_state(state, error) WHERE state = 'rejected';
+CREATE TABLE batch(name TEXT PRIMARY KEY, identity INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO batch SELECT DISTINCT batch, 1 FROM job;
+""",
+    )
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create, _separate_state_from_text)
+"""From an empty file to the newest tables, one step each, all of them in one transaction.
+
+A released step is never changed. A file of version 1 that is opened for writing is migrated at once, and is refused by
+older versions of the package from then on; `read_ledger` and `read_steps` read it as it is.
+"""
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the tables of a file up to date, within the transaction of the connection."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    for step in MIGRATIONS[version:]:
+        step(connection)
+    # Even when it is the same: a file that cannot be written is found out before money is spent.
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+
+def as_newest(connection: sqlite3.Connection, version: int) -> str:
+    """Return the WITH clause under which queries for the newest tables read those of a version."""
+    if version >= len(MIGRATIONS):
+        return ""
+    _define_functions(connection)
+    return """
+WITH job AS (
+  SELECT batch, key, digest, model, old_state(state, error) AS state, updated_at, attempt, fingerprint, token_hash,
+    intent_at, submitted_at, prediction_id, cost, spent, refunded, failures, output, code, error,
+    old_doubt(state, error) AS doubt, old_candidates(state, error) AS candidates, path, bytes, sha256 FROM main.job),
+step AS (
+  SELECT rowid, batch, key, old_state(state, error) AS state, at, attempt, prediction_id, error FROM main.step)
+"""
+
+
+def _run(connection: sqlite3.Connection, script: str) -> None:
+    """Run statements within the transaction, which `executescript` would commit before."""
+    for statement in script.split(";\n"):
+        connection.execute(statement)
+
+
+def _define_functions(connection: sqlite3.Connection) -> None:
+    """Define the SQL functions that read the texts of version 1."""
+    for function in (sentences.old_state, sentences.old_doubt, sentences.old_candidates):
+        connection.create_function(function.__name__, 2, function, deterministic=True)

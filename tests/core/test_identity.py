@@ -1,0 +1,112 @@
+"""The identity rule of a batch: the version of the rule by which its digests and derived keys are made."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kling_async import Job, LedgerError, State
+from kling_async._core import content as contents
+from kling_async._core.content import Content, content_of
+from kling_async._core.images import Image
+from kling_async.ledger import Entry, MemoryLedger, SQLiteLedger
+from support.first_release import BATCH, STATES
+
+pytestmark = pytest.mark.anyio
+
+JOB = Job(prompt="x", image="https://pictures.example/face.png?signature=1")
+
+
+@pytest.fixture
+def rule_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later rule, by which URLs count without their query."""
+
+    def rule(job: Job, image_digest: Callable[[Image], str]) -> Content:
+        content = contents.RULES[1](job, image_digest)
+        return Content(content.text.replace("?signature=1", ""), content.files)
+
+    monkeypatch.setattr(contents, "RULES", {**contents.RULES, 2: rule})
+    monkeypatch.setattr(contents, "IDENTITY_VERSION", 2)
+
+
+async def opened(path: Path) -> SQLiteLedger:
+    ledger = SQLiteLedger(path)
+    await ledger.open()
+    return ledger
+
+
+def recorded(path: Path) -> dict[str, int]:
+    with sqlite3.connect(path) as connection:
+        found = dict(connection.execute("SELECT name, identity FROM batch"))
+    connection.close()
+    return found
+
+
+def test_content_is_made_by_the_rule_of_the_batch(rule_2: None) -> None:
+    del rule_2
+    digests = [content_of(JOB, str, identity=identity).digest for identity in (1, 2)]
+    assert content_of(JOB, str).digest == digests[0], "by the rule of this version"
+    assert digests[0] != digests[1]
+    with pytest.raises(LedgerError, match=r"later version of kling_async \(identity rule 3\).*upgrade"):
+        content_of(JOB, str, identity=3)
+
+
+@pytest.mark.usefixtures("rule_2")
+async def test_old_batches_keep_their_rule_and_new_ones_take_the_newest(tmp_path: Path) -> None:
+    path = Path(shutil.copy(STATES, tmp_path / "run.db"))
+    ledger = await opened(path)
+    assert [await ledger.identity(batch) for batch in ("", BATCH, "new", "new")] == [1, 1, 2, 2]
+    await ledger.claim("claimed", "k", content=Content("d"), model="m", at=0.0)
+    await ledger.aclose()
+    assert recorded(path) == {"": 1, BATCH: 1, "new": 2, "claimed": 2}
+
+
+async def test_new_batch_keeps_the_rule_when_a_later_one_comes(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    path = tmp_path / "run.db"
+    ledger = await opened(path)
+    assert await ledger.identity("b") == 1
+    await ledger.claim("claimed", "k", content=Content("d"), model="m", at=0.0)
+    await ledger.aclose()
+    request.getfixturevalue("rule_2")
+    ledger = await opened(path)
+    assert [await ledger.identity(batch) for batch in ("b", "claimed", "new")] == [1, 1, 2]
+    await ledger.aclose()
+
+
+async def test_batch_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    ledger = await opened(path)
+    await ledger.claim("b", "k", content=Content("d"), model="m", at=0.0)
+    await ledger.aclose()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE batch SET identity = 7")
+    connection.close()
+    ledger = await opened(path)
+    with pytest.raises(LedgerError, match="batch 'b' was begun by a later version"):
+        await ledger.identity("b")
+    for key in ("k", "new"):
+        with pytest.raises(LedgerError, match="later version"):
+            await ledger.claim("b", key, content=Content("d"), model="m", at=0.0)
+    assert await ledger.find("b", "new") is None
+    # What is known of its jobs is still written down, and other batches are not concerned.
+    await ledger.record(Entry(batch="b", key="k", state=State.SKIPPED, at=1.0))
+    assert await ledger.identity("other") == 1
+    await ledger.aclose()
+
+
+@pytest.mark.usefixtures("rule_2")
+async def test_memory_has_the_newest_rule() -> None:
+    assert await MemoryLedger().identity("b") == 2
+
+
+async def test_name_that_no_file_can_hold_is_refused(tmp_path: Path) -> None:
+    ledger = await opened(tmp_path / "run.db")
+    with pytest.raises(LedgerError, match="no text that a file can hold"):
+        await ledger.identity("\ud800")
+    await ledger.aclose()
+    with pytest.raises(LedgerError, match="not open"):
+        await ledger.identity("b")

@@ -1,0 +1,33 @@
+"""The table of states and its predicates."""
+
+from __future__ import annotations
+
+import pytest
+
+from kling_async._core import states
+from kling_async._core.states import MOVES, State
+
+
+def table() -> dict[State, set[str]]:
+    """The predicates of each state, as the module's table has them."""
+    lines = [line for line in (states.__doc__ or "").splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "---" not in line]
+    names = [name.replace(" ", "_") for name in cells[0][1:]]
+    return {State[row[0]]: {name for name, cell in zip(names, row[1:], strict=True) if cell} for row in cells[1:]}
+
+
+@pytest.mark.parametrize("state", State)
+def test_predicates_are_those_of_the_table(state: State) -> None:
+    predicates = set().union(*table().values())
+    assert {name for name in predicates if getattr(state, name)} == table()[state]
+    for name in predicates:
+        assert (state in getattr(states, name.upper())) == (name in table()[state])
+
+
+def test_predicates_agree_with_the_moves() -> None:
+    for state in State:
+        assert state in MOVES
+        assert state.ended or not state.unsuccessful
+        assert not (state.in_doubt and state.sendable), "a second request could be a second payment"
+    assert State.INTENT not in MOVES[State.ABANDONED]
+    assert {before for before in State if State.ABANDONED in MOVES[before]} == states.IN_DOUBT
