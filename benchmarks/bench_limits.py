@@ -15,6 +15,7 @@ import zlib
 
 import _suite
 from kling_async import Job, KlingSession, NoLimit, WatchPolicy, events
+from kling_async._session import engine_of
 from kling_async.emulator import Emulator, Level
 
 
@@ -61,7 +62,7 @@ async def run(jobs: int, ceiling: int, speed: float, *, adaptive: bool) -> tuple
             asked = (Job(prompt=f"number {number}", image=image) for number in range(jobs))
             async with kling.batch(asked) as batch:
                 done = [outcome.ok async for outcome in batch].count(True)
-            refusals = kling.account.gate.refusals
+            refusals = engine_of(kling).gate.refusals
         seconds = time.perf_counter() - began
         print(
             f"{'learning' if adaptive else 'fixed':>9}: {done} of {jobs} completed, {refusals.total()} submits refused "

@@ -72,8 +72,9 @@ if TYPE_CHECKING:
     from ._core.schema import Field
     from ._core.secret import Secret
     from ._core.statistics import SessionStatistics
+    from ._enqueue import enqueue
     from ._session import KlingSession
-    from ._worker import Worker, enqueue
+    from ._worker import Worker
     from .ledger import Ledger, Row, State, read_ledger
     from .limits import NoLimit, RateLimiter, StartsPerWindow
     from .providers import GPTProto, Provider, WaveSpeed
@@ -199,7 +200,8 @@ _PLACES = {
         "._core.secret": "Secret",
         "._core.statistics": "SessionStatistics",
         "._session": "KlingSession",
-        "._worker": "Worker enqueue",
+        "._enqueue": "enqueue",
+        "._worker": "Worker",
         ".ledger": "Ledger Row State read_ledger",
         ".limits": "NoLimit RateLimiter StartsPerWindow",
         ".providers": "GPTProto Provider WaveSpeed",

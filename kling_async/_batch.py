@@ -14,34 +14,27 @@ from typing import TYPE_CHECKING, Self, TypeAlias, cast
 import anyio
 import attrs
 
-from ._admission import Admission
-from ._core import events
-from ._core.content import Content
-from ._core.errors import (
-    InvalidJobError,
-    KlingError,
-    PredictionError,
-    Problem,
-    SkippedError,
-    Spent,
-    SubmissionUncertainError,
-)
+from ._core.errors import KlingError, SkippedError, SubmissionUncertainError
 from ._core.job import Job
-from ._core.prediction import Outcome, Prediction, SavedFile
+from ._drain import Drain
+from ._job_run import JobRun
+from ._keys import KeyAssigner
+from ._outcome import run_to_outcome
 from ._recall import Recalled, recall
 
 if TYPE_CHECKING:
-    from ._account import Account
     from ._core.budget import Budget
+    from ._core.content import Content
+    from ._core.prediction import Outcome, Prediction
+    from ._engine import SessionEngine
     from .storage import Outputs
 
 Item: TypeAlias = Job | tuple[str | None, Job]
 Jobs: TypeAlias = Iterable[Item] | AsyncIterable[Item] | Mapping[str, Job]
 """What a batch takes: jobs, pairs of a key and a job, or a mapping of keys to jobs."""
 
-KEY_LENGTH = 16
-NAMES = 100_000
-"""Names that a batch without a ledger on disk remembers."""
+MAX_KEYS_IN_MEMORY = 100_000
+"""Keys that a batch without a ledger on disk remembers for finding duplicates."""
 
 
 @attrs.frozen(kw_only=True)
@@ -73,15 +66,6 @@ class BatchStatistics:
     exhausted: bool
 
 
-@attrs.frozen
-class _Name:
-    """What a job is called, and why it cannot be."""
-
-    key: str
-    content: Content | None
-    error: KlingError | None = None
-
-
 class Batch(anyio.AsyncContextManagerMixin):
     """A named, bounded run over many jobs. Made by `KlingSession.batch`.
 
@@ -98,7 +82,7 @@ class Batch(anyio.AsyncContextManagerMixin):
 
     def __init__(
         self,
-        account: Account,
+        engine: SessionEngine,
         jobs: Jobs | None,
         *,
         name: str,
@@ -111,20 +95,19 @@ class Batch(anyio.AsyncContextManagerMixin):
     ) -> None:
         self.name = name
         self.failures: deque[Outcome] = deque(maxlen=failures_kept)
-        self._admission = Admission()
-        self._account = account
+        self._drain = Drain()
+        self._engine = engine
         self._jobs = jobs
         self._budget = budget
         self._save_to = save_to
         self._ordered = ordered
         self._deadline = deadline
-        # Places in the window that are free, and who waits for one: nobody but the reader of the input.
+        # Free places in the window, and the one who waits for one: the reader of the input.
         self._places = window
         self._place_free: asyncio.Future[None] | None = None
-        # How often each name came, by its hash. Over a ledger that is read again every name counts; otherwise memory
-        # must not follow the number of jobs, and a long input goes on with names that are told apart by their place.
-        self._names: dict[int, int] = {}
-        self._room_for_names: float = NAMES
+        # A batch over a ledger on disk may be run again, so that every key counts.
+        self._keys = KeyAssigner(math.inf if engine.ledger.durable else MAX_KEYS_IN_MEMORY)
+        self._runs: set[JobRun] = set()
         self._ready: list[tuple[int, Outcome]] = []
         self._arrived = 0
         self._taken = 0
@@ -133,7 +116,7 @@ class Batch(anyio.AsyncContextManagerMixin):
         self._left = False
         self._exhausted = False
         self._input_error: Exception | None = None
-        self._read = self._waiting = self._running = 0
+        self._read = 0
         self._completed = self._failed = self._uncertain = self._skipped = 0
         self._spent = Decimal(0)
 
@@ -142,11 +125,9 @@ class Batch(anyio.AsyncContextManagerMixin):
         if self._entered:
             raise RuntimeError("a batch is entered once")
         self._entered = True
-        await self._account.enter(self.name, self._budget)
-        if self._account.ledger.durable:
-            self._room_for_names = math.inf
+        await self._engine.enter(self.name, self._budget)
         if self._jobs is None:
-            await self._account.has(self.name)
+            await self._engine.require(self.name)
         raised: BaseException | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._feed)
@@ -192,12 +173,12 @@ class Batch(anyio.AsyncContextManagerMixin):
     @property
     def stopped(self) -> KlingError | None:
         """Why admission stopped, or None."""
-        return self._admission.stopped
+        return self._drain.stopped
 
     @property
     def drained(self) -> bool:
         """Whether `drain` was called."""
-        return self._admission.drained
+        return self._drain.drained
 
     def drain(self) -> None:
         """Send nothing more, and end when what was accepted has ended.
@@ -209,20 +190,21 @@ class Batch(anyio.AsyncContextManagerMixin):
 
         Call it from any task or callback of the session's loop; from another thread by `loop.call_soon_threadsafe`.
         """
-        self._admission.drain()
+        self._drain.drain()
 
     def statistics(self) -> BatchStatistics:
-        """Where the jobs are now."""
+        """Return where the jobs are now."""
+        running = sum(run.prediction_id is not None for run in self._runs)
         return BatchStatistics(
             read=self._read,
-            waiting=self._waiting,
-            running=self._running,
+            waiting=len(self._runs) - running,
+            running=running,
             ready=len(self._ready),
             completed=self._completed,
             failed=self._failed,
             uncertain=self._uncertain,
             skipped=self._skipped,
-            spent=self._spent,
+            spent=sum((run.cost for run in self._runs if run.cost is not None), self._spent),
             exhausted=self._exhausted,
         )
 
@@ -239,135 +221,73 @@ class Batch(anyio.AsyncContextManagerMixin):
                 self._news.set()
 
     async def _read_all(self, tasks: asyncio.TaskGroup) -> None:
-        index = 0
-        account = self._account
-        recalled = self._jobs is None
+        engine, index = self._engine, 0
         if self._save_to is not None:
-            await account.saving.rescue(self.name, self._save_to)
-        jobs = recall(account.ledger, self.name, account.clock) if self._jobs is None else each(self._jobs)
+            await engine.saver.rescue(self.name, self._save_to)
+        jobs = recall(engine.ledger, self.name, engine.clock) if self._jobs is None else each(self._jobs)
         async with aclosing(jobs) as items:
             while True:
                 try:
-                    with self._admission:
+                    with self._drain:
                         await self._place()
                         item = await anext(items)
                 except (StopAsyncIteration, SkippedError):
                     break
-                if isinstance(item, Recalled):
-                    job, name = item.job, _Name(item.row.key, item.content)
-                else:
-                    given, job = item if isinstance(item, tuple) else (None, item)
-                    if not isinstance(job, Job):
-                        raise TypeError(f"item {index} of the batch is {type(job).__name__}, not a Job")
-                    name = await self._named(given, job, index)
+                run, refused = await self._run_of(item, index)
                 self._read += 1
-                tasks.create_task(self._one(index, job, name, recalled))
+                tasks.create_task(self._one(index, run, refused))
                 index += 1
 
     async def _place(self) -> None:
         """Wait for a place in the window."""
         if not self._places:
-            self._account.full_windows += 1
+            self._engine.full_windows += 1
             self._place_free = asyncio.get_running_loop().create_future()
             try:
                 await self._place_free
             finally:
                 self._place_free = None
-                self._account.full_windows -= 1
+                self._engine.full_windows -= 1
         self._places -= 1
 
-    async def _named(self, given: str | None, job: Job, index: int) -> _Name:
-        """The job's key and digest, and what is wrong with them."""
-        try:
-            content = await self._account.content(job)
-        except KlingError as error:
-            return _Name(given or f"unreadable-{index}", None, error)
-        name = given or content.digest[:KEY_LENGTH]
-        occurrence = self._names.get(hash(name), 0) + 1
-        if occurrence > 1 or len(self._names) < self._room_for_names:
-            self._names[hash(name)] = occurrence
-        elif given is None:
-            return _Name(f"{name}-at-{index}", content)
-        if occurrence == 1:
-            return _Name(name, content)
-        if given is None:
-            return _Name(f"{name}-{occurrence}", content)
-        problem = Problem("key", f"{given!r} names an earlier job of this batch already")
-        return _Name(f"{given}-{occurrence}", content, InvalidJobError([problem]))
+    async def _run_of(self, item: Item | Recalled, index: int) -> tuple[JobRun, KlingError | None]:
+        """Return the run of an item of the input, and why its job cannot be run.
 
-    async def _one(self, index: int, job: Job, name: _Name, recalled: bool) -> None:  # noqa: FBT001 -- for start_soon
-        """One job from its admission to its outcome."""
-        account = self._account
-        key, error = name.key, name.error
-        prediction: Prediction | None = None
-        saved: SavedFile | None = None
-        taken = _Taken(self, job)
-        account.observe(events.Admitted, at=account.clock.now(), key=key, batch=self.name, job=job)
-        self._waiting += 1
+        Raises:
+            TypeError: The item is no job.
+        """
+        if isinstance(item, Recalled):
+            return self._new_run(item.job, item.row.key, item.content, recalled=True), None
+        given, job = item if isinstance(item, tuple) else (None, item)
+        if not isinstance(job, Job):
+            raise TypeError(f"item {index} of the batch is {type(job).__name__}, not a Job")
         try:
-            if error is not None:
-                raise error
-            prediction = await account.make(
-                job,
-                key=key,
-                batch=self.name,
-                deadline=self._deadline,
-                admission=self._admission,
-                content=name.content,
-                budget=self._budget,
-                recalled=recalled,
-                accepted=taken,
-            )
-            error = prediction.failure(job=job)
-            if error is None and self._save_to is not None:
-                saved = await account.saving.save(prediction, self._save_to, batch=self.name)
-        except KlingError as caught:
-            error = caught
-            if isinstance(caught, PredictionError) and caught.prediction is not None:
-                prediction = caught.prediction
-            if caught.account_wide and self.stopped is None:
-                self._admission.stopped = caught
-            # The frames hold images; an outcome may be kept for long.
-            caught.__traceback__ = None
-        except Exception as bug:  # noqa: BLE001 -- one broken job must not end the others
-            error = KlingError(
-                f"{type(bug).__name__}: {bug}",
-                prediction_id=taken.id,
-                spent=Spent.UNKNOWN if taken.id is None else Spent.YES,
-                advice="this is a mistake in the program: see __cause__",
-            )
-            error.__cause__ = bug
-        finally:
-            if taken.id is None:
-                self._waiting -= 1
-            else:
-                self._running -= 1
-        if prediction is None and taken.id is not None:
-            prediction = account.watcher.seen(taken.id) or Prediction(id=taken.id, model=job.model, key=key)
-        self._deliver(
-            index,
-            Outcome(
-                job=job,
-                key=key,
-                index=index,
-                prediction=prediction,
-                error=_about(error, job, key),
-                saved=saved,
-                cost=taken.cost,
-            ),
+            content = await self._engine.contents.read(job, self.name)
+        except KlingError as error:
+            return self._new_run(job, given or f"unreadable-{index}", None), error
+        assigned = self._keys.assign(given, content, index)
+        return self._new_run(job, assigned.key, content), assigned.duplicate
+
+    def _new_run(self, job: Job, key: str, content: Content | None, *, recalled: bool = False) -> JobRun:
+        return JobRun(
+            job=job,
+            key=key,
+            batch=self.name,
+            deadline=self._deadline,
+            drain=self._drain,
+            budget=self._budget,
+            content=content,
+            recalled=recalled,
         )
 
-    def _accepted(self, taken: _Taken, prediction: Prediction) -> None:
-        """One of its jobs was accepted, for the first time or again."""
-        if taken.id is None:
-            self._waiting -= 1
-            self._running += 1
-        # Not the record itself, which would be kept beside the later ones.
-        taken.id = prediction.id
-        usd = taken.job.price(self._account.provider.name).usd
-        if usd is not None:
-            taken.cost = (taken.cost or 0) + usd
-            self._spent += usd
+    async def _one(self, index: int, run: JobRun, refused: KlingError | None) -> None:
+        self._runs.add(run)
+        try:
+            outcome = await run_to_outcome(self._engine, run, save_to=self._save_to, refused=refused, index=index)
+        finally:
+            self._runs.discard(run)
+            self._spent += run.cost or 0
+        self._deliver(index, outcome)
 
     def _deliver(self, index: int, outcome: Outcome) -> None:
         if outcome.ok:
@@ -379,9 +299,6 @@ class Batch(anyio.AsyncContextManagerMixin):
             self.failures.append(outcome)
         heapq.heappush(self._ready, (index if self._ordered else self._arrived, outcome))
         self._arrived += 1
-        self._account.observe(
-            events.Finished, at=self._account.clock.now(), key=outcome.key, batch=self.name, outcome=outcome
-        )
         self._news.set()
 
     def _take(self) -> Outcome | None:
@@ -393,26 +310,6 @@ class Batch(anyio.AsyncContextManagerMixin):
         if self._place_free is not None and not self._place_free.done():
             self._place_free.set_result(None)
         return outcome
-
-
-@attrs.define(eq=False)
-class _Taken:
-    """What the service took of one job: its latest id, and USD of all of its predictions. Called when it takes one."""
-
-    batch: Batch
-    job: Job
-    id: str | None = None
-    cost: Decimal | None = None
-
-    def __call__(self, prediction: Prediction) -> None:
-        self.batch._accepted(self, prediction)  # noqa: SLF001 -- an object of its own, lighter than a closure
-
-
-def _about(error: KlingError | None, job: Job, key: str) -> KlingError | None:
-    if error is not None:
-        error.job = error.job or job
-        error.key = error.key or key
-    return error
 
 
 async def each(jobs: Jobs) -> AsyncGenerator[Item, None]:

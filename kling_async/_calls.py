@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 from ._core.catalogue import Model, find_model
 from ._core.errors import ConfigurationError
 from ._core.prediction import Prediction
-from ._walk import MAX_PAGE, Walk
+from ._walk import MAX_PAGE_SIZE, Paginator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
     from decimal import Decimal
 
-    from ._account import Account
     from ._core.account import Billing, Page, ServiceModel, ServicePrice, Usage
     from ._core.job import Job
     from ._core.secret import Secret
+    from ._engine import SessionEngine
 
 log = logging.getLogger("kling_async")
 
@@ -38,8 +38,8 @@ class ServiceCalls(ABC):
 
     @property
     @abstractmethod
-    def account(self) -> Account:
-        """What is alive while the session is open."""
+    def _engine(self) -> SessionEngine:
+        """The parts of the open session."""
 
     async def predictions(
         self,
@@ -48,7 +48,7 @@ class ServiceCalls(ABC):
         status: str | None = None,
         created_after: When | None = None,
         created_before: When | None = None,
-        page_size: int = MAX_PAGE,
+        page_size: int = MAX_PAGE_SIZE,
         limit: int | None = None,
     ) -> AsyncIterator[Prediction]:
         """The account's predictions of the last 7 days, newest first, those of the web playground included.
@@ -76,7 +76,7 @@ class ServiceCalls(ABC):
             ApiError: The service said no.
             TransportError: The service could not be asked.
         """
-        account, provider = self.account, self.account.provider
+        reads, provider = self._engine.reads, self._engine.provider
         size = _page_size(page_size, limit)
         model_id, after = _model_id(model), _moment("created_after", created_after)
 
@@ -91,10 +91,10 @@ class ServiceCalls(ABC):
                 created_after=after,
                 created_before=before,
             )
-            return _told(provider.read_predictions(await account.ask(request)), "predictions")
+            return _told(provider.read_predictions(await reads.send(request)), "predictions")
 
-        walk = Walk(read, size=size, key=lambda prediction: prediction.id)
-        async for prediction in walk.items(limit):
+        paginator = Paginator(read, size=size, key=lambda prediction: prediction.id)
+        async for prediction in paginator.items(limit):
             yield prediction
 
     async def delete(self, predictions: str | Prediction | Iterable[str | Prediction]) -> int:
@@ -114,11 +114,11 @@ class ServiceCalls(ABC):
             ApiError: The service said no.
             TransportError: The service could not be asked.
         """
-        account, provider = self.account, self.account.provider
+        reads, provider = self._engine.reads, self._engine.provider
         ids = _ids(predictions)
         deleted = 0
-        for start in range(0, len(ids), MAX_PAGE):
-            reply = await account.ask(provider.delete(ids[start : start + MAX_PAGE]))
+        for start in range(0, len(ids), MAX_PAGE_SIZE):
+            reply = await reads.send(provider.delete(ids[start : start + MAX_PAGE_SIZE]))
             deleted += provider.read_deleted(reply)
         return deleted
 
@@ -130,8 +130,8 @@ class ServiceCalls(ABC):
             ApiError: The service said no.
             TransportError: The service could not be asked.
         """
-        account = self.account
-        return account.provider.read_balance(await account.ask(account.provider.balance()))
+        reads, provider = self._engine.reads, self._engine.provider
+        return provider.read_balance(await reads.send(provider.balance()))
 
     async def models(self) -> tuple[ServiceModel, ...]:
         """The service's own catalogue, all kinds of models. `Model.from_service` makes one runnable.
@@ -141,9 +141,9 @@ class ServiceCalls(ABC):
             ApiError: The service said no.
             TransportError: The service could not be asked.
         """
-        account = self.account
-        reply = await account.ask(account.provider.models())
-        return _told(account.provider.read_models(reply), "models").items
+        reads, provider = self._engine.reads, self._engine.provider
+        reply = await reads.send(provider.models())
+        return _told(provider.read_models(reply), "models").items
 
     async def price(self, job: Job) -> ServicePrice:
         """What the service asks for this job, with the account's discount. `job.price()` is the catalogue's estimate.
@@ -155,8 +155,8 @@ class ServiceCalls(ABC):
             ApiError: The service said no.
             TransportError: The service could not be asked.
         """
-        account = self.account
-        return account.provider.read_price(await account.ask(account.provider.price(job)), job)
+        reads, provider = self._engine.reads, self._engine.provider
+        return provider.read_price(await reads.send(provider.price(job)), job)
 
     async def usage(self, start: When, end: When, model: str | Model | None = None) -> Usage:
         """What was spent in a span of at most 31 days.
@@ -172,12 +172,12 @@ class ServiceCalls(ABC):
             ApiError: The service said no.
             TransportError: The service could not be asked.
         """
-        account = self.account
+        reads, provider = self._engine.reads, self._engine.provider
         since, until = _time("start", start), _time("end", end)
         if not timedelta(0) <= until - since <= MAX_SPAN:
             raise ConfigurationError(f"usage: expected an end 0 to {MAX_SPAN.days} days after the start")
-        request = account.provider.usage(since, until, model=_model_id(model))
-        return account.provider.read_usage(await account.ask(request))
+        request = provider.usage(since, until, model=_model_id(model))
+        return provider.read_usage(await reads.send(request))
 
     async def billings(
         self,
@@ -187,7 +187,7 @@ class ServiceCalls(ABC):
         model: str | Model | None = None,
         start: When | None = None,
         end: When | None = None,
-        page_size: int = MAX_PAGE,
+        page_size: int = MAX_PAGE_SIZE,
         limit: int | None = None,
     ) -> AsyncIterator[Billing]:
         """The lines of the account's bill, newest first: what was deducted, and what was given back.
@@ -207,7 +207,7 @@ class ServiceCalls(ABC):
             ApiError: The service said no.
             TransportError: The service could not be asked.
         """
-        account, provider = self.account, self.account.provider
+        reads, provider = self._engine.reads, self._engine.provider
         size = _page_size(page_size, limit)
         ids, model_id = _ids(predictions), _model_id(model)
         since, until = _moment("start", start), _moment("end", end)
@@ -216,10 +216,12 @@ class ServiceCalls(ABC):
             request = provider.billings(
                 page=page, page_size=size, kind=kind, prediction_ids=ids, model=model_id, start=since, end=until
             )
-            return _told(provider.read_billings(await account.ask(request)), "billings")
+            return _told(provider.read_billings(await reads.send(request)), "billings")
 
-        walk = Walk(read, size=size, key=lambda line: line.id or (line.prediction_id, line.kind, line.created_at))
-        async for line in walk.items(limit):
+        paginator = Paginator(
+            read, size=size, key=lambda line: line.id or (line.prediction_id, line.kind, line.created_at)
+        )
+        async for line in paginator.items(limit):
             yield line
 
     async def webhook_secret(self) -> Secret:
@@ -230,8 +232,8 @@ class ServiceCalls(ABC):
             ApiError: The service said no.
             TransportError: The service could not be asked.
         """
-        account = self.account
-        return account.provider.read_webhook_secret(await account.ask(account.provider.webhook_secret()))
+        reads, provider = self._engine.reads, self._engine.provider
+        return provider.read_webhook_secret(await reads.send(provider.webhook_secret()))
 
 
 def _told(page: Page[T], what: str) -> Page[T]:
@@ -241,8 +243,8 @@ def _told(page: Page[T], what: str) -> Page[T]:
 
 
 def _page_size(page_size: int, limit: int | None) -> int:
-    if not 1 <= page_size <= MAX_PAGE:
-        raise ConfigurationError(f"page_size: expected 1 to {MAX_PAGE}, got {page_size!r}")
+    if not 1 <= page_size <= MAX_PAGE_SIZE:
+        raise ConfigurationError(f"page_size: expected 1 to {MAX_PAGE_SIZE}, got {page_size!r}")
     if limit is not None and limit < 1:
         raise ConfigurationError(f"limit: expected at least 1, got {limit!r}")
     return page_size if limit is None else min(page_size, limit)

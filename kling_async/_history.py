@@ -1,4 +1,4 @@
-"""What the account's history and its bill show since a time: whole, or an error."""
+"""Reads of the account's history and bill since a time: complete, or an error."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ._core.errors import ApiError, ProtocolError, RateLimitedError, ServerError
 from ._retry import pause
-from ._walk import MAX_PAGE, Walk
+from ._walk import MAX_PAGE_SIZE, Paginator
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-BEHIND = 3600.0
+MAX_CLOCK_LAG_S = 3600.0
 """Seconds by which the service's clock may be behind ours without hiding a prediction from its history."""
-ATTEMPTS = 6
-"""How often a page is asked for that does not come whole."""
-_BLIPS: tuple[type[ApiError], ...] = (ServerError, ProtocolError, RateLimitedError)
+MAX_PAGE_ATTEMPTS = 6
+"""Reads of a page that does not arrive complete."""
+_RETRIED: tuple[type[ApiError], ...] = (ServerError, ProtocolError, RateLimitedError)
 
 
 class History:
     """Reads the pages of the account's history and of its bill.
 
     Args:
-        provider: Phrases the reads.
-        ask: Sends one.
+        provider: Builds the requests and parses the replies.
+        ask: Sends a read.
         clock: The session's clock.
-        rng: For jitter.
+        rng: Draws jitter.
     """
 
     def __init__(
@@ -51,12 +51,15 @@ class History:
         self._rng = rng
 
     async def predictions(self, since: float) -> tuple[list[Prediction], float]:
-        """All predictions created since a time, and by how many seconds the service's clock is ahead of ours.
+        """Return all predictions created since a time, and the seconds by which the service's clock is ahead of ours.
+
+        Args:
+            since: Seconds since the epoch.
 
         Raises:
             UnsupportedError: The provider has no history.
-            ApiError: It does not come whole.
-            TransportError: The service could not be asked.
+            ApiError: It does not arrive complete.
+            TransportError: There was no reply.
         """
         ahead = 0.0
         start = _start(since)
@@ -67,33 +70,36 @@ class History:
             ahead = response.ahead(self._clock.now()) or ahead
             listed = self._provider.read_predictions(response)
             if listed.size < size and await self._goes_on(page, size, start):
-                raise ProtocolError("the pages of the list are shorter than was asked for", status=200)
-            return _whole(listed, "predictions")
+                raise ProtocolError("the pages of the list are shorter than requested", status=200)
+            return _complete(listed, "predictions")
 
-        walk = Walk(self._patient(read), size=MAX_PAGE, key=lambda prediction: prediction.id)
-        return [prediction async for prediction in walk.items(None)], ahead
+        paginator = Paginator(self._retried(read), size=MAX_PAGE_SIZE, key=lambda prediction: prediction.id)
+        return [prediction async for prediction in paginator.items(None)], ahead
 
     async def bill(self, since: float) -> list[Billing]:
-        """All that was deducted since a time.
+        """Return all deductions since a time.
+
+        Args:
+            since: Seconds since the epoch.
 
         Raises:
-            UnsupportedError: The provider shows no bill.
-            ApiError: It does not come whole.
-            TransportError: The service could not be asked.
+            UnsupportedError: The provider has no bill.
+            ApiError: It does not arrive complete.
+            TransportError: There was no reply.
         """
         start = _start(since)
 
         async def read(page: int, size: int) -> Page[Billing]:
             request = self._provider.billings(page=page, page_size=size, kind="deduct", start=start)
-            return _whole(self._provider.read_billings(await self._ask(request)), "lines")
+            return _complete(self._provider.read_billings(await self._ask(request)), "lines")
 
-        walk = Walk(
-            self._patient(read), size=MAX_PAGE, key=lambda line: line.id or (line.prediction_id, line.created_at)
+        paginator = Paginator(
+            self._retried(read), size=MAX_PAGE_SIZE, key=lambda line: line.id or (line.prediction_id, line.created_at)
         )
-        return [line async for line in walk.items(None)]
+        return [line async for line in paginator.items(None)]
 
-    def _patient(self, read: Callable[[int, int], Awaitable[Page[T]]]) -> Callable[[int, int], Awaitable[Page[T]]]:
-        """The same, asked again when a page does not come whole."""
+    def _retried(self, read: Callable[[int, int], Awaitable[Page[T]]]) -> Callable[[int, int], Awaitable[Page[T]]]:
+        """Return `read` with retries of pages that do not arrive complete."""
 
         async def again(page: int, size: int) -> Page[T]:
             attempt = 0
@@ -101,29 +107,29 @@ class History:
                 attempt += 1
                 try:
                     return await read(page, size)
-                except _BLIPS as error:
-                    if attempt == ATTEMPTS:
+                except _RETRIED as error:
+                    if attempt == MAX_PAGE_ATTEMPTS:
                         raise
                     await self._clock.sleep(max(pause(attempt, self._rng.random), error.retry_after or 0.0))
 
         return again
 
     async def _goes_on(self, page: int, size: int, start: datetime) -> bool:
-        """Whether there is something after a page that was shorter than was asked for."""
+        """Return whether there are items after a page that was shorter than requested."""
         request = self._provider.predictions(page=page + 1, page_size=size, created_after=start)
         return self._provider.read_predictions(await self._ask(request)).size > 0
 
 
 def _start(since: float) -> datetime:
-    # The service's clock may be behind ours: what it calls earlier may be later.
-    return datetime.fromtimestamp(since - BEHIND, UTC)
+    # The service's clock may be behind ours.
+    return datetime.fromtimestamp(since - MAX_CLOCK_LAG_S, UTC)
 
 
-def _whole(page: Page[T], what: str) -> Page[T]:
-    """The page, when all of it was understood.
+def _complete(page: Page[T], what: str) -> Page[T]:
+    """Return a page that was parsed completely.
 
     Raises:
-        ProtocolError: An orphan may be among what was not: nothing may be concluded from such a page.
+        ProtocolError: It was not: an orphan may be among the unreadable items, so the page proves nothing.
     """
     if page.unread:
         raise ProtocolError(f"{page.unread} {what} of a page cannot be read", status=200)

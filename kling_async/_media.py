@@ -21,9 +21,10 @@ from ._core.errors import (
     ServerError,
 )
 from ._core.http import Effect, HttpRequest
+from ._core.images import MAX_IMAGE_BYTES
 from ._core.media import FITTED, ImageFacts
 from ._core.transport import shown
-from ._preflight import preflight, read, sha256
+from ._preflight import invalid, preflight, read, sha256
 from ._retry import send_read
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Images:
         self._known: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self._wanted: dict[str, _Upload] = {}
 
-    async def url(self, image: Image, *, field: str) -> str:
+    async def url(self, image: Image, *, field: str, sha256: str | None = None) -> str:
         """The URL to send for `image`: a string as it is, a file or bytes after it was checked and uploaded.
 
         Those who ask for the same content at the same time share one upload and its failure. When the one who uploads
@@ -141,9 +142,10 @@ class Images:
         Args:
             image: The image.
             field: How errors name it: `image` or `end_image`.
+            sha256: The digest by which the job was keyed, in hex; None when it was not read before.
 
         Raises:
-            InvalidJobError: The file cannot be read, or the service would refuse the image.
+            InvalidJobError: The file cannot be read, has changed, or the service would refuse the image.
             UnsupportedError: The provider takes no uploads.
             ApiError: The service or its storage refused the upload.
             TransportError: It could not be reached.
@@ -151,17 +153,18 @@ class Images:
         if isinstance(image, str):
             return image
         try:
-            return await self._url(image, field)
+            return await self._url(image, field, sha256)
         except KlingError as error:
             # The frames that it came through hold the image: an error that is kept must not keep megabytes.
             failure = error.with_traceback(None)
         raise failure
 
-    async def _url(self, image: Path | bytes, field: str) -> str:
+    async def _url(self, image: Path | bytes, field: str, sha256: str | None) -> str:
         if self._inline:
-            ready = await self._ready(image, field)
+            ready = await self._ready(image, field, sha256)
             return await anyio.to_thread.run_sync(lambda: ready.data_uri)
-        name = self._name(await digest(image, field=field))
+        sha256 = sha256 or await digest(image, field=field)
+        name = self._name(sha256)
         upload = self._wanted.setdefault(name, _Upload())
         upload.waiting += 1
         try:
@@ -169,17 +172,17 @@ class Images:
                 if upload.failure is not None:
                     # A copy: one exception raised in many tasks would gather all of their tracebacks.
                     raise copy.copy(upload.failure)
-                return await self._remembered(name) or await self._first(image, field, upload)
+                return await self._remembered(name) or await self._first(image, field, sha256, upload)
         finally:
             upload.waiting -= 1
             # With the last who waits the failure is forgotten: who comes then begins anew.
             if not upload.waiting:
                 del self._wanted[name]
 
-    async def _first(self, image: Path | bytes, field: str, upload: _Upload) -> str:
+    async def _first(self, image: Path | bytes, field: str, sha256: str, upload: _Upload) -> str:
         async with self._slots:
-            # Read anew, so that only those who hold a slot hold an image in memory.
-            ready = await self._ready(image, field)
+            # Read here and not before: only holders of a slot hold an image in memory.
+            ready = await self._ready(image, field, sha256)
             for warning in ready.facts.warnings:
                 log.warning("%s: %s", image if not isinstance(image, bytes) else field, warning)
             try:
@@ -188,17 +191,17 @@ class Images:
                 upload.failure = error
                 raise
 
-    async def _ready(self, image: Path | bytes, field: str) -> _Ready:
+    async def _ready(self, image: Path | bytes, field: str, sha256: str | None) -> _Ready:
         """The image as it will be sent.
 
         Raises:
-            InvalidJobError: The service would refuse it.
+            InvalidJobError: It has changed, or the service would refuse it.
         """
         if self._fit:
             facts = await anyio.to_thread.run_sync(lambda: preflight(image, field=field, fit=True))
             if facts.unfit:
-                return await anyio.to_thread.run_sync(_fitted, image, field, limiter=self._fitting)
-        return await anyio.to_thread.run_sync(_as_it_is, image, field)
+                return await anyio.to_thread.run_sync(_fitted, image, field, sha256, limiter=self._fitting)
+        return await anyio.to_thread.run_sync(_as_it_is, image, field, sha256)
 
     async def _upload(self, ready: _Ready) -> str:
         content, facts = ready.content, ready.facts
@@ -284,18 +287,35 @@ def _judge(response: HttpResponse, ticket: UploadTicket, now: float) -> None:
     )
 
 
-def _as_it_is(image: Path | bytes, field: str) -> _Ready:
-    if not isinstance(image, bytes):
-        # Before a file is read that is too large.
-        preflight(image, field=field)
-    content = read(image, field)
-    return _Ready(content, preflight(content, field=field), sha256(content, field))
+def _as_it_is(image: Path | bytes, field: str, expected: str | None) -> _Ready:
+    content = read(image, field, most=MAX_IMAGE_BYTES)
+    return _Ready(content, preflight(content, field=field), _verified(image, content, field, expected))
 
 
-def _fitted(image: Path | bytes, field: str) -> _Ready:
+def _fitted(image: Path | bytes, field: str, expected: str | None) -> _Ready:
     # Imported here: Pillow is an extra.
     from ._fit import fitted  # noqa: PLC0415
 
     content = read(image, field)
+    found = _verified(image, content, field, expected)
     fit = fitted(content, field=field)
-    return _Ready(fit, preflight(fit, field=field), sha256(content, field))
+    return _Ready(fit, preflight(fit, field=field), found)
+
+
+def _verified(image: Path | bytes, content: bytes, field: str, expected: str | None) -> str:
+    """Return the digest of an image's content, the same as when its job was keyed.
+
+    Raises:
+        InvalidJobError: The file has changed since.
+    """
+    if expected is not None and isinstance(image, bytes):
+        # Bytes cannot change.
+        return expected
+    found = sha256(content, field)
+    if expected is not None and found != expected:
+        raise invalid(
+            field,
+            f"{image!s} has changed since the job's key was made from it: expected SHA-256 {expected[:16]}..., "
+            f"got {found[:16]}...",
+        )
+    return found

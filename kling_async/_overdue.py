@@ -1,79 +1,80 @@
-"""An end for what waits for too long: one timer for many, since one for each costs a tenth of a request."""
+"""Timeouts for many tasks on one timer: a timer for each costs a tenth of the CPU time of a request."""
 
 from __future__ import annotations
 
 import asyncio
 
 
-class Wait:
-    """What a task waits for until a time of the loop.
+class Deadline:
+    """The deadline of one task.
 
     Attributes:
-        until: The time; it may be moved on.
-        over: Whether it was reached and the task cancelled for it.
+        task: The task.
+        when: Time of the loop, in seconds; may be moved.
+        passed: True once it has passed and the task was cancelled.
     """
 
-    __slots__ = ("_cancelling", "over", "task", "until")
+    __slots__ = ("_cancelling", "passed", "task", "when")
 
-    def __init__(self, task: asyncio.Task[object], until: float) -> None:
+    def __init__(self, task: asyncio.Task[object], when: float) -> None:
         self.task = task
-        self.until = until
-        self.over = False
+        self.when = when
+        self.passed = False
         self._cancelling = task.cancelling()
 
-    def settle(self) -> bool:
-        """Take back what was done to the task; whether it was cancelled, and by nobody else."""
-        if not self.over:
+    def uncancel(self) -> bool:
+        """Take back the cancellation of the task. Return whether the deadline alone had cancelled it."""
+        if not self.passed:
             return False
-        self.over = False
+        self.passed = False
         return self.task.uncancel() <= self._cancelling
 
 
-class Overdue:
-    """Cancels tasks whose waits are over."""
+class TaskTimeouts:
+    """Cancels tasks at their deadlines."""
 
     def __init__(self) -> None:
-        self._waits: dict[Wait, None] = {}
+        self._deadlines: dict[Deadline, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, seconds: float) -> Wait:
-        """The running task waits, for so many seconds at most."""
+    def start(self, seconds: float) -> Deadline:
+        """Set a deadline for the running task, in seconds from now. End it by `stop`."""
         loop = asyncio.get_running_loop()
         task = asyncio.current_task(loop)
         assert task is not None  # noqa: S101 -- a coroutine asks
-        wait = Wait(task, loop.time() + seconds)
-        self._waits[wait] = None
-        if self._timer is None or wait.until < self._timer.when():
-            self._look_at(wait.until, loop)
-        return wait
+        deadline = Deadline(task, loop.time() + seconds)
+        self._deadlines[deadline] = None
+        if self._timer is None or deadline.when < self._timer.when():
+            self._schedule(deadline.when, loop)
+        return deadline
 
-    def end(self, wait: Wait) -> None:
-        """It waits no longer."""
-        del self._waits[wait]
-        if wait.over:
-            wait.settle()
+    def stop(self, deadline: Deadline) -> None:
+        """Remove a deadline."""
+        del self._deadlines[deadline]
+        if deadline.passed:
+            deadline.uncancel()
 
     def close(self) -> None:
-        """Leave no timer behind."""
+        """Cancel the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _look_at(self, when: float, loop: asyncio.AbstractEventLoop) -> None:
+    def _schedule(self, when: float, loop: asyncio.AbstractEventLoop) -> None:
         self.close()
-        self._timer = loop.call_at(when, self._look, loop)
+        self._timer = loop.call_at(when, self._cancel_passed, loop)
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _cancel_passed(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
         now = loop.time()
-        left = []
-        for wait in self._waits:
-            if wait.over:
+        later = []
+        for deadline in self._deadlines:
+            if deadline.passed:
                 continue
-            if wait.until <= now:
-                wait.over = True
-                wait.task.cancel()
+            if deadline.when <= now:
+                deadline.passed = True
+                deadline.task.cancel()
             else:
-                left.append(wait.until)
-        if left:
-            self._look_at(min(left), loop)
+                later.append(deadline.when)
+        if later:
+            self._schedule(min(later), loop)

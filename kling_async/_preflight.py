@@ -84,13 +84,18 @@ def require_pillow() -> None:
         raise ConfigurationError("fit: needs Pillow", advice="install kling-async[images]")
 
 
-def read(image: Path | bytes, field: str) -> bytes:
-    """The whole content; of a file that is too large, no more than shows it.
+def read(image: Path | bytes, field: str, *, most: int = MAX_FIT_BYTES) -> bytes:
+    """Return the whole content; of a file that is too large, one byte more than is permitted.
+
+    Args:
+        image: The file, or its content.
+        field: Name of the field in errors.
+        most: Bytes that are permitted.
 
     Raises:
         InvalidJobError: It cannot be read.
     """
-    return b"".join(_pieces(image, field))
+    return b"".join(_pieces(image, field, most))
 
 
 def sha256(image: Path | bytes, field: str) -> str:
@@ -192,11 +197,11 @@ def _opened(image: Path | bytes, field: str) -> BinaryIO:
     raise invalid(field, f"{image} is not a regular file")
 
 
-def _pieces(image: Path | bytes, field: str) -> Iterator[bytes]:
+def _pieces(image: Path | bytes, field: str, most: int = MAX_FIT_BYTES) -> Iterator[bytes]:
     if isinstance(image, bytes):
         yield image
         return
-    left = MAX_FIT_BYTES + 1
+    left = most + 1
     with _opened(image, field) as file:
         try:
             while piece := file.read(min(left, _PIECE)):

@@ -29,7 +29,10 @@ ORDER = (
 )
 """What may be lost by waiting comes first, what costs money after it."""
 
-KEPT = 7 * 86_400.0
+UNFINISHED = (*ORDER[1:3], (State.CLAIMED, State.PENDING))
+"""Of these, what is not at its end."""
+
+RETENTION_S = 7 * 86_400.0
 """Seconds that the service keeps predictions and outputs (docs: what-are-predictions)."""
 
 _STATUS = {
@@ -98,14 +101,14 @@ async def recall_one(ledger: Ledger, clock: Clock, row: Row, content: Content) -
     return Recalled(row, recalled(content, uploads), content)
 
 
-async def still_there(job: Job, content: Content, key: str, look: Callable[[Path], Awaitable[str]]) -> None:
-    """Make sure that a job out of a ledger can be sent as it was given.
+async def check_images(job: Job, content: Content, key: str, look: Callable[[Path], Awaitable[str]]) -> None:
+    """Raise unless the images of a job out of a ledger are what they were.
 
     Args:
         job: The job.
         content: Its content in the ledger.
         key: Its name.
-        look: The digest of an image file as it is now.
+        look: Returns the digest of an image file as it is now.
 
     Raises:
         InvalidJobError: An image file cannot be read, or an image is not there any more.

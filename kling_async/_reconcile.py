@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from kling_async._core.clock import Clock
     from kling_async._core.prediction import Prediction
     from kling_async._core.states import Row
-    from kling_async._custody import Custody
+    from kling_async._tasks import CriticalTasks
     from kling_async.ledger import Ledger
 
 log = logging.getLogger("kling_async")
@@ -72,7 +72,7 @@ class Reconciler:
         grace: Seconds from the moment of doubt until an absence from the history shows something.
         sole_user: Whether nothing but this ledger uses the key: only then is an orphan of unknown input necessarily one
             of ours.
-        custody: Writes down what was found out.
+        critical: Records what was settled, whether or not the caller is cancelled.
         settled: Takes over the row of a job that nobody waits for, submitted or pending.
     """
 
@@ -85,7 +85,7 @@ class Reconciler:
         bill: Callable[[float], Awaitable[list[Billing]]],
         grace: float,
         sole_user: bool,
-        custody: Custody,
+        critical: CriticalTasks,
         settled: Callable[[Row], None],
     ) -> None:
         self._ledger = ledger
@@ -94,7 +94,7 @@ class Reconciler:
         self._bill = bill
         self._grace = grace
         self._sole_user = sole_user
-        self._custody = custody
+        self._critical = critical
         self._settled = settled
         self._turn = anyio.Lock()
         # Since when each doubt is known here. Our clock may be set back or forth meanwhile, or while we are not there.
@@ -233,7 +233,7 @@ class Reconciler:
 
     async def _write_down(self, settled: list[tuple[Row, Settlement]]) -> None:
         # Once it is known, it is written down, whoever stops waiting for it.
-        await asyncio.shield(self._custody.start(lambda: self._apply(settled), name="kling-settle"))
+        await asyncio.shield(self._critical.start(lambda: self._apply(settled), name="kling-settle"))
 
     async def _billed(self, since: float, listed: set[str]) -> list[Orphan]:
         """What was paid for and is neither in the history nor in the ledger."""

@@ -1,4 +1,4 @@
-"""Sending again what may be sent again: reads, and nothing else."""
+"""Retries of reads. A paid request is never retried here."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from ._core.transport import Transport
 
 BACKOFF = Backoff()
-"""How the pauses between attempts grow."""
-PASSING = frozenset({429, 500, 502, 503, 504})
-"""Statuses that a later request may not meet."""
+"""Pauses between attempts."""
+RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
+"""HTTP statuses after which a read is sent again."""
 
 
 def pause(failures: int, rng: Callable[[], float], asked: float | None = None) -> float:
-    """Seconds to wait after so many failures in a row.
+    """Return the seconds to wait after consecutive failures.
 
     Args:
-        failures: How many attempts have failed, from 1.
-        rng: Draws from [0, 1), so that many jobs that failed together do not come back together.
-        asked: What the service asked for by `Retry-After`; never waited less than that.
+        failures: Number of failed attempts, from 1.
+        rng: Draws jitter from [0, 1), so that jobs that failed together do not retry together.
+        asked: Seconds of `Retry-After`: the least pause; None when the service asked for none.
     """
     return max(BACKOFF.delay(failures, rng()), asked or 0.0)
 
@@ -42,24 +42,24 @@ async def send_read(
     attempts: int = 5,
     rng: Callable[[], float] = random.random,
 ) -> HttpResponse:
-    """The reply to a read, asked for again after transport errors and passing statuses.
+    """Send a read, and retry it after transport errors and passing statuses.
 
     Args:
-        transport: Sends.
-        request: Must have `Effect.READ`.
-        clock: Tells the time and waits.
-        attempts: How often it is sent at most.
-        rng: Draws the jitter from [0, 1).
+        transport: Sends the request.
+        request: A request with `Effect.READ`.
+        clock: The session's clock.
+        attempts: Greatest number of attempts.
+        rng: Draws jitter from [0, 1).
 
     Returns:
-        The first reply with another status than those of `PASSING`, or the last reply.
+        The first reply with another status than those of `RETRIED_STATUSES`, or the last reply.
 
     Raises:
-        TransportError: The last attempt brought no reply.
-        ValueError: The request is a paid one: sending that again is never decided here.
+        TransportError: The last attempt had no reply.
+        ValueError: The request is a paid one.
     """
     if request.effect is not Effect.READ:
-        raise ValueError(f"not a read: {request!r}")
+        raise ValueError(f"expected a read, got {request!r}")
     for attempt in itertools.count(1):
         asked = None
         try:
@@ -68,7 +68,7 @@ async def send_read(
             if attempt >= attempts:
                 raise
         else:
-            if response.status not in PASSING or attempt >= attempts:
+            if response.status not in RETRIED_STATUSES or attempt >= attempts:
                 return response
             asked = response.retry_after(clock.now())
         await clock.sleep(pause(attempt, rng, asked))

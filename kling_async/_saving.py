@@ -11,7 +11,7 @@ import attrs
 from ._core.errors import KlingError, NoOutputError, OutputGoneError, StorageError
 from ._core.events import Saved
 from ._core.states import Entry, Row, State
-from ._recall import KEPT, prediction_of
+from ._recall import RETENTION_S, prediction_of
 
 if TYPE_CHECKING:
     import os
@@ -120,7 +120,7 @@ class Saving:
         if found is None:
             return False
         row, _ = found
-        return self._clock.now() - (row.submitted_at or row.updated_at) > KEPT - URGENT
+        return self._clock.now() - (row.submitted_at or row.updated_at) > RETENTION_S - URGENT
 
     def _note(self, row: Row, prediction: Prediction, saved: SavedFile) -> None:
         step = Entry(

@@ -1,11 +1,9 @@
-"""`KlingSession`: the face of an account. It composes the rooms below it and decides nothing itself."""
+"""`KlingSession`: one account on one provider."""
 
 from __future__ import annotations
 
 import copy
 import logging
-import os
-import sys
 import uuid
 from typing import TYPE_CHECKING, Literal, Self, Unpack, cast
 
@@ -13,57 +11,69 @@ import attrs
 
 from ._calls import ServiceCalls
 from ._clock import SystemClock
-from ._core.budget import Budget
-from ._core.catalogue import LEVELS, Level, Model
-from ._core.errors import ConfigurationError, KlingError, SessionClosedError, UnsupportedError
+from ._core.catalogue import Model
+from ._core.errors import ConfigurationError, KlingError, SessionClosedError
 from ._core.http import Timeouts
 from ._core.images import image_at_rest
 from ._core.job import Job, JobFields
-from ._core.polling import WatchPolicy
-from ._custody import Custody, finish
-from .ledger import Ledger, open_ledger
-from .providers import PROVIDERS, Provider
+from ._job_run import JobRun
+from ._options import (
+    SessionOptions,
+    budget_of,
+    level_of,
+    policy_of,
+    positive_seconds,
+    provider_of,
+    refuse_ledger,
+)
+from ._tasks import CriticalTasks, finish
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import AsyncIterator, Iterable
     from decimal import Decimal
     from types import TracebackType
 
     import aiohttp
 
-    from ._account import Account
     from ._batch import Batch, Jobs
+    from ._core.budget import Budget
+    from ._core.catalogue import Level
     from ._core.clock import Clock
     from ._core.events import Observer
     from ._core.images import ImageSource
+    from ._core.polling import WatchPolicy
     from ._core.prediction import Prediction, SavedFile
     from ._core.secret import Secret
     from ._core.statistics import SessionStatistics
     from ._core.transport import Transport
-    from ._submit import OnUncertain
+    from ._doubts import OnUncertain
+    from ._engine import SessionEngine
+    from .ledger import Ledger
     from .limits import RateLimiter
+    from .providers import Provider
     from .storage import Outputs
     from .webhooks import Delivery, WebhookReceiver
 
 log = logging.getLogger("kling_async")
 
-WINDOW_SLACK = 0.5
-"""Seconds added to the account's window: what starts on time here may arrive a little early or late there."""
+MAX_LOGGED_IDS = 10
+"""Ids of running predictions that the warning at closing names."""
 
 
 @attrs.frozen(kw_only=True)
-class _Options:
-    """What `with_options` may change."""
+class _Defaults:
+    """Defaults that `with_options` may change."""
 
     deadline: float
     model: str | Model | None = None
 
 
-class _Door:
-    """The cell through which all views of a session see whether it is open."""
+class _Lifetime:
+    """The state of a session that all of its views share."""
 
     def __init__(self) -> None:
-        self.account: Account | None = None
+        self.engine: SessionEngine | None = None
         self.used = False
 
 
@@ -162,114 +172,70 @@ class KlingSession(ServiceCalls):
         clock: Clock | None = None,
         observers: Iterable[Observer] = (),
     ) -> None:
-        self.provider = _provider(provider, api_key, base_url)
-        self.level = _level(level)
+        self.provider = provider_of(provider, api_key, base_url)
+        self.level = level_of(level)
         self.max_in_flight = self.level.in_flight if max_in_flight is None else max_in_flight
-        if self.max_in_flight < 1:
-            raise ConfigurationError(f"max_in_flight: expected at least 1, got {max_in_flight}")
-        if max_saving < 1:
-            raise ConfigurationError(f"max_saving: expected at least 1, got {max_saving}")
-        self._max_saving = max_saving
-        if images not in {"upload", "inline"}:
-            raise ConfigurationError(f'images: expected "upload" or "inline", got {images!r}')
-        if max_uploads < 1:
-            raise ConfigurationError(f"max_uploads: expected at least 1, got {max_uploads}")
-        if fit:
-            # Imported here: images are not looked at before the session is entered.
-            from ._preflight import require_pillow  # noqa: PLC0415
-
-            require_pillow()
-        _positive("deadline", deadline)
-        _positive("forget_after", forget_after)
         self.left_running: tuple[Prediction, ...] = ()
-        self._clock = clock or SystemClock()
-        self._adaptive = adaptive
-        self._rate_limiter = rate_limiter
-        self._ledger = ledger
-        if on_uncertain not in {"reconcile", "hold", "resubmit"}:
-            raise ConfigurationError(f'on_uncertain: expected "reconcile", "hold" or "resubmit", got {on_uncertain!r}')
-        self._on_uncertain: OnUncertain = on_uncertain
-        self._grace = grace
-        self._sole_user = sole_user
-        self._budget = _budget(budget)
-        if retry_failed < 0:
-            raise ConfigurationError(f"retry_failed: expected 0 or more, got {retry_failed}")
-        self._retry_failed = retry_failed
-        if webhook_url is not None:
-            _check_webhooks(self.provider, webhook_url)
-        self._webhook_url = webhook_url
-        self._inline = images == "inline"
-        self._fit = fit
-        self._max_uploads = max_uploads
-        self._forget_after = forget_after
-        self._watch = _policy(watch)
-        self._timeouts = timeouts or Timeouts()
-        self._proxy = proxy
-        self._ca = ca
-        self._client_session = client_session
-        self._transport = transport
-        self._observers = tuple(observers)
-        self._options = _Options(deadline=deadline)
-        self._door = _Door()
+        self._options = SessionOptions(
+            provider=self.provider,
+            level=self.level,
+            max_in_flight=self.max_in_flight,
+            adaptive=adaptive,
+            max_saving=max_saving,
+            rate_limiter=rate_limiter,
+            ledger=ledger,
+            on_uncertain=on_uncertain,
+            grace=grace,
+            sole_user=sole_user,
+            budget=budget_of(budget),
+            retry_failed=retry_failed,
+            webhook_url=webhook_url,
+            images=images,
+            fit=fit,
+            max_uploads=max_uploads,
+            deadline=deadline,
+            forget_after=forget_after,
+            watch=policy_of(watch),
+            timeouts=timeouts or Timeouts(),
+            proxy=proxy,
+            ca=ca,
+            client_session=client_session,
+            transport=transport,
+            clock=clock or SystemClock(),
+            observers=tuple(observers),
+        )
+        self._defaults = _Defaults(deadline=deadline)
+        self._lifetime = _Lifetime()
 
     def __repr__(self) -> str:
-        state = "open" if self._door.account else "closed" if self._door.used else "not open yet"
+        state = "open" if self._lifetime.engine else "closed" if self._lifetime.used else "not open yet"
         return f"<KlingSession {self.provider.name} at {self.provider.base_url}, {state}>"
 
     async def __aenter__(self) -> Self:
-        if self._door.used:
+        if self._lifetime.used:
             raise SessionClosedError("a session is opened once", advice="make another KlingSession")
-        self._door.used = True
-        # Imported here: aiohttp and what an open session works with are most of this package's import time, and values
-        # alone do not need it.
-        from ._account import Account  # noqa: PLC0415 -- see above
-        from .limits import StartsPerWindow  # noqa: PLC0415 -- see above
+        self._lifetime.used = True
+        # Imported here: aiohttp and the parts of an open session are most of this package's import time, and values
+        # alone do not need them.
+        from ._engine import SessionEngine  # noqa: PLC0415 -- see above
 
-        transport = self._transport
+        transport = self._options.transport
         if transport is None:
             from ._transport import AiohttpTransport  # noqa: PLC0415 -- see above
 
             transport = AiohttpTransport(
-                timeouts=self._timeouts, proxy=self._proxy, ca=self._ca, client_session=self._client_session
+                timeouts=self._options.timeouts,
+                proxy=self._options.proxy,
+                ca=self._options.ca,
+                client_session=self._options.client_session,
             )
-        limiter = self._rate_limiter or StartsPerWindow(
-            self.level.starts, self.level.per + WINDOW_SLACK, clock=self._clock
-        )
-        account = Account(
-            provider=self.provider,
-            transport=transport,
-            owns_transport=self._transport is None,
-            clock=self._clock,
-            ledger=open_ledger(self._ledger),
-            limiter=limiter,
-            level=attrs.evolve(
-                self.level,
-                in_flight=self.max_in_flight,
-                # Whoever brings a limiter has it count the starts.
-                starts=self.level.starts if self._rate_limiter is None else sys.maxsize,
-                per=self.level.per + WINDOW_SLACK,
-            ),
-            adaptive=self._adaptive,
-            max_saving=self._max_saving,
-            inline=self._inline,
-            fit=self._fit,
-            max_uploads=self._max_uploads,
-            policy=self._watch,
-            forget_after=self._forget_after,
-            observers=self._observers,
-            on_uncertain=self._on_uncertain,
-            grace=self._grace,
-            sole_user=self._sole_user,
-            budget=self._budget,
-            retry_failed=self._retry_failed,
-            webhook_url=self._webhook_url,
-        )
+        engine = SessionEngine(self._options, transport)
         try:
-            await account.open()
+            await engine.open()
         except BaseException:
-            await Custody().start(account.close, name="kling-close")
+            await CriticalTasks().start(engine.close, name="kling-close")
             raise
-        self._door.account = account
+        self._lifetime.engine = engine
         return self
 
     async def __aexit__(
@@ -282,41 +248,37 @@ class KlingSession(ServiceCalls):
 
         Cancelling this does not cut it short.
         """
-        account, self._door.account = self._door.account, None
-        if account is None:
+        engine, self._lifetime.engine = self._lifetime.engine, None
+        if engine is None:
             return
-        closing = Custody().start(account.close, name="kling-close")
+        closing = CriticalTasks().start(engine.close, name="kling-close")
         try:
             await finish(closing)
         finally:
             self.left_running = closing.result()
             if self.left_running:
-                log.warning(
-                    "the session closed while %d predictions were running: %s",
-                    len(self.left_running),
-                    ", ".join(prediction.id for prediction in self.left_running[:100]),
-                )
+                _warn_of_running(self.left_running)
 
     @property
-    def account(self) -> Account:
-        """What is alive while the session is open.
+    def _engine(self) -> SessionEngine:
+        """The parts of the open session.
 
         Raises:
-            SessionClosedError: It is not.
+            SessionClosedError: It is not open.
         """
-        account = self._door.account
-        if account is None:
-            raise SessionClosedError("the session is closed" if self._door.used else "the session is not open yet")
-        return account
+        engine = self._lifetime.engine
+        if engine is None:
+            raise SessionClosedError("the session is closed" if self._lifetime.used else "the session is not open yet")
+        return engine
 
     @property
     def running(self) -> tuple[Prediction, ...]:
         """The predictions that run, as last seen."""
-        return self.account.watcher.running
+        return self._engine.watcher.running
 
     def statistics(self) -> SessionStatistics:
         """Where the jobs are now and what they wait for, what watching cost, and what was spent."""
-        return self.account.statistics()
+        return self._engine.statistics()
 
     def add_observer(self, observer: Observer) -> None:
         """Call `observer` with every event from now on, as those of `observers`; its session is open already.
@@ -324,7 +286,7 @@ class KlingSession(ServiceCalls):
         Raises:
             SessionClosedError: It is not.
         """
-        self.account.observe.add(observer)
+        self._engine.observe.add(observer)
 
     def with_options(self, *, deadline: float | None = None, model: str | Model | None = None) -> KlingSession:
         """This session with other defaults, sharing transport, slots, limiter, watcher and ledger.
@@ -334,11 +296,11 @@ class KlingSession(ServiceCalls):
             model: What jobs run on that name no model.
         """
         if deadline is not None:
-            _positive("deadline", deadline)
+            positive_seconds("deadline", deadline)
         view = copy.copy(self)
-        view._options = _Options(  # noqa: SLF001 -- it is one of us
-            deadline=self._options.deadline if deadline is None else deadline,
-            model=self._options.model if model is None else model,
+        view._defaults = _Defaults(  # noqa: SLF001 -- of the same class
+            deadline=self._defaults.deadline if deadline is None else deadline,
+            model=self._defaults.model if model is None else model,
         )
         return view
 
@@ -372,9 +334,8 @@ class KlingSession(ServiceCalls):
             KlingError: It was refused, or could not be sent.
         """
         job = self._job(job, fields)
-        account = self.account
-        ended = await account.make(job, key=key or fresh_key(), deadline=self._deadline(deadline))
-        return _unwrap(ended, job)
+        run = JobRun(job=job, key=key or fresh_key(), deadline=self._deadline(deadline))
+        return _unwrap(await self._engine.runner.run(run), job)
 
     async def submit(
         self, job: Job | None = None, /, *, key: str | None = None, **fields: Unpack[JobFields]
@@ -393,7 +354,8 @@ class KlingSession(ServiceCalls):
             SubmissionUncertainError: It was sent and its end is not known.
             KlingError: It was refused, or could not be sent.
         """
-        return await self.account.submit(self._job(job, fields), key=key or fresh_key())
+        run = JobRun(job=self._job(job, fields), key=key or fresh_key(), deadline=self._defaults.deadline)
+        return await self._engine.runner.submit(run)
 
     async def wait(self, prediction: Prediction | str, *, deadline: float | None = None) -> Prediction:
         """Wait for the end of a prediction, of this session or of another.
@@ -411,9 +373,9 @@ class KlingSession(ServiceCalls):
             PredictionError: Its state cannot be read.
             ApiError: The service does not know it.
         """
-        account = self.account
-        known = await account.known(prediction)
-        return _unwrap(await account.watcher.wait(known, deadline=self._deadline(deadline)), None)
+        engine = self._engine
+        found = await engine.find(prediction)
+        return _unwrap(await engine.watcher.wait(found, deadline=self._deadline(deadline)), None)
 
     async def follow(self, prediction: Prediction | str) -> AsyncIterator[Prediction]:
         """The prediction as it is now, and again at every change of status, its end included.
@@ -427,7 +389,7 @@ class KlingSession(ServiceCalls):
             PredictionError: Its state cannot be read.
             ApiError: The service does not know it.
         """
-        async for change in self.account.follow(prediction):
+        async for change in self._engine.follow(prediction):
             yield change
 
     async def get(self, prediction_id: str) -> Prediction:
@@ -438,7 +400,7 @@ class KlingSession(ServiceCalls):
             ApiError: The service said no.
             TransportError: The service could not be asked.
         """
-        return await self.account.get(prediction_id)
+        return await self._engine.reads.prediction(prediction_id)
 
     async def save(self, prediction: Prediction | str, where: str | os.PathLike[str] | Outputs) -> SavedFile:
         """Download the video of a completed prediction.
@@ -460,10 +422,8 @@ class KlingSession(ServiceCalls):
         from .storage import Outputs  # noqa: PLC0415 -- many sessions save nothing
 
         where = Outputs.of(where)
-        account = self.account
-        if isinstance(prediction, str) or not prediction.status.ended:
-            prediction = await account.known(prediction)
-        return await account.saving.save(_unwrap(prediction, None), where)
+        engine = self._engine
+        return await engine.saver.save(_unwrap(await engine.find(prediction), None), where)
 
     async def upload(self, image: ImageSource) -> str:
         """Upload an image, once per content, and return its URL. Uploads live 7 days.
@@ -474,14 +434,14 @@ class KlingSession(ServiceCalls):
             ApiError: The service said no.
             TransportError: The service could not be asked.
         """
-        return await self.account.images.url(image_at_rest(image), field="image")
+        return await self._engine.images.url(image_at_rest(image), field="image")
 
     async def deliver(self, delivery: Delivery) -> None:
         """Take what a webhook says, verified: it wakes who waits for the prediction, and settles what is in doubt.
 
         For receivers of your own; `webhook_receiver` makes one that calls this.
         """
-        await self.account.deliver(delivery)
+        await self._engine.takeover.deliver(delivery)
 
     async def webhook_receiver(
         self, secrets: str | Secret | Iterable[str | Secret] | None = None, *, max_body: int = 2**20
@@ -502,7 +462,7 @@ class KlingSession(ServiceCalls):
 
         if secrets is None:
             secrets = await self.webhook_secret()
-        return WebhookReceiver(WebhookVerifier(secrets, clock=self._clock), self.deliver, max_body=max_body)
+        return WebhookReceiver(WebhookVerifier(secrets, clock=self._options.clock), self.deliver, max_body=max_body)
 
     def batch(
         self,
@@ -537,7 +497,7 @@ class KlingSession(ServiceCalls):
         Raises:
             ConfigurationError: A number makes no sense, or `save_to` cannot be understood.
         """
-        _one_ledger(ledger)
+        refuse_ledger(ledger)
         return self._batch(
             jobs,
             name=name,
@@ -578,8 +538,8 @@ class KlingSession(ServiceCalls):
         Raises:
             ConfigurationError: A number makes no sense, or the session's ledger is in memory.
         """
-        _one_ledger(ledger)
-        if not self.account.ledger.durable:
+        refuse_ledger(ledger)
+        if not self._engine.ledger.durable:
             raise ConfigurationError(
                 "resume: the session has no ledger on disk", advice="open KlingSession(ledger=...) with the file"
             )
@@ -613,10 +573,10 @@ class KlingSession(ServiceCalls):
         from .storage import Outputs  # noqa: PLC0415 -- see above
 
         return Batch(
-            self.account,
+            self._engine,
             jobs,
             name=name or "",
-            budget=_budget(budget),
+            budget=budget_of(budget),
             save_to=None if save_to is None else Outputs.of(save_to, many=True),
             ordered=ordered,
             window=window or self.max_in_flight + min(self.max_in_flight, 64),
@@ -626,8 +586,8 @@ class KlingSession(ServiceCalls):
 
     def _job(self, job: Job | None, fields: JobFields) -> Job:
         if job is None:
-            if self._options.model is not None:
-                fields = cast("JobFields", {"model": self._options.model, **fields})
+            if self._defaults.model is not None:
+                fields = cast("JobFields", {"model": self._defaults.model, **fields})
             return Job(**fields)
         if fields:
             raise TypeError(f"a job is given whole or by its fields, not both: {', '.join(fields)}")
@@ -635,31 +595,9 @@ class KlingSession(ServiceCalls):
 
     def _deadline(self, deadline: float | None) -> float:
         if deadline is None:
-            return self._options.deadline
-        _positive("deadline", deadline)
+            return self._defaults.deadline
+        positive_seconds("deadline", deadline)
         return deadline
-
-
-def _check_webhooks(provider: Provider, url: str) -> None:
-    from .webhooks import url_with  # noqa: PLC0415 -- most sessions have none
-
-    url_with(url, "")
-    try:
-        provider.webhook_secret()
-    except UnsupportedError as error:
-        raise ConfigurationError(f"webhook_url: {error.message}") from None
-
-
-def _one_ledger(ledger: object) -> None:
-    if ledger is not None:
-        raise ConfigurationError(
-            "ledger: a session writes one ledger, for all of its batches",
-            advice="open a session of its own for it: KlingSession(ledger=...), then batch(...) or resume(name=...)",
-        )
-
-
-def _budget(budget: Budget | Decimal | str | float | None) -> Budget | None:
-    return budget if budget is None or isinstance(budget, Budget) else Budget(budget)
 
 
 def fresh_key() -> str:
@@ -674,42 +612,22 @@ def _unwrap(prediction: Prediction, job: Job | None) -> Prediction:
     return prediction
 
 
-def _positive(name: str, seconds: float) -> None:
-    if not seconds > 0:
-        raise ConfigurationError(f"{name}: expected a positive number of seconds, got {seconds!r}")
+def engine_of(kling: KlingSession) -> SessionEngine:
+    """Return the parts of an open session, for the other rooms of this package.
+
+    Raises:
+        SessionClosedError: It is not open.
+    """
+    return kling._engine  # noqa: SLF001 -- of this room
 
 
-def _policy(watch: WatchPolicy | str) -> WatchPolicy:
-    try:
-        return WatchPolicy.named(watch) if isinstance(watch, str) else watch
-    except ValueError as error:
-        raise ConfigurationError(f"watch: {error}") from None
-
-
-def _level(level: str | Level) -> Level:
-    if isinstance(level, Level):
-        return level
-    found = LEVELS.get(level.lower())
-    if found is None:
-        raise ConfigurationError(f"level: expected {', '.join(LEVELS)} or a Level, got {level!r}")
-    return found
-
-
-def _provider(provider: str | Provider, api_key: str | None, base_url: str | None) -> Provider:
-    if not isinstance(provider, str):
-        if api_key is not None or base_url is not None:
-            raise ConfigurationError("a provider of your own has its key and its base URL already")
-        return provider
-    cls = PROVIDERS.get(provider.lower())
-    if cls is None:
-        raise ConfigurationError(f"provider: expected {' or '.join(PROVIDERS)}, got {provider!r}")
-    key = api_key or os.environ.get(cls.key_variable)
-    if not key:
-        raise ConfigurationError(
-            f"no API key for {cls.name}",
-            advice=f"set {cls.key_variable}, give api_key=, or try it without one: kling-async demo",
-        )
-    url = base_url or os.environ.get(cls.url_variable) or cls.default_url
-    if not url.startswith(("https://", "http://")):
-        raise ConfigurationError(f"base_url: expected http(s)://host, got {url!r}")
-    return cls(api_key=key, base_url=url)
+def _warn_of_running(running: tuple[Prediction, ...]) -> None:
+    ids = ", ".join(prediction.id for prediction in running[:MAX_LOGGED_IDS])
+    more = len(running) - MAX_LOGGED_IDS
+    log.warning(
+        "the session closed while %d %s running: %s%s",
+        len(running),
+        "prediction was" if len(running) == 1 else "predictions were",
+        ids,
+        f" and {more} more, see left_running" if more > 0 else "",
+    )

@@ -1,4 +1,4 @@
-"""What jobs cost, and whether there is money for them."""
+"""Prices of jobs, and their reservation in budgets."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kling_async")
 
-BETWEEN = 60.0
-"""Seconds between two looks at the bill for what was given back."""
-IDS_AT_ONCE = 50
-"""Predictions that one page of the bill is asked about: what was deducted and what was given back fill it."""
-PAGES = 4
-"""Pages after which a bill is not read further: a service that ignores the ids would show all of it."""
+REFUND_CHECK_INTERVAL_S = 60.0
+"""Seconds between two reads of the bill for refunds."""
+MAX_IDS_PER_PAGE = 50
+"""Predictions that one page of the bill is read for: a deduction and a refund of each fill it."""
+MAX_BILL_PAGES = 4
+"""Pages of a bill that are read at most: a service that ignores the ids would list all of it."""
 
 
-class Spending:
+class Prices:
     """Prices and reservations of one session.
 
     Args:
-        provider: Says prices and bills, where it does.
+        provider: Has prices and bills, where it offers them.
         clock: The session's clock.
         ask: Sends a read.
-        given_back: Is told what the service gave back, and of what.
+        record_refund: Records a refund, by what it was spent for and the amount in USD.
     """
 
     def __init__(
@@ -50,29 +50,29 @@ class Spending:
         provider: Provider,
         clock: Clock,
         ask: Callable[[HttpRequest], Awaitable[HttpResponse]],
-        given_back: Callable[[Origin, Decimal], Awaitable[None]],
+        record_refund: Callable[[Origin, Decimal], Awaitable[None]],
     ) -> None:
         self._provider = provider
         self._clock = clock
         self._ask = ask
-        self._given_back = given_back
-        self._told: dict[tuple[str, int, bool], Decimal] = {}
+        self._record_refund = record_refund
+        self._prices: dict[tuple[str, int, bool], Decimal] = {}
         self._asking = anyio.Lock()
         self._looking = anyio.Lock()
-        self._looked_at = -BETWEEN
+        self._looked_at = -REFUND_CHECK_INTERVAL_S
 
     async def reserve(self, job: Job, budgets: Sequence[Budget], origin: Origin, *, wait: bool = True) -> Reservation:
-        """What the job costs, set aside in all of the budgets.
+        """Reserve a job's price in all of the budgets.
 
         Args:
             job: The job.
             budgets: The budgets.
             origin: The job's row.
-            wait: Whether to wait for what other jobs may give back. Whoever has a slot must not: they may wait for it.
+            wait: Whether to wait for what other jobs may release. A job with a slot must not: they may wait for it.
 
         Raises:
             BudgetExceededError: One of them is used up.
-            PriceUnknownError: Nobody tells what the job costs.
+            PriceUnknownError: Neither the catalogue nor the service has a price.
         """
         if not budgets:
             return Reservation((), Decimal(0))
@@ -96,80 +96,82 @@ class Spending:
                 stop()
 
     async def price(self, job: Job, *, estimate: bool) -> Decimal:
-        """USD that a job costs: as a page of the vendor states it, else as the service says, else as estimated.
+        """Return a job's price in USD: as the vendor's page states it, else as the service has it, else as estimated.
 
         Args:
             job: The job.
-            estimate: Whether the catalogue's estimate will do when the service does not tell.
+            estimate: Whether the catalogue's estimate is used when the service has no price.
 
         Raises:
-            PriceUnknownError: Nobody tells.
+            PriceUnknownError: Neither the catalogue nor the service has a price.
         """
         listed = job.price(self._provider.name)
         if listed.usd is not None and listed.certainty is Certainty.STATED:
             return listed.usd
         kind = (job.model, job.duration, bool(job.sound))
         async with self._asking:
-            told = self._told.get(kind)
-            if told is None:
+            usd = self._prices.get(kind)
+            if usd is None:
                 try:
-                    told = self._provider.read_price(await self._ask(self._provider.price(job)), job).discounted
+                    usd = self._provider.read_price(await self._ask(self._provider.price(job)), job).discounted
                 except (ApiError, TransportError, UnsupportedError) as error:
                     if estimate and listed.usd is not None:
                         log.info("the price of %s is estimated: %s", job.model, error.message)
                         return listed.usd
                     raise PriceUnknownError(
-                        f"no page states what {job.model} costs at {self._provider.name}, and the service does not "
-                        f"tell: {error.message}",
+                        f"no page states what {job.model} costs at {self._provider.name}, and the service gives no "
+                        f"price: {error.message}",
                         job=job,
                     ) from error
-                self._told[kind] = told
-        return told
+                self._prices[kind] = usd
+        return usd
 
     async def _refunded(self, budgets: Sequence[Budget]) -> bool:
-        """Whether the service may have given something back since the last look."""
+        """Return whether the service may have refunded something since the last read of the bill."""
         looked_at = self._looked_at
         async with self._looking:
             if looked_at != self._looked_at:
-                # Somebody else has just looked.
+                # Another job has just read it.
                 return True
             failed = {id_: origin for budget in budgets for id_, origin in budget.failed.items()}
-            if not failed or self._clock.monotonic() - self._looked_at < BETWEEN:
+            if not failed or self._clock.monotonic() - self._looked_at < REFUND_CHECK_INTERVAL_S:
                 return False
             self._looked_at = self._clock.monotonic()
             try:
                 found = [line for line in await self.bill(sorted(failed)) if line.kind == "refund"]
             except (ApiError, TransportError, UnsupportedError) as error:
-                log.warning("the bill could not be read for what was given back: %s", error.message)
+                log.warning("the bill could not be read for refunds: %s", error.message)
                 return False
-            given_back: defaultdict[str, Decimal] = defaultdict(Decimal)
+            refunds: defaultdict[str, Decimal] = defaultdict(Decimal)
             for line in found:
                 if line.prediction_id is not None:
-                    given_back[line.prediction_id] += line.price
-            for prediction_id, usd in given_back.items():
+                    refunds[line.prediction_id] += line.price
+            for prediction_id, usd in refunds.items():
                 for budget in budgets:
                     budget.refund(prediction_id, usd)
                 origin = failed[prediction_id]
                 if origin is not None:
-                    await self._given_back(origin, usd)
+                    await self._record_refund(origin, usd)
             return bool(found)
 
     async def bill(self, prediction_ids: Sequence[str]) -> list[Billing]:
-        """The lines of the bill about predictions.
+        """Return the lines of the bill about predictions.
 
         Raises:
-            UnsupportedError: The provider shows no bill.
-            ApiError: The service said no.
-            TransportError: The service could not be asked.
+            UnsupportedError: The provider has no bill.
+            ApiError: The service refused.
+            TransportError: There was no reply.
         """
         lines: list[Billing] = []
-        for start in range(0, len(prediction_ids), IDS_AT_ONCE):
-            some = frozenset(prediction_ids[start : start + IDS_AT_ONCE])
-            for page in range(1, PAGES + 1):
-                request = self._provider.billings(page=page, page_size=2 * IDS_AT_ONCE, prediction_ids=sorted(some))
+        for start in range(0, len(prediction_ids), MAX_IDS_PER_PAGE):
+            some = frozenset(prediction_ids[start : start + MAX_IDS_PER_PAGE])
+            for page in range(1, MAX_BILL_PAGES + 1):
+                request = self._provider.billings(
+                    page=page, page_size=2 * MAX_IDS_PER_PAGE, prediction_ids=sorted(some)
+                )
                 read = self._provider.read_billings(await self._ask(request))
-                # A service that ignores the ids must not be taken at its word.
+                # A service may ignore the ids and list other predictions.
                 lines += [line for line in read.items if line.prediction_id in some]
-                if read.size < 2 * IDS_AT_ONCE:
+                if read.size < 2 * MAX_IDS_PER_PAGE:
                     break
         return lines

@@ -30,7 +30,7 @@ from ._core.errors import (
 )
 from ._core.http import Effect, HttpRequest, HttpResponse, Timeouts
 from ._core.transport import shown
-from ._overdue import Overdue
+from ._overdue import TaskTimeouts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Mapping
@@ -197,9 +197,9 @@ class AiohttpTransport:
         # `connect` covers the wait for a free connection too: whatever ends before it has sent nothing, and since it is
         # shorter than `total`, a total that runs out has always begun to send.
         self._paid = aiohttp.ClientTimeout(total=connect + self._timeouts.submit, connect=connect, sock_connect=connect)
-        # The rest of what a read may take is counted by `_overdue`.
+        # The rest of what a read may take is counted by `_timers`.
         self._connecting = aiohttp.ClientTimeout(total=None, sock_connect=connect)
-        self._overdue = Overdue()
+        self._timers = TaskTimeouts()
         self._limit = limit
         self._proxy = proxy
         self._trust_env = trust_env
@@ -230,7 +230,7 @@ class AiohttpTransport:
     async def aclose(self) -> None:
         """Close the session if it is owned. Later requests fail with `ConnectFailedError`."""
         self._closed = True
-        self._overdue.close()
+        self._timers.close()
         if self._owned and self._session is not None:
             await self._session.close()
 
@@ -253,26 +253,26 @@ class AiohttpTransport:
     async def _exchanged(self, request: HttpRequest, session: aiohttp.ClientSession) -> HttpResponse | TransportError:
         """The reply, or what became of the request instead."""
         timeouts = self._timeouts
-        wait = None
+        deadline = None
         if request.effect is Effect.PAID:
             allowed = self._paid
         elif request.method == "PUT" or (request.body is not None and len(request.body) > _LARGE):
             allowed = _transfer(request, timeouts)
         else:
             allowed = self._connecting
-            wait = self._overdue.begin(timeouts.connect + timeouts.read)
+            deadline = self._timers.start(timeouts.connect + timeouts.read)
         response: aiohttp.ClientResponse | None = None
         try:
             url, proxy = self._address(request.url)
             response = await session.request(
                 request.method, url, **self._options(request, proxy, allowed, follow=False)
             )
-            if wait is not None:
+            if deadline is not None:
                 # The head has come. The rest of a list may be long, and the line slow.
-                wait.until += 3 * timeouts.read
+                deadline.when += 3 * timeouts.read
             return HttpResponse(status=response.status, headers=_lowered(response), body=await response.read())
         except asyncio.CancelledError:
-            if wait is None or not wait.settle():
+            if deadline is None or not deadline.uncancel():
                 raise
             return map_exception(TimeoutError(), request, replied=response is not None)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the request may have been sent
@@ -280,8 +280,8 @@ class AiohttpTransport:
         finally:
             if response is not None and not response.closed:
                 response.close()
-            if wait is not None:
-                self._overdue.end(wait)
+            if deadline is not None:
+                self._timers.stop(deadline)
 
     @asynccontextmanager
     async def stream(self, request: HttpRequest) -> AsyncIterator[StreamedResponse]:

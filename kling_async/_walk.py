@@ -1,4 +1,4 @@
-"""Reading a long list while it changes."""
+"""Pagination of lists that change while they are read."""
 
 from __future__ import annotations
 
@@ -13,27 +13,26 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MAX_PAGE = 100
-"""Items of a page at most (docs: predictions, billings)."""
-LEAST_PAGE = 20
-"""Of pages of up to 20 there is always one that has a given item and one more after it, for the first 232,792,558."""
-IDLE_PAGES = 10
-"""Full pages in a row without anything new, after which the list is taken to repeat itself."""
+MAX_PAGE_SIZE = 100
+"""Greatest number of items of a page (docs: predictions, billings)."""
+MIN_PAGE_SIZE = 20
+"""Least page size: among page sizes up to 20, one always covers a given item and the next, for 232,792,558 items."""
+MAX_REPEATED_PAGES = 10
+"""Consecutive full pages without a new item, after which the list is taken to repeat itself."""
 
 
-class Walk(Generic[T]):
+class Paginator(Generic[T]):
     """Reads a list, newest first, to its end, while it changes.
 
-    Pages count from the newest item, so what arrives pushes items onto the next page, where they are seen twice, and
-    what is deleted or no longer passes the filter pulls items onto the page before, where they would be missed. So
-    every page reaches back to the border, the last item that was seen: page and size are chosen that way, which costs
-    one page in eight. Where the border is not on the page, it has moved up, and earlier pages are read until it is
-    found.
+    Pages count from the newest item. New items push others onto the next page, where they are seen twice; deleted
+    ones pull others onto the previous page, where they would be missed. Each page is therefore chosen to overlap with
+    the last item seen, which costs one page in eight. When the overlap is missing, the list has shrunk, and earlier
+    pages are read until the overlap is found.
 
     Args:
-        read: A page by its number and size.
-        size: Items of a page at most; a page that is shorter than was asked for is the last.
-        key: What tells one item from another.
+        read: Returns a page by its number, from 1, and size.
+        size: Greatest number of items of a page. A page that is shorter than requested is the last.
+        key: Returns the identity of an item.
     """
 
     def __init__(
@@ -45,7 +44,14 @@ class Walk(Generic[T]):
         self._seen: set[Hashable] = set()
 
     async def items(self, limit: int | None) -> AsyncIterator[T]:
-        """The items, each once."""
+        """Yield the items, each once.
+
+        Args:
+            limit: Greatest number of items; None yields all.
+
+        Raises:
+            ProtocolError: The list repeats itself.
+        """
         given = idle = end = 0
         while True:
             number, size = covering(end - 1, self._size) if end else (1, self._size)
@@ -63,7 +69,7 @@ class Walk(Generic[T]):
             if page.size < size:
                 return
             idle = 0 if fresh else idle + 1
-            if idle >= IDLE_PAGES:
+            if idle >= MAX_REPEATED_PAGES:
                 raise ProtocolError("the list repeats itself and has no end", status=200, request_id=page.request_id)
 
     def _is_new(self, item: T) -> bool:
@@ -75,12 +81,12 @@ class Walk(Generic[T]):
 
 
 def covering(index: int, most: int) -> tuple[int, int]:
-    """The number and the size of the page that has the item at `index` (from 0) and the most items after it.
+    """Return number and size of the page that has the item at `index` (from 0) and the most items after it.
 
     Args:
-        index: What the page must have.
-        most: The greatest size; taken for `LEAST_PAGE` when it is smaller.
+        index: Index of the item.
+        most: Greatest page size; at least `MIN_PAGE_SIZE` is used.
     """
-    most = max(most, LEAST_PAGE)
+    most = max(most, MIN_PAGE_SIZE)
     size = max(range(most // 2 + 1, most + 1), key=lambda size: (size - index % size, size))
     return index // size + 1, size

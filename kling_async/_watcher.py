@@ -21,27 +21,19 @@ from ._core.catalogue import find_model
 from ._core.copies import changed
 from ._core.errors import (
     ApiError,
-    AuthenticationError,
-    InsufficientBalanceError,
     KlingError,
-    ModerationError,
     NotFoundError,
-    PermissionDeniedError,
     PredictionError,
     PredictionTimeoutError,
-    ProtocolError,
     RateLimitedError,
-    RequestRejectedError,
-    ServerError,
     SessionClosedError,
     Spent,
-    TransportError,
-    UnsupportedError,
 )
 from ._core.events import Changed
 from ._core.job import Job
 from ._core.polling import Backoff, Look, LookAtPage, Planner, WatchPolicy, WatchStatistics
 from ._core.prediction import Prediction, Status, newer
+from ._reader import Final, Passing, Reader, Reply
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -52,27 +44,17 @@ if TYPE_CHECKING:
     from ._observers import Observers
     from .providers import Provider
 
-GRAIN = 0.001
+TIMER_RESOLUTION_S = 0.001
 """Seconds; nothing is timed more finely."""
 
-MISSES = 4
-"""How often in a row a prediction is not found before that is believed."""
+MAX_NOT_FOUND = 4
+"""Replies in a row that a prediction is not found, after which it is taken for deleted."""
 
-LATELY = 1000
-"""Ends that are kept for who asks only then: a webhook may be quicker than the reply to a submit."""
+MAX_RECENT_ENDS = 1000
+"""Ended predictions that are kept for later callers: a webhook may be faster than the reply to a submit."""
 
-USUAL = 120.0
-"""Seconds that a prediction of no known model usually takes."""
-
-_FINAL = (
-    AuthenticationError,
-    InsufficientBalanceError,
-    ModerationError,
-    NotFoundError,
-    PermissionDeniedError,
-    RequestRejectedError,
-)
-"""Answers about a prediction that will not change by asking again; everything else is a blip."""
+DEFAULT_RUN_S = 120.0
+"""Seconds that 5 seconds of video of an unknown model usually take."""
 
 
 @attrs.define(eq=False)
@@ -89,7 +71,7 @@ class _Watched:
     """One prediction that runs.
 
     Attributes:
-        said: The hash of the last reply to its own read: the same reply says nothing new, and is not read again.
+        reply: Hash of the last reply to its own read; None before the first.
     """
 
     prediction: Prediction
@@ -98,7 +80,7 @@ class _Watched:
     on_end: Callable[[Prediction], None] | None
     failures: int = 0
     missing: int = 0
-    said: int | None = None
+    reply: int | None = None
     waiters: list[_Waiter] = attrs.Factory(list)
     changes: tuple[asyncio.Queue[Prediction | KlingError], ...] = ()
     ended: bool = False
@@ -130,17 +112,16 @@ class Watcher:
         forget_after: float,
         readers: int = 32,
     ) -> None:
-        self._transport = transport
-        self._provider = provider
         self._clock = clock
         self._planner = Planner(policy, rng.random)
+        self._reader = Reader(transport, provider)
         self._backoff = Backoff(first=min(5.0, policy.most), cap=60.0, jitter=0.3)
         self._rng = rng
         self._observe = observe
         self._forget_after = forget_after
         self._readers = readers
         self._watched: dict[str, _Watched] = {}
-        self._lately: OrderedDict[str, Prediction] = OrderedDict()
+        self._recent: OrderedDict[str, Prediction] = OrderedDict()
         self._deadlines: list[tuple[float, int, _Waiter, _Watched]] = []
         self._compact_at = 1024
         self._order = itertools.count()
@@ -150,7 +131,7 @@ class Watcher:
         self._wakes_at = math.inf
         self._broken: BaseException | None = None
         self._closed = False
-        self._singles = self._pages = self._failed_pages = 0
+        self._failed_pages = 0
 
     @property
     def running(self) -> tuple[Prediction, ...]:
@@ -160,13 +141,13 @@ class Watcher:
     @property
     def requests(self) -> int:
         """How often it was asked until now."""
-        return self._singles + self._pages
+        return self._reader.singles + self._reader.pages
 
     def statistics(self) -> WatchStatistics:
         """What the watching has cost and brought until now."""
         return WatchStatistics(
-            singles=self._singles,
-            pages=self._pages,
+            singles=self._reader.singles,
+            pages=self._reader.pages,
             ended=self._planner.ended,
             told=self._planner.told,
             delay=self._planner.delay,
@@ -213,10 +194,10 @@ class Watcher:
             looked=now if submitted_at is None else now - age,
             created=prediction.created_at,
             kind=(prediction.model, length),
-            usual=(USUAL if row is None else row.usual) * (length or 5) / 5,
+            usual=(DEFAULT_RUN_S if row is None else row.usual) * (length or 5) / 5,
         )
         self._wake_for_looks()
-        early = self._lately.pop(prediction.id, None)
+        early = self._recent.pop(prediction.id, None)
         if early is not None:
             self.tell(early)
 
@@ -238,7 +219,7 @@ class Watcher:
             return False
         if not newer(watched.prediction.status, prediction.status):
             return False
-        self._hear(watched, prediction, told=True)
+        self._handle(watched, prediction, via_webhook=True)
         # How long it took may bring the looks at others forward.
         self._wake_for_looks()
         return True
@@ -255,7 +236,7 @@ class Watcher:
             PredictionTimeoutError: The deadline passed; the prediction goes on and is watched on.
             PredictionError: Its state cannot be read any more; `__cause__` says why.
         """
-        prediction = self._lately.get(prediction.id, prediction)
+        prediction = self._recent.get(prediction.id, prediction)
         if prediction.status.ended:
             return prediction
         self._check()
@@ -277,7 +258,7 @@ class Watcher:
 
     async def follow(self, prediction: Prediction) -> AsyncIterator[Prediction]:
         """The prediction as it is now, and again at every change of status, the end included."""
-        prediction = self._lately.get(prediction.id, prediction)
+        prediction = self._recent.get(prediction.id, prediction)
         yield prediction
         if prediction.status.ended:
             return
@@ -338,9 +319,9 @@ class Watcher:
             raise PredictionError("the watcher broke", spent=Spent.UNKNOWN) from self._broken
 
     def _keep(self, ended: Prediction) -> None:
-        self._lately.setdefault(ended.id, ended)
-        if len(self._lately) > LATELY:
-            self._lately.popitem(last=False)
+        self._recent.setdefault(ended.id, ended)
+        if len(self._recent) > MAX_RECENT_ENDS:
+            self._recent.popitem(last=False)
 
     def _age(self, prediction: Prediction, submitted_at: float | None) -> float:
         """Seconds since it was accepted. What cannot be, when the service's clock and ours differ, is taken for 0."""
@@ -371,7 +352,7 @@ class Watcher:
     async def _keep_time(self) -> NoReturn:
         while True:
             # What is due within the grain is due now: a timer may fire a little early.
-            now = self._clock.monotonic() + GRAIN
+            now = self._clock.monotonic() + TIMER_RESOLUTION_S
             self._collect(now)
             while self._deadlines and self._deadlines[0][0] <= now:
                 _, _, waiter, watched = heapq.heappop(self._deadlines)
@@ -381,7 +362,7 @@ class Watcher:
             with anyio.CancelScope() as self._nap:
                 if self._wakes_at == math.inf:
                     await anyio.sleep_forever()
-                await self._clock.sleep(self._wakes_at - now + GRAIN)
+                await self._clock.sleep(self._wakes_at - now + TIMER_RESOLUTION_S)
             self._nap = None
 
     def _collect(self, now: float) -> None:
@@ -419,7 +400,7 @@ class Watcher:
     async def _next_look(self) -> Look:
         """What a reader is to ask for, when there is something."""
         while not self._ready:
-            self._collect(self._clock.monotonic() + GRAIN)
+            self._collect(self._clock.monotonic() + TIMER_RESOLUTION_S)
             if not self._ready:
                 turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._parked.append(turn)
@@ -428,60 +409,52 @@ class Watcher:
         return self._ready.popleft()
 
     async def _read(self, watched: _Watched) -> None:
-        self._singles += 1
-        try:
-            response = await self._transport.send(self._provider.result(watched.prediction.id))
-            said = hash((response.status, response.body))
-            read = (
-                None if said == watched.said else self._provider.read_prediction(response, key=watched.prediction.key)
-            )
-        except _FINAL as error:
-            if watched.ended:
-                return
-            watched.missing += isinstance(error, NotFoundError)
-            if 0 < watched.missing < MISSES:
-                # A replica that lags, or a gateway that errs: what was accepted a while ago is not gone at once.
-                self._again(watched, self._pause(watched.missing))
-            else:
-                self._end(watched, self._lost(watched, error), cause=error)
-        except (TransportError, ApiError) as error:
-            # A blip never fails a job that is paid for.
-            watched.failures += 1
-            delay = self._pause(watched.failures, error)
-            if not watched.ended:
-                self._again(watched, delay)
-        else:
-            watched.failures = watched.missing = 0
-            if watched.ended:
-                return
-            if read is not None:
-                self._hear(watched, read, alone=True)
-            if not watched.ended:
-                watched.said = said
-                created = None if read is None else read.created_at
-                self._planner.runs(watched.prediction.id, self._clock.monotonic(), created)
-                self._forget(watched)
+        prediction = watched.prediction
+        match await self._reader.read(prediction.id, key=prediction.key, known_reply=watched.reply):
+            case Final(error):
+                if watched.ended:
+                    return
+                watched.missing += isinstance(error, NotFoundError)
+                if 0 < watched.missing < MAX_NOT_FOUND:
+                    # A replica that lags, or a gateway that errs: an accepted prediction is not gone at once.
+                    self._look_again(watched, self._pause(watched.missing))
+                else:
+                    self._end(watched, _unreadable(watched, error), cause=error)
+            case Passing(error):
+                # A passing error never fails a job that is paid for.
+                watched.failures += 1
+                delay = self._pause(watched.failures, error)
+                if not watched.ended:
+                    self._look_again(watched, delay)
+            case Reply(read, reply):
+                watched.failures = watched.missing = 0
+                if watched.ended:
+                    return
+                if read is not None:
+                    self._handle(watched, read, single=True)
+                if not watched.ended:
+                    watched.reply = reply
+                    created = None if read is None else read.created_at
+                    self._planner.runs(prediction.id, self._clock.monotonic(), created)
+                    self._forget(watched)
 
     async def _read_page(self, look: LookAtPage) -> None:
-        try:
-            request = self._provider.predictions(page=look.number, page_size=look.size, created_before=look.before)
-            self._pages += 1
-            page = self._provider.read_predictions(await self._transport.send(request))
-        except (TransportError, ServerError, RateLimitedError, ProtocolError) as error:
-            self._failed_pages += 1
-            delay = self._pause(self._failed_pages, error)
-            now = self._clock.monotonic()
-            self._planner.page_failed(look, now, now + delay)
-        except (UnsupportedError, ApiError):
-            self._planner.no_pages(look, self._clock.monotonic())
-        else:
-            self._failed_pages = 0
-            self._planner.page_read(look, page, self._clock.monotonic())
-            for item in page.items:
-                watched = self._watched.get(item.id)
-                if watched is not None:
-                    self._hear(watched, item)
-                    self._forget(watched)
+        match await self._reader.read_page(look.number, look.size, look.before):
+            case Final():
+                self._planner.no_pages(look, self._clock.monotonic())
+            case Passing(error):
+                self._failed_pages += 1
+                delay = self._pause(self._failed_pages, error)
+                now = self._clock.monotonic()
+                self._planner.page_failed(look, now, now + delay)
+            case page:
+                self._failed_pages = 0
+                self._planner.page_read(look, page, self._clock.monotonic())
+                for item in page.items:
+                    watched = self._watched.get(item.id)
+                    if watched is not None:
+                        self._handle(watched, item)
+                        self._forget(watched)
 
     def _pause(self, failures: int, error: KlingError | None = None) -> float:
         """Seconds until the next attempt; what the service asks for is obeyed, for all reads if they are too many."""
@@ -492,15 +465,15 @@ class Watcher:
             self._planner.hold(self._clock.monotonic() + delay)
         return delay
 
-    def _hear(self, watched: _Watched, read: Prediction, *, alone: bool = False, told: bool = False) -> None:
-        """Take what is said of a prediction, `alone` in the reply to its own read, or `told` by a webhook."""
+    def _handle(self, watched: _Watched, read: Prediction, *, single: bool = False, via_webhook: bool = False) -> None:
+        """Handle a record of a prediction: of its own read (`single`), of a list, or of a webhook."""
         last = watched.prediction
         if read.status is last.status and read.raw_status == last.raw_status:
             return
         if not (newer(last.status, read.status) or read.status is last.status):
             # Late news of a replica that lags.
             return
-        if read.status is Status.COMPLETED and not read.outputs and not alone:
+        if read.status is Status.COMPLETED and not read.outputs and not single:
             # Lists may leave outputs out, and what is paid for is not given up for that.
             self._planner.look_again(last.id, self._clock.monotonic())
             self._wake_for_looks()
@@ -510,14 +483,14 @@ class Watcher:
             read = changed(read, id=last.id, key=last.key, model=read.model or last.model)
         watched.prediction = read
         if read.status.ended:
-            self._planner.ends(read.id, self._clock.monotonic(), took=read.inference, told=told)
+            self._planner.ends(read.id, self._clock.monotonic(), took=read.inference, told=via_webhook)
         self._observe(Changed, at=self._clock.now(), key=read.key or "", batch=watched.batch, prediction=read)
         for news in watched.changes:
             news.put_nowait(read)
         if read.status.ended:
             self._end(watched, None)
 
-    def _again(self, watched: _Watched, delay: float) -> None:
+    def _look_again(self, watched: _Watched, delay: float) -> None:
         if not self._forget(watched):
             self._planner.look_again(watched.prediction.id, self._clock.monotonic() + delay)
 
@@ -533,14 +506,6 @@ class Watcher:
                 ),
             )
         return watched.ended
-
-    def _lost(self, watched: _Watched, error: ApiError) -> PredictionError:
-        return PredictionError(
-            f"the state of the prediction cannot be read: {error.message}",
-            prediction=watched.prediction,
-            key=watched.prediction.key,
-            advice="the prediction may still run; " + (error.advice or "wait(prediction_id) asks for it again"),
-        )
 
     def _end(self, watched: _Watched, error: KlingError | None, *, cause: BaseException | None = None) -> None:
         watched.ended = True
@@ -562,6 +527,15 @@ class Watcher:
                 news.put_nowait(error)
         if watched.on_end is not None:
             watched.on_end(watched.prediction)
+
+
+def _unreadable(watched: _Watched, error: KlingError) -> PredictionError:
+    return PredictionError(
+        f"the state of the prediction cannot be read: {error.message}",
+        prediction=watched.prediction,
+        key=watched.prediction.key,
+        advice="the prediction may still run; " + (error.advice or "wait(prediction_id) asks for it again"),
+    )
 
 
 def _both(

@@ -154,6 +154,13 @@ def files(content: Content) -> list[tuple[Path, str]]:
     return [(Path(path), fields[name].removeprefix(PREFIX)) for name, path in found.items()]
 
 
+def image_digests(content: Content) -> dict[str, str]:
+    """Return the digests of the images that are no URLs, by field."""
+    fields: dict[str, Any] = json.loads(content.text)
+    found = {name: fields.get(name) or "" for name in IMAGES}
+    return {name: image.removeprefix(PREFIX) for name, image in found.items() if image.startswith(PREFIX)}
+
+
 def digests(content: Content) -> frozenset[str]:
     """The digests of the images that were neither URLs nor files."""
     fields: dict[str, Any] = json.loads(content.text)

@@ -11,7 +11,8 @@ import attrs
 
 from kling_async._core.errors import LedgerError, NotInHandError
 from kling_async._core.states import OPEN, Entry
-from kling_async._spending import IDS_AT_ONCE
+from kling_async._session import engine_of
+from kling_async._spending import MAX_IDS_PER_PAGE
 from kling_async.cli.reading import rows_of, steps_of
 from kling_async.ledger import Row
 
@@ -71,12 +72,12 @@ class _Bill:
 
         async def some(of: list[str]) -> None:
             async with door:
-                for line in await kling.account.spending.bill(of):
+                for line in await engine_of(kling).money.prices.bill(of):
                     self._lines.setdefault(line.prediction_id or "", []).append(line)
 
         async with anyio.create_task_group() as tasks:
-            for start in range(0, len(ids), IDS_AT_ONCE):
-                tasks.start_soon(some, ids[start : start + IDS_AT_ONCE])
+            for start in range(0, len(ids), MAX_IDS_PER_PAGE):
+                tasks.start_soon(some, ids[start : start + MAX_IDS_PER_PAGE])
 
     def amounts(self, id_: str, kind: str) -> list[Decimal]:
         """What was deducted, or given back, for a prediction."""
@@ -99,7 +100,7 @@ async def audit(kling: KlingSession, ledger: LedgerName, batch: str, *, since: f
         TransportError: The service could not be asked.
     """
     # What was only noted is in the file when a question after it is answered.
-    await kling.account.ledger.spent(batch)
+    await engine_of(kling).ledger.spent(batch)
     jobs: list[_Job] = []
     bill = _Bill()
     with anyio.move_on_after(SECONDS):
@@ -131,7 +132,7 @@ async def _note(kling: KlingSession, job: _Job, bill: _Bill) -> None:
     refunded = sum((usd for id_ in job.ids for usd in bill.amounts(id_, "refund")), Decimal(0))
     if refunded <= (job.row.refunded or 0):
         return
-    found = await kling.account.ledger.find(job.row.batch, job.row.key)
+    found = await engine_of(kling).ledger.find(job.row.batch, job.row.key)
     if found is None or found[0].state in OPEN:
         return
     # It stays where it stands, since when it stands there.
@@ -145,11 +146,11 @@ async def _note(kling: KlingSession, job: _Job, bill: _Bill) -> None:
         expected_version=row.version,
     )
     try:
-        job.row = await kling.account.ledger.record(step)
+        job.row = await engine_of(kling).ledger.record(step)
     except NotInHandError:
         pass  # another worker still saves it, say: the next run notes what was given back
     except LedgerError:
-        found = await kling.account.ledger.find(row.batch, row.key)
+        found = await engine_of(kling).ledger.find(row.batch, row.key)
         if found is not None and found[0].version == row.version:
             raise
         # It has moved on, being sent again, say: the same.

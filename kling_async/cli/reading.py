@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from kling_async._core.errors import ConfigurationError
-from kling_async._recall import KEPT
+from kling_async._recall import RETENTION_S
 from kling_async.ledger import Row, State, read_ledger, read_steps
 from kling_async.ledger.sqlite import writer_of
 
@@ -152,7 +152,7 @@ def in_doubt(row: Row, *, written: bool) -> bool:
 
 def expires_at(row: Row) -> float:
     """When the service deletes the job's video; seconds since the epoch."""
-    return (row.submitted_at or row.updated_at) + KEPT
+    return (row.submitted_at or row.updated_at) + RETENTION_S
 
 
 def summaries(ledger: LedgerName, *, batch: str | None = None) -> tuple[Writers, dict[str, Summary]]:

@@ -11,9 +11,10 @@ import attrs
 
 from kling_async._clock import SystemClock
 from kling_async._core.errors import KlingError
+from kling_async._enqueue import enqueue as enqueue_jobs
+from kling_async._enqueue import shared_ledger
 from kling_async._session import KlingSession
-from kling_async._worker import Worker, shared
-from kling_async._worker import enqueue as enqueue_jobs
+from kling_async._worker import Worker
 from kling_async.cli.choices import LevelChoice
 from kling_async.cli.interrupts import Exit, interruptible, took_interrupt
 from kling_async.cli.ledgers import LedgerName
@@ -46,7 +47,7 @@ class SharedOptions:
         Raises:
             ConfigurationError: It is none that can be shared.
         """
-        ledger = shared(self.ledger.made())
+        ledger = shared_ledger(self.ledger.made())
         return type(ledger)(str(self.ledger.where), account=self.ledger.account, lease=self.lease)
 
     @asynccontextmanager

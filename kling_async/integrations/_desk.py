@@ -1,4 +1,4 @@
-"""Jobs that outlive the requests they came with. No framework is needed here."""
+"""Jobs that outlive the requests they came with. No web framework is needed here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import anyio
 import attrs
 
 from kling_async._core import events
-from kling_async._core.content import Content, recalled
+from kling_async._core.content import Content, image_digests, recalled
 from kling_async._core.errors import (
     ConfigurationError,
     KeyReusedError,
@@ -28,9 +28,10 @@ from kling_async._core.errors import (
 )
 from kling_async._core.prediction import Prediction, Status
 from kling_async._core.states import Entry, Row, State
-from kling_async._media import digest
-from kling_async._recall import recall
-from kling_async._session import fresh_key
+from kling_async._job_run import JobRun
+from kling_async._outcome import run_to_outcome
+from kling_async._recall import UNFINISHED, recall
+from kling_async._session import engine_of, fresh_key
 
 from ._problems import answer
 
@@ -46,27 +47,25 @@ if TYPE_CHECKING:
 log = logging.getLogger("kling_async")
 
 JobState: TypeAlias = Literal["waiting", "running", "completed", "failed", "uncertain"]
-"""Where a job stands, for whoever asked for it: a closed set. `uncertain` is an end that only the operator can mend."""
+"""State of a job for its client: a closed set. `uncertain` is an end that only the operator can mend."""
 
 _ENDS: Final = frozenset({"completed", "failed", "uncertain"})
-_LATEST: Final = 64
-"""Changes that are kept of one job."""
-_UNFINISHED: Final = ((State.SUBMITTED,), (State.INTENT, State.UNCERTAIN), (State.CLAIMED, State.PENDING))
-_NOT_SENT: Final = frozenset({State.CLAIMED, State.PENDING})
+_MAX_CHANGES: Final = 64
+"""Latest changes that are kept of one job."""
 
 
 # Not of attrs: FastAPI describes these in its schema, and answers with them.
 @dataclass(frozen=True, kw_only=True)
 class JobStatus:
-    """Where a job stands.
+    """State of a job.
 
     Attributes:
-        key: The job's name: what it is asked for by.
-        state: Of a closed set, to act on.
-        status: In more words, which may be new ones: the service's own while it runs.
-        prediction_id: The paid id, once there is one.
+        key: Key of the job, by which its client asks for it.
+        state: State out of a closed set, to act on.
+        status: State in more words, which may be new ones: the service's own while it runs.
+        prediction_id: The paid id; None before acceptance.
         output: URL of the video, for 7 days.
-        error: Why there is none: problem details (RFC 9457).
+        error: Problem details (RFC 9457) of a job without a video.
     """
 
     key: str
@@ -78,24 +77,25 @@ class JobStatus:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing will change any more."""
+        """True when nothing will change any more."""
         return self.state in _ENDS
 
 
 @attrs.define(eq=False)
-class _Course:
-    """What has happened to one job so far.
+class _TrackedJob:
+    """A job of this process, and its changes so far.
 
     Attributes:
-        told: The latest changes.
-        count: How many there were.
-        arrived: Is done when the job is written down.
-        done: Its prediction, or why there is none.
-        digest: Of its content.
+        changes: The latest changes.
+        recorded: Done when the job is in the ledger.
+        done: The prediction, or why there is none.
+        digest: Digest of the content.
+        count: Number of changes.
+        news: Set at the next change; then there is another one.
     """
 
-    told: deque[JobStatus]
-    arrived: asyncio.Future[None]
+    changes: deque[JobStatus]
+    recorded: asyncio.Future[None]
     done: asyncio.Future[Prediction]
     digest: str = ""
     count: int = 1
@@ -103,7 +103,7 @@ class _Course:
 
     @property
     def last(self) -> JobStatus:
-        return self.told[-1]
+        return self.changes[-1]
 
 
 @attrs.frozen
@@ -111,26 +111,26 @@ class Change:
     """One change of a job.
 
     Attributes:
-        id: Its name, for `Last-Event-ID`.
-        status: Where the job stands since then.
+        id: Id of the change, for `Last-Event-ID`.
+        status: State of the job since then.
     """
 
     id: str
     status: JobStatus
 
 
-class JobDesk:
-    """Takes jobs from requests and sees them through, whoever goes away; `async with desk.open(kling):`.
+class JobService:
+    """Accepts jobs from requests and runs them to their ends, whoever disconnects: `async with service.open(kling):`.
 
-    A job that was taken is in the ledger, pictures included (they are uploaded first). A desk over the same ledger
-    goes on with it after a restart or a crash: what was accepted is watched, what is in doubt is reconciled, what was
-    not sent is sent. What its caller was told had failed is not sent later.
+    A job that was accepted is in the ledger, pictures included (they are uploaded first). A service over the same
+    ledger continues with it after a restart or a crash: running predictions are watched, doubts are settled, and
+    unsent jobs are sent. A job that was reported to its client as failed is not sent later.
 
     Args:
-        batch: The name of its jobs in ledger and events; desks of one ledger need different ones.
-        queue: Jobs that may wait to be accepted by the service; more are refused with `QueueFullError`.
-        retry_after: Seconds after which those are told to ask again.
-        kept: Ended jobs whose changes are remembered; older ones are read from the ledger.
+        batch: Name of its jobs in ledger and events; services of one ledger need different ones.
+        queue: Jobs that may wait to be accepted by the provider; more are refused with `QueueFullError`.
+        retry_after: Seconds after which refused clients are asked to try again.
+        kept: Ended jobs whose changes are kept in memory; older ones are read from the ledger.
 
     Raises:
         ConfigurationError: A number makes no sense.
@@ -144,9 +144,9 @@ class JobDesk:
         self._queue = queue
         self._retry_after = retry_after
         self._kept = kept
-        # Changes are numbered anew in every process: an id of another one is told from these by this.
+        # Changes are numbered from 1 in every process: this prefix tells an id of another process from these.
         self._era = secrets.token_hex(4)
-        self._courses: dict[str, _Course] = {}
+        self._jobs: dict[str, _TrackedJob] = {}
         self._queued: set[str] = set()
         self._ended: deque[str] = deque()
         self._kling: KlingSession | None = None
@@ -154,118 +154,118 @@ class JobDesk:
 
     @asynccontextmanager
     async def open(self, kling: KlingSession) -> AsyncGenerator[None]:
-        """Work while the block runs, on an open session; first of all go on with what an earlier desk left."""
+        """Run jobs while the block runs, on an open session; first continue with those of an earlier process."""
         self._kling = kling
         kling.add_observer(self._observe)
-        account = kling.account
+        engine = engine_of(kling)
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             try:
-                async for item in recall(account.ledger, self._batch, account.clock, _UNFINISHED):
-                    course = self._begin(item.row.key, item.content.digest)
-                    course.arrived.set_result(None)
-                    tasks.start_soon(self._see_through, course, item.row.key, item.job, item.content)
+                async for item in recall(engine.ledger, self._batch, engine.clock, UNFINISHED):
+                    tracked = self._track(item.row.key, item.content.digest)
+                    tracked.recorded.set_result(None)
+                    tasks.start_soon(self._run, tracked, item.row.key, item.job, item.content)
                 yield
             finally:
                 tasks.cancel_scope.cancel()
                 self._tasks = None
                 self._kling = None
-                for course in self._courses.values():
-                    if not course.done.done():
-                        _refuse(course.done, SessionClosedError("the application is closing", key=course.last.key))
-                    course.news.set()
+                for tracked in self._jobs.values():
+                    if not tracked.done.done():
+                        _fail(tracked.done, SessionClosedError("the application is closing", key=tracked.last.key))
+                    tracked.news.set()
 
     @property
     def kling(self) -> KlingSession:
         """The session.
 
         Raises:
-            SessionClosedError: The desk is not open.
+            SessionClosedError: The service is not open.
         """
         if self._kling is None:
-            raise SessionClosedError("the desk is not open", advice="is the lifespan part of the application?")
+            raise SessionClosedError("the job service is not open", advice="is the lifespan part of the application?")
         return self._kling
 
     @property
     def waiting(self) -> int:
-        """Jobs that wait to be accepted."""
+        """Number of jobs that wait to be accepted by the provider."""
         return len(self._queued)
 
     async def submit(self, job: Job, *, key: str | None = None) -> JobStatus:
-        """Take a job, and return when it is written down: it will be made, whatever becomes of the caller.
+        """Accept a job, and return when it is in the ledger: it will be run, whatever becomes of the caller.
 
-        The same key with the same job asks for nothing new: it is answered with where the job stands.
+        The same key with the same job returns the state of that job.
 
         Args:
-            job: What to make.
-            key: Its name; by default a fresh one that nobody guesses.
+            job: The job.
+            key: Key of the job; by default a fresh one, which cannot be guessed.
 
         Raises:
-            QueueFullError: Too many wait already.
-            InvalidJobError: A picture cannot be read, or the service would refuse it.
+            QueueFullError: Too many jobs wait already.
+            InvalidJobError: A picture cannot be read, or the provider would refuse it.
             KeyReusedError: The key names another job.
-            KlingError: The picture could not be uploaded, or the job not be written down.
+            KlingError: The picture could not be uploaded, or the job not be recorded.
         """
-        course = await self._take(job, key or fresh_key() + fresh_key())
-        return course.last
+        tracked = await self._accept(job, key or fresh_key() + fresh_key())
+        return tracked.last
 
     async def generate(self, job: Job, *, key: str | None = None) -> Prediction:
-        """Take a job and wait for its video. Whoever stops waiting finds it again by its key.
+        """Accept a job and wait for its video. A caller that stops waiting can ask for it by its key.
 
         Raises:
-            QueueFullError: Too many wait already.
+            QueueFullError: Too many jobs wait already.
             KlingError: As of `KlingSession.generate`.
         """
-        course = await self._take(job, key or fresh_key() + fresh_key())
-        return await asyncio.shield(course.done)
+        tracked = await self._accept(job, key or fresh_key() + fresh_key())
+        return await asyncio.shield(tracked.done)
 
     async def get(self, key: str) -> JobStatus:
-        """Where a job stands; of this process or of an earlier one with the same ledger.
+        """Return the state of a job, of this process or of an earlier one with the same ledger.
 
         Raises:
-            UnknownJobError: There is none of this key.
+            UnknownJobError: No job has this key.
         """
-        course = self._courses.get(key)
-        # What is uncertain may have been settled meanwhile, by a webhook.
-        if course is not None and course.arrived.done() and course.last.state != "uncertain":
-            return course.last
+        tracked = self._jobs.get(key)
+        # An uncertain job may have been settled meanwhile, by a webhook.
+        if tracked is not None and tracked.recorded.done() and tracked.last.state != "uncertain":
+            return tracked.last
         try:
-            found = await self.kling.account.ledger.find(self._batch, key)
+            found = await engine_of(self.kling).ledger.find(self._batch, key)
         except (LedgerError, ValueError):
-            # Such as a key that no file can hold.
+            # For example a key that the ledger cannot store.
             found = None
         if found is None:
             raise UnknownJobError("no job has this key", key=ascii(key)[:80])
-        return _as_written(found[0])
+        return _status_of(found[0])
 
     async def follow(
         self, key: str, *, after: str | None = None, pulse: float = math.inf
     ) -> AsyncGenerator[Change | None, None]:
-        """A job's changes up to its end, those first that happened already.
+        """Yield a job's changes up to its end, beginning with those that have happened already.
 
         Args:
-            key: The job's name.
-            after: The `id` of the last change that was seen: what came later follows. Of another process's, or of one
-                that is not remembered any more, the job as it is now follows first.
-            pulse: Seconds of silence after which None is given.
+            key: Key of the job.
+            after: The `id` of the last change that was received: later ones follow. If it is another process's, or of
+                one that is not kept any more, the present state follows first.
+            pulse: Seconds of silence after which None is yielded.
 
         Raises:
-            UnknownJobError: There is none of this key.
+            UnknownJobError: No job has this key.
         """
         status = await self.get(key)
-        course = self._courses.get(key)
-        if course is None:
+        tracked = self._jobs.get(key)
+        if tracked is None:
             yield Change(f"{self._era}.0", status)
             return
-        seen = self._seen(course, after)
+        seen = self._seen(tracked, after)
         while self._kling is not None:
-            news = course.news
-            seen = max(seen, course.count - len(course.told))
-            if seen < course.count:
-                status = course.told[seen - course.count]
+            news = tracked.news
+            seen = max(seen, tracked.count - len(tracked.changes))
+            if seen < tracked.count:
+                status = tracked.changes[seen - tracked.count]
                 seen += 1
                 yield Change(f"{self._era}.{seen}", status)
-            elif course.last.ended:
+            elif tracked.last.ended:
                 return
             else:
                 with anyio.move_on_after(pulse) as silence:
@@ -274,187 +274,196 @@ class JobDesk:
                     yield None
 
     def has_seen_all(self, key: str, after: str | None) -> bool:
-        """Whether a job has ended, and `after` is the id of its last change."""
-        course = self._courses.get(key)
-        return course is not None and course.last.ended and after == f"{self._era}.{course.count}"
+        """Return whether a job has ended and `after` is the id of its last change."""
+        tracked = self._jobs.get(key)
+        return tracked is not None and tracked.last.ended and after == f"{self._era}.{tracked.count}"
 
-    def _seen(self, course: _Course, after: str | None) -> int:
+    def _seen(self, tracked: _TrackedJob, after: str | None) -> int:
         if not after:
             return 0
         era, _, number = after.partition(".")
         if era == self._era and number.isascii() and number.isdecimal() and len(number) < 10:  # noqa: PLR2004 -- digits
-            return min(int(number), course.count)
-        return course.count - 1
+            return min(int(number), tracked.count)
+        return tracked.count - 1
 
-    async def _take(self, job: Job, key: str) -> _Course:
-        kling, tasks = self.kling, self._tasks
+    async def _accept(self, job: Job, key: str) -> _TrackedJob:
+        tasks = self._tasks
+        engine = engine_of(self.kling)
         assert tasks is not None  # noqa: S101 -- it is there with the session
-        content = await kling.account.content(job)
-        course = self._courses.get(key)
-        if course is not None and not (course.last.state == "failed" and course.last.prediction_id is None):
-            if course.digest != content.digest:
+        content = await engine.contents.read(job, self._batch)
+        tracked = self._jobs.get(key)
+        if tracked is not None and not (tracked.last.state == "failed" and tracked.last.prediction_id is None):
+            if tracked.digest != content.digest:
                 raise KeyReusedError(key)
         else:
             if self.waiting >= self._queue:
                 raise QueueFullError(
                     f"{self._queue} jobs are waiting already", retry_after=self._retry_after, job=job, key=key
                 )
-            course = self._begin(key, content.digest)
-            tasks.start_soon(self._arrive, course, key, job, content)
-        # In the job's own task: whoever else asks for the same key waits for it too, and nobody's leaving ends it.
-        await asyncio.shield(course.arrived)
-        return course
+            tracked = self._track(key, content.digest)
+            tasks.start_soon(self._record, tracked, key, job, content)
+        # In a task of the job's own: others that ask for the same key wait for it too, and none of them ends it.
+        await asyncio.shield(tracked.recorded)
+        return tracked
 
-    def _begin(self, key: str, digest: str) -> _Course:
+    def _track(self, key: str, digest: str) -> _TrackedJob:
         loop = asyncio.get_running_loop()
         first = JobStatus(key=key, state="waiting", status="waiting")
-        course = _Course(deque([first], _LATEST), loop.create_future(), loop.create_future(), digest)
-        self._courses[key] = course
+        tracked = _TrackedJob(deque([first], _MAX_CHANGES), loop.create_future(), loop.create_future(), digest)
+        self._jobs[key] = tracked
         self._queued.add(key)
-        return course
+        return tracked
 
-    async def _arrive(self, course: _Course, key: str, job: Job, content: Content) -> None:
-        """Write a job down with all that it needs."""
-        account = self.kling.account
+    async def _record(self, tracked: _TrackedJob, key: str, job: Job, content: Content) -> None:
+        """Upload the job's pictures, record it, and run it."""
+        engine = engine_of(self.kling)
         try:
             uploads: dict[str, str] = {}
-            for name in ("image", "end_image"):
-                image: str | bytes | Path | None = getattr(job, name)
+            for name, sha256 in image_digests(content).items():
+                image: str | bytes | Path = getattr(job, name)
                 if isinstance(image, bytes):
-                    uploads[await digest(image)] = await account.images.url(image, field=name)
+                    uploads[sha256] = await engine.images.url(image, field=name, sha256=sha256)
                 elif isinstance(image, str):
-                    uploads[image] = image
-            await account.ledger.claim(self._batch, key, content=content, model=job.model, at=account.clock.now())
+                    uploads[sha256] = image
+            await engine.ledger.claim(self._batch, key, content=content, model=job.model, at=engine.clock.now())
         except BaseException as error:
-            # The caller is told; there is no job.
+            # The caller receives the error; there is no job.
             self._queued.discard(key)
-            if self._courses.get(key) is course:
-                del self._courses[key]
+            if self._jobs.get(key) is tracked:
+                del self._jobs[key]
             if not isinstance(error, Exception):
-                _refuse(course.arrived, SessionClosedError("the application is closing; the job was not taken"))
+                _fail(tracked.recorded, SessionClosedError("the application is closing; the job was not accepted"))
                 raise
-            _refuse(course.arrived, error)
+            _fail(tracked.recorded, error)
             if not isinstance(error, KlingError):
-                log.exception("job %s could not be taken", key)
+                log.exception("job %s could not be recorded", key)
             return
-        course.arrived.set_result(None)
-        # Without the picture's bytes, which may be many while it waits.
-        await self._see_through(course, key, recalled(content, uploads), content)
+        tracked.recorded.set_result(None)
+        # Without the pictures' bytes, which may be many while it waits.
+        await self._run(tracked, key, recalled(content, uploads), content)
 
-    async def _see_through(self, course: _Course, key: str, job: Job, content: Content) -> None:
-        def accepted(prediction: Prediction) -> None:
-            self._run(course, prediction)
-
-        try:
-            prediction = await self.kling.account.make(
-                job,
-                key=key,
-                batch=self._batch,
-                deadline=math.inf,
-                content=content,
-                recalled=True,
-                accepted=accepted,
+    async def _run(self, tracked: _TrackedJob, key: str, job: Job, content: Content) -> None:
+        """Run a job to its end."""
+        # Without a deadline: waiting costs nothing, and the client asks when it wants to. With a drain of its own: an
+        # account-wide error is this client's answer, and the next job may meet a topped-up account.
+        run = JobRun(job=job, key=key, batch=self._batch, deadline=math.inf, content=content, recalled=True)
+        outcome = await run_to_outcome(engine_of(self.kling), run)
+        error, prediction = outcome.error, outcome.prediction
+        if isinstance(error, SessionClosedError):
+            # The next process continues with it.
+            _fail(tracked.done, error)
+        elif error is not None:
+            await self._end_failed(tracked, key, _public(error))
+        elif prediction is not None:
+            self._publish(
+                tracked,
+                replace(
+                    tracked.last,
+                    state="completed",
+                    status=prediction.raw_status,
+                    prediction_id=prediction.id,
+                    output=prediction.output,
+                ),
             )
-        except SessionClosedError as error:
-            # It goes on in the next process.
-            _refuse(course.done, error)
-        except KlingError as error:
-            await self._fail(course, key, error)
-        except Exception:
-            # A mistake of ours, or of a provider or ledger of the user's: it must not end the application.
-            log.exception("job %s broke", key)
-            await self._fail(course, key, KlingError("the job broke", key=key, advice="see the log"))
-        else:
-            failure = prediction.failure(job=job)
-            if failure is not None:
-                await self._fail(course, key, failure)
-                return
-            self._tell(
-                course, replace(course.last, state="completed", status=prediction.raw_status, output=prediction.output)
-            )
-            course.done.set_result(prediction)
+            tracked.done.set_result(prediction)
 
-    async def _fail(self, course: _Course, key: str, error: KlingError) -> None:
+    async def _end_failed(self, tracked: _TrackedJob, key: str, error: KlingError) -> None:
         """End a job without a video."""
-        log.warning("job %s of the desk: %s", key, error)
-        if not course.last.prediction_id:
-            await self._forgo(key, error)
-        self._tell(
-            course,
+        log.warning("job %s of the job service: %s", key, error)
+        if not tracked.last.prediction_id:
+            await self._record_skipped(key, error)
+        state: JobState = "uncertain" if isinstance(error, SubmissionUncertainError) else "failed"
+        self._publish(
+            tracked,
             replace(
-                course.last,
-                state="uncertain" if isinstance(error, SubmissionUncertainError) else "failed",
-                status="uncertain" if isinstance(error, SubmissionUncertainError) else "failed",
-                prediction_id=error.prediction_id or course.last.prediction_id,
+                tracked.last,
+                state=state,
+                status=state,
+                prediction_id=error.prediction_id or tracked.last.prediction_id,
                 error=answer(error).body,
             ),
         )
-        _refuse(course.done, error)
+        _fail(tracked.done, error)
 
-    async def _forgo(self, key: str, error: KlingError) -> None:
-        """See to it that what was told to have failed is not sent by the next process."""
-        ledger = self.kling.account.ledger
+    async def _record_skipped(self, key: str, error: KlingError) -> None:
+        """Keep the next process from sending a job that was reported as failed."""
+        engine = engine_of(self.kling)
         try:
-            found = await ledger.find(self._batch, key)
-            if found is not None and found[0].state in _NOT_SENT:
-                at = self.kling.account.clock.now()
-                ledger.note(Entry(batch=self._batch, key=key, state=State.SKIPPED, at=at, error=error.message))
+            found = await engine.ledger.find(self._batch, key)
+            if found is not None and found[0].state.waiting:
+                at = engine.clock.now()
+                engine.ledger.note(Entry(batch=self._batch, key=key, state=State.SKIPPED, at=at, error=error.message))
         except LedgerError:
             log.exception("the ledger cannot be written")
-
-    def _run(self, course: _Course, prediction: Prediction) -> None:
-        self._tell(
-            course,
-            replace(course.last, state="running", status=prediction.raw_status, prediction_id=prediction.id),
-        )
 
     def _observe(self, event: events.Event) -> None:
         if event.batch != self._batch:
             return
-        course = self._courses.get(event.key)
-        if course is None or course.last.ended:
+        tracked = self._jobs.get(event.key)
+        if tracked is None or tracked.last.ended:
             return
         match event:
+            case events.Begun(known=str(prediction_id), ended=False):
+                self._publish(
+                    tracked,
+                    replace(tracked.last, state="running", status=Status.CREATED.value, prediction_id=prediction_id),
+                )
             case events.Submitting():
-                self._tell(course, replace(course.last, status="submitting"))
+                self._publish(tracked, replace(tracked.last, status="submitting"))
             case events.Refused(again=again) if again is not None:
-                self._tell(course, replace(course.last, status="waiting"))
+                self._publish(tracked, replace(tracked.last, status="waiting"))
             case events.Uncertain():
-                self._tell(course, replace(course.last, status="in doubt"))
+                self._publish(tracked, replace(tracked.last, status="in doubt"))
             case events.Accepted(prediction=prediction):
-                self._run(course, prediction)
+                self._publish_running(tracked, prediction)
             case events.Changed(prediction=prediction) if not prediction.status.ended:
-                self._run(course, prediction)
+                self._publish_running(tracked, prediction)
             case events.Retrying():
-                self._tell(course, replace(course.last, state="waiting", status="waiting", prediction_id=None))
+                self._publish(tracked, replace(tracked.last, state="waiting", status="waiting", prediction_id=None))
             case _:
                 pass
 
-    def _tell(self, course: _Course, status: JobStatus) -> None:
-        if status == course.last:
+    def _publish_running(self, tracked: _TrackedJob, prediction: Prediction) -> None:
+        self._publish(
+            tracked,
+            replace(tracked.last, state="running", status=prediction.raw_status, prediction_id=prediction.id),
+        )
+
+    def _publish(self, tracked: _TrackedJob, status: JobStatus) -> None:
+        if status == tracked.last:
             return
-        course.told.append(status)
-        course.count += 1
+        tracked.changes.append(status)
+        tracked.count += 1
         if status.state != "waiting":
             self._queued.discard(status.key)
         if status.ended:
             self._ended.append(status.key)
             if len(self._ended) > self._kept:
                 oldest = self._ended.popleft()
-                if oldest in self._courses and self._courses[oldest].last.ended:
-                    del self._courses[oldest]
-        # Who waits holds the old one.
-        news, course.news = course.news, asyncio.Event()
+                if oldest in self._jobs and self._jobs[oldest].last.ended:
+                    del self._jobs[oldest]
+        # Followers wait for the old event.
+        news, tracked.news = tracked.news, asyncio.Event()
         news.set()
 
 
-def _refuse(future: asyncio.Future[Any], error: Exception) -> None:
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
     future.set_exception(error)
-    # Whoever asked may be gone.
+    # Retrieved here: the caller may have disconnected.
     future.exception()
 
 
-_WRITTEN: Mapping[State, tuple[JobState, str]] = {
+def _public(error: KlingError) -> KlingError:
+    """Return an error for the client: a mistake in the program is logged, and the client sees none of it."""
+    if type(error) is not KlingError or error.__cause__ is None:
+        return error
+    log.error("job %s broke", error.key, exc_info=error.__cause__)
+    return KlingError(
+        "the job broke", key=error.key, prediction_id=error.prediction_id, spent=error.spent, advice="see the log"
+    )
+
+
+_STATES: Mapping[State, tuple[JobState, str]] = {
     State.PENDING: ("waiting", "waiting"),
     State.CLAIMED: ("waiting", "waiting"),
     State.INTENT: ("waiting", "submitting"),
@@ -465,14 +474,15 @@ _WRITTEN: Mapping[State, tuple[JobState, str]] = {
     State.REJECTED: ("failed", "failed"),
     State.ABANDONED: ("failed", "failed"),
     State.SKIPPED: ("failed", "failed"),
+    State.ABANDONED: ("failed", "failed"),
     State.EXPIRED: ("failed", "expired"),
     State.UNCERTAIN: ("uncertain", "uncertain"),
 }
 
 
-def _as_written(row: Row) -> JobStatus:
-    """Where a job stands by its row: the kind of its error is not written down."""
-    state, status = _WRITTEN[row.state]
+def _status_of(row: Row) -> JobStatus:
+    """Return the state of a job by its row, which does not keep the kind of its error."""
+    state, status = _STATES[row.state]
     error = None
     if state not in {"completed", "running", "waiting"}:
         error = {"type": "about:blank", "title": f"The job is {row.state.value}", "status": 502}

@@ -43,7 +43,7 @@ from kling_async._core.errors import ConfigurationError, KlingError
 from kling_async._session import KlingSession
 from kling_async.webhooks import asgi_app
 
-from ._desk import Change, JobDesk, JobState, JobStatus
+from ._desk import Change, JobService, JobState, JobStatus
 from ._problems import MEDIA_TYPE, answer
 
 try:
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Change",
     "JobDesk",
+    "JobService",
     "JobState",
     "JobStatus",
     "Jobs",
@@ -88,11 +89,14 @@ _HOOKS: Final = "kling_webhooks"
 Lifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any]]]
 """What FastAPI and Starlette take as `lifespan=`."""
 
+JobDesk = JobService
+"""The former name of `JobService`, for one version."""
+
 
 def lifespan(
     session: Callable[[], KlingSession],
     *,
-    desk: Callable[[], JobDesk] = JobDesk,
+    desk: Callable[[], JobService] = JobService,
     webhooks: bool | str | Secret = False,
 ) -> Lifespan:
     """A lifespan that opens one session for all requests of the process, and closes it at the end.
@@ -101,7 +105,7 @@ def lifespan(
 
     Args:
         session: Makes the session, each time that the application starts. With a ledger in a file, its jobs survive.
-        desk: Makes the desk, for other numbers: `lambda: JobDesk(queue=500)`.
+        desk: Makes the desk, for other numbers: `lambda: JobService(queue=500)`.
         webhooks: Whether `add_webhooks` is used; or the secret that signs them, which is asked of the service
             otherwise, at the start.
     """
@@ -121,9 +125,9 @@ def lifespan(
 
 
 # Coroutine functions, though they wait for nothing: FastAPI runs others in a thread, for every request.
-async def _desk(connection: HTTPConnection) -> JobDesk:
+async def _desk(connection: HTTPConnection) -> JobService:
     jobs = getattr(connection.state, _STATE, None)
-    if not isinstance(jobs, JobDesk):
+    if not isinstance(jobs, JobService):
         raise ConfigurationError("the application has no session", advice="FastAPI(lifespan=lifespan(...))")
     return jobs
 
@@ -132,7 +136,7 @@ async def _session(connection: HTTPConnection) -> KlingSession:
     return (await _desk(connection)).kling
 
 
-Jobs: TypeAlias = Annotated[JobDesk, Depends(_desk)]
+Jobs: TypeAlias = Annotated[JobService, Depends(_desk)]
 """A parameter of a handler: the desk of the application, for jobs that outlive their request."""
 Session: TypeAlias = Annotated[KlingSession, Depends(_session)]
 """A parameter of a handler: the session of the application."""
@@ -183,7 +187,7 @@ def accepted(status: JobStatus, *, location: str) -> JSONResponse:
     """202 with the address where the job is found.
 
     Args:
-        status: Of `JobDesk.submit`.
+        status: Of `JobService.submit`.
         location: The address, as of `str(request.url_for("look", key=status.key))`.
     """
     headers = {"Location": location, "Cache-Control": "no-store"}
@@ -191,7 +195,7 @@ def accepted(status: JobStatus, *, location: str) -> JSONResponse:
 
 
 async def event_stream(
-    jobs: JobDesk, key: str, request: HTTPConnection, *, lasts: float = 60.0, ping: float = 15.0
+    jobs: JobService, key: str, request: HTTPConnection, *, lasts: float = 60.0, ping: float = 15.0
 ) -> Response:
     """A job's changes as server-sent events, for `new EventSource(...)`.
 
@@ -219,7 +223,9 @@ async def event_stream(
     return EventSourceResponse(_events(jobs, key, after, lasts, ping), headers=headers)
 
 
-async def _events(jobs: JobDesk, key: str, after: str | None, lasts: float, ping: float) -> AsyncGenerator[bytes, None]:
+async def _events(
+    jobs: JobService, key: str, after: str | None, lasts: float, ping: float
+) -> AsyncGenerator[bytes, None]:
     yield format_sse_event(retry=1000)
     give_up = anyio.current_time() + lasts
     async with aclosing(jobs.follow(key, after=after, pulse=min(ping, lasts))) as changes:

@@ -23,6 +23,7 @@ import attrs
 
 from kling_async._core import events
 from kling_async._core.errors import KlingError, SessionClosedError, SubmissionUncertainError
+from kling_async._session import engine_of
 
 from . import names
 
@@ -118,7 +119,7 @@ class Telemetry:
 
         def looks(_: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
             try:
-                yield metrics.Observation(kling.account.watcher.requests)
+                yield metrics.Observation(engine_of(kling).watcher.requests)
             except SessionClosedError:
                 return
 

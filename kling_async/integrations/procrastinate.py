@@ -24,7 +24,8 @@ import procrastinate
 from procrastinate import exceptions, jobs, tasks
 
 from kling_async._core.errors import ConfigurationError
-from kling_async._worker import MANY, Worker, portions
+from kling_async._enqueue import ANALYZE_AFTER_JOBS, portions
+from kling_async._worker import Worker
 from kling_async.ledger.postgres import PostgresLedger
 
 if TYPE_CHECKING:
@@ -73,14 +74,16 @@ class KlingTasks:
         if not isinstance(connector, procrastinate.PsycopgConnector):
             raise ConfigurationError("procrastinate: the application needs a PsycopgConnector to share a transaction")
         count = 0
-        async for some in portions(jobs):
+        async with connector.pool.connection() as connection, connection.transaction():
+            identity = await self.ledger.identity(batch, connection=connection)
+        async for some in portions(jobs, identity=identity):
             async with connector.pool.connection() as connection, connection.transaction():
                 new = await self.ledger.enqueue(batch, some, at=time.time(), connection=connection)
                 if new:
                     deferrer = self.task.configure(connection=connection)
                     await deferrer.batch_defer_async(*[_named(batch, key) for key in new])
             count += len(new)
-        if count >= MANY:
+        if count >= ANALYZE_AFTER_JOBS:
             # Without it the queue makes its plans for the table as it was, and hands nothing out for minutes.
             await connector.execute_query_async("ANALYZE procrastinate_jobs, kling_job, kling_content")
         return count

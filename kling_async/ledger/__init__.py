@@ -284,8 +284,8 @@ def read_steps(
     return sqlite.read_steps(ledger, batch=batch, key=key)
 
 
-def identity(ledger: Ledger) -> object:
-    """What is the same for ledgers that have the same rows."""
+def origin_of(ledger: Ledger) -> object:
+    """Return a value that is equal for ledgers with the same rows."""
     if not ledger.durable:
         return ledger
     from kling_async.ledger.sqlite import SQLiteLedger  # noqa: PLC0415 -- many sessions have no file

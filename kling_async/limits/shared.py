@@ -16,7 +16,7 @@ from pyrate_limiter.buckets.redis_bucket import LuaScript
 
 from kling_async._core.errors import ConfigurationError, RateLimiterError
 from kling_async._core.polling import Backoff
-from kling_async._custody import finish
+from kling_async._tasks import finish
 
 from .pause import Pause
 

@@ -18,7 +18,7 @@ from kling_async._core.clock import Clock
 from kling_async._core.errors import OutputGoneError, StorageError, TransportError
 from kling_async._core.http import HttpRequest, HttpResponse
 from kling_async._core.transport import Transport, shown
-from kling_async._retry import PASSING, pause
+from kling_async._retry import RETRIED_STATUSES, pause
 from kling_async.storage._part import Part
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Download:
 
     async def _take(self, response: StreamedResponse) -> None:
         head = HttpResponse(status=response.status, headers=response.headers)
-        if head.status in PASSING:
+        if head.status in RETRIED_STATUSES:
             raise _CutError(f"{shown(self.url)} answered {head.status}", head.retry_after(self.clock.now()))
         if head.status in _ABSENT:
             # Not there yet, for all that is known: what was made just now may take a moment to reach the host.

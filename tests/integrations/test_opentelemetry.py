@@ -88,7 +88,7 @@ async def test_a_job_is_one_span_with_its_phases_below_the_span_of_its_caller(tm
         with backend.tracers.get_tracer("app").start_as_current_span("request") as request:
             made = await kling.generate(prompt="A secret wish", image=PICTURE, duration=10)
         await kling.save(made, tmp_path)
-        looks = kling.account.watcher.requests
+        looks = kling._engine.watcher.requests
         assert [point.value for point in backend.metric(names.METRIC_LOOKS)] == [looks]
     (job,) = backend.named(names.SPAN_JOB)
     assert job.parent is not None

@@ -41,7 +41,7 @@ async def test_a_hidden_limit_that_moves_is_followed_over_sockets() -> None:
         ) as kling:
             async with kling.batch(Job(prompt=f"number {number}", image=IMAGE) for number in range(300)) as batch:
                 assert all([outcome.ok async for outcome in batch])
-            gate, slots = kling.account.gate, kling.account.slots
+            gate, slots = kling._engine.gate, kling._engine.slots
             refused = sum(request.status == 429 for request in emulator.requests)
             assert gate.refusals == {Limit.RUNNING: refused}
             assert slots.ceiling == 100
@@ -58,5 +58,5 @@ async def test_the_two_429s_of_the_service_are_told_apart() -> None:
             jobs = (Job(prompt=f"number {number}", image=png()) for number in range(5))
             async with kling.batch(jobs) as batch:
                 assert all([outcome.ok async for outcome in batch])
-            assert set(kling.account.gate.refusals) == {Limit.STARTS}
-            assert kling.account.slots.total == kling.account.slots.ceiling
+            assert set(kling._engine.gate.refusals) == {Limit.STARTS}
+            assert kling._engine.slots.total == kling._engine.slots.ceiling

@@ -107,9 +107,9 @@ async def test_cancelled_and_overdue_at_once_is_cancelled() -> None:
     async with serving() as url, opened() as transport:
         task = asyncio.create_task(transport.send(HttpRequest(method="GET", url=f"{url}/silent")))
         await asyncio.sleep(0.01)
-        (wait,) = transport._overdue._waits
-        wait.until = 0.0
-        transport._overdue._look(asyncio.get_running_loop())
+        (deadline,) = transport._timers._deadlines
+        deadline.when = 0.0
+        transport._timers._cancel_passed(asyncio.get_running_loop())
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -53,11 +53,12 @@ def test_importing_the_package_loads_nothing_optional_and_not_aiohttp() -> None:
 
 WITH_THE_OPENING = [
     "aiohttp",
-    "_account",
+    "_engine",
+    "_job_runner",
     "_core.events",
     "_core.states",
     "_log",
-    "_submit",
+    "_submitter",
     "_transport",
     "_watcher",
     "limits",
@@ -107,7 +108,7 @@ print(json.dumps(sorted(sys.modules)))
     loaded = fresh(script)
     assert isinstance(loaded, list)
     assert [name for name in names(WITH_A_NEED) if name in loaded] == []
-    assert "kling_async._account" in loaded, "the modules are called as they are here"
+    assert "kling_async._engine" in loaded, "the modules are called as they are here"
 
 
 def test_values_and_a_session_that_is_not_entered_need_no_aiohttp() -> None:

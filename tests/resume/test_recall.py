@@ -360,7 +360,7 @@ async def test_neither_money_nor_slots_keep_a_doubt_from_being_settled(
     service.script = None
     budget = Budget("0.01")
     async with session(service, ledger=ledger, grace=0.1, max_in_flight=1, budget=budget) as kling:
-        assert kling.account.slots.taken == 1
+        assert kling._engine.slots.taken == 1
         async with kling.batch(jobs(3), name="b") as batch:
             outcomes = [outcome async for outcome in batch]
     assert [outcome.ok for outcome in outcomes] == [accepted] * 3

@@ -56,7 +56,7 @@ async def test_what_was_left_running_is_followed_and_what_was_in_doubt_is_settle
     assert {row.state for row in read_ledger(ledger)} == {State.SUBMITTED}
     async with open_session(service, watch=FAST, ledger=ledger, max_in_flight=4) as kling:
         assert len(kling.running) == 4
-        assert kling.account.slots.taken == 4
+        assert kling._engine.slots.taken == 4
         async with kling.batch(jobs(6), name="b") as batch:
             outcomes = [outcome async for outcome in batch]
     assert all(outcome.ok for outcome in outcomes)

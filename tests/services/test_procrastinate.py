@@ -93,6 +93,6 @@ async def test_a_job_that_the_queue_runs_beside_itself_is_not_called_done(databa
             worker = Worker(kling)
             first, second = await asyncio.gather(worker.run_one("b", "k"), worker.run_one("b", "k"))
             assert first is None
-            assert "under way in this process" in str(second)
+            assert "running in this process" in str(second)
             assert await worker.run_one("b", "k") is None
         assert len(emulator.charges()) == 1

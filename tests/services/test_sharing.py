@@ -60,7 +60,7 @@ async def working(kling: KlingSession, **options: Any) -> AsyncIterator[None]:
 
 async def died(kling: KlingSession) -> None:
     """What is left of a session whose process was killed: nothing is handed over."""
-    ledger = kling.account.ledger
+    ledger = kling._engine.ledger
     assert isinstance(ledger, PostgresLedger)
     desk = ledger._desk
     desk.is_open = False
@@ -103,10 +103,10 @@ async def test_doubts_that_take_long_keep_no_new_job_waiting(database: str) -> N
         postgres.rows(database, "UPDATE kling_job SET started_at = started_at - interval '1 hour'")
         # As many doubts as slots, and a day until anything is shown.
         async with session(emulator, database, grace=86_400) as kling, working(kling, again=0.2):
-            ledger = kling.account.ledger
+            ledger = kling._engine.ledger
             assert isinstance(ledger, PostgresLedger)
             await ledger.enqueue(
-                "b", [(key, await kling.account.content(job(key)), job(key).model) for key in "xyz"], at=0.0
+                "b", [(key, await kling._engine.contents.read(job(key), "b"), job(key).model) for key in "xyz"], at=0.0
             )
             await until(database, State.COMPLETED, 3)
         assert len(emulator.charges()) == 6
@@ -182,7 +182,7 @@ async def test_a_paid_id_that_could_not_be_written_down_is_when_the_database_is_
             await until(database, State.UNCERTAIN, 1)
             wire.mend()
             await until(database, State.COMPLETED, 1)
-            found = await other.account.ledger.find("", "k")
+            found = await other._engine.ledger.find("", "k")
             assert found is not None
             assert found[0].prediction_id == prediction.id
         tasks.cancel_scope.cancel()
@@ -212,9 +212,11 @@ async def test_a_budget_holds_for_all_sessions_together(database: str) -> None:
 async def test_a_budget_holds_for_all_workers_together(database: str) -> None:
     async with emulated() as emulator:
         async with session(emulator, database) as kling:
-            ledger = kling.account.ledger
+            ledger = kling._engine.ledger
             assert isinstance(ledger, PostgresLedger)
-            jobs = [(f"{key}", await kling.account.content(job(f"{key}")), job("x").model) for key in range(12)]
+            jobs = [
+                (f"{key}", await kling._engine.contents.read(job(f"{key}"), "b"), job("x").model) for key in range(12)
+            ]
             await ledger.enqueue("b", jobs, at=0.0)
 
         async def work(budget: int) -> None:
@@ -234,9 +236,9 @@ async def test_a_failed_job_that_was_to_be_paid_again_is_by_the_next_worker(data
         emulator.faults.add("submit", faults.FailTask(code=5000, seconds=1), times=1)
         emulator.faults.add("submit", faults.FailTask(code=1402, seconds=1), times=1)
         async with session(emulator, database, retry_failed=1) as kling, working(kling):
-            ledger = kling.account.ledger
+            ledger = kling._engine.ledger
             assert isinstance(ledger, PostgresLedger)
-            jobs = [(key, await kling.account.content(job(key)), job(key).model) for key in "ab"]
+            jobs = [(key, await kling._engine.contents.read(job(key), "b"), job(key).model) for key in "ab"]
             await ledger.enqueue("b", jobs, at=0.0)
             await until(database, State.FAILED, 2)
         assert len(emulator.charges()) == 2

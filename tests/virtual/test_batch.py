@@ -23,7 +23,7 @@ from kling_async import (
     SubmissionUncertainError,
 )
 from kling_async._core.http import Effect
-from kling_async._submit import POSTS_AT_ONCE
+from kling_async._submitter import MAX_CONCURRENT_SUBMITS
 from kling_async.testing import json_response
 from support.service import IMAGE, Service, open_session
 
@@ -149,7 +149,7 @@ async def test_paid_requests_at_once_are_capped_apart_from_slots() -> None:
     service.script = lambda request, body: slow(request, body) if request.effect is Effect.PAID else None
     async with open_session(service, max_in_flight=500, adaptive=False) as kling:
         await asyncio.gather(*(kling.generate(job) for job in jobs(200)))
-    assert peak == POSTS_AT_ONCE == 32
+    assert peak == MAX_CONCURRENT_SUBMITS == 32
 
 
 @pytest.mark.promise(5)
@@ -204,7 +204,7 @@ async def test_leaving_early_detaches_and_the_session_goes_on_watching() -> None
         await anyio.sleep(1000)
         assert len(service.paid) == paid
         assert (before, len(kling.running)) == (3, 0)
-        assert kling.account.slots.taken == 0
+        assert kling._engine.slots.taken == 0
     assert not kling.left_running
 
 

@@ -209,7 +209,7 @@ async def test_a_slot_is_given_back_after_every_kind_of_end() -> None:
             for after in MOMENTS:
                 await way(work, after)
                 await anyio.sleep(60)
-                assert kling.account.slots.taken == 0
+                assert kling._engine.slots.taken == 0
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -225,8 +225,8 @@ async def test_a_slot_is_given_back_when_nobody_waits_for_the_refusal(way: Way) 
 
         await way(work, STEP / 2)
         await anyio.sleep(2 * STEP)
-        assert kling.account.slots.taken == 0
-        assert await kling.account.ledger.rows(State) == [], "nothing is kept of a job that is nobody's"
+        assert kling._engine.slots.taken == 0
+        assert await kling._engine.ledger.rows(State) == [], "nothing is kept of a job that is nobody's"
 
 
 async def test_waiting_for_a_slot_can_be_cancelled_and_sends_nothing() -> None:
@@ -242,13 +242,13 @@ async def test_waiting_for_a_slot_can_be_cancelled_and_sends_nothing() -> None:
 
 
 async def test_an_attempt_that_is_cancelled_before_its_first_step_holds_nothing() -> None:
-    """By a task factory that ends what it has made: tasks in custody are hidden from everybody else."""
+    """By a task factory that ends what it has made: critical tasks are hidden from everybody else."""
     left = 1
 
     def make(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
         nonlocal left
         task = asyncio.Task(coro, loop=loop, **options)
-        if left and coro.__qualname__.startswith("Submitter."):
+        if left and coro.__qualname__ == "JobRunner._send_and_watch":
             left -= 1
             task.cancel()
         return task
@@ -261,7 +261,7 @@ async def test_an_attempt_that_is_cancelled_before_its_first_step_holds_nothing(
         asyncio.get_running_loop().set_task_factory(None)
         assert task.cancelled()
         assert not left
-        assert kling.account.slots.taken == 0
+        assert kling._engine.slots.taken == 0
         assert (await kling.generate(prompt="x", image=IMAGE, key="mine")).output
     assert len(service.paid) == 1
 

@@ -180,7 +180,7 @@ async def test_whoever_drains_is_not_cut_short() -> None:
     service = Service()
     async with open_session(service, max_in_flight=2) as kling, kling.batch(jobs(9), window=4) as batch:
         batches.append(batch)
-        kling.account.observe.add(observe)
+        kling._engine.observe.add(observe)
         outcomes = [outcome async for outcome in batch]
     assert service.paid == []
     assert len(let_go(outcomes)) == len(outcomes) >= 1

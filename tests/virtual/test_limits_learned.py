@@ -119,7 +119,7 @@ async def test_a_concurrency_429_waits_for_one_that_ends_and_pauses_nobody() -> 
         third = asyncio.create_task(kling.submit(prompt="third", image=IMAGE))
         fourth = asyncio.create_task(kling.submit(prompt="fourth", image=IMAGE))
         await anyio.sleep(1)
-        slots, gate = kling.account.slots, kling.account.gate
+        slots, gate = kling._engine.slots, kling._engine.gate
         assert account.refused == 1
         assert not gate.closed
         assert (slots.running, slots.total, slots.ceiling, slots.waiting) == (2, 2, 3, 2)
@@ -149,7 +149,7 @@ async def test_a_full_account_of_which_none_is_ours_is_asked_now_and_then() -> N
     async with open_session(account) as kling:
         with pytest.raises(RateLimitedError):
             await kling.submit(prompt="x", image=IMAGE)
-        assert kling.account.slots.taken == 0
+        assert kling._engine.slots.taken == 0
     assert 10 < account.refused < 30
 
 
@@ -158,7 +158,7 @@ async def test_a_window_429_pauses_everybody_and_takes_no_slots() -> None:
     async with open_session(account, max_in_flight=50) as kling:
         submits = [asyncio.create_task(kling.submit(prompt=f"{number}", image=IMAGE)) for number in range(20)]
         await anyio.sleep(2)
-        gate, slots = kling.account.gate, kling.account.slots
+        gate, slots = kling._engine.gate, kling._engine.slots
         assert 0 < gate.pause_left < 5
         assert gate.paused_by is Limit.STARTS
         assert (slots.running, slots.total) == (5, 50)
@@ -186,11 +186,11 @@ async def test_a_429_that_says_nothing_pauses_and_takes_slots() -> None:
     async with open_session(account, max_in_flight=10) as kling:
         submits = [asyncio.create_task(kling.generate(prompt=f"{number}", image=IMAGE)) for number in range(30)]
         await anyio.sleep(2)
-        assert kling.account.gate.closed
-        assert kling.account.gate.paused_by is Limit.UNKNOWN
-        assert kling.account.slots.total == 7
+        assert kling._engine.gate.closed
+        assert kling._engine.gate.paused_by is Limit.UNKNOWN
+        assert kling._engine.slots.total == 7
         await asyncio.gather(*submits)
-        assert kling.account.slots.total < 7
+        assert kling._engine.slots.total < 7
     assert account.refused < 30
 
 
@@ -247,10 +247,10 @@ async def test_who_is_cancelled_while_waiting_for_its_turn_leaves_no_trace() -> 
         refused = asyncio.create_task(kling.generate(prompt="refused", image=IMAGE))
         last = asyncio.create_task(kling.generate(prompt="last", image=IMAGE))
         await anyio.sleep(5)
-        assert kling.account.slots.waiting >= 1
+        assert kling._engine.slots.waiting >= 1
         refused.cancel()
         await asyncio.wait([refused])
         await first
         await last
-        assert (kling.account.slots.taken, kling.account.slots.running, kling.account.slots.waiting) == (0, 0, 0)
+        assert (kling._engine.slots.taken, kling._engine.slots.running, kling._engine.slots.waiting) == (0, 0, 0)
     assert [body["prompt"] for body in account.paid] == ["first", "last"]

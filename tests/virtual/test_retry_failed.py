@@ -97,4 +97,4 @@ async def test_waiting_for_the_next_attempt_can_be_cancelled() -> None:
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled()
-        assert kling.account.slots.taken == 0
+        assert kling._engine.slots.taken == 0

@@ -124,9 +124,9 @@ async def test_the_deadline_counts_from_acceptance_and_timed_out_is_not_failed()
         assert caught.value.prediction_id == "p00000"
         assert caught.value.spent is Spent.YES
         assert caught.value.job is not None
-        assert kling.account.slots.taken == 1, "it still runs at the service"
+        assert kling._engine.slots.taken == 1, "it still runs at the service"
         assert (await kling.wait("p00000", deadline=2000)).output
-        assert kling.account.slots.taken == 0
+        assert kling._engine.slots.taken == 0
 
 
 @pytest.mark.promise(7)
@@ -136,10 +136,10 @@ async def test_what_timed_out_is_watched_on_by_its_session_though_nobody_waits()
         with pytest.raises(PredictionTimeoutError) as caught:
             await kling.generate(prompt="x", image=IMAGE, deadline=30)
         assert [running.id for running in kling.running] == [caught.value.prediction_id]
-        assert kling.account.slots.taken == 1, "it runs, and takes one of the account's places"
+        assert kling._engine.slots.taken == 1, "it runs, and takes one of the account's places"
         await anyio.sleep(600)
         assert kling.running == ()
-        assert kling.account.slots.taken == 0
+        assert kling._engine.slots.taken == 0
     assert len(service.paid) == 1
 
 
@@ -149,7 +149,7 @@ async def test_a_prediction_that_never_ends_frees_its_slot_in_the_end() -> None:
     async with open_session(service, max_in_flight=1, forget_after=3600) as kling:
         await kling.submit(prompt="x", image=IMAGE)
         await anyio.sleep(3700)
-        assert kling.account.slots.taken == 0
+        assert kling._engine.slots.taken == 0
         assert kling.running == ()
 
 
@@ -211,7 +211,7 @@ async def test_pauses_grow_to_about_a_minute_and_patience_ends() -> None:
     async with open_session(service) as kling:
         with pytest.raises(RateLimitedError) as caught:
             await kling.submit(prompt="first", image=IMAGE)
-        assert kling.account.slots.taken == 0
+        assert kling._engine.slots.taken == 0
     gaps = [after - before for before, after in itertools.pairwise(times)]
     assert gaps[0] < 6
     assert 60 < max(gaps) < 75
@@ -234,7 +234,7 @@ async def test_no_connection_at_all_is_an_error_that_says_that_nothing_was_spent
     async with open_session(service) as kling:
         with pytest.raises(ConnectFailedError, match="nothing was spent"):
             await kling.submit(prompt="first", image=IMAGE)
-        assert kling.account.slots.taken == 0
+        assert kling._engine.slots.taken == 0
     assert len(times) == 5
 
 
@@ -256,7 +256,7 @@ async def test_what_may_have_been_accepted_is_sent_once(end: HttpResponse | Exce
     async with open_session(service, on_uncertain="hold") as kling:
         with pytest.raises(SubmissionUncertainError) as caught:
             await kling.generate(prompt="first", image=IMAGE, key="mine")
-        assert kling.account.slots.taken == 0
+        assert kling._engine.slots.taken == 0
     assert len(times) == 1
     assert caught.value.spent is Spent.UNKNOWN
     assert caught.value.key == "mine"
@@ -270,7 +270,7 @@ async def test_what_is_shown_to_be_unaccepted_again_and_again_is_given_up() -> N
     async with open_session(service) as kling:
         with pytest.raises(ServerError, match=r"oops.*nothing was spent.*3 times") as caught:
             await kling.generate(prompt="first", image=IMAGE, key="mine")
-        assert kling.account.slots.taken == 0
+        assert kling._engine.slots.taken == 0
     assert len(times) == 3
     assert caught.value.key == "mine"
 
@@ -322,7 +322,7 @@ async def test_a_prediction_that_is_gone_ends_the_waiting() -> None:
         assert caught.value.prediction_id == prediction.id
         with pytest.raises(NotFoundError):
             await kling.wait("never-heard-of")
-        assert kling.account.slots.taken == 0
+        assert kling._engine.slots.taken == 0
 
 
 @pytest.mark.promise(2, 7)
@@ -371,8 +371,8 @@ async def test_with_options_shares_slots_and_changes_defaults() -> None:
         hasty = kling.with_options(deadline=50, model="kling-v2.1-master")
         with pytest.raises(PredictionTimeoutError):
             await hasty.generate(prompt="x", image=IMAGE)
-        assert kling.account.slots.taken == 1
-        assert hasty.account is kling.account
+        assert kling._engine.slots.taken == 1
+        assert hasty._engine is kling._engine
         assert kling.running[0].model == "kwaivgi/kling-v2.1-i2v-master"
         with pytest.raises(ConfigurationError, match="deadline"):
             kling.with_options(deadline=0)
@@ -410,7 +410,7 @@ async def test_a_ledger_that_cannot_be_written_lets_nothing_out() -> None:
     async with open_session(service, ledger=Full()) as kling:
         with pytest.raises(LedgerError, match=r"No space left.*nothing was spent"):
             await kling.generate(prompt="x", image=IMAGE)
-        assert kling.account.slots.taken == 0
+        assert kling._engine.slots.taken == 0
     assert not service.paid
 
 
@@ -423,7 +423,7 @@ async def test_a_missing_image_file_is_refused_before_a_byte_is_sent(tmp_path: P
         async with kling.batch([Job(prompt="x", image=tmp_path / "missing.png")]) as batch:
             outcomes = [outcome async for outcome in batch]
         assert isinstance(outcomes[0].error, InvalidJobError)
-        transport = kling.account._transport
+        transport = kling._engine._transport
     assert isinstance(transport, ScriptedTransport)
     assert transport.requests == []
 
@@ -477,7 +477,7 @@ async def test_a_watcher_that_breaks_fails_its_waiters_and_not_the_host(monkeypa
         assert isinstance(caught.value.__cause__, RuntimeError | ExceptionGroup)
         with pytest.raises(PredictionError, match="watcher broke"):
             await kling.generate(prompt="x", image=IMAGE)
-        assert kling.account.slots.taken == 0
+        assert kling._engine.slots.taken == 0
 
 
 async def test_a_log_that_fails_costs_no_job() -> None:
@@ -493,7 +493,7 @@ async def test_a_log_that_fails_costs_no_job() -> None:
     try:
         async with open_session(Service(), max_in_flight=1) as kling:
             prediction = await kling.submit(prompt="x", image=IMAGE)
-            assert kling.account.slots.taken == 1, "it runs"
+            assert kling._engine.slots.taken == 1, "it runs"
             assert (await kling.wait(prediction)).output
     finally:
         log.removeFilter(fail)

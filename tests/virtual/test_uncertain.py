@@ -83,7 +83,7 @@ async def test_without_echo_and_not_alone_an_orphan_holds_the_job_with_its_candi
     async with open_session(service) as kling:
         with pytest.raises(SubmissionUncertainError) as caught:
             await kling.generate(prompt="a", image=IMAGE, key="a")
-        assert kling.account.slots.taken == 0
+        assert kling._engine.slots.taken == 0
     assert caught.value.candidates == ("p00000",)
     assert caught.value.spent is Spent.UNKNOWN
     assert len(service.paid) == 1
@@ -367,7 +367,7 @@ async def test_what_another_look_settles_while_it_waits_for_its_slot(accepted: b
     async with open_session(service, ledger=ledger, max_in_flight=1) as kling:
         async with kling.batch(jobs, name="b") as batch:
             errors = [outcome.error async for outcome in batch]
-        assert kling.account.slots.taken == 0
+        assert kling._engine.slots.taken == 0
     assert errors == [None] * 4
     assert len(service.paid) == 4
 
@@ -553,6 +553,10 @@ async def test_what_a_webhook_settles_before_it_is_looked_for_is_accepted(waits:
     async with hooked as kling:
         assert (await kling.generate(prompt="a", image=IMAGE)).id == "p00000"
         await asyncio.gather(*deliveries)
-        assert kling.account.slots.taken == 0
-        assert kling.statistics().spent == kling.account.spent == Job(prompt="a", image=IMAGE).price("wavespeed").usd
+        assert kling._engine.slots.taken == 0
+        assert (
+            kling.statistics().spent
+            == kling._engine._running.spent
+            == Job(prompt="a", image=IMAGE).price("wavespeed").usd
+        )
     assert len(service.paid) == 1

@@ -191,7 +191,7 @@ async def test_a_delivery_wakes_who_waits_and_repetitions_change_nothing() -> No
     service = Service(seconds=60)
     async with open_session(service, observers=[observe], watch="webhook first") as kling:
         submitted = await kling.submit(prompt="x", image=IMAGE, key="mine")
-        tell = kling.account.watcher.tell
+        tell = kling._engine.watcher.tell
         assert tell(delivery(submitted.id, "processing"))
         assert not tell(delivery(submitted.id, "processing"))
         assert not tell(delivery(submitted.id, "created"))
@@ -209,7 +209,7 @@ async def test_a_delivery_wakes_who_waits_and_repetitions_change_nothing() -> No
             assert tell(delivery(submitted.id))
             assert not tell(delivery(submitted.id))
             assert not tell(delivery(submitted.id, "failed"))
-        assert kling.account.slots.taken == 0
+        assert kling._engine.slots.taken == 0
         await anyio.sleep(600)
         assert service.reads == 0
     assert changes == ["processing", "completed"]
@@ -218,7 +218,7 @@ async def test_a_delivery_wakes_who_waits_and_repetitions_change_nothing() -> No
 async def test_a_delivery_may_come_before_the_reply_to_the_submit() -> None:
     service = Service(seconds=1e6)
     async with open_session(service) as kling:
-        assert not kling.account.watcher.tell(delivery("p00000"))
+        assert not kling._engine.watcher.tell(delivery("p00000"))
         done = await kling.generate(prompt="x", image=IMAGE)
         assert done.output == "https://outputs.example/told.mp4"
     assert service.reads == 0
@@ -239,15 +239,15 @@ async def test_a_delivery_while_it_is_read_counts_once() -> None:
         submitted = await kling.submit(prompt="x", image=IMAGE)
         await anyio.sleep(12)
         assert len(sent(kling)) == 2, "it is being read"
-        assert kling.account.watcher.tell(delivery(submitted.id))
+        assert kling._engine.watcher.tell(delivery(submitted.id))
         assert (await kling.wait(submitted.id)).output
         await anyio.sleep(100)
-        assert kling.account.watcher.statistics().ended == 1
+        assert kling._engine.watcher.statistics().ended == 1
         assert (await kling.generate(prompt="y", image=IMAGE)).output, "the watching goes on"
 
 
 def sent(kling: KlingSession) -> list[HttpRequest]:
-    transport = kling.account._transport
+    transport = kling._engine._transport
     assert isinstance(transport, ScriptedTransport)
     return transport.requests
 
@@ -257,7 +257,7 @@ async def test_an_end_without_its_outputs_is_read_before_it_is_believed() -> Non
     async with open_session(service, watch="webhook first") as kling:
         submitted = await kling.submit(prompt="x", image=IMAGE)
         await anyio.sleep(31)
-        assert kling.account.watcher.tell(delivery(submitted.id, output=False))
+        assert kling._engine.watcher.tell(delivery(submitted.id, output=False))
         done = await kling.wait(submitted)
         assert done.output == "https://outputs.example/p00000.mp4"
         assert service.clock.monotonic() < 33
@@ -276,7 +276,7 @@ async def test_who_was_left_running_is_looked_at_soon_in_the_next_session() -> N
     async with open_session(service, ledger=ledger) as kling:
         assert len(kling.running) == 3
         await anyio.sleep(3)
-        assert kling.account.watcher.statistics().ended == 3
+        assert kling._engine.watcher.statistics().ended == 3
     assert service.reads == reads + 3
 
 

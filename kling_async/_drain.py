@@ -1,4 +1,4 @@
-"""Whether the jobs of a batch are still sent."""
+"""Stopping the jobs of a batch before they are sent."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ if TYPE_CHECKING:
     from ._core.errors import KlingError
 
 
-class Admission:
-    """Whether the jobs of a batch are still sent.
+class Drain:
+    """Decides whether the jobs of a batch are still sent.
 
-    `with admission:` is around what stands before a paid request. Draining ends the waiting there, and nowhere else: it
-    is cancelled where it stands, and a `SkippedError` comes of that.
+    `with drain:` encloses what precedes a paid request. Draining cancels tasks that wait there, and nowhere else; the
+    block then raises a `SkippedError`.
 
     Attributes:
-        stopped: What concerns the whole account, and ended it; None as long as nothing does.
-        drained: Whether it was ended by hand.
+        stopped: The account-wide error that stopped the batch; None while there is none.
+        drained: True after `drain` was called.
     """
 
-    __slots__ = ("_let_go", "_standing", "drained", "stopped")
+    __slots__ = ("_cancelled", "_entered", "drained", "stopped")
 
     def __init__(self) -> None:
         self.stopped: KlingError | None = None
         self.drained = False
-        self._standing: set[asyncio.Task[Any] | None] = set()
-        self._let_go: set[asyncio.Task[Any] | None] = set()
+        self._entered: set[asyncio.Task[Any] | None] = set()
+        self._cancelled: set[asyncio.Task[Any] | None] = set()
 
     def drain(self) -> None:
-        """Let go of whatever stands before its paid request, and let nobody come there any more."""
+        """Cancel the jobs that precede their paid request, and refuse those that come later."""
         if self.drained:
             return
         self.drained = True
-        # Who drains does not cancel itself: it comes to the next check.
-        self._let_go = self._standing - {asyncio.current_task()} if self._standing else set()
-        for task in self._let_go:
+        # The caller's own task is not cancelled: it reaches the next check.
+        self._cancelled = self._entered - {asyncio.current_task()} if self._entered else set()
+        for task in self._cancelled:
             if task is not None:
                 task.cancel()
 
@@ -47,7 +47,7 @@ class Admission:
         """Raise unless a job may still be sent.
 
         Raises:
-            SkippedError: It may not.
+            SkippedError: The batch was drained or has stopped.
         """
         if self.drained:
             raise _drained()
@@ -57,19 +57,19 @@ class Admission:
     def __enter__(self) -> None:
         if self.drained:
             raise _drained()
-        self._standing.add(asyncio.current_task())
+        self._entered.add(asyncio.current_task())
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         task = asyncio.current_task()
-        self._standing.discard(task)
-        if task is None or task not in self._let_go:
+        self._entered.discard(task)
+        if task is None or task not in self._cancelled:
             return
-        self._let_go.discard(task)
-        # Where others have cancelled it too, it stays cancelled.
+        self._cancelled.discard(task)
+        # A task that others have cancelled too stays cancelled.
         if not task.uncancel() and isinstance(exc, asyncio.CancelledError):
-            # The frames hold images; an outcome may be kept for long.
+            # The frames hold images, and an outcome may be kept for long.
             exc.__traceback__ = None
             raise _drained() from None
 

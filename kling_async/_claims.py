@@ -1,0 +1,98 @@
+"""Claims: which jobs this session is submitting."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+import attrs
+
+from ._core.errors import InvalidJobError, KlingError, Problem
+from ._core.events import Left
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from ._core.clock import Clock
+    from ._core.job import Job
+    from ._money import Reservations
+    from ._observers import Observers
+    from .ledger import Ledger
+
+
+@attrs.define(eq=False)
+class Claim:
+    """A job that is being submitted, held by its caller and by an attempt that may outlive the caller.
+
+    Entered by the caller. The last holder's release ends it.
+    """
+
+    claims: Claims
+    name: tuple[str, str]
+    holders: int = 0
+    error: KlingError | None = None
+
+    def __enter__(self) -> Self:
+        self.hold()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(exc, KlingError):
+            self.error = exc
+        self.release()
+
+    def hold(self) -> None:
+        """Add a holder."""
+        self.holders += 1
+
+    def release(self) -> None:
+        """Remove a holder."""
+        self.holders -= 1
+        if not self.holders:
+            self.claims.end(self.name, self.error)
+
+
+class Claims:
+    """The claims of one session, by batch and key.
+
+    Args:
+        ledger: Is released of rows that were never submitted.
+        money: Keeps what may have been paid for, and frees the rest.
+        clock: The session's clock.
+        observe: Publishes `Left`.
+    """
+
+    def __init__(self, *, ledger: Ledger, money: Reservations, clock: Clock, observe: Observers) -> None:
+        self._ledger = ledger
+        self._money = money
+        self._clock = clock
+        self._observe = observe
+        self._held: dict[tuple[str, str], Claim] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._held
+
+    def claim(self, name: tuple[str, str], job: Job) -> Claim:
+        """Return a new claim on a job, to be entered.
+
+        Raises:
+            InvalidJobError: The job is being submitted already.
+        """
+        if name in self._held:
+            raise InvalidJobError([Problem("key", f"{name[1]!r} is being submitted already")], job=job, key=name[1])
+        claim = self._held[name] = Claim(self, name)
+        return claim
+
+    def end(self, name: tuple[str, str], error: KlingError | None = None) -> None:
+        """Release what a job holds that nobody submits any more.
+
+        Args:
+            name: Batch and key.
+            error: What its caller received, when the job was not accepted or nobody knows.
+        """
+        self._held.pop(name, None)
+        self._money.release(name)
+        batch, key = name
+        self._ledger.unclaim(batch, key)
+        self._observe(Left, at=self._clock.now(), key=key, batch=batch, error=error)

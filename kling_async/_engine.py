@@ -1,0 +1,257 @@
+"""Builds, opens and closes what a session runs on."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from typing import TYPE_CHECKING
+
+import anyio
+import attrs
+
+from ._claims import Claims
+from ._core.errors import LedgerError
+from ._core.prediction import Prediction
+from ._core.states import State
+from ._core.statistics import SessionStatistics
+from ._doubts import Doubts
+from ._history import History
+from ._job_runner import JobRunner
+from ._keys import ContentReader
+from ._media import Images
+from ._money import Reservations
+from ._observers import Observers
+from ._options import WINDOW_SLACK_S
+from ._reads import ServiceReads
+from ._running import RunningPredictions
+from ._saving import Saving
+from ._submitter import Submitter
+from ._takeover import Takeover
+from ._tasks import CriticalTasks
+from ._watcher import Watcher
+from .ledger import SharedLedger, open_ledger, origin_of
+from .limits import Gate, Slots, StartsPerWindow
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from ._core.budget import Budget
+    from ._core.transport import Transport
+    from ._options import SessionOptions
+
+
+class SessionEngine:
+    """The parts of an open session, shared by all of its views.
+
+    Args:
+        options: The session's options.
+        transport: Sends requests.
+
+    Attributes:
+        runner: Runs jobs.
+        saver: Saves videos.
+        takeover: Takes over what other processes left.
+        watcher: Polls predictions.
+        ledger: Records what is intended and paid for.
+        full_windows: Batches whose input waits until their consumer takes an outcome.
+    """
+
+    def __init__(self, options: SessionOptions, transport: Transport) -> None:
+        self._options = options
+        self._transport = transport
+        self.provider = provider = options.provider
+        self.clock = clock = options.clock
+        self.observe = observe = Observers(options.observers)
+        self.ledger = ledger = open_ledger(options.ledger)
+        self.shared = shared = ledger if isinstance(ledger, SharedLedger) else None
+        self.full_windows = 0
+        self._opened = False
+        self._entering = anyio.Lock()
+        self._critical = critical = CriticalTasks()
+        rng = random.Random()  # noqa: S311 -- jitter
+
+        self.level = attrs.evolve(
+            options.level,
+            in_flight=options.max_in_flight,
+            # A rate limiter of the user's counts the starts.
+            starts=options.level.starts if options.rate_limiter is None else sys.maxsize,
+            per=options.level.per + WINDOW_SLACK_S,
+        )
+        self.slots = Slots(options.max_in_flight, adaptive=options.adaptive)
+        limiter = options.rate_limiter or StartsPerWindow(self.level.starts, self.level.per, clock=clock)
+        self.gate = Gate(limiter, self.slots, clock)
+
+        self.reads = ServiceReads(transport, provider, clock, rng)
+        self.images = Images(
+            transport,
+            provider,
+            clock,
+            limit=options.max_uploads,
+            inline=options.images == "inline",
+            fit=options.fit,
+            memory=ledger,
+        )
+        self.contents = ContentReader(ledger)
+        self.money = Reservations(
+            provider=provider,
+            clock=clock,
+            ask=self.reads.send,
+            ledger=ledger,
+            origin=origin_of(ledger),
+            budget=options.budget,
+        )
+        self.saver = Saving(
+            transport=transport, ledger=ledger, clock=clock, observe=observe, at_once=options.max_saving
+        )
+        self.watcher = Watcher(
+            transport=transport,
+            provider=provider,
+            clock=clock,
+            policy=options.watch,
+            rng=rng,
+            observe=observe,
+            forget_after=options.forget_after,
+        )
+        self._running = RunningPredictions(watcher=self.watcher, slots=self.slots, ledger=ledger, clock=clock)
+        self._claims = Claims(ledger=ledger, money=self.money, clock=clock, observe=observe)
+        self._submitter = Submitter(transport, provider, ledger, shared, self.gate, clock, observe)
+        doubts = Doubts(
+            ledger=ledger,
+            history=History(provider, self.reads.send, clock, rng),
+            critical=critical,
+            money=self.money,
+            running=self._running,
+            claims=self._claims,
+            clock=clock,
+            on_uncertain=options.on_uncertain,
+            grace=options.grace,
+            sole_user=options.sole_user,
+        )
+        self.runner = JobRunner(
+            provider=provider,
+            ledger=ledger,
+            shared=shared,
+            level=self.level,
+            clock=clock,
+            rng=rng,
+            observe=observe,
+            claims=self._claims,
+            contents=self.contents,
+            images=self.images,
+            money=self.money,
+            slots=self.slots,
+            gate=self.gate,
+            submitter=self._submitter,
+            critical=critical,
+            doubts=doubts,
+            running=self._running,
+            watcher=self.watcher,
+            reads=self.reads,
+            retry_failed=options.retry_failed,
+            webhook_url=options.webhook_url,
+        )
+        self.takeover = Takeover(
+            ledger=ledger,
+            shared=shared,
+            clock=clock,
+            claims=self._claims,
+            submitter=self._submitter,
+            doubts=doubts,
+            running=self._running,
+            watcher=self.watcher,
+        )
+        self._watching = asyncio.create_task(self.watcher.run(), name="kling-watcher")
+        self._sharing: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Open the ledger, and take over what it has as running or between intent and reply.
+
+        Raises:
+            LedgerError: The ledger cannot be used.
+        """
+        await self.ledger.open()
+        self._opened = True
+        await self.takeover.take_over()
+        await self.money.recall(None, claimed=self._claims)
+        if self.shared is not None:
+            self._sharing = asyncio.create_task(self.takeover.share(self.shared), name="kling-sharing")
+
+    async def enter(self, batch: str, budget: Budget | None) -> None:
+        """Count in its budget what a batch has cost already.
+
+        Raises:
+            LedgerError: The ledger cannot be used.
+        """
+        async with self._entering:
+            await self.money.recall(batch, budget, claimed=self._claims)
+
+    async def require(self, batch: str) -> None:
+        """Raise unless the ledger has jobs of a batch.
+
+        Raises:
+            LedgerError: It has none.
+        """
+        if not await self.ledger.keys(batch, State):
+            raise LedgerError(
+                f"the ledger has no job of a batch named {batch!r}",
+                advice="name the batch as it was named when it was run; kling-async status shows the names",
+            )
+
+    async def find(self, prediction: Prediction | str) -> Prediction:
+        """Return a prediction: itself when it has ended, as last seen when it is watched, else as the service has it.
+
+        Raises:
+            ApiError: The service refused.
+            TransportError: There was no reply.
+        """
+        if isinstance(prediction, Prediction) and prediction.status.ended:
+            return prediction
+        key = prediction.key if isinstance(prediction, Prediction) else None
+        prediction_id = prediction.id if isinstance(prediction, Prediction) else prediction
+        watched = self.watcher.seen(prediction_id)
+        if watched is not None:
+            return watched
+        found = await self.reads.prediction(prediction_id)
+        return found if key is None else attrs.evolve(found, key=key)
+
+    async def follow(self, prediction: Prediction | str) -> AsyncIterator[Prediction]:
+        """Yield a prediction as it is now, and at every change of status."""
+        async for change in self.watcher.follow(await self.find(prediction)):
+            yield change
+
+    def statistics(self) -> SessionStatistics:
+        """Return where the jobs are, and what watching and waiting cost."""
+        watch = self.watcher.statistics()
+        return SessionStatistics(
+            running=watch.watched,
+            slots=self.slots.total,
+            waiting_for_window=self.full_windows,
+            waiting_for_slot=self.slots.waiting,
+            waiting_for_rate=self.gate.waiting_for_rate,
+            waiting_for_pause=self.gate.waiting_for_pause,
+            pause_left=self.gate.pause_left,
+            refusals={limit.value: count for limit, count in self.gate.refusals.items()},
+            watch=watch,
+            spent=self._running.spent,
+        )
+
+    async def close(self) -> tuple[Prediction, ...]:
+        """Finish what is being submitted, end the rest, and return what still runs at the service."""
+        if self._sharing is not None:
+            self._sharing.cancel()
+            await asyncio.gather(self._sharing, return_exceptions=True)
+        self.slots.close()
+        await self._critical.join()
+        await self._submitter.record_again()
+        running = self.watcher.close()
+        self._watching.cancel()
+        await asyncio.wait([self._watching])
+        try:
+            # A ledger that was not opened here may be another session's.
+            if self._opened:
+                await self.ledger.aclose()
+        finally:
+            if self._options.transport is None:
+                await self._transport.aclose()
+        return running

@@ -1,0 +1,110 @@
+"""Enqueueing: write jobs into a shared ledger for workers to run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ._batch import Jobs, each
+from ._clock import SystemClock
+from ._core.errors import ConfigurationError, InvalidJobError, Problem
+from ._keys import KeyAssigner, read_content
+from .ledger import SharedLedger, open_ledger
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from ._core.content import Content
+    from ._core.job import Job
+    from .ledger import Ledger
+    from .ledger.postgres import PostgresLedger
+
+MAX_JOBS_PER_TRANSACTION = 2_000
+"""Jobs that one transaction writes."""
+ANALYZE_AFTER_JOBS = 1_000
+"""New jobs after which the database updates the statistics of its tables."""
+
+
+async def enqueue(ledger: PostgresLedger, jobs: Jobs, *, batch: str = "") -> int:
+    """Write jobs into a shared ledger for workers to run; those that are there already are left as they are.
+
+    Args:
+        ledger: The shared ledger, open.
+        jobs: As a batch takes them. Their images are URLs, or files that the workers find under the same path.
+        batch: Name of the batch.
+
+    Returns:
+        Number of new jobs.
+
+    Raises:
+        InvalidJobError: An image cannot be read or is given as bytes, or a key comes twice.
+        KeyReusedError: A key names a job with other content.
+        LedgerError: They cannot be written.
+    """
+    new = 0
+    async for portion in portions(jobs, identity=await ledger.identity(batch)):
+        new += len(await ledger.enqueue(batch, portion, at=SystemClock().now()))
+    if new >= ANALYZE_AFTER_JOBS:
+        await ledger.analyze()
+    return new
+
+
+async def portions(jobs: Jobs, *, identity: int) -> AsyncGenerator[list[tuple[str, Content, str]]]:
+    """Yield key, content and model of jobs, as many at once as one transaction writes.
+
+    Args:
+        jobs: As a batch takes them.
+        identity: Version of the rule by which their batch makes keys and digests.
+
+    Raises:
+        InvalidJobError: An image cannot be read or is given as bytes, or a key comes twice.
+    """
+    portion: list[tuple[str, Content, str]] = []
+    keys = KeyAssigner()
+    position = 0
+    async for item in each(jobs):
+        given, job = item if isinstance(item, tuple) else (None, item)
+        _refuse_bytes(job)
+        content = await read_content(job, identity=identity)
+        assigned = keys.assign(given, content, position)
+        if assigned.duplicate is not None:
+            assigned.duplicate.job = job
+            raise assigned.duplicate
+        portion.append((assigned.key, content, job.model))
+        position += 1
+        if len(portion) == MAX_JOBS_PER_TRANSACTION:
+            yield portion
+            portion = []
+    if portion:
+        yield portion
+
+
+def _refuse_bytes(job: Job) -> None:
+    """Raise when another process could not make the job again.
+
+    Raises:
+        InvalidJobError: An image is given as bytes.
+    """
+    for field in ("image", "end_image"):
+        image = getattr(job, field)
+        if isinstance(image, bytes) or (isinstance(image, str) and image.startswith("data:")):
+            raise InvalidJobError(
+                [Problem(field, "is given as bytes, which no ledger keeps: give a URL or a file")], job=job
+            )
+
+
+def shared_ledger(ledger: Ledger | str) -> PostgresLedger:
+    """Return the ledger that workers share.
+
+    Raises:
+        ConfigurationError: It is not one that several processes can write.
+    """
+    made = open_ledger(ledger)
+    if isinstance(made, SharedLedger):
+        # Imported here: it needs an extra, and it is there.
+        from .ledger.postgres import PostgresLedger  # noqa: PLC0415 -- see above
+
+        if isinstance(made, PostgresLedger):
+            return made
+    raise ConfigurationError(
+        "ledger: workers share a PostgreSQL ledger", advice="name one: postgresql://user:password@host/database"
+    )

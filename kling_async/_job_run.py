@@ -1,0 +1,41 @@
+"""One job on its way through a session."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import attrs
+
+from ._core.budget import Budget
+from ._core.content import Content
+from ._core.job import Job
+from ._drain import Drain
+
+
+@attrs.define(eq=False, kw_only=True)
+class JobRun:
+    """One job on its way through a session, and how far it has come.
+
+    Attributes:
+        job: The job.
+        key: Key of the job.
+        batch: Name of the batch; empty outside a batch.
+        deadline: Seconds from each acceptance to wait for the end.
+        drain: Ends the run before anything is sent.
+        budget: The batch's budget, beside that of the session.
+        content: The job's content; None until it was read.
+        recalled: True for a job out of the ledger: its image files are read only when it is sent.
+        prediction_id: Id of the latest accepted prediction; None before.
+        cost: USD of all accepted predictions by the price list; None when there is none with a known price.
+    """
+
+    job: Job
+    key: str
+    batch: str = ""
+    deadline: float
+    drain: Drain = attrs.field(factory=Drain)
+    budget: Budget | None = None
+    content: Content | None = None
+    recalled: bool = False
+    prediction_id: str | None = None
+    cost: Decimal | None = None

@@ -1,0 +1,463 @@
+"""The course of one job: claim, price, image, slot, submit, watch."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from typing import TYPE_CHECKING
+
+import attrs
+
+from ._claims import Claim, Claims
+from ._core.catalogue import Level
+from ._core.clock import Clock
+from ._core.content import image_digests
+from ._core.errors import (
+    BudgetExceededError,
+    InvalidJobError,
+    KeyReusedError,
+    KlingError,
+    NotFoundError,
+    PredictionError,
+    SkippedError,
+    SubmissionUncertainError,
+)
+from ._core.events import Accepted as AcceptedEvent
+from ._core.events import Begun, Refused, Retrying, Uploaded
+from ._core.polling import Backoff
+from ._core.prediction import RETRIED, Prediction
+from ._core.reconciliation import fingerprint
+from ._core.states import Entry, Row, State
+from ._core.submission import Accepted, Rejected, Uncertain, Verdict
+from ._doubts import Doubts
+from ._keys import ContentReader
+from ._media import Images, digest
+from ._money import Reservations
+from ._observers import Observers
+from ._pending import PendingSubmission
+from ._reads import ServiceReads
+from ._recall import RETENTION_S, check_images, prediction_of
+from ._refusals import Refusals
+from ._running import RunningPredictions
+from ._submitter import Submitter
+from ._tasks import CriticalTasks
+from ._watcher import Watcher
+from .ledger import Ledger, SharedLedger
+from .limits import Gate, Slots
+from .providers import Provider
+
+if TYPE_CHECKING:
+    from ._job_run import JobRun
+
+_RETRY_BACKOFF = Backoff(first=10.0, cap=120.0)
+"""Pauses before a job is paid for again whose prediction the service failed."""
+
+
+@attrs.define(kw_only=True)
+class JobRunner:
+    """Runs the jobs of one session. Its methods stand in the order in which a job passes them.
+
+    Attributes:
+        provider: Builds requests and parses replies.
+        ledger: Has one row per job.
+        shared: The same ledger where several processes write it; None otherwise.
+        level: Limits of the account.
+        clock: The session's clock.
+        rng: Draws jitter.
+        observe: Publishes events.
+        claims: The jobs that are being submitted.
+        contents: Reads the contents of jobs.
+        images: Uploads images.
+        money: Reserves prices.
+        slots: The session's slots.
+        gate: Session-wide back-off and rate limit.
+        submitter: Sends paid requests.
+        critical: Runs what must not be cancelled.
+        doubts: Settles submissions without a clear reply.
+        running: Starts the watching of what was accepted.
+        watcher: Waits for ends.
+        reads: Reads single predictions.
+        retry_failed: How often a job is paid for again whose prediction the service failed by its own fault.
+        webhook_url: URL at which the service reaches a receiver of this session; None without one.
+    """
+
+    provider: Provider
+    ledger: Ledger
+    shared: SharedLedger | None
+    level: Level
+    clock: Clock
+    rng: Random
+    observe: Observers
+    claims: Claims
+    contents: ContentReader
+    images: Images
+    money: Reservations
+    slots: Slots
+    gate: Gate
+    submitter: Submitter
+    critical: CriticalTasks
+    doubts: Doubts
+    running: RunningPredictions
+    watcher: Watcher
+    reads: ServiceReads
+    retry_failed: int
+    webhook_url: str | None
+
+    async def run(self, run: JobRun) -> Prediction:
+        """Return the ended prediction of a job; one that failed by the service's fault is submitted again if asked for.
+
+        Args:
+            run: The job. What is accepted is written into it.
+
+        Raises:
+            KlingError: It was refused, could not be sent, or its end is not known.
+        """
+        failed: Prediction | None = None
+        failures = 0
+        while True:
+            try:
+                accepted = await self.submit(run, failures)
+            except SkippedError:
+                if failed is None:
+                    raise
+                return failed
+            if accepted.status.ended:
+                return accepted
+            waiting = self.watcher.wait(accepted, deadline=run.deadline, job=run.job)
+            # The watcher has it, and later ones: an old record takes more memory than the rest of a running job.
+            del accepted
+            failed = None
+            ended = await waiting
+            failures += 1
+            if ended.code not in RETRIED or failures > self.retry_failed:
+                return ended
+            failed = ended
+            try:
+                await self._pause_before_retry(run, failed, failures)
+            except SkippedError:
+                return failed
+
+    async def submit(self, run: JobRun, failures: int = 0) -> Prediction:
+        """Return the accepted prediction of a job: accepted now, or in the ledger already.
+
+        Args:
+            run: The job.
+            failures: How many of its predictions have failed in this run.
+
+        Raises:
+            KlingError: It was refused, could not be sent, or whether it was accepted is not known.
+        """
+        job = run.job
+        with self.claims.claim((run.batch, run.key), job) as claim:
+            if run.content is None:
+                run.content = await self.contents.read(job, run.batch)
+            row = await self.ledger.claim(run.batch, run.key, content=run.content, model=job.model, at=self.clock.now())
+            row = await self.submitter.with_recorded_id(row)
+            retries = await self._retries(run, row, failures)
+            known = row.state.accepted and not retries
+            self.observe(
+                Begun,
+                at=self.clock.now(),
+                key=run.key,
+                batch=run.batch,
+                job=job,
+                known=row.prediction_id if known else None,
+                ended=known and row.state is not State.SUBMITTED,
+            )
+            try:
+                if row.state.in_doubt:
+                    row = await self._resolve_doubt(run, row)
+                if row.state.accepted and not retries:
+                    prediction = await self._known(run, row)
+                else:
+                    prediction = await self._send(run, row, claim, check=run.recalled and not retries)
+            except (SkippedError, BudgetExceededError) as error:
+                error.job, error.key = job, run.key
+                # A drained batch leaves its rows as they are, for whoever resumes it.
+                if row.state.unsent and not run.drain.drained:
+                    self._note(run, State.SKIPPED, error=error.message)
+                raise
+        run.prediction_id = prediction.id
+        usd = job.price(self.provider.name).usd
+        if usd is not None:
+            run.cost = (run.cost or 0) + usd
+        return prediction
+
+    async def _known(self, run: JobRun, row: Row) -> Prediction:
+        """Return the prediction of a job that was accepted before.
+
+        Raises:
+            PredictionError: The service has deleted it.
+        """
+        if row.state is State.EXPIRED:
+            raise _expired(run, row)
+        known = prediction_of(row)
+        if row.state.unsaved and self.clock.now() - (row.submitted_at or row.updated_at) > RETENTION_S:
+            # Our clock may be wrong: the service decides whether it is gone.
+            try:
+                known = attrs.evolve(await self.reads.prediction(known.id), key=row.key)
+            except NotFoundError as error:
+                self._note(run, State.EXPIRED)
+                raise _expired(run, row) from error
+        if row.state is State.SUBMITTED:
+            self.running.follow(row)
+        return self.watcher.seen(known.id) or known
+
+    async def _resolve_doubt(self, run: JobRun, row: Row) -> Row:
+        """Return the row of a job that an earlier submission left in doubt, settled. That takes no image and no slot.
+
+        Raises:
+            SubmissionUncertainError: It stays in doubt.
+        """
+        name = (run.batch, run.key)
+        await self.money.resume(name, run.job, run.budget)
+        found = await self.ledger.find(*name)
+        if found is not None and not found[0].state.in_doubt:
+            # A round for another job has settled it meanwhile.
+            row = found[0]
+        else:
+            resolved = await self.doubts.resolve(run.job, row)
+            row = resolved.row
+            if resolved.adopted:
+                self.doubts.adopt(row)
+                self._publish_accepted(run, prediction_of(row))
+        if not row.state.in_doubt:
+            # There may be more in doubt than there is money for: what was not accepted queues with the others.
+            self.money.settle(name, accepted=row.state.accepted)
+            self.money.release(name)
+        return row
+
+    async def _send(self, run: JobRun, row: Row, claim: Claim, *, check: bool) -> Prediction:
+        """Return the prediction of a job that is not accepted yet: reserve, upload, take a slot, submit.
+
+        Args:
+            run: The job.
+            row: Its row in the ledger.
+            claim: The claim on it.
+            check: Whether to compare its image files with the ledger first.
+
+        Raises:
+            KlingError: It was refused, could not be sent, or whether it was accepted is not known.
+        """
+        if row.state is State.ABANDONED:
+            raise SubmissionUncertainError(
+                row.error or "", sent_at=row.intent_at, candidates=(), job=run.job, key=run.key
+            )
+        name, job = (run.batch, run.key), run.job
+        try:
+            with run.drain:
+                if check and run.content is not None:
+                    await check_images(job, run.content, run.key, digest)
+                reserved = await self.money.reserve(name, job, run.budget)
+                image, end_image = await self._upload(run)
+                webhook, token_hash = self._new_webhook()
+                request = self.provider.submit(job, image, end_image, webhook=webhook)
+                slot = await self.slots.acquire()
+            pending = PendingSubmission(
+                job=job,
+                key=run.key,
+                batch=run.batch,
+                request=request,
+                fingerprint=fingerprint(job.inputs(image, end_image)),
+                price=job.price(self.provider.name).usd,
+                slot=slot,
+                drain=run.drain,
+                claim=claim,
+                token_hash=token_hash,
+                reserved=reserved,
+            )
+            try:
+                if row.state.in_doubt:
+                    found = await self.ledger.find(*name)
+                    row = row if found is None else found[0]
+                    if row.state.accepted:
+                        # A round for another job has settled it meanwhile.
+                        slot.release()
+                        return await self._known(run, row)
+                run.drain.check()
+            except BaseException:
+                slot.release()
+                raise
+        except KlingError as error:
+            raise _not_sent(error, run, row)  # noqa: B904 -- the error itself, or it has its cause
+        try:
+            return await self._submit(run, row, pending)
+        except BaseException:
+            if not pending.abandoned:
+                slot.release()
+            raise
+
+    async def _upload(self, run: JobRun) -> tuple[str, str | None]:
+        """Return the URLs of a job's images."""
+        job, since = run.job, self.clock.now()
+        digests = {} if run.content is None else image_digests(run.content)
+        image = await self.images.url(job.image, field="image", sha256=digests.get("image"))
+        end_image = None
+        if job.end_image is not None:
+            end_image = await self.images.url(job.end_image, field="end_image", sha256=digests.get("end_image"))
+        self.observe(Uploaded, at=self.clock.now(), key=run.key, batch=run.batch, since=since)
+        return image, end_image
+
+    async def _submit(self, run: JobRun, row: Row, pending: PendingSubmission) -> Prediction:
+        """Send the paid request until it is accepted, and return the prediction, which is watched then.
+
+        Raises:
+            SubmissionUncertainError: It was sent, and whether it was accepted is not known.
+            SkippedError: Its batch was drained before it was sent.
+            KlingError: It was refused, or nothing could be sent.
+        """
+        if row.state.in_doubt:
+            await self.doubts.free_for_resubmit(pending, row)
+        refusals = Refusals(self.gate, self.clock, self.rng)
+        attempt = row.attempt
+        while True:
+            with pending.drain:
+                await self._admit(pending)
+                await self.submitter.acquire_turn()
+            attempt += 1
+            match await self._attempt(pending, attempt):
+                case Accepted(prediction):
+                    return prediction
+                case Rejected(error, again):
+                    delay = await refusals.delay(pending, error) if again else None
+                    self.observe(
+                        Refused,
+                        at=self.clock.now(),
+                        key=run.key,
+                        batch=run.batch,
+                        job=run.job,
+                        error=error,
+                        again=delay,
+                    )
+                    if delay is None:
+                        raise error
+                    with pending.drain:
+                        await self.clock.sleep(delay)
+                        await pending.slot.turn()
+                case Uncertain(error):
+                    resolved = await self.doubts.resolve_sent(pending, error)
+                    if resolved.row.prediction_id is not None:
+                        return self._accepted_in_doubt(run, pending, resolved.row.prediction_id, resolved.adopted)
+                    refusals.count_unaccepted(pending, error, resubmitted=self.doubts.resubmits)
+
+    async def _admit(self, pending: PendingSubmission) -> None:
+        """Wait until all sessions of a shared ledger together have room and money for the job."""
+        if self.shared is not None:
+            caps = self.money.caps(pending.batch, pending.reserved)
+            await self.shared.admit(pending.batch, pending.key, self.level, pending.cost, caps)
+
+    async def _attempt(self, pending: PendingSubmission, attempt: int) -> Verdict:
+        """Send one request. It is recorded, and watched if accepted, whether or not the caller is cancelled."""
+        pending.claim.hold()
+
+        def ended() -> None:
+            self.submitter.release_turn()
+            pending.claim.release()
+
+        def abandoned(task: asyncio.Task[Verdict]) -> None:
+            if task.cancelled() or task.exception() is not None or not isinstance(task.result(), Accepted):
+                pending.slot.release()
+
+        name = f"kling-submit-{pending.key}"
+        try:
+            return await self.critical.run(
+                lambda: self._send_and_watch(pending, attempt), name=name, ended=ended, abandoned=abandoned
+            )
+        except asyncio.CancelledError as cancelled:
+            pending.abandoned = True
+            cancelled.add_note(
+                f"kling_async: job {pending.key} was being submitted; if it is accepted, its id is recorded"
+            )
+            raise
+
+    async def _send_and_watch(self, pending: PendingSubmission, attempt: int) -> Verdict:
+        """Send one request, and watch what it becomes. Must not be cancelled."""
+        verdict = await self.submitter.attempt(pending, attempt)
+        if isinstance(verdict, Accepted):
+            self.running.start(verdict.prediction, pending)
+            self._publish_accepted(pending, verdict.prediction)
+        return verdict
+
+    def _accepted_in_doubt(
+        self,
+        run: JobRun,
+        pending: PendingSubmission,
+        prediction_id: str,
+        adopted: bool,  # noqa: FBT001 -- of `Resolved`
+    ) -> Prediction:
+        """Return the prediction that a submission in doubt turned out to be, watched."""
+        prediction = Prediction(id=prediction_id, model=run.job.model, key=run.key)
+        if adopted:
+            self.running.start(prediction, pending)
+        else:
+            # Whoever settled it watches it, in a slot of its own.
+            pending.slot.release()
+        self._publish_accepted(run, prediction)
+        return prediction
+
+    async def _retries(self, run: JobRun, row: Row, failures: int) -> bool:
+        """Return whether a job whose prediction failed is paid for again, with the images it had."""
+        if row.state is not State.FAILED or row.code not in RETRIED or run.content is None:
+            return False
+        if max(row.failures, failures) > self.retry_failed:
+            return False
+        try:
+            await check_images(run.job, run.content, run.key, digest)
+        except (InvalidJobError, KeyReusedError):
+            return False
+        return True
+
+    async def _pause_before_retry(self, run: JobRun, failed: Prediction, failures: int) -> None:
+        delay = _RETRY_BACKOFF.delay(failures, self.rng.random())
+        with run.drain:
+            self.observe(
+                Retrying,
+                at=self.clock.now(),
+                key=run.key,
+                batch=run.batch,
+                job=run.job,
+                prediction=failed,
+                again=delay,
+            )
+            await self.clock.sleep(delay)
+
+    def _new_webhook(self) -> tuple[str | None, str | None]:
+        """Return the webhook URL of one job, and the digest of the token in it."""
+        if self.webhook_url is None:
+            return None, None
+        from .webhooks import new_token, token_hash, url_with  # noqa: PLC0415 -- most sessions have none
+
+        token = new_token()
+        return url_with(self.webhook_url, token), token_hash(token)
+
+    def _note(self, run: JobRun, state: State, error: str | None = None) -> None:
+        self.ledger.note(Entry(batch=run.batch, key=run.key, state=state, at=self.clock.now(), error=error))
+
+    def _publish_accepted(self, run: JobRun | PendingSubmission, prediction: Prediction) -> None:
+        self.observe(
+            AcceptedEvent, at=self.clock.now(), key=run.key, batch=run.batch, job=run.job, prediction=prediction
+        )
+
+
+def _not_sent(error: KlingError, run: JobRun, row: Row) -> KlingError:
+    """Return why a job was not sent now: the error itself, or, when it was sent before, that it is in doubt."""
+    if not row.state.in_doubt or isinstance(error, SubmissionUncertainError):
+        return error
+    doubt = SubmissionUncertainError(
+        f"it was sent before, and its result could not be determined, because {error.message}",
+        sent_at=row.intent_at,
+        job=run.job,
+        key=run.key,
+    )
+    doubt.__cause__ = error
+    return doubt
+
+
+def _expired(run: JobRun, row: Row) -> PredictionError:
+    return PredictionError(
+        "its prediction had expired before it was fetched: the service keeps them for 7 days",
+        prediction_id=row.prediction_id,
+        job=run.job,
+        key=run.key,
+        advice="give the job another key to make, and pay for, it again",
+    )

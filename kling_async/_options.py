@@ -1,0 +1,191 @@
+"""Options of a session, checked."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from ._core.budget import Budget
+from ._core.catalogue import LEVELS, Level
+from ._core.errors import ConfigurationError, UnsupportedError
+from ._core.polling import WatchPolicy
+from .providers import PROVIDERS, Provider
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from decimal import Decimal
+
+    import aiohttp
+
+    from ._core.clock import Clock
+    from ._core.events import Observer
+    from ._core.http import Timeouts
+    from ._core.transport import Transport
+    from ._doubts import OnUncertain
+    from .ledger import Ledger
+    from .limits import RateLimiter
+
+WINDOW_SLACK_S = 0.5
+"""Seconds added to the account's window: jobs that start on time here may arrive a little early or late there."""
+
+
+def _at_least(least: float) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+    def check(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
+        if value < least:
+            raise ConfigurationError(f"{field.name}: expected at least {least}, got {value}")
+
+    return check
+
+
+def _one_of(*choices: str) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+    *first, last = (f'"{choice}"' for choice in choices)
+
+    def check(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
+        if value not in choices:
+            raise ConfigurationError(f"{field.name}: expected {', '.join(first)} or {last}, got {value!r}")
+
+    return check
+
+
+def _positive(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
+    positive_seconds(field.name, value)
+
+
+@attrs.frozen(kw_only=True)
+class SessionOptions:
+    """The options of a session; `KlingSession` documents them.
+
+    Raises:
+        ConfigurationError: A value makes no sense.
+    """
+
+    provider: Provider
+    level: Level
+    max_in_flight: int = attrs.field(validator=_at_least(1))
+    adaptive: bool
+    max_saving: int = attrs.field(validator=_at_least(1))
+    rate_limiter: RateLimiter | None
+    ledger: Ledger | str | os.PathLike[str] | None
+    on_uncertain: OnUncertain = attrs.field(validator=_one_of("reconcile", "hold", "resubmit"))
+    grace: float
+    sole_user: bool
+    budget: Budget | None
+    retry_failed: int = attrs.field(validator=_at_least(0))
+    webhook_url: str | None
+    images: str = attrs.field(validator=_one_of("upload", "inline"))
+    fit: bool
+    max_uploads: int = attrs.field(validator=_at_least(1))
+    deadline: float = attrs.field(validator=_positive)
+    forget_after: float = attrs.field(validator=_positive)
+    watch: WatchPolicy
+    timeouts: Timeouts
+    proxy: str | None
+    ca: str | os.PathLike[str] | None
+    client_session: aiohttp.ClientSession | None
+    transport: Transport | None
+    clock: Clock
+    observers: tuple[Observer, ...]
+
+    def __attrs_post_init__(self) -> None:
+        if self.fit:
+            # Imported here: values alone look at no images.
+            from ._preflight import require_pillow  # noqa: PLC0415 -- see above
+
+            require_pillow()
+        if self.webhook_url is not None:
+            _check_webhooks(self.provider, self.webhook_url)
+
+
+def provider_of(provider: str | Provider, api_key: str | None, base_url: str | None) -> Provider:
+    """Return a provider by its name, with its key and base URL.
+
+    Raises:
+        ConfigurationError: The name is unknown, or there is no key.
+    """
+    if not isinstance(provider, str):
+        if api_key is not None or base_url is not None:
+            raise ConfigurationError("a provider of your own has its key and its base URL already")
+        return provider
+    cls = PROVIDERS.get(provider.lower())
+    if cls is None:
+        raise ConfigurationError(f"provider: expected {' or '.join(PROVIDERS)}, got {provider!r}")
+    key = api_key or os.environ.get(cls.key_variable)
+    if not key:
+        raise ConfigurationError(
+            f"no API key for {cls.name}",
+            advice=f"set {cls.key_variable}, give api_key=, or try it without one: kling-async demo",
+        )
+    url = base_url or os.environ.get(cls.url_variable) or cls.default_url
+    if not url.startswith(("https://", "http://")):
+        raise ConfigurationError(f"base_url: expected http(s)://host, got {url!r}")
+    return cls(api_key=key, base_url=url)
+
+
+def level_of(level: str | Level) -> Level:
+    """Return a level by its name.
+
+    Raises:
+        ConfigurationError: The name is unknown.
+    """
+    if isinstance(level, Level):
+        return level
+    found = LEVELS.get(level.lower())
+    if found is None:
+        raise ConfigurationError(f"level: expected {', '.join(LEVELS)} or a Level, got {level!r}")
+    return found
+
+
+def policy_of(watch: WatchPolicy | str) -> WatchPolicy:
+    """Return a polling policy by its name.
+
+    Raises:
+        ConfigurationError: The name is unknown.
+    """
+    try:
+        return WatchPolicy.named(watch) if isinstance(watch, str) else watch
+    except ValueError as error:
+        raise ConfigurationError(f"watch: {error}") from None
+
+
+def budget_of(budget: Budget | Decimal | str | float | None) -> Budget | None:
+    """Return a budget, made of an amount in USD where it is none.
+
+    Raises:
+        ConfigurationError: The amount is none.
+    """
+    return budget if budget is None or isinstance(budget, Budget) else Budget(budget)
+
+
+def positive_seconds(name: str, seconds: float) -> None:
+    """Raise unless a number of seconds is positive.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    if not seconds > 0:
+        raise ConfigurationError(f"{name}: expected a positive number of seconds, got {seconds!r}")
+
+
+def refuse_ledger(ledger: object) -> None:
+    """Raise when a batch is given a ledger of its own.
+
+    Raises:
+        ConfigurationError: It is.
+    """
+    if ledger is not None:
+        raise ConfigurationError(
+            "ledger: a session writes one ledger, for all of its batches",
+            advice="open a session of its own for it: KlingSession(ledger=...), then batch(...) or resume(name=...)",
+        )
+
+
+def _check_webhooks(provider: Provider, url: str) -> None:
+    from .webhooks import url_with  # noqa: PLC0415 -- most sessions have none
+
+    url_with(url, "")
+    try:
+        provider.webhook_secret()
+    except UnsupportedError as error:
+        raise ConfigurationError(f"webhook_url: {error.message}") from None

@@ -1,0 +1,79 @@
+"""Run one job to its outcome: for batches, workers and the job service alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ._core import events
+from ._core.errors import KlingError, PredictionError, Spent
+from ._core.prediction import Outcome, Prediction, SavedFile
+
+if TYPE_CHECKING:
+    from ._engine import SessionEngine
+    from ._job_run import JobRun
+    from .storage import Outputs
+
+
+async def run_to_outcome(
+    engine: SessionEngine,
+    run: JobRun,
+    *,
+    save_to: Outputs | None = None,
+    refused: KlingError | None = None,
+    index: int = 0,
+) -> Outcome:
+    """Run a job to its end and save its video. Every failure is an outcome; only cancellation is raised.
+
+    An account-wide error stops the drain of the run.
+
+    Args:
+        engine: The session.
+        run: The job. What is accepted is written into it.
+        save_to: Where to save the video; None saves nothing.
+        refused: Why the job cannot be run at all, when that is known already.
+        index: Position of the job in its input, from 0.
+    """
+    prediction: Prediction | None = None
+    saved: SavedFile | None = None
+    error: KlingError | None
+    engine.observe(events.Admitted, at=engine.clock.now(), key=run.key, batch=run.batch, job=run.job)
+    try:
+        if refused is not None:
+            raise refused
+        prediction = await engine.runner.run(run)
+        error = prediction.failure(job=run.job)
+        if error is None and save_to is not None:
+            saved = await engine.saver.save(prediction, save_to, batch=run.batch)
+    except KlingError as caught:
+        error = caught
+        if isinstance(caught, PredictionError) and caught.prediction is not None:
+            prediction = caught.prediction
+        if caught.account_wide and run.drain.stopped is None:
+            run.drain.stopped = caught
+        # The frames hold images, and an outcome may be kept for long.
+        caught.__traceback__ = None
+    except Exception as bug:  # noqa: BLE001 -- one broken job must not end the others
+        error = KlingError(
+            f"{type(bug).__name__}: {bug}",
+            prediction_id=run.prediction_id,
+            spent=Spent.UNKNOWN if run.prediction_id is None else Spent.YES,
+            advice="this is a mistake in the program: see __cause__",
+        )
+        error.__cause__ = bug
+    if prediction is None and run.prediction_id is not None:
+        prediction = engine.watcher.seen(run.prediction_id) or Prediction(
+            id=run.prediction_id, model=run.job.model, key=run.key
+        )
+    if error is not None:
+        error.job, error.key = error.job or run.job, error.key or run.key
+    outcome = Outcome(
+        job=run.job,
+        key=run.key,
+        index=index,
+        prediction=prediction,
+        error=error,
+        saved=saved,
+        cost=run.cost,
+    )
+    engine.observe(events.Finished, at=engine.clock.now(), key=run.key, batch=run.batch, outcome=outcome)
+    return outcome

@@ -1,0 +1,62 @@
+"""One paid request on its way to the service."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import attrs
+
+from ._claims import Claim
+from ._core.budget import Reservation
+from ._core.http import HttpRequest
+from ._core.job import Job
+from ._drain import Drain
+from .limits import Slot
+
+
+@attrs.define
+class PendingSubmission:
+    """One job on its way to the service.
+
+    Attributes:
+        job: The job.
+        key: Key of the job.
+        batch: Name of the batch; empty outside a batch.
+        request: The paid request.
+        fingerprint: Digest of the request body.
+        price: Price of one paid request in USD by the price list; None when it is not known.
+        slot: The slot that its prediction is to occupy.
+        drain: Ends the submission between two attempts.
+        claim: The session's claim on the job; each attempt holds it too.
+        token_hash: Digest of the token in the URL of its webhook; None without a webhook.
+        reserved: Money that is reserved for the request.
+        abandoned: True when the caller was cancelled during an attempt: the attempt's end then decides about the slot.
+    """
+
+    job: Job
+    key: str
+    batch: str
+    request: HttpRequest
+    fingerprint: str
+    price: Decimal | None
+    slot: Slot
+    drain: Drain
+    claim: Claim
+    token_hash: str | None = None
+    reserved: tuple[Reservation, ...] = ()
+    abandoned: bool = False
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """Batch and key."""
+        return self.batch, self.key
+
+    @property
+    def cost(self) -> Decimal | None:
+        """Price of one paid request in USD: as reserved, else by the price list; None when it is not known."""
+        return self.reserved[0].usd if self.reserved else self.price
+
+    def mark_doubtful(self, doubtful: bool) -> None:  # noqa: FBT001 -- a setter
+        """Set whether the request may have been accepted without a known answer."""
+        for reservation in self.reserved:
+            reservation.doubtful = doubtful

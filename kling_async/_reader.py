@@ -1,0 +1,124 @@
+"""Reads of predictions for the watcher, and what their replies mean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import attrs
+
+from ._core.errors import (
+    ApiError,
+    AuthenticationError,
+    InsufficientBalanceError,
+    KlingError,
+    ModerationError,
+    NotFoundError,
+    PermissionDeniedError,
+    ProtocolError,
+    RateLimitedError,
+    RequestRejectedError,
+    ServerError,
+    TransportError,
+    UnsupportedError,
+)
+from ._core.prediction import Prediction
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from ._core.account import Page
+    from ._core.transport import Transport
+    from .providers import Provider
+
+
+@attrs.frozen
+class Reply:
+    """A reply to the read of one prediction.
+
+    Attributes:
+        prediction: The record; None when the reply is the known one.
+        reply: Hash of the reply: an equal one says nothing new, and is not parsed again.
+    """
+
+    prediction: Prediction | None
+    reply: int
+
+
+@attrs.frozen
+class Final:
+    """An error that another read would meet again."""
+
+    error: KlingError
+
+
+@attrs.frozen
+class Passing:
+    """An error that another read may not meet."""
+
+    error: KlingError
+
+
+Read: TypeAlias = "Reply | Final | Passing"
+
+_FINAL = (
+    AuthenticationError,
+    InsufficientBalanceError,
+    ModerationError,
+    NotFoundError,
+    PermissionDeniedError,
+    RequestRejectedError,
+)
+"""Errors of a single read that are final; all others pass."""
+
+_PASSING_OF_PAGES = (TransportError, ServerError, RateLimitedError, ProtocolError)
+"""Errors of a page that pass; after all others pages are not read any more."""
+
+
+class Reader:
+    """Reads predictions, one by one or by pages of the account's list.
+
+    Args:
+        transport: Sends the reads.
+        provider: Builds them and parses the replies.
+
+    Attributes:
+        singles: Number of single reads so far.
+        pages: Number of pages read so far.
+    """
+
+    def __init__(self, transport: Transport, provider: Provider) -> None:
+        self.singles = 0
+        self.pages = 0
+        self._transport = transport
+        self._provider = provider
+
+    async def read(self, prediction_id: str, *, key: str | None, known_reply: int | None) -> Read:
+        """Read one prediction.
+
+        Args:
+            prediction_id: Its id.
+            key: Key of its job.
+            known_reply: Hash of the last reply; None before the first.
+        """
+        self.singles += 1
+        try:
+            response = await self._transport.send(self._provider.result(prediction_id))
+            reply = hash((response.status, response.body))
+            return Reply(None if reply == known_reply else self._provider.read_prediction(response, key=key), reply)
+        except _FINAL as error:
+            return Final(error)
+        except (TransportError, ApiError) as error:
+            return Passing(error)
+
+    async def read_page(
+        self, number: int, size: int, created_before: datetime | None
+    ) -> Page[Prediction] | Final | Passing:
+        """Read one page of the account's predictions, newest first."""
+        try:
+            request = self._provider.predictions(page=number, page_size=size, created_before=created_before)
+            self.pages += 1
+            return self._provider.read_predictions(await self._transport.send(request))
+        except _PASSING_OF_PAGES as error:
+            return Passing(error)
+        except (UnsupportedError, ApiError) as error:
+            return Final(error)

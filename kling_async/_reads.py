@@ -1,0 +1,57 @@
+"""Reads of the service, repeated after passing failures."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+import attrs
+
+from ._core.clock import Clock
+from ._core.errors import ApiError
+from ._core.transport import Transport
+from ._retry import send_read
+from .providers import Provider
+
+if TYPE_CHECKING:
+    from ._core.http import HttpRequest, HttpResponse
+    from ._core.prediction import Prediction
+
+
+@attrs.frozen
+class ServiceReads:
+    """Sends requests that change nothing at the service.
+
+    Attributes:
+        transport: Sends them.
+        provider: Builds requests and parses replies.
+        clock: The session's clock.
+        rng: Draws jitter.
+    """
+
+    transport: Transport
+    provider: Provider
+    clock: Clock
+    rng: Random
+
+    async def send(self, request: HttpRequest) -> HttpResponse:
+        """Return the reply to a read, whatever its status.
+
+        Raises:
+            TransportError: There was no reply.
+        """
+        return await send_read(self.transport, request, self.clock, rng=self.rng.random)
+
+    async def prediction(self, prediction_id: str) -> Prediction:
+        """Return a prediction as the service has it now.
+
+        Raises:
+            ApiError: The service refused.
+            TransportError: There was no reply.
+        """
+        response = await self.send(self.provider.result(prediction_id))
+        try:
+            return self.provider.read_prediction(response)
+        except ApiError as error:
+            error.prediction_id = prediction_id
+            raise

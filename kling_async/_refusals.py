@@ -1,0 +1,81 @@
+"""Pauses between the attempts of one job, and when it gives up."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+import attrs
+
+from ._core.clock import Clock
+from ._core.errors import KlingError, RateLimitedError, Spent
+from ._core.polling import Backoff
+from .limits import Gate
+
+if TYPE_CHECKING:
+    from ._pending import PendingSubmission
+
+MAX_UNACCEPTED_ATTEMPTS = 3
+"""Requests that are sent for one job while each is in doubt and then shown to be unaccepted."""
+
+MAX_CONNECT_ATTEMPTS = 5
+"""Connections that are tried for one job. Nothing is sent without one."""
+
+MAX_RATE_LIMITED_S = 900.0
+"""Seconds in which the service accepts nothing and refuses with 429, after which a job gives up."""
+
+_BACKOFF = Backoff()
+
+
+@attrs.define
+class Refusals:
+    """The refusals of one job.
+
+    Attributes:
+        gate: Session-wide back-off after a 429.
+        clock: The session's clock.
+        rng: Draws the jitter.
+    """
+
+    gate: Gate
+    clock: Clock
+    rng: Random
+    _unconnected: int = attrs.field(default=0, init=False)
+    _unaccepted: int = attrs.field(default=0, init=False)
+    _limited_since: float | None = attrs.field(default=None, init=False)
+
+    def count_unaccepted(self, pending: PendingSubmission, doubt: KlingError, *, resubmitted: bool) -> None:
+        """Count a submission that was in doubt and may be sent again.
+
+        Args:
+            pending: The submission.
+            doubt: The error of the doubt.
+            resubmitted: True when it is sent again without proof that it was not accepted.
+
+        Raises:
+            KlingError: The cause of the doubt, when that has happened too often.
+        """
+        self._unaccepted += 1
+        trouble = doubt.__cause__
+        if self._unaccepted < MAX_UNACCEPTED_ATTEMPTS or not isinstance(trouble, KlingError):
+            return
+        trouble.job, trouble.key = pending.job, pending.key
+        trouble.spent = Spent.UNKNOWN if resubmitted else Spent.NO
+        trouble.advice = (
+            f"it was sent {MAX_UNACCEPTED_ATTEMPTS} times and shown to be unaccepted each time; ask again later"
+        )
+        raise trouble
+
+    async def delay(self, pending: PendingSubmission, error: KlingError) -> float | None:
+        """Return the seconds until the job is sent again, when its slot permits it; None when it gives up."""
+        chance = self.rng.random()
+        if not isinstance(error, RateLimitedError):
+            self._unconnected += 1
+            return None if self._unconnected >= MAX_CONNECT_ATTEMPTS else _BACKOFF.delay(self._unconnected, chance)
+        seconds = await self.gate.refused(error, pending.slot, chance)
+        if seconds is None:
+            self._limited_since = None
+            return 0.0
+        now = self.clock.monotonic()
+        self._limited_since = max(self._limited_since or now, self.gate.accepted_at)
+        return None if now + seconds - self._limited_since > MAX_RATE_LIMITED_S else seconds
