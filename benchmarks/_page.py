@@ -1,4 +1,4 @@
-"""What the results say to people: the tables of the README, and a picture."""
+"""The tables of docs/benchmarks.md, and a picture."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ PLACE = re.compile(r"(<!-- bench:begin(?: (?P<part>[^>]+))? -->\n).*?(<!-- bench
 FIRST = ("throughput", "peers")
 
 
-def filled(readme: str, results: Mapping[str, Found]) -> str:
-    """The README with the tables of these results, by the names of their files."""
-    elsewhere = {part for _, part, _ in PLACE.findall(readme) if part}
+def filled(page: str, results: Mapping[str, Found]) -> str:
+    """Return the page with the tables of these results, by the names of their files."""
+    elsewhere = {part for _, part, _ in PLACE.findall(page) if part}
     order = [name for name in FIRST if name in results] + [name for name in sorted(results) if name not in FIRST]
     found = [results[name] for name in order]
 
@@ -31,7 +31,7 @@ def filled(readme: str, results: Mapping[str, Found]) -> str:
     def place_of(part: str) -> str:
         return "\n".join(_rows([figure for one in found for figure in one.figures if figure.part == part]))
 
-    return PLACE.sub(fill, readme)
+    return PLACE.sub(fill, page)
 
 
 def tables(results: Sequence[Found], elsewhere: Container[str] = ()) -> str:
@@ -69,9 +69,11 @@ def _aim(ratio: Ratio) -> str:
 
 
 def _part(found: Found, part: str) -> str:
-    note = f": {found.notes[part]}" if part in found.notes else ""
-    command = f" (`{found.command}`)" if found.command else ""
-    return "\n".join([f"**{part}**{note}{command}", "", *_rows([one for one in found.figures if one.part == part])])
+    """A section: its note, how to run it again, and its table."""
+    note = found.notes.get(part, "")
+    told = " ".join(filter(None, [note[:1].upper() + note[1:], f"(`{found.command}`)" if found.command else ""]))
+    rows = "\n".join(_rows([one for one in found.figures if one.part == part]))
+    return "\n\n".join(filter(None, [f"## {part}", told, rows]))
 
 
 def _rows(figures: Sequence[Figure]) -> list[str]:

@@ -1,11 +1,12 @@
-"""Run the whole suite, keep what it found in benchmarks/results/, and write that into the README.
+"""Run the whole suite, keep its results in benchmarks/results/, and write them into docs/benchmarks.md.
 
     python benchmarks/run.py [--only [NAME ...]] [--quick]
     python benchmarks/run.py --check
 
 A script is bench_NAME.py. `--only` runs some anew, or none, and leaves the results of the others. `--quick` shows
-within two minutes that everything works; its figures are kept nowhere. `--check` runs nothing: it fails when the README
-does not say what the results do. A script that fails, or whose JSON cannot be read, is named, and the others go on.
+within two minutes that everything works; its figures are kept nowhere. `--check` runs nothing: it fails when the page
+or its picture differs from the results. A script that fails, or whose JSON cannot be read, is named, and the others go
+on.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from _results import Found
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-PICTURE = RESULTS / "cpu.svg"
-README = HERE.parent / "README.md"
+PAGE = HERE.parent / "docs" / "benchmarks.md"
+PICTURES = HERE.parent / "docs" / "assets" / "benchmarks"
+PICTURE = PICTURES / "cpu.svg"
 PATIENCE = 1200.0
 """Seconds that a script may take."""
 OPTIONS: dict[str, list[str]] = {
@@ -77,9 +79,9 @@ def run(name: str, folder: Path, *, quick: bool) -> None:
 
 
 def check() -> int:
-    """0 when the README and the picture are of the results."""
+    """Return 0 when the page and the picture are of the results."""
     found = results(RESULTS)
-    says = README.read_text(encoding="utf-8")
+    says = PAGE.read_text(encoding="utf-8")
     should = _page.filled(says, found)
     sys.stdout.writelines(difflib.unified_diff(says.splitlines(keepends=True), should.splitlines(keepends=True)))
     drawn = PICTURE.exists() and _page.digest(found) in PICTURE.read_text(encoding="utf-8")
@@ -110,13 +112,13 @@ def main() -> int:
 
 
 def keep(wanted: Iterable[str], folder: Path) -> None:
-    """What these found, or that they found nothing, into the results, the picture and the README."""
+    """Put the results of these scripts, or their absence, into the folder of results, the pictures and the page."""
     for name in wanted:
         (RESULTS / f"{name}.json").unlink(missing_ok=True)
     for path in folder.iterdir():
-        shutil.copy(path, RESULTS)
+        shutil.copy(path, PICTURES if path.suffix == ".svg" else RESULTS)
     found = results(RESULTS)
-    README.write_text(_page.filled(README.read_text(encoding="utf-8"), found), encoding="utf-8")
+    PAGE.write_text(_page.filled(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
     _page.picture(PICTURE, found)
 
 

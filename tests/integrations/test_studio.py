@@ -1,4 +1,4 @@
-"""The command of the example, as the README has it."""
+"""The command of the example, as docs/applications/fastapi.md has it."""
 
 from __future__ import annotations
 

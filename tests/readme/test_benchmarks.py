@@ -1,4 +1,4 @@
-"""The figures of the README are those of the results that are committed, and what makes them runs."""
+"""docs/benchmarks.md has the figures of the committed results, and the scripts that make them run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(script: str, *arguments: str, root: Path = BENCHMARKS) -> subprocess.Com
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
-def test_the_readme_says_what_the_results_do() -> None:
+def test_page_has_the_figures_of_the_results() -> None:
     """Where it does not: `nox -s bench`, or `python benchmarks/run.py --only` to write the tables anew."""
     checked = run("run.py", "--check")
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -49,7 +49,7 @@ def test_every_result_is_of_a_script_that_is_there_and_of_no_quick_run() -> None
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
-    """The runner with two results and a README of its own."""
+    """The runner with two results and a page of its own."""
     folder = tmp_path / "benchmarks"
     (folder / "results").mkdir(parents=True)
     for name in ("run.py", "_page.py", "_results.py"):
@@ -85,7 +85,8 @@ def elsewhere(tmp_path: Path) -> Path:
     }
     (folder / "results" / "work.json").write_text(json.dumps(found))
     (folder / "results" / "other.json").write_text('{"something": "else"}')
-    (tmp_path / "README.md").write_text("Before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "benchmarks.md").write_text("Before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n")
     return folder
 
 
@@ -101,7 +102,9 @@ Measured on 2026-01-02: abacus, 2 cores; Python 3.11.7.
 | Work, ms each: kling_async at most 0.3 | 0.23 (0.12 to 0.35) | met |
 | Work, ms each: kling_async at most 0.2 | 0.23 (0.12 to 0.35) | **missed** |
 
-**Work**: a bit of it
+## Work
+
+A bit of it
 
 | | jobs/s | ms each |
 |---|---|---|
@@ -112,7 +115,7 @@ after
 """
 
 
-def test_a_readme_that_says_something_else_is_found_out(elsewhere: Path) -> None:
+def test_check_fails_when_page_and_results_differ(elsewhere: Path) -> None:
     checked = run("run.py", "--check", root=elsewhere)
     assert checked.returncode == 1
     assert "-old\n" in checked.stdout

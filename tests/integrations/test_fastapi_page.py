@@ -1,8 +1,7 @@
-"""The application of the README, served as it stands there."""
+"""The application of docs/applications/fastapi.md, served as it stands there."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,15 @@ import anyio
 import pytest
 
 from kling_async.emulator import Emulator
+from support import pages
 from support.web import served
 
 pytestmark = pytest.mark.anyio
 
-README = Path(__file__).parents[2] / "README.md"
 
-
-async def test_it_takes_jobs_and_tells_their_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = [one for one in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "api = " in one]
-    names: dict[str, Any] = {"__name__": "readme"}
-    exec(block, names)
+async def test_application_accepts_jobs_and_reports_their_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(pages.block("applications/fastapi.md", "api = "), names)
     monkeypatch.chdir(tmp_path)
     async with Emulator(level="gold", speed=200, profile="tiny", downloads=False) as emulator:
         monkeypatch.setenv("WAVESPEED_API_KEY", emulator.api_key)

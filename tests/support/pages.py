@@ -1,0 +1,274 @@
+"""README.md and the pages under docs/: their fenced blocks, and how a page is run from its first block to its last.
+
+Python blocks of a page share one namespace and run in order, in scaled time; lines of a console block run as processes.
+A block with a title is written into that file before the page runs, and a program has to be run by a console line.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import io
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+from anyio.to_thread import run_sync
+from sybil import Document, Region
+from sybil.example import Example
+from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
+
+from support.cli import Cli
+from support.pictures import png
+from support.pytests import run_pytest
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+RUN = {"python", "console"}
+LANGUAGES = RUN | {"json", "text"}
+PICTURES = ("anna", "lake", "wind")
+"""In the folder photos/ of a page."""
+
+_INFO = re.compile(r"(?P<language>[\w-]*)(?P<info>[^\n]*)$\n", re.MULTILINE)
+_REASON = re.compile(r"<!-- not run: (?P<reason>\S[^\n]*) -->\n+\Z")
+_TEST_COMMAND = re.compile(r"<!-- test-command -->\n\Z")
+"""The one block that `.ci/run` types, to the letter."""
+_TITLE = re.compile(r'title="([^"]+)"')
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@attrs.frozen
+class Block:
+    """A fenced block of a page; `reason` says why it is not run."""
+
+    path: Path
+    line: int
+    language: str
+    title: str | None
+    text: str
+    reason: str | None
+
+    def __str__(self) -> str:
+        return f"{self.path.relative_to(ROOT)}:{self.line}"
+
+
+def pages() -> list[Path]:
+    return [README, *sorted(DOCS.rglob("*.md"))]
+
+
+def blocks(page: Path) -> list[Block]:
+    """Return all fenced blocks of a page, in order."""
+
+    def parse(document: Document) -> Iterable[Region]:
+        for region in RawFencedCodeBlockLexer(_INFO)(document):
+            yield Region(region.start, region.end, region.lexemes, lambda _: None)
+
+    document = Document.parse(str(page), parse)
+    return [_block(page, document.text, example) for example in document.examples()]
+
+
+def _block(page: Path, text: str, example: Example) -> Block:
+    before = text[: example.region.start]
+    given = _REASON.search(before)
+    reason = given["reason"] if given else "typed by .ci/run" if _TEST_COMMAND.search(before) else None
+    title = _TITLE.search(example.parsed["info"])
+    source = str(example.parsed["source"])
+    return Block(page, example.line, example.parsed["language"], title[1] if title else None, source, reason)
+
+
+def block(page: str, word: str, language: str = "python") -> str:
+    """Return the text of the one block of docs/PAGE with this word in it."""
+    (found,) = [one.text for one in blocks(DOCS / page) if one.language == language and word in one.text]
+    return found
+
+
+def commands(text: str) -> list[list[str]]:
+    """Return the words of every command of a console block, without prompts and comments."""
+    lines = text.splitlines()
+    assert all(line.startswith("$ ") for line in lines), "a console block has one command a line, each with its prompt"
+    return [
+        words
+        for line in lines
+        for part in line.removeprefix("$ ").split(" && ")
+        if (words := shlex.split(part, comments=True))
+    ]
+
+
+def check_install(words: list[str]) -> None:
+    """Check a line of pip: it installs from the checkout, with extras that there are."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert words[:4] == ["python", "-m", "pip", "install"], words
+    for word in words[4:]:
+        named = re.fullmatch(r"\.(?:\[([a-z,]+)\])?", word)
+        assert named, f"{word} is not in the checkout"
+        assert set((named[1] or "").split(",")) - {""} <= set(extras), word
+
+
+SERVERS = {"emulator": "Ctrl-C ends it", "worker": "Ctrl-C or SIGTERM", "studio": "Open http"}
+"""Commands that run until they are interrupted, with a word of the line that says that they are ready."""
+
+
+def _name(words: list[str]) -> str:
+    """The subcommand of `kling-async`, or the last part of a module's name."""
+    if words[0] == "kling-async":
+        return words[1]
+    return words[2].rpartition(".")[2] if words[:2] == ["python", "-m"] else words[0]
+
+
+def _added(name: str) -> list[str]:
+    """Options that take free ports and less time."""
+    if name == "emulator":
+        return ["--port", "0", "--gptproto-port", "0"]
+    if name == "studio":
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            return ["--port", str(free.getsockname()[1])]
+    return ["--quick", "--speed", "200"] if name == "demo" else []
+
+
+def _wait_until_served(printed: str) -> None:
+    """Return when the address in the text accepts connections."""
+    address = re.search(r"http://([\d.]+):(\d+)", printed)
+    assert address, printed
+    for _ in range(400):
+        with contextlib.suppress(OSError), socket.create_connection((address[1], int(address[2]))):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"nothing listens at {address[0]}")
+
+
+@attrs.define
+class PageRun:
+    """One page, run in a folder of its own.
+
+    Attributes:
+        folder: The working directory, with face.png and photos/.
+        environment: For the processes.
+        prediction_id: Returns the id that stands for every id in a command.
+        ran: The blocks that were run, in order.
+        printed: All that they printed.
+    """
+
+    folder: Path
+    environment: Mapping[str, str]
+    prediction_id: Callable[[], str]
+    ran: list[Block] = attrs.Factory(list)
+    printed: list[str] = attrs.Factory(list)
+    _names: dict[str, Any] = attrs.Factory(lambda: {"__name__": "page"})
+    _servers: list[tuple[list[str], subprocess.Popen[str]]] = attrs.Factory(list)
+
+    def __attrs_post_init__(self) -> None:
+        (self.folder / "face.png").write_bytes(png())
+        (self.folder / "photos").mkdir()
+        for number, name in enumerate(PICTURES):
+            (self.folder / "photos" / f"{name}.png").write_bytes(png(colour=(50 * number, 80, 120)))
+
+    async def __call__(self, page: list[Block]) -> None:
+        """Run every block of a page that is to be run.
+
+        Raises:
+            AssertionError: A block said something else than the page shows, or a command failed.
+        """
+        programs = set()
+        for one in page:
+            if one.title:
+                (self.folder / one.title).write_text(one.text)
+                programs |= {one.title} if one.language == "python" else set()
+        try:
+            for one in page:
+                if one.reason is None:
+                    await self._run(one, programs)
+        finally:
+            await run_sync(self._stop)
+        assert not programs, f"no line runs {programs}"
+
+    async def _run(self, one: Block, programs: set[str]) -> None:
+        try:
+            if one.language == "text":
+                assert one.text.strip() == self.printed[-1].strip()
+            elif one.language == "python":
+                await self._python(one)
+                self.ran.append(one)
+            elif one.language == "console":
+                for words in commands(one.text):
+                    self.printed.append(await run_sync(partial(self._command, words)))
+                    programs -= set(words)
+                self.ran.append(one)
+        except BaseException as error:
+            error.add_note(f"in {one}")
+            raise
+
+    async def _python(self, one: Block) -> None:
+        if one.title:  # a program, run by its console line
+            compile(one.text, one.title, "exec")
+            return
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            code = compile(one.text, str(one), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            result = eval(code, self._names)
+            if inspect.isawaitable(result):
+                await result
+        self.printed.append(printed.getvalue())
+
+    def _command(self, words: list[str]) -> str:
+        words = [self.prediction_id() if _ID.fullmatch(word) else word for word in words]
+        if words[0] == "export":
+            assert {word.partition("=")[0] for word in words[1:]} <= set(self.environment), words
+            return ""
+        if words[:3] == ["python", "-m", "pip"]:
+            check_install(words)
+            return ""
+        if words[:3] == ["python", "-m", "pytest"]:
+            done = run_pytest(self.folder, *words[3:])
+            assert done.returncode == 0, done.stdout + done.stderr
+            return done.stdout
+        name = _name(words)
+        process = self._start([*words, *_added(name)])
+        if name in SERVERS:
+            self._servers.append((words, process))
+            printed = Cli.wait_for(process, SERVERS[name])
+            if name == "studio":
+                _wait_until_served(printed)
+            return printed
+        printed, _ = process.communicate(timeout=100)
+        assert process.returncode == 0, f"{shlex.join(words)}: {printed}"
+        assert "Traceback" not in printed, printed
+        return printed
+
+    def _start(self, words: list[str]) -> subprocess.Popen[str]:
+        assert words[0] in {"kling-async", "python"}, f"no way to run {words}"
+        start = [sys.executable, "-m", "kling_async"] if words[0] == "kling-async" else [sys.executable]
+        return subprocess.Popen(
+            [*start, *words[1:]],
+            cwd=self.folder,
+            env=Cli(self.folder).env | dict(self.environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def _stop(self) -> None:
+        """Interrupt what still serves."""
+        failed = []
+        for words, process in self._servers:
+            process.send_signal(signal.SIGINT)
+            try:
+                printed, _ = process.communicate(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                printed, _ = process.communicate()
+            if process.returncode or "Traceback" in printed:
+                failed.append(f"{shlex.join(words)}: {process.returncode} {printed}")
+        self._servers.clear()
+        assert not failed, failed
