@@ -79,9 +79,9 @@ def wheel(session: nox.Session) -> None:
     _only_the_package(session, built)
     session.install("--force-reinstall", "--no-deps", str(built))
     session.install(f"{built}[demo]", "--group", "test")
-    for name in ("tests", "benchmarks"):
+    for name in ("tests", "benchmarks", "docs"):
         shutil.copytree(ROOT / name, away / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "mkdocs.yml", "README.md"):
         shutil.copy(ROOT / name, away)
     session.chdir(away)
     # `-P`: neither the checkout nor the folder of the tests is looked into for the package.
@@ -101,8 +101,16 @@ def _only_the_package(session: nox.Session, built: Path) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into site/; a link or an anchor that leads nowhere fails it."""
+    install(session, "--group", "docs")
+    # Material announces MkDocs 2 at every build.
+    session.run("mkdocs", "build", "--strict", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
-    """Measure everything and write it into the README; `-- --quick` only shows that it works."""
+    """Measure everything and write it into docs/benchmarks.md; `-- --quick` only shows that it works."""
     install(session, ".[demo,fastapi,storage]", "--group", "test", "--group", "bench")
     session.run("python", str(ROOT / "benchmarks" / "run.py"), *session.posargs)
 

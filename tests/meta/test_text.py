@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TEXTS = {".py", ".md", ".toml", ".cfg", ".ini", ".txt", ".json", ".jsonl", ".csv", ".yml", ".yaml", ".sh", ".html", ""}
-ELSEWHERE = {"build", "dist", "node_modules", "out", "venv", "videos", "kling-demo", "__pycache__"}
+ELSEWHERE = {"build", "dist", "node_modules", "out", "site", "venv", "videos", "kling-demo", "__pycache__"}
 SHOWN_FOLDERS = {".ci", ".github"}
 
 
