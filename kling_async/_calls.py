@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 from ._core.catalogue import Model, find_model
 from ._core.errors import ConfigurationError
 from ._core.prediction import Prediction
-from ._walk import MAX_PAGE_SIZE, Paginator
+from ._http.pagination import MAX_PAGE_SIZE, Paginator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable

@@ -17,13 +17,13 @@ from ._core.states import State
 from ._core.statistics import SessionStatistics
 from ._doubts import Doubts
 from ._history import History
+from ._http.reads import ServiceReads
 from ._job_runner import JobRunner
 from ._keys import ContentReader
 from ._media import Images
 from ._money import Reservations
 from ._observers import Observers
 from ._options import WINDOW_SLACK_S
-from ._reads import ServiceReads
 from ._running import RunningPredictions
 from ._saving import Saving
 from ._submitter import Submitter

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from ._core.errors import ApiError, ProtocolError, RateLimitedError, ServerError
-from ._retry import pause
-from ._walk import MAX_PAGE_SIZE, Paginator
+from ._http.pagination import MAX_PAGE_SIZE, Paginator
+from ._http.retry import pause
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

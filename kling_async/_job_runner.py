@@ -30,12 +30,12 @@ from ._core.reconciliation import fingerprint
 from ._core.states import Entry, Row, State
 from ._core.submission import Accepted, Rejected, Uncertain, Verdict
 from ._doubts import Doubts
+from ._http.reads import ServiceReads
 from ._keys import ContentReader
 from ._media import Images, digest
 from ._money import Reservations
 from ._observers import Observers
 from ._pending import PendingSubmission
-from ._reads import ServiceReads
 from ._recall import RETENTION_S, check_images, prediction_of
 from ._refusals import Refusals
 from ._running import RunningPredictions

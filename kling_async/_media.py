@@ -24,8 +24,8 @@ from ._core.http import Effect, HttpRequest
 from ._core.images import MAX_IMAGE_BYTES
 from ._core.media import FITTED, ImageFacts
 from ._core.transport import shown
+from ._http.retry import send_read
 from ._preflight import invalid, preflight, read, sha256
-from ._retry import send_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -221,7 +221,7 @@ class KlingSession(ServiceCalls):
 
         transport = self._options.transport
         if transport is None:
-            from ._transport import AiohttpTransport  # noqa: PLC0415 -- see above
+            from ._http.transport import AiohttpTransport  # noqa: PLC0415 -- see above
 
             transport = AiohttpTransport(
                 timeouts=self._options.timeouts,

@@ -19,6 +19,6 @@ def main() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")
-    from kling_async.cli.app import app  # noqa: PLC0415 -- what it imports may be missing
+    from .app import app  # noqa: PLC0415 -- what it imports may be missing
 
     app(prog_name="kling-async")

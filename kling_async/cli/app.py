@@ -20,15 +20,16 @@ from kling_async._core.errors import (
     ManifestError,
     UnsupportedError,
 )
-from kling_async.cli.choices import FormatChoice, LevelChoice, ProfileChoice, ProviderChoice
-from kling_async.cli.interrupts import Exit
-from kling_async.cli.ledgers import ACCOUNT, VARIABLE, LedgerName
-from kling_async.cli.output import show_error
+
+from .choices import FormatChoice, LevelChoice, ProfileChoice, ProviderChoice
+from .interrupts import Exit
+from .ledgers import ACCOUNT, VARIABLE, LedgerName
+from .output import show_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kling_async.cli.doubts import LedgerOptions
+    from .doubts import LedgerOptions
 
 EPILOG = (
     "Exit status: 0 all went well, 1 some jobs failed, 2 bad input or usage, 3 nothing was done, 130 interrupted. "
@@ -261,7 +262,8 @@ def run(
     A row: {"key": "face-1", "model": "kling-v2.1-pro", "prompt": "She smiles", "image": "face.png", "duration": 5}
     """
     from kling_async.cli import run as command  # noqa: PLC0415 -- help is shown without loading it
-    from kling_async.cli.sources import Source  # noqa: PLC0415 -- see above
+
+    from .sources import Source  # noqa: PLC0415 -- see above
 
     options = command.RunOptions(
         source=Source(manifest=manifest, prompt=prompt, model=model, duration=duration, root=root, fit=fit),
@@ -363,7 +365,8 @@ def estimate(
 ) -> None:
     """Check and price a manifest, and spend nothing."""
     from kling_async.cli import estimate as command  # noqa: PLC0415 -- help is shown without loading it
-    from kling_async.cli.sources import Source  # noqa: PLC0415 -- see above
+
+    from .sources import Source  # noqa: PLC0415 -- see above
 
     options = command.EstimateOptions(
         source=Source(manifest=manifest, prompt=prompt, model=model, duration=duration, root=root, fit=fit),
@@ -673,7 +676,7 @@ def history(context: typer.Context, key: KeyArgument, *, name: NameOption = None
 
 def _named(context: typer.Context, name: str | None) -> LedgerOptions:
     """The ledger that stands before the subcommand, and the batch that may stand before or behind it."""
-    from kling_async.cli.doubts import LedgerOptions  # noqa: PLC0415 -- help is shown without loading it
+    from .doubts import LedgerOptions  # noqa: PLC0415 -- help is shown without loading it
 
     given = context.parent.params if context.parent is not None else {}
     return LedgerOptions(

@@ -13,13 +13,15 @@ from kling_async._core.errors import LedgerError, NotInHandError
 from kling_async._core.states import OPEN, Entry
 from kling_async._session import engine_of
 from kling_async._spending import MAX_IDS_PER_PAGE
-from kling_async.cli.reading import rows_of, steps_of
 from kling_async.ledger import Row
+
+from .reading import rows_of, steps_of
 
 if TYPE_CHECKING:
     from kling_async._core.account import Billing
     from kling_async._session import KlingSession
-    from kling_async.cli.ledgers import LedgerName
+
+    from .ledgers import LedgerName
 
 SECONDS: Final = 15.0
 """Real seconds that the reading may take: what was not read by then is left out."""

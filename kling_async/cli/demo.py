@@ -18,11 +18,12 @@ from kling_async._core.errors import ConfigurationError, InvalidJobError, Proble
 from kling_async._core.job import Job, JobFields
 from kling_async._preflight import preflight
 from kling_async._session import KlingSession
-from kling_async.cli.choices import LevelChoice, ProfileChoice
-from kling_async.cli.interrupts import Exit, interruptible, took_interrupt
-from kling_async.cli.output import block, clean, console, route_logs, say, size, span, table, usd
-from kling_async.cli.progress import counted, model_at, progress
-from kling_async.cli.results import status as state_of
+
+from .choices import LevelChoice, ProfileChoice
+from .interrupts import Exit, interruptible, took_interrupt
+from .output import block, clean, console, route_logs, say, size, span, table, usd
+from .progress import counted, model_at, progress
+from .results import status as state_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -118,7 +119,7 @@ def demo(options: DemoOptions) -> Exit:
 
 def _painted(folder: Path) -> list[Path]:
     try:
-        from kling_async.cli.pictures import paint  # noqa: PLC0415 -- needs Pillow, of another extra
+        from .pictures import paint  # noqa: PLC0415 -- needs Pillow, of another extra
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"the demo needs {error.name}", advice="pip install 'kling-async[demo]' has everything"
@@ -189,7 +190,7 @@ class _Demo:
 
     async def run(self, started: float) -> Exit:
         """Start the emulator, run all jobs, print what came of it."""
-        from kling_async.cli.serving import emulator_of  # noqa: PLC0415 -- a server is not wanted in every command
+        from .serving import emulator_of  # noqa: PLC0415 -- a server is not wanted in every command
 
         emulator = emulator_of(level=LevelChoice.GOLD, profile=ProfileChoice.VIDEO, speed=self._options.speed, seed=7)
         async with emulator:

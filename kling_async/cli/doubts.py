@@ -16,14 +16,15 @@ from rich.text import Text
 
 from kling_async._core.errors import ConfigurationError, LedgerError, NotInHandError
 from kling_async._core.states import IN_DOUBT, Entry, State
-from kling_async.cli.interrupts import Exit
-from kling_async.cli.ledgers import LedgerName
-from kling_async.cli.output import clean, console, pretty, say, table, usd
-from kling_async.cli.progress import counted
-from kling_async.cli.reading import in_doubt, instant, moment, named, rows_of, steps_of, writers_of
-from kling_async.cli.results import tell_command
 from kling_async.ledger import Doubt
 from kling_async.results import job_of
+
+from .interrupts import Exit
+from .ledgers import LedgerName
+from .output import clean, console, pretty, say, table, usd
+from .progress import counted
+from .reading import in_doubt, instant, moment, named, rows_of, steps_of, writers_of
+from .results import tell_command
 
 if TYPE_CHECKING:
     from rich.console import Console

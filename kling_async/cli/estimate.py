@@ -12,12 +12,13 @@ from rich.text import Text
 
 from kling_async._core.errors import ApiError
 from kling_async._session import KlingSession
-from kling_async.cli.interrupts import Exit
-from kling_async.cli.output import console
-from kling_async.cli.plan import Plan, tell_plan
-from kling_async.cli.progress import counted
-from kling_async.cli.sources import Source, checked, tell_warnings
 from kling_async.manifest import Kind
+
+from .interrupts import Exit
+from .output import console
+from .plan import Plan, tell_plan
+from .progress import counted
+from .sources import Source, checked, tell_warnings
 
 if TYPE_CHECKING:
     from kling_async._core.account import ServicePrice

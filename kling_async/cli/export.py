@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import attrs
 from rich.text import Text
 
-from kling_async.cli.choices import FormatChoice
-from kling_async.cli.interrupts import Exit
-from kling_async.cli.ledgers import LedgerName
-from kling_async.cli.output import clean, console, say
-from kling_async.cli.progress import counted
-from kling_async.cli.results import tell_command
 from kling_async.results import Format
 from kling_async.results import export as write
+
+from .choices import FormatChoice
+from .interrupts import Exit
+from .ledgers import LedgerName
+from .output import clean, console, say
+from .progress import counted
+from .results import tell_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,13 +13,14 @@ from rich.text import Text
 
 from kling_async._core.errors import ConfigurationError, KlingError
 from kling_async._session import KlingSession
-from kling_async.cli.interrupts import Exit, interruptible, took_interrupt
-from kling_async.cli.ledgers import LedgerName
-from kling_async.cli.output import clean, console, pretty, route_logs, say, show_error, size
-from kling_async.cli.places import place, plain
-from kling_async.cli.progress import counted
-from kling_async.cli.reading import rows_of
-from kling_async.cli.results import tell_unsaved, unfetched
+
+from .interrupts import Exit, interruptible, took_interrupt
+from .ledgers import LedgerName
+from .output import clean, console, pretty, route_logs, say, show_error, size
+from .places import place, plain
+from .progress import counted
+from .reading import rows_of
+from .results import tell_unsaved, unfetched
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

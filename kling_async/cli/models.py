@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from kling_async._core.catalogue import DEFAULT_MODEL, LEVELS, MODELS, Certainty, Level, Model
-from kling_async.cli.interrupts import Exit
-from kling_async.cli.output import console, pretty, say, table
+
+from .interrupts import Exit
+from .output import console, pretty, say, table
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,10 +7,11 @@ from pathlib import Path
 import attrs
 from rich.text import Text
 
-from kling_async.cli.interrupts import Exit
-from kling_async.cli.ledgers import LedgerName
-from kling_async.cli.output import console, say
 from kling_async.gallery import gallery_of_ledger
+
+from .interrupts import Exit
+from .ledgers import LedgerName
+from .output import console, say
 
 
 @attrs.frozen(kw_only=True)

@@ -12,9 +12,10 @@ from rich.text import Text
 from kling_async._core.account import ServicePrice
 from kling_async._core.catalogue import Certainty, Price, find_model
 from kling_async._core.errors import UnsupportedError
-from kling_async.cli.output import clean, say, span, table, usd
-from kling_async.cli.progress import counted
 from kling_async.manifest import Kind
+
+from .output import clean, say, span, table, usd
+from .progress import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

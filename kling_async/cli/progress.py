@@ -21,7 +21,8 @@ from kling_async._core import events
 from kling_async._core.errors import SkippedError
 from kling_async._core.job import Job
 from kling_async._core.prediction import Status
-from kling_async.cli.output import clean, pretty, size, span, usd
+
+from .output import clean, pretty, size, span, usd
 
 if TYPE_CHECKING:
     from collections.abc import Callable

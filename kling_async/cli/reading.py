@@ -18,9 +18,10 @@ from kling_async.ledger.sqlite import writer_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from kling_async.cli.ledgers import LedgerName
     from kling_async.ledger import Step
     from kling_async.ledger.postgres import WorkerTally  # noqa: TC004 -- it needs an extra, and attrs does not look
+
+    from .ledgers import LedgerName
 
 _SHOWN: Final = 5
 

@@ -17,10 +17,11 @@ from kling_async._core.errors import (
     StorageError,
     SubmissionUncertainError,
 )
-from kling_async.cli.output import block, clean, say
-from kling_async.cli.progress import counted
-from kling_async.cli.reading import rows_of
 from kling_async.ledger import State
+
+from .output import block, clean, say
+from .progress import counted
+from .reading import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 
     from kling_async._core.errors import RowProblem
     from kling_async._core.prediction import Outcome
-    from kling_async.cli.ledgers import LedgerName
     from kling_async.ledger import Row
+
+    from .ledgers import LedgerName
 
 _LISTED: Final = 10
 _NAMED: Final = 4

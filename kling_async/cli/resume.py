@@ -12,23 +12,25 @@ from rich.text import Text
 from kling_async._clock import SystemClock
 from kling_async._core.errors import ConfigurationError
 from kling_async._core.states import UNSENT
-from kling_async.cli.interrupts import Exit, interruptible
-from kling_async.cli.ledgers import LedgerName
-from kling_async.cli.output import clean, console, route_logs, say
-from kling_async.cli.places import place
-from kling_async.cli.plan import Plan, tell_level, tell_plan
-from kling_async.cli.progress import counted
-from kling_async.cli.reading import rows_of, the_batch
-from kling_async.cli.runner import BatchOptions, Work, agreed, check_gallery, check_out, run_batch, tell_budget
 from kling_async.ledger import State
 from kling_async.manifest import Kind
 from kling_async.results import job_of
 
+from .interrupts import Exit, interruptible
+from .ledgers import LedgerName
+from .output import clean, console, route_logs, say
+from .places import place
+from .plan import Plan, tell_level, tell_plan
+from .progress import counted
+from .reading import rows_of, the_batch
+from .runner import BatchOptions, Work, agreed, check_gallery, check_out, run_batch, tell_budget
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from kling_async.cli.reading import Summary
     from kling_async.ledger import Row
+
+    from .reading import Summary
 
 
 @attrs.frozen(kw_only=True)

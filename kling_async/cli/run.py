@@ -10,16 +10,17 @@ from rich.text import Text
 
 from kling_async._clock import SystemClock
 from kling_async._core.errors import ConfigurationError
-from kling_async.cli.choices import ProfileChoice
-from kling_async.cli.interrupts import Exit, interruptible
-from kling_async.cli.ledgers import REHEARSAL, LedgerName
-from kling_async.cli.output import console, route_logs, say
-from kling_async.cli.places import place
-from kling_async.cli.plan import Plan, tell_level, tell_plan
-from kling_async.cli.progress import counted
-from kling_async.cli.reading import rows_of
-from kling_async.cli.runner import BatchOptions, Work, agreed, check_gallery, check_out, run_batch, tell_budget
-from kling_async.cli.sources import Source, checked, tell_warnings
+
+from .choices import ProfileChoice
+from .interrupts import Exit, interruptible
+from .ledgers import REHEARSAL, LedgerName
+from .output import console, route_logs, say
+from .places import place
+from .plan import Plan, tell_level, tell_plan
+from .progress import counted
+from .reading import rows_of
+from .runner import BatchOptions, Work, agreed, check_gallery, check_out, run_batch, tell_budget
+from .sources import Source, checked, tell_warnings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -124,7 +125,7 @@ async def _run(to: Console, options: RunOptions, work: Work) -> Exit:
     if options.ledger is None:
         # The emulator of an earlier rehearsal is gone, and its predictions with it.
         (options.folder / REHEARSAL).unlink(missing_ok=True)
-    from kling_async.cli.serving import emulator_of  # noqa: PLC0415 -- a server is not wanted in every run
+    from .serving import emulator_of  # noqa: PLC0415 -- a server is not wanted in every run
 
     async with emulator_of(level=options.level, speed=options.speed, profile=options.profile) as emulator:
         real = options.provider == "wavespeed"

@@ -28,26 +28,28 @@ from kling_async._core.errors import (
     UnsupportedError,
 )
 from kling_async._session import KlingSession
-from kling_async.cli.audit import Audit, audit
-from kling_async.cli.choices import LevelChoice
-from kling_async.cli.export import again_command, tell_left_out
-from kling_async.cli.interrupts import Exit, drains, took_interrupt
-from kling_async.cli.output import clean, pretty, say, show_error, span, table, usd
-from kling_async.cli.places import is_store, place, plain
-from kling_async.cli.plan import Plan, compared
-from kling_async.cli.progress import counted, progress
-from kling_async.cli.results import row, status, tell_command, tell_unsaved
 from kling_async.results import Format, export
+
+from .audit import Audit, audit
+from .choices import LevelChoice
+from .export import again_command, tell_left_out
+from .interrupts import Exit, drains, took_interrupt
+from .output import clean, pretty, say, show_error, span, table, usd
+from .places import is_store, place, plain
+from .plan import Plan, compared
+from .progress import counted, progress
+from .results import row, status, tell_command, tell_unsaved
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from kling_async._core.clock import Clock
     from kling_async._core.prediction import Outcome
-    from kling_async.cli.ledgers import LedgerName
-    from kling_async.cli.progress import Progress
     from kling_async.gallery import Gallery
     from kling_async.results import Exported
+
+    from .ledgers import LedgerName
+    from .progress import Progress
 
 _FAILURES_SHOWN: Final = 20
 _KEYS_SHOWN: Final = 3

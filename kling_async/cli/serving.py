@@ -8,10 +8,11 @@ import anyio
 import attrs
 from rich.text import Text
 
-from kling_async.cli.choices import LevelChoice, ProfileChoice
-from kling_async.cli.interrupts import Exit
-from kling_async.cli.output import block, console, reach_loopback_directly
 from kling_async.emulator import Chaos, Emulator, serve
+
+from .choices import LevelChoice, ProfileChoice
+from .interrupts import Exit
+from .output import block, console, reach_loopback_directly
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -15,13 +15,14 @@ from kling_async._enqueue import enqueue as enqueue_jobs
 from kling_async._enqueue import shared_ledger
 from kling_async._session import KlingSession
 from kling_async._worker import Worker
-from kling_async.cli.choices import LevelChoice
-from kling_async.cli.interrupts import Exit, interruptible, took_interrupt
-from kling_async.cli.ledgers import LedgerName
-from kling_async.cli.output import console, route_logs, say, show_error
-from kling_async.cli.progress import counted, progress
-from kling_async.cli.runner import budget_of
 from kling_async.manifest import read_manifest
+
+from .choices import LevelChoice
+from .interrupts import Exit, interruptible, took_interrupt
+from .ledgers import LedgerName
+from .output import console, route_logs, say, show_error
+from .progress import counted, progress
+from .runner import budget_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

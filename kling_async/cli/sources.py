@@ -10,11 +10,12 @@ import attrs
 from rich.text import Text
 
 from kling_async._core.errors import ManifestError
-from kling_async.cli.output import clean
-from kling_async.cli.plan import check_supported
-from kling_async.cli.progress import counted
-from kling_async.cli.results import problem_lines
 from kling_async.manifest import Manifest, read_manifest
+
+from .output import clean
+from .plan import check_supported
+from .progress import counted
+from .results import problem_lines
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,12 +13,13 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from kling_async.cli.interrupts import Exit
-from kling_async.cli.ledgers import LedgerName
-from kling_async.cli.output import clean, console, pretty, span, table, usd
-from kling_async.cli.progress import counted
-from kling_async.cli.reading import Summary, Writers, expires_at, instant, summaries, the_batch
 from kling_async.ledger import State
+
+from .interrupts import Exit
+from .ledgers import LedgerName
+from .output import clean, console, pretty, span, table, usd
+from .progress import counted
+from .reading import Summary, Writers, expires_at, instant, summaries, the_batch
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -13,14 +13,15 @@ service, so each checks the other.
 from __future__ import annotations
 
 from kling_async.emulator import faults
-from kling_async.emulator.accounts import LEVELS, Charge, Level, LevelName
-from kling_async.emulator.chaos import KINDS, Chaos
-from kling_async.emulator.clock import Clock, ManualClock, RealClock, ScaledClock
-from kling_async.emulator.faults import Call, Fault, Faults, Rule
-from kling_async.emulator.predictions import PredictionRecord, State, Timing, TimingSource
-from kling_async.emulator.server import DEFAULT_GPTPROTO_KEY, DEFAULT_KEY, Emulator, MissingRendererError, serve
-from kling_async.emulator.service import Leak, RequestRecord
-from kling_async.emulator.webhooks import Delivery
+
+from .accounts import LEVELS, Charge, Level, LevelName
+from .chaos import KINDS, Chaos
+from .clock import Clock, ManualClock, RealClock, ScaledClock
+from .faults import Call, Fault, Faults, Rule
+from .predictions import PredictionRecord, State, Timing, TimingSource
+from .server import DEFAULT_GPTPROTO_KEY, DEFAULT_KEY, Emulator, MissingRendererError, serve
+from .service import Leak, RequestRecord
+from .webhooks import Delivery
 
 __all__ = [
     "DEFAULT_GPTPROTO_KEY",

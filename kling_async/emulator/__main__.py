@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from kling_async.emulator.chaos import Chaos
-from kling_async.emulator.server import Emulator, MissingRendererError, serve
+from .chaos import Chaos
+from .server import Emulator, MissingRendererError, serve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 import attrs
 
-from kling_async.emulator.predictions import Prediction
+from .predictions import Prediction
 
 __all__ = ["LEVELS", "WINDOW_SECONDS", "Account", "Charge", "Entry", "Level", "LevelName", "Refusal"]
 

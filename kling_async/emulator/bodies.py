@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import attrs
 
-from kling_async.emulator.catalogue import InputError
-from kling_async.emulator.wire import parse_time
+from .catalogue import InputError
+from .wire import parse_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

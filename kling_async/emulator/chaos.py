@@ -17,7 +17,8 @@ from typing import Final
 import attrs
 
 from kling_async.emulator import faults
-from kling_async.emulator.faults import ROUTES, Fault
+
+from .faults import ROUTES, Fault
 
 __all__ = ["KINDS", "Chaos", "ChaosRun"]
 

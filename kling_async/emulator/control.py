@@ -25,17 +25,17 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from kling_async.emulator.chaos import Chaos, ChaosRun
-from kling_async.emulator.exchange import RefusedError, json_object
-from kling_async.emulator.faults import build
-from kling_async.emulator.openapi import document
-from kling_async.emulator.wire import Json, nanoseconds, reply
+from .chaos import Chaos, ChaosRun
+from .exchange import RefusedError, json_object
+from .faults import build
+from .openapi import document
+from .wire import Json, nanoseconds, reply
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from kling_async.emulator.accounts import Account, Entry
-    from kling_async.emulator.service import Service, Site
+    from .accounts import Account, Entry
+    from .service import Service, Site
 
     Answer = Callable[[web.Request], Awaitable[web.Response]]
 

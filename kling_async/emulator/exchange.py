@@ -13,15 +13,16 @@ import attrs
 from aiohttp import web
 
 from kling_async.emulator import faults as kinds
-from kling_async.emulator.catalogue import InputError
-from kling_async.emulator.faults import Call, Fault
-from kling_async.emulator.service import Leak, RequestRecord, Service, Site
-from kling_async.emulator.wire import reply
+
+from .catalogue import InputError
+from .faults import Call, Fault
+from .service import Leak, RequestRecord, Service, Site
+from .wire import reply
 
 if TYPE_CHECKING:
     import asyncio
 
-    from kling_async.emulator.accounts import Account
+    from .accounts import Account
 
 __all__ = ["Exchange", "Handler", "RefusedError", "json_object", "route"]
 

@@ -12,13 +12,14 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from kling_async.emulator import bodies
-from kling_async.emulator.exchange import Exchange, RefusedError
-from kling_async.emulator.outputs import TICKET_SECONDS, StorageFullError, Ticket, Upload, kind_of, ranged
-from kling_async.emulator.tiny import TINY_MP4
-from kling_async.emulator.wire import Json, iso, reply
+
+from .exchange import Exchange, RefusedError
+from .outputs import TICKET_SECONDS, StorageFullError, Ticket, Upload, kind_of, ranged
+from .tiny import TINY_MP4
+from .wire import Json, iso, reply
 
 if TYPE_CHECKING:
-    from kling_async.emulator.predictions import Prediction
+    from .predictions import Prediction
 
 __all__ = ["output", "upload_binary", "upload_get", "upload_put", "upload_ticket"]
 
@@ -165,7 +166,7 @@ async def output(exchange: Exchange) -> web.Response:
 
 
 async def _rendered(exchange: Exchange, prediction: Prediction) -> bytes:
-    from kling_async.emulator.renderer import RenderingStoppedError, Scene  # noqa: PLC0415 - PyAV and Pillow are optional
+    from .renderer import RenderingStoppedError, Scene  # noqa: PLC0415 - PyAV and Pillow are optional
 
     service = exchange.service
     pictures = tuple(content for digest in prediction.pictures if (content := service.media.content(digest)))

@@ -5,16 +5,16 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from kling_async.emulator.wire import Json, bend, reply, text_of
+from .wire import Json, bend, reply, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from aiohttp import web
 
-    from kling_async.emulator.catalogue import Model
-    from kling_async.emulator.faults import Shape
-    from kling_async.emulator.predictions import Prediction, State
+    from .catalogue import Model
+    from .faults import Shape
+    from .predictions import Prediction, State
 
 __all__ = ["GPTProto"]
 

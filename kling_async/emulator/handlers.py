@@ -10,17 +10,18 @@ from urllib.parse import urlsplit
 
 from kling_async.emulator import bodies
 from kling_async.emulator import faults as kinds
-from kling_async.emulator.exchange import Exchange, RefusedError
-from kling_async.emulator.predictions import Prediction, Verdict
-from kling_async.emulator.wire import Json, iso, reply
+
+from .exchange import Exchange, RefusedError
+from .predictions import Prediction, Verdict
+from .wire import Json, iso, reply
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from aiohttp import web
 
-    from kling_async.emulator.accounts import Account, Entry
-    from kling_async.emulator.catalogue import Model
+    from .accounts import Account, Entry
+    from .catalogue import Model
 
 __all__ = [
     "balance",

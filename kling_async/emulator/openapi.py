@@ -6,13 +6,14 @@ import re
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from kling_async.emulator import routes
-from kling_async.emulator.predictions import State
+
+from .predictions import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from kling_async.emulator.catalogue import Model
-    from kling_async.emulator.routes import Route
+    from .catalogue import Model
+    from .routes import Route
 
 __all__ = ["document"]
 

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import attrs
 from aiohttp import web
 
-from kling_async.emulator.pictures import PictureError, check
-from kling_async.emulator.predictions import RETENTION_SECONDS
+from .pictures import PictureError, check
+from .predictions import RETENTION_SECONDS
 
 if TYPE_CHECKING:
     import random

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
 
-from kling_async.emulator.catalogue import Model
-from kling_async.emulator.faults import Shape
+from .catalogue import Model
+from .faults import Shape
 
 if TYPE_CHECKING:
-    from kling_async.emulator.accounts import Account, Entry  # noqa: TC004 - that module imports this one
+    from .accounts import Account, Entry  # noqa: TC004 - that module imports this one
 
 __all__ = [
     "RETENTION_SECONDS",

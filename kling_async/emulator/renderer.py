@@ -22,7 +22,7 @@ import av
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageOps
 
-from kling_async.emulator.scratch import Scratch
+from .scratch import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Final, Literal
 import attrs
 
 from kling_async.emulator import bodies, files, handlers
-from kling_async.emulator.bodies import Item
-from kling_async.emulator.exchange import Handler
+
+from .bodies import Item
+from .exchange import Handler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from kling_async.emulator.catalogue import Model
+    from .catalogue import Model
 
 __all__ = ["COMMON", "UNKNOWN", "WAVESPEED", "Route", "methods_of"]
 

@@ -19,23 +19,24 @@ import anyio.lowlevel
 from aiohttp import web
 
 from kling_async.emulator import catalogue, control, routes
-from kling_async.emulator.accounts import LEVELS, Account, Charge, Level, LevelName
-from kling_async.emulator.chaos import Chaos, ChaosRun
-from kling_async.emulator.clock import Clock, RealClock, ScaledClock
-from kling_async.emulator.exchange import route
-from kling_async.emulator.gptproto import GPTProto
-from kling_async.emulator.outputs import Media
-from kling_async.emulator.predictions import PredictionRecord, PredictionStore, Timing, TimingSource
-from kling_async.emulator.routes import Route, methods_of
-from kling_async.emulator.service import Leak, RequestRecord, Rules, Service, Site
-from kling_async.emulator.webhooks import Delivery, Webhooks
-from kling_async.emulator.wire import WaveSpeed
+
+from .accounts import LEVELS, Account, Charge, Level, LevelName
+from .chaos import Chaos, ChaosRun
+from .clock import Clock, RealClock, ScaledClock
+from .exchange import route
+from .gptproto import GPTProto
+from .outputs import Media
+from .predictions import PredictionRecord, PredictionStore, Timing, TimingSource
+from .routes import Route, methods_of
+from .service import Leak, RequestRecord, Rules, Service, Site
+from .webhooks import Delivery, Webhooks
+from .wire import WaveSpeed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from types import TracebackType
 
-    from kling_async.emulator.faults import Faults
+    from .faults import Faults
 
 __all__ = ["DEFAULT_GPTPROTO_KEY", "DEFAULT_KEY", "Emulator", "MissingRendererError", "serve"]
 
@@ -336,7 +337,7 @@ class Emulator:
 
     async def __aenter__(self) -> Self:
         if not self._service.rules.tiny:
-            from kling_async.emulator.renderer import Renderer  # noqa: PLC0415 - PyAV and Pillow are optional
+            from .renderer import Renderer  # noqa: PLC0415 - PyAV and Pillow are optional
 
             self._service.renderer = Renderer(self._cache_bytes)
             await self._service.renderer.open()

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Final, Literal
 import aiohttp
 import attrs
 
-from kling_async.emulator.faults import ROUTES, Fault, Faults
-from kling_async.emulator.outputs import Media, own_path
-from kling_async.emulator.pictures import DOWNLOAD_FAILED, MAX_BYTES, MEDIA_ACCESS, PictureError, check, decode_inline
-from kling_async.emulator.predictions import Prediction, PredictionStore, Verdict
-from kling_async.emulator.wire import Persona
+from .faults import ROUTES, Fault, Faults
+from .outputs import Media, own_path
+from .pictures import DOWNLOAD_FAILED, MAX_BYTES, MEDIA_ACCESS, PictureError, check, decode_inline
+from .predictions import Prediction, PredictionStore, Verdict
+from .wire import Persona
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from kling_async.emulator.accounts import Account
-    from kling_async.emulator.chaos import ChaosRun
-    from kling_async.emulator.clock import Clock
-    from kling_async.emulator.renderer import Renderer
-    from kling_async.emulator.webhooks import Webhooks
+    from .accounts import Account
+    from .chaos import ChaosRun
+    from .clock import Clock
+    from .renderer import Renderer
+    from .webhooks import Webhooks
 
 __all__ = ["Leak", "RequestRecord", "Rules", "Service", "Site"]
 

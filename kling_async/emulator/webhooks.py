@@ -14,13 +14,14 @@ import anyio
 import attrs
 
 from kling_async.emulator import faults as kinds
-from kling_async.emulator.faults import Call
-from kling_async.emulator.wire import dumps
+
+from .faults import Call
+from .wire import dumps
 
 if TYPE_CHECKING:
-    from kling_async.emulator.predictions import Prediction
-    from kling_async.emulator.service import Service
-    from kling_async.emulator.wire import Persona
+    from .predictions import Prediction
+    from .service import Service
+    from .wire import Persona
 
 __all__ = ["Delivery", "Webhooks", "signature"]
 

@@ -14,9 +14,9 @@ from kling_async.emulator import faults as kinds
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kling_async.emulator.catalogue import Model
-    from kling_async.emulator.faults import Shape
-    from kling_async.emulator.predictions import Prediction, State
+    from .catalogue import Model
+    from .faults import Shape
+    from .predictions import Prediction, State
 
 __all__ = ["Json", "Persona", "WaveSpeed", "bend", "dumps", "iso", "nanoseconds", "parse_time", "reply"]
 

@@ -20,11 +20,12 @@ import anyio
 import anyio.to_thread
 
 from kling_async._clock import SystemClock
-from kling_async.gallery.cards import LIMIT, Deck
-from kling_async.gallery.live import Live
-from kling_async.gallery.page import INDEX, freeze, prepare
-from kling_async.gallery.past import gallery_of_ledger
-from kling_async.gallery.pictures import Pictures
+
+from .cards import LIMIT, Deck
+from .live import Live
+from .page import INDEX, freeze, prepare
+from .past import gallery_of_ledger
+from .pictures import Pictures
 
 if TYPE_CHECKING:
     import os
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
     from kling_async._core.clock import Clock
     from kling_async._core.events import Event, Observer
-    from kling_async.gallery.cards import Card
+
+    from .cards import Card
 
 __all__ = ["Gallery", "gallery_of_ledger"]
 

@@ -12,15 +12,16 @@ import anyio
 import anyio.to_thread
 from aiohttp import web
 
-from kling_async.gallery.page import about, as_data, policy, prepare, render
+from .page import about, as_data, policy, prepare, render
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
     from kling_async._core.clock import Clock
-    from kling_async.gallery.cards import Card, Deck
-    from kling_async.gallery.page import Link
+
+    from .cards import Card, Deck
+    from .page import Link
 
 _HOST: Final = "127.0.0.1"
 _CHUNK: Final = 500

@@ -18,7 +18,7 @@ from kling_async._core.errors import ConfigurationError
 if TYPE_CHECKING:
     import jinja2
 
-    from kling_async.gallery.cards import Card, Deck, Picture
+    from .cards import Card, Deck, Picture
 
 Link: TypeAlias = Callable[[Path], str]
 """Makes the URL under which the page finds a file."""

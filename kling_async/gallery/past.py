@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kling_async._core.content import Content, recalled
-from kling_async.gallery.cards import LIMIT, Deck, fill
-from kling_async.gallery.page import freeze, prepare
-from kling_async.gallery.pictures import Pictures
 from kling_async.ledger import State, is_url, read_ledger, read_steps
+
+from .cards import LIMIT, Deck, fill
+from .page import freeze, prepare
+from .pictures import Pictures
 
 if TYPE_CHECKING:
     import os

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kling_async._core.images import Image
-    from kling_async.gallery.cards import Picture
+
+    from .cards import Picture
 
 _SIDE: Final = 480
 """Pixels of the longer side of a small copy: sharp on a dense screen, and some 20 KB."""

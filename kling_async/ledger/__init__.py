@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from kling_async._core.prediction import Prediction
     from kling_async._core.reconciliation import Doubt
     from kling_async._core.states import MOVES, OPEN, Entry, Row, State, Step
-    from kling_async.ledger.memory import MemoryLedger
-    from kling_async.ledger.sqlite import SQLiteLedger
+
+    from .memory import MemoryLedger
+    from .sqlite import SQLiteLedger
 
 __all__ = [
     "MOVES",
@@ -215,15 +216,15 @@ def open_ledger(ledger: Ledger | str | os.PathLike[str] | None, *, account: str 
         ConfigurationError: The URL cannot be read, or the extra for its database is not installed.
     """
     if ledger is None:
-        from kling_async.ledger.memory import MemoryLedger  # noqa: PLC0415 -- with the first session
+        from .memory import MemoryLedger  # noqa: PLC0415 -- with the first session
 
         return MemoryLedger()
     if is_url(ledger):
         with _driver(ledger):
-            from kling_async.ledger.postgres import PostgresLedger  # noqa: PLC0415 -- it needs an extra
+            from .postgres import PostgresLedger  # noqa: PLC0415 -- it needs an extra
         return PostgresLedger(ledger, account=account)
     if isinstance(ledger, (str, os.PathLike)):
-        from kling_async.ledger.sqlite import SQLiteLedger  # noqa: PLC0415 -- many sessions have no file
+        from .sqlite import SQLiteLedger  # noqa: PLC0415 -- many sessions have no file
 
         return SQLiteLedger(ledger)
     return ledger
@@ -288,7 +289,7 @@ def origin_of(ledger: Ledger) -> object:
     """Return a value that is equal for ledgers with the same rows."""
     if not ledger.durable:
         return ledger
-    from kling_async.ledger.sqlite import SQLiteLedger  # noqa: PLC0415 -- many sessions have no file
+    from .sqlite import SQLiteLedger  # noqa: PLC0415 -- many sessions have no file
 
     return ledger.path.absolute().resolve() if isinstance(ledger, SQLiteLedger) else ledger
 

@@ -28,8 +28,9 @@ from kling_async._core.errors import BudgetExceededError, LedgerError, NotInHand
 from kling_async._core.states import Entry, Row, State
 from kling_async.ledger import _notes as notes
 from kling_async.ledger import _tables as tables
-from kling_async.ledger._link import Address, Link, ask
-from kling_async.ledger._tables import Line, line_of
+
+from ._link import Address, Link, ask
+from ._tables import Line, line_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,9 +10,10 @@ import psycopg
 from kling_async._core.errors import LedgerError
 from kling_async._core.states import State, Step
 from kling_async.ledger import _tables as tables
-from kling_async.ledger._link import Address
-from kling_async.ledger._tables import line_of
-from kling_async.ledger.postgres import WorkerTally
+
+from ._link import Address
+from ._tables import line_of
+from .postgres import WorkerTally
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -17,7 +17,8 @@ import attrs
 from kling_async._core.prediction import RETRIED
 from kling_async._core.states import ENDED, OPEN, Row, State
 from kling_async.ledger import _sentences as sentences
-from kling_async.ledger._columns import restore, stored
+
+from ._columns import restore, stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

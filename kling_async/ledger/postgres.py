@@ -18,9 +18,10 @@ from kling_async._core.errors import ConfigurationError, KeyReusedError, LedgerE
 from kling_async._core.states import ENDED, OPEN, SENDABLE, Entry, Row, State
 from kling_async.ledger import _notes as notes
 from kling_async.ledger import _tables as tables
-from kling_async.ledger._desk import Admission, Connection, Desk, Step, Work, lease_ended, name_of, not_ours
-from kling_async.ledger._link import Address, ask
-from kling_async.ledger._tables import Line, keeps_slot, line_of
+
+from ._desk import Admission, Connection, Desk, Step, Work, lease_ended, name_of, not_ours
+from ._link import Address, ask
+from ._tables import Line, keeps_slot, line_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from kling_async._core.budget import Cap
     from kling_async._core.catalogue import Level
     from kling_async._core.prediction import Prediction
-    from kling_async.ledger._notes import Told
+
+    from ._notes import Told
 
 __all__ = ["BatchTally", "PostgresLedger", "WorkerTally"]
 

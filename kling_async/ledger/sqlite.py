@@ -29,8 +29,9 @@ from kling_async._core.content import Content, checked_identity
 from kling_async._core.copies import changed
 from kling_async._core.errors import KeyReusedError, LedgerError
 from kling_async._core.states import Row, State, Step
-from kling_async.ledger._columns import restore, stored
 from kling_async.ledger._sqlite.tables import APPLICATION_ID, MIGRATIONS, as_newest, migrate
+
+from ._columns import restore, stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

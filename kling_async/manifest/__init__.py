@@ -27,9 +27,10 @@ import attrs
 from kling_async._core.catalogue import Certainty, Model, Price
 from kling_async._core.errors import ManifestError, RowProblem
 from kling_async._preflight import require_pillow
-from kling_async.manifest._check import Keyed, Kind, examined, keyed
-from kling_async.manifest._row import NOTE, Source, about
-from kling_async.manifest._sources import READERS, Folder, TextFile, given
+
+from ._check import Keyed, Kind, examined, keyed
+from ._row import NOTE, Source, about
+from ._sources import READERS, Folder, TextFile, given
 
 if TYPE_CHECKING:
     import os

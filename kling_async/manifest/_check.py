@@ -18,12 +18,13 @@ from kling_async._core.catalogue import Model
 from kling_async._core.errors import InvalidJobError, Problem, RowProblem
 from kling_async._core.job import Job, JobFields
 from kling_async._preflight import preflight
-from kling_async.manifest._row import NOTE, about
+
+from ._row import NOTE, about
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from kling_async.manifest._row import Row, Source
+    from ._row import Row, Source
 
 Keyed: TypeAlias = tuple[str | None, Job]
 """A row: its key if it has one, and its job."""

@@ -7,8 +7,9 @@ from decimal import Decimal
 from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 from kling_async._core.errors import ConfigurationError, Problem
-from kling_async.manifest._row import Row, header_problems, unknown
-from kling_async.manifest._text import JSON_FIELDS, json_value
+
+from ._row import Row, header_problems, unknown
+from ._text import JSON_FIELDS, json_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

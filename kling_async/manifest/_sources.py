@@ -13,14 +13,15 @@ from typing import IO, TYPE_CHECKING, Final, Protocol
 import attrs
 
 from kling_async._core.errors import Problem
-from kling_async.manifest._parquet import parquet_rows
-from kling_async.manifest._row import Row
-from kling_async.manifest._text import csv_rows, json_rows
+
+from ._parquet import parquet_rows
+from ._row import Row
+from ._text import csv_rows, json_rows
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from kling_async.manifest._row import Source
+    from ._row import Source
 
 
 class Reader(Protocol):

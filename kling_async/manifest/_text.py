@@ -12,7 +12,8 @@ from typing import Final
 import attrs
 
 from kling_async._core.errors import Problem
-from kling_async.manifest._row import Row, header_problems, unknown
+
+from ._row import Row, header_problems, unknown
 
 JSON_FIELDS: Final = frozenset({"extra", "multi_prompt", "element_list", "voice_list"})
 """Fields whose value a cell has as JSON."""

@@ -12,10 +12,11 @@ import anyio
 import anyio.to_thread
 
 from kling_async._core.errors import StorageError
-from kling_async.storage._download import Download
-from kling_async.storage._outputs import Outputs
-from kling_async.storage._targets import FileTarget, Target
-from kling_async.storage.naming import Fields, target_path
+
+from ._download import Download
+from ._outputs import Outputs
+from ._targets import FileTarget, Target
+from .naming import Fields, target_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,8 +18,9 @@ from kling_async._core.clock import Clock
 from kling_async._core.errors import OutputGoneError, StorageError, TransportError
 from kling_async._core.http import HttpRequest, HttpResponse
 from kling_async._core.transport import Transport, shown
-from kling_async._retry import RETRIED_STATUSES, pause
-from kling_async.storage._part import Part
+from kling_async._http.retry import RETRIED_STATUSES, pause
+
+from ._part import Part
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

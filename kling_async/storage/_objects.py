@@ -26,7 +26,8 @@ from obstore.store import ObjectStore, from_url
 
 from kling_async._core.errors import ConfigurationError, StorageError
 from kling_async._core.prediction import SavedFile
-from kling_async.storage._part import Part, beside
+
+from ._part import Part, beside
 
 if TYPE_CHECKING:
     from typing import BinaryIO, Literal

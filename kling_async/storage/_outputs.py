@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kling_async._core.errors import ConfigurationError
-from kling_async.storage._targets import FileTarget
-from kling_async.storage.naming import SUFFIX, Template
+
+from ._targets import FileTarget
+from .naming import SUFFIX, Template
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-    from kling_async.storage._objects import Bucket
-    from kling_async.storage._targets import Target
-    from kling_async.storage.naming import Fields
+    from ._objects import Bucket
+    from ._targets import Target
+    from .naming import Fields
 
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
 """Of URLs of object stores."""
@@ -138,7 +139,7 @@ def _bucket(where: str | os.PathLike[str], folder: str, store: ObjectStore | Non
     if store is None and scheme not in SCHEMES:
         raise ConfigurationError(f"outputs cannot be saved at {scheme}://", advice=f"there are {known} and folders")
     try:
-        from kling_async.storage._objects import Bucket  # noqa: PLC0415 -- obstore is optional
+        from ._objects import Bucket  # noqa: PLC0415 -- obstore is optional
     except ModuleNotFoundError:
         raise ConfigurationError(
             "object stores need obstore, which is not installed", advice="pip install 'kling-async[storage]'"

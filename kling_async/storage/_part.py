@@ -15,7 +15,8 @@ from typing import BinaryIO, TypeVar
 
 from kling_async._core.errors import StorageError
 from kling_async._core.prediction import SavedFile
-from kling_async.storage._mp4 import flaw
+
+from ._mp4 import flaw
 
 _BLOCK = 2**20
 _AHEAD = 16 * 2**20

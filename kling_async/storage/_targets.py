@@ -9,7 +9,8 @@ import anyio.to_thread
 import attrs
 
 from kling_async._core.prediction import SavedFile
-from kling_async.storage._part import Part, beside
+
+from ._part import Part, beside
 
 
 class Target(Protocol):

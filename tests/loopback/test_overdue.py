@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from kling_async import HttpRequest, Timeouts, TransportTimeoutError
-from kling_async._transport import AiohttpTransport
+from kling_async._http.transport import AiohttpTransport
 
 pytestmark = pytest.mark.anyio
 

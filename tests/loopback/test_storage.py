@@ -164,7 +164,7 @@ KILLED = """
 import asyncio, sys
 from pathlib import Path
 from kling_async._clock import SystemClock
-from kling_async._transport import AiohttpTransport
+from kling_async._http.transport import AiohttpTransport
 from kling_async.storage import save_output
 asyncio.run(save_output(AiohttpTransport(), sys.argv[1], Path(sys.argv[2]), SystemClock()))
 """

@@ -32,7 +32,7 @@ from kling_async._core.errors import (
     TransportTimeoutError,
 )
 from kling_async._core.http import Effect, HttpRequest, HttpResponse, Timeouts
-from kling_async._transport import AiohttpTransport, map_exception
+from kling_async._http.transport import AiohttpTransport, map_exception
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -32,11 +32,11 @@ ROWS = (
     {"_pending"},
     {"_claims", "_job_run"},
     {"_keys", "_money", "_reconcile", "_saving"},
-    {"_history", "_media", "_reads", "_recall", "_spending", "_watcher", "storage"},
-    {"_reader", "_transport", "limits", "ledger", "webhooks"},
+    {"_history", "_media", "_recall", "_spending", "_watcher", "storage"},
+    {"_http", "_reader", "ledger", "limits", "webhooks"},
     {"_drain", "_fit"},
     {"_observers"},
-    {"_clock", "_log", "_overdue", "_preflight", "_retry", "_tasks", "_walk"},
+    {"_clock", "_log", "_preflight", "_tasks"},
     {"providers"},
     {"_core"},
 )
@@ -50,8 +50,8 @@ IMPURE = {"aiohttp", "anyio", "asyncio", "time", "random", "socket", "logging", 
 
 EVERYWHERE = {"attrs", "anyio"}
 ROOMS_OF = {
-    "aiohttp": {"_transport", "emulator", "gallery", "webhooks"},
-    "yarl": {"_transport"},
+    "aiohttp": {"_http", "emulator", "gallery", "webhooks"},
+    "yarl": {"_http"},
     "cattrs": {"_core", "providers", "manifest"},
     "imagesize": {"_preflight"},
     "orjson": {"_core"},
@@ -231,7 +231,7 @@ def test_the_check_itself_finds_what_is_wrong(name: str, source: str, said: str)
     ("name", "source"),
     [
         ("_engine", "from . import storage\nfrom .limits import Slots"),
-        ("_transport", "from . import __version__\nimport aiohttp"),
+        ("_http.transport", "from .. import __version__\nimport aiohttp"),
         ("_session", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import aiohttp"),
         ("cli.demo", "from kling_async import KlingSession\nfrom kling_async.emulator import Emulator\nimport rich"),
     ],

@@ -35,7 +35,7 @@ from kling_async import (
 )
 from kling_async._core.content import content_of
 from kling_async._core.states import Entry, State
-from kling_async._transport import AiohttpTransport
+from kling_async._http.transport import AiohttpTransport
 from kling_async.ledger.sqlite import SQLiteLedger, _connect
 from kling_async.testing import LoopClock, ScriptedTransport
 from support.work import work_per

@@ -265,7 +265,7 @@ import asyncio, sys
 from obstore.store import MemoryStore
 from kling_async import Outputs
 from kling_async._clock import SystemClock
-from kling_async._transport import AiohttpTransport
+from kling_async._http.transport import AiohttpTransport
 from kling_async.storage import Fields, save_output
 target = Outputs("memory://bucket", store=MemoryStore()).target(Fields(key="one", id="p1"))
 asyncio.run(save_output(AiohttpTransport(), sys.argv[1], target, SystemClock()))

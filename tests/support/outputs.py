@@ -15,7 +15,7 @@ from aiohttp.test_utils import RawTestServer
 
 from kling_async._core.http import Timeouts
 from kling_async._core.prediction import SavedFile
-from kling_async._transport import AiohttpTransport
+from kling_async._http.transport import AiohttpTransport
 from kling_async.storage import Target, save_output
 from support.videos import mp4
 

@@ -13,7 +13,7 @@ import pytest
 from kling_async import ConnectFailedError, ConnectionLostError, HttpRequest, HttpResponse
 from kling_async import TransportError as AnyTransportError
 from kling_async._core.transport import StreamedResponse, Transport
-from kling_async._transport import AiohttpTransport
+from kling_async._http.transport import AiohttpTransport
 from kling_async.testing import ScriptedTransport, check_transport, json_response
 
 pytestmark = pytest.mark.anyio

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kling_async import ConfigurationError, HttpRequest, HttpResponse, KlingSession, ProtocolError
-from kling_async._walk import covering
+from kling_async._http.pagination import covering
 from kling_async.testing import LoopClock, ScriptedTransport, json_response
 
 pytestmark = pytest.mark.anyio

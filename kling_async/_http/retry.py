@@ -6,16 +6,16 @@ import itertools
 import random
 from typing import TYPE_CHECKING
 
-from ._core.errors import TransportError
-from ._core.http import Effect
-from ._core.polling import Backoff
+from kling_async._core.errors import TransportError
+from kling_async._core.http import Effect
+from kling_async._core.polling import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._core.clock import Clock
-    from ._core.http import HttpRequest, HttpResponse
-    from ._core.transport import Transport
+    from kling_async._core.clock import Clock
+    from kling_async._core.http import HttpRequest, HttpResponse
+    from kling_async._core.transport import Transport
 
 BACKOFF = Backoff()
 """Pauses between attempts."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from ._core.errors import ProtocolError
+from kling_async._core.errors import ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 
-    from ._core.account import Page
+    from kling_async._core.account import Page
 
 T = TypeVar("T")
 

@@ -19,8 +19,8 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from yarl import URL
 
-from . import __version__
-from ._core.errors import (
+from kling_async import __version__
+from kling_async._core.errors import (
     ConfigurationError,
     ConnectFailedError,
     ConnectionLostError,
@@ -28,14 +28,15 @@ from ._core.errors import (
     TransportError,
     TransportTimeoutError,
 )
-from ._core.http import Effect, HttpRequest, HttpResponse, Timeouts
-from ._core.transport import shown
-from ._overdue import TaskTimeouts
+from kling_async._core.http import Effect, HttpRequest, HttpResponse, Timeouts
+from kling_async._core.transport import shown
+
+from .timeouts import TaskTimeouts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Mapping
 
-    from ._core.transport import StreamedResponse
+    from kling_async._core.transport import StreamedResponse
 
 KEEP_ALIVE = 4.0
 """Seconds that an idle connection is kept.

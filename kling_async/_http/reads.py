@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from ._core.clock import Clock
-from ._core.errors import ApiError
-from ._core.transport import Transport
-from ._retry import send_read
-from .providers import Provider
+from kling_async._core.clock import Clock
+from kling_async._core.errors import ApiError
+from kling_async._core.transport import Transport
+from kling_async.providers import Provider
+
+from .retry import send_read
 
 if TYPE_CHECKING:
-    from ._core.http import HttpRequest, HttpResponse
-    from ._core.prediction import Prediction
+    from kling_async._core.http import HttpRequest, HttpResponse
+    from kling_async._core.prediction import Prediction
 
 
 @attrs.frozen

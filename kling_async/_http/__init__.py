@@ -1,0 +1,1 @@
+"""HTTP: the aiohttp transport, retries of reads, timeouts and pagination."""
