@@ -18,9 +18,9 @@ from ._core.statistics import SessionStatistics
 from ._doubts import Doubts
 from ._history import History
 from ._http.reads import ServiceReads
+from ._images.uploads import Images
 from ._job_runner import JobRunner
 from ._keys import ContentReader
-from ._media import Images
 from ._money import Reservations
 from ._observers import Observers
 from ._options import WINDOW_SLACK_S

@@ -31,8 +31,8 @@ from ._core.states import Entry, Row, State
 from ._core.submission import Accepted, Rejected, Uncertain, Verdict
 from ._doubts import Doubts
 from ._http.reads import ServiceReads
+from ._images.uploads import Images, digest
 from ._keys import ContentReader
-from ._media import Images, digest
 from ._money import Reservations
 from ._observers import Observers
 from ._pending import PendingSubmission

@@ -9,7 +9,7 @@ import attrs
 
 from ._core.content import IDENTITY_VERSION, Content, content_of
 from ._core.errors import InvalidJobError, Problem
-from ._media import digest
+from ._images.uploads import digest
 
 if TYPE_CHECKING:
     from ._core.job import Job

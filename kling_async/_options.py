@@ -91,7 +91,7 @@ class SessionOptions:
     def __attrs_post_init__(self) -> None:
         if self.fit:
             # Imported here: values alone look at no images.
-            from ._preflight import require_pillow  # noqa: PLC0415 -- see above
+            from ._images.preflight import require_pillow  # noqa: PLC0415 -- see above
 
             require_pillow()
         if self.webhook_url is not None:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from kling_async._core.errors import ConfigurationError, InvalidJobError, Problem
 from kling_async._core.job import Job, JobFields
-from kling_async._preflight import preflight
+from kling_async._images.preflight import preflight
 from kling_async._session import KlingSession
 
 from .choices import LevelChoice, ProfileChoice

@@ -26,7 +26,7 @@ import attrs
 
 from kling_async._core.catalogue import Certainty, Model, Price
 from kling_async._core.errors import ManifestError, RowProblem
-from kling_async._preflight import require_pillow
+from kling_async._images.preflight import require_pillow
 
 from ._check import Keyed, Kind, examined, keyed
 from ._row import NOTE, Source, about

@@ -17,7 +17,7 @@ import attrs
 from kling_async._core.catalogue import Model
 from kling_async._core.errors import InvalidJobError, Problem, RowProblem
 from kling_async._core.job import Job, JobFields
-from kling_async._preflight import preflight
+from kling_async._images.preflight import preflight
 
 from ._row import NOTE, about
 
@@ -190,7 +190,7 @@ def _fitted(content: bytes) -> bytes:
     if not preflight(content, fit=True).unfit:
         return content
     # Imported here: Pillow is an extra.
-    from kling_async._fit import fitted  # noqa: PLC0415
+    from kling_async._images.convert import fitted  # noqa: PLC0415
 
     return fitted(content)
 

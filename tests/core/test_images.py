@@ -35,8 +35,8 @@ from kling_async._core.http import Effect, HttpRequest, HttpResponse
 from kling_async._core.images import MAX_IMAGE_BYTES
 from kling_async._core.media import ImageFacts, UploadTicket
 from kling_async._http.retry import pause, send_read
-from kling_async._media import Images, digest
-from kling_async._preflight import preflight
+from kling_async._images.preflight import preflight
+from kling_async._images.uploads import Images, digest
 from kling_async.testing import ScriptedTransport, json_response
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from PIL import ImageOps
 
 from kling_async import InvalidJobError
 from kling_async._core.images import MAX_IMAGE_BYTES
-from kling_async._fit import fitted
-from kling_async._preflight import MAX_FIT_BYTES, preflight
+from kling_async._images.convert import fitted
+from kling_async._images.preflight import MAX_FIT_BYTES, preflight
 
 
 def encoded(picture: Pillow.Image, kind: str, orientation: int = 1, **options: object) -> bytes:

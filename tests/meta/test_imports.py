@@ -170,7 +170,7 @@ def test_without_the_extras_all_but_their_rooms_is_there() -> None:
     needs_extras = (
         "kling_async.cli.",
         "kling_async.emulator.renderer",
-        "kling_async._fit",
+        "kling_async._images.convert",
         "kling_async.limits.shared",
         "kling_async.storage._objects",
         "kling_async.integrations.fastapi",

@@ -13,29 +13,30 @@ import anyio
 import anyio.to_thread
 import attrs
 
-from ._core.errors import (
+from kling_async._core.errors import (
     ApiError,
     KlingError,
     RateLimitedError,
     RequestRejectedError,
     ServerError,
 )
-from ._core.http import Effect, HttpRequest
-from ._core.images import MAX_IMAGE_BYTES
-from ._core.media import FITTED, ImageFacts
-from ._core.transport import shown
-from ._http.retry import send_read
-from ._preflight import invalid, preflight, read, sha256
+from kling_async._core.http import Effect, HttpRequest
+from kling_async._core.images import MAX_IMAGE_BYTES
+from kling_async._core.media import FITTED, ImageFacts
+from kling_async._core.transport import shown
+from kling_async._http.retry import send_read
+
+from .preflight import invalid, preflight, read, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from ._core.clock import Clock
-    from ._core.http import HttpResponse
-    from ._core.images import Image
-    from ._core.media import UploadMemory, UploadProvider, UploadTicket
-    from ._core.transport import Transport
+    from kling_async._core.clock import Clock
+    from kling_async._core.http import HttpResponse
+    from kling_async._core.images import Image
+    from kling_async._core.media import UploadMemory, UploadProvider, UploadTicket
+    from kling_async._core.transport import Transport
 
 REMEMBERED = 6 * 86_400.0
 """Seconds that an upload is used again. The service deletes uploads after 7 days, and the job still has to read it."""
@@ -294,7 +295,7 @@ def _as_it_is(image: Path | bytes, field: str, expected: str | None) -> _Ready:
 
 def _fitted(image: Path | bytes, field: str, expected: str | None) -> _Ready:
     # Imported here: Pillow is an extra.
-    from ._fit import fitted  # noqa: PLC0415
+    from .convert import fitted  # noqa: PLC0415
 
     content = read(image, field)
     found = _verified(image, content, field, expected)

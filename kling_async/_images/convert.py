@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from PIL import Image, ImageOps
 
-from ._core.images import MAX_IMAGE_BYTES, MIN_IMAGE_SIDE
-from ._preflight import invalid
+from kling_async._core.images import MAX_IMAGE_BYTES, MIN_IMAGE_SIDE
+
+from .preflight import invalid
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
