@@ -20,7 +20,7 @@ from ._drain import Drain
 from ._job_run import JobRun
 from ._keys import KeyAssigner
 from ._outcome import run_to_outcome
-from ._recall import Recalled, recall
+from .ledger._recall import Recalled, recall
 
 if TYPE_CHECKING:
     from ._core.budget import Budget

@@ -36,13 +36,13 @@ from ._keys import ContentReader
 from ._money import Reservations
 from ._observers import Observers
 from ._pending import PendingSubmission
-from ._recall import RETENTION_S, check_images, prediction_of
 from ._refusals import Refusals
 from ._running import RunningPredictions
 from ._submitter import Submitter
 from ._tasks import CriticalTasks
 from ._watcher import Watcher
 from .ledger import Ledger, SharedLedger
+from .ledger._recall import RETENTION_S, check_images, prediction_of
 from .limits import Gate, Slots
 from .providers import Provider
 

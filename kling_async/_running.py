@@ -11,8 +11,8 @@ from ._core.budget import Reservation
 from ._core.clock import Clock
 from ._core.prediction import Prediction, Status
 from ._core.states import Entry, Row, State
-from ._recall import prediction_of
 from .ledger import Ledger
+from .ledger._recall import prediction_of
 from .limits import Slot, Slots
 
 if TYPE_CHECKING:

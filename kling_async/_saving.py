@@ -11,7 +11,7 @@ import attrs
 from ._core.errors import KlingError, NoOutputError, OutputGoneError, StorageError
 from ._core.events import Saved
 from ._core.states import Entry, Row, State
-from ._recall import RETENTION_S, prediction_of
+from .ledger._recall import RETENTION_S, prediction_of
 
 if TYPE_CHECKING:
     import os

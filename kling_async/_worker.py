@@ -29,8 +29,8 @@ from ._drain import Drain
 from ._enqueue import shared_ledger
 from ._job_run import JobRun
 from ._outcome import run_to_outcome
-from ._recall import recall_one
 from ._session import engine_of
+from .ledger._recall import recall_one
 from .storage import Outputs, target_path
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ ROWS = (
     {"_pending"},
     {"_claims", "_job_run"},
     {"_keys", "_money", "_reconcile", "_saving"},
-    {"_history", "_images", "_recall", "_spending", "_watcher", "storage"},
+    {"_history", "_images", "_spending", "_watcher", "storage"},
     {"_http", "_reader", "ledger", "limits", "webhooks"},
     {"_drain"},
     {"_observers"},

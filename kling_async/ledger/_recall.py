@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from ._core.content import IMAGES, Content, digests, files, recalled
-from ._core.errors import InvalidJobError, KeyReusedError, Problem
-from ._core.job import Job
-from ._core.media import FITTED
-from ._core.prediction import Prediction, Status
-from ._core.states import Row, State
+from kling_async._core.content import IMAGES, Content, digests, files, recalled
+from kling_async._core.errors import InvalidJobError, KeyReusedError, Problem
+from kling_async._core.job import Job
+from kling_async._core.media import FITTED
+from kling_async._core.prediction import Prediction, Status
+from kling_async._core.states import Row, State
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
     from pathlib import Path
 
-    from ._core.clock import Clock
-    from .ledger import Ledger
+    from kling_async._core.clock import Clock
+    from kling_async.ledger import Ledger
 
 ORDER = (
     (State.COMPLETED,),
