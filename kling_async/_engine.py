@@ -25,13 +25,13 @@ from ._money import Reservations
 from ._observers import Observers
 from ._options import WINDOW_SLACK_S
 from ._running import RunningPredictions
-from ._saving import Saving
 from ._submitter import Submitter
 from ._takeover import Takeover
 from ._tasks import CriticalTasks
 from ._watcher import Watcher
 from .ledger import SharedLedger, open_ledger, origin_of
 from .limits import Gate, Slots, StartsPerWindow
+from .storage._saver import Saving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

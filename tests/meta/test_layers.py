@@ -31,7 +31,7 @@ ROWS = (
     {"_running"},
     {"_pending"},
     {"_claims", "_job_run"},
-    {"_keys", "_money", "_reconcile", "_saving"},
+    {"_keys", "_money", "_reconcile"},
     {"_history", "_images", "_spending", "_watcher", "storage"},
     {"_http", "_reader", "ledger", "limits", "webhooks"},
     {"_drain"},

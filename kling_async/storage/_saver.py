@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 import anyio
 import attrs
 
-from ._core.errors import KlingError, NoOutputError, OutputGoneError, StorageError
-from ._core.events import Saved
-from ._core.states import Entry, Row, State
-from .ledger._recall import RETENTION_S, prediction_of
+from kling_async._core.errors import KlingError, NoOutputError, OutputGoneError, StorageError
+from kling_async._core.events import Saved
+from kling_async._core.states import Entry, Row, State
+from kling_async.ledger._recall import RETENTION_S, prediction_of
 
 if TYPE_CHECKING:
     import os
 
-    from . import storage
-    from ._core.clock import Clock
-    from ._core.prediction import Prediction, SavedFile
-    from ._core.transport import Transport
-    from ._observers import Observers
-    from .ledger import Ledger
+    from kling_async import storage
+    from kling_async._core.clock import Clock
+    from kling_async._core.prediction import Prediction, SavedFile
+    from kling_async._core.transport import Transport
+    from kling_async._observers import Observers
+    from kling_async.ledger import Ledger
 
 URGENT = 86_400.0
 """Seconds before its deletion from which a video is saved before anything else."""
@@ -55,7 +55,7 @@ class Saving:
             NoOutputError: There is no output.
             StorageError: It could not be downloaded, checked or written.
         """
-        from . import storage  # noqa: PLC0415 -- many sessions save nothing
+        from kling_async import storage  # noqa: PLC0415 -- many sessions save nothing
 
         outputs = storage.Outputs.of(where)
         name = prediction.key or prediction.id
