@@ -12,9 +12,9 @@ from ._core.events import Left
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from ._budget.reservations import Reservations
     from ._core.clock import Clock
     from ._core.job import Job
-    from ._money import Reservations
     from ._observers import Observers
     from .ledger import Ledger
 

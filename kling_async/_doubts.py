@@ -20,11 +20,11 @@ from ._core.states import Entry, Row, State
 from ._reconcile import Reconciler
 
 if TYPE_CHECKING:
+    from ._budget.reservations import Reservations
     from ._claims import Claims
     from ._core.clock import Clock
     from ._core.job import Job
     from ._history import History
-    from ._money import Reservations
     from ._pending import PendingSubmission
     from ._running import RunningPredictions
     from ._tasks import CriticalTasks

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 import attrs
 
+from ._budget.reservations import Reservations
 from ._claims import Claims
 from ._core.errors import LedgerError
 from ._core.prediction import Prediction
@@ -21,7 +22,6 @@ from ._http.reads import ServiceReads
 from ._images.uploads import Images
 from ._job_runner import JobRunner
 from ._keys import ContentReader
-from ._money import Reservations
 from ._observers import Observers
 from ._options import WINDOW_SLACK_S
 from ._running import RunningPredictions

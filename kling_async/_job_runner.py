@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from ._budget.reservations import Reservations
 from ._claims import Claim, Claims
 from ._core.catalogue import Level
 from ._core.clock import Clock
@@ -33,7 +34,6 @@ from ._doubts import Doubts
 from ._http.reads import ServiceReads
 from ._images.uploads import Images, digest
 from ._keys import ContentReader
-from ._money import Reservations
 from ._observers import Observers
 from ._pending import PendingSubmission
 from ._refusals import Refusals

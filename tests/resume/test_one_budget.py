@@ -158,7 +158,7 @@ async def test_what_a_session_without_a_file_spent_and_may_have_spent_stays_coun
 
 
 async def test_what_was_given_back_is_in_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kling_async._spending.REFUND_CHECK_INTERVAL_S", 0.0)
+    monkeypatch.setattr("kling_async._budget.prices.REFUND_CHECK_INTERVAL_S", 0.0)
     service = Service(seconds=0.05, latency=0.001, failures={"bad": {"code": 1405}, "worse": {"code": 1405}})
 
     def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
@@ -192,7 +192,7 @@ async def test_what_was_given_back_is_in_the_ledger(tmp_path: Path, monkeypatch:
 async def test_what_was_given_back_for_attempts_of_one_job_is_added_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kling_async._spending.REFUND_CHECK_INTERVAL_S", 0.0)
+    monkeypatch.setattr("kling_async._budget.prices.REFUND_CHECK_INTERVAL_S", 0.0)
     monkeypatch.setattr("kling_async._job_runner._RETRY_BACKOFF", Backoff(first=0.01, cap=0.02))
     service = Service(seconds=0.05, latency=0.001, failures={"bad": {"code": 5000}})
 

@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from ._core.budget import Budget, Cap, Origin, Reservation
-from ._core.errors import LedgerError, PriceUnknownError
-from ._core.states import Entry, State
-from ._spending import Prices
+from kling_async._core.budget import Budget, Cap, Origin, Reservation
+from kling_async._core.errors import LedgerError, PriceUnknownError
+from kling_async._core.states import Entry, State
+
+from .prices import Prices
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container
 
-    from ._core.clock import Clock
-    from ._core.http import HttpRequest, HttpResponse
-    from ._core.job import Job
-    from .ledger import Ledger
-    from .providers import Provider
+    from kling_async._core.clock import Clock
+    from kling_async._core.http import HttpRequest, HttpResponse
+    from kling_async._core.job import Job
+    from kling_async.ledger import Ledger
+    from kling_async.providers import Provider
 
 log = logging.getLogger("kling_async")
 

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from ._core.budget import Reservation, reserve
-from ._core.catalogue import Certainty
-from ._core.errors import ApiError, BudgetExceededError, PriceUnknownError, TransportError, UnsupportedError
+from kling_async._core.budget import Reservation, reserve
+from kling_async._core.catalogue import Certainty
+from kling_async._core.errors import ApiError, BudgetExceededError, PriceUnknownError, TransportError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from ._core.account import Billing
-    from ._core.budget import Budget, Origin
-    from ._core.clock import Clock
-    from ._core.http import HttpRequest, HttpResponse
-    from ._core.job import Job
-    from .providers import Provider
+    from kling_async._core.account import Billing
+    from kling_async._core.budget import Budget, Origin
+    from kling_async._core.clock import Clock
+    from kling_async._core.http import HttpRequest, HttpResponse
+    from kling_async._core.job import Job
+    from kling_async.providers import Provider
 
 log = logging.getLogger("kling_async")
 

@@ -1,0 +1,1 @@
+"""Budgets of a session: prices of jobs and their reservations."""
