@@ -28,7 +28,7 @@ from ._running import RunningPredictions
 from ._submitter import Submitter
 from ._takeover import Takeover
 from ._tasks import CriticalTasks
-from ._watcher import Watcher
+from ._watching.watcher import Watcher
 from .ledger import SharedLedger, open_ledger, origin_of
 from .limits import Gate, Slots, StartsPerWindow
 from .storage._saver import Saving

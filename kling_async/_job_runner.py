@@ -40,7 +40,7 @@ from ._refusals import Refusals
 from ._running import RunningPredictions
 from ._submitter import Submitter
 from ._tasks import CriticalTasks
-from ._watcher import Watcher
+from ._watching.watcher import Watcher
 from .ledger import Ledger, SharedLedger
 from .ledger._recall import RETENTION_S, check_images, prediction_of
 from .limits import Gate, Slots

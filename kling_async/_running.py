@@ -17,7 +17,7 @@ from .limits import Slot, Slots
 
 if TYPE_CHECKING:
     from ._pending import PendingSubmission
-    from ._watcher import Watcher
+    from ._watching.watcher import Watcher
 
 
 class RunningPredictions:

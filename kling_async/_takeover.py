@@ -14,7 +14,7 @@ from ._core.states import Entry, Row, State
 from ._doubts import Doubts
 from ._running import RunningPredictions
 from ._submitter import Submitter
-from ._watcher import Watcher
+from ._watching.watcher import Watcher
 from .ledger import Ledger, SharedLedger
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from kling_async import HttpRequest, HttpResponse, Job, Prediction, WatchPolicy
 from kling_async._core.polling import WatchStatistics
 from kling_async._core.secret import Secret
 from kling_async._observers import Observers
-from kling_async._watcher import Watcher
+from kling_async._watching.watcher import Watcher
 from kling_async.providers import Provider, WaveSpeed
 from kling_async.testing import LoopClock, json_response
 

@@ -13,7 +13,7 @@ import pytest
 from kling_async import HttpRequest, HttpResponse, Job, KlingSession, Level, Prediction, Status, WatchPolicy, events
 from kling_async._core.http import Effect
 from kling_async._observers import Observers
-from kling_async._watcher import Watcher
+from kling_async._watching.watcher import Watcher
 from kling_async.ledger import MemoryLedger
 from kling_async.providers import GPTProto
 from kling_async.testing import LoopClock, ScriptedTransport, json_response

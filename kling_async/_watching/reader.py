@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
-from ._core.errors import (
+from kling_async._core.errors import (
     ApiError,
     AuthenticationError,
     InsufficientBalanceError,
@@ -21,14 +21,14 @@ from ._core.errors import (
     TransportError,
     UnsupportedError,
 )
-from ._core.prediction import Prediction
+from kling_async._core.prediction import Prediction
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from ._core.account import Page
-    from ._core.transport import Transport
-    from .providers import Provider
+    from kling_async._core.account import Page
+    from kling_async._core.transport import Transport
+    from kling_async.providers import Provider
 
 
 @attrs.frozen

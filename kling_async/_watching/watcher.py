@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, NoReturn
 import anyio
 import attrs
 
-from ._core.catalogue import find_model
-from ._core.copies import changed
-from ._core.errors import (
+from kling_async._core.catalogue import find_model
+from kling_async._core.copies import changed
+from kling_async._core.errors import (
     ApiError,
     KlingError,
     NotFoundError,
@@ -29,20 +29,21 @@ from ._core.errors import (
     SessionClosedError,
     Spent,
 )
-from ._core.events import Changed
-from ._core.job import Job
-from ._core.polling import Backoff, Look, LookAtPage, Planner, WatchPolicy, WatchStatistics
-from ._core.prediction import Prediction, Status, newer
-from ._reader import Final, Passing, Reader, Reply
+from kling_async._core.events import Changed
+from kling_async._core.job import Job
+from kling_async._core.polling import Backoff, Look, LookAtPage, Planner, WatchPolicy, WatchStatistics
+from kling_async._core.prediction import Prediction, Status, newer
+
+from .reader import Final, Passing, Reader, Reply
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from random import Random
 
-    from ._core.clock import Clock
-    from ._core.transport import Transport
-    from ._observers import Observers
-    from .providers import Provider
+    from kling_async._core.clock import Clock
+    from kling_async._core.transport import Transport
+    from kling_async._observers import Observers
+    from kling_async.providers import Provider
 
 TIMER_RESOLUTION_S = 0.001
 """Seconds; nothing is timed more finely."""

@@ -1,0 +1,1 @@
+"""Watching: find out, for all predictions of a session at once, which have ended."""
