@@ -217,14 +217,14 @@ def test_every_module_stands_in_a_row() -> None:
         ("emulator.server", "from .. import MODELS", "nothing of the package"),
         ("_session", "from .emulator import Emulator", "start the emulator"),
         ("storage", "import aiohttp", "belongs to"),
-        ("_images.uploads", "from PIL import Image", "belongs to"),
+        ("storage", "from PIL import Image", "belongs to"),
         (
-            "_images.uploads",
+            "storage",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from PIL import Image",
             "belongs to",
         ),
         ("storage", "import pytest", "belongs to"),
-        ("_images.uploads", "import requests", "belongs to []"),
+        ("storage", "import requests", "belongs to []"),
     ],
 )
 def test_the_check_itself_finds_what_is_wrong(name: str, source: str, said: str) -> None:
