@@ -16,10 +16,10 @@ import attrs
 
 from ._core.errors import KlingError, SkippedError, SubmissionUncertainError
 from ._core.job import Job
-from ._drain import Drain
 from ._job_run import JobRun
 from ._keys import KeyAssigner
 from ._outcome import run_to_outcome
+from ._submission.drain import Drain
 from .ledger._recall import Recalled, recall
 
 if TYPE_CHECKING:

@@ -11,21 +11,21 @@ import anyio
 import attrs
 
 from ._budget.reservations import Reservations
-from ._claims import Claims
 from ._core.errors import LedgerError
 from ._core.prediction import Prediction
 from ._core.states import State
 from ._core.statistics import SessionStatistics
-from ._doubts import Doubts
-from ._history import History
 from ._http.reads import ServiceReads
 from ._images.uploads import Images
 from ._job_runner import JobRunner
 from ._keys import ContentReader
 from ._observers import Observers
 from ._options import WINDOW_SLACK_S
-from ._running import RunningPredictions
-from ._submitter import Submitter
+from ._submission.claims import Claims
+from ._submission.doubts import Doubts
+from ._submission.history import History
+from ._submission.running import RunningPredictions
+from ._submission.submitter import Submitter
 from ._takeover import Takeover
 from ._tasks import CriticalTasks
 from ._watching.watcher import Watcher

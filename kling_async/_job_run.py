@@ -9,7 +9,7 @@ import attrs
 from ._core.budget import Budget
 from ._core.content import Content
 from ._core.job import Job
-from ._drain import Drain
+from ._submission.drain import Drain
 
 
 @attrs.define(eq=False, kw_only=True)

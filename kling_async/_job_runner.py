@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import attrs
 
 from ._budget.reservations import Reservations
-from ._claims import Claim, Claims
 from ._core.catalogue import Level
 from ._core.clock import Clock
 from ._core.content import image_digests
@@ -30,15 +29,16 @@ from ._core.prediction import RETRIED, Prediction
 from ._core.reconciliation import fingerprint
 from ._core.states import Entry, Row, State
 from ._core.submission import Accepted, Rejected, Uncertain, Verdict
-from ._doubts import Doubts
 from ._http.reads import ServiceReads
 from ._images.uploads import Images, digest
 from ._keys import ContentReader
 from ._observers import Observers
-from ._pending import PendingSubmission
-from ._refusals import Refusals
-from ._running import RunningPredictions
-from ._submitter import Submitter
+from ._submission.claims import Claim, Claims
+from ._submission.doubts import Doubts
+from ._submission.pending import PendingSubmission
+from ._submission.refusals import Refusals
+from ._submission.running import RunningPredictions
+from ._submission.submitter import Submitter
 from ._tasks import CriticalTasks
 from ._watching.watcher import Watcher
 from .ledger import Ledger, SharedLedger

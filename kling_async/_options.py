@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ._core.events import Observer
     from ._core.http import Timeouts
     from ._core.transport import Transport
-    from ._doubts import OnUncertain
+    from ._submission.doubts import OnUncertain
     from .ledger import Ledger
     from .limits import RateLimiter
 

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from ._core.secret import Secret
     from ._core.statistics import SessionStatistics
     from ._core.transport import Transport
-    from ._doubts import OnUncertain
     from ._engine import SessionEngine
+    from ._submission.doubts import OnUncertain
     from .ledger import Ledger
     from .limits import RateLimiter
     from .providers import Provider

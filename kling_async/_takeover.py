@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from ._claims import Claims
 from ._core.clock import Clock
 from ._core.errors import LedgerError
 from ._core.states import Entry, Row, State
-from ._doubts import Doubts
-from ._running import RunningPredictions
-from ._submitter import Submitter
+from ._submission.claims import Claims
+from ._submission.doubts import Doubts
+from ._submission.running import RunningPredictions
+from ._submission.submitter import Submitter
 from ._watching.watcher import Watcher
 from .ledger import Ledger, SharedLedger
 

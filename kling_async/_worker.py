@@ -25,11 +25,11 @@ from ._core.errors import (
     UnsupportedError,
 )
 from ._core.states import Row, State
-from ._drain import Drain
 from ._enqueue import shared_ledger
 from ._job_run import JobRun
 from ._outcome import run_to_outcome
 from ._session import engine_of
+from ._submission.drain import Drain
 from .ledger._recall import recall_one
 from .storage import Outputs, target_path
 

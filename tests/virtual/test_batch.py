@@ -23,7 +23,7 @@ from kling_async import (
     SubmissionUncertainError,
 )
 from kling_async._core.http import Effect
-from kling_async._submitter import MAX_CONCURRENT_SUBMITS
+from kling_async._submission.submitter import MAX_CONCURRENT_SUBMITS
 from kling_async.testing import json_response
 from support.service import IMAGE, Service, open_session
 

@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from ._core.budget import Reservation
-from ._core.clock import Clock
-from ._core.prediction import Prediction, Status
-from ._core.states import Entry, Row, State
-from .ledger import Ledger
-from .ledger._recall import prediction_of
-from .limits import Slot, Slots
+from kling_async._core.budget import Reservation
+from kling_async._core.clock import Clock
+from kling_async._core.prediction import Prediction, Status
+from kling_async._core.states import Entry, Row, State
+from kling_async.ledger import Ledger
+from kling_async.ledger._recall import prediction_of
+from kling_async.limits import Slot, Slots
 
 if TYPE_CHECKING:
-    from ._pending import PendingSubmission
-    from ._watching.watcher import Watcher
+    from kling_async._watching.watcher import Watcher
+
+    from .pending import PendingSubmission
 
 
 class RunningPredictions:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import attrs
 
-from ._core.errors import (
+from kling_async._core.errors import (
     BudgetExceededError,
     KlingError,
     LedgerError,
@@ -15,20 +15,22 @@ from ._core.errors import (
     Spent,
     SubmissionUncertainError,
 )
-from ._core.reconciliation import Adopted, Doubt, Held, Settlement, Unaccepted
-from ._core.states import Entry, Row, State
-from ._reconcile import Reconciler
+from kling_async._core.reconciliation import Adopted, Doubt, Held, Settlement, Unaccepted
+from kling_async._core.states import Entry, Row, State
+
+from .reconciler import Reconciler
 
 if TYPE_CHECKING:
-    from ._budget.reservations import Reservations
-    from ._claims import Claims
-    from ._core.clock import Clock
-    from ._core.job import Job
-    from ._history import History
-    from ._pending import PendingSubmission
-    from ._running import RunningPredictions
-    from ._tasks import CriticalTasks
-    from .ledger import Ledger
+    from kling_async._budget.reservations import Reservations
+    from kling_async._core.clock import Clock
+    from kling_async._core.job import Job
+    from kling_async._tasks import CriticalTasks
+    from kling_async.ledger import Ledger
+
+    from .claims import Claims
+    from .history import History
+    from .pending import PendingSubmission
+    from .running import RunningPredictions
 
 log = logging.getLogger("kling_async")
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
-from ._core.errors import ApiError, ProtocolError, RateLimitedError, ServerError
-from ._http.pagination import MAX_PAGE_SIZE, Paginator
-from ._http.retry import pause
+from kling_async._core.errors import ApiError, ProtocolError, RateLimitedError, ServerError
+from kling_async._http.pagination import MAX_PAGE_SIZE, Paginator
+from kling_async._http.retry import pause
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from random import Random
 
-    from ._core.account import Billing, Page
-    from ._core.clock import Clock
-    from ._core.http import HttpRequest, HttpResponse
-    from ._core.prediction import Prediction
-    from .providers import Provider
+    from kling_async._core.account import Billing, Page
+    from kling_async._core.clock import Clock
+    from kling_async._core.http import HttpRequest, HttpResponse
+    from kling_async._core.prediction import Prediction
+    from kling_async.providers import Provider
 
 T = TypeVar("T")
 

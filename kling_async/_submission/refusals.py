@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from ._core.clock import Clock
-from ._core.errors import KlingError, RateLimitedError, Spent
-from ._core.polling import Backoff
-from .limits import Gate
+from kling_async._core.clock import Clock
+from kling_async._core.errors import KlingError, RateLimitedError, Spent
+from kling_async._core.polling import Backoff
+from kling_async.limits import Gate
 
 if TYPE_CHECKING:
-    from ._pending import PendingSubmission
+    from .pending import PendingSubmission
 
 MAX_UNACCEPTED_ATTEMPTS = 3
 """Requests that are sent for one job while each is in doubt and then shown to be unaccepted."""

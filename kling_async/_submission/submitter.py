@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import anyio
 import attrs
 
-from ._core import events
-from ._core.clock import Clock
-from ._core.copies import changed
-from ._core.errors import (
+from kling_async._core import events
+from kling_async._core.clock import Clock
+from kling_async._core.copies import changed
+from kling_async._core.errors import (
     ApiError,
     ConnectionLostError,
     KlingError,
@@ -22,17 +22,18 @@ from ._core.errors import (
     SubmissionUncertainError,
     TransportError,
 )
-from ._core.states import Entry, Row, State
-from ._core.submission import Accepted, Rejected, Uncertain, Verdict, judge
-from ._core.transport import Transport
-from ._observers import Observers
-from .ledger import Ledger, SharedLedger
-from .limits import Gate
-from .providers import Provider
+from kling_async._core.states import Entry, Row, State
+from kling_async._core.submission import Accepted, Rejected, Uncertain, Verdict, judge
+from kling_async._core.transport import Transport
+from kling_async._observers import Observers
+from kling_async.ledger import Ledger, SharedLedger
+from kling_async.limits import Gate
+from kling_async.providers import Provider
 
 if TYPE_CHECKING:
-    from ._core.prediction import Prediction
-    from ._pending import PendingSubmission
+    from kling_async._core.prediction import Prediction
+
+    from .pending import PendingSubmission
 
 log = logging.getLogger("kling_async")
 

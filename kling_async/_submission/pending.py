@@ -6,12 +6,13 @@ from decimal import Decimal
 
 import attrs
 
-from ._claims import Claim
-from ._core.budget import Reservation
-from ._core.http import HttpRequest
-from ._core.job import Job
-from ._drain import Drain
-from .limits import Slot
+from kling_async._core.budget import Reservation
+from kling_async._core.http import HttpRequest
+from kling_async._core.job import Job
+from kling_async.limits import Slot
+
+from .claims import Claim
+from .drain import Drain
 
 
 @attrs.define

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Self
 
 import attrs
 
-from ._core.errors import InvalidJobError, KlingError, Problem
-from ._core.events import Left
+from kling_async._core.errors import InvalidJobError, KlingError, Problem
+from kling_async._core.events import Left
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from ._budget.reservations import Reservations
-    from ._core.clock import Clock
-    from ._core.job import Job
-    from ._observers import Observers
-    from .ledger import Ledger
+    from kling_async._budget.reservations import Reservations
+    from kling_async._core.clock import Clock
+    from kling_async._core.job import Job
+    from kling_async._observers import Observers
+    from kling_async.ledger import Ledger
 
 
 @attrs.define(eq=False)

@@ -1,0 +1,1 @@
+"""The paid request: submit once, settle what is in doubt."""
