@@ -15,7 +15,7 @@ import zlib
 
 import _suite
 from kling_async import Job, KlingSession, NoLimit, WatchPolicy, events
-from kling_async._session import engine_of
+from kling_async._session.session import engine_of
 from kling_async.emulator import Emulator, Level
 
 

@@ -16,7 +16,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ._batch import Batch, BatchStatistics
     from ._core import errors, events
     from ._core.account import Billing, DailyUsage, ModelUsage, ServiceModel, ServicePrice, Usage
     from ._core.budget import Budget
@@ -73,7 +72,8 @@ if TYPE_CHECKING:
     from ._core.secret import Secret
     from ._core.statistics import SessionStatistics
     from ._enqueue import enqueue
-    from ._session import KlingSession
+    from ._session.batch import Batch, BatchStatistics
+    from ._session.session import KlingSession
     from ._worker import Worker
     from .ledger import Ledger, Row, State, read_ledger
     from .limits import NoLimit, RateLimiter, StartsPerWindow
@@ -177,7 +177,7 @@ __all__ = [
 _PLACES = {
     name: module
     for module, names in {
-        "._batch": "Batch BatchStatistics",
+        "._session.batch": "Batch BatchStatistics",
         "._core.account": "Billing DailyUsage ModelUsage ServiceModel ServicePrice Usage",
         "._core.budget": "Budget",
         "._core.catalogue": "LEVELS MODELS Certainty EndImage Level Model Price",
@@ -199,7 +199,7 @@ _PLACES = {
         "._core.schema": "Field",
         "._core.secret": "Secret",
         "._core.statistics": "SessionStatistics",
-        "._session": "KlingSession",
+        "._session.session": "KlingSession",
         "._enqueue": "enqueue",
         "._worker": "Worker",
         ".ledger": "Ledger Row State read_ledger",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._batch import Jobs, each
 from ._clock import SystemClock
 from ._core.errors import ConfigurationError, InvalidJobError, Problem
-from ._keys import KeyAssigner, read_content
+from ._session.batch import Jobs, each
+from ._session.keys import KeyAssigner, read_content
 from .ledger import SharedLedger, open_ledger
 
 if TYPE_CHECKING:

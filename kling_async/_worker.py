@@ -26,9 +26,9 @@ from ._core.errors import (
 )
 from ._core.states import Row, State
 from ._enqueue import shared_ledger
-from ._job_run import JobRun
-from ._outcome import run_to_outcome
-from ._session import engine_of
+from ._session.job_run import JobRun
+from ._session.outcome import run_to_outcome
+from ._session.session import engine_of
 from ._submission.drain import Drain
 from .ledger._recall import recall_one
 from .storage import Outputs, target_path
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from ._core.content import Content
     from ._core.prediction import Outcome
-    from ._engine import SessionEngine
-    from ._session import KlingSession
+    from ._session.engine import SessionEngine
+    from ._session.session import KlingSession
     from .ledger.postgres import PostgresLedger
 
 log = logging.getLogger("kling_async")

@@ -12,7 +12,7 @@ import attrs
 from rich.text import Text
 
 from kling_async._core.errors import ConfigurationError, KlingError
-from kling_async._session import KlingSession
+from kling_async._session.session import KlingSession
 
 from .interrupts import Exit, interruptible, took_interrupt
 from .ledgers import LedgerName

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from kling_async._session import KlingSession
+    from kling_async._session.session import KlingSession
 
 
 @attrs.frozen

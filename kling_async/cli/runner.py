@@ -17,7 +17,6 @@ import attrs
 import typer
 from rich.text import Text
 
-from kling_async._batch import Batch
 from kling_async._core.budget import Budget
 from kling_async._core.errors import (
     ApiError,
@@ -27,7 +26,8 @@ from kling_async._core.errors import (
     TransportError,
     UnsupportedError,
 )
-from kling_async._session import KlingSession
+from kling_async._session.batch import Batch
+from kling_async._session.session import KlingSession
 from kling_async.results import Format, export
 
 from .audit import Audit, audit

@@ -13,7 +13,7 @@ from kling_async._clock import SystemClock
 from kling_async._core.errors import KlingError
 from kling_async._enqueue import enqueue as enqueue_jobs
 from kling_async._enqueue import shared_ledger
-from kling_async._session import KlingSession
+from kling_async._session.session import KlingSession
 from kling_async._worker import Worker
 from kling_async.manifest import read_manifest
 

@@ -28,9 +28,9 @@ from kling_async._core.errors import (
 )
 from kling_async._core.prediction import Prediction, Status
 from kling_async._core.states import Entry, Row, State
-from kling_async._job_run import JobRun
-from kling_async._outcome import run_to_outcome
-from kling_async._session import engine_of, fresh_key
+from kling_async._session.job_run import JobRun
+from kling_async._session.outcome import run_to_outcome
+from kling_async._session.session import engine_of, fresh_key
 from kling_async.ledger._recall import UNFINISHED, recall
 
 from ._problems import answer

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 import anyio
 
 from kling_async._core.errors import ConfigurationError, KlingError
-from kling_async._session import KlingSession
+from kling_async._session.session import KlingSession
 from kling_async.webhooks import asgi_app
 
 from ._desk import Change, JobService, JobState, JobStatus

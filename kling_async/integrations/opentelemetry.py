@@ -23,7 +23,7 @@ import attrs
 
 from kling_async._core import events
 from kling_async._core.errors import KlingError, SessionClosedError, SubmissionUncertainError
-from kling_async._session import engine_of
+from kling_async._session.session import engine_of
 
 from . import names
 

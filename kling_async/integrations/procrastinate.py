@@ -31,9 +31,9 @@ from kling_async.ledger.postgres import PostgresLedger
 if TYPE_CHECKING:
     import os
 
-    from kling_async._batch import Jobs
     from kling_async._core.states import Row
-    from kling_async._session import KlingSession
+    from kling_async._session.batch import Jobs
+    from kling_async._session.session import KlingSession
 
 __all__ = ["KlingTasks", "install"]
 

@@ -23,7 +23,7 @@ async def test_application_accepts_jobs_and_reports_their_ends(tmp_path: Path, m
     async with Emulator(level="gold", speed=200, profile="tiny", downloads=False) as emulator:
         monkeypatch.setenv("WAVESPEED_API_KEY", emulator.api_key)
         monkeypatch.setenv("WAVESPEED_BASE_URL", emulator.base_url)
-        monkeypatch.setattr("kling_async._session.SystemClock", lambda: emulator.clock)
+        monkeypatch.setattr("kling_async._session.session.SystemClock", lambda: emulator.clock)
         asked = {"prompt": "Waves", "image": "https://pictures.example/a.png"}
         async with served(names["api"]) as url, aiohttp.ClientSession(url) as http:
             for _ in range(2):

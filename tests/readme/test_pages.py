@@ -90,7 +90,7 @@ async def test_every_block_of_a_page_runs(
             environment |= stack.enter_context(moto()).environment()
         for variable, value in environment.items():
             monkeypatch.setenv(variable, value)
-        monkeypatch.setattr("kling_async._session.SystemClock", lambda: emulator.clock)
+        monkeypatch.setattr("kling_async._session.session.SystemClock", lambda: emulator.clock)
         monkeypatch.chdir(tmp_path)
         run = PageRun(tmp_path, environment, lambda: emulator.charges()[-1].prediction_id)
         await run(blocks(path))

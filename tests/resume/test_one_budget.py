@@ -193,7 +193,7 @@ async def test_what_was_given_back_for_attempts_of_one_job_is_added_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kling_async._budget.prices.REFUND_CHECK_INTERVAL_S", 0.0)
-    monkeypatch.setattr("kling_async._job_runner._RETRY_BACKOFF", Backoff(first=0.01, cap=0.02))
+    monkeypatch.setattr("kling_async._session.job_runner._RETRY_BACKOFF", Backoff(first=0.01, cap=0.02))
     service = Service(seconds=0.05, latency=0.001, failures={"bad": {"code": 5000}})
 
     def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:

@@ -19,7 +19,7 @@ async def test_mapper_pays_once_for_a_block_that_runs_twice(database: str, monke
         monkeypatch.setenv("WAVESPEED_API_KEY", emulator.api_key)
         monkeypatch.setenv("WAVESPEED_BASE_URL", emulator.base_url)
         monkeypatch.setenv("KLING_LEDGER", database)
-        monkeypatch.setattr("kling_async._session.SystemClock", lambda: emulator.clock)
+        monkeypatch.setattr("kling_async._session.session.SystemClock", lambda: emulator.clock)
         mapper = names["KlingMapper"]()
         rows = {"key": ["a", "b"], "prompt": ["A", "B"], "image": ["https://p.example/a.png"] * 2}
         for _ in range(2):

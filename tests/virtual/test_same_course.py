@@ -32,8 +32,8 @@ from kling_async import (
 )
 from kling_async._core.content import content_of
 from kling_async._core.http import Effect
-from kling_async._job_run import JobRun
-from kling_async._session import engine_of
+from kling_async._session.job_run import JobRun
+from kling_async._session.session import engine_of
 from kling_async._submission.drain import Drain
 from kling_async.integrations import _desk as job_service
 from kling_async.ledger import MemoryLedger

@@ -8,19 +8,20 @@ from abc import ABC, abstractmethod
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
-from ._core.catalogue import Model, find_model
-from ._core.errors import ConfigurationError
-from ._core.prediction import Prediction
-from ._http.pagination import MAX_PAGE_SIZE, Paginator
+from kling_async._core.catalogue import Model, find_model
+from kling_async._core.errors import ConfigurationError
+from kling_async._core.prediction import Prediction
+from kling_async._http.pagination import MAX_PAGE_SIZE, Paginator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
     from decimal import Decimal
 
-    from ._core.account import Billing, Page, ServiceModel, ServicePrice, Usage
-    from ._core.job import Job
-    from ._core.secret import Secret
-    from ._engine import SessionEngine
+    from kling_async._core.account import Billing, Page, ServiceModel, ServicePrice, Usage
+    from kling_async._core.job import Job
+    from kling_async._core.secret import Secret
+
+    from .engine import SessionEngine
 
 log = logging.getLogger("kling_async")
 

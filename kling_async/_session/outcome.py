@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._core import events
-from ._core.errors import KlingError, PredictionError, Spent
-from ._core.prediction import Outcome, Prediction, SavedFile
+from kling_async._core import events
+from kling_async._core.errors import KlingError, PredictionError, Spent
+from kling_async._core.prediction import Outcome, Prediction, SavedFile
 
 if TYPE_CHECKING:
-    from ._engine import SessionEngine
-    from ._job_run import JobRun
-    from .storage import Outputs
+    from kling_async.storage import Outputs
+
+    from .engine import SessionEngine
+    from .job_run import JobRun
 
 
 async def run_to_outcome(

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from ._core.clock import Clock
-from ._core.errors import LedgerError
-from ._core.states import Entry, Row, State
-from ._submission.claims import Claims
-from ._submission.doubts import Doubts
-from ._submission.running import RunningPredictions
-from ._submission.submitter import Submitter
-from ._watching.watcher import Watcher
-from .ledger import Ledger, SharedLedger
+from kling_async._core.clock import Clock
+from kling_async._core.errors import LedgerError
+from kling_async._core.states import Entry, Row, State
+from kling_async._submission.claims import Claims
+from kling_async._submission.doubts import Doubts
+from kling_async._submission.running import RunningPredictions
+from kling_async._submission.submitter import Submitter
+from kling_async._watching.watcher import Watcher
+from kling_async.ledger import Ledger, SharedLedger
 
 if TYPE_CHECKING:
-    from ._core.prediction import Prediction
-    from .webhooks import Delivery
+    from kling_async._core.prediction import Prediction
+    from kling_async.webhooks import Delivery
 
 log = logging.getLogger("kling_async")
 

@@ -14,20 +14,22 @@ from typing import TYPE_CHECKING, Self, TypeAlias, cast
 import anyio
 import attrs
 
-from ._core.errors import KlingError, SkippedError, SubmissionUncertainError
-from ._core.job import Job
-from ._job_run import JobRun
-from ._keys import KeyAssigner
-from ._outcome import run_to_outcome
-from ._submission.drain import Drain
-from .ledger._recall import Recalled, recall
+from kling_async._core.errors import KlingError, SkippedError, SubmissionUncertainError
+from kling_async._core.job import Job
+from kling_async._submission.drain import Drain
+from kling_async.ledger._recall import Recalled, recall
+
+from .job_run import JobRun
+from .keys import KeyAssigner
+from .outcome import run_to_outcome
 
 if TYPE_CHECKING:
-    from ._core.budget import Budget
-    from ._core.content import Content
-    from ._core.prediction import Outcome, Prediction
-    from ._engine import SessionEngine
-    from .storage import Outputs
+    from kling_async._core.budget import Budget
+    from kling_async._core.content import Content
+    from kling_async._core.prediction import Outcome, Prediction
+    from kling_async.storage import Outputs
+
+    from .engine import SessionEngine
 
 Item: TypeAlias = Job | tuple[str | None, Job]
 Jobs: TypeAlias = Iterable[Item] | AsyncIterable[Item] | Mapping[str, Job]

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from ._core.budget import Budget
-from ._core.catalogue import LEVELS, Level
-from ._core.errors import ConfigurationError, UnsupportedError
-from ._core.polling import WatchPolicy
-from .providers import PROVIDERS, Provider
+from kling_async._core.budget import Budget
+from kling_async._core.catalogue import LEVELS, Level
+from kling_async._core.errors import ConfigurationError, UnsupportedError
+from kling_async._core.polling import WatchPolicy
+from kling_async.providers import PROVIDERS, Provider
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
     import aiohttp
 
-    from ._core.clock import Clock
-    from ._core.events import Observer
-    from ._core.http import Timeouts
-    from ._core.transport import Transport
-    from ._submission.doubts import OnUncertain
-    from .ledger import Ledger
-    from .limits import RateLimiter
+    from kling_async._core.clock import Clock
+    from kling_async._core.events import Observer
+    from kling_async._core.http import Timeouts
+    from kling_async._core.transport import Transport
+    from kling_async._submission.doubts import OnUncertain
+    from kling_async.ledger import Ledger
+    from kling_async.limits import RateLimiter
 
 WINDOW_SLACK_S = 0.5
 """Seconds added to the account's window: jobs that start on time here may arrive a little early or late there."""
@@ -91,7 +91,7 @@ class SessionOptions:
     def __attrs_post_init__(self) -> None:
         if self.fit:
             # Imported here: values alone look at no images.
-            from ._images.preflight import require_pillow  # noqa: PLC0415 -- see above
+            from kling_async._images.preflight import require_pillow  # noqa: PLC0415 -- see above
 
             require_pillow()
         if self.webhook_url is not None:
@@ -182,7 +182,7 @@ def refuse_ledger(ledger: object) -> None:
 
 
 def _check_webhooks(provider: Provider, url: str) -> None:
-    from .webhooks import url_with  # noqa: PLC0415 -- most sessions have none
+    from kling_async.webhooks import url_with  # noqa: PLC0415 -- most sessions have none
 
     url_with(url, "")
     try:

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Literal, Self, Unpack, cast
 
 import attrs
 
-from ._calls import ServiceCalls
-from ._clock import SystemClock
-from ._core.catalogue import Model
-from ._core.errors import ConfigurationError, KlingError, SessionClosedError
-from ._core.http import Timeouts
-from ._core.images import image_at_rest
-from ._core.job import Job, JobFields
-from ._job_run import JobRun
-from ._options import (
+from kling_async._clock import SystemClock
+from kling_async._core.catalogue import Model
+from kling_async._core.errors import ConfigurationError, KlingError, SessionClosedError
+from kling_async._core.http import Timeouts
+from kling_async._core.images import image_at_rest
+from kling_async._core.job import Job, JobFields
+from kling_async._tasks import CriticalTasks, finish
+
+from .account_calls import ServiceCalls
+from .job_run import JobRun
+from .options import (
     SessionOptions,
     budget_of,
     level_of,
@@ -26,7 +28,6 @@ from ._options import (
     provider_of,
     refuse_ledger,
 )
-from ._tasks import CriticalTasks, finish
 
 if TYPE_CHECKING:
     import os
@@ -36,24 +37,25 @@ if TYPE_CHECKING:
 
     import aiohttp
 
-    from ._batch import Batch, Jobs
-    from ._core.budget import Budget
-    from ._core.catalogue import Level
-    from ._core.clock import Clock
-    from ._core.events import Observer
-    from ._core.images import ImageSource
-    from ._core.polling import WatchPolicy
-    from ._core.prediction import Prediction, SavedFile
-    from ._core.secret import Secret
-    from ._core.statistics import SessionStatistics
-    from ._core.transport import Transport
-    from ._engine import SessionEngine
-    from ._submission.doubts import OnUncertain
-    from .ledger import Ledger
-    from .limits import RateLimiter
-    from .providers import Provider
-    from .storage import Outputs
-    from .webhooks import Delivery, WebhookReceiver
+    from kling_async._core.budget import Budget
+    from kling_async._core.catalogue import Level
+    from kling_async._core.clock import Clock
+    from kling_async._core.events import Observer
+    from kling_async._core.images import ImageSource
+    from kling_async._core.polling import WatchPolicy
+    from kling_async._core.prediction import Prediction, SavedFile
+    from kling_async._core.secret import Secret
+    from kling_async._core.statistics import SessionStatistics
+    from kling_async._core.transport import Transport
+    from kling_async._submission.doubts import OnUncertain
+    from kling_async.ledger import Ledger
+    from kling_async.limits import RateLimiter
+    from kling_async.providers import Provider
+    from kling_async.storage import Outputs
+    from kling_async.webhooks import Delivery, WebhookReceiver
+
+    from .batch import Batch, Jobs
+    from .engine import SessionEngine
 
 log = logging.getLogger("kling_async")
 
@@ -217,11 +219,11 @@ class KlingSession(ServiceCalls):
         self._lifetime.used = True
         # Imported here: aiohttp and the parts of an open session are most of this package's import time, and values
         # alone do not need them.
-        from ._engine import SessionEngine  # noqa: PLC0415 -- see above
+        from .engine import SessionEngine  # noqa: PLC0415 -- see above
 
         transport = self._options.transport
         if transport is None:
-            from ._http.transport import AiohttpTransport  # noqa: PLC0415 -- see above
+            from kling_async._http.transport import AiohttpTransport  # noqa: PLC0415 -- see above
 
             transport = AiohttpTransport(
                 timeouts=self._options.timeouts,
@@ -419,7 +421,7 @@ class KlingSession(ServiceCalls):
             OutputGoneError: Its 7 days are over.
             StorageError: It could not be downloaded, checked or written.
         """
-        from .storage import Outputs  # noqa: PLC0415 -- many sessions save nothing
+        from kling_async.storage import Outputs  # noqa: PLC0415 -- many sessions save nothing
 
         where = Outputs.of(where)
         engine = self._engine
@@ -458,7 +460,7 @@ class KlingSession(ServiceCalls):
             TransportError: The service could not be asked.
         """
         # Imported here: most sessions have none.
-        from .webhooks import WebhookReceiver, WebhookVerifier  # noqa: PLC0415 -- see above
+        from kling_async.webhooks import WebhookReceiver, WebhookVerifier  # noqa: PLC0415 -- see above
 
         if secrets is None:
             secrets = await self.webhook_secret()
@@ -569,8 +571,9 @@ class KlingSession(ServiceCalls):
         if window is not None and window < 1:
             raise ConfigurationError(f"window: expected at least 1, got {window}")
         # Imported here: many sessions run no batches.
-        from ._batch import Batch  # noqa: PLC0415 -- see above
-        from .storage import Outputs  # noqa: PLC0415 -- see above
+        from kling_async.storage import Outputs  # noqa: PLC0415 -- see above
+
+        from .batch import Batch  # noqa: PLC0415 -- see above
 
         return Batch(
             self._engine,

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from ._core.content import IDENTITY_VERSION, Content, content_of
-from ._core.errors import InvalidJobError, Problem
-from ._images.uploads import digest
+from kling_async._core.content import IDENTITY_VERSION, Content, content_of
+from kling_async._core.errors import InvalidJobError, Problem
+from kling_async._images.uploads import digest
 
 if TYPE_CHECKING:
-    from ._core.job import Job
-    from .ledger import Ledger
+    from kling_async._core.job import Job
+    from kling_async.ledger import Ledger
 
 KEY_LENGTH = 16
 """Hex digits of the content hash that make a key."""

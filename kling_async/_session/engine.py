@@ -10,35 +10,37 @@ from typing import TYPE_CHECKING
 import anyio
 import attrs
 
-from ._budget.reservations import Reservations
-from ._core.errors import LedgerError
-from ._core.prediction import Prediction
-from ._core.states import State
-from ._core.statistics import SessionStatistics
-from ._http.reads import ServiceReads
-from ._images.uploads import Images
-from ._job_runner import JobRunner
-from ._keys import ContentReader
-from ._observers import Observers
-from ._options import WINDOW_SLACK_S
-from ._submission.claims import Claims
-from ._submission.doubts import Doubts
-from ._submission.history import History
-from ._submission.running import RunningPredictions
-from ._submission.submitter import Submitter
-from ._takeover import Takeover
-from ._tasks import CriticalTasks
-from ._watching.watcher import Watcher
-from .ledger import SharedLedger, open_ledger, origin_of
-from .limits import Gate, Slots, StartsPerWindow
-from .storage._saver import Saving
+from kling_async._budget.reservations import Reservations
+from kling_async._core.errors import LedgerError
+from kling_async._core.prediction import Prediction
+from kling_async._core.states import State
+from kling_async._core.statistics import SessionStatistics
+from kling_async._http.reads import ServiceReads
+from kling_async._images.uploads import Images
+from kling_async._observers import Observers
+from kling_async._submission.claims import Claims
+from kling_async._submission.doubts import Doubts
+from kling_async._submission.history import History
+from kling_async._submission.running import RunningPredictions
+from kling_async._submission.submitter import Submitter
+from kling_async._tasks import CriticalTasks
+from kling_async._watching.watcher import Watcher
+from kling_async.ledger import SharedLedger, open_ledger, origin_of
+from kling_async.limits import Gate, Slots, StartsPerWindow
+from kling_async.storage._saver import Saving
+
+from .job_runner import JobRunner
+from .keys import ContentReader
+from .options import WINDOW_SLACK_S
+from .takeover import Takeover
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from ._core.budget import Budget
-    from ._core.transport import Transport
-    from ._options import SessionOptions
+    from kling_async._core.budget import Budget
+    from kling_async._core.transport import Transport
+
+    from .options import SessionOptions
 
 
 class SessionEngine:

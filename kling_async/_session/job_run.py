@@ -6,10 +6,10 @@ from decimal import Decimal
 
 import attrs
 
-from ._core.budget import Budget
-from ._core.content import Content
-from ._core.job import Job
-from ._submission.drain import Drain
+from kling_async._core.budget import Budget
+from kling_async._core.content import Content
+from kling_async._core.job import Job
+from kling_async._submission.drain import Drain
 
 
 @attrs.define(eq=False, kw_only=True)

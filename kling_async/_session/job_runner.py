@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from ._budget.reservations import Reservations
-from ._core.catalogue import Level
-from ._core.clock import Clock
-from ._core.content import image_digests
-from ._core.errors import (
+from kling_async._budget.reservations import Reservations
+from kling_async._core.catalogue import Level
+from kling_async._core.clock import Clock
+from kling_async._core.content import image_digests
+from kling_async._core.errors import (
     BudgetExceededError,
     InvalidJobError,
     KeyReusedError,
@@ -22,32 +22,33 @@ from ._core.errors import (
     SkippedError,
     SubmissionUncertainError,
 )
-from ._core.events import Accepted as AcceptedEvent
-from ._core.events import Begun, Refused, Retrying, Uploaded
-from ._core.polling import Backoff
-from ._core.prediction import RETRIED, Prediction
-from ._core.reconciliation import fingerprint
-from ._core.states import Entry, Row, State
-from ._core.submission import Accepted, Rejected, Uncertain, Verdict
-from ._http.reads import ServiceReads
-from ._images.uploads import Images, digest
-from ._keys import ContentReader
-from ._observers import Observers
-from ._submission.claims import Claim, Claims
-from ._submission.doubts import Doubts
-from ._submission.pending import PendingSubmission
-from ._submission.refusals import Refusals
-from ._submission.running import RunningPredictions
-from ._submission.submitter import Submitter
-from ._tasks import CriticalTasks
-from ._watching.watcher import Watcher
-from .ledger import Ledger, SharedLedger
-from .ledger._recall import RETENTION_S, check_images, prediction_of
-from .limits import Gate, Slots
-from .providers import Provider
+from kling_async._core.events import Accepted as AcceptedEvent
+from kling_async._core.events import Begun, Refused, Retrying, Uploaded
+from kling_async._core.polling import Backoff
+from kling_async._core.prediction import RETRIED, Prediction
+from kling_async._core.reconciliation import fingerprint
+from kling_async._core.states import Entry, Row, State
+from kling_async._core.submission import Accepted, Rejected, Uncertain, Verdict
+from kling_async._http.reads import ServiceReads
+from kling_async._images.uploads import Images, digest
+from kling_async._observers import Observers
+from kling_async._submission.claims import Claim, Claims
+from kling_async._submission.doubts import Doubts
+from kling_async._submission.pending import PendingSubmission
+from kling_async._submission.refusals import Refusals
+from kling_async._submission.running import RunningPredictions
+from kling_async._submission.submitter import Submitter
+from kling_async._tasks import CriticalTasks
+from kling_async._watching.watcher import Watcher
+from kling_async.ledger import Ledger, SharedLedger
+from kling_async.ledger._recall import RETENTION_S, check_images, prediction_of
+from kling_async.limits import Gate, Slots
+from kling_async.providers import Provider
+
+from .keys import ContentReader
 
 if TYPE_CHECKING:
-    from ._job_run import JobRun
+    from .job_run import JobRun
 
 _RETRY_BACKOFF = Backoff(first=10.0, cap=120.0)
 """Pauses before a job is paid for again whose prediction the service failed."""
@@ -425,7 +426,7 @@ class JobRunner:
         """Return the webhook URL of one job, and the digest of the token in it."""
         if self.webhook_url is None:
             return None, None
-        from .webhooks import new_token, token_hash, url_with  # noqa: PLC0415 -- most sessions have none
+        from kling_async.webhooks import new_token, token_hash, url_with  # noqa: PLC0415 -- most sessions have none
 
         token = new_token()
         return url_with(self.webhook_url, token), token_hash(token)

@@ -1,0 +1,1 @@
+"""A session: the engine it runs on, the course of a job, batches."""
