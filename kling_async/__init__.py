@@ -71,10 +71,10 @@ if TYPE_CHECKING:
     from ._core.schema import Field
     from ._core.secret import Secret
     from ._core.statistics import SessionStatistics
-    from ._enqueue import enqueue
     from ._session.batch import Batch, BatchStatistics
     from ._session.session import KlingSession
-    from ._worker import Worker
+    from ._worker.enqueue import enqueue
+    from ._worker.worker import Worker
     from .ledger import Ledger, Row, State, read_ledger
     from .limits import NoLimit, RateLimiter, StartsPerWindow
     from .providers import GPTProto, Provider, WaveSpeed
@@ -200,8 +200,8 @@ _PLACES = {
         "._core.secret": "Secret",
         "._core.statistics": "SessionStatistics",
         "._session.session": "KlingSession",
-        "._enqueue": "enqueue",
-        "._worker": "Worker",
+        "._worker.enqueue": "enqueue",
+        "._worker.worker": "Worker",
         ".ledger": "Ledger Row State read_ledger",
         ".limits": "NoLimit RateLimiter StartsPerWindow",
         ".providers": "GPTProto Provider WaveSpeed",

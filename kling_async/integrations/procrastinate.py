@@ -24,8 +24,8 @@ import procrastinate
 from procrastinate import exceptions, jobs, tasks
 
 from kling_async._core.errors import ConfigurationError
-from kling_async._enqueue import ANALYZE_AFTER_JOBS, portions
-from kling_async._worker import Worker
+from kling_async._worker.enqueue import ANALYZE_AFTER_JOBS, portions
+from kling_async._worker.worker import Worker
 from kling_async.ledger.postgres import PostgresLedger
 
 if TYPE_CHECKING:

@@ -20,7 +20,6 @@ ROWS = (
     {"gallery"},
     {""},  # the package itself: the public names
     {"_worker"},
-    {"_enqueue"},
     {"_session"},
     {"results"},
     {"manifest"},

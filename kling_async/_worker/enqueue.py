@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._clock import SystemClock
-from ._core.errors import ConfigurationError, InvalidJobError, Problem
-from ._session.batch import Jobs, each
-from ._session.keys import KeyAssigner, read_content
-from .ledger import SharedLedger, open_ledger
+from kling_async._clock import SystemClock
+from kling_async._core.errors import ConfigurationError, InvalidJobError, Problem
+from kling_async._session.batch import Jobs, each
+from kling_async._session.keys import KeyAssigner, read_content
+from kling_async.ledger import SharedLedger, open_ledger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from ._core.content import Content
-    from ._core.job import Job
-    from .ledger import Ledger
-    from .ledger.postgres import PostgresLedger
+    from kling_async._core.content import Content
+    from kling_async._core.job import Job
+    from kling_async.ledger import Ledger
+    from kling_async.ledger.postgres import PostgresLedger
 
 MAX_JOBS_PER_TRANSACTION = 2_000
 """Jobs that one transaction writes."""
@@ -101,7 +101,7 @@ def shared_ledger(ledger: Ledger | str) -> PostgresLedger:
     made = open_ledger(ledger)
     if isinstance(made, SharedLedger):
         # Imported here: it needs an extra, and it is there.
-        from .ledger.postgres import PostgresLedger  # noqa: PLC0415 -- see above
+        from kling_async.ledger.postgres import PostgresLedger  # noqa: PLC0415 -- see above
 
         if isinstance(made, PostgresLedger):
             return made

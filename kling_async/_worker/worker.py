@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from ._core.errors import (
+from kling_async._core.errors import (
     BudgetExceededError,
     ConfigurationError,
     InsufficientBalanceError,
@@ -24,23 +24,24 @@ from ._core.errors import (
     SubmissionUncertainError,
     UnsupportedError,
 )
-from ._core.states import Row, State
-from ._enqueue import shared_ledger
-from ._session.job_run import JobRun
-from ._session.outcome import run_to_outcome
-from ._session.session import engine_of
-from ._submission.drain import Drain
-from .ledger._recall import recall_one
-from .storage import Outputs, target_path
+from kling_async._core.states import Row, State
+from kling_async._session.job_run import JobRun
+from kling_async._session.outcome import run_to_outcome
+from kling_async._session.session import engine_of
+from kling_async._submission.drain import Drain
+from kling_async.ledger._recall import recall_one
+from kling_async.storage import Outputs, target_path
+
+from .enqueue import shared_ledger
 
 if TYPE_CHECKING:
     import os
 
-    from ._core.content import Content
-    from ._core.prediction import Outcome
-    from ._session.engine import SessionEngine
-    from ._session.session import KlingSession
-    from .ledger.postgres import PostgresLedger
+    from kling_async._core.content import Content
+    from kling_async._core.prediction import Outcome
+    from kling_async._session.engine import SessionEngine
+    from kling_async._session.session import KlingSession
+    from kling_async.ledger.postgres import PostgresLedger
 
 log = logging.getLogger("kling_async")
 

@@ -1,0 +1,1 @@
+"""Workers over a shared ledger, and enqueueing for them."""
