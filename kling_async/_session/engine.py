@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import anyio
@@ -27,7 +28,6 @@ from kling_async._tasks import CriticalTasks
 from kling_async._watching.watcher import Watcher
 from kling_async.ledger import SharedLedger, open_ledger, origin_of
 from kling_async.limits import Gate, Slots, StartsPerWindow
-from kling_async.storage._saver import Saving
 
 from .job_runner import JobRunner
 from .keys import ContentReader
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from kling_async._core.budget import Budget
     from kling_async._core.transport import Transport
+    from kling_async.storage._saver import Saver
 
     from .options import SessionOptions
 
@@ -52,7 +53,6 @@ class SessionEngine:
 
     Attributes:
         runner: Runs jobs.
-        saver: Saves videos.
         takeover: Takes over what other processes left.
         watcher: Polls predictions.
         ledger: Records what is intended and paid for.
@@ -102,9 +102,6 @@ class SessionEngine:
             ledger=ledger,
             origin=origin_of(ledger),
             budget=options.budget,
-        )
-        self.saver = Saving(
-            transport=transport, ledger=ledger, clock=clock, observe=observe, at_once=options.max_saving
         )
         self.watcher = Watcher(
             transport=transport,
@@ -165,6 +162,20 @@ class SessionEngine:
         )
         self._watching = asyncio.create_task(self.watcher.run(), name="kling-watcher")
         self._sharing: asyncio.Task[None] | None = None
+
+    @cached_property
+    def saver(self) -> Saver:
+        """Saves videos."""
+        # Imported here: many sessions save nothing.
+        from kling_async.storage._saver import Saver  # noqa: PLC0415 -- see above
+
+        return Saver(
+            transport=self._transport,
+            ledger=self.ledger,
+            clock=self.clock,
+            observe=self.observe,
+            at_once=self._options.max_saving,
+        )
 
     async def open(self) -> None:
         """Open the ledger, and take over what it has as running or between intent and reply.

@@ -43,7 +43,7 @@ from kling_async._core.errors import ConfigurationError, KlingError
 from kling_async._session.session import KlingSession
 from kling_async.webhooks import asgi_app
 
-from ._desk import Change, JobService, JobState, JobStatus
+from ._job_service import Change, JobService, JobState, JobStatus
 from ._problems import MEDIA_TYPE, answer
 
 try:

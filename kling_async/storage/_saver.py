@@ -27,7 +27,7 @@ URGENT = 86_400.0
 """Seconds before its deletion from which a video is saved before anything else."""
 
 
-class Saving:
+class Saver:
     """Downloads and keeps the outputs of a session, and writes down where they are.
 
     Args:

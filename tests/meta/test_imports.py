@@ -53,18 +53,26 @@ def test_importing_the_package_loads_nothing_optional_and_not_aiohttp() -> None:
 
 WITH_THE_OPENING = [
     "aiohttp",
-    "_engine",
-    "_job_runner",
+    "_session.engine",
+    "_session.job_runner",
     "_core.events",
     "_core.states",
     "_log",
-    "_submitter",
-    "_transport",
-    "_watcher",
+    "_submission.submitter",
+    "_http.transport",
+    "_watching.watcher",
     "limits",
     "sqlite3",
 ]
-WITH_A_NEED = ["_batch", "_core.account", "_fit", "_worker", "ledger.sqlite", "manifest", "providers._account"]
+WITH_A_NEED = [
+    "_session.batch",
+    "_core.account",
+    "_images.convert",
+    "_worker.worker",
+    "ledger.sqlite",
+    "manifest",
+    "providers._account",
+]
 WITH_A_NEED += ["results", "storage", "webhooks"]
 """What is loaded when a session is opened, and what when it is used for more than submitting and waiting."""
 

@@ -59,7 +59,7 @@ CLOCKS = {"time", "monotonic", "perf_counter", "monotonic_ns", "time_ns", "perf_
 WAITS = {"sleep", "wait_for", "timeout", "timeout_at", "move_on_after", "move_on_at", "fail_after", "fail_at"}
 OWN_TIME = {
     "_clock.py": "the clock of a session that is given none",
-    "_overdue.py": "of requests on the wire, as aiohttp counts it",
+    "_http/timeouts.py": "of requests on the wire, as aiohttp counts it",
     "ledger/_desk.py": "of a lease, which runs on a database's clock",
     "ledger/sqlite.py": "of a moment in which the steps of a commit gather, in a thread of its own",
     "ledger/_link.py": "of the connection to that database",
