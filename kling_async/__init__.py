@@ -16,12 +16,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ._core import errors, events
+    from . import errors, events
     from ._core.account import Billing, DailyUsage, ModelUsage, ServiceModel, ServicePrice, Usage
     from ._core.budget import Budget
     from ._core.catalogue import LEVELS, MODELS, Certainty, EndImage, Level, Model, Price
     from ._core.clock import Clock
-    from ._core.errors import (
+    from ._core.http import Effect, HttpRequest, HttpResponse, Timeouts
+    from ._core.job import Job, Shot
+    from ._core.polling import WatchPolicy, WatchStatistics
+    from ._core.prediction import Outcome, Prediction, SavedFile, Status
+    from ._core.schema import Field
+    from ._core.secret import Secret
+    from ._core.statistics import SessionStatistics
+    from ._http.transport import AiohttpTransport
+    from ._session.batch import Batch, BatchStatistics
+    from ._session.session import KlingSession
+    from ._worker.enqueue import enqueue
+    from ._worker.worker import Worker
+    from .errors import (
         ApiError,
         AuthenticationError,
         BudgetExceededError,
@@ -64,17 +76,6 @@ if TYPE_CHECKING:
         WebhookRefusal,
         WebhookRefusedError,
     )
-    from ._core.http import Effect, HttpRequest, HttpResponse, Timeouts
-    from ._core.job import Job, Shot
-    from ._core.polling import WatchPolicy, WatchStatistics
-    from ._core.prediction import Outcome, Prediction, SavedFile, Status
-    from ._core.schema import Field
-    from ._core.secret import Secret
-    from ._core.statistics import SessionStatistics
-    from ._session.batch import Batch, BatchStatistics
-    from ._session.session import KlingSession
-    from ._worker.enqueue import enqueue
-    from ._worker.worker import Worker
     from .ledger import Ledger, Row, State, read_ledger
     from .limits import NoLimit, RateLimiter, StartsPerWindow
     from .providers import GPTProto, Provider, WaveSpeed
@@ -85,6 +86,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LEVELS",
     "MODELS",
+    "AiohttpTransport",
     "ApiError",
     "AuthenticationError",
     "Batch",
@@ -182,7 +184,7 @@ _PLACES = {
         "._core.budget": "Budget",
         "._core.catalogue": "LEVELS MODELS Certainty EndImage Level Model Price",
         "._core.clock": "Clock",
-        "._core.errors": (
+        ".errors": (
             "ApiError AuthenticationError BudgetExceededError ConfigurationError ConnectFailedError "
             "ConnectionLostError InsufficientBalanceError InvalidJobError KeyReusedError KlingError LedgerError "
             "ManifestError ModerationError NoOutputError NotFoundError NotInHandError OutputGoneError "
@@ -199,6 +201,7 @@ _PLACES = {
         "._core.schema": "Field",
         "._core.secret": "Secret",
         "._core.statistics": "SessionStatistics",
+        "._http.transport": "AiohttpTransport",
         "._session.session": "KlingSession",
         "._worker.enqueue": "enqueue",
         "._worker.worker": "Worker",
@@ -215,7 +218,7 @@ _MODULES = ("errors", "events")
 
 def __getattr__(name: str) -> object:
     if name in _MODULES:
-        value: object = import_module(f"._core.{name}", __name__)
+        value: object = import_module(f".{name}", __name__)
     elif name in _PLACES:
         value = getattr(import_module(_PLACES[name], __name__), name)
     else:

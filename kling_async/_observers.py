@@ -1,41 +1,51 @@
-"""Who listens to what happens."""
+"""Publish a session's events to its observers and to the log.
+
+Log records of `kling_async`: what costs money at INFO, what needs attention at WARNING, the rest at DEBUG. Each has
+`kling_event`, `kling_key` and `kling_batch` as fields for structured logs, and `kling_prediction` where there is one.
+None holds a prompt or the URL of an image.
+"""
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, ParamSpec
 
-from ._log import hears, log_event
+from . import events
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._core.events import Event, Observer
+    from .events import Event, Observer
 
 log = logging.getLogger("kling_async")
 
 P = ParamSpec("P")
 
+_WARNINGS = frozenset({events.Refused, events.Uncertain})
+"""Events that may be logged at WARNING; all others are logged at INFO at most."""
+
 
 class Observers:
-    """The log and the observers of a session. Called with a kind of event and its fields, it tells them.
-
-    An event is made when there is somebody to tell it to: every job has nine, and mostly there is nobody.
+    """The observers of a session, and the log.
 
     Args:
-        observers: Are told everything.
+        observers: Receive every event.
     """
 
     def __init__(self, observers: tuple[Observer, ...]) -> None:
         self._observers = observers
 
     def add(self, observer: Observer) -> None:
-        """Tell one more of what happens from now on."""
+        """Publish later events to one more observer."""
         self._observers += (observer,)
 
     def __call__(self, kind: Callable[P, Event], *arguments: P.args, **fields: P.kwargs) -> None:
-        """Tell everybody who listens."""
-        observers = (log_event, *self._observers) if hears(kind) else self._observers
+        """Publish an event, given as its type and its fields.
+
+        The event is made only if it has a receiver: every job has nine, and mostly there is none.
+        """
+        logged = kind in _WARNINGS or log.isEnabledFor(logging.INFO)
+        observers = (log_event, *self._observers) if logged else self._observers
         if not observers:
             return
         event = kind(*arguments, **fields)
@@ -44,3 +54,36 @@ class Observers:
                 observer(event)
             except Exception:
                 log.exception("an observer raised at %s", type(event).__name__)
+
+
+def log_event(event: Event) -> None:
+    """Log one event."""
+    match event:
+        case events.Accepted(prediction=prediction):
+            _log(logging.INFO, event, "job %s was accepted as prediction %s", event.key, prediction.id)
+        case events.Refused(error=error, again=None):
+            _log(logging.WARNING, event, "job %s was refused: %s", event.key, error.message)
+        case events.Refused(error=error, again=again):
+            _log(logging.INFO, event, "job %s was not accepted, again in %.1f s: %s", event.key, again, error.message)
+        case events.Uncertain(error=error):
+            _log(logging.WARNING, event, "job %s: %s", event.key, error)
+        case events.Changed(prediction=prediction):
+            level = logging.INFO if prediction.status.ended else logging.DEBUG
+            verb = "ended as" if prediction.status.ended else "is"
+            _log(level, event, "prediction %s of job %s %s %s", prediction.id, event.key, verb, prediction.raw_status)
+        case events.Saved(file=file):
+            _log(logging.INFO, event, "job %s was saved as %s", event.key, file)
+        case events.Submitting(attempt=attempt):
+            _log(logging.DEBUG, event, "job %s is being submitted, attempt %d", event.key, attempt)
+        case _:
+            pass
+
+
+def _log(level: int, event: Event, message: str, *arguments: object) -> None:
+    if not log.isEnabledFor(level):
+        return
+    fields = {"kling_event": type(event).__name__, "kling_key": event.key, "kling_batch": event.batch}
+    prediction = getattr(event, "prediction", None)
+    if prediction is not None:
+        fields["kling_prediction"] = prediction.id
+    log.log(level, message, *arguments, extra=fields)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._core.errors import SessionClosedError
+from .errors import SessionClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

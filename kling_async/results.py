@@ -27,8 +27,8 @@ from typing import IO, TYPE_CHECKING, Any, Final, Protocol, cast
 
 import attrs
 
-from ._core.errors import ConfigurationError, InvalidJobError
 from ._core.job import Job, JobFields
+from .errors import ConfigurationError, InvalidJobError
 from .ledger import State, is_url, read_ledger, read_steps
 from .manifest import NOTE
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kling_async._core.budget import Budget, Cap, Origin, Reservation
-from kling_async._core.errors import LedgerError, PriceUnknownError
 from kling_async._core.states import Entry, State
+from kling_async.errors import LedgerError, PriceUnknownError
 
 from .prices import Prices
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from .errors import BudgetExceededError, ConfigurationError
+from kling_async.errors import BudgetExceededError, ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Literal
 
 import attrs
 
+from kling_async.errors import UnsupportedError
+
 from . import schema
-from .errors import UnsupportedError
 from .schema import Field
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from kling_async.errors import LedgerError
+
 from .catalogue import Model
-from .errors import LedgerError
 from .job import Job, Shot
 
 if TYPE_CHECKING:

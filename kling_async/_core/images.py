@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, TypeAlias, cast
 from urllib.parse import urlsplit
 
-from .errors import InvalidJobError, Problem
+from kling_async.errors import InvalidJobError, Problem
 
 MAX_IMAGE_BYTES = 10 * 1024 * 1024
 """Bytes of an input image (Kling 2.1 pages)."""

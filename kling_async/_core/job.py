@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast
 
 import attrs
 
+from kling_async.errors import InvalidJobError, Problem
+
 from .catalogue import DEFAULT_MODEL, MAX_TEXT, Model, Price, find_model, near_names
-from .errors import InvalidJobError, Problem
 from .images import Image, ImageSource, at_rest, image_repr
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import attrs
 
-from .errors import KlingError, NoOutputError, PredictionFailedError, Spent, StorageError
+from kling_async.errors import KlingError, NoOutputError, PredictionFailedError, Spent, StorageError
+
 from .job import Job
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .errors import ConfigurationError
+from kling_async.errors import ConfigurationError
 
 
 class Secret:

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import attrs
 
-from .errors import (
+from kling_async.errors import (
     ApiError,
     AuthenticationError,
     InsufficientBalanceError,
@@ -26,6 +26,7 @@ from .errors import (
     RequestRejectedError,
     TransportError,
 )
+
 from .prediction import Prediction
 
 

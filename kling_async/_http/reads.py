@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kling_async._core.clock import Clock
-from kling_async._core.errors import ApiError
 from kling_async._core.transport import Transport
+from kling_async.errors import ApiError
 from kling_async.providers import Provider
 
 from .retry import send_read

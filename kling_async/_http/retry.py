@@ -6,9 +6,9 @@ import itertools
 import random
 from typing import TYPE_CHECKING
 
-from kling_async._core.errors import TransportError
 from kling_async._core.http import Effect
 from kling_async._core.polling import Backoff
+from kling_async.errors import TransportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

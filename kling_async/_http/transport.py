@@ -20,7 +20,9 @@ import aiohttp
 from yarl import URL
 
 from kling_async import __version__
-from kling_async._core.errors import (
+from kling_async._core.http import Effect, HttpRequest, HttpResponse, Timeouts
+from kling_async._core.transport import shown
+from kling_async.errors import (
     ConfigurationError,
     ConnectFailedError,
     ConnectionLostError,
@@ -28,8 +30,6 @@ from kling_async._core.errors import (
     TransportError,
     TransportTimeoutError,
 )
-from kling_async._core.http import Effect, HttpRequest, HttpResponse, Timeouts
-from kling_async._core.transport import shown
 
 from .timeouts import TaskTimeouts
 

@@ -8,9 +8,9 @@ import io
 import stat
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from kling_async._core.errors import ConfigurationError, InvalidJobError, Problem
 from kling_async._core.images import MAX_IMAGE_BYTES, MIN_IMAGE_SIDE
 from kling_async._core.media import TAKEN, ImageFacts
+from kling_async.errors import ConfigurationError, InvalidJobError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

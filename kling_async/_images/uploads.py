@@ -13,18 +13,18 @@ import anyio
 import anyio.to_thread
 import attrs
 
-from kling_async._core.errors import (
+from kling_async._core.http import Effect, HttpRequest
+from kling_async._core.images import MAX_IMAGE_BYTES
+from kling_async._core.media import FITTED, ImageFacts
+from kling_async._core.transport import shown
+from kling_async._http.retry import send_read
+from kling_async.errors import (
     ApiError,
     KlingError,
     RateLimitedError,
     RequestRejectedError,
     ServerError,
 )
-from kling_async._core.http import Effect, HttpRequest
-from kling_async._core.images import MAX_IMAGE_BYTES
-from kling_async._core.media import FITTED, ImageFacts
-from kling_async._core.transport import shown
-from kling_async._http.retry import send_read
 
 from .preflight import invalid, preflight, read, sha256
 

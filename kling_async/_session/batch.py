@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Self, TypeAlias, cast
 import anyio
 import attrs
 
-from kling_async._core.errors import KlingError, SkippedError, SubmissionUncertainError
 from kling_async._core.job import Job
 from kling_async._submission.drain import Drain
+from kling_async.errors import KlingError, SkippedError, SubmissionUncertainError
 from kling_async.ledger._recall import Recalled, recall
 
 from .job_run import JobRun

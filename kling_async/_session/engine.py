@@ -12,7 +12,6 @@ import anyio
 import attrs
 
 from kling_async._budget.reservations import Reservations
-from kling_async._core.errors import LedgerError
 from kling_async._core.prediction import Prediction
 from kling_async._core.states import State
 from kling_async._core.statistics import SessionStatistics
@@ -26,6 +25,7 @@ from kling_async._submission.running import RunningPredictions
 from kling_async._submission.submitter import Submitter
 from kling_async._tasks import CriticalTasks
 from kling_async._watching.watcher import Watcher
+from kling_async.errors import LedgerError
 from kling_async.ledger import SharedLedger, open_ledger, origin_of
 from kling_async.limits import Gate, Slots, StartsPerWindow
 

@@ -12,18 +12,6 @@ from kling_async._budget.reservations import Reservations
 from kling_async._core.catalogue import Level
 from kling_async._core.clock import Clock
 from kling_async._core.content import image_digests
-from kling_async._core.errors import (
-    BudgetExceededError,
-    InvalidJobError,
-    KeyReusedError,
-    KlingError,
-    NotFoundError,
-    PredictionError,
-    SkippedError,
-    SubmissionUncertainError,
-)
-from kling_async._core.events import Accepted as AcceptedEvent
-from kling_async._core.events import Begun, Refused, Retrying, Uploaded
 from kling_async._core.polling import Backoff
 from kling_async._core.prediction import RETRIED, Prediction
 from kling_async._core.reconciliation import fingerprint
@@ -40,6 +28,18 @@ from kling_async._submission.running import RunningPredictions
 from kling_async._submission.submitter import Submitter
 from kling_async._tasks import CriticalTasks
 from kling_async._watching.watcher import Watcher
+from kling_async.errors import (
+    BudgetExceededError,
+    InvalidJobError,
+    KeyReusedError,
+    KlingError,
+    NotFoundError,
+    PredictionError,
+    SkippedError,
+    SubmissionUncertainError,
+)
+from kling_async.events import Accepted as AcceptedEvent
+from kling_async.events import Begun, Refused, Retrying, Uploaded
 from kling_async.ledger import Ledger, SharedLedger
 from kling_async.ledger._recall import RETENTION_S, check_images, prediction_of
 from kling_async.limits import Gate, Slots

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kling_async._core.content import IDENTITY_VERSION, Content, content_of
-from kling_async._core.errors import InvalidJobError, Problem
 from kling_async._images.uploads import digest
+from kling_async.errors import InvalidJobError, Problem
 
 if TYPE_CHECKING:
     from kling_async._core.job import Job

@@ -9,8 +9,8 @@ import attrs
 
 from kling_async._core.budget import Budget
 from kling_async._core.catalogue import LEVELS, Level
-from kling_async._core.errors import ConfigurationError, UnsupportedError
 from kling_async._core.polling import WatchPolicy
+from kling_async.errors import ConfigurationError, UnsupportedError
 from kling_async.providers import PROVIDERS, Provider
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     import aiohttp
 
     from kling_async._core.clock import Clock
-    from kling_async._core.events import Observer
     from kling_async._core.http import Timeouts
     from kling_async._core.transport import Transport
     from kling_async._submission.doubts import OnUncertain
+    from kling_async.events import Observer
     from kling_async.ledger import Ledger
     from kling_async.limits import RateLimiter
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kling_async._core import events
-from kling_async._core.errors import KlingError, PredictionError, Spent
+from kling_async import events
 from kling_async._core.prediction import Outcome, Prediction, SavedFile
+from kling_async.errors import KlingError, PredictionError, Spent
 
 if TYPE_CHECKING:
     from kling_async.storage import Outputs

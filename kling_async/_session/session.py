@@ -11,11 +11,11 @@ import attrs
 
 from kling_async._clock import SystemClock
 from kling_async._core.catalogue import Model
-from kling_async._core.errors import ConfigurationError, KlingError, SessionClosedError
 from kling_async._core.http import Timeouts
 from kling_async._core.images import image_at_rest
 from kling_async._core.job import Job, JobFields
 from kling_async._tasks import CriticalTasks, finish
+from kling_async.errors import ConfigurationError, KlingError, SessionClosedError
 
 from .account_calls import ServiceCalls
 from .job_run import JobRun
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from kling_async._core.budget import Budget
     from kling_async._core.catalogue import Level
     from kling_async._core.clock import Clock
-    from kling_async._core.events import Observer
     from kling_async._core.images import ImageSource
     from kling_async._core.polling import WatchPolicy
     from kling_async._core.prediction import Prediction, SavedFile
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from kling_async._core.statistics import SessionStatistics
     from kling_async._core.transport import Transport
     from kling_async._submission.doubts import OnUncertain
+    from kling_async.events import Observer
     from kling_async.ledger import Ledger
     from kling_async.limits import RateLimiter
     from kling_async.providers import Provider

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kling_async._core.clock import Clock
-from kling_async._core.errors import LedgerError
 from kling_async._core.states import Entry, Row, State
 from kling_async._submission.claims import Claims
 from kling_async._submission.doubts import Doubts
 from kling_async._submission.running import RunningPredictions
 from kling_async._submission.submitter import Submitter
 from kling_async._watching.watcher import Watcher
+from kling_async.errors import LedgerError
 from kling_async.ledger import Ledger, SharedLedger
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Self
 
 import attrs
 
-from kling_async._core.errors import InvalidJobError, KlingError, Problem
-from kling_async._core.events import Left
+from kling_async.errors import InvalidJobError, KlingError, Problem
+from kling_async.events import Left
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import attrs
 
-from kling_async._core.errors import (
+from kling_async._core.reconciliation import Adopted, Doubt, Held, Settlement, Unaccepted
+from kling_async._core.states import Entry, Row, State
+from kling_async.errors import (
     BudgetExceededError,
     KlingError,
     LedgerError,
@@ -15,8 +17,6 @@ from kling_async._core.errors import (
     Spent,
     SubmissionUncertainError,
 )
-from kling_async._core.reconciliation import Adopted, Doubt, Held, Settlement, Unaccepted
-from kling_async._core.states import Entry, Row, State
 
 from .reconciler import Reconciler
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from kling_async._core.errors import SkippedError
+from kling_async.errors import SkippedError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from kling_async._core.errors import KlingError
+    from kling_async.errors import KlingError
 
 
 class Drain:

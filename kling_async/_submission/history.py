@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
-from kling_async._core.errors import ApiError, ProtocolError, RateLimitedError, ServerError
 from kling_async._http.pagination import MAX_PAGE_SIZE, Paginator
 from kling_async._http.retry import pause
+from kling_async.errors import ApiError, ProtocolError, RateLimitedError, ServerError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

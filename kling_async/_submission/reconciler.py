@@ -10,15 +10,6 @@ from typing import TYPE_CHECKING
 import anyio
 import attrs
 
-from kling_async._core.errors import (
-    ApiError,
-    LedgerError,
-    NotFoundError,
-    NotInHandError,
-    PermissionDeniedError,
-    TransportError,
-    UnsupportedError,
-)
 from kling_async._core.reconciliation import (
     Adopted,
     Doubt,
@@ -32,6 +23,15 @@ from kling_async._core.reconciliation import (
     without_images,
 )
 from kling_async._core.states import Entry, State
+from kling_async.errors import (
+    ApiError,
+    LedgerError,
+    NotFoundError,
+    NotInHandError,
+    PermissionDeniedError,
+    TransportError,
+    UnsupportedError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kling_async._core.clock import Clock
-from kling_async._core.errors import KlingError, RateLimitedError, Spent
 from kling_async._core.polling import Backoff
+from kling_async.errors import KlingError, RateLimitedError, Spent
 from kling_async.limits import Gate
 
 if TYPE_CHECKING:

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING
 import anyio
 import attrs
 
-from kling_async._core import events
+from kling_async import events
 from kling_async._core.clock import Clock
 from kling_async._core.copies import changed
-from kling_async._core.errors import (
+from kling_async._core.states import Entry, Row, State
+from kling_async._core.submission import Accepted, Rejected, Uncertain, Verdict, judge
+from kling_async._core.transport import Transport
+from kling_async._observers import Observers
+from kling_async.errors import (
     ApiError,
     ConnectionLostError,
     KlingError,
@@ -22,10 +26,6 @@ from kling_async._core.errors import (
     SubmissionUncertainError,
     TransportError,
 )
-from kling_async._core.states import Entry, Row, State
-from kling_async._core.submission import Accepted, Rejected, Uncertain, Verdict, judge
-from kling_async._core.transport import Transport
-from kling_async._observers import Observers
 from kling_async.ledger import Ledger, SharedLedger
 from kling_async.limits import Gate
 from kling_async.providers import Provider

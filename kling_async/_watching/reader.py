@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
-from kling_async._core.errors import (
+from kling_async._core.prediction import Prediction
+from kling_async.errors import (
     ApiError,
     AuthenticationError,
     InsufficientBalanceError,
@@ -21,7 +22,6 @@ from kling_async._core.errors import (
     TransportError,
     UnsupportedError,
 )
-from kling_async._core.prediction import Prediction
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kling_async._clock import SystemClock
-from kling_async._core.errors import ConfigurationError, InvalidJobError, Problem
 from kling_async._session.batch import Jobs, each
 from kling_async._session.keys import KeyAssigner, read_content
+from kling_async.errors import ConfigurationError, InvalidJobError, Problem
 from kling_async.ledger import SharedLedger, open_ledger
 
 if TYPE_CHECKING:

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from kling_async._core.errors import (
+from kling_async._core.states import Row, State
+from kling_async._session.job_run import JobRun
+from kling_async._session.outcome import run_to_outcome
+from kling_async._session.session import engine_of
+from kling_async._submission.drain import Drain
+from kling_async.errors import (
     BudgetExceededError,
     ConfigurationError,
     InsufficientBalanceError,
@@ -24,11 +29,6 @@ from kling_async._core.errors import (
     SubmissionUncertainError,
     UnsupportedError,
 )
-from kling_async._core.states import Row, State
-from kling_async._session.job_run import JobRun
-from kling_async._session.outcome import run_to_outcome
-from kling_async._session.session import engine_of
-from kling_async._submission.drain import Drain
 from kling_async.ledger._recall import recall_one
 from kling_async.storage import Outputs, target_path
 

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from kling_async import __version__
-from kling_async._core.errors import (
+from kling_async.errors import (
     ConfigurationError,
     InvalidJobError,
     KlingError,

@@ -10,9 +10,9 @@ import anyio.to_thread
 import attrs
 
 from kling_async._budget.prices import MAX_IDS_PER_PAGE
-from kling_async._core.errors import LedgerError, NotInHandError
 from kling_async._core.states import OPEN, Entry
 from kling_async._session.session import engine_of
+from kling_async.errors import LedgerError, NotInHandError
 from kling_async.ledger import Row
 
 from .reading import rows_of, steps_of

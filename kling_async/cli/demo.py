@@ -14,10 +14,10 @@ import anyio
 import attrs
 from rich.text import Text
 
-from kling_async._core.errors import ConfigurationError, InvalidJobError, Problem
 from kling_async._core.job import Job, JobFields
 from kling_async._images.preflight import preflight
 from kling_async._session.session import KlingSession
+from kling_async.errors import ConfigurationError, InvalidJobError, Problem
 
 from .choices import LevelChoice, ProfileChoice
 from .interrupts import Exit, interruptible, took_interrupt

@@ -14,8 +14,8 @@ import attrs
 import typer
 from rich.text import Text
 
-from kling_async._core.errors import ConfigurationError, LedgerError, NotInHandError
 from kling_async._core.states import IN_DOUBT, Entry, State
+from kling_async.errors import ConfigurationError, LedgerError, NotInHandError
 from kling_async.ledger import Doubt
 from kling_async.results import job_of
 

@@ -10,8 +10,8 @@ import anyio
 import attrs
 from rich.text import Text
 
-from kling_async._core.errors import ApiError
 from kling_async._session.session import KlingSession
+from kling_async.errors import ApiError
 from kling_async.manifest import Kind
 
 from .interrupts import Exit

@@ -11,8 +11,8 @@ import anyio
 import attrs
 from rich.text import Text
 
-from kling_async._core.errors import ConfigurationError, KlingError
 from kling_async._session.session import KlingSession
+from kling_async.errors import ConfigurationError, KlingError
 
 from .interrupts import Exit, interruptible, took_interrupt
 from .ledgers import LedgerName

@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from kling_async._core.errors import InvalidJobError, KlingError, ManifestError, RowProblem, Spent
+from kling_async.errors import InvalidJobError, KlingError, ManifestError, RowProblem, Spent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

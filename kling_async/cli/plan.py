@@ -11,7 +11,7 @@ from rich.text import Text
 
 from kling_async._core.account import ServicePrice
 from kling_async._core.catalogue import Certainty, Price, find_model
-from kling_async._core.errors import UnsupportedError
+from kling_async.errors import UnsupportedError
 from kling_async.manifest import Kind
 
 from .output import clean, say, span, table, usd

@@ -17,10 +17,10 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from kling_async._core import events
-from kling_async._core.errors import SkippedError
+from kling_async import events
 from kling_async._core.job import Job
 from kling_async._core.prediction import Status
+from kling_async.errors import SkippedError
 
 from .output import clean, pretty, size, span, usd
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from kling_async._core.budget import Budget
     from kling_async._core.clock import Clock
-    from kling_async._core.errors import KlingError
-    from kling_async._core.events import Event, Observer
+    from kling_async.errors import KlingError
+    from kling_async.events import Event, Observer
 
 _REFRESH_SECONDS: Final = 0.1
 _SPARE_LINES: Final = 9

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from kling_async._core.errors import ConfigurationError
+from kling_async.errors import ConfigurationError
 from kling_async.ledger import Row, State, read_ledger, read_steps
 from kling_async.ledger._recall import RETENTION_S
 from kling_async.ledger.sqlite import writer_of

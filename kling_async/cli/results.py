@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.text import Text
 
-from kling_async._core.errors import (
+from kling_async.errors import (
     KlingError,
     PredictionFailedError,
     PredictionTimeoutError,
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from kling_async._core.errors import RowProblem
     from kling_async._core.prediction import Outcome
+    from kling_async.errors import RowProblem
     from kling_async.ledger import Row
 
     from .ledgers import LedgerName

@@ -10,8 +10,8 @@ import attrs
 from rich.text import Text
 
 from kling_async._clock import SystemClock
-from kling_async._core.errors import ConfigurationError
 from kling_async._core.states import UNSENT
+from kling_async.errors import ConfigurationError
 from kling_async.ledger import State
 from kling_async.manifest import Kind
 from kling_async.results import job_of

@@ -9,7 +9,7 @@ import attrs
 from rich.text import Text
 
 from kling_async._clock import SystemClock
-from kling_async._core.errors import ConfigurationError
+from kling_async.errors import ConfigurationError
 
 from .choices import ProfileChoice
 from .interrupts import Exit, interruptible

@@ -18,7 +18,9 @@ import typer
 from rich.text import Text
 
 from kling_async._core.budget import Budget
-from kling_async._core.errors import (
+from kling_async._session.batch import Batch
+from kling_async._session.session import KlingSession
+from kling_async.errors import (
     ApiError,
     KlingError,
     PriceUnknownError,
@@ -26,8 +28,6 @@ from kling_async._core.errors import (
     TransportError,
     UnsupportedError,
 )
-from kling_async._session.batch import Batch
-from kling_async._session.session import KlingSession
 from kling_async.results import Format, export
 
 from .audit import Audit, audit

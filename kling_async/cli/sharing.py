@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kling_async._clock import SystemClock
-from kling_async._core.errors import KlingError
 from kling_async._session.session import KlingSession
 from kling_async._worker.enqueue import enqueue as enqueue_jobs
 from kling_async._worker.enqueue import shared_ledger
 from kling_async._worker.worker import Worker
+from kling_async.errors import KlingError
 from kling_async.manifest import read_manifest
 
 from .choices import LevelChoice

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 from rich.text import Text
 
-from kling_async._core.errors import ManifestError
+from kling_async.errors import ManifestError
 from kling_async.manifest import Manifest, read_manifest
 
 from .output import clean

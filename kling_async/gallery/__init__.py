@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from kling_async._core.clock import Clock
-    from kling_async._core.events import Event, Observer
+    from kling_async.events import Event, Observer
 
     from .cards import Card
 

@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from kling_async._core import events
+from kling_async import events
 from kling_async._core.catalogue import find_model
-from kling_async._core.errors import (
+from kling_async._core.images import Image
+from kling_async._core.prediction import Prediction, Status
+from kling_async.errors import (
     KlingError,
     PredictionTimeoutError,
     SkippedError,
     Spent,
     SubmissionUncertainError,
 )
-from kling_async._core.images import Image
-from kling_async._core.prediction import Prediction, Status
 from kling_async.ledger import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from kling_async._core.events import Event, Observer
     from kling_async._core.job import Job
     from kling_async._core.prediction import Outcome, SavedFile
+    from kling_async.events import Event, Observer
     from kling_async.ledger import Row
 
 LIMIT = 20_000

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import attrs
 
-from kling_async._core.errors import ConfigurationError
+from kling_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import jinja2

@@ -14,9 +14,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import anyio
 import attrs
 
-from kling_async._core import events
+from kling_async import events
 from kling_async._core.content import Content, image_digests, recalled
-from kling_async._core.errors import (
+from kling_async._core.prediction import Prediction, Status
+from kling_async._core.states import Entry, Row, State
+from kling_async._session.job_run import JobRun
+from kling_async._session.outcome import run_to_outcome
+from kling_async._session.session import engine_of, fresh_key
+from kling_async.errors import (
     ConfigurationError,
     KeyReusedError,
     KlingError,
@@ -26,11 +31,6 @@ from kling_async._core.errors import (
     SubmissionUncertainError,
     UnknownJobError,
 )
-from kling_async._core.prediction import Prediction, Status
-from kling_async._core.states import Entry, Row, State
-from kling_async._session.job_run import JobRun
-from kling_async._session.outcome import run_to_outcome
-from kling_async._session.session import engine_of, fresh_key
 from kling_async.ledger._recall import UNFINISHED, recall
 
 from ._problems import answer

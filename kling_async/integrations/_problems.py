@@ -7,7 +7,8 @@ from typing import Any, Final
 
 import attrs
 
-from kling_async._core.errors import (
+from kling_async._core.prediction import MODERATION
+from kling_async.errors import (
     AuthenticationError,
     BudgetExceededError,
     ConnectFailedError,
@@ -39,7 +40,6 @@ from kling_async._core.errors import (
     UnsupportedError,
     WebhookRefusedError,
 )
-from kling_async._core.prediction import MODERATION
 
 MEDIA_TYPE: Final = "application/problem+json"
 

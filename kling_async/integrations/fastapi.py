@@ -39,8 +39,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import anyio
 
-from kling_async._core.errors import ConfigurationError, KlingError
 from kling_async._session.session import KlingSession
+from kling_async.errors import ConfigurationError, KlingError
 from kling_async.webhooks import asgi_app
 
 from ._job_service import Change, JobService, JobState, JobStatus

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
-from kling_async._core import events
-from kling_async._core.errors import KlingError, SessionClosedError, SubmissionUncertainError
+from kling_async import events
 from kling_async._session.session import engine_of
+from kling_async.errors import KlingError, SessionClosedError, SubmissionUncertainError
 
 from . import names
 

@@ -23,9 +23,9 @@ import attrs
 import procrastinate
 from procrastinate import exceptions, jobs, tasks
 
-from kling_async._core.errors import ConfigurationError
 from kling_async._worker.enqueue import ANALYZE_AFTER_JOBS, portions
 from kling_async._worker.worker import Worker
+from kling_async.errors import ConfigurationError
 from kling_async.ledger.postgres import PostgresLedger
 
 if TYPE_CHECKING:

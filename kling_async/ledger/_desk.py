@@ -24,8 +24,8 @@ import psycopg
 from kling_async._core.budget import Cap, Purse, pay
 from kling_async._core.catalogue import Level
 from kling_async._core.content import Content
-from kling_async._core.errors import BudgetExceededError, LedgerError, NotInHandError
 from kling_async._core.states import Entry, Row, State
+from kling_async.errors import BudgetExceededError, LedgerError, NotInHandError
 from kling_async.ledger import _notes as notes
 from kling_async.ledger import _tables as tables
 

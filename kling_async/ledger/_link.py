@@ -13,7 +13,7 @@ from urllib.parse import quote
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from kling_async._core.errors import ConfigurationError, LedgerError
+from kling_async.errors import ConfigurationError, LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence

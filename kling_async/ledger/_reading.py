@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from kling_async._core.errors import LedgerError
 from kling_async._core.states import State, Step
+from kling_async.errors import LedgerError
 from kling_async.ledger import _tables as tables
 
 from ._link import Address

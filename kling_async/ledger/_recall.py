@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kling_async._core.content import IMAGES, Content, digests, files, recalled
-from kling_async._core.errors import InvalidJobError, KeyReusedError, Problem
 from kling_async._core.job import Job
 from kling_async._core.media import FITTED
 from kling_async._core.prediction import Prediction, Status
 from kling_async._core.states import Row, State
+from kling_async.errors import InvalidJobError, KeyReusedError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence

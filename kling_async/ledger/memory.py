@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from kling_async._core import content as contents
 from kling_async._core.content import Content
-from kling_async._core.errors import KeyReusedError, LedgerError
 from kling_async._core.states import Row, State
+from kling_async.errors import KeyReusedError, LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -14,8 +14,8 @@ import attrs
 
 from kling_async._core import content as contents
 from kling_async._core.content import Content, checked_identity
-from kling_async._core.errors import ConfigurationError, KeyReusedError, LedgerError
 from kling_async._core.states import ENDED, OPEN, SENDABLE, Entry, Row, State
+from kling_async.errors import ConfigurationError, KeyReusedError, LedgerError
 from kling_async.ledger import _notes as notes
 from kling_async.ledger import _tables as tables
 

@@ -27,8 +27,8 @@ import attrs
 from kling_async._core import content as contents
 from kling_async._core.content import Content, checked_identity
 from kling_async._core.copies import changed
-from kling_async._core.errors import KeyReusedError, LedgerError
 from kling_async._core.states import Row, State, Step
+from kling_async.errors import KeyReusedError, LedgerError
 from kling_async.ledger._sqlite.tables import APPLICATION_ID, MIGRATIONS, as_newest, migrate
 
 from ._columns import restore, stored

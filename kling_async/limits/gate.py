@@ -11,7 +11,7 @@ from .refusal import Limit, which_limit
 
 if TYPE_CHECKING:
     from kling_async._core.clock import Clock
-    from kling_async._core.errors import RateLimitedError
+    from kling_async.errors import RateLimitedError
 
     from .protocol import RateLimiter
     from .slots import Slot, Slots

@@ -14,9 +14,9 @@ import anyio
 from pyrate_limiter import Rate, RateItem, RedisBucket
 from pyrate_limiter.buckets.redis_bucket import LuaScript
 
-from kling_async._core.errors import ConfigurationError, RateLimiterError
 from kling_async._core.polling import Backoff
 from kling_async._tasks import finish
+from kling_async.errors import ConfigurationError, RateLimiterError
 
 from .pause import Pause
 

@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 import anyio
 
-from kling_async._core.errors import SessionClosedError
+from kling_async.errors import SessionClosedError
 
 from .capacity import Capacity
 from .refusal import Limit

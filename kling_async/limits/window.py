@@ -9,7 +9,7 @@ import anyio
 import anyio.lowlevel
 
 from kling_async._clock import SystemClock
-from kling_async._core.errors import ConfigurationError
+from kling_async.errors import ConfigurationError
 
 from .pause import Pause
 

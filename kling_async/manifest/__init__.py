@@ -25,8 +25,8 @@ import anyio.to_thread
 import attrs
 
 from kling_async._core.catalogue import Certainty, Model, Price
-from kling_async._core.errors import ManifestError, RowProblem
 from kling_async._images.preflight import require_pillow
+from kling_async.errors import ManifestError, RowProblem
 
 from ._check import Keyed, Kind, examined, keyed
 from ._row import NOTE, Source, about

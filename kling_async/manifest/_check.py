@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 import attrs
 
 from kling_async._core.catalogue import Model
-from kling_async._core.errors import InvalidJobError, Problem, RowProblem
 from kling_async._core.job import Job, JobFields
 from kling_async._images.preflight import preflight
+from kling_async.errors import InvalidJobError, Problem, RowProblem
 
 from ._row import NOTE, about
 

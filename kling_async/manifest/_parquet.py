@@ -6,7 +6,7 @@ import math
 from decimal import Decimal
 from typing import IO, TYPE_CHECKING, Any, Final, cast
 
-from kling_async._core.errors import ConfigurationError, Problem
+from kling_async.errors import ConfigurationError, Problem
 
 from ._row import Row, header_problems, unknown
 from ._text import JSON_FIELDS, json_value

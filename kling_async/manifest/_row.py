@@ -8,8 +8,8 @@ from typing import Protocol, cast
 
 import attrs
 
-from kling_async._core.errors import InvalidJobError, Problem, RowProblem
 from kling_async._core.job import Job, JobFields
+from kling_async.errors import InvalidJobError, Problem, RowProblem
 
 NOTE = "_error"
 """A field that a row may have for its readers: why the job failed that it repeats. It is no part of the job."""

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Final, Protocol
 
 import attrs
 
-from kling_async._core.errors import Problem
+from kling_async.errors import Problem
 
 from ._parquet import parquet_rows
 from ._row import Row

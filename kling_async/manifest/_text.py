@@ -11,7 +11,7 @@ from typing import Final
 
 import attrs
 
-from kling_async._core.errors import Problem
+from kling_async.errors import Problem
 
 from ._row import Row, header_problems, unknown
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, NewType, TypeVar, cast
 
 import cattrs
 
-from kling_async._core.errors import (
+from kling_async._core.http import decoded
+from kling_async._core.prediction import MODERATION, Prediction, Status
+from kling_async.errors import (
     ApiError,
     AuthenticationError,
     InsufficientBalanceError,
@@ -24,8 +26,6 @@ from kling_async._core.errors import (
     RequestRejectedError,
     ServerError,
 )
-from kling_async._core.http import decoded
-from kling_async._core.prediction import MODERATION, Prediction, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

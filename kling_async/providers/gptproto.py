@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn
 
 import attrs
 
-from kling_async._core.errors import UnsupportedError
+from kling_async.errors import UnsupportedError
 
 from .wavespeed import WaveSpeed
 

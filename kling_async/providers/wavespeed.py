@@ -10,10 +10,10 @@ from urllib.parse import quote, urlencode
 
 import attrs
 
-from kling_async._core.errors import ConfigurationError, ProtocolError, UnsupportedError
 from kling_async._core.http import Effect, HttpRequest, HttpResponse
 from kling_async._core.media import UploadTicket
 from kling_async._core.secret import Secret
+from kling_async.errors import ConfigurationError, ProtocolError, UnsupportedError
 
 from . import _units, _wire
 

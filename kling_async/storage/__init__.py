@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 
-from kling_async._core.errors import StorageError
+from kling_async.errors import StorageError
 
 from ._download import Download
 from ._outputs import Outputs

@@ -15,10 +15,10 @@ import anyio.to_thread
 import attrs
 
 from kling_async._core.clock import Clock
-from kling_async._core.errors import OutputGoneError, StorageError, TransportError
 from kling_async._core.http import HttpRequest, HttpResponse
 from kling_async._core.transport import Transport, shown
 from kling_async._http.retry import RETRIED_STATUSES, pause
+from kling_async.errors import OutputGoneError, StorageError, TransportError
 
 from ._part import Part
 

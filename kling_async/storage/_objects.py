@@ -24,8 +24,8 @@ from obstore.exceptions import (
 )
 from obstore.store import ObjectStore, from_url
 
-from kling_async._core.errors import ConfigurationError, StorageError
 from kling_async._core.prediction import SavedFile
+from kling_async.errors import ConfigurationError, StorageError
 
 from ._part import Part, beside
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kling_async._core.errors import ConfigurationError
+from kling_async.errors import ConfigurationError
 
 from ._targets import FileTarget
 from .naming import SUFFIX, Template

@@ -13,8 +13,8 @@ import threading
 from pathlib import Path, PurePath
 from typing import BinaryIO, TypeVar
 
-from kling_async._core.errors import StorageError
 from kling_async._core.prediction import SavedFile
+from kling_async.errors import StorageError
 
 from ._mp4 import flaw
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import anyio
 import attrs
 
-from kling_async._core.errors import KlingError, NoOutputError, OutputGoneError, StorageError
-from kling_async._core.events import Saved
 from kling_async._core.states import Entry, Row, State
+from kling_async.errors import KlingError, NoOutputError, OutputGoneError, StorageError
+from kling_async.events import Saved
 from kling_async.ledger._recall import RETENTION_S, prediction_of
 
 if TYPE_CHECKING:

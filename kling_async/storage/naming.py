@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kling_async._core.catalogue import find_model
-from kling_async._core.errors import ConfigurationError
+from kling_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import os

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kling_async._core.content import IDENTITY_VERSION, Content
-from kling_async._core.errors import KeyReusedError, LedgerError
 from kling_async._core.reconciliation import Doubt
 from kling_async._core.states import MOVES, Entry, State
+from kling_async.errors import KeyReusedError, LedgerError
 
 from ._patience import require
 

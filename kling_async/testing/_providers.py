@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from kling_async._core.catalogue import MODELS
-from kling_async._core.errors import ApiError, UnsupportedError
 from kling_async._core.http import Effect, HttpRequest, HttpResponse
 from kling_async._core.job import Job
 from kling_async._core.prediction import Prediction
+from kling_async.errors import ApiError, UnsupportedError
 
 from ._patience import require
 from ._scripted import json_response

@@ -9,8 +9,8 @@ import traceback
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from kling_async._core.errors import ConnectFailedError, ConnectionLostError, TransportError
 from kling_async._core.http import Effect, HttpRequest
+from kling_async.errors import ConnectFailedError, ConnectionLostError, TransportError
 
 from ._patience import patience, require
 

@@ -25,7 +25,7 @@ session, or let the reading find it.
 
 from __future__ import annotations
 
-from kling_async._core.errors import WebhookRefusal, WebhookRefusedError
+from kling_async.errors import WebhookRefusal, WebhookRefusedError
 
 from .receiver import Delivery, WebhookReceiver, parse
 from .servers import aiohttp_handler, asgi_app

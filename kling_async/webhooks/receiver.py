@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import anyio
 import attrs
 
-from kling_async._core.errors import WebhookRefusal, WebhookRefusedError
 from kling_async._core.http import decoded
 from kling_async._core.prediction import Prediction
+from kling_async.errors import WebhookRefusal, WebhookRefusedError
 from kling_async.providers import _wire
 
 from .tokens import token_hash

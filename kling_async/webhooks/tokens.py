@@ -10,7 +10,7 @@ import secrets
 from typing import Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from kling_async._core.errors import ConfigurationError
+from kling_async.errors import ConfigurationError
 
 TOKEN_PARAMETER: Final = "kling_token"  # noqa: S105 -- its name, not a secret
 """The query parameter that holds the token.

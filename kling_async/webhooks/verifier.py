@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import attrs
 
 from kling_async._clock import SystemClock
-from kling_async._core.errors import ConfigurationError, WebhookRefusal, WebhookRefusedError
 from kling_async._core.secret import Secret
+from kling_async.errors import ConfigurationError, WebhookRefusal, WebhookRefusedError
 
 if TYPE_CHECKING:
     from kling_async._core.clock import Clock

@@ -13,8 +13,8 @@ import pytest
 from kling_async import Job
 from kling_async._core.account import Billing
 from kling_async._core.content import Content, content_of
-from kling_async._core.errors import LedgerError
 from kling_async.cli.audit import _Bill, _Job, _note
+from kling_async.errors import LedgerError
 from kling_async.ledger import Entry, Row, SQLiteLedger, State
 
 pytestmark = pytest.mark.anyio

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from kling_async import AuthenticationError, Job, KlingError, Outcome, Prediction, RateLimitedError, SavedFile, Status
 from kling_async import events as ev
-from kling_async._core.errors import SkippedError, SubmissionUncertainError
 from kling_async.cli.output import clean, size, span
 from kling_async.cli.progress import Board, LiveProgress, PlainProgress, progress
+from kling_async.errors import SkippedError, SubmissionUncertainError
 from kling_async.testing import LoopClock
 
 JOB = Job(model="kling-v2.1-pro", prompt="Waves", image="https://e.com/a.png")

@@ -13,7 +13,7 @@ import pytest
 
 import kling_async
 from kling_async import Job, Prediction, Problem, Spent, Status, errors
-from kling_async._core.errors import RowProblem
+from kling_async.errors import RowProblem
 
 JOB = Job(prompt="She smiles", image="https://pictures.example/face.png?sig=c2VjcmV0")
 ABOUT: dict[str, Any] = {"job": JOB, "key": "k1", "prediction_id": "p1", "request_id": "r1"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kling_async import Job
-from kling_async._core.errors import KlingError, ManifestError
+from kling_async.errors import KlingError, ManifestError
 from kling_async.manifest import Kind, read_manifest
 from support.pictures import png
 

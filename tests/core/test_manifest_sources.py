@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from kling_async import ConfigurationError, Job, Model, Shot
-from kling_async._core.errors import ManifestError
 from kling_async._images.preflight import preflight
+from kling_async.errors import ManifestError
 from kling_async.manifest import Kind, Manifest, read_manifest, read_rows
 from support.cli import ROOT
 from support.pictures import encoded, jpeg, png

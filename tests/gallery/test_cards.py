@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from kling_async import Status, events
-from kling_async._core.errors import (
+from kling_async.emulator.tiny import TINY_MP4
+from kling_async.errors import (
     KlingError,
     PredictionTimeoutError,
     RateLimitedError,
     SkippedError,
     SubmissionUncertainError,
 )
-from kling_async.emulator.tiny import TINY_MP4
 from kling_async.gallery.cards import Deck, Stage, fill
 from kling_async.ledger import Row, State
 from support.gallery import START, Script

@@ -14,9 +14,9 @@ from urllib.parse import unquote
 import pytest
 
 from kling_async import Job, KlingSession
-from kling_async._core.errors import LedgerError
 from kling_async.emulator import Emulator, faults
 from kling_async.emulator.tiny import TINY_MP4
+from kling_async.errors import LedgerError
 from kling_async.gallery import Gallery, gallery_of_ledger
 from kling_async.gallery.cards import Deck
 from kling_async.gallery.page import freeze, relative_to, render

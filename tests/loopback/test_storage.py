@@ -22,8 +22,8 @@ from aiohttp import web
 from aiohttp.test_utils import RawTestServer
 from blockbuster import BlockBuster, blockbuster_ctx
 
-from kling_async._core.errors import OutputGoneError, Spent, StorageError, TransportError
 from kling_async._core.prediction import SavedFile
+from kling_async.errors import OutputGoneError, Spent, StorageError, TransportError
 from kling_async.storage import Fields, Outputs, _download, _part, save_output
 from support.outputs import KEY, SHORT, VIDEO, Host, QuickClock, output_host
 from support.videos import box, mp4

@@ -22,8 +22,10 @@ import trustme
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer
 
-from kling_async import _transport
-from kling_async._core.errors import (
+from kling_async._core.http import Effect, HttpRequest, HttpResponse, Timeouts
+from kling_async._http import transport as _transport
+from kling_async._http.transport import AiohttpTransport, map_exception
+from kling_async.errors import (
     ConfigurationError,
     ConnectFailedError,
     ConnectionLostError,
@@ -31,8 +33,6 @@ from kling_async._core.errors import (
     TransportError,
     TransportTimeoutError,
 )
-from kling_async._core.http import Effect, HttpRequest, HttpResponse, Timeouts
-from kling_async._http.transport import AiohttpTransport, map_exception
 
 if TYPE_CHECKING:
     from pathlib import Path

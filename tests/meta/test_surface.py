@@ -90,7 +90,7 @@ def test_all_is_complete() -> None:
     tree = ast.parse(inspect.getsource(kling_async))
     (seen,) = (node for node in tree.body if isinstance(node, ast.If))
     places = {
-        alias.name: f"kling_async.{node.module}"
+        alias.name: f"kling_async.{node.module}" if node.module else "kling_async"
         for node in seen.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names

@@ -9,8 +9,8 @@ from typing import Any
 import attrs
 
 from kling_async import Job, Outcome, Prediction, SavedFile, Status, events
-from kling_async._core.errors import KlingError, PredictionFailedError
-from kling_async._core.events import Observer
+from kling_async.errors import KlingError, PredictionFailedError
+from kling_async.events import Observer
 
 START = 1_800_000_000.0
 IMAGE = "https://pictures.example/face.png?signature=secret"

@@ -20,8 +20,8 @@ from kling_async import (
     SkippedError,
     Spent,
 )
-from kling_async._core.events import Event, Retrying
 from kling_async._core.http import Effect
+from kling_async.events import Event, Retrying
 from kling_async.testing import json_response
 from support.service import IMAGE, Service, open_session
 

@@ -35,7 +35,7 @@ from kling_async._core.http import Effect
 from kling_async._session.job_run import JobRun
 from kling_async._session.session import engine_of
 from kling_async._submission.drain import Drain
-from kling_async.integrations import _desk as job_service
+from kling_async.integrations import _job_service as job_service
 from kling_async.ledger import MemoryLedger
 from kling_async.testing import json_response
 from support.service import IMAGE, Service, open_session

@@ -23,8 +23,8 @@ from kling_async import (
     Spent,
     SubmissionUncertainError,
 )
-from kling_async._core.events import Event, Uncertain
 from kling_async._core.http import Effect
+from kling_async.events import Event, Uncertain
 from kling_async.ledger import Content, Entry, MemoryLedger, Row, State
 from kling_async.testing import json_response
 from kling_async.webhooks import TOKEN_PARAMETER, Delivery, token_hash

@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from decimal import Decimal
 
-    from .job import Job
-    from .prediction import Prediction
+    from kling_async._core.job import Job
+    from kling_async._core.prediction import Prediction
 
 
 class Spent(Enum):

@@ -7,9 +7,9 @@ from typing import TypeAlias
 
 import attrs
 
-from .errors import KlingError
-from .job import Job
-from .prediction import Outcome, Prediction, SavedFile
+from kling_async._core.job import Job
+from kling_async._core.prediction import Outcome, Prediction, SavedFile
+from kling_async.errors import KlingError
 
 
 @attrs.frozen(kw_only=True)
