@@ -32,7 +32,11 @@ from kling_async.errors import (
     SessionClosedError,
     Spent,
 )
-from kling_async.events import Changed
+from kling_async._core.events import Changed
+from kling_async._core.job import Job
+from kling_async._core.planner import Look, LookAtPage, Planner
+from kling_async._core.polling import Backoff, WatchPolicy, WatchStatistics
+from kling_async._core.prediction import Prediction, Status, newer
 
 from .reader import Final, Passing, Reader, Reply
 
@@ -150,7 +154,7 @@ class Watcher:
             singles=self._reader.singles,
             pages=self._reader.pages,
             ended=self._planner.ended,
-            told=self._planner.told,
+            told=self._planner.ended_via_webhook,
             delay=self._planner.delay,
             watched=len(self._watched),
             waiting=sum(len(watched.waiters) for watched in self._watched.values()),
@@ -436,13 +440,13 @@ class Watcher:
                 if not watched.ended:
                     watched.reply = reply
                     created = None if read is None else read.created_at
-                    self._planner.runs(prediction.id, self._clock.monotonic(), created)
+                    self._planner.mark_running(prediction.id, self._clock.monotonic(), created)
                     self._forget(watched)
 
     async def _read_page(self, look: LookAtPage) -> None:
         match await self._reader.read_page(look.number, look.size, look.before):
             case Final():
-                self._planner.no_pages(look, self._clock.monotonic())
+                self._planner.pages_unsupported(look, self._clock.monotonic())
             case Passing(error):
                 self._failed_pages += 1
                 delay = self._pause(self._failed_pages, error)
@@ -484,7 +488,7 @@ class Watcher:
             read = changed(read, id=last.id, key=last.key, model=read.model or last.model)
         watched.prediction = read
         if read.status.ended:
-            self._planner.ends(read.id, self._clock.monotonic(), took=read.inference, told=via_webhook)
+            self._planner.mark_ended(read.id, self._clock.monotonic(), took=read.inference, via_webhook=via_webhook)
         self._observe(Changed, at=self._clock.now(), key=read.key or "", batch=watched.batch, prediction=read)
         for news in watched.changes:
             news.put_nowait(read)

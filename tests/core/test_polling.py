@@ -1,4 +1,4 @@
-"""When to look next, and in which way."""
+"""When the planner polls, and whether one by one or by pages."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from hypothesis import strategies as st
 
 from kling_async import Prediction, Status, WatchPolicy
 from kling_async._core.account import Page
-from kling_async._core.polling import PAGE, REST, Backoff, LookAtOne, LookAtPage, Planner
+from kling_async._core.planner import PAGE_SIZE, PAGES_PAUSE_S, LookAtOne, LookAtPage, Planner
+from kling_async._core.polling import Backoff
 
 EPOCH = datetime(2026, 11, 21, tzinfo=UTC)
 chances = st.floats(0, 1, exclude_max=True)
 PAGES = attrs.evolve(WatchPolicy.fixed(10), pages=True, jitter=0.0)
-"""Looks every 10 seconds, so that the tests are of the pages and not of the times."""
+"""Polls every 10 seconds, so that tests of pages do not depend on learned durations."""
 
 
-def test_failures_double_the_delay_to_the_cap() -> None:
+def test_backoff_doubles_up_to_cap() -> None:
     backoff = Backoff(first=0.5, cap=15)
     assert [backoff.delay(failures, 0.5) for failures in range(1, 8)] == [0.5, 1, 2, 4, 8, 15, 15]
 
 
 @given(st.integers(1, 10**9), chances)
-def test_a_delay_after_failures_stays_within_its_jitter(failures: int, chance: float) -> None:
+def test_backoff_stays_within_jitter(failures: int, chance: float) -> None:
     backoff = Backoff()
     assert 0 < backoff.first * (1 - backoff.jitter) <= backoff.delay(failures, chance)
     assert backoff.delay(failures, chance) <= backoff.cap * (1 + backoff.jitter)
 
 
-def test_policies_have_names() -> None:
+def test_watch_policy_resolves_names_and_rejects_bad_values() -> None:
     assert WatchPolicy.named("balanced") == WatchPolicy.balanced() == WatchPolicy()
     assert WatchPolicy.named("webhook first") == WatchPolicy.named("webhook_first") == WatchPolicy.webhook_first()
-    with pytest.raises(ValueError, match="'lazy': gentle, balanced, eager, webhook first"):
+    with pytest.raises(ValueError, match="expected gentle, balanced, eager, webhook first, got 'lazy'"):
         WatchPolicy.named("lazy")
     for wrong in ({"price": 0}, {"least": 0}, {"jitter": 1.0}, {"deliveries": 1.5}, {"least": 5.0, "most": 4.0}):
         with pytest.raises(ValueError, match=r"must|most"):
@@ -80,29 +81,29 @@ def singles(planner: Planner, now: float) -> list[str]:
     return found
 
 
-def test_a_fixed_interval_is_kept() -> None:
+def test_fixed_policy_polls_at_its_interval() -> None:
     planner = plan(attrs.evolve(WatchPolicy.fixed(5), jitter=0.0))
     for now in (5.0, 10.0, 15.0):
         assert planner.next_due == now
         assert not planner.due(now - 0.1)
         assert singles(planner, now) == ["p0"]
-        planner.runs("p0", now)
+        planner.mark_running("p0", now)
 
 
 @given(chances)
-def test_jitter_stays_within_its_share(chance: float) -> None:
+def test_interval_stays_within_jitter(chance: float) -> None:
     planner = plan(attrs.evolve(WatchPolicy.fixed(10), jitter=0.2), random=chance)
     assert 8 <= planner.next_due <= 12
 
 
-def test_looks_come_when_ends_do() -> None:
-    """By the usual time of 120 s: none at once, then ever more, then fewer for what takes unusually long."""
+def test_polls_are_dense_around_usual_duration() -> None:
+    """With a usual duration of 120 s: rare at first, then dense, then rare again for unusually long runs."""
     planner = plan(attrs.evolve(WatchPolicy.balanced(), jitter=0.0))
     times = [0.0]
     while len(times) < 40:
         times.append(planner.next_due)
         assert singles(planner, times[-1]) == ["p0"]
-        planner.runs("p0", times[-1])
+        planner.mark_running("p0", times[-1])
     gaps = [later - earlier for earlier, later in pairwise(times)]
     assert 30 < gaps[0] <= 60
     assert min(gaps) < 20
@@ -110,54 +111,54 @@ def test_looks_come_when_ends_do() -> None:
     assert gaps[-1] > 2 * min(gaps)
 
 
-def test_who_pays_more_is_told_earlier() -> None:
+def test_lower_price_polls_earlier() -> None:
     firsts = [plan(policy).next_due for policy in (WatchPolicy.eager(), WatchPolicy.balanced(), WatchPolicy.gentle())]
     assert firsts == sorted(firsts)
     assert firsts[0] < firsts[1] < firsts[2]
 
 
-def test_many_are_looked_at_on_one_page() -> None:
+def test_many_predictions_share_one_page() -> None:
     planner = plan(PAGES, 80)
     (look,) = pages(planner, 10)
-    assert (look.number, look.size) == (1, PAGE)
-    assert look.before == EPOCH + timedelta(seconds=0.79, milliseconds=1), "it counts from the newest of them"
+    assert (look.number, look.size) == (1, PAGE_SIZE)
+    assert look.before == EPOCH + timedelta(seconds=0.79, milliseconds=1), "counted from the newest prediction"
     planner.page_read(look, shown(*(f"p{number}" for number in range(80)), of=100), 10.2)
     assert planner.next_due == pytest.approx(20.2)
     (again,) = pages(planner, 20.2)
-    assert (again.before, again.number) == (look.before, look.number), "new arrivals do not move it"
+    assert (again.before, again.number) == (look.before, look.number), "new arrivals do not shift it"
 
 
-def test_many_share_the_price_of_a_page() -> None:
+def test_page_is_read_earlier_than_a_single_prediction() -> None:
     assert plan(WatchPolicy.balanced(), 80).next_due < plan(WatchPolicy.balanced(), 1).next_due / 2
 
 
-def test_one_page_finds_out_whether_there_is_a_list() -> None:
+def test_one_page_request_detects_missing_list() -> None:
     planner = plan(PAGES, 500)
     (look,) = pages(planner, 10)
-    planner.no_pages(look, 10.2)
+    planner.pages_unsupported(look, 10.2)
     asked = set(singles(planner, 10.2))
     while len(asked) < 500:
         asked |= set(singles(planner, planner.next_due))
     assert planner.next_due == float("inf")
     for id_ in asked:
-        planner.runs(id_, 30)
+        planner.mark_running(id_, 30)
     assert len(singles(planner, 41)) == 500
 
 
-def test_few_are_read_one_by_one() -> None:
+def test_few_predictions_are_polled_one_by_one() -> None:
     planner = plan(PAGES, 2)
     assert sorted(singles(planner, 10)) == ["p0", "p1"]
 
 
-def test_without_a_time_of_creation_they_are_read_one_by_one_until_it_is_known() -> None:
+def test_predictions_join_a_page_once_their_creation_time_is_known() -> None:
     planner = plan(PAGES, 5, created=False)
     assert len(singles(planner, 10)) == 5
     for number in range(5):
-        planner.runs(f"p{number}", 10.2, EPOCH + timedelta(seconds=number))
+        planner.mark_running(f"p{number}", 10.2, EPOCH + timedelta(seconds=number))
     assert len(pages(planner, 20.2)) == 1
 
 
-def test_what_a_full_page_does_not_show_is_on_the_next() -> None:
+def test_predictions_missing_on_a_full_page_move_to_the_next() -> None:
     planner = plan(PAGES, 80)
     (look,) = pages(planner, 10)
     planner.page_read(look, shown(*(f"p{number}" for number in range(40, 80)), of=100), 10)
@@ -167,16 +168,16 @@ def test_what_a_full_page_does_not_show_is_on_the_next() -> None:
     assert {look.number for look in pages(planner, 20)} == {1, 2}
 
 
-def test_what_a_short_page_does_not_show_is_read_by_itself() -> None:
+def test_prediction_missing_on_a_short_page_is_polled_alone() -> None:
     planner = plan(PAGES, 10)
     (look,) = pages(planner, 10)
     planner.page_read(look, shown(*(f"p{number}" for number in range(1, 10))), 10)
     assert singles(planner, 10) == ["p0"]
-    planner.runs("p0", 10)
+    planner.mark_running("p0", 10)
     assert sorted(map(type, planner.due(20)), key=str) == [LookAtOne, LookAtPage]
 
 
-def test_those_created_at_one_time_lie_on_pages_one_after_the_other() -> None:
+def test_predictions_with_equal_creation_time_use_consecutive_pages() -> None:
     planner = plan(PAGES, 300, apart=0.0)
     names = [f"p{number}" for number in reversed(range(300))]
     numbers = []
@@ -185,14 +186,14 @@ def test_those_created_at_one_time_lie_on_pages_one_after_the_other() -> None:
         if look is None:
             break
         numbers.append(look.number)
-        start = (look.number - 1) * PAGE
-        planner.page_read(look, shown(*names[start : start + PAGE]), 11)
+        start = (look.number - 1) * PAGE_SIZE
+        planner.page_read(look, shown(*names[start : start + PAGE_SIZE]), 11)
     assert numbers == [1, 2, 3]
     assert sorted(look.number for look in pages(planner, 21)) == [1, 2, 3]
 
 
 def strikes(planner: Planner, page: Page[Prediction], count: int) -> int:
-    """How many pages are asked for when each is answered by this one."""
+    """Return the number of pages requested when each is answered by `page`."""
     asked = 0
     now = 10.0
     while asked < count and planner.next_due < 400:
@@ -202,33 +203,33 @@ def strikes(planner: Planner, page: Page[Prediction], count: int) -> int:
                 asked += 1
                 planner.page_read(look, page, now)
             else:
-                planner.runs(look.prediction_id, now)
+                planner.mark_running(look.prediction_id, now)
     return asked
 
 
-def test_a_list_that_shows_none_of_ours_is_left_alone() -> None:
+def test_list_without_our_predictions_pauses_pages() -> None:
     assert strikes(plan(PAGES, 500), shown("another", of=100), 50) == 3
 
 
-def test_a_list_that_keeps_to_no_filter_is_left_alone() -> None:
+def test_list_that_ignores_its_filter_pauses_pages() -> None:
     planner = plan(PAGES, 20)
     everything = shown(*(f"p{number}" for number in range(20)), of=100, at=EPOCH + timedelta(hours=1))
     assert strikes(planner, everything, 50) == 3
 
 
-def test_a_list_that_fails_is_left_alone_and_tried_again_later() -> None:
+def test_failing_list_pauses_pages_and_is_retried_later() -> None:
     planner = plan(PAGES, 20)
     for now in (10.0, 15.0, 20.0):
         (look,) = pages(planner, now)
         planner.page_failed(look, now, now + 5)
     assert len(singles(planner, 20)) == 20
     for number in range(100, 120):
-        planner.watch(f"p{number}", now=20 + REST, since=20, looked=20, created=EPOCH, kind="kling", usual=120)
-    assert len(pages(planner, 20 + REST)) == 1
+        planner.watch(f"p{number}", now=20 + PAGES_PAUSE_S, since=20, looked=20, created=EPOCH, kind="kling", usual=120)
+    assert len(pages(planner, 20 + PAGES_PAUSE_S)) == 1
 
 
-def test_a_list_that_is_silent_is_checked_by_a_single_read() -> None:
-    """It shows all as running for ever: the reads of one say that they have ended."""
+def test_list_that_shows_no_end_is_verified_by_single_polls() -> None:
+    """The list shows every prediction as running; single polls report the ends."""
     planner = plan(attrs.evolve(WatchPolicy.balanced(), jitter=0.0), 80)
     left, asked, now = {f"p{number}" for number in range(80)}, 0, 0.0
     while left and now < 2000:
@@ -238,16 +239,16 @@ def test_a_list_that_is_silent_is_checked_by_a_single_read() -> None:
                 asked += 1
                 planner.page_read(look, shown(*left, of=100), now)
             elif now >= 120:
-                planner.ends(look.prediction_id, now)
+                planner.mark_ended(look.prediction_id, now)
                 left.remove(look.prediction_id)
             else:
-                planner.runs(look.prediction_id, now)
+                planner.mark_running(look.prediction_id, now)
     assert not left
     assert now < 400
     assert asked < 60
 
 
-def test_the_services_hint_holds_all() -> None:
+def test_hold_delays_all_polls() -> None:
     planner = plan(PAGES, 2)
     planner.hold(100)
     assert planner.next_due == 100
@@ -255,7 +256,7 @@ def test_the_services_hint_holds_all() -> None:
     assert len(singles(planner, 100)) == 2
 
 
-def test_a_look_in_between_puts_off_the_next() -> None:
+def test_page_read_postpones_the_next_look() -> None:
     planner = plan(PAGES, 200)
     first = pages(planner, 10)
     for look in first:
@@ -265,19 +266,19 @@ def test_a_look_in_between_puts_off_the_next() -> None:
 
 
 def first_look(planner: Planner) -> float:
-    """When anything is looked at; what is far off is planned again before."""
+    """Return the time of the first look; plans for the far future are made again before it."""
     while True:
         now = planner.next_due
         if planner.due(now):
             return now
 
 
-def test_reading_is_the_rarer_the_more_webhooks_tell() -> None:
+def test_polls_become_rarer_as_webhooks_arrive() -> None:
     def after(told: bool) -> float:  # noqa: FBT001 -- one of two cases
-        """When one is looked at after 200 others, of which all were told or none."""
+        """Return the age of the first look after 200 ends, all or none of them via webhook."""
         planner = plan(attrs.evolve(WatchPolicy.webhook_first(), jitter=0.0), 200, created=False)
         for number in range(200):
-            planner.ends(f"p{number}", 120, told=told)
+            planner.mark_ended(f"p{number}", 120, via_webhook=told)
         planner.watch("new", now=120, since=120, looked=120, created=None, kind="other", usual=120)
         return first_look(planner) - 120
 
@@ -286,19 +287,19 @@ def test_reading_is_the_rarer_the_more_webhooks_tell() -> None:
     assert after(told=True) > 1.5 * alone
 
 
-def test_the_delay_is_bounded_by_the_look_before_and_by_the_services_own_time() -> None:
+def test_delay_is_bounded_by_last_poll_and_reported_duration() -> None:
     planner = plan(PAGES, 3, created=False)
     for number in range(3):
-        planner.runs(f"p{number}", 100)
-    planner.ends("p0", 110)
+        planner.mark_running(f"p{number}", 100)
+    planner.mark_ended("p0", 110)
     assert planner.delay == 10
-    planner.ends("p1", 110, took=104.0)
-    planner.ends("p2", 110, told=True)
-    assert planner.delay == (10 + 6) / 2, "a webhook does not say"
-    assert (planner.ended, planner.told) == (3, 1)
+    planner.mark_ended("p1", 110, took=104.0)
+    planner.mark_ended("p2", 110, via_webhook=True)
+    assert planner.delay == (10 + 6) / 2, "a webhook gives no bound"
+    assert (planner.ended, planner.ended_via_webhook) == (3, 1)
 
 
-def test_the_first_of_a_kind_finds_out_for_all_that_the_service_is_fast() -> None:
+def test_scout_detects_a_fast_service_for_all_of_its_kind() -> None:
     planner = Planner(attrs.evolve(WatchPolicy.balanced(), jitter=0.0), lambda: 0.5)
     for name in "abcd":
         planner.watch(name, now=0.0, since=0.0, looked=0.0, created=None, kind="k", usual=120.0)
@@ -308,7 +309,7 @@ def test_the_first_of_a_kind_finds_out_for_all_that_the_service_is_fast() -> Non
         for look in planner.due(at):
             assert isinstance(look, LookAtOne)
             looked.append((look.prediction_id, at))
-            planner.runs(look.prediction_id, at)
+            planner.mark_running(look.prediction_id, at)
     assert [look for look in looked if look[0] == "a"][:3] == [("a", 5.0), ("a", 10.0), ("a", 20.0)]
     assert [at for name, at in looked if name != "a" and at < 20] == []
     fast = Planner(attrs.evolve(WatchPolicy.balanced(), jitter=0.0), lambda: 0.5)
@@ -316,7 +317,7 @@ def test_the_first_of_a_kind_finds_out_for_all_that_the_service_is_fast() -> Non
         fast.watch(name, now=0.0, since=0.0, looked=0.0, created=None, kind="k", usual=120.0)
     assert [fast.next_due for _ in fast.due(5.0)] != []
     before = fast.next_due
-    fast.ends("a", 5.0, took=2.0)
+    fast.mark_ended("a", 5.0, took=2.0)
     for look in fast.due(5.0):
         raise AssertionError(look)
     assert fast.next_due < before / 1.5

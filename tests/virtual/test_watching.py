@@ -286,7 +286,7 @@ async def test_the_policy_is_named() -> None:
         service = Service()
         async with open_session(service, watch=watching) as kling:
             assert (await kling.generate(job)).output
-    with pytest.raises(ValueError, match="no policy is called 'lazy'"):
+    with pytest.raises(ValueError, match=r"watch policy: expected gentle, .* got 'lazy'"):
         KlingSession("key", watch="lazy")
 
 
