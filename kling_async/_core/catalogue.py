@@ -1,17 +1,16 @@
-"""The models, as data. A new model is one row.
+"""The models, prices and account levels, as data: a new model is one row of `MODELS`.
 
-Facts come from the vendors' pages (wavespeed.ai/docs/docs-api/kwaivgi/..., the models' llms.txt, docs.gptproto.com).
-Where pages disagree the row holds what is safe to send:
+Sources are the vendors' pages (wavespeed.ai/docs/docs-api/kwaivgi/..., the models' llms.txt, docs.gptproto.com).
+Where they disagree, the row has the values that are safe to send:
 
 * `duration` is an integer (the standard page says string): both are accepted, an integer is sent.
-* 15 s and 20 s stand in two price tables and in no schema: they are refused.
-* `image` is required (two pages call it optional and fall back to a sample picture, which would be charged).
-* The end frame is `end_image` up to 2.1 and `last_image` in 2.5 turbo, and of 2.6 pro it has another name at GPTProto:
-  the row knows its wire names.
+* 15 s and 20 s are in two price tables and in no schema: they are refused.
+* `image` is required (two pages call it optional and fall back to a sample image, which would be charged).
+* The last frame is `end_image` up to 2.1 and `last_image` in 2.5 turbo; GPTProto has another name for that of 2.6 pro.
 * 3.0 and 3 turbo take one prompt or the prompts of several shots. `shot_type` is `intelligence` in the schema and
   `intelligent` in the pages' prose: the schema's word is sent.
-* What a page does not name is refused: the service would drop it silently and charge.
-* The path of the start/end-frame model has a slash; the dashed form is its documentation page, here an alias.
+* Fields that no page names are refused: the service would ignore them and charge.
+* The path of the start/end-frame model has a slash; the dashed form is from its documentation page, here an alias.
 """
 
 from __future__ import annotations
@@ -34,29 +33,29 @@ if TYPE_CHECKING:
     from .account import ServiceModel
 
 
-MAX_TEXT = 2500
-"""Characters of a prompt and of a negative prompt (pages of standard and pro; ComfyUI node)."""
+MAX_TEXT_LENGTH = 2500
+"""Most characters of a prompt or negative prompt (pages of standard and pro; ComfyUI node)."""
 
 
 class Certainty(Enum):
-    """How sure a price is."""
+    """Certainty of a price."""
 
     STATED = "stated"
-    """A page of the vendor prints it."""
+    """Printed on a page of the vendor."""
     INFERRED = "inferred"
-    """Computed from other prices; no page prints it."""
+    """Computed from other prices; printed on no page."""
     UNKNOWN = "unknown"
-    """Nothing was found."""
+    """No price was found."""
 
 
 @attrs.frozen
 class Price:
-    """What one run costs by the price list.
+    """Price of one run by the price list.
 
     Attributes:
-        usd: The amount, or None when it is not known.
-        certainty: How sure it is.
-        source: Where it is from.
+        usd: Amount in USD; None if unknown.
+        certainty: Certainty of the amount.
+        source: Page or inference that it is from.
     """
 
     usd: Decimal | None
@@ -71,12 +70,12 @@ class Price:
 
 @attrs.frozen
 class EndImage:
-    """How a model takes the last frame.
+    """A model's input for the last frame.
 
     Attributes:
-        field: The name on the wire.
+        field: Wire name.
         required: Whether it must be given.
-        elsewhere: Pairs of a provider and the name on its wire, where that is another one.
+        elsewhere: Pairs of a provider and its wire name, for providers with another name.
     """
 
     field: str = "end_image"
@@ -84,7 +83,7 @@ class EndImage:
     elsewhere: tuple[tuple[str, str], ...] = ()
 
     def name_at(self, provider: str) -> str:
-        """The name on the wire of a provider."""
+        """Return the wire name at a provider."""
         return dict(self.elsewhere).get(provider, self.field)
 
 
@@ -92,45 +91,44 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
 def _is_path(model: object, attribute: object, value: str) -> None:
-    """Refuse ids that would lead elsewhere: they come from the service or the caller, and stand in URLs."""
+    """Raise ValueError for an id that is not a plain path: ids from the service or the caller become part of URLs."""
     del model, attribute
     if not _ID.fullmatch(value):
-        raise ValueError(f"no id of a model: {value[:120]!r}")
+        raise ValueError(f"id: expected a model path such as 'vendor/model', got {value[:120]!r}")
 
 
 @attrs.frozen(kw_only=True)
 class Model:
-    """One model. `Job(model=Model(...))` runs one that is in no catalogue.
+    """One model. Use `Job(model=Model(...))` to run one that is not in the catalogue.
 
     Attributes:
-        id: The id, which is its path below `/api/v3/`.
-        name: The short name that users type; by default the id.
-        aliases: Other names for it, refused by the service and accepted here.
-        providers: Names of the providers that have it.
-        prompt_required: Whether a prompt must be given, or shots where the model takes them.
-        max_text: Characters of a prompt and of a negative prompt at most.
-        durations: Seconds that may be asked for, ascending; empty when the model takes no duration.
-        default_duration: Seconds when a job names none; the first of `durations` if it is not among them.
-        duration_type: How the duration is written on the wire.
-        scale: Wire name of the guidance scale, or None when the model has none.
-        scale_range: The least and the greatest value of the guidance scale.
-        negative_prompt: Whether it takes `negative_prompt`.
-        end_image: How it takes a last frame, or None when it takes none.
-        sound: Whether it takes `sound`.
-        shots: How many shots `multi_prompt` may have; 0 when the model takes one prompt only.
-        shot_types: The words that `shot_type` may be; empty when the model takes none.
-        elements: How many items `element_list` may have; 0 when the model takes none.
-        voices: Whether it takes `voice_list`.
-        required: Names of other fields of `Job` that must be given.
-        more: The inputs that go into `Job.extra`, which is checked against them; None when they are not known, and
-            then `extra` is sent as it is.
-        price_per_5s: USD of 5 seconds on WaveSpeed, or None.
-        sound_factor: What `sound=True` multiplies the price by.
-        certainty: How sure the price is.
-        resolution: Of the longer output class: "720p", "1080p", "4k".
-        aspect_note: Whether its page names 1:2.5 to 2.5:1 as the input's aspect ratio.
-        usual: Seconds that a 5 s video usually takes: where learning starts from.
-        source: Where the row is from.
+        id: Model id: its path below `/api/v3/`.
+        name: Short name that users type; by default the id.
+        aliases: Other accepted names; the service itself refuses them.
+        providers: Names of the providers that offer it.
+        prompt_required: Whether a prompt is required, or shots where the model supports them.
+        max_text: Most characters of a prompt or negative prompt.
+        durations: Supported video durations in seconds, ascending; empty if the model has no duration.
+        default_duration: Seconds for jobs without a duration; the first of `durations` if it is not among them.
+        duration_type: JSON type of the duration on the wire.
+        scale: Wire name of the guidance scale; None if the model has none.
+        scale_range: Lowest and highest value of the guidance scale.
+        negative_prompt: Whether it supports `negative_prompt`.
+        end_image: Input for the last frame; None if the model has none.
+        sound: Whether it supports `sound`.
+        shots: Most shots of `multi_prompt`; 0 if the model takes a single prompt only.
+        shot_types: Values of `shot_type`; empty if the model has none.
+        elements: Most items of `element_list`; 0 if the model has none.
+        voices: Whether it supports `voice_list`.
+        required: Names of further `Job` fields that are required.
+        more: Inputs that go into `Job.extra`, which is checked against them; None if they are not known, and `extra`
+            is sent unchecked.
+        price_per_5s: USD for 5 seconds of video on WaveSpeed; None if unknown.
+        sound_factor: Factor of the price with `sound=True`.
+        certainty: Certainty of the price.
+        resolution: Resolution class of the output: "720p", "1080p" or "4k"; empty if unknown.
+        usual: Seconds that generating a 5 s video usually takes, until durations are learned.
+        source: Source of the row.
     """
 
     id: str = attrs.field(validator=_is_path)
@@ -138,7 +136,7 @@ class Model:
     aliases: tuple[str, ...] = ()
     providers: frozenset[str] = frozenset({"wavespeed"})
     prompt_required: bool = True
-    max_text: int = MAX_TEXT
+    max_text: int = MAX_TEXT_LENGTH
     durations: tuple[int, ...] = (5, 10)
     default_duration: int = 5
     duration_type: Literal["integer", "string"] = "integer"
@@ -157,14 +155,13 @@ class Model:
     sound_factor: Decimal = Decimal(2)
     certainty: Certainty = Certainty.UNKNOWN
     resolution: str = "1080p"
-    aspect_note: bool = False
     usual: float = 120.0
     source: str = ""
 
     def price(self, duration: int, *, provider: str = "wavespeed", sound: bool = False) -> Price:
-        """What one run of `duration` seconds costs by the price list (`base_price * duration / 5`).
+        """Return the price of one run of `duration` seconds by the price list: `base_price * duration / 5`.
 
-        A model that takes no duration costs the same every time.
+        The price of a model without a duration is constant.
         """
         if self.price_per_5s is None or provider != "wavespeed":
             return Price(
@@ -177,29 +174,29 @@ class Model:
 
     @classmethod
     def from_service(cls, entry: ServiceModel, *, provider: str = "wavespeed") -> Model:
-        """The row of a model by the service's own description, for models that are not in the catalogue yet.
+        """Build the row of a model that is not in the catalogue yet from the service's own description.
 
-        Inputs that `Job` has no field for are given in `Job.extra`, and checked there.
+        Inputs that `Job` has no field for go into `Job.extra`, and are checked there.
 
         Args:
-            entry: One of `await kling.models()`.
-            provider: The provider that it came from.
+            entry: An item of `await kling.models()`.
+            provider: Name of the provider that it came from.
 
         Raises:
-            UnsupportedError: The model takes no single image, or the service tells too little of it.
+            UnsupportedError: The model has no input for a single image, or its description is unusable.
         """
-        facts = schema.read(entry.schema)
-        if facts.missing:
-            raise UnsupportedError(f"{entry.id} cannot be run: {facts.missing}")
-        by_second = schema.price_by_the_second(entry.formula)
-        # A formula that is not understood makes the price unknown, not wrong: `kling.price` asks the service.
+        facts = schema.read_schema(entry.schema)
+        if facts.unsupported:
+            raise UnsupportedError(f"{entry.id} cannot be run: {facts.unsupported}")
+        by_second = schema.is_price_per_second(entry.formula)
+        # With an unknown formula the price is unknown; `kling.price` then asks the service.
         priced = entry.base_price is not None and by_second is not None and (by_second or not facts.durations)
         try:
             return cls(
                 id=entry.path.strip("/").removeprefix("api/v3/") or entry.id,
                 providers=frozenset({provider}),
                 prompt_required=facts.prompt_required,
-                max_text=MAX_TEXT if facts.max_text is None else facts.max_text,
+                max_text=MAX_TEXT_LENGTH if facts.max_text is None else facts.max_text,
                 durations=facts.durations,
                 default_duration=facts.default_duration,
                 duration_type=facts.duration_type,
@@ -224,8 +221,8 @@ class Model:
             raise UnsupportedError(f"{entry.id[:120]!r} cannot be run: {error}") from None
 
 
-BOTH = frozenset({"wavespeed", "gptproto"})
-_SNAP = "wavespeed.ai/docs, 2025-10"
+_BOTH_PROVIDERS = frozenset({"wavespeed", "gptproto"})
+_DOCS_2025_10 = "wavespeed.ai/docs, 2025-10"
 _SHOT_TYPES = ("customize", "intelligence")
 
 MODELS: tuple[Model, ...] = (
@@ -233,7 +230,7 @@ MODELS: tuple[Model, ...] = (
         id="kwaivgi/kling-v2.1-i2v-standard",
         name="kling-v2.1-standard",
         aliases=("kling-v2.1-std", "kling-v2.1-i2v-standard"),
-        providers=BOTH,
+        providers=_BOTH_PROVIDERS,
         price_per_5s=Decimal("0.28"),
         certainty=Certainty.INFERRED,
         resolution="720p",
@@ -243,7 +240,7 @@ MODELS: tuple[Model, ...] = (
         id="kwaivgi/kling-v2.1-i2v-pro",
         name="kling-v2.1-pro",
         aliases=("kling-v2.1-i2v-pro",),
-        providers=BOTH,
+        providers=_BOTH_PROVIDERS,
         price_per_5s=Decimal("0.45"),
         certainty=Certainty.STATED,
         source="wavespeed.ai/docs/docs-api/kwaivgi/kwaivgi-kling-v2.1-i2v-pro",
@@ -252,7 +249,7 @@ MODELS: tuple[Model, ...] = (
         id="kwaivgi/kling-v2.1-i2v-master",
         name="kling-v2.1-master",
         aliases=("kling-v2.1-i2v-master",),
-        providers=BOTH,
+        providers=_BOTH_PROVIDERS,
         price_per_5s=Decimal("1.30"),
         certainty=Certainty.STATED,
         usual=150.0,
@@ -274,14 +271,13 @@ MODELS: tuple[Model, ...] = (
         certainty=Certainty.INFERRED,
         resolution="720p",
         usual=150.0,
-        source=f"{_SNAP}; price inferred",
+        source=f"{_DOCS_2025_10}; price inferred",
     ),
     Model(
         id="kwaivgi/kling-v1.6-i2v-pro",
         name="kling-v1.6-pro",
         end_image=EndImage(),
-        aspect_note=True,
-        source=f"{_SNAP}; no price found",
+        source=f"{_DOCS_2025_10}; no price found",
     ),
     Model(
         id="kwaivgi/kling-v2.0-i2v-master",
@@ -289,25 +285,23 @@ MODELS: tuple[Model, ...] = (
         end_image=EndImage(),
         price_per_5s=Decimal("1.30"),
         certainty=Certainty.STATED,
-        aspect_note=True,
         usual=150.0,
-        source=_SNAP,
+        source=_DOCS_2025_10,
     ),
     Model(
         id="kwaivgi/kling-v2.5-turbo-pro/image-to-video",
         name="kling-v2.5-turbo-pro",
-        providers=BOTH,
+        providers=_BOTH_PROVIDERS,
         end_image=EndImage("last_image"),
         price_per_5s=Decimal("0.35"),
         certainty=Certainty.STATED,
-        aspect_note=True,
         usual=80.0,
         source="wavespeed.ai/docs/docs-api/kwaivgi, 2.5 turbo pro; last_image by its newer page",
     ),
     Model(
         id="kwaivgi/kling-v2.5-turbo-std/image-to-video",
         name="kling-v2.5-turbo-std",
-        providers=BOTH,
+        providers=_BOTH_PROVIDERS,
         price_per_5s=Decimal("0.21"),
         certainty=Certainty.STATED,
         resolution="720p",
@@ -328,7 +322,7 @@ MODELS: tuple[Model, ...] = (
     Model(
         id="kwaivgi/kling-v2.6-pro/image-to-video",
         name="kling-v2.6-pro",
-        providers=BOTH,
+        providers=_BOTH_PROVIDERS,
         scale="cfg_scale",
         # GPTProto's page of the same model calls it last_image.
         end_image=EndImage(elsewhere=(("gptproto", "last_image"),)),
@@ -408,28 +402,28 @@ MODELS: tuple[Model, ...] = (
 )
 
 DEFAULT_MODEL = "kling-v2.1-standard"
-"""What a job runs on when it names no model: the least expensive of Kling 2.1."""
+"""Model of jobs that name none: the cheapest of Kling 2.1."""
 
 
-def _index(models: Iterable[Model]) -> Mapping[str, Model]:
+def _by_name(models: Iterable[Model]) -> Mapping[str, Model]:
     names: dict[str, Model] = {}
     for model in models:
         for name in (model.id, model.name, *model.aliases):
             if names.setdefault(name, model) is not model:
-                raise ValueError(f"two models are called {name}")
+                raise ValueError(f"catalogue: expected one model per name, got two for {name}")
     return names
 
 
-_BY_NAME = _index(MODELS)
+_BY_NAME = _by_name(MODELS)
 
 
 def find_model(name: str) -> Model | None:
-    """The row with this id, short name or alias; None when there is none."""
+    """Return the model with this id, short name or alias; None if there is none."""
     return _BY_NAME.get(name) or _BY_NAME.get(name.strip().strip("/").lower())
 
 
 def near_names(name: str) -> list[str]:
-    """Short names that may have been meant."""
+    """Return short names similar to `name`; all of them if none is similar."""
     shorts = [model.name for model in MODELS]
     near = difflib.get_close_matches(name.rpartition("kwaivgi/")[2], shorts, n=3, cutoff=0.5)
     return near or shorts
@@ -437,15 +431,15 @@ def near_names(name: str) -> list[str]:
 
 @attrs.frozen
 class Level:
-    """What an account level permits (wavespeed.ai/docs/account-levels).
+    """Limits of an account level (wavespeed.ai/docs/account-levels).
 
-    The vendor has moved these numbers before: give your own `Level` when they no longer hold.
+    The vendor has changed these numbers before: pass a `Level` of your own when they are outdated.
 
     Attributes:
-        name: The vendor's word.
-        starts: Videos that may be started in `per` seconds.
-        in_flight: Predictions that may run at once.
-        per: Seconds; the windows are minutes.
+        name: The vendor's name of the level.
+        starts: Most videos started within `per` seconds.
+        in_flight: Most predictions running at once.
+        per: Length of the window in seconds.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Images as callers give them, and at rest: a URL, a file, or the bytes of a JPEG or PNG."""
+"""Input images: the sources that callers may pass, and the plain form that a job keeps (URL, `Path` or bytes)."""
 
 from __future__ import annotations
 
@@ -12,73 +12,75 @@ from urllib.parse import urlsplit
 from kling_async.errors import InvalidJobError, Problem
 
 MAX_IMAGE_BYTES = 10 * 1024 * 1024
-"""Bytes of an input image (Kling 2.1 pages)."""
+"""Most bytes of an input image (Kling 2.1 pages)."""
 MIN_IMAGE_SIDE = 300
-"""Pixels of each side of an input image (Kling 2.1 pages)."""
+"""Fewest pixels of each side of an input image (Kling 2.1 pages)."""
 
 
 class PillowImage(Protocol):
-    """What is used of a `PIL.Image.Image`."""
+    """The part of `PIL.Image.Image` that is used."""
 
     @property
     def mode(self) -> str:
-        """The pixel format."""
+        """Pixel format, such as "RGB"."""
         ...
 
     def save(self, fp: IO[bytes], format: str | None = None, **params: Any) -> None:  # noqa: A002 -- Pillow's name
-        """Encode."""
+        """Write the image to `fp`, encoded."""
         ...
 
     def convert(self, mode: str) -> PillowImage:
-        """The same in another pixel format."""
+        """Return a copy in another pixel format."""
         ...
 
     def getexif(self) -> Any:
-        """Its EXIF data, by the numbers of the tags."""
+        """Return the EXIF data by tag number."""
         ...
 
     def transpose(self, method: Any) -> PillowImage:
-        """The same, turned or mirrored."""
+        """Return a copy, rotated or mirrored."""
         ...
 
 
 Image: TypeAlias = str | Path | bytes
-"""An input image at rest: a URL, a file, or the bytes of a JPEG or PNG. A string never opens a file."""
+"""An input image as a job keeps it: a URL, a file, or the bytes of a JPEG or PNG. A string never opens a file."""
 ImageSource: TypeAlias = str | Path | bytes | bytearray | memoryview | IO[bytes] | PillowImage
-"""What is accepted as an image: also an open binary file and a PIL image, both read at once."""
+"""An image as callers may pass it: an `Image`, an open binary file or a PIL image; the last two are read at once."""
 
 
 def image_repr(image: Image | None) -> str:
-    """What a repr tells of an image."""
+    """Return a short repr of an image, without its content or the credentials of its URL."""
     if isinstance(image, bytes):
         return f"<{len(image)} bytes>"
     if isinstance(image, str):
-        return f"<data URI of {len(image)} characters>" if image.startswith("data:") else repr(_public(image))
+        return (
+            f"<data URI of {len(image)} characters>" if image.startswith("data:") else repr(_without_credentials(image))
+        )
     return repr(image)
 
 
-def _public(url: str) -> str:
-    """What may be shown of a URL: neither its query, which signs it, nor its userinfo."""
+def _without_credentials(url: str) -> str:
+    """Return a URL without its query, which may be a signature, and without its user info; 120 characters at most."""
     scheme, separator, rest = url.partition("?")[0].partition("://")
     host, slash, path = rest.partition("/")
     return (scheme + separator + host.rpartition("@")[2] + slash + path)[:120]
 
 
-def image_at_rest(source: ImageSource) -> Image:
-    """An image as a URL, a path or bytes: file objects and PIL images are read.
+def load_image(source: ImageSource) -> Image:
+    """Return an image as a URL, a path or bytes; file objects and PIL images are read.
 
     Raises:
-        InvalidJobError: It is no image that the models take.
+        InvalidJobError: The models do not accept it.
     """
     problems: list[Problem] = []
-    image = at_rest("image", source, problems)
+    image = check_image("image", source, problems)
     if problems:
         raise InvalidJobError(problems)
     return image
 
 
-def at_rest(path: str, source: object, problems: list[Problem]) -> Image:
-    """The image at rest. Files are looked at later, off the event loop."""
+def check_image(field: str, source: object, problems: list[Problem]) -> Image:
+    """Return the image as a job keeps it, and append to `problems` if it is wrong. Paths are not opened here."""
     problem: str
     match source:
         case Path():
@@ -103,47 +105,47 @@ def at_rest(path: str, source: object, problems: list[Problem]) -> Image:
                 return content
         case _:
             problem = f"expected a URL, a Path, bytes, a binary file or a PIL image, got {type(source).__name__}"
-    problems.append(Problem(path, problem))
+    problems.append(Problem(field, problem))
     return b""
 
 
 def _read(file: Any) -> tuple[bytes, str]:
-    """The content of an open file, and what is wrong with it."""
+    """Return the content of an open file, and the problem with it or an empty text."""
     try:
         content = file.read(MAX_IMAGE_BYTES + 1)
     except UnicodeDecodeError:
-        # A picture is no text in any encoding.
+        # Opened in text mode: no image decodes as text.
         content = ""
-    except Exception as error:  # noqa: BLE001 -- the file is the caller's, and so is what it raises
+    except Exception as error:  # noqa: BLE001 -- a caller's file object may raise anything
         return b"", f"the file cannot be read: {type(error).__name__}: {error}"
     if isinstance(content, bytes):
         return content, bytes_problem(content)
     if isinstance(content, Coroutine):
         content.close()
-        return b"", "an asynchronous file is read before: image=await file.read()"
+        return b"", "expected bytes, got an asynchronous file: pass image=await file.read()"
     return b"", "expected a file opened in binary mode"
 
 
 def _encoded(image: PillowImage) -> tuple[bytes, str]:
-    """A PIL image as PNG, or as JPEG of quality 95 when the PNG would be over the limit; and what is wrong with it."""
+    """Return a PIL image as PNG, or as JPEG of quality 95 if the PNG is too large; and the problem or an empty text."""
     buffer = io.BytesIO()
     try:
-        # The bytes that are sent have no EXIF data left to turn them by.
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
-        upright = image if turn is None else image.transpose(turn)
+        # The encoded bytes carry no EXIF data, so the rotation is applied to the pixels.
+        transpose = _TRANSPOSE_BY_ORIENTATION.get(image.getexif().get(_EXIF_ORIENTATION))
+        upright = image if transpose is None else image.transpose(transpose)
         flat = upright if upright.mode in {"RGB", "L"} else upright.convert("RGB")
         flat.save(buffer, "PNG")
         if buffer.tell() > MAX_IMAGE_BYTES:
             buffer = io.BytesIO()
             flat.save(buffer, "JPEG", quality=95)
-    except Exception as error:  # noqa: BLE001 -- Pillow raises many kinds for files that it opened and cannot decode
+    except Exception as error:  # noqa: BLE001 -- Pillow raises many types for files that it cannot decode
         return b"", f"the PIL image cannot be encoded: {type(error).__name__}: {error}"
     return buffer.getvalue(), bytes_problem(buffer.getvalue())
 
 
-_ORIENTATION = 0x0112
-_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
-"""What undoes each EXIF orientation, as `PIL.Image.Transpose` numbers it."""
+_EXIF_ORIENTATION = 0x0112
+_TRANSPOSE_BY_ORIENTATION = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+"""Member of `PIL.Image.Transpose` that undoes each EXIF orientation."""
 
 
 def _url_problem(url: str) -> str:
@@ -157,18 +159,18 @@ def _url_problem(url: str) -> str:
             return "the data URI is not base64"
     try:
         parts = urlsplit(url)
-        # A port that is no number is found only by asking for it.
+        # Reading the port raises if it is not a number.
         host, _ = parts.hostname, parts.port
     except ValueError:
         host = None
     else:
         if parts.scheme.lower() in {"http", "https"} and host and url.isprintable() and " " not in url:
             return ""
-    return f"expected an http(s) URL, got {_public(url)[:60]!r}; a file is given as Path(...)"
+    return f"expected an http(s) URL, got {_without_credentials(url)[:60]!r}; pass a file as Path(...)"
 
 
 def bytes_problem(content: bytes) -> str:
-    """What is wrong with the bytes of an image by their beginning and number, or nothing. Pixels are measured later."""
+    """Return the problem with an image by its first bytes and length, or an empty text. Pixels are checked later."""
     if not content:
         return "is empty"
     if len(content) > MAX_IMAGE_BYTES:
@@ -179,7 +181,7 @@ def bytes_problem(content: bytes) -> str:
 
 
 def image_type(content: bytes) -> str | None:
-    """The media type of a JPEG or PNG by its first bytes; None for anything else."""
+    """Return the media type of a JPEG or PNG by its first bytes; None for anything else."""
     if content.startswith(b"\xff\xd8\xff"):
         return "image/jpeg"
     if content.startswith(b"\x89PNG\r\n\x1a\n"):

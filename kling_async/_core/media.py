@@ -1,4 +1,4 @@
-"""Images on their way to the service: the values that the provider and the uploader exchange."""
+"""Image uploads: values and protocols shared by providers, the uploader and ledgers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class ImageFacts:
-    """What is known of an image without decoding it.
+    """Properties of an image that are read without decoding it.
 
     Attributes:
-        type: Media type; `image/jpeg` and `image/png` are what the service takes.
-        width: Pixels, as the picture is shown (a rotation by its EXIF data is applied).
-        height: Pixels, likewise.
-        bytes: Length.
-        turned: Whether its EXIF data turns or mirrors it.
+        type: Media type; the service accepts `image/jpeg` and `image/png`.
+        width: Width in pixels, after the rotation by EXIF data.
+        height: Height in pixels, after the rotation by EXIF data.
+        bytes: Length in bytes.
+        turned: Whether EXIF data rotates or mirrors it.
     """
 
     type: str
@@ -33,42 +33,42 @@ class ImageFacts:
 
     @property
     def unfit(self) -> bool:
-        """Whether it is sent as it is only at a risk: of another format, too large, or turned by its EXIF data."""
-        return self.type not in TAKEN or self.bytes > MAX_IMAGE_BYTES or self.turned
+        """Whether it needs conversion: another format, too many bytes, or rotated by EXIF data."""
+        return self.type not in ACCEPTED_IMAGE_TYPES or self.bytes > MAX_IMAGE_BYTES or self.turned
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the service may not like, and does not say."""
+        """Properties that may make the service refuse or misread the image."""
         said = []
-        if max(self.width, self.height) > MAX_ASPECT * min(self.width, self.height):
+        if max(self.width, self.height) > MAX_ASPECT_RATIO * min(self.width, self.height):
             said.append(
-                f"{self.width}x{self.height} is longer than 2.5:1, which the pages of most models exclude: "
-                "the service may refuse it"
+                f"{self.width}x{self.height} is longer than {MAX_ASPECT_RATIO}:1, the limit on the pages of most "
+                "models: the service may refuse it"
             )
         if self.turned:
-            said.append("its EXIF data turns it, and the service may not obey that: fit turns the pixels themselves")
+            said.append("its EXIF data rotates it, which the service may ignore: fit rotates the pixels instead")
         return tuple(said)
 
 
-TAKEN = frozenset({"image/jpeg", "image/png"})
-"""Formats that the service takes."""
-MAX_ASPECT = 2.5
-"""Of the longer side to the shorter (pages of Kling 1.6, 2.0, 2.5 and 3; those of 2.1 do not say)."""
+ACCEPTED_IMAGE_TYPES = frozenset({"image/jpeg", "image/png"})
+"""Media types that the service accepts."""
+MAX_ASPECT_RATIO = 2.5
+"""Largest ratio of the longer side to the shorter (pages of Kling 1.6, 2.0, 2.5 and 3; those of 2.1 do not say)."""
 
 
-FITTED = "-fit"
-"""After the digest of an image that was made to fit, where its upload is remembered."""
+CONVERTED_SUFFIX = "-fit"
+"""Suffix of the digest under which the upload of a converted image is stored."""
 
 
 class UploadMemory(Protocol):
-    """Where uploads are remembered beyond the session: a ledger, say."""
+    """Storage of uploads beyond the session, such as a ledger."""
 
     async def uploaded(self, digest: str, now: float) -> str | None:
-        """The URL that an earlier upload of this content has at `now`, seconds since the epoch, or None."""
+        """Return the URL of an earlier upload that is valid at `now` (seconds since the epoch), or None."""
         ...
 
     def note_upload(self, digest: str, url: str, expires_at: float) -> None:
-        """Remember an upload soon; `expires_at`, seconds since the epoch, is when it is to be forgotten."""
+        """Store an upload, best-effort; it is not returned after `expires_at` (seconds since the epoch)."""
         ...
 
 
@@ -77,10 +77,10 @@ class UploadTicket:
     """The service's permission to put one file into its storage.
 
     Attributes:
-        url: Where to put it. Its query is a signature, hence a credential.
-        headers: What to send with it, exactly.
-        method: The verb.
-        download_url: Where the file is to be found afterwards, for 7 days.
+        url: Upload URL. Its query is a signature, hence a credential.
+        headers: Headers to send, exactly as given.
+        method: HTTP method.
+        download_url: URL of the file after the upload, valid for 7 days.
     """
 
     url: str = attrs.field(repr=lambda url: repr(url.partition("?")[0]))
@@ -90,31 +90,31 @@ class UploadTicket:
 
 
 class UploadProvider(Protocol):
-    """The part of a provider's dialect that uploads need."""
+    """The part of a provider that uploads need."""
 
     def upload_ticket(self, *, filename: str, size: int, content_type: str) -> HttpRequest:
-        """The request for a ticket.
+        """Return the request for a ticket.
 
         Args:
             filename: A neutral name; the service derives the download URL's suffix from it.
-            size: Bytes.
+            size: Length in bytes.
             content_type: Media type.
 
         Raises:
-            UnsupportedError: The provider takes no uploads.
+            UnsupportedError: The provider has no uploads.
         """
         ...
 
     def read_ticket(self, response: HttpResponse) -> UploadTicket:
-        """The ticket in the reply.
+        """Read the ticket from the reply.
 
         Raises:
-            ApiError: The service said no, or the reply holds no ticket.
+            ApiError: The service refused, or the reply has no ticket.
         """
         ...
 
     def upload_binary(self, *, filename: str, content: bytes, content_type: str) -> HttpRequest:
-        """The upload in one request, for when there are no tickets.
+        """Return a request that uploads the file itself, for providers without tickets.
 
         Args:
             filename: A neutral name.
@@ -122,14 +122,14 @@ class UploadProvider(Protocol):
             content_type: Media type.
 
         Raises:
-            UnsupportedError: The provider takes no uploads.
+            UnsupportedError: The provider has no uploads.
         """
         ...
 
     def read_upload(self, response: HttpResponse) -> str:
-        """The URL in a reply to `upload_binary`.
+        """Read the download URL from the reply to `upload_binary`.
 
         Raises:
-            ApiError: The service said no, or the reply holds no URL.
+            ApiError: The service refused, or the reply has no URL.
         """
         ...

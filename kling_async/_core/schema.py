@@ -1,8 +1,7 @@
-"""The service's own description of a model's inputs, read into the facts of a row (docs: list-models).
+"""Reads the service's own description of a model's inputs (docs: list-models).
 
-A model that no row describes yet is described by the service itself: `request_schema` of `GET /models` names the
-inputs, what is required, closed sets, bounds and defaults. The fields that a `Job` has are recognised by their wire
-names; the rest become `Field`s, against which `Job.extra` is checked.
+The `request_schema` of `GET /models` lists the inputs with their types, bounds, choices and defaults. Inputs that `Job`
+has a field for are recognised by their wire names; the rest become `Field`s, against which `Job.extra` is checked.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "object": (dict,),
 }
 
-_SCALES = ("guidance_scale", "cfg_scale")
-_LAST_FRAMES = ("end_image", "last_image", "tail_image")
-_OF_JOBS = frozenset(
+_SCALE_NAMES = ("guidance_scale", "cfg_scale")
+_END_IMAGE_NAMES = ("end_image", "last_image", "tail_image")
+_JOB_INPUTS = frozenset(
     {
         "prompt",
         "image",
@@ -35,26 +34,29 @@ _OF_JOBS = frozenset(
         "shot_type",
         "element_list",
         "voice_list",
-        *_SCALES,
-        *_LAST_FRAMES,
+        *_SCALE_NAMES,
+        *_END_IMAGE_NAMES,
     }
 )
-_MAX_DURATIONS = 600
+_MAX_DURATION_CHOICES = 600
+"""Most values of a range of durations in seconds; a longer range is not listed."""
+_MAX_NUMBER_LENGTH = 9
+"""Most characters of a number given as text, as in jobs."""
 
 
 @attrs.frozen(kw_only=True)
 class Field:
-    """An input that `Job` has no field for; it is given in `Job.extra`.
+    """An input that `Job` has no field for; it is passed in `Job.extra`.
 
     Attributes:
-        name: The name on the wire.
-        type: JSON's word for its type, or None for any.
-        required: Whether it must be given.
-        choices: The values of a closed set; empty when there is none.
-        minimum: The least number, or None.
-        maximum: The greatest number, or None.
-        max_length: The greatest length of a text or number of items, or None.
-        default: What the service takes when it is not given, or None.
+        name: Wire name.
+        type: JSON type; None for any.
+        required: Whether it is required.
+        choices: Allowed values; empty for any.
+        minimum: Lowest number; None without a bound.
+        maximum: Highest number; None without a bound.
+        max_length: Most characters of a text, or most items of a list; None without a bound.
+        default: The service's default; None if it has none.
     """
 
     name: str
@@ -67,7 +69,7 @@ class Field:
     default: object = attrs.field(default=None, hash=False)
 
     def problem(self, value: object) -> str:
-        """What is wrong with a value, or nothing."""
+        """Return the problem with a value, or an empty text."""
         wanted = _TYPES.get(self.type or "")
         if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
             return f"expected {self.type}, got {type(value).__name__}"
@@ -78,7 +80,8 @@ class Field:
             if (low is not None and value < low) or (high is not None and value > high):
                 return f"expected {_range(low, high)}, got {value!r:.40}"
         if isinstance(value, (str, list)) and self.max_length is not None and len(value) > self.max_length:
-            return f"expected at most {self.max_length} {'characters' if isinstance(value, str) else 'items'}"
+            unit = "characters" if isinstance(value, str) else "items"
+            return f"expected at most {self.max_length} {unit}, got {len(value)}"
         return ""
 
 
@@ -90,13 +93,13 @@ def _range(low: float | None, high: float | None) -> str:
 
 @attrs.frozen(kw_only=True)
 class Facts:
-    """What a schema says of a model, by the names of its row.
+    """The facts of a schema, by the names of `Model`.
 
     Attributes:
-        missing: Why it is no model that makes a video of one image; empty when it is one.
+        unsupported: Why the model cannot make a video from one image; empty if it can.
     """
 
-    missing: str = ""
+    unsupported: str = ""
     prompt_required: bool = True
     max_text: int | None = None
     durations: tuple[int, ...] = ()
@@ -116,18 +119,17 @@ class Facts:
     more: tuple[Field, ...] = ()
 
 
-def read(schema: Mapping[str, object]) -> Facts:
-    """The facts of a `request_schema`. Whatever is not understood in it is passed over."""
+def read_schema(schema: Mapping[str, object]) -> Facts:
+    """Read the facts of a `request_schema`, ignoring anything in an unknown form."""
     properties = {
         name: cast("Mapping[str, object]", rule if isinstance(rule, Mapping) else {})
         for name, rule in _mapping(schema.get("properties")).items()
     }
     required = {name for name in _list(schema.get("required")) if isinstance(name, str)}
     if "image" not in properties:
-        named = ", ".join(properties) or "nothing"
-        return Facts(missing=f"it takes no single image: its inputs are {named}")
-    last_frame = next((name for name in _LAST_FRAMES if name in properties), None)
-    scale = next((name for name in _SCALES if name in properties), None)
+        return Facts(unsupported=f"expected an input named image, got {', '.join(properties) or 'no inputs'}")
+    last_frame = next((name for name in _END_IMAGE_NAMES if name in properties), None)
+    scale = next((name for name in _SCALE_NAMES if name in properties), None)
     duration = properties.get("duration", {})
     default = _whole(duration.get("default"))
     return Facts(
@@ -151,14 +153,15 @@ def read(schema: Mapping[str, object]) -> Facts:
         more=tuple(
             _field(name, rule, required=name in required)
             for name, rule in properties.items()
-            # A second name of the last frame or of the scale is like any other input.
-            if name not in _OF_JOBS or (name in (*_LAST_FRAMES, *_SCALES) and name not in {last_frame, scale})
+            # A second name for the last frame or the scale is treated as any other input.
+            if name not in _JOB_INPUTS
+            or (name in (*_END_IMAGE_NAMES, *_SCALE_NAMES) and name not in {last_frame, scale})
         ),
     )
 
 
-def price_by_the_second(formula: str) -> bool | None:
-    """Whether a price formula is `base_price * duration / 5`; None when it is one that is not computed here."""
+def is_price_per_second(formula: str) -> bool | None:
+    """Return whether a price formula is `base_price * duration / 5`; None for a formula that is not supported."""
     plain = "".join(formula.split()).lower()
     if not plain or plain in {"base_price", '{"total_price":base_price}'}:
         return False
@@ -170,15 +173,15 @@ def _durations(rule: Mapping[str, object]) -> tuple[int, ...]:
     if enum:
         return tuple(sorted(set(enum)))
     low, high = _whole(rule.get("minimum")), _whole(rule.get("maximum"))
-    if low is not None and high is not None and 0 <= high - low < _MAX_DURATIONS:
+    if low is not None and high is not None and 0 <= high - low < _MAX_DURATION_CHOICES:
         return tuple(range(low, high + 1))
     default = _whole(rule.get("default"))
-    # Nothing is known of what it allows: what the service itself would take is safe.
+    # The allowed values are unknown, so only the service's own default is safe.
     return (5 if default is None else default,)
 
 
 def _items(properties: Mapping[str, Mapping[str, object]], name: str, usual: int) -> int:
-    """How many items a list may have: what the schema says, else what the pages of Kling 3.0 say."""
+    """Return the most items of a list by the schema, else `usual` (pages of Kling 3.0); 0 without the input."""
     if name not in properties:
         return 0
     most = _whole(properties[name].get("maxItems"))
@@ -224,9 +227,9 @@ def _number(value: object) -> float | None:
 
 
 def _whole(value: object) -> int | None:
-    """A whole number, as itself, as a float such as 5.0, or as a short text."""
+    """Return a whole number given as such, as a float such as 5.0, or as a short text; None for anything else."""
     if isinstance(value, str):
         text = value.strip()
-        return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None  # noqa: PLR2004 -- as jobs
+        return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MAX_NUMBER_LENGTH else None
     number = _number(value)
     return int(number) if number is not None and number.is_integer() else None

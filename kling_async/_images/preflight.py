@@ -9,8 +9,7 @@ import stat
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from kling_async._core.images import MAX_IMAGE_BYTES, MIN_IMAGE_SIDE
-from kling_async._core.media import TAKEN, ImageFacts
-from kling_async.errors import ConfigurationError, InvalidJobError, Problem
+from kling_async._core.media import ACCEPTED_IMAGE_TYPES, ImageFacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,7 +123,7 @@ def _problem(kind: str | None, size: int, *, fit: bool) -> str:
         return f"expected at most {most // 2**20} MB, got more"
     if kind is None:
         return "expected a JPEG or PNG, the bytes are neither"
-    if kind in TAKEN or (fit and kind in _CONVERTED):
+    if kind in ACCEPTED_IMAGE_TYPES or (fit and kind in _CONVERTED):
         return ""
     return f"expected a JPEG or PNG, this is {_FORMATS[kind]}" + ("" if fit or kind not in _CONVERTED else "; fit it")
 
@@ -152,7 +151,7 @@ def _media_type(head: bytes) -> str | None:
 
 def _cut_off(file: BinaryIO, kind: str, size: int) -> bool:
     """Whether what ends a picture of this format is missing; for the formats that are sent as they are."""
-    if kind not in TAKEN:
+    if kind not in ACCEPTED_IMAGE_TYPES:
         return False
     mark, start = (b"IEND", 8) if kind == "image/png" else (b"\xff\xd9", _pixels(file))
     # Usually it is at the very end; phones put films and notes after it.

@@ -25,6 +25,11 @@ from kling_async.errors import (
     RequestRejectedError,
     ServerError,
 )
+from kling_async._core.http import Effect, HttpRequest
+from kling_async._core.images import MAX_IMAGE_BYTES
+from kling_async._core.media import CONVERTED_SUFFIX, ImageFacts
+from kling_async._core.transport import shown
+from kling_async._http.retry import send_read
 
 from .preflight import invalid, preflight, read, sha256
 
@@ -245,7 +250,7 @@ class Images:
 
     def _name(self, sha256: str) -> str:
         """What an upload is remembered as: what is made to fit is another file than the one that was given."""
-        return sha256 + FITTED if self._fit else sha256
+        return sha256 + CONVERTED_SUFFIX if self._fit else sha256
 
     async def _remembered(self, name: str) -> str | None:
         now = self._clock.now()

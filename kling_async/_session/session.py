@@ -12,7 +12,7 @@ import attrs
 from kling_async._clock import SystemClock
 from kling_async._core.catalogue import Model
 from kling_async._core.http import Timeouts
-from kling_async._core.images import image_at_rest
+from kling_async._core.images import load_image
 from kling_async._core.job import Job, JobFields
 from kling_async._tasks import CriticalTasks, finish
 from kling_async.errors import ConfigurationError, KlingError, SessionClosedError
@@ -436,7 +436,7 @@ class KlingSession(ServiceCalls):
             ApiError: The service said no.
             TransportError: The service could not be asked.
         """
-        return await self._engine.images.url(image_at_rest(image), field="image")
+        return await self._engine.images.url(load_image(image), field="image")
 
     async def deliver(self, delivery: Delivery) -> None:
         """Take what a webhook says, verified: it wakes who waits for the prediction, and settles what is in doubt.

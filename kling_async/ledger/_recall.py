@@ -8,7 +8,7 @@ import attrs
 
 from kling_async._core.content import IMAGES, Content, digests, files, recalled
 from kling_async._core.job import Job
-from kling_async._core.media import FITTED
+from kling_async._core.media import CONVERTED_SUFFIX
 from kling_async._core.prediction import Prediction, Status
 from kling_async._core.states import Row, State
 from kling_async.errors import InvalidJobError, KeyReusedError, Problem
@@ -94,7 +94,7 @@ async def recall_one(ledger: Ledger, clock: Clock, row: Row, content: Content) -
     """One job out of its ledger."""
     uploads: dict[str, str] = {}
     for digest in digests(content):
-        for name in (digest, digest + FITTED):
+        for name in (digest, digest + CONVERTED_SUFFIX):
             url = await ledger.uploaded(name, clock.now())
             if url is not None:
                 uploads[digest] = url

@@ -1,4 +1,4 @@
-"""Images: what is refused before an upload, and how often one content goes up."""
+"""Image preflight, uploads and their cache, and retries of reads."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Clock:
 
 
 class Uploads:
-    """The provider and the wire in one: hands out tickets and takes what they are for."""
+    """Provider and transport in one: issues tickets and accepts their uploads."""
 
     def __init__(self) -> None:
         self.tickets: list[tuple[str, int, str]] = []
@@ -152,10 +152,10 @@ def images(uploads: Uploads, clock: Clock) -> Images:
     return Images(uploads, uploads, clock, rng=lambda: 0.0)
 
 
-# The look before the upload.
+# Preflight.
 
 
-def test_facts() -> None:
+def test_preflight_reads_facts() -> None:
     assert preflight(PNG) == ImageFacts("image/png", 300, 300, len(PNG))
     assert preflight(JPEG) == ImageFacts("image/jpeg", 400, 300, len(JPEG))
 
@@ -174,7 +174,7 @@ def test_facts() -> None:
         (PNG + bytes(MAX_IMAGE_BYTES), "at most 10 MB"),
     ],
 )
-def test_what_is_refused(content: bytes, said: str) -> None:
+def test_preflight_refuses_bad_images(content: bytes, said: str) -> None:
     with pytest.raises(InvalidJobError, match=said) as caught:
         preflight(content, field="end_image")
     assert [problem.path for problem in caught.value.problems] == ["end_image"]
@@ -184,13 +184,13 @@ def test_what_is_refused(content: bytes, said: str) -> None:
     st.sampled_from([b"\xff\xd8\xff", b"\xff\xd8\xff\xe1", b"\x89PNG\r\n\x1a\n", PNG[:16], JPEG[:200]]),
     st.binary(max_size=400),
 )
-def test_hostile_bytes_are_refused_or_measured(start: bytes, rest: bytes) -> None:
+def test_preflight_survives_hostile_bytes(start: bytes, rest: bytes) -> None:
     with contextlib.suppress(InvalidJobError):
         facts = preflight(start + rest)
         assert min(facts.width, facts.height) >= 300
 
 
-def test_a_library_that_fails_is_a_damaged_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preflight_reports_library_failure_as_damaged_image(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **options: object) -> None:
         raise IndexError
 
@@ -199,7 +199,7 @@ def test_a_library_that_fails_is_a_damaged_image(monkeypatch: pytest.MonkeyPatch
         preflight(PNG)
 
 
-async def test_digests(tmp_path: Path) -> None:
+async def test_digest_hashes_content(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(PNG)
     assert await digest(path) == await digest(PNG) == hashlib.sha256(PNG).hexdigest()
@@ -221,7 +221,7 @@ def unreadable(tmp_path: Path, what: str) -> Path:
 
 
 @pytest.mark.parametrize("what", ["missing", "folder", "pipe", "loop", "null"])
-async def test_a_file_that_cannot_be_read(what: str, tmp_path: Path, images: Images) -> None:
+async def test_unreadable_file_is_invalid_job(what: str, tmp_path: Path, images: Images) -> None:
     path = unreadable(tmp_path, what)
     with pytest.raises(InvalidJobError, match=r"shot 1\.png") as caught:
         await images.url(path, field="end_image")
@@ -230,7 +230,7 @@ async def test_a_file_that_cannot_be_read(what: str, tmp_path: Path, images: Ima
         await digest(path)
 
 
-async def test_no_more_is_read_than_shows_that_it_is_too_large(tmp_path: Path, images: Images) -> None:
+async def test_oversized_file_is_not_read_to_its_end(tmp_path: Path, images: Images) -> None:
     path = tmp_path / "large.png"
     with path.open("wb") as file:
         file.write(PNG)
@@ -243,13 +243,13 @@ async def test_no_more_is_read_than_shows_that_it_is_too_large(tmp_path: Path, i
 
 
 @pytest.mark.promise(9)
-async def test_strings_stay_what_they_are(images: Images, uploads: Uploads) -> None:
+async def test_strings_are_never_opened(images: Images, uploads: Uploads) -> None:
     for url in ("https://h/a.png", "data:image/png;base64,AA=="):
         assert await images.url(url, field="image") == url
     assert not uploads.tickets
 
 
-async def test_an_upload(images: Images, uploads: Uploads, tmp_path: Path) -> None:
+async def test_upload_requests_ticket_and_puts_content(images: Images, uploads: Uploads, tmp_path: Path) -> None:
     path = tmp_path / "private name.jpg"
     path.write_bytes(PNG)
     assert await images.url(path, field="image") == "https://cdn/1"
@@ -266,7 +266,7 @@ async def test_an_upload(images: Images, uploads: Uploads, tmp_path: Path) -> No
     assert uploads.tickets[1][0].endswith(".jpg")
 
 
-async def test_one_content_goes_up_once_in_six_days(
+async def test_content_is_uploaded_once_in_six_days(
     images: Images, uploads: Uploads, clock: Clock, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.png"
@@ -280,9 +280,7 @@ async def test_one_content_goes_up_once_in_six_days(
     assert await images.url(path, field="image") == "https://cdn/3"
 
 
-async def test_the_memory_of_uploads_is_bounded(
-    images: Images, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_upload_cache_is_bounded(images: Images, uploads: Uploads, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_media, "MAX_REMEMBERED", 2)
     one, two, three = (picture(shade=shade) for shade in (1, 2, 3))
     for image in (one, two, one, three, one):
@@ -293,14 +291,14 @@ async def test_the_memory_of_uploads_is_bounded(
     assert len(images._known) == 2
 
 
-async def test_those_who_ask_together_share(images: Images, uploads: Uploads) -> None:
+async def test_concurrent_requests_share_one_upload(images: Images, uploads: Uploads) -> None:
     urls = await asyncio.gather(*(images.url(PNG, field="image") for _ in range(20)))
     assert set(urls) == {"https://cdn/1"}
     assert len(uploads.puts) == 1
     assert not images._wanted
 
 
-async def test_uploads_at_the_same_time_are_bounded(uploads: Uploads, clock: Clock) -> None:
+async def test_concurrent_uploads_are_bounded(uploads: Uploads, clock: Clock) -> None:
     async def slowly() -> None:
         await asyncio.sleep(0.02)
 
@@ -311,7 +309,7 @@ async def test_uploads_at_the_same_time_are_bounded(uploads: Uploads, clock: Clo
     assert len(uploads.puts) == 6
 
 
-async def test_the_next_one_takes_over_from_one_who_is_cancelled(images: Images, uploads: Uploads) -> None:
+async def test_waiter_takes_over_cancelled_upload(images: Images, uploads: Uploads) -> None:
     started = asyncio.Event()
 
     async def hang() -> None:
@@ -330,11 +328,11 @@ async def test_the_next_one_takes_over_from_one_who_is_cancelled(images: Images,
     assert len(uploads.puts) == 2
 
 
-async def test_a_failure_is_shared_and_then_forgotten(images: Images, uploads: Uploads) -> None:
+async def test_upload_failure_is_shared_and_not_cached(images: Images, uploads: Uploads) -> None:
     uploads.ticket_replies = [401]
 
     async def all_wait() -> None:
-        while sum(upload.waiting for upload in images._wanted.values()) < 5:  # noqa: ASYNC110 -- no event tells it
+        while sum(upload.waiting for upload in images._wanted.values()) < 5:  # noqa: ASYNC110 -- there is no event for it
             await asyncio.sleep(0.001)
 
     uploads.ticket_hook = all_wait
@@ -352,7 +350,7 @@ async def test_a_failure_is_shared_and_then_forgotten(images: Images, uploads: U
     assert await images.url(PNG, field="image") == "https://cdn/2"
 
 
-async def test_an_error_does_not_keep_the_image(images: Images, uploads: Uploads, tmp_path: Path) -> None:
+async def test_upload_error_does_not_reference_content(images: Images, uploads: Uploads, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     uploads.put_replies = [403]
     for data in (PNG, picture(10, 10)):
@@ -364,7 +362,7 @@ async def test_an_error_does_not_keep_the_image(images: Images, uploads: Uploads
         assert not names & {"content", "put", "request"}
 
 
-async def test_a_bad_image_names_the_field_of_each_who_asks(images: Images, uploads: Uploads) -> None:
+async def test_bad_image_error_names_field_of_each_caller(images: Images, uploads: Uploads) -> None:
     small = picture(10, 10)
     fields = ("image", "end_image", "image")
     errors = await asyncio.gather(*(images.url(small, field=field) for field in fields), return_exceptions=True)
@@ -373,7 +371,7 @@ async def test_a_bad_image_names_the_field_of_each_who_asks(images: Images, uplo
     assert not uploads.tickets
 
 
-async def test_what_passes_is_tried_again(images: Images, uploads: Uploads, clock: Clock) -> None:
+async def test_transient_upload_failures_are_retried(images: Images, uploads: Uploads, clock: Clock) -> None:
     uploads.ticket_replies = [503, ConnectionLostError("cut")]
     uploads.put_replies = [429, ConnectionLostError("cut"), 500]
     assert await images.url(PNG, field="image") == "https://cdn/1"
@@ -382,7 +380,7 @@ async def test_what_passes_is_tried_again(images: Images, uploads: Uploads, cloc
     assert clock.pauses == [0.25, 0.5, 0.25, 0.5, 1.0]
 
 
-async def test_a_file_that_is_already_there_is_there(images: Images, uploads: Uploads) -> None:
+async def test_upload_412_after_retry_is_success(images: Images, uploads: Uploads) -> None:
     uploads.put_replies = [ConnectionLostError("cut"), 412]
     assert await images.url(PNG, field="image") == "https://cdn/1"
 
@@ -396,7 +394,9 @@ async def test_a_file_that_is_already_there_is_there(images: Images, uploads: Up
         ([500] * 4, ServerError),
     ],
 )
-async def test_a_refused_upload(replies: list[int], kind: type[ApiError], images: Images, uploads: Uploads) -> None:
+async def test_refused_upload_raises(
+    replies: list[int], kind: type[ApiError], images: Images, uploads: Uploads
+) -> None:
     uploads.put_replies = list(replies)
     with pytest.raises(kind) as caught:
         await images.url(PNG, field="image")
@@ -406,27 +406,27 @@ async def test_a_refused_upload(replies: list[int], kind: type[ApiError], images
     assert not uploads.put_replies
 
 
-async def test_412_without_a_condition_is_a_refusal() -> None:
+async def test_upload_412_without_condition_is_refusal() -> None:
     ticket = UploadTicket(url="https://s/1", download_url="https://cdn/1")
     with pytest.raises(RequestRejectedError):
         _media._judge(HttpResponse(status=412), ticket, 0.0)
     assert "s/1?" not in repr(UploadTicket(url="https://s/1?signature=x", download_url=""))
 
 
-async def test_the_last_transport_error_comes_out(images: Images, uploads: Uploads) -> None:
+async def test_last_transport_error_is_raised(images: Images, uploads: Uploads) -> None:
     uploads.put_replies = [ConnectionLostError("cut") for _ in range(4)]
     with pytest.raises(ConnectionLostError):
         await images.url(PNG, field="image")
     assert not uploads.put_replies
 
 
-async def test_a_provider_without_uploads(images: Images, uploads: Uploads) -> None:
+async def test_provider_without_uploads_raises_unsupported(images: Images, uploads: Uploads) -> None:
     uploads.supported = False
     with pytest.raises(UnsupportedError):
         await images.url(PNG, field="image")
 
 
-async def test_inline(uploads: Uploads, clock: Clock, tmp_path: Path) -> None:
+async def test_inline_images_become_data_uris(uploads: Uploads, clock: Clock, tmp_path: Path) -> None:
     images = Images(uploads, uploads, clock, inline=True)
     path = tmp_path / "a.jpg"
     path.write_bytes(JPEG)
@@ -439,12 +439,10 @@ async def test_inline(uploads: Uploads, clock: Clock, tmp_path: Path) -> None:
     assert not uploads.tickets
 
 
-# Made to fit, and remembered.
+# Conversion, limits and the memory of uploads.
 
 
-async def test_what_would_be_refused_is_made_to_fit_when_asked_for(
-    uploads: Uploads, clock: Clock, tmp_path: Path
-) -> None:
+async def test_fit_converts_refused_images(uploads: Uploads, clock: Clock, tmp_path: Path) -> None:
     path = tmp_path / "face.png"
     path.write_bytes(picture(kind="WEBP"))
     with pytest.raises(InvalidJobError, match="this is WebP"):
@@ -455,20 +453,18 @@ async def test_what_would_be_refused_is_made_to_fit_when_asked_for(
     assert preflight(uploads.puts[0].body or b"").type == "image/jpeg"
     await images.url(path, field="image")
     await images.url(JPEG, field="image")
-    assert [put.body for put in uploads.puts[1:]] == [JPEG], "once each, and what fits stays as it is"
+    assert [put.body for put in uploads.puts[1:]] == [JPEG], "each image once, and valid images unchanged"
     inline = await Images(uploads, uploads, clock, fit=True, inline=True).url(path, field="image")
     assert inline.startswith("data:image/jpeg;base64,/9j")
 
 
-def test_fitting_needs_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_needs_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigurationError, match=r"kling-async\[images\]"):
         KlingSession("-", fit=True)
 
 
-async def test_what_the_service_may_not_like_is_logged_once(
-    images: Images, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_image_warning_is_logged_once(images: Images, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "long.png"
     path.write_bytes(picture(900, 300))
     await images.url(path, field="image")
@@ -477,7 +473,7 @@ async def test_what_the_service_may_not_like_is_logged_once(
     assert line.startswith(f"{path}: 900x300 is longer than 2.5:1")
 
 
-async def test_a_session_uploads_no_more_at_once_than_it_is_told() -> None:
+async def test_max_uploads_bounds_a_session() -> None:
     together = most = tickets = 0
 
     async def service(request: HttpRequest) -> HttpResponse:
@@ -502,7 +498,7 @@ async def test_a_session_uploads_no_more_at_once_than_it_is_told() -> None:
 
 
 class Memory:
-    """What a ledger does for uploads."""
+    """The upload memory of a ledger."""
 
     def __init__(self) -> None:
         self.kept: dict[str, tuple[str, float]] = {}
@@ -515,27 +511,27 @@ class Memory:
         self.kept[digest] = url, expires_at
 
 
-async def test_a_later_session_remembers_uploads_until_shortly_before_they_go(uploads: Uploads, clock: Clock) -> None:
+async def test_upload_memory_serves_later_sessions_until_expiry(uploads: Uploads, clock: Clock) -> None:
     memory = Memory()
     for again in range(3):
         assert await Images(uploads, uploads, clock, memory=memory).url(PNG, field="image") == "https://cdn/1", again
     assert memory.kept == {hashlib.sha256(PNG).hexdigest(): ("https://cdn/1", 6 * 86_400.0)}
     await Images(uploads, uploads, clock, memory=memory, fit=True).url(PNG, field="image")
-    assert len(uploads.puts) == 2, "what is made to fit is another file"
+    assert len(uploads.puts) == 2, "a converted image is another file"
     clock.time = 6 * 86_400.0
     assert await Images(uploads, uploads, clock, memory=memory).url(PNG, field="image") == "https://cdn/3"
 
 
-# Sending again.
+# Retries.
 
 
-async def test_a_paid_request_is_never_sent_by_the_one_who_sends_again(uploads: Uploads, clock: Clock) -> None:
+async def test_send_read_refuses_paid_requests(uploads: Uploads, clock: Clock) -> None:
     with pytest.raises(ValueError, match="not a read"):
         await send_read(uploads, HttpRequest(method="POST", url="https://h/", effect=Effect.PAID), clock)
     assert not uploads.puts
 
 
-async def test_the_service_is_waited_for_as_it_asks(clock: Clock) -> None:
+async def test_send_read_honours_retry_after(clock: Clock) -> None:
     class Busy(Uploads):
         async def send(self, request: HttpRequest) -> HttpResponse:
             self.puts.append(request)
@@ -549,7 +545,7 @@ async def test_the_service_is_waited_for_as_it_asks(clock: Clock) -> None:
 
 
 @given(st.integers(1, 5000), st.floats(0, 1, exclude_max=True))
-def test_pauses_grow_to_a_limit(failures: int, drawn: float) -> None:
+def test_pauses_grow_up_to_cap(failures: int, drawn: float) -> None:
     longest = min(0.5 * 2 ** min(failures - 1, 10), 15.0)
     assert longest / 2 <= pause(failures, lambda: drawn) <= longest * 1.5
     assert pause(failures, lambda: drawn, 30.0) == 30.0

@@ -1,4 +1,4 @@
-"""A job is checked completely before a byte is sent, and every problem says which field it is about."""
+"""Validation of jobs: everything is checked before anything is sent, and every problem names its field."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 
 from kling_async import InvalidJobError, Job
-from kling_async._core.catalogue import MAX_TEXT, MODELS
+from kling_async._core.catalogue import MAX_TEXT_LENGTH, MODELS
 from kling_async._core.content import content_of
-from kling_async._core.images import MAX_IMAGE_BYTES, Image, image_at_rest
+from kling_async._core.images import MAX_IMAGE_BYTES, Image, load_image
 from kling_async._core.job import JobFields
 
 URL = "https://pictures.example/face.png"
@@ -32,28 +32,28 @@ FRAMES = "kling-v2.1-pro-start-end-frame"
 
 
 def make(**fields: Any) -> Job:
-    """A job that is right but for what the test gives."""
+    """Make a job that is valid except for the given fields."""
     return Job(**cast("JobFields", {"prompt": "She smiles", "image": URL, **fields}))
 
 
 def refusals(**fields: Any) -> dict[str, str]:
-    """What is said of each field of a job that is refused."""
+    """Return the problem of each field of a refused job."""
     with pytest.raises(InvalidJobError) as caught:
         make(**fields)
     return {problem.path: problem.message for problem in caught.value.problems}
 
 
-# ---- the whole ----
+# ---- all fields ----
 
 
-def test_the_least_that_is_needed_runs_on_the_least_expensive_model() -> None:
+def test_minimal_job_uses_cheapest_model() -> None:
     job = Job(prompt="She smiles", image=URL)
     assert (job.model, job.duration) == ("kwaivgi/kling-v2.1-i2v-standard", 5)
     assert (job.end_image, job.negative_prompt, job.guidance_scale, job.sound) == (None, None, None, None)
     assert job.inputs(URL, None) == {"prompt": "She smiles", "image": URL, "duration": 5}
 
 
-def test_all_problems_are_told_at_once_with_their_paths() -> None:
+def test_all_problems_are_reported_with_paths() -> None:
     with pytest.raises(InvalidJobError) as caught:
         Job(  # type: ignore[call-arg]  # an unknown field is the point
             model="kling-v9",
@@ -82,13 +82,13 @@ def test_all_problems_are_told_at_once_with_their_paths() -> None:
     assert "nothing was spent" in said
 
 
-def test_nothing_given_names_the_required_fields() -> None:
+def test_empty_job_reports_required_fields() -> None:
     with pytest.raises(InvalidJobError) as caught:
         Job()
     assert [problem.path for problem in caught.value.problems] == ["prompt", "image"]
 
 
-def test_none_means_not_given() -> None:
+def test_none_equals_omitted() -> None:
     assert make(negative_prompt=None, guidance_scale=None, end_image=None, sound=None, extra=None) == make()
 
 
@@ -107,18 +107,18 @@ def test_none_means_not_given() -> None:
     ],
 )
 @pytest.mark.promise(10)
-def test_an_unknown_field_suggests_the_near_name(wrong: str, right: str) -> None:
+def test_unknown_field_suggests_similar_name(wrong: str, right: str) -> None:
     assert refusals(**{wrong: "x"})[wrong].endswith(f"did you mean {right}?")
 
 
-def test_an_unknown_field_that_is_near_to_nothing_lists_the_fields() -> None:
+def test_unknown_field_without_similar_name_lists_fields() -> None:
     said = refusals(zzzzzz=1)["zzzzzz"]
     assert "charge" in said
     assert all(name in said for name in JobFields.__annotations__)
 
 
 @pytest.mark.promise(10)
-def test_an_unknown_field_is_refused_even_when_it_is_none() -> None:
+def test_unknown_field_is_refused_even_if_none() -> None:
     assert "seed" in refusals(seed=None)
 
 
@@ -126,7 +126,7 @@ def test_an_unknown_field_is_refused_even_when_it_is_none() -> None:
 
 
 @pytest.mark.parametrize("row", MODELS, ids=lambda row: row.name)
-def test_every_name_of_a_model_resolves_to_its_full_id(row: Any) -> None:
+def test_every_model_name_resolves_to_full_id(row: Any) -> None:
     more = {"end_image": URL} if row.end_image and row.end_image.required else {}
     for name in (row.id, row.name, *row.aliases, row.name.upper(), f" /{row.id}/ "):
         assert make(model=name, **more).model == row.id
@@ -136,29 +136,29 @@ def test_every_name_of_a_model_resolves_to_its_full_id(row: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "suggested"), [("kling-2.1-pro", "kling-v2.1-pro"), ("kwaivgi/kling-v2.1-mastr", "kling-v2.1-master")]
 )
-def test_an_unknown_model_suggests_the_near_name(name: str, suggested: str) -> None:
+def test_unknown_model_suggests_similar_name(name: str, suggested: str) -> None:
     assert suggested in refusals(model=name)["model"]
 
 
 @pytest.mark.parametrize("name", [5, b"kling-v2.1-pro", ["kling-v2.1-pro"], True])
-def test_a_model_is_a_name(name: object) -> None:
-    assert refusals(model=name)["model"] == f"expected a name, got {type(name).__name__}"
+def test_model_must_be_a_name(name: object) -> None:
+    assert refusals(model=name)["model"] == f"expected a model name or a Model, got {type(name).__name__}"
 
 
-# ---- texts ----
+# ---- text ----
 
 
 @pytest.mark.parametrize("prompt", ["", "   ", "\n\t"])
-def test_an_empty_prompt_is_refused_where_the_row_requires_one(prompt: str) -> None:
+def test_empty_prompt_is_refused_if_required(prompt: str) -> None:
     assert refusals(prompt=prompt) == {"prompt": "required: 1 to 2500 characters"}
 
 
-def test_an_empty_prompt_is_left_out_where_the_row_does_not_require_one() -> None:
+def test_empty_prompt_is_omitted_if_optional() -> None:
     assert "prompt" not in make(model="kling-v2.6-std", prompt="").inputs(URL, None)
 
 
-def test_texts_are_counted_in_code_points_and_sent_untrimmed() -> None:
-    prompt = " " + "\N{CINEMA}" * (MAX_TEXT - 2) + " "
+def test_text_length_counts_code_points_and_text_is_not_trimmed() -> None:
+    prompt = " " + "\N{CINEMA}" * (MAX_TEXT_LENGTH - 2) + " "
     assert make(prompt=prompt, negative_prompt=prompt).prompt == prompt
 
 
@@ -166,17 +166,17 @@ def test_texts_are_counted_in_code_points_and_sent_untrimmed() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("x" * (MAX_TEXT + 1), "expected at most 2500 characters, got 2501"),
+        ("x" * (MAX_TEXT_LENGTH + 1), "expected at most 2500 characters, got 2501"),
         (5, "expected text, got int"),
         (b"text", "expected text, got bytes"),
-        ("half \ud83c", "has a lone surrogate, which is no text"),
+        ("half \ud83c", "expected Unicode text, got a lone surrogate"),
     ],
 )
-def test_texts_that_are_refused(field: str, text: object, said: str) -> None:
+def test_bad_text_is_refused(field: str, text: object, said: str) -> None:
     assert refusals(**{field: text}) == {field: said}
 
 
-def test_an_empty_negative_prompt_is_sent_since_a_default_of_the_service_may_differ() -> None:
+def test_empty_negative_prompt_is_sent() -> None:
     assert make(negative_prompt="").inputs(URL, None)["negative_prompt"] == ""
 
 
@@ -184,7 +184,7 @@ def test_an_empty_negative_prompt_is_sent_since_a_default_of_the_service_may_dif
 
 
 @pytest.mark.parametrize(("given", "sent"), [(5, 5), (10, 10), ("5", 5), ("10", 10), (" 5 ", 5)])
-def test_durations_that_are_taken_are_sent_as_integers(given: object, sent: int) -> None:
+def test_duration_is_sent_as_integer(given: object, sent: int) -> None:
     body = make(duration=given).inputs(URL, None)
     assert body["duration"] == sent
     assert type(body["duration"]) is int
@@ -212,14 +212,14 @@ def test_durations_that_are_taken_are_sent_as_integers(given: object, sent: int)
     ],
     ids=lambda value: value[:10] if isinstance(value, str) else type(value).__name__,
 )
-def test_durations_that_are_refused_are_named(value: object, shown: str) -> None:
+def test_bad_duration_is_refused_and_shown(value: object, shown: str) -> None:
     problems = refusals(duration=value)
     assert list(problems) == ["duration"]
     assert problems["duration"].startswith(f"expected 5 or 10, got {shown}")
     assert len(problems["duration"]) < 100
 
 
-def test_a_range_of_durations_is_said_as_one() -> None:
+def test_error_shows_consecutive_durations_as_range() -> None:
     assert make(model="kling-v3.0-std", duration=7).duration == 7
     assert refusals(model="kling-v3.0-std", duration=16)["duration"] == "expected 3 to 15, got 16"
 
@@ -228,7 +228,7 @@ def test_a_range_of_durations_is_said_as_one() -> None:
 
 
 @pytest.mark.parametrize("value", [0, 1, 0.0, 0.35, 1.0])
-def test_scales_that_are_taken(value: float) -> None:
+def test_guidance_scale_accepts_range(value: float) -> None:
     assert make(guidance_scale=value).inputs(URL, None)["guidance_scale"] == value
 
 
@@ -237,25 +237,23 @@ def test_scales_that_are_taken(value: float) -> None:
     [-0.01, 1.01, 5, math.nan, math.inf, -math.inf, True, False, "0.5", [0.5], 10**5000, 1j],
     ids=lambda value: type(value).__name__,
 )
-def test_scales_that_are_refused(value: object) -> None:
+def test_bad_guidance_scale_is_refused(value: object) -> None:
     problems = refusals(guidance_scale=value)
     assert list(problems) == ["guidance_scale"]
     assert problems["guidance_scale"].startswith("expected a number from 0 to 1, got ")
 
 
-def test_the_scale_has_the_name_that_the_row_says() -> None:
+def test_guidance_scale_uses_wire_name_of_model() -> None:
     body = make(model="kling-v2.6-pro", guidance_scale=0.5).inputs(URL, None)
     assert body["cfg_scale"] == 0.5
     assert "guidance_scale" not in body
-    assert refusals(model="kling-v2.6-std", guidance_scale=0.5) == {
-        "guidance_scale": "kling-v2.6-std has no guidance scale"
-    }
+    assert refusals(model="kling-v2.6-std", guidance_scale=0.5) == {"guidance_scale": "not supported by kling-v2.6-std"}
 
 
-def test_sound_is_for_the_models_that_make_it() -> None:
+def test_sound_is_refused_for_silent_models() -> None:
     assert make(model="kling-v2.6-pro", sound=True).inputs(URL, None)["sound"] is True
     assert make(model="kling-v2.6-pro", sound=False).inputs(URL, None)["sound"] is False
-    assert refusals(model="kling-v2.1-pro", sound=True) == {"sound": "kling-v2.1-pro makes no sound"}
+    assert refusals(model="kling-v2.1-pro", sound=True) == {"sound": "not supported by kling-v2.1-pro"}
     assert refusals(model="kling-v2.6-pro", sound="yes") == {"sound": "expected True or False, got 'yes'"}
     assert refusals(model="kling-v2.6-pro", sound=10**5000) == {
         "sound": "expected True or False, got a value of type int"
@@ -266,7 +264,7 @@ def test_sound_is_for_the_models_that_make_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "at_rest"),
+    ("source", "stored"),
     [
         (URL, URL),
         ("HTTP://pictures.example:8080/face.png?sig=1#x", "HTTP://pictures.example:8080/face.png?sig=1#x"),
@@ -282,21 +280,21 @@ def test_sound_is_for_the_models_that_make_it() -> None:
     ids=lambda value: type(value).__name__,
 )
 @pytest.mark.promise(9)
-def test_images_at_rest(source: Any, at_rest: Image) -> None:
+def test_image_sources_are_normalised(source: Any, stored: Image) -> None:
     job = make(image=source)
-    assert job.image == at_rest
-    assert type(job.image) is type(at_rest)
-    assert image_at_rest(source) == at_rest
+    assert job.image == stored
+    assert type(job.image) is type(stored)
+    assert load_image(source) == stored
 
 
-def test_a_bytearray_that_changes_later_does_not_change_the_job() -> None:
+def test_job_copies_bytearray() -> None:
     source = bytearray(PNG)
     job = make(image=source)
     source[:] = JPEG
     assert job.image == PNG
 
 
-def test_a_binary_file_is_read_at_once(tmp_path: Path) -> None:
+def test_binary_file_is_read_at_creation(tmp_path: Path) -> None:
     path = tmp_path / "face.png"
     path.write_bytes(PNG)
     with path.open("rb") as file:
@@ -306,14 +304,14 @@ def test_a_binary_file_is_read_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1"])
-def test_a_pil_image_becomes_a_png_of_the_same_size(mode: str) -> None:
+def test_pil_image_becomes_png_of_same_size(mode: str) -> None:
     image = make(image=Pillow.new(mode, (320, 300))).image
     assert isinstance(image, bytes)
     decoded = Pillow.open(io.BytesIO(image))
     assert (decoded.format, decoded.size, decoded.mode) == ("PNG", (320, 300), "L" if mode == "L" else "RGB")
 
 
-def test_a_pil_image_whose_png_would_be_too_large_becomes_a_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pil_image_becomes_jpeg_if_png_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kling_async._core.images.MAX_IMAGE_BYTES", 70_000)
     noise = Pillow.effect_noise((300, 300), 20)
     assert len(cast("bytes", make(image=noise).image)) < 70_000
@@ -324,8 +322,8 @@ def test_a_pil_image_whose_png_would_be_too_large_becomes_a_jpeg(monkeypatch: py
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("face.png", "expected an http(s) URL, got 'face.png'; a file is given as Path(...)"),
-        ("/etc/passwd", "expected an http(s) URL, got '/etc/passwd'; a file is given as Path(...)"),
+        ("face.png", "expected an http(s) URL, got 'face.png'; pass a file as Path(...)"),
+        ("/etc/passwd", "expected an http(s) URL, got '/etc/passwd'; pass a file as Path(...)"),
         ("file:///etc/passwd", "expected an http(s) URL"),
         ("ftp://pictures.example/face.png", "expected an http(s) URL"),
         ("https://", "expected an http(s) URL"),
@@ -347,13 +345,13 @@ def test_a_pil_image_whose_png_would_be_too_large_becomes_a_jpeg(monkeypatch: py
     ids=lambda value: repr(value)[:40],
 )
 @pytest.mark.promise(9)
-def test_images_that_are_refused(field: str, source: object, said: str) -> None:
+def test_bad_image_is_refused(field: str, source: object, said: str) -> None:
     problems = refusals(model=FRAMES, **{"image": URL, "end_image": URL, field: source})
     assert list(problems) == [field]
     assert said in problems[field]
 
 
-def test_a_file_over_the_limit_is_not_read_to_its_end() -> None:
+def test_oversized_file_is_not_read_to_its_end() -> None:
     class Endless(io.RawIOBase):
         asked: list[int]
 
@@ -368,14 +366,14 @@ def test_a_file_over_the_limit_is_not_read_to_its_end() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-def test_a_file_in_text_mode_is_refused_and_told_how(encoding: str, tmp_path: Path) -> None:
+def test_text_mode_file_is_refused(encoding: str, tmp_path: Path) -> None:
     path = tmp_path / "face.png"
     path.write_bytes(PNG)
     with path.open(encoding=encoding) as file:
         assert refusals(image=file) == {"image": "expected a file opened in binary mode"}
 
 
-def test_a_file_that_cannot_be_read_is_a_problem_of_its_field(tmp_path: Path) -> None:
+def test_unreadable_file_is_a_problem_of_its_field(tmp_path: Path) -> None:
     closed = io.BytesIO(PNG)
     closed.close()
     assert refusals(image=closed)["image"].startswith("the file cannot be read: ValueError")
@@ -383,19 +381,19 @@ def test_a_file_that_cannot_be_read_is_a_problem_of_its_field(tmp_path: Path) ->
         assert refusals(image=writable)["image"].startswith("the file cannot be read: UnsupportedOperation")
 
 
-def test_an_asynchronous_file_is_told_how_and_leaves_no_coroutine_behind() -> None:
+def test_asynchronous_file_is_refused_and_its_coroutine_closed() -> None:
     class Upload:
         async def read(self, size: int = -1) -> bytes:
             return PNG
 
-    # A coroutine that nobody awaited would be a warning, which is an error here.
+    # A coroutine that was never awaited gives a warning, which is an error in this suite.
     assert "await file.read()" in refusals(image=Upload())["image"]
 
 
 # ---- data URIs ----
 
 
-def test_data_uris_of_jpeg_and_png_are_taken() -> None:
+def test_data_uri_accepts_jpeg_and_png() -> None:
     for kind, content in (("png", PNG), ("jpeg", JPEG)):
         uri = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
         assert make(image=uri).image == uri
@@ -414,17 +412,17 @@ def test_data_uris_of_jpeg_and_png_are_taken() -> None:
         ("data:", "expected a data URI of image/jpeg or image/png in base64"),
     ],
 )
-def test_data_uris_that_are_refused(uri: str, said: str) -> None:
+def test_bad_data_uri_is_refused(uri: str, said: str) -> None:
     assert refusals(image=uri) == {"image": said}
 
 
-# ---- the last frame ----
+# ---- end image ----
 
 
 @pytest.mark.parametrize("row", MODELS, ids=lambda row: row.name)
-def test_the_last_frame_follows_the_row(row: Any) -> None:
+def test_end_image_follows_the_model(row: Any) -> None:
     if row.end_image is None:
-        assert refusals(model=row.name, end_image=URL) == {"end_image": f"{row.name} takes no last frame"}
+        assert refusals(model=row.name, end_image=URL) == {"end_image": f"not supported by {row.name}"}
         return
     body = make(model=row.name, end_image=URL).inputs(URL, "https://pictures.example/last.png")
     assert body[row.end_image.field] == "https://pictures.example/last.png"
@@ -438,13 +436,13 @@ def test_the_last_frame_follows_the_row(row: Any) -> None:
 # ---- extra ----
 
 
-def test_extra_is_sent_as_it_is() -> None:
+def test_extra_is_sent_unchanged() -> None:
     job = make(extra={"seed": 7, "camera": {"zoom": [1, 2.5, None, "ä"]}})
     assert job.inputs(URL, None)["seed"] == 7
     assert job.inputs(URL, None)["camera"] == {"zoom": [1, 2.5, None, "ä"]}
 
 
-def test_extra_is_a_private_copy() -> None:
+def test_extra_is_copied() -> None:
     camera = {"zoom": [1]}
     job = make(extra={"camera": camera})
     camera["zoom"].append(2)
@@ -452,8 +450,8 @@ def test_extra_is_a_private_copy() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(JobFields.__annotations__))
-def test_extra_does_not_go_round_the_checks(name: str) -> None:
-    assert refusals(extra={name: 1}) == {f"extra.{name}": "is a field of the job: give it by its name"}
+def test_extra_refuses_fields_of_job(name: str) -> None:
+    assert refusals(extra={name: 1}) == {f"extra.{name}": "is a field of Job: pass it by name"}
 
 
 def deep() -> object:
@@ -477,12 +475,12 @@ def deep() -> object:
     ],
     ids=["nan", "inf", "bytes", "object", "tuple key", "surrogate", "surrogate key", "deep"],
 )
-def test_extra_is_json(extra: object) -> None:
+def test_extra_must_be_json(extra: object) -> None:
     assert refusals(extra=extra)["extra"].startswith("is not JSON")
 
 
 @pytest.mark.parametrize("extra", ["seed=1", 5, ["seed"], [("seed", 1)]])
-def test_extra_is_a_mapping(extra: object) -> None:
+def test_extra_must_be_a_mapping(extra: object) -> None:
     assert refusals(extra=extra) == {"extra": f"expected a mapping, got {type(extra).__name__}"}
 
 
@@ -490,19 +488,19 @@ def test_extra_is_a_mapping(extra: object) -> None:
 
 
 def content_digest(image: Image) -> str:
-    """As the session computes it: a URL is its own content, a file is what is in it."""
+    """Digest an image as a session does: URLs by themselves, files by content."""
     if isinstance(image, str):
         return image
     return hashlib.sha256(image.read_bytes() if isinstance(image, Path) else image).hexdigest()
 
 
-def test_the_digest_is_a_name_that_must_not_change() -> None:
-    """Keys of ledgers on users' disks are made of it: another digest would pay for everything again."""
+def test_digest_is_stable() -> None:
+    """Ledgers on users' disks use it as job key: another digest would pay for every job again."""
     digest = content_of(make(), content_digest).digest
     assert digest == "9e76039b81d942a12da3821158a4bfb2d58e3d390a8b89b8d218428104ca8176"
 
 
-def test_the_digest_follows_the_content_and_not_the_name_of_the_file(tmp_path: Path) -> None:
+def test_digest_depends_on_file_content_not_name(tmp_path: Path) -> None:
     one, other, changed = (tmp_path / name for name in ("one.png", "other.png", "changed.png"))
     one.write_bytes(PNG)
     other.write_bytes(PNG)
@@ -513,7 +511,7 @@ def test_the_digest_follows_the_content_and_not_the_name_of_the_file(tmp_path: P
     assert digest != content_of(make(image=changed), content_digest).digest
 
 
-def test_the_digest_changes_with_every_field_and_with_nothing_else() -> None:
+def test_digest_depends_on_every_field_and_nothing_else() -> None:
     base: dict[str, Any] = {"model": "kling-v2.6-pro"}
     jobs = [
         make(**base, **change)
@@ -538,16 +536,16 @@ def test_the_digest_changes_with_every_field_and_with_nothing_else() -> None:
     assert {content_of(job, content_digest).digest for job in same} == {content_of(jobs[0], content_digest).digest}
 
 
-def test_the_order_of_extra_is_no_content() -> None:
+def test_digest_ignores_order_of_extra() -> None:
     one, other = make(extra={"a": 1, "b": 2}), make(extra={"b": 2, "a": 1})
     assert one == other
     assert content_of(one, content_digest).digest == content_of(other, content_digest).digest
 
 
-# ---- a value ----
+# ---- value semantics ----
 
 
-def test_a_job_is_frozen() -> None:
+def test_job_is_frozen() -> None:
     job = make()
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         job.prompt = "other"  # type: ignore[misc]  # that it is frozen is the point
@@ -555,7 +553,7 @@ def test_a_job_is_frozen() -> None:
         job.seed = 1  # type: ignore[attr-defined]  # the same
 
 
-def test_a_job_is_pickled_copied_hashed_and_compared_by_value() -> None:
+def test_job_pickles_copies_hashes_and_compares_by_value() -> None:
     job = make(model=FRAMES, image=PNG, end_image=Path("last.png"), duration="10", extra={"seed": 1})
     for other in (pickle.loads(pickle.dumps(job)), copy.deepcopy(job), attrs.evolve(job)):
         assert other == job
@@ -564,14 +562,14 @@ def test_a_job_is_pickled_copied_hashed_and_compared_by_value() -> None:
     assert job != make(model=FRAMES, image=PNG, end_image=Path("last.png"), duration="10", extra={"seed": 2})
 
 
-def test_evolving_a_job_checks_it_again() -> None:
+def test_evolve_validates_again() -> None:
     # mypy's plugin for attrs does not see the names in `**fields: Unpack[...]`.
     assert attrs.evolve(make(), duration="10").duration == 10  # type: ignore[call-arg]  # see above
     with pytest.raises(InvalidJobError):
         attrs.evolve(make(), duration=15)  # type: ignore[call-arg]  # see above
 
 
-def test_repr_shows_neither_bytes_nor_signed_queries_nor_passwords() -> None:
+def test_repr_hides_bytes_signatures_and_passwords() -> None:
     secret = "c2VjcmV0LXNpZ25hdHVyZQ"
     shown = repr(
         make(
@@ -591,11 +589,11 @@ def test_repr_shows_neither_bytes_nor_signed_queries_nor_passwords() -> None:
     assert f"<data URI of {len(uri)} characters>" in repr(make(image=uri))
 
 
-def test_a_refused_url_does_not_show_its_query() -> None:
+def test_error_hides_query_of_refused_url() -> None:
     assert "secret" not in refusals(image="ftp://user:secret@host/face.png?sig=secret")["image"]
 
 
-# ---- anything ----
+# ---- arbitrary input ----
 
 garbage: st.SearchStrategy[Any] = st.one_of(
     st.none(),
@@ -613,7 +611,7 @@ garbage: st.SearchStrategy[Any] = st.one_of(
 
 
 @given(st.dictionaries(st.one_of(st.sampled_from(sorted(JobFields.__annotations__)), st.text()), garbage))
-def test_whatever_is_given_is_a_valid_job_or_an_invalid_job_error(fields: dict[str, Any]) -> None:
+def test_any_input_is_a_valid_job_or_invalid_job_error(fields: dict[str, Any]) -> None:
     error: InvalidJobError | None = None
     job: Job | None = None
     try:
@@ -634,7 +632,7 @@ def test_whatever_is_given_is_a_valid_job_or_an_invalid_job_error(fields: dict[s
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_pil_image_stands_as_its_exif_data_turns_it(orientation: int) -> None:
+def test_pil_image_is_rotated_by_exif_orientation(orientation: int) -> None:
     picture = Pillow.effect_noise((320, 300), 90)
     exif = Pillow.Exif()
     exif[0x0112] = orientation

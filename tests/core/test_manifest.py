@@ -275,7 +275,7 @@ def test_a_csv_header_is_checked_once() -> None:
     path = csv(f"prompt,image,seconds,prompt\nWaves,{URL},5,\nWaves,{URL},5,\n")
     assert problems(path) == [
         "jobs.csv:1 prompt: is the name of two columns",
-        "jobs.csv:1 seconds: unknown field, the service would drop it and charge; did you mean duration?",
+        "jobs.csv:1 seconds: unknown field: the service would ignore it and charge; did you mean duration?",
     ]
 
 

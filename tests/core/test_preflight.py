@@ -1,4 +1,4 @@
-"""Images before they are sent: what is found without decoding, and what fitting makes of what would be refused."""
+"""Image preflight without decoding, and conversion of images that the service would refuse."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ PNG = encoded(NOISE, "PNG")
 
 
 def with_preview(content: bytes) -> bytes:
-    """A JPEG with another JPEG in its EXIF data, as phones make them, and with a film behind it."""
+    """Return a JPEG with a preview JPEG in its EXIF data, as phones write them."""
     preview = b"Exif\0\0" + encoded(NOISE.resize((160, 120)), "JPEG")
     segment = b"\xff\xe1" + (len(preview) + 2).to_bytes(2, "big") + preview
     return content[:2] + segment + content[2:]
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "GIF", "BMP", "TIFF", "AVIF"])
-def test_other_formats_are_named_by_their_content_and_taken_to_be_fitted(tmp_path: Path, kind: str) -> None:
+def test_other_formats_are_detected_by_content_and_accepted_for_fit(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "mislabelled.png"
     path.write_bytes(encoded(NOISE, kind))
     with pytest.raises(InvalidJobError, match=rf"(?i)expected a JPEG or PNG, this is {kind}; fit it"):
@@ -52,13 +52,13 @@ def test_other_formats_are_named_by_their_content_and_taken_to_be_fitted(tmp_pat
     assert (facts.width, facts.height, facts.bytes, facts.unfit) == (500, 400, path.stat().st_size, True)
 
 
-def test_what_pillow_cannot_read_is_not_promised_to_be_fitted() -> None:
+def test_heic_error_does_not_offer_fit() -> None:
     with pytest.raises(InvalidJobError, match=r"this is HEIC;(?! fit)"):
         preflight(b"\0\0\0\x18ftypheic\0\0\0\0" + bytes(100), fit=True)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_turns_are_seen(orientation: int) -> None:
+def test_exif_orientation_is_detected(orientation: int) -> None:
     facts = preflight(encoded(NOISE, "JPEG", orientation))
     assert (facts.width, facts.height) == ((400, 500) if orientation > 4 else (500, 400))
     assert facts.turned is (orientation > 1)
@@ -66,14 +66,14 @@ def test_exif_turns_are_seen(orientation: int) -> None:
 
 
 @pytest.mark.parametrize(("size", "warned"), [((750, 300), False), ((760, 300), True), ((300, 760), True)])
-def test_long_pictures_are_warned_of(size: tuple[int, int], warned: object) -> None:
+def test_long_images_give_a_warning(size: tuple[int, int], warned: object) -> None:
     assert ("2.5:1" in "".join(preflight(encoded(Pillow.new("L", size), "PNG")).warnings)) is warned
 
 
 @pytest.mark.parametrize("content", [JPEG, PNG, with_preview(JPEG)])
-def test_a_picture_that_is_cut_off_is_refused_wherever_it_ends(content: bytes) -> None:
+def test_truncated_image_is_refused_at_any_length(content: bytes) -> None:
     assert preflight(content).width == 500
-    assert preflight(content + bytes(100_000)).width == 500, "phones put films behind their pictures"
+    assert preflight(content + bytes(100_000)).width == 500, "phones append videos to their images"
     for end in range(0, len(content) - 12, 997):
         with pytest.raises(InvalidJobError, match=r"cut off|damaged|is empty"):
             preflight(content[:end])
@@ -81,7 +81,7 @@ def test_a_picture_that_is_cut_off_is_refused_wherever_it_ends(content: bytes) -
 
 @settings(max_examples=200)
 @given(st.sampled_from([JPEG, PNG, with_preview(JPEG), encoded(NOISE, "WEBP"), encoded(NOISE, "TIFF")]), st.data())
-def test_hostile_pictures_are_measured_or_refused(content: bytes, data: st.DataObject) -> None:
+def test_hostile_images_are_measured_or_refused(content: bytes, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, min(len(content), 2000)))
     hostile = content[:place] + data.draw(st.binary(max_size=40)) + content[place + data.draw(st.integers(0, 40)) :]
     with suppress(InvalidJobError):
@@ -91,7 +91,7 @@ def test_hostile_pictures_are_measured_or_refused(content: bytes, data: st.DataO
             assert preflight(fitted(hostile)).type == "image/jpeg"
 
 
-def test_little_of_a_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preflight_reads_little_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "large.jpg"
     path.write_bytes(encoded(Pillow.effect_noise((4000, 3000), 60), "JPEG", quality=80))
     content = path.read_bytes()
@@ -108,12 +108,12 @@ def test_little_of_a_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert sum(asked) < 40_000 < len(content)
 
 
-# Fitting.
+# Conversion.
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "GIF", "BMP", "TIFF", "AVIF", "PNG"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
-def test_every_format_becomes_a_jpeg_of_the_same_size(kind: str, mode: str) -> None:
+def test_fit_makes_jpeg_of_same_size(kind: str, mode: str) -> None:
     # Colours of the palette.
     content = encoded(Pillow.new("RGB", (500, 400), (204, 51, 51)).convert(mode), kind)
     fit = fitted(content)
@@ -123,20 +123,20 @@ def test_every_format_becomes_a_jpeg_of_the_same_size(kind: str, mode: str) -> N
     assert pixel == pytest.approx((97, 97, 97) if mode == "L" else (204, 51, 51), abs=8)
 
 
-def test_what_is_transparent_becomes_white() -> None:
+def test_fit_makes_transparency_white() -> None:
     clear = Pillow.new("RGBA", (400, 400), (0, 0, 0, 0))
     for kind in ("PNG", "WEBP"):
         picture = Pillow.open(io.BytesIO(fitted(encoded(clear, kind))))
         assert picture.getpixel((200, 200)) == (255, 255, 255)
 
 
-def test_sixteen_bits_of_grey_keep_their_shades() -> None:
+def test_fit_keeps_16_bit_grey_levels() -> None:
     picture = Pillow.new("I;16", (400, 400), 128 * 256)
     assert Pillow.open(io.BytesIO(fitted(encoded(picture, "PNG")))).getpixel((9, 9)) == pytest.approx(128, abs=2)
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
-def test_exif_turns_are_made_in_the_pixels(orientation: int) -> None:
+def test_fit_rotates_pixels_by_exif_orientation(orientation: int) -> None:
     picture = Pillow.linear_gradient("L").resize((500, 400))
     content = encoded(picture, "JPEG", orientation)
     fit = fitted(content)
@@ -148,7 +148,7 @@ def test_exif_turns_are_made_in_the_pixels(orientation: int) -> None:
         assert got.getpixel((x, y)) == pytest.approx(wanted.getpixel((x, y)), abs=6)
 
 
-def test_too_many_bytes_become_few_enough() -> None:
+def test_fit_shrinks_oversized_files() -> None:
     content = encoded(Pillow.effect_noise((5200, 2600), 90), "PNG")
     assert MAX_IMAGE_BYTES < len(content) < MAX_FIT_BYTES
     assert preflight(content, fit=True).unfit
@@ -158,7 +158,7 @@ def test_too_many_bytes_become_few_enough() -> None:
     assert 2000 < facts.width <= 4096
 
 
-def test_decompression_bombs_are_refused_unopened(tmp_path: Path) -> None:
+def test_decompression_bombs_are_refused(tmp_path: Path) -> None:
     # A header that promises 60,000 x 60,000 pixels, as a PNG of a few bytes may.
     header = PNG[12:16] + (60_000).to_bytes(4, "big") * 2 + PNG[24:29]
     bomb = PNG[:12] + header + zlib.crc32(header).to_bytes(4, "big") + PNG[33:]

@@ -233,7 +233,9 @@ async def test_the_services_own_catalogue_and_a_model_by_its_schema() -> None:
             if job.price().usd is not None:
                 assert job.price().certainty is Certainty.INFERRED
                 assert charge.amount == job.price().usd, found.id
-        with pytest.raises(InvalidJobError, match=r"extra\.seed: .* takes no such input"):
+        with pytest.raises(
+            InvalidJobError, match=r"extra\.seed: not supported by .*: the service would ignore it and charge"
+        ):
             inline_job(model=Model.from_service(entry), extra={"seed": 1})
 
 

@@ -1,0 +1,383 @@
+"""Checks the fields of a job against its model and normalises them. Collects all problems, each with its field path."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict, cast
+
+import attrs
+
+from .catalogue import DEFAULT_MODEL, MAX_TEXT_LENGTH, Model, find_model, near_names
+from .errors import InvalidJobError, Problem
+from .images import ImageSource, check_image
+
+if TYPE_CHECKING:
+    from .schema import Field
+
+
+def text_repr(text: str | None) -> str:
+    """Return `repr(text)`, shortened to 60 characters."""
+    return "None" if text is None else repr(textwrap.shorten(text, 60, placeholder="..."))
+
+
+@attrs.frozen
+class Shot:
+    """One shot of a `multi_prompt`.
+
+    Attributes:
+        prompt: The shot's prompt, 1 to 2,500 characters.
+        duration: Seconds, or None to let the service choose; give it for every shot of a job or for none.
+    """
+
+    prompt: str = attrs.field(repr=text_repr)
+    duration: int | None = None
+
+
+class JobFields(TypedDict, total=False):
+    """The fields of a job, by the names that `Job`, `generate` and `submit` take."""
+
+    model: str | Model
+    prompt: str
+    image: ImageSource
+    end_image: ImageSource
+    negative_prompt: str
+    guidance_scale: float
+    duration: int | str
+    sound: bool
+    multi_prompt: Sequence[Shot | str | Mapping[str, object]]
+    shot_type: str
+    element_list: Sequence[object]
+    voice_list: Sequence[object]
+    extra: Mapping[str, object]
+
+
+_FIELDS = frozenset(JobFields.__annotations__)
+_RARE_FIELDS = frozenset({"shot_type", "element_list", "voice_list"})
+_LIST_FIELDS = frozenset({"multi_prompt", "element_list", "voice_list"})
+_SYNONYMS = {
+    "cfg_scale": "guidance_scale",
+    "last_image": "end_image",
+    "tail_image": "end_image",
+    "start_image": "image",
+    "image_url": "image",
+    "seconds": "duration",
+    "text": "prompt",
+}
+_DEFAULT_DURATIONS_S = (5, 10)
+_MAX_NUMBER_LENGTH = 9
+"""Most characters of a number given as text; `int` raises an error of its own for thousands of digits."""
+
+
+def checked_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return all fields of a job, normalised.
+
+    Raises:
+        InvalidJobError: A field is wrong; it lists all problems.
+    """
+    problems: list[Problem] = []
+    # Set only by copying a job (`attrs.evolve`); callers pass a row as `model`.
+    own_row = fields.pop("own_row", None)
+    given = {name: value for name, value in fields.items() if value is not None and not _is_empty_list(name, value)}
+    for name in () if fields.keys() <= _FIELDS else [name for name in fields if name not in _FIELDS]:
+        near = difflib.get_close_matches(name, [*JobFields.__annotations__, *_SYNONYMS], n=1, cutoff=0.6)
+        meant = _SYNONYMS.get(near[0], near[0]) if near else None
+        hint = f"did you mean {meant}?" if meant else "the fields are " + ", ".join(JobFields.__annotations__)
+        problems.append(Problem(name, f"unknown field: the service would ignore it and charge; {hint}"))
+
+    row = _model(given.get("model", DEFAULT_MODEL), own_row, problems)
+    prompt = _prompt(given, row, problems)
+    shots = _shots(given, row, problems)
+    checked: dict[str, Any] = {
+        "model": row.id if row else "",
+        "prompt": prompt,
+        "image": b"",
+        "end_image": None,
+        "negative_prompt": None,
+        "guidance_scale": None,
+        "duration": _total_duration(given, row, shots, problems),
+        "sound": None,
+        "multi_prompt": shots,
+        "shot_type": None,
+        "element_list": (),
+        "voice_list": (),
+        "extra": {},
+        "own_row": None if row is None or _is_in_catalogue(row) else row,
+    }
+    if "image" in given:
+        checked["image"] = check_image("image", given["image"], problems)
+    else:
+        problems.append(Problem("image", "required: a URL, a Path, or the bytes of a JPEG or PNG"))
+    _end_image(given, row, checked, problems)
+    if "negative_prompt" in given:
+        if row is not None and not row.negative_prompt:
+            problems.append(_unsupported("negative_prompt", row))
+        checked["negative_prompt"] = _text("negative_prompt", given["negative_prompt"], row, problems)
+    if "guidance_scale" in given:
+        checked["guidance_scale"] = _guidance_scale(given["guidance_scale"], row, problems)
+    if "sound" in given:
+        if not isinstance(given["sound"], bool):
+            problems.append(Problem("sound", f"expected True or False, got {_short_repr(given['sound'])}"))
+        elif row is not None and not row.sound:
+            problems.append(_unsupported("sound", row))
+        checked["sound"] = given["sound"]
+    if not _RARE_FIELDS.isdisjoint(given):
+        _rare_fields(given, row, checked, problems)
+    _extra(given.get("extra", {}), row, checked, problems)
+    if row is not None and not row.required <= given.keys():
+        problems.extend(Problem(name, f"required by {row.name}") for name in sorted(row.required - given.keys()))
+    if problems:
+        raise InvalidJobError(problems)
+    return checked
+
+
+def _unsupported(field: str, row: Model) -> Problem:
+    return Problem(field, f"not supported by {row.name}")
+
+
+def _short_repr(value: object) -> str:
+    """Return the first 40 characters of `repr(value)`, which may raise: an integer of 5,000 digits has no repr."""
+    try:
+        return repr(value)[:40]
+    except Exception:  # noqa: BLE001 -- a foreign `__repr__` may raise anything; the error is about the field
+        return f"a value of type {type(value).__name__}"
+
+
+def _is_empty_list(name: str, value: object) -> bool:
+    """Return whether a list field is empty: copying a job passes the lists that it does not have as empty ones."""
+    return name in _LIST_FIELDS and isinstance(value, (list, tuple)) and not value
+
+
+def _is_in_catalogue(row: Model) -> bool:
+    """Return whether the catalogue has the same row."""
+    there = find_model(row.id)
+    # The row is nearly always the catalogue's own object, and comparing all fields takes longer.
+    return there is row or there == row
+
+
+def _model(name: object, own_row: Model | None, problems: list[Problem]) -> Model | None:
+    if isinstance(name, Model):
+        return name
+    if own_row is not None and own_row.id == name:
+        return own_row
+    if not isinstance(name, str):
+        problems.append(Problem("model", f"expected a model name or a Model, got {type(name).__name__}"))
+        return None
+    row = find_model(name)
+    if row is None:
+        problems.append(Problem("model", f"unknown model {name[:80]!r}; did you mean {' or '.join(near_names(name))}?"))
+    return row
+
+
+def _text(path: str, text: object, row: Model | None, problems: list[Problem]) -> str:
+    if not isinstance(text, str):
+        problems.append(Problem(path, f"expected text, got {type(text).__name__}"))
+        return ""
+    most = MAX_TEXT_LENGTH if row is None else row.max_text
+    if len(text) > most:
+        problems.append(Problem(path, f"expected at most {most} characters, got {len(text)}"))
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        problems.append(Problem(path, "expected Unicode text, got a lone surrogate"))
+    return text
+
+
+def _prompt(given: dict[str, Any], row: Model | None, problems: list[Problem]) -> str:
+    text = given.get("prompt", "")
+    prompt = _text("prompt", text, row, problems)
+    if not isinstance(text, str):
+        return prompt
+    if "multi_prompt" in given:
+        if prompt.strip():
+            problems.append(Problem("prompt", "expected either prompt or multi_prompt, got both"))
+        return ""
+    if not prompt.strip() and (row is None or row.prompt_required):
+        most = MAX_TEXT_LENGTH if row is None else row.max_text
+        alternative = ", or multi_prompt" if row is not None and row.shots else ""
+        problems.append(Problem("prompt", f"required: 1 to {most} characters{alternative}"))
+    return prompt
+
+
+def _shots(given: dict[str, Any], row: Model | None, problems: list[Problem]) -> tuple[Shot, ...]:
+    if "multi_prompt" not in given:
+        return ()
+    value = given["multi_prompt"]
+    if row is not None and not row.shots:
+        problems.append(_unsupported("multi_prompt", row))
+        return ()
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
+        problems.append(Problem("multi_prompt", f"expected a list of shots, got {type(value).__name__}"))
+        return ()
+    if row is not None and len(value) > row.shots:
+        problems.append(Problem("multi_prompt", f"expected 1 to {row.shots} shots, got {len(value)}"))
+        return ()
+    shots = tuple(_shot(f"multi_prompt.{place}", shot, row, problems) for place, shot in enumerate(value))
+    if len({shot.duration is None for shot in shots}) > 1:
+        problems.append(Problem("multi_prompt", "expected a duration for every shot or for none, got some"))
+    return shots
+
+
+def _shot(path: str, value: object, row: Model | None, problems: list[Problem]) -> Shot:
+    prompt: object
+    duration: object
+    match value:
+        case Shot(prompt, duration):
+            pass
+        case str():
+            prompt, duration = value, None
+        case Mapping():
+            problems.extend(
+                Problem(f"{path}.{name}", "unknown field: a shot has prompt and duration")
+                for name in value
+                if name not in {"prompt", "duration"}
+            )
+            prompt, duration = value.get("prompt", ""), value.get("duration")
+        case _:
+            problems.append(Problem(path, f"expected text, a mapping or a Shot, got {type(value).__name__}"))
+            return Shot("")
+    text = _text(f"{path}.prompt", prompt, row, problems)
+    if isinstance(prompt, str) and not text.strip():
+        problems.append(Problem(f"{path}.prompt", "is empty"))
+    seconds = _positive_int(duration)
+    if seconds is None and duration is not None:
+        problems.append(Problem(f"{path}.duration", f"expected whole seconds, got {_short_repr(duration)}"))
+    return Shot(text, seconds)
+
+
+def _positive_int(value: object) -> int | None:
+    """Return a positive integer, given as such or as a short text; None for anything else."""
+    numeric = isinstance(value, str) and len(value) <= _MAX_NUMBER_LENGTH and value.strip().isdecimal()
+    number: object = int(cast("str", value)) if numeric else value
+    return number if isinstance(number, int) and not isinstance(number, bool) and number > 0 else None
+
+
+def _total_duration(given: dict[str, Any], row: Model | None, shots: tuple[Shot, ...], problems: list[Problem]) -> int:
+    """Return the seconds to send and be charged for: as given, else the sum of the shots, else the model's default."""
+    if row is not None and not row.durations:
+        # Copying a job without a duration passes 0.
+        if given.get("duration", 0) != 0:
+            problems.append(_unsupported("duration", row))
+        return 0
+    durations = row.durations if row is not None else _DEFAULT_DURATIONS_S
+    total = sum(shot.duration or 0 for shot in shots) if all(shot.duration for shot in shots) else 0
+    if total and total not in durations:
+        problems.append(Problem("multi_prompt", f"expected shots of {_choices(durations)} s in total, got {total} s"))
+        return 0
+    usual = _DEFAULT_DURATIONS_S[0] if row is None else row.default_duration
+    default = total or (usual if usual in durations else durations[0])
+    seconds = _duration(given.get("duration", default), durations, problems)
+    if total and seconds not in {0, total}:
+        # No page of the vendor says which of the two is charged.
+        problems.append(Problem("duration", f"expected {total}, the total of the shots, got {seconds}"))
+    return seconds
+
+
+def _duration(value: object, durations: tuple[int, ...], problems: list[Problem]) -> int:
+    seconds = _positive_int(value)
+    if seconds is None or seconds not in durations:
+        problems.append(Problem("duration", f"expected {_choices(durations)}, got {_short_repr(value)}"))
+        return 0
+    return seconds
+
+
+def _choices(durations: tuple[int, ...]) -> str:
+    if len(durations) > 2 and durations == tuple(range(durations[0], durations[-1] + 1)):  # noqa: PLR2004 -- a range
+        return f"{durations[0]} to {durations[-1]}"
+    return " or ".join(map(str, durations))
+
+
+def _guidance_scale(value: object, row: Model | None, problems: list[Problem]) -> float | None:
+    if row is not None and row.scale is None:
+        problems.append(_unsupported("guidance_scale", row))
+    low, high = (0.0, 1.0) if row is None else row.scale_range
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        problems.append(
+            Problem("guidance_scale", f"expected a number from {low:g} to {high:g}, got {_short_repr(value)}")
+        )
+        return None
+    return float(value)
+
+
+def _rare_fields(given: dict[str, Any], row: Model | None, checked: dict[str, Any], problems: list[Problem]) -> None:
+    """Check the fields that few models take."""
+    kind = given.get("shot_type")
+    if kind is not None:
+        if row is not None and not row.shot_types:
+            problems.append(_unsupported("shot_type", row))
+        elif not isinstance(kind, str) or (row is not None and kind not in row.shot_types):
+            expected = " or ".join(map(repr, row.shot_types)) if row is not None else "text"
+            problems.append(Problem("shot_type", f"expected {expected}, got {_short_repr(kind)}"))
+        checked["shot_type"] = kind
+    for name, most in (
+        ("element_list", row.elements if row is not None else None),
+        ("voice_list", (None if row.voices else 0) if row is not None else None),
+    ):
+        value = given.get(name, ())
+        if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
+            problems.append(Problem(name, f"expected a list, got {type(value).__name__}"))
+        elif value and row is not None and most == 0:
+            problems.append(_unsupported(name, row))
+        elif most is not None and len(value) > most:
+            problems.append(Problem(name, f"expected at most {most} items, got {len(value)}"))
+        else:
+            checked[name] = tuple(_json_copy(name, list(value), problems) or ()) if value else ()
+
+
+def _json_copy(path: str, value: Any, problems: list[Problem]) -> Any:
+    """Return a deep copy of a JSON value, so that the caller cannot change a checked job; None when it is not JSON."""
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text.encode()
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        problems.append(Problem(path, f"is not JSON: {error}"))
+        return None
+
+
+def _end_image(given: dict[str, Any], row: Model | None, checked: dict[str, Any], problems: list[Problem]) -> None:
+    if "end_image" not in given:
+        if row is not None and row.end_image is not None and row.end_image.required:
+            problems.append(Problem("end_image", f"required by {row.name}: a URL, a Path, or bytes"))
+        return
+    if row is not None and row.end_image is None:
+        problems.append(_unsupported("end_image", row))
+    elif given.get("multi_prompt"):
+        problems.append(Problem("end_image", "expected either end_image or multi_prompt, got both"))
+    checked["end_image"] = check_image("end_image", given["end_image"], problems)
+
+
+def _extra(extra: object, row: Model | None, checked: dict[str, Any], problems: list[Problem]) -> None:
+    if not isinstance(extra, Mapping):
+        problems.append(Problem("extra", f"expected a mapping, got {type(extra).__name__}"))
+        return
+    problems.extend(
+        Problem(f"extra.{name}", "is a field of Job: pass it by name")
+        for name in extra
+        if name in JobFields.__annotations__
+    )
+    if row is not None and row.more is not None:
+        _extra_inputs(extra, row, row.more, problems)
+    checked["extra"] = (_json_copy("extra", dict(extra), problems) or {}) if extra else {}
+
+
+def _extra_inputs(extra: Mapping[str, object], row: Model, fields: tuple[Field, ...], problems: list[Problem]) -> None:
+    """Check `extra` against the model's further inputs."""
+    known = {field.name: field for field in fields}
+    for name, value in extra.items():
+        if name in known:
+            problem = known[name].problem(value)
+        elif name in JobFields.__annotations__:
+            continue
+        else:
+            inputs = f"; its inputs are {', '.join(known)}" if known else ""
+            problem = f"not supported by {row.name}: the service would ignore it and charge{inputs}"
+        if problem:
+            problems.append(Problem(f"extra.{name}", problem))
+    problems.extend(
+        Problem(f"extra.{field.name}", f"required by {row.name}")
+        for field in fields
+        if field.required and field.name not in extra
+    )
