@@ -1,47 +1,63 @@
-"""Everything that can go wrong, as one tree.
+"""All errors of this package, as one tree.
 
 ::
 
     KlingError
-    ├── ConfigurationError (ValueError)      the session cannot be built as asked
-    ├── InvalidJobError (ValueError)         bad input, refused before a byte was sent; `problems` has field paths
-    ├── ManifestError (ValueError)           rows of a manifest are wrong, nothing was sent; `problems` has every line
-    ├── UnsupportedError                     this provider has no such endpoint or model
-    ├── SessionClosedError                   the session is not open (any more); nothing was sent
+    ├── ConfigurationError (ValueError)      the session cannot be built from its options
+    ├── InvalidJobError (ValueError)         bad input, refused before anything was sent; `problems` has field paths
+    ├── ManifestError (ValueError)           bad rows in a manifest, nothing was sent; `problems` has every line
+    ├── UnsupportedError                     the provider lacks the endpoint or the model
+    ├── SessionClosedError                   the session is not open; nothing was sent
     ├── SkippedError                         never submitted: its batch had stopped or was drained
-    ├── QueueFullError                       too many jobs wait already; nothing was sent; `retry_after`
+    ├── QueueFullError                       too many jobs are queued; nothing was sent; `retry_after`
     ├── UnknownJobError                      no job has this key
-    ├── BudgetExceededError                  it would cost more than the budget has left         (account-wide)
-    ├── PriceUnknownError                    it has no price that a budget could reserve
-    ├── TransportError                       no usable HTTP reply; `sent` tells whether the request may have arrived
+    ├── BudgetExceededError                  the job costs more than the budget has left
+    ├── PriceUnknownError                    there is a budget, and no price to reserve
+    ├── TransportError                       no usable HTTP reply; `sent` is False if the request cannot have arrived
     │   ├── ConnectFailedError               no connection was made: nothing was sent
     │   ├── ConnectionLostError              the connection broke after something may have been sent
     │   └── TransportTimeoutError (TimeoutError)
-    ├── ApiError                             the service answered, and said no
-    │   ├── AuthenticationError              the key is missing, wrong or not activated      (account-wide)
-    │   ├── PermissionDeniedError            the key may not do this
-    │   ├── InsufficientBalanceError         top up                                          (account-wide)
+    ├── ApiError                             the service answered with an error
+    │   ├── AuthenticationError              the key is missing, wrong or not activated
+    │   ├── PermissionDeniedError            the key lacks the permission
+    │   ├── InsufficientBalanceError         the account needs a top-up
     │   ├── RateLimitedError                 too many starts, or too many running; `retry_after`
     │   ├── RequestRejectedError             a parameter, a path or a size was refused
-    │   ├── NotFoundError                    no such prediction or model (predictions live 7 days)
+    │   ├── NotFoundError                    no such prediction or model (predictions are kept for 7 days)
     │   ├── ModerationError                  the content was refused
     │   ├── ServerError                      5xx
-    │   └── ProtocolError                    a reply that is not in the documented shape
-    ├── SubmissionUncertainError             the paid request was sent and its end is not known
-    ├── PredictionError                      a paid id exists and it did not bring a video
-    │   ├── PredictionFailedError            the service ended it as failed, cancelled, timeout or deleted
-    │   ├── PredictionTimeoutError (TimeoutError)  our waiting ended; the prediction goes on
-    │   └── NoOutputError                    completed without an output
+    │   └── ProtocolError                    the reply is not in the documented form
+    ├── SubmissionUncertainError             the paid request was sent and its outcome is unknown
+    ├── PredictionError                      a paid prediction exists and gave no video
+    │   ├── PredictionFailedError            it ended as failed, cancelled, timeout or deleted
+    │   ├── PredictionTimeoutError (TimeoutError)  the wait ended; the prediction still runs
+    │   └── NoOutputError                    it completed without an output
     ├── LedgerError                          the ledger cannot be used, so nothing was sent
-    │   ├── KeyReusedError (ValueError)      the key names a job with other content
-    │   └── NotInHandError                   another worker of a shared ledger has the job, or soon will
-    ├── RateLimiterError                     the shared rate limiter cannot be asked: nothing was sent (account-wide)
+    │   ├── KeyReusedError (ValueError)      the key belongs to a job with other content
+    │   └── NotInHandError                   another worker of a shared ledger has the job, or may soon claim it
+    ├── RateLimiterError                     the shared rate limiter cannot be reached: nothing was sent
     ├── StorageError                         an output could not be downloaded, checked or written
-    │   └── OutputGoneError                  it is older than the 7 days that outputs are kept, and not there any more
-    └── WebhookRefusedError                  a webhook that is not to be believed or cannot be read; `reason` says why
+    │   └── OutputGoneError                  the output is older than 7 days and has been deleted
+    └── WebhookRefusedError                  a webhook is not authentic or cannot be read; `reason`
 
-Every error carries what it is about: `job`, `key`, `prediction_id`, `request_id`, whether money was spent (`spent`) and
-what to do next (`advice`). `str(error)` says all of it in one line; no message, `repr` or attribute holds a secret.
+Class attributes classify the errors, so that no caller needs a list of classes of its own. Each is False but for::
+
+    account_wide        every other job of the account fails likewise, so a batch stops admission
+                        AuthenticationError BudgetExceededError InsufficientBalanceError RateLimiterError
+    insufficient_funds  jobs cannot be sent for lack of money; running predictions can still be followed
+                        BudgetExceededError InsufficientBalanceError
+    permanent           the same job fails likewise whenever it is submitted again
+                        InvalidJobError KeyReusedError ModerationError NotFoundError PermissionDeniedError
+                        RequestRejectedError UnsupportedError
+    refused             the service answered that it did not carry out the request, so nothing was accepted
+                        AuthenticationError InsufficientBalanceError ModerationError NotFoundError
+                        PermissionDeniedError RateLimitedError RequestRejectedError
+    transient           the same request may succeed after a pause; only reads and refused submits are sent again
+                        ConnectFailedError ConnectionLostError ProtocolError RateLimitedError ServerError
+                        TransportError TransportTimeoutError
+
+Every error has its subject (`job`, `key`, `prediction_id`, `request_id`), `spent` (whether money was spent) and
+`advice`. `str(error)` shows them in one line; no message, `repr` or attribute contains a secret.
 """
 
 from __future__ import annotations
@@ -60,7 +76,7 @@ if TYPE_CHECKING:
 
 
 class Spent(Enum):
-    """Whether the service charged for the job that an error is about."""
+    """Whether the service charged for the job of an error."""
 
     NO = "nothing was spent"
     YES = "the job was paid for"
@@ -69,22 +85,28 @@ class Spent(Enum):
 
 
 class KlingError(Exception):
-    """The base of every error that this package raises on purpose.
+    """Base of all errors that this package raises deliberately.
 
     Attributes:
-        message: What happened, one sentence.
-        job: The job it happened to, if there is one.
-        key: The job's name within its batch.
-        prediction_id: The id of the paid prediction, if one exists.
-        request_id: The service's own id of the HTTP request, if it sent one.
+        message: One sentence that describes the failure.
+        job: The job concerned, or None.
+        key: Key of the job within its batch, or None.
+        prediction_id: Id of the paid prediction, or None if there is none.
+        request_id: The service's id of the HTTP request, or None.
         spent: Whether money was spent.
-        advice: What to do next.
+        advice: The next step; empty if there is none.
     """
 
     default_spent: ClassVar[Spent] = Spent.NO
     default_advice: ClassVar[str] = ""
     account_wide: ClassVar[bool] = False
-    """Whether every other job of the account would meet the same error, so that a batch stops admission."""
+    """Whether every other job of the account fails likewise, so that a batch stops admission."""
+    insufficient_funds: ClassVar[bool] = False
+    """Whether money is lacking: jobs cannot be sent, but running predictions can still be followed."""
+    permanent: ClassVar[bool] = False
+    """Whether the same job fails likewise whenever it is submitted again."""
+    transient: ClassVar[bool] = False
+    """Whether the same request may succeed after a pause. A paid request also needs the verdict of `judge`."""
 
     def __init__(
         self,
@@ -131,23 +153,23 @@ class KlingError(Exception):
 
 def _restore(cls: type[KlingError], args: tuple[object, ...], state: dict[str, object]) -> KlingError:
     error = cls.__new__(cls, *args)
-    # `OSError`, the base of `TimeoutError`, leaves them to an `__init__` that is not called here.
+    # `OSError`, the base of `TimeoutError`, sets `args` in `__init__`, which is not called here.
     error.args = args
     error.__dict__.update(state)
     return error
 
 
 class ConfigurationError(KlingError, ValueError):
-    """The session cannot be built as asked: no key, an unknown provider or level, a bad number."""
+    """The session cannot be built from its options: no key, an unknown provider or level, a bad number."""
 
 
 @attrs.frozen
 class Problem:
-    """One thing that is wrong with a job.
+    """One problem of a job.
 
     Attributes:
-        path: The field, as the caller names it: `prompt`, `image`, `extra.seed`.
-        message: What was expected and what was got.
+        path: Field path as the caller writes it: `prompt`, `image`, `extra.seed`.
+        message: The expected value and the actual one.
     """
 
     path: str
@@ -158,9 +180,14 @@ class Problem:
 
 
 class InvalidJobError(KlingError, ValueError):
-    """The job cannot be sent as it is. All of its problems are listed, each with its field path."""
+    """The job has invalid fields; it was not sent.
 
-    default_advice = "correct the fields and ask again"
+    Attributes:
+        problems: All problems, each with its field path.
+    """
+
+    permanent = True
+    default_advice = "correct the fields and submit again"
 
     def __init__(self, problems: Sequence[Problem], **about: Any) -> None:
         self.problems = tuple(problems)
@@ -169,14 +196,13 @@ class InvalidJobError(KlingError, ValueError):
 
 @attrs.frozen
 class RowProblem:
-    """One thing that is wrong with a manifest.
+    """One problem of a manifest.
 
     Attributes:
-        file: The manifest, as it was named.
-        line: The line on which the row begins, from 1, or the number of the row where there are no lines; None when it
-            is about the whole file.
-        path: The field; empty when it is about the whole row.
-        message: What was expected and what was got.
+        file: The manifest, as the caller named it.
+        line: First line of the row, from 1, or the row number in formats without lines; None for the whole file.
+        path: Field path; empty for the whole row.
+        message: The expected value and the actual one.
     """
 
     file: str
@@ -190,46 +216,48 @@ class RowProblem:
 
 
 class ManifestError(KlingError, ValueError):
-    """Rows of a manifest cannot be sent as they are, or the file cannot be read; no job of it was sent.
+    """A manifest has invalid rows or cannot be read; no job of it was sent.
 
     Attributes:
-        problems: All of them, in the order of the lines.
+        problems: All problems, in the order of the lines.
     """
 
     default_advice = "correct the lines and run it again"
-    _SHOWN: ClassVar[int] = 20
+    _MAX_SHOWN: ClassVar[int] = 20
 
     def __init__(self, problems: Sequence[RowProblem], **about: Any) -> None:
         self.problems = tuple(problems)
-        more = len(self.problems) - self._SHOWN
-        said = "; ".join(map(str, self.problems[: self._SHOWN])) + (f"; and {more} more" if more > 0 else "")
+        more = len(self.problems) - self._MAX_SHOWN
+        said = "; ".join(map(str, self.problems[: self._MAX_SHOWN])) + (f"; and {more} more" if more > 0 else "")
         super().__init__(f"invalid manifest: {said}", **about)
 
 
 class UnsupportedError(KlingError):
-    """The provider has no such endpoint or model; the message names both."""
+    """The provider lacks the endpoint or the model; the message names both."""
+
+    permanent = True
 
 
 class SessionClosedError(KlingError):
-    """The session is not open, or is closing. What was already submitted is not affected."""
+    """The session is not open, or is closing. Jobs that were submitted before are not affected."""
 
     default_advice = "use it inside `async with KlingSession() as kling:`"
 
 
 class SkippedError(KlingError):
-    """The job was never submitted: its batch was drained, or had stopped admission; then `__cause__` says why."""
+    """The job was never submitted: its batch was drained, or had stopped admission for the error in `__cause__`."""
 
-    default_advice = "run the batch again when the cause is mended"
+    default_advice = "run the batch again once the cause is fixed"
 
 
 class QueueFullError(KlingError):
-    """As many jobs wait as may; this one was not taken.
+    """The queue is full; the job was not accepted.
 
     Attributes:
-        retry_after: Seconds after which to ask again.
+        retry_after: Seconds after which to try again.
     """
 
-    default_advice = "ask again later"
+    default_advice = "try again later"
 
     def __init__(self, message: str, *, retry_after: float, **about: Any) -> None:
         super().__init__(message, **about)
@@ -237,20 +265,21 @@ class QueueFullError(KlingError):
 
 
 class UnknownJobError(KlingError):
-    """No job has this key: there never was one, or its ledger has forgotten it."""
+    """No job has this key: it never existed, or its ledger no longer has it."""
 
 
 class BudgetExceededError(KlingError):
-    """The job would cost more than the budget has left; it was not sent.
+    """The job costs more than the budget has left; it was not sent.
 
     Attributes:
         budget: The cap in USD.
-        used: USD of it that was spent, or may have been.
-        price: USD that the job costs.
+        used: USD of the cap that were spent, or may have been.
+        price: Price of the job in USD.
     """
 
     account_wide = True
-    default_advice = "raise the budget and ask again: what was paid for is not paid for again"
+    insufficient_funds = True
+    default_advice = "raise the budget and run again: jobs that were paid for are not paid for again"
 
     def __init__(self, message: str, *, budget: Decimal, used: Decimal, price: Decimal, **about: Any) -> None:
         super().__init__(message, **about)
@@ -260,20 +289,22 @@ class BudgetExceededError(KlingError):
 
 
 class PriceUnknownError(KlingError):
-    """There is a budget, and nobody tells what the job costs, or not for sure; it was not sent."""
+    """The price of a job under a budget is unknown or only estimated; it was not sent."""
 
-    default_advice = "Budget(..., allow_estimate=True) takes the catalogue's estimate, where it has one"
+    default_advice = "pass Budget(..., allow_estimate=True) to use the catalogue's estimate, if it has one"
 
 
 class TransportError(KlingError):
-    """No usable HTTP reply came. `sent` is False only when no byte of the request can have reached the service."""
+    """No usable HTTP reply was received."""
 
+    transient = True
     sent: ClassVar[bool] = True
+    """Whether any byte of the request may have reached the service."""
     default_spent = Spent.UNKNOWN
 
 
 class ConnectFailedError(TransportError):
-    """No connection could be made (DNS, refused, TLS, proxy, connect timeout): nothing was sent."""
+    """No connection was made (DNS, refused, TLS, proxy, connect timeout): nothing was sent."""
 
     sent = False
     default_spent = Spent.NO
@@ -285,18 +316,21 @@ class ConnectionLostError(TransportError):
 
 
 class TransportTimeoutError(TransportError, TimeoutError):
-    """The service was connected and did not answer in time."""
+    """The connection was made, and the service did not answer in time."""
 
 
 class ApiError(KlingError):
     """The service answered with an error.
 
     Attributes:
-        status: The HTTP status.
-        code: The `code` of the reply's envelope, or None.
-        retry_after: Seconds that the service asked to wait, or None.
-        raw: The decoded body as it came, or its beginning as text.
+        status: HTTP status.
+        code: `code` of the reply's envelope, or None.
+        retry_after: Seconds to wait, from `Retry-After`, or None.
+        raw: The decoded body, or its beginning as text.
     """
+
+    refused: ClassVar[bool] = False
+    """Whether the service certainly did not carry out the request: after a paid one, nothing was accepted."""
 
     def __init__(
         self,
@@ -319,12 +353,15 @@ class AuthenticationError(ApiError):
     """The key is missing, wrong, or not yet activated by a first top-up (docs-authentication)."""
 
     account_wide = True
+    refused = True
     default_advice = "check the API key; a new WaveSpeed key works only after the first top-up"
 
 
 class PermissionDeniedError(ApiError):
     """The key's role lacks the permission, or the account is suspended."""
 
+    permanent = True
+    refused = True
     default_advice = "check the role of the key and the state of the account"
 
 
@@ -332,47 +369,63 @@ class InsufficientBalanceError(ApiError):
     """The account cannot pay for the job."""
 
     account_wide = True
+    insufficient_funds = True
+    refused = True
     default_advice = "top up the account"
 
 
 class RateLimitedError(ApiError):
-    """Too many starts per minute, or too many running: the request was not accepted."""
+    """Too many starts per minute, or too many predictions running: the request was not accepted."""
 
-    default_advice = "lower max_in_flight or name the account's level"
+    refused = True
+    transient = True
+    default_advice = "lower max_in_flight, or set level to the account's level"
 
 
 class RequestRejectedError(ApiError):
-    """The service refused the request as it is; sending it again would not help."""
+    """The service refused the request; sending the same one again does not help."""
+
+    permanent = True
+    refused = True
 
 
 class NotFoundError(ApiError):
-    """No such prediction or model. Predictions and outputs are kept for 7 days."""
+    """There is no such prediction or model. Predictions and outputs are kept for 7 days."""
+
+    permanent = True
+    refused = True
 
 
 class ModerationError(ApiError):
-    """The content was refused. Change the prompt or the image; never send it again as it is."""
+    """The content was refused. Never send it again unchanged."""
 
+    permanent = True
+    refused = True
     default_advice = "change the prompt or the image"
 
 
 class ServerError(ApiError):
-    """The service or a gateway before it failed."""
+    """The service or a gateway in front of it failed."""
+
+    transient = True
 
 
 class ProtocolError(ApiError):
-    """The reply is not in the documented shape."""
+    """The reply is not in the documented form."""
+
+    transient = True
 
 
 class SubmissionUncertainError(KlingError):
-    """The paid request was sent, and whether it was accepted is not known. It was not sent again; `__cause__` says why.
+    """The paid request was sent, and its outcome is unknown. It was not sent again; `__cause__` has the reason.
 
     Attributes:
-        sent_at: When the request was sent, seconds since the epoch: the place to look in the account's history.
-        candidates: Ids of the predictions that it may have become.
+        sent_at: Time of the request in seconds since the epoch, to find it in the account's history; None if unknown.
+        candidates: Ids of the predictions that may have come from it.
     """
 
     default_spent = Spent.UNKNOWN
-    default_advice = "look for it in the account's prediction history before asking again"
+    default_advice = "check the account's prediction history before submitting again"
 
     def __init__(
         self, message: str, *, sent_at: float | None = None, candidates: Sequence[str] = (), **about: Any
@@ -383,10 +436,10 @@ class SubmissionUncertainError(KlingError):
 
 
 class PredictionError(KlingError):
-    """A prediction exists and was paid for, and it did not bring a video.
+    """A paid prediction exists and gave no video.
 
     Attributes:
-        prediction: The last state that was seen, or None when it was never seen.
+        prediction: The last known record, or None if none was read.
     """
 
     default_spent = Spent.YES
@@ -403,8 +456,8 @@ class PredictionFailedError(PredictionError):
     """The service ended the prediction without a video.
 
     Attributes:
-        code: The task's error code (docs/error-codes), or None: 1200 moderation, 1400 and 1401 parameters, 1402 media
-            access, 1403 and 1405 task failed, 5000, 5003 and 5004 the service's own trouble.
+        code: Task error code (docs/error-codes), or None: 1200 moderation, 1400 and 1401 parameters, 1402 media
+            access, 1403 and 1405 task failed, 5000, 5003 and 5004 failures of the service itself.
     """
 
     default_spent = Spent.REFUNDABLE
@@ -415,54 +468,55 @@ class PredictionFailedError(PredictionError):
 
 
 class PredictionTimeoutError(PredictionError, TimeoutError):
-    """The deadline of the waiting passed. The prediction is not failed: it still runs and can be waited for again."""
+    """The deadline of the wait passed. The prediction has not failed: it still runs and can be waited for again."""
 
-    default_advice = "wait(prediction_id) follows it further"
+    default_advice = "wait(prediction_id) continues to wait for it"
 
 
 class NoOutputError(PredictionError):
-    """The service says completed and gives no output."""
+    """The service reports the prediction as completed and lists no output."""
 
-    default_advice = "get(prediction_id) may show an output later; else ask the service's support for a refund"
+    default_advice = "try get(prediction_id) later, or ask the service's support for a refund"
 
 
 class LedgerError(KlingError):
     """The ledger cannot be opened or written, so nothing was sent."""
 
-    default_advice = "make room on the disk, or name another file"
+    default_advice = "free disk space, or use another file"
 
 
 class NotInHandError(LedgerError):
-    """Another worker of a shared ledger has the job in hand, or the lease on it has ended."""
+    """Another worker of a shared ledger owns the job, or this worker's lease on it has expired."""
 
-    default_advice = "nothing is lost: another worker goes on with it"
+    default_advice = "nothing is lost: another worker continues it"
 
 
 class RateLimiterError(KlingError):
-    """The rate limiter that is shared with others cannot be asked, so nothing was sent."""
+    """The shared rate limiter cannot be reached, so nothing was sent."""
 
     account_wide = True
-    default_advice = "see that its server runs and can be reached, then run the jobs again"
+    default_advice = "check that its server is running and reachable, then run the jobs again"
 
 
 class KeyReusedError(LedgerError, ValueError):
-    """The key names a job with other content in this ledger; an edited image file counts as other content."""
+    """The key belongs to a job with other content in this ledger; an edited image file counts as other content."""
 
-    default_advice = "give the new content a new key, or another batch name"
+    permanent = True
+    default_advice = "use a new key or another batch name for the new content"
 
     def __init__(self, key: str, **about: Any) -> None:
-        super().__init__(f"the key {key!r} names a job with other content in the ledger", key=key, **about)
+        super().__init__(f"the key {key!r} belongs to a job with other content in the ledger", key=key, **about)
 
 
 class StorageError(KlingError):
-    """An output could not be downloaded, checked or written. It stays on the service for 7 days.
+    """An output could not be downloaded, checked or written. The service keeps it for 7 days.
 
     Attributes:
-        target: The file, or the URL in an object store, that it was meant for.
+        target: Target file, or target URL in an object store.
     """
 
     default_spent = Spent.YES
-    default_advice = "save(prediction_id, ...) downloads it again, without paying again"
+    default_advice = "save(prediction_id, ...) downloads it again at no cost"
 
     def __init__(self, message: str, *, target: str = "", **about: Any) -> None:
         super().__init__(message, **about)
@@ -470,37 +524,37 @@ class StorageError(KlingError):
 
 
 class OutputGoneError(StorageError):
-    """The output has expired: its host has it no more, asked repeatedly, and its 7 days are over."""
+    """The output is older than 7 days, and its host reported repeatedly that it is gone."""
 
-    default_advice = "only a new, paid generation brings the video again"
+    default_advice = "to get the video, it has to be generated and paid for again"
 
 
 class WebhookRefusal(Enum):
-    """Why a webhook was refused."""
+    """Reason for which a webhook was refused."""
 
     UNSIGNED = "unsigned"
-    """A header of the signature is missing."""
+    """A signature header is missing."""
     MALFORMED = "malformed"
-    """A header of the signature is not in its form."""
+    """A signature header is malformed."""
     STALE = "stale"
-    """It was sent too long ago, or will be: a replay, or a wrong clock."""
+    """Its timestamp is too far in the past or future: a replay, or a wrong clock."""
     FORGED = "forged"
-    """No signature is of an accepted secret."""
+    """No signature matches an accepted secret."""
     REPLAYED = "replayed"
-    """It is genuine, and was taken before."""
+    """It is authentic and was received before."""
     TOO_LARGE = "too large"
-    """The body has more bytes than are read."""
+    """The body exceeds the size limit."""
     TOO_SLOW = "too slow"
-    """The body did not come in time."""
+    """The body was not received in time."""
     UNREADABLE = "unreadable"
-    """It is genuine, and there is no prediction in it."""
+    """It is authentic and contains no prediction."""
 
 
 class WebhookRefusedError(KlingError):
-    """A webhook is not to be believed, or cannot be read. Neither signature nor secret nor body is in the error.
+    """A webhook is not authentic, or cannot be read. The error contains neither signature nor secret nor body.
 
     Attributes:
-        reason: Why, for programs.
+        reason: Machine-readable reason.
     """
 
     default_spent = Spent.UNKNOWN

@@ -1,11 +1,9 @@
-"""What the end of a paid request means.
+"""Verdict on the end of a paid request: promise 1 as one table.
 
-Three ends, and only one of them may be followed by another request:
-
-* **accepted**: the service gave an id. The job is paid for.
-* **rejected**: the service certainly did not accept it, because nothing was sent, or because it said so. Where waiting
-  can help (no connection, 429) it may be sent again.
-* **uncertain**: everything else. A reply was lost, cut, late, a 5xx, or makes no sense: the job may run and be charged.
+* **accepted**: the service returned an id. The job is paid for.
+* **rejected**: the service certainly did not accept the job, because nothing was sent, or because it refused. Only then
+  may the request be sent again, and only if a pause can help (no connection, 429).
+* **uncertain**: everything else: a lost, cut or late reply, a 5xx, or nonsense. The job may run and be charged.
 """
 
 from __future__ import annotations
@@ -14,36 +12,24 @@ from typing import TypeAlias
 
 import attrs
 
-from kling_async.errors import (
-    ApiError,
-    AuthenticationError,
-    InsufficientBalanceError,
-    KlingError,
-    ModerationError,
-    NotFoundError,
-    PermissionDeniedError,
-    RateLimitedError,
-    RequestRejectedError,
-    TransportError,
-)
-
+from .errors import ApiError, KlingError, TransportError
 from .prediction import Prediction
 
 
 @attrs.frozen
 class Accepted:
-    """The service gave an id."""
+    """The service returned an id."""
 
     prediction: Prediction
 
 
 @attrs.frozen
 class Rejected:
-    """Nothing was accepted, for certain.
+    """The service certainly did not accept the job.
 
     Attributes:
-        error: Why.
-        again: Whether sending it again after a while can help.
+        error: The reason.
+        again: Whether to send the request again after a pause.
     """
 
     error: KlingError
@@ -52,10 +38,10 @@ class Rejected:
 
 @attrs.frozen
 class Uncertain:
-    """It may have been accepted.
+    """The service may have accepted the job.
 
     Attributes:
-        error: What came instead of an answer.
+        error: The failure that came instead of an answer.
     """
 
     error: KlingError
@@ -63,35 +49,25 @@ class Uncertain:
 
 Verdict: TypeAlias = Accepted | Rejected | Uncertain
 
-_REFUSALS = (
-    AuthenticationError,
-    InsufficientBalanceError,
-    ModerationError,
-    NotFoundError,
-    PermissionDeniedError,
-    RequestRejectedError,
-)
-_UNCLEAR = frozenset({*range(300, 400), 408, 409, 425, 499})
-"""Redirects, which may follow an accepted POST; request timeout, conflict, too early, closed by the client."""
+_AMBIGUOUS_STATUSES = frozenset({*range(300, 400), 408, 409, 425, 499})
+"""Redirects, which may follow an accepted POST, request timeout, conflict, too early and client closed request.
+
+Their error classes are refusals, but they concern the connection or another place, not the job.
+"""
 
 
 def judge(end: Prediction | TransportError | ApiError) -> Verdict:
-    """What the end of a paid request means.
+    """Return the verdict on the end of a paid request.
 
     Args:
-        end: The prediction that the provider read from the reply, or the error that came instead.
+        end: The prediction that the provider read from the reply, or the error.
     """
     match end:
         case Prediction():
             return Accepted(end)
         case TransportError():
-            return Uncertain(end) if end.sent else Rejected(end, again=True)
-        # Said of the connection or of a later place, not of the job.
-        case ApiError(status=status, code=code) if not _UNCLEAR.isdisjoint({status, code}):
+            return Uncertain(end) if end.sent else Rejected(end, again=end.transient)
+        case ApiError(status=status, code=code) if not _AMBIGUOUS_STATUSES.isdisjoint({status, code}):
             return Uncertain(end)
-        case RateLimitedError():
-            return Rejected(end, again=True)
-        case ApiError() if isinstance(end, _REFUSALS):
-            return Rejected(end, again=False)
-        case _:
-            return Uncertain(end)
+        case ApiError():
+            return Rejected(end, again=end.transient) if end.refused else Uncertain(end)

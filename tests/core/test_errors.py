@@ -1,4 +1,4 @@
-"""The tree of errors: as drawn, picklable, and saying what to do without saying a secret."""
+"""The tree of errors, their predicates, pickling, and texts without secrets."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ ABOUT: dict[str, Any] = {"job": JOB, "key": "k1", "prediction_id": "p1", "reques
 
 
 def tree(base: type[BaseException] = errors.KlingError) -> dict[str, str]:
-    """Names of the real classes, each with the name of its parent."""
+    """Return the names of the classes, each with the name of its parent."""
     return {sub.__name__: base.__name__ for sub in base.__subclasses__()} | {
         name: parent for sub in base.__subclasses__() for name, parent in tree(sub).items()
     }
 
 
 def drawn() -> list[tuple[int, str, str]]:
-    """Depth, name and remarks of every line of the drawing."""
+    """Return depth, name and remarks of every line of the tree in the docstring."""
     assert errors.__doc__ is not None
-    lines = re.findall(r"^    ([│├└─ ]*)(\w+)(.*)$", errors.__doc__, re.MULTILINE)
+    text = errors.__doc__.partition("\n\nClass attributes")[0]
+    lines = re.findall(r"^    ([│├└─ ]*)(\w+)(.*)$", text, re.MULTILINE)
     return [(len(branch) // 4, name, remarks) for branch, name, remarks in lines]
 
 
 def every_error() -> list[errors.KlingError]:
-    """One of every class, with every attribute set to something that is not its default."""
+    """Return one error of every class, with no attribute at its default."""
     made: list[errors.KlingError] = []
     special: dict[type[errors.KlingError], dict[str, Any]] = {
         errors.InvalidJobError: {"problems": [Problem("prompt", "required")]},
@@ -52,19 +53,19 @@ def every_error() -> list[errors.KlingError]:
         if issubclass(kind, errors.ApiError):
             more |= {"status": 418, "code": 7, "retry_after": 2.5, "raw": {"code": 7}}
         about = ABOUT | {"spent": Spent.UNKNOWN, "advice": "do this"}
-        # Some say themselves what happened, by what they are given.
-        says_itself = "problems" in more or name == "KeyReusedError"
-        made.append(kind(**more, **about) if says_itself else kind(f"{name} happened", **more, **about))
+        # These build their message from their arguments.
+        builds_message = "problems" in more or name == "KeyReusedError"
+        made.append(kind(**more, **about) if builds_message else kind(f"{name} happened", **more, **about))
     return made
 
 
 each = pytest.mark.parametrize("error", every_error(), ids=lambda error: type(error).__name__)
 
 
-# ---- the drawing ----
+# ---- the tree ----
 
 
-def test_the_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
+def test_docstring_tree_matches_classes() -> None:
     parents: dict[str, str] = {}
     above: list[str] = []
     for depth, name, _ in drawn():
@@ -75,16 +76,45 @@ def test_the_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
     assert parents == tree()
 
 
-def test_the_drawing_names_the_builtin_bases_and_what_is_account_wide() -> None:
+def test_docstring_tree_names_builtin_bases() -> None:
     for _, name, remarks in drawn():
         kind = getattr(errors, name)
         builtin = re.match(r" \((\w+)\)", remarks)
         bases = [base.__name__ for base in kind.__bases__ if base.__module__ == "builtins"]
         assert bases == ([builtin[1]] if builtin else ["Exception"] if name == "KlingError" else [])
-        assert kind.account_wide == ("account-wide" in remarks)
 
 
-def test_every_class_is_documented_and_public() -> None:
+PREDICATES = ("account_wide", "insufficient_funds", "permanent", "refused", "transient")
+
+
+def test_docstring_lists_the_classes_of_every_predicate() -> None:
+    assert errors.__doc__ is not None
+    table = errors.__doc__.partition("Each is False but for::")[2].partition("\n\nEvery error")[0]
+    listed: dict[str, set[str]] = {}
+    predicate = ""
+    for line in table.splitlines():
+        if head := re.match(r"    (\w+)", line):
+            predicate = head[1]
+        elif line.strip():
+            listed.setdefault(predicate, set()).update(line.split())
+    actual = {
+        predicate: {name for name in tree() if getattr(getattr(errors, name), predicate, False)}
+        for predicate in PREDICATES
+    }
+    assert listed == actual
+
+
+def test_predicates_do_not_contradict_each_other() -> None:
+    for name in ("KlingError", *tree()):
+        kind = getattr(errors, name)
+        assert not (kind.permanent and kind.transient), name
+        assert not (kind.permanent and kind.account_wide), f"{name}: the operator can fix what is account-wide"
+        assert kind.account_wide or not kind.insufficient_funds, name
+        if issubclass(kind, errors.ApiError):
+            assert not kind.permanent or kind.refused, name
+
+
+def test_every_error_is_documented_and_public() -> None:
     for name in tree():
         assert getattr(errors, name).__doc__
     missing = {name for name in tree() if name not in kling_async.__all__}
@@ -101,16 +131,16 @@ def test_every_class_is_documented_and_public() -> None:
         (errors.PredictionTimeoutError, TimeoutError),
     ],
 )
-def test_what_a_caller_without_this_package_in_mind_catches(kind: type, builtin: type) -> None:
+def test_errors_extend_builtin_exceptions(kind: type, builtin: type) -> None:
     assert issubclass(kind, builtin)
 
 
-# ---- what they carry ----
+# ---- attributes ----
 
 
 @each
 @pytest.mark.promise(2)
-def test_an_error_is_pickled_and_copied_with_all_of_its_attributes(error: errors.KlingError) -> None:
+def test_error_pickles_and_copies_with_attributes(error: errors.KlingError) -> None:
     for other in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
         assert type(other) is type(error)
         assert other.__dict__ == error.__dict__
@@ -120,7 +150,7 @@ def test_an_error_is_pickled_and_copied_with_all_of_its_attributes(error: errors
 
 @each
 @pytest.mark.promise(2)
-def test_an_error_says_what_it_is_about_whether_money_was_spent_and_what_to_do(error: errors.KlingError) -> None:
+def test_str_shows_subject_spent_and_advice(error: errors.KlingError) -> None:
     said = str(error)
     assert said == f"{error.message} (job k1, prediction p1, request r1); {Spent.UNKNOWN.value}; do this."
     assert "\n" not in said
@@ -128,12 +158,12 @@ def test_an_error_says_what_it_is_about_whether_money_was_spent_and_what_to_do(e
 
 
 @each
-def test_neither_str_nor_repr_shows_the_signature_of_a_job(error: errors.KlingError) -> None:
+def test_str_and_repr_hide_signatures(error: errors.KlingError) -> None:
     assert error.job is JOB
     assert "c2VjcmV0" not in str(error) + repr(error) + "".join(map(repr, error.__dict__.values()))
 
 
-def test_an_error_about_nothing_in_particular() -> None:
+def test_error_without_context_has_short_str() -> None:
     error = errors.KlingError("It broke.")
     assert str(error) == "It broke; nothing was spent."
     assert (error.job, error.key, error.prediction_id, error.request_id) == (None, None, None, None)
@@ -157,31 +187,31 @@ def test_an_error_about_nothing_in_particular() -> None:
         ("WebhookRefusedError", Spent.UNKNOWN),
     ],
 )
-def test_whether_money_was_spent_by_default(kind: str, spent: Spent) -> None:
+def test_default_spent(kind: str, spent: Spent) -> None:
     assert getattr(errors, kind).default_spent is spent
 
 
-def test_only_no_connection_means_that_nothing_was_sent() -> None:
+def test_only_connect_failures_are_unsent() -> None:
     transport = {"TransportError", *tree(errors.TransportError)}
     assert {name for name in transport if not getattr(errors, name).sent} == {"ConnectFailedError"}
 
 
-def test_a_prediction_brings_its_ids() -> None:
+def test_prediction_error_takes_ids_from_prediction() -> None:
     prediction = Prediction(id="p1", request_id="r1")
     error = errors.PredictionError("it broke", prediction=prediction)
     assert (error.prediction, error.prediction_id, error.request_id) == (prediction, "p1", "r1")
     assert errors.PredictionError("it broke", prediction=prediction, prediction_id="p2").prediction_id == "p2"
 
 
-def test_a_manifest_of_a_thousand_problems_says_the_first_ones_and_how_many_more() -> None:
+def test_manifest_error_shows_first_problems_and_count() -> None:
     problems = [RowProblem("jobs.csv", line, "prompt", "required") for line in range(1, 1001)]
     error = errors.ManifestError(problems)
     assert len(error.problems) == 1000
     assert "jobs.csv:20 prompt: required; and 980 more" in str(error)
 
 
-def test_every_class_is_raised_somewhere_in_the_package_or_is_a_base() -> None:
-    """A class that nothing raises is a promise that nothing keeps."""
+def test_every_error_class_is_used() -> None:
+    """Every class is raised in the package, or is a base class."""
     package = Path(kling_async.__file__).parent
     modules = [path for path in package.rglob("*.py") if path.name != "errors.py" and "emulator" not in path.parts]
     source = "\n".join(path.read_text() for path in modules if path != package / "__init__.py")

@@ -1,4 +1,4 @@
-"""The table of promise 1: what the end of a paid request means, and when it may be sent again."""
+"""Promise 1 as a table: the verdict on every end of a paid request, and which may be sent again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def verdict(end: End) -> str:
 
 
 def reply(status: int, body: bytes | dict[str, object] = b"") -> End:
-    """What WaveSpeed's dialect makes of a reply: the way that a real one takes."""
+    """Return the prediction or the error that the WaveSpeed provider reads from a reply."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     try:
         return WaveSpeed(api_key="wsk_key_of_the_test").read_prediction(HttpResponse(status=status, body=raw))
@@ -60,17 +60,17 @@ BY_CLASS = {
 
 
 @pytest.mark.parametrize("kind", BY_CLASS, ids=lambda kind: kind.__name__)
-def test_every_class_of_error(kind: type[ApiError | TransportError]) -> None:
+def test_judge_decides_every_error_class(kind: type[ApiError | TransportError]) -> None:
     error = kind("what came", status=400) if issubclass(kind, ApiError) else kind("what came")
     assert verdict(error) == BY_CLASS[kind]
 
 
-def test_a_new_class_of_error_needs_a_row_above() -> None:
+def test_table_covers_every_error_class() -> None:
     assert set(BY_CLASS) == {*kinds(errors.ApiError), *kinds(errors.TransportError)}
 
 
 @pytest.mark.promise(1)
-def test_only_no_connection_and_a_refusal_for_rate_may_be_sent_again() -> None:
+def test_only_connect_failures_and_429_allow_a_resend() -> None:
     assert {kind for kind, end in BY_CLASS.items() if end == AGAIN} == {
         errors.ConnectFailedError,
         errors.RateLimitedError,
@@ -78,11 +78,11 @@ def test_only_no_connection_and_a_refusal_for_rate_may_be_sent_again() -> None:
 
 
 def by_status(status: int) -> str:
-    """The table, said by ranges and singly."""
+    """Return the expected verdict for an HTTP status."""
     if status == 429:
         return AGAIN
     if status < 400 or status in {408, 409, 425, 499}:
-        # Said of another place and of the connection, not of the job.
+        # These concern the connection or another place, not the job.
         return UNCERTAIN
     return REJECTED if 300 <= status <= 499 else UNCERTAIN
 
@@ -95,7 +95,7 @@ BODIES: dict[str, bytes | dict[str, object]] = {
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-def test_every_http_status_from_300_to_599(body: bytes | dict[str, object]) -> None:
+def test_judge_decides_every_http_status_from_300_to_599(body: bytes | dict[str, object]) -> None:
     found = {status: verdict(reply(status, body)) for status in range(300, 600)}
     assert found == {status: by_status(status) for status in range(300, 600)}
 
@@ -108,7 +108,7 @@ def test_every_http_status_from_300_to_599(body: bytes | dict[str, object]) -> N
         (UNCERTAIN, (0, 100, 302, 303, 307, 408, 409, 425, 499, 500, 502, 503, 504, 524, 600, 999)),
     ],
 )
-def test_http_statuses_that_matter_are_written_out(end: str, statuses: tuple[int, ...]) -> None:
+def test_judge_decides_important_http_statuses(end: str, statuses: tuple[int, ...]) -> None:
     for status in statuses:
         assert (status, verdict(reply(status, {"code": status, "message": "no"}))) == (status, end)
 
@@ -121,18 +121,18 @@ def test_http_statuses_that_matter_are_written_out(end: str, statuses: tuple[int
         (UNCERTAIN, (-1, 1, 303, 408, 409, 425, 499, 500, 503, 1403, 1405, 5000, 5003, 5004, 10**9)),
     ],
 )
-def test_codes_of_the_envelope_in_an_http_200(end: str, codes: tuple[int, ...]) -> None:
+def test_judge_decides_envelope_codes_in_http_200(end: str, codes: tuple[int, ...]) -> None:
     for code in codes:
         assert (code, verdict(reply(200, {"code": code, "message": "no"}))) == (code, end)
 
 
 @pytest.mark.parametrize("status", [200, 201, 202])
 @pytest.mark.parametrize("code", [200, 201, 0, None])
-def test_an_id_is_an_acceptance(status: int, code: int | None) -> None:
+def test_reply_with_id_is_accepted(status: int, code: int | None) -> None:
     assert verdict(reply(status, {"code": code, "data": {"id": "p1", "status": "created"}})) == ACCEPTED
 
 
-def test_an_id_of_a_prediction_that_failed_at_once_is_an_acceptance_too() -> None:
+def test_reply_with_failed_prediction_is_accepted() -> None:
     body = {"code": 200, "data": {"id": "p1", "status": "failed", "code": 1401, "error": "bad"}}
     assert verdict(reply(200, dict(body))) == ACCEPTED
 
@@ -155,10 +155,10 @@ def test_an_id_of_a_prediction_that_failed_at_once_is_an_acceptance_too() -> Non
     ],
 )
 @pytest.mark.promise(1, 10)
-def test_an_http_200_that_cannot_be_read_is_uncertain(body: bytes | dict[str, object]) -> None:
+def test_unreadable_http_200_is_uncertain(body: bytes | dict[str, object]) -> None:
     assert verdict(reply(200, body)) == UNCERTAIN
 
 
-def test_gptproto_refuses_content_with_a_503_which_is_a_refusal() -> None:
+def test_gptproto_content_refusal_with_503_is_rejected() -> None:
     text = "Input may not meet the guidelines. Please adjust and try again."
     assert verdict(reply(503, {"error": {"message": text, "type": "503"}})) == REJECTED

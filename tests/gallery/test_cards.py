@@ -157,7 +157,7 @@ def row(state: State, **more: object) -> Row:
         (row(State.DOWNLOADED, prediction_id="p", bytes=5), Stage.DONE, None),
         (row(State.PENDING), Stage.WAITING, None),
         (row(State.SUBMITTED, prediction_id="p"), Stage.GENERATING, None),
-        (row(State.INTENT), Stage.UNCERTAIN, "look for it in the account's prediction history"),
+        (row(State.INTENT), Stage.UNCERTAIN, "check the account's prediction history"),
         (row(State.FAILED, prediction_id="p", code=1200, error="nsfw"), Stage.FAILED, "change the prompt or the image"),
         (row(State.REJECTED, error="no such field"), Stage.FAILED, "no such field"),
         (row(State.EXPIRED), Stage.FAILED, "7 days"),

@@ -473,7 +473,7 @@ async def test_an_old_output_that_is_not_there_has_expired(status: int, host: Ho
     async with refused(target) as caught:
         await host.save(target, created_at=host.clock.now() - 7 * DAY)
     assert isinstance(caught.value, OutputGoneError)
-    assert "new, paid generation" in str(caught.value)
+    assert "generated and paid for again" in str(caught.value)
     assert len(host.ranges) == 3
 
 
