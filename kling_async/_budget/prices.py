@@ -87,9 +87,9 @@ class Prices:
             if isinstance(found, Reservation):
                 return found
             if not wait:
-                raise found.exceeded(usd)
+                raise found.exceeded_error(usd)
             changed = asyncio.Event()
-            stop = found.listen(changed.set)
+            stop = found.on_next_change(changed.set)
             try:
                 await changed.wait()
             finally:

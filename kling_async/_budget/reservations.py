@@ -82,7 +82,7 @@ class Reservations:
 
     async def _recall(self, budget: Budget, batch: str | None, claimed: Container[tuple[str, str]]) -> None:
         ledger, which = self._ledger, self._rows_of
-        part = budget.part(which, batch)
+        part = budget.scope(which, batch)
         if (part, budget) in self._counted:
             return
         in_doubt = {
@@ -100,7 +100,7 @@ class Reservations:
         # Without an await from here on, so that a cancellation cannot count half of it.
         self._counted.add((part, budget))
         if ledger.durable:
-            budget.recall(which, part, spent)
+            budget.count_ledger(which, part, spent)
         for reservation in settled:
             if reservation.doubtful:
                 # It was settled elsewhere, and is counted as the ledger has it.
@@ -165,7 +165,7 @@ class Reservations:
                 usd = await self.prices.price(job, estimate=all(each.allow_estimate for each in budgets))
                 self._of[name] = (*self.of(name), Reservation(budgets, usd, self._origin(name)))
         for reservation in self.of(name):
-            reservation.take_up()
+            reservation.resume()
 
     def settle(self, name: tuple[str, str], *, accepted: bool) -> None:
         """Settle a job that was in doubt; its reservations stay with its caller."""
@@ -178,7 +178,7 @@ class Reservations:
         """Release the reservations of a job, but hold what may have been paid for."""
         money = self._of.pop(name, ())
         for reservation in money:
-            reservation.let_go()
+            reservation.close()
         held = tuple(reservation for reservation in money if reservation.held)
         if held:
             self._of[name] = held

@@ -1,4 +1,4 @@
-"""A cap on spending: reserved before a paid request, committed when it is accepted, released when it is not."""
+"""Caps on spending in USD: reserved before a paid request, committed when it is accepted, released when it is not."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Origin:
-    """The row that an amount is spent for.
+    """The ledger row for which an amount is spent.
 
     Attributes:
-        ledger: Which ledger has it: something hashable, the same for every session over the same rows.
-        batch: The batch's name; empty outside a batch.
-        key: The job's name.
+        ledger: Hashable identity of the ledger, equal for all sessions over the same rows.
+        batch: Name of the batch; empty outside a batch.
+        key: Key of the job.
     """
 
     ledger: object
@@ -37,35 +37,35 @@ class _Stage(Enum):
 
 
 class Budget:
-    """At most so many USD, over everything that it is given to: sessions, batches, or both.
+    """A cap in USD on everything that it is passed to: sessions, batches, or both.
 
-    What may have been paid for counts as paid until it is shown that it was not. A prediction that fails counts too,
-    until the service gives its price back, which may take hours: its bill is looked at when the budget is used up.
+    A submission in doubt counts as paid until it is shown not to be. A failed prediction counts too, until the service
+    refunds it, which may take hours: the service's bill is read when the budget is used up.
 
-    It may be used by one session after another, and by several at once: what they write into the same ledger counts
-    once. Over a PostgreSQL ledger it holds for all processes together that are given the same cap: what each of them
-    spent, is sending or has in doubt is counted in the ledger before every start. There the attributes say what this
-    process knows, and what is given back counts when it stands in the ledger.
+    Several sessions may use a budget, one after another or at once: rows of a shared ledger count once. Over a
+    PostgreSQL ledger, the cap holds for all processes that pass the same cap: before every start, the ledger counts
+    what each of them spent, is sending or has in doubt. The attributes then show only this process's amounts, and
+    refunds count once they are in the ledger.
 
     Args:
         usd: The cap in USD: a `Decimal`, a text, or a number.
-        allow_estimate: Whether a price that no page of the vendor states may be taken from the catalogue when the
-            service does not tell it.
+        allow_estimate: Whether to use the catalogue's estimate for a price that neither the vendor's pages nor the
+            service states.
 
     Attributes:
         usd: The cap in USD.
-        allow_estimate: As given.
-        spent: USD of what was accepted, less what was given back.
-        reserved: USD of what is on its way to the service.
-        held: USD of what may have been accepted; it is not known.
+        allow_estimate: Whether estimated prices are used.
+        spent: USD of accepted jobs, less refunds.
+        reserved: USD of requests on their way to the service.
+        held: USD of submissions in doubt.
 
     Raises:
-        ConfigurationError: The cap is no amount.
+        ConfigurationError: The cap is not an amount.
     """
 
     def __init__(self, usd: Decimal | str | float, *, allow_estimate: bool = False) -> None:
         try:
-            # By its text: 0.1 is meant, not the nearest binary fraction.
+            # Through its text, because the float 0.1 is not exactly 0.1.
             self.usd = Decimal(str(usd))
         except InvalidOperation:
             raise ConfigurationError(f"budget: expected an amount in USD, got {usd!r:.40}") from None
@@ -75,11 +75,11 @@ class Budget:
         self.spent = Decimal(0)
         self.reserved = Decimal(0)
         self.held = Decimal(0)
-        # What is counted of ledgers that are read again: of some batches, or, under None, of the whole.
+        # USD counted per ledger: by batch, or under None for the whole ledger.
         self._counted: dict[object, dict[str | None, Decimal]] = {}
         self._doubts: dict[Origin, Reservation] = {}
         self._failed: dict[str, tuple[Decimal, Origin | None]] = {}
-        self._changed: list[Callable[[], None]] = []
+        self._callbacks: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
         return (
@@ -89,112 +89,112 @@ class Budget:
 
     @property
     def left(self) -> Decimal:
-        """USD that may still be reserved."""
+        """USD that can still be reserved."""
         return self.usd - self.spent - self.reserved - self.held
 
     @property
     def failed(self) -> dict[str, Origin | None]:
-        """What the service may give back: ids of predictions that failed, and what they were spent for."""
+        """Origins of failed predictions that the service may refund, by prediction id."""
         return {id_: origin for id_, (_, origin) in self._failed.items()}
 
     @property
     def doubts(self) -> dict[Origin, Reservation]:
-        """What is held now, by what it may have been spent for: the latest of each."""
+        """The latest held reservation of each origin."""
         return dict(self._doubts)
 
     def admits(self, usd: Decimal) -> bool:
-        """Whether an amount may be reserved now; False when that depends on what is on its way to the service.
+        """Return whether an amount can be reserved now; False if it depends on the outcome of current reservations.
 
         Raises:
-            BudgetExceededError: It would go beyond the cap, whatever becomes of what is on its way.
+            BudgetExceededError: The amount exceeds the cap even if all current reservations are released.
         """
         if usd <= self.left:
             return True
         if usd <= self.left + self.reserved:
             return False
-        raise self.exceeded(usd)
+        raise self.exceeded_error(usd)
 
-    def exceeded(self, usd: Decimal) -> BudgetExceededError:
-        """The error of a job for which there is no money."""
-        return exceeded(self.usd, self.spent, self.held, usd)
+    def exceeded_error(self, usd: Decimal) -> BudgetExceededError:
+        """Return the error of a job that costs `usd`, which the budget does not have."""
+        return exceeded_error(self.usd, self.spent, self.held, usd)
 
-    def part(self, ledger: object, batch: str | None) -> str | None:
-        """What has to be recalled of a ledger to count a batch: the batch, or, by None, the whole as before."""
+    def scope(self, ledger: object, batch: str | None) -> str | None:
+        """Return the part of a ledger to count for a batch: the batch, or None if the whole is counted already."""
         return None if None in self._counted.get(ledger, ()) else batch
 
-    def recall(self, ledger: object, part: str | None, usd: Decimal) -> None:
-        """Count what a ledger says was spent, even beyond the cap; what is counted of that already counts once.
+    def count_ledger(self, ledger: object, scope: str | None, usd: Decimal) -> None:
+        """Count what was spent by a ledger, even beyond the cap. Counting again replaces the earlier amount.
 
         Args:
-            ledger: Which one.
-            part: What of it: a batch, or None for the whole.
-            usd: What was spent in all, less what was given back.
+            ledger: Identity of the ledger.
+            scope: A batch, or None for the whole ledger.
+            usd: USD that were spent in total, less refunds.
         """
         counted = self._counted.setdefault(ledger, {})
-        before = sum(counted.values(), Decimal(0)) if part is None else counted.get(part, Decimal(0))
-        if part is None:
+        before = sum(counted.values(), Decimal(0)) if scope is None else counted.get(scope, Decimal(0))
+        if scope is None:
             counted.clear()
-        # What is not in the ledger any more was spent all the same.
-        counted[part] = max(before, usd)
-        self.spent += counted[part] - before
+        # Rows that are no longer in the ledger were paid for all the same.
+        counted[scope] = max(before, usd)
+        self.spent += counted[scope] - before
 
     def spend(self, usd: Decimal, origin: Origin | None) -> None:
-        """Count what was spent, or, with a minus, given back."""
+        """Count an amount as spent, or as refunded if it is negative."""
         self.spent += usd
         if origin is not None and (counted := self._counted.get(origin.ledger)) is not None:
-            part = self.part(origin.ledger, origin.batch)
-            counted[part] = counted.get(part, 0) + usd
+            scope = self.scope(origin.ledger, origin.batch)
+            counted[scope] = counted.get(scope, 0) + usd
 
     def fail(self, prediction_id: str, usd: Decimal, origin: Origin | None) -> None:
-        """A prediction failed: the service may give its price back."""
+        """Record a failed prediction, which the service may refund."""
         self._failed[prediction_id] = usd, origin
 
     def refund(self, prediction_id: str, usd: Decimal) -> None:
-        """The service gave the price of a failed prediction back, or a part of it; more than it cost does not count."""
+        """Count the refund of a failed prediction, up to its price."""
         price, origin = self._failed.pop(prediction_id, (Decimal(0), None))
         if price:
             self.spend(-min(usd, price), origin)
-            self.tell()
+            self.notify()
 
     def hold(self, reservation: Reservation) -> None:
-        """What a reservation was made for may have been accepted."""
+        """Count a reservation as held: its request may have been accepted."""
         self.held += reservation.usd
         if reservation.origin is not None:
             self._doubts[reservation.origin] = reservation
 
     def unhold(self, reservation: Reservation) -> None:
-        """It is known what became of it."""
+        """Stop counting a reservation as held."""
         self.held -= reservation.usd
         if reservation.origin is not None and self._doubts.get(reservation.origin) is reservation:
             del self._doubts[reservation.origin]
 
-    def listen(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Call `changed` once at the next change; the result stops that."""
-        self._changed.append(changed)
+    def on_next_change(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback` at the next change of the amounts, once; return a function that removes it."""
+        self._callbacks.append(callback)
 
-        def stop() -> None:
-            if changed in self._changed:
-                self._changed.remove(changed)
+        def remove() -> None:
+            if callback in self._callbacks:
+                self._callbacks.remove(callback)
 
-        return stop
+        return remove
 
-    def tell(self) -> None:
-        """Wake those who listen: what is set aside has changed."""
-        waiting, self._changed = self._changed, []
-        for changed in waiting:
-            changed()
+    def notify(self) -> None:
+        """Call the callbacks: the amounts have changed."""
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
 
 
 class Reservation:
-    """An amount that is set aside in one or more budgets, for one paid request.
+    """An amount set aside in one or more budgets for one paid request.
 
-    It is reserved, then perhaps held, and in the end committed or released; what is over stays over.
+    It is reserved, possibly held, and finally committed or released; those two are final.
 
     Attributes:
-        usd: The amount.
-        budgets: Where it is set aside.
-        origin: The row that it is set aside for.
-        doubtful: Whether the request was sent, and it is not known whether it was accepted.
+        usd: The amount in USD.
+        budgets: The budgets that it is set aside in.
+        origin: The ledger row that it is set aside for, or None.
+        doubtful: Whether the request was sent with an unknown outcome.
     """
 
     __slots__ = ("_stage", "budgets", "doubtful", "origin", "usd")
@@ -210,48 +210,48 @@ class Reservation:
 
     @property
     def held(self) -> bool:
-        """Whether it is kept for a request of which it is not known whether it was accepted."""
+        """Whether it is held for a submission in doubt."""
         return self._stage is _Stage.HELD
 
     def commit(self) -> None:
-        """It was accepted: the money is spent."""
+        """Count the amount as spent: the request was accepted."""
         if self._move(_Stage.COMMITTED):
             for budget in self.budgets:
                 budget.spend(self.usd, self.origin)
 
     def hold(self) -> None:
-        """Whether it was accepted is not known, and may never be: it counts, and nobody waits for it."""
+        """Hold the amount: the outcome is unknown and may stay so. It counts, and other jobs do not wait for it."""
         self.doubtful = True
         if self._stage is _Stage.RESERVED and self._move(_Stage.HELD):
             for budget in self.budgets:
                 budget.hold(self)
 
-    def take_up(self) -> None:
-        """Somebody finds out whether it was accepted: others may wait for that."""
+    def resume(self) -> None:
+        """Reserve a held amount again while its doubt is being resolved: other jobs may wait for the outcome."""
         self.doubtful = True
         if self._stage is _Stage.HELD and self._move(_Stage.RESERVED):
             for budget in self.budgets:
                 budget.reserved += self.usd
 
     def release(self) -> None:
-        """It was not accepted."""
+        """Return the amount to the budgets: the request was not accepted."""
         self._move(_Stage.RELEASED)
 
-    def let_go(self) -> None:
-        """Nobody has it in hand any more: what is in doubt is held, else released."""
+    def close(self) -> None:
+        """End the work on the request: hold the amount if it is in doubt, else release it."""
         if self.doubtful:
             self.hold()
         else:
             self.release()
 
     def fail(self, prediction_id: str) -> None:
-        """What it was spent for failed: the service may give it back."""
+        """Record that the prediction failed: the service may refund it."""
         if self._stage is _Stage.COMMITTED:
             for budget in self.budgets:
                 budget.fail(prediction_id, self.usd, self.origin)
 
     def _move(self, stage: _Stage) -> bool:
-        """Leave the stage for another, unless it is over."""
+        """Move to another stage and return True; return False if the current one is final."""
         if self._stage in {_Stage.COMMITTED, _Stage.RELEASED}:
             return False
         for budget in self.budgets:
@@ -261,17 +261,17 @@ class Reservation:
                 budget.reserved -= self.usd
         self._stage = stage
         for budget in self.budgets:
-            budget.tell()
+            budget.notify()
         return True
 
 
 @attrs.frozen
 class Cap:
-    """What a budget is for in a ledger that several processes share.
+    """A budget in a ledger that several processes share.
 
     Attributes:
         usd: The cap in USD.
-        batches: The batches that it is for, by their names; None for all of the ledger's account.
+        batches: Names of the batches that it covers; None for the whole account of the ledger.
     """
 
     usd: Decimal
@@ -279,8 +279,15 @@ class Cap:
 
 
 @attrs.define
-class Purse:
-    """What of a cap is used, in USD: spent, perhaps spent, and set aside for what is on its way."""
+class CapUsage:
+    """A cap and its use, all in USD.
+
+    Attributes:
+        usd: The cap.
+        spent: USD of accepted jobs, less refunds.
+        held: USD of submissions in doubt.
+        reserved: USD of requests on their way.
+    """
 
     usd: Decimal
     spent: Decimal
@@ -288,25 +295,25 @@ class Purse:
     reserved: Decimal
 
 
-def pay(purses: Sequence[Purse], usd: Decimal) -> bool:
-    """Set an amount aside in all of them, or in none; False when that depends on what is on its way.
+def reserve_caps(caps: Sequence[CapUsage], usd: Decimal) -> bool:
+    """Reserve an amount in all caps and return True; return False if it depends on the outcome of reservations.
 
     Raises:
-        BudgetExceededError: One of them is used up.
+        BudgetExceededError: The amount exceeds a cap even if all of its reservations are released.
     """
-    for purse in purses:
-        left = purse.usd - purse.spent - purse.held - usd
-        if left < 0:
-            raise exceeded(purse.usd, purse.spent, purse.held, usd)
-        if left < purse.reserved:
+    for cap in caps:
+        remaining = cap.usd - cap.spent - cap.held - usd
+        if remaining < 0:
+            raise exceeded_error(cap.usd, cap.spent, cap.held, usd)
+        if remaining < cap.reserved:
             return False
-    for purse in purses:
-        purse.reserved += usd
+    for cap in caps:
+        cap.reserved += usd
     return True
 
 
-def exceeded(cap: Decimal, spent: Decimal, held: Decimal, usd: Decimal) -> BudgetExceededError:
-    """The error of a job for which there is no money: all in USD."""
+def exceeded_error(cap: Decimal, spent: Decimal, held: Decimal, usd: Decimal) -> BudgetExceededError:
+    """Return the error of a job that costs `usd`, which a cap does not have; all amounts in USD."""
     return BudgetExceededError(
         f"the budget of {dollars(cap)} is used up: {dollars(spent)} spent"
         + (f" and {dollars(held)} that may have been" if held else "")
@@ -318,15 +325,15 @@ def exceeded(cap: Decimal, spent: Decimal, held: Decimal, usd: Decimal) -> Budge
 
 
 def reserve(budgets: Sequence[Budget], usd: Decimal, origin: Origin | None = None) -> Reservation | Budget:
-    """Set an amount aside in all budgets, or in none: then the one whose change has to be waited for.
+    """Reserve an amount in all budgets; if one of them has to wait for other reservations, return that budget instead.
 
     Args:
         budgets: The budgets.
-        usd: The amount.
-        origin: The row that it is set aside for.
+        usd: The amount in USD.
+        origin: The ledger row that it is reserved for, or None.
 
     Raises:
-        BudgetExceededError: One of them is used up.
+        BudgetExceededError: The amount exceeds a budget even if all of its reservations are released.
     """
     for budget in budgets:
         if not budget.admits(usd):
@@ -335,13 +342,13 @@ def reserve(budgets: Sequence[Budget], usd: Decimal, origin: Origin | None = Non
 
 
 def dollars(usd: Decimal) -> str:
-    """An amount to read: cents at least, and what there is below them."""
-    return f"${max(usd.normalize(), usd.quantize(_CENT), key=_places):f}"
+    """Format an amount with at least two decimal places, such as $0.45 or $0.105."""
+    return f"${max(usd.normalize(), usd.quantize(_CENT), key=_decimal_places):f}"
 
 
 _CENT = Decimal("0.01")
 
 
-def _places(amount: Decimal) -> int:
+def _decimal_places(amount: Decimal) -> int:
     exponent = amount.as_tuple().exponent
     return -exponent if isinstance(exponent, int) else 0

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import attrs
 import psycopg
 
-from kling_async._core.budget import Cap, Purse, pay
+from kling_async._core.budget import Cap, CapUsage, reserve_caps
 from kling_async._core.catalogue import Level
 from kling_async._core.content import Content
 from kling_async._core.states import Entry, Row, State
@@ -446,19 +446,19 @@ class Desk:
         ((room,),) = await ask(connection, tables.ROOM, {**values, "limit": len(without)})
         late = set(without[room:])
         unpaid: dict[Name, BudgetExceededError] = {}
-        purses: dict[Cap, Purse] = {}
+        usages: dict[Cap, CapUsage] = {}
         after: dict[int, Line] = {}
         for one, line in wanted:
             for cap in one.caps:
-                if cap not in purses:
+                if cap not in usages:
                     ((spent, held, reserved),) = await ask(
                         connection, tables.MONEY, [self.account, *2 * [cap.batches and list(cap.batches)]]
                     )
-                    purses[cap] = Purse(cap.usd, spent, held, reserved)
+                    usages[cap] = CapUsage(cap.usd, spent, held, reserved)
             if line.id in late:
                 continue
             try:
-                if pay([purses[cap] for cap in one.caps], one.price or Decimal(0)):
+                if reserve_caps([usages[cap] for cap in one.caps], one.price or Decimal(0)):
                     row = attrs.evolve(line.row, cost=one.price) if one.caps else line.row
                     after[line.id] = attrs.evolve(line, slot=True, row=row)
             except BudgetExceededError as error:

@@ -1,4 +1,4 @@
-"""The arithmetic of a budget."""
+"""Arithmetic of budgets and reservations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PRICES = st.sampled_from([Decimal("0.28"), Decimal("0.45"), Decimal("0.1"), Deci
 
 
 class Spending(RuleBasedStateMachine):
-    """Whatever becomes of reservations, in whatever order, no cap is exceeded and no cent is lost."""
+    """In any order of steps, no cap is exceeded and no cent is lost."""
 
     set_aside = Bundle("set_aside")
     spent = Bundle("spent")
@@ -50,9 +50,9 @@ class Spending(RuleBasedStateMachine):
             reservation.hold()
 
     @rule(reservation=set_aside)
-    def take_up(self, reservation: Reservation | None) -> None:
+    def resume(self, reservation: Reservation | None) -> None:
         if reservation is not None:
-            reservation.take_up()
+            reservation.resume()
             assert not reservation.held
 
     @rule(target=spent, reservation=consumes(set_aside))
@@ -93,48 +93,48 @@ class Spending(RuleBasedStateMachine):
 TestSpending = Spending.TestCase
 
 
-def test_a_float_means_what_it_says() -> None:
+def test_float_cap_is_exact() -> None:
     budget = Budget(0.3)
     for _ in range(3):
         assert isinstance(reserve([budget], Decimal("0.1")), Reservation)
     assert budget.left == 0
     with pytest.raises(BudgetExceededError):
-        # Nothing is on its way that could be released.
+        # There is no reservation that could be released.
         held = Budget("0.3")
-        held.recall("run.db", None, Decimal("0.3"))
+        held.count_ledger("run.db", None, Decimal("0.3"))
         reserve([held], Decimal("0.01"))
 
 
 @pytest.mark.parametrize("usd", ["x", "nan", "inf", -1, True, "-0.01"])
-def test_a_cap_is_an_amount(usd: str | float) -> None:
+def test_cap_must_be_an_amount(usd: str | float) -> None:
     with pytest.raises(ConfigurationError, match="budget: expected an amount in USD"):
         Budget(usd)
 
 
-def test_who_listens_is_told_once_and_may_stop() -> None:
+def test_change_callback_runs_once_and_can_be_removed() -> None:
     budget = Budget(1)
-    told: list[str] = []
-    budget.listen(lambda: told.append("a"))
-    stop = budget.listen(lambda: told.append("b"))
-    stop()
-    stop()
+    calls: list[str] = []
+    budget.on_next_change(lambda: calls.append("a"))
+    remove = budget.on_next_change(lambda: calls.append("b"))
+    remove()
+    remove()
     found = reserve([budget], Decimal(1))
     assert isinstance(found, Reservation)
     found.release()
     found = reserve([budget], Decimal(1))
-    assert told == ["a"]
+    assert calls == ["a"]
 
 
-def test_what_nobody_has_in_hand_is_released_unless_it_is_in_doubt() -> None:
+def test_close_releases_reservation_unless_in_doubt() -> None:
     budget = Budget(2)
     clear, doubtful = Reservation([budget], Decimal(1)), Reservation([budget], Decimal(1))
     doubtful.doubtful = True
-    clear.let_go()
-    doubtful.let_go()
+    clear.close()
+    doubtful.close()
     assert [budget.held, budget.reserved, budget.left] == [1, 0, 1]
 
 
-def test_its_repr_says_where_the_money_is() -> None:
+def test_repr_shows_spent_reserved_and_held() -> None:
     budget = Budget("2.50")
     Reservation([budget], Decimal("0.45")).commit()
     assert repr(budget) == "<Budget $2.50: $0.45 spent, $0.00 reserved, $0.00 held>"
@@ -143,43 +143,43 @@ def test_its_repr_says_where_the_money_is() -> None:
 @pytest.mark.parametrize(
     ("usd", "text"), [("1", "$1.00"), ("0.4500", "$0.45"), ("0.105", "$0.105"), ("1E+3", "$1000.00")]
 )
-def test_amounts_are_told_in_cents_at_least(usd: str, text: str) -> None:
+def test_dollars_shows_at_least_cents(usd: str, text: str) -> None:
     assert dollars(Decimal(usd)) == text
 
 
-def test_a_ledger_that_is_read_again_counts_once() -> None:
+def test_ledger_read_again_counts_once() -> None:
     budget = Budget(10)
-    budget.recall("run.db", "b", Decimal(2))
+    budget.count_ledger("run.db", "b", Decimal(2))
     Reservation([budget], Decimal(1), Origin("run.db", "b", "k")).commit()
-    budget.recall("run.db", "b", Decimal(3))
+    budget.count_ledger("run.db", "b", Decimal(3))
     assert budget.spent == 3
-    budget.recall("run.db", "c", Decimal(1))
-    budget.recall("other.db", "b", Decimal(1))
+    budget.count_ledger("run.db", "c", Decimal(1))
+    budget.count_ledger("other.db", "b", Decimal(1))
     assert budget.spent == 5
-    # The whole has its batches in it, and from then on a batch is counted with the whole.
-    budget.recall("run.db", None, Decimal(6))
+    # The whole ledger includes its batches; from then on, each batch is counted as part of the whole.
+    budget.count_ledger("run.db", None, Decimal(6))
     assert budget.spent == 7
-    assert (budget.part("run.db", "b"), budget.part("other.db", "b")) == (None, "b")
+    assert (budget.scope("run.db", "b"), budget.scope("other.db", "b")) == (None, "b")
     Reservation([budget], Decimal(1), Origin("run.db", "d", "k")).commit()
-    budget.recall("run.db", None, Decimal(7))
+    budget.count_ledger("run.db", None, Decimal(7))
     assert budget.spent == 8
 
 
-def test_what_a_ledger_has_lost_was_spent_and_what_was_given_back_was_not() -> None:
+def test_lost_ledger_rows_stay_spent_and_refunds_do_not() -> None:
     budget = Budget(10)
-    budget.recall("run.db", None, Decimal(0))
+    budget.count_ledger("run.db", None, Decimal(0))
     for key in ("a", "b"):
         paid = Reservation([budget], Decimal(1), Origin("run.db", "", key))
         paid.commit()
         paid.fail(key)
-    budget.recall("run.db", None, Decimal(0))
+    budget.count_ledger("run.db", None, Decimal(0))
     assert budget.spent == 2
     budget.refund("a", Decimal(1))
-    budget.recall("run.db", None, Decimal(1))
+    budget.count_ledger("run.db", None, Decimal(1))
     assert budget.spent == 1
 
 
-def test_what_is_held_is_known_by_the_row_that_it_is_held_for() -> None:
+def test_held_amounts_are_listed_by_origin() -> None:
     budget, row = Budget(10), Origin("run.db", "", "k")
     first, second = (Reservation([budget], Decimal(1), row) for _ in range(2))
     first.hold()
