@@ -76,7 +76,7 @@ if TYPE_CHECKING:
 
 
 class Spent(Enum):
-    """Whether the service charged for the job of an error."""
+    """Statement on whether the service charged for the job of an error."""
 
     NO = "nothing was spent"
     YES = "the job was paid for"
@@ -100,13 +100,13 @@ class KlingError(Exception):
     default_spent: ClassVar[Spent] = Spent.NO
     default_advice: ClassVar[str] = ""
     account_wide: ClassVar[bool] = False
-    """Whether every other job of the account fails likewise, so that a batch stops admission."""
+    """True if every other job of the account fails likewise, so that a batch stops admission."""
     insufficient_funds: ClassVar[bool] = False
-    """Whether money is lacking: jobs cannot be sent, but running predictions can still be followed."""
+    """True for a lack of money: jobs cannot be sent, but running predictions can still be followed."""
     permanent: ClassVar[bool] = False
-    """Whether the same job fails likewise whenever it is submitted again."""
+    """True if the same job fails likewise whenever it is submitted again."""
     transient: ClassVar[bool] = False
-    """Whether the same request may succeed after a pause. A paid request also needs the verdict of `judge`."""
+    """True if the same request may succeed after a pause; for a paid request, `judge` decides."""
 
     def __init__(
         self,
@@ -299,7 +299,7 @@ class TransportError(KlingError):
 
     transient = True
     sent: ClassVar[bool] = True
-    """Whether any byte of the request may have reached the service."""
+    """False if no byte of the request can have reached the service."""
     default_spent = Spent.UNKNOWN
 
 
@@ -330,7 +330,7 @@ class ApiError(KlingError):
     """
 
     refused: ClassVar[bool] = False
-    """Whether the service certainly did not carry out the request: after a paid one, nothing was accepted."""
+    """True if the service certainly did not carry out the request: after a paid one, nothing was accepted."""
 
     def __init__(
         self,
@@ -390,7 +390,7 @@ class RequestRejectedError(ApiError):
 
 
 class NotFoundError(ApiError):
-    """There is no such prediction or model. Predictions and outputs are kept for 7 days."""
+    """The service has no such prediction or model. It keeps predictions and outputs for 7 days."""
 
     permanent = True
     refused = True
@@ -541,13 +541,13 @@ class WebhookRefusal(Enum):
     FORGED = "forged"
     """No signature matches an accepted secret."""
     REPLAYED = "replayed"
-    """It is authentic and was received before."""
+    """The webhook is authentic and was received before."""
     TOO_LARGE = "too large"
     """The body exceeds the size limit."""
     TOO_SLOW = "too slow"
     """The body was not received in time."""
     UNREADABLE = "unreadable"
-    """It is authentic and contains no prediction."""
+    """The webhook is authentic and contains no prediction."""
 
 
 class WebhookRefusedError(KlingError):

@@ -1,4 +1,4 @@
-"""One vocabulary of what happens, read by progress, logs, gallery and traces. Nothing else tells them anything."""
+"""Events of jobs: the only source of progress displays, logs, the gallery and traces."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from kling_async.errors import KlingError
 
 @attrs.frozen(kw_only=True)
 class Event:
-    """Something that happened to a job.
+    """Base of all events; each concerns one job.
 
     Attributes:
-        at: Seconds since the epoch, by the session's clock.
-        key: The job's name.
-        batch: The batch's name; empty outside a batch.
+        at: Time in seconds since the epoch, by the session's clock.
+        key: Key of the job.
+        batch: Name of the batch; empty outside a batch.
     """
 
     at: float
@@ -29,18 +29,19 @@ class Event:
 
 @attrs.frozen(kw_only=True)
 class Admitted(Event):
-    """A batch took the job from its input."""
+    """A batch has read the job from its input."""
 
     job: Job
 
 
 @attrs.frozen(kw_only=True)
 class Begun(Event):
-    """A job was taken in hand: its row is in the ledger, its images come next.
+    """Work on the job has begun: its row is in the ledger, and its images are uploaded next.
 
     Attributes:
-        known: The id of its prediction, when the ledger has it as accepted before: it is not paid for again.
-        ended: Whether that has ended, by the ledger.
+        job: The job.
+        known: Id of its prediction if the ledger shows it as accepted, so that it is not paid for again; or None.
+        ended: Whether that prediction has ended, by the ledger.
     """
 
     job: Job
@@ -50,10 +51,10 @@ class Begun(Event):
 
 @attrs.frozen(kw_only=True)
 class Uploaded(Event):
-    """The job's images are where the service can read them.
+    """The job's images are uploaded.
 
     Attributes:
-        since: When they began to be brought there; seconds since the epoch.
+        since: Start of the upload in seconds since the epoch.
     """
 
     since: float
@@ -61,7 +62,12 @@ class Uploaded(Event):
 
 @attrs.frozen(kw_only=True)
 class Submitting(Event):
-    """The paid request is about to be sent; the intent is on disk."""
+    """The paid request is about to be sent; its intent is on disk.
+
+    Attributes:
+        job: The job.
+        attempt: Number of paid requests for the job, including this one.
+    """
 
     job: Job
     attempt: int
@@ -69,7 +75,7 @@ class Submitting(Event):
 
 @attrs.frozen(kw_only=True)
 class Accepted(Event):
-    """The service accepted the job: it is paid for."""
+    """The service has accepted the job: it is paid for."""
 
     job: Job
     prediction: Prediction
@@ -80,8 +86,9 @@ class Refused(Event):
     """The service certainly did not accept the job.
 
     Attributes:
-        error: Why.
-        again: Seconds until it is sent again, or None when it is not.
+        job: The job.
+        error: The reason.
+        again: Seconds until it is sent again; None if it is not.
     """
 
     job: Job
@@ -91,7 +98,12 @@ class Refused(Event):
 
 @attrs.frozen(kw_only=True)
 class Uncertain(Event):
-    """Whether the service accepted the job is not known."""
+    """The outcome of the submission is unknown: the job may be paid for.
+
+    Attributes:
+        job: The job.
+        error: The reason.
+    """
 
     job: Job
     error: KlingError
@@ -99,10 +111,10 @@ class Uncertain(Event):
 
 @attrs.frozen(kw_only=True)
 class Left(Event):
-    """Nobody has the job in hand any more: it was accepted, or it will not be.
+    """This process has released the job, whether it was accepted, refused, skipped or left in doubt.
 
     Attributes:
-        error: What its caller was told, when it was not accepted or nobody knows.
+        error: The error raised to the caller; None if the job was accepted.
     """
 
     error: KlingError | None = None
@@ -110,17 +122,19 @@ class Left(Event):
 
 @attrs.frozen(kw_only=True)
 class Changed(Event):
-    """A prediction has another status than before; the last one is an end."""
+    """The status of a prediction has changed; the last such event has a final status."""
 
     prediction: Prediction
 
 
 @attrs.frozen(kw_only=True)
 class Retrying(Event):
-    """The service failed the prediction by its own fault, and the job is going to be paid for again.
+    """The prediction failed by a fault of the service, and the job will be submitted and paid for again.
 
     Attributes:
-        again: Seconds until then.
+        job: The job.
+        prediction: The failed prediction.
+        again: Seconds until the next submission.
     """
 
     job: Job
@@ -130,10 +144,11 @@ class Retrying(Event):
 
 @attrs.frozen(kw_only=True)
 class Saved(Event):
-    """An output is on the disk.
+    """An output has been saved.
 
     Attributes:
-        since: When its download began; seconds since the epoch.
+        file: The saved output.
+        since: Start of its download in seconds since the epoch, or None if it was saved before.
     """
 
     file: SavedFile
@@ -142,10 +157,10 @@ class Saved(Event):
 
 @attrs.frozen(kw_only=True)
 class Finished(Event):
-    """A batch has the outcome of a job."""
+    """The outcome of a job is available."""
 
     outcome: Outcome
 
 
 Observer: TypeAlias = Callable[[Event], None]
-"""Is called with every event, on the event loop; it must be quick, and what it raises is logged and dropped."""
+"""A callback for events, called on the event loop. It must be fast; exceptions are logged and dropped."""

@@ -1,4 +1,4 @@
-"""What the service says of the account: its catalogue, prices, usage and bills. Plain data, with what it came from."""
+"""The service's records of an account: model list, prices, usage and bills. Plain data, with the raw records."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Page(Generic[T]):
     """One page of a list.
 
     Attributes:
-        items: What could be read, in the order of the service.
-        size: How many items there were on the wire: a page shorter than was asked for is the last one.
-        request_id: The service's id of the HTTP request that brought this.
+        items: The items that could be read, in the order of the service.
+        size: Number of items on the wire; a page shorter than requested is the last one.
+        request_id: The service's id of the HTTP request, or None.
     """
 
     items: tuple[T, ...]
@@ -28,25 +28,25 @@ class Page(Generic[T]):
 
     @property
     def unread(self) -> int:
-        """How many items were in no shape that is known."""
+        """Number of items in an unknown form, which `items` lacks."""
         return self.size - len(self.items)
 
 
 @attrs.frozen(kw_only=True)
 class ServiceModel:
-    """A model as the service's own catalogue has it (docs: list-models). `Model.from_service` makes a row of it.
+    """A model in the service's own catalogue (docs: list-models). `Model.from_service` converts it to a `Model`.
 
     Attributes:
         id: Model id.
-        name: Its name.
-        description: A sentence or two.
-        type: The kind of model, such as `image-to-video`.
+        name: Display name.
+        description: Short description.
+        type: Kind of model, such as `image-to-video`.
         base_price: USD, or None.
-        formula: How the price follows from `base_price` and the inputs, in JSONata; empty when it is not told.
-        path: Path of the submit, from the host's root; empty when it is not told.
-        schema: JSON schema of the inputs (`request_schema`); empty when it is not told.
-        request_id: The service's id of the HTTP request that brought this.
-        raw: The entry as it came.
+        formula: JSONata expression of the price from `base_price` and the inputs; empty if unknown.
+        path: Path of the submit endpoint, from the host's root; empty if unknown.
+        schema: JSON schema of the inputs (`request_schema`); empty if unknown.
+        request_id: The service's id of the HTTP request, or None.
+        raw: The entry as received.
     """
 
     id: str
@@ -63,16 +63,16 @@ class ServiceModel:
 
 @attrs.frozen(kw_only=True)
 class ServicePrice:
-    """What the service itself asks for one run of a job (docs: pricing-api). `Job.price()` is the catalogue's estimate.
+    """The service's own price of one run of a job (docs: pricing-api). `Job.price()` is the catalogue's estimate.
 
     Attributes:
         model: Model id.
-        price: The list price.
-        discounted: What this account pays; the list price when it has no discount.
-        rate: The discount as the service writes it, or None.
-        currency: "USD" unless the service says otherwise.
-        request_id: The service's id of the HTTP request that brought this.
-        raw: The reply's `data` as it came.
+        price: List price, in `currency`.
+        discounted: Price for this account, in `currency`; the list price without a discount.
+        rate: Discount as the service writes it, or None.
+        currency: Currency code, normally "USD".
+        request_id: The service's id of the HTTP request, or None.
+        raw: The reply's `data` as received.
     """
 
     model: str
@@ -90,15 +90,15 @@ class ServicePrice:
 
 @attrs.frozen(kw_only=True)
 class ModelUsage:
-    """What was spent on one model.
+    """Cost of one model.
 
     Attributes:
         model: Model id.
-        type: The kind of model.
-        unit_price: USD, or None.
-        cost: USD.
-        count: Predictions.
-        last_used: When the last one was, or None.
+        type: Kind of model.
+        unit_price: USD per prediction, or None.
+        cost: Total cost in USD.
+        count: Number of predictions.
+        last_used: Time of the last prediction, or None.
     """
 
     model: str
@@ -111,12 +111,12 @@ class ModelUsage:
 
 @attrs.frozen(kw_only=True)
 class DailyUsage:
-    """What was spent on one day.
+    """Cost of one day.
 
     Attributes:
-        day: The day, or None when it cannot be read.
-        cost: USD.
-        count: Predictions.
+        day: The day, or None if it cannot be read.
+        cost: Total cost in USD.
+        count: Number of predictions.
         models: Ids of the models that ran.
     """
 
@@ -128,16 +128,16 @@ class DailyUsage:
 
 @attrs.frozen(kw_only=True)
 class Usage:
-    """What was spent in a span of time (docs: usage).
+    """Cost of a period (docs: usage).
 
     Attributes:
-        cost: USD.
-        requests: Predictions that were asked for.
-        succeeded: Predictions that went well.
-        models: The same by model.
-        days: The same by day.
-        request_id: The service's id of the HTTP request that brought this.
-        raw: The reply's `data` as it came.
+        cost: Total cost in USD.
+        requests: Number of predictions.
+        succeeded: Number of successful predictions.
+        models: Cost by model.
+        days: Cost by day.
+        request_id: The service's id of the HTTP request, or None.
+        raw: The reply's `data` as received.
     """
 
     cost: Decimal
@@ -154,17 +154,17 @@ class Billing:
     """One line of the account's bill (docs: billings).
 
     Attributes:
-        id: The line's id; empty when it has none.
-        kind: "deduct" or "refund", or another word of the service.
-        price: USD, never negative by its kind: a refund of 0.45 is 0.45.
-        created_at: When it was written, or None.
-        prediction_id: The prediction that it is about, or None.
-        model: Its model id; empty when it is not told.
-        status: The prediction's status in the service's word; empty when it is not told.
+        id: Id of the line; empty if it has none.
+        kind: "deduct", "refund", or another word of the service.
+        price: USD, positive for both kinds: a refund of 0.45 is 0.45.
+        created_at: Time of the line, or None.
+        prediction_id: Id of the prediction, or None.
+        model: Model id; empty if unknown.
+        status: Status of the prediction in the service's word; empty if unknown.
         list_price: USD before discounts, or None.
-        key_name: The name of the API key; empty when it is not told.
-        request_id: The service's id of the HTTP request that brought this.
-        raw: The line as it came.
+        key_name: Name of the API key; empty if unknown.
+        request_id: The service's id of the HTTP request, or None.
+        raw: The line as received.
     """
 
     id: str

@@ -123,7 +123,7 @@ class Budget:
         return None if None in self._counted.get(ledger, ()) else batch
 
     def count_ledger(self, ledger: object, scope: str | None, usd: Decimal) -> None:
-        """Count what was spent by a ledger, even beyond the cap. Counting again replaces the earlier amount.
+        """Count the amount spent by a ledger, even above the cap. Counting again replaces the earlier amount.
 
         Args:
             ledger: Identity of the ledger.
@@ -210,7 +210,7 @@ class Reservation:
 
     @property
     def held(self) -> bool:
-        """Whether it is held for a submission in doubt."""
+        """True while it is held for a submission in doubt."""
         return self._stage is _Stage.HELD
 
     def commit(self) -> None:

@@ -1,4 +1,4 @@
-"""Time as something that is passed in, so that tests and emulators can bend it."""
+"""The clock protocol: time is injected, so that tests and the emulator can control it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What the package knows of time. All times are seconds."""
+    """A source of time. All times are seconds."""
 
     def now(self) -> float:
-        """Seconds since the epoch: for what is written down or compared with the service's times."""
+        """Return the seconds since the epoch, for records and comparisons with the service's times."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds from an arbitrary start that never go back: for deadlines and schedules."""
+        """Return monotonic seconds from an arbitrary start, for deadlines and schedules."""
         ...
 
     async def sleep(self, seconds: float, /) -> None:
-        """Let `seconds` of this clock pass."""
+        """Sleep for `seconds` of this clock."""
         ...

@@ -1,4 +1,4 @@
-"""Copies of plain values with other fields."""
+"""Fast copies of attrs values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ T = TypeVar("T", bound="attrs.AttrsInstance")
 
 
 def changed(value: T, **changes: object) -> T:
-    """`attrs.evolve` for values whose fields are all public and given by keyword, at a third of its cost."""
+    """Return a copy with other field values, at a third of the cost of `attrs.evolve`.
+
+    For classes whose fields are all public and keyword arguments of `__init__`.
+    """
     cls = type(value)
     names, fields = _fields(cls)
     given: dict[str, Any] = dict(zip(names, fields(value), strict=True))

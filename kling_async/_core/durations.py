@@ -1,8 +1,8 @@
-"""How long predictions take: a life table, as actuaries keep it.
+"""Durations of predictions, learned as a life table.
 
-For each stretch of age: how long predictions were seen running in it, and how many ended in it. Their quotient is the
-rate of ends at that age. Those that still run count as much as those that have ended, so the quick ones, which are the
-first to end, do not make all look quick; and no shape of the times is assumed.
+For each bucket of age, the table has the time that predictions were seen running in it and the number that ended in it.
+Their quotient is the hazard rate at that age. Running predictions count as well as ended ones, so the fast ones, which
+end first, do not bias the result; and no distribution of the durations is assumed.
 """
 
 from __future__ import annotations
@@ -10,112 +10,114 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-RATIO = 1.15
-"""Each stretch of age is longer than the one before by this."""
-STRETCHES = 63
-"""From a fiftieth of the usual time to more than a hundred times it."""
-EDGES = (0.0, *(0.02 * RATIO**step for step in range(STRETCHES)))
-"""Where the stretches begin, in usual times; the last one has no end."""
-IMAGINED = 3.0
-"""How many imagined predictions, which took the catalogue's usual time, the table begins with."""
-STEEPNESS = 3.0
-"""How close together their times are: a ninth ends before half of the usual time, a ninth after twice it."""
-REMEMBERED = 100
-"""So many ends are learned from; at every doubling what was learned counts half, since times of the day differ."""
+BUCKET_RATIO = 1.15
+"""Ratio of the lengths of consecutive buckets."""
+BUCKETS = 63
+"""Number of buckets: from 0.02 to more than 100 times the usual duration."""
+BUCKET_EDGES = (0.0, *(0.02 * BUCKET_RATIO**step for step in range(BUCKETS)))
+"""Lower edges of the buckets, in usual durations; the last bucket is unbounded."""
+PRIOR_WEIGHT = 3.0
+"""Number of imagined predictions of the prior, which take the catalogue's usual duration."""
+PRIOR_SHAPE = 3.0
+"""Shape of the log-logistic prior: 1/9 end before half of the usual duration, 1/9 after twice it."""
+MAX_LEARNED_ENDS = 100
+"""Ends that count in full; when twice as many are learned, all are halved, because load varies over the day."""
 
 
-def _running(age: float) -> float:
-    """The share of the imagined predictions that still run at an age: log-logistic, whose late ones are very late."""
-    return 1.0 / (1.0 + math.pow(age, STEEPNESS))
+def _prior_running(age: float) -> float:
+    """Return the share of the prior that still runs at an age in usual durations: log-logistic, with a heavy tail."""
+    return 1.0 / (1.0 + math.pow(age, PRIOR_SHAPE))
 
 
-_IMAGINED_ENDS = [IMAGINED * (_running(start) - _running(stop)) for start, stop in pairwise((*EDGES, math.inf))]
-_IMAGINED_TIME = [
-    IMAGINED * (stop - start) * (_running(start) + _running(stop)) / 2
-    for start, stop in pairwise((*EDGES, EDGES[-1] * RATIO))
+_PRIOR_ENDS = [
+    PRIOR_WEIGHT * (_prior_running(start) - _prior_running(stop)) for start, stop in pairwise((*BUCKET_EDGES, math.inf))
+]
+_PRIOR_TIME = [
+    PRIOR_WEIGHT * (stop - start) * (_prior_running(start) + _prior_running(stop)) / 2
+    for start, stop in pairwise((*BUCKET_EDGES, BUCKET_EDGES[-1] * BUCKET_RATIO))
 ]
 
 
 class Durations:
-    """What is known of the times of one kind of prediction.
+    """Learned durations of one kind of prediction.
 
     Args:
-        usual: Seconds that one usually takes, to begin with.
+        usual: Usual duration in seconds, as the prior.
     """
 
     def __init__(self, usual: float) -> None:
         self._usual = usual
-        self._ends = [0.0] * len(EDGES)
-        self._time = [0.0] * len(EDGES)
-        self._learned = 0.0
-        # As far as they were asked for since something was learned about a stretch.
+        self._ends = [0.0] * len(BUCKET_EDGES)
+        self._time = [0.0] * len(BUCKET_EDGES)
+        self._learned_ends = 0.0
+        # Cache of the hazard rates and their integral, up to the first bucket that has changed.
         self._rates: list[float] = []
-        self._sums: list[float] = [0.0]
+        self._cumulative: list[float] = [0.0]
 
     @property
     def unseen(self) -> bool:
-        """Whether no end has been seen yet."""
-        return not self._learned
+        """True until an end has been learned."""
+        return not self._learned_ends
 
     def ran(self, start: float, stop: float) -> None:
-        """Learn that one ran from an age to another; in seconds."""
+        """Learn that a prediction ran from one age to another, in seconds."""
         self._add(self._time, start, stop, 1.0)
 
     def ended(self, start: float, stop: float) -> None:
-        """Learn that one ended between two ages; it is not known where."""
+        """Learn that a prediction ended between two ages, in seconds."""
         self._add(self._time, start, stop, 0.5)
         if stop > start:
             self._add(self._ends, start, stop, self._usual / (stop - start))
         else:
-            last = _stretch(stop / self._usual)
+            last = _bucket(stop / self._usual)
             self._ends[last] += 1
-            self._learned_from(last)
-        self._learned += 1
-        if self._learned >= 2 * REMEMBERED:
-            self._learned /= 2
+            self._invalidate(last)
+        self._learned_ends += 1
+        if self._learned_ends >= 2 * MAX_LEARNED_ENDS:
+            self._learned_ends /= 2
             self._ends = [ends / 2 for ends in self._ends]
             self._time = [time / 2 for time in self._time]
-            self._learned_from(0)
+            self._invalidate(0)
 
     def chance(self, age: float, later: float) -> float:
-        """The probability that one that ran at an age has ended at a later one."""
-        return -math.expm1(self._sum(age) - self._sum(later))
+        """Return the probability that a prediction running at `age` has ended at the age `later`, in seconds."""
+        return -math.expm1(self._cumulative_rate(age) - self._cumulative_rate(later))
 
     def _add(self, table: list[float], start: float, stop: float, weight: float) -> None:
-        """Share out what happened between two ages, evenly."""
+        """Distribute `weight` per usual duration evenly between two ages, in seconds."""
         left, right = start / self._usual, stop / self._usual
-        first, last = _stretch(left), _stretch(right)
+        first, last = _bucket(left), _bucket(right)
         if first == last:
             table[first] += weight * (right - left)
         else:
-            table[first] += weight * (EDGES[first + 1] - left)
-            for stretch in range(first + 1, last):
-                table[stretch] += weight * (EDGES[stretch + 1] - EDGES[stretch])
-            table[last] += weight * (right - EDGES[last])
-        self._learned_from(first)
+            table[first] += weight * (BUCKET_EDGES[first + 1] - left)
+            for bucket in range(first + 1, last):
+                table[bucket] += weight * (BUCKET_EDGES[bucket + 1] - BUCKET_EDGES[bucket])
+            table[last] += weight * (right - BUCKET_EDGES[last])
+        self._invalidate(first)
 
-    def _learned_from(self, stretch: int) -> None:
-        """The rates from a stretch on are others than before."""
-        del self._rates[stretch:]
-        del self._sums[stretch + 1 :]
+    def _invalidate(self, bucket: int) -> None:
+        """Drop the cached rates from a bucket on."""
+        del self._rates[bucket:]
+        del self._cumulative[bucket + 1 :]
 
-    def _sum(self, age: float) -> float:
-        """The rates of ends, summed up to an age."""
+    def _cumulative_rate(self, age: float) -> float:
+        """Return the hazard rate, integrated up to an age in seconds."""
         age /= self._usual
-        stretch = _stretch(age)
-        rates, sums = self._rates, self._sums
-        for at in range(len(rates), stretch + 1):
-            rates.append((self._ends[at] + _IMAGINED_ENDS[at]) / (self._time[at] + _IMAGINED_TIME[at]))
-            if at < STRETCHES:
-                sums.append(sums[at] + rates[at] * (EDGES[at + 1] - EDGES[at]))
-        return sums[stretch] + rates[stretch] * (age - EDGES[stretch])
+        bucket = _bucket(age)
+        rates, cumulative = self._rates, self._cumulative
+        for at in range(len(rates), bucket + 1):
+            rates.append((self._ends[at] + _PRIOR_ENDS[at]) / (self._time[at] + _PRIOR_TIME[at]))
+            if at < BUCKETS:
+                cumulative.append(cumulative[at] + rates[at] * (BUCKET_EDGES[at + 1] - BUCKET_EDGES[at]))
+        return cumulative[bucket] + rates[bucket] * (age - BUCKET_EDGES[bucket])
 
 
-_FIRST, _LOG = math.log(EDGES[1]), math.log(RATIO)
+_LOG_FIRST_EDGE, _LOG_RATIO = math.log(BUCKET_EDGES[1]), math.log(BUCKET_RATIO)
 
 
-def _stretch(age: float) -> int:
-    """The number of the stretch that an age lies in; in usual times."""
-    if age <= EDGES[1]:
+def _bucket(age: float) -> int:
+    """Return the number of the bucket of an age, in usual durations."""
+    if age <= BUCKET_EDGES[1]:
         return 0
-    return min(int((math.log(age) - _FIRST) / _LOG) + 1, STRETCHES)
+    return min(int((math.log(age) - _LOG_FIRST_EDGE) / _LOG_RATIO) + 1, BUCKETS)

@@ -1,4 +1,4 @@
-"""HTTP as plain values: what the providers phrase, what the transport sends and brings back."""
+"""HTTP requests and responses as plain values, between providers and transports."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from enum import Enum
 
 import attrs
 
-MAX_RETRY_AFTER = 3600.0
-"""Seconds; a longer `Retry-After` is taken for a mistake of the service and cut to this."""
+MAX_RETRY_AFTER_S = 3600.0
+"""Seconds to which a longer `Retry-After` is cut, as a mistake of the service."""
 
 
 class Effect(Enum):
-    """What sending a request twice would do. The effect, not the verb, decides what may be retried."""
+    """The effect of sending a request twice. It decides which requests may be retried, not the HTTP method."""
 
     READ = "read"
-    """Nothing that matters: reads, the list endpoint (a POST), upload tickets."""
+    """No relevant effect: reads, the list endpoint (a POST), upload tickets."""
     PAID = "paid"
-    """Money may be spent: sent once, and never again on a guess."""
+    """Spends money: never sent again on a guess."""
 
 
 @attrs.frozen(kw_only=True)
 class Timeouts:
-    """Seconds that the parts of one HTTP request may take.
+    """Timeouts of the parts of one HTTP request, in seconds.
 
     Attributes:
-        connect: Until a connection stands, DNS and TLS included.
-        read: Until the reply to a read begins; the rest of it may take three times as long.
-        submit: From the sent paid request to its reply. It ends a hung connection; it does not limit the generation.
-        transfer: Of silence while an image goes up or a video comes down. Transfers have no limit in total.
+        connect: For connecting, DNS and TLS included.
+        read: From the request to the first bytes of the reply to a read; the rest may take three times as long.
+        submit: From the paid request to its reply. It ends a hung connection; it does not limit the generation.
+        transfer: Without progress during an upload or download. Their total time is not limited.
     """
 
     connect: float = 10.0
@@ -44,14 +44,14 @@ class Timeouts:
 
 @attrs.frozen(kw_only=True)
 class HttpRequest:
-    """One request, complete.
+    """A complete request.
 
     Attributes:
-        method: The verb.
+        method: HTTP method.
         url: Absolute URL.
-        effect: What sending it twice would do.
-        headers: Headers, those with the key included; never shown.
-        body: The body's bytes, or None.
+        effect: The effect of sending it twice.
+        headers: Headers, including the API key; not part of the repr.
+        body: Body, or None.
     """
 
     method: str
@@ -63,12 +63,12 @@ class HttpRequest:
 
 @attrs.frozen(kw_only=True)
 class HttpResponse:
-    """One reply, complete.
+    """A complete reply.
 
     Attributes:
-        status: The HTTP status.
-        headers: Header names in lower case.
-        body: The body's bytes.
+        status: HTTP status.
+        headers: Response headers; names in lower case.
+        body: Body.
     """
 
     status: int
@@ -77,31 +77,31 @@ class HttpResponse:
 
     @property
     def request_id(self) -> str | None:
-        """The service's id of this request, if it sent one."""
+        """The service's id of the request, from `X-Request-Id`; None without."""
         return self.headers.get("x-request-id")
 
     def json(self) -> object:
-        """The decoded body.
+        """Return the decoded body.
 
         Raises:
             ValueError: The body is not JSON.
         """
-        return decoded(self.body)
+        return decode_json(self.body)
 
     def ahead(self, now: float) -> float | None:
-        """By how many seconds the service's clock is ahead of ours, by its `Date`; None when it does not say.
+        """Return the seconds by which the service's clock is ahead of ours, by its `Date` header; None without one.
 
         Args:
-            now: Our time, seconds since the epoch.
+            now: Our time in seconds since the epoch.
         """
-        sent = _epoch(self.headers.get("date", ""))
+        sent = _parse_date(self.headers.get("date", ""))
         return None if sent is None else sent - now
 
     def retry_after(self, now: float | None = None) -> float | None:
-        """Seconds that the service asks to wait, between 0 and an hour; None when it does not say.
+        """Return the seconds to wait by `Retry-After`, from 0 to an hour; None without one.
 
         Args:
-            now: Seconds since the epoch, for a date in a reply that bears no `Date` of its own.
+            now: Our time in seconds since the epoch, to interpret a date in a reply without a `Date` header.
         """
         text = self.headers.get("retry-after", "").strip()
         if not text:
@@ -109,46 +109,46 @@ class HttpResponse:
         try:
             seconds = float(text)
         except ValueError:
-            until, sent = _epoch(text), _epoch(self.headers.get("date", ""))
-            # The service's own clock on both sides: ours may be wrong.
+            until, sent = _parse_date(text), _parse_date(self.headers.get("date", ""))
+            # Both by the service's clock where possible, because ours may be wrong.
             since = now if sent is None else sent
             if until is None or since is None:
                 return None
             seconds = until - since
-        return None if math.isnan(seconds) else min(max(seconds, 0.0), MAX_RETRY_AFTER)
+        return None if math.isnan(seconds) else min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
 
 
-_standard = json.JSONDecoder().decode
+_decode = json.JSONDecoder().decode
 
 
-def _read_standard(body: bytes) -> object:
-    """UTF-8, without asking first which of five encodings it is: that takes as long as a third of the reading."""
-    return _standard(body.decode())
+def _standard_loads(body: bytes) -> object:
+    """Decode UTF-8 JSON; `json.loads` would first detect the encoding, which takes a third of its time."""
+    return _decode(body.decode())
 
 
-_read: Callable[[bytes], object] = _read_standard
+_loads: Callable[[bytes], object] = _standard_loads
 with suppress(ImportError):
-    # Of the extra `speed`. What it refuses, the standard library is asked about: it takes endless numbers and halves of
-    # characters.
-    from orjson import loads as _read
+    # From the extra `speed`. The standard library then reads bodies that orjson refuses: infinite numbers and lone
+    # surrogates.
+    from orjson import loads as _loads
 
 
-def decoded(body: bytes) -> object:
-    """JSON as values.
+def decode_json(body: bytes) -> object:
+    """Decode a JSON body.
 
     Raises:
-        ValueError: It is none, or nested deeper than can be read.
+        ValueError: The body is not JSON, or is nested too deeply.
     """
     try:
         with suppress(ValueError):
-            return _read(body)
+            return _loads(body)
         return json.loads(body)
     except RecursionError:
-        raise ValueError("nested too deep") from None
+        raise ValueError("JSON is nested too deeply") from None
 
 
-def _epoch(http_date: str) -> float | None:
-    """Seconds since the epoch of an HTTP date, or None."""
+def _parse_date(http_date: str) -> float | None:
+    """Return an HTTP date in seconds since the epoch; None if it is invalid."""
     try:
         date = parsedate_to_datetime(http_date)
     except (ValueError, OverflowError):

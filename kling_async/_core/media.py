@@ -33,7 +33,7 @@ class ImageFacts:
 
     @property
     def unfit(self) -> bool:
-        """Whether it needs conversion: another format, too many bytes, or rotated by EXIF data."""
+        """True if it needs conversion: another format, too many bytes, or rotated by EXIF data."""
         return self.type not in ACCEPTED_IMAGE_TYPES or self.bytes > MAX_IMAGE_BYTES or self.turned
 
     @property

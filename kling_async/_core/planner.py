@@ -1,4 +1,4 @@
-"""When to poll which predictions: one by one, or many by a page of the list. Pure: no clock, no I/O."""
+"""Plans the polling of predictions, one by one or by pages of the list. Pure: no clock, no I/O."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PAGES_PAUSE_S = 600.0
 MAX_UNSEEN_ENDS = 3.0
 """Ends that were expected while the pages showed none, from which on the page is verified by polling one prediction."""
 MAX_PLAN_AGE_S = 60.0
-"""Seconds after which a plan for the far future is made again, with what was learned meanwhile."""
+"""Seconds after which a plan for the far future is made again, with the durations learned meanwhile."""
 MIN_WEBHOOK_LOSS = 0.002
 """Smallest share of ends that webhooks are assumed to miss: polling remains the safety net."""
 SCOUT_AGE_S = 5.0
@@ -145,7 +145,7 @@ class Planner:
         self._heap: list[tuple[float, int, _Track | _Group]] = []
         self._order = itertools.count()
         self.held_until = -math.inf
-        """Time before which the service asked for no request."""
+        """Time before which no request is sent, as requested by the service."""
         self._gathering = _Group()
         self._groups: dict[tuple[datetime, int], _Group] = {}
         self._pages_from = -math.inf if policy.pages else math.inf
@@ -156,7 +156,7 @@ class Planner:
         self.ended = 0
         """Predictions whose end is known."""
         self.ended_via_webhook = 0
-        """Those of `ended` that a webhook reported first."""
+        """Subset of `ended` that a webhook reported first."""
         self._delay_sum = 0.0
         self._delay_count = 0
 
@@ -274,7 +274,7 @@ class Planner:
         if track.scouts:
             self._replan(track.durations, now)
         if track.checks:
-            # The page showed it as running: either it ended just now, or the list lags. The next check tells which.
+            # The page showed it as running: either it ended just now, or the list lags. The next check shows which.
             self._strike(now)
             if group is not None and now >= self._pages_from:
                 self._check(group, now)

@@ -1,4 +1,4 @@
-"""How eagerly to poll, what polling has cost, and how retries back off."""
+"""Policies and statistics of polling, and the backoff of retries."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Backoff:
 
 @attrs.frozen(kw_only=True)
 class WatchPolicy:
-    """How eagerly to poll for the ends of predictions. Take a policy by name, or a copy with `attrs.evolve`.
+    """Trade-off between requests and delay in polling. Take a policy by name, or a copy with `attrs.evolve`.
 
     An end that is not yet known delays its waiter. A prediction is polled when that expected delay outweighs the
     `price` of one request: rarely at ages at which few predictions end, often at ages at which most do, and as a page
@@ -41,7 +41,7 @@ class WatchPolicy:
             videos.
         most: Longest interval between two polls of a prediction, in seconds.
         pages: Whether to read pages of the list, up to 100 predictions per request, when many are watched.
-        deliveries: Share of ends that webhooks are first assumed to report; adjusted to what they do report.
+        deliveries: Share of ends that webhooks are first assumed to report; adjusted to their actual share.
         scouts: Whether to poll the first prediction of an unknown kind early, at the age of 5 s and at every doubling,
             until an end is known: the service may be much faster than the catalogue says.
         jitter: Share by which each interval varies to either side, so that the polls of a batch spread out.
@@ -106,7 +106,7 @@ class WatchStatistics:
         singles: Status requests sent for one prediction.
         pages: Status requests sent for a page of the list.
         ended: Predictions whose end is known.
-        told: Those of `ended` that a webhook reported first.
+        told: Subset of `ended` that a webhook reported first.
         delay: Mean of the upper bounds of the seconds from an end to its being known; None before the first. The
             service does not report end times: an end is after the last poll that showed the prediction running, and
             after the reported generation time.

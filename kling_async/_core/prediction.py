@@ -1,4 +1,4 @@
-"""What the service knows of one run, and what a batch says of one job."""
+"""The service's record of one run (`Prediction`) and the result of one job (`Outcome`)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .job import Job
 
 
 class Status(Enum):
-    """What the SDK acts on. The service's own word is kept in `Prediction.raw_status`.
+    """Status of a prediction. The service's own word is in `Prediction.raw_status`.
 
-    A word that is not known here means *still running*: a new word must not end a paid job.
+    An unknown word means *still running*: a new word must not end a paid job.
     """
 
     CREATED = "created"
@@ -29,41 +29,40 @@ class Status(Enum):
     TIMEOUT = "timeout"
     DELETED = "deleted"
 
-    # That of Enum hashes the name, in Python.
+    # Enum.__hash__ runs in Python and hashes the name; the identity is enough.
     __hash__ = object.__hash__
 
     @property
     def ended(self) -> bool:
-        """Whether nothing will change any more."""
+        """True if the status is final."""
         return self not in _RUNNING
 
     @classmethod
     def of(cls, word: str) -> Status:
-        """The status that a word of the service stands for; both spellings of cancelled have been seen."""
-        folded = word.strip().lower()
-        return _WORDS.get(folded, cls.PROCESSING)
+        """Return the status for a word of the service, which writes cancelled in both spellings."""
+        return _BY_WORD.get(word.strip().lower(), cls.PROCESSING)
 
 
-_WORDS = {status.value: status for status in Status} | {
+_BY_WORD = {status.value: status for status in Status} | {
     "canceled": Status.CANCELLED,
     "pending": Status.CREATED,
     "queued": Status.CREATED,
 }
 
 _RUNNING = (Status.CREATED, Status.PROCESSING)
-_ENDS = frozenset(Status) - {*_RUNNING}
+_FINAL = frozenset(Status) - {*_RUNNING}
 
-NEXT: Mapping[Status, frozenset[Status]] = {
-    Status.CREATED: _ENDS | {Status.PROCESSING},
-    Status.PROCESSING: _ENDS,
-    **dict.fromkeys(_ENDS, frozenset()),
+TRANSITIONS: Mapping[Status, frozenset[Status]] = {
+    Status.CREATED: _FINAL | {Status.PROCESSING},
+    Status.PROCESSING: _FINAL,
+    **dict.fromkeys(_FINAL, frozenset()),
 }
-"""Where a status may go. A read that would go elsewhere is late news from a slow replica and changes nothing."""
+"""Possible transitions. A read with any other status is stale, from a lagging replica, and is ignored."""
 
 
 def newer(seen: Status, read: Status) -> bool:
-    """Whether `read` is news after `seen`."""
-    return read in NEXT[seen]
+    """Return whether `read` is newer than `seen`."""
+    return read in TRANSITIONS[seen]
 
 
 @attrs.frozen(kw_only=True)
@@ -73,18 +72,18 @@ class Prediction:
     Attributes:
         id: Opaque id.
         model: Model id; empty in minimal replies.
-        status: What the SDK makes of `raw_status`.
+        status: Status, derived from `raw_status`.
         raw_status: The service's own word.
-        outputs: URLs of the results, for Kling one MP4; kept for 7 days.
+        outputs: URLs of the outputs (for Kling one MP4), valid for 7 days.
         error: The service's error text, or None.
-        code: The task's error code (docs/error-codes), or None.
+        code: Task error code (docs/error-codes), or None.
         nsfw: The service's content flags, one per output; a flag is data, not an error.
-        created_at: When the service accepted the job; UTC.
-        inference: Seconds that the generation took, or None.
-        key: The job's name within its batch, set by the SDK.
-        input: What the run was given, where the service says it (the list and webhooks, sometimes), or None.
-        request_id: The service's id of the HTTP request that brought this.
-        raw: The record as it came.
+        created_at: Time at which the service accepted the job, UTC; None if unknown.
+        inference: Duration of the generation in seconds, or None.
+        key: Key of the job within its batch, set by the SDK; None if unknown.
+        input: Inputs of the run, which lists and webhooks sometimes include, or None.
+        request_id: The service's id of the HTTP request with this record, or None.
+        raw: The record as received.
     """
 
     id: str
@@ -104,61 +103,62 @@ class Prediction:
 
     @property
     def output(self) -> str | None:
-        """The URL of the video, or None while there is none."""
+        """URL of the video; None while there is none."""
         return self.outputs[0] if self.outputs else None
 
     def failure(self, *, job: Job | None = None) -> KlingError | None:
-        """The error that this record amounts to, or None when it ran well or still runs."""
+        """Return the error of a failed prediction; None if it succeeded or still runs."""
         if self.status is Status.COMPLETED:
             if self.outputs:
                 return None
-            return NoOutputError(
-                "the service says completed and gives no output", prediction=self, job=job, key=self.key
-            )
+            return NoOutputError("the prediction completed without an output", prediction=self, job=job, key=self.key)
         if not self.status.ended:
             return None
-        said = f": {self.error}" if self.error else ""
-        number = f" with code {self.code}" if self.code else ""
+        code = f" with code {self.code}" if self.code else ""
+        text = f": {self.error}" if self.error else ""
         return PredictionFailedError(
-            f"the prediction ended as {self.raw_status}{number}{said}",
+            f"the prediction ended as {self.raw_status}{code}{text}",
             code=self.code,
             prediction=self,
             job=job,
             key=self.key,
-            # Refunds of moderated jobs are not covered by the refund policy.
-            spent=Spent.YES if self.code == MODERATION else None,
+            # The refund policy does not cover moderated jobs.
+            spent=Spent.YES if self.code == MODERATION_CODE else None,
             advice=_ADVICE.get(self.code or 0, "read the service's error text"),
         )
 
 
-MODERATION = 1200
-"""The task code of refused content (docs/error-codes)."""
+MODERATION_CODE = 1200
+"""Task code of refused content (docs/error-codes)."""
 
-RETRIED = frozenset({5000, 5003, 5004})
-"""Task codes that are the service's own trouble (docs/error-codes): neither moderation, parameters nor media."""
+INPUT_CODES = frozenset({MODERATION_CODE, 1400, 1401, 1402})
+"""Task codes that the caller can fix: content, parameters, access to the image (docs/error-codes)."""
+
+RETRYABLE_CODES = frozenset({5000, 5003, 5004})
+"""Task codes of failures of the service itself: not content, parameters or images (docs/error-codes)."""
 
 _ADVICE = {
-    MODERATION: "change the prompt or the image",
+    MODERATION_CODE: "change the prompt or the image",
     1400: "correct the parameters",
     1401: "correct the parameters",
     1402: "make sure that the service can download the image, or upload it again",
-    1403: "ask once more",
-    1405: "ask once more",
+    1403: "submit the job again",
+    1405: "submit the job again",
     1407: "top up the account",
-    5000: "ask again after a while",
-    5003: "ask again after a while",
-    5004: "ask again after a while",
+    5000: "submit the job again later",
+    5003: "submit the job again later",
+    5004: "submit the job again later",
 }
 
 
 @attrs.frozen
 class SavedFile:
-    """An output, saved. `str()` of it says where.
+    """A saved output; `str()` returns its location.
 
     Attributes:
-        location: The file, or its URL in an object store (`s3://bucket/name.mp4`).
-        bytes: Its length.
-        sha256: Its digest, lower-case hex.
+        location: The file, or the URL in an object store (`s3://bucket/name.mp4`).
+        bytes: Length in bytes.
+        sha256: SHA-256 digest, lower-case hex.
     """
 
     location: Path | str
@@ -167,22 +167,22 @@ class SavedFile:
 
     @property
     def path(self) -> Path:
-        """The file on the disk.
+        """The file on disk.
 
         Raises:
-            StorageError: It is in an object store; `location` is its URL.
+            StorageError: The output is in an object store; use `location`.
         """
         if isinstance(self.location, Path):
             return self.location
         raise StorageError(
-            f"{self.location} is in an object store, not on the disk",
+            f"expected a file on disk, got {self.location} in an object store",
             target=self.location,
-            advice="look at `location`; that is a URL or a path",
+            advice="use `location`, which is a path or a URL",
         )
 
     @property
     def address(self) -> str:
-        """Where it is, wherever one stands: an absolute path, or the URL."""
+        """Location as an absolute path or URL."""
         return str(self.location.absolute() if isinstance(self.location, Path) else self.location)
 
     def __str__(self) -> str:
@@ -194,16 +194,16 @@ class SavedFile:
 
 @attrs.frozen(kw_only=True)
 class Outcome:
-    """What a batch says of one job, once.
+    """The result of one job of a batch.
 
     Attributes:
-        job: What was asked for.
-        key: Its name within the batch.
-        index: Its place in the input, from 0.
-        prediction: The service's record, as far as there is one.
-        error: Why there is no video, or no file; None when all went well.
-        saved: What was saved.
-        cost: USD by the price list, or None when nothing was accepted or the price is not known.
+        job: The job.
+        key: Key of the job within the batch.
+        index: Position in the input, from 0.
+        prediction: The service's record, or None if there is none.
+        error: The reason for a missing video or file; None on success.
+        saved: The saved output, or None if none was saved.
+        cost: USD by the price list; None if nothing was accepted or the price is unknown.
     """
 
     job: Job
@@ -216,14 +216,14 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Whether the video is there, and saved if that was asked for."""
+        """True if the video exists, and is saved if that was requested."""
         return self.error is None
 
     def unwrap(self) -> Prediction:
-        """The completed prediction.
+        """Return the completed prediction.
 
         Raises:
-            KlingError: The job's error.
+            KlingError: The job failed; this is its error.
         """
         if self.error is not None:
             raise self.error

@@ -1,4 +1,4 @@
-"""A key that does not show itself."""
+"""API keys that do not appear in logs, reprs and pickles."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from kling_async.errors import ConfigurationError
 
 
 class Secret:
-    """An API key. Only `reveal()` gives it; `repr`, `str`, formatting and pickling do not."""
+    """An API key. Only `reveal()` returns it; `repr`, `str` and formatting hide it, and pickling is refused."""
 
     __slots__ = ("__quoted", "__value")
 
     def __init__(self, value: str) -> None:
         value = value.strip()
         if not value or not value.isascii() or not value.isprintable() or " " in value:
-            raise ConfigurationError("the API key is empty or holds characters that no key has")
+            raise ConfigurationError(
+                "API key: expected printable ASCII characters without spaces, got other or no characters"
+            )
         self.__value = value
-        # A sign of a key may stand in JSON as itself, with a backslash or by its number.
+        # JSON may contain a character of the key as it is, with a backslash, or as a \u escape.
         self.__quoted = re.compile(
             "".join(
                 letter if letter.isalnum() else rf"(?:(?i:\\u{ord(letter):04x})|\\{{0,2}}{re.escape(letter)})"
@@ -26,15 +28,15 @@ class Secret:
         )
 
     def reveal(self) -> str:
-        """The key itself, for the header of a request to the provider's own origin."""
+        """Return the key, for requests to the provider's own origin."""
         return self.__value
 
     def redact(self, body: bytes) -> bytes:
-        """`body` without the key, for replies that quote it."""
+        """Return a body with every quoted key replaced by `***`."""
         return self.__quoted.sub(b"***", body)
 
     def __repr__(self) -> str:
         return "Secret('***')"
 
     def __reduce__(self) -> str:
-        raise TypeError("a secret is not pickled")
+        raise TypeError("Secret cannot be pickled or copied")

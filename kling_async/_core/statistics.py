@@ -1,4 +1,4 @@
-"""What a session tells of itself."""
+"""Statistics of a session."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from .polling import WatchStatistics
 
 @attrs.frozen(kw_only=True)
 class SessionStatistics:
-    """Where the jobs of a session are, and what they wait for, at one moment.
+    """A snapshot of a session: running and waiting jobs, refusals, polling and cost.
 
     Attributes:
-        running: Predictions that run, as far as is known.
-        slots: How many may run at once now: `max_in_flight`, or fewer while the service refuses them.
-        waiting_for_window: Batches whose input waits until their consumer has taken an outcome.
-        waiting_for_slot: Jobs that wait for a prediction to end.
+        running: Predictions known to be running.
+        slots: Predictions that may run at once now: `max_in_flight`, or fewer while the service refuses jobs.
+        waiting_for_window: Batches that read no input until their consumer takes an outcome.
+        waiting_for_slot: Jobs that wait for a running prediction to end.
         waiting_for_rate: Jobs that wait for the rate limiter.
-        waiting_for_pause: Jobs that wait because the service refused one by 429.
-        pause_left: Seconds of that.
-        refusals: How often the service refused by 429: for its "starts" per time, for what was "running", or "unknown".
-        watch: Status requests, their number per finished prediction, and how late ends were found out.
-        spent: USD of what was accepted since the session was opened, by the price list.
+        waiting_for_pause: Jobs that wait out a pause after a 429.
+        pause_left: Remaining seconds of that pause.
+        refusals: Number of 429 replies by limit: "starts" per time, predictions "running", or "unknown".
+        watch: Status requests, and the delay until ends were known.
+        spent: USD of the jobs accepted since the session was opened, by the price list.
     """
 
     running: int

@@ -1,4 +1,4 @@
-"""What the rest of the package asks of the network; the transport itself lives in its own room."""
+"""Protocols of the HTTP transport; the implementation on aiohttp is elsewhere."""
 
 from __future__ import annotations
 
@@ -13,53 +13,53 @@ if TYPE_CHECKING:
 
 
 class StreamedResponse(Protocol):
-    """A reply whose body is read piece by piece."""
+    """A reply whose body is streamed."""
 
     @property
     def status(self) -> int:
-        """The HTTP status."""
+        """HTTP status."""
         ...
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Header names in lower case."""
+        """Response headers; names in lower case."""
         ...
 
     def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes, in pieces of any length; to be iterated once.
+        """Iterate over the body in chunks of any length, once.
 
         Raises:
-            TransportError: While iterating: the connection broke or fell silent before the body was complete.
+            TransportError: The connection broke or timed out before the body was complete.
         """
         ...
 
 
 class Transport(Protocol):
-    """Sends requests and brings replies back, whatever their status."""
+    """Sends requests and returns replies of any status."""
 
     async def send(self, request: HttpRequest) -> HttpResponse:
-        """The complete reply to `request`. It is sent once: who may send it again decides elsewhere.
+        """Send a request once, without retries, and return the complete reply.
 
         Raises:
-            TransportError: No usable reply came; `sent` tells whether the request may have arrived.
+            TransportError: There was no usable reply; `sent` says whether the request may have arrived.
         """
         ...
 
     def stream(self, request: HttpRequest) -> AbstractAsyncContextManager[StreamedResponse]:
-        """The reply to `request` with its body still to be read; leaving the context ends the transfer.
+        """Send a request and return a context manager for its streamed reply; leaving it ends the transfer.
 
         Raises:
-            TransportError: On entering: no usable reply came.
+            TransportError: On entering, there was no usable reply.
         """
         ...
 
     async def aclose(self) -> None:
-        """Close what the transport owns."""
+        """Close the connections that the transport owns."""
         ...
 
 
-def shown(url: str) -> str:
-    """Host and path of `url`: what may be shown. Userinfo and query are left out, since both carry credentials."""
+def loggable_url(url: str) -> str:
+    """Return host and path of a URL, without user info and query, which may contain credentials."""
     try:
         parts = urlsplit(url)
     except ValueError:

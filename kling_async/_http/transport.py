@@ -30,6 +30,8 @@ from kling_async.errors import (
     TransportError,
     TransportTimeoutError,
 )
+from kling_async._core.http import Effect, HttpRequest, HttpResponse, Timeouts
+from kling_async._core.transport import loggable_url
 
 from .timeouts import TaskTimeouts
 
@@ -136,7 +138,7 @@ def map_exception(error: BaseException, request: HttpRequest, *, replied: bool =
         kind = ConnectionLostError
     phase = "; the head of its reply had come" if replied else ""
     return kind(
-        f"{request.method} {shown(request.url)}: {_SAID[kind]} ({_detail(error)}{phase})",
+        f"{request.method} {loggable_url(request.url)}: {_SAID[kind]} ({_detail(error)}{phase})",
         spent=Spent.NO if request.effect is Effect.READ else None,
     )
 
@@ -309,7 +311,8 @@ class AiohttpTransport:
         # Nobody else closes one that is owned.
         if self._closed or session is None or (not self._owned and session.closed):
             raise ConnectFailedError(
-                f"{request.method} {shown(request.url)}: the transport is closed", advice="use it while it is open"
+                f"{request.method} {loggable_url(request.url)}: the transport is closed",
+                advice="use it while it is open",
             )
         return session
 

@@ -28,7 +28,7 @@ from kling_async.errors import (
 from kling_async._core.http import Effect, HttpRequest
 from kling_async._core.images import MAX_IMAGE_BYTES
 from kling_async._core.media import CONVERTED_SUFFIX, ImageFacts
-from kling_async._core.transport import shown
+from kling_async._core.transport import loggable_url
 from kling_async._http.retry import send_read
 
 from .preflight import invalid, preflight, read, sha256
@@ -285,7 +285,7 @@ def _judge(response: HttpResponse, ticket: UploadTicket, now: float) -> None:
         kind = ServerError
     # The body is left out: storages quote the signature in it.
     raise kind(
-        f"the storage at {shown(ticket.url)} answered {status} to the upload of an image",
+        f"the storage at {loggable_url(ticket.url)} answered {status} to the upload of an image",
         status=status,
         retry_after=response.retry_after(now),
         request_id=response.request_id,

@@ -13,7 +13,7 @@ from kling_async._core.catalogue import Level
 from kling_async._core.clock import Clock
 from kling_async._core.content import image_digests
 from kling_async._core.polling import Backoff
-from kling_async._core.prediction import RETRIED, Prediction
+from kling_async._core.prediction import RETRYABLE_CODES, Prediction
 from kling_async._core.reconciliation import fingerprint
 from kling_async._core.states import Entry, Row, State
 from kling_async._core.submission import Accepted, Rejected, Uncertain, Verdict
@@ -130,7 +130,7 @@ class JobRunner:
             failed = None
             ended = await waiting
             failures += 1
-            if ended.code not in RETRIED or failures > self.retry_failed:
+            if ended.code not in RETRYABLE_CODES or failures > self.retry_failed:
                 return ended
             failed = ended
             try:
@@ -398,7 +398,7 @@ class JobRunner:
 
     async def _retries(self, run: JobRun, row: Row, failures: int) -> bool:
         """Return whether a job whose prediction failed is paid for again, with the images it had."""
-        if row.state is not State.FAILED or row.code not in RETRIED or run.content is None:
+        if row.state is not State.FAILED or row.code not in RETRYABLE_CODES or run.content is None:
             return False
         if max(row.failures, failures) > self.retry_failed:
             return False

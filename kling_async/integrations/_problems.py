@@ -40,6 +40,7 @@ from kling_async.errors import (
     UnsupportedError,
     WebhookRefusedError,
 )
+from kling_async._core.prediction import INPUT_CODES
 
 MEDIA_TYPE: Final = "application/problem+json"
 
@@ -97,8 +98,6 @@ _SAID: dict[type[KlingError], _Said] = {
 }
 _SERVICE: Final = _Said(502, "The service gave no video")
 _OTHER: Final = _Said(500, "The job could not be handled", ours=True)
-_THEIRS: Final = frozenset({MODERATION, 1400, 1401, 1402})
-"""Task codes of what the caller can mend: content, parameters, the picture's address (docs: error-codes)."""
 
 
 @attrs.frozen
@@ -145,7 +144,7 @@ def answer(error: KlingError) -> Answer:
 
 
 def _said(error: KlingError) -> _Said:
-    if isinstance(error, PredictionFailedError) and error.code in _THEIRS:
+    if isinstance(error, PredictionFailedError) and error.code in INPUT_CODES:
         return _Said(422, "The service refused the job")
     known = next((_SAID[kind] for kind in type(error).__mro__ if kind in _SAID), None)
     if known is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from kling_async._core.prediction import RETRIED
+from kling_async._core.prediction import RETRYABLE_CODES
 from kling_async._core.states import ENDED, OPEN, Row, State
 from kling_async.ledger import _sentences as sentences
 
@@ -293,7 +293,7 @@ WHERE j.id = ANY(ARRAY(
 RETURNING {LINE}
 """
 """Jobs whose videos nobody has saved, for a worker that saves."""
-_RETRIED = ", ".join(map(str, sorted(RETRIED)))
+_RETRIED = ", ".join(map(str, sorted(RETRYABLE_CODES)))
 ADOPT_FAILED = f"""
 UPDATE kling_job AS j SET worker_id = %(owner)s
 WHERE j.id = ANY(ARRAY(

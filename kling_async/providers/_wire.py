@@ -26,6 +26,8 @@ from kling_async.errors import (
     RequestRejectedError,
     ServerError,
 )
+from kling_async._core.http import decode_json
+from kling_async._core.prediction import MODERATION_CODE, Prediction, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -251,7 +253,7 @@ def read_error(response: HttpResponse, secret: Secret) -> ApiError:
     """
     redacted = secret.redact(response.body)
     try:
-        body: object = decoded(redacted)
+        body: object = decode_json(redacted)
     except ValueError:
         body = None
     text, code = _said(body)
@@ -275,7 +277,7 @@ _BY_STATUS: Mapping[int, type[ApiError]] = {
     403: PermissionDeniedError,
     404: NotFoundError,
     429: RateLimitedError,
-    MODERATION: ModerationError,
+    MODERATION_CODE: ModerationError,
     1407: InsufficientBalanceError,
 }
 _CLIENT_ERRORS = range(300, 500)
@@ -291,7 +293,7 @@ def _error_class(status: int, code: int | None, text: str) -> type[ApiError]:
             return InsufficientBalanceError
         if "invalid token" in folded:
             return AuthenticationError
-    if code in (MODERATION, 1407):
+    if code in (MODERATION_CODE, 1407):
         return _BY_STATUS[code]
     if status in _BY_STATUS:
         return _BY_STATUS[status]

@@ -16,7 +16,7 @@ import attrs
 
 from kling_async._core.clock import Clock
 from kling_async._core.http import HttpRequest, HttpResponse
-from kling_async._core.transport import Transport, shown
+from kling_async._core.transport import Transport, loggable_url
 from kling_async._http.retry import RETRIED_STATUSES, pause
 from kling_async.errors import OutputGoneError, StorageError, TransportError
 
@@ -103,10 +103,10 @@ class Download:
     async def _take(self, response: StreamedResponse) -> None:
         head = HttpResponse(status=response.status, headers=response.headers)
         if head.status in RETRIED_STATUSES:
-            raise _CutError(f"{shown(self.url)} answered {head.status}", head.retry_after(self.clock.now()))
+            raise _CutError(f"{loggable_url(self.url)} answered {head.status}", head.retry_after(self.clock.now()))
         if head.status in _ABSENT:
             # Not there yet, for all that is known: what was made just now may take a moment to reach the host.
-            raise _CutError(f"{shown(self.url)} answered {head.status}", absent=True)
+            raise _CutError(f"{loggable_url(self.url)} answered {head.status}", absent=True)
         if head.status == 200:  # noqa: PLR2004 -- the whole output, asked for or not
             total = await self._from_start(head)
         elif head.status in {206, 416}:
@@ -117,7 +117,7 @@ class Download:
         if total is not None and self.part.size != total:
             if self.part.size > total:
                 self.etag = ""
-            raise _CutError(f"{shown(self.url)} sent {self.part.size} of {total} bytes")
+            raise _CutError(f"{loggable_url(self.url)} sent {self.part.size} of {total} bytes")
 
     async def _from_start(self, head: HttpResponse) -> int | None:
         """The length of the output, as far as it is known."""
@@ -139,7 +139,7 @@ class Download:
         same = head.headers.get("etag", self.etag) == self.etag
         if given is None or int(given["start"]) != self.part.size or not same:
             self.etag = ""
-            raise _CutError(f"{shown(self.url)} answered {head.status} with another range than it was asked for")
+            raise _CutError(f"{loggable_url(self.url)} answered {head.status} with another range than it was asked for")
         return None if given["total"] == "*" else int(given["total"])
 
     async def _pump(self, chunks: AsyncIterator[bytes]) -> None:
@@ -166,7 +166,8 @@ class Download:
 
     def _gone(self) -> OutputGoneError:
         return OutputGoneError(
-            f"the output has expired after its 7 days: it is not at {shown(self.url)} any more (for {self.part.label})",
+            f"the output has expired after its 7 days: it is not at {loggable_url(self.url)} any more "
+            f"(for {self.part.label})",
             target=self.part.label,
         )
 
@@ -178,7 +179,7 @@ class Download:
 
     def _error(self, message: str, *, advice: str | None = None) -> StorageError:
         target = str(self.part.label)
-        return StorageError(f"{message} ({shown(self.url)}, for {target})", target=target, advice=advice)
+        return StorageError(f"{message} ({loggable_url(self.url)}, for {target})", target=target, advice=advice)
 
 
 class _CutError(Exception):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import anyio
 import attrs
 
-from kling_async._core.http import decoded
+from kling_async._core.errors import WebhookRefusal, WebhookRefusedError
+from kling_async._core.http import decode_json
 from kling_async._core.prediction import Prediction
 from kling_async.errors import WebhookRefusal, WebhookRefusedError
 from kling_async.providers import _wire
@@ -91,7 +92,7 @@ def parse(body: bytes, *, api_key: Secret | None = None) -> Prediction:
 
 def _parsed(body: bytes, api_key: Secret | None) -> Prediction | None:
     try:
-        record = decoded(body)
+        record = decode_json(body)
         if isinstance(record, Mapping) and "id" not in record:
             record = record.get("data")
         return _wire.read_prediction(record, api_key)

@@ -1,4 +1,4 @@
-"""What is learned from accepted and refused jobs, and which limit a 429 is about."""
+"""Capacity learned from accepted and refused jobs, and the classification of 429 replies."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from kling_async.limits import Capacity, Limit, which_limit
 
 
 def saturate(capacity: Capacity, limit: int, jobs: int) -> tuple[list[int], int]:
-    """Send as many jobs as there are places for, one at a time, to an account that lets `limit` run; one ends before
-    each. Gives how many there were places for, and how many were refused."""
+    """Submit jobs one by one to an account that runs `limit` at once; one ends before each round.
+
+    Returns:
+        The total capacity after each round, and the number of refusals.
+    """
     running = refused = 0
     totals: list[int] = []
     for _ in range(jobs):
@@ -27,7 +30,7 @@ def saturate(capacity: Capacity, limit: int, jobs: int) -> tuple[list[int], int]
     return totals, refused
 
 
-def test_the_first_refusal_shows_the_limit() -> None:
+def test_first_refusal_sets_the_limit() -> None:
     capacity = Capacity(300)
     for running in range(1, 101):
         capacity.accepted(running)
@@ -36,7 +39,7 @@ def test_the_first_refusal_shows_the_limit() -> None:
     assert capacity.total == 97
 
 
-def test_refusals_that_go_on_take_a_share_each() -> None:
+def test_repeated_refusals_shrink_geometrically() -> None:
     capacity = Capacity(300)
     totals = []
     for running in (100, 99, 68, 46):
@@ -45,14 +48,14 @@ def test_refusals_that_go_on_take_a_share_each() -> None:
     assert totals == [97, 69, 47, 32]
 
 
-def test_where_the_limit_stays_there_are_few_refusals_and_few_idle_places() -> None:
+def test_constant_limit_gives_few_refusals_and_few_idle_slots() -> None:
     totals, refused = saturate(Capacity(300), 100, 5000)
     assert refused <= 5000 / 400
     assert min(totals) >= 95
     assert max(totals[10:]) <= 103
 
 
-def test_a_limit_that_goes_up_is_followed_ever_faster() -> None:
+def test_rising_limit_is_followed_with_growing_steps() -> None:
     capacity = Capacity(300)
     saturate(capacity, 40, 500)
     totals, _ = saturate(capacity, 100, 1000)
@@ -61,7 +64,7 @@ def test_a_limit_that_goes_up_is_followed_ever_faster() -> None:
     assert reached < 700, "one more in each generation would take 4,200"
 
 
-def test_a_limit_that_is_not_reached_is_not_tried() -> None:
+def test_unreached_limit_is_not_raised() -> None:
     capacity = Capacity(300)
     capacity.refused(50, certain=True)
     for _ in range(10_000):
@@ -69,7 +72,7 @@ def test_a_limit_that_is_not_reached_is_not_tried() -> None:
     assert capacity.total == 49
 
 
-def test_one_at_a_time_after_a_refusal_and_more_with_each_acceptance() -> None:
+def test_starts_ramp_up_after_a_refusal() -> None:
     capacity = Capacity(300)
     assert capacity.places(0) == 4
     capacity.refused(100, certain=True)
@@ -82,7 +85,7 @@ def test_one_at_a_time_after_a_refusal_and_more_with_each_acceptance() -> None:
     assert capacity.total == 97
 
 
-def test_one_that_does_not_learn_has_its_ceiling() -> None:
+def test_non_adaptive_capacity_stays_at_ceiling() -> None:
     capacity = Capacity(5, adaptive=False)
     capacity.refused(1, certain=True)
     capacity.slow_down()
@@ -98,7 +101,7 @@ steps = st.one_of(
 
 
 @given(ceiling=st.integers(1, 300), taken=st.lists(steps, max_size=200))
-def test_never_above_the_ceiling_and_never_below_one(ceiling: int, taken: list[tuple[str, int]]) -> None:
+def test_total_stays_between_one_and_ceiling(ceiling: int, taken: list[tuple[str, int]]) -> None:
     capacity = Capacity(ceiling)
     for what, running in taken:
         before = capacity.total
@@ -131,5 +134,5 @@ def test_never_above_the_ceiling_and_never_below_one(ceiling: int, taken: list[t
         ("", 0, True, Limit.STARTS),
     ],
 )
-def test_which_limit_it_is(said: str, running: int, *, quiet: bool, limit: Limit) -> None:
+def test_which_limit_classifies_refusals(said: str, running: int, *, quiet: bool, limit: Limit) -> None:
     assert which_limit(said, running=running, quiet=quiet) is limit

@@ -1,4 +1,4 @@
-"""How long predictions take, learned from what is seen of them."""
+"""Learned durations of predictions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_async._core.durations import EDGES, REMEMBERED, Durations, _stretch
+from kling_async._core.durations import BUCKET_EDGES, MAX_LEARNED_ENDS, Durations, _bucket
 
 ages = st.floats(0, 1e5, allow_nan=False)
 
 
 def learn(durations: Durations, seconds: float, every: float = 3.0) -> None:
-    """One that is looked at every few seconds until it is seen to have ended."""
+    """Poll a prediction of `seconds` at an interval until its end is seen."""
     for look in itertools.count(1):
         if seconds <= look * every:
             durations.ended((look - 1) * every, look * every)
@@ -23,7 +23,7 @@ def learn(durations: Durations, seconds: float, every: float = 3.0) -> None:
         durations.ran((look - 1) * every, look * every)
 
 
-def test_it_begins_with_the_usual_time() -> None:
+def test_prior_is_centred_on_usual_duration() -> None:
     durations = Durations(120)
     assert durations.chance(0, 120) == pytest.approx(0.5, abs=0.02)
     assert durations.chance(0, 30) < 0.03
@@ -31,7 +31,7 @@ def test_it_begins_with_the_usual_time() -> None:
 
 
 @pytest.mark.parametrize(("ends", "off"), [(20, 0.12), (200, 0.06)])
-def test_few_ends_are_enough_to_know_better(ends: int, off: float) -> None:
+def test_few_ends_outweigh_prior(ends: int, off: float) -> None:
     rng, durations = random.Random(1), Durations(240)
     for _ in range(ends):
         learn(durations, rng.gauss(60, 5))
@@ -39,8 +39,8 @@ def test_few_ends_are_enough_to_know_better(ends: int, off: float) -> None:
         assert durations.chance(0, age) == pytest.approx(share, abs=off)
 
 
-def test_those_that_still_run_are_not_forgotten() -> None:
-    """After 60 s a hundred of a thousand have ended: without the others all would seem to take less."""
+def test_running_predictions_count() -> None:
+    """After 60 s, 100 of 1,000 have ended: without the running ones, all would seem faster."""
     durations = Durations(120)
     for number in range(1000):
         durations.ran(0, 30)
@@ -51,25 +51,25 @@ def test_those_that_still_run_are_not_forgotten() -> None:
     assert durations.chance(0, 60) == pytest.approx(0.1, abs=0.01)
 
 
-def test_what_changes_is_learned_anew() -> None:
+def test_old_ends_lose_weight() -> None:
     durations = Durations(60)
     for _ in range(1000):
         learn(durations, 60)
-    for _ in range(4 * REMEMBERED):
+    for _ in range(4 * MAX_LEARNED_ENDS):
         learn(durations, 180)
     assert durations.chance(0, 100) < 0.15
     assert durations.chance(0, 200) > 0.75
 
 
 @given(ages, ages, ages)
-def test_a_chance_is_a_chance_and_grows(first: float, second: float, third: float) -> None:
+def test_chance_is_a_probability_and_grows_with_age(first: float, second: float, third: float) -> None:
     durations = Durations(120)
     learn(durations, 50)
     one, two, three = sorted((first, second, third))
     assert 0 <= durations.chance(one, two) <= durations.chance(one, three) <= 1
 
 
-@given(st.integers(0, len(EDGES) - 1), st.floats(0.001, 0.999))
-def test_every_age_lies_in_its_stretch(number: int, part: float) -> None:
-    end = EDGES[number + 1] if number + 1 < len(EDGES) else 1e6
-    assert _stretch(EDGES[number] + part * (end - EDGES[number])) == number
+@given(st.integers(0, len(BUCKET_EDGES) - 1), st.floats(0.001, 0.999))
+def test_every_age_maps_to_its_bucket(number: int, part: float) -> None:
+    end = BUCKET_EDGES[number + 1] if number + 1 < len(BUCKET_EDGES) else 1e6
+    assert _bucket(BUCKET_EDGES[number] + part * (end - BUCKET_EDGES[number])) == number

@@ -1,4 +1,4 @@
-"""HTTP as values: what is shown of them, and how long the service asks to wait."""
+"""HTTP values: their reprs, JSON bodies, and `Retry-After`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from kling_async import Effect, HttpRequest, HttpResponse, Timeouts
 from kling_async._core import http
-from kling_async._core.http import MAX_RETRY_AFTER
-from kling_async._core.transport import shown
+from kling_async._core.http import MAX_RETRY_AFTER_S
+from kling_async._core.transport import loggable_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,34 +35,34 @@ def retry_after(text: str, *, date: str | None = None, now: float | None = None)
         ("1.5", 1.5),
         ("-5", 0.0),
         ("3600", 3600.0),
-        ("86400", MAX_RETRY_AFTER),
-        ("1e999", MAX_RETRY_AFTER),
-        ("9" * 400, MAX_RETRY_AFTER),
+        ("86400", MAX_RETRY_AFTER_S),
+        ("1e999", MAX_RETRY_AFTER_S),
+        ("9" * 400, MAX_RETRY_AFTER_S),
         ("-1e999", 0.0),
     ],
 )
-def test_seconds(text: str, seconds: float) -> None:
+def test_retry_after_reads_seconds(text: str, seconds: float) -> None:
     assert retry_after(text) == seconds
 
 
 @pytest.mark.parametrize(
     "text", ["", "  ", "nan", "soon", "5s", "0x10", "Mon", "Sun, 99 Oct 2026 12:00:00 GMT", "\x00"]
 )
-def test_garbage_says_nothing(text: str) -> None:
+def test_retry_after_ignores_garbage(text: str) -> None:
     assert retry_after(text, now=NOON) is None
 
 
-def test_no_header_says_nothing() -> None:
+def test_retry_after_is_none_without_header() -> None:
     assert HttpResponse(status=429).retry_after(NOON) is None
 
 
-def test_a_date_counts_from_the_date_of_the_reply_since_our_clock_may_be_wrong() -> None:
+def test_retry_after_date_counts_from_date_header() -> None:
     date = "Sun, 25 Oct 2026 12:00:00 GMT"
     assert retry_after("Sun, 25 Oct 2026 12:00:42 GMT", date=date, now=NOON - 86_400) == 42.0
     assert retry_after("Sun, 25 Oct 2026 12:00:42 GMT", date=date) == 42.0
 
 
-def test_a_date_in_a_reply_without_one_counts_from_our_clock() -> None:
+def test_retry_after_date_counts_from_local_clock_without_date_header() -> None:
     assert retry_after("Sun, 25 Oct 2026 12:00:42 GMT", now=NOON) == 42.0
     assert retry_after("Sun, 25 Oct 2026 12:00:42 GMT", date="garbage", now=NOON) == 42.0
     assert retry_after("Sun, 25 Oct 2026 12:00:42 GMT") is None
@@ -75,10 +75,10 @@ def test_a_date_in_a_reply_without_one_counts_from_our_clock() -> None:
         ("Sun, 25 Oct 2026 12:00:42 -0000", 42.0),
         ("Sun, 25 Oct 2026 14:00:42 +0200", 42.0),
         ("Sunday, 25-Oct-26 12:00:42 GMT", 42.0),
-        ("Sun, 25 Oct 2099 12:00:00 GMT", MAX_RETRY_AFTER),
+        ("Sun, 25 Oct 2099 12:00:00 GMT", MAX_RETRY_AFTER_S),
     ],
 )
-def test_dates_past_far_and_in_other_forms(text: str, seconds: float) -> None:
+def test_retry_after_reads_other_date_forms(text: str, seconds: float) -> None:
     assert retry_after(text, now=NOON) == seconds
 
 
@@ -90,12 +90,12 @@ dates = st.from_regex(
 @given(st.one_of(st.text(), dates, st.floats().map(str)), st.one_of(st.none(), st.text(), dates))
 @example("Mon, 01 Jan 2020 00:00:00 +99999999999999999999", None)
 @example("Mon, 01 Jan 0001 00:00:00 +2359", "Mon, 01 Jan 9999 00:00:00 -2359")
-def test_whatever_the_headers_hold_is_a_wait_of_at_most_an_hour(text: str, date: str | None) -> None:
+def test_retry_after_is_bounded_for_any_header(text: str, date: str | None) -> None:
     seconds = retry_after(text, date=date, now=NOON)
-    assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER
+    assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER_S
 
 
-def test_repr_of_a_request_shows_neither_headers_nor_body_nor_query() -> None:
+def test_request_repr_hides_headers_body_and_query() -> None:
     request = HttpRequest(
         method="POST",
         url="https://api.example/api/v3/x?webhook=https%3A%2F%2Fme%2F%3Ftoken%3Dsecret",
@@ -109,20 +109,20 @@ def test_repr_of_a_request_shows_neither_headers_nor_body_nor_query() -> None:
     assert "<48 bytes>" in repr(request)
 
 
-def test_repr_of_a_response_shows_neither_headers_nor_body() -> None:
+def test_response_repr_hides_headers_and_body() -> None:
     response = HttpResponse(status=401, headers={"set-cookie": "secret"}, body=b"secret")
     assert "secret" not in repr(response)
     assert "401" in repr(response)
 
 
-def test_a_body_is_json_or_a_value_error() -> None:
+def test_json_raises_value_error_for_bad_bodies() -> None:
     assert HttpResponse(status=200, body=b'{"a": [1]}').json() == {"a": [1]}
     for body in (b"", b"{", b"\xff", b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000):
-        with pytest.raises(ValueError):  # noqa: PT011 -- the kind is all that is promised
+        with pytest.raises(ValueError):  # noqa: PT011 -- only the type is part of the contract
             HttpResponse(status=200, body=body).json()
 
 
-def test_the_id_of_a_request() -> None:
+def test_request_id_reads_header() -> None:
     assert HttpResponse(status=200, headers={"x-request-id": "r1"}).request_id == "r1"
     assert HttpResponse(status=200).request_id is None
 
@@ -135,12 +135,12 @@ def test_the_id_of_a_request() -> None:
         ("", ""),
     ],
 )
-def test_what_is_shown_of_a_url(url: str, text: str) -> None:
-    assert shown(url) == text
+def test_loggable_url_hides_credentials(url: str, text: str) -> None:
+    assert loggable_url(url) == text
 
 
-def test_timeouts_by_default() -> None:
-    """A paid request is waited for longer than a read: ending it early makes its end uncertain."""
+def test_default_timeouts_wait_longest_for_submits() -> None:
+    """Paid requests have the longest timeout, because giving up early leaves their outcome uncertain."""
     timeouts = Timeouts()
     assert timeouts.submit > timeouts.read > timeouts.connect > 0
 
@@ -158,23 +158,23 @@ def test_timeouts_by_default() -> None:
         (b'"only a text"', "only a text"),
     ],
 )
-@pytest.mark.parametrize("read", [http._read_standard, orjson.loads])
-def test_json_reads_the_same_with_and_without_orjson(
+@pytest.mark.parametrize("read", [http._standard_loads, orjson.loads])
+def test_json_is_equal_with_and_without_orjson(
     monkeypatch: pytest.MonkeyPatch, read: Callable[[bytes], object], body: bytes, value: object
 ) -> None:
-    monkeypatch.setattr(http, "_read", read)
+    monkeypatch.setattr(http, "_loads", read)
     assert HttpResponse(status=200, body=body).json() == value
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b'{"a": }', b'{"a": 1} more', b"\xff\xfe", b"[" * 200_000])
-@pytest.mark.parametrize("read", [http._read_standard, orjson.loads])
-def test_what_is_no_json_is_refused_with_and_without_orjson(
+@pytest.mark.parametrize("read", [http._standard_loads, orjson.loads])
+def test_bad_json_is_refused_with_and_without_orjson(
     monkeypatch: pytest.MonkeyPatch, read: Callable[[bytes], object], body: bytes
 ) -> None:
-    monkeypatch.setattr(http, "_read", read)
-    with pytest.raises(ValueError):  # noqa: PT011 -- of whichever library
+    monkeypatch.setattr(http, "_loads", read)
+    with pytest.raises(ValueError):  # noqa: PT011 -- the text depends on the library
         HttpResponse(status=200, body=body).json()
 
 
-def test_orjson_is_used_where_it_is_installed() -> None:
-    assert http._read is orjson.loads
+def test_orjson_is_used_if_installed() -> None:
+    assert http._loads is orjson.loads

@@ -1,4 +1,4 @@
-"""When the planner polls, and whether one by one or by pages."""
+"""Policies, backoff, and the planner: times of polls, single polls and pages."""
 
 from __future__ import annotations
 

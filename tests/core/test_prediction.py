@@ -1,4 +1,4 @@
-"""The service's record of a run: its words, where a status may go, and which error it amounts to."""
+"""Predictions: status words, transitions, failures, and value semantics."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from kling_async import (
     Spent,
     Status,
 )
-from kling_async._core.prediction import NEXT, newer
+from kling_async._core.prediction import TRANSITIONS, newer
 
 URL = "https://outputs.example/video.mp4"
 JOB = Job(prompt="She smiles", image="https://pictures.example/face.png")
 ENDS: set[Status] = {Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.TIMEOUT, Status.DELETED}
 
 
-# ---- words ----
+# ---- status words ----
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ ENDS: set[Status] = {Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.T
         (" Failed\n", Status.FAILED),
     ],
 )
-def test_words_of_the_service(word: str, status: Status) -> None:
+def test_status_of_known_words(word: str, status: Status) -> None:
     assert Status.of(word) is status
 
 
@@ -60,21 +60,21 @@ def test_words_of_the_service(word: str, status: Status) -> None:
     )
 )
 @pytest.mark.promise(10)
-def test_an_unknown_word_means_still_running(word: str) -> None:
+def test_unknown_status_word_means_running(word: str) -> None:
     assert Status.of(word) is Status.PROCESSING
     assert not Status.of(word).ended
 
 
 @pytest.mark.parametrize("word", ["succeeded", "success", "error", "expired", "in_progress", "", "complete"])
 @pytest.mark.promise(10)
-def test_words_of_other_services_do_not_end_a_paid_job(word: str) -> None:
+def test_status_words_of_other_services_mean_running(word: str) -> None:
     assert not Status.of(word).ended
 
 
 # ---- transitions ----
 
 
-def test_where_a_status_may_go() -> None:
+def test_status_transitions() -> None:
     moves = {(seen, read) for seen, read in itertools.product(Status, Status) if newer(seen, read)}
     assert moves == {
         (Status.CREATED, Status.PROCESSING),
@@ -91,13 +91,13 @@ def test_where_a_status_may_go() -> None:
     }
 
 
-def test_the_table_has_a_row_for_every_status() -> None:
-    assert set(NEXT) == set(Status)
+def test_transition_table_is_complete() -> None:
+    assert set(TRANSITIONS) == set(Status)
     assert {status for status in Status if status.ended} == ENDS
 
 
 @given(st.lists(st.sampled_from(list(Status)), max_size=20))
-def test_late_news_never_reopens_what_has_ended(reads: list[Status]) -> None:
+def test_stale_status_never_reopens_an_ended_prediction(reads: list[Status]) -> None:
     seen = Status.CREATED
     history = [seen]
     for read in reads:
@@ -116,15 +116,15 @@ def prediction(status: Status, **fields: Any) -> Prediction:
 
 
 @pytest.mark.parametrize("status", [Status.CREATED, Status.PROCESSING])
-def test_what_runs_is_no_failure(status: Status) -> None:
+def test_running_prediction_has_no_failure(status: Status) -> None:
     assert prediction(status, error="Sync mode timed out", code=5004).failure() is None
 
 
-def test_what_has_an_output_is_no_failure_whatever_else_it_says() -> None:
+def test_completed_prediction_with_output_has_no_failure() -> None:
     assert prediction(Status.COMPLETED, outputs=(URL,), nsfw=(True,), error="odd", code=1200).failure() is None
 
 
-def test_completed_without_an_output_is_a_failure_that_was_paid_for() -> None:
+def test_completed_prediction_without_output_is_a_paid_failure() -> None:
     error = prediction(Status.COMPLETED).failure(job=JOB)
     assert isinstance(error, NoOutputError)
     assert (error.prediction_id, error.key, error.request_id, error.job) == ("p1", "k1", "r1", JOB)
@@ -132,7 +132,7 @@ def test_completed_without_an_output_is_a_failure_that_was_paid_for() -> None:
 
 
 @pytest.mark.parametrize("status", [status for status in Status if status in ENDS - {Status.COMPLETED}])
-def test_every_other_end_is_a_failure_with_all_that_is_known(status: Status) -> None:
+def test_failed_end_becomes_prediction_failed_error(status: Status) -> None:
     ended = attrs.evolve(prediction(status, error="it broke", code=1403), raw_status="Odd-Word")
     error = ended.failure(job=JOB)
     assert isinstance(error, PredictionFailedError)
@@ -148,17 +148,17 @@ def test_every_other_end_is_a_failure_with_all_that_is_known(status: Status) -> 
         (1400, Spent.REFUNDABLE, "correct the parameters"),
         (1401, Spent.REFUNDABLE, "correct the parameters"),
         (1402, Spent.REFUNDABLE, "upload it again"),
-        (1403, Spent.REFUNDABLE, "ask once more"),
-        (1405, Spent.REFUNDABLE, "ask once more"),
+        (1403, Spent.REFUNDABLE, "submit the job again"),
+        (1405, Spent.REFUNDABLE, "submit the job again"),
         (1407, Spent.REFUNDABLE, "top up"),
-        (5000, Spent.REFUNDABLE, "ask again after a while"),
-        (5003, Spent.REFUNDABLE, "ask again after a while"),
-        (5004, Spent.REFUNDABLE, "ask again after a while"),
+        (5000, Spent.REFUNDABLE, "submit the job again later"),
+        (5003, Spent.REFUNDABLE, "submit the job again later"),
+        (5004, Spent.REFUNDABLE, "submit the job again later"),
         (9999, Spent.REFUNDABLE, "read the service's error text"),
         (None, Spent.REFUNDABLE, "read the service's error text"),
     ],
 )
-def test_task_codes(code: int | None, spent: Spent, advice: str) -> None:
+def test_task_codes_set_spent_and_advice(code: int | None, spent: Spent, advice: str) -> None:
     error = prediction(Status.FAILED, code=code).failure()
     assert isinstance(error, PredictionFailedError)
     assert (error.code, error.spent) == (code, spent)
@@ -168,16 +168,16 @@ def test_task_codes(code: int | None, spent: Spent, advice: str) -> None:
 # ---- values ----
 
 
-def test_a_prediction_is_plain_data() -> None:
+def test_prediction_is_plain_data() -> None:
     one = prediction(Status.COMPLETED, outputs=(URL,), raw={"id": "p1"})
     assert pickle.loads(pickle.dumps(one)) == one
     assert hash(one) == hash(attrs.evolve(one, raw={}))
     assert one.output == URL
     assert prediction(Status.CREATED).output is None
-    assert "raw=" not in repr(one), "the record may be long and hold anything"
+    assert "raw=" not in repr(one), "the record may be long"
 
 
-def test_an_outcome_unwraps_to_its_prediction_or_its_error() -> None:
+def test_outcome_unwrap_returns_prediction_or_raises() -> None:
     done = prediction(Status.COMPLETED, outputs=(URL,))
     outcome = Outcome(job=JOB, key="k1", index=0, prediction=done, cost=Decimal("0.28"))
     assert outcome.ok
@@ -192,7 +192,7 @@ def test_an_outcome_unwraps_to_its_prediction_or_its_error() -> None:
     assert caught.value is error
 
 
-def test_a_saved_file_is_a_path(tmp_path: Path) -> None:
+def test_saved_file_is_path_like(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(b"video")
     saved = SavedFile(path, 5, "0" * 64)

@@ -532,7 +532,7 @@ async def test_what_headers_alone_refuse_is_refused_before_the_body_is_read() ->
 
 @pytest.mark.anyio
 async def test_a_forged_one_is_never_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kling_async.webhooks.receiver.decoded", lambda _: pytest.fail("it was decoded"))
+    monkeypatch.setattr("kling_async.webhooks.receiver.decode_json", lambda _: pytest.fail("decoded"))
     assert await Desk().send(secret="whsec_wrong") == 401
 
 
