@@ -8,11 +8,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kling_async import Field, Job, Model, Shot
+from kling_async._core.catalogue import find_model
 from kling_async._core.content import Content, content_of, digests, recalled
 from kling_async._core.images import Image
 from support.service import IMAGE
@@ -133,3 +135,23 @@ def test_a_path_that_is_no_text_can_be_stored(path: str) -> None:
 def test_the_digest_is_of_the_text() -> None:
     assert Content("a").digest != Content("b").digest
     assert Content("a", '{"image":"x"}').digest == Content("a").digest
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("kling-v1.6-pro", "7c2cd1ca873baf49c822ad441eff4db0e8d51776ddc13dfdd1e0a3aa12c20e5d"),
+        ("kling-v2.0-master", "f6fa716a6484166d209b8c4a3136c5dbe49aa46bafefaeda91832d310fd37249"),
+        ("kling-v2.5-turbo-pro", "4bdb25cbef87907f867576b50f4cff74c548f3adc534ec360d732b6c7e26fd85"),
+        ("kling-v2.6-pro", "65781ab1da63df1f9606c844081fd423d12e0351339c7539c8df6102f1ced2a0"),
+    ],
+)
+@pytest.mark.promise(1)
+def test_copies_of_catalogue_rows_keep_the_digests_of_main_07cf8da(name: str, digest: str) -> None:
+    """Rows had a field aspect_note then: another digest would pay for jobs of old ledgers again."""
+    row = find_model(name)
+    assert row is not None
+    job = Job(model=attrs.evolve(row, price_per_5s=Decimal("9.99")), prompt="x", image="https://h/a.png")
+    content = content_of(job, str)
+    assert content.digest == digest
+    assert content_of(recalled(content, {}), str) == content
