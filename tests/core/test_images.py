@@ -19,14 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from kling_async import KlingSession
-from kling_async._core.http import Effect, HttpRequest, HttpResponse
-from kling_async._core.images import MAX_IMAGE_BYTES
-from kling_async._core.media import ImageFacts, UploadTicket
-from kling_async._http.retry import pause, send_read
-from kling_async._images import uploads as _media
-from kling_async._images.preflight import preflight
-from kling_async._images.uploads import Images, digest
-from kling_async.errors import (
+from kling_async._core.errors import (
     ApiError,
     AuthenticationError,
     ConfigurationError,
@@ -38,6 +31,13 @@ from kling_async.errors import (
     TransportError,
     UnsupportedError,
 )
+from kling_async._core.http import Effect, HttpRequest, HttpResponse
+from kling_async._core.images import MAX_IMAGE_BYTES
+from kling_async._core.media import ImageFacts, UploadTicket
+from kling_async._http.retry import pause, send_read
+from kling_async._images import uploads as uploads_room
+from kling_async._images.preflight import preflight
+from kling_async._images.uploads import Images, digest
 from kling_async.testing import ScriptedTransport, json_response
 
 if TYPE_CHECKING:
@@ -281,7 +281,7 @@ async def test_content_is_uploaded_once_in_six_days(
 
 
 async def test_upload_cache_is_bounded(images: Images, uploads: Uploads, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_media, "MAX_REMEMBERED", 2)
+    monkeypatch.setattr(uploads_room, "MAX_REMEMBERED", 2)
     one, two, three = (picture(shade=shade) for shade in (1, 2, 3))
     for image in (one, two, one, three, one):
         await images.url(image, field="image")
@@ -409,7 +409,7 @@ async def test_refused_upload_raises(
 async def test_upload_412_without_condition_is_refusal() -> None:
     ticket = UploadTicket(url="https://s/1", download_url="https://cdn/1")
     with pytest.raises(RequestRejectedError):
-        _media._judge(HttpResponse(status=412), ticket, 0.0)
+        uploads_room._judge(HttpResponse(status=412), ticket, 0.0)
     assert "s/1?" not in repr(UploadTicket(url="https://s/1?signature=x", download_url=""))
 
 
