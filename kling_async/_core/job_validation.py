@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import attrs
 
+from kling_async.errors import InvalidJobError, Problem
+
 from .catalogue import DEFAULT_MODEL, MAX_TEXT_LENGTH, Model, find_model, near_names
-from .errors import InvalidJobError, Problem
 from .images import ImageSource, check_image
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import TypeAlias
 
 import attrs
 
-from .errors import ApiError, KlingError, TransportError
+from kling_async.errors import ApiError, KlingError, TransportError
+
 from .prediction import Prediction
 
 

@@ -21,7 +21,7 @@ from yarl import URL
 
 from kling_async import __version__
 from kling_async._core.http import Effect, HttpRequest, HttpResponse, Timeouts
-from kling_async._core.transport import shown
+from kling_async._core.transport import loggable_url
 from kling_async.errors import (
     ConfigurationError,
     ConnectFailedError,
@@ -30,8 +30,6 @@ from kling_async.errors import (
     TransportError,
     TransportTimeoutError,
 )
-from kling_async._core.http import Effect, HttpRequest, HttpResponse, Timeouts
-from kling_async._core.transport import loggable_url
 
 from .timeouts import TaskTimeouts
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 from kling_async._core.images import MAX_IMAGE_BYTES, MIN_IMAGE_SIDE
 from kling_async._core.media import ACCEPTED_IMAGE_TYPES, ImageFacts
+from kling_async.errors import ConfigurationError, InvalidJobError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

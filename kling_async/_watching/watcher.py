@@ -20,7 +20,8 @@ import attrs
 from kling_async._core.catalogue import find_model
 from kling_async._core.copies import changed
 from kling_async._core.job import Job
-from kling_async._core.polling import Backoff, Look, LookAtPage, Planner, WatchPolicy, WatchStatistics
+from kling_async._core.planner import Look, LookAtPage, Planner
+from kling_async._core.polling import Backoff, WatchPolicy, WatchStatistics
 from kling_async._core.prediction import Prediction, Status, newer
 from kling_async.errors import (
     ApiError,
@@ -32,11 +33,7 @@ from kling_async.errors import (
     SessionClosedError,
     Spent,
 )
-from kling_async._core.events import Changed
-from kling_async._core.job import Job
-from kling_async._core.planner import Look, LookAtPage, Planner
-from kling_async._core.polling import Backoff, WatchPolicy, WatchStatistics
-from kling_async._core.prediction import Prediction, Status, newer
+from kling_async.events import Changed
 
 from .reader import Final, Passing, Reader, Reply
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import attrs
 
-from kling_async._core.prediction import MODERATION
+from kling_async._core.prediction import INPUT_CODES
 from kling_async.errors import (
     AuthenticationError,
     BudgetExceededError,
@@ -40,7 +40,6 @@ from kling_async.errors import (
     UnsupportedError,
     WebhookRefusedError,
 )
-from kling_async._core.prediction import INPUT_CODES
 
 MEDIA_TYPE: Final = "application/problem+json"
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NewType, TypeVar, cast
 
 import cattrs
 
-from kling_async._core.http import decoded
-from kling_async._core.prediction import MODERATION, Prediction, Status
+from kling_async._core.http import decode_json
+from kling_async._core.prediction import MODERATION_CODE, Prediction, Status
 from kling_async.errors import (
     ApiError,
     AuthenticationError,
@@ -26,8 +26,6 @@ from kling_async.errors import (
     RequestRejectedError,
     ServerError,
 )
-from kling_async._core.http import decode_json
-from kling_async._core.prediction import MODERATION_CODE, Prediction, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

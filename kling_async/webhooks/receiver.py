@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import anyio
 import attrs
 
-from kling_async._core.errors import WebhookRefusal, WebhookRefusedError
 from kling_async._core.http import decode_json
 from kling_async._core.prediction import Prediction
 from kling_async.errors import WebhookRefusal, WebhookRefusedError

@@ -19,7 +19,14 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from kling_async import KlingSession
-from kling_async._core.errors import (
+from kling_async._core.http import Effect, HttpRequest, HttpResponse
+from kling_async._core.images import MAX_IMAGE_BYTES
+from kling_async._core.media import ImageFacts, UploadTicket
+from kling_async._http.retry import pause, send_read
+from kling_async._images import uploads as uploads_room
+from kling_async._images.preflight import preflight
+from kling_async._images.uploads import Images, digest
+from kling_async.errors import (
     ApiError,
     AuthenticationError,
     ConfigurationError,
@@ -31,13 +38,6 @@ from kling_async._core.errors import (
     TransportError,
     UnsupportedError,
 )
-from kling_async._core.http import Effect, HttpRequest, HttpResponse
-from kling_async._core.images import MAX_IMAGE_BYTES
-from kling_async._core.media import ImageFacts, UploadTicket
-from kling_async._http.retry import pause, send_read
-from kling_async._images import uploads as uploads_room
-from kling_async._images.preflight import preflight
-from kling_async._images.uploads import Images, digest
 from kling_async.testing import ScriptedTransport, json_response
 
 if TYPE_CHECKING:

@@ -25,7 +25,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 HOLD = """
 import sys, tempfile, time
 tempfile.tempdir = sys.argv[1]
-from kling_async.emulator.scratch import Scratch
 scratch = Scratch.make()
 (scratch.path / "x.mp4").write_bytes(b"x")
 print(scratch.path, flush=True)
