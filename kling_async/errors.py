@@ -1,60 +1,62 @@
 """All errors of this package, as one tree.
 
-::
+```text
+KlingError
+├── ConfigurationError (ValueError)      the session cannot be built from its options
+├── InvalidJobError (ValueError)         bad input, refused before anything was sent; `problems` has field paths
+├── ManifestError (ValueError)           bad rows in a manifest, nothing was sent; `problems` has every line
+├── UnsupportedError                     the provider lacks the endpoint or the model
+├── SessionClosedError                   the session is not open; nothing was sent
+├── SkippedError                         never submitted: its batch had stopped or was drained
+├── QueueFullError                       too many jobs are queued; nothing was sent; `retry_after`
+├── UnknownJobError                      no job has this key
+├── BudgetExceededError                  the job costs more than the budget has left
+├── PriceUnknownError                    there is a budget, and no price to reserve
+├── TransportError                       no usable HTTP reply; `sent` is False if the request cannot have arrived
+│   ├── ConnectFailedError               no connection was made: nothing was sent
+│   ├── ConnectionLostError              the connection broke after something may have been sent
+│   └── TransportTimeoutError (TimeoutError)
+├── ApiError                             the service answered with an error
+│   ├── AuthenticationError              the key is missing, wrong or not activated
+│   ├── PermissionDeniedError            the key lacks the permission
+│   ├── InsufficientBalanceError         the account needs a top-up
+│   ├── RateLimitedError                 too many starts, or too many running; `retry_after`
+│   ├── RequestRejectedError             a parameter, a path or a size was refused
+│   ├── NotFoundError                    no such prediction or model (predictions are kept for 7 days)
+│   ├── ModerationError                  the content was refused
+│   ├── ServerError                      5xx
+│   └── ProtocolError                    the reply is not in the documented form
+├── SubmissionUncertainError             the paid request was sent and its outcome is unknown
+├── PredictionError                      a paid prediction exists and gave no video
+│   ├── PredictionFailedError            it ended as failed, cancelled, timeout or deleted
+│   ├── PredictionTimeoutError (TimeoutError)  the wait ended; the prediction still runs
+│   └── NoOutputError                    it completed without an output
+├── LedgerError                          the ledger cannot be used, so nothing was sent
+│   ├── KeyReusedError (ValueError)      the key belongs to a job with other content
+│   └── NotInHandError                   another worker of a shared ledger has the job, or may soon claim it
+├── RateLimiterError                     the shared rate limiter cannot be reached: nothing was sent
+├── StorageError                         an output could not be downloaded, checked or written
+│   └── OutputGoneError                  the output is older than 7 days and has been deleted
+└── WebhookRefusedError                  a webhook is not authentic or cannot be read; `reason`
+```
 
-    KlingError
-    ├── ConfigurationError (ValueError)      the session cannot be built from its options
-    ├── InvalidJobError (ValueError)         bad input, refused before anything was sent; `problems` has field paths
-    ├── ManifestError (ValueError)           bad rows in a manifest, nothing was sent; `problems` has every line
-    ├── UnsupportedError                     the provider lacks the endpoint or the model
-    ├── SessionClosedError                   the session is not open; nothing was sent
-    ├── SkippedError                         never submitted: its batch had stopped or was drained
-    ├── QueueFullError                       too many jobs are queued; nothing was sent; `retry_after`
-    ├── UnknownJobError                      no job has this key
-    ├── BudgetExceededError                  the job costs more than the budget has left
-    ├── PriceUnknownError                    there is a budget, and no price to reserve
-    ├── TransportError                       no usable HTTP reply; `sent` is False if the request cannot have arrived
-    │   ├── ConnectFailedError               no connection was made: nothing was sent
-    │   ├── ConnectionLostError              the connection broke after something may have been sent
-    │   └── TransportTimeoutError (TimeoutError)
-    ├── ApiError                             the service answered with an error
-    │   ├── AuthenticationError              the key is missing, wrong or not activated
-    │   ├── PermissionDeniedError            the key lacks the permission
-    │   ├── InsufficientBalanceError         the account needs a top-up
-    │   ├── RateLimitedError                 too many starts, or too many running; `retry_after`
-    │   ├── RequestRejectedError             a parameter, a path or a size was refused
-    │   ├── NotFoundError                    no such prediction or model (predictions are kept for 7 days)
-    │   ├── ModerationError                  the content was refused
-    │   ├── ServerError                      5xx
-    │   └── ProtocolError                    the reply is not in the documented form
-    ├── SubmissionUncertainError             the paid request was sent and its outcome is unknown
-    ├── PredictionError                      a paid prediction exists and gave no video
-    │   ├── PredictionFailedError            it ended as failed, cancelled, timeout or deleted
-    │   ├── PredictionTimeoutError (TimeoutError)  the wait ended; the prediction still runs
-    │   └── NoOutputError                    it completed without an output
-    ├── LedgerError                          the ledger cannot be used, so nothing was sent
-    │   ├── KeyReusedError (ValueError)      the key belongs to a job with other content
-    │   └── NotInHandError                   another worker of a shared ledger has the job, or may soon claim it
-    ├── RateLimiterError                     the shared rate limiter cannot be reached: nothing was sent
-    ├── StorageError                         an output could not be downloaded, checked or written
-    │   └── OutputGoneError                  the output is older than 7 days and has been deleted
-    └── WebhookRefusedError                  a webhook is not authentic or cannot be read; `reason`
+Class attributes classify the errors, so that no caller needs a list of classes of its own. Each is False but for:
 
-Class attributes classify the errors, so that no caller needs a list of classes of its own. Each is False but for::
-
-    account_wide        every other job of the account fails likewise, so a batch stops admission
-                        AuthenticationError BudgetExceededError InsufficientBalanceError RateLimiterError
-    insufficient_funds  jobs cannot be sent for lack of money; running predictions can still be followed
-                        BudgetExceededError InsufficientBalanceError
-    permanent           the same job fails likewise whenever it is submitted again
-                        InvalidJobError KeyReusedError ModerationError NotFoundError PermissionDeniedError
-                        RequestRejectedError UnsupportedError
-    refused             the service answered that it did not carry out the request, so nothing was accepted
-                        AuthenticationError InsufficientBalanceError ModerationError NotFoundError
-                        PermissionDeniedError RateLimitedError RequestRejectedError
-    transient           the same request may succeed after a pause; only reads and refused submits are sent again
-                        ConnectFailedError ConnectionLostError ProtocolError RateLimitedError ServerError
-                        TransportError TransportTimeoutError
+```text
+account_wide        every other job of the account fails likewise, so a batch stops admission
+                    AuthenticationError BudgetExceededError InsufficientBalanceError RateLimiterError
+insufficient_funds  jobs cannot be sent for lack of money; running predictions can still be followed
+                    BudgetExceededError InsufficientBalanceError
+permanent           the same job fails likewise whenever it is submitted again
+                    InvalidJobError KeyReusedError ModerationError NotFoundError PermissionDeniedError
+                    RequestRejectedError UnsupportedError
+refused             the service answered that it did not carry out the request, so nothing was accepted
+                    AuthenticationError InsufficientBalanceError ModerationError NotFoundError
+                    PermissionDeniedError RateLimitedError RequestRejectedError
+transient           the same request may succeed after a pause; only reads and refused submits are sent again
+                    ConnectFailedError ConnectionLostError ProtocolError RateLimitedError ServerError
+                    TransportError TransportTimeoutError
+```
 
 Every error has its subject (`job`, `key`, `prediction_id`, `request_id`), `spent` (whether money was spent) and
 `advice`. `str(error)` shows them in one line; no message, `repr` or attribute contains a secret.

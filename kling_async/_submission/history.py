@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kling_async._http.pagination import MAX_PAGE_SIZE, Paginator
 from kling_async._http.retry import pause
-from kling_async.errors import ApiError, ProtocolError, RateLimitedError, ServerError
+from kling_async.errors import ApiError, ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,7 +25,6 @@ MAX_CLOCK_LAG_S = 3600.0
 """Seconds by which the service's clock may be behind ours without hiding a prediction from its history."""
 MAX_PAGE_ATTEMPTS = 6
 """Reads of a page that does not arrive complete."""
-_RETRIED: tuple[type[ApiError], ...] = (ServerError, ProtocolError, RateLimitedError)
 
 
 class History:
@@ -107,8 +106,8 @@ class History:
                 attempt += 1
                 try:
                     return await read(page, size)
-                except _RETRIED as error:
-                    if attempt == MAX_PAGE_ATTEMPTS:
+                except ApiError as error:
+                    if not error.transient or attempt == MAX_PAGE_ATTEMPTS:
                         raise
                     await self._clock.sleep(max(pause(attempt, self._rng.random), error.retry_after or 0.0))
 

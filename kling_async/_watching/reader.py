@@ -9,16 +9,7 @@ import attrs
 from kling_async._core.prediction import Prediction
 from kling_async.errors import (
     ApiError,
-    AuthenticationError,
-    InsufficientBalanceError,
     KlingError,
-    ModerationError,
-    NotFoundError,
-    PermissionDeniedError,
-    ProtocolError,
-    RateLimitedError,
-    RequestRejectedError,
-    ServerError,
     TransportError,
     UnsupportedError,
 )
@@ -60,19 +51,6 @@ class Passing:
 
 Read: TypeAlias = "Reply | Final | Passing"
 
-_FINAL = (
-    AuthenticationError,
-    InsufficientBalanceError,
-    ModerationError,
-    NotFoundError,
-    PermissionDeniedError,
-    RequestRejectedError,
-)
-"""Errors of a single read that are final; all others pass."""
-
-_PASSING_OF_PAGES = (TransportError, ServerError, RateLimitedError, ProtocolError)
-"""Errors of a page that pass; after all others pages are not read any more."""
-
 
 class Reader:
     """Reads predictions, one by one or by pages of the account's list.
@@ -105,9 +83,9 @@ class Reader:
             response = await self._transport.send(self._provider.result(prediction_id))
             reply = hash((response.status, response.body))
             return Reply(None if reply == known_reply else self._provider.read_prediction(response, key=key), reply)
-        except _FINAL as error:
-            return Final(error)
-        except (TransportError, ApiError) as error:
+        except ApiError as error:
+            return Final(error) if error.refused and not error.transient else Passing(error)
+        except TransportError as error:
             return Passing(error)
 
     async def read_page(
@@ -118,7 +96,5 @@ class Reader:
             request = self._provider.predictions(page=number, page_size=size, created_before=created_before)
             self.pages += 1
             return self._provider.read_predictions(await self._transport.send(request))
-        except _PASSING_OF_PAGES as error:
-            return Passing(error)
-        except (UnsupportedError, ApiError) as error:
-            return Final(error)
+        except (TransportError, ApiError, UnsupportedError) as error:
+            return Passing(error) if error.transient else Final(error)

@@ -14,20 +14,11 @@ from kling_async._session.outcome import run_to_outcome
 from kling_async._session.session import engine_of
 from kling_async._submission.drain import Drain
 from kling_async.errors import (
-    BudgetExceededError,
     ConfigurationError,
-    InsufficientBalanceError,
-    InvalidJobError,
-    KeyReusedError,
     KlingError,
     LedgerError,
-    ModerationError,
-    NotFoundError,
-    PermissionDeniedError,
-    RequestRejectedError,
     SkippedError,
     SubmissionUncertainError,
-    UnsupportedError,
 )
 from kling_async.ledger._recall import recall_one
 from kling_async.storage import Outputs, target_path
@@ -51,19 +42,6 @@ MAX_CLAIMED_UNSENT = 64
 """Jobs that a worker has claimed and not submitted: other workers cannot claim these."""
 IDLE_PAUSE_S = 0.1
 """Seconds between two looks for jobs when there was none to claim."""
-
-_FINAL = (
-    InvalidJobError,
-    KeyReusedError,
-    ModerationError,
-    NotFoundError,
-    PermissionDeniedError,
-    RequestRejectedError,
-    UnsupportedError,
-)
-"""Errors that a later attempt would meet again."""
-_MONEY = (BudgetExceededError, InsufficientBalanceError)
-"""Errors that keep jobs from being sent and none from being watched."""
 
 
 class Worker:
@@ -131,7 +109,7 @@ class Worker:
                 if not claimed:
                     await engine.clock.sleep(IDLE_PAUSE_S)
                     await ledger.hear(news)
-            if not isinstance(self._drain.stopped, _MONEY):
+            if not self._drain.stopped.insufficient_funds:
                 tasks.cancel_scope.cancel()
         if self._drain.stopped is not None:
             raise self._drain.stopped
@@ -160,10 +138,12 @@ class Worker:
             outcome = await self._run(engine, *found, drain=Drain())
         finally:
             del self._runs[batch, key]
-        if outcome.error is None or isinstance(outcome.error, _FINAL):
+        if outcome.error is None or outcome.error.permanent:
             return None
         found = await engine.ledger.find(batch, key)
-        return None if found is not None and found[0].state in {State.FAILED, State.EXPIRED} else outcome.error
+        if found is not None and found[0].state.accepted and found[0].state.unsuccessful:
+            return None
+        return outcome.error
 
     async def _claim(self, engine: SessionEngine, ledger: PostgresLedger) -> list[tuple[Row, Content]]:
         """Return jobs that this worker has claimed, as many as it may have unsent."""
@@ -198,7 +178,7 @@ class Worker:
             row.batch,
             row.key,
             running=prediction is not None and engine.watcher.seen(prediction.id) is not None,
-            again=None if isinstance(error, _FINAL) else self._later(engine, row, error),
+            again=None if error is not None and error.permanent else self._later(engine, row, error),
             error=None if error is None else error.message,
         )
 

@@ -29,8 +29,8 @@ def tree(base: type[BaseException] = errors.KlingError) -> dict[str, str]:
 def drawn() -> list[tuple[int, str, str]]:
     """Return depth, name and remarks of every line of the tree in the docstring."""
     assert errors.__doc__ is not None
-    text = errors.__doc__.partition("\n\nClass attributes")[0]
-    lines = re.findall(r"^    ([│├└─ ]*)(\w+)(.*)$", text, re.MULTILINE)
+    text = errors.__doc__.partition("```text\n")[2].partition("\n```")[0]
+    lines = re.findall(r"^([│├└─ ]*)(\w+)(.*)$", text, re.MULTILINE)
     return [(len(branch) // 4, name, remarks) for branch, name, remarks in lines]
 
 
@@ -89,11 +89,11 @@ PREDICATES = ("account_wide", "insufficient_funds", "permanent", "refused", "tra
 
 def test_docstring_lists_the_classes_of_every_predicate() -> None:
     assert errors.__doc__ is not None
-    table = errors.__doc__.partition("Each is False but for::")[2].partition("\n\nEvery error")[0]
+    table = errors.__doc__.partition("Each is False but for:\n\n```text\n")[2].partition("\n```")[0]
     listed: dict[str, set[str]] = {}
     predicate = ""
     for line in table.splitlines():
-        if head := re.match(r"    (\w+)", line):
+        if head := re.match(r"(\w+)", line):
             predicate = head[1]
         elif line.strip():
             listed.setdefault(predicate, set()).update(line.split())
