@@ -1,13 +1,12 @@
-"""A local service that speaks the wire of WaveSpeedAI and GPTProto, for tests, demos and trying things out.
+"""A local server for the APIs of WaveSpeedAI and GPTProto, for tests, demos and experiments.
 
     async with Emulator(speed=60) as emu:
-        ...  # point any client at emu.base_url with emu.api_key
+        ...  # use emu.base_url and emu.api_key with any client
 
-It keeps accounts with balances, rate and concurrency limits, charges and refunds, renders real MP4s from the pictures
-it is given, delivers signed webhooks, and goes wrong on demand (`emu.faults`) or by the dice (`chaos=Chaos(0.1)`). Its
-own record tells what really happened: `emu.charges()`, `emu.double_paid()`, `emu.running_at(t)`, `emu.requests`; a page
-at `/__emulator__/` shows it. It shares no code with the SDK: both were written from the same description of the
-service, so each checks the other.
+It has accounts with balances, rate and concurrency limits, charges and refunds. It renders real MP4s from the input
+pictures, delivers signed webhooks, and fails on request (`emu.faults`) or at random (`chaos=Chaos(0.1)`). Its record
+shows what happened: `emu.charges()`, `emu.double_paid()`, `emu.running_at(t)`, `emu.requests`, and the page at
+`/__emulator__/`. It shares no code with the SDK: both were written from the vendor's pages, so each checks the other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m kling_async.emulator --port 8787 --speed 60`: the emulator as a process of its own."""
+"""Command line of the emulator: `python -m kling_async.emulator --port 8787 --speed 60`."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m kling_async.emulator",
-        description="A local WaveSpeedAI and GPTProto for Kling image-to-video. It renders real MP4s, for nothing.",
+        description="A local server for the WaveSpeedAI and GPTProto APIs. Renders real MP4s and costs nothing.",
     )
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8787, help="WaveSpeed persona; 0 takes a free one")
-    parser.add_argument("--gptproto-port", type=int, default=8788, help="GPTProto persona; 0 takes a free one")
-    parser.add_argument("--key", action="append", dest="keys", help="an accepted API key; may be given several times")
+    parser.add_argument("--port", type=int, default=8787, help="port of WaveSpeed; 0 selects a free one")
+    parser.add_argument("--gptproto-port", type=int, default=8788, help="port of GPTProto; 0 selects a free one")
+    parser.add_argument("--key", action="append", dest="keys", help="accepted API key; can be repeated")
     parser.add_argument("--level", choices=("bronze", "silver", "gold", "ultra"), default="gold")
-    parser.add_argument("--balance", type=float, default=1000.0, help="USD each account starts with")
+    parser.add_argument("--balance", type=float, default=1000.0, help="initial balance of each account, in USD")
     parser.add_argument("--speed", type=float, default=1.0, help="emulator seconds per real second")
-    parser.add_argument("--seconds", type=float, help="how long every prediction takes, in emulator seconds")
-    parser.add_argument("--seed", type=int, help="the same times and ids in every run, and the same chaos")
-    parser.add_argument("--chaos", type=float, metavar="RATE", help="share of all requests that meet a fault, 0 to 1")
+    parser.add_argument("--seconds", type=float, help="duration of every prediction, in emulator seconds")
+    parser.add_argument("--seed", type=int, help="seed of times, ids and chaos, for reproducible runs")
+    parser.add_argument("--chaos", type=float, metavar="RATE", help="share of requests with a random fault, 0 to 1")
     parser.add_argument("--profile", choices=("video", "tiny"), default="video")
     parser.add_argument("--resolution", choices=("small", "full"), default="small")
     parser.add_argument("--over-limit", choices=("reject", "queue"), default="reject")
@@ -43,7 +43,7 @@ def _announce(emulator: Emulator) -> None:
         f"WaveSpeed  {emulator.base_url}",
         f"GPTProto   {emulator.gptproto_url}",
         f"key        {emulator.api_key}",
-        f"look       {emulator.base_url}/__emulator__/",
+        f"page       {emulator.base_url}/__emulator__/",
         "",
         f"export WAVESPEED_BASE_URL={emulator.base_url} WAVESPEED_API_KEY={emulator.api_key}",
         f"export GPTPROTO_BASE_URL={emulator.gptproto_url} GPTPROTO_API_KEY={emulator.gptproto_key}",
@@ -54,7 +54,7 @@ def _announce(emulator: Emulator) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run until interrupted; the exit status."""
+    """Run until interrupted and return the exit status."""
     options = _arguments(argv)
     try:
         emulator = Emulator(

@@ -1,6 +1,6 @@
-"""Accounts: who may start how much, and what it costs.
+"""Accounts: limits, charges and refunds.
 
-Everything here is worked out when somebody asks, from the times noted at the submit; nothing runs in the background.
+All values are computed on request from the times recorded at submit; nothing runs in the background.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ import attrs
 
 from .predictions import Prediction
 
-__all__ = ["LEVELS", "WINDOW_SECONDS", "Account", "Charge", "Entry", "Level", "LevelName", "Refusal"]
+__all__ = ["LEVELS", "RATE_WINDOW_SECONDS", "Account", "Charge", "Entry", "Level", "LevelName", "Refusal"]
 
-WINDOW_SECONDS: Final = 60.0
-"""Starts are counted over a sliding window of this many seconds."""
+RATE_WINDOW_SECONDS: Final = 60.0
+"""Length of the sliding window over which starts are counted."""
+
+_PENDING_RECHECK_SECONDS: Final = 0.5
 
 LevelName = Literal["bronze", "silver", "gold", "ultra"]
 
 
 @attrs.frozen
 class Level:
-    """What an account may do at once.
+    """Limits of an account.
 
     Attributes:
         starts_per_minute: accepted submits within any 60 seconds.
@@ -45,24 +47,24 @@ LEVELS: Final[dict[LevelName, Level]] = {
     "gold": Level(3000, 3000),
     "ultra": Level(5000, 10000),
 }
-"""The vendor's account levels, as its newest page gives them for videos."""
+"""The vendor's account levels, with the limits that its newest page gives for videos."""
 
 
 @attrs.frozen
 class Charge:
-    """Money taken for one prediction.
+    """Money charged for one prediction.
 
     Attributes:
-        prediction_id: the prediction that was paid for.
-        model: its model id.
+        prediction_id: id of the prediction.
+        model: model id.
         amount: USD.
-        key: the API key of the account that paid.
-        at: when, in Unix seconds.
-        refunded: whether it was given back.
-        refunded_at: when it was given back, in Unix seconds.
-        inputs: what the prediction ran with: defaults filled in, unknown keys gone.
-        fingerprint: the same for the same model and inputs; pictures count by their content where it is known.
-        refund_due: when it is or was to be given back, in Unix seconds; None when it is not.
+        key: API key of the charged account.
+        at: time of the charge, in Unix seconds.
+        refunded: True once it was refunded.
+        refunded_at: time of the refund, in Unix seconds; None if not refunded.
+        inputs: inputs as run: defaults filled in, unknown keys removed.
+        fingerprint: equal for equal model and inputs; pictures are compared by content where it is known.
+        refund_due: time at which the refund is or was due, in Unix seconds; None if no refund is due.
     """
 
     prediction_id: str
@@ -78,13 +80,13 @@ class Charge:
 
     @property
     def prompt(self) -> str:
-        """The prompt; empty when there was none."""
+        """The prompt; empty if there was none."""
         return str(self.inputs.get("prompt", ""))
 
 
 @attrs.define(eq=False)
 class Entry:
-    """A line of an account's books, written at the submit and marked at the refund."""
+    """A ledger line of an account: written at submit, updated at the refund."""
 
     prediction: Prediction
     amount: Decimal
@@ -93,7 +95,7 @@ class Entry:
     refund_due: float | None = None
 
     def charge(self) -> Charge:
-        """The line as a value that does not change any more."""
+        """Return an immutable copy of the line."""
         prediction = self.prediction
         return Charge(
             prediction_id=prediction.id,
@@ -110,18 +112,18 @@ class Entry:
 
     @property
     def refundable(self) -> bool:
-        """Whether a refund that is due will be given: not when it was deleted before it ended."""
+        """False if the prediction was deleted before it ended: a refund that is due is then not paid."""
         deleted_at = self.prediction.deleted_at
         return deleted_at is None or deleted_at >= self.prediction.ends_at
 
 
 @attrs.frozen
 class Refusal:
-    """Why a submit is not taken now.
+    """Reason for a 429.
 
     Attributes:
-        message: the text of the 429.
-        seconds: after how long another try can succeed.
+        message: text of the response.
+        seconds: time until another submit can succeed.
     """
 
     message: str
@@ -130,16 +132,16 @@ class Refusal:
 
 @attrs.define(eq=False)
 class Account:
-    """One API key with its level, its running predictions and its books.
+    """An API key with its limits, running predictions and ledger.
 
     Attributes:
-        key: the API key.
-        level: what it may do at once.
-        funds: USD left, not counting refunds that are due and not yet looked at; read `balance()`.
-        queueing: whether a submit above the concurrency limit waits for a slot instead of being refused.
-        entries: the books, oldest first.
-        predictions: its predictions of the last seven days, oldest first.
-        peak: the greatest number of predictions that ran at once.
+        key: API key.
+        level: limits.
+        funds: USD left, without refunds that are due but not yet applied; `balance()` applies them.
+        queueing: queue submits above the concurrency limit instead of refusing them.
+        entries: ledger, oldest first.
+        predictions: predictions of the last seven days, oldest first.
+        peak: highest number of concurrent predictions so far.
     """
 
     key: str
@@ -152,34 +154,34 @@ class Account:
     _running: dict[str, Prediction] = attrs.field(factory=dict)
     _ends: list[tuple[float, int, Prediction]] = attrs.field(factory=list)
     _starts: deque[float] = attrs.field(factory=deque)
-    _slots: list[float] = attrs.field(factory=list)
+    _slot_ends: list[float] = attrs.field(factory=list)
     _refunds: list[tuple[float, int, Entry]] = attrs.field(factory=list)
-    _numbers: Iterator[int] = attrs.field(factory=itertools.count)
+    _sequence: Iterator[int] = attrs.field(factory=itertools.count)
 
     @property
     def webhook_secret(self) -> str:
-        """The secret that signs this account's webhooks; the same for the same key in every run."""
+        """The secret that signs this account's webhooks; derived from the key, so equal in every run."""
         digest = hashlib.sha256(b"kling-async emulator webhook secret\0" + self.key.encode()).digest()
         return "whsec_" + base64.b64encode(digest).decode()
 
     def refusal(self, now: float) -> Refusal | None:
-        """Why a submit at `now` would be refused, or None when it may go ahead."""
-        self._forget_starts(now)
+        """Return the reason to refuse a submit at `now`, or None if it is within the limits."""
+        self._drop_old_starts(now)
         if len(self._starts) >= self.level.starts_per_minute:
-            seconds = self._starts[0] + WINDOW_SECONDS - now if self._starts else WINDOW_SECONDS
+            seconds = self._starts[0] + RATE_WINDOW_SECONDS - now if self._starts else RATE_WINDOW_SECONDS
             return Refusal(f"Rate limit exceeded: {self.level.starts_per_minute} predictions per 1 minute", seconds)
         if not self.queueing and self.unfinished(now) >= self.level.concurrent:
-            seconds = self._ends[0][0] - now if self._ends else WINDOW_SECONDS
+            seconds = self._ends[0][0] - now if self._ends else RATE_WINDOW_SECONDS
             return Refusal("You have reached your concurrency limit", seconds)
         return None
 
-    def slot(self, now: float) -> float:
-        """From when a prediction that is accepted at `now` may run."""
-        while self._slots and self._slots[0] <= now:
-            heapq.heappop(self._slots)
-        if not self.queueing or len(self._slots) < self.level.concurrent:
+    def slot_free_at(self, now: float) -> float:
+        """Return the time at which a prediction accepted at `now` gets a slot; when queueing, reserve that slot."""
+        while self._slot_ends and self._slot_ends[0] <= now:
+            heapq.heappop(self._slot_ends)
+        if not self.queueing or len(self._slot_ends) < self.level.concurrent:
             return now
-        return heapq.heappop(self._slots)
+        return heapq.heappop(self._slot_ends)
 
     def accept(self, prediction: Prediction, now: float) -> Entry:
         """Count a prediction as started and charge its price."""
@@ -187,7 +189,7 @@ class Account:
         self._running[prediction.id] = prediction
         self.reschedule(prediction)
         if self.queueing:
-            heapq.heappush(self._slots, prediction.ends_at)
+            heapq.heappush(self._slot_ends, prediction.ends_at)
         self.predictions.append(prediction)
         self.peak = max(self.peak, self.running(now))
         entry = Entry(prediction, prediction.price, now)
@@ -196,41 +198,38 @@ class Account:
         return entry
 
     def reschedule(self, prediction: Prediction) -> None:
-        """Note when the prediction ends; called again when that changes."""
-        heapq.heappush(self._ends, (prediction.ends_at, next(self._numbers), prediction))
+        """Record the time at which the prediction ends; call again when it changes."""
+        heapq.heappush(self._ends, (prediction.ends_at, next(self._sequence), prediction))
 
     def release(self, prediction: Prediction) -> None:
-        """Free the slot of a prediction before its time: it was deleted."""
+        """Free the slot of a prediction that was deleted before its end."""
         self._running.pop(prediction.id, None)
 
     def unfinished(self, now: float) -> int:
-        """How many predictions have been accepted and have not ended."""
+        """Return the number of accepted predictions that have not ended."""
         while self._ends and self._ends[0][0] <= now:
             _, _, prediction = heapq.heappop(self._ends)
             if prediction.id not in self._running:
                 continue
             if prediction.waiting:
-                # It cannot end before its picture has arrived; ask again when time has passed.
-                self._ends_later(prediction, now)
+                # It cannot end before its picture is downloaded; check again later.
+                heapq.heappush(self._ends, (now + _PENDING_RECHECK_SECONDS, next(self._sequence), prediction))
             elif prediction.ends_at <= now:
                 del self._running[prediction.id]
         return len(self._running)
 
-    def _ends_later(self, prediction: Prediction, now: float) -> None:
-        heapq.heappush(self._ends, (now + 0.5, next(self._numbers), prediction))
-
     def running(self, now: float) -> int:
-        """How many predictions occupy a slot."""
+        """Return the number of predictions that occupy a slot."""
         unfinished = self.unfinished(now)
         return min(unfinished, self.level.concurrent) if self.queueing else unfinished
 
     def refund(self, entry: Entry, at: float) -> None:
-        """Give the money of a failed prediction back at that time."""
+        """Schedule the refund of a failed prediction."""
         entry.refund_due = at if entry.refund_due is None else min(at, entry.refund_due)
-        heapq.heappush(self._refunds, (at, next(self._numbers), entry))
+        heapq.heappush(self._refunds, (at, next(self._sequence), entry))
 
     def settle(self, now: float) -> None:
-        """Carry out the refunds that are due."""
+        """Apply the refunds that are due."""
         while self._refunds and self._refunds[0][0] <= now:
             due, _, entry = heapq.heappop(self._refunds)
             if entry.refunded_at is None and entry.refundable:
@@ -238,24 +237,24 @@ class Account:
                 self.funds += entry.amount
 
     def balance(self, now: float) -> Decimal:
-        """USD left at `now`."""
+        """Return the USD left, after applying the refunds that are due."""
         self.settle(now)
         return self.funds
 
-    def steps(self) -> list[tuple[float, int]]:
-        """Each change of how many predictions occupied a slot: when, and how many from then on."""
+    def running_history(self) -> list[tuple[float, int]]:
+        """Return each change of the number of occupied slots: Unix seconds and the new number."""
         changes = Counter[float]()
         for entry in self.entries:
             prediction = entry.prediction
             changes[entry.at] += 1
-            if prediction.over_at is not None:
-                changes[prediction.over_at] -= 1
-        unfinished, steps = 0, []
+            if prediction.slot_freed_at is not None:
+                changes[prediction.slot_freed_at] -= 1
+        unfinished, history = 0, []
         for at in sorted(changes):
             unfinished += changes[at]
-            steps.append((at, min(unfinished, self.level.concurrent) if self.queueing else unfinished))
-        return steps
+            history.append((at, min(unfinished, self.level.concurrent) if self.queueing else unfinished))
+        return history
 
-    def _forget_starts(self, now: float) -> None:
-        while self._starts and self._starts[0] <= now - WINDOW_SECONDS:
+    def _drop_old_starts(self, now: float) -> None:
+        while self._starts and self._starts[0] <= now - RATE_WINDOW_SECONDS:
             self._starts.popleft()

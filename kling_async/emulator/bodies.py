@@ -1,4 +1,4 @@
-"""What the bodies of all routes but the submits hold: one table each, read by the handlers and shown by the schema."""
+"""JSON bodies of all routes except submit: one table per route, read by the handlers and shown by the schema."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ from .wire import parse_time
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["BILLINGS", "DELETE", "LIST", "PRICE", "TICKET", "USAGE", "Item", "read"]
+__all__ = ["BILLINGS", "DELETE", "LIST", "PRICE", "TICKET", "USAGE", "Parameter", "read"]
 
-MAX_PAGE: Final = 100
-"""The greatest `page_size`."""
+MAX_PAGE_SIZE: Final = 100
+"""Highest accepted `page_size`."""
 
 
 @attrs.frozen
-class Item:
+class Parameter:
     """One key of a body.
 
     Attributes:
         name: the key.
-        kind: `count` is a whole number, `time` an ISO 8601 text or epoch milliseconds, `word` a text, `words` a list of
-            them, `object` an object.
-        required: whether leaving it out is refused.
-        default: what is taken when it is left out.
-        low: the least `count`.
-        high: the greatest `count`.
-        choices: accepted words, when they are a closed set.
+        kind: type of the value; `time` is an ISO 8601 string or epoch milliseconds as a string.
+        required: refuse a body without it.
+        default: value used when it is absent.
+        low: lowest accepted `integer`.
+        high: highest accepted `integer`; None means no limit.
+        choices: accepted `string` values; empty accepts all.
     """
 
     name: str
-    kind: Literal["count", "time", "word", "words", "object"]
+    kind: Literal["integer", "time", "string", "strings", "object"]
     required: bool = False
     default: object = None
     low: int = 1
@@ -42,68 +41,68 @@ class Item:
     choices: tuple[str, ...] = ()
 
     def read(self, value: object) -> object:
-        """The value as handlers use it; times become Unix seconds.
+        """Validate a value and return it as the handlers use it; times become Unix seconds.
 
         Raises:
-            InputError: when it is missing, of the wrong type or out of range.
+            InputError: if it is missing, of the wrong type or out of range.
         """
-        if value is None or (value == "" and self.kind in {"word", "time"}):
+        if value is None or (value == "" and self.kind in {"string", "time"}):
             if self.required:
                 raise InputError(f"Missing parameter: {self.name} is required")
             return self.default
-        wanted = self._wanted(value)
-        if wanted:
-            raise InputError(f"Invalid parameter: {self.name} must be {wanted}")
-        if self.kind == "count":
+        expected = self._unmet(value)
+        if expected:
+            raise InputError(f"Invalid parameter: {self.name} must be {expected}")
+        if self.kind == "integer":
             return int(cast("float", value))
         return parse_time(value) if self.kind == "time" else value
 
-    def _wanted(self, value: object) -> str:
-        """What should have been sent; empty when it was."""
+    def _unmet(self, value: object) -> str:
+        """Return the description of the expected value if `value` does not meet it, else an empty string."""
         match self.kind:
-            case "count":
+            case "integer":
                 span = f" to {self.high}" if self.high is not None else ""
-                return "" if self._counts(value) else f"an integer from {self.low}{span}"
+                return "" if self._is_integer(value) else f"an integer from {self.low}{span}"
             case "time":
                 return "" if _is_time(value) else "an ISO 8601 time"
-            case "word":
+            case "string":
                 if isinstance(value, str) and (not self.choices or value in self.choices):
                     return ""
                 return f"one of {', '.join(self.choices)}" if self.choices else "a string"
-            case "words":
-                good = isinstance(value, list) and all(isinstance(word, str) for word in value)
+            case "strings":
+                good = isinstance(value, list) and all(isinstance(item, str) for item in value)
                 return "" if good else "an array of strings"
             case "object":
                 return "" if isinstance(value, dict) else "an object"
 
-    def _counts(self, value: object) -> bool:
+    def _is_integer(self, value: object) -> bool:
         whole = isinstance(value, int) and not isinstance(value, bool)
-        # To JSON, 31.0 is a whole number too.
+        # 31.0 is an integer in JSON.
         if isinstance(value, float) and value.is_integer():
             whole = True
         return whole and self.low <= cast("float", value) and (self.high is None or cast("float", value) <= self.high)
 
     def schema(self) -> dict[str, object]:
-        """JSON schema of what is accepted."""
+        """Return the JSON schema of the accepted values."""
         schema: dict[str, object] = self._schema()
         if not self.required:
             empty: list[object] = [{"type": "null"}]
-            if self.kind in {"word", "time"}:
+            if self.kind in {"string", "time"}:
                 empty.append({"const": ""})
             schema = {"anyOf": [schema, *empty]}
         return schema if self.default is None else schema | {"default": self.default}
 
     def _schema(self) -> dict[str, object]:
         match self.kind:
-            case "count":
+            case "integer":
                 schema: dict[str, object] = {"type": "integer", "minimum": self.low}
                 return schema if self.high is None else schema | {"maximum": self.high}
             case "time":
                 milliseconds = {"type": "string", "pattern": "^[0-9]{11,14}$", "description": "epoch milliseconds"}
                 return {"anyOf": [{"type": "string", "format": "date-time"}, milliseconds]}
-            case "word":
+            case "string":
                 return {"enum": list(self.choices)} if self.choices else {"type": "string", "minLength": 1}
-            case "words":
+            case "strings":
                 return {"type": "array", "items": {"type": "string"}}
             case "object":
                 return {"type": "object"}
@@ -119,56 +118,56 @@ def _is_time(value: object) -> bool:
     return True
 
 
-def read(items: tuple[Item, ...], body: Mapping[str, object]) -> dict[str, Any]:
-    """The values of a body, with defaults; unknown keys are passed over.
+def read(parameters: tuple[Parameter, ...], body: Mapping[str, object]) -> dict[str, Any]:
+    """Return the values of a body with defaults filled in; unknown keys are ignored.
 
     Raises:
-        InputError: when one is missing or does not fit.
+        InputError: if a value is missing or invalid.
     """
-    return {item.name: item.read(body.get(item.name)) for item in items}
+    return {parameter.name: parameter.read(body.get(parameter.name)) for parameter in parameters}
 
 
-_PAGE: Final = Item("page", "count", default=1)
+_PAGE: Final = Parameter("page", "integer", default=1)
 
 LIST: Final = (
     _PAGE,
-    Item("page_size", "count", default=MAX_PAGE, high=MAX_PAGE),
-    Item("model", "word"),
-    Item("status", "word"),
-    Item("created_after", "time"),
-    Item("created_before", "time"),
+    Parameter("page_size", "integer", default=MAX_PAGE_SIZE, high=MAX_PAGE_SIZE),
+    Parameter("model", "string"),
+    Parameter("status", "string"),
+    Parameter("created_after", "time"),
+    Parameter("created_before", "time"),
 )
 """`POST /api/v3/predictions`."""
 
-DELETE: Final = (Item("ids", "words", required=True),)
+DELETE: Final = (Parameter("ids", "strings", required=True),)
 """`POST /api/v3/predictions/delete`."""
 
 TICKET: Final = (
-    Item("filename", "word", required=True),
-    Item("size", "count", required=True),
-    Item("content_type", "word"),
+    Parameter("filename", "string", required=True),
+    Parameter("size", "integer", required=True),
+    Parameter("content_type", "string"),
 )
 """`POST /api/v3/media/uploads`."""
 
-PRICE: Final = (Item("model_id", "word", required=True), Item("inputs", "object"))
+PRICE: Final = (Parameter("model_id", "string", required=True), Parameter("inputs", "object"))
 """`POST /api/v3/model/price` and `/pricing`."""
 
 BILLINGS: Final = (
     _PAGE,
-    Item("page_size", "count", default=10, high=MAX_PAGE),
-    Item("billing_type", "word", choices=("deduct", "refund")),
-    Item("prediction_uuids", "words"),
-    Item("sort", "word"),
-    Item("start_time", "time"),
-    Item("end_time", "time"),
-    Item("model_uuid", "word"),
-    Item("access_key_uuid", "word"),
+    Parameter("page_size", "integer", default=10, high=MAX_PAGE_SIZE),
+    Parameter("billing_type", "string", choices=("deduct", "refund")),
+    Parameter("prediction_uuids", "strings"),
+    Parameter("sort", "string"),
+    Parameter("start_time", "time"),
+    Parameter("end_time", "time"),
+    Parameter("model_uuid", "string"),
+    Parameter("access_key_uuid", "string"),
 )
 """`POST /api/v3/billings/search`."""
 
 USAGE: Final = (
-    Item("start_time", "time", required=True),
-    Item("end_time", "time", required=True),
-    Item("model_uuid", "word"),
+    Parameter("start_time", "time", required=True),
+    Parameter("end_time", "time", required=True),
+    Parameter("model_uuid", "string"),
 )
 """`POST /api/v3/user/usage_stats`."""

@@ -1,7 +1,7 @@
-"""The models the emulator offers: fields, limits and prices, one row each.
+"""Models of the emulator: inputs, limits and prices in USD.
 
-Independent of the SDK's own table on purpose: two descriptions written from the same contract check each other.
-Prices are in USD. A price marked `estimated` stands on no page of the vendor.
+Deliberately independent of the SDK's model table: both were written from the vendor's pages, so each checks the other.
+A price marked `estimated` is not published on any page of the vendor.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["GPTPROTO", "WAVESPEED", "Field", "InputError", "Model"]
 
 Kind = Literal["text", "image", "number", "seconds", "flag", "items"]
+"""Type of an input. `seconds` is an integer or a string of digits; `flag` is a boolean."""
 
-_MAX_TEXT: Final = 2500
+_MAX_TEXT_CHARS: Final = 2500
 _BASE_SECONDS: Final = 5
 _IMAGE_URL: Final = "^(https?://|data:)"
-_INLINE_IMAGE: Final = r"^[A-Za-z0-9+/ \r\n]{64,}={0,2}[ \r\n]*$"
-_IMAGE_FORMS: Final = (re.compile(_IMAGE_URL), re.compile(_INLINE_IMAGE))
+_BASE64_IMAGE: Final = r"^[A-Za-z0-9+/ \r\n]{64,}={0,2}[ \r\n]*$"
+_IMAGE_PATTERNS: Final = (re.compile(_IMAGE_URL), re.compile(_BASE64_IMAGE))
 
 
 class InputError(ValueError):
-    """The inputs do not fit the model; the text is what the service answers with HTTP 400."""
+    """Inputs are invalid; the text is sent with HTTP 400."""
 
 
 @attrs.frozen
@@ -35,13 +36,13 @@ class Field:
     """One input of a model.
 
     Attributes:
-        name: the key on the wire.
-        kind: how the value is read.
-        required: whether leaving it out is refused.
-        default: the value used when it is left out; None means the key stays away.
-        low: the smallest accepted value (of `number`).
-        high: the greatest accepted value (of `number`), or the greatest length (of `text` and `items`).
-        choices: accepted values, when they are a closed set.
+        name: key on the wire.
+        kind: type of the value.
+        required: refuse inputs without it.
+        default: value used when it is absent; None adds no key.
+        low: lowest accepted `number`.
+        high: highest accepted `number`, or maximum length of `text` (characters) and `items`.
+        choices: accepted values; empty accepts all.
     """
 
     name: str
@@ -53,10 +54,10 @@ class Field:
     choices: tuple[object, ...] = ()
 
     def read(self, value: object) -> object:
-        """The value as the service keeps it.
+        """Validate a value and return it as the service stores it.
 
         Raises:
-            InputError: when the value is of the wrong type or out of range.
+            InputError: if the value is of the wrong type or out of range.
         """
         match self.kind:
             case "text":
@@ -84,13 +85,13 @@ class Field:
         if self.high is not None and len(value) > self.high:
             raise InputError(f"Invalid parameter: {self.name} must be at most {int(self.high)} characters")
         if self.choices and value not in self.choices:
-            raise InputError(f"Invalid parameter: {self.name} must be one of {_listed(self.choices)}")
+            raise InputError(f"Invalid parameter: {self.name} must be one of {_joined(self.choices)}")
         return value
 
     def _image(self, value: object) -> str:
         if self.required and value == "":
             raise InputError(f"Missing parameter: {self.name} is required")
-        if isinstance(value, str) and any(form.match(value) for form in _IMAGE_FORMS):
+        if isinstance(value, str) and any(pattern.match(value) for pattern in _IMAGE_PATTERNS):
             return value
         raise InputError(f"Invalid parameter: {self.name} must be a URL or a data URI of an image")
 
@@ -102,15 +103,15 @@ class Field:
         return value
 
     def _seconds(self, value: object) -> int:
-        # The vendor's pages disagree on integer or string, so both forms are taken.
+        # The vendor's pages disagree on integer or string, so both are accepted.
         if isinstance(value, str) and value in {str(choice) for choice in self.choices}:
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or value not in self.choices:
-            raise InputError(f"Invalid parameter: {self.name} must be one of {_listed(self.choices)}")
+            raise InputError(f"Invalid parameter: {self.name} must be one of {_joined(self.choices)}")
         return value
 
-    def schema(self) -> dict[str, object]:
-        """The field as JSON schema, the way `GET /models` lists it."""
+    def listing_schema(self) -> dict[str, object]:
+        """Return the JSON schema that `GET /models` lists for the field."""
         types = {"number": "number", "seconds": "integer", "flag": "boolean", "items": "array"}
         schema: dict[str, object] = {"type": types.get(self.kind, "string")}
         if self.default is not None:
@@ -123,16 +124,20 @@ class Field:
             schema["enum"] = list(self.choices)
         return schema
 
-    def accepted(self) -> dict[str, object]:
-        """JSON schema of what a submit may really carry: more than the listing shows."""
+    def request_schema(self) -> dict[str, object]:
+        """Return the JSON schema of the values that a submit accepts; it is wider than the listing."""
         schema: dict[str, object]
         match self.kind:
             case "text" if self.choices:
                 schema = {"enum": list(self.choices)}
             case "text":
-                schema = {"type": "string", "minLength": int(self.required), "maxLength": int(self.high or _MAX_TEXT)}
+                schema = {
+                    "type": "string",
+                    "minLength": int(self.required),
+                    "maxLength": int(self.high or _MAX_TEXT_CHARS),
+                }
             case "image":
-                schema = {"type": "string", "anyOf": [{"pattern": _IMAGE_URL}, {"pattern": _INLINE_IMAGE}]}
+                schema = {"type": "string", "anyOf": [{"pattern": _IMAGE_URL}, {"pattern": _BASE64_IMAGE}]}
             case "number":
                 schema = {"type": "number", "minimum": self.low, "maximum": self.high}
             case "seconds":
@@ -148,7 +153,7 @@ class Field:
         return schema if self.default is None else schema | {"default": self.default}
 
 
-def _listed(values: tuple[object, ...]) -> str:
+def _joined(values: tuple[object, ...]) -> str:
     return ", ".join(str(value) for value in values)
 
 
@@ -157,13 +162,13 @@ class Model:
     """One row of the catalogue.
 
     Attributes:
-        id: the path under `/api/v3/`.
-        fields: the inputs, in the order the vendor lists them.
-        base_price: USD for five seconds.
-        estimated: whether the price stands on no page of the vendor.
-        resolution: what the service renders at.
-        sound_factor: what `sound: true` multiplies the price by.
-        prompt_or_shots: whether exactly one of `prompt` and `multi_prompt` is wanted.
+        id: path under `/api/v3/`.
+        fields: inputs, in the vendor's order.
+        base_price: price of a five-second video, in USD.
+        estimated: the price is not published on any page of the vendor.
+        resolution: resolution of the video.
+        sound_factor: price factor of `sound: true`.
+        prompt_or_shots: require exactly one of `prompt` and `multi_prompt`.
     """
 
     id: str
@@ -176,18 +181,18 @@ class Model:
 
     @property
     def images(self) -> tuple[str, ...]:
-        """The names of the image fields: the start frame first."""
+        """Names of the image fields, start frame first."""
         return tuple(field.name for field in self.fields if field.kind == "image")
 
     def images_in(self, inputs: Mapping[str, object]) -> tuple[str, ...]:
-        """The names of the image fields that these inputs fill: the start frame first."""
+        """Return the names of the image fields present in the inputs, start frame first."""
         return tuple(name for name in self.images if name in inputs)
 
     def clean(self, raw: Mapping[str, object]) -> dict[str, object]:
-        """The inputs the service runs with: defaults filled in, unknown keys dropped without a word.
+        """Return the inputs as the service runs them: defaults filled in, unknown keys silently dropped.
 
         Raises:
-            InputError: when a required input is missing or one does not fit.
+            InputError: if a required input is missing or an input is invalid.
         """
         inputs: dict[str, object] = {}
         for field in self.fields:
@@ -204,12 +209,12 @@ class Model:
             raise InputError("Invalid parameter: end_image does not go together with multi_prompt")
         return inputs
 
-    def accepted(self) -> dict[str, object]:
-        """JSON schema of the bodies that a submit takes: `clean` raises for all others."""
+    def request_schema(self) -> dict[str, object]:
+        """Return the JSON schema of the bodies that a submit accepts; `clean` raises for all others."""
         schema: dict[str, object] = {
             "type": "object",
             "required": [field.name for field in self.fields if field.required],
-            "properties": {field.name: field.accepted() for field in self.fields},
+            "properties": {field.name: field.request_schema() for field in self.fields},
         }
         if self.prompt_or_shots:
             none = {"type": "null"}
@@ -226,7 +231,10 @@ class Model:
         return schema
 
     def price(self, inputs: Mapping[str, object]) -> Decimal:
-        """USD for one run: `base_price * duration / 5`; the price of five seconds where no duration can be read."""
+        """Return the price of one run in USD: `base_price * duration / 5`, times `sound_factor` with sound.
+
+        A missing or unreadable duration counts as five seconds.
+        """
         seconds = inputs.get("duration")
         try:
             length = int(seconds) if isinstance(seconds, str | int) and not isinstance(seconds, bool) else _BASE_SECONDS
@@ -236,7 +244,7 @@ class Model:
         return self.base_price * length * factor / _BASE_SECONDS
 
     def listing(self, server: str) -> dict[str, object]:
-        """The row as `GET /models` shows it."""
+        """Return the row as `GET /models` sends it."""
         return {
             "model_id": self.id,
             "name": self.id,
@@ -256,7 +264,7 @@ class Model:
                             "type": "object",
                             "required": [field.name for field in self.fields if field.required],
                             "x-order-properties": [field.name for field in self.fields],
-                            "properties": {field.name: field.schema() for field in self.fields},
+                            "properties": {field.name: field.listing_schema() for field in self.fields},
                         },
                     }
                 ]
@@ -264,65 +272,71 @@ class Model:
         }
 
 
-_PROMPT = Field("prompt", "text", required=True, high=_MAX_TEXT)
-_FREE_PROMPT = Field("prompt", "text", high=_MAX_TEXT)
-_NEGATIVE = Field("negative_prompt", "text", high=_MAX_TEXT)
+_PROMPT = Field("prompt", "text", required=True, high=_MAX_TEXT_CHARS)
+_OPTIONAL_PROMPT = Field("prompt", "text", high=_MAX_TEXT_CHARS)
+_NEGATIVE_PROMPT = Field("negative_prompt", "text", high=_MAX_TEXT_CHARS)
 _IMAGE = Field("image", "image", required=True)
 _END_IMAGE = Field("end_image", "image")
 _LAST_IMAGE = Field("last_image", "image")
 _GUIDANCE = Field("guidance_scale", "number", default=0.5, low=0.0, high=1.0)
 _CFG = Field("cfg_scale", "number", default=0.5, low=0.0, high=1.0)
 _DURATION = Field("duration", "seconds", default=5, choices=(5, 10))
-_FREE_DURATION = Field("duration", "seconds", default=5, choices=tuple(range(3, 16)))
+_LONG_DURATION = Field("duration", "seconds", default=5, choices=tuple(range(3, 16)))
 _SOUND = Field("sound", "flag", default=False)
 
-_PLAIN = (_PROMPT, _NEGATIVE, _IMAGE, _GUIDANCE, _DURATION)
-_ENDED = (_PROMPT, _NEGATIVE, _IMAGE, _END_IMAGE, _GUIDANCE, _DURATION)
-_SHOTS = (
-    _FREE_PROMPT,
+_START_FRAME_FIELDS = (_PROMPT, _NEGATIVE_PROMPT, _IMAGE, _GUIDANCE, _DURATION)
+_END_FRAME_FIELDS = (_PROMPT, _NEGATIVE_PROMPT, _IMAGE, _END_IMAGE, _GUIDANCE, _DURATION)
+_MULTI_SHOT_FIELDS = (
+    _OPTIONAL_PROMPT,
     Field("multi_prompt", "items", high=6),
-    _NEGATIVE,
+    _NEGATIVE_PROMPT,
     _IMAGE,
     _END_IMAGE,
     _CFG,
-    _FREE_DURATION,
+    _LONG_DURATION,
     _SOUND,
     Field("shot_type", "text", default="customize", choices=("customize", "intelligence")),
     Field("element_list", "items", high=3),
 )
-_TURBO_SHOTS = (_FREE_PROMPT, Field("multi_prompt", "items", high=6), _IMAGE, _FREE_DURATION)
-_V26_PRO = (_PROMPT, _NEGATIVE, _IMAGE, _END_IMAGE, _CFG, _DURATION, _SOUND, Field("voice_list", "items"))
+_TURBO_FIELDS = (_OPTIONAL_PROMPT, Field("multi_prompt", "items", high=6), _IMAGE, _LONG_DURATION)
+_V26_PRO_FIELDS = (_PROMPT, _NEGATIVE_PROMPT, _IMAGE, _END_IMAGE, _CFG, _DURATION, _SOUND, Field("voice_list", "items"))
 
 _ROWS = (
-    Model("kwaivgi/kling-v1.6-i2v-standard", _PLAIN, Decimal("0.28"), estimated=True, resolution="720p"),
-    Model("kwaivgi/kling-v1.6-i2v-pro", _ENDED, Decimal("0.45"), estimated=True),
-    Model("kwaivgi/kling-v2.0-i2v-master", _ENDED, Decimal("1.30")),
-    Model("kwaivgi/kling-v2.1-i2v-standard", _PLAIN, Decimal("0.28"), estimated=True, resolution="720p"),
-    Model("kwaivgi/kling-v2.1-i2v-pro", _PLAIN, Decimal("0.45")),
-    Model("kwaivgi/kling-v2.1-i2v-master", _PLAIN, Decimal("1.30")),
+    Model("kwaivgi/kling-v1.6-i2v-standard", _START_FRAME_FIELDS, Decimal("0.28"), estimated=True, resolution="720p"),
+    Model("kwaivgi/kling-v1.6-i2v-pro", _END_FRAME_FIELDS, Decimal("0.45"), estimated=True),
+    Model("kwaivgi/kling-v2.0-i2v-master", _END_FRAME_FIELDS, Decimal("1.30")),
+    Model("kwaivgi/kling-v2.1-i2v-standard", _START_FRAME_FIELDS, Decimal("0.28"), estimated=True, resolution="720p"),
+    Model("kwaivgi/kling-v2.1-i2v-pro", _START_FRAME_FIELDS, Decimal("0.45")),
+    Model("kwaivgi/kling-v2.1-i2v-master", _START_FRAME_FIELDS, Decimal("1.30")),
     Model(
         "kwaivgi/kling-v2.1-i2v-pro/start-end-frame",
-        (_PROMPT, _NEGATIVE, _IMAGE, attrs.evolve(_END_IMAGE, required=True), _GUIDANCE, _DURATION),
+        (_PROMPT, _NEGATIVE_PROMPT, _IMAGE, attrs.evolve(_END_IMAGE, required=True), _GUIDANCE, _DURATION),
         Decimal("0.45"),
     ),
     Model(
         "kwaivgi/kling-v2.5-turbo-pro/image-to-video",
-        (_PROMPT, _NEGATIVE, _IMAGE, _LAST_IMAGE, _GUIDANCE, _DURATION),
+        (_PROMPT, _NEGATIVE_PROMPT, _IMAGE, _LAST_IMAGE, _GUIDANCE, _DURATION),
         Decimal("0.35"),
     ),
-    Model("kwaivgi/kling-v2.5-turbo-std/image-to-video", _PLAIN, Decimal("0.21"), resolution="720p"),
+    Model("kwaivgi/kling-v2.5-turbo-std/image-to-video", _START_FRAME_FIELDS, Decimal("0.21"), resolution="720p"),
     Model(
         "kwaivgi/kling-v2.6-std/image-to-video",
-        (_FREE_PROMPT, _NEGATIVE, _IMAGE, _DURATION),
+        (_OPTIONAL_PROMPT, _NEGATIVE_PROMPT, _IMAGE, _DURATION),
         Decimal("0.21"),
         resolution="720p",
     ),
-    Model("kwaivgi/kling-v2.6-pro/image-to-video", _V26_PRO, Decimal("0.35"), sound_factor=2),
-    Model("kwaivgi/kling-v3.0-std/image-to-video", _SHOTS, Decimal("0.42"), resolution="720p", prompt_or_shots=True),
-    Model("kwaivgi/kling-v3.0-pro/image-to-video", _SHOTS, Decimal("0.56"), prompt_or_shots=True),
+    Model("kwaivgi/kling-v2.6-pro/image-to-video", _V26_PRO_FIELDS, Decimal("0.35"), sound_factor=2),
+    Model(
+        "kwaivgi/kling-v3.0-std/image-to-video",
+        _MULTI_SHOT_FIELDS,
+        Decimal("0.42"),
+        resolution="720p",
+        prompt_or_shots=True,
+    ),
+    Model("kwaivgi/kling-v3.0-pro/image-to-video", _MULTI_SHOT_FIELDS, Decimal("0.56"), prompt_or_shots=True),
     Model(
         "kwaivgi/kling-v3.0-4k/image-to-video",
-        _SHOTS,
+        _MULTI_SHOT_FIELDS,
         Decimal("1.68"),
         estimated=True,
         resolution="4k",
@@ -330,7 +344,7 @@ _ROWS = (
     ),
     Model(
         "kwaivgi/kling-v3-turbo-std/image-to-video",
-        _TURBO_SHOTS,
+        _TURBO_FIELDS,
         Decimal("0.35"),
         estimated=True,
         resolution="720p",
@@ -338,7 +352,7 @@ _ROWS = (
     ),
     Model(
         "kwaivgi/kling-v3-turbo-pro/image-to-video",
-        _TURBO_SHOTS,
+        _TURBO_FIELDS,
         Decimal("0.45"),
         estimated=True,
         prompt_or_shots=True,
@@ -346,7 +360,7 @@ _ROWS = (
 )
 
 WAVESPEED: Final[Mapping[str, Model]] = {row.id: row for row in _ROWS}
-"""The models of the WaveSpeed persona, by id."""
+"""Models of the WaveSpeed persona, by id."""
 
 _GPTPROTO_IDS = (
     "kwaivgi/kling-v2.1-i2v-standard",
@@ -359,8 +373,8 @@ _GPTPROTO_IDS = (
 GPTPROTO: Final[Mapping[str, Model]] = {model_id: WAVESPEED[model_id] for model_id in _GPTPROTO_IDS} | {
     "kwaivgi/kling-v2.6-pro/image-to-video": attrs.evolve(
         WAVESPEED["kwaivgi/kling-v2.6-pro/image-to-video"],
-        # The one field that GPTProto names otherwise.
-        fields=tuple(_LAST_IMAGE if field is _END_IMAGE else field for field in _V26_PRO),
+        # GPTProto names this one field differently.
+        fields=tuple(_LAST_IMAGE if field is _END_IMAGE else field for field in _V26_PRO_FIELDS),
     )
 }
-"""The models of the GPTProto persona, by id. Its prices are unknown; WaveSpeed's are used."""
+"""Models of the GPTProto persona, by id. Its prices are unknown, so WaveSpeed's are used."""

@@ -1,9 +1,9 @@
-"""Faults by the dice: a share of all exchanges goes wrong, in every way that makes sense on its route.
+"""Random faults: a fixed share of all exchanges fails, with any fault that can happen on the route.
 
     Emulator(chaos=Chaos(rate=0.1, seed=7))
 
-What befalls the third submit depends on the seed, on `submit` and on 3, and on nothing else: however requests of
-several routes overtake each other, a run with the same seed meets the same faults.
+The fault of the third submit depends only on the seed, the route name and the number 3. A run with the same seed meets
+the same faults, in whatever order requests of different routes arrive.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from .faults import ROUTES, Fault
 
 __all__ = ["KINDS", "Chaos", "ChaosRun"]
 
-_FILES: Final = frozenset({"upload_put", "upload_get", "output"})
-_SERVED: Final = ROUTES - {"webhook"}
-_ANSWERS: Final = _SERVED - _FILES
-_BODIES: Final = _SERVED - {"upload_put"}
-# Carried out and then answered with an error: only where a second try would find something done.
-_CHANGES: Final = frozenset({"submit", "delete", "upload_ticket", "upload_put", "upload_binary"})
+_FILE_ROUTES: Final = frozenset({"upload_put", "upload_get", "output"})
+_REQUEST_ROUTES: Final = ROUTES - {"webhook"}
+_JSON_ROUTES: Final = _REQUEST_ROUTES - _FILE_ROUTES
+_BODY_ROUTES: Final = _REQUEST_ROUTES - {"upload_put"}
+# An error after the request was handled matters only on routes that change something.
+_WRITE_ROUTES: Final = frozenset({"submit", "delete", "upload_ticket", "upload_put", "upload_binary"})
 
-Maker = Callable[[random.Random, str], Fault]
-"""Makes a fault of a kind for a route."""
+FaultFactory = Callable[[random.Random, str], Fault]
+"""Builds a fault of one kind for a route."""
 
 
-def _lost(rng: random.Random, route: str, *, reset: bool) -> Fault:
-    # Unread, read and forgotten; what was read and done is a kind of its own.
+def _unhandled(rng: random.Random, route: str, *, reset: bool) -> Fault:
+    # A connection lost after the request was handled is a kind of its own, `lost_answer`.
     del route
     return rng.choice((faults.Drop(reset=reset), faults.DropAfterReading(reset=reset)))
 
@@ -62,24 +62,24 @@ def _odd_result(rng: random.Random, route: str) -> Fault:
     return faults.UnknownStatus(rng.choice(("pending", "queued", "warming_up")))
 
 
-def _cut(rng: random.Random, route: str) -> Fault:
-    return faults.CutBody(rng.randrange(1, 1500) if route in _FILES else rng.randrange(1, 15))
+def _cut_body(rng: random.Random, route: str) -> Fault:
+    return faults.CutBody(rng.randrange(1, 1500) if route in _FILE_ROUTES else rng.randrange(1, 15))
 
 
-KINDS: Final[Mapping[str, tuple[frozenset[str], Maker]]] = {
-    "drop": (_SERVED, lambda rng, route: _lost(rng, route, reset=False)),
-    "reset": (_SERVED, lambda rng, route: _lost(rng, route, reset=True)),
-    "lost_answer": (_SERVED, lambda rng, _: faults.AcceptThenDrop(reset=rng.choice((False, True)))),
-    "rate_limit": (_ANSWERS, _rate_limit),
-    "server_error": (_SERVED, lambda rng, _: faults.Status(rng.choice((500, 503, 504)))),
-    "accepted_error": (_CHANGES, _accepted_error),
-    "html_502": (_SERVED, lambda _, __: faults.Html502()),
-    "envelope_code": (_ANSWERS, lambda _, __: faults.EnvelopeCode(500)),
-    "truncated_json": (_ANSWERS, lambda _, __: faults.TruncatedJson()),
-    "cut_body": (_BODIES, _cut),
-    "slow_body": (_BODIES, lambda rng, _: faults.SlowBody(rng.uniform(1.0, 8.0))),
+KINDS: Final[Mapping[str, tuple[frozenset[str], FaultFactory]]] = {
+    "drop": (_REQUEST_ROUTES, lambda rng, route: _unhandled(rng, route, reset=False)),
+    "reset": (_REQUEST_ROUTES, lambda rng, route: _unhandled(rng, route, reset=True)),
+    "lost_answer": (_REQUEST_ROUTES, lambda rng, _: faults.AcceptThenDrop(reset=rng.choice((False, True)))),
+    "rate_limit": (_JSON_ROUTES, _rate_limit),
+    "server_error": (_REQUEST_ROUTES, lambda rng, _: faults.Status(rng.choice((500, 503, 504)))),
+    "accepted_error": (_WRITE_ROUTES, _accepted_error),
+    "html_502": (_REQUEST_ROUTES, lambda _, __: faults.Html502()),
+    "envelope_code": (_JSON_ROUTES, lambda _, __: faults.EnvelopeCode(500)),
+    "truncated_json": (_JSON_ROUTES, lambda _, __: faults.TruncatedJson()),
+    "cut_body": (_BODY_ROUTES, _cut_body),
+    "slow_body": (_BODY_ROUTES, lambda rng, _: faults.SlowBody(rng.uniform(1.0, 8.0))),
     "delay": (
-        _SERVED | {"webhook"},
+        _REQUEST_ROUTES | {"webhook"},
         lambda rng, _: faults.Delay(rng.uniform(0.5, 5.0), accepted=rng.choice((False, True))),
     ),
     "failed_task": (frozenset({"submit"}), _failed_task),
@@ -88,41 +88,41 @@ KINDS: Final[Mapping[str, tuple[frozenset[str], Maker]]] = {
     "webhook_lost": (frozenset({"webhook"}), lambda _, __: faults.Drop()),
     "webhook_twice": (frozenset({"webhook"}), lambda _, __: faults.Duplicate()),
 }
-"""Every kind: the routes it makes sense on, and what makes one. Each is something a careful client lives through."""
+"""Kinds of random faults: their routes and their factory. A correct client recovers from each of them."""
 
 
-def _known(_: object, attribute: attrs.Attribute[tuple[str, ...] | None], value: tuple[str, ...] | None) -> None:
+def _check_known(_: object, attribute: attrs.Attribute[tuple[str, ...] | None], value: tuple[str, ...] | None) -> None:
     known = KINDS if attribute.name == "kinds" else ROUTES
     unknown = sorted(set(value or ()) - set(known))
     if unknown:
-        raise ValueError(f"no {attribute.name} {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        raise ValueError(f"{attribute.name}: expected any of {', '.join(sorted(known))}, got {', '.join(unknown)}")
 
 
-def _names(value: Iterable[str] | None) -> tuple[str, ...] | None:
+def _as_tuple(value: Iterable[str] | None) -> tuple[str, ...] | None:
     return None if value is None else tuple(value)
 
 
 @attrs.frozen
 class Chaos:
-    """How much goes wrong, and what.
+    """Rate and kinds of random faults.
 
     Attributes:
         rate: share of the exchanges of every route that meet a fault, 0 to 1.
-        seed: the same seed brings the same faults upon the same exchanges.
-        kinds: names of `KINDS`; None takes them all.
-        routes: names of `faults.ROUTES`; None takes them all.
+        seed: seed of the faults; equal seeds give equal faults to equal exchanges.
+        kinds: names of `KINDS`; None selects all.
+        routes: names of `faults.ROUTES`; None selects all.
 
     Raises:
-        ValueError: when the rate is no share, or there is no such kind or route.
+        ValueError: if the rate is not between 0 and 1, or a kind or route is unknown.
     """
 
     rate: float = attrs.field(validator=[attrs.validators.ge(0), attrs.validators.le(1)])
     seed: int = 0
-    kinds: tuple[str, ...] | None = attrs.field(default=None, converter=_names, validator=_known)
-    routes: tuple[str, ...] | None = attrs.field(default=None, converter=_names, validator=_known)
+    kinds: tuple[str, ...] | None = attrs.field(default=None, converter=_as_tuple, validator=_check_known)
+    routes: tuple[str, ...] | None = attrs.field(default=None, converter=_as_tuple, validator=_check_known)
 
     def kinds_on(self, route: str) -> tuple[str, ...]:
-        """The kinds that may befall an exchange of that route."""
+        """Return the kinds that can happen on the route."""
         if self.routes is not None and route not in self.routes:
             return ()
         return tuple(
@@ -132,13 +132,13 @@ class Chaos:
         )
 
     def fate(self, route: str, number: int) -> tuple[str, Fault] | None:
-        """What befalls an exchange: the kind and the fault; None when nothing does.
+        """Return the kind and the fault of an exchange, or None if it meets none.
 
         Args:
-            route: name of the route.
-            number: how many exchanges of that route went before it.
+            route: route name.
+            number: index of the exchange on its route, from 0.
         """
-        rng = random.Random(f"{self.seed} {route} {number}")  # noqa: S311 - nothing here is a secret
+        rng = random.Random(f"{self.seed} {route} {number}")  # noqa: S311 -- not used for security
         if rng.random() >= self.rate:
             return None
         kinds = self.kinds_on(route)
@@ -149,10 +149,10 @@ class Chaos:
 
 
 class ChaosRun:
-    """Chaos under way: how many exchanges each route has seen, and what befell them.
+    """A chaos in progress: counts the exchanges per route and the faults they met.
 
     Args:
-        chaos: what to do.
+        chaos: rate and kinds of faults.
     """
 
     def __init__(self, chaos: Chaos) -> None:
@@ -161,7 +161,7 @@ class ChaosRun:
         self._numbers: dict[str, itertools.count[int]] = {}
 
     def draw(self, route: str) -> Fault | None:
-        """What befalls the next exchange of that route."""
+        """Return the fault of the next exchange on the route and count it; None if it meets none."""
         number = next(self._numbers.setdefault(route, itertools.count()))
         fate = self.chaos.fate(route, number)
         if fate is None:
@@ -171,7 +171,7 @@ class ChaosRun:
         return fault
 
     def summary(self) -> dict[str, object]:
-        """What was set and what happened, as JSON."""
+        """Return the settings and the counts so far, as JSON."""
         by_kind: Counter[str] = Counter()
         by_route: Counter[str] = Counter()
         for (route, kind), count in self.counts.items():

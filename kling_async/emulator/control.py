@@ -1,18 +1,18 @@
-"""The emulator's own routes, for people and for scripts in other processes.
+"""Control API: the emulator's own routes, for people and for scripts in other processes.
 
-They answer over loopback only, under a name of this computer, and change nothing for a page of another origin.
+Served over loopback only, under this computer's names, and not to pages of another origin.
 
-* `GET /__emulator__/`: a page that shows the account and sets faults.
-* `GET /__emulator__/openapi.json`: the wire of the API, as OpenAPI 3.1.
-* `GET /__emulator__/account`: balance, charges, running, peak, requests per route, chaos by kind. With an
-  `Authorization` header of that account; the default account without one.
-* `GET /__emulator__/state`: what the page shows: all accounts, the last predictions and requests, the faults.
+* `GET /__emulator__/`: web page that shows the accounts and adds faults.
+* `GET /__emulator__/openapi.json`: the emulated API as OpenAPI 3.1.
+* `GET /__emulator__/account`: balance, charges, running, peak, requests per route, chaos by kind. The `Authorization`
+  header selects the account; the default account without one.
+* `GET /__emulator__/state`: the data of the page: all accounts, the last predictions and requests, the faults.
 * `POST /__emulator__/faults` with `{"route": "submit", "fault": "AcceptThenDrop", "args": {}, "times": 1, "after": 0}`:
-  `fault` is a class name of `kling_async.emulator.faults`, `args` its fields; `times: null` means for good.
-* `GET /__emulator__/faults`: the rules and how often each has hit.
-* `DELETE /__emulator__/faults`: remove every rule.
-* `POST /__emulator__/chaos` with `{"rate": 0.1, "seed": 7, "kinds": null, "routes": null}`: begin; a rate of 0 ends it.
-* `GET /__emulator__/chaos`: what is set and what happened.
+  add a rule. `fault` is a class name of `kling_async.emulator.faults`, `args` its fields; `times: null` is unlimited.
+* `GET /__emulator__/faults`: the rules with their hit counts.
+* `DELETE /__emulator__/faults`: remove all rules.
+* `POST /__emulator__/chaos` with `{"rate": 0.1, "seed": 7, "kinds": null, "routes": null}`: start; rate 0 stops it.
+* `GET /__emulator__/chaos`: settings and counts.
 """
 
 from __future__ import annotations
@@ -37,15 +37,17 @@ if TYPE_CHECKING:
     from .accounts import Account, Entry
     from .service import Service, Site
 
-    Answer = Callable[[web.Request], Awaitable[web.Response]]
+    RequestHandler = Callable[[web.Request], Awaitable[web.Response]]
 
 __all__ = ["install"]
 
 _BAD_REQUEST: Final = 400
 _FORBIDDEN: Final = 403
 _NOT_FOUND: Final = 404
-_SHOWN: Final = 60
-"""So many predictions and requests are on the page."""
+_STATE_ROWS: Final = 60
+"""Number of predictions and of requests in the state."""
+
+_MIN_MASKED_KEY_CHARS: Final = 17
 
 _PAGE: Final = files("kling_async.emulator").joinpath("admin.html").read_bytes()
 _PAGE_HEADERS: Final = {
@@ -58,20 +60,20 @@ _PAGE_HEADERS: Final = {
 
 
 def install(app: web.Application, service: Service, site: Site, default_key: str) -> None:
-    """Add the routes to an application."""
+    """Add the control routes to an application."""
     control = _Control(service, site, default_key)
-    for method, path, answer in (
+    for method, path, handler in (
         ("GET", "", control.page),
         ("GET", "openapi.json", control.openapi),
         ("GET", "account", control.account),
         ("GET", "state", control.state),
         ("GET", "faults", control.rules),
-        ("POST", "faults", control.add),
-        ("DELETE", "faults", control.clear),
+        ("POST", "faults", control.add_rule),
+        ("DELETE", "faults", control.clear_rules),
         ("GET", "chaos", control.chaos),
         ("POST", "chaos", control.set_chaos),
     ):
-        app.router.add_route(method, f"/__emulator__/{path}", control.guarded(answer))
+        app.router.add_route(method, f"/__emulator__/{path}", control.guarded(handler))
 
 
 def _is_local(address: str) -> bool:
@@ -81,8 +83,8 @@ def _is_local(address: str) -> bool:
         return False
 
 
-def _host_of(value: str) -> tuple[str, int]:
-    """Host and port of an origin or of a `Host` header; an empty host when it is neither."""
+def _host_and_port(value: str) -> tuple[str, int]:
+    """Return host and port of an origin or a `Host` header; an empty host if it is neither."""
     try:
         parts = urlsplit(value if "//" in value else f"http://{value}")
         return ((parts.hostname or "").lower(), parts.port or 80) if parts.scheme == "http" else ("", 0)
@@ -96,33 +98,33 @@ class _Control:
         self._site = site
         self._key = default_key
 
-    def guarded(self, answer: Answer) -> Answer:
-        """The same for nobody but this computer, and not for pages of others that its browser shows."""
+    def guarded(self, handler: RequestHandler) -> RequestHandler:
+        """Wrap a handler so that it serves only this computer, and no pages of another origin."""
 
         async def handle(request: web.Request) -> web.Response:
             error = self._site.persona.error
             if not _is_local(request.remote or ""):
                 return error(_NOT_FOUND)
-            # A name that others make point here (DNS rebinding) would let their pages in.
-            if _host_of(request.host) not in self._service.origins:
+            # Against DNS rebinding: a foreign name that resolves to this host is refused.
+            if _host_and_port(request.host) not in self._service.origins:
                 return error(_FORBIDDEN, "Not under this name")
-            if self._is_foreign(request):
+            if self._is_cross_site(request):
                 return error(_FORBIDDEN, "Not from another site")
             try:
-                return await answer(request)
+                return await handler(request)
             except RefusedError as refused:
                 return error(refused.status, refused.message)
 
         return handle
 
     @staticmethod
-    def _is_foreign(request: web.Request) -> bool:
-        """Whether a browser says that the page of another site sent this."""
+    def _is_cross_site(request: web.Request) -> bool:
+        """Return whether the browser's headers say that a page of another site sent the request."""
         origin = request.headers.get("Origin")
-        if origin is not None and _host_of(origin) != _host_of(request.host):
+        if origin is not None and _host_and_port(origin) != _host_and_port(request.host):
             return True
         site = request.headers.get("Sec-Fetch-Site", "none")
-        # Following a link to the page is all that another site may do.
+        # Another site may link to the page, and nothing else.
         return site not in {"none", "same-origin"} and request.path != "/__emulator__/"
 
     async def page(self, _: web.Request) -> web.Response:
@@ -134,21 +136,21 @@ class _Control:
 
     async def account(self, request: web.Request) -> web.Response:
         service = self._service
-        found = service.accounts.get(self._site.persona.key(request.headers.get("Authorization", "")) or self._key)
-        if found is None:
+        account = service.accounts.get(self._site.persona.key(request.headers.get("Authorization", "")) or self._key)
+        if account is None:
             raise RefusedError(_NOT_FOUND, "No such account")
         return reply(
             {
                 "now": service.clock.now(),
-                **self._money(found),
+                **self._usage(account),
                 "requests": dict(service.counts),
                 "leaks": len(service.leaks),
                 "chaos": self._chaos(),
-                "charges": self._charges(found.entries),
+                "charges": self._charges(account.entries),
             }
         )
 
-    def _money(self, account: Account) -> Json:
+    def _usage(self, account: Account) -> Json:
         now = self._service.clock.now()
         return {
             "balance": float(account.balance(now)),
@@ -182,7 +184,7 @@ class _Control:
         entries = sorted(
             (entry for account in service.accounts.values() for entry in account.entries), key=lambda entry: entry.at
         )
-        latest = [entry.prediction.record(now) for entry in reversed(entries[-_SHOWN:])]
+        latest = [entry.prediction.record(now) for entry in reversed(entries[-_STATE_ROWS:])]
         return reply(
             {
                 "now": now,
@@ -197,7 +199,7 @@ class _Control:
                         "refunded": float(
                             sum(entry.amount for entry in account.entries if entry.refunded_at is not None)
                         ),
-                        **self._money(account),
+                        **self._usage(account),
                     }
                     for account in service.accounts.values()
                 ],
@@ -215,7 +217,7 @@ class _Control:
                         "amount": float(entry.amount),
                         "refunded": entry.refunded_at is not None,
                     }
-                    for record, entry in zip(latest, reversed(entries[-_SHOWN:]), strict=True)
+                    for record, entry in zip(latest, reversed(entries[-_STATE_ROWS:]), strict=True)
                 ],
                 "total_predictions": len(entries),
                 "counts": dict(service.counts),
@@ -228,7 +230,7 @@ class _Control:
                         "persona": record.persona,
                         "faults": record.faults,
                     }
-                    for record in reversed(deque(service.requests, maxlen=_SHOWN))
+                    for record in reversed(deque(service.requests, maxlen=_STATE_ROWS))
                 ],
                 "leaks": len(service.leaks),
                 "faults": self._rules(),
@@ -251,7 +253,7 @@ class _Control:
     async def rules(self, _: web.Request) -> web.Response:
         return reply(self._rules())
 
-    async def add(self, request: web.Request) -> web.Response:
+    async def add_rule(self, request: web.Request) -> web.Response:
         body = json_object(await request.read())
         arguments, times, after = body.get("args", {}), body.get("times", 1), body.get("after", 0)
         if (
@@ -259,7 +261,7 @@ class _Control:
             or not (times is None or isinstance(times, int))
             or not isinstance(after, int)
         ):
-            raise RefusedError(_BAD_REQUEST, "args is an object, times an integer or null, after an integer")
+            raise RefusedError(_BAD_REQUEST, "args: expected an object; times: an integer or null; after: an integer")
         try:
             fault = build(str(body.get("fault")), arguments)
             self._service.faults.add(str(body.get("route")), fault, times=times, after=after)
@@ -267,7 +269,7 @@ class _Control:
             raise RefusedError(_BAD_REQUEST, str(error)) from None
         return reply(self._rules())
 
-    async def clear(self, _: web.Request) -> web.Response:
+    async def clear_rules(self, _: web.Request) -> web.Response:
         self._service.faults.clear()
         return reply(self._rules())
 
@@ -283,9 +285,12 @@ class _Control:
             or not (seed is None or isinstance(seed, int))
             or not all(names is None or isinstance(names, list) for names in (kinds, routes))
         ):
-            raise RefusedError(_BAD_REQUEST, "rate is a number, seed an integer, kinds and routes are arrays or null")
+            raise RefusedError(
+                _BAD_REQUEST,
+                "rate: expected a number; seed: an integer or null; kinds and routes: arrays of strings or null",
+            )
         try:
-            chaos = Chaos(rate, seed or 0, _words(kinds), _words(routes))
+            chaos = Chaos(rate, seed or 0, _strings(kinds), _strings(routes))
         except ValueError as error:
             raise RefusedError(_BAD_REQUEST, str(error)) from None
         self._service.chaos = ChaosRun(chaos) if rate else None
@@ -293,9 +298,9 @@ class _Control:
 
 
 def _masked(key: str) -> str:
-    # Whoever made the emulator take a key of the real service shall not find it on a screen.
-    return f"{key[:8]}…{key[-4:]}" if len(key) > 16 else "…"  # noqa: PLR2004 - a shorter one would be told whole
+    # It may be a key of the real service. Of a short key the visible ends would show most.
+    return f"{key[:8]}…{key[-4:]}" if len(key) >= _MIN_MASKED_KEY_CHARS else "…"
 
 
-def _words(value: object) -> tuple[str, ...] | None:
+def _strings(value: object) -> tuple[str, ...] | None:
     return tuple(map(str, value)) if isinstance(value, list) else None

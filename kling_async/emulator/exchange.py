@@ -1,4 +1,4 @@
-"""One request and its answer: faults before and after, the key, the record."""
+"""One request and its response: faults before and after the handler, authentication, the record."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Final, cast
 import attrs
 from aiohttp import web
 
-from kling_async.emulator import faults as kinds
-
 from .catalogue import InputError
-from .faults import Call, Fault
+from .faults import Call, Fault, kinds
 from .service import Leak, RequestRecord, Service, Site
 from .wire import reply
 
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchange", "Handler", "RefusedError", "json_object", "route"]
 
-_KEYLESS: Final = frozenset({"upload_put", "upload_get", "output"})
+_KEYLESS_ROUTES: Final = frozenset({"upload_put", "upload_get", "output"})
 _KEY_HEADERS: Final = ("Authorization", "X-API-Key")
 _OK: Final = 200
 _BAD_REQUEST: Final = 400
@@ -35,12 +33,12 @@ _NOT_FOUND: Final = 404
 
 
 class RefusedError(Exception):
-    """The request is answered with an error.
+    """The request gets an error response.
 
     Attributes:
         status: HTTP status.
-        message: text; None takes a usual one.
-        headers: more headers of the answer.
+        message: error text; None uses the default text of the status.
+        headers: additional response headers.
     """
 
     def __init__(self, status: int, message: str | None = None, headers: Mapping[str, str] | None = None) -> None:
@@ -52,21 +50,21 @@ class RefusedError(Exception):
 
 @attrs.define(eq=False)
 class Exchange:
-    """A request on its way.
+    """A request in progress.
 
     Attributes:
-        service: the state behind the routes.
-        site: the persona that was called.
-        request: what came in.
-        call: what rules are matched against.
-        taken: the faults that apply.
+        service: state behind the routes.
+        site: persona that was called.
+        request: the aiohttp request.
+        call: the exchange as fault rules see it.
+        faults: faults that apply to it.
     """
 
     service: Service
     site: Site
     request: web.Request
     call: Call
-    taken: tuple[Fault, ...] = ()
+    faults: tuple[Fault, ...] = ()
 
     @property
     def now(self) -> float:
@@ -74,10 +72,10 @@ class Exchange:
         return self.service.clock.now()
 
     def account(self) -> Account:
-        """The account of the key that was sent.
+        """Return the account of the API key in the request.
 
         Raises:
-            RefusedError: 401, when there is none.
+            RefusedError: 401 if the key is missing or unknown.
         """
         key = self.site.persona.key(self.request.headers.get("Authorization", ""))
         account = self.service.accounts.get(key)
@@ -86,23 +84,23 @@ class Exchange:
         return account
 
     async def body(self) -> dict[str, object]:
-        """The JSON object that was sent.
+        """Return the JSON object in the request body.
 
         Raises:
-            RefusedError: 400, when it is not one.
+            RefusedError: 400 if the body is not a JSON object.
         """
         return json_object(await self.request.read())
 
 
 Handler = Callable[[Exchange], Awaitable[web.Response]]
-"""What answers a route."""
+"""Handler of a route."""
 
 
 def json_object(raw: bytes) -> dict[str, object]:
-    """A JSON object; an empty body is an empty one.
+    """Parse a JSON object; an empty body is an empty object.
 
     Raises:
-        RefusedError: 400, when it is anything else.
+        RefusedError: 400 if it is not a JSON object.
     """
     try:
         value = json.loads(raw) if raw else {}
@@ -116,59 +114,60 @@ def json_object(raw: bytes) -> dict[str, object]:
 def route(
     service: Service, site: Site, name: str, handler: Handler
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    """An aiohttp handler for a route."""
+    """Return the aiohttp handler of a route: applies faults, calls `handler`, records the request."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
         at = service.clock.now()
         status: int | None = None
-        if name in _KEYLESS:
-            _watch_for_keys(service, request, name, at)
+        if name in _KEYLESS_ROUTES:
+            _record_leaks(service, request, name, at)
         exchange = Exchange(service, site, request, Call(name, request.method, request.path, site.persona.name, {}))
         try:
-            response = await _answer(exchange, handler)
+            response = await _respond(exchange, handler)
             status = None if response is None else response.status
-            # What is written to a connection that was closed on purpose goes nowhere.
+            # On a connection that was closed on purpose, aiohttp writes this to nowhere.
             return web.Response() if response is None else response
         finally:
             service.counts[name] += 1
-            met = tuple(type(fault).__name__ for fault in exchange.taken)
+            faults = tuple(type(fault).__name__ for fault in exchange.faults)
             service.requests.append(
-                RequestRecord(request.method, request.path, status, at, name, site.persona.name, met)
+                RequestRecord(request.method, request.path, status, at, name, site.persona.name, faults)
             )
 
     return handle
 
 
-def _watch_for_keys(service: Service, request: web.Request, name: str, at: float) -> None:
+def _record_leaks(service: Service, request: web.Request, name: str, at: float) -> None:
     for header in _KEY_HEADERS:
         if header in request.headers:
             service.leaks.append(Leak(request.method, request.path, name, header, at))
 
 
-async def _answer(exchange: Exchange, handler: Handler) -> web.StreamResponse | None:
-    """The answer, or None when the connection was closed instead."""
+async def _respond(exchange: Exchange, handler: Handler) -> web.StreamResponse | None:
+    """Apply the faults and call the handler; return None if the connection was closed instead."""
     request, service, name = exchange.request, exchange.service, exchange.call.route
-    drawn = service.chance(name)
+    drawn = service.draw_chaos(name)
     if not service.faults.armed(name) and drawn is None:
-        return await _handled(exchange, handler)
+        return await _call(exchange, handler)
     if service.faults.reads_first(name):
-        exchange.call = attrs.evolve(exchange.call, body=await _peek(request))
-    # What was scripted goes before what was drawn.
-    taken = exchange.taken = service.faults.take(exchange.call) or (() if drawn is None else (drawn,))
-    for delay in taken:
+        exchange.call = attrs.evolve(exchange.call, body=await _json_or_empty(request))
+    # Scripted faults take precedence over random ones.
+    faults = exchange.faults = service.faults.take(exchange.call) or (() if drawn is None else (drawn,))
+    for delay in faults:
         if isinstance(delay, kinds.Delay) and not delay.accepted:
             await exchange.service.clock.sleep(delay.seconds)
-    early = await _instead(exchange)
+    early = await _before_handler(exchange)
     if early is not None:
         return None if isinstance(early, kinds.Drop | kinds.DropAfterReading) else early
-    response = await _handled(exchange, handler)
-    for delay in taken:
+    response = await _call(exchange, handler)
+    for delay in faults:
         if isinstance(delay, kinds.Delay) and delay.accepted:
             await exchange.service.clock.sleep(delay.seconds)
-    return await _spoiled(exchange, response)
+    return await _after_handler(exchange, response)
 
 
-async def _handled(exchange: Exchange, handler: Handler) -> web.Response:
+async def _call(exchange: Exchange, handler: Handler) -> web.Response:
+    """Call the handler; its exceptions become error responses of the persona."""
     persona = exchange.site.persona
     try:
         return await handler(exchange)
@@ -182,7 +181,7 @@ async def _handled(exchange: Exchange, handler: Handler) -> web.Response:
         return persona.error(error.status)
 
 
-async def _peek(request: web.Request) -> Mapping[str, object]:
+async def _json_or_empty(request: web.Request) -> Mapping[str, object]:
     if request.content_type != "application/json":
         return {}
     try:
@@ -191,44 +190,44 @@ async def _peek(request: web.Request) -> Mapping[str, object]:
         return {}
 
 
-async def _instead(exchange: Exchange) -> web.Response | kinds.Drop | kinds.DropAfterReading | None:
-    """What a fault does instead of handling the request; None when the request is handled."""
-    request, taken = exchange.request, exchange.taken
-    for fault in taken:
+async def _before_handler(exchange: Exchange) -> web.Response | kinds.Drop | kinds.DropAfterReading | None:
+    """Apply the faults that replace the handler: the response, the fault that closed the connection, or None."""
+    request = exchange.request
+    for fault in exchange.faults:
         if isinstance(fault, kinds.Drop):
-            _hang_up(request, reset=fault.reset)
+            _close_connection(request, reset=fault.reset)
             return fault
         if isinstance(fault, kinds.DropAfterReading):
             await request.read()
-            _hang_up(request, reset=fault.reset)
+            _close_connection(request, reset=fault.reset)
             return fault
         if isinstance(fault, kinds.StatusLag404) and exchange.call.route == "result":
             return exchange.site.persona.error(_NOT_FOUND)
         if isinstance(fault, kinds.Status | kinds.Html502 | kinds.EnvelopeCode) and not fault.accepted:
             await request.read()
-            return _refusal(exchange, fault)
+            return _error_response(exchange, fault)
     return None
 
 
-async def _spoiled(exchange: Exchange, response: web.Response) -> web.StreamResponse | None:
-    """What a fault makes of the answer; None when the connection was closed instead."""
-    for fault in exchange.taken:
+async def _after_handler(exchange: Exchange, response: web.Response) -> web.StreamResponse | None:
+    """Apply the faults that change the response; return None if the connection was closed instead."""
+    for fault in exchange.faults:
         if isinstance(fault, kinds.AcceptThenDrop):
-            _hang_up(exchange.request, reset=fault.reset)
+            _close_connection(exchange.request, reset=fault.reset)
             return None
         if isinstance(fault, kinds.Status | kinds.Html502 | kinds.EnvelopeCode) and fault.accepted:
-            return _refusal(exchange, fault)
+            return _error_response(exchange, fault)
         if isinstance(fault, kinds.TruncatedJson):
-            body = _bytes_of(response)
+            body = _body_bytes(response)
             return web.Response(body=body[: len(body) // 2], status=response.status, content_type="application/json")
         if isinstance(fault, kinds.Unwrapped | kinds.DataList | kinds.DataItems):
-            return _wrapped(response, fault)
+            return _rewrapped(response, fault)
         if isinstance(fault, kinds.SlowBody | kinds.CutBody):
-            return await _streamed(exchange, response, fault)
+            return await _stream(exchange, response, fault)
     return response
 
 
-def _refusal(exchange: Exchange, fault: kinds.Status | kinds.Html502 | kinds.EnvelopeCode) -> web.Response:
+def _error_response(exchange: Exchange, fault: kinds.Status | kinds.Html502 | kinds.EnvelopeCode) -> web.Response:
     if isinstance(fault, kinds.EnvelopeCode):
         return reply({"code": fault.code, "message": fault.message})
     if isinstance(fault, kinds.Html502):
@@ -246,9 +245,9 @@ def _refusal(exchange: Exchange, fault: kinds.Status | kinds.Html502 | kinds.Env
     return response
 
 
-def _wrapped(response: web.Response, fault: kinds.Wrapping) -> web.Response:
-    """The same data in another envelope; errors stay as they are."""
-    envelope = json_object(_bytes_of(response))
+def _rewrapped(response: web.Response, fault: kinds.Wrapping) -> web.Response:
+    """Return the same data in another envelope; errors stay unchanged."""
+    envelope = json_object(_body_bytes(response))
     if response.status != _OK or "data" not in envelope:
         return response
     data = envelope["data"]
@@ -257,25 +256,26 @@ def _wrapped(response: web.Response, fault: kinds.Wrapping) -> web.Response:
     return reply(envelope | {"data": [data] if isinstance(fault, kinds.DataList) else {"items": data}})
 
 
-def _bytes_of(response: web.Response) -> bytes:
+def _body_bytes(response: web.Response) -> bytes:
     body = response.body
     return bytes(body) if isinstance(body, bytes | bytearray) else b""
 
 
-async def _streamed(
+async def _stream(
     exchange: Exchange, response: web.Response, fault: kinds.SlowBody | kinds.CutBody
 ) -> web.StreamResponse | None:
-    request, body = exchange.request, _bytes_of(response)
+    """Send the body slowly or partially; return None if the connection was closed."""
+    request, body = exchange.request, _body_bytes(response)
     stream = web.StreamResponse(status=response.status, headers=response.headers)
     stream.content_length = len(body)
     await stream.prepare(request)
     if isinstance(fault, kinds.CutBody):
         transport = request.transport
         if transport is not None:
-            # Nothing may be left in the buffer, or closing would throw it away.
+            # Closing discards the write buffer, so make `write` wait until it is empty.
             transport.set_write_buffer_limits(0)
         await stream.write(body[: fault.after_bytes])
-        _hang_up(request, reset=False)
+        _close_connection(request, reset=False)
         return None
     pieces = max(1, min(fault.pieces, len(body)))
     for number in range(pieces):
@@ -285,7 +285,7 @@ async def _streamed(
     return stream
 
 
-def _hang_up(request: web.Request, *, reset: bool) -> None:
+def _close_connection(request: web.Request, *, reset: bool) -> None:
     transport = request.transport
     if transport is None:
         return
@@ -293,7 +293,7 @@ def _hang_up(request: web.Request, *, reset: bool) -> None:
         peer = transport.get_extra_info("socket")
         if peer is not None:
             with contextlib.suppress(OSError, AttributeError):
-                # No lingering: the peer gets a reset and not an orderly end.
+                # With a linger time of 0 the kernel sends a reset instead of a FIN.
                 peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    # uvloop's transports can be aborted and are no WriteTransport all the same.
+    # uvloop's transports have `abort` but are no `WriteTransport`.
     cast("asyncio.WriteTransport", transport).abort()

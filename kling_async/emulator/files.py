@@ -1,4 +1,4 @@
-"""The routes of files: tickets, storage, uploads, outputs."""
+"""Handlers of the file routes: upload tickets, storage, uploads, outputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from kling_async.emulator import bodies
 
 from .exchange import Exchange, RefusedError
-from .outputs import TICKET_SECONDS, StorageFullError, Ticket, Upload, kind_of, ranged
+from .media import TICKET_SECONDS, StorageFullError, Ticket, media_kind
+from .serving import file_response
 from .tiny import TINY_MP4
 from .wire import Json, iso, reply
 
@@ -29,40 +30,43 @@ _NOT_FOUND: Final = 404
 _PRECONDITION_FAILED: Final = 412
 _TOO_LARGE: Final = 413
 _UNAVAILABLE: Final = 503
-_PIECE: Final = 1 << 18
-_TINY_TAG: Final = hashlib.sha256(TINY_MP4).hexdigest()[:32]
+_INSUFFICIENT_STORAGE: Final = 507
+_CHUNK_BYTES: Final = 1 << 18
+_TAG_CHARS: Final = 32
+_TINY_TAG: Final = hashlib.sha256(TINY_MP4).hexdigest()[:_TAG_CHARS]
 
 
-def _failed(reason: str) -> web.Response:
-    # The service tells of a failed upload inside of an HTTP 200.
+def _upload_failed(reason: str) -> web.Response:
+    # The service reports a failed upload with HTTP 200.
     return reply({"code": 500, "message": f"Upload failed: {reason}"})
 
 
 async def upload_ticket(exchange: Exchange) -> web.Response:
-    """`POST /api/v3/media/uploads`: a signed URL to put one file to."""
+    """`POST /api/v3/media/uploads`: return a signed URL for the upload of one file."""
     exchange.account()
     service, now = exchange.service, exchange.now
-    asked = bodies.read(bodies.TICKET, await exchange.body())
-    filename, size = PurePosixPath(asked["filename"]).name, asked["size"]
+    query = bodies.read(bodies.TICKET, await exchange.body())
+    filename, size = PurePosixPath(query["filename"]).name, query["size"]
     if size > service.rules.max_upload_bytes:
         raise RefusedError(_TOO_LARGE, "File too large")
-    kind = kind_of(filename, asked["content_type"])
-    if kind is None:
-        return _failed("invalid file type")
-    path = service.media.path(kind[0], filename, now)
-    ticket = Ticket(path, kind[1], size, now + TICKET_SECONDS)
-    signature = service.media.ticket(ticket, now)
+    found = media_kind(filename, query["content_type"])
+    if found is None:
+        return _upload_failed("invalid file type")
+    kind, content_type = found
+    path = service.media.new_path(kind, filename, now)
+    ticket = Ticket(path, content_type, size, now + TICKET_SECONDS)
+    signature = service.media.add_ticket(ticket, now)
     origin = exchange.site.origin
     return exchange.site.persona.ok(
         {
-            "type": kind[0],
+            "type": kind,
             "filename": filename,
             "size": size,
             "download_url": f"{origin}{path}",
             "upload": {
                 "method": "PUT",
                 "url": f"{origin}/storage{path}?X-Amz-Expires={int(TICKET_SECONDS)}&X-Amz-Signature={signature}",
-                "headers": {"Content-Type": kind[1], "If-None-Match": "*"},
+                "headers": {"Content-Type": content_type, "If-None-Match": "*"},
                 "expires_at": iso(ticket.expires_at),
             },
         }
@@ -75,7 +79,7 @@ def _storage_error(status: int, code: str, message: str) -> web.Response:
 
 
 async def upload_put(exchange: Exchange) -> web.Response:
-    """`PUT /storage/media/...`: takes the file that a ticket was given for; answers as an object store does."""
+    """`PUT /storage/media/...`: store the file of a ticket; errors look like those of an object store."""
     service, request, now = exchange.service, exchange.request, exchange.now
     path = request.path.removeprefix("/storage")
     signature = parse_qs(request.query_string).get("X-Amz-Signature", [""])[0]
@@ -94,33 +98,34 @@ async def upload_put(exchange: Exchange) -> web.Response:
     try:
         upload = service.media.put(path, content, ticket.content_type, now)
     except StorageFullError:
-        return _storage_error(507, "QuotaExceeded", "The storage quota is used up")
-    return web.Response(headers={"ETag": f'"{upload.digest[:32]}"'})
+        return _storage_error(_INSUFFICIENT_STORAGE, "QuotaExceeded", "The storage quota is used up")
+    return web.Response(headers={"ETag": f'"{upload.digest[:_TAG_CHARS]}"'})
 
 
 async def upload_binary(exchange: Exchange) -> web.Response:
-    """`POST /api/v3/media/upload/binary`: multipart, field `file`."""
+    """`POST /api/v3/media/upload/binary`: store the multipart field `file`."""
     exchange.account()
     service, request, now = exchange.service, exchange.request, exchange.now
     if not request.content_type.startswith("multipart/"):
         raise RefusedError(_BAD_REQUEST, "Invalid request body: multipart/form-data is expected")
     try:
-        found = await _file_part(exchange)
+        part = await _file_part(exchange)
     except (ValueError, HttpProcessingError):
         raise RefusedError(_BAD_REQUEST, "Invalid request body: malformed multipart") from None
-    if found is None:
+    if part is None:
         raise RefusedError(_BAD_REQUEST, "Missing parameter: file is required")
-    filename, content_type, content = found
-    kind = kind_of(filename, content_type)
-    if kind is None:
-        return _failed("invalid file type")
-    path = service.media.path(kind[0], filename, now)
+    filename, declared_type, content = part
+    found = media_kind(filename, declared_type)
+    if found is None:
+        return _upload_failed("invalid file type")
+    kind, content_type = found
+    path = service.media.new_path(kind, filename, now)
     try:
-        service.media.put(path, content, kind[1], now)
+        service.media.put(path, content, content_type, now)
     except StorageFullError:
-        return _failed("storage quota exceeded")
+        return _upload_failed("storage quota exceeded")
     data: Json = {
-        "type": kind[0],
+        "type": kind,
         "download_url": f"{exchange.site.origin}{path}",
         "filename": filename,
         "size": len(content),
@@ -129,12 +134,13 @@ async def upload_binary(exchange: Exchange) -> web.Response:
 
 
 async def _file_part(exchange: Exchange) -> tuple[str, str | None, bytes] | None:
+    """Return file name, declared media type and content of the multipart field `file`; None without that field."""
     async for part in await exchange.request.multipart():
         if not isinstance(part, aiohttp.BodyPartReader) or part.name != "file":
             continue
         content = bytearray()
-        while piece := await part.read_chunk(_PIECE):
-            content += piece
+        while chunk := await part.read_chunk(_CHUNK_BYTES):
+            content += chunk
             if len(content) > exchange.service.rules.max_upload_bytes:
                 raise RefusedError(_TOO_LARGE, "File too large")
         content_type = part.headers.get("Content-Type")
@@ -145,28 +151,28 @@ async def _file_part(exchange: Exchange) -> tuple[str, str | None, bytes] | None
 
 
 async def upload_get(exchange: Exchange) -> web.Response:
-    """`GET /media/...`: an upload, to anybody."""
-    upload: Upload | None = exchange.service.media.upload(exchange.request.path, exchange.now)
+    """`GET /media/...`: return an uploaded file, without authentication."""
+    upload = exchange.service.media.upload(exchange.request.path, exchange.now)
     content = None if upload is None else exchange.service.media.content(upload.digest)
     if upload is None or content is None:
         return web.Response(status=_NOT_FOUND, text="Not found")
-    return ranged(exchange.request, content, upload.content_type, upload.digest[:32])
+    return file_response(exchange.request, content, upload.content_type, upload.digest[:_TAG_CHARS])
 
 
 async def output(exchange: Exchange) -> web.Response:
-    """`GET /output/...`: a video, to anybody; it is rendered when it is first asked for."""
+    """`GET /output/...`: return a video, without authentication; it is rendered on the first request."""
     service = exchange.service
     prediction = service.store.by_output(exchange.request.match_info["file"], exchange.now)
     if prediction is None:
         return web.Response(status=_NOT_FOUND, text="Not found")
     if service.rules.tiny or service.renderer is None:
-        return ranged(exchange.request, TINY_MP4, "video/mp4", _TINY_TAG)
-    content = await _rendered(exchange, prediction)
-    return ranged(exchange.request, content, "video/mp4", hashlib.sha256(content).hexdigest()[:32])
+        return file_response(exchange.request, TINY_MP4, "video/mp4", _TINY_TAG)
+    content = await _render(exchange, prediction)
+    return file_response(exchange.request, content, "video/mp4", hashlib.sha256(content).hexdigest()[:_TAG_CHARS])
 
 
-async def _rendered(exchange: Exchange, prediction: Prediction) -> bytes:
-    from .renderer import RenderingStoppedError, Scene  # noqa: PLC0415 - PyAV and Pillow are optional
+async def _render(exchange: Exchange, prediction: Prediction) -> bytes:
+    from .renderer import RenderingStoppedError, Scene  # noqa: PLC0415 -- PyAV and Pillow are optional
 
     service = exchange.service
     pictures = tuple(content for digest in prediction.pictures if (content := service.media.content(digest)))

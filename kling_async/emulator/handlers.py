@@ -1,4 +1,4 @@
-"""The routes of the API itself: submit, results, lists, money."""
+"""Handlers of the API routes: submit, results, lists, deletion, prices, billing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from kling_async.emulator import bodies
-from kling_async.emulator import faults as kinds
 
 from .exchange import Exchange, RefusedError
-from .predictions import Prediction, Verdict
+from .faults import kinds
+from .predictions import Failure, Prediction
 from .wire import Json, iso, reply
 
 if TYPE_CHECKING:
@@ -39,16 +39,16 @@ __all__ = [
     "webhook_secret",
 ]
 
-_MAX_SPAN_SECONDS: Final = 31 * 86400
+_MAX_USAGE_SPAN_SECONDS: Final = 31 * 86400
 _BAD_REQUEST: Final = 400
 _FORBIDDEN: Final = 403
 _NOT_FOUND: Final = 404
-_NO_METHOD: Final = 405
-_TOO_MANY: Final = 429
+_METHOD_NOT_ALLOWED: Final = 405
+_TOO_MANY_REQUESTS: Final = 429
 
 
 async def submit(exchange: Exchange) -> web.Response:
-    """`POST /api/v3/{model_id}`: refuse, or create and charge."""
+    """`POST /api/v3/{model_id}`: check the inputs and limits, then create and charge a prediction."""
     account = exchange.account()
     service, site, persona = exchange.service, exchange.site, exchange.site.persona
     model = persona.models.get(exchange.request.match_info["model_id"])
@@ -67,17 +67,17 @@ async def submit(exchange: Exchange) -> web.Response:
     refusal = account.refusal(now)
     if refusal is not None:
         headers = {"Retry-After": str(max(1, math.ceil(refusal.seconds)))} if service.rules.retry_after else None
-        raise RefusedError(_TOO_MANY, refusal.message, headers)
+        raise RefusedError(_TOO_MANY_REQUESTS, refusal.message, headers)
     cost = model.price(inputs) * (1 - service.rules.discount)
     if account.balance(now) < cost:
         if persona.name == "wavespeed":
             raise RefusedError(service.rules.no_funds_status, "Insufficient balance. Please top up your account.")
         raise RefusedError(_FORBIDDEN, "Insufficient balance")
 
-    queue, work = service.store.times(model, inputs)
-    started = account.slot(now) + queue
+    queue, work = service.store.draw_times(model, inputs)
+    started = account.slot_free_at(now) + queue
     prediction = Prediction(
-        id=service.store.name(),
+        id=service.store.new_id(),
         account=account,
         model=model,
         inputs=inputs,
@@ -86,9 +86,9 @@ async def submit(exchange: Exchange) -> web.Response:
         started_at=started,
         ends_at=started + work,
         price=cost,
-        output=service.store.file(),
+        output=service.store.new_file_name(),
         webhook=webhook,
-        shape=kinds.shape_of(exchange.taken),
+        shape=kinds.first_shape(exchange.faults),
     )
     _apply_faults(prediction, exchange)
     images = tuple(str(inputs[name]) for name in model.images_in(inputs))
@@ -110,19 +110,19 @@ def _check_webhook(webhook: str | None) -> None:
 
 def _apply_faults(prediction: Prediction, exchange: Exchange) -> None:
     now = prediction.created_at
-    fail = kinds.first(exchange.taken, kinds.FailTask)
+    fail = kinds.first(exchange.faults, kinds.FailTask)
     if fail is not None:
-        prediction.verdict = Verdict(fail.status, fail.code, fail.message)
+        prediction.failure = Failure(fail.status, fail.code, fail.message)
         if fail.seconds is not None:
             prediction.started_at = min(prediction.started_at, now + fail.seconds)
             prediction.ends_at = now + fail.seconds
-    lag = kinds.first(exchange.taken, kinds.StatusLag404)
+    lag = kinds.first(exchange.faults, kinds.StatusLag404)
     if lag is not None:
         prediction.hidden_until = now + lag.seconds
 
 
 async def result(exchange: Exchange) -> web.Response:
-    """`GET /api/v3/predictions/{id}/result`, and the same without `/result`."""
+    """`GET /api/v3/predictions/{id}` and `.../result`: return the prediction."""
     account, now = exchange.account(), exchange.now
     prediction = exchange.service.store.get(exchange.request.match_info["prediction_id"], account, now)
     if prediction is None:
@@ -131,18 +131,23 @@ async def result(exchange: Exchange) -> web.Response:
 
 
 def _check_method(exchange: Exchange) -> None:
-    """Raise RefusedError 405 when the path is there, under another method."""
+    """Check that the path does not exist under another method.
+
+    Raises:
+        RefusedError: 405 if it does.
+    """
     allowed = exchange.site.methods(exchange.request.path)
     if allowed and exchange.request.method not in allowed:
-        raise RefusedError(_NO_METHOD, headers={"Allow": ", ".join(sorted(allowed))})
+        raise RefusedError(_METHOD_NOT_ALLOWED, headers={"Allow": ", ".join(sorted(allowed))})
 
 
 def _view(exchange: Exchange, prediction: Prediction, now: float) -> Json:
+    """Return the prediction as this response shows it, with deviations and `input` applied."""
     state = prediction.state(now)
     shape = prediction.shape
     if isinstance(shape, kinds.UnknownStatus) and (state == "created" or prediction.ended(now)):
         shape = None
-    shape = kinds.shape_of(exchange.taken) or shape
+    shape = kinds.first_shape(exchange.faults) or shape
     faults = exchange.service.faults
     if shape is None and faults.armed(exchange.call.route):
         shape = faults.take_shape(exchange.call, completed=state == "completed")
@@ -153,19 +158,19 @@ def _view(exchange: Exchange, prediction: Prediction, now: float) -> Json:
 
 
 async def search(exchange: Exchange) -> web.Response:
-    """`POST /api/v3/predictions`: the account's predictions of the last seven days, newest first."""
+    """`POST /api/v3/predictions`: list the account's predictions of the last seven days, newest first."""
     account, now = exchange.account(), exchange.now
     service = exchange.service
-    asked = bodies.read(bodies.LIST, await exchange.body())
-    page, size = asked["page"], asked["page_size"]
+    query = bodies.read(bodies.LIST, await exchange.body())
+    page, size = query["page"], query["page_size"]
     service.store.expire(now)
     found, total = service.store.page(
         account,
         now,
-        after=asked["created_after"],
-        before=asked["created_before"],
-        model=asked["model"],
-        status=asked["status"],
+        after=query["created_after"],
+        before=query["created_before"],
+        model=query["model"],
+        status=query["status"],
         offset=(page - 1) * size,
         count=size,
     )
@@ -174,53 +179,53 @@ async def search(exchange: Exchange) -> web.Response:
 
 
 async def delete_many(exchange: Exchange) -> web.Response:
-    """`POST /api/v3/predictions/delete`: ids that are unknown or another account's are passed over."""
+    """`POST /api/v3/predictions/delete`: delete predictions; unknown ids and those of other accounts are ignored."""
     account, now = exchange.account(), exchange.now
     store, count = exchange.service.store, 0
     for prediction_id in bodies.read(bodies.DELETE, await exchange.body())["ids"]:
         prediction = store.get(prediction_id, account, now)
         if prediction is not None and prediction.deleted_at is None:
-            store.drop(prediction, now)
+            store.delete(prediction, now)
             count += 1
     return exchange.site.persona.ok({"deleted_count": count})
 
 
 async def delete_one(exchange: Exchange) -> web.Response:
-    """`DELETE /api/v3/predictions/{id}`."""
+    """`DELETE /api/v3/predictions/{id}`: delete one prediction."""
     account, now = exchange.account(), exchange.now
     store = exchange.service.store
     prediction = store.get(exchange.request.match_info["prediction_id"], account, now)
     if prediction is None or prediction.deleted_at is not None:
         raise RefusedError(_NOT_FOUND, "Prediction not found")
-    store.drop(prediction, now)
+    store.delete(prediction, now)
     return exchange.site.persona.ok({"id": prediction.id, "status": "deleted"})
 
 
 async def balance(exchange: Exchange) -> web.Response:
-    """`GET /api/v3/balance`, in USD."""
+    """`GET /api/v3/balance`: return the balance in USD."""
     return exchange.site.persona.ok({"balance": float(exchange.account().balance(exchange.now))})
 
 
 async def models(exchange: Exchange) -> web.Response:
-    """`GET /api/v3/models`."""
+    """`GET /api/v3/models`: list the models with their input schemas and prices."""
     exchange.account()
     return exchange.site.persona.ok(
         [row.listing(exchange.site.origin) for row in exchange.site.persona.models.values()]
     )
 
 
-async def _priced(exchange: Exchange) -> tuple[Model, Mapping[str, object]]:
+async def _model_and_inputs(exchange: Exchange) -> tuple[Model, Mapping[str, object]]:
     exchange.account()
-    asked = bodies.read(bodies.PRICE, await exchange.body())
-    model = exchange.site.persona.models.get(asked["model_id"])
+    query = bodies.read(bodies.PRICE, await exchange.body())
+    model = exchange.site.persona.models.get(query["model_id"])
     if model is None:
         raise RefusedError(_NOT_FOUND, "Model not found")
-    return model, asked["inputs"] or {}
+    return model, query["inputs"] or {}
 
 
 async def price(exchange: Exchange) -> web.Response:
-    """`POST /api/v3/model/price`: list price and what the account pays, in USD."""
-    model, inputs = await _priced(exchange)
+    """`POST /api/v3/model/price`: return the list price and the account's price, in USD."""
+    model, inputs = await _model_and_inputs(exchange)
     amount, discount = model.price(inputs), exchange.service.rules.discount
     return exchange.site.persona.ok(
         {
@@ -234,46 +239,47 @@ async def price(exchange: Exchange) -> web.Response:
 
 
 async def pricing(exchange: Exchange) -> web.Response:
-    """`POST /api/v3/model/pricing`: the older form, one price per model, in USD."""
-    model, _ = await _priced(exchange)
+    """`POST /api/v3/model/pricing`: return one price per model, in USD (older form of `/price`)."""
+    model, _ = await _model_and_inputs(exchange)
     return exchange.site.persona.ok({"model_id": model.id, "unit_price": float(model.base_price), "currency": "USD"})
 
 
 async def billings(exchange: Exchange) -> web.Response:
-    """`POST /api/v3/billings/search`: deductions and refunds, newest first."""
+    """`POST /api/v3/billings/search`: list charges and refunds, newest first."""
     account, now = exchange.account(), exchange.now
-    asked = bodies.read(bodies.BILLINGS, await exchange.body())
-    page, size = asked["page"], asked["page_size"]
+    query = bodies.read(bodies.BILLINGS, await exchange.body())
+    page, size = query["page"], query["page_size"]
     account.settle(now)
-    ids = frozenset(asked["prediction_uuids"] or ())
-    after, before = asked["start_time"], asked["end_time"]
-    kind, model = asked["billing_type"], asked["model_uuid"]
+    ids = frozenset(query["prediction_uuids"] or ())
+    after, before = query["start_time"], query["end_time"]
+    kind, model = query["billing_type"], query["model_uuid"]
     lines = [
         (at, billing_type, entry)
-        for at, billing_type, entry in _lines(account)
+        for at, billing_type, entry in _billing_lines(account)
         if (kind is None or kind == billing_type)
         and (not ids or entry.prediction.id in ids)
         and (model is None or entry.prediction.model.id == model)
         and (after is None or at >= after)
         and (before is None or at <= before)
     ]
-    lines.sort(key=lambda line: line[0], reverse=not str(asked["sort"]).upper().endswith("ASC"))
+    lines.sort(key=lambda line: line[0], reverse=not str(query["sort"]).upper().endswith("ASC"))
     items = [
-        _billing(at, billing_type, entry, now) for at, billing_type, entry in lines[(page - 1) * size : page * size]
+        _billing_item(at, billing_type, entry, now)
+        for at, billing_type, entry in lines[(page - 1) * size : page * size]
     ]
     return exchange.site.persona.ok(
         {"page": page, "total": len(lines), "has_more": page * size < len(lines), "items": items}
     )
 
 
-def _lines(account: Account) -> Iterator[tuple[float, str, Entry]]:
+def _billing_lines(account: Account) -> Iterator[tuple[float, str, Entry]]:
     for entry in account.entries:
         yield entry.at, "deduct", entry
         if entry.refunded_at is not None:
             yield entry.refunded_at, "refund", entry
 
 
-def _billing(at: float, billing_type: str, entry: Entry, now: float) -> Json:
+def _billing_item(at: float, billing_type: str, entry: Entry, now: float) -> Json:
     prediction, amount = entry.prediction, float(entry.amount)
     mark = "d" if billing_type == "deduct" else "e"
     moment = str(int(at * 1000))
@@ -302,11 +308,11 @@ def _billing(at: float, billing_type: str, entry: Entry, now: float) -> Json:
 
 
 async def usage(exchange: Exchange) -> web.Response:
-    """`POST /api/v3/user/usage_stats`: what was spent, per model and per day (UTC), in USD without refunds."""
+    """`POST /api/v3/user/usage_stats`: return the spending per model and per UTC day, in USD without refunds."""
     account, now = exchange.account(), exchange.now
-    asked = bodies.read(bodies.USAGE, await exchange.body())
-    start, end, model = asked["start_time"], asked["end_time"], asked["model_uuid"]
-    if not 0 <= end - start <= _MAX_SPAN_SECONDS:
+    query = bodies.read(bodies.USAGE, await exchange.body())
+    start, end, model = query["start_time"], query["end_time"], query["model_uuid"]
+    if not 0 <= end - start <= _MAX_USAGE_SPAN_SECONDS:
         raise RefusedError(_BAD_REQUEST, "Invalid parameter: the time range must not exceed 31 days")
     account.settle(now)
     entries = [
@@ -327,7 +333,7 @@ async def usage(exchange: Exchange) -> web.Response:
                     "model_uuid": name,
                     "model_type": "image-to-video",
                     "unit_price": float(group[0].prediction.model.base_price),
-                    "total_cost": _sum(group),
+                    "total_cost": _total_amount(group),
                     "total_count": len(group),
                     "last_used_date": iso(group[-1].at),
                 }
@@ -336,14 +342,14 @@ async def usage(exchange: Exchange) -> web.Response:
             "daily_usage": [
                 {
                     "date": day,
-                    "amount": _sum(group),
+                    "amount": _total_amount(group),
                     "count": len(group),
                     "models": sorted({entry.prediction.model.id for entry in group}),
                 }
                 for day, group in by_day.items()
             ],
             "summary": {
-                "total_cost": _sum(paid),
+                "total_cost": _total_amount(paid),
                 "total_requests": len(entries),
                 "success_requests": sum(entry.prediction.state(now) == "completed" for entry in entries),
             },
@@ -351,17 +357,17 @@ async def usage(exchange: Exchange) -> web.Response:
     )
 
 
-def _sum(entries: list[Entry]) -> float:
+def _total_amount(entries: list[Entry]) -> float:
     return float(sum((entry.amount for entry in entries), Decimal(0)))
 
 
 async def webhook_secret(exchange: Exchange) -> web.Response:
-    """`GET /api/v3/webhook/secret`: one secret per key."""
+    """`GET /api/v3/webhook/secret`: return the secret that signs the account's webhooks."""
     return exchange.site.persona.ok({"secret": exchange.account().webhook_secret})
 
 
 async def unknown(exchange: Exchange) -> web.Response:
-    """Anything else."""
+    """Respond 404 or 405 to any other path."""
     _check_method(exchange)
     exchange.account()
     raise RefusedError(_NOT_FOUND)

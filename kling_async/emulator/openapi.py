@@ -1,4 +1,4 @@
-"""The wire of the WaveSpeed persona as OpenAPI 3.1, written from the tables that the routes themselves use."""
+"""OpenAPI 3.1 document of the WaveSpeed persona, generated from the tables that the routes use."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 __all__ = ["document"]
 
 Schema = dict[str, Any]
+"""A JSON schema or another part of the document."""
 
-_TEXT: Final[Schema] = {"type": "string"}
+_STRING: Final[Schema] = {"type": "string"}
 _NUMBER: Final[Schema] = {"type": "number", "minimum": 0}
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
-_YES_NO: Final[Schema] = {"type": "boolean"}
-_URL: Final[Schema] = {"type": "string", "format": "uri", "pattern": "^https?://"}
-_TIME: Final[Schema] = {"type": "string", "format": "date-time"}
-_NANOSECONDS: Final[Schema] = _TIME | {"pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z$"}
+_BOOLEAN: Final[Schema] = {"type": "boolean"}
+_HTTP_URL: Final[Schema] = {"type": "string", "format": "uri", "pattern": "^https?://"}
+_DATE_TIME: Final[Schema] = {"type": "string", "format": "date-time"}
+_NANOSECONDS: Final[Schema] = _DATE_TIME | {"pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z$"}
 _MILLISECONDS: Final[Schema] = {"type": "string", "pattern": r"^\d{11,}$", "description": "epoch milliseconds"}
 _ID: Final[Schema] = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
 
@@ -35,7 +36,7 @@ def _list(items: Schema) -> Schema:
 
 
 def _object(properties: Mapping[str, Schema], optional: Iterable[str] = ()) -> Schema:
-    """An object with these keys and no others."""
+    """Return the schema of an object with only these keys."""
     return {
         "type": "object",
         "required": [name for name in properties if name not in set(optional)],
@@ -53,13 +54,13 @@ _STATUSES: Final = [*get_args(State)]
 _PREDICTION: Final = _object(
     {
         "id": _ID,
-        "model": _TEXT,
-        "outputs": _list(_URL),
-        "urls": _object({"get": _URL}),
-        "has_nsfw_contents": _list(_YES_NO),
+        "model": _STRING,
+        "outputs": _list(_HTTP_URL),
+        "urls": _object({"get": _HTTP_URL}),
+        "has_nsfw_contents": _list(_BOOLEAN),
         "status": {"enum": _STATUSES},
         "created_at": _NANOSECONDS,
-        "error": _TEXT,
+        "error": _STRING,
         "executionTime": _COUNT | {"description": "milliseconds"},
         "timings": _object({"inference": _COUNT}),
         "code": {"type": "integer", "description": "of a failure"},
@@ -82,9 +83,9 @@ _PREDICTION: Final = _object(
 
 _UPLOAD: Final = {
     "type": {"enum": ["image", "video", "audio"]},
-    "filename": _TEXT,
+    "filename": _STRING,
     "size": _COUNT,
-    "download_url": _URL,
+    "download_url": _HTTP_URL,
 }
 
 _DATA: Final[Mapping[str, Schema]] = {
@@ -100,9 +101,9 @@ _DATA: Final[Mapping[str, Schema]] = {
             "upload": _object(
                 {
                     "method": {"const": "PUT"},
-                    "url": _URL,
-                    "headers": {"type": "object", "additionalProperties": _TEXT},
-                    "expires_at": _TIME,
+                    "url": _HTTP_URL,
+                    "headers": {"type": "object", "additionalProperties": _STRING},
+                    "expires_at": _DATE_TIME,
                 }
             )
         }
@@ -112,13 +113,13 @@ _DATA: Final[Mapping[str, Schema]] = {
     "Models": _list(
         _object(
             {
-                "model_id": _TEXT,
-                "name": _TEXT,
-                "description": _TEXT,
-                "type": _TEXT,
+                "model_id": _STRING,
+                "name": _STRING,
+                "description": _STRING,
+                "type": _STRING,
                 "base_price": _NUMBER,
                 "sort_order": {"type": "integer"},
-                "formula": _TEXT | {"description": "JSONata"},
+                "formula": _STRING | {"description": "JSONata"},
                 "api_schema": _object(
                     {
                         "api_schemas": _list(
@@ -126,8 +127,8 @@ _DATA: Final[Mapping[str, Schema]] = {
                                 {
                                     "type": {"const": "model_run"},
                                     "method": {"const": "POST"},
-                                    "server": _URL,
-                                    "api_path": _TEXT,
+                                    "server": _HTTP_URL,
+                                    "api_path": _STRING,
                                     "request_schema": {"type": "object", "description": "JSON schema"},
                                 }
                             )
@@ -139,25 +140,25 @@ _DATA: Final[Mapping[str, Schema]] = {
     ),
     "Price": _object(
         {
-            "model_id": _TEXT,
+            "model_id": _STRING,
             "price": _NUMBER,
             "discounted_price": _NUMBER,
             "discount_rate": _NUMBER | {"maximum": 1},
             "currency": {"const": "USD"},
         }
     ),
-    "UnitPrice": _object({"model_id": _TEXT, "unit_price": _NUMBER, "currency": {"const": "USD"}}),
+    "UnitPrice": _object({"model_id": _STRING, "unit_price": _NUMBER, "currency": {"const": "USD"}}),
     "Billings": _object(
         {
             "page": _COUNT,
             "total": _COUNT,
-            "has_more": _YES_NO,
+            "has_more": _BOOLEAN,
             "items": _list(
                 _object(
                     {
                         "uuid": _ID,
                         "access_key_id": _COUNT,
-                        "access_key_name": _TEXT,
+                        "access_key_name": _STRING,
                         "billing_type": {"enum": ["deduct", "refund"]},
                         "price": _NUMBER,
                         "created_at": _MILLISECONDS,
@@ -168,11 +169,11 @@ _DATA: Final[Mapping[str, Schema]] = {
                                 "state": {"enum": ["paid", "refunded"]},
                                 "price": _NUMBER,
                                 "origin_price": _NUMBER,
-                                "status": _TEXT,
+                                "status": _STRING,
                                 "ak_id": _COUNT,
                             }
                         ),
-                        "prediction": _object({"uuid": _ID, "model_uuid": _TEXT, "status": {"enum": _STATUSES}}),
+                        "prediction": _object({"uuid": _ID, "model_uuid": _STRING, "status": {"enum": _STATUSES}}),
                     }
                 )
             )
@@ -184,12 +185,12 @@ _DATA: Final[Mapping[str, Schema]] = {
             "per_model_usage": _list(
                 _object(
                     {
-                        "model_uuid": _TEXT,
-                        "model_type": _TEXT,
+                        "model_uuid": _STRING,
+                        "model_type": _STRING,
                         "unit_price": _NUMBER,
                         "total_cost": _NUMBER,
                         "total_count": _COUNT,
-                        "last_used_date": _TIME,
+                        "last_used_date": _DATE_TIME,
                     }
                 )
             ),
@@ -199,7 +200,7 @@ _DATA: Final[Mapping[str, Schema]] = {
                         "date": {"type": "string", "format": "date"},
                         "amount": _NUMBER,
                         "count": _COUNT,
-                        "models": _list(_TEXT),
+                        "models": _list(_STRING),
                     }
                 )
             ),
@@ -208,19 +209,19 @@ _DATA: Final[Mapping[str, Schema]] = {
     ),
     "Secret": _object({"secret": {"type": "string", "pattern": "^whsec_"}}),
 }
-"""What stands in `data`, by the names that `routes` uses."""
+"""Schemas of `data`, by the names that `routes` uses."""
 
-_TEXTS: Final[Mapping[int, str]] = {
-    400: "A key is missing or does not fit.",
+_ERROR_TEXTS: Final[Mapping[int, str]] = {
+    400: "A parameter is missing or invalid.",
     401: "The API key is missing or unknown.",
-    402: "The balance does not suffice.",
-    403: "The balance does not suffice, or the key may not do this.",
-    404: "There is no such thing, or it is older than seven days, or another account's.",
+    402: "The balance is insufficient.",
+    403: "The balance is insufficient, or the key lacks permission.",
+    404: "Not found: unknown, older than seven days, or owned by another account.",
     413: "The file is too large.",
-    429: "Too many starts in a minute, or too many predictions at once.",
+    429: "The limit of starts per minute or of concurrent predictions is reached.",
 }
-_UPLOADS: Final = frozenset({"Upload", "Ticket"})
-"""Their failures are told inside of an HTTP 200."""
+_UPLOAD_RESPONSES: Final = frozenset({"Upload", "Ticket"})
+"""Responses that report a failure with HTTP 200 and an error `code`."""
 
 
 def _json(schema: Schema) -> Schema:
@@ -228,24 +229,24 @@ def _json(schema: Schema) -> Schema:
 
 
 def _error_schema(status: int) -> Schema:
-    return _object({"code": {"const": status}, "message": _TEXT}) | {"description": "The gateway's usual form."}
+    return _object({"code": {"const": status}, "message": _STRING}) | {"description": "Error envelope."}
 
 
 def _error(status: int, *, submit: bool = False) -> Schema:
     schema = _error_schema(status)
-    if submit and status == 400:  # noqa: PLR2004 - the status this refusal comes with
-        schema = {"anyOf": [schema, _object({"error": _TEXT})]}
-    answer: Schema = {"description": _TEXTS[status], "content": _json(schema)}
-    if status == 429:  # noqa: PLR2004 - the status that may say when to come again
-        answer["headers"] = {"Retry-After": {"description": "seconds", "schema": {"type": "string"}}}
-    return answer
+    if submit and status == 400:  # noqa: PLR2004 -- webhook with base64 output is refused in this form
+        schema = {"anyOf": [schema, _object({"error": _STRING})]}
+    response: Schema = {"description": _ERROR_TEXTS[status], "content": _json(schema)}
+    if status == 429:  # noqa: PLR2004 -- the only error with Retry-After
+        response["headers"] = {"Retry-After": {"description": "seconds", "schema": {"type": "string"}}}
+    return response
 
 
 def _success(name: str) -> Schema:
     schema = _object({"code": {"const": 200}, "message": {"const": "success"}, "data": _ref(name)})
-    if name in _UPLOADS:
-        schema = {"anyOf": [schema, _object({"code": {"const": 500}, "message": _TEXT})]}
-    return {"description": "Done.", "content": _json(schema)}
+    if name in _UPLOAD_RESPONSES:
+        schema = {"anyOf": [schema, _object({"code": {"const": 500}, "message": _STRING})]}
+    return {"description": "Success.", "content": _json(schema)}
 
 
 def _body(route: Route) -> Schema | None:
@@ -257,8 +258,8 @@ def _body(route: Route) -> Schema | None:
         return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
     if route.body == "file":
         return {"required": True, "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}}
-    required = [item.name for item in route.body if item.required]
-    schema = {"type": "object", "properties": {item.name: item.schema() for item in route.body}}
+    required = [parameter.name for parameter in route.body if parameter.required]
+    schema = {"type": "object", "properties": {parameter.name: parameter.schema() for parameter in route.body}}
     return {"required": bool(required), "content": _json(schema | ({"required": required} if required else {}))}
 
 
@@ -270,14 +271,16 @@ def _parameters(path: str) -> list[Schema]:
 
 
 def _summary(route: Route) -> str:
+    """Return the docstring of the handler, without the method and path before its colon."""
     text = " ".join((route.handler.__doc__ or "").split())
-    return text.partition(": ")[2] or text
+    text = text.partition(": ")[2] or text
+    return text[:1].upper() + text[1:]
 
 
 def _operation(route: Route) -> Schema:
-    number = re.sub(r"\W+", "_", route.path.removeprefix("/api/v3/")).strip("_")
+    name = re.sub(r"\W+", "_", route.path.removeprefix("/api/v3/")).strip("_")
     operation: Schema = {
-        "operationId": f"{route.method.lower()}_{number}",
+        "operationId": f"{route.method.lower()}_{name}",
         "summary": _summary(route),
         "tags": [route.name],
         "parameters": _parameters(route.path),
@@ -286,44 +289,44 @@ def _operation(route: Route) -> Schema:
     if body is not None:
         operation["requestBody"] = body
     if route.kind == "file":
-        return operation | {"security": [], **_FILES[route.name]}
+        return operation | {"security": [], **_FILE_OPERATIONS[route.name]}
     operation["responses"] = {
-        "200": _success(route.answer),
+        "200": _success(route.response),
         **{str(status): _error(status) for status in sorted({*route.errors, 401})},
     }
     return operation
 
 
-_PLAIN: Final[Schema] = {"text/plain": {"schema": _TEXT}}
-_XML: Final[Schema] = {"application/xml": {"schema": {"type": "object", "xml": {"name": "Error"}}}}
+_PLAIN_TEXT: Final[Schema] = {"text/plain": {"schema": _STRING}}
+_XML_ERROR: Final[Schema] = {"application/xml": {"schema": {"type": "object", "xml": {"name": "Error"}}}}
 
 
-def _served(content_type: str) -> Schema:
+def _file_responses(content_type: str) -> Schema:
     return {
         "responses": {
             "200": {"description": "The file.", "content": {content_type: {}}},
-            "206": {"description": "A part of it.", "content": {content_type: {}}},
-            "304": {"description": "It has not changed."},
-            "404": {"description": _TEXTS[404], "content": _PLAIN},
-            "416": {"description": "The range lies outside of it."},
+            "206": {"description": "The requested range.", "content": {content_type: {}}},
+            "304": {"description": "Not modified."},
+            "404": {"description": _ERROR_TEXTS[404], "content": _PLAIN_TEXT},
+            "416": {"description": "The range is outside the file."},
         }
     }
 
 
-_FILES: Final[Mapping[str, Schema]] = {
-    "output": _served("video/mp4"),
-    "upload_get": _served("*/*"),
+_FILE_OPERATIONS: Final[Mapping[str, Schema]] = {
+    "output": _file_responses("video/mp4"),
+    "upload_get": _file_responses("*/*"),
     "upload_put": {
         "parameters": [
             *_parameters("{folder}{file}"),
-            {"name": "X-Amz-Signature", "in": "query", "required": True, "schema": _TEXT},
+            {"name": "X-Amz-Signature", "in": "query", "required": True, "schema": _STRING},
         ],
         "responses": {
-            "200": {"description": "It is kept."},
-            "400": {"description": "The body is not what was announced, or a key was sent.", "content": _XML},
-            "403": {"description": "The signature is not good for this.", "content": _XML},
-            "412": {"description": "There is one already.", "content": _XML},
-            "507": {"description": "The quota is used up.", "content": _XML},
+            "200": {"description": "Stored."},
+            "400": {"description": "The size is not the announced one, or a key was sent.", "content": _XML_ERROR},
+            "403": {"description": "The signature is expired or does not match.", "content": _XML_ERROR},
+            "412": {"description": "The object exists already.", "content": _XML_ERROR},
+            "507": {"description": "The storage quota is used up.", "content": _XML_ERROR},
         },
     },
 }
@@ -331,7 +334,7 @@ _FILES: Final[Mapping[str, Schema]] = {
 
 def _links() -> Schema:
     def link(path: str, method: str) -> Schema:
-        route = next(row for row in _API if row.path == path and row.method == method)
+        route = next(row for row in _ROUTES if row.path == path and row.method == method)
         operation = _operation(route)["operationId"]
         return {"operationId": operation, "parameters": {"prediction_id": "$response.body#/data/id"}}
 
@@ -343,23 +346,23 @@ def _links() -> Schema:
     }
 
 
-_API: Final = (*routes.WAVESPEED, *routes.COMMON)
+_ROUTES: Final = (*routes.WAVESPEED, *routes.COMMON)
 
 
-def _submit(route: Route, model: Model) -> Schema:
+def _submit_operation(route: Route, model: Model) -> Schema:
     webhook: Schema = {
         "name": "webhook",
         "in": "query",
-        "description": "URL that is told of the end.",
+        "description": "URL that receives a POST when the prediction ends.",
         "schema": {"type": "string", "pattern": r"^https?://[a-z0-9-]+(\.[a-z0-9-]+)*(:[1-9][0-9]{0,3})?(/[\w./-]*)?$"},
     }
-    success = _success(route.answer) | {"links": _links()}
+    success = _success(route.response) | {"links": _links()}
     return {
         "operationId": "submit_" + re.sub(r"\W+", "_", model.id),
-        "summary": f"Start a run of {model.id}: ${model.base_price} for five seconds.",
+        "summary": f"Submit a prediction to {model.id}: ${model.base_price} for five seconds.",
         "tags": [route.name],
         "parameters": [webhook],
-        "requestBody": {"required": True, "content": _json(model.accepted())},
+        "requestBody": {"required": True, "content": _json(model.request_schema())},
         "responses": {
             "200": success,
             **{str(status): _error(status, submit=True) for status in sorted({*route.errors, 401})},
@@ -368,28 +371,28 @@ def _submit(route: Route, model: Model) -> Schema:
 
 
 def document(server: str, models: Mapping[str, Model], *, max_upload_bytes: int) -> Schema:
-    """The whole document.
+    """Return the OpenAPI document.
 
     Args:
         server: base URL.
-        models: the models, by id; each is a path.
-        max_upload_bytes: greatest single upload.
+        models: models by id; each has a path of its own.
+        max_upload_bytes: maximum size of one upload.
     """
     paths: dict[str, Schema] = {}
-    for route in _API:
+    for route in _ROUTES:
         if route.name == "submit":
             for model_id, model in models.items():
-                paths[f"/api/v3/{model_id}"] = {"post": _submit(route, model)}
+                paths[f"/api/v3/{model_id}"] = {"post": _submit_operation(route, model)}
         else:
             paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
-    size = paths["/api/v3/media/uploads"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
-    size["size"]["maximum"] = max_upload_bytes
+    ticket = paths["/api/v3/media/uploads"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    ticket["properties"]["size"]["maximum"] = max_upload_bytes
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": "WaveSpeedAI API v3 for Kling image-to-video, as the emulator speaks it",
+            "title": "WaveSpeedAI API v3 for Kling image-to-video, as emulated",
             "version": "3",
-            "description": "Errors of gateways (5xx, also as HTML) may come on every path and are not listed.",
+            "description": "Every path may respond with a gateway error (5xx, also as HTML); these are not listed.",
         },
         "servers": [{"url": server}],
         "security": [{"key": []}],

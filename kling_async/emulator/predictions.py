@@ -1,7 +1,7 @@
-"""Predictions: their life from created to gone, worked out from the clock when somebody looks.
+"""Predictions: lifecycle and storage.
 
-No task and no timer belongs to a prediction: its times are drawn at the submit, and its status follows from them. Tens
-of thousands are cheap to hold.
+A prediction has no task and no timer. Its times are drawn at submit, and its status is computed from the clock on each
+request, so tens of thousands are cheap.
 """
 
 from __future__ import annotations
@@ -23,37 +23,39 @@ from .catalogue import Model
 from .faults import Shape
 
 if TYPE_CHECKING:
-    from .accounts import Account, Entry  # noqa: TC004 - that module imports this one
+    from .accounts import Account, Entry  # noqa: TC004 -- that module imports this one
 
 __all__ = [
     "RETENTION_SECONDS",
+    "Failure",
     "Prediction",
     "PredictionRecord",
     "PredictionStore",
     "State",
     "Timing",
     "TimingSource",
-    "Verdict",
 ]
 
 RETENTION_SECONDS: Final = 7 * 86400.0
-"""Predictions, outputs and uploads are kept this many seconds."""
+"""Time for which predictions, outputs and uploads are kept."""
 
 State = Literal["created", "processing", "completed", "failed", "cancelled", "canceled", "timeout", "deleted"]
 
-_FAILURE_SECONDS: Final = 1.5
-_SHORT_VIDEO: Final = 5
+_INPUT_FAILURE_SECONDS: Final = 1.5
+_SHORT_VIDEO_SECONDS: Final = 5
+_MAX_FIXED_QUEUE_SECONDS: Final = 1.0
+_FIXED_QUEUE_SHARE: Final = 0.1
 
 
 @attrs.frozen
 class Timing:
-    """How long predictions take, in seconds of the emulator's clock; times are drawn log-normally.
+    """Log-normal duration of predictions, in seconds of the emulator's clock.
 
     Attributes:
-        five: median seconds for a five-second video.
-        ten: median seconds for a ten-second video; other lengths lie on the line through both.
+        five: median for a five-second video, in seconds.
+        ten: median for a ten-second video, in seconds; other lengths are interpolated linearly.
         spread: sigma of the logarithm; 0 makes every run take the median.
-        queue: least and greatest seconds a prediction stays `created`.
+        queue: minimum and maximum time in `created`, in seconds.
     """
 
     five: float = 75.0
@@ -62,8 +64,8 @@ class Timing:
     queue: tuple[float, float] = (1.0, 3.0)
 
     def draw(self, rng: random.Random, length: int) -> tuple[float, float]:
-        """Seconds in the queue and seconds of work for a video of `length` seconds."""
-        median = max(0.0, self.five + (self.ten - self.five) * (length - _SHORT_VIDEO) / _SHORT_VIDEO)
+        """Draw the seconds in the queue and the seconds of work for a video of `length` seconds."""
+        median = max(0.0, self.five + (self.ten - self.five) * (length - _SHORT_VIDEO_SECONDS) / _SHORT_VIDEO_SECONDS)
         return rng.uniform(*self.queue), median * math.exp(rng.gauss(0.0, self.spread))
 
 
@@ -72,8 +74,8 @@ TimingSource = Timing | float | Callable[[str, Mapping[str, object]], float]
 
 
 @attrs.frozen
-class Verdict:
-    """How a prediction ends when it does not complete."""
+class Failure:
+    """Final status, `data.code` and error text of a prediction that does not complete."""
 
     status: State = "failed"
     code: int | None = 1405
@@ -82,21 +84,21 @@ class Verdict:
 
 @attrs.frozen
 class PredictionRecord:
-    """A prediction as it stood when asked for.
+    """Immutable snapshot of a prediction.
 
     Attributes:
         id: 32 lower-case hex digits.
         model: model id.
-        key: the API key that submitted it.
-        status: the service's word for its state.
-        inputs: what it ran with: defaults filled in, unknown keys gone.
-        created_at: Unix seconds.
-        ends_at: when it ends or ended, in Unix seconds.
-        code: `data.code` of a failure.
-        error: text of a failure, else empty.
-        webhook: the callback that was asked for.
-        fingerprint: the same for the same model and inputs, as in `Charge`.
-        output: URL of the video, once there is one.
+        key: API key that submitted it.
+        status: status on the wire.
+        inputs: inputs as run: defaults filled in, unknown keys removed.
+        created_at: time of the submit, in Unix seconds.
+        ends_at: time of the end, past or planned, in Unix seconds.
+        code: `data.code` of a failure; None otherwise.
+        error: text of a failure; empty otherwise.
+        webhook: callback URL; None if not requested.
+        fingerprint: equal for equal model and inputs, as in `Charge`.
+        output: URL of the video; None unless completed.
     """
 
     id: str
@@ -115,28 +117,28 @@ class PredictionRecord:
 
 @attrs.define(eq=False)
 class Prediction:
-    """One run.
+    """A prediction.
 
     Attributes:
         id: 32 lower-case hex digits.
-        account: who pays.
-        model: its row of the catalogue.
-        inputs: what it runs with.
-        origin: base URL of the persona that took it.
-        created_at: Unix seconds of the submit.
-        started_at: Unix seconds when it leaves the queue.
-        ends_at: Unix seconds when it ends, unless it still waits for a picture.
+        account: account that is charged.
+        model: row of the catalogue.
+        inputs: inputs as run.
+        origin: base URL of the persona that accepted it.
+        created_at: time of the submit, in Unix seconds.
+        started_at: time at which it leaves the queue, in Unix seconds.
+        ends_at: time at which it ends unless a picture is still being downloaded, in Unix seconds.
         price: USD.
         output: file name of the video.
-        webhook: callback URL, if asked for.
-        verdict: how it fails; None when it completes.
-        shape: a deviation in how its results are written.
-        hidden_until: until then it is not found, in Unix seconds.
-        pictures: digests of its input pictures, start frame first.
-        waiting: whether a picture is still being downloaded.
-        deleted_at: when it was deleted, in Unix seconds.
-        entry: its line in the account's books.
-        fingerprint: the same for the same model and inputs; pictures count by their content where it is known.
+        webhook: callback URL; None if not requested.
+        failure: how it fails; None if it completes.
+        shape: deviation of its results; None for none.
+        hidden_until: time until which reads respond 404, in Unix seconds.
+        pictures: digests of its input pictures, start frame first; empty strings where the content is not known.
+        waiting: True while a picture is being downloaded.
+        deleted_at: time of its deletion, in Unix seconds; None if not deleted.
+        entry: line in the account's ledger; None before it is charged.
+        fingerprint: equal for equal model and inputs; pictures are compared by content where it is known.
     """
 
     id: str
@@ -150,7 +152,7 @@ class Prediction:
     price: Decimal
     output: str
     webhook: str | None = None
-    verdict: Verdict | None = None
+    failure: Failure | None = None
     shape: Shape | None = None
     hidden_until: float = 0.0
     pictures: tuple[str, ...] = ()
@@ -161,53 +163,53 @@ class Prediction:
 
     @property
     def length(self) -> int:
-        """The length of the video, in seconds."""
+        """Length of the video, in seconds."""
         seconds = self.inputs.get("duration")
-        return seconds if isinstance(seconds, int) else _SHORT_VIDEO
+        return seconds if isinstance(seconds, int) else _SHORT_VIDEO_SECONDS
 
     @property
-    def milliseconds(self) -> int:
-        """The time of inference, in milliseconds."""
+    def inference_milliseconds(self) -> int:
+        """Time of inference, in milliseconds."""
         return round((self.ends_at - self.started_at) * 1000)
 
     @property
-    def over_at(self) -> float | None:
-        """When it freed its slot or will, in Unix seconds; None while nobody can tell."""
+    def slot_freed_at(self) -> float | None:
+        """Time at which it frees or freed its slot, in Unix seconds; None while a download makes it unknown."""
         ends_at = None if self.waiting else self.ends_at
         if self.deleted_at is None:
             return ends_at
         return self.deleted_at if ends_at is None else min(self.deleted_at, ends_at)
 
-    def name(self) -> None:
-        """Work out the fingerprint, once its pictures have been looked at."""
+    def set_fingerprint(self) -> None:
+        """Compute the fingerprint from the inputs and the digests of the pictures."""
         digests = dict(zip(self.model.images_in(self.inputs), self.pictures, strict=False))
         inputs = self.inputs | {name: digest for name, digest in digests.items() if digest}
         text = json.dumps([self.model.id, inputs], sort_keys=True)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def state(self, now: float) -> State:
-        """The status at that time."""
+        """Return the status at `now`."""
         if self.deleted_at is not None:
             return "deleted"
         if now < self.started_at:
             return "created"
         if self.waiting or now < self.ends_at:
             return "processing"
-        return "completed" if self.verdict is None else self.verdict.status
+        return "completed" if self.failure is None else self.failure.status
 
     def ended(self, now: float) -> bool:
-        """Whether nothing will change any more."""
+        """Return whether the status is final at `now`."""
         return self.deleted_at is not None or (not self.waiting and now >= self.ends_at)
 
-    def fail(self, verdict: Verdict, now: float) -> None:
-        """Let it end with that verdict, a moment after its pictures have been looked at."""
-        self.verdict = verdict
-        self.ends_at = max(self.started_at, now) + _FAILURE_SECONDS
+    def fail(self, failure: Failure, now: float) -> None:
+        """Set how it fails because of its pictures, and when."""
+        self.failure = failure
+        self.ends_at = max(self.started_at, now) + _INPUT_FAILURE_SECONDS
 
     def record(self, now: float) -> PredictionRecord:
-        """The prediction as a value that does not change any more."""
+        """Return an immutable snapshot at `now`."""
         state = self.state(now)
-        verdict = self.verdict if self.verdict is not None and state == self.verdict.status else None
+        failure = self.failure if self.failure is not None and state == self.failure.status else None
         return PredictionRecord(
             id=self.id,
             model=self.model.id,
@@ -216,8 +218,8 @@ class Prediction:
             inputs=dict(self.inputs),
             created_at=self.created_at,
             ends_at=self.ends_at,
-            code=None if verdict is None else verdict.code,
-            error="" if verdict is None else verdict.message,
+            code=None if failure is None else failure.code,
+            error="" if failure is None else failure.message,
             webhook=self.webhook,
             fingerprint=self.fingerprint,
             output=f"{self.origin}/output/{self.output}" if state == "completed" else None,
@@ -230,11 +232,11 @@ def _created_at(prediction: Prediction) -> float:
 
 @attrs.define(eq=False)
 class PredictionStore:
-    """All predictions of the last seven days, over all accounts.
+    """Predictions of the last seven days, of all accounts.
 
     Attributes:
-        timing: how long predictions take.
-        rng: the source of times and ids.
+        timing: duration of predictions.
+        rng: source of times and ids.
     """
 
     timing: TimingSource
@@ -243,31 +245,31 @@ class PredictionStore:
     _by_output: dict[str, Prediction] = attrs.field(factory=dict)
     _oldest: deque[Prediction] = attrs.field(factory=deque)
 
-    def times(self, model: Model, inputs: Mapping[str, object]) -> tuple[float, float]:
-        """Seconds in the queue and seconds of work for one run."""
+    def draw_times(self, model: Model, inputs: Mapping[str, object]) -> tuple[float, float]:
+        """Return the seconds in the queue and the seconds of work for one run."""
         if isinstance(self.timing, Timing):
             length = inputs.get("duration")
-            return self.timing.draw(self.rng, length if isinstance(length, int) else _SHORT_VIDEO)
+            return self.timing.draw(self.rng, length if isinstance(length, int) else _SHORT_VIDEO_SECONDS)
         total = self.timing if isinstance(self.timing, int | float) else self.timing(model.id, inputs)
-        queue = min(1.0, total * 0.1)
+        queue = min(_MAX_FIXED_QUEUE_SECONDS, total * _FIXED_QUEUE_SHARE)
         return queue, total - queue
 
-    def name(self) -> str:
-        """A fresh id: 32 lower-case hex digits."""
+    def new_id(self) -> str:
+        """Return a new prediction id: 32 lower-case hex digits."""
         return f"{self.rng.getrandbits(128):032x}"
 
-    def file(self) -> str:
-        """A fresh file name for a video."""
+    def new_file_name(self) -> str:
+        """Return a new file name for a video."""
         return f"{uuid.UUID(int=self.rng.getrandbits(128), version=4)}.mp4"
 
     def add(self, prediction: Prediction) -> None:
-        """Keep a prediction."""
+        """Store a prediction."""
         self._by_id[prediction.id] = prediction
         self._by_output[prediction.output] = prediction
         self._oldest.append(prediction)
 
     def get(self, prediction_id: str, account: Account, now: float) -> Prediction | None:
-        """The prediction of that id, if it is the account's own, still kept and to be seen."""
+        """Return the account's prediction with that id; None if it has none, or if reads still respond 404."""
         self.expire(now)
         prediction = self._by_id.get(prediction_id)
         if prediction is None or prediction.account is not account or now < prediction.hidden_until:
@@ -275,15 +277,15 @@ class PredictionStore:
         return prediction
 
     def by_output(self, file: str, now: float) -> Prediction | None:
-        """The completed prediction that made that file."""
+        """Return the completed prediction with that output file, or None."""
         self.expire(now)
         prediction = self._by_output.get(file)
         return prediction if prediction is not None and prediction.state(now) == "completed" else None
 
-    def drop(self, prediction: Prediction, now: float) -> None:
-        """Delete a prediction: a running one stays to be seen as `deleted`, an ended one is gone.
+    def delete(self, prediction: Prediction, now: float) -> None:
+        """Delete a prediction: a running one stays readable as `deleted`, an ended one is removed.
 
-        The money is not given back.
+        It is not refunded.
         """
         account = prediction.account
         if prediction.ended(now):
@@ -294,19 +296,19 @@ class PredictionStore:
         account.predictions.remove(prediction)
 
     def records(self, now: float) -> tuple[PredictionRecord, ...]:
-        """Everything that is kept, oldest first."""
+        """Return snapshots of all predictions, oldest first."""
         self.expire(now)
         return tuple(prediction.record(now) for prediction in self._oldest if prediction.id in self._by_id)
 
     def expire(self, now: float) -> None:
-        """Forget what is older than seven days."""
+        """Remove predictions older than seven days."""
         horizon = now - RETENTION_SECONDS
         accounts: set[Account] = set()
         while self._oldest and self._oldest[0].created_at <= horizon:
-            gone = self._oldest.popleft()
-            self._by_id.pop(gone.id, None)
-            self._by_output.pop(gone.output, None)
-            accounts.add(gone.account)
+            expired = self._oldest.popleft()
+            self._by_id.pop(expired.id, None)
+            self._by_output.pop(expired.output, None)
+            accounts.add(expired.account)
         for account in accounts:
             del account.predictions[: bisect.bisect_right(account.predictions, horizon, key=_created_at)]
 
@@ -322,16 +324,27 @@ class PredictionStore:
         offset: int,
         count: int,
     ) -> tuple[list[Prediction], int]:
-        """A page of the account's predictions, newest first, and how many match in all."""
-        every = account.predictions
-        low = 0 if after is None else bisect.bisect_left(every, after, key=_created_at)
-        high = len(every) if before is None else bisect.bisect_right(every, before, key=_created_at)
+        """Return a page of the account's predictions, newest first, and the total number of matches.
+
+        Args:
+            account: owner of the predictions.
+            now: time at which `status` is compared, in Unix seconds.
+            after: earliest time of submit, in Unix seconds; None for no bound.
+            before: latest time of submit, in Unix seconds; None for no bound.
+            model: model id; None for all.
+            status: status; None for all.
+            offset: number of matches to skip.
+            count: maximum number to return.
+        """
+        predictions = account.predictions
+        low = 0 if after is None else bisect.bisect_left(predictions, after, key=_created_at)
+        high = len(predictions) if before is None else bisect.bisect_right(predictions, before, key=_created_at)
         if model is None and status is None:
-            first = high - offset
-            return every[max(low, first - count) : max(low, first)][::-1], max(0, high - low)
+            end = high - offset
+            return predictions[max(low, end - count) : max(low, end)][::-1], max(0, high - low)
         matching = [
             prediction
-            for prediction in reversed(every[low:high])
+            for prediction in reversed(predictions[low:high])
             if (model is None or prediction.model.id == model) and (status is None or prediction.state(now) == status)
         ]
         return matching[offset : offset + count], len(matching)

@@ -1,6 +1,6 @@
-"""Real videos from the input pictures: a slow camera move, with a cross-fade where an end frame was given.
+"""Render videos from input pictures: a slow camera move, and a cross-fade to the end frame if there is one.
 
-The only room that needs PyAV and Pillow (the extra `emulator`); nothing imports it before a video is asked for.
+The only module that needs PyAV and Pillow (the extra `emulator`); it is imported lazily.
 """
 
 from __future__ import annotations
@@ -33,60 +33,62 @@ FRAMES_PER_SECOND: Final = 24
 """Frame rate of every video."""
 
 Size = Literal["small", "full"]
-"""`small` is quick to make (longest side 854 or 896 pixels); `full` has the service's own pixel count."""
+"""`small` renders quickly (longest side 854 or 896 pixels); `full` has the service's pixel count."""
 
-# The service keeps the picture's shape within this many pixels.
+# The service keeps the aspect ratio of the picture within this pixel count.
 _FULL_PIXELS: Final[Mapping[str, int]] = {"720p": 1280 * 720, "1080p": 1920 * 1080, "4k": 3840 * 2160}
-_SMALL_SIDE: Final[Mapping[str, int]] = {"720p": 854, "1080p": 896, "4k": 896}
-_WORKERS: Final = 2
+_SMALL_SIDE_PIXELS: Final[Mapping[str, int]] = {"720p": 854, "1080p": 896, "4k": 896}
+_MAX_SIDE_PIXELS: Final = 3840
+_MAX_RENDER_THREADS: Final = 2
 _BT709: Final = 1
-# Pictures are kept this much larger than the frame, so that a push-in stays sharp.
-_HEADROOM: Final = 1.2
+# Pictures are scaled to this multiple of the frame size, so that zooming in stays sharp.
+_ZOOM_HEADROOM: Final = 1.2
+# Start and end of the cross-fade, as shares of the video.
 _FADE: Final = (0.30, 0.80)
 
 
 class RenderingStoppedError(Exception):
-    """The emulator closes; nobody waits for this video any more."""
+    """Rendering was aborted because the emulator is closing."""
 
 
 @attrs.frozen
 class Move:
-    """Where the camera begins and ends: zoom, and the place of its centre (-1 left or top edge, 1 the other)."""
+    """Start and end of a camera move: zoom factor, and centre from -1 (left or top edge) to 1."""
 
     zoom: tuple[float, float]
     across: tuple[float, float] = (0.0, 0.0)
     down: tuple[float, float] = (0.0, 0.0)
 
 
-# A word of the prompt decides; else its hash picks one of the quiet ones.
-_SPOKEN: Final[tuple[tuple[tuple[str, ...], Move], ...]] = (
+_PROMPT_MOVES: Final[tuple[tuple[tuple[str, ...], Move], ...]] = (
     (("zoom out", "pull out", "pull back", "pulls back"), Move((1.18, 1.0))),
     (("pan left", "pans left"), Move((1.16, 1.16), across=(1.0, -1.0))),
     (("pan right", "pans right"), Move((1.16, 1.16), across=(-1.0, 1.0))),
     (("tilt up", "tilts up"), Move((1.16, 1.16), down=(1.0, -1.0))),
     (("tilt down", "tilts down"), Move((1.16, 1.16), down=(-1.0, 1.0))),
 )
-_QUIET: Final = (
+# Without a phrase of the above in the prompt, its hash selects one of these.
+_DEFAULT_MOVES: Final = (
     Move((1.0, 1.16)),
     Move((1.0, 1.18), across=(0.0, 0.7)),
     Move((1.0, 1.18), across=(0.0, -0.7)),
     Move((1.0, 1.18), down=(0.0, -0.6)),
 )
-_TO_END: Final = Move((1.0, 1.14))
-_FROM_END: Final = Move((1.14, 1.0))
+_START_FRAME_MOVE: Final = Move((1.0, 1.14))
+_END_FRAME_MOVE: Final = Move((1.14, 1.0))
 
 
 @attrs.frozen
 class Scene:
-    """Everything a video is made of.
+    """Input of the renderer.
 
     Attributes:
-        pictures: the encoded start frame, and the end frame if there is one; none gives a plain
-            gradient, for pictures that are no longer kept.
+        pictures: encoded start frame, and end frame if there is one; empty renders a gradient, for pictures whose
+            content is no longer stored.
         seconds: length of the video.
         resolution: `720p`, `1080p` or `4k`.
-        size: whether to render at full size.
-        prompt: picks the camera move.
+        size: `small` or `full`.
+        prompt: selects the camera move.
     """
 
     pictures: tuple[bytes, ...]
@@ -97,18 +99,19 @@ class Scene:
 
     @property
     def move(self) -> Move:
-        """The camera move over the start frame."""
+        """Camera move over the start frame."""
         if len(self.pictures) > 1:
-            return _TO_END
+            return _START_FRAME_MOVE
         prompt = self.prompt.lower()
-        for words, move in _SPOKEN:
-            if any(word in prompt for word in words):
+        for phrases, move in _PROMPT_MOVES:
+            if any(phrase in prompt for phrase in phrases):
                 return move
-        return _QUIET[hashlib.sha256(prompt.encode(errors="surrogatepass")).digest()[0] % len(_QUIET)]
+        digest = hashlib.sha256(prompt.encode(errors="surrogatepass")).digest()
+        return _DEFAULT_MOVES[digest[0] % len(_DEFAULT_MOVES)]
 
     @property
     def digest(self) -> str:
-        """The same for scenes that give the same video."""
+        """Hash of all inputs; equal scenes render to equal videos."""
         digest = hashlib.sha256(f"{self.seconds} {self.resolution} {self.size} {self.move}".encode())
         for picture in self.pictures:
             digest.update(hashlib.sha256(picture).digest())
@@ -116,11 +119,11 @@ class Scene:
 
 
 def frame_size(width: int, height: int, resolution: str, size: Size) -> tuple[int, int]:
-    """Width and height of the video for a picture of that shape, in whole multiples of four pixels."""
+    """Return width and height of the video for a picture of that size, in multiples of four pixels."""
     if size == "full":
         scale = math.sqrt(_FULL_PIXELS[resolution] / (width * height))
     else:
-        scale = _SMALL_SIDE[resolution] / max(width, height)
+        scale = _SMALL_SIDE_PIXELS[resolution] / max(width, height)
     return max(16, round(width * scale) // 4 * 4), max(16, round(height * scale) // 4 * 4)
 
 
@@ -129,9 +132,9 @@ def _gradient() -> Image.Image:
     return Image.merge("RGB", [ramp.point([value // part for value in range(256)]) for part in (4, 3, 2)])
 
 
-def _open(content: bytes, side: int) -> Image.Image:
+def _decode(content: bytes, side: int) -> Image.Image:
     opened = Image.open(io.BytesIO(content))
-    # A JPEG can be decoded at a half or a quarter of its size for much less than the whole costs.
+    # Decoding a JPEG at a half or a quarter of its size is much faster.
     opened.draft("RGB", (side, side))
     image = ImageOps.exif_transpose(opened)
     if image.mode in {"RGBA", "LA", "PA", "P"}:
@@ -149,38 +152,38 @@ def _frame(
     down = move.down[0] + (move.down[1] - move.down[0]) * at
     left = (image.width - width) * (1 + across) / 2
     top = (image.height - height) * (1 + down) / 2
-    # A box of fractions of pixels: a whole-pixel crop would make the slow move tremble.
+    # Fractional coordinates: cropping to whole pixels would make the slow move jitter.
     box = (left, top, min(left + width, image.width), min(top + height, image.height))
     return image.resize(size, filtering, box=box)
 
 
-def _smooth(at: float) -> float:
+def _smoothstep(at: float) -> float:
     return at * at * (3 - 2 * at)
 
 
-def _fading(at: float) -> float:
+def _end_frame_opacity(at: float) -> float:
     low, high = _FADE
-    return _smooth(min(1.0, max(0.0, (at - low) / (high - low))))
+    return _smoothstep(min(1.0, max(0.0, (at - low) / (high - low))))
 
 
 def render(scene: Scene, target: Path, stop: threading.Event | None = None) -> None:
-    """Write the scene as H.264 in MP4, its index first.
+    """Write the scene as H.264 in MP4 with its index first.
 
-    A second and a half of CPU for five seconds, small; about nine at full size.
+    Five seconds of video take about 1.5 s of CPU time when small, about 9 s at full size.
 
     Args:
-        scene: what to show.
-        target: the file to write.
-        stop: gives up when it is set.
+        scene: input.
+        target: file to write.
+        stop: aborts the rendering when set.
 
     Raises:
-        RenderingStoppedError: when `stop` was set; the file is not complete.
+        RenderingStoppedError: if `stop` was set; the file is incomplete.
     """
-    side = 2 * _SMALL_SIDE[scene.resolution] if scene.size == "small" else 2 * 3840
-    opened = [_open(picture, side) for picture in scene.pictures] or [_gradient()]
-    size = frame_size(*opened[0].size, scene.resolution, scene.size)
-    roomy = (round(size[0] * _HEADROOM), round(size[1] * _HEADROOM))
-    pictures = [ImageOps.fit(image, roomy, Image.Resampling.LANCZOS) for image in opened]
+    side = 2 * (_SMALL_SIDE_PIXELS[scene.resolution] if scene.size == "small" else _MAX_SIDE_PIXELS)
+    decoded = [_decode(picture, side) for picture in scene.pictures] or [_gradient()]
+    size = frame_size(*decoded[0].size, scene.resolution, scene.size)
+    source_size = (round(size[0] * _ZOOM_HEADROOM), round(size[1] * _ZOOM_HEADROOM))
+    pictures = [ImageOps.fit(image, source_size, Image.Resampling.LANCZOS) for image in decoded]
     move, count = scene.move, scene.seconds * FRAMES_PER_SECOND
     quick = scene.size == "small"
     filtering = Image.Resampling.BILINEAR if quick else Image.Resampling.BICUBIC
@@ -197,12 +200,12 @@ def render(scene: Scene, target: Path, stop: threading.Event | None = None) -> N
             if stop is not None and stop.is_set():
                 raise RenderingStoppedError
             at = number / (count - 1)
-            eased = 0.4 * at + 0.6 * _smooth(at)
-            fade = _fading(at) if len(pictures) > 1 else 0.0
-            image = _frame(pictures[fade == 1], size, move if fade < 1 else _FROM_END, eased, filtering)
-            if 0 < fade < 1:
-                image = Image.blend(image, _frame(pictures[1], size, _FROM_END, eased, filtering), fade)
-            frame = av.VideoFrame.from_image(image).reformat(  # type: ignore[no-untyped-call]  # PyAV has it untyped
+            eased = 0.4 * at + 0.6 * _smoothstep(at)
+            opacity = _end_frame_opacity(at) if len(pictures) > 1 else 0.0
+            image = _frame(pictures[opacity == 1], size, move if opacity < 1 else _END_FRAME_MOVE, eased, filtering)
+            if 0 < opacity < 1:
+                image = Image.blend(image, _frame(pictures[1], size, _END_FRAME_MOVE, eased, filtering), opacity)
+            frame = av.VideoFrame.from_image(image).reformat(  # type: ignore[no-untyped-call]  # untyped in PyAV
                 format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
             )
             frame.pts = number
@@ -212,22 +215,22 @@ def render(scene: Scene, target: Path, stop: threading.Event | None = None) -> N
 
 
 class Renderer:
-    """Makes videos when they are first asked for, at most two at a time, and keeps them in a temporary directory.
+    """Cache of videos, each rendered on its first request, at most two at a time, in a temporary directory.
 
     Args:
-        capacity: bytes of videos that are kept; those not asked for longest go first and are made anew when wanted.
+        capacity: size of the cache in bytes; the least recently used videos are evicted and rendered again on request.
     """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._scratch: Scratch | None = None
-        self._limiter = anyio.CapacityLimiter(_WORKERS)
+        self._limiter = anyio.CapacityLimiter(_MAX_RENDER_THREADS)
         self._files: OrderedDict[str, int] = OrderedDict()
         self._locks: dict[str, anyio.Lock] = {}
         self._stop = threading.Event()
 
     async def open(self) -> None:
-        """Make the directory."""
+        """Create the directory."""
         self._scratch = await anyio.to_thread.run_sync(Scratch.make)
 
     @property
@@ -235,23 +238,23 @@ class Renderer:
         return Path() if self._scratch is None else self._scratch.path
 
     async def video(self, scene: Scene) -> bytes:
-        """The MP4 of that scene.
+        """Return the MP4 of the scene.
 
         Raises:
-            RenderingStoppedError: when the emulator closes before it is ready.
+            RenderingStoppedError: if the emulator closes before it is rendered.
         """
         digest = await anyio.to_thread.run_sync(lambda: scene.digest, limiter=self._limiter)
         lock = self._locks.setdefault(digest, anyio.Lock())
         async with lock:
-            content = await anyio.to_thread.run_sync(self._produce, digest, scene, limiter=self._limiter)
+            content = await anyio.to_thread.run_sync(self._read_or_render, digest, scene, limiter=self._limiter)
         if not lock.statistics().locked:
             self._locks.pop(digest, None)
         self._files[digest] = len(content)
         self._files.move_to_end(digest)
-        await self._trim()
+        await self._evict()
         return content
 
-    def _produce(self, digest: str, scene: Scene) -> bytes:
+    def _read_or_render(self, digest: str, scene: Scene) -> bytes:
         if self._stop.is_set():
             raise RenderingStoppedError
         file = self._directory / f"{digest}.mp4"
@@ -263,20 +266,20 @@ class Renderer:
             part.replace(file)
             return file.read_bytes()
 
-    async def _trim(self) -> None:
+    async def _evict(self) -> None:
         while sum(self._files.values()) > self._capacity and len(self._files) > 1:
             digest, _ = self._files.popitem(last=False)
             remove = functools.partial((self._directory / f"{digest}.mp4").unlink, missing_ok=True)
             await anyio.to_thread.run_sync(remove)
 
     def stop(self) -> None:
-        """Give up what is being made."""
+        """Abort all rendering."""
         self._stop.set()
 
     async def close(self) -> None:
-        """Remove every video, once nobody writes any more."""
+        """Abort all rendering, wait for its threads, then remove the directory."""
         self.stop()
-        workers = [object() for _ in range(_WORKERS)]
+        workers = [object() for _ in range(_MAX_RENDER_THREADS)]
         for worker in workers:
             await self._limiter.acquire_on_behalf_of(worker)
         if self._scratch is not None:

@@ -1,4 +1,4 @@
-"""Every route of the API, once: the servers listen by this table and the schema is written from it."""
+"""Route table of the API, used by the servers and by the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import attrs
 
 from kling_async.emulator import bodies, files, handlers
 
-from .bodies import Item
+from .bodies import Parameter
 from .exchange import Handler
 
 if TYPE_CHECKING:
@@ -26,21 +26,21 @@ class Route:
 
     Attributes:
         method: HTTP method.
-        path: the path, as aiohttp writes it.
-        name: as in `faults.ROUTES`.
-        handler: what answers.
-        answer: what is answered with: the name of a schema in `openapi`.
-        body: the keys of the JSON body, or `multipart` or `file`.
-        errors: statuses besides 200 that this route has of its own: 401 goes without saying where a key is wanted.
-        kind: `json` with an envelope and a key, or `file` with neither.
+        path: path in aiohttp's notation.
+        name: route name, as in `faults.ROUTES`.
+        handler: handler of the requests.
+        response: name of the response schema in `openapi`; empty for `file` routes.
+        body: keys of the JSON body, or `multipart` or `file`; None for no body.
+        errors: error statuses besides 401, which every `json` route has.
+        kind: `json` has an envelope and needs a key, `file` neither.
     """
 
     method: str
     path: str
     name: str
     handler: Handler
-    answer: str = ""
-    body: tuple[Item, ...] | Literal["multipart", "file"] | None = None
+    response: str = ""
+    body: tuple[Parameter, ...] | Literal["multipart", "file"] | None = None
     errors: tuple[int, ...] = ()
     kind: Literal["json", "file"] = "json"
 
@@ -69,7 +69,7 @@ WAVESPEED: Final = (
     Route("PUT", "/storage/media/{folder}/{file}", "upload_put", files.upload_put, body="file", kind="file"),
     Route("GET", "/media/{folder}/{file}", "upload_get", files.upload_get, kind="file"),
 )
-"""What WaveSpeed has and GPTProto has not."""
+"""Routes of WaveSpeed only."""
 
 COMMON: Final = (
     Route("GET", "/api/v3/predictions/{prediction_id}/result", "result", handlers.result, "Prediction", errors=(404,)),
@@ -84,35 +84,34 @@ COMMON: Final = (
         errors=(400, 402, 403, 404, 429),
     ),
 )
-"""What both have; the last stands for one path per model."""
+"""Routes of both personas; the last one stands for one path per model."""
 
 UNKNOWN: Final = Route("*", "/{anything:.*}", "unknown", handlers.unknown)
-"""Everything else."""
+"""Catch-all route."""
 
 
 def methods_of(routes: tuple[Route, ...], models: Mapping[str, Model]) -> Callable[[str], frozenset[str]]:
-    """A function that tells which methods a path knows; none for a path that is not there.
+    """Return a function from a path to its HTTP methods; an unknown path has none.
 
     Args:
-        routes: all of a persona's.
-        models: its models, each of which is a path.
+        routes: all routes of a persona.
+        models: models of the persona, by id; each has a path of its own.
     """
-    known = [
+    patterns = [
         (re.compile(re.sub(r"\{\w+\}", "[^/]+", route.path)), route.method) for route in routes if ":" not in route.path
     ]
-    submits = frozenset(f"/api/v3/{model_id}" for model_id in models)
-
-    literal = {route.path for route in routes}
+    literal_paths = {route.path for route in routes}
+    submit_paths = frozenset(f"/api/v3/{model_id}" for model_id in models)
 
     def methods(path: str) -> frozenset[str]:
-        # A path that stands there word for word goes before one with a place for any word.
+        # A literal path takes precedence over one with a placeholder.
         found = {
             method
-            for pattern, method in known
-            if (pattern.pattern == path if path in literal else pattern.fullmatch(path))
+            for pattern, method in patterns
+            if (pattern.pattern == path if path in literal_paths else pattern.fullmatch(path))
         }
         if "GET" in found:
             found.add("HEAD")
-        return frozenset(found | ({"POST"} if path in submits else set()))
+        return frozenset(found | ({"POST"} if path in submit_paths else set()))
 
     return methods

@@ -1,7 +1,7 @@
-"""A temporary directory for videos, and what a killed emulator left of its own.
+"""A temporary directory for videos, and the removal of directories left by killed emulators.
 
-Each directory holds a file that its owner keeps locked for as long as it lives. The system gives the lock back however
-the owner ends, so a directory whose lock can be had belongs to nobody any more.
+Each directory contains a file that its process keeps locked. The operating system releases the lock however the process
+ends, so a directory whose lock can be acquired is abandoned.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _LOCK: Final = ".lock"
 
 @attrs.frozen(eq=False)
 class Scratch:
-    """A directory and the lock that says it is in use.
+    """A temporary directory and the lock that marks it as in use.
 
     Attributes:
         path: the directory.
-        lock: the descriptor that holds the lock; None where there are no such locks.
+        lock: file descriptor that holds the lock; None on Windows, where there is none.
     """
 
     path: Path
@@ -36,28 +36,28 @@ class Scratch:
 
     @classmethod
     def make(cls) -> Scratch:
-        """A new directory; those of emulators that were killed are removed on the way."""
-        _sweep(Path(tempfile.gettempdir()))
+        """Create a directory, after removing abandoned ones."""
+        _remove_abandoned(Path(tempfile.gettempdir()))
         path = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        # Locked before it has its name: under that name nobody ever finds it unlocked and alive.
+        # Lock before renaming: another process must never find the lock file of a live directory unlocked.
         new = path / f"{_LOCK}.new"
         lock = os.open(new, os.O_CREAT | os.O_RDWR, 0o600) if sys.platform != "win32" else None
-        if lock is not None and _locked(lock):
+        if lock is not None and _try_lock(lock):
             new.rename(path / _LOCK)
         return cls(path, lock)
 
     def remove(self) -> None:
-        """Remove the directory with all that is in it."""
+        """Remove the directory and its contents."""
         shutil.rmtree(self.path, ignore_errors=True)
         if self.lock is not None:
             os.close(self.lock)
 
 
-def _locked(descriptor: int) -> bool:
-    """Take the lock without waiting, if it can be had."""
+def _try_lock(descriptor: int) -> bool:
+    """Acquire the lock without blocking and return whether it succeeded."""
     if sys.platform == "win32":
         return False
-    import fcntl  # noqa: PLC0415 - there is none on Windows
+    import fcntl  # noqa: PLC0415 -- there is none on Windows
 
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,17 +66,17 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
-def _sweep(folder: Path) -> None:
+def _remove_abandoned(folder: Path) -> None:
     if sys.platform == "win32":
         return
     for path in folder.glob(f"{_PREFIX}*"):
-        # Whatever is in the way (another user's, gone meanwhile, a link) stays where it is.
+        # Skip what cannot be checked: directories of other users, links, or removed meanwhile.
         with contextlib.suppress(OSError):
             if path.is_symlink() or path.stat().st_uid != os.getuid():
                 continue
             descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
             try:
-                if _locked(descriptor):
+                if _try_lock(descriptor):
                     shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The emulator itself: one state, two personas, each listening at a port of its own."""
+"""The emulator: one shared state and two personas, each on its own port."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from .chaos import Chaos, ChaosRun
 from .clock import Clock, RealClock, ScaledClock
 from .exchange import route
 from .gptproto import GPTProto
-from .outputs import Media
+from .media import Media
 from .predictions import PredictionRecord, PredictionStore, Timing, TimingSource
 from .routes import Route, methods_of
 from .service import Leak, RequestRecord, Rules, Service, Site
+from .wavespeed import WaveSpeed
 from .webhooks import Delivery, Webhooks
-from .wire import WaveSpeed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -41,26 +41,28 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_GPTPROTO_KEY", "DEFAULT_KEY", "Emulator", "MissingRendererError", "serve"]
 
 DEFAULT_KEY: Final = "wsk_emulator_0123456789abcdef"
-"""The key of the WaveSpeed persona when none are given."""
+"""Key of the WaveSpeed persona if none are given."""
 
 DEFAULT_GPTPROTO_KEY: Final = "sk-emulator-0123456789abcdef"
-"""The key of the GPTProto persona when none are given."""
+"""Key of the GPTProto persona if none are given."""
 
-_SHUTDOWN_SECONDS: Final = 0.5
-_SETTLING_TURNS: Final = 10
-_GIB: Final = 1024**3
-_MIB: Final = 1024**2
+_SHUTDOWN_TIMEOUT_SECONDS: Final = 0.5
+_OFFLINE_LOOP_TURNS: Final = 10
+_MIB_BYTES: Final = 1024**2
+_GIB_BYTES: Final = 1024**3
+# Two pictures as data URIs, each a third longer than its picture, and the rest of a submit.
+_MAX_SUBMIT_BYTES: Final = 32 * _MIB_BYTES
 
 
 class MissingRendererError(ImportError):
-    """Videos are wanted and the packages that make them are not installed."""
+    """The packages that render videos are not installed."""
 
 
 def _level(level: LevelName | Level) -> Level:
     if isinstance(level, Level):
         return level
     if level not in LEVELS:
-        raise ValueError(f"no level {level!r}; there are {', '.join(LEVELS)}")
+        raise ValueError(f"level: expected a Level or one of {', '.join(LEVELS)}, got {level!r}")
     return LEVELS[level]
 
 
@@ -69,45 +71,44 @@ def _money(amount: float | Decimal) -> Decimal:
 
 
 class Emulator:
-    """WaveSpeedAI API v3 and GPTProto on this computer: `async with Emulator() as emu:`.
+    """Local server for WaveSpeedAI API v3 and GPTProto: `async with Emulator() as emu:`.
 
-    The vendor's own clients work against it unmodified. Everything about time is on `clock`; everything about money
-    is in USD.
+    The vendor's own clients work against it unmodified. All times are on `clock`; all amounts are in USD.
 
     Args:
-        host: where to listen.
-        port: port of the WaveSpeed persona; 0 takes a free one.
-        gptproto_port: port of the GPTProto persona; 0 takes a free one.
-        keys: accepted API keys, each an account of its own: a sequence, or a mapping to each one's level. None takes
-            one default key for each persona. Every key is good at both personas.
-        level: `bronze`, `silver`, `gold`, `ultra`, or a `Level`, for keys that name none.
-        balance: what each account starts with.
-        clock: the time; see `ManualClock` and `ScaledClock`.
-        speed: short for `clock=ScaledClock(speed)`.
-        timing: how long predictions take: a `Timing`, seconds, or a function of model id and inputs.
-        seed: makes times, ids and file names the same in every run; None makes them differ.
-        profile: `video` renders real MP4s (needs the extra `emulator`); `tiny` serves one of two kilobytes.
-        resolution: `small` renders quickly, `full` in the service's own size.
-        max_upload_bytes: greatest single upload.
-        storage_bytes: distinct uploaded content kept in memory.
-        cache_bytes: rendered videos kept on disk.
-        over_limit: what happens above the concurrency limit: `reject` with 429, or `queue`, as a page of the vendor
-            has it.
-        retry_after: whether a 429 of the limits carries `Retry-After`.
+        host: address to listen on.
+        port: port of the WaveSpeed persona; 0 selects a free one.
+        gptproto_port: port of the GPTProto persona; 0 selects a free one.
+        keys: accepted API keys, each with an account of its own: a sequence, or a mapping to levels. None creates one
+            default key per persona. Every key is valid at both personas.
+        level: `bronze`, `silver`, `gold`, `ultra` or a `Level`, for keys without one of their own.
+        balance: initial balance of each account.
+        clock: source of time, such as `ManualClock` or `ScaledClock`; None uses the system clock.
+        speed: shorthand for `clock=ScaledClock(speed)`.
+        timing: duration of predictions: a `Timing`, seconds, or a function of model id and inputs; None is `Timing()`.
+        seed: seed of times, ids and file names, for reproducible runs; None makes each run different.
+        profile: `video` renders real MP4s (needs the extra `emulator`); `tiny` serves a constant 2 KB one.
+        resolution: `small` renders quickly, `full` in the service's size.
+        max_upload_bytes: maximum size of one upload.
+        storage_bytes: maximum size of distinct uploaded content, in memory.
+        cache_bytes: maximum size of rendered videos, on disk.
+        over_limit: response above the concurrency limit: `reject` with 429, or `queue`, as one page of the vendor says.
+        retry_after: send `Retry-After` with a 429 of the limits.
         refund_after: seconds from a failure to its refund; None never refunds.
-        no_funds_status: HTTP status when the balance does not suffice: 403 or 402 (GPTProto: always 403).
-        discount: share of the list price the accounts are let off, 0 to 1.
-        input_echo: whether predictions carry their `input`: in the `list`, in the `result`, or in both (True).
-        list_total: whether a list tells its `total`, as older pages of the vendor have it.
-        unknown_model_status: HTTP status of a submit to a model that does not exist: 404 or 400.
-        webhook_refunds: whether a prediction is refunded when its webhook could not be delivered at last.
-        downloads: whether pictures at other hosts are fetched; False takes them unseen, and nothing but webhooks
-            leaves this computer.
-        chaos: faults by the dice, besides those of `faults`.
-        advertise: host name that is written into URLs; None takes `host`, or 127.0.0.1 for all interfaces.
+        no_funds_status: HTTP status of an insufficient balance: 403 or 402 (GPTProto: always 403).
+        discount: discount on the list price, 0 to 1.
+        input_echo: include the `input` of predictions in `list`, in `result`, or in both (True).
+        list_total: include `total` in a list, as older pages of the vendor show it.
+        unknown_model_status: HTTP status of a submit to an unknown model: 404 or 400.
+        webhook_refunds: refund a prediction after the last failed delivery of its webhook.
+        downloads: download pictures from other hosts; False accepts them unchecked, so that only webhooks connect to
+            other hosts.
+        chaos: random faults, in addition to `faults`; None for none.
+        advertise: host name in URLs; None uses `host`, or 127.0.0.1 if that is all interfaces.
 
     Raises:
-        MissingRendererError: when `profile` is `video` and PyAV or Pillow is missing.
+        MissingRendererError: if `profile` is `video` and PyAV or Pillow is missing.
+        ValueError: if an option is invalid.
     """
 
     def __init__(
@@ -125,9 +126,9 @@ class Emulator:
         seed: int | None = None,
         profile: Literal["video", "tiny"] = "video",
         resolution: Literal["small", "full"] = "small",
-        max_upload_bytes: int = 200 * _MIB,
-        storage_bytes: int = _GIB,
-        cache_bytes: int = 512 * _MIB,
+        max_upload_bytes: int = 200 * _MIB_BYTES,
+        storage_bytes: int = _GIB_BYTES,
+        cache_bytes: int = 512 * _MIB_BYTES,
         over_limit: Literal["reject", "queue"] = "reject",
         retry_after: bool = False,
         refund_after: float | None = 0.0,
@@ -142,10 +143,14 @@ class Emulator:
         advertise: str | None = None,
     ) -> None:
         if clock is not None and speed is not None:
-            raise ValueError("give a clock or a speed, not both")
-        for word, allowed in ((profile, ("video", "tiny")), (resolution, ("small", "full")), (over_limit, _OVER)):
-            if word not in allowed:
-                raise ValueError(f"{word!r} is none of {', '.join(allowed)}")
+            raise ValueError("clock, speed: expected at most one, got both")
+        for name, value, choices in (
+            ("profile", profile, ("video", "tiny")),
+            ("resolution", resolution, ("small", "full")),
+            ("over_limit", over_limit, ("reject", "queue")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
         if profile == "video":
             _require_renderer()
         if clock is None:
@@ -155,8 +160,8 @@ class Emulator:
         self._cache_bytes = cache_bytes
         self._ports = (port, gptproto_port)
         self._host = host
-        self._advertise = advertise or ("127.0.0.1" if host in {"0.0.0.0", "::", ""} else host)  # noqa: S104 - told apart, not bound
-        rng = random.Random(seed)  # noqa: S311 - nothing here is a secret
+        self._advertise = advertise or ("127.0.0.1" if host in {"0.0.0.0", "::", ""} else host)  # noqa: S104 -- compared, not bound
+        rng = random.Random(seed)  # noqa: S311 -- not used for security
         self._service = Service(
             clock=clock,
             accounts={
@@ -173,7 +178,7 @@ class Emulator:
                 refund_after=refund_after,
                 no_funds_status=no_funds_status,
                 discount=_money(discount),
-                echoes=_echoes(input_echo),
+                echoes=_echo_routes(input_echo),
                 list_total=list_total,
                 unknown_model_status=unknown_model_status,
                 webhook_refunds=webhook_refunds,
@@ -190,17 +195,17 @@ class Emulator:
 
     @property
     def clock(self) -> Clock:
-        """The emulator's time; give it to the client under test as well."""
+        """The emulator's clock; pass it to the client under test as well."""
         return self._service.clock
 
     @property
     def faults(self) -> Faults:
-        """The script of what goes wrong."""
+        """Scripted faults."""
         return self._service.faults
 
     @property
     def chaos(self) -> Chaos | None:
-        """The faults by the dice. Setting it, also to what it was, begins anew: counts and the sequence of faults."""
+        """Random faults, or None. Every assignment restarts the counts and the sequence of faults."""
         return None if self._service.chaos is None else self._service.chaos.chaos
 
     @chaos.setter
@@ -209,7 +214,7 @@ class Emulator:
 
     @property
     def chaos_counts(self) -> Mapping[tuple[str, str], int]:
-        """How often chaos struck, by route and kind."""
+        """Number of random faults so far, by route and kind."""
         return {} if self._service.chaos is None else dict(self._service.chaos.counts)
 
     @property
@@ -224,17 +229,17 @@ class Emulator:
 
     @property
     def api_key(self) -> str:
-        """An accepted key: the first one."""
+        """The first accepted key."""
         return self._keys[0]
 
     @property
     def gptproto_key(self) -> str:
-        """An accepted key that looks like one of GPTProto's, if there is one; else the first one."""
+        """The first accepted key that starts with `sk-`, as GPTProto's do; without one, the first key."""
         return next((key for key in self._keys if key.startswith("sk-")), self._keys[0])
 
     @property
     def requests(self) -> tuple[RequestRecord, ...]:
-        """The last 100 000 requests, oldest first; `/__emulator__/` is not counted."""
+        """The last 100 000 requests, oldest first, without those to `/__emulator__/`."""
         return tuple(self._service.requests)
 
     @property
@@ -244,38 +249,46 @@ class Emulator:
 
     @property
     def leaks(self) -> tuple[Leak, ...]:
-        """API keys that arrived at the storage, at an upload or at an output."""
+        """API keys that were sent to the storage, to an upload or to an output."""
         return tuple(self._service.leaks)
 
     @property
     def deliveries(self) -> tuple[Delivery, ...]:
-        """Attempts to deliver webhooks, oldest first."""
+        """Delivery attempts of webhooks, oldest first."""
         return tuple(self._webhooks.deliveries)
 
     @property
     def running(self) -> int:
-        """Predictions that occupy a slot now, over all accounts."""
+        """Number of predictions that occupy a slot now, over all accounts."""
         return self._service.running()
 
     @property
     def peak_running(self) -> int:
-        """The most predictions that occupied a slot at once, over all accounts."""
+        """Highest number of predictions that occupied a slot at once, over all accounts."""
         return self._service.peak
 
     def set_level(self, level: LevelName | Level, key: str | None = None) -> None:
-        """What an account may do from now on; the default account's, or that of `key`. What runs goes on."""
+        """Change the level of an account; running predictions continue.
+
+        Args:
+            level: level name or limits.
+            key: API key of the account; None is the first one.
+
+        Raises:
+            ValueError: if there is no level of that name.
+        """
         self._service.accounts[key or self.api_key].level = _level(level)
 
     def balance(self, key: str | None = None) -> Decimal:
-        """USD left on the account of that key, or of the first one."""
+        """Return the balance of an account in USD; without a key, of the first one."""
         return self._service.accounts[key or self.api_key].balance(self.clock.now())
 
     def webhook_secret(self, key: str | None = None) -> str:
-        """The secret that signs webhooks of that key, or of the first one."""
+        """Return the secret that signs the webhooks of an account; without a key, of the first one."""
         return self._service.accounts[key or self.api_key].webhook_secret
 
     def charges(self) -> tuple[Charge, ...]:
-        """Everything that was charged, over all accounts, oldest first."""
+        """Return all charges, over all accounts, oldest first."""
         now = self.clock.now()
         charges: list[Charge] = []
         for account in self._service.accounts.values():
@@ -289,55 +302,55 @@ class Emulator:
         asked: int | Callable[[Hashable], int] = 1,
         by: Callable[[Charge], Hashable] = attrgetter("fingerprint"),
     ) -> tuple[Charge, ...]:
-        """The charges nobody asked for: of every distinct input, those beyond what was asked, oldest first.
+        """Return the surplus charges: for each distinct input, those beyond the wanted number, oldest first.
 
-        What was given back does not count, nor what is yet to be.
+        Charges that were or will be refunded are not counted.
 
         Args:
-            asked: how many runs of each input were wanted: a number, or a function of what `by` returns.
-            by: what makes inputs the same: their fingerprint, or for example `lambda charge: charge.prompt`.
+            asked: wanted runs per input: a number, or a function of the value that `by` returns.
+            by: function from a charge to the identity of its input, for example `lambda charge: charge.prompt`.
         """
-        seen: Counter[Hashable] = Counter()
-        beyond: list[Charge] = []
+        counts: Counter[Hashable] = Counter()
+        surplus: list[Charge] = []
         for charge in self.charges():
             if charge.refunded or charge.refund_due is not None:
                 continue
-            name = by(charge)
-            seen[name] += 1
-            if seen[name] > (asked(name) if callable(asked) else asked):
-                beyond.append(charge)
-        return tuple(beyond)
+            identity = by(charge)
+            counts[identity] += 1
+            if counts[identity] > (asked(identity) if callable(asked) else asked):
+                surplus.append(charge)
+        return tuple(surplus)
 
     def running_history(self) -> tuple[tuple[float, int], ...]:
-        """Each change of how many predictions ran, over all accounts: when, in Unix seconds, and how many from then on.
+        """Return each change of the number of occupied slots, over all accounts: Unix seconds and the new number.
 
-        What runs now appears with the time it will end at.
+        For running predictions it includes their future end.
         """
         changes: Counter[float] = Counter()
         for account in self._service.accounts.values():
             before = 0
-            for at, running in account.steps():
+            for at, running in account.running_history():
                 changes[at] += running - before
                 before = running
-        total, steps = 0, []
+        total, history = 0, []
         for at in sorted(changes):
             total += changes[at]
-            steps.append((at, total))
-        return tuple(steps)
+            history.append((at, total))
+        return tuple(history)
 
     def running_at(self, at: float) -> int:
-        """How many predictions occupied a slot at that time, in Unix seconds, over all accounts."""
-        steps = self.running_history()
-        place = bisect.bisect_right(steps, at, key=itemgetter(0))
-        return steps[place - 1][1] if place else 0
+        """Return the number of occupied slots at `at`, in Unix seconds, over all accounts."""
+        history = self.running_history()
+        index = bisect.bisect_right(history, at, key=itemgetter(0))
+        return history[index - 1][1] if index else 0
 
     def predictions(self) -> tuple[PredictionRecord, ...]:
-        """Every prediction that is kept, over all accounts, oldest first."""
+        """Return all predictions of the last seven days, over all accounts, oldest first."""
         return self._service.store.records(self.clock.now())
 
     async def __aenter__(self) -> Self:
         if not self._service.rules.tiny:
-            from .renderer import Renderer  # noqa: PLC0415 - PyAV and Pillow are optional
+            from .renderer import Renderer  # noqa: PLC0415 -- PyAV and Pillow are optional
 
             self._service.renderer = Renderer(self._cache_bytes)
             await self._service.renderer.open()
@@ -362,12 +375,12 @@ class Emulator:
 
     @contextlib.asynccontextmanager
     async def offline(self) -> AsyncIterator[None]:
-        """Within this block nobody listens: connections are refused, open ones are cut. State and URLs stay."""
+        """Stop listening within this block: open connections are closed, new ones refused. State and URLs stay."""
         ports = self._ports
         await self._stop()
         self._ports = (_port(self._wavespeed), _port(self._gptproto))
-        for _ in range(_SETTLING_TURNS):
-            # Clients in this event loop shall find their idle connections closed before they use them again.
+        for _ in range(_OFFLINE_LOOP_TURNS):
+            # Clients in this event loop must notice that their idle connections were closed.
             await anyio.lowlevel.checkpoint()
         try:
             yield
@@ -381,7 +394,7 @@ class Emulator:
         for site, app, port in zip(
             (self._wavespeed, self._gptproto), (self._wavespeed_app(), self._gptproto_app()), self._ports, strict=True
         ):
-            runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+            runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_TIMEOUT_SECONDS)
             self._runners.append(runner)
             await runner.setup()
             await web.TCPSite(runner, self._host, port).start()
@@ -398,19 +411,18 @@ class Emulator:
     def _wavespeed_app(self) -> web.Application:
         app, site = self._application(), self._wavespeed
         control.install(app, self._service, site, self.api_key)
-        self._add(app, site, (*routes.WAVESPEED, *routes.COMMON, routes.UNKNOWN))
+        self._add_routes(app, site, (*routes.WAVESPEED, *routes.COMMON, routes.UNKNOWN))
         return app
 
     def _gptproto_app(self) -> web.Application:
         app = self._application()
-        self._add(app, self._gptproto, (*routes.COMMON, routes.UNKNOWN))
+        self._add_routes(app, self._gptproto, (*routes.COMMON, routes.UNKNOWN))
         return app
 
     def _application(self) -> web.Application:
-        # A data URI is a third longer than its picture, and a submit may carry two.
-        return web.Application(client_max_size=self._service.rules.max_upload_bytes + 32 * _MIB)
+        return web.Application(client_max_size=self._service.rules.max_upload_bytes + _MAX_SUBMIT_BYTES)
 
-    def _add(self, app: web.Application, site: Site, table: tuple[Route, ...]) -> None:
+    def _add_routes(self, app: web.Application, site: Site, table: tuple[Route, ...]) -> None:
         for row in table:
             handle = route(self._service, site, row.name, row.handler)
             if row.method == "GET":
@@ -419,10 +431,7 @@ class Emulator:
                 app.router.add_route(row.method, row.path, handle)
 
 
-_OVER: Final = ("reject", "queue")
-
-
-def _echoes(echo: bool | Literal["list", "result"]) -> frozenset[str]:  # noqa: FBT001 - an option passed on
+def _echo_routes(echo: bool | Literal["list", "result"]) -> frozenset[str]:  # noqa: FBT001 -- value of a public option
     if isinstance(echo, str):
         return frozenset({echo})
     return frozenset({"list", "result"}) if echo else frozenset()
@@ -436,7 +445,7 @@ def _levels(keys: Mapping[str, LevelName | Level] | Sequence[str] | None, level:
     if keys is None:
         return {DEFAULT_KEY: level, DEFAULT_GPTPROTO_KEY: level}
     if isinstance(keys, str) or not keys:
-        raise ValueError("keys is a sequence of keys, or a mapping of keys to levels, and not empty")
+        raise ValueError("keys: expected a non-empty sequence of keys or mapping of keys to levels")
     if isinstance(keys, Mapping):
         return {key: _level(own) for key, own in keys.items()}
     return dict.fromkeys(keys, level)
@@ -446,20 +455,19 @@ def _require_renderer() -> None:
     missing = [name for name, module in (("av", "av"), ("pillow", "PIL")) if importlib.util.find_spec(module) is None]
     if missing:
         raise MissingRendererError(
-            f"the emulator needs {' and '.join(missing)} to render videos: pip install 'kling-async[emulator]', "
-            "or ask for profile='tiny'"
+            f"profile 'video' needs {' and '.join(missing)}: pip install 'kling-async[emulator]', or use profile='tiny'"
         )
 
 
 async def serve(emulator: Emulator, *, ready: Callable[[Emulator], None] | None = None) -> None:
-    """Run an emulator until SIGINT or SIGTERM, then close it in order.
+    """Run an emulator until SIGINT or SIGTERM, then close it.
 
     Args:
-        emulator: not entered yet.
-        ready: called once it listens, with its URLs known.
+        emulator: an emulator that is not running.
+        ready: called with the emulator once it listens.
     """
     if sys.platform == "win32":
-        # There is no handler for signals in its event loops; Ctrl+C arrives as KeyboardInterrupt.
+        # Event loops on Windows have no signal handlers; Ctrl+C raises KeyboardInterrupt.
         async with emulator:
             if ready is not None:
                 ready(emulator)

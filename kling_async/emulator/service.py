@@ -1,4 +1,4 @@
-"""What all routes share: clock, accounts, predictions, files, faults and the record of what happened."""
+"""State shared by all routes: clock, accounts, predictions, files, faults and the request record."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ import aiohttp
 import attrs
 
 from .faults import ROUTES, Fault, Faults
-from .outputs import Media, own_path
-from .pictures import DOWNLOAD_FAILED, MAX_BYTES, MEDIA_ACCESS, PictureError, check, decode_inline
-from .predictions import Prediction, PredictionStore, Verdict
+from .media import Media, own_path
+from .pictures import (
+    DOWNLOAD_FAILED_TEXT,
+    MAX_PICTURE_BYTES,
+    MEDIA_ACCESS_CODE,
+    PictureError,
+    check,
+    decode_inline,
+)
+from .predictions import Failure, Prediction, PredictionStore
 from .wire import Persona
 
 if TYPE_CHECKING:
@@ -30,24 +37,26 @@ if TYPE_CHECKING:
 __all__ = ["Leak", "RequestRecord", "Rules", "Service", "Site"]
 
 _LOG = logging.getLogger("kling_async.emulator")
-_HISTORY: Final = 100_000
-_DOWNLOADS: Final = 16
-_DOWNLOAD_SECONDS: Final = 15.0
+_MAX_RECORDS: Final = 100_000
+_MAX_CONCURRENT_DOWNLOADS: Final = 16
+_MAX_CONNECTIONS: Final = 64
+_HTTP_TIMEOUT_SECONDS: Final = 15.0
+_CHUNK_BYTES: Final = 1 << 16
 _OK: Final = 200
 
 
 @attrs.frozen
 class RequestRecord:
-    """A request that was seen; it holds no secrets.
+    """A received request, without secrets.
 
     Attributes:
         method: HTTP method.
-        path: the path without query.
-        status: HTTP status of the answer; None when the connection was closed instead.
-        at: Unix seconds on the emulator's clock when it came in.
-        route: name of the route, as in `faults.ROUTES`; `unknown` when there is none.
+        path: path without query.
+        status: HTTP status of the response; None if the connection was closed instead.
+        at: time of arrival, in Unix seconds on the emulator's clock.
+        route: route name, as in `faults.ROUTES`; `unknown` for any other path.
         persona: `wavespeed` or `gptproto`.
-        faults: the kinds of faults it met.
+        faults: kinds of the faults it met.
     """
 
     method: str
@@ -61,14 +70,14 @@ class RequestRecord:
 
 @attrs.frozen
 class Leak:
-    """An API key that was sent where none belongs: to the storage, an upload or an output.
+    """An API key sent to a URL that takes none: the storage, an upload or an output.
 
     Attributes:
         method: HTTP method.
-        path: the path without query.
-        route: name of the route.
-        header: the header that carried it.
-        at: Unix seconds on the emulator's clock.
+        path: path without query.
+        route: route name.
+        header: header that carried the key.
+        at: time of arrival, in Unix seconds on the emulator's clock.
     """
 
     method: str
@@ -80,21 +89,21 @@ class Leak:
 
 @attrs.frozen
 class Rules:
-    """How this emulator behaves where the real service is configurable, disputed or unknown.
+    """Settings for behaviour that varies between accounts of the real service, or is undocumented.
 
     Attributes:
-        tiny: whether outputs are a constant few-KB file instead of rendered videos.
-        resolution: `small` or `full` pixels for rendered videos.
-        max_upload_bytes: greatest single upload.
-        retry_after: whether a 429 carries `Retry-After`.
+        tiny: serve a constant 2 KB video instead of rendering.
+        resolution: `small` or `full` size of rendered videos.
+        max_upload_bytes: maximum size of one upload.
+        retry_after: send `Retry-After` with a 429.
         refund_after: seconds from a failure to its refund; None never refunds.
         no_funds_status: HTTP status of an insufficient balance at WaveSpeed, 403 or 402.
-        discount: share of the list price the accounts are let off, 0 to 1.
-        echoes: which of `list` and `result` carry the `input`.
-        list_total: whether a list tells its `total`.
-        unknown_model_status: HTTP status of a submit to a model that does not exist.
-        webhook_refunds: whether a prediction is refunded when no delivery of its webhook was taken.
-        downloads: whether pictures at other hosts are fetched; else they are taken unseen.
+        discount: discount on the list price, 0 to 1.
+        echoes: routes whose responses include the `input`: any of `list` and `result`.
+        list_total: include `total` in a list.
+        unknown_model_status: HTTP status of a submit to an unknown model.
+        webhook_refunds: refund a prediction after the last failed delivery of its webhook.
+        downloads: download pictures from other hosts; False accepts them unchecked.
     """
 
     tiny: bool
@@ -113,12 +122,12 @@ class Rules:
 
 @attrs.define(eq=False)
 class Site:
-    """One persona at its own port.
+    """A persona on its own port.
 
     Attributes:
-        persona: its dialect.
-        methods: which methods a path knows.
-        origin: its base URL, known once it listens.
+        persona: response format.
+        methods: function from a path to its HTTP methods.
+        origin: base URL; empty before it listens.
     """
 
     persona: Persona
@@ -127,7 +136,7 @@ class Site:
 
 
 class Service:
-    """The state behind the routes."""
+    """State behind the routes."""
 
     def __init__(
         self,
@@ -146,37 +155,37 @@ class Service:
         self.faults = Faults()
         self.chaos: ChaosRun | None = None
         self.origins: set[tuple[str, int]] = set()
-        self.requests: deque[RequestRecord] = deque(maxlen=_HISTORY)
-        self.leaks: deque[Leak] = deque(maxlen=_HISTORY)
+        self.requests: deque[RequestRecord] = deque(maxlen=_MAX_RECORDS)
+        self.leaks: deque[Leak] = deque(maxlen=_MAX_RECORDS)
         self.counts: Counter[str] = Counter()
         self.peak = 0
         self.renderer: Renderer | None = None
         self.webhooks: Webhooks | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
-        self._downloads = asyncio.Semaphore(_DOWNLOADS)
+        self._download_slots = asyncio.Semaphore(_MAX_CONCURRENT_DOWNLOADS)
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        """For what the service fetches and delivers itself."""
+        """HTTP client for downloads of pictures and deliveries of webhooks; created on first use."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=_DOWNLOAD_SECONDS),
-                connector=aiohttp.TCPConnector(limit=64),
+                timeout=aiohttp.ClientTimeout(total=_HTTP_TIMEOUT_SECONDS),
+                connector=aiohttp.TCPConnector(limit=_MAX_CONNECTIONS),
             )
         return self._session
 
-    def chance(self, route: str) -> Fault | None:
-        """What chaos has in store for the next exchange of that route, if there is chaos."""
+    def draw_chaos(self, route: str) -> Fault | None:
+        """Return the random fault of the next exchange on the route; None without chaos."""
         return None if self.chaos is None or route not in ROUTES else self.chaos.draw(route)
 
     def running(self) -> int:
-        """Predictions that occupy a slot, over all accounts."""
+        """Return the number of predictions that occupy a slot, over all accounts."""
         now = self.clock.now()
         return sum(account.running(now) for account in self.accounts.values())
 
     def spawn(self, work: Coroutine[object, object, None]) -> None:
-        """Run something beside the routes; it is cancelled when the emulator closes."""
+        """Run a coroutine in the background until it ends or the emulator closes."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -184,10 +193,10 @@ class Service:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _LOG.error("a background task of the emulator failed", exc_info=error)
+            _LOG.error("emulator background task failed", exc_info=error)
 
     async def close(self) -> None:
-        """Stop everything that runs beside the routes."""
+        """Cancel background tasks, close the HTTP client and remove the rendered videos."""
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
@@ -199,93 +208,100 @@ class Service:
             await self.renderer.close()
 
     def accept(self, prediction: Prediction, pictures: tuple[str, ...], now: float) -> None:
-        """Take a prediction on: look at its pictures, charge it, plan its end.
+        """Accept a prediction: check its pictures, charge it, schedule its webhook and refund.
 
         Args:
-            prediction: with its times drawn.
-            pictures: the values of its image fields, start frame first.
+            prediction: the prediction, with its times drawn.
+            pictures: values of its image fields, start frame first.
             now: Unix seconds.
         """
-        foreign: list[str] = []
+        remote = False
         digests: list[str] = []
         try:
             for value in pictures:
-                found = self._at_hand(value, now)
-                if found is None:
-                    foreign.append(value)
-                digests.append(found or "")
+                digest = self._local_digest(value, now)
+                remote = remote or digest is None
+                digests.append(digest or "")
         except PictureError as error:
-            foreign.clear()
-            if prediction.verdict is None:
-                prediction.fail(Verdict("failed", error.code, error.message), now)
+            remote = False
+            if prediction.failure is None:
+                prediction.fail(Failure("failed", error.code, error.message), now)
         prediction.pictures = tuple(digests)
-        prediction.name()
-        prediction.waiting = bool(foreign)
+        prediction.set_fingerprint()
+        prediction.waiting = remote
         self.store.add(prediction)
         prediction.entry = prediction.account.accept(prediction, now)
         self.peak = max(self.peak, self.running())
-        if foreign:
-            self.spawn(self._download(prediction, pictures))
+        if remote:
+            self.spawn(self._download_pictures(prediction, pictures))
         else:
-            self._plan_end(prediction)
+            self._schedule_end(prediction)
 
-    def _plan_end(self, prediction: Prediction) -> None:
+    def _schedule_end(self, prediction: Prediction) -> None:
         if prediction.webhook is not None and self.webhooks is not None:
-            self.webhooks.expect(prediction)
-        self._plan_refund(prediction)
-
-    def _plan_refund(self, prediction: Prediction) -> None:
-        if prediction.verdict is not None and prediction.entry is not None and self.rules.refund_after is not None:
+            self.webhooks.schedule(prediction)
+        if prediction.failure is not None and prediction.entry is not None and self.rules.refund_after is not None:
             prediction.account.refund(prediction.entry, prediction.ends_at + self.rules.refund_after)
 
-    def _at_hand(self, value: str, now: float) -> str | None:
-        """The digest of a picture that is here already; None when it has to be fetched from another host."""
+    def _local_digest(self, value: str, now: float) -> str | None:
+        """Return the digest of an inline or uploaded picture; None if it must be downloaded.
+
+        An empty string stands for a picture whose content is not kept.
+
+        Raises:
+            PictureError: if the picture is unusable or not found.
+        """
         if value.startswith(("http://", "https://")):
             path = own_path(value, self.origins)
             if path is None:
                 return None if self.rules.downloads else ""
             upload = self.media.upload(path, now)
             if upload is None:
-                raise PictureError(MEDIA_ACCESS, DOWNLOAD_FAILED)
+                raise PictureError(MEDIA_ACCESS_CODE, DOWNLOAD_FAILED_TEXT)
             if upload.problem is not None:
                 raise upload.problem
             return upload.digest
-        return self._examined(decode_inline(value))
+        return self._check_and_cache(decode_inline(value))
 
-    def _examined(self, content: bytes) -> str:
+    def _check_and_cache(self, content: bytes) -> str:
         check(content)
-        return "" if self.rules.tiny else self.media.keep(content)
+        return "" if self.rules.tiny else self.media.cache_picture(content)
 
-    async def _download(self, prediction: Prediction, pictures: tuple[str, ...]) -> None:
-        verdict: Verdict | None = None
+    async def _download_pictures(self, prediction: Prediction, pictures: tuple[str, ...]) -> None:
+        failure: Failure | None = None
         try:
-            async with self._downloads:
+            async with self._download_slots:
                 digests = [
-                    digest or self._examined(await self._fetched(url))
+                    digest or self._check_and_cache(await self._download(url))
                     for digest, url in zip(prediction.pictures, pictures, strict=True)
                 ]
             prediction.pictures = tuple(digests)
         except PictureError as error:
-            verdict = Verdict("failed", error.code, error.message)
+            failure = Failure("failed", error.code, error.message)
         now = self.clock.now()
         prediction.waiting = False
-        if verdict is not None and prediction.verdict is None:
-            prediction.fail(verdict, now)
+        if failure is not None and prediction.failure is None:
+            prediction.fail(failure, now)
         else:
             prediction.ends_at = max(prediction.ends_at, now)
         prediction.account.reschedule(prediction)
-        self._plan_end(prediction)
+        self._schedule_end(prediction)
 
-    async def _fetched(self, url: str) -> bytes:
+    async def _download(self, url: str) -> bytes:
+        """Download a picture; stops after `MAX_PICTURE_BYTES`, since a longer one is refused anyway.
+
+        Raises:
+            PictureError: if it cannot be downloaded.
+        """
         try:
             async with self.session.get(url) as response:
                 if response.status != _OK:
-                    raise PictureError(MEDIA_ACCESS, DOWNLOAD_FAILED)
+                    raise PictureError(MEDIA_ACCESS_CODE, DOWNLOAD_FAILED_TEXT)
                 content = bytearray()
-                async for piece in response.content.iter_chunked(1 << 16):
-                    content += piece
-                    if len(content) > MAX_BYTES:
+                async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+                    content += chunk
+                    if len(content) > MAX_PICTURE_BYTES:
                         break
                 return bytes(content)
         except (aiohttp.ClientError, TimeoutError, ValueError, OSError):
-            raise PictureError(MEDIA_ACCESS, DOWNLOAD_FAILED) from None
+            raise PictureError(MEDIA_ACCESS_CODE, DOWNLOAD_FAILED_TEXT) from None

@@ -1,4 +1,4 @@
-"""A video of a few thousand bytes for load tests: 160x90, five seconds, H.264, made once with PyAV."""
+"""A 2 KB video for load tests: 160x90, five seconds, H.264, created once with PyAV."""
 
 from __future__ import annotations
 
@@ -37,4 +37,4 @@ TINY_MP4: Final = base64.b64decode(
     "LNIn/yPhAAAACQGeOUzSJ/8j4AAAAAkBnjls0if/I+AAAAAJAZ45jNIn/yPhAAAAHUGaOmidQIECAtf5BB4D6GQEAgPygPoUAAET"
     "/wUlAAAACUGeQgTxF/8iYQAAAAkBnknE6In/I+AAAAAJAZ5J5OiJ/yPgAAAACQGeSixEif8j4QAAAAkBnkpMRIn/I+A="
 )
-"""A whole, playable MP4."""
+"""A complete, playable MP4."""

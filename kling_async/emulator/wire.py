@@ -1,4 +1,4 @@
-"""How the WaveSpeed persona writes: envelopes, errors, predictions, times."""
+"""Wire format helpers shared by both personas: JSON, error texts, times, deviations of a result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from aiohttp import web
 
-from kling_async.emulator import faults as kinds
+from .faults import kinds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from .faults import Shape
     from .predictions import Prediction, State
 
-__all__ = ["Json", "Persona", "WaveSpeed", "bend", "dumps", "iso", "nanoseconds", "parse_time", "reply"]
+__all__ = ["Json", "Persona", "apply_shape", "default_text", "dumps", "iso", "nanoseconds", "parse_time", "reply"]
 
 Json = dict[str, object]
 """A JSON object."""
 
-_TEXTS: Final[Mapping[int, str]] = {
+_DEFAULT_TEXTS: Final[Mapping[int, str]] = {
     400: "Bad request",
     401: "Unauthorized: invalid API key",
     402: "Insufficient balance. Please top up your account.",
@@ -37,13 +37,13 @@ _TEXTS: Final[Mapping[int, str]] = {
     503: "Service unavailable",
     504: "Gateway timeout",
 }
-_MICROSECONDS: Final = 6
-_EPOCH_MS_DIGITS: Final = 11
-_LEAP: Final = re.compile(r"(?<=:\d\d):60(?=\D|$)")
+_MICROSECOND_DIGITS: Final = 6
+_MIN_EPOCH_MS_DIGITS: Final = 11
+_LEAP_SECOND: Final = re.compile(r"(?<=:\d\d):60(?=\D|$)")
 
 
 class Persona(Protocol):
-    """One service's dialect."""
+    """Response format of one service."""
 
     @property
     def name(self) -> str:
@@ -52,80 +52,80 @@ class Persona(Protocol):
 
     @property
     def models(self) -> Mapping[str, Model]:
-        """What it offers, by id."""
+        """Models the service offers, by id."""
         ...
 
     def key(self, authorization: str) -> str:
-        """The API key in an `Authorization` header, empty when there is none in the right form."""
+        """Return the API key in an `Authorization` header; empty if there is none in the expected form."""
         ...
 
     def ok(self, data: object) -> web.Response:
-        """HTTP 200 with the data in the persona's envelope."""
+        """Return HTTP 200 with the data in the persona's envelope."""
         ...
 
     def error(self, status: int, message: str | None = None) -> web.Response:
-        """An error in the persona's own form."""
+        """Return an error in the persona's format."""
         ...
 
     def prediction(self, prediction: Prediction, state: State, shape: Shape | None = None) -> Json:
-        """The data of a prediction."""
+        """Return the data of a prediction."""
         ...
 
 
 def dumps(value: object) -> bytes:
-    """Compact JSON."""
+    """Serialize to compact JSON."""
     return json.dumps(value, separators=(",", ":")).encode()
 
 
 def reply(value: object, status: int = 200) -> web.Response:
-    """A JSON answer."""
+    """Return a JSON response."""
     return web.Response(body=dumps(value), status=status, content_type="application/json")
 
 
-def text_of(status: int) -> str:
-    """A usual text for an HTTP status."""
-    return _TEXTS.get(status, "Error")
+def default_text(status: int) -> str:
+    """Return the default error text of an HTTP status."""
+    return _DEFAULT_TEXTS.get(status, "Error")
 
 
 def nanoseconds(at: float) -> str:
-    """Unix seconds as RFC 3339 with nine fractional digits and Z."""
+    """Format Unix seconds as RFC 3339 with nine fractional digits and Z."""
     whole = int(at)
     return f"{datetime.fromtimestamp(whole, UTC):%Y-%m-%dT%H:%M:%S}.{int((at - whole) * 1e9):09d}Z"
 
 
 def iso(at: float) -> str:
-    """Unix seconds as RFC 3339 in whole seconds and Z."""
+    """Format Unix seconds as RFC 3339 in whole seconds and Z."""
     return f"{datetime.fromtimestamp(int(at), UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def parse_time(value: object) -> float:
-    """Unix seconds of an ISO 8601 time (any number of fractional digits) or of epoch milliseconds.
+    """Parse an ISO 8601 time (any number of fractional digits) or epoch milliseconds to Unix seconds.
 
     Raises:
-        ValueError: when it is neither.
+        ValueError: if it is neither.
     """
     text = str(value)
-    if text.isdecimal() and len(text) >= _EPOCH_MS_DIGITS:
+    if text.isdecimal() and len(text) >= _MIN_EPOCH_MS_DIGITS:
         return int(text) / 1000
     head, dot, tail = text.partition(".")
     if dot:
         digits = len(tail) - len(tail.lstrip("0123456789"))
-        text = f"{head}.{tail[: min(digits, _MICROSECONDS)]}{tail[digits:]}"
-    if _LEAP.search(text):
-        # A leap second is a second like any other to whoever keeps no count of them.
-        text = _LEAP.sub(":59", text)
+        text = f"{head}.{tail[: min(digits, _MICROSECOND_DIGITS)]}{tail[digits:]}"
+    if _LEAP_SECOND.search(text):
+        # `datetime` has no leap seconds.
+        text = _LEAP_SECOND.sub(":59", text)
     moment = datetime.fromisoformat(text)
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def bend(outputs: str, flags: str, data: Json, shape: Shape | None) -> None:
-    """Write a result as a fault wants it.
+def apply_shape(outputs: str, flags: str, data: Json, shape: Shape | None) -> None:
+    """Change a prediction in place to the deviation of a fault.
 
     Args:
-        outputs: the key of the outputs.
-        flags: the key of the content flags.
-        data: the prediction; changed in place.
-        shape: the deviation.
+        outputs: key of the outputs.
+        flags: key of the content flags.
+        data: the prediction.
+        shape: the deviation; None changes nothing.
     """
     if isinstance(shape, kinds.UnknownStatus):
         data["status"] = shape.word
@@ -150,49 +150,3 @@ def bend(outputs: str, flags: str, data: Json, shape: Shape | None) -> None:
     else:
         for name in data.keys() - {"id", "status", outputs}:
             del data[name]
-
-
-class WaveSpeed:
-    """The dialect of WaveSpeedAI API v3."""
-
-    def __init__(self, models: Mapping[str, Model]) -> None:
-        self.name = "wavespeed"
-        self.models = models
-
-    def key(self, authorization: str) -> str:
-        """The key after `Bearer `."""
-        scheme, _, key = authorization.partition(" ")
-        return key.strip() if scheme.lower() == "bearer" else ""
-
-    def ok(self, data: object) -> web.Response:
-        """`{"code": 200, "message": "success", "data": ...}`."""
-        return reply({"code": 200, "message": "success", "data": data})
-
-    def error(self, status: int, message: str | None = None) -> web.Response:
-        """`{"code": ..., "message": ...}` with the same HTTP status."""
-        return reply({"code": status, "message": message or text_of(status)}, status)
-
-    def prediction(self, prediction: Prediction, state: State, shape: Shape | None = None) -> Json:
-        """The prediction object of submit, result, list and webhooks."""
-        done = state == "completed"
-        milliseconds = prediction.milliseconds if done else 0
-        data: Json = {
-            "id": prediction.id,
-            "model": prediction.model.id,
-            "outputs": [f"{prediction.origin}/output/{prediction.output}"] if done else [],
-            "urls": {"get": f"{prediction.origin}/api/v3/predictions/{prediction.id}/result"},
-            "has_nsfw_contents": [False] if done else [],
-            "status": state,
-            "created_at": nanoseconds(prediction.created_at),
-            "error": "",
-            "executionTime": milliseconds,
-            "timings": {"inference": milliseconds},
-        }
-        verdict = prediction.verdict
-        if verdict is not None and verdict.status == state:
-            data["error"] = verdict.message
-            if verdict.code is not None:
-                data["code"] = verdict.code
-        if shape is not None:
-            bend("outputs", "has_nsfw_contents", data, shape)
-        return data

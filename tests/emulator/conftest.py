@@ -1,4 +1,4 @@
-"""A plain HTTP client for the emulator: none of the SDK is used here."""
+"""Plain HTTP client and fixtures for the emulator tests; nothing of the SDK is used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_blocks() -> Iterator[None]:
+def _no_blocking_calls() -> Iterator[None]:
     with blockbuster_ctx("kling_async.emulator"):
         yield
 
@@ -105,7 +105,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def settings() -> dict[str, Any]:
-    """Overridden by modules and by `@pytest.mark.parametrize("settings", ...)`."""
+    """Options of the emulator; override with `@pytest.mark.parametrize("settings", ...)`."""
     return {}
 
 
@@ -128,8 +128,8 @@ def api(emu: Emulator, http: aiohttp.ClientSession) -> Api:
 
 
 @pytest.fixture
-def other(emu: Emulator, http: aiohttp.ClientSession) -> Api:
-    """GPTProto's persona."""
+def gptproto(emu: Emulator, http: aiohttp.ClientSession) -> Api:
+    """The GPTProto persona."""
     return Api(emu, http, emu.gptproto_key, emu.gptproto_url)
 
 
@@ -140,5 +140,5 @@ async def image(api: Api) -> str:
 
 @pytest.fixture
 def png() -> PngMaker:
-    """Makes PNG files of a size."""
+    """Function that creates a PNG of a given size."""
     return make_png

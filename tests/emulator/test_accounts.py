@@ -1,4 +1,4 @@
-"""Limits, charges, refunds, balance, prices, billing."""
+"""Account limits, charges, refunds, balance, prices and billing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MASTER = "kwaivgi/kling-v2.1-i2v-master"
 
 
 @pytest.mark.parametrize("settings", [{"level": Level(100, 2)}])
-async def test_concurrency(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
+async def test_submit_above_concurrency_limit_gets_429(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
     for _ in range(2):
         assert (await api.submit(image=image)).status == 200
     refused = await api.submit(image=image)
@@ -35,7 +35,7 @@ async def test_concurrency(api: Api, emu: Emulator, clock: ManualClock, image: s
 
 
 @pytest.mark.parametrize("settings", [{"level": Level(3, 100), "retry_after": True}])
-async def test_starts_per_minute_count_accepted_submits_only(api: Api, clock: ManualClock, image: str) -> None:
+async def test_rate_limit_counts_accepted_submits_only(api: Api, clock: ManualClock, image: str) -> None:
     assert (await api.submit(image=image)).status == 200
     await clock.advance(10)
     assert (await api.submit(image=image, duration=7)).status == 400
@@ -52,7 +52,9 @@ async def test_starts_per_minute_count_accepted_submits_only(api: Api, clock: Ma
 
 
 @pytest.mark.parametrize("settings", [{"level": Level(100, 2), "over_limit": "queue"}])
-async def test_queueing_above_the_limit(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
+async def test_over_limit_queue_delays_start_until_slot_is_free(
+    api: Api, emu: Emulator, clock: ManualClock, image: str
+) -> None:
     ids = [(await api.submit(image=image)).data["id"] for _ in range(5)]
     assert (emu.running, emu.peak_running) == (2, 2)
     await clock.advance(30)
@@ -66,7 +68,7 @@ async def test_queueing_above_the_limit(api: Api, emu: Emulator, clock: ManualCl
     assert emu.running == 0
 
 
-async def test_levels() -> None:
+async def test_keys_mapping_sets_level_per_account() -> None:
     assert LEVELS["bronze"] == Level(2, 2)
     async with Emulator(profile="tiny", keys={"a": "bronze", "b": Level(7, 8)}, level="ultra") as emu:
         levels = {key: account.level for key, account in emu._service.accounts.items()}
@@ -88,13 +90,13 @@ async def test_levels() -> None:
         {"over_limit": "drop"},
     ],
 )
-def test_options_that_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"level|keys|clock|none of"):
+def test_invalid_options_raise_value_error(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"(level|keys|clock, speed|profile|over_limit): expected "):
         Emulator(**{"profile": "tiny", **options})
 
 
 @pytest.mark.parametrize("settings", [{"balance": 1.0}])
-async def test_money_is_taken_at_the_submit(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
+async def test_submit_charges_the_account(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
     prediction = (await api.submit(image=image)).data
     assert (await api.call("GET", "/api/v3/balance")).data == {"balance": 0.55}
     assert emu.balance() == Decimal("0.55")
@@ -108,12 +110,12 @@ async def test_money_is_taken_at_the_submit(api: Api, emu: Emulator, clock: Manu
 
 
 @pytest.mark.parametrize("settings", [{"balance": 0, "no_funds_status": 402}])
-async def test_payment_required(api: Api, image: str) -> None:
+async def test_no_funds_status_sets_status_of_insufficient_balance(api: Api, image: str) -> None:
     refused = await api.submit(image=image)
     assert refused.status == refused.body["code"] == 402
 
 
-async def test_a_failure_is_refunded_when_it_happens(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
+async def test_failure_is_refunded_at_its_end(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
     emu.faults.add("submit", faults.FailTask(5000, "Internal error"))
     await api.submit(image=image)
     await clock.advance(59)
@@ -126,45 +128,45 @@ async def test_a_failure_is_refunded_when_it_happens(api: Api, emu: Emulator, cl
 @pytest.mark.parametrize(
     ("settings", "after"), [({"refund_after": 100.0}, [False, True]), ({"refund_after": None}, [False, False])]
 )
-async def test_refunds_later_or_never(
+async def test_refund_after_delays_or_disables_refund(
     api: Api, emu: Emulator, clock: ManualClock, image: str, after: list[bool]
 ) -> None:
     emu.faults.add("submit", faults.FailTask())
     await api.submit(image=image)
-    seen = []
+    refunded = []
     for seconds in (159, 2):
         await clock.advance(seconds)
-        seen.append(emu.charges()[0].refunded)
-    assert seen == after
+        refunded.append(emu.charges()[0].refunded)
+    assert refunded == after
 
 
-async def test_prices(api: Api) -> None:
-    async def asked(path: str, **body: Any) -> Any:
+async def test_price_routes_return_list_price(api: Api) -> None:
+    async def post(path: str, **body: Any) -> Any:
         return (await api.post(path, body)).data
 
-    assert await asked("/api/v3/model/price", model_id=PRO, inputs={"duration": 10}) == {
+    assert await post("/api/v3/model/price", model_id=PRO, inputs={"duration": 10}) == {
         "model_id": PRO,
         "price": 0.9,
         "discounted_price": 0.9,
         "discount_rate": 0.0,
         "currency": "USD",
     }
-    assert (await asked("/api/v3/model/price", model_id=MASTER))["price"] == 1.3
-    assert (await asked("/api/v3/model/price", model_id=MASTER, inputs={"duration": "ten"}))["price"] == 1.3
+    assert (await post("/api/v3/model/price", model_id=MASTER))["price"] == 1.3
+    assert (await post("/api/v3/model/price", model_id=MASTER, inputs={"duration": "ten"}))["price"] == 1.3
     pricing = {"model_id": PRO, "unit_price": 0.45, "currency": "USD"}
-    assert await asked("/api/v3/model/pricing", model_id=PRO) == pricing
+    assert await post("/api/v3/model/pricing", model_id=PRO) == pricing
     assert (await api.post("/api/v3/model/price", {"model_id": "x"})).status == 404
 
 
 @pytest.mark.parametrize("settings", [{"discount": 0.1}])
-async def test_discount(api: Api, emu: Emulator, image: str) -> None:
+async def test_discount_reduces_price_and_charge(api: Api, emu: Emulator, image: str) -> None:
     data = (await api.post("/api/v3/model/price", {"model_id": PRO, "inputs": {"duration": 10}})).data
     assert (data["price"], data["discounted_price"], data["discount_rate"]) == (0.9, 0.81, 0.1)
     await api.submit(image=image, duration=10)
     assert emu.charges()[0].amount == Decimal("0.81")
 
 
-async def test_models(api: Api) -> None:
+async def test_models_lists_schemas_and_prices(api: Api) -> None:
     rows = {row["model_id"]: row for row in (await api.call("GET", "/api/v3/models")).data}
     assert len(rows) == 16
     schema = rows[PRO]["api_schema"]["api_schemas"][0]
@@ -177,7 +179,7 @@ async def test_models(api: Api) -> None:
     assert rows[PRO]["base_price"] == 0.45
 
 
-async def test_billings(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
+async def test_billings_filters_and_pages(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
     good = (await api.submit(image=image)).data["id"]
     await clock.advance(1)
     emu.faults.add("submit", faults.FailTask())
@@ -204,7 +206,7 @@ async def test_billings(api: Api, emu: Emulator, clock: ManualClock, image: str)
     assert oldest["has_more"] is True
 
 
-async def test_usage(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
+async def test_usage_sums_charges_without_refunds(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
     await api.submit(image=image)
     await api.submit(MASTER, image=image)
     emu.faults.add("submit", faults.FailTask())

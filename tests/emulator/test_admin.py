@@ -1,4 +1,4 @@
-"""The page, and who may use the emulator's own routes."""
+"""Control API: the web page, access control, account data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-async def test_the_page_asks_nobody_else(api: Api) -> None:
+async def test_page_loads_nothing_from_other_hosts(api: Api) -> None:
     async with api.http.get(f"{api.base}/__emulator__/") as response:
         text = await response.text()
         assert (response.status, response.content_type, response.charset) == (200, "text/html", "utf-8")
@@ -30,21 +30,23 @@ async def test_the_page_asks_nobody_else(api: Api) -> None:
     assert re.findall(r"(?:https?:)?//[\w.]+\.\w+", text) == []
     assert re.findall(r"\s(?:src|srcset|action)=", text) == []
     assert "innerHTML" not in text
-    named = set(re.findall(r'fault: "(\w+)"', text))
-    assert named <= set(faults.__all__)
+    kinds = set(re.findall(r'fault: "(\w+)"', text))
+    assert kinds <= set(faults.__all__)
 
 
-async def test_the_buttons_of_the_page_work(api: Api, emu: Emulator) -> None:
+async def test_fault_buttons_of_page_send_valid_rules(api: Api, emu: Emulator) -> None:
     async with api.http.get(f"{api.base}/__emulator__/") as response:
         text = await response.text()
     bodies = re.findall(r'^  \["[^"]+", (\{.*\})\],$', text, re.MULTILINE)
     for body in bodies:
-        asked = json.loads(re.sub(r"(\w+):(?= )", r'"\1":', body))
-        assert (await api.post("/__emulator__/faults", asked)).status == 200, body
+        rule = json.loads(re.sub(r"(\w+):(?= )", r'"\1":', body))
+        assert (await api.post("/__emulator__/faults", rule)).status == 200, body
     assert len(emu.faults.rules) == len(bodies) == 7
 
 
-async def test_what_the_page_shows(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
+async def test_state_lists_accounts_predictions_and_requests(
+    api: Api, emu: Emulator, clock: ManualClock, image: str
+) -> None:
     emu.faults.add("submit", faults.FailTask(1200, "<b>sensitive</b>"))
     failed, good = [(await api.submit(image=image, prompt=prompt)).data["id"] for prompt in ("one", "two")]
     await clock.advance(60)
@@ -62,7 +64,7 @@ async def test_what_the_page_shows(api: Api, emu: Emulator, clock: ManualClock, 
     assert (state["running"], state["peak_running"], state["total_predictions"]) == (0, 2, 2)
 
 
-STATUS = {"route": "balance", "fault": "Status", "args": {"status": 500}}
+RULE = {"route": "balance", "fault": "Status", "args": {"status": 500}}
 
 
 @pytest.mark.parametrize(
@@ -85,37 +87,40 @@ STATUS = {"route": "balance", "fault": "Status", "args": {"status": 500}}
         ({"Host": "localhost:{port}"}, 200),
     ],
 )
-async def test_who_may_change_anything(api: Api, emu: Emulator, headers: dict[str, str], status: int) -> None:
+async def test_control_api_refuses_other_origins_and_hosts(
+    api: Api, emu: Emulator, headers: dict[str, str], status: int
+) -> None:
     values = {"own": api.base, "port": urlsplit(api.base).port}
     sent = {name: value.format(**values) for name, value in headers.items()}
     for method, path, body in (
-        ("POST", "faults", STATUS),
+        ("POST", "faults", RULE),
         ("POST", "chaos", {"rate": 0}),
         ("DELETE", "faults", None),
     ):
         reply = await api.call(method, f"/__emulator__/{path}", json=body, headers=sent)
         assert reply.status == status, path
-    # What others may not change they may not read either.
     assert (await api.call("GET", "/__emulator__/state", headers=sent)).status == status
     assert emu.faults.rules == ()
 
 
-async def test_a_link_from_elsewhere_leads_to_the_page(api: Api) -> None:
+async def test_cross_site_link_may_open_the_page_only(api: Api) -> None:
     headers = {"Sec-Fetch-Site": "cross-site"}
     assert (await api.call("GET", "/__emulator__/", headers=headers)).status == 200
     assert (await api.call("GET", "/__emulator__/account", headers=headers)).status == 403
     assert (await api.call("POST", "/__emulator__/", headers=headers)).status == 404
 
 
-async def test_nobody_but_this_computer(api: Api, emu: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_control_api_responds_404_to_remote_clients(
+    api: Api, emu: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("aiohttp.web.Request.remote", "192.0.2.7")
     for path in ("", "state", "account", "openapi.json"):
         assert (await api.call("GET", f"/__emulator__/{path}")).body == {"code": 404, "message": "Not found"}
-    assert (await api.post("/__emulator__/faults", STATUS)).status == 404
+    assert (await api.post("/__emulator__/faults", RULE)).status == 404
     assert emu.faults.rules == ()
 
 
-async def test_charges_over_control(api: Api, image: str) -> None:
+async def test_account_route_lists_charges(api: Api, image: str) -> None:
     await api.submit(image=image)
     account = (await api.call("GET", "/__emulator__/account")).body
     [charge] = account["charges"]
@@ -124,7 +129,7 @@ async def test_charges_over_control(api: Api, image: str) -> None:
     assert wrong.status == 404
 
 
-async def test_under_another_name() -> None:
+async def test_control_api_accepts_advertised_host_name() -> None:
     async with (
         Emulator(profile="tiny", host="127.0.0.1", advertise="localhost") as emu,
         aiohttp.ClientSession() as http,
@@ -135,11 +140,11 @@ async def test_under_another_name() -> None:
         assert rule["hits"] == 0
 
 
-def test_rules_are_public() -> None:
+def test_new_rule_is_not_spent() -> None:
     assert Rule("submit", faults.Drop()).spent is False
 
 
-async def test_a_mask_hides_short_keys_too() -> None:
+async def test_state_masks_api_keys() -> None:
     options: dict[str, Any] = {"profile": "tiny", "keys": ["short", "wsk_0123456789abcdef0123"]}
     async with (
         Emulator(**options) as emu,

@@ -1,4 +1,4 @@
-"""Faults by the dice: as many as asked for, the same for the same seed, and none without sense."""
+"""Random faults: their rate, their reproducibility and the routes they apply to."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-QUICK = tuple(kind for kind in KINDS if kind not in {"delay", "slow_body"})
-"""Those that end without the clock being moved."""
+IMMEDIATE_KINDS = tuple(kind for kind in KINDS if kind not in {"delay", "slow_body"})
+"""Kinds that end without advancing the clock."""
 
 
 def fates(chaos: Chaos, route: str, count: int = 2000) -> list[tuple[str, faults.Fault] | None]:
@@ -28,7 +28,7 @@ def fates(chaos: Chaos, route: str, count: int = 2000) -> list[tuple[str, faults
 
 
 @pytest.mark.parametrize("route", sorted(ROUTES))
-def test_the_share_and_the_kinds_of_every_route(route: str) -> None:
+def test_fate_draws_all_kinds_of_route_at_given_rate(route: str) -> None:
     chaos = Chaos(0.1, seed=3)
     met = Counter(fate[0] for fate in fates(chaos, route) if fate is not None)
     assert 140 < met.total() < 260
@@ -36,10 +36,10 @@ def test_the_share_and_the_kinds_of_every_route(route: str) -> None:
     script = faults.Faults()
     for fate in fates(chaos, route):
         if fate is not None:
-            script.add(route, fate[1])  # it refuses what makes no sense there
+            script.add(route, fate[1])  # raises ValueError for a fault that cannot happen on the route
 
 
-def test_every_kind_has_its_place() -> None:
+def test_every_kind_applies_to_a_route() -> None:
     for kind in KINDS:
         assert any(kind in Chaos(1, kinds=[kind]).kinds_on(route) for route in ROUTES), kind
     assert set(Chaos(1).kinds_on("webhook")) == {"delay", "webhook_lost", "webhook_twice"}
@@ -47,13 +47,13 @@ def test_every_kind_has_its_place() -> None:
     assert "failed_task" not in Chaos(1).kinds_on("result")
 
 
-def test_the_seed_decides() -> None:
+def test_fate_depends_on_seed_and_route() -> None:
     assert fates(Chaos(0.3, seed=7), "submit", 200) == fates(Chaos(0.3, seed=7), "submit", 200)
     assert fates(Chaos(0.3, seed=7), "submit", 200) != fates(Chaos(0.3, seed=8), "submit", 200)
     assert fates(Chaos(0.3, seed=7), "submit", 200) != fates(Chaos(0.3, seed=7), "list", 200)
 
 
-def test_some_kinds_and_some_routes() -> None:
+def test_kinds_and_routes_restrict_faults() -> None:
     chaos = Chaos(1, kinds=["reset", "failed_task"], routes=["submit", "balance"])
     assert {fate and fate[0] for fate in fates(chaos, "submit", 50)} == {"reset", "failed_task"}
     assert {fate and fate[0] for fate in fates(chaos, "balance", 50)} == {"reset"}
@@ -63,14 +63,14 @@ def test_some_kinds_and_some_routes() -> None:
 @pytest.mark.parametrize(
     "options", [{"rate": 1.1}, {"rate": -0.1}, {"rate": 1, "kinds": ["x"]}, {"rate": 1, "routes": ["x"]}]
 )
-def test_chaos_that_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"rate|no kinds x|no routes x"):
+def test_invalid_chaos_raises_value_error(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"rate|(kinds|routes): expected any of .*, got x"):
         Chaos(**options)
 
 
 async def outcomes(api: Api, count: int) -> list[object]:
-    """What a client sees of so many requests."""
-    seen: list[object] = []
+    """Send `count` requests and return the status, envelope code or exception name of each."""
+    results: list[object] = []
     for number in range(count):
         try:
             if number % 3:
@@ -78,20 +78,20 @@ async def outcomes(api: Api, count: int) -> list[object]:
             else:
                 reply = await api.submit(image="data:,")
         except (aiohttp.ClientError, json.JSONDecodeError) as error:
-            seen.append(type(error).__name__)
+            results.append(type(error).__name__)
         else:
-            seen.append(reply.status if reply.status != 200 else reply.body.get("code"))
-    return seen
+            results.append(reply.status if reply.status != 200 else reply.body.get("code"))
+    return results
 
 
-@pytest.mark.parametrize("settings", [{"chaos": Chaos(0.3, seed=5, kinds=QUICK)}])
-async def test_a_run_can_be_had_again(api: Api, emu: Emulator) -> None:
+@pytest.mark.parametrize("settings", [{"chaos": Chaos(0.3, seed=5, kinds=IMMEDIATE_KINDS)}])
+async def test_same_seed_reproduces_the_same_run(api: Api, emu: Emulator) -> None:
     first = await outcomes(api, 120)
     counts = emu.chaos_counts
     assert 20 < sum(counts.values()) < 55
     assert len(set(first)) > 4
-    struck = Counter(record.route for record in emu.requests if record.faults)
-    assert struck == Counter({route: sum(n for (r, _), n in counts.items() if r == route) for route, _ in counts})
+    faulty = Counter(record.route for record in emu.requests if record.faults)
+    assert faulty == Counter({route: sum(n for (r, _), n in counts.items() if r == route) for route, _ in counts})
     emu.chaos = emu.chaos
     assert emu.chaos_counts == {}
     assert await outcomes(api, 120) == first
@@ -103,7 +103,7 @@ async def test_a_run_can_be_had_again(api: Api, emu: Emulator) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"chaos": Chaos(1, kinds=["server_error"])}])
-async def test_what_is_scripted_goes_first(api: Api, emu: Emulator) -> None:
+async def test_scripted_fault_takes_precedence_over_random_one(api: Api, emu: Emulator) -> None:
     rule = emu.faults.add("balance", faults.Status(418))
     assert (await api.call("GET", "/api/v3/balance")).status == 418
     assert (await api.call("GET", "/api/v3/balance")).status in {500, 503, 504}
@@ -113,13 +113,15 @@ async def test_what_is_scripted_goes_first(api: Api, emu: Emulator) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"chaos": Chaos(1, kinds=["failed_task", "lag_404"])}])
-async def test_tasks_that_fail_and_reads_that_lag(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
+async def test_failed_task_and_lag_404_apply_to_submits(
+    api: Api, emu: Emulator, clock: ManualClock, image: str
+) -> None:
     ids = [(await api.submit(image=image)).data["id"] for _ in range(12)]
     emu.chaos = Chaos(0)
     lagging = [(await api.result(prediction_id)).status for prediction_id in ids].count(404)
     await clock.advance(61)
-    seen = [(await api.result(prediction_id)).data for prediction_id in ids]
-    failed = [data["code"] for data in seen if data["status"] == "failed"]
+    results = [(await api.result(prediction_id)).data for prediction_id in ids]
+    failed = [data["code"] for data in results if data["status"] == "failed"]
     assert lagging
     assert failed
     assert lagging + len(failed) == 12
@@ -129,25 +131,25 @@ async def test_tasks_that_fail_and_reads_that_lag(api: Api, emu: Emulator, clock
 
 
 @pytest.mark.parametrize("settings", [{"chaos": Chaos(1, kinds=["odd_result"])}])
-async def test_results_that_are_odd(api: Api, clock: ManualClock, emu: Emulator, image: str) -> None:
+async def test_odd_result_changes_status_and_outputs(api: Api, clock: ManualClock, emu: Emulator, image: str) -> None:
     ids = [(await api.submit(image=image)).data["id"] for _ in range(12)]
     await clock.advance(60)
     assert {(await api.result(one)).data["status"] for one in ids} <= {"pending", "queued", "warming_up"}
     emu.chaos = None
-    bent = [(await api.result(one)).data for one in ids]
-    assert {data["status"] for data in bent} == {"completed"}
-    assert len({str(type(data["outputs"])) + str(data.get("has_nsfw_contents", "")) for data in bent}) > 2
+    results = [(await api.result(one)).data for one in ids]
+    assert {data["status"] for data in results} == {"completed"}
+    assert len({str(type(data["outputs"])) + str(data.get("has_nsfw_contents", "")) for data in results}) > 2
 
 
-async def test_chaos_by_control(api: Api, emu: Emulator) -> None:
-    asked = {"rate": 1, "seed": 4, "kinds": ["html_502"], "routes": ["balance"]}
-    reply = await api.post("/__emulator__/chaos", asked)
-    assert reply.body == asked | {"by_kind": {}, "by_route": {}}
+async def test_control_api_starts_and_stops_chaos(api: Api, emu: Emulator) -> None:
+    settings = {"rate": 1, "seed": 4, "kinds": ["html_502"], "routes": ["balance"]}
+    reply = await api.post("/__emulator__/chaos", settings)
+    assert reply.body == settings | {"by_kind": {}, "by_route": {}}
     assert (await api.call("GET", "/api/v3/balance")).status == 502
     for path in ("chaos", "account", "state"):
         body = (await api.call("GET", f"/__emulator__/{path}")).body
-        told = body if path == "chaos" else body["chaos"]
-        assert (told["by_kind"], told["by_route"]) == ({"html_502": 1}, {"balance": 1})
+        chaos = body if path == "chaos" else body["chaos"]
+        assert (chaos["by_kind"], chaos["by_route"]) == ({"html_502": 1}, {"balance": 1})
     assert emu.chaos == Chaos(1, 4, ("html_502",), ("balance",))
     assert (await api.post("/__emulator__/chaos", {"rate": 0})).body is None
     assert emu.chaos_counts == {}
@@ -164,15 +166,15 @@ async def test_chaos_by_control(api: Api, emu: Emulator) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"chaos": Chaos(1, seed=2, kinds=["delay", "slow_body"])}])
-async def test_what_takes_longer(api: Api, clock: ManualClock, emu: Emulator) -> None:
+async def test_delay_and_slow_body_wait_on_emulator_clock(api: Api, clock: ManualClock, emu: Emulator) -> None:
     replies = []
 
-    async def ask() -> None:
+    async def request() -> None:
         replies.append((await api.call("GET", "/api/v3/balance")).data)
 
     async with anyio.create_task_group() as group:
         for _ in range(6):
-            group.start_soon(ask)
+            group.start_soon(request)
         await clock.advance(0.4)
         assert replies == []
         await clock.advance(20)

@@ -1,4 +1,4 @@
-"""Each way to go wrong, seen from a plain client."""
+"""Each kind of fault, observed by a plain HTTP client."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ LOOPS = [
     pytest.param(
         ("asyncio", {"use_uvloop": True}),
         id="uvloop",
-        marks=pytest.mark.skipif(sys.platform == "win32", reason="there is no uvloop"),
+        marks=pytest.mark.skipif(sys.platform == "win32", reason="no uvloop on Windows"),
     ),
 ]
-"""Transports differ between the two."""
+"""Event loops whose transports differ."""
 
-LOST = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
+CONNECTION_ERRORS = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
 
 
 @pytest.mark.parametrize("anyio_backend", LOOPS)
@@ -41,11 +41,11 @@ LOST = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
 @pytest.mark.parametrize(
     ("kind", "created"), [(faults.Drop, 0), (faults.DropAfterReading, 0), (faults.AcceptThenDrop, 1)]
 )
-async def test_connections_that_end(
+async def test_drop_faults_close_the_connection(
     *, api: Api, emu: Emulator, image: str, kind: Any, created: int, reset: Any
 ) -> None:
     rule = emu.faults.add("submit", kind(reset=reset))
-    with pytest.raises(LOST) as caught:
+    with pytest.raises(CONNECTION_ERRORS) as caught:
         await api.submit(image=image)
     if reset:
         assert isinstance(caught.value, aiohttp.ClientOSError)
@@ -56,14 +56,14 @@ async def test_connections_that_end(
     assert emu.requests[-1].status == 200
 
 
-async def test_a_large_body_is_not_read(api: Api, emu: Emulator) -> None:
+async def test_drop_does_not_read_a_large_body(api: Api, emu: Emulator) -> None:
     emu.faults.add("submit", faults.Drop())
-    with pytest.raises(LOST):
+    with pytest.raises(CONNECTION_ERRORS):
         await api.call("POST", "/api/v3/kwaivgi/kling-v2.1-i2v-pro", data=io.BytesIO(bytes(20_000_000)))
 
 
 @pytest.mark.parametrize("accepted", [False, True])
-async def test_statuses(api: Api, emu: Emulator, image: str, accepted: Any) -> None:
+async def test_error_faults_set_status_and_body(api: Api, emu: Emulator, image: str, accepted: Any) -> None:
     emu.faults.add("submit", faults.Status(429, retry_after=7, accepted=accepted))
     emu.faults.add("submit", faults.Status(500, "out of order", accepted=accepted))
     emu.faults.add("submit", faults.Html502(accepted=accepted))
@@ -77,7 +77,7 @@ async def test_statuses(api: Api, emu: Emulator, image: str, accepted: Any) -> N
     assert len(emu.charges()) == (4 if accepted else 0)
 
 
-async def test_truncated_json(api: Api, emu: Emulator, image: str) -> None:
+async def test_truncated_json_is_invalid_and_charged(api: Api, emu: Emulator, image: str) -> None:
     emu.faults.add("submit", faults.TruncatedJson())
     headers = {"Authorization": f"Bearer {api.key}"}
     async with api.http.post(
@@ -90,7 +90,9 @@ async def test_truncated_json(api: Api, emu: Emulator, image: str) -> None:
 
 
 @pytest.mark.parametrize("accepted", [False, True])
-async def test_delay(api: Api, emu: Emulator, clock: ManualClock, image: str, accepted: Any) -> None:
+async def test_delay_waits_before_or_after_handling(
+    api: Api, emu: Emulator, clock: ManualClock, image: str, accepted: Any
+) -> None:
     emu.faults.add("submit", faults.Delay(30, accepted=accepted))
     replies = []
 
@@ -106,24 +108,26 @@ async def test_delay(api: Api, emu: Emulator, clock: ManualClock, image: str, ac
     assert len(emu.charges()) == 1
 
 
-async def test_a_delay_goes_together_with_another(api: Api, emu: Emulator, clock: ManualClock) -> None:
+async def test_delay_combines_with_one_other_fault(api: Api, emu: Emulator, clock: ManualClock) -> None:
     emu.faults.add("balance", faults.Delay(5))
     emu.faults.add("balance", faults.Status(503))
     emu.faults.add("balance", faults.Status(504))
     replies = []
 
-    async def ask() -> None:
+    async def request() -> None:
         replies.append(await api.call("GET", "/api/v3/balance"))
 
     async with anyio.create_task_group() as group:
-        group.start_soon(ask)
+        group.start_soon(request)
         await clock.advance(5)
     assert [reply.status for reply in replies] == [503]
     assert (await api.call("GET", "/api/v3/balance")).status == 504
 
 
 @pytest.mark.parametrize("status", ["failed", "cancelled", "timeout"])
-async def test_tasks_that_fail(api: Api, emu: Emulator, clock: ManualClock, image: str, status: Any) -> None:
+async def test_fail_task_sets_status_code_and_end(
+    api: Api, emu: Emulator, clock: ManualClock, image: str, status: Any
+) -> None:
     emu.faults.add("submit", faults.FailTask(1200, "sensitive", status, seconds=5))
     prediction = (await api.submit(image=image)).data
     await clock.advance(4)
@@ -135,7 +139,7 @@ async def test_tasks_that_fail(api: Api, emu: Emulator, clock: ManualClock, imag
     assert emu.predictions()[0].error == "sensitive"
 
 
-async def test_a_failure_without_a_code(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
+async def test_fail_task_without_code_omits_it(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
     emu.faults.add("submit", faults.FailTask(None))
     prediction = (await api.submit(image=image)).data
     await clock.advance(60)
@@ -151,7 +155,7 @@ async def test_a_failure_without_a_code(api: Api, emu: Emulator, clock: ManualCl
         (faults.StringOutputs(), lambda url: url),
     ],
 )
-async def test_shapes_of_outputs(
+async def test_shape_applies_once_on_result_and_always_on_submit(
     *, api: Api, emu: Emulator, clock: ManualClock, image: str, shape: Any, outputs: Callable[[str], object]
 ) -> None:
     prediction = (await api.submit(image=image)).data
@@ -159,23 +163,25 @@ async def test_shapes_of_outputs(
     assert (await api.result(prediction["id"])).data["outputs"] == []
     assert rule.hits == 0
     await clock.advance(60)
-    bent = (await api.result(prediction["id"])).data
-    straight = (await api.result(prediction["id"])).data
-    assert bent["status"] == "completed"
-    assert bent["outputs"] == outputs(straight["outputs"][0])
+    deviating = (await api.result(prediction["id"])).data
+    regular = (await api.result(prediction["id"])).data
+    assert deviating["status"] == "completed"
+    assert deviating["outputs"] == outputs(regular["outputs"][0])
 
     emu.faults.add("submit", shape)
     prediction = (await api.submit(image=image)).data
     await clock.advance(60)
     data = (await api.result(prediction["id"])).data
     assert type(data["outputs"]) is type(outputs("x"))
-    assert data["outputs"] != straight["outputs"]
+    assert data["outputs"] != regular["outputs"]
     assert (await api.result(prediction["id"])).data == data
     [item, _] = (await api.post("/api/v3/predictions", {})).data["items"]
     assert item["outputs"] == data["outputs"]
 
 
-async def test_unknown_status(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
+async def test_unknown_status_replaces_status_until_the_end(
+    api: Api, emu: Emulator, clock: ManualClock, image: str
+) -> None:
     emu.faults.add("submit", faults.UnknownStatus("warming_up"))
     prediction = (await api.submit(image=image)).data
     assert prediction["status"] == "created"
@@ -188,7 +194,7 @@ async def test_unknown_status(api: Api, emu: Emulator, clock: ManualClock, image
     assert (item["status"], item["outputs"]) == ("pending", [])
 
 
-async def test_reads_that_lag(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
+async def test_status_lag_responds_404_for_a_while(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
     emu.faults.add("submit", faults.StatusLag404(3))
     prediction = (await api.submit(image=image)).data
     assert (await api.result(prediction["id"])).status == 404
@@ -200,43 +206,45 @@ async def test_reads_that_lag(api: Api, emu: Emulator, clock: ManualClock, image
 
 
 @pytest.mark.parametrize("anyio_backend", LOOPS)
-async def test_bodies_that_end_early(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
+async def test_cut_body_closes_connection_after_given_bytes(
+    api: Api, emu: Emulator, clock: ManualClock, image: str
+) -> None:
     prediction = (await api.submit(image=image)).data
     await clock.advance(60)
     url = (await api.result(prediction["id"])).data["outputs"][0]
     whole = (await api.call("GET", url, headers={"Authorization": ""})).body
     emu.faults.add("output", faults.CutBody(1000))
-    got = bytearray()
+    received = bytearray()
 
-    async def take() -> None:
+    async def download() -> None:
         async with api.http.get(url) as response:
             assert response.content_length == len(whole)
-            async for piece in response.content.iter_any():
-                got.extend(piece)
+            async for chunk in response.content.iter_any():
+                received.extend(chunk)
 
     with pytest.raises(aiohttp.ClientPayloadError):
-        await take()
-    assert bytes(got) == whole[:1000]
+        await download()
+    assert bytes(received) == whole[:1000]
     async with api.http.get(url, headers={"Range": "bytes=1000-"}) as response:
-        assert bytes(got) + await response.read() == whole
+        assert bytes(received) + await response.read() == whole
 
 
-async def test_slow_bodies(api: Api, emu: Emulator, clock: ManualClock) -> None:
+async def test_slow_body_takes_given_seconds(api: Api, emu: Emulator, clock: ManualClock) -> None:
     emu.faults.add("balance", faults.SlowBody(10, pieces=4))
     replies = []
 
-    async def ask() -> None:
+    async def request() -> None:
         replies.append(await api.call("GET", "/api/v3/balance"))
 
     async with anyio.create_task_group() as group:
-        group.start_soon(ask)
+        group.start_soon(request)
         await clock.advance(9)
         assert replies == []
         await clock.advance(1)
     assert replies[0].data == {"balance": 1000.0}
 
 
-async def test_which_exchanges_are_hit(api: Api, emu: Emulator) -> None:
+async def test_times_and_after_select_exchanges(api: Api, emu: Emulator) -> None:
     async def statuses(count: int) -> list[int]:
         return [(await api.call("GET", "/api/v3/balance")).status for _ in range(count)]
 
@@ -250,21 +258,21 @@ async def test_which_exchanges_are_hit(api: Api, emu: Emulator) -> None:
     assert await statuses(1) == [200]
 
 
-async def test_when(api: Api, emu: Emulator, image: str) -> None:
+async def test_when_selects_exchanges_by_body(api: Api, emu: Emulator, image: str) -> None:
     emu.faults.add("submit", faults.Status(500), times=None, when=lambda call: "dog" in str(call.body.get("prompt")))
     assert (await api.submit(image=image, prompt="a cat")).status == 200
     assert (await api.submit(image=image, prompt="a dog")).status == 500
     assert (await api.call("POST", "/api/v3/kwaivgi/x", data=b"{")).status == 404
 
 
-def test_rules_that_mean_nothing() -> None:
+def test_add_refuses_unknown_routes_and_inapplicable_faults() -> None:
     script = faults.Faults()
     for route, fault in (("nowhere", faults.Drop()), ("result", faults.FailTask()), ("webhook", faults.Html502())):
-        with pytest.raises(ValueError, match=r"no route|means nothing"):
+        with pytest.raises(ValueError, match=r"route: expected one of|cannot happen on route"):
             script.add(route, fault)
 
 
-async def test_offline(api: Api, emu: Emulator, image: str) -> None:
+async def test_offline_refuses_connections_and_keeps_state(api: Api, emu: Emulator, image: str) -> None:
     prediction = (await api.submit(image=image)).data
     url = emu.base_url
     async with emu.offline():
@@ -275,7 +283,7 @@ async def test_offline(api: Api, emu: Emulator, image: str) -> None:
     assert len(emu.charges()) == 1
 
 
-async def test_control_from_another_process(api: Api, emu: Emulator, image: str) -> None:
+async def test_control_api_adds_lists_and_removes_rules(api: Api, emu: Emulator, image: str) -> None:
     async with api.http.post(
         f"{api.base}/__emulator__/faults",
         json={"route": "submit", "fault": "Status", "args": {"status": 503, "message": "soon"}, "times": None},
@@ -309,5 +317,5 @@ async def test_control_from_another_process(api: Api, emu: Emulator, image: str)
         {"route": "submit", "fault": "Drop", "args": []},
     ],
 )
-async def test_control_refuses(api: Api, body: dict[str, Any]) -> None:
+async def test_control_api_refuses_invalid_rules(api: Api, body: dict[str, Any]) -> None:
     assert (await api.post("/__emulator__/faults", body)).status == 400

@@ -1,4 +1,4 @@
-"""Uploads, outputs, ranges, and keys that arrive where none belong."""
+"""Uploads, outputs, byte ranges, and API keys sent to URLs that take none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 
-async def test_ticket_upload(api: Api, emu: Emulator, http: aiohttp.ClientSession, png: PngMaker) -> None:
+async def test_ticket_accepts_exactly_the_announced_upload(
+    api: Api, emu: Emulator, http: aiohttp.ClientSession, png: PngMaker
+) -> None:
     content = png()
     ticket = await api.ticket(content)
     assert (ticket["type"], ticket["filename"], ticket["size"]) == ("image", "a.png", len(content))
@@ -46,7 +48,7 @@ async def test_ticket_upload(api: Api, emu: Emulator, http: aiohttp.ClientSessio
         assert (await response.read(), response.content_type) == (content, "image/png")
 
 
-async def test_a_ticket_is_good_for_an_hour(
+async def test_ticket_expires_after_an_hour(
     api: Api, http: aiohttp.ClientSession, clock: ManualClock, png: PngMaker
 ) -> None:
     ticket = await api.ticket(png())
@@ -66,12 +68,12 @@ async def test_a_ticket_is_good_for_an_hour(
         ({"filename": "a.exe", "size": 3}, 200, 500),
     ],
 )
-async def test_tickets_that_are_refused(api: Api, body: dict[str, Any], status: int, code: int) -> None:
+async def test_ticket_route_refuses_invalid_bodies(api: Api, body: dict[str, Any], status: int, code: int) -> None:
     reply = await api.post("/api/v3/media/uploads", body)
     assert (reply.status, reply.body["code"]) == (status, code)
 
 
-async def test_multipart_upload(api: Api, http: aiohttp.ClientSession, png: PngMaker) -> None:
+async def test_multipart_upload_can_be_submitted(api: Api, http: aiohttp.ClientSession, png: PngMaker) -> None:
     form = aiohttp.FormData({"note": "first"})
     form.add_field("file", png(), filename="b.PNG", content_type="application/octet-stream")
     data = (await api.call("POST", "/api/v3/media/upload/binary", data=form)).data
@@ -81,7 +83,7 @@ async def test_multipart_upload(api: Api, http: aiohttp.ClientSession, png: PngM
     assert (await api.submit(image=data["download_url"])).status == 200
 
 
-async def test_multipart_uploads_that_are_refused(api: Api) -> None:
+async def test_multipart_upload_refuses_invalid_forms(api: Api) -> None:
     form = aiohttp.FormData()
     form.add_field("file", b"x", filename="a.exe")
     reply = await api.call("POST", "/api/v3/media/upload/binary", data=form)
@@ -93,7 +95,7 @@ async def test_multipart_uploads_that_are_refused(api: Api) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"max_upload_bytes": 10_000}])
-async def test_uploads_that_are_too_large(api: Api) -> None:
+async def test_uploads_above_the_limit_get_413(api: Api) -> None:
     form = aiohttp.FormData()
     form.add_field("file", bytes(20_000), filename="a.png")
     assert (await api.call("POST", "/api/v3/media/upload/binary", data=form)).status == 413
@@ -102,7 +104,9 @@ async def test_uploads_that_are_too_large(api: Api) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"storage_bytes": 200_000}])
-async def test_a_full_storage(api: Api, http: aiohttp.ClientSession, clock: ManualClock, png: PngMaker) -> None:
+async def test_storage_limit_counts_distinct_content(
+    api: Api, http: aiohttp.ClientSession, clock: ManualClock, png: PngMaker
+) -> None:
     content = png()
     assert len(content) < 200_000 < 2 * len(content)
     for _ in range(10):
@@ -122,7 +126,7 @@ async def url(api: Api, clock: ManualClock, image: str) -> str:
     return str((await api.result(prediction["id"])).data["outputs"][0])
 
 
-async def test_output(api: Api, http: aiohttp.ClientSession, emu: Emulator, url: str) -> None:
+async def test_output_supports_etag_and_ranges(api: Api, http: aiohttp.ClientSession, emu: Emulator, url: str) -> None:
     async with http.get(url) as response:
         whole = await response.read()
         assert response.status == 200
@@ -137,18 +141,18 @@ async def test_output(api: Api, http: aiohttp.ClientSession, emu: Emulator, url:
     async with http.get(url, headers={"If-None-Match": etag}) as response:
         assert (response.status, await response.read()) == (304, b"")
     size = len(whole)
-    for asked, low, high in (
+    for byte_range, low, high in (
         ("bytes=0-99", 0, 100),
         (f"bytes={size - 5}-", size - 5, size),
         ("bytes=-7", size - 7, size),
         ("bytes=10-999999", 10, size),
     ):
-        async with http.get(url, headers={"Range": asked, "If-Range": etag}) as response:
+        async with http.get(url, headers={"Range": byte_range, "If-Range": etag}) as response:
             assert response.status == 206
             assert await response.read() == whole[low:high]
             assert response.headers["Content-Range"] == f"bytes {low}-{high - 1}/{size}"
-    for asked in (f"bytes={size}-", "bytes=-0"):
-        async with http.get(url, headers={"Range": asked}) as response:
+    for byte_range in (f"bytes={size}-", "bytes=-0"):
+        async with http.get(url, headers={"Range": byte_range}) as response:
             assert (response.status, response.headers["Content-Range"]) == (416, f"bytes */{size}")
     for headers in (
         {"Range": "bytes=0-1,4-5"},
@@ -165,7 +169,7 @@ async def test_output(api: Api, http: aiohttp.ClientSession, emu: Emulator, url:
     assert [(leak.route, leak.header) for leak in emu.leaks] == [("output", "Authorization"), ("output", "X-API-Key")]
 
 
-async def test_no_output_before_its_time(api: Api, http: aiohttp.ClientSession, url: str, image: str) -> None:
+async def test_output_is_404_before_completion(api: Api, http: aiohttp.ClientSession, url: str, image: str) -> None:
     prediction = (await api.submit(image=image)).data
     early = api.emu._service.store._by_id[prediction["id"]].output
     for path in (early, "nothing.mp4"):
@@ -173,7 +177,7 @@ async def test_no_output_before_its_time(api: Api, http: aiohttp.ClientSession, 
             assert response.status == 404
 
 
-async def test_requests_are_recorded_without_secrets(api: Api, emu: Emulator, image: str) -> None:
+async def test_request_record_contains_no_secrets(api: Api, emu: Emulator, image: str) -> None:
     await api.submit(image=image, query="?webhook=https%3A%2F%2Fhost%2Fsecret")
     assert [(record.method, record.route, record.status) for record in emu.requests] == [
         ("POST", "upload_ticket", 200),

@@ -1,4 +1,4 @@
-"""The schema of the wire, and others' tools that hold the emulator to it."""
+"""The OpenAPI document, checked against the emulator's responses and by schemathesis."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ CONFIG = """
 [auth.openapi.key]
 bearer = "{key}"
 
-# A file that is too large is a 413, which the tool does not know as a refusal.
+# A file that is too large gets 413, which the tool does not count as a rejection.
 [checks.negative_data_rejection]
 expected-statuses = ["400", "401", "403", "404", "405", "413"]
 
-# A running prediction that is deleted is still to be seen, as `deleted`: so the vendor has it.
+# A deleted prediction that was running stays readable as `deleted`, like at the vendor.
 [checks.use_after_free]
 enabled = false
 
-# A span of 31 days at most: JSON schema cannot say so.
+# The limit of 31 days cannot be expressed in JSON schema.
 [[operations]]
 include-name = "POST /api/v3/user/usage_stats"
 checks = {{ positive_data_acceptance = {{ expected-statuses = ["2xx", "400"] }} }}
 
-# The tool sends names of form fields that are no multipart any more.
+# The tool sends form field names that make the multipart body invalid.
 [[operations]]
 include-name = "POST /api/v3/media/upload/binary"
 checks = {{ positive_data_acceptance = {{ expected-statuses = ["2xx", "400"] }} }}
 
-# The object store wants a ticket's signature, and no key, which the tool sends everywhere.
+# The object store needs a ticket's signature and refuses the key, which the tool always sends.
 [[operations]]
 include-name = "PUT /storage/media/{{folder}}/{{file}}"
 checks = {{ positive_data_acceptance = {{ expected-statuses = ["400", "403"] }} }}
@@ -54,7 +54,7 @@ checks = {{ positive_data_acceptance = {{ expected-statuses = ["400", "403"] }} 
 
 
 async def schemathesis(emu: Emulator, folder: Path, *options: str) -> tuple[int, str]:
-    """Let the tool loose on the emulator's socket: its exit status and what it says."""
+    """Run schemathesis against the emulator and return its exit status and output."""
     config = folder / "schemathesis.toml"
     await anyio.Path(config).write_text(CONFIG.format(key=emu.api_key))
     code = "import sys; from schemathesis.cli import schemathesis; sys.exit(schemathesis())"
@@ -71,45 +71,45 @@ async def schemathesis(emu: Emulator, folder: Path, *options: str) -> tuple[int,
     return result.returncode, (result.stdout + result.stderr).decode()
 
 
-ROOMY = {"timing": 0.0, "level": Level(10**6, 10**6), "balance": 1e9, "downloads": False}
+UNLIMITED = {"timing": 0.0, "level": Level(10**6, 10**6), "balance": 1e9, "downloads": False}
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("settings", [ROOMY])
-async def test_schemathesis_finds_no_disagreement(emu: Emulator, tmp_path: Path) -> None:
-    # It makes up callbacks; none of them shall be called.
+@pytest.mark.parametrize("settings", [UNLIMITED])
+async def test_schemathesis_accepts_the_emulator(emu: Emulator, tmp_path: Path) -> None:
+    # The tool invents callback URLs; none of them must be called.
     emu.faults.add("webhook", faults.Drop(), times=None)
-    status, said = await schemathesis(emu, tmp_path, "--max-examples", "2")
-    assert status == 0, said
-    assert "Tested: 33" in said, said
+    status, text = await schemathesis(emu, tmp_path, "--max-examples", "2")
+    assert status == 0, text
+    assert "Tested: 33" in text, text
     assert len(emu.requests) > 1000
     assert {record.route for record in emu.requests} >= {row.name for row in (*routes.WAVESPEED, *routes.COMMON)}
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("settings", [ROOMY])
+@pytest.mark.parametrize("settings", [UNLIMITED])
 @pytest.mark.parametrize(
     ("fault", "code"),
     [(faults.Status(500), "ST101"), (faults.DataList(), "ST1"), (faults.Status(418), "ST103")],
     ids=["server error", "another shape", "undocumented"],
 )
-async def test_schemathesis_finds_what_is_wrong(emu: Emulator, tmp_path: Path, fault: Any, code: str) -> None:
+async def test_schemathesis_reports_faulty_responses(emu: Emulator, tmp_path: Path, fault: Any, code: str) -> None:
     emu.faults.add("balance", fault, times=None)
-    status, said = await schemathesis(
+    status, text = await schemathesis(
         emu, tmp_path, "--max-examples", "2", "--include-path", "/api/v3/balance", "--phases", "fuzzing"
     )
-    assert status == 1, said
-    assert code in said
+    assert status == 1, text
+    assert code in text
 
 
 def validator(document: dict[str, Any], path: str, method: str, status: int = 200) -> Any:
-    """A check of one answer against the document."""
+    """Return the JSON schema validator of one response in the document."""
     content = document["paths"][path][method]["responses"][str(status)]["content"]
     schema = content["application/json"]["schema"] | {"components": document["components"]}
     return jsonschema_rs.validator_for(schema, validate_formats=True)
 
 
-async def test_every_route_and_model_is_in_it(api: Api) -> None:
+async def test_document_contains_every_route_and_model(api: Api) -> None:
     document = (await api.call("GET", "/__emulator__/openapi.json")).body
     assert document["openapi"] == "3.1.0"
     assert document["servers"] == [{"url": api.base}]
@@ -119,15 +119,17 @@ async def test_every_route_and_model_is_in_it(api: Api) -> None:
             assert row.method.lower() in document["paths"][row.path]
     for operations in document["paths"].values():
         for operation in operations.values():
-            for answer in operation["responses"].values():
-                assert answer["description"]
+            for response in operation["responses"].values():
+                assert response["description"]
 
 
-async def test_answers_in_every_state_are_as_it_says(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
+async def test_responses_in_every_state_match_the_document(
+    api: Api, emu: Emulator, clock: ManualClock, image: str
+) -> None:
     document = (await api.call("GET", "/__emulator__/openapi.json")).body
     path = "/api/v3/predictions/{prediction_id}/result"
     result = validator(document, path, "get")
-    seen = set()
+    statuses = set()
     for fault in (None, faults.FailTask(5000), faults.FailTask(None, status="timeout")):
         if fault is not None:
             emu.faults.add("submit", fault)
@@ -135,22 +137,22 @@ async def test_answers_in_every_state_are_as_it_says(api: Api, emu: Emulator, cl
         validator(document, f"/api/v3/{PRO}", "post").validate(reply.body)
         for seconds in (0, 30, 30):
             await clock.advance(seconds)
-            answer = (await api.result(reply.data["id"])).body
-            result.validate(answer)
-            seen.add(answer["data"]["status"])
-    gone = (await api.submit(image=image)).data["id"]
-    await api.call("DELETE", f"/api/v3/predictions/{gone}")
-    result.validate((await api.result(gone)).body)
-    assert seen == {"created", "processing", "completed", "failed", "timeout"}
+            body = (await api.result(reply.data["id"])).body
+            result.validate(body)
+            statuses.add(body["data"]["status"])
+    deleted = (await api.submit(image=image)).data["id"]
+    await api.call("DELETE", f"/api/v3/predictions/{deleted}")
+    result.validate((await api.result(deleted)).body)
+    assert statuses == {"created", "processing", "completed", "failed", "timeout"}
     validator(document, path, "get", 404).validate((await api.result("nothing")).body)
     validator(document, "/api/v3/predictions", "post").validate((await api.post("/api/v3/predictions", {})).body)
     search = "/api/v3/billings/search"
     validator(document, search, "post").validate((await api.post(search, {})).body)
     usage = "/api/v3/user/usage_stats"
     span = {"start_time": "2026-09-21T00:00:00Z", "end_time": "2026-09-22T00:00:00Z"}
-    answer = (await api.post(usage, span)).body
-    validator(document, usage, "post").validate(answer)
-    assert len(answer["data"]["daily_usage"]) == 1
+    body = (await api.post(usage, span)).body
+    validator(document, usage, "post").validate(body)
+    assert len(body["data"]["daily_usage"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -169,18 +171,18 @@ async def test_answers_in_every_state_are_as_it_says(api: Api, emu: Emulator, cl
     ],
     ids=lambda shape: type(shape).__name__,
 )
-async def test_what_the_quirks_send_is_not_as_it_says(
+async def test_deviating_responses_do_not_match_the_document(
     api: Api, emu: Emulator, clock: ManualClock, image: str, shape: Any
 ) -> None:
     document = (await api.call("GET", "/__emulator__/openapi.json")).body
     prediction = (await api.submit(image=image)).data
     await clock.advance(60)
     emu.faults.add("result", shape)
-    answer = (await api.result(prediction["id"])).body
-    assert not validator(document, "/api/v3/predictions/{prediction_id}/result", "get").is_valid(answer)
+    body = (await api.result(prediction["id"])).body
+    assert not validator(document, "/api/v3/predictions/{prediction_id}/result", "get").is_valid(body)
 
 
-async def test_methods(api: Api) -> None:
+async def test_wrong_method_gets_405_with_allow(api: Api) -> None:
     for method, path, allowed in (
         ("GET", "/api/v3/predictions", "POST"),
         ("PUT", "/api/v3/balance", "GET, HEAD"),
@@ -207,13 +209,13 @@ async def test_methods(api: Api) -> None:
         ("/api/v3/media/uploads", {"filename": "a.png", "size": 3, "content_type": 3}),
     ],
 )
-async def test_bodies_that_are_refused(api: Api, path: str, body: dict[str, Any]) -> None:
+async def test_invalid_bodies_get_400(api: Api, path: str, body: dict[str, Any]) -> None:
     reply = await api.post(path, body)
     assert (reply.status, reply.body["code"]) == (400, 400)
 
 
-async def test_what_others_tools_found(api: Api, clock: ManualClock) -> None:
-    """Each of these was a 500, or was refused although JSON has it so."""
+async def test_edge_cases_found_by_schemathesis(api: Api, clock: ManualClock) -> None:
+    """Each of these once caused a 500 or was refused although it is valid JSON."""
     assert (await api.submit(image="data:image/png;base64,é")).status == 200
     assert (await api.post("/api/v3/predictions", {"page": 1.0, "page_size": 31.0})).data["page"] == 1
     leap = await api.post("/api/v3/predictions", {"created_after": "2016-12-31T23:59:60Z"})

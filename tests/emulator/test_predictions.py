@@ -1,4 +1,4 @@
-"""Submit, results, lists, deletion: the life of a prediction."""
+"""Submit, results, lists and deletion of predictions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STANDARD = "kwaivgi/kling-v2.1-i2v-standard"
 PRO = "kwaivgi/kling-v2.1-i2v-pro"
 
 
-async def test_a_life(api: Api, image: str, clock: ManualClock) -> None:
+async def test_prediction_from_submit_to_completion(api: Api, image: str, clock: ManualClock) -> None:
     created = (await api.submit(image=image)).data
     assert re.fullmatch(r"[0-9a-f]{32}", created["id"])
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z", created["created_at"])
@@ -62,7 +62,7 @@ async def test_a_life(api: Api, image: str, clock: ManualClock) -> None:
     assert (await api.call("GET", f"/api/v3/predictions/{created['id']}")).data == done
 
 
-async def test_it_is_gone_after_seven_days(api: Api, image: str, clock: ManualClock) -> None:
+async def test_prediction_and_files_expire_after_seven_days(api: Api, image: str, clock: ManualClock) -> None:
     prediction = (await api.submit(image=image)).data
     await clock.advance(60)
     url = (await api.result(prediction["id"])).data["outputs"][0]
@@ -75,7 +75,7 @@ async def test_it_is_gone_after_seven_days(api: Api, image: str, clock: ManualCl
     assert (await api.post("/api/v3/predictions", {})).data["total"] == 0
 
 
-async def test_keys(api: Api, image: str) -> None:
+async def test_wrong_key_gets_401(api: Api, image: str) -> None:
     prediction = (await api.submit(image=image)).data
     for headers in ({"Authorization": "Bearer wrong"}, {"Authorization": api.key}, {"Authorization": ""}):
         reply = await api.call("GET", f"/api/v3/predictions/{prediction['id']}/result", headers=headers)
@@ -85,13 +85,13 @@ async def test_keys(api: Api, image: str) -> None:
     assert (await api.post(f"/api/v3/{PRO}", {}, headers={"Authorization": ""})).status == 401
 
 
-async def test_another_account_does_not_see_it(api: Api, emu: Emulator, image: str) -> None:
+async def test_prediction_of_another_account_gets_404(api: Api, emu: Emulator, image: str) -> None:
     prediction = (await api.submit(image=image)).data
     stranger = {"Authorization": f"Bearer {emu.gptproto_key}"}
     assert (await api.call("GET", f"/api/v3/predictions/{prediction['id']}/result", headers=stranger)).status == 404
 
 
-async def test_unknown_model_and_unknown_path(api: Api, image: str) -> None:
+async def test_unknown_model_and_path_get_404(api: Api, image: str) -> None:
     for model in ("kwaivgi/kling-v2.1-i2v-pro-start-end-frame", "upload", "nobody/nothing"):
         assert (await api.submit(model, image=image)).body == {"code": 404, "message": "Model not found"}
     assert (await api.call("GET", "/api/v3/nothing")).status == 404
@@ -120,20 +120,20 @@ async def test_unknown_model_and_unknown_path(api: Api, image: str) -> None:
         ({"guidance_scale": float("nan")}, "guidance_scale"),
     ],
 )
-async def test_inputs_that_are_refused(api: Api, emu: Emulator, image: str, inputs: dict[str, Any], text: str) -> None:
+async def test_invalid_inputs_get_400(api: Api, emu: Emulator, image: str, inputs: dict[str, Any], text: str) -> None:
     reply = await api.submit(**{"image": image} | inputs)
     assert reply.status == reply.body["code"] == 400
     assert text in reply.body["message"]
     assert emu.charges() == ()
 
 
-async def test_bodies_that_are_refused(api: Api) -> None:
+async def test_body_that_is_no_json_object_gets_400(api: Api) -> None:
     for data in (b"{", b"[1]", b'"x"'):
         reply = await api.call("POST", f"/api/v3/{PRO}", data=data)
         assert reply.body["code"] == 400
 
 
-async def test_what_it_runs_with(api: Api, emu: Emulator, image: str) -> None:
+async def test_inputs_have_defaults_and_no_unknown_keys(api: Api, emu: Emulator, image: str) -> None:
     await api.submit(image=image, duration="10", negativ_prompt="typo", cfg_scale=1, seed=3, prompt="é" * 2500)
     [record] = emu.predictions()
     assert record.inputs == {"prompt": "é" * 2500, "image": image, "guidance_scale": 0.5, "duration": 10}
@@ -151,7 +151,7 @@ async def test_what_it_runs_with(api: Api, emu: Emulator, image: str) -> None:
     ],
     ids=["broken", "gif", "small", "large", "truncated"],
 )
-async def test_pictures_that_fail_the_task(
+async def test_unusable_picture_fails_the_task(
     api: Api, clock: ManualClock, png: PngMaker, content: Any, code: int
 ) -> None:
     if content == "small":
@@ -160,7 +160,7 @@ async def test_pictures_that_fail_the_task(
         content = png(500, 400)[:-3000]
     url = await api.upload(content)
     inline = "data:image/png;base64," + base64.b64encode(content).decode()
-    # aiohttp's client warns of JSON bodies above one megabyte.
+    # aiohttp's client warns about JSON bodies above one megabyte.
     images = (url, inline) if len(inline) < 1_000_000 else (url,)
     ids = [(await api.submit(image=image)).data["id"] for image in images]
     await clock.advance(10)
@@ -171,7 +171,7 @@ async def test_pictures_that_fail_the_task(
         assert failed["executionTime"] == 0
 
 
-async def test_inline_pictures(api: Api, clock: ManualClock, png: PngMaker) -> None:
+async def test_inline_pictures_as_data_uri_and_base64(api: Api, clock: ManualClock, png: PngMaker) -> None:
     encoded = base64.b64encode(png()).decode()
     for image in (f"data:image/png;base64,{encoded}", encoded):
         prediction = (await api.submit(image=image)).data
@@ -182,7 +182,7 @@ async def test_inline_pictures(api: Api, clock: ManualClock, png: PngMaker) -> N
     assert (await api.result(prediction["id"])).data["code"] == 1402
 
 
-async def test_jpeg_sizes_are_found() -> None:
+async def test_check_reads_size_of_jpeg() -> None:
     image = pytest.importorskip("PIL.Image")
     for options in ({}, {"progressive": True}, {"exif": b"Exif\0\0" + bytes(2000)}):
         buffer = io.BytesIO()
@@ -192,7 +192,7 @@ async def test_jpeg_sizes_are_found() -> None:
             check(buffer.getvalue()[:300])
 
 
-async def test_pictures_from_other_hosts(api: Api, clock: ManualClock, png: PngMaker) -> None:
+async def test_pictures_are_downloaded_from_other_hosts(api: Api, clock: ManualClock, png: PngMaker) -> None:
     async with Emulator(profile="tiny") as elsewhere:
         form = aiohttp.FormData()
         form.add_field("file", png(), filename="x.png", content_type="image/png")
@@ -206,7 +206,7 @@ async def test_pictures_from_other_hosts(api: Api, clock: ManualClock, png: PngM
         ids = [(await api.submit(image=url)).data["id"] for url in urls]
         statuses = []
         for prediction_id in ids:
-            # A real download: it takes as long as it takes, and the prediction does not end before.
+            # The download takes real time, and the prediction ends only after it.
             while (data := (await api.result(prediction_id)).data)["status"] in {"created", "processing"}:
                 await clock.advance(30)
             statuses.append((data["status"], data.get("code"), data["error"]))
@@ -216,7 +216,7 @@ async def test_pictures_from_other_hosts(api: Api, clock: ManualClock, png: PngM
         assert api.emu.running == 0
 
 
-async def test_a_slow_picture_holds_the_prediction_up(
+async def test_prediction_waits_for_slow_picture_download(
     api: Api, emu: Emulator, clock: ManualClock, png: PngMaker
 ) -> None:
     gate = anyio.Event()
@@ -244,19 +244,19 @@ async def test_a_slow_picture_holds_the_prediction_up(
     await runner.cleanup()
 
 
-async def test_an_upload_that_does_not_exist_here(api: Api, clock: ManualClock) -> None:
+async def test_missing_upload_fails_the_task(api: Api, clock: ManualClock) -> None:
     prediction = (await api.submit(image=f"{api.base}/media/images/none.png")).data
     await clock.advance(10)
     assert (await api.result(prediction["id"])).data["code"] == 1402
 
 
-async def test_start_and_end_frame(api: Api, image: str) -> None:
+async def test_start_end_frame_model_requires_end_image(api: Api, image: str) -> None:
     model = f"{PRO}/start-end-frame"
     assert (await api.submit(model, image=image)).status == 400
     assert (await api.submit(model, image=image, end_image=image)).data["model"] == model
 
 
-async def test_newer_models(api: Api, emu: Emulator, image: str) -> None:
+async def test_newer_models_check_inputs_and_prices(api: Api, emu: Emulator, image: str) -> None:
     v3 = "kwaivgi/kling-v3.0-pro/image-to-video"
     assert (await api.submit(v3, image=image, multi_prompt=["a"])).status == 400
     assert (await api.submit(v3, image=image, prompt=None)).status == 400
@@ -273,7 +273,7 @@ async def test_newer_models(api: Api, emu: Emulator, image: str) -> None:
     assert [charge.amount for charge in emu.charges()] == [Decimal("1.68"), Decimal("1.40"), Decimal("0.21")]
 
 
-async def test_list(api: Api, clock: ManualClock, image: str) -> None:
+async def test_list_pages_and_filters(api: Api, clock: ManualClock, image: str) -> None:
     ids = []
     for number in range(7):
         ids.append((await api.submit(STANDARD if number % 2 else PRO, image=image)).data["id"])
@@ -297,19 +297,19 @@ async def test_list(api: Api, clock: ManualClock, image: str) -> None:
     assert before["total"] == 5
 
 
-async def test_list_refuses(api: Api) -> None:
+async def test_list_refuses_invalid_parameters(api: Api) -> None:
     for body in ({"page": 0}, {"page_size": 101}, {"page_size": "9"}, {"created_after": "soon"}, {"status": 3}):
         assert (await api.post("/api/v3/predictions", body)).body["code"] == 400
 
 
 @pytest.mark.parametrize("settings", [{"input_echo": True}])
-async def test_list_with_inputs(api: Api, image: str) -> None:
+async def test_list_echoes_input(api: Api, image: str) -> None:
     await api.submit(image=image)
     [item] = (await api.post("/api/v3/predictions", {})).data["items"]
     assert item["input"]["prompt"] == "a cat"
 
 
-async def test_delete(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
+async def test_delete_one_and_many(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
     ended, running, kept = [(await api.submit(image=image)).data["id"] for _ in range(3)]
     stranger = {"Authorization": f"Bearer {emu.gptproto_key}"}
     reply = await api.post("/api/v3/predictions/delete", {"ids": [kept]}, headers=stranger)
@@ -328,7 +328,7 @@ async def test_delete(api: Api, emu: Emulator, clock: ManualClock, image: str) -
 
 
 @pytest.mark.parametrize("settings", [{"timing": Timing(spread=0.2), "seed": 5}])
-async def test_drawn_times(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
+async def test_timing_draws_durations_around_median(api: Api, emu: Emulator, clock: ManualClock, image: str) -> None:
     for _ in range(40):
         await api.submit(image=image)
         await api.submit(image=image, duration=10)
@@ -340,7 +340,7 @@ async def test_drawn_times(api: Api, emu: Emulator, clock: ManualClock, image: s
 
 
 @pytest.mark.parametrize("settings", [{"timing": Timing(), "seed": 5}])
-async def test_a_seed_makes_runs_alike(api: Api, emu: Emulator) -> None:
+async def test_same_seed_gives_same_ids_and_times(api: Api, emu: Emulator) -> None:
     async with Emulator(profile="tiny", clock=ManualClock(), seed=5) as twin:
         for there in (api, attrs.evolve(api, emu=twin, base=twin.base_url)):
             await there.submit(image="data:,")
@@ -351,7 +351,7 @@ async def test_a_seed_makes_runs_alike(api: Api, emu: Emulator) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"timing": lambda model, inputs: 3.0 * inputs["duration"]}])
-async def test_own_times(api: Api, emu: Emulator, image: str) -> None:
+async def test_timing_can_be_a_function(api: Api, emu: Emulator, image: str) -> None:
     await api.submit(image=image, duration=10)
     [record] = emu.predictions()
     assert record.ends_at - record.created_at == pytest.approx(30)

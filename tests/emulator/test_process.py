@@ -1,4 +1,4 @@
-"""`python -m kling_async.emulator`, and what is never imported."""
+"""`python -m kling_async.emulator`, and the modules it imports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COMMAND = [sys.executable, "-W", "error", "-m", "kling_async.emulator", "--port"
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
-async def test_it_serves_until_it_is_told_to_stop(number: str) -> None:
+async def test_command_serves_until_signal(number: str) -> None:
     async with await anyio.open_process([*COMMAND, "--profile", "tiny", "--key", "wsk_mine"]) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -40,7 +40,7 @@ async def test_it_serves_until_it_is_told_to_stop(number: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
-async def test_chaos_from_the_command_line() -> None:
+async def test_command_line_sets_chaos() -> None:
     options = ["--profile", "tiny", "--chaos", "0.25", "--seed", "7"]
     async with await anyio.open_process([*COMMAND, *options]) as process:
         assert process.stdout is not None
@@ -48,18 +48,18 @@ async def test_chaos_from_the_command_line() -> None:
         with anyio.fail_after(30):
             while "GPTPROTO_BASE_URL" not in text:
                 text += (await process.stdout.receive()).decode()
-        [page] = [line.split()[1] for line in text.splitlines() if line.startswith("look")]
+        [page] = [line.split()[1] for line in text.splitlines() if line.startswith("page")]
         async with aiohttp.ClientSession() as session, session.get(f"{page}chaos") as response:
-            told = await response.json()
+            chaos = await response.json()
         process.send_signal(signal.SIGINT)
         with anyio.fail_after(30):
             assert await process.wait() == 0
-    assert (told["rate"], told["seed"], told["by_kind"]) == (0.25, 7, {})
+    assert (chaos["rate"], chaos["seed"], chaos["by_kind"]) == (0.25, 7, {})
     result = await anyio.run_process([*COMMAND, "--profile", "tiny", "--chaos", "3"], check=False)
     assert (result.returncode, b"rate" in result.stderr) == (1, True)
 
 
-async def test_a_port_that_is_taken() -> None:
+async def test_command_reports_port_in_use() -> None:
     with anyio.fail_after(30):
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
@@ -71,7 +71,7 @@ async def test_a_port_that_is_taken() -> None:
     assert str(port).encode() in result.stderr
 
 
-async def test_the_tiny_profile_needs_no_extra() -> None:
+async def test_tiny_profile_imports_no_extra() -> None:
     code = (
         "import sys\n"
         "sys.modules['av'] = sys.modules['PIL'] = None\n"

@@ -1,4 +1,4 @@
-"""Where the service is disputed or odd (section 12 of the contract): each way of it can be had."""
+"""Behaviour that is inconsistent or undocumented at the vendor: each variant can be selected."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 PRO = "kwaivgi/kling-v2.1-i2v-pro"
-NOBODY = "?webhook=http%3A%2F%2F127.0.0.1%3A9%2Fhook"
+UNREACHABLE_WEBHOOK = "?webhook=http%3A%2F%2F127.0.0.1%3A9%2Fhook"
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ NOBODY = "?webhook=http%3A%2F%2F127.0.0.1%3A9%2Fhook"
         ({"level": Level(9, 1), "retry_after": True, "timing": 90.0}, "You have reached your concurrency limit", "90"),
     ],
 )
-async def test_two_kinds_of_429(api: Api, image: str, text: str, header: str | None) -> None:
+async def test_429_texts_and_retry_after(api: Api, image: str, text: str, header: str | None) -> None:
     assert (await api.submit(image=image)).status == 200
     refused = await api.submit(image=image)
     assert (refused.status, refused.body) == (429, {"code": 429, "message": text})
@@ -38,11 +38,11 @@ async def test_two_kinds_of_429(api: Api, image: str, text: str, header: str | N
 
 
 @pytest.mark.parametrize("settings", [{"unknown_model_status": 400}])
-async def test_an_unknown_model_as_a_bad_request(api: Api, image: str) -> None:
+async def test_unknown_model_status_can_be_400(api: Api, image: str) -> None:
     assert (await api.submit("kwaivgi/nothing", image=image)).body == {"code": 400, "message": "Model not found"}
 
 
-async def test_a_webhook_in_the_body_is_passed_over(api: Api, emu: Emulator, image: str) -> None:
+async def test_webhook_in_the_body_is_ignored(api: Api, emu: Emulator, image: str) -> None:
     flags: dict[str, Any] = {
         "webhook_url": "https://a.example/",
         "enable_sync_mode": True,
@@ -64,7 +64,7 @@ async def test_a_webhook_in_the_body_is_passed_over(api: Api, emu: Emulator, ima
         ({"input_echo": "result"}, False, True),
     ],
 )
-async def test_inputs_are_echoed(api: Api, image: str, listed: Any, shown: Any) -> None:
+async def test_input_echo_adds_input_to_list_and_result(api: Api, image: str, listed: Any, shown: Any) -> None:
     created = (await api.submit(image=image)).data
     assert "input" not in created
     result = (await api.result(created["id"])).data
@@ -74,12 +74,12 @@ async def test_inputs_are_echoed(api: Api, image: str, listed: Any, shown: Any) 
 
 
 @pytest.mark.parametrize("settings", [{"list_total": False}])
-async def test_a_list_without_its_total(api: Api, image: str) -> None:
+async def test_list_total_can_be_omitted(api: Api, image: str) -> None:
     await api.submit(image=image)
     assert set((await api.post("/api/v3/predictions", {})).data) == {"page", "items"}
 
 
-async def test_envelopes(api: Api, emu: Emulator) -> None:
+async def test_envelope_faults_rewrap_data(api: Api, emu: Emulator) -> None:
     usual = await api.call("GET", "/api/v3/webhook/secret")
     emu.faults.add("webhook_secret", faults.Unwrapped())
     emu.faults.add("webhook_secret", faults.DataList())
@@ -96,20 +96,20 @@ async def test_envelopes(api: Api, emu: Emulator) -> None:
         ("balance", faults.DataItems()),
         ("submit", faults.Enveloped()),
     ):
-        with pytest.raises(ValueError, match="means nothing"):
+        with pytest.raises(ValueError, match="cannot happen on route"):
             emu.faults.add(route, fault)
 
 
-async def test_gptproto_with_a_list(other: Api, emu: Emulator) -> None:
+async def test_data_list_applies_to_gptproto(gptproto: Api, emu: Emulator) -> None:
     emu.faults.add("submit", faults.DataList())
-    [created] = (await other.submit(image="data:,")).data
+    [created] = (await gptproto.submit(image="data:,")).data
     assert created["hasNsfwContents"] == []
 
 
 @pytest.mark.parametrize(
     ("shape", "flags"), [(faults.NullFlags(), None), (faults.Flagged(), [True]), (faults.Sparse(), "absent")]
 )
-async def test_content_flags(
+async def test_shapes_of_content_flags(
     *, api: Api, emu: Emulator, clock: ManualClock, image: str, shape: Any, flags: Any
 ) -> None:
     emu.faults.add("submit", shape)
@@ -123,7 +123,9 @@ async def test_content_flags(
 
 
 @pytest.mark.parametrize("status", ["canceled", "cancelled", "timeout"])
-async def test_words_for_an_end(api: Api, emu: Emulator, clock: ManualClock, image: str, status: Any) -> None:
+async def test_final_statuses_of_failed_tasks(
+    api: Api, emu: Emulator, clock: ManualClock, image: str, status: Any
+) -> None:
     emu.faults.add("submit", faults.FailTask(1407, "insufficient credits", status))
     prediction = (await api.submit(image=image)).data
     await clock.advance(60)
@@ -141,7 +143,9 @@ async def test_words_for_an_end(api: Api, emu: Emulator, clock: ManualClock, ima
         ("upstream connect error", "text/plain"),
     ],
 )
-async def test_errors_in_other_forms(api: Api, emu: Emulator, image: str, body: Any, content_type: str) -> None:
+async def test_status_fault_sends_given_error_body(
+    api: Api, emu: Emulator, image: str, body: Any, content_type: str
+) -> None:
     emu.faults.add("submit", faults.Status(403, body=body))
     reply = await api.submit(image=image)
     assert (reply.status, reply.headers["Content-Type"].partition(";")[0]) == (403, content_type)
@@ -151,24 +155,24 @@ async def test_errors_in_other_forms(api: Api, emu: Emulator, image: str, body: 
     assert (await api.call("GET", "/api/v3/balance")).body == {"detail": "no"}
 
 
-async def told(emu: Emulator, count: int) -> None:
+async def wait_for_deliveries(emu: Emulator, count: int) -> None:
     with anyio.fail_after(10):
-        while len(emu.deliveries) < count:  # noqa: ASYNC110 - the emulator has no event for it
+        while len(emu.deliveries) < count:  # noqa: ASYNC110 -- the emulator has no event for it
             await anyio.sleep(0.001)
 
 
 @pytest.mark.parametrize(
     ("settings", "refunded"), [({}, True), ({"webhook_refunds": False}, False)], ids=["refunded", "kept"]
 )
-async def test_when_no_delivery_is_taken(
+async def test_webhook_refunds_after_last_failed_delivery(
     api: Api, emu: Emulator, clock: ManualClock, image: str, refunded: Any
 ) -> None:
     emu.faults.add("webhook", faults.Drop(), times=None)
-    await api.submit(image=image, query=NOBODY)
+    await api.submit(image=image, query=UNREACHABLE_WEBHOOK)
     for count, seconds in enumerate((60, 10, 20, 40), 1):
         assert not emu.charges()[0].refunded
         await clock.advance(seconds)
-        await told(emu, count)
+        await wait_for_deliveries(emu, count)
     assert [delivery.attempt for delivery in emu.deliveries] == [1, 2, 3, 4]
     assert emu.charges()[0].refunded is refunded
     assert emu.balance() == (Decimal(1000) if refunded else Decimal("999.55"))
@@ -177,7 +181,7 @@ async def test_when_no_delivery_is_taken(
 
 
 @pytest.mark.parametrize("settings", [{"downloads": False}])
-async def test_pictures_of_other_hosts_unseen(api: Api, emu: Emulator, clock: ManualClock) -> None:
+async def test_downloads_off_accepts_pictures_of_other_hosts(api: Api, emu: Emulator, clock: ManualClock) -> None:
     prediction = (await api.submit(image="https://pictures.example/face.png")).data
     await clock.advance(60)
     data = (await api.result(prediction["id"])).data

@@ -1,4 +1,4 @@
-"""Real videos: they are opened and looked at."""
+"""Rendered videos, checked by decoding them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 av = pytest.importorskip("av")
 images = pytest.importorskip("PIL.Image")
 
-from kling_async.emulator import Emulator, ManualClock, MissingRendererError, renderer  # noqa: E402 - it needs both
-from kling_async.emulator.renderer import Scene, frame_size, render  # noqa: E402 - it needs both
-from kling_async.emulator.tiny import TINY_MP4  # noqa: E402 - it needs both
+from kling_async.emulator import Emulator, ManualClock, MissingRendererError, renderer  # noqa: E402 -- needs both
+from kling_async.emulator.renderer import Scene, frame_size, render  # noqa: E402 -- needs both
+from kling_async.emulator.tiny import TINY_MP4  # noqa: E402 -- after the imports above
 
 pytestmark = pytest.mark.anyio
 
@@ -67,7 +67,7 @@ async def download(api: Api, clock: ManualClock, model: str, **inputs: Any) -> b
         return await response.read()
 
 
-async def test_a_video_of_the_picture(api: Api, clock: ManualClock) -> None:
+async def test_video_shows_the_picture_in_motion(api: Api, clock: ManualClock) -> None:
     image = await api.upload(picture(640, 360, (255, 128, 0)))
     content = await download(api, clock, "kwaivgi/kling-v2.1-i2v-standard", image=image, duration=5)
     assert content.find(b"moov") < content.find(b"mdat")
@@ -80,8 +80,8 @@ async def test_a_video_of_the_picture(api: Api, clock: ManualClock) -> None:
     assert seen[0].tobytes() != seen[60].tobytes() != seen[119].tobytes()
 
 
-async def test_ten_seconds_upright(api: Api, clock: ManualClock) -> None:
-    # Orientation 6: the camera was turned; the picture is 400 wide and 600 high.
+async def test_video_follows_exif_orientation(api: Api, clock: ManualClock) -> None:
+    # Orientation 6 means rotated: the picture is 400 pixels wide and 600 high.
     image = await api.upload(picture(600, 400, (0, 200, 0), orientation=6))
     content = await download(api, clock, "kwaivgi/kling-v2.1-i2v-pro", image=image, duration=10, prompt="zoom out")
     seconds, seen = frames(content)
@@ -89,7 +89,7 @@ async def test_ten_seconds_upright(api: Api, clock: ManualClock) -> None:
     assert seen[0].getpixel((20, 448))[1] > seen[0].getpixel((570, 448))[1]
 
 
-async def test_start_and_end_frame(api: Api, clock: ManualClock) -> None:
+async def test_video_fades_from_start_to_end_frame(api: Api, clock: ManualClock) -> None:
     start = await api.upload(picture(480, 480, (255, 0, 0)))
     end = await api.upload(picture(640, 480, (0, 0, 255)))
     model = "kwaivgi/kling-v2.1-i2v-pro/start-end-frame"
@@ -104,51 +104,53 @@ async def test_start_and_end_frame(api: Api, clock: ManualClock) -> None:
     assert 30 < blue < 100
 
 
-async def test_it_is_made_once(api: Api, emu: Emulator, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Path] = []
+async def test_equal_scenes_are_rendered_once(
+    api: Api, emu: Emulator, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered: list[Path] = []
 
-    def counted(scene: Scene, target: Path, stop: threading.Event) -> None:
-        made.append(target)
+    def recorded_render(scene: Scene, target: Path, stop: threading.Event) -> None:
+        rendered.append(target)
         render(scene, target, stop)
 
-    monkeypatch.setattr(renderer, "render", counted)
+    monkeypatch.setattr(renderer, "render", recorded_render)
     content = picture(400, 300, (9, 9, 9))
     ids = [(await api.submit(image=await api.upload(content))).data["id"] for _ in range(3)]
     await clock.advance(60)
-    got: list[tuple[str, bytes]] = []
+    downloads: list[tuple[str, bytes]] = []
 
     async def fetch(prediction_id: Any) -> None:
         [url] = (await api.result(prediction_id)).data["outputs"]
         async with api.http.get(url, headers={"Range": "bytes=0-99"}) as response:
-            got.append((response.headers["ETag"], await response.read()))
+            downloads.append((response.headers["ETag"], await response.read()))
 
     async with anyio.create_task_group() as group:
         for prediction_id in ids:
             group.start_soon(fetch, prediction_id)
-    assert len(made) == 1
-    assert len(set(got)) == 1
-    directory = made[0].parent
+    assert len(rendered) == 1
+    assert len(set(downloads)) == 1
+    directory = rendered[0].parent
     assert directory.is_dir()
     assert emu._service.renderer is not None
     await emu._service.renderer.close()
     assert not directory.exists()
 
 
-async def test_closing_stops_what_is_being_made(api: Api, clock: ManualClock) -> None:
+async def test_closing_aborts_rendering(api: Api, clock: ManualClock) -> None:
     statuses: list[int] = []
     async with (
         anyio.create_task_group() as group,
         Emulator(clock=clock, resolution="full", timing=1.0, level="ultra") as emu,
     ):
-        there = attrs.evolve(api, emu=emu, base=emu.base_url)
+        own = attrs.evolve(api, emu=emu, base=emu.base_url)
         assert emu._service.renderer is not None
         directory = emu._service.renderer._directory
 
         async def fetch(width: int) -> None:
-            image = await there.upload(picture(width, 400, (9, 9, 9)))
-            prediction = (await there.submit(image=image, duration=10)).data
+            image = await own.upload(picture(width, 400, (9, 9, 9)))
+            prediction = (await own.submit(image=image, duration=10)).data
             await clock.advance(2)
-            [url] = (await there.result(prediction["id"])).data["outputs"]
+            [url] = (await own.result(prediction["id"])).data["outputs"]
             with contextlib.suppress(aiohttp.ClientError):
                 async with api.http.get(url) as response:
                     statuses.append(response.status)
@@ -156,14 +158,14 @@ async def test_closing_stops_what_is_being_made(api: Api, clock: ManualClock) ->
         for width in (500, 600, 700):
             group.start_soon(fetch, width)
         with anyio.fail_after(20):
-            while len(list(await anyio.to_thread.run_sync(lambda: list(directory.iterdir())))) < 2:  # noqa: ASYNC110 - files appear in threads
+            while len(list(await anyio.to_thread.run_sync(lambda: list(directory.iterdir())))) < 2:  # noqa: ASYNC110 -- threads create the files
                 await anyio.sleep(0.01)
     assert not directory.exists()
     assert 200 not in statuses
 
 
 @pytest.mark.parametrize("settings", [{"profile": "video", "cache_bytes": 1}])
-async def test_the_cache_is_bounded(api: Api, emu: Emulator, clock: ManualClock) -> None:
+async def test_cache_evicts_above_capacity(api: Api, emu: Emulator, clock: ManualClock) -> None:
     uploads = [await api.upload(picture(400, 300, (shade, 0, 0))) for shade in (10, 200)]
     for image in uploads:
         await download(api, clock, "kwaivgi/kling-v2.1-i2v-standard", image=image)
@@ -174,15 +176,15 @@ async def test_the_cache_is_bounded(api: Api, emu: Emulator, clock: ManualClock)
     await download(api, clock, "kwaivgi/kling-v2.1-i2v-standard", image=uploads[0])
 
 
-def test_sizes() -> None:
-    # Measured on the real model: 1660x1244 from 4:3, and 16:9 fills 1080p.
+def test_frame_size_keeps_aspect_ratio() -> None:
+    # Measured at the real service: 4:3 becomes 1660x1244, and 16:9 fills 1080p.
     assert frame_size(4000, 3000, "1080p", "full") == (1660, 1244)
     assert frame_size(1600, 900, "1080p", "full") == (1920, 1080)
     assert frame_size(1600, 900, "720p", "full") == (1280, 720)
     assert frame_size(10000, 300, "720p", "small") == (852, 24)
 
 
-def test_the_move_keeps_its_promise() -> None:
+def test_scene_selects_move_by_prompt_and_hashes_inputs() -> None:
     left = Scene((b"x",), 5, prompt="The camera pans left over the bay").move
     assert left.across[0] > left.across[1]
     assert Scene((b"x",), 5, prompt="a cat").digest == Scene((b"x",), 5, prompt="a cat").digest
@@ -190,7 +192,7 @@ def test_the_move_keeps_its_promise() -> None:
     assert Scene((b"x",), 5).digest != Scene((b"y",), 5).digest
 
 
-def test_transparency_and_no_picture_at_all(tmp_path: Path) -> None:
+def test_render_supports_transparent_and_missing_pictures(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     images.new("RGBA", (400, 300), (255, 0, 0, 0)).save(buffer, "PNG")
     for pictures in ((buffer.getvalue(),), ()):
@@ -201,14 +203,13 @@ def test_transparency_and_no_picture_at_all(tmp_path: Path) -> None:
     assert max(mean(frames((tmp_path / "a.mp4").read_bytes())[1][0])) < 5
 
 
-def test_the_tiny_one_plays() -> None:
-
+def test_tiny_mp4_is_decodable() -> None:
     seconds, seen = frames(TINY_MP4)
     assert (seconds, len(seen)) == (5.0, 20)
     assert len(TINY_MP4) < 4096
 
 
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_video_profile_without_extra_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "av" else object())
     with pytest.raises(MissingRendererError, match=r"kling-async\[emulator\]"):
         Emulator(profile="video")

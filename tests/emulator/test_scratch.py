@@ -1,4 +1,4 @@
-"""Directories of emulators that were killed."""
+"""Temporary directories of killed emulators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from kling_async.emulator.scratch import Scratch
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no file locks on Windows")
 
 
 @pytest.fixture
@@ -38,29 +38,29 @@ def hold(folder: Path) -> tuple[subprocess.Popen[str], Path]:
     return process, Path(process.stdout.readline().strip())
 
 
-def test_a_killed_ones_is_removed_at_the_next_start_and_a_living_ones_is_not(folder: Path) -> None:
-    killed, gone = hold(folder)
-    living, kept = hold(folder)
+def test_make_removes_directories_of_dead_processes_only(folder: Path) -> None:
+    killed, abandoned = hold(folder)
+    running, in_use = hold(folder)
     try:
-        assert gone.is_dir()
+        assert abandoned.is_dir()
         killed.send_signal(signal.SIGKILL)
         killed.communicate(timeout=10)
-        assert gone.is_dir()
+        assert abandoned.is_dir()
         scratch = Scratch.make()
-        assert not gone.exists()
-        assert (kept / "x.mp4").exists()
+        assert not abandoned.exists()
+        assert (in_use / "x.mp4").exists()
         scratch.remove()
-        assert list(folder.iterdir()) == [kept]
+        assert list(folder.iterdir()) == [in_use]
     finally:
-        living.kill()
-        living.communicate(timeout=10)
+        running.kill()
+        running.communicate(timeout=10)
 
 
-def test_what_is_not_ours_stays(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_make_keeps_links_and_directories_without_lock(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / ".lock").touch()
     (folder / "kling-async-emulator-link").symlink_to(elsewhere)
-    older = folder / "kling-async-emulator-older"  # without a lock: perhaps being made just now
+    older = folder / "kling-async-emulator-older"  # without a lock file, as while it is being created
     older.mkdir()
     odd = folder / "kling-async-emulator-odd"
     odd.mkdir()
@@ -76,7 +76,7 @@ def test_what_is_not_ours_stays(folder: Path, tmp_path_factory: pytest.TempPathF
     assert (elsewhere / ".lock").exists()
 
 
-def test_another_users_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_keeps_directories_of_other_users(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = folder / "kling-async-emulator-theirs"
     theirs.mkdir()
     (theirs / ".lock").touch()

@@ -1,4 +1,4 @@
-"""Signed deliveries, retries, duplicates."""
+"""Signed webhook deliveries, retries and duplicates."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SAMPLE = (
 )
 
 
-def test_signatures() -> None:
+def test_signature_matches_vendor_samples() -> None:
     secret = "whsec_e9EE3BdyXSxcB4ZyZUKjQUEoQX4sF9P1+eMpb/KluCM="
     assert len(SAMPLE) == 464
     for at, expected in (
@@ -45,43 +45,45 @@ def test_signatures() -> None:
 
 class Receiver:
     def __init__(self) -> None:
-        self.got: list[tuple[dict[str, str], bytes]] = []
-        self.answers: list[int] = []
+        self.received: list[tuple[dict[str, str], bytes]] = []
+        self.statuses: list[int] = []
         self.query = ""
 
-    async def take(self, request: web.Request) -> web.Response:
-        self.got.append((dict(request.headers), await request.read()))
-        return web.Response(status=self.answers.pop(0) if self.answers else 200)
+    async def handle(self, request: web.Request) -> web.Response:
+        self.received.append((dict(request.headers), await request.read()))
+        return web.Response(status=self.statuses.pop(0) if self.statuses else 200)
 
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
-    box = Receiver()
+    receiver = Receiver()
     app = web.Application()
-    app.router.add_post("/hook", box.take)
+    app.router.add_post("/hook", receiver.handle)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    box.query = f"?webhook=http%3A%2F%2F127.0.0.1%3A{runner.addresses[0][1]}%2Fhook"
-    yield box
+    receiver.query = f"?webhook=http%3A%2F%2F127.0.0.1%3A{runner.addresses[0][1]}%2Fhook"
+    yield receiver
     await runner.cleanup()
 
 
-async def quiet(emu: Emulator, count: int) -> None:
-    """Deliveries run over real sockets, in real time."""
+async def wait_for_deliveries(emu: Emulator, count: int) -> None:
+    """Wait in real time: deliveries run over real sockets."""
     with anyio.fail_after(10):
-        while len(emu.deliveries) < count:  # noqa: ASYNC110 - the emulator has no event for it
+        while len(emu.deliveries) < count:  # noqa: ASYNC110 -- the emulator has no event for it
             await anyio.sleep(0.001)
 
 
-async def test_a_delivery(api: Api, emu: Emulator, clock: ManualClock, image: str, receiver: Receiver) -> None:
+async def test_delivery_is_signed_and_sent_once(
+    api: Api, emu: Emulator, clock: ManualClock, image: str, receiver: Receiver
+) -> None:
     prediction = (await api.submit(image=image, query=receiver.query)).data
     assert str(emu.predictions()[0].webhook).endswith("/hook")
     await clock.advance(59)
-    assert receiver.got == []
+    assert receiver.received == []
     await clock.advance(1)
-    await quiet(emu, 1)
-    [(headers, raw)] = receiver.got
+    await wait_for_deliveries(emu, 1)
+    [(headers, raw)] = receiver.received
     body = json.loads(raw)
     assert body.pop("input")["prompt"] == "a cat"
     assert body == (await api.result(prediction["id"])).data
@@ -93,61 +95,61 @@ async def test_a_delivery(api: Api, emu: Emulator, clock: ManualClock, image: st
     assert headers["webhook-signature"] == signature(secret, headers["webhook-id"], at, raw)
     assert headers["Content-Type"] == "application/json"
     await clock.advance(1000)
-    assert len(receiver.got) == 1
+    assert len(receiver.received) == 1
     assert emu._webhooks.pending == 0
 
 
-async def test_retries_grow_and_end(
+async def test_failed_delivery_is_retried_with_backoff(
     api: Api, emu: Emulator, clock: ManualClock, image: str, receiver: Receiver
 ) -> None:
-    receiver.answers = [500, 404, 301, 503, 200]
+    receiver.statuses = [500, 404, 301, 503, 200]
     await api.submit(image=image, query=receiver.query)
     await clock.advance(60)
-    await quiet(emu, 1)
+    await wait_for_deliveries(emu, 1)
     for count, seconds in ((2, 10), (3, 20), (4, 40)):
         await clock.advance(seconds - 1)
         assert len(emu.deliveries) == count - 1
         await clock.advance(1)
-        await quiet(emu, count)
+        await wait_for_deliveries(emu, count)
     await clock.advance(10_000)
     assert [delivery.status for delivery in emu.deliveries] == [500, 404, 301, 503]
     assert [delivery.attempt for delivery in emu.deliveries] == [1, 2, 3, 4]
     assert emu._webhooks.pending == 0
 
 
-async def test_nobody_there_and_lost_and_twice(
+async def test_lost_duplicate_and_unreachable_deliveries(
     api: Api, emu: Emulator, clock: ManualClock, image: str, receiver: Receiver
 ) -> None:
     emu.faults.add("webhook", faults.Drop())
     emu.faults.add("webhook", faults.Duplicate(), after=1)
     await api.submit(image=image, query=receiver.query)
     await clock.advance(60)
-    await quiet(emu, 1)
-    assert (receiver.got, emu.deliveries[0].status) == ([], None)
+    await wait_for_deliveries(emu, 1)
+    assert (receiver.received, emu.deliveries[0].status) == ([], None)
     await clock.advance(10)
-    await quiet(emu, 2)
-    assert len(receiver.got) == 2
-    assert receiver.got[0][1] == receiver.got[1][1]
+    await wait_for_deliveries(emu, 2)
+    assert len(receiver.received) == 2
+    assert receiver.received[0][1] == receiver.received[1][1]
     await api.submit(image=image, query="?webhook=http://127.0.0.1:9/hook")
     await clock.advance(60)
-    await quiet(emu, 3)
+    await wait_for_deliveries(emu, 3)
     assert emu.deliveries[-1].status is None
 
 
-async def test_failures_are_told_and_deletions_are_not(
+async def test_failures_are_delivered_and_deletions_are_not(
     api: Api, emu: Emulator, clock: ManualClock, image: str, receiver: Receiver
 ) -> None:
     await api.submit(image="data:,", query=receiver.query)
-    gone = (await api.submit(image=image, query=receiver.query)).data["id"]
-    await api.call("DELETE", f"/api/v3/predictions/{gone}")
+    deleted = (await api.submit(image=image, query=receiver.query)).data["id"]
+    await api.call("DELETE", f"/api/v3/predictions/{deleted}")
     await clock.advance(60)
-    await quiet(emu, 1)
-    [(_, raw)] = receiver.got
+    await wait_for_deliveries(emu, 1)
+    [(_, raw)] = receiver.received
     assert (json.loads(raw)["status"], json.loads(raw)["code"]) == ("failed", 1401)
     assert emu._webhooks.pending == 0
 
 
-async def test_webhooks_that_are_refused(api: Api, image: str) -> None:
+async def test_submit_refuses_invalid_webhooks(api: Api, image: str) -> None:
     for query in ("?webhook=", "?webhook=hook", "?webhook=ftp://a/b", "?webhook=http://[x"):
         assert (await api.submit(image=image, query=query)).status == 400
     reply = await api.submit(image=image, query="?webhook=https://a.b/c", enable_base64_output=True)
@@ -155,12 +157,12 @@ async def test_webhooks_that_are_refused(api: Api, image: str) -> None:
     assert reply.body["error"].startswith("webhook callback does not support base64 output")
 
 
-async def test_a_delivery_in_an_envelope(
+async def test_enveloped_delivery_wraps_the_body(
     api: Api, emu: Emulator, clock: ManualClock, image: str, receiver: Receiver
 ) -> None:
     emu.faults.add("webhook", faults.Enveloped())
     prediction = (await api.submit(image=image, query=receiver.query)).data
     await clock.advance(60)
-    await quiet(emu, 1)
-    body = json.loads(receiver.got[0][1])
+    await wait_for_deliveries(emu, 1)
+    body = json.loads(receiver.received[0][1])
     assert (body["code"], body["data"]["id"]) == (200, prediction["id"])
