@@ -1,4 +1,4 @@
-"""What goes wrong on real sockets: each fault once, and what it costs."""
+"""Each kind of fault over real sockets: the error, the retries and the charges."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def session(emulator: Emulator, **options: object) -> KlingSession:
         base_url=emulator.base_url,
         clock=emulator.clock,
         level="gold",
-        **options,  # type: ignore[arg-type]  # each by its test
+        **options,  # type: ignore[arg-type]  # typed at the call
     )
 
 
@@ -55,9 +55,7 @@ UNCERTAIN = [
 
 @pytest.mark.parametrize(("fault", "charged"), UNCERTAIN, ids=str)
 @pytest.mark.promise(1)
-async def test_a_submit_without_a_clear_answer_is_sent_once_and_said_to_be_uncertain(
-    fault: Fault, charged: int, tmp_path: Path
-) -> None:
+async def test_uncertain_submit_is_sent_once_and_held(fault: Fault, charged: int, tmp_path: Path) -> None:
     async with Emulator(level="gold", speed=200, profile="tiny") as emulator:
         emulator.faults.add("submit", fault)
         async with session(emulator, ledger=tmp_path / "run.db", on_uncertain="hold") as kling:
@@ -67,14 +65,14 @@ async def test_a_submit_without_a_clear_answer_is_sent_once_and_said_to_be_uncer
             assert len(emulator.charges()) == charged
             assert emulator.counts["submit"] == 1
             assert caught.value.spent is Spent.UNKNOWN
-            # The session is as good as before.
+            # The session remains usable.
             assert (await kling.generate(prompt="x", image=url, key="other")).output
     states = {row.key: row.state for row in read_ledger(tmp_path / "run.db")}
     assert states == {"mine": State.UNCERTAIN, "other": State.COMPLETED}
 
 
 @pytest.mark.parametrize(("fault", "charged"), UNCERTAIN, ids=str)
-async def test_with_echo_every_doubt_is_settled_and_paid_for_once(fault: Fault, charged: int) -> None:
+async def test_input_echo_resolves_doubt_with_one_charge(fault: Fault, charged: int) -> None:
     async with Emulator(level="gold", speed=200, profile="tiny", input_echo=True) as emulator:
         emulator.faults.add("submit", fault)
         async with session(emulator) as kling:
@@ -84,7 +82,7 @@ async def test_with_echo_every_doubt_is_settled_and_paid_for_once(fault: Fault, 
 
 
 @pytest.mark.promise(7)
-async def test_a_reply_that_never_comes_ends_at_the_timeout_and_is_uncertain() -> None:
+async def test_submit_timeout_is_uncertain() -> None:
     async with Emulator(level="gold", profile="tiny") as emulator:
         emulator.faults.add("submit", faults.Delay(30, accepted=True))
         async with session(emulator, timeouts=Timeouts(submit=0.2, connect=0.2), on_uncertain="hold") as kling:
@@ -94,7 +92,7 @@ async def test_a_reply_that_never_comes_ends_at_the_timeout_and_is_uncertain() -
 
 
 @pytest.mark.parametrize("fault", [faults.Status(429), faults.Status(429, retry_after=20), faults.EnvelopeCode(429)])
-async def test_a_429_is_waited_out_and_paid_once(fault: Fault) -> None:
+async def test_429_is_retried_with_one_charge(fault: Fault) -> None:
     async with Emulator(level="gold", speed=200, profile="tiny") as emulator:
         emulator.faults.add("submit", fault, times=2)
         async with session(emulator) as kling:
@@ -103,7 +101,7 @@ async def test_a_429_is_waited_out_and_paid_once(fault: Fault) -> None:
         assert emulator.counts["submit"] == 3
 
 
-async def test_a_service_that_is_not_there_is_asked_again_and_nothing_is_spent() -> None:
+async def test_refused_connection_costs_nothing() -> None:
     async with Emulator(level="gold", speed=200, profile="tiny") as emulator, session(emulator) as kling:
         url = await kling.upload(png())
         async with emulator.offline():
@@ -131,7 +129,7 @@ READ_FAULTS = [
 
 
 @pytest.mark.parametrize("fault", READ_FAULTS, ids=str)
-async def test_trouble_with_reading_never_fails_a_paid_job(fault: Fault) -> None:
+async def test_read_faults_do_not_fail_a_paid_job(fault: Fault) -> None:
     async with Emulator(level="gold", speed=200, profile="tiny") as emulator:
         emulator.faults.add("result", fault, times=4)
         async with session(emulator) as kling:
@@ -145,7 +143,7 @@ async def test_trouble_with_reading_never_fails_a_paid_job(fault: Fault) -> None
 
 
 @pytest.mark.parametrize("code", [1200, 1402, 1403, 1405, 5000, 5003, 5004])
-async def test_each_failure_of_a_task_is_an_error_with_its_code_and_advice(code: int) -> None:
+async def test_failed_task_raises_error_with_code_and_advice(code: int) -> None:
     async with Emulator(level="gold", speed=200, profile="tiny") as emulator:
         emulator.faults.add("submit", faults.FailTask(code, "the reason"))
         async with session(emulator) as kling:
@@ -156,16 +154,16 @@ async def test_each_failure_of_a_task_is_an_error_with_its_code_and_advice(code:
 
 
 @pytest.mark.parametrize("word", ["cancelled", "timeout"])
-async def test_other_ends_are_failures_too(word: str) -> None:
+async def test_cancelled_and_timeout_are_failures(word: str) -> None:
     async with Emulator(level="gold", speed=200, profile="tiny") as emulator:
-        emulator.faults.add("submit", faults.FailTask(None, "", status=word))  # type: ignore[arg-type]  # both are
+        emulator.faults.add("submit", faults.FailTask(None, "", status=word))  # type: ignore[arg-type]  # a valid literal
         async with session(emulator) as kling:
             with pytest.raises(PredictionFailedError, match=word):
                 await kling.generate(prompt="x", image=png())
 
 
 @pytest.mark.promise(6)
-async def test_an_account_without_money_stops_the_batch() -> None:
+async def test_insufficient_balance_stops_the_batch() -> None:
     async with Emulator(level="gold", speed=200, profile="tiny", balance=1.0) as emulator, session(emulator) as kling:
         jobs = (Job(model="kling-v2.1-pro", prompt=f"number {number}", image=png()) for number in range(20))
         async with kling.batch(jobs, window=4) as batch:
@@ -176,7 +174,7 @@ async def test_an_account_without_money_stops_the_batch() -> None:
         assert emulator.counts["submit"] < 8
 
 
-async def test_gptprotos_content_policy_is_no_uncertain_submission() -> None:
+async def test_gptproto_content_policy_503_is_not_uncertain() -> None:
     text = "Input may not meet the guidelines. Please adjust and try again."
     async with Emulator(level="gold", speed=200, profile="tiny") as emulator:
         emulator.faults.add("submit", faults.Status(503, text))
@@ -196,7 +194,7 @@ async def test_gptprotos_content_policy_is_no_uncertain_submission() -> None:
 @pytest.mark.parametrize(
     "fault", [faults.CutBody(100), faults.Status(500), faults.Status(429), faults.Drop(), faults.SlowBody(0.3)], ids=str
 )
-async def test_a_download_survives_trouble(fault: Fault, tmp_path: Path) -> None:
+async def test_download_is_retried_after_faults(fault: Fault, tmp_path: Path) -> None:
     async with Emulator(level="gold", speed=200, profile="tiny") as emulator, session(emulator) as kling:
         prediction = await kling.generate(prompt="x", image=png())
         emulator.faults.add("output", fault, times=2)
@@ -206,7 +204,7 @@ async def test_a_download_survives_trouble(fault: Fault, tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == [saved.path.name]
 
 
-async def test_a_download_that_cannot_be_had_leaves_no_file_and_says_that_it_is_paid_for(tmp_path: Path) -> None:
+async def test_failed_download_leaves_no_file_and_reports_spent(tmp_path: Path) -> None:
     async with Emulator(level="gold", speed=500, profile="tiny") as emulator, session(emulator) as kling:
         emulator.faults.add("output", faults.CutBody(10), times=None)
         async with kling.batch([Job(prompt="x", image=png())], save_to=tmp_path) as batch:
@@ -220,7 +218,7 @@ async def test_a_download_that_cannot_be_had_leaves_no_file_and_says_that_it_is_
         assert (await kling.save(error.prediction_id, tmp_path)).bytes > 100
 
 
-async def test_outputs_are_gone_after_seven_days(tmp_path: Path) -> None:
+async def test_expired_output_raises_storage_error(tmp_path: Path) -> None:
     clock = ManualClock()
     async with (
         Emulator(level="gold", profile="tiny", clock=clock) as emulator,
@@ -236,7 +234,7 @@ async def test_outputs_are_gone_after_seven_days(tmp_path: Path) -> None:
 
 
 @pytest.mark.promise(7)
-async def test_timed_out_is_not_failed() -> None:
+async def test_prediction_can_be_awaited_after_deadline() -> None:
     async with Emulator(level="gold", speed=500, profile="tiny") as emulator:
         emulator.faults.add("result", faults.UnknownStatus("warming_up"), times=20)
         async with session(emulator, deadline=60) as kling:
@@ -247,7 +245,9 @@ async def test_timed_out_is_not_failed() -> None:
 
 
 @pytest.mark.promise(8)
-async def test_no_key_reaches_outputs_storage_logs_or_errors(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_key_never_reaches_outputs_storage_logs_or_errors(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("DEBUG")
     key = "wsk_very_secret_key_1234567890"
     async with Emulator(level="gold", speed=500, profile="tiny", keys=[key]) as emulator:
@@ -256,17 +256,17 @@ async def test_no_key_reaches_outputs_storage_logs_or_errors(tmp_path: Path, cap
         async with KlingSession(
             key, base_url=emulator.base_url, clock=emulator.clock, level="gold", on_uncertain="hold"
         ) as kling:
-            told = []
+            texts = []
             for _ in range(2):
                 with pytest.raises(Exception, match="is odd") as caught:
                     await kling.generate(prompt="x", image=png())
                 error: BaseException | None = caught.value
                 while error is not None:
-                    told += [str(error), repr(error), repr(vars(error))]
+                    texts += [str(error), repr(error), repr(vars(error))]
                     error = error.__cause__ or error.__context__
             prediction = await kling.generate(prompt="x", image=png())
             await kling.save(prediction, tmp_path)
-            told += [repr(kling), repr(kling.provider), repr(prediction), repr(vars(kling))]
+            texts += [repr(kling), repr(kling.provider), repr(prediction), repr(vars(kling))]
         assert emulator.leaks == ()
-    assert key not in "".join(told)
+    assert key not in "".join(texts)
     assert key not in caplog.text

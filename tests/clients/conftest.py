@@ -1,4 +1,4 @@
-"""An emulator that is quick in real time: these clients have clocks of their own."""
+"""Emulator with short real-time predictions, since the vendor's clients use their own clocks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No proxy before this computer, and nothing of its owner's settings."""
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bypass proxies for loopback and remove the user's settings."""
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1,localhost")
     for name in ("WAVESPEED_API_KEY", "WAVESPEED_BASE_URL", "WAVESPEED_CLIENT_NAME"):
@@ -31,7 +31,7 @@ async def emu() -> AsyncIterator[Emulator]:
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    """A file that the service takes."""
+    """Path of a valid input picture."""
     path = tmp_path / "face.png"
     path.write_bytes(png(320, 300))
     return path

