@@ -1,4 +1,4 @@
-"""Many predictions at a service in memory, watched by a real `Watcher` in virtual time: what that costs and brings."""
+"""Predictions at an in-memory service, watched by a real `Watcher` in virtual time; counts requests and delays."""
 
 from __future__ import annotations
 
@@ -25,7 +25,14 @@ JOB = Job(model="kling-v2.1-pro", prompt="x", image="https://pictures.example/fa
 
 @attrs.define
 class Record:
-    """One prediction at the service."""
+    """A prediction at the service.
+
+    Attributes:
+        id: prediction id.
+        created: time of the submit, in seconds since the start of the service.
+        seconds: duration.
+        ours: False for a prediction of another process on the same account.
+    """
 
     id: str
     created: float
@@ -39,17 +46,18 @@ class Record:
 
 @attrs.define
 class Fleet:
-    """A service that has these predictions, each from its time of creation on.
+    """A service with a fixed set of predictions, each visible from its creation on.
 
     Attributes:
-        records: Ascending by their creation.
-        lists: Whether it has the list endpoint.
-        latency: Seconds of a request.
-        script: May answer a request otherwise.
-        stale: Seconds by which the list lags behind; single reads do not.
-        filters: Whether the list keeps to `created_before`.
-        begun: The loop's time when its own was 0.
-        sent: Bodies of the list requests, and ids of the single reads, with their times.
+        records: predictions, in ascending order of creation.
+        lists: False if the service has no list endpoint.
+        latency: seconds per request.
+        script: function that may return another response to a request; None for the regular one.
+        stale: seconds by which the list lags behind; single reads do not.
+        filters: False if the list ignores `created_before`.
+        clock: the loop's clock.
+        begun: time of `clock` at the start of the service, in seconds.
+        sent: time of each request, with the body of a list request or the id of a single read.
     """
 
     records: list[Record]
@@ -70,7 +78,7 @@ class Fleet:
 
     @property
     def now(self) -> float:
-        """Seconds since it began."""
+        """Seconds since the start of the service."""
         return self.clock.monotonic() - self.begun
 
     async def send(self, request: HttpRequest) -> HttpResponse:
@@ -85,20 +93,20 @@ class Fleet:
             record = self._by_id.get(name)
             if record is None:
                 return json_response({"code": 404, "message": "not found"}, status=404)
-            return json_response({"code": 200, "data": self.told(record)})
+            return json_response({"code": 200, "data": self.prediction(record)})
         if not self.lists:
             return json_response({"code": 404, "message": "no such path"}, status=404)
         until = self.clock.now()
         if self.filters and "created_before" in body:
             until = min(until, datetime.fromisoformat(body["created_before"]).timestamp())
-        there = bisect_right(self._created, until - self.clock.now() + self.now + 1e-6)
-        last = there - (body["page"] - 1) * body["page_size"]
-        items = [
-            self.told(record, self.stale) for record in self.records[max(0, last - body["page_size"]) : max(0, last)]
-        ]
-        return json_response({"code": 200, "data": {"page": body["page"], "items": items[::-1]}})
+        count = bisect_right(self._created, until - self.clock.now() + self.now + 1e-6)
+        last = count - (body["page"] - 1) * body["page_size"]
+        page = self.records[max(0, last - body["page_size"]) : max(0, last)]
+        items = [self.prediction(record, self.stale) for record in reversed(page)]
+        return json_response({"code": 200, "data": {"page": body["page"], "items": items}})
 
-    def told(self, record: Record, stale: float = 0.0) -> dict[str, Any]:
+    def prediction(self, record: Record, stale: float = 0.0) -> dict[str, Any]:
+        """Return the prediction as it was `stale` seconds ago."""
         ended = self.now - stale >= record.ends
         created = datetime.fromtimestamp(self.clock.now() - self.now + record.created, UTC)
         return {
@@ -112,7 +120,15 @@ class Fleet:
 
 @attrs.frozen
 class Figures:
-    """What the watching cost and brought: measured at the service and by its clock, not by the watcher."""
+    """Cost and delay of watching, measured at the service.
+
+    Attributes:
+        requests: requests per prediction.
+        singles: number of single reads.
+        pages: number of list requests.
+        delay: mean seconds from the end of a prediction to its notification.
+        watched: the watcher's own statistics.
+    """
 
     requests: float
     singles: int
@@ -127,7 +143,7 @@ def ids() -> Callable[[], str]:
 
 
 def fleet(times: Sequence[float], *, apart: float = 0.01, foreign: int = 0, **options: Any) -> Fleet:
-    """One prediction after the other, with as many `foreign` ones after each."""
+    """Return a service with a prediction every `apart` seconds, each followed by `foreign` ones of others."""
     name = ids()
     records: list[Record] = []
     for number, seconds in enumerate(times):
@@ -142,14 +158,14 @@ def log_normal(count: int, median: float, sigma: float, seed: int = 1) -> list[f
 
 
 def fixed(times: Sequence[float], interval: float, latency: float = 0.2) -> tuple[float, float]:
-    """Requests for each prediction and mean delay of one read every `interval` seconds: the baseline."""
+    """Compute the baseline: requests per prediction and mean delay in seconds with a read every `interval` seconds."""
     return exponential(times, interval, 1.0, interval, latency)
 
 
 def exponential(
     times: Sequence[float], first: float, growth: float, cap: float, latency: float = 0.2
 ) -> tuple[float, float]:
-    """The same of intervals that grow to a cap, each from one reply to the next request."""
+    """Compute the same for intervals that grow up to a cap, each from a response to the next request."""
     requests, delays = 0, 0.0
     for seconds in times:
         gap, at = first, first
@@ -169,13 +185,13 @@ async def watch(
     provider: Provider | None = None,
     delivered: Callable[[Record], bool] = lambda _: False,
 ) -> Figures:
-    """Watch all of ours to their ends.
+    """Watch all predictions of this process until they have ended.
 
     Args:
-        service: Has them.
-        policy: How eagerly.
-        provider: The dialect.
-        delivered: Whether a webhook tells the end of one, a second after.
+        service: the service with the predictions.
+        policy: policy of the watcher.
+        provider: provider of the predictions; None uses WaveSpeed.
+        delivered: predicate that selects the predictions whose end a webhook reports, one second later.
     """
     clock = service.clock
     service.begun = clock.monotonic()
@@ -183,7 +199,7 @@ async def watch(
     ours = [record for record in service.records if record.ours]
     done = anyio.Event()
     watcher = Watcher(
-        transport=service,  # type: ignore[arg-type]  # it only sends
+        transport=service,  # type: ignore[arg-type]  # only `send` is used
         provider=provider or WaveSpeed(api_key=Secret("wsk_key_of_the_test")),
         clock=clock,
         policy=policy,
@@ -193,18 +209,18 @@ async def watch(
     )
 
     def ended(record: Record) -> Callable[[Prediction], None]:
-        def note(last: Prediction) -> None:
-            assert last.status.ended, "the watcher broke"
+        def on_end(last: Prediction) -> None:
+            assert last.status.ended, "the watcher reported an end too early"
             delays.append(service.now - record.ends)
             if len(delays) == len(ours):
                 done.set()
 
-        return note
+        return on_end
 
     async def deliver() -> None:
         for record in sorted((record for record in ours if delivered(record)), key=lambda record: record.ends):
             await clock.sleep(max(0.0, record.ends + 1.0 - service.now))
-            watcher.tell(provider_.read_prediction(json_response({"code": 200, "data": service.told(record)})))
+            watcher.tell(provider_.read_prediction(json_response({"code": 200, "data": service.prediction(record)})))
 
     provider_ = provider or WaveSpeed(api_key=Secret("wsk_key_of_the_test"))
     async with anyio.create_task_group() as tasks:
@@ -212,7 +228,7 @@ async def watch(
         tasks.start_soon(deliver)
         for record in ours:
             await clock.sleep(max(0.0, record.created - service.now))
-            created = provider_.read_prediction(json_response({"code": 200, "data": service.told(record)}))
+            created = provider_.read_prediction(json_response({"code": 200, "data": service.prediction(record)}))
             watcher.add(created, on_end=ended(record), job=JOB)
         await done.wait()
         tasks.cancel_scope.cancel()

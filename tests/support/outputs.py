@@ -1,4 +1,4 @@
-"""An output host, as a real server."""
+"""An output host on a real socket."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEY = "signature"
 
 
 class QuickClock:
-    """A clock that never waits."""
+    """A clock whose sleeps return immediately and are recorded."""
 
     def __init__(self) -> None:
         self.pauses: list[float] = []
@@ -41,7 +41,7 @@ class QuickClock:
 
 
 class Host:
-    """An output host: knows ranges, and does what `replies` say of each request in turn."""
+    """An output host with range support; `replies` script its next responses, one request each."""
 
     def __init__(self, transport: AiohttpTransport) -> None:
         self.transport = transport
@@ -65,7 +65,7 @@ class Host:
         )
 
     def cut(self, after: int) -> None:
-        """The next reply ends after so many bytes of its body."""
+        """Close the connection of the next response after `after` bytes of its body."""
 
         async def reply(request: web.BaseRequest) -> web.StreamResponse:
             response, body = self.whole_or_rest(request)
@@ -79,7 +79,7 @@ class Host:
         self.replies.append(reply)
 
     def hang(self, after: int) -> asyncio.Event:
-        """The next reply stops after so many bytes of its body; set when it has."""
+        """Stall the next response after `after` bytes of its body; the returned event is set when it stalls."""
         stopped = asyncio.Event()
 
         async def reply(request: web.BaseRequest) -> web.StreamResponse:
@@ -95,7 +95,7 @@ class Host:
         return stopped
 
     def status(self, status: int, **headers: str) -> None:
-        """The next reply."""
+        """Send the next response with this status and no body."""
 
         async def reply(_: web.BaseRequest) -> web.StreamResponse:
             return web.Response(status=status, headers={name.replace("_", "-"): headers[name] for name in headers})
@@ -103,11 +103,11 @@ class Host:
         self.replies.append(reply)
 
     def whole_or_rest(self, request: web.BaseRequest) -> tuple[web.StreamResponse, bytes]:
-        asked = request.headers.get("Range")
+        byte_range = request.headers.get("Range")
         headers = {"ETag": self.etag} if self.etag else {}
-        if asked is None or request.headers.get("If-Range", self.etag) != self.etag:
+        if byte_range is None or request.headers.get("If-Range", self.etag) != self.etag:
             return web.StreamResponse(headers=headers), self.content
-        start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        start = int(byte_range.removeprefix("bytes=").removesuffix("-"))
         headers["Content-Range"] = f"bytes {start}-{len(self.content) - 1}/{len(self.content)}"
         return web.StreamResponse(status=206, headers=headers), self.content[start:]
 

@@ -1,4 +1,4 @@
-"""A service in memory, for tests that need no wire: it accepts, runs and completes in the loop's time."""
+"""An in-memory WaveSpeed service on the event loop's clock, for tests that need no sockets."""
 
 from __future__ import annotations
 
@@ -16,11 +16,28 @@ from kling_async.testing import LoopClock, ScriptedTransport, json_response
 
 IMAGE = "https://pictures.example/face.png"
 EPOCH = 1_800_000_000.0
+"""Unix seconds at the start of the loop's clock."""
 
 
 @attrs.define
 class Service:
-    """Accepts every job and completes it `seconds` after; `script` may answer a request otherwise."""
+    """A service that accepts every job and completes it after `seconds`.
+
+    Attributes:
+        seconds: duration of a prediction, or a function of its inputs.
+        script: function that may return another response to a request; None for the regular one.
+        latency: seconds per request.
+        clock: clock of the predictions.
+        accepted: start (seconds of `clock`), duration and inputs of each prediction, by id.
+        paid: inputs of all accepted submits.
+        reads: number of status requests.
+        lists: number of history requests.
+        epoch: Unix seconds at the start of `clock`.
+        echo: function from the inputs to the `input` in the history; None omits it.
+        peak: highest number of concurrent predictions.
+        models: model id of each prediction, by id.
+        failures: fields of a failed result, by prompt.
+    """
 
     seconds: float | Callable[[dict[str, Any]], float] = 60.0
     script: Callable[[HttpRequest, dict[str, Any]], HttpResponse | Awaitable[HttpResponse] | None] | None = None
@@ -32,7 +49,6 @@ class Service:
     lists: int = 0
     epoch: float = EPOCH
     echo: Callable[[dict[str, Any]], dict[str, Any]] | None = None
-    running: int = 0
     peak: int = 0
     models: dict[str, str] = attrs.field(factory=dict)
     failures: dict[str, dict[str, Any]] = attrs.field(factory=dict)
@@ -61,7 +77,7 @@ class Service:
         return json_response({"code": 200, "message": "success", "data": self.record(id_)})
 
     def history(self, body: dict[str, Any]) -> HttpResponse:
-        """Newest first; with the inputs when `echo` says so."""
+        """Return a page of all predictions, newest first."""
         self.lists += 1
         records = []
         for id_, (_, _, inputs) in reversed(self.accepted.items()):

@@ -1,4 +1,4 @@
-"""An application of FastAPI over the package; served by uvicorn on a socket, here or as a process of its own.
+"""A FastAPI application that uses the integration, served by uvicorn in this process or in one of its own.
 
 `python web.py PORT LEDGER BASE_URL KEY IN_FLIGHT QUEUE`
 """
@@ -71,7 +71,7 @@ def application(
 
 @asynccontextmanager
 async def served(app: Any, *, port: int = 0, patience: int = 5) -> AsyncIterator[str]:
-    """The address of an application while uvicorn serves it in this loop."""
+    """Serve an application with uvicorn in this event loop and yield its URL."""
     config = uvicorn.Config(
         app, port=port, log_config=None, lifespan="on", ws="none", timeout_graceful_shutdown=patience
     )
@@ -79,7 +79,7 @@ async def served(app: Any, *, port: int = 0, patience: int = 5) -> AsyncIterator
     serving = asyncio.create_task(server.serve())
     with anyio.fail_after(20):
         while not server.started:
-            assert not serving.done(), "it does not start"
+            assert not serving.done(), "uvicorn ended before it started serving"
             await anyio.sleep(0.005)
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
