@@ -1,9 +1,8 @@
-"""One client does its load in a process of its own, and says what that took, as JSON.
+"""Run one client with a load in this process and print the measurements as JSON.
 
     python benchmarks/_client.py MODULE '{"reads": 4, "seconds": 0, "load": {"url": ..., "jobs": 100, "running": 50}}'
 
-Before it is measured, the client does a few jobs of the kind, none longer than a second: what is loaded at first need,
-and stays, is no cost of a job.
+A few warm-up jobs of at most one second run first, so that lazy imports do not count as the cost of a job.
 """
 
 from __future__ import annotations
@@ -21,36 +20,36 @@ import attrs
 
 from contenders import Load
 
-WARM = 50
+WARM_UP_JOBS = 50
 
 
 def control(url: str, query: str = "") -> dict[str, float]:
-    """What the server was asked, see server.py; a query has it begin anew."""
+    """Return the server's counts; with a query, also reset it. See server.py."""
     with closing(HTTPConnection(urlsplit(url).netloc, timeout=30)) as connection:
         connection.request("GET", f"/control?{query}")
-        found: dict[str, float] = json.loads(connection.getresponse().read())
-    return found
+        counts: dict[str, float] = json.loads(connection.getresponse().read())
+    return counts
 
 
-def waited() -> float:
-    """Seconds that this thread could have run and something else did, where the system tells."""
-    told = Path("/proc/thread-self/schedstat")
-    return int(told.read_text().split()[1]) / 1e9 if told.exists() else 0.0
+def runnable_wait_s() -> float:
+    """Return the seconds this thread was runnable but waited for a core; 0 where the system does not report it."""
+    schedstat = Path("/proc/thread-self/schedstat")
+    return int(schedstat.read_text().split()[1]) / 1e9 if schedstat.exists() else 0.0
 
 
-def main(name: str, asked: str) -> None:
-    given = json.loads(asked)
-    load = Load(**given["load"])
+def main(name: str, settings_json: str) -> None:
+    settings = json.loads(settings_json)
+    load = Load(**settings["load"])
     client = importlib.import_module(f"contenders.{name}")
-    control(load.url, f"reads=1&seconds={min(given['seconds'], 1.0)}")
-    client.run(attrs.evolve(load, jobs=min(load.jobs, WARM)))
-    served = control(load.url, f"reads={given['reads']}&seconds={given['seconds']}")["served"]
-    wall, cpu, robbed = time.perf_counter(), time.process_time(), waited()
+    control(load.url, f"reads=1&seconds={min(settings['seconds'], 1.0)}")
+    client.run(attrs.evolve(load, jobs=min(load.jobs, WARM_UP_JOBS)))
+    served = control(load.url, f"reads={settings['reads']}&seconds={settings['seconds']}")["served"]
+    wall, cpu, waited = time.perf_counter(), time.process_time(), runnable_wait_s()
     client.run(load)
-    cpu, wall, robbed = time.process_time() - cpu, time.perf_counter() - wall, waited() - robbed
-    counted = control(load.url)
-    assert counted["submits"] == counted["noticed"] == load.jobs, counted
-    print(json.dumps(counted | {"wall": wall, "cpu": cpu, "robbed": robbed, "served": counted["served"] - served}))
+    cpu, wall, waited = time.process_time() - cpu, time.perf_counter() - wall, runnable_wait_s() - waited
+    counts = control(load.url)
+    assert counts["submits"] == counts["noticed"] == load.jobs, counts
+    print(json.dumps(counts | {"wall": wall, "cpu": cpu, "waited": waited, "served": counts["served"] - served}))
 
 
 if __name__ == "__main__":

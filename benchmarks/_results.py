@@ -1,7 +1,7 @@
-"""What a script found, as it stands in its JSON file.
+"""Format of a benchmark script's JSON file.
 
-A part is a table, a name its row, a unit its column. Ratios are of two figures of one part, taken round by round, or of
-one figure to nothing; their bound is what is aimed at.
+A part is a table, a name its row, a unit its column. A ratio divides two figures of a part round by round, or stands
+for a single figure; its bound is the target.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ import cattrs
 
 @attrs.frozen(kw_only=True)
 class Figure:
-    """`baseline` says that it is not ours."""
+    """A cell of a table: median, minimum and maximum over the rounds.
+
+    `baseline` is True for a contender other than this package.
+    """
 
     part: str
     name: str
@@ -31,9 +34,9 @@ class Figure:
 
 @attrs.frozen(kw_only=True)
 class Ratio:
-    """Of the figure of `name` to that of `over`; without one it is that figure, and its bound is absolute.
+    """Ratio of the figure of `name` to that of `over`, with its target; without `over`, the figure itself.
 
-    `judged` is false where the machine was too busy for a verdict.
+    `judged` is False if the machine was too busy for a verdict.
     """
 
     part: str
@@ -57,7 +60,7 @@ class Ratio:
 
 @attrs.frozen(kw_only=True)
 class Found:
-    """One file. `notes` has a sentence for a part; a machine may be told in one, too."""
+    """Content of a file. `notes` has a sentence per part; `machine` is a mapping or a sentence."""
 
     figures: list[Figure]
     date: str
@@ -73,8 +76,10 @@ class Found:
 
     @classmethod
     def read(cls, path: Path) -> Found:
-        """Raises:
-        ValueError: It is no such file.
+        """Read a file.
+
+        Raises:
+            ValueError: if it cannot be read or has another format.
         """
         try:
             return cattrs.structure(json.loads(path.read_text(encoding="utf-8")), cls)

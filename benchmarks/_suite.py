@@ -1,7 +1,7 @@
-"""What the scripts share: options, the server and its clients in processes of their own, figures, tables, JSON.
+"""Shared by the scripts: options, server and client processes, figures, tables, JSON.
 
-Every script takes `--json FILE` for what it found, in the form of _results.py, and `--quick` for a form that only shows
-that it works.
+Every script has `--json FILE`, which writes its results in the format of _results.py, and `--quick`, a short run that
+only checks that the script works.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ PACKAGES = (
     "uvloop",
     "wavespeed",
 )
-PATIENCE = 1800.0
-"""Seconds that one round of one contender may take."""
-DISTURBED = 0.1
-"""The share of the time that others may have a client's core before times by the clock say nothing."""
+ROUND_TIMEOUT_S = 1800.0
+"""Time limit of one round of one contender."""
+MAX_WAITED_SHARE = 0.1
+"""Share of the time a client may wait for its core; above it, wall-clock times are not judged."""
 
 T = TypeVar("T")
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """With the options of all scripts."""
-    made = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
-    made.add_argument("--json", type=Path, help="where to write what was found")
-    made.add_argument("--quick", action="store_true", help="the shortest form: figures of no worth")
-    return made
+    """Return a parser with the options that all scripts have."""
+    result = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    result.add_argument("--json", type=Path, help="file for the results")
+    result.add_argument("--quick", action="store_true", help="shortest run; its figures mean nothing")
+    return result
 
 
 def cores() -> tuple[int, int] | None:
-    """One for the server, one for the client, where a process can be told to keep to it."""
+    """Return a core for the server and one for the client; None without two cores or CPU affinity."""
     if not hasattr(os, "sched_getaffinity"):
         return None
     usable = sorted(os.sched_getaffinity(0))
@@ -64,20 +64,26 @@ def cores() -> tuple[int, int] | None:
 
 
 def start(arguments: Sequence[str], core: int | None, *, errors: bool = False) -> subprocess.Popen[str]:
-    """A process of Python kept to that one of `cores()`, if any, whose output is read, or what it says as errors."""
+    """Start a Python process.
+
+    Args:
+        arguments: command line of the interpreter.
+        core: index into `cores()` to pin the process to; None does not pin it.
+        errors: pipe its standard error instead of its standard output.
+    """
     stdout, stderr = (None, subprocess.PIPE) if errors else (subprocess.PIPE, None)
     process = subprocess.Popen([sys.executable, *arguments], stdout=stdout, stderr=stderr, text=True)
-    found = cores()
-    if core is not None and found is not None and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(process.pid, {found[core]})
+    usable = cores()
+    if core is not None and usable is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(process.pid, {usable[core]})
     return process
 
 
-def said(arguments: Sequence[str], core: int | None = 1) -> str:
-    """What such a process says, when it has done its work."""
+def output_of(arguments: Sequence[str], core: int | None = 1) -> str:
+    """Run a Python process to its end and return its standard output."""
     process = start(arguments, core)
     try:
-        output, _ = process.communicate(timeout=PATIENCE)
+        output, _ = process.communicate(timeout=ROUND_TIMEOUT_S)
     finally:
         process.kill()
     if process.returncode:
@@ -87,7 +93,7 @@ def said(arguments: Sequence[str], core: int | None = 1) -> str:
 
 @contextmanager
 def service() -> Iterator[str]:
-    """The URL of a server, see server.py."""
+    """Run server.py and yield its URL."""
     process = start([str(HERE / "server.py")], core=0)
     try:
         assert process.stdout is not None
@@ -98,14 +104,23 @@ def service() -> Iterator[str]:
 
 
 @attrs.frozen(kw_only=True)
-class Took:
-    """What a load took a client; the CPU of all its threads. `delay` is from an end to its being read, on average.
+class Measurement:
+    """Measurements of one client with one load.
 
-    `robbed` are the seconds that others had its core when it could have run.
+    Attributes:
+        wall: elapsed seconds.
+        waited: seconds in which the client was runnable but waited for its core.
+        cpu: CPU seconds of all its threads.
+        submits: number of submits.
+        reads: number of status requests, including list pages.
+        pages: number of list pages.
+        noticed: number of jobs whose end was read.
+        delay: mean seconds from the end of a job to the read that reported it.
+        served: CPU seconds of the server.
     """
 
     wall: float
-    robbed: float
+    waited: float
     cpu: float
     submits: int
     reads: int
@@ -115,39 +130,45 @@ class Took:
     served: float
 
     @property
-    def speed(self) -> float:
+    def jobs_per_s(self) -> float:
         return self.submits / self.wall
 
     @property
-    def each(self) -> float:
-        """Microseconds of CPU per job."""
+    def cpu_us_per_job(self) -> float:
         return self.cpu / self.submits * 1e6
 
 
-def measure(client: str, load: Load, *, reads: int = 1, seconds: float = 0.0) -> Took:
-    """One round of one client, see contenders/; a job ends at its k-th read, and not before that age."""
-    asked = {"reads": reads, "seconds": seconds, "load": attrs.asdict(load)}
-    return Took(**json.loads(said([str(HERE / "_client.py"), client, json.dumps(asked)])))
+def measure(client: str, load: Load, *, reads: int = 1, seconds: float = 0.0) -> Measurement:
+    """Run one round of a client.
+
+    Args:
+        client: module of contenders/.
+        load: jobs to run.
+        reads: number of reads after which a job completes.
+        seconds: minimum age at which a job completes.
+    """
+    settings = {"reads": reads, "seconds": seconds, "load": attrs.asdict(load)}
+    return Measurement(**json.loads(output_of([str(HERE / "_client.py"), client, json.dumps(settings)])))
 
 
 def interleaved(rounds: int, contenders: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
-    """What each has in every round; in each round all take their turn."""
-    found: dict[str, list[T]] = {name: [] for name in contenders}
+    """Return the results of each contender per round; the contenders take turns within each round."""
+    results: dict[str, list[T]] = {name: [] for name in contenders}
     for number in range(rounds):
-        for name, once in contenders.items():
+        for name, run in contenders.items():
             progress(f"round {number + 1} of {rounds}: {name}")
-            found[name].append(once())
+            results[name].append(run())
     progress("")
-    return found
+    return results
 
 
-def resident() -> int:
-    """Bytes of memory that this process occupies, on Linux."""
+def resident_bytes() -> int:
+    """Return the resident memory of this process; Linux only."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def progress(text: str) -> None:
-    """Where it stands, on a terminal."""
+    """Replace the progress line if standard error is a terminal."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
@@ -164,28 +185,37 @@ def machine() -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    found = {"Python": platform.python_version()}
+    installed = {"Python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def rounded(figure: float) -> float:
-    """To four digits: more would be noise."""
+    """Round to four significant digits; more would be noise."""
     return float(f"{figure:.4g}")
 
 
 def spread(rounds: Sequence[float]) -> dict[str, float]:
-    found = {"median": statistics.median(rounds), "low": min(rounds), "high": max(rounds)}
-    return {name: rounded(value) for name, value in found.items()}
+    """Return median, minimum and maximum."""
+    values = {"median": statistics.median(rounds), "low": min(rounds), "high": max(rounds)}
+    return {name: rounded(value) for name, value in values.items()}
 
 
 @attrs.define
 class Report:
-    """What one script found: added to, then finished."""
+    """Results of one script: add figures and ratios, then call `finish`.
+
+    Attributes:
+        options: command line options of the script.
+        notes: sentence for each part.
+        figures: figures added so far.
+        ratios: ratios added so far.
+        disturbed: parts whose clients waited too long for their core.
+    """
 
     options: argparse.Namespace
     notes: dict[str, str] = attrs.Factory(dict)
@@ -194,18 +224,18 @@ class Report:
     disturbed: set[str] = attrs.Factory(set)
 
     def add(self, part: str, name: str, unit: str, *rounds: float, baseline: bool = False) -> None:
-        """A figure of every round."""
+        """Add the figures of all rounds of one row and unit."""
         figures = tuple(map(rounded, rounds))
         figure = Figure(part=part, name=name, unit=unit, **spread(rounds), baseline=baseline, rounds=figures)
         self.figures.append(figure)
 
-    def serving(self, part: str, rounds: Sequence[Took]) -> None:
-        """Note what the server needed, which should be less than what the clients do, and whether all had a core."""
-        each = statistics.median(took.served / took.submits for took in rounds)
-        self.notes[part] += f"; the server spends {each * 1e6:.0f} µs of CPU per job"
-        robbed = statistics.median(took.robbed / took.wall for took in rounds)
-        if robbed > DISTURBED:
-            self.notes[part] += f"; something else had the core of the clients {robbed:.0%} of the time"
+    def note_load(self, part: str, rounds: Sequence[Measurement]) -> None:
+        """Add to the notes the server's CPU per job and, if it is high, the time that clients waited for their core."""
+        per_job = statistics.median(one.served / one.submits for one in rounds)
+        self.notes[part] += f"; the server uses {per_job * 1e6:.0f} µs of CPU per job"
+        waited = statistics.median(one.waited / one.wall for one in rounds)
+        if waited > MAX_WAITED_SHARE:
+            self.notes[part] += f"; the clients waited for their core {waited:.0%} of the time"
             self.disturbed.add(part)
 
     def ratio(
@@ -218,7 +248,10 @@ class Report:
         at_least: float | None = None,
         at_most: float | None = None,
     ) -> None:
-        """Of two figures of a part, and what it should be; of times by the clock only where all had a core."""
+        """Add the ratio of two figures of a part, with its target.
+
+        Ratios of wall-clock figures are not judged if the clients waited too long for their core.
+        """
         rounds = self._rounds(part, unit, name)
         if over is not None:
             rounds = [one / other for one, other in zip(rounds, self._rounds(part, unit, over), strict=True)]
@@ -236,14 +269,14 @@ class Report:
         )
 
     def bound(self, part: str, unit: str, name: str, *, at_most: float) -> None:
-        """What a figure of a part should be by itself, whatever others need."""
+        """Add an absolute target for one figure of a part."""
         self.ratio(part, unit, name, None, at_most=at_most)
 
     def _rounds(self, part: str, unit: str, name: str) -> Sequence[float]:
         return next(one.rounds for one in self.figures if (one.part, one.unit, one.name) == (part, unit, name))
 
     def finish(self) -> None:
-        """Print it, and write it where that was asked for."""
+        """Print the results, and write them to the `--json` file if one was given."""
         for part in dict.fromkeys(figure.part for figure in self.figures):
             print(f"\n{part}" + (f": {self.notes[part]}" if part in self.notes else ""))
             for figure in self.figures:
@@ -251,14 +284,14 @@ class Report:
                     span = f" ({figure.low:,.4g} to {figure.high:,.4g})" if len(figure.rounds) > 1 else ""
                     print(f"  {figure.name:44}{figure.median:>10,.4g} {figure.unit}{span}")
         for ratio in self.ratios:
-            aim = f"at least {ratio.at_least}" if ratio.at_least is not None else f"at most {ratio.at_most}"
-            where = f"{ratio.part}, {ratio.unit}"
-            what = ratio.name if ratio.over is None else f"{ratio.name} / {ratio.over}"
-            print(f"{where}: {what} = {ratio.median:.3g}, to be {aim}: {ratio.verdict}")
+            target = f"at least {ratio.at_least}" if ratio.at_least is not None else f"at most {ratio.at_most}"
+            column = f"{ratio.part}, {ratio.unit}"
+            row = ratio.name if ratio.over is None else f"{ratio.name} / {ratio.over}"
+            print(f"{column}: {row} = {ratio.median:.3g}, expected {target}: {ratio.verdict}")
         if self.options.json is not None:
-            self._found().write(self.options.json)
+            self._content().write(self.options.json)
 
-    def _found(self) -> Found:
+    def _content(self) -> Found:
         plain = (int, float, str, bool)
         return Found(
             figures=self.figures,

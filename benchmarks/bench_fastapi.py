@@ -1,9 +1,9 @@
-"""CPU that the SDK adds to a request of FastAPI, beside a handler of bare aiohttp: one submit and k reads each.
+"""CPU of a FastAPI request that makes a video, compared with a handler that uses bare aiohttp: one submit, k reads.
 
     python benchmarks/bench_fastapi.py [--requests 1000] [--running 200] [--rounds 5] [--json FILE] [--quick]
 
-One uvicorn process has all the handlers, and says how much CPU it has used; the service and the clients are processes
-of their own. Rounds are interleaved; medians and ranges are printed.
+One uvicorn process has all handlers and reports its CPU time; the service and the clients are separate processes. The
+handlers take turns within each round.
 """
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ from kling_async.integrations.fastapi import JobDesk, lifespan
 IMAGE = "https://pictures.example/face.png"
 HEADERS = {"Authorization": "Bearer wsk_benchmark"}
 HANDLERS = {
-    "kling_async, the session": "session",
-    "kling_async, the desk": "desk",
-    "a handler of bare aiohttp": "bare",
-    "an empty handler": "empty",
+    "kling_async, session": "session",
+    "kling_async, job service": "jobs",
+    "bare aiohttp": "bare",
+    "empty handler": "empty",
 }
+MAX_QUEUED_JOBS = 100_000
+WARM_UP_REQUESTS = 50
 
 
 def serve(service: str, running: int) -> None:
+    """Serve the application with all handlers; blocks."""
     inner = lifespan(
         lambda: KlingSession(
             "wsk_benchmark",
@@ -44,16 +47,16 @@ def serve(service: str, running: int) -> None:
             rate_limiter=NoLimit(),
             watch=WatchPolicy.fixed(0.001),
         ),
-        desk=lambda: JobDesk(queue=100_000),
+        desk=lambda: JobDesk(queue=MAX_QUEUED_JOBS),
     )
 
     @asynccontextmanager
-    async def both(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    async def resources(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         connector = aiohttp.TCPConnector(limit=100)
         async with inner(app) as state, aiohttp.ClientSession(connector=connector, headers=HEADERS) as http:
             yield {**state, "http": http, "slots": asyncio.Semaphore(running)}
 
-    app = FastAPI(lifespan=both)
+    app = FastAPI(lifespan=resources)
 
     @app.get("/cpu")
     async def cpu() -> float:
@@ -65,7 +68,7 @@ def serve(service: str, running: int) -> None:
 
     @app.post("/bare")
     async def bare(prompt: str, request: Request) -> str:
-        """What one writes by hand: a shared session, and a semaphore."""
+        """Hand-written: a shared client session and a semaphore."""
         http: aiohttp.ClientSession = request.state.http
         async with request.state.slots:
             body = {"prompt": prompt, "image": IMAGE, "duration": 5}
@@ -78,19 +81,19 @@ def serve(service: str, running: int) -> None:
 
     @app.post("/session")
     async def session(prompt: str, request: Request) -> str | None:
-        desk: JobDesk = request.state.kling
-        return (await desk.kling.generate(model="kling-v2.1-pro", prompt=prompt, image=IMAGE)).output
+        job_service: JobDesk = request.state.kling
+        return (await job_service.kling.generate(model="kling-v2.1-pro", prompt=prompt, image=IMAGE)).output
 
-    @app.post("/desk")
-    async def through_the_desk(prompt: str, request: Request) -> str | None:
-        desk: JobDesk = request.state.kling
-        return (await desk.generate(Job(model="kling-v2.1-pro", prompt=prompt, image=IMAGE))).output
+    @app.post("/jobs")
+    async def jobs(prompt: str, request: Request) -> str | None:
+        job_service: JobDesk = request.state.kling
+        return (await job_service.generate(Job(model="kling-v2.1-pro", prompt=prompt, image=IMAGE))).output
 
     uvicorn.run(app, port=0, log_level="info", access_log=False)
 
 
 async def load(url: str, handler: str, requests: int) -> tuple[float, float]:
-    """Milliseconds of CPU per request, and requests per second."""
+    """Send all requests at once; return CPU milliseconds per request and requests per second."""
     timeout = aiohttp.ClientTimeout(total=300)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=500), timeout=timeout) as http:
 
@@ -121,7 +124,7 @@ def main() -> None:
         return
     if options.quick:
         options.requests, options.running, options.rounds = 50, 20, 1
-    part = "A request of FastAPI that makes a video"
+    part = "A FastAPI request that makes a video"
     about = f"{options.requests:,} requests at once, {options.running} running, 1 submit and 4 reads each"
     report = _suite.Report(options, notes={part: about})
     with _suite.service() as service:
@@ -129,20 +132,20 @@ def main() -> None:
         app = _suite.start([__file__, "--serve", service, "--running", str(options.running)], core=1, errors=True)
         assert app.stderr is not None
         try:
-            said = next(line for line in app.stderr if "running on" in line)
-            url = said.partition("running on ")[2].split()[0]
+            line = next(line for line in app.stderr if "running on" in line)
+            url = line.partition("running on ")[2].split()[0]
 
-            def turn(handler: str, requests: int) -> tuple[float, float]:
+            def run(handler: str, requests: int) -> tuple[float, float]:
                 return asyncio.run(load(url, handler, requests))
 
             for handler in HANDLERS.values():
-                turn(handler, 50)
-            turns = {name: functools.partial(turn, handler, options.requests) for name, handler in HANDLERS.items()}
-            found = _suite.interleaved(options.rounds, turns)
+                run(handler, WARM_UP_REQUESTS)
+            runs = {name: functools.partial(run, handler, options.requests) for name, handler in HANDLERS.items()}
+            results = _suite.interleaved(options.rounds, runs)
         finally:
             app.terminate()
             app.communicate()
-    for name, rounds in found.items():
+    for name, rounds in results.items():
         cpu, speed = zip(*rounds, strict=True)
         baseline = not name.startswith("kling_async")
         report.add(part, name, "ms of CPU per request", *cpu, baseline=baseline)

@@ -1,10 +1,10 @@
-"""What importing adds to importing aiohttp, and how many distributions a core install is.
+"""Import time on top of aiohttp's, and the number of distributions in a core install.
 
     python benchmarks/bench_import.py [--rounds 15] [--json FILE] [--quick]
 
-Each figure is of fresh processes, interleaved with those of the baseline. CPU time: it is what the import costs on a
-busy machine too. `import kling_async` loads a name's module when the name is first used, and a session loads what it
-works with when it is opened: the row of the session is what a program pays, all in all, that opens one.
+Each figure comes from fresh processes, interleaved with those of the baseline. CPU time is judged, since it does not
+depend on other load. The package loads the module of a name on first use, and a session loads its parts when it is
+opened; the row with a session is the total cost for a program that opens one.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from packaging.utils import canonicalize_name
 
 import _suite
 
-OPENED = """
+OPEN_SESSION = """
 import asyncio
 from kling_async import KlingSession
 
 async def main():
-    async with KlingSession("a-key-that-is-sent-nowhere"):
+    async with KlingSession("unused-key"):
         pass
 
 asyncio.run(main())
@@ -33,11 +33,11 @@ asyncio.run(main())
 BASELINE, NAMES, PACKAGE = "import aiohttp", "from kling_async import Job, KlingSession", "import kling_async"
 ROWS = {
     BASELINE: ("", "import aiohttp"),
-    "the same, and a session opened and closed": ("import aiohttp", OPENED),
+    "the same, with a session opened and closed": ("import aiohttp", OPEN_SESSION),
     NAMES: ("import aiohttp", NAMES),
     PACKAGE: ("import aiohttp", PACKAGE),
 }
-"""What is there already, and what is measured."""
+"""Code to run before and code to measure, by row."""
 SCRIPT = """
 import time
 {before}
@@ -45,25 +45,26 @@ wall, cpu = time.perf_counter(), time.process_time()
 {measured}
 print(time.perf_counter() - wall, time.process_time() - cpu)
 """
-MOST, DISTRIBUTIONS = 60, 16
-"""Milliseconds that may be added, and how many distributions there may be."""
+MAX_IMPORT_CPU_MS = 60
+MAX_DISTRIBUTIONS = 16
 
 
 def measure(before: str, measured: str) -> tuple[float, float]:
-    """Milliseconds: on the clock, and of CPU."""
-    wall, cpu = (float(part) for part in _suite.said(["-c", SCRIPT.format(before=before, measured=measured)]).split())
+    """Return elapsed milliseconds and CPU milliseconds."""
+    output = _suite.output_of(["-c", SCRIPT.format(before=before, measured=measured)])
+    wall, cpu = (float(part) for part in output.split())
     return 1000 * wall, 1000 * cpu
 
 
-def needed(lines: Iterable[str], extras: Iterable[str] = ()) -> set[str]:
-    """The distributions that requirements name, and all that those need here; they have to be installed."""
-    found: set[str] = set()
+def dependencies(lines: Iterable[str], extras: Iterable[str] = ()) -> set[str]:
+    """Return the distributions of the requirements and, recursively, of theirs; all must be installed."""
+    names: set[str] = set()
     for requirement in map(Requirement, lines):
         marker = requirement.marker
         if marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras)):
             name = canonicalize_name(requirement.name)
-            found |= {name} | needed(requires(name) or [], requirement.extras)
-    return found
+            names |= {name} | dependencies(requires(name) or [], requirement.extras)
+    return names
 
 
 def main() -> None:
@@ -73,26 +74,26 @@ def main() -> None:
     if options.quick:
         options.rounds = 1
     part, cpu = "Import", "ms of CPU"
-    about = f"{options.rounds} fresh processes each; what is ours comes on top, where aiohttp is imported already"
+    about = f"{options.rounds} fresh processes each; our rows are the time on top of aiohttp's"
     report = _suite.Report(options, notes={part: about})
     for row in () if options.quick else ROWS.values():
         measure(*row)
-    found = _suite.interleaved(options.rounds, {name: functools.partial(measure, *row) for name, row in ROWS.items()})
-    for name, rounds in found.items():
-        on_the_clock, of_cpu = zip(*rounds, strict=True)
-        report.add(part, name, cpu, *of_cpu, baseline=name == BASELINE)
-        report.add(part, name, "ms", *on_the_clock, baseline=name == BASELINE)
+    results = _suite.interleaved(options.rounds, {name: functools.partial(measure, *row) for name, row in ROWS.items()})
+    for name, rounds in results.items():
+        wall_ms, cpu_ms = zip(*rounds, strict=True)
+        report.add(part, name, cpu, *cpu_ms, baseline=name == BASELINE)
+        report.add(part, name, "ms", *wall_ms, baseline=name == BASELINE)
     for name in (PACKAGE, NAMES):
-        report.bound(part, cpu, name, at_most=MOST)
+        report.bound(part, cpu, name, at_most=MAX_IMPORT_CPU_MS)
 
-    # By what is declared: the package need not be installed where this runs.
+    # Read from pyproject.toml: the package itself need not be installed.
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    core = {canonicalize_name(project["name"])} | needed(project["dependencies"])
+    core = {canonicalize_name(project["name"])} | dependencies(project["dependencies"])
     part, count = "A core install", "distributions"
     report.notes[part] = ", ".join(sorted(core))
     report.add(part, "kling_async", count, len(core))
-    report.add(part, "aiohttp alone", count, len(needed(["aiohttp"])), baseline=True)
-    report.bound(part, count, "kling_async", at_most=DISTRIBUTIONS)
+    report.add(part, "aiohttp alone", count, len(dependencies(["aiohttp"])), baseline=True)
+    report.bound(part, count, "kling_async", at_most=MAX_DISTRIBUTIONS)
     report.finish()
 
 

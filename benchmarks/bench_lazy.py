@@ -1,10 +1,10 @@
-"""A million lazy jobs through 500 slots, over a scripted transport: what they cost, and that memory stays flat.
+"""CPU and memory of a million lazy jobs through 500 slots, over a scripted transport.
 
     python benchmarks/bench_lazy.py [--jobs 1000000] [--running 500] [--json FILE] [--quick]
 
-No sockets: everything measured is the SDK. Beside it: the same jobs through `asyncio.gather` over `generate`, at
-a hundredth of the number, because its memory follows the number. Each is a process of its own, whose resident memory
-is looked at, on Linux; the MiB are all of the process, the KiB per job what it has grown by.
+There are no sockets, so only the SDK is measured. The baseline runs `asyncio.gather` over `generate` with a hundredth
+of the jobs, because its memory grows with their number. Each contender is a process of its own. Memory is resident
+(Linux): MiB of the whole process, KiB per job of its growth.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from kling_async.testing import ScriptedTransport
 
 IMAGE = "https://pictures.example/face.png"
 BATCH = "kling_async, a batch"
-WARM = 100
+WARM_UP_JOBS = 100
+MAX_GROWTH_FACTOR = 1.1
 
 
-class Silent(ScriptedTransport):
-    """Keeps no record of requests: that would be what grows."""
+class UnrecordedTransport(ScriptedTransport):
+    """A scripted transport without a record of requests, which would grow with their number."""
 
     def __init__(self) -> None:
-        super().__init__(self.answer)
+        super().__init__(self.respond)
         self.count = 0
 
     async def send(self, request: HttpRequest) -> HttpResponse:
         await asyncio.sleep(0)
-        return self.answer(request)
+        return self.respond(request)
 
-    def answer(self, request: HttpRequest) -> HttpResponse:
+    def respond(self, request: HttpRequest) -> HttpResponse:
         if request.method == "POST":
             self.count += 1
             data: dict[str, object] = {"id": f"{self.count:032x}", "status": "created"}
@@ -54,7 +55,7 @@ def jobs(count: int) -> Iterator[Job]:
 def session(running: int) -> KlingSession:
     return KlingSession(
         "wsk_benchmark",
-        transport=Silent(),
+        transport=UnrecordedTransport(),
         max_in_flight=running,
         rate_limiter=NoLimit(),
         watch=WatchPolicy.fixed(0.001),
@@ -62,32 +63,39 @@ def session(running: int) -> KlingSession:
 
 
 async def batch(count: int, running: int) -> list[int]:
-    """Bytes at every tenth of the way."""
+    """Run a batch; return the resident bytes after each tenth of the jobs."""
     marks = []
     done = 0
     async with session(running) as kling, kling.batch(jobs(count)) as stream:
         async for outcome in stream:
             done += outcome.ok
             if done % (count // 10) == 0:
-                marks.append(_suite.resident())
+                marks.append(_suite.resident_bytes())
     assert done == count
     return marks
 
 
 async def gather(count: int, running: int) -> list[int]:
-    """Bytes at the end."""
+    """Run `asyncio.gather`; return the resident bytes at the end."""
     async with session(running) as kling:
         done = await asyncio.gather(*(kling.generate(job) for job in jobs(count)))
         assert len(done) == count
-        return [_suite.resident()]
+        return [_suite.resident_bytes()]
 
 
 CONTENDERS = {"batch": batch, "gather": gather}
 
 
 @attrs.frozen(kw_only=True)
-class Took:
-    """What the jobs took; `marks` are bytes, of which `begin` were there before."""
+class Measurement:
+    """Measurements of one contender.
+
+    Attributes:
+        wall: elapsed seconds.
+        cpu: CPU seconds.
+        begin: resident bytes before the jobs.
+        marks: resident bytes during or after the jobs.
+    """
 
     wall: float
     cpu: float
@@ -96,17 +104,18 @@ class Took:
 
 
 def child(name: str, count: int, running: int) -> None:
-    """One contender, in a process of its own; a few jobs first, so that what it works with is loaded."""
-    asyncio.run(CONTENDERS[name](WARM, running))
-    begin, wall, cpu = _suite.resident(), time.perf_counter(), time.process_time()
+    """Run one contender in this process, after a few warm-up jobs, and print the measurement as JSON."""
+    asyncio.run(CONTENDERS[name](WARM_UP_JOBS, running))
+    begin, wall, cpu = _suite.resident_bytes(), time.perf_counter(), time.process_time()
     marks = asyncio.run(CONTENDERS[name](count, running))
-    took = Took(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu, begin=begin, marks=marks)
-    print(json.dumps(attrs.asdict(took)))
+    result = Measurement(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu, begin=begin, marks=marks)
+    print(json.dumps(attrs.asdict(result)))
 
 
-def measure(name: str, count: int, running: int) -> Took:
+def measure(name: str, count: int, running: int) -> Measurement:
+    """Run one contender in a process of its own."""
     options = ("--jobs", str(count), "--running", str(running))
-    return Took(**json.loads(_suite.said([__file__, "--one", name, *options])))
+    return Measurement(**json.loads(_suite.output_of([__file__, "--one", name, *options])))
 
 
 def main() -> None:
@@ -121,23 +130,23 @@ def main() -> None:
     if options.quick:
         options.jobs, options.running = 2000, 50
     if options.jobs % 1000:
-        parser.error("the jobs are to be a multiple of 1,000")
-    part, flat = f"{options.jobs:,} lazy jobs through {options.running} slots", "MiB at the end / at the first tenth"
-    about = "a submit and a read each, over a transport in memory: no sockets, no ledger on disk"
+        parser.error(f"--jobs: expected a multiple of 1,000, got {options.jobs}")
+    part, growth = f"{options.jobs:,} lazy jobs through {options.running} slots", "MiB at the end / at the first tenth"
+    about = "one submit and one read each, over an in-memory transport: no sockets, no ledger on disk"
     report = _suite.Report(options, notes={part: about})
     few = options.jobs // 100
     for name, count in (("batch", options.jobs), ("gather", few)):
-        took = measure(name, count, options.running)
+        result = measure(name, count, options.running)
         ours = name == "batch"
         row = BATCH if ours else f"asyncio.gather over generate, {few:,} jobs"
-        report.add(part, row, "jobs/s", count / took.wall, baseline=not ours)
-        report.add(part, row, "µs of CPU per job", took.cpu / count * 1e6, baseline=not ours)
-        report.add(part, row, "KiB per job", (took.marks[-1] - took.begin) / count / 1024, baseline=not ours)
+        report.add(part, row, "jobs/s", count / result.wall, baseline=not ours)
+        report.add(part, row, "µs of CPU per job", result.cpu / count * 1e6, baseline=not ours)
+        report.add(part, row, "KiB per job", (result.marks[-1] - result.begin) / count / 1024, baseline=not ours)
         if ours:
-            report.add(part, row, "MiB at the first tenth", took.marks[0] / 2**20)
-            report.add(part, row, "MiB at the end", took.marks[-1] / 2**20)
-            report.add(part, row, flat, took.marks[-1] / took.marks[0])
-    report.bound(part, flat, BATCH, at_most=1.1)
+            report.add(part, row, "MiB at the first tenth", result.marks[0] / 2**20)
+            report.add(part, row, "MiB at the end", result.marks[-1] / 2**20)
+            report.add(part, row, growth, result.marks[-1] / result.marks[0])
+    report.bound(part, growth, BATCH, at_most=MAX_GROWTH_FACTOR)
     report.finish()
 
 

@@ -1,4 +1,4 @@
-"""What the ledger costs: four steps per job, 64 jobs at once, beside a commit per step and a JSONL file with fdatasync.
+"""Speed and CPU of the ledger, compared with a commit per step and with a JSONL file: four steps per job, 64 at once.
 
 python benchmarks/bench_ledger.py [--jobs 5000] [--at-once 64] [--rounds 3] [--json FILE] [--quick]
 """
@@ -21,12 +21,16 @@ from kling_async.ledger import Content, Entry, MemoryLedger, SQLiteLedger, State
 
 
 class Steps(Protocol):
-    """What is measured: the four durable steps of a job, by a name and the state that it reaches."""
+    """A store of job states."""
 
-    async def step(self, key: str, state: State) -> None: ...
+    async def step(self, key: str, state: State) -> None:
+        """Record durably that the job has reached the state."""
+        ...
 
 
-class Ours:
+class LedgerSteps:
+    """Steps written with a ledger of this package."""
+
     def __init__(self, ledger: SQLiteLedger | MemoryLedger) -> None:
         self.ledger = ledger
 
@@ -38,8 +42,8 @@ class Ours:
             await self.ledger.record(Entry(batch="b", key=key, state=state, at=1.0, prediction_id=id_))
 
 
-class Jsonl:
-    """A line per step, synced together like a group commit; it answers no question and has to be replayed."""
+class JsonlSteps:
+    """Steps written as JSON lines, synced in groups; reading a state would need a replay of the file."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("ab", buffering=0)
@@ -62,7 +66,7 @@ class Jsonl:
         os.fdatasync(self.file.fileno())
 
 
-STEPS = (State.PENDING, State.INTENT, State.SUBMITTED, State.COMPLETED)
+STATES = (State.PENDING, State.INTENT, State.SUBMITTED, State.COMPLETED)
 
 
 async def drive(steps: Steps, jobs: int, at_once: int) -> None:
@@ -70,37 +74,37 @@ async def drive(steps: Steps, jobs: int, at_once: int) -> None:
 
     async def one(key: str) -> None:
         async with slots:
-            for state in STEPS:
+            for state in STATES:
                 await steps.step(key, state)
 
     await asyncio.gather(*(one(f"{number:08d}") for number in range(jobs)))
 
 
 async def memory(_folder: Path, jobs: int, at_once: int) -> None:
-    await drive(Ours(MemoryLedger()), jobs, at_once)
+    await drive(LedgerSteps(MemoryLedger()), jobs, at_once)
 
 
-async def grouped(folder: Path, jobs: int, at_once: int) -> None:
+async def group_commit(folder: Path, jobs: int, at_once: int) -> None:
     ledger = SQLiteLedger(folder / "run.db")
     await ledger.open()
-    await drive(Ours(ledger), jobs, at_once)
+    await drive(LedgerSteps(ledger), jobs, at_once)
     await ledger.aclose()
 
 
-async def one_by_one(folder: Path, jobs: int, at_once: int) -> None:
+async def commit_per_step(folder: Path, jobs: int, at_once: int) -> None:
     group, sqlite.GROUP = sqlite.GROUP, 1
     try:
-        await grouped(folder, jobs, at_once)
+        await group_commit(folder, jobs, at_once)
     finally:
         sqlite.GROUP = group
 
 
 async def jsonl(folder: Path, jobs: int, at_once: int) -> None:
-    await drive(Jsonl(folder / "run.jsonl"), jobs, at_once)
+    await drive(JsonlSteps(folder / "run.jsonl"), jobs, at_once)
 
 
 def measure(work: Callable[[Path, int, int], Awaitable[None]], jobs: int, at_once: int) -> tuple[float, float]:
-    """Jobs per second, and microseconds of CPU per job, all threads."""
+    """Return jobs per second and CPU microseconds per job, of all threads."""
     with tempfile.TemporaryDirectory() as folder:
 
         async def timed() -> tuple[float, float]:
@@ -120,16 +124,16 @@ def main() -> None:
     if options.quick:
         options.jobs, options.rounds = 100, 1
     contenders = {
-        "kling_async: SQLite, group commit": (grouped, options.jobs),
+        "kling_async: SQLite, group commit": (group_commit, options.jobs),
         "kling_async: memory, no disk": (memory, options.jobs),
-        "SQLite, commit per step": (one_by_one, max(options.jobs // 10, 100)),
+        "SQLite, commit per step": (commit_per_step, max(options.jobs // 10, 100)),
         "JSONL, fdatasync per group": (jsonl, options.jobs),
     }
-    turns = {name: functools.partial(measure, work, jobs, options.at_once) for name, (work, jobs) in contenders.items()}
+    runs = {name: functools.partial(measure, work, jobs, options.at_once) for name, (work, jobs) in contenders.items()}
     part = "The ledger alone"
-    about = f"{options.jobs:,} jobs of {len(STEPS)} steps, {options.at_once} at once, SQLite {sqlite3.sqlite_version}"
+    about = f"{options.jobs:,} jobs of {len(STATES)} steps, {options.at_once} at once, SQLite {sqlite3.sqlite_version}"
     report = _suite.Report(options, notes={part: about})
-    for name, rounds in _suite.interleaved(options.rounds, turns).items():
+    for name, rounds in _suite.interleaved(options.rounds, runs).items():
         speed, cpu = zip(*rounds, strict=True)
         baseline = not name.startswith("kling_async")
         report.add(part, name, "jobs/s", *speed, baseline=baseline)

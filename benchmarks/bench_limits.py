@@ -1,9 +1,9 @@
-"""A hidden limit of running predictions that moves, found by a session that learns, beside one that does not.
+"""Adaptive slots against fixed slots, when the service has an undocumented concurrency limit that changes.
 
     python benchmarks/bench_limits.py [--jobs 4000] [--ceiling 300] [--speed 60] [--json FILE] [--quick]
 
-The emulator lets 100 run, then 40, then 100 again, by how many jobs were accepted; the session is told 300. Over
-sockets, in the emulator's time, the rounds one after the other.
+The emulator's limit is 100, then 40, then 100 again, depending on the number of accepted jobs; the session is
+configured for 300. It runs over sockets, on the emulator's clock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kling_async.emulator import Emulator, Level
 
 
 def picture() -> str:
-    """A grey PNG that the service takes, as a data URI."""
+    """Return a valid PNG as a data URI."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
@@ -33,7 +33,7 @@ def picture() -> str:
 
 
 async def run(jobs: int, ceiling: int, speed: float, *, adaptive: bool) -> tuple[int, float]:
-    """Submits that were refused, and the emulator's minutes."""
+    """Run the jobs; return the number of refused submits and the elapsed minutes on the emulator's clock."""
 
     def limit(accepted: int) -> Level:
         return Level(10**6, 40 if 0.35 * jobs <= accepted < 0.6 * jobs else 100)
@@ -59,15 +59,16 @@ async def run(jobs: int, ceiling: int, speed: float, *, adaptive: bool) -> tuple
             watch=WatchPolicy.fixed(30.0),
             observers=[observe],
         ) as kling:
-            asked = (Job(prompt=f"number {number}", image=image) for number in range(jobs))
-            async with kling.batch(asked) as batch:
-                done = [outcome.ok async for outcome in batch].count(True)
+            job_stream = (Job(prompt=f"number {number}", image=image) for number in range(jobs))
+            async with kling.batch(job_stream) as batch:
+                completed = [outcome.ok async for outcome in batch].count(True)
             refusals = engine_of(kling).gate.refusals
         seconds = time.perf_counter() - began
         print(
-            f"{'learning' if adaptive else 'fixed':>9}: {done} of {jobs} completed, {refusals.total()} submits refused "
-            f"({', '.join(f'{count} {which.value}' for which, count in refusals.items())}), "
-            f"at most {emulator.peak_running} at once, {seconds * speed / 60:.0f} of its minutes, {seconds:.0f} s"
+            f"{'adaptive' if adaptive else 'fixed':>9}: {completed} of {jobs} completed, "
+            f"{refusals.total()} submits refused "
+            f"({', '.join(f'{count} {kind.value}' for kind, count in refusals.items())}), "
+            f"peak {emulator.peak_running}, {seconds * speed / 60:.0f} emulator minutes, {seconds:.0f} s"
         )
         return refusals.total(), seconds * speed / 60
 
@@ -80,14 +81,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.jobs, options.speed = 200, 300.0
-    part = "A hidden limit that moves"
-    about = f"100, then 40, then 100 may run; {options.jobs:,} jobs, and up to {options.ceiling} slots"
+    part = "A changing concurrency limit"
+    about = f"limit 100, then 40, then 100; {options.jobs:,} jobs, up to {options.ceiling} slots"
     report = _suite.Report(options, notes={part: about})
     for adaptive in (True, False):
         refused, minutes = asyncio.run(run(options.jobs, options.ceiling, options.speed, adaptive=adaptive))
-        name = "kling_async, learning slots" if adaptive else "kling_async, fixed slots"
+        name = "kling_async, adaptive slots" if adaptive else "kling_async, fixed slots"
         report.add(part, name, "refused submits", refused, baseline=not adaptive)
-        report.add(part, name, "minutes of the emulator", minutes, baseline=not adaptive)
+        report.add(part, name, "emulator minutes", minutes, baseline=not adaptive)
     report.finish()
 
 

@@ -1,13 +1,13 @@
-"""The same jobs by us and by what else one would use: CPU, status requests, and how late an end is noticed.
+"""CPU, status requests and delay of this package, compared with the vendor's client and other polling clients.
 
     python benchmarks/bench_peers.py [--rounds 3] [--long-rounds 2] [--long 10] [--json FILE] [--quick]
 
-Three loads. In the first all slots are busy and everybody looks as often as its API permits; a job ends at its 4th
-read. In the others jobs take a second, and longer, and everybody waits as it does by default; then the peers that look
-more often than once a second do it once a second too. The local server speaks everybody's protocol; how each is pointed
-at it, and what it does by default, stands in contenders/. Who cannot look as often as it would, for want of CPU, looks
-less often. Rounds take turns; the server and every round of a client are
-processes of their own, each kept to its core.
+Three loads. In the first, all slots are busy, every client polls as often as its API permits, and a job ends at its 4th
+read. In the others, jobs take one second and longer, and every client polls at its default interval; clients that poll
+more than once a second are also measured at once a second. The local server implements all protocols; contenders/ shows
+how each client is configured and its default interval. A client that is short of CPU polls less often than configured.
+The clients take turns within each round; the server and each round of a client are processes of their own, each pinned
+to a core.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ CLIENTS = {
     REPLICATE: "replicate_tasks",
     FAL: "fal",
 }
-ONCE_A_SECOND = ", a look a second"
+EVERY_SECOND = ", polling every second"
 
 CPU, SPEED, READS, DELAY = "ms of CPU per job", "jobs/s", "status requests per job", "s from end to notice"
 
 Contender = tuple[str, float | None]
-"""A module of contenders/, and seconds from look to look."""
+"""Module of contenders/, and seconds between polls; None for the client's default."""
 
 
-def at_once() -> dict[str, Contender]:
+def without_interval() -> dict[str, Contender]:
     return {name: (client, 0.0) for name, client in CLIENTS.items()}
 
 
-def waiting() -> dict[str, Contender]:
-    """As by default; and a look a second, in the order in which it is shown: ours first."""
-    found: dict[str, Contender] = {}
+def with_default_interval() -> dict[str, Contender]:
+    """Return all clients with their default interval, and those below one second also with one second."""
+    contenders: dict[str, Contender] = {}
     for name, client in CLIENTS.items():
-        found[name] = (client, None)
+        contenders[name] = (client, None)
         if name in {OURS, REPLICATE, FAL}:
-            found[name + ONCE_A_SECOND] = (client, 1.0)
-    return found
+            contenders[name + EVERY_SECOND] = (client, 1.0)
+    return contenders
 
 
 def compare(
@@ -65,9 +65,10 @@ def compare(
     reads: int = 1,
     seconds: float = 0.0,
 ) -> None:
+    """Measure all contenders with one load and add the figures to the report."""
     with _suite.service() as url:
         load = Load(url=url, jobs=jobs, running=running)
-        found = _suite.interleaved(
+        results = _suite.interleaved(
             rounds,
             {
                 name: functools.partial(
@@ -76,23 +77,23 @@ def compare(
                 for name, (client, interval) in contenders.items()
             },
         )
-    for name, took in found.items():
+    for name, rounds_of_one in results.items():
         figures = {
-            CPU: [one.each / 1000 for one in took],
-            SPEED: [one.speed for one in took],
-            READS: [one.reads / one.submits for one in took],
-            DELAY: [one.delay for one in took],
+            CPU: [one.cpu_us_per_job / 1000 for one in rounds_of_one],
+            SPEED: [one.jobs_per_s for one in rounds_of_one],
+            READS: [one.reads / one.submits for one in rounds_of_one],
+            DELAY: [one.delay for one in rounds_of_one],
         }
         for unit in units:
             report.add(part, name, unit, *figures[unit], baseline=not name.startswith(OURS))
-    report.serving(part, [one for took in found.values() for one in took])
+    report.note_load(part, [one for rounds_of_one in results.values() for one in rounds_of_one])
 
 
 def main() -> None:
     parser = _suite.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--long-rounds", type=int, default=2)
-    parser.add_argument("--long", type=float, default=10.0, help="seconds that a long job takes")
+    parser.add_argument("--long", type=float, default=10.0, help="duration of a long job in seconds")
     parser.add_argument("--jobs", type=int, default=150)
     options = parser.parse_args()
     if options.quick:
@@ -100,14 +101,14 @@ def main() -> None:
     jobs = options.jobs
     report = _suite.Report(options)
 
-    busy, running = "All slots busy, beside the peers", min(jobs, 50)
-    report.notes[busy] = f"{jobs} jobs, {running} running, 4 reads each, everybody looks as often as it can"
-    compare(report, busy, at_once(), options.rounds, (CPU, SPEED, READS), jobs=jobs, running=running, reads=4)
+    busy, running = "All slots busy, with peers", min(jobs, 50)
+    report.notes[busy] = f"{jobs} jobs, {running} running, 4 reads each, every client polls as often as it can"
+    compare(report, busy, without_interval(), options.rounds, (CPU, SPEED, READS), jobs=jobs, running=running, reads=4)
 
     units = (CPU, READS, DELAY)
     short, running = "Jobs of 1 s, default settings", min(jobs, 100)
     report.notes[short] = f"{running} jobs, all running"
-    compare(report, short, waiting(), options.rounds, units, jobs=running, running=running, seconds=1.0)
+    compare(report, short, with_default_interval(), options.rounds, units, jobs=running, running=running, seconds=1.0)
 
     parts = [short]
     long, running = f"Jobs of {options.long:g} s, default settings", min(jobs, 100)
@@ -115,12 +116,19 @@ def main() -> None:
         parts.append(long)
         report.notes[long] = f"{running} jobs, all running"
         compare(
-            report, long, waiting(), options.long_rounds, units, jobs=running, running=running, seconds=options.long
+            report,
+            long,
+            with_default_interval(),
+            options.long_rounds,
+            units,
+            jobs=running,
+            running=running,
+            seconds=options.long,
         )
 
     for part in parts:
-        for peer, most in ((OFFICIAL, 0.2), (HTTPX, 0.2), (FAL, 0.1)):
-            report.ratio(part, CPU, OURS, peer, at_most=most)
+        for peer, at_most in ((OFFICIAL, 0.2), (HTTPX, 0.2), (FAL, 0.1)):
+            report.ratio(part, CPU, OURS, peer, at_most=at_most)
     report.finish()
 
 

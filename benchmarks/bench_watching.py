@@ -1,12 +1,10 @@
-"""What it costs to find out which predictions have ended, and how late that is.
-
-Our policies beside intervals that learn nothing, in one run, in virtual time.
+"""Status requests and delay of the watch policies, compared with fixed and growing intervals, in virtual time.
 
     python benchmarks/bench_watching.py [--jobs 1000] [--plot frontier.svg] [--json FILE] [--quick]
 
-The real planner and the real watcher run against a service in memory whose every request takes 0.2 s; requests and
-delays are counted at the service. The baselines are computed for the same times of completion. The plot needs the
-dependency group `bench`.
+The real planner and watcher run against an in-memory service whose requests take 0.2 s each; requests and delays are
+counted at the service. The baselines are computed for the same completion times. The plot needs the dependency group
+`bench`.
 """
 
 from __future__ import annotations
@@ -26,15 +24,17 @@ from kling_async import WatchPolicy
 from support.fleet import Figures, Fleet, exponential, fixed, fleet, log_normal, watch
 
 Point = tuple[float, float]
-"""Status requests for each prediction, and the mean delay in seconds."""
+"""Status requests per prediction, and the mean delay in seconds."""
 
-WIDE, NARROW = 0.557, 0.15
-"""Sigmas of log-normal times: of 60 s in the middle one in twenty takes 150 s, or 77 s."""
-INTERVALS = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 45.0)
-PRICES = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-NAMED = (0.25, 1.0, 4.0)
-"""What eager, balanced and gentle pay."""
-REQUESTS, DELAY = "requests each", "s of delay"
+WIDE_SIGMA, NARROW_SIGMA = 0.557, 0.15
+"""Sigmas of log-normal durations with a median of 60 s: one in twenty takes more than 150 s, or 77 s."""
+INTERVALS_S = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 45.0)
+PRICES_S = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+REPORTED_PRICES_S = (0.25, 1.0, 4.0)
+"""The prices of eager, balanced and gentle."""
+MIN_PLOTTED_REQUESTS = 0.1
+"""Requests per prediction below which a policy is not plotted: with webhooks there are almost none."""
+REQUESTS, DELAY = "requests per prediction", "s of delay"
 FIXED, WEBHOOKS = "fixed(5)", "webhook first"
 POLICIES = {
     "gentle": WatchPolicy.gentle(),
@@ -44,7 +44,7 @@ POLICIES = {
     WEBHOOKS: WatchPolicy.webhook_first(),
 }
 LOST = "the same, every second delivery lost"
-SHOWN = {
+LABELS = {
     "balanced": '`"balanced"` (default)',
     FIXED: "`WatchPolicy.fixed(5)`",
     WEBHOOKS: f'`"{WEBHOOKS}"`, all delivered within 1 s',
@@ -53,7 +53,7 @@ SHOWN = {
 
 
 def run(service: Fleet, policy: WatchPolicy, *, lost: int = 1) -> Figures:
-    """Watch them all; of every `lost` deliveries the first is lost."""
+    """Watch all predictions; the first of every `lost` webhook deliveries is lost, with 0 none is."""
     lose = {record.id for number, record in enumerate(service.records) if number % lost == 0} if lost else set[str]()
     loop = looptime.new_event_loop(noop_cycles=1)
     try:
@@ -63,7 +63,7 @@ def run(service: Fleet, policy: WatchPolicy, *, lost: int = 1) -> Figures:
 
 
 def at_equal_requests(times: Sequence[float], requests: float) -> Point:
-    """The fixed interval that sends as many requests."""
+    """Return the point of the fixed interval that needs the same number of requests."""
     low, high = 0.2, 600.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -72,87 +72,88 @@ def at_equal_requests(times: Sequence[float], requests: float) -> Point:
 
 
 def frontier(report: _suite.Report, name: str, times: Sequence[float]) -> dict[str, list[Point]]:
-    """Without a list, a prediction every half second."""
+    """Measure the trade-off between requests and delay, with a prediction every half second and no list endpoint."""
     part = f"Watching without a list, {name}"
-    report.notes[part] = f"{len(times):,} predictions, one begun every half second; a request takes 0.2 s"
+    report.notes[part] = f"{len(times):,} predictions, one started every half second; a request takes 0.2 s"
     curves: dict[str, list[Point]] = {
-        "fixed interval": [fixed(times, interval) for interval in INTERVALS],
-        "1 s, growing by half, to a cap": [exponential(times, 1.0, 1.5, cap) for cap in (*INTERVALS, float("inf"))],
+        "fixed interval": [fixed(times, interval) for interval in INTERVALS_S],
+        "1 s, growing by half up to a cap": [exponential(times, 1.0, 1.5, cap) for cap in (*INTERVALS_S, float("inf"))],
         "learned": [],
     }
     print(f"\nwithout a list, {name}")
-    print(f"{'price':>8} {'requests':>9} {'delay':>7}   a fixed interval at equal requests")
-    for price in PRICES:
+    print(f"{'price':>8} {'requests':>9} {'delay':>7}   fixed interval with equal requests")
+    for price in PRICES_S:
         policy = WatchPolicy(price=price, least=min(1.0, 4 * price), most=120.0, pages=False)
         figures = run(fleet(times, apart=0.5), policy)
         curves["learned"].append((figures.requests, figures.delay))
         other = at_equal_requests(times, figures.requests)
         print(f"{price:8} {figures.requests:9.2f} {figures.delay:5.1f} s   {other[1]:5.1f} s")
-        if price in NAMED:
-            name = f"kling_async, a request is worth {price:g} s"
+        if price in REPORTED_PRICES_S:
+            name = f"kling_async, price {price:g} s per request"
             report.add(part, name, REQUESTS, figures.requests)
             report.add(part, name, DELAY, figures.delay)
-            report.add(part, name, f"{DELAY} by a fixed interval with as many", other[1])
+            report.add(part, name, f"{DELAY} with a fixed interval and equal requests", other[1])
     for curve, points in curves.items():
-        beaten = [
+        dominated = [
             (ours, theirs)
             for ours in curves["learned"]
             for theirs in points
             if curve != "learned" and theirs[0] <= ours[0] and theirs[1] <= ours[1]
         ]
         if curve != "learned":
-            print(f"{curve}: dominates {len(beaten)} of {len(PRICES)} learned points")
+            print(f"{curve}: dominates {len(dominated)} of {len(PRICES_S)} learned points")
     return curves
 
 
 def policies(report: _suite.Report, times: Sequence[float]) -> dict[str, Point]:
-    """All pending at once."""
+    """Measure all policies with all predictions pending at once."""
     part = "Watching many at once"
     report.notes[part] = (
-        f"{len(times):,} predictions begun within 10 s, of which half take over 60 s and one in twenty over 150 s; "
+        f"{len(times):,} predictions started within 10 s; half take more than 60 s, one in twenty more than 150 s; "
         "a request takes 0.2 s"
     )
 
-    def tell(name: str, one: Figures, other: Figures) -> None:
+    def add(name: str, with_list: Figures, without: Figures) -> None:
         baseline = name == FIXED
-        name = SHOWN.get(name, f'`"{name}"`')
-        found = (one.requests, one.delay, other.requests, other.delay)
-        for unit, figure in zip(
-            (REQUESTS + ", with a list", DELAY + ", with a list", REQUESTS + ", without", DELAY + ", without"),
-            found,
-            strict=True,
-        ):
+        name = LABELS.get(name, f'`"{name}"`')
+        figures = {
+            REQUESTS + ", with a list": with_list.requests,
+            DELAY + ", with a list": with_list.delay,
+            REQUESTS + ", without": without.requests,
+            DELAY + ", without": without.delay,
+        }
+        for unit, figure in figures.items():
             report.add(part, name, unit, figure, baseline=baseline)
 
-    print(f"\n{len(times)} pending at once, log-normal, 60 s in the middle, one in twenty over 150 s")
+    print(f"\n{len(times)} pending at once, log-normal, median 60 s, one in twenty over 150 s")
     print(f"{'policy':<16}{'with a list':>24}{'without':>24}")
     points: dict[str, Point] = {}
     for name, policy in POLICIES.items():
         lost = 0 if name == WEBHOOKS else 1
-        one = run(fleet(times), policy, lost=lost)
-        other = run(fleet(times, lists=False), policy, lost=lost)
-        points[name] = (one.requests, one.delay)
-        tell(name, one, other)
+        with_list = run(fleet(times), policy, lost=lost)
+        without = run(fleet(times, lists=False), policy, lost=lost)
+        points[name] = (with_list.requests, with_list.delay)
+        add(name, with_list, without)
         print(
-            f"{name:<16}{one.requests:9.2f} each, {one.delay:5.1f} s{other.requests:11.2f} each, {other.delay:5.1f} s",
+            f"{name:<16}{with_list.requests:9.2f} each, {with_list.delay:5.1f} s"
+            f"{without.requests:11.2f} each, {without.delay:5.1f} s",
             flush=True,
         )
-    half = run(fleet(times), WatchPolicy.webhook_first(), lost=2)
-    other = run(fleet(times, lists=False), WatchPolicy.webhook_first(), lost=2)
+    with_list = run(fleet(times), WatchPolicy.webhook_first(), lost=2)
+    without = run(fleet(times, lists=False), WatchPolicy.webhook_first(), lost=2)
     print(
-        f"{'  every 2nd lost':<16}{half.requests:9.2f} each, {half.delay:5.1f} s"
-        f"{other.requests:11.2f} each, {other.delay:5.1f} s"
+        f"{'  every 2nd lost':<16}{with_list.requests:9.2f} each, {with_list.delay:5.1f} s"
+        f"{without.requests:11.2f} each, {without.delay:5.1f} s"
     )
-    tell(LOST, half, other)
-    plain = fixed(times, 5.0)
-    print(f"{'5 s, computed':<16}{plain[0]:9.2f} each, {plain[1]:5.1f} s")
-    ours = points["balanced"]
-    print(f"balanced: one request for {plain[0] / ours[0]:.1f} of a fixed 5 s interval")
+    add(LOST, with_list, without)
+    requests, delay = fixed(times, 5.0)
+    print(f"{'5 s, computed':<16}{requests:9.2f} each, {delay:5.1f} s")
+    print(f"balanced: one request per {requests / points['balanced'][0]:.1f} of a fixed 5 s interval")
     return points
 
 
 def idle(report: _suite.Report, count: int, seconds: float, *, lists: bool) -> None:
-    """Nothing ends: what the loop spends on it."""
+    """Measure CPU and requests while no prediction ends."""
 
     async def watched(service: Fleet) -> None:
         with anyio.move_on_after(seconds):
@@ -165,16 +166,17 @@ def idle(report: _suite.Report, count: int, seconds: float, *, lists: bool) -> N
     loop.close()
     cpu = time.process_time() - cpu
     print(
-        f"{count} pending and nothing happens, {'with' if lists else 'without'} a list: "
-        f"{len(service.sent) / seconds:.1f} requests/s, {cpu / seconds:.1%} of a core, the service in memory included"
+        f"{count} pending and none ends, {'with' if lists else 'without'} a list: "
+        f"{len(service.sent) / seconds:.1f} requests/s, {cpu / seconds:.1%} of a core, including the in-memory service"
     )
     part, name = "Watching while nothing ends", "kling_async, with a list" if lists else "kling_async, without a list"
-    report.notes[part] = f"{count:,} pending for {seconds:g} s, sockets not counted"
+    report.notes[part] = f"{count:,} pending for {seconds:g} s, without the cost of sockets"
     report.add(part, name, "requests/s", len(service.sent) / seconds)
     report.add(part, name, "% of a core", 100 * cpu / seconds)
 
 
-def plot(path: Path, curves: dict[str, dict[str, list[Point]]], ours: dict[str, Point], few: Point) -> None:
+def plot(path: Path, curves: dict[str, dict[str, list[Point]]], ours: dict[str, Point], fixed_5_s: Point) -> None:
+    """Draw requests against delay: a panel per frontier, and one with the policies."""
     import matplotlib as mpl  # noqa: PLC0415 -- only the plot needs it
 
     mpl.use("Agg")
@@ -185,17 +187,17 @@ def plot(path: Path, curves: dict[str, dict[str, list[Point]]], ours: dict[str, 
     figure, axes = plt.subplots(1, 3, figsize=(15, 5), layout="constrained")
     for axis, (name, lines) in zip(axes, curves.items(), strict=False):
         for line, points in lines.items():
-            ours_too = line == "learned"
+            learned = line == "learned"
             xs, ys = zip(*sorted(points), strict=True)
-            axis.plot(xs, ys, label=line, linewidth=2.5 if ours_too else 1, marker="o" if ours_too else ".")
+            axis.plot(xs, ys, label=line, linewidth=2.5 if learned else 1, marker="o" if learned else ".")
         axis.set_title(f"without a list, {name}")
-    for name, point in {**ours, "5 s": few}.items():
-        if point[0] >= 0.1:  # noqa: PLR2004 -- with webhooks there is nothing to see
+    for name, point in {**ours, "5 s": fixed_5_s}.items():
+        if point[0] >= MIN_PLOTTED_REQUESTS:
             axes[2].plot(*point, "o")
             axes[2].annotate(name, point, xytext=(6, 4), textcoords="offset points")
     axes[2].set_title("1,000 pending, with a list")
     for axis in axes:
-        axis.set(xscale="log", yscale="log", xlabel="status requests for each prediction", ylabel="mean delay, s")
+        axis.set(xscale="log", yscale="log", xlabel="status requests per prediction", ylabel="mean delay, s")
         axis.set_xticks([0.2, 0.5, 1, 2, 5, 10, 20, 50])
         axis.set_yticks([0.5, 1, 2, 5, 10, 20])
         for side in (axis.xaxis, axis.yaxis):
@@ -218,11 +220,13 @@ def main() -> None:
     if options.quick:
         options.jobs = 50
     report = _suite.Report(options)
-    times = log_normal(options.jobs, 60.0, WIDE)
+    times = log_normal(options.jobs, 60.0, WIDE_SIGMA)
     ours = policies(report, times)
     curves = {
-        "wide": frontier(report, "wide: 60 s in the middle, one in twenty over 150 s", times),
-        "narrow": frontier(report, "narrow: 60 s, one in twenty over 77 s", log_normal(options.jobs, 60.0, NARROW)),
+        "wide": frontier(report, "wide: median 60 s, one in twenty over 150 s", times),
+        "narrow": frontier(
+            report, "narrow: median 60 s, one in twenty over 77 s", log_normal(options.jobs, 60.0, NARROW_SIGMA)
+        ),
     }
     print()
     for lists in (True, False):

@@ -1,10 +1,10 @@
-"""A server that is lighter than any client: it accepts every job, and completes it when it was read, or after a time.
+"""A server that uses less CPU than any client: it accepts every job and completes it after some reads or some time.
 
-A bare asyncio protocol in a process of its own, on uvloop where that is installed, its replies made from templates. It
-prints its port and serves until it is killed. It speaks what the clients need of WaveSpeed, with the list of
-predictions, of fal's queue (`/fal/...`) and of Replicate (`/v1/...`). `/control` tells what was asked, and
-`/control?reads=4&seconds=0` forgets all jobs and says when the next ones complete: at their k-th read, and not before
-that age.
+A bare asyncio protocol in a process of its own, on uvloop if installed, with responses made from templates. It prints
+its port and serves until it is killed. It implements the parts that the clients need of WaveSpeed (with the list of
+predictions), of fal's queue (`/fal/...`) and of Replicate (`/v1/...`). `/control` returns the counts;
+`/control?reads=4&seconds=0` also resets them, removes all jobs and sets when new ones complete: at their k-th read, and
+not before that age.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ REPLICATE = (
 
 @attrs.define(slots=True)
 class Job:
+    """A job; `due` is the earliest time of its end, in seconds of `time.monotonic`."""
+
     name: bytes
     created: bytes
     due: float
@@ -57,7 +59,7 @@ class Job:
 
 @attrs.define
 class Service:
-    """What all connections share."""
+    """State shared by all connections."""
 
     origin: bytes = b""
     reads_needed: int = 4
@@ -66,23 +68,23 @@ class Service:
     times: list[float] = attrs.Factory(list)
     reads: int = 0
     pages: int = 0
-    delays: float = 0.0
+    total_delay: float = 0.0
 
     def control(self, query: bytes) -> bytes:
-        """Begin anew, if told how, and tell what was asked since the last time that was done."""
-        asked = {
+        """Return the counts since the last reset; with a query, reset them and set when jobs complete."""
+        counts = {
             "submits": len(self.jobs),
             "reads": self.reads,
             "pages": self.pages,
             "noticed": sum(job.noticed for job in self.jobs),
-            "delay": self.delays / max(len(self.jobs), 1),
+            "delay": self.total_delay / max(len(self.jobs), 1),
             "served": time.process_time(),
         }
         if query:
-            wanted = parse_qs(query.decode())
-            self.reads_needed, self.seconds = int(wanted["reads"][0]), float(wanted["seconds"][0])
-            self.jobs, self.times, self.reads, self.pages, self.delays = [], [], 0, 0, 0.0
-        return json.dumps(asked).encode()
+            settings = parse_qs(query.decode())
+            self.reads_needed, self.seconds = int(settings["reads"][0]), float(settings["seconds"][0])
+            self.jobs, self.times, self.reads, self.pages, self.total_delay = [], [], 0, 0, 0.0
+        return json.dumps(counts).encode()
 
     def submit(self) -> Job:
         now = datetime.now(UTC)
@@ -92,40 +94,40 @@ class Service:
         self.times.append(now.timestamp())
         return job
 
-    def look(self, job: Job) -> bool:
-        """Whether it has ended; this is a read of it."""
+    def count_read(self, job: Job) -> bool:
+        """Count a read of the job and return whether it has ended."""
         job.reads += 1
-        late = time.monotonic() - job.due
-        if late < 0 or job.reads < self.reads_needed:
+        delay = time.monotonic() - job.due
+        if delay < 0 or job.reads < self.reads_needed:
             return False
         if not job.noticed:
             job.noticed = True
-            self.delays += late
+            self.total_delay += delay
         return True
 
     def read(self, name: bytes) -> tuple[Job, bool]:
         self.reads += 1
         job = self.jobs[int(name, 16)]
-        return job, self.look(job)
+        return job, self.count_read(job)
 
     def wavespeed(self, method: bytes, path: bytes, body: bytes) -> bytes:
         if method == b"GET":
-            return ENVELOPE % record(*self.read(path.rsplit(b"/", 2)[-2]))
+            return ENVELOPE % prediction(*self.read(path.rsplit(b"/", 2)[-2]))
         if path == b"/api/v3/predictions":
             return ENVELOPE % self.page(json.loads(body))
-        return ENVELOPE % record(self.submit(), ended=False)
+        return ENVELOPE % prediction(self.submit(), ended=False)
 
-    def page(self, asked: dict[str, object]) -> bytes:
-        """A page of the list, the newest first."""
+    def page(self, query: dict[str, object]) -> bytes:
+        """Return a page of the list, newest first."""
         self.reads += 1
         self.pages += 1
-        number, size = int(str(asked["page"])), int(str(asked["page_size"]))
-        before = asked.get("created_before")
+        number, size = int(str(query["page"])), int(str(query["page_size"]))
+        before = query.get("created_before")
         last = len(self.jobs)
         if before:
             last = bisect.bisect_left(self.times, datetime.fromisoformat(str(before)).timestamp())
         last = max(last - size * (number - 1), 0)
-        items = (record(job, self.look(job)) for job in reversed(self.jobs[max(last - size, 0) : last]))
+        items = (prediction(job, self.count_read(job)) for job in reversed(self.jobs[max(last - size, 0) : last]))
         return b'{"page":%d,"items":[%b]}' % (number, b",".join(items))
 
     def fal(self, method: bytes, path: bytes, _body: bytes) -> bytes:
@@ -145,34 +147,35 @@ class Service:
         status, output = (b"succeeded", OUTPUT % job.name) if ended else (b"processing", b"null")
         return REPLICATE % (job.name, status, output, job.created, job.name)
 
-    def answer(self, method: bytes, path: bytes, body: bytes) -> bytes:
-        speak: Callable[[bytes, bytes, bytes], bytes]
+    def respond(self, method: bytes, path: bytes, body: bytes) -> bytes:
+        """Return the body of the response to a request."""
+        handle: Callable[[bytes, bytes, bytes], bytes]
         if path.startswith(b"/api/v3/"):
-            speak = self.wavespeed
+            handle = self.wavespeed
         elif path.startswith(b"/fal/"):
-            speak = self.fal
+            handle = self.fal
         elif path.startswith(b"/v1/"):
-            speak = self.replicate
+            handle = self.replicate
         else:
             return self.control(path.partition(b"?")[2])
-        return speak(method, path, body)
+        return handle(method, path, body)
 
 
-def record(job: Job, ended: bool) -> bytes:  # noqa: FBT001 -- what a look told
+def prediction(job: Job, ended: bool) -> bytes:  # noqa: FBT001 -- result of `count_read`
     status = b"completed" if ended else b"processing" if job.reads else b"created"
     output, nsfw = (OUTPUT % job.name, b"false") if ended else (b"", b"")
     return PREDICTION % (job.name, output, job.name, nsfw, status, job.created)
 
 
 class Connection(asyncio.Protocol):
-    """One connection."""
+    """A connection; requests may be pipelined."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
         self.pending = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's is no instance of it.
+        # uvloop's transports are no instances of `asyncio.Transport`.
         self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
@@ -190,7 +193,7 @@ class Connection(asyncio.Protocol):
                 return
             self.pending = rest[length:]
             method, path, _ = head.partition(b"\r\n")[0].split(b" ", 2)
-            body = self.service.answer(method, path, rest[:length])
+            body = self.service.respond(method, path, rest[:length])
             self.transport.write(HEAD % (len(body), body))
 
 

@@ -1,6 +1,6 @@
-"""The clients that are measured, a module each: `run(load)` has every job of the load done, or raises.
+"""The measured clients, one module each: `run(load)` completes all jobs of the load or raises.
 
-A module is imported in a process of its own, so that nobody pays for what another one has imported.
+Each module is imported in a process of its own, so that no client benefits from another one's imports.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ KEY = "wsk_benchmark"
 
 @attrs.frozen(kw_only=True)
 class Load:
-    """What a client is to do.
+    """Work for a client.
 
     Attributes:
-        url: Where the server is.
-        jobs: How many.
-        running: How many at once, at most.
-        interval: Seconds from one look at a job to the next; None for what the client does by default.
-        ledger: Whether the jobs are written to a ledger on disk; only ours has one.
+        url: base URL of the server.
+        jobs: number of jobs.
+        running: maximum number of concurrent jobs.
+        interval: seconds between polls of a job; None for the client's default.
+        ledger: record the jobs in a ledger on disk; only kling_async has one.
     """
 
     url: str
@@ -31,5 +31,5 @@ class Load:
 
 
 def arguments(number: int) -> dict[str, object]:
-    """What a job asks for, the same of everybody."""
+    """Return the inputs of a job, equal for all clients."""
     return {"prompt": f"number {number}", "image": IMAGE, "duration": 5}

@@ -1,6 +1,6 @@
-"""`fal-client`, its AsyncClient and a semaphore: by default a look every 0.1 s, and one request more for the result.
+"""`fal-client`: its AsyncClient and a semaphore; polls every 0.1 s by default, plus one request for the result.
 
-It has a setting for the host alone (`FAL_QUEUE_RUN_HOST`) and speaks TLS to it. Without: its constant is changed here.
+Its host setting (`FAL_QUEUE_RUN_HOST`) implies TLS, so its URL constant is replaced instead.
 """
 
 from __future__ import annotations

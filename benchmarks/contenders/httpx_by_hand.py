@@ -1,4 +1,4 @@
-"""What one writes by hand with httpx: a client, a semaphore, a task per job; by default a look every second."""
+"""Hand-written with httpx: a client, a semaphore, a task per job; polls every second by default."""
 
 from __future__ import annotations
 

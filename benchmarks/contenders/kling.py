@@ -1,6 +1,6 @@
-"""The whole SDK: typed jobs, slots, limiter, watcher, events, stream; the ledger in memory, or in a file.
+"""kling_async with all its parts: jobs, slots, limiter, watcher, events, stream; ledger in memory or on disk.
 
-Without orjson, where nobody has imported it before: it comes with the extra `speed`.
+It runs without orjson (extra `speed`), unless kling_speed.py has imported it before.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from contenders import IMAGE, KEY, Load
 
-sys.modules.setdefault("orjson", None)  # type: ignore[arg-type]  # which is how an import is made to fail
+sys.modules.setdefault("orjson", None)  # type: ignore[arg-type]  # makes its import fail
 
-from kling_async import Job, KlingSession, NoLimit, WatchPolicy  # noqa: E402 -- after what it must not find
+from kling_async import Job, KlingSession, NoLimit, WatchPolicy  # noqa: E402 -- after orjson is hidden
 
 
 async def work(load: Load, folder: Path) -> None:
@@ -27,8 +27,8 @@ async def work(load: Load, folder: Path) -> None:
         watch=WatchPolicy() if load.interval is None else WatchPolicy.fixed(max(load.interval, 0.001)),
         ledger=folder / "run.db" if load.ledger else None,
     ) as session:
-        asked = (Job(model="kling-v2.1-pro", prompt=f"number {number}", image=IMAGE) for number in range(load.jobs))
-        async with session.batch(asked, name="benchmark") as batch:
+        jobs = (Job(model="kling-v2.1-pro", prompt=f"number {number}", image=IMAGE) for number in range(load.jobs))
+        async with session.batch(jobs, name="benchmark") as batch:
             async for prediction in batch.completed():
                 done += bool(prediction.output)
     assert done == load.jobs

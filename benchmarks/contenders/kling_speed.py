@@ -1,8 +1,8 @@
-"""The whole SDK with the extra `speed`."""
+"""kling_async with the extra `speed`."""
 
 from __future__ import annotations
 
-import orjson  # noqa: F401 -- before the other looks for it
+import orjson  # noqa: F401 -- before kling.py hides it
 
 from contenders.kling import run
 

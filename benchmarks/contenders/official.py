@@ -1,10 +1,10 @@
-"""The vendor's own package, `wavespeed`: it blocks, so a thread for each that runs. By default a look every second."""
+"""The vendor's package `wavespeed`: blocking, so a thread per running job; polls every second by default."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-import wavespeed  # type: ignore[import-untyped]  # it ships no types
+import wavespeed  # type: ignore[import-untyped]  # ships no types
 
 from contenders import KEY, Load, arguments
 

@@ -1,4 +1,4 @@
-"""The limit of Python: an asyncio protocol per slot that writes prepared bytes, and no task. It looks at once."""
+"""Upper limit for Python: an asyncio protocol per slot, prepared bytes, no tasks; polls without a pause."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GET = "GET /api/v3/predictions/{id}/result HTTP/1.1\r\nHost: {host}\r\nAuthoriza
 
 
 class Slot(asyncio.Protocol):
-    """A connection that does one job after another."""
+    """A connection that runs one job after another."""
 
     def __init__(self, numbers: Iterator[int], host: str) -> None:
         self.numbers = numbers
@@ -48,22 +48,22 @@ class Slot(asyncio.Protocol):
         if len(body) < int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]):
             return
         self.pending = b""
-        found = json.loads(body)["data"]
-        if found["status"] == "completed":
-            self.done += bool(found["outputs"][0])
+        prediction = json.loads(body)["data"]
+        if prediction["status"] == "completed":
+            self.done += bool(prediction["outputs"][0])
             self.submit()
         else:
-            self.transport.write(GET.format(id=found["id"], host=self.host, key=KEY).encode())
+            self.transport.write(GET.format(id=prediction["id"], host=self.host, key=KEY).encode())
 
 
 async def work(load: Load) -> None:
-    assert not load.interval, "it does not wait"
+    assert not load.interval, "interval: expected 0, this client does not wait"
     loop = asyncio.get_running_loop()
-    where = urlsplit(load.url)
-    assert where.hostname is not None
+    url = urlsplit(load.url)
+    assert url.hostname is not None
     numbers = iter(range(load.jobs))
     slots = [
-        (await loop.create_connection(lambda: Slot(numbers, where.netloc), where.hostname, where.port or 80))[1]
+        (await loop.create_connection(lambda: Slot(numbers, url.netloc), url.hostname, url.port or 80))[1]
         for _ in range(load.running)
     ]
     assert sum(await asyncio.gather(*(slot.ended for slot in slots))) == load.jobs

@@ -1,6 +1,6 @@
-"""`replicate`: a prediction made and awaited in a task, with a semaphore. By default a look every 0.5 s.
+"""`replicate`: a prediction created and awaited in a task, with a semaphore; polls every 0.5 s by default.
 
-Its `run` would hold one request open for up to a minute, which videos outlast: this is how long jobs are done with it.
+Its `run` holds one request open for up to a minute, which is too short for videos.
 """
 
 from __future__ import annotations
