@@ -1,4 +1,4 @@
-"""The command line, `kling-async`: `app.py` has its commands. It needs the extra `cli`."""
+"""The command line `kling-async`; its commands are in `app.py`. Needs the extra `cli`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line, or say how to install what it needs."""
+    """Run the command line; without the extra, print how to install it and exit with status 2."""
     missing = [name for name in ("rich", "typer") if importlib.util.find_spec(name) is None]
     if missing:
         sys.stderr.write(f"kling-async: {' and '.join(missing)} missing; pip install 'kling-async[cli]'\n")
         raise SystemExit(2)
     for stream in (sys.stdout, sys.stderr):
-        # A terminal or a pipe of another encoding shows a question mark instead of ending the run.
+        # On a terminal with another encoding an unsupported character becomes `?` instead of an exception.
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")
-    from .app import app  # noqa: PLC0415 -- what it imports may be missing
+    from .app import app  # noqa: PLC0415 -- typer may be missing
 
     app(prog_name="kling-async")

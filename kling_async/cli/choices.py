@@ -1,4 +1,4 @@
-"""The words that options take."""
+"""Values of options that accept one of several words."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from enum import StrEnum
 
 
 class ProviderChoice(StrEnum):
-    """Who makes the videos."""
+    """Service that makes the videos."""
 
     WAVESPEED = "wavespeed"
     GPTPROTO = "gptproto"
 
 
 class LevelChoice(StrEnum):
-    """What an account is called by WaveSpeed, and permitted."""
+    """Account level at WaveSpeed, which sets the rate limits."""
 
     BRONZE = "bronze"
     SILVER = "silver"
@@ -22,14 +22,14 @@ class LevelChoice(StrEnum):
 
 
 class ProfileChoice(StrEnum):
-    """What the emulator serves as videos."""
+    """Kind of video that the emulator serves."""
 
     VIDEO = "video"
     TINY = "tiny"
 
 
 class FormatChoice(StrEnum):
-    """What `export` writes."""
+    """Format written by `export`."""
 
     RESULTS = "results"
     ERRORS = "errors"

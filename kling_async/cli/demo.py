@@ -1,10 +1,11 @@
-"""`kling-async demo`: the whole way, on this computer, without a key and for nothing."""
+"""`kling-async demo`: real videos from an emulator on this computer, without a key and for nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import json
+import shutil
 import time
 from decimal import Decimal
 from pathlib import Path
@@ -17,13 +18,24 @@ from rich.text import Text
 from kling_async._core.job import Job, JobFields
 from kling_async._images.preflight import preflight
 from kling_async._session.session import KlingSession
-from kling_async.errors import ConfigurationError, InvalidJobError, Problem
+from kling_async.errors import InvalidJobError, Problem
 
 from .choices import LevelChoice, ProfileChoice
 from .interrupts import Exit, interruptible, took_interrupt
-from .output import block, clean, console, route_logs, say, size, span, table, usd
-from .progress import counted, model_at, progress
-from .results import status as state_of
+from .output import (
+    format_duration,
+    format_size,
+    format_usd,
+    make_console,
+    new_table,
+    plural,
+    print_panel,
+    print_text,
+    printable,
+    route_logs,
+)
+from .progress import model_name, progress
+from .results import status as status_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,11 +45,17 @@ if TYPE_CHECKING:
     from kling_async._core.prediction import Outcome
     from kling_async.emulator import Call, Charge, Emulator
 
+    from .options import DemoOptions
+
 _JOBS: Final = 12
 _QUICK_JOBS: Final = 4
 _QUICK_SPEED: Final = 60.0
-_AT_ONCE: Final = 6
-_AT_ONCE_GPTPROTO: Final = 2
+_MAX_IN_FLIGHT: Final = 6
+_MAX_IN_FLIGHT_GPTPROTO: Final = 2
+_WIDE_TABLE_COLUMNS: Final = 110
+"""Terminal width from which the table has every column."""
+_PICTURES: Final = Path(__file__).parent / "demo_images"
+_PICTURE_NAMES: Final = ("dawn.jpg", "desert.jpg", "aurora.jpg")
 
 
 @attrs.frozen
@@ -45,13 +63,13 @@ class Plan:
     """A video of the demo.
 
     Attributes:
-        name: What its key ends in.
-        model: The model.
+        name: End of the job's key.
+        model: Name of the model.
         duration: Seconds of video.
-        picture: Which picture, from 0.
+        picture: Index of the picture.
         prompt: The prompt; its words move the emulator's camera.
-        end: Which picture it ends on, for the model that has an end.
-        provider: Who makes it.
+        end: Index of the last frame's picture, for the model that has a last frame.
+        provider: Name of the provider.
     """
 
     name: str
@@ -64,74 +82,56 @@ class Plan:
 
 
 _STANDARD, _PRO, _MASTER = "kling-v2.1-standard", "kling-v2.1-pro", "kling-v2.1-master"
-_ENDS = "kling-v2.1-pro-start-end-frame"
-_BROKEN_PROMPT: Final = "Something that does not come out"
+_START_END = "kling-v2.1-pro-start-end-frame"
+_FAILING_PROMPT: Final = "Something that does not come out"
 
 PLANS: Final = (
     Plan("standard", _STANDARD, 5, 0, "The sun rises, slow push in"),
-    Plan("start-end", _ENDS, 5, 0, "Day becomes night", end=3),
-    Plan("gptproto", _PRO, 5, 2, "Drive on, slow push in", provider="gptproto"),
-    Plan("pro", _PRO, 5, 5, "The boat sails, pan right"),
-    Plan("master", _MASTER, 5, 3, "The lights dance, tilt up"),
-    Plan("standard", _STANDARD, 10, 1, "The town sleeps, pan left"),
+    Plan("start-end", _START_END, 5, 0, "Day becomes night", end=2),
+    Plan("gptproto", _PRO, 5, 1, "Drive on, slow push in", provider="gptproto"),
+    Plan("pro", _PRO, 5, 1, "The sun sinks lower, pan right"),
+    Plan("master", _MASTER, 5, 2, "The lights dance, tilt up"),
+    Plan("standard", _STANDARD, 10, 2, "The stars turn, pan left"),
     Plan("pro", _PRO, 5, 0, "The light changes, zoom out"),
-    Plan("start-end", _ENDS, 5, 5, "The day goes by", end=1),
-    Plan("master", _MASTER, 5, 5, "A calm sea, slow push in"),
-    Plan("gptproto", _PRO, 10, 4, "The shapes come closer", provider="gptproto"),
-    Plan("pro", _PRO, 5, 4, "The poster comes alive, zoom out"),
+    Plan("start-end", _START_END, 5, 2, "Night becomes day", end=0),
+    Plan("master", _MASTER, 5, 0, "Mist in the valleys, slow push in"),
+    Plan("gptproto", _PRO, 10, 2, "The lights come closer", provider="gptproto"),
+    Plan("master", _MASTER, 5, 1, "Dust in the wind, zoom out"),
 )
-"""What is made, again from the first when more is asked for. One more job fails on purpose."""
+"""Videos of the demo, repeated if more are requested. One more job fails on purpose."""
 
-_BROKEN: Final = Plan("broken", _STANDARD, 5, 2, _BROKEN_PROMPT)
-
-
-@attrs.frozen(kw_only=True)
-class DemoOptions:
-    """What the user asked for; see the help of the command."""
-
-    out: Path
-    pictures: tuple[Path, ...] = ()
-    jobs: int | None = None
-    speed: float = 20.0
-    quick: bool = False
-    debug: bool = False
+_FAILING: Final = Plan("failing", _STANDARD, 5, 1, _FAILING_PROMPT)
 
 
 def demo(options: DemoOptions) -> Exit:
-    """Make some videos and show what came of it."""
+    """Make some videos and print the results."""
     started = time.monotonic()
-    to = console()
+    console = make_console()
     if options.quick:
         options = attrs.evolve(options, jobs=options.jobs or _QUICK_JOBS, speed=max(options.speed, _QUICK_SPEED))
-    own = not options.pictures
-    pictures = _painted(options.out / "pictures") if own else list(options.pictures)
-    if not own:
-        _looked_at(pictures)
-    jobs = planned(pictures, options.jobs or _JOBS)
-    _greet(to, options, pictures, len(jobs), own=own)
-    route_logs(to, debug=options.debug)
-    exit_ = interruptible(lambda: _Demo(to, options, jobs).run(started))
-    if exit_ is not Exit.INTERRUPTED:
-        rehearsal = _manifest(options.out, jobs) if own else None
-        _tell_next(to, rehearsal)
-    return exit_
+    own = list(options.pictures or ())
+    _check_pictures(own)
+    pictures = own or _copy_pictures(options.out / "pictures")
+    jobs = plan_jobs(pictures, options.jobs or _JOBS)
+    _print_greeting(console, options, pictures, len(jobs), own=bool(own))
+    route_logs(console, debug=options.debug)
+    status = interruptible(lambda: _Demo(console, options, jobs).run(started))
+    if status is not Exit.INTERRUPTED:
+        _print_next_steps(console, None if own else _write_manifest(options.out, jobs))
+    return status
 
 
-def _painted(folder: Path) -> list[Path]:
-    try:
-        from .pictures import paint  # noqa: PLC0415 -- needs Pillow, of another extra
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"the demo needs {error.name}", advice="pip install 'kling-async[demo]' has everything"
-        ) from None
-    return paint(folder)
+def _copy_pictures(folder: Path) -> list[Path]:
+    """Copy the pictures of the package to a folder and return the copies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [Path(shutil.copyfile(_PICTURES / name, folder / name)) for name in _PICTURE_NAMES]
 
 
-def _looked_at(pictures: Sequence[Path]) -> None:
-    """Refuse pictures that the service would refuse, all of them at once.
+def _check_pictures(pictures: Sequence[Path]) -> None:
+    """Check that the service would accept every picture.
 
     Raises:
-        InvalidJobError: With what is wrong with each.
+        InvalidJobError: It would refuse some; `problems` has all of them.
     """
     problems: list[Problem] = []
     for picture in pictures:
@@ -140,22 +140,22 @@ def _looked_at(pictures: Sequence[Path]) -> None:
         except InvalidJobError as error:
             problems += error.problems
     if problems:
-        raise InvalidJobError(problems, advice="take other pictures, or none: the demo paints some")
+        raise InvalidJobError(problems, advice="use other pictures, or none: the demo has three of its own")
 
 
-def planned(pictures: Sequence[Path], count: int) -> dict[str, tuple[str, Job]]:
-    """The jobs by their keys, each with who makes it.
+def plan_jobs(pictures: Sequence[Path], count: int) -> dict[str, tuple[str, Job]]:
+    """Return provider and job, by key.
 
     Args:
         pictures: Files, used in turn.
-        count: How many jobs; the last one is meant to fail, unless it is the only one.
+        count: Number of jobs; the last one fails on purpose, unless it is the only one.
     """
     plans = list(itertools.islice(itertools.cycle(PLANS), max(1, count - 1)))
     if count > 1:
-        plans.append(_BROKEN)
+        plans.append(_FAILING)
     jobs: dict[str, tuple[str, Job]] = {}
     for number, plan in enumerate(plans):
-        # More rounds than one over the plans make other videos of other pictures.
+        # Every further round uses other pictures, so that its videos differ.
         shift = number // len(PLANS)
         picture = pictures[(plan.picture + shift) % len(pictures)]
         fields: JobFields = {"model": plan.model, "prompt": plan.prompt, "duration": plan.duration, "image": picture}
@@ -168,58 +168,62 @@ def planned(pictures: Sequence[Path], count: int) -> dict[str, tuple[str, Job]]:
     return jobs
 
 
-def _greet(to: Console, options: DemoOptions, pictures: Sequence[Path], count: int, *, own: bool) -> None:
-    where = f"painted into {options.out / 'pictures'}" if own else "yours"
+def _print_greeting(console: Console, options: DemoOptions, pictures: Sequence[Path], count: int, *, own: bool) -> None:
+    where = "yours" if own else f"copied to {options.out / 'pictures'}"
     lines = [
-        Text.assemble(("service    ", "dim"), "an emulator of WaveSpeedAI and GPTProto on this computer, real sockets"),
+        Text.assemble(("service    ", "dim"), "WaveSpeedAI and GPTProto emulated on this computer, real sockets"),
         Text.assemble(("time       ", "dim"), f"runs {options.speed:g} times as fast as at the service"),
         Text.assemble(("pictures   ", "dim"), f"{len(pictures)}, {where}"),
-        Text.assemble(("videos     ", "dim"), f"{count} jobs on Kling 2.1, real MP4s, no key, no cost"),
+        Text.assemble(("videos     ", "dim"), f"{plural(count, 'job')} on Kling 2.1, real MP4s, no key, no cost"),
     ]
-    block(to, "kling-async demo", lines)
+    print_panel(console, "kling-async demo", lines)
 
 
 class _Demo:
     """One run of the command."""
 
-    def __init__(self, to: Console, options: DemoOptions, jobs: Mapping[str, tuple[str, Job]]) -> None:
-        self._to = to
+    def __init__(self, console: Console, options: DemoOptions, jobs: Mapping[str, tuple[str, Job]]) -> None:
+        self._console = console
         self._options = options
         self._jobs = jobs
         self._outcomes: dict[str, Outcome] = {}
 
     async def run(self, started: float) -> Exit:
-        """Start the emulator, run all jobs, print what came of it."""
-        from .serving import emulator_of  # noqa: PLC0415 -- a server is not wanted in every command
+        """Start the emulator, run all jobs and print their results.
 
-        emulator = emulator_of(level=LevelChoice.GOLD, profile=ProfileChoice.VIDEO, speed=self._options.speed, seed=7)
+        Args:
+            started: Real time of the start, on the monotonic clock.
+        """
+        from .serving import new_emulator  # noqa: PLC0415 -- imported after the pictures are checked
+
+        emulator = new_emulator(level=LevelChoice.GOLD, profile=ProfileChoice.VIDEO, speed=self._options.speed, seed=7)
         async with emulator:
             try:
-                await self._all(emulator)
+                await self._run_jobs(emulator)
             except asyncio.CancelledError:
                 took_interrupt()
-                self._to.print(
-                    f"Interrupted with {counted(len(self._outcomes), 'job')} ended. "
+                self._console.print(
+                    f"Interrupted with {plural(len(self._outcomes), 'job')} ended. "
                     "Nothing was spent: the emulator has ended too."
                 )
                 return Exit.INTERRUPTED
             charges = emulator.charges()
-        self._tell(charges, time.monotonic() - started)
+        self._print_results(charges, time.monotonic() - started)
         failed = [outcome for outcome in self._outcomes.values() if not outcome.ok]
-        meant = [outcome for outcome in failed if outcome.job.prompt == _BROKEN_PROMPT]
-        return Exit.WELL if len(failed) == len(meant) else Exit.SOME_FAILED
+        expected = [outcome for outcome in failed if outcome.job.prompt == _FAILING_PROMPT]
+        return Exit.WELL if len(failed) == len(expected) else Exit.SOME_FAILED
 
-    async def _all(self, emulator: Emulator) -> None:
-        from kling_async.emulator import faults  # noqa: PLC0415 -- the same
+    async def _run_jobs(self, emulator: Emulator) -> None:
+        from kling_async.emulator import faults  # noqa: PLC0415 -- see above
 
         failure = faults.FailTask(code=1405, message="on purpose, to show that the others go on")
-        emulator.faults.add("submit", failure, times=None, when=_broken)
-        display = progress(self._to, emulator.clock, total=len(self._jobs))
+        emulator.faults.add("submit", failure, times=None, when=_is_failing)
+        display = progress(self._console, emulator.clock, total=len(self._jobs))
         wavespeed = KlingSession(
             emulator.api_key,
             base_url=emulator.base_url,
             level="gold",
-            max_in_flight=_AT_ONCE,
+            max_in_flight=_MAX_IN_FLIGHT,
             clock=emulator.clock,
             observers=[display.observer("wavespeed")],
         )
@@ -228,80 +232,88 @@ class _Demo:
             provider="gptproto",
             base_url=emulator.gptproto_url,
             level="gold",
-            max_in_flight=_AT_ONCE_GPTPROTO,
+            max_in_flight=_MAX_IN_FLIGHT_GPTPROTO,
             images="inline",
             clock=emulator.clock,
             observers=[display.observer("gptproto")],
         )
         async with display, wavespeed, gptproto, anyio.create_task_group() as tasks:
-            tasks.start_soon(self._one_account, wavespeed)
-            tasks.start_soon(self._one_account, gptproto)
+            tasks.start_soon(self._run_batch, wavespeed)
+            tasks.start_soon(self._run_batch, gptproto)
 
-    async def _one_account(self, kling: KlingSession) -> None:
+    async def _run_batch(self, kling: KlingSession) -> None:
+        """Run the jobs of a session's provider."""
         jobs = {key: job for key, (provider, job) in self._jobs.items() if provider == kling.provider.name}
         async with kling.batch(jobs, name=kling.provider.name, save_to=self._options.out) as batch:
             async for outcome in batch:
                 self._outcomes[outcome.key] = outcome
 
-    def _tell(self, charges: Sequence[Charge], took: float) -> None:
-        shown = table(self._to, "job", "kling-v2.1-", ">length", "status", ">took", ">price", "file", ">size")
-        spent, unpriced, total = Decimal(0), 0, 0
-        for key, (provider, job) in self._jobs.items():
-            outcome = self._outcomes[key]
-            spent += outcome.cost or 0
-            unpriced += outcome.prediction is not None and outcome.cost is None
-            total += outcome.saved.bytes if outcome.saved else 0
-            inference = outcome.prediction.inference if outcome.prediction and outcome.ok else None
-            state = state_of(outcome)
-            shown.add_row(
-                Text(clean(key), "bold"),
-                model_at(job, provider).removeprefix("kling-v2.1-"),
-                f"{job.duration} s",
-                Text(state, "green" if outcome.ok else "red"),
-                "" if inference is None else span(inference),
-                str(job.price(provider)),
-                Text("" if outcome.saved is None else Path(str(outcome.saved)).name, "cyan"),
-                "" if outcome.saved is None else size(outcome.saved.bytes),
-            )
-        self._to.print(shown)
+    def _print_results(self, charges: Sequence[Charge], seconds: float) -> None:
+        self._print_table()
         for outcome in self._outcomes.values():
             if outcome.error is not None:
-                # What happened was told when it did; here is what it means.
+                # The display has shown the message; this is its meaning.
                 meaning = f"{outcome.error.spent.value}; {outcome.error.advice}"
-                said = Text.assemble((clean(outcome.key), "bold"), (f" {state_of(outcome)}", "red"), f": {meaning}.")
-                say(self._to, said)
-        self._tell_money(charges, spent, unpriced)
+                name = (printable(outcome.key), "bold")
+                print_text(self._console, Text.assemble(name, (f" {status_of(outcome)}", "red"), f": {meaning}."))
+        self._print_money(charges)
+        saved = [outcome.saved.bytes for outcome in self._outcomes.values() if outcome.saved is not None]
         done = sum(outcome.ok for outcome in self._outcomes.values())
-        say(
-            self._to,
+        print_text(
+            self._console,
             Text.assemble(
-                (f"{counted(done, 'video')} in {self._options.out}", "bold green"),
-                f" ({size(total)}), in {took:.0f} s",
+                (f"{plural(done, 'video')} in {self._options.out}", "bold green"),
+                f" ({format_size(sum(saved))}), in {seconds:.0f} s",
             ),
         )
 
-    def _tell_money(self, charges: Sequence[Charge], spent: Decimal, unpriced: int) -> None:
+    def _print_table(self) -> None:
+        """Print a row per job. A narrow terminal shows no file names: they are the keys."""
+        wide = self._console.width >= _WIDE_TABLE_COLUMNS
+        file = ("file",) if wide else ()
+        table = new_table(self._console, "job", "kling-v2.1-", ">length", "status", ">took", ">price", *file, ">size")
+        for key, (provider, job) in self._jobs.items():
+            outcome = self._outcomes[key]
+            saved = outcome.saved
+            inference = outcome.prediction.inference if outcome.prediction and outcome.ok else None
+            name = Text("" if saved is None else Path(str(saved)).name, "cyan")
+            table.add_row(
+                Text(printable(key), "bold"),
+                model_name(job, provider).removeprefix("kling-v2.1-").removesuffix("-frame"),
+                f"{job.duration} s",
+                Text(status_of(outcome), "green" if outcome.ok else "red"),
+                "" if inference is None else format_duration(inference),
+                str(job.price(provider)),
+                *([name] if wide else []),
+                "" if saved is None else format_size(saved.bytes),
+            )
+        self._console.print(table)
+
+    def _print_money(self, charges: Sequence[Charge]) -> None:
+        """Print the list price and the charges of the emulated service."""
+        spent = sum((outcome.cost or Decimal(0) for outcome in self._outcomes.values()), Decimal(0))
+        unpriced = sum(outcome.prediction is not None and outcome.cost is None for outcome in self._outcomes.values())
         charged = sum((charge.amount for charge in charges), Decimal(0))
         refunded = sum((charge.amount for charge in charges if charge.refunded), Decimal(0))
-        said = Text.assemble("Price by the list: ", (usd(spent), "bold"))
+        text = Text.assemble("List price: ", (format_usd(spent), "bold"))
         if unpriced:
-            said.append(f" and {counted(unpriced, 'job')} at gptproto, which prints none")
-        said.append(f". The emulated service charged {usd(charged)} for {counted(len(charges), 'prediction')}")
+            text.append(f", and {plural(unpriced, 'job')} at GPTProto, which publishes none")
+        text.append(f". The emulated service charged {format_usd(charged)} for {plural(len(charges), 'prediction')}")
         if refunded:
-            said.append(f" and gave {usd(refunded)} back for what failed")
-        say(self._to, said.append("."))
+            text.append(f" and refunded {format_usd(refunded)} for failures")
+        print_text(self._console, text.append("."))
 
 
-def _broken(call: Call) -> bool:
-    return call.body.get("prompt") == _BROKEN_PROMPT
+def _is_failing(call: Call) -> bool:
+    return call.body.get("prompt") == _FAILING_PROMPT
 
 
-def _manifest(out: Path, jobs: Mapping[str, tuple[str, Job]]) -> Path:
-    """Write the jobs down as a manifest, to begin with."""
+def _write_manifest(out: Path, jobs: Mapping[str, tuple[str, Job]]) -> Path:
+    """Write the jobs at WaveSpeed, except the failing one, as a manifest."""
     path = out / "jobs.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for key, (provider, job) in jobs.items():
-            if provider != "wavespeed" or job.prompt == _BROKEN_PROMPT:
+            if provider != "wavespeed" or job.prompt == _FAILING_PROMPT:
                 continue
             row: dict[str, object] = {"key": key, "model": job.row.name, "prompt": job.prompt}
             for name, image in (("image", job.image), ("end_image", job.end_image)):
@@ -311,12 +323,12 @@ def _manifest(out: Path, jobs: Mapping[str, tuple[str, Job]]) -> Path:
     return path
 
 
-def _tell_next(to: Console, manifest: Path | None) -> None:
+def _print_next_steps(console: Console, manifest: Path | None) -> None:
     lines: list[Text] = []
     jobs = manifest or "jobs.jsonl"
     if manifest is not None:
         lines += [
-            Text("The same jobs as a file, rehearsed once more for nothing:"),
+            Text("The jobs at WaveSpeed as a file, to rehearse for nothing:"),
             Text(f"  kling-async run {manifest} --out videos --emulator", "bold green"),
         ]
     else:
@@ -327,9 +339,9 @@ def _tell_next(to: Console, manifest: Path | None) -> None:
             ),
         ]
     lines += [
-        Text("For real, with a key from wavespeed.ai/accesskey; the price is told before anything is sent:"),
+        Text("For real, with a key from wavespeed.ai/accesskey; the price is shown before anything is sent:"),
         Text("  export WAVESPEED_API_KEY=...", "bold green"),
         Text(f"  kling-async run {jobs} --out videos", "bold green"),
         Text("Prices and limits: kling-async models", "dim"),
     ]
-    block(to, "next", lines, "green")
+    print_panel(console, "next", lines, "green")

@@ -1,4 +1,4 @@
-"""`kling-async estimate`: what a manifest would cost. Nothing is sent but questions, and those only if asked for."""
+"""`kling-async estimate`: price a manifest. The service is contacted only for `--ask`, and nothing is spent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 from typing import TYPE_CHECKING
 
 import anyio
-import attrs
 from rich.text import Text
 
 from kling_async._session.session import KlingSession
@@ -15,73 +14,65 @@ from kling_async.errors import ApiError
 from kling_async.manifest import Kind
 
 from .interrupts import Exit
-from .output import console
-from .plan import Plan, tell_plan
-from .progress import counted
-from .sources import Source, checked, tell_warnings
+from .output import make_console, plural
+from .plan import Plan, print_plan
+from .sources import print_warnings, read_source
 
 if TYPE_CHECKING:
     from kling_async._core.account import ServicePrice
     from kling_async._core.job import Job
     from kling_async.manifest import Manifest
 
-
-@attrs.frozen(kw_only=True)
-class EstimateOptions:
-    """What the user asked for; see the help of the command."""
-
-    source: Source
-    provider: str = "wavespeed"
-    ask: bool = False
-    as_json: bool = False
+    from .options import EstimateOptions
 
 
 def estimate(options: EstimateOptions) -> Exit:
-    """Check, price, tell."""
-    manifest = checked(options.source, options.provider, as_json=options.as_json)
+    """Check and price the manifest, and print the prices."""
+    manifest = read_source(options, options.provider, as_json=options.as_json)
     if manifest is None:
         return Exit.BAD_INPUT
-    asked = None
+    quotes = None
     if options.ask:
         session = KlingSession(provider=options.provider)
-        asked = anyio.run(_asked, session, manifest)
-    plan = Plan.of(manifest.kinds, options.provider, asked)
+        quotes = anyio.run(_quotes, session, manifest)
+    plan = Plan.of(manifest.kinds, options.provider, quotes)
     if options.as_json:
-        sys.stdout.write(json.dumps(_shown(manifest, plan), indent=2) + "\n")
+        sys.stdout.write(json.dumps(_as_json(manifest, plan), indent=2) + "\n")
         return Exit.WELL
-    to = console()
-    to.print(Text.assemble((counted(len(manifest), "job"), "bold"), f" from {manifest.name} at {options.provider}"))
-    tell_plan(to, plan, asked=options.ask)
-    tell_warnings(to, manifest)
+    console = make_console()
+    jobs = plural(len(manifest), "job")
+    console.print(Text.assemble((jobs, "bold"), f" from {manifest.name} at {options.provider}"))
+    print_plan(console, plan, quoted=options.ask)
+    print_warnings(console, manifest)
     return Exit.WELL
 
 
-async def _asked(session: KlingSession, manifest: Manifest) -> dict[Kind, ServicePrice | None]:
-    """What the service asks for each kind; None where it knows no price.
+async def _quotes(session: KlingSession, manifest: Manifest) -> dict[Kind, ServicePrice | None]:
+    """Return the service's price for one job of each kind; None if it has no price.
 
     Raises:
-        UnsupportedError: The provider tells no prices.
-        ApiError: It concerns the whole account.
-        TransportError: The service could not be asked.
+        UnsupportedError: The provider quotes no prices.
+        ApiError: The error concerns the whole account.
+        TransportError: The service could not be reached.
     """
     examples: dict[Kind, Job] = {}
     async for _, job in manifest:
         examples.setdefault(Kind(job.model, job.duration, bool(job.sound)), job)
         if len(examples) == len(manifest.kinds):
             break
-    asked: dict[Kind, ServicePrice | None] = {}
+    quotes: dict[Kind, ServicePrice | None] = {}
     async with session as kling:
         for kind, job in examples.items():
             try:
-                asked[kind] = await kling.price(job)
+                quotes[kind] = await kling.price(job)
             except ApiError as error:
                 if error.account_wide:
                     raise
-                asked[kind] = None
-    return asked
+                quotes[kind] = None
+    return quotes
 
 
-def _shown(manifest: Manifest, plan: Plan) -> dict[str, object]:
+def _as_json(manifest: Manifest, plan: Plan) -> dict[str, object]:
     return {
         "manifest": manifest.name,
         "provider": plan.provider,
@@ -94,12 +85,12 @@ def _shown(manifest: Manifest, plan: Plan) -> dict[str, object]:
                 "jobs": line.jobs,
                 "list_usd": None if line.price.usd is None else float(line.price.usd),
                 "certainty": line.price.certainty.value,
-                "account_usd": None if line.asked_usd is None else float(line.asked_usd),
+                "account_usd": None if line.quoted_usd is None else float(line.quoted_usd),
             }
             for line in plan.lines
         ],
         "list_usd": float(plan.usd),
         "unpriced_jobs": plan.unpriced,
-        "account_usd": None if plan.asked_usd is None else float(plan.asked_usd),
+        "account_usd": None if plan.quoted_usd is None else float(plan.quoted_usd),
         "warnings": [str(warning) for warning in manifest.warnings],
     }

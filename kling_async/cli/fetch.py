@@ -1,10 +1,8 @@
-"""`kling-async fetch`: videos of predictions that are paid for already."""
+"""`kling-async fetch`: save the videos of predictions that are already paid for."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -15,12 +13,19 @@ from kling_async._session.session import KlingSession
 from kling_async.errors import ConfigurationError, KlingError
 
 from .interrupts import Exit, interruptible, took_interrupt
-from .ledgers import LedgerName
-from .output import clean, console, pretty, route_logs, say, show_error, size
-from .places import place, plain
-from .progress import counted
+from .output import (
+    format_size,
+    has_cursor,
+    make_console,
+    plural,
+    print_error,
+    print_text,
+    printable,
+    route_logs,
+)
+from .places import destination
 from .reading import rows_of
-from .results import tell_unsaved, unfetched
+from .results import print_unsaved, unfetched
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -29,44 +34,37 @@ if TYPE_CHECKING:
 
     from kling_async._core.prediction import SavedFile
 
-_AT_ONCE: Final = 16
+    from .ledgers import LedgerName
+    from .options import FetchOptions
 
-
-@attrs.frozen(kw_only=True)
-class FetchOptions:
-    """What the user asked for; see the help of the command."""
-
-    ids: Sequence[str]
-    out: str = attrs.field(converter=plain)
-    ledger: LedgerName | None = None
-    provider: str = "wavespeed"
-    deadline: float | None = None
-    debug: bool = False
+_MAX_CONCURRENT_FETCHES: Final = 16
 
 
 def fetch(options: FetchOptions) -> Exit:
-    """Wait for predictions and save their videos, under the keys that the ledger has for them."""
-    to = console()
-    place(options.out)
-    named = options.ledger or LedgerName(Path(options.out) / "run.db")
-    there = named.exists()
-    if options.ledger is not None and not there:
-        raise ConfigurationError(f"there is no ledger {named}", advice="name the ledger of a run")
+    """Wait for predictions and save their videos, named by the keys that the ledger has for them."""
+    console = make_console()
+    destination(options.out)
+    ledger = options.ledger_name
+    exists = ledger.exists()
+    if options.ledger is not None and not exists:
+        raise ConfigurationError(f"there is no ledger {ledger}", advice="name the ledger of a run")
     if options.ids:
-        keys = {row.prediction_id: row.key for row in rows_of(named) if row.prediction_id} if there else {}
+        keys = {row.prediction_id: row.key for row in rows_of(ledger) if row.prediction_id} if exists else {}
         wanted = {prediction_id: keys.get(prediction_id, prediction_id) for prediction_id in options.ids}
-    elif there:
-        wanted = {prediction_id: row.key for prediction_id, row in unfetched(named).items()}
+    elif exists:
+        wanted = {prediction_id: row.key for prediction_id, row in unfetched(ledger).items()}
     else:
         raise ConfigurationError(
-            f"which predictions? there is no ledger {named}", advice="give ids, or the --ledger of a run"
+            f"expected ids of predictions or a ledger, got none: there is no ledger {ledger}",
+            advice="give ids, or the --ledger of a run",
         )
     if not wanted:
-        say(to, f"Nothing to fetch: {named} has no paid prediction without a video.")
+        print_text(console, f"Nothing to fetch: {ledger} has no paid prediction without a video.")
         return Exit.WELL
-    session = KlingSession(provider=options.provider, ledger=named.made() if there else None, level="ultra")
-    route_logs(to, debug=options.debug)
-    return interruptible(lambda: _Fetch(to, options, session, wanted, named if there else None).run())
+    # The level limits starts, and nothing is started here.
+    session = KlingSession(provider=options.provider, ledger=ledger.create() if exists else None, level="ultra")
+    route_logs(console, debug=options.debug)
+    return interruptible(lambda: _Fetch(console, options, session, wanted, ledger if exists else None).run())
 
 
 class _Fetch:
@@ -74,13 +72,13 @@ class _Fetch:
 
     def __init__(
         self,
-        to: Console,
+        console: Console,
         options: FetchOptions,
         session: KlingSession,
         wanted: dict[str, str],
         ledger: LedgerName | None,
     ) -> None:
-        self._to = to
+        self._console = console
         self._options = options
         self._session = session
         self._wanted = wanted
@@ -89,72 +87,67 @@ class _Fetch:
         self._stopped: KlingError | None = None
 
     async def run(self) -> Exit:
-        """Fetch all of them."""
+        """Fetch all predictions and print how many were saved."""
         interrupted = False
         try:
             with self._spinner():
-                await self._all()
+                await self._fetch_all()
         except asyncio.CancelledError:
             took_interrupt()
             interrupted = True
         if self._stopped is not None:
-            show_error(self._stopped)
-        say(self._to, Text(f"{counted(self._saved, 'video')} in {self._options.out}", "bold"))
+            print_error(self._stopped)
+        print_text(self._console, Text(f"{plural(self._saved, 'video')} in {self._options.out}", "bold"))
         if interrupted:
-            running = min(len(self._session.left_running), len(self._wanted))
-            self._tell_left(running)
+            print_unsaved(
+                self._console,
+                self._wanted,
+                min(len(self._session.left_running), len(self._wanted)),
+                out=self._options.out,
+                ledger=self._ledger,
+                provider=self._options.provider,
+            )
             return Exit.INTERRUPTED
         if self._stopped is not None and not self._saved:
             return Exit.NOTHING_DONE
         return Exit.SOME_FAILED if self._failed or self._stopped else Exit.WELL
 
-    def _tell_left(self, running: int) -> None:
-        tell_unsaved(
-            self._to,
-            self._wanted,
-            running,
-            out=self._options.out,
-            ledger=self._ledger,
-            provider=self._options.provider,
-        )
-
     def _spinner(self) -> AbstractContextManager[object]:
-        said = f"waiting for {counted(len(self._wanted), 'prediction')}"
-        if pretty(self._to):
-            return self._to.status(said)
-        self._to.print(said)
+        text = f"waiting for {plural(len(self._wanted), 'prediction')}"
+        if has_cursor(self._console):
+            return self._console.status(text)
+        self._console.print(text)
         return anyio.CancelScope()
 
-    async def _all(self) -> None:
+    async def _fetch_all(self) -> None:
         async with self._session, anyio.create_task_group() as tasks:
-            limit = anyio.CapacityLimiter(_AT_ONCE)
+            limit = anyio.CapacityLimiter(_MAX_CONCURRENT_FETCHES)
 
             async def one(prediction_id: str, key: str) -> None:
                 async with limit:
                     try:
-                        self._done(prediction_id, key, await self._one(prediction_id, key))
+                        self._print_saved(prediction_id, key, await self._fetch(prediction_id, key))
                     except KlingError as error:
                         if error.account_wide:
                             self._stopped = error
                             tasks.cancel_scope.cancel()
                         else:
-                            self._broke(key, error)
+                            self._print_failed(key, error)
 
             for prediction_id, key in tuple(self._wanted.items()):
                 tasks.start_soon(one, prediction_id, key)
 
-    async def _one(self, prediction_id: str, key: str) -> SavedFile:
+    async def _fetch(self, prediction_id: str, key: str) -> SavedFile:
         prediction = await self._session.wait(prediction_id, deadline=self._options.deadline)
-        return await self._session.save(attrs.evolve(prediction, key=key), place(self._options.out))
+        return await self._session.save(attrs.evolve(prediction, key=key), destination(self._options.out))
 
-    def _done(self, prediction_id: str, key: str, saved: SavedFile) -> None:
+    def _print_saved(self, prediction_id: str, key: str, saved: SavedFile) -> None:
         self._saved += 1
         self._wanted.pop(prediction_id)
-        self._to.print(
-            Text.assemble(("✓ ", "green"), clean(key), "  ", (f"{saved} ({size(saved.bytes)})", "dim")),
-            soft_wrap=True,
-        )
+        file = f"{saved} ({format_size(saved.bytes)})"
+        self._console.print(Text.assemble(("✓ ", "green"), printable(key), "  ", (file, "dim")), soft_wrap=True)
 
-    def _broke(self, key: str, error: KlingError) -> None:
+    def _print_failed(self, key: str, error: KlingError) -> None:
         self._failed += 1
-        self._to.print(Text.assemble(("✗ ", "red"), clean(key), "  ", (clean(str(error)), "red")), soft_wrap=True)
+        message = printable(str(error))
+        self._console.print(Text.assemble(("✗ ", "red"), printable(key), "  ", (message, "red")), soft_wrap=True)

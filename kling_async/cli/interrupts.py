@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, a closed terminal: work drains or is cancelled; it closes in order and says what it leaves."""
+"""Signals of a running command: drain, cancel, give up; and exit statuses."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Exit", "drains", "interruptible", "took_interrupt"]
 
-_SAME_PRESS_SECONDS: Final = 0.3
+_DUPLICATE_SIGNAL_WINDOW_S: Final = 0.3
 """`timeout` and some terminals send one signal twice."""
-_GIVES_UP: Final = 3
+_PRESSES_TO_GIVE_UP: Final = 3
 _INTERRUPTS: ContextVar[_Interrupts | None] = ContextVar("interrupts", default=None)
 
 
 class Exit(IntEnum):
-    """What the exit status of a command means."""
+    """Exit status of a command."""
 
     WELL = 0
     SOME_FAILED = 1
@@ -35,15 +35,14 @@ class Exit(IntEnum):
 
 
 def interruptible(work: Callable[[], Coroutine[object, object, Exit]]) -> Exit:
-    """Run `work`; Ctrl-C, SIGTERM and the end of the terminal cancel it.
+    """Run `work` in an event loop; SIGINT, SIGTERM and SIGHUP cancel it once.
 
-    Where it can drain (see `drains`), the first Ctrl-C or SIGTERM drains it, and what is said here of presses is about
-    the later ones. It is cancelled once, whatever comes after, so that closing is not cut short; who presses Ctrl-C for
-    the third time wants out at once.
+    Inside `drains` the first SIGINT or SIGTERM drains instead. Later signals do not cancel again, so that closing is
+    not cut short; the third Ctrl-C after the drain ends the process at once.
     """
 
     async def main() -> Exit:
-        # What is there now stays: the collector need not look at it again and again. A program may, a library may not.
+        # Objects alive now stay alive, so the collector need not scan them. A library must not do this to its host.
         gc.freeze()
         task = asyncio.current_task()
         if task is not None:
@@ -51,22 +50,22 @@ def interruptible(work: Callable[[], Coroutine[object, object, Exit]]) -> Exit:
             _INTERRUPTS.set(interrupts)
             for name in ("SIGINT", "SIGTERM", "SIGHUP"):
                 number = getattr(signal, name, None)
-                # What is ignored (nohup) stays ignored. Windows has no such handlers; asyncio's own does there.
+                # An ignored signal (nohup) stays ignored. Windows lacks these handlers; asyncio has its own there.
                 if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                    with contextlib.suppress(NotImplementedError):  # what Windows raises
-                        asyncio.get_running_loop().add_signal_handler(number, interrupts.take, number)
+                    with contextlib.suppress(NotImplementedError):  # raised on Windows
+                        asyncio.get_running_loop().add_signal_handler(number, interrupts.handle, number)
         return await work()
 
     status = asyncio.run(main())
     if status is Exit.INTERRUPTED:
-        # All is said and done: one more press must not change how it ends.
+        # The summary is printed: another press must not change the exit status.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     return status
 
 
 @contextlib.contextmanager
 def drains(drain: Callable[[], None]) -> Iterator[None]:
-    """While the block runs, the first Ctrl-C or SIGTERM calls `drain` instead of cancelling the work.
+    """Let the first SIGINT or SIGTERM during the block call `drain` instead of cancelling.
 
     Args:
         drain: Makes the block end by itself, soon.
@@ -83,49 +82,49 @@ def drains(drain: Callable[[], None]) -> Iterator[None]:
 
 
 def took_interrupt() -> None:
-    """Say that a cancellation was dealt with, so that what is awaited from now on is not taken for cancelled."""
+    """Mark the cancellation of the current task as handled, so that later awaits are not treated as cancelled."""
     task = asyncio.current_task()
     if task is not None:
         task.uncancel()
 
 
 class _Interrupts:
-    """What signals do to a task.
+    """Signal handling of one task.
 
     Attributes:
-        drain: What the next one does instead, unless the terminal has gone; None when nothing can be drained.
+        drain: Called by the next SIGINT or SIGTERM instead of cancelling; None if nothing can be drained.
     """
 
     def __init__(self, task: asyncio.Task[Exit]) -> None:
         self.drain: Callable[[], None] | None = None
         self._task = task
         self._presses = 0
-        self._last = 0.0
-        self._drained = 0.0
+        self._pressed_at = 0.0
+        self._drained_at = 0.0
         self._cancelled = False
 
-    def take(self, number: int) -> None:
-        """A signal came."""
+    def handle(self, number: int) -> None:
+        """Handle a signal."""
         now = time.monotonic()
         if number in {signal.SIGINT, signal.SIGTERM} and not self._cancelled:
             if self.drain is not None:
-                drain, self.drain, self._drained = self.drain, None, now
+                drain, self.drain, self._drained_at = self.drain, None, now
                 drain()
                 return
-            if now - self._drained < _SAME_PRESS_SECONDS:
+            if now - self._drained_at < _DUPLICATE_SIGNAL_WINDOW_S:
                 return
         if not self._cancelled:
             self._cancelled = True
             self._task.cancel()
-        if number != signal.SIGINT or now - self._last < _SAME_PRESS_SECONDS:
+        if number != signal.SIGINT or now - self._pressed_at < _DUPLICATE_SIGNAL_WINDOW_S:
             return
-        self._last = now
+        self._pressed_at = now
         self._presses += 1
-        if self._presses == _GIVES_UP:
-            # With a visible cursor, for the display cannot end any more.
+        if self._presses == _PRESSES_TO_GIVE_UP:
+            # Show the cursor again: the display has no chance to do it.
             sys.stderr.write("\x1b[?25h\nGiven up.\n" if sys.stderr.isatty() else "Given up.\n")
             sys.stderr.flush()
             os._exit(Exit.INTERRUPTED)
         if self._presses > 1:
-            sys.stderr.write("\nClosing: what was sent is being recorded. Once more gives that up.\n")
+            sys.stderr.write("\nClosing: sent jobs are being recorded. Ctrl-C again gives that up.\n")
             sys.stderr.flush()

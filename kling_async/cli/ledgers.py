@@ -1,4 +1,4 @@
-"""Which ledger a command is about: a file, or an account in a database. It is printed without its password."""
+"""The ledger a command works on: a file, or an account in a database. Its text form has no password."""
 
 from __future__ import annotations
 
@@ -7,51 +7,53 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import attrs
+import typer
 
+from kling_async.errors import ConfigurationError
 from kling_async.ledger import is_url, open_ledger
 
 if TYPE_CHECKING:
     from kling_async.ledger import Ledger
 
-VARIABLE: Final = "KLING_LEDGER"
-"""The environment's ledger, for commands that need one and are given none."""
-REHEARSAL: Final = "rehearsal.db"
-"""What `run --emulator` calls its ledger. There is nothing to go on with: its emulator has ended."""
-ACCOUNT: Final = "default"
+LEDGER_VARIABLE: Final = "KLING_LEDGER"
+"""Environment variable with the ledger of commands that are given none."""
+REHEARSAL_FILE: Final = "rehearsal.db"
+"""Ledger file of `run --emulator`. It cannot be resumed: its emulator ended with the run."""
+DEFAULT_ACCOUNT: Final = "default"
 
 
 @attrs.frozen
 class LedgerName:
-    """A ledger by its name. As text it has no password.
+    """Name of a ledger; `str()` omits the password.
 
     Attributes:
         where: The file, or the URL of the database, which may hold a password.
-        account: What the account on the service is called in the database.
+        account: Name of the account in the database.
     """
 
     where: Path | str = attrs.field(repr=False)
-    account: str = ACCOUNT
+    account: str = DEFAULT_ACCOUNT
     _shown: str = attrs.field(default="", alias="shown", kw_only=True)
     _secret: bool = attrs.field(default=False, alias="secret", kw_only=True)
 
     @classmethod
-    def of(cls, given: str) -> LedgerName:
-        """The ledger that was named on the command line.
+    def parse(cls, given: str) -> LedgerName:
+        """Parse a ledger from the command line.
 
         Raises:
-            ConfigurationError: It is a URL, of no database that is known, or there is no driver for it.
+            ConfigurationError: The URL is of an unknown database, or its driver is not installed.
         """
         if not is_url(given):
             return cls(Path(given))
         open_ledger(given)
-        # Imported here: it needs an extra, and it is there.
+        # `open_ledger` has checked that the driver is installed.
         from kling_async.ledger._link import Address  # noqa: PLC0415 -- see above
 
         address = Address(given)
         return cls(given, shown=str(address), secret=address.secret)
 
-    def of_account(self, account: str) -> LedgerName:
-        """The same one, of an account in it."""
+    def with_account(self, account: str) -> LedgerName:
+        """Return the same ledger with another account."""
         return attrs.evolve(self, account=account)
 
     def __str__(self) -> str:
@@ -59,49 +61,87 @@ class LedgerName:
 
     @property
     def path(self) -> Path | None:
-        """The file; None of a database."""
+        """File of the ledger; None for a database."""
         return self.where if isinstance(self.where, Path) else None
 
     @property
-    def rehearsal(self) -> bool:
-        """Whether an emulator wrote it that has ended."""
-        return self.path is not None and self.path.name == REHEARSAL
+    def folder(self) -> Path:
+        """Folder of the file.
+
+        Raises:
+            ConfigurationError: The ledger is a database.
+        """
+        if self.path is None:
+            raise ConfigurationError("--out is required when the ledger is a database", advice="name a folder")
+        return self.path.parent
 
     @property
-    def words(self) -> list[str]:
-        """It as an argument of a command to copy: none when the environment names it."""
-        return self._account + ([] if os.environ.get(VARIABLE) == self.where else [self._word])
+    def is_rehearsal(self) -> bool:
+        """True if an emulator that has ended wrote the ledger."""
+        return self.path is not None and self.path.name == REHEARSAL_FILE
 
     @property
-    def option(self) -> list[str]:
-        """It as an option of a command to copy."""
-        return ["--ledger", self._word, *self._account]
+    def as_argument(self) -> list[str]:
+        """Words that name the ledger in a command to copy; without it if the environment names the same one."""
+        return self._account_option + ([] if os.environ.get(LEDGER_VARIABLE) == self.where else [self._word])
+
+    @property
+    def as_option(self) -> list[str]:
+        """Words that name the ledger as `--ledger` in a command to copy."""
+        return ["--ledger", self._word, *self._account_option]
 
     @property
     def _word(self) -> str:
-        # A password is left out; libpq finds it elsewhere: PGPASSWORD, .pgpass.
+        # The password is omitted; libpq reads it from PGPASSWORD or .pgpass.
         return str(self) if self._secret else str(self.where)
 
     @property
-    def _account(self) -> list[str]:
-        return ["--account", self.account] if self.account != ACCOUNT else []
+    def _account_option(self) -> list[str]:
+        return ["--account", self.account] if self.account != DEFAULT_ACCOUNT else []
 
     def exists(self) -> bool:
-        """Whether there is such a ledger.
+        """Return whether the file, or the ledger's tables in the database, exist.
 
         Raises:
             LedgerError: The database cannot be reached.
         """
         if isinstance(self.where, Path):
             return self.where.exists()
-        from kling_async.ledger import _reading  # noqa: PLC0415 -- it needs an extra
+        from kling_async.ledger import _reading  # noqa: PLC0415 -- needs an extra
 
         return _reading.exists(self.where)
 
-    def made(self) -> Ledger:
-        """The ledger, not open.
+    def create(self) -> Ledger:
+        """Return the ledger, not open yet.
 
         Raises:
-            ConfigurationError: The URL cannot be read.
+            ConfigurationError: The URL cannot be parsed.
         """
         return open_ledger(self.where, account=self.account)
+
+
+def parse_ledger(given: str) -> LedgerName:
+    """Parse a ledger for typer. The error omits a URL, which may hold a password."""
+    try:
+        return LedgerName.parse(given)
+    except ConfigurationError as error:
+        raise typer.BadParameter(f"{error.message} ({error.advice})") from None
+
+
+def parse_existing_ledger(given: str) -> LedgerName:
+    """Parse a ledger for typer and check that its file exists. A database is not connected to."""
+    ledger = parse_ledger(given)
+    if ledger.path is not None and not ledger.path.is_file():
+        raise typer.BadParameter(f"there is no file {given!r}")
+    return ledger
+
+
+def required_ledger(ledger: LedgerName | None, account: str) -> LedgerName:
+    """Return a ledger with its account.
+
+    Raises:
+        ConfigurationError: The ledger is None.
+    """
+    if ledger is None:
+        raise ConfigurationError("no ledger given", advice=f"name a ledger, or set {LEDGER_VARIABLE}")
+    return ledger.with_account(account)

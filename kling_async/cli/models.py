@@ -1,37 +1,41 @@
-"""`kling-async models`: the catalogue and the account levels."""
+"""`kling-async models`: the catalogue, and the account levels."""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rich.text import Text
 
 from kling_async._core.catalogue import DEFAULT_MODEL, LEVELS, MODELS, Certainty, Level, Model
 
 from .interrupts import Exit
-from .output import console, pretty, say, table
+from .output import has_cursor, make_console, new_table, print_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_COMMON = ("prompt", "image", "negative_prompt", "duration")
+_COMMON_FIELDS: Final = ("prompt", "image", "negative_prompt", "duration")
+_PRICE_STYLES: Final = {Certainty.STATED: "", Certainty.INFERRED: "yellow", Certainty.UNKNOWN: "dim"}
+_WIDE_TABLE_COLUMNS: Final = 110
+"""Terminal width from which providers and fields have columns of their own."""
 
 
 def models(*, as_json: bool) -> Exit:
-    """Print every model with its prices, and every level with its limits."""
+    """Print every model with its prices and every level with its limits."""
     if as_json:
-        shown = {"models": [_row(model) for model in MODELS], "levels": [_level(level) for level in LEVELS.values()]}
+        shown = {"models": [_model_row(model) for model in MODELS], "levels": list(map(_level_row, LEVELS.values()))}
         sys.stdout.write(json.dumps(shown, indent=2) + "\n")
         return Exit.WELL
-    to = console()
-    _tell_models(to)
-    _tell_levels(to)
+    console = make_console()
+    _print_models(console)
+    _print_notes(console)
+    _print_levels(console)
     return Exit.WELL
 
 
-def _row(model: Model) -> dict[str, object]:
+def _model_row(model: Model) -> dict[str, object]:
     prices = {seconds: model.price(seconds) for seconds in model.durations}
     return {
         "name": model.name,
@@ -45,7 +49,7 @@ def _row(model: Model) -> dict[str, object]:
         },
         "price_certainty": model.certainty.value,
         "fields": [
-            *(name for name in _COMMON if name != "negative_prompt" or model.negative_prompt),
+            *(name for name in _COMMON_FIELDS if name != "negative_prompt" or model.negative_prompt),
             *(name for name, _ in _more_fields(model)),
             *_rare_fields(model),
         ],
@@ -55,11 +59,12 @@ def _row(model: Model) -> dict[str, object]:
     }
 
 
-def _level(level: Level) -> dict[str, object]:
+def _level_row(level: Level) -> dict[str, object]:
     return {"name": level.name, "starts": level.starts, "per_seconds": level.per, "in_flight": level.in_flight}
 
 
 def _more_fields(model: Model) -> list[tuple[str, str]]:
+    """Return fields beside the common ones, each with a note."""
     fields = []
     if model.scale is not None:
         fields.append(("guidance_scale", ""))
@@ -71,14 +76,14 @@ def _more_fields(model: Model) -> list[tuple[str, str]]:
 
 
 def _rare_fields(model: Model) -> list[str]:
-    """The fields of Kling 2.6 and 3.0, which have a line of their own below the table."""
-    takes = {
+    """Return the fields of Kling 2.6 and 3.0, which are listed below the table."""
+    fields = {
         "multi_prompt": model.shots,
         "shot_type": model.shot_types,
         "element_list": model.elements,
         "voice_list": model.voices,
     }
-    return [name for name, taken in takes.items() if taken]
+    return [name for name, accepted in fields.items() if accepted]
 
 
 def _durations(model: Model) -> str:
@@ -86,52 +91,61 @@ def _durations(model: Model) -> str:
     return f"{low}-{high} s" if len(model.durations) > 2 else f"{low}, {high} s"  # noqa: PLR2004 -- a range
 
 
-def _tell_models(to: Console) -> None:
-    two_lines = pretty(to)
-    names = ("model",) if two_lines else ("model", "id")
-    shown = table(to, *names, "at", "length", "size", ">5 s", ">10 s", "takes, besides the usual")
-    # Ids are there to be copied: the last column gives way instead.
-    shown.columns[0].no_wrap = True
+def _print_models(console: Console) -> None:
+    """Print a table of the models. In a terminal the id is below the name, and below 110 columns the fields too."""
+    terminal = has_cursor(console)
+    wide = console.width >= _WIDE_TABLE_COLUMNS
+    names = ("model",) if terminal else ("model", "id")
+    more = ("at", "further fields") if wide else ()
+    table = new_table(console, *names, "length", "size", ">5 s", ">10 s", *more)
+    # Ids are copied, so they must not be broken.
+    table.columns[0].no_wrap = wide
     for model in MODELS:
+        providers = sorted(model.providers, reverse=True)
+        fields = ", ".join(name + note for name, note in _more_fields(model))
         name = Text(model.name, "bold cyan")
         if model.name == DEFAULT_MODEL:
-            name.append("  default", "green")
-        cells = [Text.assemble(name, "\n", (model.id, "dim"))] if two_lines else [name, Text(model.id)]
-        prices = [Text(str(model.price(seconds)), _STYLES[model.certainty]) for seconds in (5, 10)]
-        shown.add_row(
-            *cells,
-            Text(("\n" if two_lines else ", ").join(sorted(model.providers, reverse=True))),
-            _durations(model),
-            model.resolution,
-            *prices,
-            ", ".join(name + note for name, note in _more_fields(model)),
-        )
-    to.print(shown)
-    to.print(Text(f"All take {', '.join(_COMMON)}. Prices are WaveSpeed's; GPTProto prints none.", "dim"))
+            name.append("  default", "not bold green")
+        if not wide and len(providers) > 1:
+            name.append("  gptproto", "not bold magenta")
+        cells = [name, Text(model.id)]
+        if terminal:
+            lines = [name, Text(model.id, "dim"), *([Text(fields, "dim")] if fields and not wide else [])]
+            cells = [Text("\n").join(lines)]
+        prices = [Text(str(model.price(seconds)), _PRICE_STYLES[model.certainty]) for seconds in (5, 10)]
+        rest = [Text(("\n" if terminal else ", ").join(providers)), Text(fields)] if wide else []
+        table.add_row(*cells, _durations(model), model.resolution, *prices, *rest)
+    console.print(table)
+    if not wide:
+        print_text(console, Text("All are at WaveSpeed, those marked gptproto also at GPTProto.", "dim"))
+
+
+def _print_notes(console: Console) -> None:
+    print_text(
+        console, Text(f"All take {', '.join(_COMMON_FIELDS)}. Prices are WaveSpeed's; GPTProto has none.", "dim")
+    )
     without = [model.name for model in MODELS if not model.negative_prompt]
-    say(to, Text(f"But {' and '.join(without)} take no negative_prompt.", "dim"))
+    print_text(console, Text(f"But {' and '.join(without)} take no negative_prompt.", "dim"))
     for fields in dict.fromkeys(tuple(_rare_fields(model)) for model in MODELS if _rare_fields(model)):
         takers = ", ".join(model.name for model in MODELS if tuple(_rare_fields(model)) == fields)
-        say(to, Text(f"{', '.join(fields)}: {takers}.", "dim"))
-    to.print(Text("≈ is computed from other prices: no page of the vendor prints it.", "dim"))
+        print_text(console, Text(f"{', '.join(fields)}: {takers}.", "dim"))
+    print_text(console, Text("≈: computed from other prices; the vendor publishes none.", "dim"))
 
 
-_STYLES = {Certainty.STATED: "", Certainty.INFERRED: "yellow", Certainty.UNKNOWN: "dim"}
-
-
-def _tell_levels(to: Console) -> None:
-    to.print()
-    shown = table(to, "level", ">starts a minute", ">at once")
+def _print_levels(console: Console) -> None:
+    if not has_cursor(console):
+        console.print()
+    table = new_table(console, "level", ">starts a minute", ">at once")
     for level in LEVELS.values():
         name = Text(level.name, "bold cyan")
         if level.name == "bronze":
-            name.append("  default", "green")
-        shown.add_row(name, f"{level.starts * 60 / level.per:,.0f}", f"{level.in_flight:,}")
-    to.print(shown)
-    say(
-        to,
+            name.append("  default", "not bold green")
+        table.add_row(name, f"{level.starts * 60 / level.per:,.0f}", f"{level.in_flight:,}")
+    console.print(table)
+    print_text(
+        console,
         Text(
-            "Bronze is safe on every account. wavespeed.ai shows yours; name it with --level silver, or in code with "
+            "Bronze is safe on every account. wavespeed.ai shows yours; choose it with --level silver, or in code with "
             'KlingSession(level="silver").',
             "dim",
         ),

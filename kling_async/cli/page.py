@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import attrs
 from rich.text import Text
 
 from kling_async.gallery import gallery_of_ledger
 
 from .interrupts import Exit
-from .ledgers import LedgerName
-from .output import console, say
+from .output import make_console, print_text
+
+if TYPE_CHECKING:
+    from .options import GalleryOptions
 
 
-@attrs.frozen(kw_only=True)
-class PageOptions:
-    """What the user asked for; see the help of the command."""
-
-    ledger: LedgerName
-    out: Path
-    batch: str | None = None
-    provider: str = "wavespeed"
-
-
-def page(options: PageOptions) -> Exit:
-    """Write the page and say where it is."""
-    ledger = options.ledger
-    made = gallery_of_ledger(
-        ledger.where, options.out, account=ledger.account, batch=options.batch, provider=options.provider
-    )
-    say(console(), Text.assemble("Gallery: ", (str(made), "bold cyan")))
+def page(options: GalleryOptions) -> Exit:
+    """Write the page and print its path."""
+    ledger = options.ledger_name
+    out = options.out or options.ledger_name.folder / "gallery"
+    made = gallery_of_ledger(ledger.where, out, account=ledger.account, batch=options.batch, provider=options.provider)
+    print_text(make_console(), Text.assemble("Gallery: ", (str(made), "bold cyan")))
     return Exit.WELL

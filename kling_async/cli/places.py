@@ -1,26 +1,32 @@
-"""Where videos go: what `--out` means."""
+"""Destination of videos: the value of `--out`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kling_async.storage import Outputs
+if TYPE_CHECKING:
+    from kling_async.storage import Outputs
 
 
 def is_store(out: str) -> bool:
-    """Whether that is the URL of an object store, and no folder."""
+    """Return whether the destination is the URL of an object store instead of a folder."""
     return "://" in out
 
 
-def plain(out: str) -> str:
-    """The same as users and messages write it: a folder without a final slash."""
+def normalized(out: str) -> str:
+    """Return the destination without the final slash of a folder, as messages and commands print it."""
     return out if is_store(out) else str(Path(out))
 
 
-def place(out: str) -> Path | Outputs:
-    """What a session is told.
+def destination(out: str) -> Path | Outputs:
+    """Return the value for a session's `save_to`.
 
     Raises:
-        ConfigurationError: It is the URL of an object store, and obstore is missing or makes nothing of it.
+        ConfigurationError: The URL is not of an object store, or obstore is not installed.
     """
-    return Outputs(out) if is_store(out) else Path(out)
+    if not is_store(out):
+        return Path(out)
+    from kling_async.storage import Outputs  # noqa: PLC0415 -- slow to import, and `--help` does not need it
+
+    return Outputs(out)

@@ -1,4 +1,4 @@
-"""What jobs are going to cost: by the list, and as the service says. `run`, `resume` and `estimate` show it."""
+"""Price of jobs that are not sent yet: list prices and the service's quotes, for `run`, `resume` and `estimate`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import attrs
 from rich.text import Text
 
 from kling_async._core.account import ServicePrice
+from kling_async._core.budget import Budget
 from kling_async._core.catalogue import Certainty, Price, find_model
 from kling_async.errors import UnsupportedError
 from kling_async.manifest import Kind
 
-from .output import clean, say, span, table, usd
-from .progress import counted
+from .output import format_duration, format_usd, new_table, plural, print_text, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,36 +30,36 @@ class Line:
     """Jobs of one kind.
 
     Attributes:
-        kind: What decides their price.
-        jobs: How many there are.
-        price: What each costs by the price list.
-        asked: What the service says that each costs this account; None when it was not asked, or did not say.
+        kind: Model, duration and sound, which determine the price.
+        jobs: Number of jobs.
+        price: List price of one job.
+        quote: Price of one job that the service quotes this account; None if it was not asked or gave no price.
     """
 
     kind: Kind
     jobs: int
     price: Price
-    asked: ServicePrice | None = None
+    quote: ServicePrice | None = None
 
     @property
     def name(self) -> str:
-        """The model by its short name."""
+        """Short name of the model."""
         row = find_model(self.kind.model)
-        return clean(row.name if row else self.kind.model) + (" with sound" if self.kind.sound else "")
+        return printable(row.name if row else self.kind.model) + (" with sound" if self.kind.sound else "")
 
     @property
-    def asked_usd(self) -> Decimal | None:
-        """USD that the service asks for each."""
-        return self.asked.discounted if self.asked is not None and self.asked.currency == "USD" else None
+    def quoted_usd(self) -> Decimal | None:
+        """USD that the service quotes for one job; None without a quote in USD."""
+        return self.quote.discounted if self.quote is not None and self.quote.currency == "USD" else None
 
 
 @attrs.frozen
 class Plan:
-    """Jobs by their kinds, with prices.
+    """Jobs by kind, with prices.
 
     Attributes:
-        lines: The kinds.
-        provider: Who makes the videos.
+        lines: One line per kind.
+        provider: Name of the provider.
     """
 
     lines: tuple[Line, ...]
@@ -67,114 +67,130 @@ class Plan:
 
     @classmethod
     def of(
-        cls, kinds: Mapping[Kind, int], provider: str, asked: Mapping[Kind, ServicePrice | None] | None = None
+        cls, kinds: Mapping[Kind, int], provider: str, quotes: Mapping[Kind, ServicePrice | None] | None = None
     ) -> Self:
-        """The plan for so many jobs of each kind.
+        """Return the plan for a number of jobs of each kind.
 
         Args:
-            kinds: How many jobs there are of each kind.
-            provider: Who makes the videos.
-            asked: What the service said of each kind.
+            kinds: Number of jobs of each kind.
+            provider: Name of the provider.
+            quotes: The service's price for each kind.
         """
         lines = (
-            Line(kind, jobs, _price(kind, provider), (asked or {}).get(kind))
+            Line(kind, jobs, _list_price(kind, provider), (quotes or {}).get(kind))
             for kind, jobs in sorted(kinds.items(), key=lambda item: attrs.astuple(item[0]))
         )
         return cls(tuple(lines), provider)
 
     @property
     def jobs(self) -> int:
-        """How many jobs there are."""
+        """Number of jobs."""
         return sum(line.jobs for line in self.lines)
 
     @property
     def usd(self) -> Decimal:
-        """USD by the price list, of the jobs that have a price there."""
+        """USD at list price of the jobs that have one."""
         return sum((line.price.usd * line.jobs for line in self.lines if line.price.usd is not None), Decimal(0))
 
     @property
     def unpriced(self) -> int:
-        """Jobs without a price in the list."""
+        """Number of jobs without a list price."""
         return sum(line.jobs for line in self.lines if line.price.usd is None)
 
     @property
     def inferred(self) -> bool:
-        """Whether a price was computed from others."""
+        """True if a price was computed from other prices."""
         return any(line.price.certainty is Certainty.INFERRED for line in self.lines)
 
     @property
-    def asked_usd(self) -> Decimal | None:
-        """USD by what the service says; None unless it said so of every kind."""
-        prices = [(line.asked_usd, line.jobs) for line in self.lines]
-        known = [usd * jobs for usd, jobs in prices if usd is not None]
-        return sum(known, Decimal(0)) if len(known) == len(prices) else None
+    def quoted_usd(self) -> Decimal | None:
+        """USD that the service quotes in all; None unless it quotes every kind."""
+        quotes = [(line.quoted_usd, line.jobs) for line in self.lines]
+        known = [usd * jobs for usd, jobs in quotes if usd is not None]
+        return sum(known, Decimal(0)) if len(known) == len(quotes) else None
 
 
-def _price(kind: Kind, provider: str) -> Price:
+def _list_price(kind: Kind, provider: str) -> Price:
     row = find_model(kind.model)
     if row is None:
         return Price(None, Certainty.UNKNOWN)
     return row.price(kind.duration, provider=provider, sound=kind.sound)
 
 
-def check_supported(kinds: Mapping[Kind, int], provider: str) -> None:
-    """Refuse models that the provider lacks, all of them at once.
+def parse_budget(usd: str | None, provider: str, *, allow_estimate: bool) -> Budget | None:
+    """Parse the option `--budget`.
 
     Raises:
-        UnsupportedError: There are some.
+        ConfigurationError: It is not an amount.
+        UnsupportedError: The provider quotes no prices.
     """
-    rows: Counter[str] = Counter()
+    if usd is None:
+        return None
+    if provider == "gptproto":
+        raise UnsupportedError(
+            "gptproto quotes no prices, so no budget can be kept", advice="leave out --budget to run without one"
+        )
+    return Budget(usd, allow_estimate=allow_estimate)
+
+
+def check_supported(kinds: Mapping[Kind, int], provider: str) -> None:
+    """Check that the provider has every model.
+
+    Raises:
+        UnsupportedError: It lacks some; the message names all of them.
+    """
+    missing: Counter[str] = Counter()
     for kind, count in kinds.items():
         row = find_model(kind.model)
         if row is not None and provider not in row.providers:
-            rows[row.name] += count
-    if rows:
-        named = ", ".join(f"{name} ({counted(count, 'job')})" for name, count in rows.items())
+            missing[row.name] += count
+    if missing:
+        names = ", ".join(f"{name} ({plural(count, 'job')})" for name, count in missing.items())
         raise UnsupportedError(
-            f"{provider} does not have {named}", advice="choose another provider or model; see kling-async models"
+            f"{provider} does not have {names}", advice="choose another provider or model; see kling-async models"
         )
 
 
-def tell_plan(to: Console, plan: Plan, *, asked: bool = False) -> None:
-    """The table of kinds and the sums below it.
+def print_plan(console: Console, plan: Plan, *, quoted: bool = False) -> None:
+    """Print a table of the kinds, and the totals.
 
     Args:
-        to: Where to.
-        plan: What there is.
-        asked: Whether the service was asked for its prices.
+        console: The console to print to.
+        plan: The jobs.
+        quoted: Add the service's own prices.
     """
-    more = (">yours", ">together") if asked else ()
-    shown = table(to, "model", ">seconds", ">jobs", ">each", ">together", *more)
+    more = (">yours", ">total") if quoted else ()
+    table = new_table(console, "model", ">seconds", ">jobs", ">each", ">total", *more)
     for line in plan.lines:
-        together = Price(None if line.price.usd is None else line.price.usd * line.jobs, line.price.certainty)
-        cells = [line.name, str(line.kind.duration), str(line.jobs), str(line.price), str(together)]
-        if asked:
-            each = line.asked_usd
-            cells += [str(line.asked or "not told"), usd(None if each is None else each * line.jobs)]
-        shown.add_row(*cells)
-    to.print(shown)
-    sum_ = Text.assemble("Price by the list: ", (f"{'≈ ' if plan.inferred else ''}{usd(plan.usd)}", "bold"))
+        total = Price(None if line.price.usd is None else line.price.usd * line.jobs, line.price.certainty)
+        cells = [line.name, str(line.kind.duration), str(line.jobs), str(line.price), str(total)]
+        if quoted:
+            each = line.quoted_usd
+            cells += [str(line.quote or "no quote"), format_usd(None if each is None else each * line.jobs)]
+        table.add_row(*cells)
+    console.print(table)
+    text = Text.assemble("List price: ", (f"{'≈ ' if plan.inferred else ''}{format_usd(plan.usd)}", "bold"))
     if plan.unpriced:
-        sum_.append(f", and {counted(plan.unpriced, 'job')} whose price is not known", "yellow")
+        text.append(f", and {plural(plan.unpriced, 'job')} of unknown price", "yellow")
     if plan.inferred:
-        sum_.append("   (≈: computed from other prices, on no page of the vendor)", "dim")
-    say(to, sum_)
-    if asked and plan.asked_usd is not None:
-        said = Text.assemble("Price that the service asks of this account: ", (usd(plan.asked_usd), "bold green"))
-        if not plan.unpriced and plan.asked_usd != plan.usd:
-            said.append(f"   ({compared(plan.asked_usd - plan.usd)})", "dim")
-        say(to, said)
+        text.append("   (≈: computed from other prices; the vendor publishes none)", "dim")
+    print_text(console, text)
+    if quoted and plan.quoted_usd is not None:
+        text = Text.assemble("Price for this account: ", (format_usd(plan.quoted_usd), "bold green"))
+        if not plan.unpriced and plan.quoted_usd != plan.usd:
+            text.append(f"   ({format_difference(plan.quoted_usd - plan.usd)})", "dim")
+        print_text(console, text)
 
 
-def compared(difference: Decimal) -> str:
-    """How an amount differs from the price list, in words."""
-    if not difference:
-        return "as by the list"
-    return f"{usd(abs(difference))} {'more' if difference > 0 else 'less'} than by the list"
+def format_difference(usd: Decimal) -> str:
+    """Format the difference of an amount from the list price."""
+    if not usd:
+        return "as listed"
+    return f"{format_usd(abs(usd))} {'above' if usd > 0 else 'below'} list price"
 
 
-def tell_level(to: Console, kinds: Mapping[Kind, int], session: KlingSession) -> None:
-    """How long it takes at the lowest level, and the word that makes it faster."""
+def print_level_hint(console: Console, kinds: Mapping[Kind, int], session: KlingSession) -> None:
+    """Print how long the jobs take at the lowest level, and the option that raises it."""
     level, slots, jobs = session.level, session.max_in_flight, sum(kinds.values())
     if jobs <= level.in_flight or level.name != "bronze":
         return
@@ -183,10 +199,11 @@ def tell_level(to: Console, kinds: Mapping[Kind, int], session: KlingSession) ->
         for kind, count in kinds.items()
     )
     seconds = max(work / slots, (jobs / level.starts - 1) * level.per)
-    say(
-        to,
+    limits = f"{level.starts} starts a minute and {slots} at once, so about {format_duration(seconds)}"
+    print_text(
+        console,
         Text.assemble(
-            (f"Level bronze: {level.starts} starts a minute and {slots} at once, so about {span(seconds)}. ", "dim"),
+            (f"Level bronze: {limits}. ", "dim"),
             "If the account has a higher level, say so: ",
             ("--level silver", "bold"),
         ),

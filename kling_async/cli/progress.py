@@ -1,4 +1,4 @@
-"""The display of a run. It is fed by the events of sessions, and told what holds a session back."""
+"""Progress of a run: counters updated by session events, and the display that shows them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kling_async._core.job import Job
 from kling_async._core.prediction import Status
 from kling_async.errors import SkippedError
 
-from .output import clean, pretty, size, span, usd
+from .output import format_duration, format_size, format_usd, has_cursor, plural, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,24 +35,27 @@ if TYPE_CHECKING:
     from kling_async.errors import KlingError
     from kling_async.events import Event, Observer
 
-_REFRESH_SECONDS: Final = 0.1
-_SPARE_LINES: Final = 9
-_RECENT: Final = 300
-_ENOUGH: Final = 10
-_KEY_WIDTH: Final = 34
+_REFRESH_INTERVAL_S: Final = 0.1
+_MAX_REFRESH_SHARE: Final = 0.1
+"""Share of the time that drawing may take: a tall display is drawn less often."""
+_RESERVED_LINES: Final = 9
+"""Terminal lines that are not available for running jobs."""
+_RATE_WINDOW_JOBS: Final = 300
+_MIN_JOBS_FOR_RATE: Final = 10
+_MAX_KEY_COLUMNS: Final = 34
 
 
 @attrs.define(eq=False)
-class Line:
-    """A job that is accepted and has no outcome yet.
+class RunningJob:
+    """An accepted job without an outcome.
 
     Attributes:
-        key: Its name.
-        job: What is made.
-        provider: Who makes it.
-        prediction_id: The paid id.
-        since: When it was accepted, on the session's clock.
-        state: The service's word; "saving" when the video is being downloaded.
+        key: Key of the job.
+        job: The job.
+        provider: Name of the provider.
+        prediction_id: Id of the paid prediction.
+        since: Time of acceptance, in seconds since the epoch on the session's clock.
+        state: The service's word; "saving" during the download.
     """
 
     key: str
@@ -64,20 +67,18 @@ class Line:
 
 
 class Board:
-    """What events have told: how many jobs are where, what was spent, and which paid jobs have no video yet.
-
-    It holds the jobs that run, and no others.
+    """Counters of a run, and its running jobs. Memory follows the number of running jobs.
 
     Args:
-        total: How many jobs there will be, if that is known.
-        budget: What they may cost, if that is limited.
+        total: Number of jobs; None if it is unknown.
+        budget: Limit of the cost; None if there is none.
 
     Attributes:
-        held: Says what holds the waiting jobs back, if that is no event; empty when nothing does.
-        draining: Whether nothing more is sent: what is let go then has not been begun.
-        lines: The accepted jobs without an outcome, by batch and key.
-        unsaved: The paid predictions whose outcome is no video on the disk though there may be one: id to key.
-        uncertain: Keys of jobs of which it is not known whether they were accepted.
+        waiting_reason: Returns why waiting jobs are not sent, if no event says so; else an empty string.
+        draining: Nothing more is sent, so skipped jobs do not count as begun.
+        running: Accepted jobs without an outcome, by batch and key.
+        unsaved: Ids and keys of paid predictions that may have a video which is not saved.
+        uncertain: Keys of jobs whose acceptance is unknown.
     """
 
     def __init__(self, total: int | None = None, budget: Budget | None = None) -> None:
@@ -88,90 +89,92 @@ class Board:
         self.spent = Decimal(0)
         self.unpriced = 0
         self.note = ""
-        self.held: Callable[[], str] = str
+        self.waiting_reason: Callable[[], str] = str
         self.draining = False
-        self.lines: dict[tuple[str, str], Line] = {}
+        self.running: dict[tuple[str, str], RunningJob] = {}
         self.unsaved: dict[str, str] = {}
         self.uncertain: list[str] = []
-        self._told: KlingError | None = None
-        self._ends: deque[float] = deque(maxlen=_RECENT)
+        self._shown_account_error: KlingError | None = None
+        self._end_times: deque[float] = deque(maxlen=_RATE_WINDOW_JOBS)
 
     @property
     def waiting(self) -> int:
-        """Jobs that were taken from the input and not accepted yet."""
+        """Number of jobs taken from the input and not accepted yet."""
         return self.admitted - self.accepted - self.refused_before_acceptance
 
     @property
     def saving(self) -> int:
-        """Jobs whose videos are being downloaded."""
-        return sum(line.state == "saving" for line in self.lines.values())
+        """Number of jobs whose videos are being downloaded."""
+        return sum(job.state == "saving" for job in self.running.values())
 
     @property
     def ended(self) -> int:
-        """Jobs that have an outcome."""
+        """Number of jobs with an outcome."""
         return self.done + self.failed
 
     def observer(self, provider: str) -> Observer:
-        """What to give to a session as an observer.
+        """Return an observer for a session.
 
         Args:
-            provider: Name of the session's provider, for its prices.
+            provider: Name of the session's provider, for list prices.
         """
 
         def observe(event: Event) -> None:
-            self.take(event, provider)
+            self.update(event, provider)
 
         return observe
 
-    def take(self, event: Event, provider: str) -> None:
-        """Learn from an event."""
+    def update(self, event: Event, provider: str) -> None:
+        """Count an event."""
         name = (event.batch, event.key)
         match event:
             case events.Admitted():
                 self.admitted += 1
             case events.Accepted(job=job, prediction=prediction):
-                # Once per job: one that failed may be accepted, and paid for, again.
-                self.accepted += name not in self.lines
+                # Counted once per job: a retried job is accepted, and paid for, more than once.
+                self.accepted += name not in self.running
                 self.note = ""
                 price = job.price(provider).usd
                 self.spent += price or 0
                 self.unpriced += price is None
-                self.lines[name] = Line(event.key, job, provider, prediction.id, event.at, prediction.raw_status)
+                self.running[name] = RunningJob(
+                    event.key, job, provider, prediction.id, event.at, prediction.raw_status
+                )
                 self.unsaved[prediction.id] = event.key
             case events.Refused(error=error, again=again) if again is not None:
-                self.note = f"not accepted yet, again in {again:.0f} s: {error.message}"
+                self.note = f"not accepted yet, next attempt in {again:.0f} s: {error.message}"
             case events.Uncertain():
                 self.uncertain.append(event.key)
             case events.Changed(prediction=prediction):
-                line = self.lines.get(name)
-                if line is not None:
-                    line.state = "saving" if prediction.status is Status.COMPLETED else prediction.raw_status
+                running = self.running.get(name)
+                if running is not None:
+                    running.state = "saving" if prediction.status is Status.COMPLETED else prediction.raw_status
                 if prediction.status.ended and prediction.status is not Status.COMPLETED:
                     self.unsaved.pop(prediction.id, None)
             case events.Retrying(again=again):
-                self.note = f"{event.key} failed at the service, paid for again in {again:.0f} s"
+                self.note = f"{event.key} failed at the service; sent and paid for again in {again:.0f} s"
             case events.Finished(outcome=outcome) if self.draining and isinstance(outcome.error, SkippedError):
                 self.admitted -= 1
             case events.Finished(outcome=outcome):
-                self.refused_before_acceptance += self.lines.pop(name, None) is None
+                self.refused_before_acceptance += self.running.pop(name, None) is None
                 self.done += outcome.ok
                 self.failed += not outcome.ok
-                self._ends.append(event.at)
+                self._end_times.append(event.at)
                 if outcome.ok and outcome.prediction is not None:
                     self.unsaved.pop(outcome.prediction.id, None)
 
     def rate(self, now: float) -> float | None:
-        """Jobs that end per second, by the latest of them; None as long as they are too few to tell.
+        """Return how many jobs end per second, from the latest ends; None if they are too few.
 
         Args:
             now: Seconds since the epoch, on the session's clock.
         """
-        if len(self._ends) < _ENOUGH or now <= self._ends[0]:
+        if len(self._end_times) < _MIN_JOBS_FOR_RATE or now <= self._end_times[0]:
             return None
-        return len(self._ends) / (now - self._ends[0])
+        return len(self._end_times) / (now - self._end_times[0])
 
-    def left(self, now: float) -> float | None:
-        """Seconds until all have ended if they go on like that; None when that cannot be told.
+    def seconds_left(self, now: float) -> float | None:
+        """Return the seconds until all jobs have ended at the current rate; None if it is unknown.
 
         Args:
             now: Seconds since the epoch, on the session's clock.
@@ -179,57 +182,57 @@ class Board:
         rate = self.rate(now)
         return None if rate is None or not self.total else max(0, self.total - self.ended) / rate
 
-    def repeats(self, event: Event) -> bool:
-        """Whether the event says of one more job what concerns the whole account and was said of another."""
+    def is_repeat(self, event: Event) -> bool:
+        """Return whether the event ends a job for a reason that was shown for another one: skipped, or account-wide."""
         if not isinstance(event, events.Finished) or event.outcome.error is None:
             return False
         error = event.outcome.error
         if not error.account_wide:
             return isinstance(error, SkippedError)
-        self._told = self._told or error
-        return self._told is not error
+        self._shown_account_error = self._shown_account_error or error
+        return self._shown_account_error is not error
 
 
 class Progress(Protocol):
-    """A display: entered, then fed through the observers that it hands out."""
+    """A display: entered, then updated through its observers."""
 
     board: Board
 
     async def __aenter__(self) -> Self:
-        """Begin."""
+        """Start the display."""
         ...
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End; what is printed from now on comes after the display."""
+        """End the display; later output is printed below it."""
         ...
 
     def observer(self, provider: str) -> Observer:
-        """What to give to a session of that provider as an observer."""
+        """Return an observer for a session of a provider."""
         ...
 
 
 def progress(
-    to: Console, clock: Clock, *, total: int | None = None, budget: Budget | None = None, quiet: bool = False
+    console: Console, clock: Clock, *, total: int | None = None, budget: Budget | None = None, quiet: bool = False
 ) -> Progress:
-    """The display that fits: live in a terminal, one line per event elsewhere, or none.
+    """Return a display: live in a terminal, one line per event elsewhere, or none.
 
     Args:
-        to: Where to.
-        clock: The session's clock: times are those of the service.
-        total: How many jobs there will be.
-        budget: What they may cost.
-        quiet: Whether only to keep count.
+        console: The console to print to.
+        clock: Clock of the session.
+        total: Number of jobs; None if it is unknown.
+        budget: Limit of the cost; None if there is none.
+        quiet: Count without showing anything.
     """
     board = Board(total, budget)
     if quiet:
         return QuietProgress(board)
-    return LiveProgress(board, to, clock) if pretty(to) else PlainProgress(board, to, clock)
+    return LiveProgress(board, console, clock) if has_cursor(console) else PlainProgress(board, console, clock)
 
 
 class QuietProgress:
-    """Keeps count and shows nothing."""
+    """Counts without showing anything."""
 
     def __init__(self, board: Board) -> None:
         self.board = board
@@ -243,40 +246,43 @@ class QuietProgress:
         pass
 
     def observer(self, provider: str) -> Observer:
-        """What to give to a session of that provider as an observer."""
+        """Return an observer for a session of a provider."""
         return self.board.observer(provider)
 
 
 class PlainProgress(QuietProgress):
-    """One line per event, for pipes, files and logs."""
+    """Prints one line per event, for pipes, files and logs."""
 
-    def __init__(self, board: Board, to: Console, clock: Clock) -> None:
+    def __init__(self, board: Board, console: Console, clock: Clock) -> None:
         super().__init__(board)
-        self._to = to
+        self._console = console
         self._start = clock.now()
 
     def observer(self, provider: str) -> Observer:
-        """What to give to a session of that provider as an observer."""
+        """Return an observer for a session of a provider."""
 
         def observe(event: Event) -> None:
-            self.board.take(event, provider)
-            told = None if self.board.repeats(event) else _told(event, provider)
-            if told is not None:
-                word, rest = told
+            self.board.update(event, provider)
+            words = None if self.board.is_repeat(event) else _describe(event, provider)
+            if words is not None:
+                word, rest = words
                 if isinstance(event, events.Accepted) and self.board.budget is not None:
-                    rest += f", {against(self.board.budget)}"
-                line = f"{event.at - self._start:8.1f} s  {word:<10}  {clean(event.key)}  {clean(rest)}"
-                self._to.print(line.rstrip(), markup=False, soft_wrap=True)
+                    rest += f", {format_budget(self.board.budget)}"
+                line = f"{event.at - self._start:8.1f} s  {word:<10}  {printable(event.key)}  {printable(rest)}"
+                self._console.print(line.rstrip(), markup=False, soft_wrap=True)
 
         return observe
 
 
-def _told(event: Event, provider: str) -> tuple[str, str] | None:
-    """An event in a word, and what there is to say of it."""
+def _describe(event: Event, provider: str) -> tuple[str, str] | None:
+    """Return a word for an event and its details; None if it is not shown."""
     match event:
         case events.Accepted(job=job, prediction=prediction):
             price = job.price(provider)
-            return "accepted", f"{model_at(job, provider)} {job.duration} s, price {price}, prediction {prediction.id}"
+            return (
+                "accepted",
+                f"{model_name(job, provider)} {job.duration} s, price {price}, prediction {prediction.id}",
+            )
         case events.Refused(error=error, again=again) if again is not None:
             return "again", f"in {again:.0f} s: {error.message}"
         case events.Uncertain(error=error):
@@ -284,9 +290,10 @@ def _told(event: Event, provider: str) -> tuple[str, str] | None:
         case events.Changed(prediction=prediction):
             return prediction.raw_status, ""
         case events.Retrying(prediction=prediction, again=again):
-            return "again", f"in {again:.0f} s, and paid for again: {prediction.error or 'failed at the service'}"
+            reason = prediction.error or "failed at the service"
+            return "again", f"in {again:.0f} s, and paid for again: {reason}"
         case events.Saved(file=file):
-            return "saved", f"{file} ({size(file.bytes)})"
+            return "saved", f"{file} ({format_size(file.bytes)})"
         case events.Finished(outcome=outcome) if outcome.error is not None:
             return "FAILED", outcome.error.message
         case _:
@@ -294,68 +301,68 @@ def _told(event: Event, provider: str) -> tuple[str, str] | None:
 
 
 class LiveProgress(QuietProgress):
-    """A bar, the counts, what was spent, and a line for every job that runs."""
+    """Shows a bar, the counters, the cost, and a line for every running job."""
 
-    def __init__(self, board: Board, to: Console, clock: Clock) -> None:
+    def __init__(self, board: Board, console: Console, clock: Clock) -> None:
         super().__init__(board)
-        self._to = to
+        self._console = console
         self._clock = clock
         self._start = clock.now()
         self._spinner = Spinner("dots", style="cyan")
-        self._live = Live(console=to, auto_refresh=False, transient=True, get_renderable=self._picture)
-        self._ticking: asyncio.Task[None] | None = None
+        self._live = Live(console=console, auto_refresh=False, transient=True, get_renderable=self._render)
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         self._live.start(refresh=True)
-        # Drawn by the loop and not by a thread: what it shows changes only between two steps of the loop.
-        self._ticking = asyncio.create_task(self._tick(), name="kling-display")
+        # Drawn by the event loop instead of a thread, so that the counters do not change during drawing.
+        self._refreshing = asyncio.create_task(self._refresh_forever(), name="kling-display")
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._ticking is not None:
-            self._ticking.cancel()
+        if self._refreshing is not None:
+            self._refreshing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._ticking
+                await self._refreshing
         self._live.stop()
 
-    async def _tick(self) -> None:
+    async def _refresh_forever(self) -> None:
         while True:
             begun = time.perf_counter()
             self._live.refresh()
-            # A tall picture is drawn less often: the display takes a tenth of the time at most.
-            await asyncio.sleep(max(_REFRESH_SECONDS, 9 * (time.perf_counter() - begun)))
+            drawing = time.perf_counter() - begun
+            await asyncio.sleep(max(_REFRESH_INTERVAL_S, drawing * (1 / _MAX_REFRESH_SHARE - 1)))
 
     def observer(self, provider: str) -> Observer:
-        """What to give to a session of that provider as an observer."""
+        """Return an observer for a session of a provider."""
 
         def observe(event: Event) -> None:
-            self.board.take(event, provider)
-            if isinstance(event, events.Finished) and event.outcome.error and not self.board.repeats(event):
-                # Above the display, where it stays.
-                said = Text.assemble(("✗ ", "red"), (clean(event.key), "bold"), "  ")
-                self._to.print(said.append(clean(event.outcome.error.message), "red"))
+            self.board.update(event, provider)
+            if isinstance(event, events.Finished) and event.outcome.error and not self.board.is_repeat(event):
+                # Printed above the display, where it stays.
+                text = Text.assemble(("✗ ", "red"), (printable(event.key), "bold"), "  ")
+                self._console.print(text.append(printable(event.outcome.error.message), "red"))
 
         return observe
 
-    def _picture(self) -> RenderableType:
+    def _render(self) -> RenderableType:
         board = self.board
-        parts: list[RenderableType] = [self._bar(), self._counts(), self._pace()]
-        room = max(3, self._to.height - _SPARE_LINES)
-        lines = list(board.lines.values())
-        if lines:
-            # Those that are nearest to their end come first: they ran longest.
-            lines.sort(key=lambda line: (line.state != "saving", line.since))
-            parts += [Text(), self._running(lines[:room])]
-        if len(lines) > room:
-            parts.append(Text(f"    and {len(lines) - room} more", "dim"))
-        note = board.note or board.held()
+        parts: list[RenderableType] = [self._render_bar(), self._render_counts(), self._render_pace()]
+        room = max(3, self._console.height - _RESERVED_LINES)
+        jobs = list(board.running.values())
+        if jobs:
+            # Those nearest to their end first: downloads, then the longest running.
+            jobs.sort(key=lambda job: (job.state != "saving", job.since))
+            parts += [Text(), self._render_jobs(jobs[:room])]
+        if len(jobs) > room:
+            parts.append(Text(f"    and {len(jobs) - room} more", "dim"))
+        note = board.note or board.waiting_reason()
         if note:
-            parts += [Text(), Text(clean(note), "yellow", no_wrap=True, overflow="ellipsis")]
+            parts += [Text(), Text(printable(note), "yellow", no_wrap=True, overflow="ellipsis")]
         return Group(*parts)
 
-    def _bar(self) -> Table:
+    def _render_bar(self) -> Table:
         board = self.board
         grid = Table.grid(padding=(0, 2), expand=True)
         grid.add_column(ratio=1)
@@ -370,74 +377,71 @@ class LiveProgress(QuietProgress):
             finished_style="green",
         )
         count = f"{board.ended}/{total}" if total else f"{board.ended}"
-        grid.add_row(bar, Text(count, "bold"), Text(span(self._clock.now() - self._start), "dim"))
+        grid.add_row(bar, Text(count, "bold"), Text(format_duration(self._clock.now() - self._start), "dim"))
         return grid
 
-    def _counts(self) -> Text:
+    def _render_counts(self) -> Text:
         board = self.board
         saving = board.saving
         waiting = max(board.waiting, (board.total or 0) - board.accepted - board.refused_before_acceptance)
         counts = (
             ("○", waiting, "not sent" if board.draining else "waiting", "dim"),
-            ("●", len(board.lines) - saving, "running", "cyan"),
+            ("●", len(board.running) - saving, "running", "cyan"),
             ("↓", saving, "saving", "blue"),
             ("✓", board.done, "done", "green"),
             ("✗", board.failed, "failed", "red"),
         )
-        said = Text("   ", no_wrap=True, overflow="ellipsis")
-        return said.join(
+        separator = Text("   ", no_wrap=True, overflow="ellipsis")
+        return separator.join(
             Text(f"{mark} {number} {word}", style if number else "dim") for mark, number, word, style in counts
         )
 
-    def _pace(self) -> Table:
-        """How fast it goes, how long it goes on like that, and what was spent."""
+    def _render_pace(self) -> Table:
+        """Return the rate, the time left and the cost."""
         board, now = self.board, self._clock.now()
-        rate, left = board.rate(now), board.left(now)
+        rate, left = board.rate(now), board.seconds_left(now)
         pace = "" if rate is None else f"{rate * 60:.0f} a minute"
         if left:
-            pace += f", about {span(left)} left"
+            pace += f", about {format_duration(left)} left"
         if board.draining:
             pace = "draining, nothing more is sent"
-        money = Text(f"{usd(board.spent)} spent" if board.budget is None else against(board.budget), "bold")
-        if board.unpriced and board.budget is None:  # a budget has asked the service for those
-            money.append(f" + {counted(board.unpriced, 'job')} of unknown price", "dim")
+        money = Text(
+            f"{format_usd(board.spent)} spent" if board.budget is None else format_budget(board.budget), "bold"
+        )
+        if board.unpriced and board.budget is None:  # a budget contains the service's price of those
+            money.append(f" + {plural(board.unpriced, 'job')} of unknown price", "dim")
         grid = Table.grid(expand=True, padding=(0, 2))
         grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         grid.add_column(justify="right", no_wrap=True)
         grid.add_row(Text(pace, "dim"), money)
         return grid
 
-    def _running(self, lines: list[Line]) -> Table:
+    def _render_jobs(self, jobs: list[RunningJob]) -> Table:
         grid = Table.grid(padding=(0, 2))
         grid.add_column()
-        grid.add_column(no_wrap=True, overflow="ellipsis", max_width=_KEY_WIDTH)
+        grid.add_column(no_wrap=True, overflow="ellipsis", max_width=_MAX_KEY_COLUMNS)
         for justify in ("left", "right", "left", "right"):
             grid.add_column(justify=justify, no_wrap=True)
         now = self._clock.now()
-        for line in lines:
-            saving = line.state == "saving"
+        for job in jobs:
+            saving = job.state == "saving"
             grid.add_row(
                 Text("↓", "blue") if saving else self._spinner,
-                Text(clean(line.key), "bold"),
-                Text(model_at(line.job, line.provider)),
-                Text(f"{line.job.duration} s"),
-                Text(clean(line.state), "blue" if saving else "cyan"),
-                Text(span(now - line.since), "dim"),
+                Text(printable(job.key), "bold"),
+                Text(model_name(job.job, job.provider)),
+                Text(f"{job.job.duration} s"),
+                Text(printable(job.state), "blue" if saving else "cyan"),
+                Text(format_duration(now - job.since), "dim"),
             )
         return grid
 
 
-def model_at(job: Job, provider: str) -> str:
-    """A job's model, and who runs it if that is not the usual one."""
+def model_name(job: Job, provider: str) -> str:
+    """Return a job's model, with the provider unless it is WaveSpeed."""
     return job.row.name if provider == "wavespeed" else f"{job.row.name} at {provider}"
 
 
-def against(budget: Budget) -> str:
-    """What of a budget is gone: `$1.35 of $5.00 spent`."""
-    held = f", {usd(budget.held)} in doubt" if budget.held else ""
-    return f"{usd(budget.spent)} of {usd(budget.usd)} spent{held}"
-
-
-def counted(number: int, word: str, many: Callable[[str], str] = lambda word: word + "s") -> str:
-    """`1 job`, `2 jobs`."""
-    return f"{number} {word if number == 1 else many(word)}"
+def format_budget(budget: Budget) -> str:
+    """Format the used part of a budget: `$1.35 of $5.00 spent`."""
+    held = f", {format_usd(budget.held)} in doubt" if budget.held else ""
+    return f"{format_usd(budget.spent)} of {format_usd(budget.usd)} spent{held}"

@@ -1,4 +1,4 @@
-"""What the commands read of a ledger while others may write it: rows, steps, and where its batches stand."""
+"""Read a ledger that another process may be writing: rows, steps and summaries of its batches."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from kling_async.ledger import Step
-    from kling_async.ledger.postgres import WorkerTally  # noqa: TC004 -- it needs an extra, and attrs does not look
+    from kling_async.ledger.postgres import WorkerTally  # noqa: TC004 -- needs an extra; attrs does not resolve it
 
     from .ledgers import LedgerName
 
-_SHOWN: Final = 5
+_MAX_RUNNING_SHOWN: Final = 5
 
 
 def rows_of(ledger: LedgerName, *, batch: str | None = None, states: Iterable[State] | None = None) -> Iterator[Row]:
-    """The rows of a ledger, each with its job's content.
+    """Read the rows of a ledger, each with its job's content.
 
     Raises:
         LedgerError: There is no such ledger.
@@ -36,7 +36,7 @@ def rows_of(ledger: LedgerName, *, batch: str | None = None, states: Iterable[St
 
 
 def steps_of(ledger: LedgerName, *, batch: str | None = None, key: str | None = None) -> Iterator[Step]:
-    """The steps of a ledger, those of a job one after another.
+    """Read the steps of a ledger, grouped by job.
 
     Raises:
         LedgerError: There is no such ledger.
@@ -46,11 +46,11 @@ def steps_of(ledger: LedgerName, *, batch: str | None = None, key: str | None = 
 
 @attrs.frozen
 class Writers:
-    """Who writes a ledger now.
+    """Processes that write a ledger now.
 
     Attributes:
-        process: The process that has a file open.
-        workers: The workers and sessions of a database that are alive.
+        process: Id of the process that has the file open; None for a database, or if no process has.
+        workers: Workers and sessions of a database whose lease has not expired.
     """
 
     process: int | None = None
@@ -61,32 +61,32 @@ class Writers:
 
 
 def writers_of(ledger: LedgerName) -> Writers:
-    """Who writes a ledger now.
+    """Return the processes that write a ledger now.
 
     Raises:
         LedgerError: The database has no ledger, or cannot be reached.
     """
     if isinstance(ledger.where, Path):
         return Writers(writer_of(ledger.where))
-    from kling_async.ledger import _reading  # noqa: PLC0415 -- it needs an extra
+    from kling_async.ledger import _reading  # noqa: PLC0415 -- needs an extra
 
     return Writers(workers=tuple(_reading.workers(ledger.where, ledger.account)))
 
 
 @attrs.define
 class Summary:
-    """Where a batch stands.
+    """Counts and amounts of a batch.
 
     Attributes:
-        name: The batch's name; empty for what was submitted outside of batches.
-        states: How many jobs are in each state.
-        spent: USD of what was accepted, by the price list.
-        refunded: USD of it that the service gave back, as far as the ledger knows.
-        refundable: USD of failed jobs whose price was not given back.
-        doubtful: USD of what may have been accepted.
-        oldest: Of what is paid for and not saved: what expires soonest.
-        running: Some of what runs, the oldest first.
-        in_doubt: Jobs of which it is not known whether they were accepted, or as what.
+        name: Name of the batch; empty for jobs submitted outside of batches.
+        states: Number of jobs in each state.
+        spent: USD of accepted jobs, at list price.
+        refunded: USD of `spent` that the service refunded, as recorded in the ledger.
+        refundable: USD of failed jobs that were not refunded.
+        doubtful: USD of jobs in doubt.
+        oldest: The paid and unsaved job whose video expires first; None if there is none.
+        running: The oldest running jobs, at most `_MAX_RUNNING_SHOWN`.
+        in_doubt: Number of jobs whose acceptance, or whose prediction, is unknown.
     """
 
     name: str
@@ -101,17 +101,17 @@ class Summary:
 
     @property
     def jobs(self) -> int:
-        """How many jobs there are."""
+        """Number of jobs."""
         return self.states.total()
 
     @property
     def unsent(self) -> int:
-        """Jobs that were not accepted, and that a resume sends."""
+        """Number of jobs that a resume would send."""
         return sum(self.states[state] for state in (State.PENDING, State.CLAIMED, State.SKIPPED))
 
     @property
     def unfinished(self) -> int:
-        """Jobs that a resume has something to do for."""
+        """Number of jobs that a resume would send, follow or save."""
         return self.unsent + sum(
             self.states[state] for state in (State.INTENT, State.UNCERTAIN, State.SUBMITTED, State.COMPLETED)
         )
@@ -120,8 +120,8 @@ class Summary:
         """Count a job.
 
         Args:
-            row: Its row.
-            written: Whether a process has the ledger open: what is between intent and answer is then no doubt.
+            row: Row of the job.
+            written: A process has the ledger open, so an intent may still be answered and is not in doubt.
         """
         self.states[row.state] += 1
         self.spent += row.spent or 0
@@ -138,26 +138,26 @@ class Summary:
         if row.state is State.SUBMITTED:
             self.running.append(row)
             self.running.sort(key=expires_at)
-            del self.running[_SHOWN:]
+            del self.running[_MAX_RUNNING_SHOWN:]
 
 
 def in_doubt(row: Row, *, written: bool) -> bool:
-    """Whether it is not known if, or as what, the job was accepted.
+    """Return whether it is unknown if the job was accepted, or as which prediction.
 
     Args:
-        row: Its row.
-        written: Whether a process has the ledger open, which may be about to learn the answer.
+        row: Row of the job.
+        written: A process has the ledger open and may still receive the answer.
     """
     return row.state is State.UNCERTAIN or (row.state is State.INTENT and not written)
 
 
 def expires_at(row: Row) -> float:
-    """When the service deletes the job's video; seconds since the epoch."""
+    """Return the time at which the service deletes the job's video, in seconds since the epoch."""
     return (row.submitted_at or row.updated_at) + RETENTION_S
 
 
 def summaries(ledger: LedgerName, *, batch: str | None = None) -> tuple[Writers, dict[str, Summary]]:
-    """Who writes a ledger now, and where its batches stand, in the order of their names.
+    """Return the processes that write a ledger now, and a summary of each batch, sorted by name.
 
     Raises:
         LedgerError: There is no such ledger.
@@ -172,10 +172,10 @@ def summaries(ledger: LedgerName, *, batch: str | None = None) -> tuple[Writers,
 
 
 def the_batch(ledger: LedgerName, name: str | None) -> Summary:
-    """The batch that is meant: the one of that name, or the only one.
+    """Return the batch of a name, or without a name the only batch.
 
     Raises:
-        ConfigurationError: There is none, or there are several.
+        ConfigurationError: There is no such batch, or there are several.
         LedgerError: There is no such ledger.
     """
     _, found = summaries(ledger, batch=name)
@@ -183,22 +183,24 @@ def the_batch(ledger: LedgerName, name: str | None) -> Summary:
         return next(iter(found.values()))
     if name is not None:
         _, found = summaries(ledger)
-        raise ConfigurationError(f"{ledger} has no batch {name!r}", advice=f"it has {named(found)}")
+        raise ConfigurationError(f"{ledger} has no batch {name!r}", advice=f"it has {format_names(found)}")
     if not found:
         raise ConfigurationError(f"{ledger} has no jobs", advice="name the ledger of a run")
-    raise ConfigurationError(f"{ledger} has {len(found)} batches: {named(found)}", advice="say which: --name NAME")
+    raise ConfigurationError(
+        f"{ledger} has {len(found)} batches: {format_names(found)}", advice="choose one with --name NAME"
+    )
 
 
-def named(found: Iterable[str]) -> str:
-    """Names of batches, to be read and copied."""
-    return ", ".join(name or "'' (outside of batches)" for name in found) or "none"
+def format_names(batches: Iterable[str]) -> str:
+    """Format names of batches for a message."""
+    return ", ".join(name or "'' (outside of batches)" for name in batches) or "none"
 
 
-def moment(at: float | None) -> str:
-    """A time to read, in the zone of the computer."""
+def format_local_time(at: float | None) -> str:
+    """Format a time for people, in the local time zone; None is empty."""
     return "" if at is None else datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def instant(at: float | None) -> str | None:
-    """A time for machines."""
+def format_iso_time(at: float | None) -> str | None:
+    """Format a time in ISO 8601 with milliseconds, for JSON."""
     return None if at is None else datetime.fromtimestamp(at).astimezone().isoformat(timespec="milliseconds")

@@ -1,4 +1,4 @@
-"""What is told of the jobs of a run: a line each, the paid ids that still have no video, and how to get at them."""
+"""Results of a run: JSON lines, and the paid predictions that have no video yet."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from kling_async.errors import (
 )
 from kling_async.ledger import State
 
-from .output import block, clean, say
-from .progress import counted
+from .output import plural, print_panel, print_text, printable
 from .reading import rows_of
 
 if TYPE_CHECKING:
@@ -34,12 +33,12 @@ if TYPE_CHECKING:
 
     from .ledgers import LedgerName
 
-_LISTED: Final = 10
-_NAMED: Final = 4
+_MAX_IDS_LISTED: Final = 10
+_MAX_IDS_IN_COMMAND: Final = 4
 
 
 def status(outcome: Outcome) -> str:
-    """One word for how a job came out."""
+    """Return one word for the result of a job."""
     match outcome.error:
         case None:
             return "completed"
@@ -60,11 +59,11 @@ def status(outcome: Outcome) -> str:
 
 
 def row(outcome: Outcome, folder: Path) -> dict[str, object]:
-    """An outcome as a line of `--json`.
+    """Return an outcome as a line of `--json`.
 
     Args:
         outcome: The outcome.
-        folder: What the paths of files are relative to.
+        folder: Folder that the paths of files are relative to.
     """
     error = outcome.error
     file: str | None = None
@@ -85,14 +84,14 @@ def row(outcome: Outcome, folder: Path) -> dict[str, object]:
 
 
 def problem_lines(problems: Iterable[RowProblem]) -> Iterator[str]:
-    """What is wrong with a manifest, as JSON lines."""
+    """Yield the problems of a manifest as JSON lines."""
     for problem in problems:
-        told = {"file": problem.file, "line": problem.line, "field": problem.path, "message": problem.message}
-        yield json.dumps(told) + "\n"
+        line = {"file": problem.file, "line": problem.line, "field": problem.path, "message": problem.message}
+        yield json.dumps(line) + "\n"
 
 
 def unfetched(ledger: LedgerName) -> dict[str, Row]:
-    """The paid predictions of a ledger that are not known to have failed or to be saved, by id."""
+    """Return the paid predictions of a ledger that are neither saved nor known to have failed, by id."""
     return {row.prediction_id: row for row in rows_of(ledger, states=_OPEN) if row.prediction_id}
 
 
@@ -100,23 +99,30 @@ _OPEN: Final = frozenset({State.SUBMITTED, State.COMPLETED})
 
 
 def fetch_command(ids: Mapping[str, str], out: str | Path, ledger: LedgerName | None, provider: str) -> str:
-    """The command that brings those videos."""
-    named = list(ids) if len(ids) <= _NAMED or ledger is None else []
-    words = ["kling-async", "fetch", *named, "--out", str(out)]
+    """Return the command that fetches the videos of predictions.
+
+    Args:
+        ids: Ids and keys; many of them are left for the ledger to name.
+        out: Destination of the videos.
+        ledger: Ledger with the ids; None if there is none.
+        provider: Name of the provider.
+    """
+    listed = list(ids) if len(ids) <= _MAX_IDS_IN_COMMAND or ledger is None else []
+    words = ["kling-async", "fetch", *listed, "--out", str(out)]
     if ledger is not None and ledger.path != Path(out) / "run.db":
-        words += ledger.option
+        words += ledger.as_option
     if provider != "wavespeed":
         words += ["--provider", provider]
     return shlex.join(words)
 
 
-def tell_command(to: Console, command: str) -> None:
-    """A command to copy: never framed, never broken."""
-    to.print(Text(f"  {command}", "bold green"), soft_wrap=True)
+def print_command(console: Console, command: str) -> None:
+    """Print a command on one line, without a frame, so that it can be copied."""
+    console.print(Text(f"  {command}", "bold green"), soft_wrap=True)
 
 
-def tell_unsaved(
-    to: Console,
+def print_unsaved(
+    console: Console,
     unsaved: Mapping[str, str],
     running: int,
     *,
@@ -125,30 +131,35 @@ def tell_unsaved(
     provider: str,
     rehearsal: bool = False,
 ) -> None:
-    """Say which paid predictions have no video yet, and how to get them.
+    """Print which paid predictions have no video yet, and the command that fetches them.
 
     Args:
-        to: Where to.
+        console: The console to print to.
         unsaved: Ids and keys.
-        running: How many of them still run.
-        out: Where the videos go.
-        ledger: The ledger that has their ids.
-        provider: The provider's name.
-        rehearsal: Whether it was the emulator that is gone now.
+        running: Number of them that still run.
+        out: Destination of the videos.
+        ledger: Ledger with the ids; None if there is none.
+        provider: Name of the provider.
+        rehearsal: The service was an emulator that has ended.
     """
     if not unsaved:
         return
-    lines = [Text(f"{prediction_id}  {clean(key)}") for prediction_id, key in list(unsaved.items())[:_LISTED]]
-    if len(unsaved) > _LISTED:
-        lines.append(Text(f"and {len(unsaved) - _LISTED} more", "dim"))
+    lines = [
+        Text(f"{prediction_id}  {printable(key)}") for prediction_id, key in list(unsaved.items())[:_MAX_IDS_LISTED]
+    ]
+    if len(unsaved) > _MAX_IDS_LISTED:
+        lines.append(Text(f"and {len(unsaved) - _MAX_IDS_LISTED} more", "dim"))
     ended = len(unsaved) - running
-    said = [f"{counted(running, 'paid prediction')} still running at the service"] if running else []
-    said += [f"{counted(ended, 'video')} paid for and not saved"] if ended else []
+    title = [f"{plural(running, 'paid prediction')} still running at the service"] if running else []
+    title += [f"{plural(ended, 'video')} paid for and not saved"] if ended else []
     if ledger is not None:
         lines.append(Text(f"The ids are in {ledger}.", "dim"))
     if rehearsal:
         lines.append(Text("They ran in the emulator, which has ended with this command: there is nothing to fetch."))
-    block(to, ", ".join(said), lines, "yellow")
+    print_panel(console, ", ".join(title), lines, "yellow")
     if not rehearsal:
-        say(to, "There is no cancel on this service. Videos are kept for 7 days; this brings them at no further cost:")
-        tell_command(to, fetch_command(unsaved, out, ledger, provider))
+        print_text(
+            console,
+            "There is no cancel on this service. Videos are kept for 7 days; this fetches them at no further cost:",
+        )
+        print_command(console, fetch_command(unsaved, out, ledger, provider))

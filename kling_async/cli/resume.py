@@ -1,12 +1,10 @@
-"""`kling-async resume`: a batch that an earlier process began, out of its ledger alone."""
+"""`kling-async resume`: continue a batch of an earlier process from its ledger alone."""
 
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import attrs
 from rich.text import Text
 
 from kling_async._clock import SystemClock
@@ -17,60 +15,44 @@ from kling_async.manifest import Kind
 from kling_async.results import job_of
 
 from .interrupts import Exit, interruptible
-from .ledgers import LedgerName
-from .output import clean, console, route_logs, say
-from .places import place
-from .plan import Plan, tell_level, tell_plan
-from .progress import counted
+from .output import make_console, plural, print_text, printable, route_logs
+from .places import destination
+from .plan import Plan, parse_budget, print_level_hint, print_plan
 from .reading import rows_of, the_batch
-from .runner import BatchOptions, Work, agreed, check_gallery, check_out, run_batch, tell_budget
+from .runner import (
+    Work,
+    check_destination,
+    check_gallery,
+    confirm_spending,
+    new_session,
+    print_budget_warning,
+    run_batch,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from kling_async.ledger import Row
 
+    from .options import ResumeOptions
     from .reading import Summary
 
 
-@attrs.frozen(kw_only=True)
-class ResumeOptions(BatchOptions):
-    """What the user asked for; see the help of the command."""
-
-    ledger: LedgerName
-    name: str | None = None
-
-    @property
-    def ledger_path(self) -> LedgerName:
-        """The ledger."""
-        return self.ledger
-
-    @property
-    def home(self) -> Path:
-        """The ledger's folder, or one that is called after the batch."""
-        file = self.ledger.path
-        return Path(f"kling-{self.name}" if self.name else "kling-results") if file is None else file.parent
-
-    @property
-    def from_ledger(self) -> bool:
-        """Whether the ledger has all jobs before the first is sent."""
-        return True
-
-
 def resume(options: ResumeOptions) -> Exit:
-    """Find the batch, estimate, ask, run, tell."""
-    to = console(stderr=options.as_json)
-    if options.ledger.rehearsal:
+    """Find the batch, price its unsent jobs, ask, run it and print its summary."""
+    console = make_console(stderr=options.as_json)
+    ledger = options.ledger_name
+    if ledger.is_rehearsal:
         raise ConfigurationError(
-            f"{options.ledger} is of a rehearsal, whose emulator has ended, and its predictions with it",
+            f"{ledger} is of a rehearsal: its predictions ended with its emulator",
             advice="rehearse again with kling-async run --emulator, or name the ledger of a real run",
         )
-    session = options.session()
+    session = new_session(options)
     check_gallery(options)
-    check_out(options)
-    found = the_batch(options.ledger, options.name)
-    budget = options.new_budget()
-    unsent = list(rows_of(options.ledger, batch=found.name, states=UNSENT))
+    check_destination(options)
+    found = the_batch(ledger, options.name)
+    budget = parse_budget(options.budget, options.provider, allow_estimate=options.allow_estimate)
+    unsent = list(rows_of(ledger, batch=found.name, states=UNSENT))
     kinds = Counter(_kind(row) for row in unsent)
     work = Work(
         name=found.name,
@@ -78,20 +60,20 @@ def resume(options: ResumeOptions) -> Exit:
         plan=Plan.of(kinds, options.provider),
         budget=budget,
         batch=lambda kling: kling.resume(
-            name=found.name, budget=budget, save_to=place(options.out), deadline=options.deadline
+            name=found.name, budget=budget, save_to=destination(options.out), deadline=options.deadline
         ),
     )
     if not options.quiet:
-        _tell(to, options, found, len(unsent))
+        _print_batch(console, options, found, len(unsent))
         if kinds:
-            tell_plan(to, work.plan)
-            tell_budget(to, work)
-            tell_level(to, kinds, session)
-    if kinds and not agreed(to, options):
-        to.print("Nothing was sent.")
+            print_plan(console, work.plan)
+            print_budget_warning(console, work)
+            print_level_hint(console, kinds, session)
+    if kinds and not confirm_spending(console, options):
+        console.print("Nothing was sent.")
         return Exit.NOTHING_DONE
-    route_logs(to, debug=options.debug)
-    return interruptible(lambda: run_batch(to, options, work, clock=SystemClock()))
+    route_logs(console, debug=options.debug)
+    return interruptible(lambda: run_batch(console, options, work, clock=SystemClock()))
 
 
 def _kind(row: Row) -> Kind:
@@ -100,10 +82,10 @@ def _kind(row: Row) -> Kind:
     return Kind(row.model, duration if isinstance(duration, int) else 0, bool(fields.get("sound")))
 
 
-def _tell(to: Console, options: ResumeOptions, found: Summary, unsent: int) -> None:
-    """Where the batch stands."""
+def _print_batch(console: Console, options: ResumeOptions, found: Summary, unsent: int) -> None:
+    """Print how many jobs of the batch are in which state."""
     states = found.states
-    stands = (
+    counts = (
         (states[State.DOWNLOADED], "saved"),
         (states[State.COMPLETED], "to be saved"),
         (states[State.SUBMITTED], "running"),
@@ -113,6 +95,6 @@ def _tell(to: Console, options: ResumeOptions, found: Summary, unsent: int) -> N
         (states[State.ABANDONED], "given up"),
         (unsent, f"to be sent to {options.provider}"),
     )
-    told = ", ".join(f"{count} {word}" for count, word in stands if count)
-    batch = clean(f" of {found.name}") if found.name else ""
-    say(to, Text.assemble((counted(found.jobs, "job"), "bold"), f"{batch} in {options.ledger}: {told}"))
+    text = ", ".join(f"{count} {word}" for count, word in counts if count)
+    batch = printable(f" of {found.name}") if found.name else ""
+    print_text(console, Text.assemble((plural(found.jobs, "job"), "bold"), f"{batch} in {options.ledger_name}: {text}"))

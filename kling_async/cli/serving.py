@@ -1,49 +1,47 @@
-"""`kling-async emulator`, and the emulators that other commands run beside their work."""
+"""`kling-async emulator`, and the emulators that other commands run inside their own process."""
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import attrs
 from rich.text import Text
 
 from kling_async.emulator import Chaos, Emulator, serve
+from kling_async.errors import ConfigurationError
 
-from .choices import LevelChoice, ProfileChoice
 from .interrupts import Exit
-from .output import block, console, reach_loopback_directly
+from .output import bypass_proxy_for_loopback, make_console, print_panel
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-
-@attrs.frozen(kw_only=True)
-class ServeOptions:
-    """What the user asked for; see the help of the command."""
-
-    host: str = "127.0.0.1"
-    port: int = 8787
-    gptproto_port: int = 8788
-    speed: float = 1.0
-    seconds: float | None = None
-    level: LevelChoice = LevelChoice.GOLD
-    balance: float = 1000.0
-    profile: ProfileChoice = ProfileChoice.VIDEO
-    seed: int | None = None
-    chaos: float = 0.0
+    from .choices import LevelChoice, ProfileChoice
+    from .options import EmulatorOptions
 
 
-def emulator_of(*, level: LevelChoice, profile: ProfileChoice, **more: Any) -> Emulator:
-    """An emulator that this process can reach, not entered yet."""
-    reach_loopback_directly()
+def new_emulator(*, level: LevelChoice, profile: ProfileChoice, **more: Any) -> Emulator:
+    """Return an emulator that this process can reach, not started yet.
+
+    Args:
+        level: Level of its accounts.
+        profile: Kind of videos.
+        more: Further arguments of the emulator.
+    """
+    bypass_proxy_for_loopback()
     return Emulator(level=level.value, profile=profile.value, **more)
 
 
-def serve_emulator(options: ServeOptions) -> Exit:
-    """Serve until interrupted."""
-    to = console()
-    emulator = emulator_of(
+def serve_emulator(options: EmulatorOptions) -> Exit:
+    """Serve until interrupted.
+
+    Raises:
+        ConfigurationError: A port is in use.
+        OSError: The address cannot be listened on.
+    """
+    console = make_console()
+    emulator = new_emulator(
         host=options.host,
         port=options.port,
         gptproto_port=options.gptproto_port,
@@ -55,12 +53,21 @@ def serve_emulator(options: ServeOptions) -> Exit:
         seed=options.seed,
         chaos=Chaos(options.chaos, options.seed or 0) if options.chaos else None,
     )
-    anyio.run(lambda: serve(emulator, ready=lambda ready: _announce(to, ready, options)))
-    to.print("The emulator has ended.")
+    try:
+        anyio.run(lambda: serve(emulator, ready=lambda ready: _announce(console, ready, options)))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise ConfigurationError(
+            f"port {options.port} or {options.gptproto_port} on {options.host} is already in use",
+            advice="choose others with --port and --gptproto-port; 0 takes a free one",
+        ) from None
+    console.print("The emulator has ended.")
     return Exit.WELL
 
 
-def _announce(to: Console, emulator: Emulator, options: ServeOptions) -> None:
+def _announce(console: Console, emulator: Emulator, options: EmulatorOptions) -> None:
+    """Print the addresses, and the variables that point a program at them."""
     pace = "in real time" if options.speed == 1 else f"{options.speed:g} times as fast as the real service"
     lines = [
         Text.assemble(("WaveSpeed  ", "dim"), (emulator.base_url, "bold cyan")),
@@ -68,18 +75,17 @@ def _announce(to: Console, emulator: Emulator, options: ServeOptions) -> None:
         Text.assemble(("accounts   ", "dim"), f"level {options.level}, ${options.balance:,.2f} each, {pace}"),
     ]
     if options.chaos:
-        lines.append(
-            Text.assemble(("chaos      ", "dim"), (f"{options.chaos:.0%} of all requests meet a fault", "yellow"))
-        )
-    block(to, "Kling on this computer, for nothing", lines)
-    to.print("Paste this where your program runs:")
-    to.print()
-    # Not framed and never wrapped: it is there to be copied.
+        share = f"{options.chaos:.0%} of all requests meet a fault"
+        lines.append(Text.assemble(("chaos      ", "dim"), (share, "yellow")))
+    print_panel(console, "Kling on this computer, for nothing", lines)
+    console.print("Paste this where your program runs:")
+    console.print()
+    # Neither framed nor wrapped, so that they can be copied.
     for line in (
         f"export WAVESPEED_BASE_URL={emulator.base_url} WAVESPEED_API_KEY={emulator.api_key}",
         f"export GPTPROTO_BASE_URL={emulator.gptproto_url} GPTPROTO_API_KEY={emulator.gptproto_key}",
     ):
-        to.print(Text(line, "green"), soft_wrap=True)
-    to.print()
-    to.print(Text("Ctrl-C ends it.", "dim"))
-    to.file.flush()
+        console.print(Text(line, "green"), soft_wrap=True)
+    console.print()
+    console.print(Text("Ctrl-C ends it.", "dim"))
+    console.file.flush()

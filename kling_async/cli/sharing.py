@@ -1,4 +1,4 @@
-"""`kling-async enqueue` and `worker`: many workers over one ledger in PostgreSQL."""
+"""`kling-async enqueue` and `worker`: many workers on one ledger in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import attrs
+from rich.text import Text
 
 from kling_async._clock import SystemClock
 from kling_async._session.session import KlingSession
@@ -17,103 +17,71 @@ from kling_async._worker.worker import Worker
 from kling_async.errors import KlingError
 from kling_async.manifest import read_manifest
 
-from .choices import LevelChoice
 from .interrupts import Exit, interruptible, took_interrupt
-from .ledgers import LedgerName
-from .output import console, route_logs, say, show_error
-from .progress import counted, progress
-from .runner import budget_of
+from .output import make_console, plural, print_error, print_text, route_logs
+from .plan import parse_budget
+from .progress import progress
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from kling_async.ledger.postgres import PostgresLedger
 
+    from .options import EnqueueOptions, SharedOptions, WorkerOptions
 
-@attrs.frozen(kw_only=True)
-class SharedOptions:
-    """Which ledger.
 
-    Attributes:
-        ledger: Its name.
-        lease: Seconds after which the jobs of a worker that is not heard of are others'.
+def _shared_ledger(options: SharedOptions, *, lease: float = 60.0) -> PostgresLedger:
+    """Return the ledger, not open yet.
+
+    Args:
+        options: Options that name it.
+        lease: Seconds after which the jobs of a silent worker are released.
+
+    Raises:
+        ConfigurationError: It is a file, which cannot be shared.
     """
-
-    ledger: LedgerName
-    lease: float = 60.0
-
-    def made(self) -> PostgresLedger:
-        """The ledger, not open.
-
-        Raises:
-            ConfigurationError: It is none that can be shared.
-        """
-        ledger = shared_ledger(self.ledger.made())
-        return type(ledger)(str(self.ledger.where), account=self.ledger.account, lease=self.lease)
-
-    @asynccontextmanager
-    async def opened(self) -> AsyncIterator[PostgresLedger]:
-        """The ledger, open."""
-        ledger = self.made()
-        await ledger.open()
-        try:
-            yield ledger
-        finally:
-            await ledger.aclose()
+    name = options.ledger_name
+    ledger = shared_ledger(name.create())
+    return type(ledger)(str(name.where), account=name.account, lease=lease)
 
 
-@attrs.frozen(kw_only=True)
-class EnqueueOptions(SharedOptions):
-    """What the user asked for; see the help of the command."""
-
-    manifest: Path
-    batch: str | None = None
-
-
-@attrs.frozen(kw_only=True)
-class WorkerOptions(SharedOptions):
-    """What the user asked for; see the help of the command."""
-
-    out: Path | None = None
-    provider: str = "wavespeed"
-    level: LevelChoice = LevelChoice.BRONZE
-    max_in_flight: int | None = None
-    budget: str | None = None
-    allow_estimate: bool = False
-    retry_failed: int = 0
-    sole_user: bool = False
-    quiet: bool = False
-    debug: bool = False
+@asynccontextmanager
+async def _opened(ledger: PostgresLedger) -> AsyncIterator[PostgresLedger]:
+    await ledger.open()
+    try:
+        yield ledger
+    finally:
+        await ledger.aclose()
 
 
 def enqueue(options: EnqueueOptions) -> Exit:
-    """Check a manifest and write its jobs down for workers."""
+    """Check a manifest and add its jobs to the ledger."""
     manifest = read_manifest(options.manifest)
     batch = options.batch or Path(manifest.name).stem
 
     async def work() -> Exit:
-        async with options.opened() as ledger:
+        async with _opened(_shared_ledger(options)) as ledger:
             new = await enqueue_jobs(ledger, manifest, batch=batch)
         known = len(manifest) - new
-        said = f"{counted(new, 'new job')} in the batch {batch!r}"
-        say(console(), said + (f"; {counted(known, 'job')} known already" if known else ""))
+        text = f"{plural(new, 'new job')} in the batch {batch!r}"
+        print_text(make_console(), Text(text + (f"; {plural(known, 'job')} already there" if known else "")))
         return Exit.WELL
 
     return interruptible(work)
 
 
 def worker(options: WorkerOptions) -> Exit:
-    """Make the jobs of a ledger, until a signal ends it."""
-    to = console(stderr=True)
+    """Run jobs of the ledger until a signal ends the worker."""
+    console = make_console(stderr=True)
     clock = SystemClock()
-    display = progress(to, clock, total=None, quiet=options.quiet)
-    ledger = options.made()
+    display = progress(console, clock, total=None, quiet=options.quiet)
+    ledger = _shared_ledger(options, lease=options.lease)
     session = KlingSession(
         provider=options.provider,
         level=options.level,
         max_in_flight=options.max_in_flight,
         ledger=ledger,
-        budget=budget_of(options.budget, options.provider, allow_estimate=options.allow_estimate),
+        budget=parse_budget(options.budget, options.provider, allow_estimate=options.allow_estimate),
         retry_failed=options.retry_failed,
         sole_user=options.sole_user,
         images="upload" if options.provider == "wavespeed" else "inline",
@@ -121,22 +89,23 @@ def worker(options: WorkerOptions) -> Exit:
     )
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-    route_logs(to, debug=options.debug)
+    route_logs(console, debug=options.debug)
 
     async def work() -> Exit:
-        made, end = Worker(session, save_to=options.out), Exit.WELL
+        made, status = Worker(session, save_to=options.out), Exit.WELL
         try:
             async with display, session:
-                say(to, f"A worker of account {ledger.account!r} at {ledger.address}. Ctrl-C or SIGTERM drains it.")
+                text = f"Worker of account {ledger.account!r} at {ledger.address}. Ctrl-C or SIGTERM drains it."
+                print_text(console, text)
                 await made.run()
         except asyncio.CancelledError:
             took_interrupt()
         except KlingError as error:
-            show_error(error)
-            end = Exit.SOME_FAILED if made.finished > made.failed else Exit.NOTHING_DONE
-        left = len(session.left_running)
-        said = f"{counted(made.finished, 'job')} ended, {made.failed} of them failed"
-        say(to, said + (f"; {counted(left, 'running job')} handed over" if left else ""))
-        return end
+            print_error(error)
+            status = Exit.SOME_FAILED if made.finished > made.failed else Exit.NOTHING_DONE
+        running = len(session.left_running)
+        text = f"{plural(made.finished, 'job')} ended, {made.failed} of them failed"
+        print_text(console, text + (f"; {plural(running, 'running job')} handed over" if running else ""))
+        return status
 
     return interruptible(work)

@@ -1,20 +1,17 @@
-"""Where jobs come from: a manifest, with what its rows leave unsaid. `run` and `estimate` read the same ones."""
+"""Read the manifest that `run` and `estimate` are given."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import attrs
 from rich.text import Text
 
 from kling_async.errors import ManifestError
 from kling_async.manifest import Manifest, read_manifest
 
-from .output import clean
+from .output import plural, printable
 from .plan import check_supported
-from .progress import counted
 from .results import problem_lines
 
 if TYPE_CHECKING:
@@ -22,45 +19,32 @@ if TYPE_CHECKING:
 
     from kling_async._core.job import JobFields
 
-_WARNINGS_SHOWN: Final = 10
+    from .options import SourceOptions
+
+_MAX_WARNINGS_SHOWN: Final = 10
 
 
-@attrs.frozen(kw_only=True)
-class Source:
-    """A manifest as the user names it; see the help of the commands."""
+def read_source(options: SourceOptions, provider: str, *, as_json: bool) -> Manifest | None:
+    """Read and check a manifest.
 
-    manifest: Path
-    prompt: str | None = None
-    model: str | None = None
-    duration: int | None = None
-    root: Path | None = None
-    fit: bool = False
-
-    def read(self) -> Manifest:
-        """The manifest, checked.
-
-        Raises:
-            ManifestError: Rows of it are wrong.
-        """
-        common: JobFields = {}
-        if self.prompt is not None:
-            common["prompt"] = self.prompt
-        if self.model is not None:
-            common["model"] = self.model
-        if self.duration is not None:
-            common["duration"] = self.duration
-        return read_manifest(self.manifest, root=self.root, fit=self.fit, **common)
-
-
-def checked(source: Source, provider: str, *, as_json: bool) -> Manifest | None:
-    """The manifest, all of which the provider has; None when its problems were written as JSON lines on stdout.
+    Args:
+        options: The manifest, and defaults for its rows.
+        provider: Name of the provider, which must have every model.
+        as_json: Write problems to stdout as JSON lines and return None instead of raising `ManifestError`.
 
     Raises:
-        ManifestError: Rows of it are wrong, and nobody asked for JSON.
-        UnsupportedError: The provider has not the models.
+        ManifestError: Rows are wrong.
+        UnsupportedError: The provider lacks a model.
     """
+    defaults: JobFields = {}
+    if options.prompt is not None:
+        defaults["prompt"] = options.prompt
+    if options.model is not None:
+        defaults["model"] = options.model
+    if options.duration is not None:
+        defaults["duration"] = options.duration
     try:
-        manifest = source.read()
+        manifest = read_manifest(options.manifest, root=options.root, fit=options.fit, **defaults)
     except ManifestError as error:
         if not as_json:
             raise
@@ -70,9 +54,9 @@ def checked(source: Source, provider: str, *, as_json: bool) -> Manifest | None:
     return manifest
 
 
-def tell_warnings(to: Console, manifest: Manifest) -> None:
-    """What the service may not like."""
-    for warning in manifest.warnings[:_WARNINGS_SHOWN]:
-        to.print(Text(clean(f"warning: {warning}"), "yellow"), soft_wrap=True)
-    if len(manifest.warnings) > _WARNINGS_SHOWN:
-        to.print(Text(f"and {counted(len(manifest.warnings) - _WARNINGS_SHOWN, 'more warning')}", "dim"))
+def print_warnings(console: Console, manifest: Manifest) -> None:
+    """Print the first warnings about images, and the number of the rest."""
+    for warning in manifest.warnings[:_MAX_WARNINGS_SHOWN]:
+        console.print(Text(printable(f"warning: {warning}"), "yellow"), soft_wrap=True)
+    if len(manifest.warnings) > _MAX_WARNINGS_SHOWN:
+        console.print(Text(f"and {plural(len(manifest.warnings) - _MAX_WARNINGS_SHOWN, 'more warning')}", "dim"))

@@ -1,4 +1,4 @@
-"""What the audit writes down, while others write too."""
+"""Refunds that the audit records while other processes write."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from kling_async import Job
 from kling_async._core.account import Billing
 from kling_async._core.content import Content, content_of
-from kling_async.cli.audit import _Bill, _Job, _note
+from kling_async.cli.audit import _Bill, _Job, _record_refund
 from kling_async.errors import LedgerError
 from kling_async.ledger import Entry, Row, SQLiteLedger, State
 
@@ -25,7 +25,7 @@ SENT_AGAIN = Entry(batch="spring", key="a", state=State.INTENT, at=2.0, attempt=
 
 
 class Moving(SQLiteLedger):
-    """A job in it moves on when it has been read."""
+    """A ledger in which a job changes right after it was read."""
 
     then: Entry | None = None
     refuses = False
@@ -43,8 +43,8 @@ class Moving(SQLiteLedger):
         return await super().record(entry)
 
 
-async def noted(path: Path, *, then: Entry | None = None, refuses: bool = False) -> Row:
-    """The row of a failed job after the refund of its prediction was noted."""
+async def after_refund(path: Path, *, then: Entry | None = None, refuses: bool = False) -> Row:
+    """Record the refund of a failed job and return its row."""
     ledger = Moving(path)
     await ledger.open()
     try:
@@ -54,11 +54,11 @@ async def noted(path: Path, *, then: Entry | None = None, refuses: bool = False)
         for entry in (paid, ended):
             row = await ledger.record(entry)
         ledger.then, ledger.refuses = then, refuses
-        bill, kling = _Bill(), SimpleNamespace(account=SimpleNamespace(ledger=ledger))
+        bill, kling = _Bill(), SimpleNamespace(_engine=SimpleNamespace(ledger=ledger))
         bill._lines["p1"] = [Billing(id="b1", kind="refund", price=USD, prediction_id="p1")]
         untyped: Any = kling
         with anyio.fail_after(10):
-            await _note(untyped, _Job(row, {"p1": 1.0}), bill)
+            await _record_refund(untyped, _Job(row, {"p1": 1.0}), bill)
         found = await ledger.find("spring", "a")
         assert found is not None
         return found[0]
@@ -66,16 +66,16 @@ async def noted(path: Path, *, then: Entry | None = None, refuses: bool = False)
         await ledger.aclose()
 
 
-async def test_what_was_given_back_is_noted(tmp_path: Path) -> None:
-    row = await noted(tmp_path / "run.db")
+async def test_refund_is_recorded(tmp_path: Path) -> None:
+    row = await after_refund(tmp_path / "run.db")
     assert (row.state, row.refunded, row.updated_at) == (State.FAILED, USD, 1.0)
 
 
-async def test_a_job_that_is_sent_again_meanwhile_stays_so(tmp_path: Path) -> None:
-    row = await noted(tmp_path / "run.db", then=SENT_AGAIN)
+async def test_refund_is_not_recorded_for_job_sent_again_meanwhile(tmp_path: Path) -> None:
+    row = await after_refund(tmp_path / "run.db", then=SENT_AGAIN)
     assert (row.version, row.refunded) == ((State.INTENT, 2), None)
 
 
-async def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
+async def test_ledger_error_while_recording_refund_propagates(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="the disk is full"):
-        await noted(tmp_path / "run.db", refuses=True)
+        await after_refund(tmp_path / "run.db", refuses=True)

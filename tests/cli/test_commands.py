@@ -1,20 +1,23 @@
-"""What needs no service: help, catalogue, and everything that is refused before a byte is sent."""
+"""Commands that need no service: help, catalogue, and input that is refused before anything is sent."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from kling_async import LEVELS, MODELS, __version__
 from kling_async.cli import main
 from kling_async.cli.app import app
 from kling_async.cli.choices import LevelChoice, ProviderChoice
+from kling_async.cli.models import models
 from kling_async.providers import PROVIDERS
 from support.cli import Cli, jobs
 
@@ -50,21 +53,21 @@ def run(*words: str) -> Result:
     return CliRunner().invoke(app, list(words), env={"COLUMNS": "200", "TERM": "dumb"})
 
 
-def test_help_names_every_command() -> None:
+def test_help_lists_every_command() -> None:
     result = run("--help")
     assert result.exit_code == 0
     assert all(command in result.output for command in COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_of_every_command_documents_the_exit_statuses(command: str) -> None:
+def test_command_help_documents_exit_statuses(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
     assert "0 all went well, 1 some jobs failed, 2 bad input or usage, 3 nothing was done, 130" in result.output
 
 
 @pytest.mark.parametrize("command", ["resume", "status", "ledger", "export", "gallery"])
-def test_the_help_says_what_a_ledger_can_be(command: str) -> None:
+def test_help_shows_type_of_ledger_argument(command: str) -> None:
     shown = run(command, "--help").output
     assert "<file|url>" in shown
     assert "LedgerName" not in shown
@@ -76,16 +79,47 @@ def test_no_option_takes_a_key() -> None:
     )
 
 
+def test_help_shows_no_type_for_flags() -> None:
+    assert all("bool" not in run(*command.split(), "--help").output for command in ("", *COMMANDS))
+
+
+@pytest.mark.parametrize("command", ["run", "resume"])
+def test_help_of_batch_commands_has_common_options(command: str) -> None:
+    shown = run(command, "--help").output
+    for option in ("--out", "--level", "--fit", "--budget", "--retry-failed", "--gallery", "--json", "--yes"):
+        assert shown.count(f"{option} ") == 1
+
+
+@pytest.mark.parametrize("command", ["resume --out videos", "status", "ledger", "export", "gallery", "worker"])
+def test_missing_ledger_is_reported_with_its_variable(command: str) -> None:
+    result = run(*command.split())
+    assert result.exit_code == 2
+    assert "no ledger given" in result.stderr
+    assert "KLING_LEDGER" in result.stderr
+
+
+def test_models_fits_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=80, color_system=None, _environ={})
+    monkeypatch.setattr("kling_async.cli.models.make_console", lambda: console)
+    models(as_json=False)
+    lines = text.getvalue().splitlines()
+    for model in MODELS:
+        assert any(line.split()[:1] == [model.id] for line in lines), "ids are copied, so they are not broken"
+        for seconds in (5, 10):
+            assert any(str(model.price(seconds)) in line for line in lines if line.split()[:1] == [model.name])
+
+
 def test_version() -> None:
     assert run("--version").output == f"kling-async {__version__}\n"
 
 
-def test_choices_are_those_of_the_library() -> None:
+def test_choices_match_library() -> None:
     assert {choice.value for choice in LevelChoice} == set(LEVELS)
     assert {choice.value for choice in ProviderChoice} == set(PROVIDERS)
 
 
-def test_models_as_a_table_and_as_json() -> None:
+def test_models_prints_table_and_json() -> None:
     table = run("models").output
     assert all(model.id in table for model in MODELS)
     assert "≈ $0.28" in table
@@ -96,7 +130,7 @@ def test_models_as_a_table_and_as_json() -> None:
     }
 
 
-def test_a_missing_key_is_told_with_its_variable_before_anything_else(tmp_path: Path) -> None:
+def test_missing_key_is_reported_first_with_its_variable(tmp_path: Path) -> None:
     result = run("run", jobs(tmp_path, {}), "--out", "videos")
     assert result.exit_code == 2
     assert "no API key for wavespeed" in result.stderr
@@ -104,7 +138,7 @@ def test_a_missing_key_is_told_with_its_variable_before_anything_else(tmp_path: 
     assert not (tmp_path / "videos").exists()
 
 
-def test_a_bad_manifest_is_told_line_by_line(tmp_path: Path) -> None:
+def test_bad_manifest_is_reported_line_by_line(tmp_path: Path) -> None:
     path = jobs(tmp_path, {"duration": 15}, {"key": "\x1b[31mred", "prompt": ""}, {"image": "../face.png"})
     result = run("run", path, "--out", "videos", "--emulator")
     assert result.exit_code == 2
@@ -116,7 +150,7 @@ def test_a_bad_manifest_is_told_line_by_line(tmp_path: Path) -> None:
     ]
 
 
-def test_a_model_that_the_provider_lacks_is_told_before_the_run(tmp_path: Path) -> None:
+def test_model_missing_at_provider_is_reported_before_run(tmp_path: Path) -> None:
     path = jobs(tmp_path, {"model": "kling-v2.6-std"}, {"model": "kling-v2.6-std"})
     result = run("run", path, "--out", "videos", "--provider", "gptproto", "--emulator")
     assert result.exit_code == 2
@@ -137,13 +171,13 @@ def test_a_model_that_the_provider_lacks_is_told_before_the_run(tmp_path: Path) 
         ("fetch", "abc", "--out", "videos"),
     ],
 )
-def test_bad_usage_is_status_2_and_no_traceback(words: tuple[str, ...]) -> None:
+def test_bad_usage_exits_2_without_traceback(words: tuple[str, ...]) -> None:
     result = run(*words)
     assert result.exit_code == 2
     assert "Traceback" not in result.output + result.stderr
 
 
-def test_pictures_that_the_service_would_refuse_are_told_together(tmp_path: Path) -> None:
+def test_demo_reports_every_unusable_picture(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"GIF89a")
     (tmp_path / "b.png").write_bytes(b"")
     result = run("demo", "a.png", "b.png")
@@ -152,13 +186,13 @@ def test_pictures_that_the_service_would_refuse_are_told_together(tmp_path: Path
     assert "b.png: is empty" in result.stderr
 
 
-def test_debug_shows_the_traceback(cli: Cli) -> None:
+def test_debug_prints_traceback(cli: Cli) -> None:
     assert "Traceback" not in cli("run", "missing.jsonl", "--out", "videos").stderr
     assert "Traceback" in cli("--debug", "run", "missing.jsonl", "--out", "videos").stderr
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-def test_a_mistake_in_the_program_is_no_traceback(monkeypatch: pytest.MonkeyPatch, *, grouped: bool) -> None:
+def test_bug_prints_error_without_traceback(monkeypatch: pytest.MonkeyPatch, *, grouped: bool) -> None:
     def broken(*, as_json: bool) -> None:
         error = TypeError("a bug")
         raise ExceptionGroup("several", [error]) if grouped else error
@@ -171,7 +205,7 @@ def test_a_mistake_in_the_program_is_no_traceback(monkeypatch: pytest.MonkeyPatc
     assert "Traceback" not in result.stderr
 
 
-def test_without_the_extra_it_says_how_to_install_it(
+def test_missing_extra_prints_install_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -181,7 +215,7 @@ def test_without_the_extra_it_says_how_to_install_it(
     assert "pip install 'kling-async[cli]'" in capsys.readouterr().err
 
 
-def test_a_pipe_that_nobody_reads_is_no_traceback(cli: Cli) -> None:
+def test_closed_pipe_prints_no_traceback(cli: Cli) -> None:
     process = cli.start("models")
     assert process.stdout is not None
     process.stdout.close()

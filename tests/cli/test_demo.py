@@ -1,4 +1,4 @@
-"""`demo` and `emulator` as somebody runs them who has just installed the package."""
+"""`demo` and `emulator`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import av
 import pytest
 from PIL import Image
 
-from kling_async.cli.demo import planned
-from kling_async.cli.pictures import paint
+from kling_async._images.preflight import preflight
+from kling_async.cli.demo import _PICTURE_NAMES, _PICTURES, plan_jobs
 from kling_async.manifest import read_manifest
 from support.cli import Cli
 
 
-def test_a_small_demo_makes_real_videos_and_plain_lines(cli: Cli) -> None:
+def test_quick_demo_makes_real_videos(cli: Cli) -> None:
     done = cli("demo", "--quick", "--out", "kling-demo")
     assert (done.returncode, done.stderr) == (0, "")
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", done.stdout)
@@ -31,16 +31,16 @@ def test_a_small_demo_makes_real_videos_and_plain_lines(cli: Cli) -> None:
         with av.open(str(video)) as container:
             assert container.duration == 5_000_000
             shown: Image.Image = next(container.decode(video=0)).to_image()  # type: ignore[no-untyped-call]  # PyAV's types
-            # A picture and no placeholder: it has colours.
+            # A rendered picture, unlike a placeholder, has many colours.
             assert len(set(shown.resize((16, 16)).get_flattened_data())) > 30
-    assert "desert-broken failed: the service refunds a failed prediction" in done.stdout
-    assert "The emulated service charged $1.46 for 4 predictions and gave $0.28 back" in done.stdout
+    assert "desert-failing failed: the service refunds a failed prediction" in done.stdout
+    assert "The emulated service charged $1.46 for 4 predictions and refunded $0.28" in done.stdout
     assert "3 videos in kling-demo" in done.stdout
     assert "export WAVESPEED_API_KEY" in done.stdout
     assert [key for key, _ in read_manifest(folder / "jobs.jsonl")] == ["dawn-standard", "dawn-start-end"]
 
 
-def test_a_demo_takes_the_pictures_that_it_is_given(cli: Cli) -> None:
+def test_demo_uses_given_pictures(cli: Cli) -> None:
     paint_one(cli.folder / "mine.png")
     done = cli("demo", "mine.png", "--out", "out", "--jobs", "1", "--speed", "200")
     assert done.returncode == 0
@@ -52,9 +52,9 @@ def paint_one(path: Path) -> None:
     Image.radial_gradient("L").resize((400, 400)).convert("RGB").save(path)
 
 
-def test_the_demo_is_mixed_and_its_keys_are_unlike(tmp_path: Path) -> None:
+def test_demo_mixes_models_and_keys_are_unique(tmp_path: Path) -> None:
     pictures = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
-    jobs = planned(pictures, 40)
+    jobs = plan_jobs(pictures, 40)
     assert len(jobs) == 40
     used = Counter((provider, job.row.name, job.duration) for provider, job in jobs.values())
     assert {name for _, name, _ in used} == {
@@ -67,21 +67,26 @@ def test_the_demo_is_mixed_and_its_keys_are_unlike(tmp_path: Path) -> None:
     assert {duration for _, _, duration in used} == {5, 10}
 
 
-def test_painted_pictures_are_good_inputs_and_the_same_every_time(tmp_path: Path) -> None:
-    first = paint(tmp_path / "a")
-    second = paint(tmp_path / "b")
-    assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
-    for file in first:
-        with Image.open(file) as picture:
-            assert min(picture.size) >= 300
-        assert file.stat().st_size < 2_000_000
+def test_shipped_pictures_are_valid_inputs() -> None:
+    assert {file.name for file in _PICTURES.iterdir()} == set(_PICTURE_NAMES)
+    for name in _PICTURE_NAMES:
+        facts = preflight(_PICTURES / name)
+        assert (facts.type, facts.warnings) == ("image/jpeg", ())
+        assert (_PICTURES / name).stat().st_size < 25_000
+
+
+def test_start_and_end_frames_differ() -> None:
+    pictures = [_PICTURES / name for name in _PICTURE_NAMES]
+    ends = [job for _, job in plan_jobs(pictures, 12).values() if job.end_image is not None]
+    assert ends
+    assert all(job.image != job.end_image for job in ends)
 
 
 @pytest.mark.parametrize(
     "numbers",
     [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)],
 )
-def test_an_interrupted_demo_ends_in_order(cli: Cli, numbers: tuple[signal.Signals, ...]) -> None:
+def test_interrupted_demo_exits_cleanly(cli: Cli, numbers: tuple[signal.Signals, ...]) -> None:
     with cli.start("demo", "--out", "kling-demo", "--speed", "10") as process:
         cli.wait_for(process, "accepted")
         for number in numbers:
@@ -93,7 +98,7 @@ def test_an_interrupted_demo_ends_in_order(cli: Cli, numbers: tuple[signal.Signa
     assert [path.name for path in (cli.folder / "kling-demo").iterdir()] == ["pictures"]
 
 
-def test_the_emulator_tells_what_to_export_and_answers(cli: Cli) -> None:
+def test_emulator_prints_exports_and_answers(cli: Cli) -> None:
     words = ("emulator", "--port", "0", "--gptproto-port", "0", "--profile", "tiny")
     with cli.start(*words) as process:
         printed = cli.wait_for(process, "Ctrl-C")
@@ -108,7 +113,7 @@ def test_the_emulator_tells_what_to_export_and_answers(cli: Cli) -> None:
     assert "The emulator has ended." in rest
 
 
-def test_the_emulator_goes_wrong_when_told_to(cli: Cli) -> None:
+def test_emulator_chaos_option_sets_fault_rate(cli: Cli) -> None:
     words = ("emulator", "--port", "0", "--gptproto-port", "0", "--profile", "tiny", "--chaos", "0.25", "--seed", "7")
     with cli.start(*words) as process:
         printed = cli.wait_for(process, "Ctrl-C")
@@ -125,7 +130,7 @@ def test_the_emulator_goes_wrong_when_told_to(cli: Cli) -> None:
     assert cli("emulator", "--chaos", "2").returncode == 2
 
 
-def test_a_port_that_is_taken_is_told(cli: Cli) -> None:
+def test_emulator_reports_port_in_use(cli: Cli) -> None:
     words = ("emulator", "--gptproto-port", "0", "--profile", "tiny", "--port")
     with cli.start(*words, "0") as process:
         printed = cli.wait_for(process, "Ctrl-C")
@@ -136,4 +141,5 @@ def test_a_port_that_is_taken_is_told(cli: Cli) -> None:
         process.communicate(timeout=10)
     assert second.returncode == 2
     assert "Traceback" not in second.stderr
-    assert "address already in use" in second.stderr
+    assert f"port {port[1]} or 0 on 127.0.0.1 is already in use" in second.stderr
+    assert "--port" in second.stderr

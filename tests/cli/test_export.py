@@ -1,4 +1,4 @@
-"""`export`, and the round from a run with failures over its errors to all videos."""
+"""`export`, and the way from a run with failures through its errors manifest to all videos."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.pictures import jpeg
 
 
 @pytest.mark.anyio
-async def test_the_errors_of_a_faulty_run_fed_back_in_complete_the_batch(cli: Cli) -> None:
+async def test_running_errors_manifest_completes_batch(cli: Cli) -> None:
     (cli.folder / "face.jpg").write_bytes(jpeg())
     rows = {key: {"prompt": prompt, "image": "face.jpg"} for key, prompt in zip("abcdef", "mmxmym", strict=True)}
     path = jobs(cli.folder, *({"key": key, **row} for key, row in rows.items()))
@@ -52,14 +52,14 @@ async def test_the_errors_of_a_faulty_run_fed_back_in_complete_the_batch(cli: Cl
         assert (again.returncode, again.stderr) == (0, "")
         charged = len(emulator.charges())
     assert {path.stem for path in (cli.folder / "videos").glob("*.mp4")} == set(rows)
-    assert charged == 4 + 1 + 2, "nothing that was made was paid for again"
+    assert charged == 4 + 1 + 2, "no finished job was paid for again"
     metadata = cli("export", "videos/run.db", "--format", "metadata", "--format", "parquet")
     assert "videos/metadata.jsonl: 6 jobs" in metadata.stdout
     assert "videos/results: 6 jobs" in metadata.stdout
 
 
 @pytest.mark.anyio
-async def test_a_run_ends_with_its_results_and_its_errors_run_until_all_is_there(cli: Cli) -> None:
+async def test_printed_rerun_commands_lead_to_complete_results(cli: Cli) -> None:
     (cli.folder / "face.jpg").write_bytes(jpeg())
     path = jobs(cli.folder, *({"key": key, "prompt": key, "image": "face.jpg"} for key in "abc"))
     videos = cli.folder / "videos"
@@ -95,10 +95,10 @@ async def test_a_run_ends_with_its_results_and_its_errors_run_until_all_is_there
     stats = json.loads((videos / "stats.json").read_text())
     assert (stats["jobs"], stats["states"]) == (3, {"completed": 3})
     assert stats["spent_usd"] == pytest.approx(6 * 0.28)
-    assert charged == 6, "nothing that was made was paid for again"
+    assert charged == 6, "no finished job was paid for again"
 
 
-def test_results_go_elsewhere_or_nowhere(cli: Cli) -> None:
+def test_results_options_redirect_or_disable_files(cli: Cli) -> None:
     (cli.folder / "face.jpg").write_bytes(jpeg())
     path = jobs(cli.folder, {"key": "a", "image": "face.jpg"})
     run = ("run", path, "--emulator", "--speed", "900", "--profile", "tiny", "--level", "gold")
@@ -110,7 +110,7 @@ def test_results_go_elsewhere_or_nowhere(cli: Cli) -> None:
     assert not list((cli.folder / "two").glob("*.json*"))
 
 
-def test_export_says_what_it_cannot_do(cli: Cli) -> None:
+def test_export_reports_unreadable_ledger(cli: Cli) -> None:
     assert cli("export", "none.db").returncode == 2
     (cli.folder / "text.db").write_text("no ledger" * 1000)
     failed = cli("export", "text.db", "--out", "videos")

@@ -1,4 +1,4 @@
-"""`run --gallery` and `gallery`, from outside."""
+"""`run --gallery` and `gallery`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def manifest(folder: Path, *keys: str) -> str:
 QUICK = ("--emulator", "--speed", "500", "--profile", "tiny", "--level", "gold")
 
 
-def test_a_run_leaves_its_page_and_an_earlier_one_gets_it_afterwards(cli: Cli) -> None:
+def test_page_of_run_and_page_from_ledger_match(cli: Cli) -> None:
     path = manifest(cli.folder, "a", "b", "c/d")
     done = cli("run", path, "--out", "videos", "--gallery", *QUICK)
     assert (done.returncode, done.stderr) == (0, "")
@@ -47,7 +47,7 @@ def test_a_run_leaves_its_page_and_an_earlier_one_gets_it_afterwards(cli: Cli) -
     }
 
 
-def test_an_interrupted_run_leaves_its_page_too(cli: Cli) -> None:
+def test_interrupted_run_writes_page(cli: Cli) -> None:
     path = manifest(cli.folder, *(str(number) for number in range(40)))
     process = cli.start("run", path, "--out", "videos", "--gallery", "--emulator", "--speed", "2", "--profile", "tiny")
     try:
@@ -63,7 +63,7 @@ def test_an_interrupted_run_leaves_its_page_too(cli: Cli) -> None:
     assert "skipped" in states
 
 
-def test_without_jinja_nothing_is_sent(cli: Cli) -> None:
+def test_missing_jinja_is_reported_before_run(cli: Cli) -> None:
     hidden = cli.folder / "hidden" / "jinja2"
     hidden.mkdir(parents=True)
     (hidden / "__init__.py").write_text("raise ModuleNotFoundError('No module named jinja2', name='jinja2')")
@@ -75,7 +75,7 @@ def test_without_jinja_nothing_is_sent(cli: Cli) -> None:
     assert done.stdout == ""
 
 
-def test_a_ledger_that_is_none(cli: Cli) -> None:
+def test_gallery_reports_invalid_ledger(cli: Cli) -> None:
     (cli.folder / "x.db").write_text("no ledger")
     done = cli("gallery", "x.db")
     assert done.returncode != 0

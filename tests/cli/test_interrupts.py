@@ -69,7 +69,7 @@ def start(cli: Cli, closing: float, script: str = SCRIPT) -> subprocess.Popen[st
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_cancels_once_and_closing_is_not_cut_short(cli: Cli, number: signal.Signals) -> None:
+def test_repeated_signals_do_not_cut_closing_short(cli: Cli, number: signal.Signals) -> None:
     with start(cli, 1.0) as process:
         cli.wait_for(process, "working")
         process.send_signal(number)
@@ -81,7 +81,7 @@ def test_a_signal_cancels_once_and_closing_is_not_cut_short(cli: Cli, number: si
     assert "Traceback" not in err
 
 
-def test_the_third_press_gives_up(cli: Cli) -> None:
+def test_third_ctrl_c_exits_at_once(cli: Cli) -> None:
     with start(cli, 60.0) as process:
         cli.wait_for(process, "working")
         for _ in range(3):
@@ -89,11 +89,11 @@ def test_the_third_press_gives_up(cli: Cli) -> None:
             time.sleep(0.5)
         out, err = process.communicate(timeout=20)
     assert (out, process.returncode) == ("closing\n", 130)
-    assert err == "\nClosing: what was sent is being recorded. Once more gives that up.\nGiven up.\n"
+    assert err == "\nClosing: sent jobs are being recorded. Ctrl-C again gives that up.\nGiven up.\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_press_drains_and_the_second_stops(cli: Cli, number: signal.Signals) -> None:
+def test_first_signal_drains_and_second_cancels(cli: Cli, number: signal.Signals) -> None:
     with start(cli, 60.0, DRAINING) as process:
         cli.wait_for(process, "working")
         process.send_signal(number)
@@ -106,7 +106,7 @@ def test_the_first_press_drains_and_the_second_stops(cli: Cli, number: signal.Si
     assert (out, err, process.returncode) == ("closed\n", "", 130)
 
 
-def test_what_comes_after_the_drained_work_is_stopped_by_the_next_press(cli: Cli) -> None:
+def test_signal_after_drain_cancels(cli: Cli) -> None:
     with start(cli, 0.0, DRAINING) as process:
         cli.wait_for(process, "working")
         process.send_signal(signal.SIGINT)
@@ -117,7 +117,7 @@ def test_what_comes_after_the_drained_work_is_stopped_by_the_next_press(cli: Cli
     assert (out, err, process.returncode) == ("closed\n", "", 130)
 
 
-def test_a_closed_terminal_drains_nothing(cli: Cli) -> None:
+def test_sighup_cancels_without_drain(cli: Cli) -> None:
     with start(cli, 60.0, DRAINING) as process:
         cli.wait_for(process, "working")
         process.send_signal(signal.SIGHUP)

@@ -1,4 +1,4 @@
-"""`ledger`: what is in doubt is shown, told apart and settled by hand, and nothing else is changed."""
+"""`ledger`: jobs in doubt are shown and settled by hand, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def job(key: str) -> Job:
 
 
 async def add(ledger: SQLiteLedger, key: str, *states: State, batch: str = "faces", held: Held | None = None) -> None:
-    """A job that has gone through these states, days ago."""
+    """Add a job that went through these states days ago."""
     at = time.time() - AGO
     content = content_of(job(key), lambda image: "")
     await ledger.claim(batch, key, content=content, model=job(key).model, at=at)
@@ -58,12 +58,12 @@ def states(path: Path) -> dict[str, State]:
 
 
 @pytest.mark.anyio
-async def test_both_kinds_of_doubt_are_told_apart_and_each_is_settled_by_hand(cli: Cli) -> None:
+async def test_doubts_are_listed_by_kind_and_settled_by_hand(cli: Cli) -> None:
     path = cli.folder / "run.db"
     await make_held(path)
     shown = cli("ledger", "run.db").stdout
-    whose, whether = shown.split("2 jobs: not known whether they were paid for")
-    assert "1 job: paid for, but which of the candidates is whose is not known" in whose
+    whose, whether = shown.split("2 jobs: unknown whether paid for")
+    assert "1 job: paid for, but it is unknown which candidate belongs to which job" in whose
     assert all(word in whose for word in ("About whose", "$0.45", "id-1 id-2"))
     assert all(word in whether for word in ("About whether", "About killed", "none"))
     told = {row["key"]: row for row in json.loads(cli("ledger", "run.db", "--json").stdout)}
@@ -109,7 +109,7 @@ async def test_both_kinds_of_doubt_are_told_apart_and_each_is_settled_by_hand(cl
 
 
 @pytest.mark.anyio
-async def test_what_was_given_up_is_not_sent_again_until_it_is_said_to_be_unaccepted(cli: Cli) -> None:
+async def test_given_up_job_is_not_sent_until_settled_as_unaccepted(cli: Cli) -> None:
     path = cli.folder / "run.db"
     ledger = SQLiteLedger(path)
     await ledger.open()
@@ -143,7 +143,7 @@ async def test_abandoned_job_is_adopted_when_its_prediction_turns_up(cli: Cli) -
 
 
 @pytest.mark.anyio
-async def test_a_ledger_that_a_process_writes_is_shown_and_not_changed(cli: Cli) -> None:
+async def test_open_ledger_is_shown_and_not_changed(cli: Cli) -> None:
     path = cli.folder / "run.db"
     await make_held(path)
     ledger = SQLiteLedger(path)
@@ -153,7 +153,7 @@ async def test_a_ledger_that_a_process_writes_is_shown_and_not_changed(cli: Cli)
     status = json.loads((await run_sync(lambda: cli("status", "run.db", "--json"))).stdout)
     await add(ledger, "single", State.INTENT, State.UNCERTAIN, batch="")
     await ledger.aclose()
-    assert "may settle them yet" in shown.stdout
+    assert "may still settle them" in shown.stdout
     assert "killed" not in shown.stdout, "it may be answered any moment"
     assert refused.returncode == 2
     assert "has run.db open" in refused.stderr

@@ -1,4 +1,4 @@
-"""What `run` takes, and how it says what is wrong with it."""
+"""Manifests of `run`, and how their problems are reported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.pictures import encoded, png
 REHEARSAL = ("--emulator", "--speed", "500", "--profile", "tiny", "--level", "gold", "--quiet")
 
 
-def test_a_folder_of_pictures_with_one_prompt_and_what_does_not_fit(cli: Cli) -> None:
+def test_folder_with_one_prompt_needs_fit_for_gif(cli: Cli) -> None:
     photos = cli.folder / "photos"
     photos.mkdir()
     (photos / "a.png").write_bytes(png())
@@ -29,7 +29,7 @@ def test_a_folder_of_pictures_with_one_prompt_and_what_does_not_fit(cli: Cli) ->
     assert {str(row.cost) for row in found.values()} == {"0.90"}
 
 
-def test_problems_as_json(cli: Cli) -> None:
+def test_json_option_prints_problems_as_json_lines(cli: Cli) -> None:
     path = jobs(cli.folder, {"key": "a"}, {"key": "a", "duration": 15}, {"image": "über.png"})
     done = cli("run", path, "--out", "videos", "--json", *REHEARSAL)
     assert done.returncode == 2
@@ -44,7 +44,7 @@ def test_problems_as_json(cli: Cli) -> None:
     assert not (cli.folder / "videos").exists()
 
 
-def test_another_root_and_warnings(cli: Cli) -> None:
+def test_root_option_and_warnings(cli: Cli) -> None:
     (cli.folder / "lists").mkdir()
     (cli.folder / "long.png").write_bytes(png(900, 300))
     path = "lists/" + jobs(cli.folder / "lists", {"image": "long.png"})

@@ -1,4 +1,4 @@
-"""What is estimated, spent and given back: `estimate`, budgets, `resume` and `status` against an emulator."""
+"""Estimates, costs and refunds: `estimate`, budgets, `resume` and `status` against an emulator."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def call(cli: Cli, *words: str, **env: str) -> subprocess.CompletedProcess
 
 @attrs.define
 class AnHourAgo:
-    """A clock that is behind: what is written down by it looks old, and is asked for at once."""
+    """A clock one hour behind, so that predictions look old and are polled at once."""
 
     clock: Clock
 
@@ -50,7 +50,7 @@ def session(emulator: Emulator, ledger: Path, **more: Any) -> KlingSession:
 
 
 @pytest.mark.anyio
-async def test_an_estimate_spends_nothing_and_asks_for_discounts_when_told_to(cli: Cli) -> None:
+async def test_estimate_spends_nothing_and_ask_option_quotes_discounts(cli: Cli) -> None:
     rows: list[dict[str, object]] = [
         {"key": "a"},
         {"key": "b", "model": PRO, "duration": 10},
@@ -59,10 +59,10 @@ async def test_an_estimate_spends_nothing_and_asks_for_discounts_when_told_to(cl
     path = jobs(cli.folder, *rows)
     plain = cli("estimate", path)
     assert (plain.returncode, plain.stderr) == (0, "")
-    assert "Price by the list: ≈ $1.63" in plain.stdout
+    assert "List price: ≈ $1.63" in plain.stdout
     async with Emulator(profile="tiny", discount=0.1) as emulator:
         asked = await call(cli, "estimate", path, "--ask", **at(emulator))
-        assert "Price that the service asks of this account: $1.47   ($0.16 less than by the list)" in asked.stdout
+        assert "Price for this account: $1.47   ($0.16 below list price)" in asked.stdout
         told = json.loads((await call(cli, "estimate", path, "--ask", "--json", **at(emulator))).stdout)
         assert emulator.charges() == ()
     assert (told["jobs"], told["list_usd"], told["account_usd"], told["unpriced_jobs"]) == (3, 1.63, 1.467, 0)
@@ -76,14 +76,14 @@ async def test_an_estimate_spends_nothing_and_asks_for_discounts_when_told_to(cl
     assert "gptproto" in refused.stderr
 
 
-def test_a_folder_is_estimated_like_a_manifest(cli: Cli) -> None:
+def test_estimate_reads_folder(cli: Cli) -> None:
     (cli.folder / "photos").mkdir()
     (cli.folder / "photos" / "face.jpg").write_bytes(jpeg())
     told = json.loads(cli("estimate", "photos", "--prompt", "Waves", "--model", PRO, "--json").stdout)
     assert (told["jobs"], told["list_usd"], told["account_usd"]) == (1, 0.45, None)
 
 
-def test_a_budget_ends_a_run_and_the_end_tells_the_money(cli: Cli) -> None:
+def test_used_up_budget_stops_run_and_summary_shows_money(cli: Cli) -> None:
     (cli.folder / "face.jpg").write_bytes(jpeg())
     path = jobs(cli.folder, *({"key": str(number), "model": PRO, "image": "face.jpg"} for number in range(4)))
     run = ("run", path, "--out", "videos", "--emulator", "--speed", "500", "--profile", "tiny", "--level", "gold")
@@ -93,8 +93,8 @@ def test_a_budget_ends_a_run_and_the_end_tells_the_money(cli: Cli) -> None:
     assert "$0.90 of $1.00 spent" in done.stdout
     assert "2 jobs never submitted" in done.stdout
     assert "2 of 4 videos in videos, 2 failed, $0.90 spent" in done.stdout
-    assert "Money: $1.80 estimated, $0.90 spent, $0.00 given back; $0.10 of $1.00 left" in done.stdout
-    assert "The service's bill: $0.90 for 2 of 2 predictions, as by the list" in done.stdout
+    assert "Money: $1.80 estimated, $0.90 spent, $0.00 refunded; $0.10 of $1.00 left" in done.stdout
+    assert "The service's bill: $0.90 for 2 of 2 predictions, as listed" in done.stdout
     assert done.stderr.startswith("\nerror: budget exceeded\n")
     assert "bill" not in cli(*run, "--no-audit").stdout
     refused = cli(*run, "--provider", "gptproto", "--budget", "1")
@@ -103,7 +103,7 @@ def test_a_budget_ends_a_run_and_the_end_tells_the_money(cli: Cli) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_batch_is_resumed_out_of_its_ledger_and_what_was_given_back_may_be_spent_again(cli: Cli) -> None:
+async def test_resume_from_ledger_spends_refunds_again(cli: Cli) -> None:
     ledger = cli.folder / "videos" / "run.db"
     ledger.parent.mkdir()
     (cli.folder / "face.jpg").write_bytes(jpeg())
@@ -120,7 +120,7 @@ async def test_a_batch_is_resumed_out_of_its_ledger_and_what_was_given_back_may_
             async with kling.batch(first, name="faces", save_to=ledger.parent) as running:
                 assert {outcome.key: outcome.ok async for outcome in running} == {"fails": False, "saved": True}
             written = json.loads((await call("status", "videos/run.db", "--json")).stdout)
-            # One more is accepted, and the session ends before its video; for the last one there is no money.
+            # One more is accepted and the session ends before its video; the budget has nothing left for the last one.
             async with kling.batch(batch, name="faces", budget="1.40", deadline=0.01, save_to=ledger.parent) as running:
                 assert [outcome.ok async for outcome in running].count(True) == 1
         status = json.loads((await call("status", "videos/run.db", "--json")).stdout)
@@ -149,10 +149,10 @@ async def test_a_batch_is_resumed_out_of_its_ledger_and_what_was_given_back_may_
     assert "4 jobs of faces in videos/run.db: 1 saved, 1 running, 1 failed, 1 to be sent to wavespeed" in poor.stdout
     assert (poor.returncode, "the budget of $1.70 is used up: $1.35 spent" in poor.stderr) == (1, True)
     assert "2 of 4 videos in videos, 2 failed, $0.00 spent" in poor.stdout
-    assert "$0.00 given back and $0.45 still due for what failed" in poor.stdout
+    assert "$0.00 refunded and $0.45 still due for failed jobs" in poor.stdout
     assert (ledger.parent / "runs.mp4").exists() or (ledger.parent / "waits.mp4").exists()
 
     assert (rich.returncode, rich.stderr) == (1, "")
-    assert "Money: $0.45 estimated, $0.45 spent, $0.45 given back; $0.35 of $1.70 left" in rich.stdout
-    assert "The service's bill: $0.45 for 1 of 1 prediction, as by the list" in rich.stdout
+    assert "Money: $0.45 estimated, $0.45 spent, $0.45 refunded; $0.35 of $1.70 left" in rich.stdout
+    assert "The service's bill: $0.45 for 1 of 1 prediction, as listed" in rich.stdout
     assert (after["batches"][0]["spent_usd"], after["batches"][0]["refunded_usd"]) == (1.8, 0.45)

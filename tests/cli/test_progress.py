@@ -11,7 +11,7 @@ from rich.console import Console
 
 from kling_async import AuthenticationError, Job, KlingError, Outcome, Prediction, RateLimitedError, SavedFile, Status
 from kling_async import events as ev
-from kling_async.cli.output import clean, size, span
+from kling_async.cli.output import format_duration, format_size, printable
 from kling_async.cli.progress import Board, LiveProgress, PlainProgress, progress
 from kling_async.errors import SkippedError, SubmissionUncertainError
 from kling_async.testing import LoopClock
@@ -54,7 +54,7 @@ def refusal() -> AuthenticationError:
     return AuthenticationError("the key is wrong", status=401)
 
 
-def test_counts_follow_a_job_from_waiting_to_done() -> None:
+def test_board_counts_job_from_waiting_to_done() -> None:
     board = Board(2)
     seen = []
     for event in (
@@ -64,77 +64,77 @@ def test_counts_follow_a_job_from_waiting_to_done() -> None:
         changed("a", Status.COMPLETED),
         finished("a"),
     ):
-        board.take(event, "wavespeed")
-        seen.append((board.waiting, len(board.lines) - board.saving, board.saving, board.done))
+        board.update(event, "wavespeed")
+        seen.append((board.waiting, len(board.running) - board.saving, board.saving, board.done))
     assert seen == [(1, 0, 0, 0), (0, 1, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
     assert board.spent == Decimal("0.45")
     assert board.unsaved == {}
 
 
-def test_a_refused_job_costs_nothing_and_leaves_nothing() -> None:
+def test_refused_job_costs_nothing() -> None:
     board = Board()
     for event in (admitted("a"), finished("a", refusal(), paid=False)):
-        board.take(event, "wavespeed")
+        board.update(event, "wavespeed")
     assert (board.waiting, board.failed, board.spent) == (0, 1, Decimal(0))
     assert not board.unsaved
 
 
-def test_what_is_paid_for_without_a_video_stays_known() -> None:
+def test_paid_jobs_without_video_stay_unsaved() -> None:
     board = Board()
     for key in "abc":
-        board.take(admitted(key), "wavespeed")
-        board.take(accepted(key), "wavespeed")
-    board.take(changed("a", Status.FAILED), "wavespeed")
-    board.take(changed("b", Status.COMPLETED), "wavespeed")
-    board.take(finished("b", KlingError("the disk is full")), "wavespeed")
+        board.update(admitted(key), "wavespeed")
+        board.update(accepted(key), "wavespeed")
+    board.update(changed("a", Status.FAILED), "wavespeed")
+    board.update(changed("b", Status.COMPLETED), "wavespeed")
+    board.update(finished("b", KlingError("the disk is full")), "wavespeed")
     assert board.unsaved == {"id-b": "b", "id-c": "c"}
 
 
-def test_providers_without_prices_and_uncertain_jobs_are_counted_apart() -> None:
+def test_unpriced_and_uncertain_jobs_are_counted_separately() -> None:
     board = Board()
-    board.take(accepted("a"), "gptproto")
-    board.take(ev.Uncertain(at=1.0, key="b", job=JOB, error=SubmissionUncertainError("?")), "gptproto")
+    board.update(accepted("a"), "gptproto")
+    board.update(ev.Uncertain(at=1.0, key="b", job=JOB, error=SubmissionUncertainError("?")), "gptproto")
     assert (board.spent, board.unpriced, board.uncertain) == (Decimal(0), 1, ["b"])
 
 
-def test_the_time_that_is_left_follows_from_how_fast_the_latest_ended() -> None:
+def test_time_left_follows_latest_rate() -> None:
     board = Board(100)
     for number in range(9):
-        board.take(attrs.evolve(finished(str(number)), at=100.0 + number), "wavespeed")
-    assert (board.rate(109.0), board.left(109.0)) == (None, None), "too few to tell"
-    board.take(attrs.evolve(finished("9"), at=109.0), "wavespeed")
-    assert (board.rate(110.0), board.left(110.0)) == (1.0, 90.0)
-    # Nothing ends any more: it takes longer and longer, and is not said to be nearly there.
-    assert board.left(120.0) == pytest.approx(180.0)
+        board.update(attrs.evolve(finished(str(number)), at=100.0 + number), "wavespeed")
+    assert (board.rate(109.0), board.seconds_left(109.0)) == (None, None), "too few to tell"
+    board.update(attrs.evolve(finished("9"), at=109.0), "wavespeed")
+    assert (board.rate(110.0), board.seconds_left(110.0)) == (1.0, 90.0)
+    # Without further ends the estimate grows.
+    assert board.seconds_left(120.0) == pytest.approx(180.0)
     for number in range(10, 100):
-        board.take(attrs.evolve(finished(str(number)), at=120.0), "wavespeed")
-    assert board.left(121.0) == 0
+        board.update(attrs.evolve(finished(str(number)), at=120.0), "wavespeed")
+    assert board.seconds_left(121.0) == 0
     unknown = Board()
     for number in range(10):
-        unknown.take(attrs.evolve(finished(str(number)), at=100.0), "wavespeed")
-    assert (unknown.rate(110.0), unknown.left(110.0)) == (1.0, None)
+        unknown.update(attrs.evolve(finished(str(number)), at=100.0), "wavespeed")
+    assert (unknown.rate(110.0), unknown.seconds_left(110.0)) == (1.0, None)
 
 
-def test_what_a_drained_batch_lets_go_was_never_begun() -> None:
+def test_jobs_skipped_by_drain_are_not_counted_as_admitted() -> None:
     board = Board(4)
     for event in (admitted("a"), accepted("a"), admitted("b"), admitted("c")):
-        board.take(event, "wavespeed")
+        board.update(event, "wavespeed")
     board.draining = True
     for event in (finished("b", SkippedError("drained"), paid=False), finished("a")):
-        board.take(event, "wavespeed")
-    board.take(finished("c", KlingError("refused"), paid=False), "wavespeed")
+        board.update(event, "wavespeed")
+    board.update(finished("c", KlingError("refused"), paid=False), "wavespeed")
     assert (board.admitted, board.waiting, board.done, board.failed, board.refused_before_acceptance) == (2, 0, 1, 1, 1)
 
 
-def test_two_sessions_may_use_the_same_key() -> None:
+def test_same_key_in_two_batches_is_two_jobs() -> None:
     board = Board()
     for batch in ("x", "y"):
         event = ev.Accepted(at=1.0, key="a", batch=batch, job=JOB, prediction=Prediction(id=batch))
-        board.take(event, "wavespeed")
-    assert len(board.lines) == 2
+        board.update(event, "wavespeed")
+    assert len(board.running) == 2
 
 
-def test_a_pipe_gets_one_plain_line_per_event() -> None:
+def test_plain_progress_prints_one_line_per_event() -> None:
     text = io.StringIO()
     display = progress(Console(file=text, width=200), StillClock())
     assert isinstance(display, PlainProgress)
@@ -160,7 +160,7 @@ def test_a_pipe_gets_one_plain_line_per_event() -> None:
     ]
 
 
-def test_what_concerns_the_whole_account_is_told_once() -> None:
+def test_account_wide_error_is_printed_once() -> None:
     text = io.StringIO()
     observe = progress(Console(file=text, width=200), StillClock()).observer("wavespeed")
     for number in range(5):
@@ -169,7 +169,7 @@ def test_what_concerns_the_whole_account_is_told_once() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_terminal_gets_a_picture_that_goes_away_and_failures_that_stay() -> None:
+async def test_live_progress_draws_and_failures_stay() -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=100, height=20, color_system=None, _environ={})
     display = progress(console, StillClock(), total=40)
@@ -181,7 +181,7 @@ async def test_a_terminal_gets_a_picture_that_goes_away_and_failures_that_stay()
             observe(accepted(f"job-{number}", at=60.0 + number))
         observe(changed("job-29", Status.COMPLETED))
         observe(finished("job-3", KlingError("no video")))
-        display.board.held = lambda: "waiting for the rate"
+        display.board.waiting_reason = lambda: "waiting for the rate"
         display._live.refresh()
     shown = re.sub(" +", " ", text.getvalue())
     assert "waiting for the rate" in shown
@@ -194,7 +194,7 @@ async def test_a_terminal_gets_a_picture_that_goes_away_and_failures_that_stay()
 
 
 @pytest.mark.anyio
-async def test_quiet_keeps_count_and_shows_nothing() -> None:
+async def test_quiet_progress_counts_without_output() -> None:
     text = io.StringIO()
     display = progress(Console(file=text, force_terminal=True), LoopClock(), quiet=True)
     async with display:
@@ -202,7 +202,7 @@ async def test_quiet_keeps_count_and_shows_nothing() -> None:
     assert (text.getvalue(), display.board.accepted) == ("", 1)
 
 
-def test_small_words() -> None:
-    assert [span(seconds) for seconds in (0.2, 59.6, 3723)] == ["0:00", "1:00", "1:02:03"]
-    assert [size(count) for count in (10, 81_200, 3_400_000)] == ["1 KB", "81 KB", "3.4 MB"]
-    assert clean("ü\u202e\x07") == "ü\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
+def test_formatters() -> None:
+    assert [format_duration(seconds) for seconds in (0.2, 59.6, 3723)] == ["0:00", "1:00", "1:02:03"]
+    assert [format_size(count) for count in (10, 81_200, 3_400_000)] == ["1 KB", "81 KB", "3.4 MB"]
+    assert printable("ü\u202e\x07") == "ü\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"

@@ -1,4 +1,4 @@
-"""`run` and `fetch` against an emulator, and what is left when they are interrupted."""
+"""`run` and `fetch` against an emulator, and interrupted runs."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ async def call(cli: Cli, *words: str, **env: str) -> subprocess.CompletedProcess
     return await run_sync(partial(cli, *words, **env))
 
 
-def test_a_rehearsal_needs_no_key(cli: Cli) -> None:
+def test_rehearsal_needs_no_key(cli: Cli) -> None:
     path = manifest(cli.folder, {"key": "a"}, {"key": "b", "model": "kling-v1.6-pro", "duration": 10}, {"key": "c/d"})
     done = cli("run", path, "--out", "videos", "--emulator", "--speed", "500", "--profile", "tiny", "--level", "gold")
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
     assert "3 jobs from jobs.jsonl at the emulator, for nothing" in done.stdout
-    assert "Price by the list: ≈ $0.56, and 1 job whose price is not known" in done.stdout
-    assert "3 of 3 videos in videos, $0.56 spent and 1 job without a known price" in done.stdout
+    assert "List price: ≈ $0.56, and 1 job of unknown price" in done.stdout
+    assert "3 of 3 videos in videos, $0.56 spent plus 1 job of unknown price" in done.stdout
     found = rows(cli.folder / "videos" / "results.jsonl")
     assert videos(cli.folder / "videos") == {row["file"] for row in found.values()}
     assert found["a"]["file"] == "a.mp4"
@@ -71,7 +71,7 @@ def test_a_rehearsal_needs_no_key(cli: Cli) -> None:
     assert not (cli.folder / "videos" / "run.db").exists()
 
 
-def test_a_low_level_says_how_to_raise_it(cli: Cli) -> None:
+def test_low_level_prints_hint_once(cli: Cli) -> None:
     path = manifest(cli.folder, *({"key": str(number)} for number in range(3)))
     done = cli("run", path, "--out", "videos", "--emulator", "--speed", "900", "--profile", "tiny")
     assert done.returncode == 0
@@ -79,7 +79,7 @@ def test_a_low_level_says_how_to_raise_it(cli: Cli) -> None:
 
 
 @pytest.mark.anyio
-async def test_failed_jobs_are_values_and_status_1(cli: Cli) -> None:
+async def test_failed_job_exits_1(cli: Cli) -> None:
     path = manifest(cli.folder, {"key": "a"}, {"key": "b", "prompt": "Fire"}, {"key": "c"})
     async with service() as emulator:
         failure = faults.FailTask(code=1200, message="refused")
@@ -94,7 +94,7 @@ async def test_failed_jobs_are_values_and_status_1(cli: Cli) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_wrong_key_is_told_once_and_nothing_is_done(cli: Cli) -> None:
+async def test_wrong_key_is_reported_once_and_exits_3(cli: Cli) -> None:
     path = manifest(cli.folder, *({"key": str(number)} for number in range(20)))
     async with service() as emulator:
         env = at(emulator) | {"WAVESPEED_API_KEY": "wrong-key"}
@@ -106,7 +106,7 @@ async def test_a_wrong_key_is_told_once_and_nothing_is_done(cli: Cli) -> None:
     assert "0 of 20 videos" in done.stdout
 
 
-def test_json_is_alone_on_stdout(cli: Cli) -> None:
+def test_json_option_prints_only_json_on_stdout(cli: Cli) -> None:
     path = manifest(cli.folder, {"key": "a"}, {"key": "b"})
     done = cli("run", path, "--out", "videos", "--json", "--emulator", "--speed", "500", "--profile", "tiny")
     assert done.returncode == 0
@@ -119,18 +119,18 @@ def test_json_is_alone_on_stdout(cli: Cli) -> None:
 
 
 @pytest.mark.anyio
-async def test_gptproto_gets_the_pictures_within_the_request(cli: Cli) -> None:
+async def test_gptproto_receives_inline_pictures(cli: Cli) -> None:
     path = manifest(cli.folder, {"key": "a", "model": "kling-v2.1-pro"})
     async with service() as emulator:
         done = await call(cli, "run", path, "--out", "videos", "--provider", "gptproto", "--quiet", **at(emulator))
         assert [charge.key for charge in emulator.charges()] == [emulator.gptproto_key]
     assert (done.returncode, videos(cli.folder / "videos")) == (0, {"a.mp4"})
-    assert done.stdout.startswith("1 of 1 video in videos, $0.00 spent and 1 job without a known price")
+    assert done.stdout.startswith("1 of 1 video in videos, $0.00 spent plus 1 job of unknown price")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.anyio
-async def test_a_second_interrupt_says_what_still_runs_and_fetch_brings_it(cli: Cli, number: signal.Signals) -> None:
+async def test_second_interrupt_lists_running_ids_and_fetch_saves_them(cli: Cli, number: signal.Signals) -> None:
     path = manifest(cli.folder, *({"key": f"job-{number}"} for number in range(3)))
     async with service(speed=20, timing=80.0) as emulator:
         env = at(emulator)
@@ -139,7 +139,7 @@ async def test_a_second_interrupt_says_what_still_runs_and_fetch_brings_it(cli: 
             for _ in range(3):
                 await run_sync(cli.wait_for, process, "accepted")
             if number is signal.SIGHUP:
-                # There is nobody any more who could press twice.
+                # A closed terminal sends it once and is not drained.
                 process.send_signal(number)
             else:
                 await run_sync(cli.stop, process, number)
@@ -163,7 +163,7 @@ async def test_a_second_interrupt_says_what_still_runs_and_fetch_brings_it(cli: 
 
 
 @pytest.mark.anyio
-async def test_an_interrupt_leaves_no_half_named_file(cli: Cli) -> None:
+async def test_interrupt_leaves_no_partial_video(cli: Cli) -> None:
     path = manifest(cli.folder, {"key": "quick"}, {"key": "slow", "prompt": "Slowly"})
     async with service(timing=10.0) as emulator:
         emulator.faults.add("output", faults.SlowBody(seconds=6000.0), after=1, times=None)
@@ -182,7 +182,7 @@ async def test_an_interrupt_leaves_no_half_named_file(cli: Cli) -> None:
 
 
 @pytest.mark.anyio
-async def test_one_interrupt_drains_and_a_resume_sends_the_rest(cli: Cli) -> None:
+async def test_first_interrupt_drains_and_resume_sends_rest(cli: Cli) -> None:
     path = manifest(cli.folder, *({"key": f"job-{number}"} for number in range(6)))
     options = ("--out", "videos", "--level", "gold", "--max-in-flight", "2")
     async with service(speed=20, timing=30.0) as emulator:
@@ -221,7 +221,7 @@ def _until_there(folder: Path, pattern: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_the_same_command_again_goes_on_and_pays_for_nothing_twice(cli: Cli) -> None:
+async def test_same_command_again_continues_without_paying_twice(cli: Cli) -> None:
     path = manifest(cli.folder, *({"key": f"job-{number}"} for number in range(3)))
     async with service(speed=20, timing=80.0) as emulator:
         env = at(emulator)
@@ -230,7 +230,7 @@ async def test_the_same_command_again_goes_on_and_pays_for_nothing_twice(cli: Cl
                 await run_sync(cli.wait_for, process, "accepted")
             await run_sync(cli.stop, process)
             rest, _ = await run_sync(process.communicate)
-        assert "The same command goes on where this one stopped" in rest
+        assert "The same command continues where this one stopped" in rest
         paid = len(emulator.charges())
         assert paid in {2, 3}
         assert "\n  kling-async resume videos/run.db --name jobs --out videos --level gold\n" in rest
@@ -245,7 +245,7 @@ async def test_the_same_command_again_goes_on_and_pays_for_nothing_twice(cli: Cl
 
 
 @pytest.mark.anyio
-async def test_fetching_what_is_not_there_is_status_1_and_a_wrong_key_status_3(cli: Cli) -> None:
+async def test_fetch_exits_1_for_unknown_id_and_3_for_wrong_key(cli: Cli) -> None:
     async with service() as emulator:
         env = at(emulator)
         done = await call(cli, "fetch", "0" * 32, "--out", "videos", **env)
@@ -258,7 +258,7 @@ async def test_fetching_what_is_not_there_is_status_1_and_a_wrong_key_status_3(c
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
 @pytest.mark.anyio
-async def test_in_a_terminal_money_is_asked_for_and_no_means_no(cli: Cli) -> None:
+async def test_terminal_asks_before_spending(cli: Cli) -> None:
     path = manifest(cli.folder, {"key": "a"})
     async with service() as emulator:
         printed, status = await run_sync(partial(_in_terminal, cli, path, "n\n", **at(emulator)))
@@ -271,15 +271,15 @@ async def test_in_a_terminal_money_is_asked_for_and_no_means_no(cli: Cli) -> Non
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
-def test_in_a_terminal_it_says_that_the_rate_holds_jobs_back(cli: Cli) -> None:
+def test_terminal_shows_wait_for_rate_limit(cli: Cli) -> None:
     path = manifest(cli.folder, *({"key": f"job-{number}"} for number in range(3)))
     words = ("--emulator", "--speed", "50", "--profile", "tiny", "--level", "bronze", "--max-in-flight", "3")
     printed, status = _in_terminal(cli, path, "", *words)
-    assert (status, "waiting for the rate: 2 starts per 60 s" in printed) == (0, True)
+    assert (status, "waiting for the rate limit: 2 starts per 60 s" in printed) == (0, True)
 
 
 def _in_terminal(cli: Cli, path: str, answer: str, *words: str, **env: str) -> tuple[str, int]:
-    """What it shows in a terminal, and its exit status."""
+    """Run in a pseudo-terminal; return the output and the exit status."""
     master, slave = os.openpty()
     process = subprocess.Popen(
         cli.command("run", path, "--out", "videos", *words),
@@ -297,7 +297,7 @@ def _in_terminal(cli: Cli, path: str, answer: str, *words: str, **env: str) -> t
         while piece := os.read(master, 65536):
             printed += piece
     except OSError:
-        pass  # its last process has gone
+        pass  # the process has exited
     finally:
         os.close(master)
     return printed.decode(), process.wait(20)

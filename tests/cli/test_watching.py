@@ -28,7 +28,7 @@ def manifest(cli: Cli, *keys: str) -> str:
     return jobs(cli.folder, *({"key": key, "prompt": key, "image": "face.jpg"} for key in keys))
 
 
-async def test_what_the_service_failed_by_its_own_fault_is_paid_for_again_where_that_was_asked_for(cli: Cli) -> None:
+async def test_retry_failed_option_sends_job_again_after_service_fault(cli: Cli) -> None:
     path = manifest(cli, "good", "busy", "refused")
     async with Emulator(speed=100, timing=60, profile="tiny") as emulator:
         for prompt, code in (("busy", 5000), ("refused", 1200)):
@@ -44,14 +44,14 @@ async def test_what_the_service_failed_by_its_own_fault_is_paid_for_again_where_
     assert found == {"good": ("completed", 1), "busy": ("completed", 2), "refused": ("failed", 1)}
 
 
-async def test_status_is_watched_until_nobody_writes_the_ledger_any_more(cli: Cli) -> None:
+async def test_status_watch_ends_with_run(cli: Cli) -> None:
     path = manifest(cli, "a", "b")
     async with Emulator(speed=20, timing=80, profile="tiny") as emulator:
         with cli.start("run", path, "--out", "videos", "--level", "gold", **at(emulator)) as running:
             await run_sync(cli.wait_for, running, "accepted")
             with cli.start("status", "videos/run.db", "--watch") as watching:
                 seen = await run_sync(cli.wait_for, watching, "running")
-                # It is no reader that the writer waits for, and ends with it.
+                # Reading does not block the writer, and watching ends with the run.
                 rest, _ = await run_sync(running.communicate)
                 said, _ = await run_sync(partial(watching.communicate, timeout=20))
             assert (running.returncode, "2 of 2 videos" in rest) == (0, True)
@@ -59,18 +59,18 @@ async def test_status_is_watched_until_nobody_writes_the_ledger_any_more(cli: Cl
     lines = (seen + said).splitlines()
     assert all(line.startswith("jobs: 2 jobs: ") for line in lines), lines
     assert lines[-1] == "jobs: 2 jobs: 2 saved; $0.56 spent"
-    assert len(lines) == len(set(lines)), "only what has changed is told"
+    assert len(lines) == len(set(lines)), "only changes are printed"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
-async def test_a_watched_status_is_drawn_in_a_terminal_and_left_with_ctrl_c(cli: Cli) -> None:
+async def test_status_watch_in_terminal_ends_with_ctrl_c(cli: Cli) -> None:
     path = manifest(cli, "a", "b")
     async with Emulator(speed=1, timing=600, profile="tiny") as emulator:
         with cli.start("run", path, "--out", "videos", "--level", "gold", **at(emulator)) as running:
             await run_sync(cli.wait_for, running, "accepted")
             await run_sync(cli.wait_for, running, "accepted")
             shown, status = await run_sync(_watched, cli, "goes on with it")
-            assert running.poll() is None, "who stops watching stops nothing"
+            assert running.poll() is None, "the run goes on"
             await run_sync(cli.stop, running)
             await run_sync(running.communicate)
     assert f"Process {running.pid} has this ledger open" in shown
@@ -80,7 +80,7 @@ async def test_a_watched_status_is_drawn_in_a_terminal_and_left_with_ctrl_c(cli:
 
 
 def _watched(cli: Cli, word: str) -> tuple[str, int]:
-    """What `status --watch` draws up to some time after the word, and how it ends."""
+    """Interrupt `status --watch` once it has drawn the word; return the output and the exit status."""
     master, slave = os.openpty()
     process = subprocess.Popen(
         cli.command("status", "videos/run.db", "--watch"),
@@ -101,7 +101,7 @@ def _watched(cli: Cli, word: str) -> tuple[str, int]:
                 pressed = True
                 process.send_signal(signal.SIGINT)
     except OSError:
-        pass  # its last process has gone
+        pass  # the process has exited
     finally:
         os.close(master)
     return printed.decode(), process.wait(20)

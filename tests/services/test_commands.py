@@ -47,7 +47,7 @@ async def test_enqueue_worker_status_and_a_drain(database: str, tmp_path: Path) 
     first = await run("enqueue", manifest, "--batch", "spring")
     assert (first.returncode, first.stdout) == (0, "12 new jobs in the batch 'spring'\n")
     assert (
-        "0 new jobs in the batch 'spring'; 12 jobs known already"
+        "0 new jobs in the batch 'spring'; 12 jobs already there"
         in (await run("enqueue", manifest, "--batch", "spring")).stdout
     )
     assert await states() == {"pending": 12}
@@ -200,15 +200,15 @@ async def test_doubts_in_a_database_are_settled_by_hand_unless_a_worker_has_them
     postgres.rows(database, "INSERT INTO kling_worker VALUES ('gone', 'team', 'h:1', now(), now() - interval '1 s')")
     postgres.rows(database, "UPDATE kling_job SET state = 'intent', worker_id = 'gone' WHERE key = 'killed'")
     shown = await run("--account", "team")
-    assert "1 job: paid for, but which of the candidates is whose is not known" in shown
-    assert "2 jobs: not known whether they were paid for" in shown
+    assert "1 job: paid for, but it is unknown which candidate belongs to which job" in shown
+    assert "2 jobs: unknown whether paid for" in shown
     assert "kling-async ledger --account team adopt KEY id-1" in shown
     worker = PostgresLedger(database, account="team")
     await worker.open()
     assert [row.key for row in await worker.left([State.UNCERTAIN], "other")] == ["taken"]
     before = states()
     refused = await run("--account", "team", "give-up", "taken", "--yes", status=2)
-    assert "in the hand of another worker" in refused
+    assert "another worker has job taken" in refused
     assert states() == before
     assert "$0.28 counts as spent" in await run("--account", "team", "adopt", "whose", "id-2", "--yes")
     assert "by the next worker" in await run("--account", "team", database, "unaccepted", "killed", "--yes")

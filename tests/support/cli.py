@@ -1,4 +1,4 @@
-"""The command line as its users have it: real processes, real sockets, real signals."""
+"""Run the command line in real processes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ ROOT = Path(__file__).parents[2]
 
 
 class Cli:
-    """Starts `kling-async` in a folder of the test's own, without the settings of whoever runs the tests."""
+    """Starts `kling-async` in a folder of the test, without the environment's settings for it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         foreign = ("WAVESPEED_", "GPTPROTO_", "FORCE_COLOR", "NO_COLOR", "TTY_", "COLUMNS", "LINES")
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         self.env |= {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "TERM": "xterm-256color"}
-        # A warning of ours, such as an unclosed socket, must not pass in silence.
+        # Warnings of the package, such as an unclosed socket, become errors.
         self.env["PYTHONWARNINGS"] = "error::ResourceWarning,error::RuntimeWarning"
 
     def __call__(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run it to its end."""
+        """Run a command to its end."""
         return subprocess.run(
             self.command(*words),
             cwd=self.folder,
@@ -41,7 +41,7 @@ class Cli:
         )
 
     def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
-        """Start it; stderr comes with stdout."""
+        """Start a command with stderr merged into stdout."""
         return subprocess.Popen(
             self.command(*words),
             cwd=self.folder,
@@ -58,7 +58,7 @@ class Cli:
 
     @staticmethod
     def wait_for(process: subprocess.Popen[str], word: str) -> str:
-        """What it prints, up to the line that has `word` in it."""
+        """Return the output up to the first line that contains `word`."""
         printed = ""
         assert process.stdout is not None
         for line in process.stdout:
@@ -69,22 +69,22 @@ class Cli:
 
     @classmethod
     def stop(cls, process: subprocess.Popen[str], number: signal.Signals = signal.SIGINT) -> str:
-        """Interrupt a run twice, so that it waits for nothing; what it printed at the first."""
+        """Interrupt a run twice, so that it does not drain; return the output up to the first."""
         process.send_signal(number)
         printed = cls.wait_for(process, "Draining: ")
-        # Two signals at once are one press.
+        # Two signals in quick succession count as one.
         time.sleep(0.5)
         process.send_signal(number)
         return printed
 
 
 def jobs(folder: Path, *rows: Mapping[str, object], name: str = "jobs.jsonl") -> str:
-    """A manifest of small jobs, in the folder."""
+    """Write a manifest of small jobs to the folder and return its name."""
     common = {"prompt": "Waves", "image": "https://pictures.example/face.png"}
     (folder / name).write_text("".join(json.dumps({**common, **row}) + "\n" for row in rows))
     return name
 
 
 def asks_for(prompt: str) -> Callable[[Call], bool]:
-    """Whether a submit is of the job with that prompt."""
+    """Return a condition that is true for submissions with that prompt."""
     return lambda call: call.body.get("prompt") == prompt

@@ -22,6 +22,7 @@ from PIL import Image
 from kling_async import Budget, Job, KlingError, KlingSession, Level, Outcome, WatchPolicy, read_ledger
 from kling_async.cli import doubts, status
 from kling_async.cli.ledgers import LedgerName
+from kling_async.cli.options import DoubtOptions, StatusOptions
 from kling_async.emulator import ScaledClock
 from kling_async.ledger import read_steps
 from kling_async.results import Format, export
@@ -177,7 +178,7 @@ def _kind(outcome: Outcome) -> tuple[object, ...]:
     return None if error is None else type(error).__name__, known, None if error is None else error.spent
 
 
-WAYS: Final[dict[str, Callable[[doubts.LedgerOptions, str], object]]] = {
+WAYS: Final[dict[str, Callable[[DoubtOptions, str], object]]] = {
     "adopt": lambda options, key: doubts.adopt(options, key, f"new-{key}", yes=True),
     "unaccepted": lambda options, key: doubts.unaccepted(options, key, yes=True),
     "give-up": lambda options, key: doubts.give_up(options, key, yes=True),
@@ -187,11 +188,11 @@ WAYS: Final[dict[str, Callable[[doubts.LedgerOptions, str], object]]] = {
 
 def _by_hand(where: Path | str, way: str) -> dict[str, Any]:
     """Settle every job by hand in one way, and return what each has become, or why that was refused."""
-    ledger = LedgerName.of(str(where))
+    ledger = LedgerName.parse(str(where))
     found: dict[str, Any] = {}
     for key in KEYS:
         try:
-            WAYS[way](doubts.LedgerOptions(ledger=ledger, name=BATCH), key)
+            WAYS[way](DoubtOptions(ledger=ledger, name=BATCH), key)
         except KlingError as error:
             found[key] = type(error)
     rows = {row.key: row for row in read_ledger(ledger.where, batch=BATCH)}
@@ -206,8 +207,8 @@ def _exported(ledger: Path | str, folder: Path) -> object:
 
 
 def _status(ledger: Path | str) -> object:
-    read = status._read(status.StatusOptions(ledger=LedgerName.of(str(ledger))))
-    return [status._batch(batch) for batch in read.batches]
+    read = status._read(StatusOptions(ledger=LedgerName.parse(str(ledger))))
+    return [status._batch_as_json(batch) for batch in read.batches]
 
 
 def _stripped(row: Any) -> object:

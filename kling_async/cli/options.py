@@ -1,0 +1,500 @@
+"""Options of every command, each declared once: `binding.py` builds the command line from these classes.
+
+The classes have no slots, since several of them are combined by inheritance.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import attrs
+import typer
+
+from .choices import FormatChoice, LevelChoice, ProfileChoice, ProviderChoice
+from .ledgers import (
+    DEFAULT_ACCOUNT,
+    LEDGER_VARIABLE,
+    REHEARSAL_FILE,
+    LedgerName,
+    parse_existing_ledger,
+    parse_ledger,
+    required_ledger,
+)
+from .places import is_store, normalized
+
+ROWS_PANEL: Final = "Rows"
+RESULTS_PANEL: Final = "Results"
+MONEY_PANEL: Final = "Money"
+EMULATOR_PANEL: Final = "Emulator"
+LEVEL_NAMES: Final = " or ".join(", ".join(LevelChoice).rsplit(", ", 1))
+
+
+if TYPE_CHECKING:
+    _LedgerArgument = LedgerName
+else:
+    # For an argument with a parser, typer's help prints the name of the type and ignores `metavar`.
+    _LedgerArgument = type("file|url", (), {})
+
+Out = Annotated[
+    str, typer.Option(metavar="FOLDER|URL", help="Folder for the videos, or s3://, gs://, az://...", show_default=False)
+]
+Provider = Annotated[ProviderChoice, typer.Option(help="Service that makes the videos.")]
+Account = Annotated[str, typer.Option(help="Name of the account in a shared database.")]
+Fit = Annotated[
+    bool, typer.Option("--fit", help="Convert images of other formats, over 10 MB, or rotated by EXIF data.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+BatchName = Annotated[
+    str | None, typer.Option(help="Only this batch; a run's batch has its manifest's name.", show_default="all")
+]
+Deadline = Annotated[
+    float | None,
+    typer.Option(
+        min=1, help="Seconds to wait for each video; the service goes on with it after that.", show_default="1800"
+    ),
+]
+Speed = Annotated[
+    float,
+    typer.Option(min=0.1, max=1000, help="How many times as fast as the real service.", rich_help_panel=EMULATOR_PANEL),
+]
+AllowEstimate = Annotated[
+    bool,
+    typer.Option(
+        "--allow-estimate",
+        help="Let an estimated price count against the budget where the service quotes none.",
+        rich_help_panel=MONEY_PANEL,
+    ),
+]
+RetryFailed = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Times to send, and pay for, a job again that failed through the service's fault.",
+        rich_help_panel=MONEY_PANEL,
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the summary.")]
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class Options:
+    """Options of every command.
+
+    Attributes:
+        debug: Raise errors with their traceback and log everything. It stands before the command.
+    """
+
+    debug: bool = False
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class SourceOptions(Options):
+    """Manifest of jobs, and defaults for its rows."""
+
+    manifest: Annotated[
+        Path, typer.Argument(help="Jobs: .jsonl, .csv or .parquet, or a folder of images.", show_default=False)
+    ]
+    prompt: Annotated[str | None, typer.Option(help="For rows without a prompt.", rich_help_panel=ROWS_PANEL)] = None
+    model: Annotated[str | None, typer.Option(help="For rows without a model.", rich_help_panel=ROWS_PANEL)] = None
+    duration: Annotated[
+        int | None, typer.Option(help="Seconds of video, for rows without a duration.", rich_help_panel=ROWS_PANEL)
+    ] = None
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            help="Folder of the image files; files outside of it are refused.",
+            show_default="the manifest's folder",
+            rich_help_panel=ROWS_PANEL,
+        ),
+    ] = None
+    fit: Fit = False
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class LedgerOptions(Options):
+    """Ledger of an earlier run."""
+
+    ledger: Annotated[
+        _LedgerArgument | None,
+        typer.Argument(
+            parser=parse_existing_ledger,
+            envvar=LEDGER_VARIABLE,
+            help="Ledger file of a run, or a shared database: postgresql://...",
+            show_default=False,
+        ),
+    ] = None
+    account: Account = DEFAULT_ACCOUNT
+
+    @property
+    def ledger_name(self) -> LedgerName:
+        """Ledger with its account.
+
+        Raises:
+            ConfigurationError: Neither the argument nor the environment names a ledger.
+        """
+        return required_ledger(self.ledger, self.account)
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class BatchOptions(Options, ABC):
+    """Options of the commands that run a batch."""
+
+    out: Out = attrs.field(converter=normalized)
+    provider: Provider = ProviderChoice.WAVESPEED
+    level: Annotated[LevelChoice, typer.Option(metavar="LEVEL", help=f"Account level: {LEVEL_NAMES}.")] = (
+        LevelChoice.BRONZE
+    )
+    max_in_flight: Annotated[
+        int | None, typer.Option(min=1, help="Videos running at once.", show_default="the level's limit")
+    ] = None
+    deadline: Deadline = None
+    fit: Fit = False
+    quiet: Quiet = False
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print results as JSON lines on stdout, all else on stderr.")
+    ] = False
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False,
+            help="Folder for results.jsonl, errors.jsonl and stats.json.",
+            show_default="the videos' folder",
+            rich_help_panel=RESULTS_PANEL,
+        ),
+    ] = None
+    no_results: Annotated[
+        bool,
+        typer.Option(
+            "--no-results",
+            help="Write no result files; kling-async export can do it later.",
+            rich_help_panel=RESULTS_PANEL,
+        ),
+    ] = False
+    gallery: Annotated[
+        bool,
+        typer.Option(
+            "--gallery",
+            help="Serve a page of the videos during the run and keep it in OUT/gallery.",
+            rich_help_panel=RESULTS_PANEL,
+        ),
+    ] = False
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USD", help="Most that the batch may cost, earlier runs included.", rich_help_panel=MONEY_PANEL
+        ),
+    ] = None
+    allow_estimate: AllowEstimate = False
+    retry_failed: RetryFailed = 0
+    audit: Annotated[
+        bool,
+        typer.Option(
+            "--audit/--no-audit", help="Compare with the service's bill at the end.", rich_help_panel=MONEY_PANEL
+        ),
+    ] = True
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Spend money without asking.", rich_help_panel=MONEY_PANEL)
+    ] = False
+
+    @property
+    @abstractmethod
+    def ledger_name(self) -> LedgerName:
+        """Ledger of the batch, with its account."""
+
+    @property
+    @abstractmethod
+    def local_folder(self) -> Path:
+        """Folder on this computer for results and gallery when the videos go to an object store."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of results and gallery: the videos' folder, if it is on this computer."""
+        return self.local_folder if is_store(self.out) else Path(self.out)
+
+    @property
+    def rehearsal(self) -> bool:
+        """True if an emulator in this process makes the videos."""
+        return False
+
+    @property
+    def ledger_is_complete(self) -> bool:
+        """True if the ledger has every job before the first one is sent."""
+        return False
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class RunOptions(SourceOptions, BatchOptions):
+    """Options of `run`."""
+
+    ordered: Annotated[bool, typer.Option("--ordered", help="Report outcomes in the order of the manifest.")] = False
+    ledger: Annotated[
+        LedgerName | None,
+        typer.Option(
+            parser=parse_ledger,
+            metavar="FILE|URL",
+            help="Record of paid jobs: a file, or a shared database postgresql://...",
+            show_default="OUT/run.db",
+        ),
+    ] = None
+    account: Account = DEFAULT_ACCOUNT
+    emulator: Annotated[
+        bool,
+        typer.Option(
+            "--emulator",
+            help="Rehearse against an emulator on this computer, for nothing.",
+            rich_help_panel=EMULATOR_PANEL,
+        ),
+    ] = False
+    speed: Speed = 20.0
+    profile: Annotated[
+        ProfileChoice,
+        typer.Option(help="Real videos, or one tiny file for load tests.", rich_help_panel=EMULATOR_PANEL),
+    ] = ProfileChoice.VIDEO
+
+    @property
+    def ledger_name(self) -> LedgerName:
+        """Ledger of the batch. A rehearsal has one of its own, apart from real payments."""
+        if self.ledger is not None:
+            return self.ledger.with_account(self.account)
+        return LedgerName(self.folder / (REHEARSAL_FILE if self.emulator else "run.db"))
+
+    @property
+    def local_folder(self) -> Path:
+        """Folder of the ledger's file; for a database, a folder with the name of the batch."""
+        file = None if self.ledger is None else self.ledger.path
+        return Path(f"kling-{self.batch}") if file is None else file.parent
+
+    @property
+    def rehearsal(self) -> bool:
+        """True if an emulator in this process makes the videos."""
+        return self.emulator
+
+    @property
+    def batch(self) -> str:
+        """Name of the batch: that of the manifest."""
+        return self.manifest.resolve().stem
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class ResumeOptions(LedgerOptions, BatchOptions):
+    """Options of `resume`."""
+
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="The batch to resume; a run's batch has its manifest's name.",
+            show_default="the only one",
+        ),
+    ] = None
+
+    @property
+    def local_folder(self) -> Path:
+        """Folder of the ledger's file; for a database, a folder with the name of the batch."""
+        file = self.ledger_name.path
+        return Path(f"kling-{self.name}" if self.name else "kling-results") if file is None else file.parent
+
+    @property
+    def ledger_is_complete(self) -> bool:
+        """True if the ledger has every job before the first one is sent."""
+        return True
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class DemoOptions(Options):
+    """Options of `demo`."""
+
+    pictures: Annotated[
+        list[Path] | None,
+        typer.Argument(exists=True, dir_okay=False, help="JPEG or PNG files instead of the three that come with it."),
+    ] = None
+    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the videos.")] = Path("kling-demo")
+    jobs: Annotated[int | None, typer.Option(min=1, max=200, help="Number of videos.", show_default="12")] = None
+    speed: Speed = 20.0
+    quick: Annotated[bool, typer.Option("--quick", help="Make only a few short videos.")] = False
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class EstimateOptions(SourceOptions):
+    """Options of `estimate`."""
+
+    provider: Provider = ProviderChoice.WAVESPEED
+    ask: Annotated[
+        bool, typer.Option("--ask", help="Also ask the service for this account's prices. Needs the key.")
+    ] = False
+    as_json: Json = False
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class StatusOptions(LedgerOptions):
+    """Options of `status`."""
+
+    name: BatchName = None
+    as_json: Json = False
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat until nothing changes any more.")] = False
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class DoubtOptions(LedgerOptions):
+    """Options of `ledger`, which its subcommands inherit."""
+
+    name: BatchName = None
+    as_json: Json = False
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class FetchOptions(Options):
+    """Options of `fetch`."""
+
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ID...", help="Prediction ids; by default the ledger's unsaved ones."),
+    ] = None
+    out: Out = attrs.field(converter=normalized)
+    ledger: Annotated[
+        LedgerName | None,
+        typer.Option(
+            parser=parse_ledger,
+            metavar="FILE|URL",
+            help="Ledger of the run: a file, or a shared database postgresql://...",
+            show_default="OUT/run.db",
+        ),
+    ] = None
+    account: Account = DEFAULT_ACCOUNT
+    provider: Provider = ProviderChoice.WAVESPEED
+    deadline: Deadline = None
+
+    @property
+    def ledger_name(self) -> LedgerName:
+        """Ledger with its account."""
+        return (self.ledger or LedgerName(Path(self.out) / "run.db")).with_account(self.account)
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class ExportOptions(LedgerOptions):
+    """Options of `export`."""
+
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False, help="Folder for the files; use the videos' folder.", show_default="the ledger's"
+        ),
+    ] = None
+    formats: Annotated[
+        list[FormatChoice] | None,
+        typer.Option("--format", help="What to write; can be repeated.", show_default="results, errors and stats"),
+    ] = None
+    batch: BatchName = None
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class GalleryOptions(LedgerOptions):
+    """Options of `gallery`."""
+
+    out: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="Folder for the page.", show_default="gallery beside the ledger"),
+    ] = None
+    batch: BatchName = None
+    provider: Provider = ProviderChoice.WAVESPEED
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class SharedOptions(Options):
+    """Ledger in a database that several workers share."""
+
+    ledger: Annotated[
+        LedgerName | None,
+        typer.Option(
+            parser=parse_ledger,
+            metavar="URL",
+            envvar=LEDGER_VARIABLE,
+            help="Required: postgresql://user:password@host/name. Set in the environment, it is hidden from `ps`.",
+            show_default=False,
+        ),
+    ] = None
+    account: Annotated[str, typer.Option(help="Name of the account in the database.")] = DEFAULT_ACCOUNT
+
+    @property
+    def ledger_name(self) -> LedgerName:
+        """Ledger with its account.
+
+        Raises:
+            ConfigurationError: Neither the option nor the environment names a ledger.
+        """
+        return required_ledger(self.ledger, self.account)
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class EnqueueOptions(SharedOptions):
+    """Options of `enqueue`."""
+
+    manifest: Annotated[
+        Path, typer.Argument(help="Jobs: .jsonl, .csv or .parquet, or a folder of images.", show_default=False)
+    ]
+    batch: Annotated[str | None, typer.Option(help="Name of the batch.", show_default="the manifest's name")] = None
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class WorkerOptions(SharedOptions):
+    """Options of `worker`."""
+
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder for the videos; without it none is saved.")
+    ] = None
+    provider: Provider = ProviderChoice.WAVESPEED
+    level: Annotated[
+        LevelChoice, typer.Option(metavar="LEVEL", help=f"Account level, shared by all workers: {LEVEL_NAMES}.")
+    ] = LevelChoice.BRONZE
+    max_in_flight: Annotated[
+        int | None,
+        typer.Option(min=1, help="Videos running at once, over all workers.", show_default="the level's limit"),
+    ] = None
+    lease: Annotated[
+        float, typer.Option(min=1, help="Seconds without a sign of life after which others take over a worker's jobs.")
+    ] = 60.0
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="USD", help="Most that the jobs of all workers may cost.", rich_help_panel=MONEY_PANEL),
+    ] = None
+    allow_estimate: AllowEstimate = False
+    retry_failed: RetryFailed = 0
+    sole_user: Annotated[
+        bool,
+        typer.Option("--sole-user", help="Only this ledger uses the key, so doubts can be settled by counting."),
+    ] = False
+    quiet: Quiet = False
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class ModelsOptions(Options):
+    """Options of `models`."""
+
+    as_json: Json = False
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class EmulatorOptions(Options):
+    """Options of `emulator`."""
+
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of WaveSpeed; 0 takes a free one.")] = 8787
+    gptproto_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of GPTProto; 0 takes a free one.")] = 8788
+    speed: Annotated[float, typer.Option(min=0.1, max=1000, help="How many times as fast as the real service.")] = 1.0
+    seconds: Annotated[
+        float | None, typer.Option(min=0, help="Seconds to make every video.", show_default="as the real service")
+    ] = None
+    level: Annotated[LevelChoice, typer.Option(metavar="LEVEL", help=f"Level of the accounts: {LEVEL_NAMES}.")] = (
+        LevelChoice.GOLD
+    )
+    balance: Annotated[float, typer.Option(help="USD on each account.")] = 1000.0
+    profile: Annotated[ProfileChoice, typer.Option(help="Real videos, or one tiny file.")] = ProfileChoice.VIDEO
+    seed: Annotated[int | None, typer.Option(help="Repeat the same times, ids and faults.", show_default="random")] = (
+        None
+    )
+    chaos: Annotated[
+        float,
+        typer.Option(min=0, max=1, metavar="RATE", help="Share of requests that meet a fault: 0.1 is one in ten."),
+    ] = 0.0
