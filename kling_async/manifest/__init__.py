@@ -1,4 +1,4 @@
-"""Rows of a file as jobs: all of them checked before the first one is given out.
+"""Manifests: read jobs from a file, a folder of images or an iterable, and check all of them first.
 
 ```python
 manifest = read_manifest("jobs.jsonl")          # or jobs.csv, jobs.parquet
@@ -7,9 +7,9 @@ manifest = read_rows(dataset, model="kling-v2.1-pro")
 async with kling.batch(manifest, save_to="videos/") as batch: ...
 ```
 
-A row has the fields of `Job`, and optionally `key`. An image that is a URL stays one; anything else is a file, sought
-from the manifest's folder, and it may not lie outside of it. In a folder every image is a row; its key is the name of
-the file, and a text file beside it, `anna.txt` beside `anna.png`, has its prompt.
+A row has the fields of `Job`, and optionally `key`. An image is a URL, or a file below the manifest's folder. In a
+folder every image is a row: its key is the name of the file, and its prompt is in a text file beside it, `anna.txt`
+beside `anna.png`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from kling_async._core.catalogue import Certainty, Model, Price
 from kling_async._images.preflight import require_pillow
 from kling_async.errors import ManifestError, RowProblem
 
-from ._check import Keyed, Kind, examined, keyed
-from ._row import NOTE, Source, about
-from ._sources import READERS, Folder, TextFile, given
+from ._check import Keyed, Kind, check_rows, job_of_row
+from ._row import NOTE, Source, located
+from ._sources import READERS, Folder, ManifestFile, source_of
 
 if TYPE_CHECKING:
     import os
@@ -39,19 +39,19 @@ if TYPE_CHECKING:
 
 __all__ = ["NOTE", "Kind", "Manifest", "read_manifest", "read_rows"]
 
-_CHUNK_ROWS: Final = 64
-_CHUNK_BYTES: Final = 2**20
+_MAX_CHUNK_ROWS: Final = 64
+_MAX_CHUNK_BYTES: Final = 2**20
 
 
 @attrs.define(eq=False)
 class Manifest:
-    """Jobs that were checked. Iterating, plainly or with `async for`, reads them anew, row by row.
+    """Checked jobs. Every iteration, with `for` or `async for`, reads the source again, row by row.
 
     Attributes:
-        name: What they were read from.
-        root: The folder that image files lie in; None where there are none but those given as paths.
-        kinds: How many rows there are of each kind.
-        warnings: What the service may not like.
+        name: Name of the source.
+        root: Folder of the image files; None if files are given as `Path`s only.
+        kinds: Number of rows of each kind.
+        warnings: Properties of images that the service may not accept.
     """
 
     name: str
@@ -67,22 +67,22 @@ class Manifest:
         return sum(self.kinds.values())
 
     def __iter__(self) -> Iterator[Keyed]:
-        """Read the rows. The file system may have changed since they were checked, so they are checked again.
+        """Yield key and job of every row. Rows are checked again, since files may have changed.
 
         Raises:
-            ManifestError: A row is not what it was.
+            ManifestError: A row is not valid any more.
             OSError: The file cannot be read any more.
         """
         with closing(self._source.rows()) as rows:
             for row in rows:
-                found = keyed(row, self.root, self._common, fit=self._fit)
+                found = job_of_row(row, self.root, self._common, fit=self._fit)
                 if isinstance(found, tuple):
                     yield found
                 else:
-                    raise ManifestError([about(self._source, row, problem) for problem in found])
+                    raise ManifestError([located(self._source, row, problem) for problem in found])
 
     def price(self, provider: str = "wavespeed") -> Price:
-        """What all of them cost by the price list, in USD; not known when it is not known of one."""
+        """Return the list price of all rows, in USD; unknown if that of one row is unknown."""
         total, certainty = Decimal(0), Certainty.STATED
         for kind, count in self.kinds.items():
             each = self._models[kind.model].price(kind.duration, provider=provider, sound=kind.sound)
@@ -93,7 +93,7 @@ class Manifest:
         return Price(total, certainty)
 
     async def __aiter__(self) -> AsyncGenerator[Keyed, None]:
-        """The same, reading in a worker thread: an event loop does not wait for the disk."""
+        """Yield key and job of every row, read in a worker thread so that the event loop is not blocked."""
         items = iter(self)
         try:
             while chunk := await anyio.to_thread.run_sync(_chunk, items):
@@ -110,25 +110,25 @@ def read_manifest(
     fit: bool = False,
     **common: Unpack[JobFields],
 ) -> Manifest:
-    """Check every row of a manifest, and the image files that it names.
+    """Read a manifest and check every row, including its image files.
 
-    The whole file is read once here, and again when the manifest is iterated over; its rows are not kept. Of an image
-    only the ends are read.
+    The whole file is read now, and again by every iteration; rows are not kept in memory. Of an image only the first
+    and last bytes are read.
 
     Args:
         path: JSON lines (`.jsonl`, `.ndjson`) or CSV with a header (`.csv`), in UTF-8; Parquet (`.parquet`, extra
-            `parquet`), whose problems name rows instead of lines; or a folder of images.
-        root: The folder in which image files lie, and which none of them may leave; by default the manifest's own.
-        fit: Whether images will be made to fit: other formats and larger ones are fine then. Files are by the session,
-            which is to have `fit=True` too; what rows have within them is when its row comes.
-        common: Fields of `Job` that rows have unless they say otherwise.
+            `parquet`), whose problems have rows instead of lines; or a folder of images.
+        root: Folder of the image files; files outside of it are refused. By default the manifest's own folder.
+        fit: Accept other formats and larger images, which are converted: files by the session, which needs `fit=True`
+            too, bytes in rows during iteration.
+        common: Fields of `Job` for rows that do not have them.
 
     Raises:
-        ManifestError: With all problems of all lines.
-        ConfigurationError: Parquet needs pyarrow, and `fit` Pillow.
+        ManifestError: Rows are wrong; `problems` has all problems of all lines.
+        ConfigurationError: pyarrow, for Parquet, or Pillow, for `fit`, is not installed.
     """
     where = Path(path)
-    source: Source = TextFile(where)
+    source: Source = ManifestFile(where)
     folder = where.parent
     if where.suffix.lower() not in READERS:
         source, folder = Folder(where), where
@@ -139,7 +139,7 @@ def read_manifest(
     try:
         return _checked(source, (folder if root is None else Path(root)).resolve(), common, fit=fit)
     except (OSError, RuntimeError) as error:
-        # A loop of symbolic links is a RuntimeError until Python 3.13.
+        # Until Python 3.13 a loop of symbolic links is a RuntimeError.
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ManifestError([RowProblem(source.name, None, "", f"cannot be read: {reason}")]) from error
 
@@ -152,28 +152,28 @@ def read_rows(
     fit: bool = False,
     **common: Unpack[JobFields],
 ) -> Manifest:
-    """Check rows that come from anywhere: dictionaries of a database, a data frame, a data set.
+    """Check rows from any source: dictionaries of a database, a data frame, a data set.
 
     Args:
-        rows: Mappings with the fields of `Job`, and optionally `key`. What can be iterated over again, as a list can,
-            is read twice; an iterator is kept in a temporary file meanwhile.
-        name: How problems name them, as `rows:12 duration: ...`; they count from 1.
-        root: The folder in which files lie that rows name by strings, and which none may leave. Without it a string is
-            a URL, and files are given as `Path`s.
+        rows: Mappings with the fields of `Job`, and optionally `key`. A list or another repeatable iterable is read
+            twice; an iterator is kept in a temporary file meanwhile.
+        name: Name of the source in problems, as in `rows:12 duration: ...`; rows are numbered from 1.
+        root: Folder of the files that rows name by strings; files outside of it are refused. Without it a string is a
+            URL, and files are given as `Path`s.
         fit: As for `read_manifest`.
         common: As for `read_manifest`.
 
     Raises:
-        ManifestError: With all problems of all rows.
+        ManifestError: Rows are wrong; `problems` has all problems of all rows.
         TypeError: A row of an iterator cannot be pickled.
     """
-    return _checked(given(name, rows), None if root is None else Path(root).resolve(), common, fit=fit)
+    return _checked(source_of(name, rows), None if root is None else Path(root).resolve(), common, fit=fit)
 
 
 def _checked(source: Source, root: Path | None, common: Mapping[str, object], *, fit: bool) -> Manifest:
     if fit:
         require_pillow()
-    found = examined(source, root, common, fit=fit)
+    found = check_rows(source, root, common, fit=fit)
     if not found.problems and not found.kinds:
         found.problems.append(RowProblem(source.name, None, "", "has no rows"))
     if found.problems:
@@ -182,12 +182,12 @@ def _checked(source: Source, root: Path | None, common: Mapping[str, object], *,
 
 
 def _chunk(items: Iterator[Keyed]) -> list[Keyed]:
-    """Some more rows; few when they carry their images within them."""
+    """Take the next rows; few if they contain images."""
     chunk: list[Keyed] = []
     size = 0
-    for item in itertools.islice(items, _CHUNK_ROWS):
+    for item in itertools.islice(items, _MAX_CHUNK_ROWS):
         chunk.append(item)
         size += sum(len(image) for image in (item[1].image, item[1].end_image) if isinstance(image, (str, bytes)))
-        if size > _CHUNK_BYTES:
+        if size > _MAX_CHUNK_BYTES:
             break
     return chunk

@@ -1,4 +1,4 @@
-"""From rows to jobs, with all that is wrong with them."""
+"""Check rows and make jobs of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kling_async._core.job import Job, JobFields
 from kling_async._images.preflight import preflight
 from kling_async.errors import InvalidJobError, Problem, RowProblem
 
-from ._row import NOTE, about
+from ._row import NOTE, located
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -27,24 +27,26 @@ if TYPE_CHECKING:
     from ._row import Row, Source
 
 Keyed: TypeAlias = tuple[str | None, Job]
-"""A row: its key if it has one, and its job."""
-Look: TypeAlias = "Callable[[Path | bytes], tuple[str, tuple[str, ...]]]"
-"""What is wrong with an image, and what may be."""
+"""Key of a row, None if it has none, and its job."""
+ImageCheck: TypeAlias = "Callable[[Path | bytes], tuple[str, tuple[str, ...]]]"
+"""Returns the problem of an image, empty if it has none, and its warnings."""
 
-_IMAGES: Final = ("image", "end_image")
+_IMAGE_FIELDS: Final = ("image", "end_image")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
-_SOME_FILE: Final = Path()
-_LOOKS_REMEMBERED: Final = 4096
+_PLACEHOLDER: Final = Path()
+_MAX_CACHED_IMAGE_CHECKS: Final = 4096
+_MAX_TEXT_IN_MESSAGE: Final = 120
+_KEY_BUCKETS: Final = 256
 
 
 @attrs.frozen
 class Kind:
-    """What decides the price of a row.
+    """What determines the price of a row.
 
     Attributes:
         model: Full id of the model.
         duration: Seconds of video.
-        sound: Whether sound is made too.
+        sound: True if sound is made too.
     """
 
     model: str
@@ -54,13 +56,13 @@ class Kind:
 
 @attrs.define
 class Findings:
-    """What the rows of a source are.
+    """Result of checking every row.
 
     Attributes:
-        problems: What is wrong with them.
-        warnings: What the service may not like.
-        kinds: How many there are of each kind.
-        models: The rows of their models, by id.
+        problems: Reasons to refuse the manifest.
+        warnings: Properties of images that the service may not accept.
+        kinds: Number of rows of each kind.
+        models: Catalogue entries of the models, by id.
     """
 
     problems: list[RowProblem] = attrs.field(factory=list)
@@ -69,53 +71,53 @@ class Findings:
     models: dict[str, Model] = attrs.field(factory=dict)
 
 
-def examined(source: Source, root: Path | None, common: Mapping[str, object], *, fit: bool) -> Findings:
-    """Every row checked, each image file looked at.
+def check_rows(source: Source, root: Path | None, common: Mapping[str, object], *, fit: bool) -> Findings:
+    """Check every row and every image file.
 
     Raises:
         OSError: The source cannot be read.
     """
     findings = Findings()
     keys = _Keys()
-    look = functools.lru_cache(_LOOKS_REMEMBERED)(functools.partial(_look, fit=fit))
+    check = functools.lru_cache(_MAX_CACHED_IMAGE_CHECKS)(functools.partial(_check_image, fit=fit))
     with closing(source.rows()) as rows:
         for row in rows:
             key = row.fields.get("key")
             if isinstance(key, str) and key:
                 keys.add(key, row.line)
             warnings: list[Problem] = []
-            found = keyed(row, root, common, fit=fit, look=look, warnings=warnings)
-            findings.warnings += (about(source, row, warning) for warning in warnings)
+            found = job_of_row(row, root, common, fit=fit, check=check, warnings=warnings)
+            findings.warnings += (located(source, row, warning) for warning in warnings)
             if isinstance(found, tuple):
                 _, job = found
                 findings.kinds[Kind(job.model, job.duration, bool(job.sound))] += 1
                 findings.models.setdefault(job.model, job.row)
             else:
-                findings.problems += (about(source, row, problem) for problem in found)
-    findings.problems += _repeated(source, keys)
-    # A folder's have no lines, and come in its order already.
+                findings.problems += (located(source, row, problem) for problem in found)
+    findings.problems += _repeated_keys(source, keys)
+    # Problems of a folder have no lines and are in its order already.
     findings.problems.sort(key=lambda problem: problem.line or 0)
     return findings
 
 
-def keyed(
+def job_of_row(
     row: Row,
     root: Path | None,
     common: Mapping[str, object],
     *,
     fit: bool,
-    look: Look | None = None,
+    check: ImageCheck | None = None,
     warnings: list[Problem] | None = None,
 ) -> Keyed | list[Problem]:
-    """The row's key and job, or all that is wrong with it.
+    """Return the key and the job of a row, or its problems.
 
     Args:
         row: The row.
-        root: Where its files lie; None when it has none.
-        common: Fields that it has unless it says otherwise.
-        fit: Whether images that it has within it are made to fit.
-        look: Looks at its images, and then none is made to fit.
-        warnings: Takes what is not wrong and may be.
+        root: Folder of its image files; None if strings are URLs only.
+        common: Fields used where the row has none.
+        fit: Convert image bytes that the service would not accept.
+        check: Checks the images, whose place in the job a placeholder takes; None leaves them as they are.
+        warnings: Receives the warnings about images.
     """
     if row.problems:
         return list(row.problems)
@@ -127,18 +129,18 @@ def keyed(
         problems.append(Problem("key", f"expected text, got {type(key).__name__}"))
     elif key == "":
         problems.append(Problem("key", "is empty"))
-    elif key is not None and not _encodable(key):
-        problems.append(Problem("key", "has a lone surrogate, which is no text"))
-    for name in _IMAGES:
+    elif key is not None and not _is_encodable(key):
+        problems.append(Problem("key", "has a lone surrogate, which cannot be encoded"))
+    for name in _IMAGE_FIELDS:
         try:
-            fields[name], doubtful = _image(fields.get(name), root, fit=fit, look=look)
+            fields[name], messages = _image(fields.get(name), root, fit=fit, check=check)
         except ValueError as error:
             problems.append(Problem(name, str(error)))
-            # So that the other fields are looked at.
-            fields[name] = _SOME_FILE
+            # Lets the job check its other fields.
+            fields[name] = _PLACEHOLDER
         else:
             if warnings is not None:
-                warnings += (Problem(name, warning) for warning in doubtful)
+                warnings += (Problem(name, message) for message in messages)
     try:
         job = Job(**cast("JobFields", fields))
     except InvalidJobError as error:
@@ -146,31 +148,31 @@ def keyed(
     return problems or (cast("str | None", key), job)
 
 
-def _image(value: object, root: Path | None, *, fit: bool, look: Look | None) -> tuple[object, tuple[str, ...]]:
-    """The image for the job, and what may be wrong with it.
+def _image(value: object, root: Path | None, *, fit: bool, check: ImageCheck | None) -> tuple[object, tuple[str, ...]]:
+    """Return an image for the job, and its warnings.
 
     Raises:
-        ValueError: Something is.
+        ValueError: The image has a problem.
     """
     if isinstance(value, str) and root is not None and not _URL.match(value):
-        value = _file(value, root)
+        value = _resolve_file(value, root)
     if not isinstance(value, (Path, bytes)):
         return value, ()
-    if look is not None:
-        wrong, doubtful = look(value)
-        if wrong:
-            raise ValueError(wrong)
-        # What is to be made to fit is not looked at as it is.
-        return _SOME_FILE, doubtful
+    if check is not None:
+        problem, messages = check(value)
+        if problem:
+            raise ValueError(problem)
+        # The job would check the original, which may still have to be converted.
+        return _PLACEHOLDER, messages
     if fit and isinstance(value, bytes):
         try:
-            value = _fitted(value)
+            value = _converted(value)
         except InvalidJobError as error:
             raise ValueError(error.problems[0].message) from None
     return value, ()
 
 
-def _encodable(text: str) -> bool:
+def _is_encodable(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -178,7 +180,7 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def _look(image: Path | bytes, *, fit: bool) -> tuple[str, tuple[str, ...]]:
+def _check_image(image: Path | bytes, *, fit: bool) -> tuple[str, tuple[str, ...]]:
     try:
         facts = preflight(image, fit=fit)
     except InvalidJobError as error:
@@ -186,61 +188,61 @@ def _look(image: Path | bytes, *, fit: bool) -> tuple[str, tuple[str, ...]]:
     return "", (attrs.evolve(facts, turned=False) if fit else facts).warnings
 
 
-def _fitted(content: bytes) -> bytes:
+def _converted(content: bytes) -> bytes:
     if not preflight(content, fit=True).unfit:
         return content
-    # Imported here: Pillow is an extra.
-    from kling_async._images.convert import fitted  # noqa: PLC0415
+    from kling_async._images.convert import fitted  # noqa: PLC0415 -- Pillow is an extra
 
     return fitted(content)
 
 
-def _file(text: str, root: Path) -> Path:
-    """The file that a row names.
+def _resolve_file(text: str, root: Path) -> Path:
+    """Return the file that a row names.
 
     Raises:
-        ValueError: There is none, or it is not below the root.
+        ValueError: It does not exist, is no regular file, or is outside of the root.
     """
     if not text.strip():
         raise ValueError("is empty")
-    # As text: path objects take most of the time where rows are many.
-    whole = str(root)
-    # Resolved, so that neither `..` nor a symbolic link leads out.
-    path = os.path.realpath(os.path.join(whole, text))  # noqa: PTH118 -- see above
-    if not path.startswith(whole.rstrip(os.sep) + os.sep):
-        raise ValueError(f"{text[:120]!r} leads out of {root}")
+    shown = repr(text[:_MAX_TEXT_IN_MESSAGE])
+    # As strings: with many rows, path objects would take most of the time.
+    base = str(root)
+    # Resolved, so that neither `..` nor a symbolic link leads out of the root.
+    path = os.path.realpath(os.path.join(base, text))  # noqa: PTH118 -- see above
+    if not path.startswith(base.rstrip(os.sep) + os.sep):
+        raise ValueError(f"{shown} is outside of {root}")
     try:
         found = os.stat(path)  # noqa: PTH116 -- see above
     except FileNotFoundError:
-        raise ValueError(f"{text[:120]!r} is not there (in {root})") from None
+        raise ValueError(f"{shown} does not exist (in {root})") from None
     except OSError as error:
-        raise ValueError(f"{text[:120]!r} cannot be read: {error.strerror or error}") from None
+        raise ValueError(f"{shown} cannot be read: {error.strerror or error}") from None
     if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"{text[:120]!r} is not a file (in {root})")
+        raise ValueError(f"{shown} is not a file (in {root})")
     return Path(path)
 
 
 class _Keys:
-    """Which keys were seen on which lines, in 16 bytes per key: a manifest may have millions.
+    """Hashes of keys with their lines, in 16 bytes per key: a manifest may have millions.
 
-    Only hashes are kept, so what looks repeated has to be compared. They are kept in many small shelves, of which one
-    at a time is unpacked.
+    Equal hashes only suggest equal keys, so these lines have to be compared. The hashes are spread over many buckets,
+    which are searched one at a time.
     """
 
     def __init__(self) -> None:
-        self._shelves = [(array("q"), array("Q")) for _ in range(256)]
+        self._buckets = [(array("q"), array("Q")) for _ in range(_KEY_BUCKETS)]
 
     def add(self, key: str, line: int) -> None:
-        """Note a key."""
+        """Add a key."""
         digest = hash(key)
-        digests, lines = self._shelves[digest & 255]
+        digests, lines = self._buckets[digest % _KEY_BUCKETS]
         digests.append(digest)
         lines.append(line)
 
     def suspects(self) -> set[int]:
-        """The lines whose keys may occur more than once."""
+        """Return the lines whose keys may be repeated."""
         suspects: set[int] = set()
-        for digests, lines in self._shelves:
+        for digests, lines in self._buckets:
             first: dict[int, int] = {}
             for digest, line in zip(digests, lines, strict=True):
                 earlier = first.setdefault(digest, line)
@@ -249,7 +251,8 @@ class _Keys:
         return suspects
 
 
-def _repeated(source: Source, keys: _Keys) -> Iterator[RowProblem]:
+def _repeated_keys(source: Source, keys: _Keys) -> Iterator[RowProblem]:
+    """Read the source again and yield a problem for every repeated key."""
     suspects = keys.suspects()
     if not suspects:
         return
@@ -262,4 +265,5 @@ def _repeated(source: Source, keys: _Keys) -> Iterator[RowProblem]:
             place = row.file or f"{source.unit} {row.line}"
             earlier = first.setdefault(key, place)
             if earlier != place:
-                yield about(source, row, Problem("key", f"{key[:80]!r} is the key of {earlier} already"))
+                shown = repr(key[:_MAX_TEXT_IN_MESSAGE])
+                yield located(source, row, Problem("key", f"{shown} is already the key of {earlier}"))

@@ -1,4 +1,4 @@
-"""Rows of a Parquet file (extra `parquet`), a few at a time."""
+"""Rows of a Parquet file, a few at a time. Needs the extra `parquet`."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 from kling_async.errors import ConfigurationError, Problem
 
-from ._row import Row, header_problems, unknown
-from ._text import JSON_FIELDS, json_value
+from ._row import Row, header_problems, is_unknown
+from ._text import JSON_FIELDS, parse_json_cell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-_BATCH_BYTES: Final = 8 * 2**20
-_BATCH_ROWS: Final = 1024
+_MAX_BATCH_BYTES: Final = 8 * 2**20
+_MAX_BATCH_ROWS: Final = 1024
 
 
 def parquet_rows(file: IO[bytes]) -> Iterator[Row]:
-    """The rows; their numbers stand for lines.
+    """Yield the rows; `line` is the number of the row.
 
     Raises:
         ConfigurationError: pyarrow is not installed.
         OSError: The file cannot be read.
     """
     try:
-        # It is an extra, and large.
+        # An optional and large package.
         import pyarrow as pa  # type: ignore[import-untyped]  # noqa: PLC0415 -- see above; it has no types
         from pyarrow import parquet  # noqa: PLC0415 -- see above
     except ImportError as error:
         raise ConfigurationError("Parquet needs pyarrow", advice="install kling-async[parquet]") from error
     number = 0
     try:
-        # Without `pre_buffer=False` whole row groups are read ahead.
+        # `pre_buffer=True` would read whole row groups ahead.
         table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
         names: list[str] = table.schema_arrow.names
         problems = header_problems(names)
@@ -41,7 +41,7 @@ def parquet_rows(file: IO[bytes]) -> Iterator[Row]:
             yield Row(0, problems=problems)
         if len(set(names)) < len(names):
             return
-        known = [name for name in names if not unknown(name)]
+        known = [name for name in names if not is_unknown(name)]
         for batch in table.iter_batches(batch_size=_batch_rows(table.metadata), columns=known, use_threads=False):
             for fields in batch.to_pylist():
                 number += 1
@@ -49,14 +49,14 @@ def parquet_rows(file: IO[bytes]) -> Iterator[Row]:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        yield Row(number + 1 if number else 0, problems=(Problem("", f"is not Parquet that can be read: {error}"),))
+        yield Row(number + 1 if number else 0, problems=(Problem("", f"cannot be read as Parquet: {error}"),))
 
 
 def _batch_rows(metadata: Any) -> int:
-    """How many rows are decoded at once: few when they carry their images within them."""
+    """Return how many rows to decode at once: few if they contain images."""
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     size = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=0)
-    return max(1, min(_BATCH_ROWS, int(_BATCH_BYTES / (size + 1))))
+    return max(1, min(_MAX_BATCH_ROWS, int(_MAX_BATCH_BYTES / (size + 1))))
 
 
 def _row(number: int, values: Mapping[str, object]) -> Row:
@@ -64,40 +64,40 @@ def _row(number: int, values: Mapping[str, object]) -> Row:
     problems: list[Problem] = []
     for name, value in values.items():
         try:
-            plain = _plain(name, value)
+            field = _field(name, value)
         except ValueError as error:
             problems.append(Problem(name, str(error)))
         else:
-            if plain is not None:
-                fields[name] = plain
+            if field is not None:
+                fields[name] = field
     return Row(number, fields, tuple(problems))
 
 
-def _plain(name: str, value: object) -> object:
-    """The value as a job takes it; None where the column has none.
+def _field(name: str, value: object) -> object:
+    """Return a value as the job's field; None if the cell is empty.
 
     Raises:
-        ValueError: It is none of this field.
+        ValueError: The cell is not JSON, in a field that is written as JSON.
     """
     match value:
         case str() if name in JSON_FIELDS:
-            return json_value(name, value) if value.strip() else None
+            return parse_json_cell(name, value) if value.strip() else None
         case float() if math.isnan(value):
             return None
         case float() if name == "duration" and value.is_integer():
-            # What pandas makes of whole numbers in a column that has gaps.
+            # pandas writes an integer column with gaps as floats.
             return int(value)
         case Decimal():
             return float(value)
         case {"bytes": content, "path": path} if name in {"image", "end_image"}:
-            # As the `Image` feature of Hugging Face's datasets is stored.
+            # The `Image` feature of Hugging Face's datasets.
             return content if content is not None else path
         case [*pairs] if name == "extra":
             # A column of maps.
             return dict(cast("list[tuple[str, object]]", pairs))
         case dict():
-            # A struct has all fields in all rows.
+            # A struct has every field in every row.
             return {field: item for field, item in value.items() if item is not None}
         case [*items]:
-            return [_plain("", item) for item in items]
+            return [_field("", item) for item in items]
     return value

@@ -1,4 +1,4 @@
-"""A row as it stands in its file, before anything of it is checked."""
+"""Rows as they stand in their source, before any field is checked."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from kling_async._core.job import Job, JobFields
 from kling_async.errors import InvalidJobError, Problem, RowProblem
 
 NOTE = "_error"
-"""A field that a row may have for its readers: why the job failed that it repeats. It is no part of the job."""
-_OTHERS = frozenset({"key", NOTE})
+"""Optional field that says why the job failed before; it is for readers and not part of the job."""
+_NON_JOB_FIELDS = frozenset({"key", NOTE})
 
 
 @attrs.frozen
 class Row:
-    """A row as it stands in the file.
+    """A row of a source.
 
     Attributes:
-        line: Where it begins, from 1; 0 when it is about the whole file. What has no lines has rows.
+        line: Its first line, from 1; 0 for a problem of the whole file. In sources without lines: its number.
         fields: Its fields, unchecked.
-        problems: Why it could not be read; the fields are then not looked at.
-        file: The file that it is, in a folder.
+        problems: Reasons why it could not be read; `fields` is then ignored.
+        file: In a folder: the file that the row was made of; else None.
     """
 
     line: int
@@ -34,45 +34,45 @@ class Row:
 
 
 class Source(Protocol):
-    """Where rows come from, as often as they are asked for."""
+    """A source of rows that can be read repeatedly."""
 
     @property
     def name(self) -> str:
-        """What problems call it."""
+        """Name of the source in problems."""
         ...
 
     @property
     def unit(self) -> str:
-        """What its places are called."""
+        """Name of a position in the source: line, row or file."""
         ...
 
     def rows(self) -> Generator[Row, None, None]:
-        """All rows, from the first.
+        """Yield all rows, from the first.
 
         Raises:
-            OSError: It cannot be read.
+            OSError: The source cannot be read.
         """
         ...
 
 
-def about(source: Source, row: Row, problem: Problem) -> RowProblem:
-    """The problem with its place."""
+def located(source: Source, row: Row, problem: Problem) -> RowProblem:
+    """Return a problem with its position."""
     return RowProblem(row.file or source.name, None if row.file else row.line or None, problem.path, problem.message)
 
 
-def unknown(name: str) -> bool:
-    """Whether no row has such a field."""
-    return name not in _OTHERS and name not in JobFields.__annotations__
+def is_unknown(name: str) -> bool:
+    """Return whether no row has a field of that name."""
+    return name not in _NON_JOB_FIELDS and name not in JobFields.__annotations__
 
 
 def header_problems(header: list[str]) -> tuple[Problem, ...]:
-    """What is wrong with the names of the columns."""
+    """Return the problems of column names: repeated and unknown ones."""
     problems = [
         Problem(name, "is the name of two columns") for name, times in Counter(header).items() if name and times > 1
     ]
     try:
-        Job(**cast("JobFields", dict.fromkeys((name for name in header if name and name not in _OTHERS), None)))
+        Job(**cast("JobFields", dict.fromkeys((name for name in header if name and name not in _NON_JOB_FIELDS), None)))
     except InvalidJobError as error:
-        # Said once, not in every row; the rows pass these columns over.
-        problems += (problem for problem in error.problems if problem.path in header and unknown(problem.path))
+        # Reported once here; the rows skip these columns.
+        problems += (problem for problem in error.problems if problem.path in header and is_unknown(problem.path))
     return tuple(problems)

@@ -1,4 +1,4 @@
-"""Where rows come from: a file, a folder of images, or an iterable."""
+"""Sources of rows: a file, a folder of images, or an iterable."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 class Reader(Protocol):
-    """The rows of one format."""
+    """Reads the rows of one format."""
 
     def __call__(self, file: IO[bytes], /) -> Iterator[Row]:
-        """All rows of a file that is open at its beginning."""
+        """Yield the rows of a file that is open at its beginning."""
         ...
 
 
@@ -38,31 +38,31 @@ READERS: Final[Mapping[str, Reader]] = {
     ".csv": csv_rows,
     ".parquet": parquet_rows,
 }
-PICTURES: Final = frozenset(
+IMAGE_SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 )
-"""Suffixes of what is taken for an image in a folder; whether it is one is found out by its content."""
-_LONGEST_PROMPT: Final = 2**16
+"""Suffixes of files that are rows of a folder; the content is checked later."""
+_MAX_PROMPT_BYTES: Final = 2**16
 
 
 @attrs.frozen
-class TextFile:
-    """A file with a row after another."""
+class ManifestFile:
+    """A file of rows."""
 
     path: Path
 
     @property
     def name(self) -> str:
-        """The path, as it was given."""
+        """Path as given."""
         return str(self.path)
 
     @property
     def unit(self) -> str:
-        """Lines, or rows of what has no lines."""
+        """Name of a position: line, or row in a file without lines."""
         return "row" if self.path.suffix.lower() == ".parquet" else "line"
 
     def rows(self) -> Generator[Row, None, None]:
-        """All rows."""
+        """Yield all rows."""
         with self.path.open("rb") as file:
             if file.peek(2)[:2] in {b"\xff\xfe", b"\xfe\xff"}:
                 yield Row(1, problems=(Problem("", "the file is UTF-16; save it as UTF-8"),))
@@ -72,9 +72,9 @@ class TextFile:
 
 @attrs.frozen
 class Folder:
-    """A row per image that lies in the folder, in the order of the names; hidden files and folders in it are not seen.
+    """A folder with one row per image, sorted by name. Hidden files and subfolders are ignored.
 
-    The key is the file's name without its suffix. A text file of the same name has its prompt.
+    The key is the file's name without its suffix. A text file of the same name contains its prompt.
     """
 
     path: Path
@@ -82,52 +82,52 @@ class Folder:
 
     @property
     def name(self) -> str:
-        """The path, as it was given."""
+        """Path as given."""
         return str(self.path)
 
     def rows(self) -> Generator[Row, None, None]:
-        """All rows."""
+        """Yield all rows."""
         with os.scandir(self.path) as entries:
             names = sorted(
                 entry.name
                 for entry in entries
                 if not entry.name.startswith(".")
-                and os.path.splitext(entry.name)[1].lower() in PICTURES  # noqa: PTH122 -- far faster for a million
+                and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 -- far faster for a million
                 and not entry.is_dir()
             )
         for number, name in enumerate(names, 1):
             yield self._row(number, self.path / name)
 
-    def _row(self, number: int, picture: Path) -> Row:
-        # In full, so that it is found from whatever root, and refused outside of it.
-        fields: dict[str, object] = {"key": picture.stem, "image": str(picture.absolute())}
-        beside = picture.with_suffix(".txt")
+    def _row(self, number: int, image: Path) -> Row:
+        # An absolute path is found from any root, and refused outside of it.
+        fields: dict[str, object] = {"key": image.stem, "image": str(image.absolute())}
+        text = image.with_suffix(".txt")
         try:
-            with beside.open("rb") as file:
-                prompt = file.read(_LONGEST_PROMPT).decode("utf-8-sig").strip()
+            with text.open("rb") as file:
+                prompt = file.read(_MAX_PROMPT_BYTES).decode("utf-8-sig").strip()
         except FileNotFoundError:
-            return Row(number, fields, file=str(picture))
+            return Row(number, fields, file=str(image))
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            return Row(number, fields, (Problem("prompt", f"cannot be read: {reason}"),), str(beside))
-        return Row(number, {**fields, "prompt": prompt}, file=str(picture))
+            return Row(number, fields, (Problem("prompt", f"cannot be read: {reason}"),), str(text))
+        return Row(number, {**fields, "prompt": prompt}, file=str(image))
 
 
 @attrs.frozen
-class Given:
-    """An iterable that begins anew whenever it is asked."""
+class Repeatable:
+    """An iterable that can be iterated over repeatedly."""
 
     name: str
     items: Iterable[Mapping[str, object]]
     unit: str = attrs.field(default="row", init=False)
 
     def rows(self) -> Generator[Row, None, None]:
-        """All rows."""
+        """Yield all rows."""
         yield from _numbered(self.items)
 
 
 class Spooled:
-    """An iterator, which goes once: its rows are kept in a temporary file until nobody has the manifest any more."""
+    """An iterator, whose rows are kept in a temporary file until this object is garbage-collected."""
 
     def __init__(self, name: str, items: Iterator[Mapping[str, object]]) -> None:
         self.name = name
@@ -141,24 +141,24 @@ class Spooled:
                     pickle.dump(item, file)
                 except Exception as error:
                     raise TypeError(
-                        f"{name}: row {number} cannot be kept until all are checked; give a list"
+                        f"{name}: row {number} cannot be pickled, which keeps the rows of an iterator; pass a list"
                     ) from error
 
     def rows(self) -> Generator[Row, None, None]:
-        """All rows."""
+        """Yield all rows."""
         with self._path.open("rb") as file:
             yield from _numbered(_unpickled(file))
 
 
-def given(name: str, rows: Iterable[Mapping[str, object]]) -> Source:
-    """The rows of an iterable of any kind."""
-    return Spooled(name, rows) if isinstance(rows, Iterator) else Given(name, rows)
+def source_of(name: str, rows: Iterable[Mapping[str, object]]) -> Source:
+    """Return the source for an iterable of any kind."""
+    return Spooled(name, rows) if isinstance(rows, Iterator) else Repeatable(name, rows)
 
 
 def _unpickled(file: IO[bytes]) -> Iterator[Mapping[str, object]]:
     while True:
         try:
-            item: Mapping[str, object] = pickle.load(file)  # noqa: S301 -- our own file, that nobody else may write
+            item: Mapping[str, object] = pickle.load(file)  # noqa: S301 -- our own file, writable by this user only
         except EOFError:
             return
         yield item
@@ -171,7 +171,8 @@ def _numbered(items: Iterable[object]) -> Iterator[Row]:
         if not isinstance(item, Mapping):
             problem = Problem("", f"expected a mapping of fields, got {type(item).__name__}")
         elif not all(isinstance(name, str) for name in item):
-            problem = Problem("", "has fields whose names are no texts")
+            wrong = next(name for name in item if not isinstance(name, str))
+            problem = Problem("", f"expected names of fields as text, got {type(wrong).__name__}")
         else:
             fields = dict(item)
         yield Row(number, fields, () if problem is None else (problem,))

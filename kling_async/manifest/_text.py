@@ -13,20 +13,20 @@ import attrs
 
 from kling_async.errors import Problem
 
-from ._row import Row, header_problems, unknown
+from ._row import Row, header_problems, is_unknown
 
 JSON_FIELDS: Final = frozenset({"extra", "multi_prompt", "element_list", "voice_list"})
-"""Fields whose value a cell has as JSON."""
+"""Fields that a cell contains as JSON."""
 
 
 def _lines(file: Iterable[bytes]) -> Iterator[tuple[int, str, Problem | None]]:
-    """Lines with their numbers. What is not UTF-8 is replaced, so that the lines after it can be read, and told."""
+    """Yield numbered lines. Bytes that are not UTF-8 are a problem of their line and are replaced."""
     for number, line in enumerate(file, 1):
         raw = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         try:
             yield number, raw.decode(), None
         except UnicodeDecodeError as error:
-            message = f"is not UTF-8 (byte 0x{raw[error.start]:02x} at place {error.start + 1}); save the file as UTF-8"
+            message = f"is not UTF-8 (byte 0x{raw[error.start]:02x} at position {error.start + 1}); save it as UTF-8"
             yield number, raw.decode(errors="replace"), Problem("", message)
 
 
@@ -35,7 +35,7 @@ class _RepeatedFieldError(ValueError):
 
 
 def _json_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    # The last one would win silently, and it may be the more expensive one.
+    # By default the last of repeated fields would be used silently, and it may cost more.
     fields = dict(pairs)
     if len(fields) < len(pairs):
         repeated = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
@@ -43,11 +43,12 @@ def _json_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return fields
 
 
-# One for all rows: `json.loads` with a hook makes a decoder per call.
+# Shared: `json.loads` with a hook creates a decoder per call.
 _JSON: Final = json.JSONDecoder(object_pairs_hook=_json_object)
 
 
 def json_rows(file: Iterable[bytes]) -> Iterator[Row]:
+    """Yield the rows of JSON lines; blank lines are skipped."""
     for number, line, undecoded in _lines(file):
         if undecoded is not None:
             yield Row(number, problems=(undecoded,))
@@ -55,13 +56,14 @@ def json_rows(file: Iterable[bytes]) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            value = _JSON.decode(line)
+            # Without the line break, an object that is cut off ends at its last column, not on the next line.
+            value = _JSON.decode(line.rstrip())
         except _RepeatedFieldError as error:
             problem = Problem(str(error), "is given twice")
         except json.JSONDecodeError as error:
-            problem = Problem("", f"is not JSON: {error.msg} at column {error.colno}")
+            problem = Problem("", f"is not JSON: {error.msg} (column {error.colno})")
         except (ValueError, RecursionError) as error:
-            problem = Problem("", f"is not JSON that can be read: {error}")
+            problem = Problem("", f"cannot be parsed as JSON: {error}")
         else:
             if isinstance(value, dict):
                 yield Row(number, value)
@@ -72,7 +74,7 @@ def json_rows(file: Iterable[bytes]) -> Iterator[Row]:
 
 @attrs.define(eq=False)
 class _Decoded:
-    """Lines for the CSV reader, which asks for them when a quoted cell goes on."""
+    """Lines for the CSV reader, which takes several when a quoted cell spans them."""
 
     lines: Iterator[tuple[int, str, Problem | None]]
     problems: list[Problem] = attrs.field(factory=list)
@@ -83,13 +85,14 @@ class _Decoded:
                 self.problems.append(problem)
             yield line
 
-    def taken(self) -> tuple[Problem, ...]:
-        """What was wrong with the lines since it was asked last."""
+    def new_problems(self) -> tuple[Problem, ...]:
+        """Return the problems of the lines read since the last call."""
         problems, self.problems = tuple(self.problems), []
         return problems
 
 
 def csv_rows(file: Iterable[bytes]) -> Iterator[Row]:
+    """Yield the rows of a CSV file with a header; rows without content are skipped."""
     lines = _lines(file)
     top = next(lines, None)
     while top is not None and not top[1].strip():
@@ -97,7 +100,7 @@ def csv_rows(file: Iterable[bytes]) -> Iterator[Row]:
     if top is None:
         return
     decoded = _Decoded(itertools.chain([top], lines))
-    # Spreadsheets of many countries write semicolons; a name of a field holds none of the three.
+    # Spreadsheets write semicolons in many countries. Field names contain none of the three.
     cells = csv.reader(decoded, delimiter=max(",;\t", key=top[1].count), strict=True)
     skipped = top[0] - 1
     header: list[str] | None = None
@@ -108,11 +111,11 @@ def csv_rows(file: Iterable[bytes]) -> Iterator[Row]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield Row(line, problems=(*decoded.taken(), Problem("", f"is not CSV: {error}")))
+            yield Row(line, problems=(*decoded.new_problems(), Problem("", f"is not CSV: {error}")))
             if header is None:
                 return
             continue
-        problems = decoded.taken()
+        problems = decoded.new_problems()
         if header is None:
             header = [name.strip() for name in row]
             problems += header_problems(header)
@@ -129,7 +132,7 @@ def _csv_row(line: int, header: list[str], row: list[str]) -> Row:
     problems: list[Problem] = []
     for place, cell in enumerate(row):
         name = header[place] if place < len(header) else ""
-        if not cell.strip() or (name and unknown(name)):
+        if not cell.strip() or (name and is_unknown(name)):
             continue
         if not name:
             problems.append(Problem("", f"column {place + 1} has no name in the header"))
@@ -142,10 +145,10 @@ def _csv_row(line: int, header: list[str], row: list[str]) -> Row:
 
 
 def _cell(name: str, cell: str) -> object:
-    """The value of a cell.
+    """Return the value of a cell.
 
     Raises:
-        ValueError: It is none of this field.
+        ValueError: The text is not a value of the field.
     """
     text = cell.strip()
     match name:
@@ -155,22 +158,22 @@ def _cell(name: str, cell: str) -> object:
             except ValueError:
                 raise ValueError(f"expected a number from 0 to 1, got {text[:40]!r}") from None
         case "sound":
-            if text.lower() not in _TRUTH:
+            if text.lower() not in _BOOLEANS:
                 raise ValueError(f"expected true or false, got {text[:40]!r}")
-            return _TRUTH[text.lower()]
+            return _BOOLEANS[text.lower()]
         case _ if name in JSON_FIELDS:
-            return json_value(name, text)
+            return parse_json_cell(name, text)
         case "prompt" | "negative_prompt":
             return cell
         case _:
             return text
 
 
-def json_value(name: str, text: str) -> object:
-    """The value of a cell that has JSON in it.
+def parse_json_cell(name: str, text: str) -> object:
+    """Return the value of a cell with JSON.
 
     Raises:
-        ValueError: It has not.
+        ValueError: The text is not JSON.
     """
     try:
         return _JSON.decode(text)
@@ -179,4 +182,4 @@ def json_value(name: str, text: str) -> object:
         raise ValueError(f"expected a JSON {kind}, got {text[:40]!r}") from None
 
 
-_TRUTH: Final[Mapping[str, bool]] = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_BOOLEANS: Final[Mapping[str, bool]] = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

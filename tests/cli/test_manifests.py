@@ -40,7 +40,7 @@ def test_json_option_prints_problems_as_json_lines(cli: Cli) -> None:
         ("jobs.jsonl", 3, "image"),
     ]
     assert told[0]["message"] == "expected 5 or 10, got 15"
-    assert told[1]["message"] == "'a' is the key of line 1 already"
+    assert told[1]["message"] == "'a' is already the key of line 1"
     assert not (cli.folder / "videos").exists()
 
 
@@ -48,7 +48,7 @@ def test_root_option_and_warnings(cli: Cli) -> None:
     (cli.folder / "lists").mkdir()
     (cli.folder / "long.png").write_bytes(png(900, 300))
     path = "lists/" + jobs(cli.folder / "lists", {"image": "long.png"})
-    assert "is not there" in cli("run", path, "--out", "videos", *REHEARSAL).stderr
+    assert "does not exist" in cli("run", path, "--out", "videos", *REHEARSAL).stderr
     done = cli("run", path, "--out", "videos", "--root", ".", *REHEARSAL[:-1])
     assert done.returncode == 0, done.stderr
     assert "warning: lists/jobs.jsonl:1 image: 900x300 is longer than 2.5:1" in done.stdout

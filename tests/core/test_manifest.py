@@ -19,7 +19,7 @@ STANDARD = "kwaivgi/kling-v2.1-i2v-standard"
 
 @pytest.fixture(autouse=True)
 def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test works in a folder of its own, so that problems name files as a user sees them."""
+    """Run every test in a folder of its own, so that problems have relative file names."""
     monkeypatch.chdir(tmp_path)
     Path("face.png").write_bytes(png())
 
@@ -35,7 +35,7 @@ def problems(path: str | Path) -> list[str]:
     return [str(problem) for problem in caught.value.problems]
 
 
-def test_rows_become_keyed_jobs_with_urls_and_files_told_apart(tmp_path: Path) -> None:
+def test_rows_become_jobs_with_urls_and_files(tmp_path: Path) -> None:
     manifest = read_manifest(
         jsonl(
             {"key": "a", "prompt": "Waves", "image": URL},
@@ -49,25 +49,25 @@ def test_rows_become_keyed_jobs_with_urls_and_files_told_apart(tmp_path: Path) -
     assert manifest.kinds == {Kind(STANDARD, 5, sound=False): 1, Kind("kwaivgi/kling-v2.1-i2v-pro", 10, sound=False): 1}
 
 
-def test_iterating_twice_reads_twice() -> None:
+def test_manifest_can_be_iterated_twice() -> None:
     manifest = read_manifest(jsonl({"prompt": "Waves", "image": URL}))
     assert list(manifest) == list(manifest)
 
 
 @pytest.mark.anyio
-async def test_an_event_loop_reads_in_a_thread() -> None:
+async def test_async_iteration_yields_every_row() -> None:
     manifest = read_manifest(jsonl(*({"key": str(n), "prompt": "Waves", "image": URL} for n in range(200))))
     assert [key async for key, _ in manifest] == [str(n) for n in range(200)]
 
 
 @pytest.mark.anyio
-async def test_leaving_an_async_iteration_early_closes_the_file() -> None:
+async def test_closing_async_iteration_closes_file() -> None:
     rows = aiter(read_manifest(jsonl(*({"prompt": "Waves", "image": URL} for _ in range(200)))))
     await anext(rows)
     await rows.aclose()  # an open file would warn, and warnings are errors
 
 
-def test_every_problem_of_every_line_is_told_at_once_with_file_line_and_field() -> None:
+def test_every_problem_is_reported_with_file_line_and_field() -> None:
     path = jsonl(
         {"prompt": "Waves", "image": URL, "duration": 15},
         "",
@@ -80,12 +80,12 @@ def test_every_problem_of_every_line_is_told_at_once_with_file_line_and_field() 
     assert told[0] == "jobs.jsonl:1 duration: expected 5 or 10, got 15"
     assert told[1].startswith("jobs.jsonl:3 guidance: unknown field")
     assert told[2] == "jobs.jsonl:3 prompt: required: 1 to 2500 characters"
-    assert told[3].startswith("jobs.jsonl:4: is not JSON: ")
+    assert told[3] == "jobs.jsonl:4: is not JSON: Expecting property name enclosed in double quotes (column 2)"
     assert told[4] == "jobs.jsonl:5: expected one JSON object per line, got list"
     assert len(told) == 5
 
 
-def test_the_error_is_a_value_error_that_says_its_problems_and_survives_pickling() -> None:
+def test_manifest_error_is_value_error_and_pickles() -> None:
     path = jsonl(*({"prompt": "Waves", "image": URL, "duration": 15} for _ in range(50)))
     with pytest.raises(ValueError, match=r"jobs\.jsonl:1 duration: .*; and 30 more") as caught:
         read_manifest(path)
@@ -95,28 +95,28 @@ def test_the_error_is_a_value_error_that_says_its_problems_and_survives_pickling
     assert pickle.loads(pickle.dumps(error)).problems == error.problems
 
 
-def test_repeated_keys_name_both_lines() -> None:
+def test_repeated_keys_are_reported_with_both_lines() -> None:
     rows = [{"key": key, "prompt": "Waves", "image": URL} for key in "abcab"]
     assert problems(jsonl(*rows, {"key": "d", "prompt": "Waves", "image": URL, "duration": 1})) == [
-        "jobs.jsonl:4 key: 'a' is the key of line 1 already",
-        "jobs.jsonl:5 key: 'b' is the key of line 2 already",
+        "jobs.jsonl:4 key: 'a' is already the key of line 1",
+        "jobs.jsonl:5 key: 'b' is already the key of line 2",
         "jobs.jsonl:6 duration: expected 5 or 10, got 1",
     ]
 
 
 @pytest.mark.parametrize(("key", "said"), [("", "is empty"), (12, "expected text, got int")])
-def test_a_key_is_text(key: object, said: str) -> None:
+def test_key_must_be_nonempty_text(key: object, said: str) -> None:
     assert problems(jsonl({"key": key, "prompt": "Waves", "image": URL})) == [f"jobs.jsonl:1 key: {said}"]
 
 
 @pytest.mark.parametrize(
     ("image", "said"),
     [
-        ("../face.png", "leads out of"),
-        ("/etc/passwd", "leads out of"),
-        ("link.png", "leads out of"),
-        ("out/secret.png", "leads out of"),
-        ("missing.png", "is not there"),
+        ("../face.png", "is outside of"),
+        ("/etc/passwd", "is outside of"),
+        ("link.png", "is outside of"),
+        ("out/secret.png", "is outside of"),
+        ("missing.png", "does not exist"),
         ("folder", "is not a file"),
         ("loop", ""),
         ("nul\0byte", "embedded null"),
@@ -130,7 +130,7 @@ def test_a_key_is_text(key: object, said: str) -> None:
 )
 @pytest.mark.parametrize("field", ["image", "end_image"])
 @pytest.mark.promise(9)
-def test_images_that_are_refused(
+def test_image_outside_root_or_invalid_is_refused(
     tmp_path_factory: pytest.TempPathFactory, field: str, image: object, said: str
 ) -> None:
     outside = tmp_path_factory.mktemp("outside")
@@ -145,27 +145,36 @@ def test_images_that_are_refused(
     assert said in told
 
 
-def test_a_link_within_the_folder_and_another_root_are_fine(tmp_path: Path) -> None:
+def test_link_within_root_is_accepted(tmp_path: Path) -> None:
     Path("lists").mkdir()
     Path("alias.png").symlink_to("face.png")
     path = jsonl({"prompt": "Waves", "image": "alias.png"}, name="lists/jobs.jsonl")
-    assert problems(path) == [f"lists/jobs.jsonl:1 image: 'alias.png' is not there (in {tmp_path / 'lists'})"]
+    assert problems(path) == [f"lists/jobs.jsonl:1 image: 'alias.png' does not exist (in {tmp_path / 'lists'})"]
     ((_, job),) = read_manifest(path, root=".")
     assert job.image == tmp_path / "face.png"
 
 
-def test_an_image_that_goes_away_after_the_check_is_told_when_its_row_comes() -> None:
+def test_image_deleted_after_check_raises_at_its_row() -> None:
     manifest = read_manifest(jsonl({"prompt": "Waves", "image": URL}, {"prompt": "Waves", "image": "face.png"}))
     Path("face.png").unlink()
     rows = iter(manifest)
     next(rows)
-    with pytest.raises(ManifestError, match=r"jobs\.jsonl:2 image: 'face\.png' is not there"):
+    with pytest.raises(ManifestError, match=r"jobs\.jsonl:2 image: 'face\.png' does not exist"):
         next(rows)
 
 
-def test_a_field_given_twice_is_refused() -> None:
+def test_repeated_field_is_refused() -> None:
     path = jsonl('{"prompt": "Waves", "image": "https://e.com/a.png", "duration": 5, "duration": 10}')
     assert problems(path) == ["jobs.jsonl:1 duration: is given twice"]
+
+
+def test_truncated_json_is_reported_at_end_of_line() -> None:
+    path = Path("jobs.jsonl")
+    path.write_text('{"prompt": "Waves",\r\n{"prompt": "Wa\n')
+    assert problems(path) == [
+        "jobs.jsonl:1: is not JSON: Expecting property name enclosed in double quotes (column 20)",
+        "jobs.jsonl:2: is not JSON: Unterminated string starting at (column 12)",
+    ]
 
 
 @pytest.mark.parametrize("name", ["self", "job", "__class__", "fields"])
@@ -174,31 +183,31 @@ def test_hostile_field_names_are_unknown_fields(name: str) -> None:
     assert told.startswith(f"jobs.jsonl:1 {name}: unknown field")
 
 
-def test_deep_and_huge_json_is_a_problem_and_no_crash() -> None:
+def test_deep_or_huge_json_is_a_problem() -> None:
     told = problems(jsonl("[" * 100_000, '{"duration": ' + "9" * 10_000 + "}"))
-    assert [line.split(": ")[1] for line in told] == ["is not JSON that can be read"] * 2
+    assert [line.split(": ")[1] for line in told] == ["cannot be parsed as JSON"] * 2
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
-def test_what_is_not_utf8_is_told_with_its_line(suffix: str) -> None:
+def test_invalid_utf8_is_reported_with_line(suffix: str) -> None:
     if suffix == "jsonl":
         lines = [b'{"prompt": "Waves", "image": "https://e.com/a.png"}', b'{"prompt": "caf\xe9"}', b"{}"]
     else:
         lines = [b"prompt,image", b"caf\xe9,https://e.com/a.png", b"Waves,"]
     Path(f"jobs.{suffix}").write_bytes(b"\n".join(lines))
     told = problems(f"jobs.{suffix}")
-    assert told[0].startswith(f"jobs.{suffix}:2: is not UTF-8 (byte 0xe9 at place ")
+    assert told[0].startswith(f"jobs.{suffix}:2: is not UTF-8 (byte 0xe9 at position ")
     assert told[1].startswith(f"jobs.{suffix}:3 ")
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
-def test_utf16_is_named(suffix: str) -> None:
+def test_utf16_is_reported(suffix: str) -> None:
     Path(f"jobs.{suffix}").write_bytes("prompt,image\n".encode("utf-16"))
     assert problems(f"jobs.{suffix}") == [f"jobs.{suffix}:1: the file is UTF-16; save it as UTF-8"]
 
 
 @pytest.mark.parametrize("name", ["jobs.jsonl", "jobs.csv"])
-def test_a_byte_order_mark_and_windows_line_ends_are_taken(name: str) -> None:
+def test_byte_order_mark_and_crlf_are_accepted(name: str) -> None:
     text = (
         '{"prompt": "Waves", "image": "https://e.com/a.png"}' if name.endswith("l") else f"prompt,image\r\nWaves,{URL}"
     )
@@ -219,7 +228,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_taken(name: str) -> None:
         ("empty.csv", "empty.csv: has no rows"),
     ],
 )
-def test_files_that_are_none(name: str, said: str) -> None:
+def test_unreadable_and_empty_files_are_problems(name: str, said: str) -> None:
     Path("folder.csv").mkdir()
     Path("empty.jsonl").write_text("\n\n")
     Path("empty.csv").write_text("")
@@ -231,7 +240,7 @@ def csv(text: str, name: str = "jobs.csv") -> str:
     return name
 
 
-def test_csv_cells_are_converted_and_empty_ones_are_absent() -> None:
+def test_csv_cells_are_converted_and_empty_cells_ignored() -> None:
     path = csv(
         "key,model,prompt,image,guidance_scale,duration,negative_prompt,sound,extra\n"
         '\n a ,kling-v3.0-pro,"Waves, slowly", https://e.com/a.png ,0.5,10,,yes,"{""seed"": 1}"\n'
@@ -253,13 +262,13 @@ def test_csv_cells_are_converted_and_empty_ones_are_absent() -> None:
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t"])
-def test_spreadsheets_that_separate_otherwise(delimiter: str) -> None:
+def test_csv_accepts_semicolons_and_tabs(delimiter: str) -> None:
     path = csv(f"prompt{delimiter}image\nWaves, slowly{delimiter}{URL}\n")
     ((_, job),) = read_manifest(path)
     assert job.prompt == "Waves, slowly"
 
 
-def test_csv_problems_name_the_line_on_which_the_row_begins() -> None:
+def test_csv_problem_has_first_line_of_row() -> None:
     path = csv(
         f'prompt,image,duration,guidance_scale,sound\n"two\nlines",{URL},5,,\n"three\nmore\nlines",{URL},15,high,maybe\n'
         f"Waves,{URL},5,,,7\n"
@@ -271,7 +280,7 @@ def test_csv_problems_name_the_line_on_which_the_row_begins() -> None:
     ]
 
 
-def test_a_csv_header_is_checked_once() -> None:
+def test_csv_header_problems_are_reported_once() -> None:
     path = csv(f"prompt,image,seconds,prompt\nWaves,{URL},5,\nWaves,{URL},5,\n")
     assert problems(path) == [
         "jobs.csv:1 prompt: is the name of two columns",
@@ -279,14 +288,14 @@ def test_a_csv_header_is_checked_once() -> None:
     ]
 
 
-def test_csv_with_an_unclosed_quote_or_a_giant_cell_is_told() -> None:
+def test_csv_unclosed_quote_and_giant_cell_are_problems() -> None:
     told = problems(csv(f'prompt,image\n"Waves,{URL}\nmore\n'))
     assert told == ["jobs.csv:2: is not CSV: unexpected end of data"]
     told = problems(csv(f"prompt,image\n{'x' * 140_000},{URL}\nWaves,{URL}\n"))
     assert told == ["jobs.csv:2: is not CSV: field larger than field limit (131072)"]
 
 
-def test_memory_does_not_grow_with_the_rows() -> None:
+def test_memory_does_not_grow_with_rows() -> None:
     def peak(rows: int) -> int:
         path = Path(f"{rows}.jsonl")
         with path.open("w") as file:
@@ -302,11 +311,11 @@ def test_memory_does_not_grow_with_the_rows() -> None:
 
     peak(10)
     few, many = peak(1000), peak(5000)
-    # 16 bytes per key are kept while the keys are compared.
+    # 16 bytes per key are kept to find repeated ones.
     assert many - few < 4000 * 40
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in folders")
-def test_a_pipe_is_no_image() -> None:
+def test_named_pipe_is_refused() -> None:
     os.mkfifo("pipe")
     assert "is not a file" in problems(jsonl({"prompt": "Waves", "image": "pipe"}))[0]

@@ -1,4 +1,4 @@
-"""Manifests that are no text: Parquet, folders of images, iterables; and what all of them have in common."""
+"""Manifests from Parquet, folders of images and iterables, and properties of all manifests."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def problems(source: Any, **options: Any) -> list[str]:
 # Parquet.
 
 
-def test_parquet_rows_become_jobs_whatever_wrote_the_columns() -> None:
+def test_parquet_column_types_are_converted() -> None:
     Path("face.png").write_bytes(png())
     path = table(
         {
@@ -59,7 +59,7 @@ def test_parquet_rows_become_jobs_whatever_wrote_the_columns() -> None:
             "prompt": pa.array(["Waves", "Wind", None], pa.large_string()),
             "image": [URL, "face.png", URL],
             "model": pa.array(["kling-v2.1-pro", "kling-v2.1-pro", "kling-v3.0-pro"]).dictionary_encode(),
-            # What pandas makes of whole numbers with gaps.
+            # Written by pandas for an integer column with gaps.
             "duration": [10.0, float("nan"), None],
             "guidance_scale": pa.array([None, "0.25", None]).cast(pa.decimal128(5, 2)),
             "sound": [None, None, True],
@@ -76,7 +76,7 @@ def test_parquet_rows_become_jobs_whatever_wrote_the_columns() -> None:
     assert (key, job.multi_prompt, job.sound, job.extra) == ("c", (Shot("Waves"), Shot("Wind")), True, {"seed": 7})
 
 
-def test_parquet_with_images_within_as_hugging_face_stores_them() -> None:
+def test_parquet_reads_hugging_face_images() -> None:
     Path("face.png").write_bytes(png())
     path = table(
         {
@@ -91,7 +91,7 @@ def test_parquet_with_images_within_as_hugging_face_stores_them() -> None:
     assert job.image == png()
 
 
-def test_parquet_problems_name_rows_and_columns() -> None:
+def test_parquet_problems_have_row_and_column() -> None:
     path = table(
         {
             "key": ["a", "b", "a"],
@@ -106,15 +106,15 @@ def test_parquet_problems_name_rows_and_columns() -> None:
     told = problems(path)
     assert told[0].startswith("jobs.parquet seconds: unknown field")
     assert told[1] == "jobs.parquet:1 extra: expected a JSON object, got '{'"
-    assert told[2].startswith("jobs.parquet:2 image: 'missing.png' is not there")
+    assert told[2].startswith("jobs.parquet:2 image: 'missing.png' does not exist")
     assert told[3] == "jobs.parquet:2 duration: expected 5 or 10, got 15"
-    assert told[4] == "jobs.parquet:3 key: 'a' is the key of row 1 already"
+    assert told[4] == "jobs.parquet:3 key: 'a' is already the key of row 1"
     assert len(told) == 5
 
 
-def test_a_file_that_is_no_parquet_is_told() -> None:
+def test_invalid_parquet_is_a_problem() -> None:
     Path("jobs.parquet").write_bytes(b"PAR1 and nothing more")
-    assert problems("jobs.parquet")[0].startswith("jobs.parquet: is not Parquet that can be read")
+    assert problems("jobs.parquet")[0].startswith("jobs.parquet: cannot be read as Parquet")
     path = Path(table({"prompt": ["Waves"] * 5000, "image": [f"{URL}?{n}" for n in range(5000)]}, compression="none"))
     content = bytearray(path.read_bytes())
     content[40:4000] = bytes(3960)
@@ -122,7 +122,7 @@ def test_a_file_that_is_no_parquet_is_told() -> None:
     assert problems("jobs.parquet")
 
 
-def test_parquet_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pyarrow_raises_with_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     path = table({"prompt": ["Waves"], "image": [URL]})
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ConfigurationError, match=r"kling-async\[parquet\]"):
@@ -140,10 +140,10 @@ def folder(*names: str) -> Path:
     return made
 
 
-def test_every_image_of_a_folder_is_a_job_with_one_prompt_or_its_own() -> None:
+def test_folder_images_become_jobs_with_own_or_common_prompt() -> None:
     photos = folder("b.png", "a.JPG", "c.d.png", ".hidden.png")
     (photos / "b.txt").write_text("\ufeffShe smiles\n")
-    (photos / "notes.txt").write_text("no picture has this name")
+    (photos / "notes.txt").write_text("no image has this name")
     (photos / "videos.png").mkdir()
     manifest = read_manifest(photos, prompt="Waves", model="kling-v2.1-pro", duration=10)
     jobs = dict(manifest)
@@ -153,7 +153,7 @@ def test_every_image_of_a_folder_is_a_job_with_one_prompt_or_its_own() -> None:
     assert manifest.kinds == {Kind(PRO, 10, sound=False): 3}
 
 
-def test_problems_of_a_folder_name_its_files(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_folder_problems_have_file_names(tmp_path_factory: pytest.TempPathFactory) -> None:
     photos = folder("a.png", "a.jpg", "bad.png", "e.png")
     (photos / "bad.png").write_bytes(b"GIF89a" + bytes(100))
     (photos / "bad.txt").write_bytes(b"caf\xe9")
@@ -166,23 +166,23 @@ def test_problems_of_a_folder_name_its_files(tmp_path_factory: pytest.TempPathFa
     assert told[0] == "photos/bad.txt prompt: cannot be read: it is not UTF-8"
     assert told[1] == "photos/e.png prompt: required: 1 to 2500 characters"
     assert told[2].startswith("photos/link.png image: ")
-    assert "leads out of" in told[2]
+    assert "is outside of" in told[2]
     assert told[3] == "photos/small.png image: expected at least 300x300 pixels, got 100x100"
-    assert told[4] == "photos/a.png key: 'a' is the key of photos/a.jpg already"
+    assert told[4] == "photos/a.png key: 'a' is already the key of photos/a.jpg"
     assert len(told) == 5
     assert problems(folder("a.png"))[0] == "photos/a.jpg prompt: required: 1 to 2500 characters"
 
 
-def test_a_folder_without_images_or_outside_of_the_root_is_none() -> None:
+def test_empty_folder_or_folder_outside_root_is_refused() -> None:
     Path("empty").mkdir()
     assert problems("empty", prompt="Waves") == ["empty: has no rows"]
-    assert "leads out of" in problems(folder("a.png"), prompt="Waves", root="empty")[0]
+    assert "is outside of" in problems(folder("a.png"), prompt="Waves", root="empty")[0]
 
 
 # Iterables.
 
 
-def test_rows_of_anything() -> None:
+def test_read_rows_accepts_any_iterable() -> None:
     rows = [{"key": "a", "image": URL}, {"image": Path("face.png"), "prompt": "Wind", "model": None}]
     Path("face.png").write_bytes(png())
     wanted = [("a", Job(prompt="Waves", image=URL)), (None, Job(prompt="Wind", image=Path("face.png")))]
@@ -194,7 +194,7 @@ def test_rows_of_anything() -> None:
 
 
 @pytest.mark.promise(9)
-def test_a_string_of_a_row_is_no_file_unless_a_root_is_given(tmp_path: Path) -> None:
+def test_string_in_row_is_file_only_with_root(tmp_path: Path) -> None:
     Path("face.png").write_bytes(png())
     row = {"image": "face.png", "prompt": "Waves"}
     (told,) = problems([row])
@@ -202,22 +202,22 @@ def test_a_string_of_a_row_is_no_file_unless_a_root_is_given(tmp_path: Path) -> 
     ((_, job),) = read_rows([row], root=".")
     assert job.image == tmp_path / "face.png"
     (told,) = problems([row | {"image": "../face.png"}], root=".", name="table")
-    assert told.startswith("table:1 image: '../face.png' leads out of")
+    assert told.startswith("table:1 image: '../face.png' is outside of")
 
 
-def test_what_is_no_row_is_told() -> None:
+def test_invalid_rows_are_problems() -> None:
     rows: list[Any] = [{"image": URL}, ["image", URL], {"image": URL, 5: 6}, None]
     assert problems(rows, prompt="Waves") == [
         "rows:2: expected a mapping of fields, got list",
-        "rows:3: has fields whose names are no texts",
+        "rows:3: expected names of fields as text, got int",
         "rows:4: expected a mapping of fields, got NoneType",
     ]
     assert problems([]) == ["rows: has no rows"]
-    with pytest.raises(TypeError, match="rows: row 1 cannot be kept"):
+    with pytest.raises(TypeError, match="rows: row 1 cannot be pickled"):
         read_rows(iter([{"image": (row for row in rows)}]))
 
 
-def test_what_is_kept_of_an_iterator_goes_with_its_manifest() -> None:
+def test_spooled_rows_are_deleted_with_manifest() -> None:
     manifest: Manifest | None = read_rows(iter([{"image": URL, "prompt": "Waves"}]))
     kept: Path = manifest._source._path  # type: ignore[union-attr]  # the source of an iterator
     assert kept.exists()
@@ -226,10 +226,10 @@ def test_what_is_kept_of_an_iterator_goes_with_its_manifest() -> None:
     assert not kept.exists()
 
 
-# What all have in common.
+# All sources.
 
 
-def test_image_files_are_looked_at_before_anything_is_sent() -> None:
+def test_image_files_are_checked_when_manifest_is_read() -> None:
     Path("a.png").write_bytes(png())
     Path("cut.png").write_bytes(png()[:-50])
     Path("animated.png").write_bytes(b"GIF89a" + (400).to_bytes(2, "little") * 2 + bytes(10))
@@ -247,7 +247,7 @@ def test_image_files_are_looked_at_before_anything_is_sent() -> None:
     assert str(warning).startswith("jobs.jsonl:1 image: 1000x300 is longer than 2.5:1")
 
 
-def test_images_within_rows_are_made_to_fit_when_their_row_comes() -> None:
+def test_image_bytes_are_converted_at_their_row() -> None:
     rows: list[dict[str, Any]] = [{"image": encoded("WEBP")}, {"image": png()}]
     assert problems(rows, prompt="Waves") == ["rows:1 image: expected a JPEG or PNG, this is WebP; fit it"]
     (_, first), (_, second) = read_rows(rows, prompt="Waves", fit=True)
@@ -259,7 +259,7 @@ def test_images_within_rows_are_made_to_fit_when_their_row_comes() -> None:
         list(manifest)
 
 
-def test_all_of_it_is_priced() -> None:
+def test_price_sums_rows() -> None:
     own = Model(id="somebody/new", durations=(5, 10), price_per_5s=Decimal(2))
     rows: list[dict[str, Any]] = [{}, {"duration": 10}, {"model": own}, {"model": "kling-v2.1-master"}]
     manifest = read_rows(rows, image=URL, prompt="Waves", model="kling-v2.1-pro")
@@ -268,7 +268,7 @@ def test_all_of_it_is_priced() -> None:
     assert str(read_rows([{}], image=URL, prompt="Waves").price()) == "≈ $0.28"
 
 
-def test_a_note_of_what_went_wrong_is_passed_over() -> None:
+def test_error_note_is_ignored() -> None:
     row = {"image": URL, "prompt": "Waves", "_error": {"message": "refused"}}
     assert list(read_rows([row])) == [(None, Job(image=URL, prompt="Waves"))]
     Path("jobs.csv").write_text(f"image,prompt,_error\n{URL},Waves,refused\n")
@@ -332,7 +332,7 @@ BROKEN: dict[str, dict[str, Any]] = {
 }
 
 
-def test_ten_thousand_rows_with_fifty_kinds_of_mistakes() -> None:
+def test_fifty_kinds_of_mistakes_in_ten_thousand_rows() -> None:
     Path("photos").mkdir()
     Path("face.png").write_bytes(png())
     Path("face.webp").write_bytes(b"RIFF\0\0\0\0WEBPVP8 " + bytes(50))
@@ -351,7 +351,7 @@ def test_ten_thousand_rows_with_fifty_kinds_of_mistakes() -> None:
         read_manifest("jobs.jsonl")
     told = Counter(problem.line for problem in caught.value.problems)
     assert {broken[line][0] for line in broken if line not in told} == set()
-    assert set(told) == set(broken), "and nothing but the broken rows"
+    assert set(told) == set(broken), "only the broken rows"
     assert {kind for line, (kind, row) in broken.items() if told[line] > 1} == set(), "one mistake, one problem"
     fields = {problem.line: problem.path for problem in caught.value.problems}
     assert all(fields[line].split(".")[0] in row or fields[line] == "end_image" for line, (_, row) in broken.items())
@@ -361,7 +361,7 @@ RSS = """
 import re, sys
 from kling_async.manifest import read_manifest
 def peak():
-    # Not `ru_maxrss`, which begins at the parent's.
+    # Not `ru_maxrss`, which starts at the parent's value.
     return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 read_manifest(sys.argv[1])
 before = peak()
@@ -372,7 +372,7 @@ print(peak() - before)
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-def test_memory_does_not_follow_the_rows(suffix: str) -> None:
+def test_process_memory_does_not_grow_with_rows(suffix: str) -> None:
     def write(rows: int) -> str:
         name = f"{rows}.{suffix}"
         if suffix == "parquet":
@@ -392,7 +392,7 @@ def test_memory_does_not_follow_the_rows(suffix: str) -> None:
     command = [sys.executable, "-c", RSS, write(2_000), write(16_000)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=50)
-    # As dictionaries the rows are 20 MB; 16 bytes of each are kept while the keys are compared.
+    # As dictionaries the rows are 20 MB; 16 bytes of each are kept to find repeated keys.
     assert float(ran.stdout) < 10
 
 
@@ -416,7 +416,7 @@ def test_memory_does_not_follow_the_rows(suffix: str) -> None:
         max_size=8,
     )
 )
-def test_hostile_rows_are_problems_and_no_crash(tmp_path: Path, rows: list[Any]) -> None:
+def test_hostile_rows_are_problems(tmp_path: Path, rows: list[Any]) -> None:
     for source in (rows, iter(rows)):
         with pytest.raises(ManifestError):
             read_rows(source)
@@ -442,7 +442,7 @@ WHOLE = {
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.sampled_from(sorted(WHOLE)), st.data())
-def test_hostile_files_are_problems_and_no_crash(tmp_path: Path, suffix: str, data: st.DataObject) -> None:
+def test_hostile_files_are_problems(tmp_path: Path, suffix: str, data: st.DataObject) -> None:
     content = WHOLE[suffix]
     start = data.draw(st.integers(0, len(content)))
     end = start + data.draw(st.integers(0, 200))
