@@ -1,4 +1,4 @@
-"""Files from a ledger: results, the manifest of what may be run again, statistics, a data set, a table."""
+"""Files from a ledger: results, errors manifest, statistics, data set, table."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ import pyarrow.json  # type: ignore[import-untyped]  # it has no types
 import pytest
 from pyarrow import parquet
 
-from kling_async import ConfigurationError, Job, LedgerError, results
+from kling_async import ConfigurationError, Job, LedgerError
 from kling_async.ledger import Content, Entry, SQLiteLedger, State, read_ledger, read_steps
 from kling_async.manifest import read_manifest
-from kling_async.results import Exported, Format, export, result_of
+from kling_async.results import Format, _parquet, export, result_of
+from kling_async.results._rows import STATUS
 from support.cli import ROOT
 from support.pictures import png
 
@@ -45,7 +46,7 @@ START = 1_800_000_000.0
 
 
 async def write(path: Path, *jobs: dict[str, Any]) -> Path:
-    """A ledger as a session leaves it, with jobs in any state."""
+    """Write a ledger with jobs in any state, as a session would."""
     ledger = SQLiteLedger(path)
     await ledger.open()
     for number, job in enumerate(jobs):
@@ -79,12 +80,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def the(made: list[Exported], wanted: Format) -> Exported:
-    (found,) = [one for one in made if one.format is wanted]
-    return found
-
-
-async def test_every_job_is_a_line_of_the_results(tmp_path: Path) -> None:
+async def test_results_have_line_per_job(tmp_path: Path) -> None:
     out = tmp_path / "videos"
     ledger = await write(
         tmp_path / "run.db",
@@ -113,11 +109,11 @@ async def test_every_job_is_a_line_of_the_results(tmp_path: Path) -> None:
         "error": None,
     }
     assert rows["b"]["error"] == {"code": 1200, "message": "the input is refused"}
-    assert {row["status"] for row in rows.values()} == set(results.STATUS.values())
-    assert list(out.iterdir()) == [made.path], "and nothing half-written"
+    assert {row["status"] for row in rows.values()} == set(STATUS.values())
+    assert list(out.iterdir()) == [made.path], "no partial file"
 
 
-async def test_errors_are_a_manifest_that_brings_the_same_jobs(tmp_path: Path) -> None:
+async def test_errors_manifest_reads_back_as_same_jobs(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     for name in ("a.png", "z ü.png"):
@@ -153,7 +149,7 @@ async def test_errors_are_a_manifest_that_brings_the_same_jobs(tmp_path: Path) -
 
 
 def plain(job: Job) -> dict[str, Any]:
-    """The job as a ledger has it."""
+    """Return the fields of a job as a ledger has them."""
     fields = {
         "model": job.model,
         "prompt": job.prompt or None,
@@ -176,7 +172,7 @@ def files(job: Job) -> dict[str, str]:
     return {name: str(image) for name, image in images.items() if isinstance(image, Path)}
 
 
-async def test_what_cannot_be_run_again_from_a_manifest_is_counted_by_its_reason(tmp_path: Path) -> None:
+async def test_jobs_missing_in_errors_manifest_are_counted_by_reason(tmp_path: Path) -> None:
     ledger = await write(
         tmp_path / "run.db",
         {"state": State.FAILED, "job": {"image": "sha256:1234"}},
@@ -203,7 +199,7 @@ async def test_what_cannot_be_run_again_from_a_manifest_is_counted_by_its_reason
     assert (one.rows, one.left_out) == (1, {})
 
 
-async def test_statistics(tmp_path: Path) -> None:
+async def test_stats_have_counts_money_phases_and_errors(tmp_path: Path) -> None:
     ledger = await write(
         tmp_path / "run.db",
         *({"state": State.DOWNLOADED, "pace": pace} for pace in range(1, 101)),
@@ -232,7 +228,7 @@ async def test_statistics(tmp_path: Path) -> None:
     ]
 
 
-async def test_times_of_a_job_that_was_sent_again_are_those_of_the_last_time(tmp_path: Path) -> None:
+async def test_phases_of_resent_job_are_of_last_attempt(tmp_path: Path) -> None:
     ledger = SQLiteLedger(tmp_path / "run.db")
     await ledger.open()
     await ledger.claim("", "a", content=Content("{}"), model=STANDARD, at=0)
@@ -255,7 +251,7 @@ async def test_times_of_a_job_that_was_sent_again_are_those_of_the_last_time(tmp
     }
 
 
-async def test_the_videos_are_a_data_set(tmp_path: Path) -> None:
+async def test_metadata_is_readable_as_data_set(tmp_path: Path) -> None:
     out = tmp_path / "videos"
     (out / "sub").mkdir(parents=True)
     for name in ("a.mp4", "sub/b.mp4"):
@@ -272,7 +268,7 @@ async def test_the_videos_are_a_data_set(tmp_path: Path) -> None:
     (made,) = export(ledger, out, [Format.METADATA])
     assert (made.path, made.rows) == (out / "metadata.jsonl", 2)
     assert made.left_out == {"its video is gone": 1, "its video is in another folder": 1}
-    # As VideoFolder reads it: types from the first block, `file_name` a text, relative to the file.
+    # VideoFolder infers types from the first block and expects `file_name` relative to the file.
     table = pyarrow.json.read_json(made.path)
     assert str(table.schema.field("file_name").type) == "string"
     assert "null" not in {str(field.type) for field in table.schema}
@@ -280,8 +276,8 @@ async def test_the_videos_are_a_data_set(tmp_path: Path) -> None:
     assert not {name for name in table.column_names if name.endswith("file_name")} - {"file_name"}
 
 
-async def test_parquet_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(results, "SHARD_ROWS", 4)
+async def test_parquet_export_writes_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_parquet, "SHARD_ROWS", 4)
     states = list(PATHS)
     ledger = await write(tmp_path / "run.db", *({"state": state, "error": "no"} for state in states))
     (tmp_path / "results").mkdir()
@@ -300,13 +296,13 @@ async def test_parquet_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         export(ledger, tmp_path, [Format.PARQUET])
 
 
-async def test_no_ledger_no_files(tmp_path: Path) -> None:
+async def test_missing_ledger_writes_no_files(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="there is no ledger"):
         export(tmp_path / "none.db", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-async def test_what_was_written_before_stays_when_the_next_cannot_be(tmp_path: Path) -> None:
+async def test_failed_export_keeps_earlier_file(tmp_path: Path) -> None:
     ledger = await write(tmp_path / "run.db", {"state": State.PENDING})
     export(ledger, tmp_path, [Format.RESULTS])
     before = (tmp_path / "results.jsonl").read_text()
@@ -331,7 +327,7 @@ print(peak() - before)
 """
 
 
-async def test_memory_does_not_follow_the_rows(tmp_path: Path) -> None:
+async def test_process_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
     few = await write(tmp_path / "few.db", {"state": State.DOWNLOADED}, {"state": State.FAILED})
     many = await write(tmp_path / "many.db", {"state": State.DOWNLOADED, "key": "first"})
     with closing(sqlite3.connect(many)) as connection:
@@ -348,5 +344,5 @@ async def test_memory_does_not_follow_the_rows(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     ran = await anyio.run_process(command, env=environment)
     assert len(lines(tmp_path / "results.jsonl")) == 30_001
-    # As objects the rows are 40 MB; 8 bytes are kept for each time, SQLite sorts in a few megabytes.
+    # As objects the rows are 40 MB. Kept are 8 bytes per duration; SQLite sorts in a few megabytes.
     assert float(ran.stdout) < 12

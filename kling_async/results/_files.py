@@ -1,0 +1,209 @@
+"""Files of JSON lines: results, the manifest of jobs to run again, and a data set."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final, Protocol, cast
+
+import attrs
+
+from kling_async._core.job import Job, JobFields
+from kling_async.errors import InvalidJobError
+from kling_async.ledger import State
+from kling_async.manifest import NOTE
+
+from ._rows import AGAIN, STATUS, WAITING, job_of, relative, result_of
+
+if TYPE_CHECKING:
+    from kling_async.ledger import Row
+
+
+class Format(Enum):
+    """Format of an exported file."""
+
+    RESULTS = "results"
+    """`results.jsonl`: a line per job."""
+    ERRORS = "errors"
+    """`errors.jsonl`: a manifest of the jobs that have no video and are neither running nor in doubt.
+
+    Once a batch was run from it, the next is `errors-2.jsonl`, and so on: a batch has the name of its manifest, and a
+    job that failed under one name is not sent again under the same.
+    """
+    STATS = "stats"
+    """`stats.json`: counts, money, times, errors."""
+    METADATA = "metadata"
+    """`metadata.jsonl`: the videos of the folder as a data set, in the format of Hugging Face's VideoFolder."""
+    PARQUET = "parquet"
+    """`results/part-00000.parquet` and so on: the results as a table (extra `parquet`)."""
+
+
+@attrs.frozen
+class Exported:
+    """An exported file.
+
+    Attributes:
+        format: Its format.
+        path: The file; for Parquet the folder.
+        rows: Number of jobs in it.
+        left_out: Number of jobs that are missing in it, by reason.
+        root: Of a manifest: the folder to read it with, if its images are not below its own folder; else None.
+    """
+
+    format: Format
+    path: Path
+    rows: int
+    left_out: Mapping[str, int] = attrs.field(factory=dict)
+    root: Path | None = None
+
+
+class Writer(Protocol):
+    """Writes one file from the rows of a ledger."""
+
+    def add(self, row: Row, *, last: bool) -> None:
+        """Add a row.
+
+        Args:
+            row: The row.
+            last: False if the job was run again later, under the name of another batch.
+        """
+        ...
+
+    def end(self) -> Exported:
+        """Finish the file."""
+        ...
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[IO[str]]:
+    """Open a file that replaces `path` when the block ends; an error leaves `path` as it was."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            yield file
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@attrs.define
+class Lines:
+    """Writes `results.jsonl`; subclasses write other lines.
+
+    Attributes:
+        format: Format of the file.
+        path: The file.
+        file: The open file.
+        shared: True if the ledger is a database, whose workers may still take waiting jobs.
+        rows: Number of lines.
+        left_out: Number of missing jobs, by reason.
+    """
+
+    format: Format
+    path: Path
+    file: IO[str]
+    shared: bool
+    rows: int = 0
+    left_out: Counter[str] = attrs.field(factory=Counter)
+
+    def add(self, row: Row, *, last: bool) -> None:
+        """Write the line of a row, if it has one."""
+        line = self.line(row) if last else None
+        if isinstance(line, str):
+            self.left_out[line] += 1
+        elif line is not None:
+            self.file.write(json.dumps(line) + "\n")
+            self.rows += 1
+
+    def line(self, row: Row) -> dict[str, object] | str | None:
+        """Return the line of a row; None if the file is not about it; the reason if its line is missing."""
+        return result_of(row, self.path.parent)
+
+    def end(self) -> Exported:
+        """Finish the file."""
+        return Exported(self.format, self.path, self.rows, dict(self.left_out))
+
+
+@attrs.define
+class Errors(Lines):
+    """Writes `errors.jsonl`, the manifest of jobs to run again."""
+
+    keys: set[str] = attrs.field(factory=set)
+    folders: set[Path] = attrs.field(factory=set)
+
+    def line(self, row: Row) -> dict[str, object] | str | None:
+        if row.state not in AGAIN:
+            return None
+        if self.shared and row.state in WAITING:
+            return "a worker may still take it"
+        fields = job_of(row)
+        if fields is None:
+            return "the ledger does not have its content"
+        if row.key in self.keys:
+            return "its key is in two batches: export one of them"
+        images: dict[str, Path] = {}
+        for name in ("image", "end_image"):
+            image = fields.get(name)
+            if not isinstance(image, str):
+                continue
+            if image.startswith("sha256:"):
+                return "its image was given as bytes, which the ledger does not keep"
+            if Path(image).is_absolute():
+                images[name] = Path(image)
+        if not all(image.is_file() for image in images.values()):
+            return "its image file is gone"
+        try:
+            Job(**cast("JobFields", {**fields, **images}))
+        except InvalidJobError as error:
+            return f"it is not valid by itself: {error.problems[0]}"
+        self.keys.add(row.key)
+        self.folders.update(image.parent for image in images.values())
+        paths = {name: relative(str(image), self.path.parent) for name, image in images.items()}
+        note = {"status": STATUS[row.state], "code": row.code, "message": row.error}
+        return {"key": row.key, **fields, **paths, NOTE: note}
+
+    def end(self) -> Exported:
+        root = Path(os.path.commonpath(self.folders)) if self.folders else None
+        below = root is None or root.is_relative_to(self.path.parent)
+        return attrs.evolve(super().end(), root=None if below else root)
+
+
+@attrs.define
+class Metadata(Lines):
+    """Writes `metadata.jsonl`, the videos below the folder as a data set.
+
+    Every field has a value in every line, since readers infer types from the first thousands of lines.
+    """
+
+    def line(self, row: Row) -> dict[str, object] | str | None:
+        if row.state is not State.DOWNLOADED or row.path is None:
+            return None
+        video = Path(row.path)
+        if not video.is_relative_to(self.path.parent):
+            return "its video is in another folder"
+        if not video.is_file():
+            return "its video is gone"
+        job = job_of(row) or {}
+        return {
+            "file_name": relative(row.path, self.path.parent),
+            "key": row.key,
+            "prompt": job.get("prompt") or "",
+            "negative_prompt": job.get("negative_prompt") or "",
+            "model": row.model,
+            "duration": job.get("duration") or 0,
+            "prediction_id": row.prediction_id or "",
+            "sha256": row.sha256 or "",
+        }
+
+
+LINES: Final[Mapping[Format, type[Lines]]] = {
+    Format.RESULTS: Lines,
+    Format.ERRORS: Errors,
+    Format.METADATA: Metadata,
+}

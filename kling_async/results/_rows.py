@@ -1,0 +1,97 @@
+"""Rows of a ledger as results: one word per state, the job's fields, and a line of `results.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from kling_async.ledger import State
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from kling_async.ledger import Row
+
+STATUS: Final[Mapping[State, str]] = {
+    State.PENDING: "skipped",
+    State.CLAIMED: "skipped",
+    State.SKIPPED: "skipped",
+    State.INTENT: "uncertain",
+    State.UNCERTAIN: "uncertain",
+    State.SUBMITTED: "running",
+    State.COMPLETED: "unsaved",
+    State.DOWNLOADED: "completed",
+    State.FAILED: "failed",
+    State.REJECTED: "rejected",
+    State.EXPIRED: "expired",
+    State.ABANDONED: "abandoned",
+}
+"""One word for the result of a job, the same as in the results of a run."""
+FAILED: Final = frozenset({State.FAILED, State.REJECTED, State.EXPIRED})
+WAITING: Final = frozenset({State.PENDING, State.CLAIMED})
+AGAIN: Final = FAILED | WAITING | {State.SKIPPED}
+"""States of jobs without a video and without one to come; running them again pays for nothing that was paid before.
+
+The service refunds failed jobs; only an expired one was paid for in vain. A running, unsaved or uncertain job is not
+among them: the run itself, called again, continues it.
+"""
+
+
+def job_of(row: Row) -> dict[str, object] | None:
+    """Return the fields of a row's job, as a manifest has them; None if the ledger does not have its content.
+
+    An image file is its path; an image given as bytes is only `sha256:` and its digest.
+    """
+    if row.job is None:
+        return None
+    fields: dict[str, object] = json.loads(row.job)
+    # The entry of a model outside of the catalogue is not a field of a manifest.
+    fields.pop("own_row", None)
+    return fields | json.loads(row.files) if row.files else fields
+
+
+def result_of(row: Row, folder: Path) -> dict[str, object]:
+    """Return a row as a line of `results.jsonl`.
+
+    Args:
+        row: The row.
+        folder: Folder of the file; paths below it become relative.
+    """
+    job = job_of(row) or {}
+    failed = row.state in FAILED
+    return {
+        "key": row.key,
+        "batch": row.batch,
+        "model": row.model,
+        "status": STATUS[row.state],
+        "prediction_id": row.prediction_id,
+        "file": None if row.path is None else relative(row.path, folder),
+        "bytes": row.bytes,
+        "sha256": row.sha256,
+        "cost_usd": None if row.spent is None else float(row.spent - (row.refunded or 0)),
+        "prompt": job.get("prompt"),
+        "duration": job.get("duration"),
+        "attempts": row.attempt,
+        "submitted_at": _iso_time(row.submitted_at),
+        "updated_at": _iso_time(row.updated_at),
+        "error": {"code": row.code, "message": row.error} if failed or row.error else None,
+    }
+
+
+def relative(path: str, folder: Path) -> str:
+    """Return a path relative to a folder, if it is below it."""
+    # As strings: with many rows, path objects would take most of the time.
+    return path.removeprefix(str(folder) + os.sep).replace(os.sep, "/")
+
+
+def as_datetime(at: float | None) -> datetime | None:
+    """Return a time in UTC; `at` is in seconds since the epoch."""
+    return None if at is None else datetime.fromtimestamp(at, UTC)
+
+
+def _iso_time(at: float | None) -> str | None:
+    time = as_datetime(at)
+    return None if time is None else time.isoformat(timespec="milliseconds")
