@@ -1,10 +1,10 @@
-"""The page people look at: live while a batch runs, frozen to one folder at its end. It needs the extra `gallery`.
+"""The gallery page: served while a batch runs, written to a folder at its end. Needs the extra `gallery`.
 
 ```python
 async with Gallery("out/gallery", title="spring", total=len(jobs)) as gallery:
-    print(gallery.url)  # on this computer alone
+    print(gallery.url)  # on this computer only
     async with KlingSession(observers=[gallery.observer("wavespeed")]) as kling: ...
-# out/gallery/index.html opens from the disk
+# open out/gallery/index.html from the disk
 ```
 """
 
@@ -21,7 +21,7 @@ import anyio.to_thread
 
 from kling_async._clock import SystemClock
 
-from .cards import LIMIT, Deck
+from .cards import MAX_CARDS, Deck
 from .live import Live
 from .page import INDEX, freeze, prepare
 from .past import gallery_of_ledger
@@ -40,20 +40,20 @@ __all__ = ["Gallery", "gallery_of_ledger"]
 
 
 class Gallery(anyio.AsyncContextManagerMixin):
-    """One page, two lives: served while the block runs, written to a folder when it is left, however it is left.
+    """A page of jobs, served during the `async with` block and written to a folder at its end, even after an error.
 
     Args:
-        folder: Where the page is written, with small copies of the input images. The videos stay where they are; the
-            page refers to them relatively.
-        title: What the page is called.
-        total: How many jobs there will be, if that is known.
-        clock: The clock of the sessions that it watches, if it is not the system's.
-        live: Whether to serve it meanwhile.
-        port: Where to serve it, on loopback; 0 takes a free port.
-        limit: Jobs that the page holds; beyond them the oldest that have ended leave it.
+        folder: Folder for the page and small copies of the input images. Videos are not copied; the page links to them
+            by relative paths.
+        title: Title of the page.
+        total: Number of jobs; None if unknown.
+        clock: Clock of the observed sessions; None is the system's clock.
+        live: Serve the page during the block.
+        port: Port on loopback; 0 takes a free one.
+        limit: Maximum number of jobs on the page; beyond it the oldest ended ones are dropped.
 
     Raises:
-        ConfigurationError: When it is entered: Jinja2 is not installed.
+        ConfigurationError: On entry: Jinja2 is not installed.
     """
 
     def __init__(
@@ -65,50 +65,50 @@ class Gallery(anyio.AsyncContextManagerMixin):
         clock: Clock | None = None,
         live: bool = True,
         port: int = 0,
-        limit: int = LIMIT,
+        limit: int = MAX_CARDS,
     ) -> None:
         self.folder = Path(folder).absolute()
         self._deck = Deck(title, total=total, limit=limit)
         self._pictures = Pictures(self.folder)
         self._live = Live(self._deck, clock or SystemClock()) if live else None
         self._port = port
-        self._unsettled: deque[Card] = deque()
-        self._work = asyncio.Event()
+        self._pending: deque[Card] = deque()
+        self._has_pending = asyncio.Event()
 
     @property
     def url(self) -> str | None:
-        """The address of the live page while it is served; it works on this computer alone."""
+        """Address of the live page, on this computer only; None while it is not served."""
         return None if self._live is None else self._live.url or None
 
     @property
     def index(self) -> Path:
-        """The frozen page, which is there when the block is left."""
+        """File of the page, written at the end of the block."""
         return self.folder / INDEX
 
     def observer(self, provider: str = "wavespeed") -> Observer:
-        """What to give to a session of that provider as an observer."""
+        """Return an observer for a session of a provider."""
 
         def observe(event: Event) -> None:
-            card = self._deck.take(event, provider)
-            if any(picture.given is not None for picture in card.pictures):
-                self._unsettled.append(card)
-                self._work.set()
-            self._tell()
+            card = self._deck.update(event, provider)
+            if any(picture.source is not None for picture in card.pictures):
+                self._pending.append(card)
+                self._has_pending.set()
+            self._notify()
 
         return observe
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
-        # What is missing is told before a job is paid for.
+        # Raises before any job is paid for.
         await anyio.to_thread.run_sync(prepare)
         raised: BaseException | None = None
         async with AsyncExitStack() as stack:
             if self._live is not None:
                 await stack.enter_async_context(self._live.serve(self._port))
-            # Before the server ends: the pages are told where they are kept.
+            # Runs before the server ends, which sends the path of the file to open pages.
             stack.push_async_callback(self._freeze)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._settle)
+                tasks.start_soon(self._make_posters)
                 try:
                     yield self
                 except asyncio.CancelledError:
@@ -120,27 +120,27 @@ class Gallery(anyio.AsyncContextManagerMixin):
             if raised is not None:
                 raise raised
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         if self._live is not None:
-            self._live.tell()
+            self._live.notify()
 
-    async def _settle(self) -> None:
-        """Find and make the files of the input images, one after the other beside the run."""
+    async def _make_posters(self) -> None:
+        """Make small copies of input images, one card after the other, during the run."""
         while True:
-            await self._work.wait()
-            self._work.clear()
-            while self._unsettled:
-                card = self._unsettled.popleft()
-                await anyio.to_thread.run_sync(self._settle_one, card)
+            await self._has_pending.wait()
+            self._has_pending.clear()
+            while self._pending:
+                card = self._pending.popleft()
+                await anyio.to_thread.run_sync(self._make_files, card)
                 self._deck.touch(card)
-                self._tell()
+                self._notify()
 
-    def _settle_one(self, card: Card) -> None:
+    def _make_files(self, card: Card) -> None:
         for picture in card.pictures:
-            self._pictures.settle(picture)
+            self._pictures.make_files(picture)
 
     async def _freeze(self) -> None:
-        # As they are now: a session that goes on changes them while the page is written.
+        # A snapshot: a session that is still open goes on changing them.
         cards = self._deck.cards
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self._write, cards)
@@ -149,5 +149,5 @@ class Gallery(anyio.AsyncContextManagerMixin):
 
     def _write(self, cards: Sequence[Card]) -> None:
         for card in cards:
-            self._settle_one(card)
+            self._make_files(card)
         freeze(self._deck, cards, self.folder)

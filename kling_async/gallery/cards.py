@@ -1,4 +1,4 @@
-"""What the page shows of each job, learned from events or from the rows of a ledger."""
+"""Content of the page: one card per job, updated by session events or filled from rows of a ledger."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from kling_async.events import Event, Observer
     from kling_async.ledger import Row
 
-LIMIT = 20_000
-"""Cards that a page holds; beyond them the oldest that have ended leave."""
+MAX_CARDS = 20_000
+"""Cards of a page; beyond them the oldest ended ones are dropped."""
 
 
 class Stage(Enum):
-    """Where a job is, in the page's words."""
+    """Stage of a job on the page."""
 
     WAITING = "waiting"
     GENERATING = "generating"
@@ -47,19 +47,19 @@ class Stage(Enum):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more is expected."""
+        """True if the stage is final."""
         return self not in {Stage.WAITING, Stage.GENERATING, Stage.DOWNLOADING}
 
 
 @attrs.frozen
 class Trouble:
-    """Why there is no video, and what to do about it.
+    """Error of a job.
 
     Attributes:
         kind: Name of the error's class.
-        message: What happened.
-        spent: Whether money was spent.
-        advice: What to do next; may be empty.
+        message: Message of the error.
+        spent: Sentence on the money.
+        advice: Next step; may be empty.
     """
 
     kind: str
@@ -69,56 +69,57 @@ class Trouble:
 
     @classmethod
     def of(cls, error: KlingError) -> Trouble:
-        """What the page says of an error."""
+        """Return the page's form of an error."""
         return cls(type(error).__name__, error.message, error.spent.value, error.advice)
 
 
 @attrs.define
 class Picture:
-    """An input image as a page can show it.
+    """An input image.
 
     Attributes:
-        given: The image, until files were found or made for it; then None.
-        said: What it is called: a file's name, or a URL without its query.
-        path: The file.
-        poster: A small copy of it.
+        source: The image of the job; None once its files were made.
+        label: Name of the file, or URL without its query; empty for bytes.
+        path: The image file; None if there is none on this computer.
+        poster: Small copy of the file; None if there is none.
     """
 
-    given: Image | None = None
-    said: str = ""
+    source: Image | None = None
+    label: str = ""
     path: Path | None = None
     poster: Path | None = None
 
 
 @attrs.define(eq=False)
 class Card:
-    """What the page shows of one job. Times are seconds since the epoch, by the session's clock.
+    """A job on the page. Times are in seconds since the epoch, on the session's clock; None if not reached.
 
     Attributes:
-        number: Its place among the cards, from 0.
-        key: The job's name.
-        batch: The batch's name.
-        stage: Where it is.
-        version: Grows with every change of any card.
-        model: The model's name.
-        provider: Who makes the video.
+        number: Position among the cards, from 0.
+        key: Key of the job.
+        batch: Name of the batch.
+        stage: Stage of the job.
+        version: Version of the deck at the card's last change.
+        model: Name of the model.
+        provider: Name of the provider.
         prompt: The prompt, or the prompts of the shots.
-        seconds: Length of the video that was asked for.
-        settings: What else was asked for, by what it is called.
-        image: The first frame.
-        end_image: The last frame.
-        prediction_id: The paid id.
-        attempts: Paid requests that were sent.
-        cost: USD by the price list.
-        begun: When the job was taken up.
-        accepted: When the service accepted it.
-        ended: When its prediction was seen to have ended.
-        saved: When the video was on the disk.
-        video: The file.
-        elsewhere: Where the video is, when that is no file of this computer.
-        bytes: Its length.
-        note: What it waits for, when that is not just its turn.
-        trouble: Why there is no video.
+        seconds: Requested seconds of video; None if unknown.
+        settings: Further fields of the job, by label.
+        image: First frame; None if there is none, or it is unknown.
+        end_image: Last frame; None if there is none, or it is unknown.
+        prediction_id: Id of the paid prediction; None before acceptance.
+        attempts: Number of paid requests.
+        cost: USD at list price; None if unknown.
+        begun: Time of admission.
+        accepted: Time of acceptance.
+        ended: Time at which the prediction was seen to have ended.
+        saved: Time at which the video was saved.
+        video: File of the video.
+        elsewhere: Location of the video if it is not a file on this computer.
+        bytes: Size of the video.
+        note: Reason for the wait, other than the queue; empty if there is none.
+        trouble: Error of the job; None if there is none.
+        in_batch: The job belongs to a batch, which saves its video.
     """
 
     number: int
@@ -148,11 +149,11 @@ class Card:
     in_batch: bool = False
 
     def describe(self, job: Job) -> None:
-        """Take over what was asked for."""
+        """Set the fields of the job."""
         self.model = job.row.name
         self.prompt = job.prompt or "\n".join(shot.prompt for shot in job.multi_prompt)
         self.seconds = job.duration or None
-        # What was given as bytes is in no ledger.
+        # A job read from a ledger has no image if it was given as bytes.
         self.image = Picture(job.image) if job.image else None
         self.end_image = Picture(job.end_image) if job.end_image else None
         settings = {
@@ -165,7 +166,7 @@ class Card:
 
     @property
     def files(self) -> Mapping[str, Path | None]:
-        """Its files, by what they are."""
+        """Files of the card, by the name that their URL ends in."""
         files = {"video": self.video}
         for name, picture in (("image", self.image), ("end", self.end_image)):
             if picture is not None:
@@ -174,26 +175,26 @@ class Card:
 
     @property
     def pictures(self) -> Iterator[Picture]:
-        """The input images."""
+        """Input images."""
         for picture in (self.image, self.end_image):
             if picture is not None:
                 yield picture
 
 
 class Deck:
-    """The cards of a run, in the order in which its jobs were taken up.
+    """Cards of a run, in the order of admission.
 
     Args:
-        title: What the page is called.
-        total: How many jobs there will be, if that is known.
-        limit: Cards that are held.
+        title: Title of the page.
+        total: Number of jobs; None if unknown.
+        limit: Maximum number of cards.
 
     Attributes:
-        dropped: Cards that had to leave for the limit.
-        now: The time of the last event.
+        dropped: Number of cards dropped because of the limit.
+        now: Time of the latest event, in seconds since the epoch.
     """
 
-    def __init__(self, title: str, *, total: int | None = None, limit: int = LIMIT) -> None:
+    def __init__(self, title: str, *, total: int | None = None, limit: int = MAX_CARDS) -> None:
         self.title = title
         self.total = total
         self.dropped = 0
@@ -201,26 +202,26 @@ class Deck:
         self._limit = limit
         self._numbered = 0
         self._version = 0
-        # The last changed last: what is new since a version is found from the end.
+        # Sorted by their last change, so that the changes since a version are found from the end.
         self._cards: dict[tuple[str, str, str], Card] = {}
         self._by_number: dict[int, Card] = {}
 
     @property
     def cards(self) -> list[Card]:
-        """The cards, in their order."""
+        """Cards, sorted by number."""
         return sorted(self._cards.values(), key=lambda card: card.number)
 
     @property
     def version(self) -> int:
-        """That of the last change."""
+        """Version of the last change."""
         return self._version
 
     def numbered(self, number: int) -> Card | None:
-        """The card of that number, unless it has left."""
+        """Return the card of a number; None if it was dropped."""
         return self._by_number.get(number)
 
     def changed_since(self, version: int) -> list[Card]:
-        """Cards that changed after that version, the longest unchanged first."""
+        """Return the cards changed after a version, oldest change first."""
         found: list[Card] = []
         for card in reversed(self._cards.values()):
             if card.version <= version:
@@ -229,19 +230,15 @@ class Deck:
         return found[::-1]
 
     def observer(self, provider: str) -> Observer:
-        """What to give to a session of that provider as an observer."""
+        """Return an observer for a session of a provider."""
 
         def observe(event: Event) -> None:
-            self.take(event, provider)
+            self.update(event, provider)
 
         return observe
 
-    def take(self, event: Event, provider: str) -> Card:
-        """Learn from an event.
-
-        Returns:
-            The card that it changed.
-        """
+    def update(self, event: Event, provider: str) -> Card:
+        """Apply an event and return the card that it changed."""
         self.now = max(self.now, event.at)
         card = self.card(event.batch, event.key, provider)
         match event:
@@ -258,58 +255,58 @@ class Deck:
                 card.prediction_id, card.cost = prediction.id, job.price(provider).usd
                 card.note, card.trouble = "", None
             case events.Refused(error=error, again=again) if again is not None:
-                card.note = f"Not accepted yet, asked again in {again:.0f} s: {error.message}"
+                card.note = f"Not accepted yet, next attempt in {again:.0f} s: {error.message}"
             case events.Refused(error=error):
                 card.stage, card.trouble, card.note = Stage.FAILED, Trouble.of(error), ""
             case events.Uncertain(error=error):
                 card.stage, card.trouble, card.note = Stage.UNCERTAIN, Trouble.of(error), ""
             case events.Changed(prediction=prediction):
-                _progress(card, prediction, event.at)
+                _apply_prediction(card, prediction, event.at)
             case events.Saved(file=file):
                 card.stage, card.saved = Stage.DONE, event.at
-                _keep(card, file)
+                _set_video(card, file)
             case events.Finished(outcome=outcome):
-                _finish(card, outcome, event.at)
+                _apply_outcome(card, outcome, event.at)
         self.touch(card)
         return card
 
     def card(self, batch: str, key: str, provider: str = "") -> Card:
-        """The card of a job, made when it is new."""
+        """Return the card of a job; create it if it is new."""
         name = (provider, batch, key)
         card = self._cards.get(name)
         if card is None:
-            self._make_room()
+            self._drop_oldest()
             card = self._cards[name] = Card(self._numbered, key, batch, provider=provider)
             self._by_number[card.number] = card
             self._numbered += 1
         return card
 
     def touch(self, card: Card) -> None:
-        """Note that a card has changed."""
+        """Give a changed card a new version."""
         name = (card.provider, card.batch, card.key)
         if self._cards.pop(name, None) is None:
-            return  # it had to leave meanwhile
+            return  # it was dropped meanwhile
         self._version += 1
         card.version = self._version
         self._cards[name] = card
 
     def _begin(self, card: Card, job: Job, at: float) -> None:
-        # What is generated without a batch is not admitted by one.
+        # A job outside of batches has no `Admitted` event.
         if card.begun is None:
             card.begun = at
             card.describe(job)
 
-    def _make_room(self) -> None:
+    def _drop_oldest(self) -> None:
         if len(self._cards) < self._limit:
             return
-        # By tenths, so that not every new card looks through all the others.
-        leaving = [name for name, card in self._cards.items() if card.stage.ended][: max(1, self._limit // 10)]
-        for name in leaving:
+        # A tenth at once, so that not every new card scans all the others.
+        names = [name for name, card in self._cards.items() if card.stage.ended][: max(1, self._limit // 10)]
+        for name in names:
             del self._by_number[self._cards.pop(name).number]
-        self.dropped += len(leaving)
+        self.dropped += len(names)
 
 
-def _progress(card: Card, prediction: Prediction, at: float) -> None:
+def _apply_prediction(card: Card, prediction: Prediction, at: float) -> None:
     if not prediction.status.ended:
         return
     card.ended = at
@@ -321,7 +318,7 @@ def _progress(card: Card, prediction: Prediction, at: float) -> None:
     card.trouble = None if error is None else Trouble.of(error)
 
 
-def _keep(card: Card, file: SavedFile) -> None:
+def _set_video(card: Card, file: SavedFile) -> None:
     if isinstance(file.location, Path):
         card.video = file.location.absolute()
     else:
@@ -329,7 +326,7 @@ def _keep(card: Card, file: SavedFile) -> None:
     card.bytes = file.bytes
 
 
-def _finish(card: Card, outcome: Outcome, at: float) -> None:
+def _apply_outcome(card: Card, outcome: Outcome, at: float) -> None:
     error = outcome.error
     card.note = ""
     card.trouble = None if error is None else Trouble.of(error)
@@ -337,7 +334,7 @@ def _finish(card: Card, outcome: Outcome, at: float) -> None:
     if outcome.prediction is not None:
         card.prediction_id = outcome.prediction.id
     if outcome.saved is not None:
-        _keep(card, outcome.saved)
+        _set_video(card, outcome.saved)
     match error:
         case None:
             card.stage = Stage.DONE
@@ -346,7 +343,7 @@ def _finish(card: Card, outcome: Outcome, at: float) -> None:
         case SubmissionUncertainError():
             card.stage = Stage.UNCERTAIN
         case PredictionTimeoutError():
-            card.stage = Stage.GENERATING  # our waiting has ended, the prediction has not
+            card.stage = Stage.GENERATING  # only the wait has ended, not the prediction
         case _:
             card.stage = Stage.FAILED
             card.ended = card.ended or at
@@ -369,12 +366,12 @@ _STAGES = {
 
 
 def fill(card: Card, row: Row, completed: float | None = None) -> None:
-    """Take over what a ledger knows of a job's way.
+    """Fill a card from a row of a ledger.
 
     Args:
-        card: The job's card.
-        row: Its row.
-        completed: When its prediction was seen to have completed.
+        card: Card of the job.
+        row: Row of the job.
+        completed: Time at which its prediction completed; None if unknown.
     """
     card.stage = _STAGES[row.state]
     model = find_model(row.model)
@@ -396,7 +393,7 @@ def _trouble(row: Row) -> Trouble | None:
             )
             error = ended.failure()
         case State.UNCERTAIN:
-            error = SubmissionUncertainError(row.error or "whether it was accepted is not known")
+            error = SubmissionUncertainError(row.error or "it is unknown whether the job was accepted")
         case State.INTENT:
             error = SubmissionUncertainError("the run ended while the job was being sent")
         case State.EXPIRED:

@@ -1,4 +1,4 @@
-"""The page while it lives: a server on loopback that tells the page what changes."""
+"""Server of the live page, on loopback: it sends changes as server-sent events."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from .page import Link
 
 _HOST: Final = "127.0.0.1"
-_CHUNK: Final = 500
-"""Cards in one message."""
-_CLOSING_SECONDS: Final = 2.0
+_CARDS_PER_MESSAGE: Final = 500
+_SHUTDOWN_TIMEOUT_S: Final = 2.0
+_RECONNECT_DELAY_MS: Final = 1000
 _HEADERS: Final = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_TYPES: Final = {
+_MEDIA_TYPES: Final = {
     ".mp4": "video/mp4",
     ".webp": "image/webp",
     ".png": "image/png",
@@ -43,16 +43,16 @@ _TYPES: Final = {
 
 
 class Live:
-    """Serves the page of a deck, the files on its cards, and nothing else.
+    """Serves the page of a deck and the files of its cards, and nothing else.
 
-    Every path begins with a secret, so that other users of the computer find nothing; only requests that name this
-    server as their host are answered, so that no other site can be made to look like it.
+    Every path begins with a secret, so that other users of the computer cannot read the page. Requests for other hosts
+    are refused, as a protection against DNS rebinding.
 
     Args:
-        deck: What the page shows.
-        clock: The session's clock: what the page counts the time by.
-        refresh: Seconds between two messages to a page at least.
-        pulse: Seconds between two messages at most: the page's clock goes by them.
+        deck: Cards of the page.
+        clock: Clock of the session, for the elapsed time on the page.
+        refresh: Minimum seconds between two messages to a page.
+        pulse: Maximum seconds between two messages to a page, which advance its clock.
     """
 
     def __init__(self, deck: Deck, clock: Clock, *, refresh: float = 0.25, pulse: float = 1.0) -> None:
@@ -62,21 +62,21 @@ class Live:
         self._pulse = pulse
         self._secret = secrets.token_urlsafe(16)
         self._hosts: frozenset[str] = frozenset()
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._kept: str | None = None
         app = web.Application(middlewares=[self._guard])
         app.router.add_get("/{secret}/", self._page)
         app.router.add_get("/{secret}/events", self._events)
         app.router.add_get("/{secret}/files/{number:[0-9]{1,12}}/{name:[a-z-]+}", self._file)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_CLOSING_SECONDS)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
         self.url = ""
 
     @asynccontextmanager
     async def serve(self, port: int = 0) -> AsyncGenerator[None, None]:
-        """Serve while the block runs; `url` is the page's address.
+        """Serve during the block; `url` is the address of the page.
 
         Args:
-            port: Where to listen; 0 takes a free port.
+            port: Port to listen on; 0 takes a free one.
         """
         await anyio.to_thread.run_sync(prepare)
         runner = self._runner
@@ -93,29 +93,29 @@ class Live:
             with anyio.CancelScope(shield=True):
                 await runner.cleanup()
 
-    def tell(self) -> None:
-        """Let the pages know that cards have changed."""
-        # Who waits holds the old one.
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+    def notify(self) -> None:
+        """Wake up the event streams because cards have changed."""
+        # Waiting streams hold the old event.
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     def end(self, kept: str) -> None:
-        """Let the pages know that nothing more comes.
+        """Signal the end of the stream.
 
         Args:
-            kept: Where the frozen page is.
+            kept: Path of the written page; empty if there is none.
         """
         self._kept = kept
-        self.tell()
+        self.notify()
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        # The name of another site that leads here (DNS rebinding) would make its scripts ours.
+        # A foreign host name that resolves to this server would let the foreign site's scripts read it.
         if request.host not in self._hosts:
-            return web.Response(status=403, text="This is not that host.", headers=_HEADERS)
+            return web.Response(status=403, text="Wrong host.", headers=_HEADERS)
         if not secrets.compare_digest(request.match_info.get("secret", "").encode(), self._secret.encode()):
             return web.Response(
-                status=404, text="Not here. The whole address was printed at the start.", headers=_HEADERS
+                status=404, text="Not found. The full address was printed at the start.", headers=_HEADERS
             )
         response: web.StreamResponse = await handler(request)
         return response
@@ -130,31 +130,32 @@ class Live:
         path = None if card is None else card.files.get(request.match_info["name"])
         if path is None or not await anyio.Path(path).is_file():
             return web.Response(status=404, headers=_HEADERS)
-        # By a list of ours and never by guess: a picture may be called `x.html`.
-        kind = {"Content-Type": _TYPES.get(path.suffix.lower(), "application/octet-stream")}
-        closed = {"Content-Security-Policy": "default-src 'none'; sandbox", "Cache-Control": "no-cache"}
-        return web.FileResponse(path, headers=_HEADERS | kind | closed)
+        # From a fixed list: an image file may be called `x.html`.
+        media_type = {"Content-Type": _MEDIA_TYPES.get(path.suffix.lower(), "application/octet-stream")}
+        sandbox = {"Content-Security-Policy": "default-src 'none'; sandbox", "Cache-Control": "no-cache"}
+        return web.FileResponse(path, headers=_HEADERS | media_type | sandbox)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        """All cards, or those that changed since the page was cut off; and then every change."""
+        """Send all cards, or after a reconnect those changed since; then every change."""
         response = web.StreamResponse(headers=_HEADERS | {"Content-Type": "text/event-stream"})
         await response.prepare(request)
         last = request.headers.get("Last-Event-ID", "")
         seen = int(last) if last.isdecimal() and int(last) <= self._deck.version else 0
         try:
-            await response.write(b"retry: 1000\n\n")
+            await response.write(f"retry: {_RECONNECT_DELAY_MS}\n\n".encode())
             while True:
-                news, kept = self._news, self._kept
-                changed = self._deck.changed_since(seen)
-                for first in range(0, len(changed), _CHUNK):
-                    chunk = changed[first : first + _CHUNK]
+                changes, kept = self._changed, self._kept
+                cards = self._deck.changed_since(seen)
+                for first in range(0, len(cards), _CARDS_PER_MESSAGE):
+                    chunk = cards[first : first + _CARDS_PER_MESSAGE]
                     seen = chunk[-1].version
                     await response.write(_message("cards", [as_data(card, _links(card)) for card in chunk], seen))
                 await response.write(_message("about", about(self._deck) | {"now": self._clock.now()}))
                 if kept is not None:
                     await response.write(_message("end", kept))
                     return response
-                await _first_of(news, self._pulse)
+                with anyio.move_on_after(self._pulse):
+                    await changes.wait()
                 if self._kept is None:
                     await asyncio.sleep(self._refresh)
         except ConnectionError:
@@ -162,19 +163,14 @@ class Live:
 
 
 def _links(card: Card) -> Link:
-    """Links to the files of a card, which say nothing of where they are."""
+    """Return a function that makes links to files of a card, without their paths."""
 
     def link(path: Path) -> str:
-        # Asked only now: pictures come in from a thread.
+        # Looked up on each call, since a thread adds posters.
         name = next(name for name, file in card.files.items() if file == path)
         return f"files/{card.number}/{name}"
 
     return link
-
-
-async def _first_of(news: asyncio.Event, seconds: float) -> None:
-    with anyio.move_on_after(seconds):
-        await news.wait()
 
 
 def _message(kind: str, data: object, number: int | None = None) -> bytes:

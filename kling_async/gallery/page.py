@@ -1,4 +1,4 @@
-"""The page: one file with all its style and script in it, live or frozen."""
+"""The page as one HTML file with its style and script, live or frozen."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .cards import Card, Deck, Picture
 
 Link: TypeAlias = Callable[[Path], str]
-"""Makes the URL under which the page finds a file."""
+"""Returns the URL of a file for the page."""
 
 INDEX: Final = "index.html"
 _PARTS: Final = Path(__file__).parent / "parts"
@@ -29,21 +29,21 @@ _SCRIPTS: Final = ("words.js", "store.js", "grid.js", "detail.js", "charts.js", 
 
 
 def relative_to(folder: Path) -> Link:
-    """Links from a page in `folder` to files on the same disk."""
+    """Return a function that makes links from a page in `folder` to files on the same disk."""
 
     def link(path: Path) -> str:
         try:
             relative = os.path.relpath(path, folder)
-        except ValueError:  # another drive of Windows
+        except ValueError:  # another drive on Windows
             return path.absolute().as_uri()
-        # As bytes, for a name on a disk need not be text. All but the slash is quoted: `javascript:x` is a name too.
+        # Encoded first, since a file name need not be valid text. The colon is quoted too, for `javascript:x`.
         return quote(os.fsencode(relative.replace(os.sep, "/")), safe="/")
 
     return link
 
 
 def as_data(card: Card, link: Link) -> dict[str, Any]:
-    """A card as the script of the page reads it."""
+    """Return a card as the page's script reads it."""
     return {
         "n": card.number,
         "key": card.key,
@@ -72,20 +72,20 @@ def _picture(picture: Picture | None, link: Link) -> dict[str, str | None] | Non
     if picture is None:
         return None
     return {
-        "said": picture.said,
+        "label": picture.label,
         "full": None if picture.path is None else link(picture.path),
         "poster": None if picture.poster is None else link(picture.poster),
     }
 
 
 def about(deck: Deck) -> dict[str, Any]:
-    """What the page says of the whole run."""
+    """Return the data of the whole run."""
     return {"title": deck.title, "total": deck.total, "dropped": deck.dropped, "now": deck.now}
 
 
 @cache
 def _assets() -> tuple[str, str, str, str]:
-    """Style, script, and the digests by which the page's policy knows them."""
+    """Return style and script, and their digests for the policy."""
     style = (_PARTS / "style.css").read_text("utf-8")
     script = "\n".join((_PARTS / name).read_text("utf-8") for name in _SCRIPTS)
     return style, script, _digest(style), _digest(script)
@@ -96,7 +96,7 @@ def _digest(text: str) -> str:
 
 
 def policy(*, live: bool) -> str:
-    """The page's Content-Security-Policy: nothing of its own but this style and this script, nothing from elsewhere."""
+    """Return the Content-Security-Policy: only this style and script, and no other origin."""
     _, _, style, script = _assets()
     files, server = ("'self'", "'self'") if live else ("'self' file:", "'none'")
     return (
@@ -106,12 +106,12 @@ def policy(*, live: bool) -> str:
 
 
 def render(deck: Deck, cards: Iterable[Card] = (), *, link: Link | None = None) -> str:
-    """The page as HTML.
+    """Return the page as HTML.
 
     Args:
         deck: The run.
-        cards: What a frozen page shows. A live one has none in it; they come after it.
-        link: How a frozen page finds the files.
+        cards: Cards of a frozen page; a live page receives them as events.
+        link: Makes the links of a frozen page; None for a live page.
 
     Raises:
         ConfigurationError: Jinja2 is not installed.
@@ -125,7 +125,7 @@ def render(deck: Deck, cards: Iterable[Card] = (), *, link: Link | None = None) 
 
 
 def prepare() -> None:
-    """Read the parts of the page from the disk.
+    """Load the parts of the page from the disk.
 
     Raises:
         ConfigurationError: Jinja2 is not installed.
@@ -137,11 +137,9 @@ def prepare() -> None:
 @cache
 def _template() -> jinja2.Template:
     try:
-        import jinja2  # noqa: PLC0415 -- of an extra
+        import jinja2  # noqa: PLC0415 -- an extra
     except ModuleNotFoundError:
-        raise ConfigurationError(
-            "the gallery needs Jinja2", advice="pip install 'kling-async[gallery]' has what it needs"
-        ) from None
+        raise ConfigurationError("the gallery needs Jinja2", advice="pip install 'kling-async[gallery]'") from None
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_PARTS), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -150,23 +148,20 @@ def _template() -> jinja2.Template:
 
 
 def freeze(deck: Deck, cards: Iterable[Card], folder: Path) -> Path:
-    """Write the page to a folder, all at once or not at all.
+    """Write the page atomically to a folder and return its path.
 
     Args:
         deck: The run.
-        cards: What the page shows.
-        folder: Where it goes.
-
-    Returns:
-        The page.
+        cards: Cards of the page.
+        folder: Folder of the page; created if necessary.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The page cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / INDEX
     part = folder / f".{INDEX}.part"
-    # A title may come from a file name, which need not be text.
+    # A title may come from a file name, which need not be valid text.
     part.write_text(render(deck, cards, link=relative_to(folder)), "utf-8", "replace")
     part.replace(page)
     return page

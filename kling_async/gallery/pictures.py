@@ -1,4 +1,4 @@
-"""Input images as a page can show them: small copies by Pillow where it is installed, else the images themselves."""
+"""Files of input images for the page; small copies if Pillow is installed."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ if TYPE_CHECKING:
 
     from .cards import Picture
 
-_SIDE: Final = 480
-"""Pixels of the longer side of a small copy: sharp on a dense screen, and some 20 KB."""
-_REMEMBERED: Final = 10_000
-"""Files whose small copies are known without reading them again."""
-_MAX_BYTES: Final = 32 * 2**20
-_MAX_PIXELS: Final = 100_000_000
+_POSTER_PIXELS: Final = 480
+"""Longer side of a small copy: sharp on a dense screen at about 20 KB."""
+_MAX_CACHED_POSTERS: Final = 10_000
+_MAX_IMAGE_BYTES: Final = 32 * 2**20
+_MAX_IMAGE_PIXELS: Final = 100_000_000
 _SUFFIXES: Final = {"image/jpeg": ".jpg", "image/png": ".png"}
 
 
 class Pictures:
-    """Finds and makes the files of input images. Its methods block: they belong into a worker thread.
+    """Finds and makes files of input images. The methods block, so they belong in a worker thread.
 
     Args:
-        folder: The gallery's folder. Small copies go to `posters/` in it, and to `images/` what came as bytes. Both are
-            named by their content, so that many jobs of one image share them.
+        folder: Folder of the gallery. Small copies are written to `posters/`, image bytes to `images/`. The names are
+            hashes of the content, so that jobs with the same image share a file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,24 +42,24 @@ class Pictures:
         self._posters: dict[Path, Path | None] = {}
         self._makes_posters = importlib.util.find_spec("PIL") is not None
 
-    def settle(self, picture: Picture) -> None:
-        """Give a picture its name and its files. What cannot be read is left without; it is only a picture."""
-        given, picture.given = picture.given, None
-        if given is None:
+    def make_files(self, picture: Picture) -> None:
+        """Set label and files of a picture. An unreadable image gets no files and raises nothing."""
+        source, picture.source = picture.source, None
+        if source is None:
             return
-        picture.said = said(given)
+        picture.label = label_of(source)
         try:
-            picture.path = self._file(given)
+            picture.path = self._file(source)
             if picture.path is not None:
                 picture.poster = self._poster(picture.path)
         except (OSError, ValueError):
             return
 
-    def _file(self, given: Image) -> Path | None:
-        if isinstance(given, Path):
-            path = given.absolute()
+    def _file(self, source: Image) -> Path | None:
+        if isinstance(source, Path):
+            path = source.absolute()
             return path if path.is_file() else None
-        content = given if isinstance(given, bytes) else _inline(given)
+        content = source if isinstance(source, bytes) else _inline(source)
         if content is None:
             return None
         suffix = _SUFFIXES.get(image_type(content) or "")
@@ -70,9 +69,9 @@ class Pictures:
         if not self._makes_posters:
             return None
         if path not in self._posters:
-            if len(self._posters) >= _REMEMBERED:
+            if len(self._posters) >= _MAX_CACHED_POSTERS:
                 self._posters.clear()
-            self._posters[path] = self._small_copy(path) if path.stat().st_size <= _MAX_BYTES else None
+            self._posters[path] = self._small_copy(path) if path.stat().st_size <= _MAX_IMAGE_BYTES else None
         return self._posters[path]
 
     def _small_copy(self, path: Path) -> Path | None:
@@ -80,7 +79,7 @@ class Pictures:
         return self._written("posters", content, ".webp", _small)
 
     def _written(self, where: str, source: bytes, suffix: str, make: Callable[[bytes], bytes | None]) -> Path | None:
-        """The file of what is made of an image, made when it is not there."""
+        """Return the file made from an image; write it if it does not exist."""
         path = self._folder / where / (hashlib.sha256(source).hexdigest()[:24] + suffix)
         if not path.exists():
             content = make(source)
@@ -93,8 +92,8 @@ class Pictures:
         return path
 
 
-def said(image: Image) -> str:
-    """What an image is called: a file's name, or a URL without its query, which may be a signature."""
+def label_of(image: Image) -> str:
+    """Return the label of an image: the file's name, or the URL without its query, which may be a signature."""
     if isinstance(image, Path):
         return image.name
     if isinstance(image, bytes) or image.startswith("data:"):
@@ -104,7 +103,7 @@ def said(image: Image) -> str:
 
 
 def _inline(url: str) -> bytes | None:
-    """The content of a `data:` URI, or None."""
+    """Return the content of a `data:` URI; None for other URLs."""
     head, _, data = url.partition(",")
     if not (head.startswith("data:") and head.endswith(";base64")):
         return None
@@ -115,22 +114,22 @@ def _inline(url: str) -> bytes | None:
 
 
 def _small(content: bytes) -> bytes | None:
-    """A small WebP of an image, upright and without its metadata; None of what Pillow cannot or should not decode."""
-    from PIL import Image as Pillow  # noqa: PLC0415 -- not everybody has it
-    from PIL import ImageOps  # noqa: PLC0415 -- the same
+    """Return a small upright WebP without metadata; None if the image is damaged or too large."""
+    from PIL import Image as Pillow  # noqa: PLC0415 -- an extra
+    from PIL import ImageOps  # noqa: PLC0415 -- see above
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is too large it warns; that is decided here
+            warnings.simplefilter("ignore")  # Pillow warns of large images; the limit is below
             image = Pillow.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP"))
-            if image.width * image.height > _MAX_PIXELS:
+            if image.width * image.height > _MAX_IMAGE_PIXELS:
                 return None
-            # A JPEG can be decoded at a half or a quarter of its size for much less than the whole costs.
-            image.draft("RGB", (_SIDE, _SIDE))
+            # Decoding a JPEG at a half or a quarter of its size is much faster.
+            image.draft("RGB", (_POSTER_PIXELS, _POSTER_PIXELS))
             upright = ImageOps.exif_transpose(image)
             if upright.mode not in {"RGB", "RGBA"}:
                 upright = upright.convert("RGBA" if "transparency" in upright.info or "A" in upright.mode else "RGB")
-            upright.thumbnail((_SIDE, _SIDE))
+            upright.thumbnail((_POSTER_PIXELS, _POSTER_PIXELS))
             out = io.BytesIO()
             upright.save(out, "WEBP", quality=78, method=2, exif=b"", icc_profile=upright.info.get("icc_profile"))
     except Exception:  # noqa: BLE001 -- hostile files make decoders raise anything

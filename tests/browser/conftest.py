@@ -1,4 +1,4 @@
-"""A real Chromium, the one that is installed, and what it complains of."""
+"""A real, installed Chromium, and its complaints."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PATIENCE = 15_000
-"""Milliseconds for what takes a few hundred."""
+TIMEOUT_MS = 15_000
+"""Far more than any step takes."""
 
 
 @pytest.fixture(scope="module")
 def anyio_backend() -> str:
-    """One loop for a module, and so one browser."""
+    """Share one event loop, and so one browser, in a module."""
     return "asyncio"
 
 
@@ -33,7 +33,7 @@ async def browser(anyio_backend: str) -> AsyncIterator[Browser]:
         )
     options = ["--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
     if os.geteuid() == 0:
-        options.append("--no-sandbox")  # which it cannot have there
+        options.append("--no-sandbox")  # the sandbox does not work as root
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=found, args=options)
         yield browser
@@ -42,7 +42,7 @@ async def browser(anyio_backend: str) -> AsyncIterator[Browser]:
 
 @attrs.define(eq=False)
 class Tab:
-    """A page, and all that it asked for or complained of."""
+    """A page with its requests and complaints."""
 
     page: Page
     asked: list[str] = attrs.field(factory=list)
@@ -51,21 +51,21 @@ class Tab:
     def listen(self) -> None:
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", lambda message: self._hear(message))  # noqa: PLW0108 -- it writes on bound methods
+        self.page.on("console", lambda message: self._add_message(message))  # noqa: PLW0108 -- playwright sets attributes on handlers
         self.page.on("dialog", lambda dialog: self.complaints.append(f"a dialog: {dialog.message}"))
 
-    def _hear(self, message: ConsoleMessage) -> None:
+    def _add_message(self, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"}:
             self.complaints.append(message.text)
 
     async def keys(self) -> list[str]:
-        """The keys of the jobs on the screen, in the order of the elements."""
+        """Return the keys of the jobs on the screen, in the order of the elements."""
         found: list[str] = await self.page.locator(".tile .key").all_text_contents()
         return found
 
     async def set(self, expected: str) -> None:
-        """Wait until the summary of the filter says this."""
-        await self.page.wait_for_function("said => document.getElementById('found').textContent === said", arg=expected)
+        """Wait until the summary of the filter has this text."""
+        await self.page.wait_for_function("text => document.getElementById('found').textContent === text", arg=expected)
 
 
 Open: TypeAlias = "Callable[..., AbstractAsyncContextManager[Tab]]"
@@ -73,12 +73,12 @@ Open: TypeAlias = "Callable[..., AbstractAsyncContextManager[Tab]]"
 
 @pytest.fixture
 def visit(browser: Browser) -> Open:
-    """Opens a page in a window of its own; at its end it must have asked nobody else and complained of nothing."""
+    """Open a page in its own window; at the end check that it requested nothing elsewhere and complained of nothing."""
 
     @asynccontextmanager
     async def visit(where: str | Path, *, about: str = "", **options: Any) -> AsyncIterator[Tab]:
         context = await browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
-        context.set_default_timeout(PATIENCE)
+        context.set_default_timeout(TIMEOUT_MS)
         tab = Tab(await context.new_page())
         tab.listen()
         address = where.as_uri() if isinstance(where, Path) else where

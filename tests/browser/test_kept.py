@@ -1,4 +1,4 @@
-"""The page of a run that is over, from the disk, as a reader uses it."""
+"""The frozen page of a finished run, opened from the disk."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ PRO, STANDARD = "kling-v2.1-pro", "kling-v2.1-standard"
 
 @pytest.fixture(scope="module")
 async def kept(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> Path:
-    """A real run: real MP4s, one job that fails, and what a hostile manifest may say."""
+    """Make the page of a run with real MP4s, a failing job, and hostile text."""
     folder = tmp_path_factory.mktemp("run")
     picture = folder / "face.png"
     picture.write_bytes(png(640, 360))
-    # One move of the camera for all of them, which makes it few videos to render.
+    # The same camera movement in all prompts, so that few videos are rendered.
     jobs = {
         "dawn": Job(model=PRO, prompt="The sun rises, pan left", image=picture, duration=5),
         "noon": Job(model=STANDARD, prompt="The sun stands high, pan left", image=picture.read_bytes(), duration=5),
@@ -55,7 +55,7 @@ async def kept(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> 
         async with gallery, session as kling, kling.batch(jobs, name="spring", save_to=folder / "out") as batch:
             outcomes = [outcome async for outcome in batch]
     assert sum(outcome.ok for outcome in outcomes) == 5
-    # What the page refers to is found when all of it has moved.
+    # Links are relative, so they work after a move of the whole folder.
     moved = tmp_path_factory.mktemp("moved") / "run"
     folder.rename(moved)
     return moved / "out" / "gallery" / "index.html"
@@ -66,7 +66,7 @@ PLAYS = (
 )
 
 
-async def test_a_video_plays_under_the_pointer_and_stops_when_it_leaves(kept: Path, visit: Open) -> None:
+async def test_hover_plays_preview(kept: Path, visit: Open) -> None:
     async with visit(kept) as tab:
         await tab.page.locator(".tile", has_text="dawn").hover()
         await tab.page.wait_for_function(PLAYS % "video.preview.playing")
@@ -75,7 +75,7 @@ async def test_a_video_plays_under_the_pointer_and_stops_when_it_leaves(kept: Pa
         assert any(url.endswith("dawn.mp4") for url in tab.asked)
 
 
-async def test_who_wants_little_motion_gets_none_by_hovering(kept: Path, visit: Open) -> None:
+async def test_reduced_motion_disables_preview(kept: Path, visit: Open) -> None:
     async with visit(kept, reduced_motion="reduce") as tab:
         await tab.page.locator(".tile", has_text="dawn").hover()
         await tab.page.wait_for_timeout(400)
@@ -83,7 +83,7 @@ async def test_who_wants_little_motion_gets_none_by_hovering(kept: Path, visit: 
         assert not any(url.endswith(".mp4") for url in tab.asked)
 
 
-async def test_input_and_video_side_by_side_with_all_that_is_known(kept: Path, visit: Open) -> None:
+async def test_detail_shows_input_beside_video(kept: Path, visit: Open) -> None:
     async with visit(kept) as tab:
         await tab.page.locator(".tile", has_text="dawn").click()
         dialog = tab.page.get_by_role("dialog", name="dawn")
@@ -110,7 +110,7 @@ async def test_input_and_video_side_by_side_with_all_that_is_known(kept: Path, v
         await tab.page.wait_for_function(PLAYS % ".frame video")
 
 
-async def test_a_failure_says_what_to_do_and_whether_it_was_paid(kept: Path, visit: Open) -> None:
+async def test_detail_of_failure_shows_advice_and_money(kept: Path, visit: Open) -> None:
     async with visit(kept) as tab:
         await tab.page.locator(".tile", has_text="storm").click()
         text = await tab.page.locator(".trouble").inner_text()
@@ -119,7 +119,7 @@ async def test_a_failure_says_what_to_do_and_whether_it_was_paid(kept: Path, vis
         assert "The job was paid for." in text
 
 
-async def test_hostile_text_is_shown_and_does_nothing(kept: Path, visit: Open) -> None:
+async def test_hostile_text_is_shown_as_text(kept: Path, visit: Open) -> None:
     async with visit(kept, about="#q=document.title+img&state=done") as tab:
         tile = tab.page.locator(".tile", has_text="onerror").first
         assert await tile.locator(".key").text_content() == HOSTILE
@@ -130,7 +130,7 @@ async def test_hostile_text_is_shown_and_does_nothing(kept: Path, visit: Open) -
         assert await tab.page.locator("img[src=x]").count() == 0
 
 
-async def test_long_text_breaks_nothing(kept: Path, visit: Open) -> None:
+async def test_long_text_does_not_overflow(kept: Path, visit: Open) -> None:
     for width in (1280, 360):
         async with visit(kept, about="#q=supercalifragilistic", viewport={"width": width, "height": 740}) as tab:
             await tab.page.locator(".tile").click()
@@ -138,7 +138,19 @@ async def test_long_text_breaks_nothing(kept: Path, visit: Open) -> None:
                 assert await tab.page.evaluate(f"{box}.scrollWidth <= {box}.clientWidth"), (width, box)
 
 
-async def test_filter_and_search_and_an_address_for_what_is_seen(kept: Path, visit: Open) -> None:
+@pytest.mark.parametrize("width", [320, 390])
+async def test_page_fits_phone(kept: Path, visit: Open, width: int) -> None:
+    async with visit(kept, viewport={"width": width, "height": 640}) as tab:
+        await tab.page.locator(".tile").first.wait_for()
+        assert await tab.page.evaluate("document.documentElement.scrollWidth") == width
+
+
+async def test_empty_search_says_no_matches(kept: Path, visit: Open) -> None:
+    async with visit(kept, about="#q=nothing+like+it") as tab:
+        await tab.page.get_by_text("No matches.").wait_for()
+
+
+async def test_filters_are_kept_in_address(kept: Path, visit: Open) -> None:
     async with visit(kept) as tab:
         page = tab.page
         assert len(await tab.keys()) == 6
@@ -169,7 +181,7 @@ async def test_filter_and_search_and_an_address_for_what_is_seen(kept: Path, vis
         assert len(await tab.keys()) == 6
 
 
-async def test_all_of_it_by_keyboard(kept: Path, visit: Open) -> None:
+async def test_keyboard_reaches_everything(kept: Path, visit: Open) -> None:
     async with visit(kept) as tab:
         page = tab.page
 
@@ -190,7 +202,7 @@ async def test_all_of_it_by_keyboard(kept: Path, visit: Open) -> None:
         await page.keyboard.press("ArrowRight")
         assert await title.text_content() == "storm"
         await page.keyboard.press("Escape")
-        await at("storm")  # the focus is where the reader was last
+        await at("storm")  # the focus returns to the last shown job
         await page.keyboard.press("End")
         await at(LONG)
         await page.keyboard.press("Home")
@@ -198,7 +210,7 @@ async def test_all_of_it_by_keyboard(kept: Path, visit: Open) -> None:
         await page.keyboard.press("Enter")
         await page.go_back()
         await page.wait_for_function("() => !document.getElementById('detail').open")
-        # From the top with Tab: everything that can be used is reached, in the order in which it is seen.
+        # Tab from the top reaches every control in visual order.
         await page.reload()
         reached = []
         for _ in range(9):
@@ -208,7 +220,7 @@ async def test_all_of_it_by_keyboard(kept: Path, visit: Open) -> None:
         await at("dawn")
 
 
-async def test_dark_and_light_can_be_read(kept: Path, visit: Open) -> None:
+async def test_text_contrast_in_both_themes(kept: Path, visit: Open) -> None:
     for scheme in ("light", "dark"):
         async with visit(kept, color_scheme=scheme) as tab:
             await tab.page.locator(".tile", has_text="storm").click()
@@ -216,7 +228,7 @@ async def test_dark_and_light_can_be_read(kept: Path, visit: Open) -> None:
             assert low == [], scheme
 
 
-async def test_the_colours_are_the_systems_until_chosen(kept: Path, visit: Open) -> None:
+async def test_theme_follows_system_until_chosen(kept: Path, visit: Open) -> None:
     shade = "() => Math.max(...getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3))"
     async with visit(kept, color_scheme="dark") as tab:
         page = tab.page
@@ -224,14 +236,14 @@ async def test_the_colours_are_the_systems_until_chosen(kept: Path, visit: Open)
         await page.locator("#theme").click()
         assert await page.evaluate(shade) > 200
         await page.reload()
-        assert await page.evaluate(shade) > 200, "it is remembered"
+        assert await page.evaluate(shade) > 200, "the choice is stored"
         assert await page.locator("#theme").get_attribute("aria-label") == "Colours: light"
         await page.emulate_media(color_scheme="light")
         await page.locator("#theme").click()
         assert await page.evaluate(shade) < 60
 
 
-async def test_the_run_as_pictures(kept: Path, visit: Open) -> None:
+async def test_run_view_shows_charts(kept: Path, visit: Open) -> None:
     async with visit(kept) as tab:
         page = tab.page
         await page.get_by_role("tab", name="Run").click()
@@ -254,7 +266,7 @@ async def test_the_run_as_pictures(kept: Path, visit: Open) -> None:
         assert await page.locator("#videos").is_visible()
 
 
-async def test_the_policy_keeps_the_page_from_asking_others(kept: Path, visit: Open) -> None:
+async def test_policy_blocks_requests_to_other_hosts(kept: Path, visit: Open) -> None:
     """The markup alone asks nobody; this is for the day on which a mistake makes it."""
     async with visit(kept) as tab:
         blocked = await tab.page.evaluate(BLOCKED)
@@ -264,7 +276,7 @@ async def test_the_policy_keeps_the_page_from_asking_others(kept: Path, visit: O
         tab.asked = [url for url in tab.asked if "127.0.0.1:9" not in url]
 
 
-async def test_a_picture_that_has_moved_is_shown_small(kept: Path, visit: Open) -> None:
+async def test_moved_input_falls_back_to_poster(kept: Path, visit: Open) -> None:
     picture = kept.parents[2] / "face.png"
     away = picture.rename(picture.with_suffix(".away"))
     try:
@@ -278,7 +290,7 @@ async def test_a_picture_that_has_moved_is_shown_small(kept: Path, visit: Open) 
         away.rename(picture)
 
 
-def test_the_page_holds_no_copy_of_the_videos(kept: Path) -> None:
+def test_gallery_folder_has_no_videos(kept: Path) -> None:
     assert {path.suffix for path in kept.parent.rglob("*") if path.is_file()} == {".html", ".webp", ".png"}
     assert json.dumps(kept.stat().st_size)
     assert kept.stat().st_size < 120_000

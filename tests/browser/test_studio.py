@@ -1,4 +1,4 @@
-"""The example application in a real browser, on a real uvicorn, over the emulator: a picture in, its video out."""
+"""The example application in a real browser, with uvicorn and the emulator."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 SHOTS = os.environ.get("KLING_SHOTS")
-"""A folder for screenshots, for whoever wants to look."""
+"""Folder for screenshots; None takes none."""
 COLOUR = """() => {
   const video = document.getElementById('video');
   const canvas = document.createElement('canvas');
@@ -59,7 +59,7 @@ async def ask(page: Page, prompt: str, colour: tuple[int, int, int]) -> None:
     await page.get_by_role("button", name="Make the video").click()
 
 
-async def test_it_plays_a_video_made_from_the_picture_that_was_uploaded(tmp_path: Path, visit: Open) -> None:
+async def test_studio_plays_video_of_uploaded_picture(tmp_path: Path, visit: Open) -> None:
     async with open_studio(tmp_path) as (url, emulator), visit(url) as tab:
         page = tab.page
         button = page.get_by_role("button", name="Make the video")
@@ -71,7 +71,7 @@ async def test_it_plays_a_video_made_from_the_picture_that_was_uploaded(tmp_path
         await ask(page, "The light changes", (200, 40, 60))
         await page.locator("li.now[data-step=running]").wait_for()
         await shoot(page, "2-making")
-        # Another browser that knows the address, or this one tomorrow.
+        # The address leads to the same job after a reload.
         address = page.url
         assert "#" in address
         await page.reload()
@@ -88,14 +88,14 @@ async def test_it_plays_a_video_made_from_the_picture_that_was_uploaded(tmp_path
         assert len(list(tmp_path.glob("*.mp4"))) == 1
 
 
-async def test_what_goes_wrong_is_said(tmp_path: Path, visit: Open) -> None:
+async def test_studio_shows_errors(tmp_path: Path, visit: Open) -> None:
     async with open_studio(tmp_path) as (url, emulator), visit(url) as tab:
         page = tab.page
         emulator.faults.add("submit", faults.FailTask(code=1200, message="<b>not</b> that", seconds=1))
         await ask(page, "Something", (20, 90, 60))
         await page.get_by_text("<b>not</b> that").wait_for()
         await shoot(page, "4-refused")
-        # The browser says so itself, and this is meant.
+        # The browser also logs the 422 response, which is expected.
         await page.locator("#file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"})
         await page.get_by_role("button", name="Make the video").click()
         await page.get_by_text("image:").wait_for()
@@ -104,7 +104,7 @@ async def test_what_goes_wrong_is_said(tmp_path: Path, visit: Open) -> None:
         assert len(emulator.charges()) == 1
 
 
-async def test_it_is_usable_on_a_phone_in_the_dark(tmp_path: Path, visit: Open) -> None:
+async def test_studio_fits_phone(tmp_path: Path, visit: Open) -> None:
     async with (
         open_studio(tmp_path) as (url, _),
         visit(url, viewport={"width": 390, "height": 800}, color_scheme="dark") as tab,
@@ -113,4 +113,4 @@ async def test_it_is_usable_on_a_phone_in_the_dark(tmp_path: Path, visit: Open) 
         await tab.page.locator("li.now[data-step=running]").wait_for()
         await shoot(tab.page, "6-phone")
         wide = await tab.page.evaluate("() => document.documentElement.scrollWidth")
-        assert wide <= 390, "nothing sticks out"
+        assert wide <= 390, "nothing overflows"

@@ -1,4 +1,4 @@
-"""The page while a run goes on, in a real browser; and five thousand jobs on one page."""
+"""The live page in a real browser, and a page with five thousand jobs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FILLED = """() => [0.3, 0.6, 0.9].every((share) => {
 
 
 def cut(gallery: Gallery) -> None:
-    """As when a laptop sleeps: all connections break."""
+    """Break all connections, as when a laptop sleeps."""
     assert gallery._live is not None
     server = gallery._live._runner.server
     assert server is not None
@@ -39,7 +39,7 @@ def cut(gallery: Gallery) -> None:
         connection.transport.abort()
 
 
-async def test_it_follows_the_run_to_its_end(tmp_path: Path, visit: Open) -> None:
+async def test_live_page_follows_run_to_its_end(tmp_path: Path, visit: Open) -> None:
     video, picture = tmp_path / "a.mp4", tmp_path / "face.png"
     video.write_bytes(TINY_MP4)
     picture.write_bytes(png())
@@ -54,7 +54,7 @@ async def test_it_follows_the_run_to_its_end(tmp_path: Path, visit: Open) -> Non
             async def reach(key: str, state: str) -> None:
                 await page.wait_for_function(STATE, arg=[key, state])
 
-            await page.get_by_text("No job has been taken up yet.").wait_for()
+            await page.get_by_text("No jobs yet.").wait_for()
             script.admitted("a", image=picture)
             script.admitted("b", image=picture)
             await reach("a", "waiting")
@@ -70,7 +70,7 @@ async def test_it_follows_the_run_to_its_end(tmp_path: Path, visit: Open) -> Non
             await page.locator(".tile").first.hover()
             await page.wait_for_function("() => document.querySelector('video.preview.playing')?.currentTime > 0.2")
 
-            # Cut off, it says so; what happened meanwhile is there afterwards.
+            # A broken connection is shown; missed events arrive after the reconnect.
             await page.context.set_offline(True)
             cut(gallery)
             await page.get_by_text("Connection lost").wait_for()
@@ -83,7 +83,7 @@ async def test_it_follows_the_run_to_its_end(tmp_path: Path, visit: Open) -> Non
             assert [said for said in tab.complaints if "net::ERR_" not in said] == []
             tab.complaints.clear()
 
-            # Open while it changes, and while the run ends.
+            # The dialog stays open during changes and at the end of the run.
             await page.locator(".tile").last.click()
             script.accepted("c")
             await page.locator(".state", has_text="Generating").wait_for()
@@ -95,7 +95,7 @@ async def test_it_follows_the_run_to_its_end(tmp_path: Path, visit: Open) -> Non
         assert "Still generating" in await tab.page.locator("#states").inner_text()
 
 
-async def test_five_thousand_jobs(tmp_path: Path, visit: Open) -> None:
+async def test_page_handles_five_thousand_jobs(tmp_path: Path, visit: Open) -> None:
     video, picture = tmp_path / "a.mp4", tmp_path / "face.png"
     video.write_bytes(TINY_MP4)
     picture.write_bytes(png())
@@ -109,7 +109,7 @@ async def test_five_thousand_jobs(tmp_path: Path, visit: Open) -> None:
             script.failed(f"product-{number:04}", image=picture)
     for card in deck.cards:
         for shown in card.pictures:
-            shown.given, shown.path = None, picture
+            shown.source, shown.path = None, picture
     index = freeze(deck, deck.cards, tmp_path / "gallery")
     async with visit(index) as tab:
         page = tab.page
@@ -132,7 +132,7 @@ async def test_five_thousand_jobs(tmp_path: Path, visit: Open) -> None:
         await page.get_by_role("tab", name="Run").click()
         await page.get_by_role("img", name="Every job as a line").wait_for()
         assert await page.locator("*").count() < 1_500
-        # Scrolled as by a wheel, from end to end: what is on the screen is always there.
+        # The visible tiles exist at every scroll position.
         await page.get_by_role("tab", name="Videos").click()
         await page.locator("[data-state=failed]").click()
         for share in (0.2, 0.77, 0.4, 1.0):

@@ -1,4 +1,4 @@
-"""What a page knows of a run after the events of a session, or from its ledger."""
+"""Cards of a run, from events of a session or rows of a ledger."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def script(deck: Deck) -> Script:
     return Script(deck.observer("wavespeed"))
 
 
-def test_a_job_goes_through_its_stages(deck: Deck, script: Script, tmp_path: Path) -> None:
+def test_card_follows_job_through_stages(deck: Deck, script: Script, tmp_path: Path) -> None:
     video = tmp_path / "a.mp4"
     video.write_bytes(TINY_MP4)
     script.admitted("a", prompt="She smiles", duration=10, negative_prompt="blur", model="kling-v2.1-pro")
@@ -58,9 +58,7 @@ def test_a_job_goes_through_its_stages(deck: Deck, script: Script, tmp_path: Pat
         (KlingError("something else"), Stage.FAILED),
     ],
 )
-def test_an_error_says_where_the_job_is_and_what_to_do(
-    deck: Deck, script: Script, error: KlingError, stage: Stage
-) -> None:
+def test_error_sets_stage_and_trouble(deck: Deck, script: Script, error: KlingError, stage: Stage) -> None:
     script.admitted("a")
     script.finished("a", error)
     (card,) = deck.cards
@@ -73,7 +71,7 @@ def test_an_error_says_where_the_job_is_and_what_to_do(
     )
 
 
-def test_a_submission_that_turns_out_to_be_accepted_is_no_trouble_any_more(deck: Deck, script: Script) -> None:
+def test_acceptance_clears_trouble_of_uncertain_submission(deck: Deck, script: Script) -> None:
     script.admitted("a")
     job = script.jobs["a"]
 
@@ -83,7 +81,7 @@ def test_a_submission_that_turns_out_to_be_accepted_is_no_trouble_any_more(deck:
 
     refused = RateLimitedError("too many", status=429)
     script.observer(events.Refused(at=script.at, key="a", batch="spring", job=job, error=refused, again=4.0))
-    assert now() == (Stage.WAITING, "Not accepted yet, asked again in 4 s: too many", False)
+    assert now() == (Stage.WAITING, "Not accepted yet, next attempt in 4 s: too many", False)
     lost = SubmissionUncertainError("the reply was lost")
     script.observer(events.Uncertain(at=script.at, key="a", batch="spring", job=job, error=lost))
     assert now() == (Stage.UNCERTAIN, "", True)
@@ -91,7 +89,7 @@ def test_a_submission_that_turns_out_to_be_accepted_is_no_trouble_any_more(deck:
     assert now() == (Stage.GENERATING, "", False)
 
 
-def test_without_a_batch_a_video_is_done_when_it_is_made(deck: Deck, script: Script) -> None:
+def test_job_outside_batch_is_done_when_completed(deck: Deck, script: Script) -> None:
     script.batch = ""
     script.admitted("in a batch without a name")
     script.accepted("in a batch without a name")
@@ -103,7 +101,7 @@ def test_without_a_batch_a_video_is_done_when_it_is_made(deck: Deck, script: Scr
     assert deck.cards[1].prompt == "Waves"
 
 
-def test_the_same_key_at_two_providers_is_two_jobs(deck: Deck, script: Script) -> None:
+def test_same_key_at_two_providers_is_two_cards(deck: Deck, script: Script) -> None:
     other = Script(deck.observer("gptproto"))
     script.admitted("a")
     other.admitted("a")
@@ -112,10 +110,10 @@ def test_the_same_key_at_two_providers_is_two_jobs(deck: Deck, script: Script) -
         ("wavespeed", Stage.WAITING),
         ("gptproto", Stage.GENERATING),
     ]
-    assert deck.cards[1].cost is None, "that provider prints no prices"
+    assert deck.cards[1].cost is None, "the provider publishes no prices"
 
 
-def test_what_changed_since_a_version(deck: Deck, script: Script) -> None:
+def test_changed_since_returns_later_changes(deck: Deck, script: Script) -> None:
     for key in "abc":
         script.admitted(key)
     seen = deck.version
@@ -127,10 +125,10 @@ def test_what_changed_since_a_version(deck: Deck, script: Script) -> None:
     changed = deck.changed_since(seen)
     assert [card.key for card in changed] == ["c", "a"]
     assert changed[-1].version == deck.version
-    assert [card.key for card in deck.cards] == ["a", "b", "c"], "their order stays"
+    assert [card.key for card in deck.cards] == ["a", "b", "c"], "the order is unchanged"
 
 
-def test_beyond_the_limit_the_oldest_that_ended_leave(tmp_path: Path) -> None:
+def test_limit_drops_oldest_ended_cards(tmp_path: Path) -> None:
     video = tmp_path / "a.mp4"
     video.write_bytes(TINY_MP4)
     deck = Deck("spring", limit=20)
@@ -165,7 +163,7 @@ def row(state: State, **more: object) -> Row:
         (row(State.SKIPPED), Stage.SKIPPED, "run the batch again"),
     ],
 )
-def test_a_row_of_the_ledger(deck: Deck, given: Row, stage: Stage, said: str | None) -> None:
+def test_fill_reads_ledger_row(deck: Deck, given: Row, stage: Stage, said: str | None) -> None:
     card = deck.card("b", "k")
     fill(card, given)
     assert (card.stage, card.model) == (stage, "kling-v2.1-pro")

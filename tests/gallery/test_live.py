@@ -1,4 +1,4 @@
-"""The live page's server: whom it answers, with what, and what it tells."""
+"""Server of the live page: access, files and events."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def address(gallery: Gallery, path: str = "") -> str:
 
 
 async def messages(reply: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, str | None, Any]]:
-    """Kind, id and data of each message."""
+    """Yield kind, id and data of each message."""
     kind, number = "", None
     async for line in reply.content:
         name, _, value = line.decode().rstrip("\n").partition(": ")
@@ -69,7 +69,7 @@ async def messages(reply: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, st
 
 
 async def cards_of(reply: aiohttp.ClientResponse) -> tuple[list[dict[str, Any]], str | None]:
-    """The cards up to the first pulse, and the last id."""
+    """Return the cards before the first pulse, and the last id."""
     cards: list[dict[str, Any]] = []
     last = None
     with anyio.fail_after(10):
@@ -78,7 +78,7 @@ async def cards_of(reply: aiohttp.ClientResponse) -> tuple[list[dict[str, Any]],
                 return cards, last
             last = number or last
             cards += data
-    raise AssertionError("it ended")
+    raise AssertionError("the stream ended")
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,7 @@ async def cards_of(reply: aiohttp.ClientResponse) -> tuple[list[dict[str, Any]],
         ("", 403),
     ],
 )
-async def test_only_its_own_host_is_answered(
-    gallery: Gallery, http: aiohttp.ClientSession, host: str, status: int
-) -> None:
+async def test_other_hosts_are_refused(gallery: Gallery, http: aiohttp.ClientSession, host: str, status: int) -> None:
     port = urlsplit(address(gallery)).port
     for path in ("", "events"):
         headers = {"Host": host.format(port=port)}
@@ -105,7 +103,7 @@ async def test_only_its_own_host_is_answered(
                 assert "spring" not in await reply.text()
 
 
-async def test_nothing_is_there_without_the_secret(gallery: Gallery, http: aiohttp.ClientSession) -> None:
+async def test_paths_without_secret_are_not_found(gallery: Gallery, http: aiohttp.ClientSession) -> None:
     parts = urlsplit(address(gallery))
     root = f"{parts.scheme}://{parts.netloc}"
     for path in ("/", "/x/", "/x/events", "/x/files/0", parts.path[:-2] + "/", "/%E2%82%AC/", "/../" + "etc/passwd"):
@@ -124,21 +122,21 @@ async def test_nothing_is_there_without_the_secret(gallery: Gallery, http: aioht
     )
 
 
-async def test_it_listens_on_loopback_alone(gallery: Gallery) -> None:
+async def test_server_listens_on_loopback_only(gallery: Gallery) -> None:
     port = urlsplit(address(gallery)).port
     assert port
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
         try:
-            outward.connect(("192.0.2.1", 9))  # nothing is sent: it only tells which address is ours
+            outward.connect(("192.0.2.1", 9))  # UDP: sends nothing, only selects the outward address
         except OSError:
-            pytest.xfail("this computer has no address but loopback")
+            pytest.xfail("this computer has only a loopback address")
         ours = outward.getsockname()[0]
     assert not ours.startswith("127.")
     with pytest.raises(OSError, match=r"."), socket.create_connection((ours, port), timeout=2):
         pass
 
 
-async def test_files_of_the_run_and_no_others(
+async def test_only_files_of_cards_are_served(
     gallery: Gallery, http: aiohttp.ClientSession, video: Path, tmp_path: Path
 ) -> None:
     picture = tmp_path / "picture.html"
@@ -155,7 +153,7 @@ async def test_files_of_the_run_and_no_others(
     async with http.get(address(gallery, card["video"]), headers={"Range": "bytes=4-7"}) as reply:
         assert (reply.status, await reply.read(), reply.content_type) == (206, b"ftyp", "video/mp4")
     async with http.get(address(gallery, card["image"]["full"])) as reply:
-        assert (reply.status, reply.content_type) == (200, "application/octet-stream"), "whatever it is called"
+        assert (reply.status, reply.content_type) == (200, "application/octet-stream"), "whatever its name is"
         assert reply.headers["X-Content-Type-Options"] == "nosniff"
         assert "sandbox" in reply.headers["Content-Security-Policy"]
     for path in (
@@ -169,7 +167,7 @@ async def test_files_of_the_run_and_no_others(
         assert reply.status == 404
 
 
-async def test_what_was_missed_is_told_after_a_cut_and_nothing_else(http: aiohttp.ClientSession) -> None:
+async def test_reconnect_receives_only_missed_cards(http: aiohttp.ClientSession) -> None:
     deck = Deck("spring")
     live = Live(deck, SystemClock())
     script = Script(deck.observer("wavespeed"))
@@ -190,7 +188,7 @@ async def test_what_was_missed_is_told_after_a_cut_and_nothing_else(http: aiohtt
     assert cards[-1]["times"] == [START, START, None, None]
 
 
-async def test_the_end_is_told_when_the_page_is_kept(tmp_path: Path, http: aiohttp.ClientSession) -> None:
+async def test_end_event_follows_frozen_page(tmp_path: Path, http: aiohttp.ClientSession) -> None:
     told: list[tuple[str, Any]] = []
     ready = anyio.Event()
 
@@ -211,7 +209,7 @@ async def test_the_end_is_told_when_the_page_is_kept(tmp_path: Path, http: aioht
     assert [data[0]["state"] for kind, data in told if kind == "cards"][-1] == "failed"
 
 
-async def test_a_page_that_is_closed_keeps_nobody_waiting(tmp_path: Path, http: aiohttp.ClientSession) -> None:
+async def test_stalled_client_does_not_delay_closing(tmp_path: Path, http: aiohttp.ClientSession) -> None:
     with anyio.fail_after(20):
         async with Gallery(tmp_path / "gallery") as gallery:
             for _ in range(5):
@@ -220,6 +218,6 @@ async def test_a_page_that_is_closed_keeps_nobody_waiting(tmp_path: Path, http: 
             script = Script(gallery.observer())
             for number in range(2_000):
                 script.failed(str(number), "x" * 500)
-            # Somebody who does not read what he asked for.
+            # A client that does not read its stream.
             stuck = await http.get(address(gallery, "events"))
         stuck.close()

@@ -1,4 +1,4 @@
-"""The page as a file: what is in it, and that nothing hostile is more than text."""
+"""The page as a file: its content, and hostile text in it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def frozen(deck: Deck, folder: Path) -> dict[str, Any]:
     return data_of(freeze(deck, deck.cards, folder).read_text("utf-8"))
 
 
-def test_hostile_text_is_text(tmp_path: Path) -> None:
+def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     plain, hostile = Deck("x"), Deck(HOSTILE)
     Script(plain.observer("wavespeed")).failed("a", "b", prompt="c")
     Script(hostile.observer("wavespeed"), batch=HOSTILE).failed(HOSTILE, HOSTILE, prompt=HOSTILE)
@@ -58,13 +58,13 @@ def test_hostile_text_is_text(tmp_path: Path) -> None:
         reader = Tags()
         reader.feed(render(deck, deck.cards, link=link))
         tags.append(reader.found)
-    assert tags[0] == tags[1], "the same elements with the same attributes, whatever is said"
+    assert tags[0] == tags[1], "hostile text adds no elements or attributes"
     (card,) = data_of(render(hostile, hostile.cards, link=link))["cards"]
     assert card["key"] == card["prompt"] == card["batch"] == HOSTILE
     assert HOSTILE in card["trouble"]["message"]
 
 
-def test_secrets_of_urls_are_not_on_the_page(tmp_path: Path) -> None:
+def test_page_omits_url_signatures(tmp_path: Path) -> None:
     deck = Deck("x")
     script = Script(deck.observer("wavespeed"))
     script.admitted("a")
@@ -77,20 +77,20 @@ def test_secrets_of_urls_are_not_on_the_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a b#c?.mp4", "javascript:alert(1).mp4", "100%.mp4", "é\u202e.mp4", '"<>.mp4'])
-def test_links_find_files_of_any_name(tmp_path: Path, name: str) -> None:
+def test_links_resolve_unusual_names(tmp_path: Path, name: str) -> None:
     path = tmp_path / "out" / name
     link = relative_to(tmp_path / "out" / "gallery")(path)
     assert re.fullmatch(r"[\w./~%-]+", link)
     assert (tmp_path / "out" / "gallery" / unquote(link)).resolve() == path.resolve()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a name of a file is text")
-def test_links_find_files_whose_names_are_no_text(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have only decodable file names")
+def test_links_resolve_undecodable_names(tmp_path: Path) -> None:
     link = relative_to(tmp_path / "gallery")(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.mp4")))
     assert link == "../%FF.mp4"
 
 
-def test_text_that_cannot_be_encoded_does_not_keep_the_page_from_being_written(tmp_path: Path) -> None:
+def test_unencodable_text_is_written(tmp_path: Path) -> None:
     deck = Deck("a\udcff")
     script = Script(deck.observer("wavespeed"))
     script.failed("\udcfe", "\ud800")
@@ -98,9 +98,9 @@ def test_text_that_cannot_be_encoded_does_not_keep_the_page_from_being_written(t
     assert card["key"] == "\udcfe"
 
 
-def test_the_policy_names_the_very_style_and_script_of_the_page() -> None:
-    import base64  # noqa: PLC0415 -- of this test alone
-    import hashlib  # noqa: PLC0415 -- the same
+def test_policy_has_digests_of_style_and_script() -> None:
+    import base64  # noqa: PLC0415 -- used only here
+    import hashlib  # noqa: PLC0415 -- see above
 
     page = render(Deck("x"), link=relative_to(Path()))
     digests = re.findall(r"'sha256-([^']+)'", page.replace("&#39;", "'"))
@@ -116,7 +116,7 @@ def test_the_policy_names_the_very_style_and_script_of_the_page() -> None:
 pytestmark = pytest.mark.anyio
 
 
-async def test_the_page_is_there_however_the_run_ended(tmp_path: Path) -> None:
+async def test_page_is_written_after_exception(tmp_path: Path) -> None:
     gallery = Gallery(tmp_path / "gallery", title="spring", live=False)
     with pytest.raises(ZeroDivisionError):
         async with gallery:
@@ -128,7 +128,7 @@ async def test_the_page_is_there_however_the_run_ended(tmp_path: Path) -> None:
     assert gallery.url is None
 
 
-async def test_from_a_ledger(tmp_path: Path) -> None:
+async def test_gallery_of_ledger_shows_batch(tmp_path: Path) -> None:
     (tmp_path / "face.png").write_bytes(png())
     images: dict[str, Path | bytes] = {"a": tmp_path / "face.png", "b": tmp_path / "face.png", "c": png()}
     jobs = {key: Job(prompt=f"Prompt {key}", image=image) for key, image in images.items()}
@@ -149,7 +149,7 @@ async def test_from_a_ledger(tmp_path: Path) -> None:
     }
 
 
-async def test_the_page_of_several_batches_is_called_as_their_ledger(tmp_path: Path) -> None:
+async def test_page_of_several_batches_has_name_of_ledger(tmp_path: Path) -> None:
     ledger = SQLiteLedger(tmp_path / "autumn.db")
     await ledger.open()
     for batch in ("b", "c"):
@@ -164,7 +164,7 @@ async def test_the_page_of_several_batches_is_called_as_their_ledger(tmp_path: P
     assert titles == {None: "autumn", "b": "b"}
 
 
-async def test_a_video_that_moved_with_its_ledger_is_found(tmp_path: Path) -> None:
+async def test_video_moved_with_ledger_is_found(tmp_path: Path) -> None:
     ledger = SQLiteLedger(tmp_path / "run.db")
     await ledger.open()
     places = {"here": str(tmp_path / "gone" / "here.mp4"), "there": "s3://bucket/there.mp4"}
@@ -185,6 +185,6 @@ async def test_a_video_that_moved_with_its_ledger_is_found(tmp_path: Path) -> No
     ]
 
 
-def test_without_a_ledger_it_says_so(tmp_path: Path) -> None:
+def test_missing_ledger_raises(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="there is no ledger"):
         gallery_of_ledger(tmp_path / "none.db", tmp_path)

@@ -1,4 +1,4 @@
-"""Input images: small copies, and what is done with files that are none."""
+"""Input images: small copies, and hostile files."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ import pytest
 from PIL import Image
 
 from kling_async.gallery.cards import Picture
-from kling_async.gallery.pictures import Pictures, said
+from kling_async.gallery.pictures import Pictures, label_of
 from support.pictures import jpeg, png
 
 
-def settled(folder: Path, image: str | Path | bytes) -> Picture:
+def made(folder: Path, image: str | Path | bytes) -> Picture:
     picture = Picture(image)
-    Pictures(folder).settle(picture)
-    assert picture.given is None, "nothing holds the bytes any more"
+    Pictures(folder).make_files(picture)
+    assert picture.source is None, "the bytes are released"
     return picture
 
 
-def test_a_file_stays_where_it_is_and_gets_a_small_copy(tmp_path: Path) -> None:
+def test_file_gets_poster(tmp_path: Path) -> None:
     path = tmp_path / "face.jpg"
     path.write_bytes(jpeg(1600, 900))
-    picture = settled(tmp_path / "gallery", path)
-    assert (picture.path, picture.said) == (path, "face.jpg")
+    picture = made(tmp_path / "gallery", path)
+    assert (picture.path, picture.label) == (path, "face.jpg")
     assert picture.poster is not None
     assert picture.poster.parent == tmp_path / "gallery" / "posters"
     with Image.open(picture.poster) as small:
         assert (small.format, small.size) == ("WEBP", (480, 270))
 
 
-def test_the_small_copy_is_upright_and_says_nothing_of_where_it_was_taken(tmp_path: Path) -> None:
+def test_poster_is_upright_and_has_no_exif(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     exif[0x010F] = "Maker of cameras"
     path = tmp_path / "turned.jpg"
     Image.new("RGB", (1600, 900), "red").save(path, exif=exif)
-    picture = settled(tmp_path, path)
+    picture = made(tmp_path, path)
     assert picture.poster is not None
     with Image.open(picture.poster) as small:
         assert small.size == (270, 480)
@@ -49,9 +49,9 @@ def test_the_small_copy_is_upright_and_says_nothing_of_where_it_was_taken(tmp_pa
 
 
 @pytest.mark.parametrize("content", [png(), jpeg()])
-def test_bytes_are_written_once_for_all_jobs(tmp_path: Path, content: bytes) -> None:
-    first, second = settled(tmp_path, content), settled(tmp_path, content)
-    inline = settled(tmp_path, "data:image/png;base64," + base64.b64encode(content).decode())
+def test_bytes_are_written_once(tmp_path: Path, content: bytes) -> None:
+    first, second = made(tmp_path, content), made(tmp_path, content)
+    inline = made(tmp_path, "data:image/png;base64," + base64.b64encode(content).decode())
     assert first.path == second.path == inline.path
     assert first.path is not None
     assert first.path.read_bytes() == content
@@ -60,7 +60,7 @@ def test_bytes_are_written_once_for_all_jobs(tmp_path: Path, content: bytes) -> 
 
 
 def bomb() -> bytes:
-    """A PNG of a few hundred bytes that says it has a thousand million pixels."""
+    """Return a PNG of a few hundred bytes that declares more than a thousand million pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -71,33 +71,33 @@ def bomb() -> bytes:
 
 
 @pytest.mark.parametrize("content", [bomb(), b"", b"no image", png()[:60], jpeg()[:300], b"\x89PNG\r\n\x1a\n" * 9])
-def test_what_is_no_image_has_no_small_copy_and_harms_nobody(tmp_path: Path, content: bytes) -> None:
+def test_hostile_image_has_no_poster(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(content)
-    assert settled(tmp_path / "gallery", path).poster is None
-    assert settled(tmp_path / "gallery", content).poster is None
+    assert made(tmp_path / "gallery", path).poster is None
+    assert made(tmp_path / "gallery", content).poster is None
 
 
-def test_what_is_not_there_is_only_a_name(tmp_path: Path) -> None:
+def test_missing_file_has_only_a_name(tmp_path: Path) -> None:
     for path in (tmp_path / "gone.png", tmp_path, tmp_path / ("x" * 300)):
-        picture = settled(tmp_path / "gallery", path)
-        assert (picture.path, picture.poster, picture.said) == (None, None, path.name)
+        picture = made(tmp_path / "gallery", path)
+        assert (picture.path, picture.poster, picture.label) == (None, None, path.name)
 
 
-def test_alpha_and_palette_and_grey(tmp_path: Path) -> None:
+def test_poster_supports_image_modes(tmp_path: Path) -> None:
     for mode in ("RGBA", "LA", "P", "L", "CMYK", "I;16", "1"):
         out = io.BytesIO()
         Image.new(mode, (400, 300)).save(out, "JPEG" if mode == "CMYK" else "PNG")
-        assert settled(tmp_path, out.getvalue()).poster is not None, mode
+        assert made(tmp_path, out.getvalue()).poster is not None, mode
 
 
-def test_without_pillow_the_image_is_its_own_poster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pillow_makes_no_poster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     path = tmp_path / "face.png"
     path.write_bytes(png())
-    picture = settled(tmp_path / "gallery", path)
+    picture = made(tmp_path / "gallery", path)
     assert (picture.path, picture.poster) == (path, None)
 
 
-def test_the_name_of_a_url_has_neither_its_query_nor_its_password() -> None:
-    assert said("https://user:secret@pictures.example/a.png?signature=secret#x") == "https://pictures.example/a.png"
+def test_name_of_url_omits_query_and_password() -> None:
+    assert label_of("https://user:secret@pictures.example/a.png?signature=secret#x") == "https://pictures.example/a.png"

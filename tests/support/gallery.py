@@ -1,4 +1,4 @@
-"""Runs of the gallery without a service: events as a session tells them, at times of the test's choosing."""
+"""Events of a run for the gallery, without a service, at times that the test chooses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IMAGE = "https://pictures.example/face.png?signature=secret"
 
 @attrs.define
 class Script:
-    """Tells an observer what happens to jobs; `at` is the time of the next event."""
+    """Sends events of jobs to an observer; `at` is the time of the next event."""
 
     observer: Observer
     batch: str = "spring"
@@ -49,7 +49,7 @@ class Script:
         self.observer(events.Finished(at=self.at, key=key, batch=self.batch, outcome=outcome))
 
     def done(self, key: str, path: Path, *, seconds: float = 60.0, **fields: Any) -> None:
-        """One whole life: two seconds of waiting, `seconds` of generation, one of download."""
+        """Send all events of a job: two seconds of waiting, `seconds` of generation, one of download."""
         begun = self.at
         self.admitted(key, **fields)
         self.at = begun + 2

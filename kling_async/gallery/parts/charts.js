@@ -1,4 +1,4 @@
-// The run as pictures. One path per kind of thing, so that five thousand jobs are a handful of elements.
+// Charts of the run. Each has one path per phase, so that five thousand jobs are a handful of elements.
 
 const LEFT = 8, RIGHT = 8, BELOW = 24;
 
@@ -11,7 +11,7 @@ class Charts {
     new ResizeObserver(() => this.show()).observe(this.box);
   }
 
-  // Not at every event: what the pointer is on would be taken from under it.
+  // Redraw at most every two seconds: it replaces the element under the pointer.
   soon() {
     const rest = this.shown + 2000 - performance.now();
     if (rest <= 0 || !this.box.childElementCount) this.show();
@@ -28,7 +28,7 @@ class Charts {
     const cards = [...this.store.cards.values()].filter((card) => card.times[0] !== null)
       .sort((a, b) => a.times[0] - b.times[0] || (a.times[1] ?? Infinity) - (b.times[1] ?? Infinity) || a.n - b.n);
     if (!cards.length) {
-      this.box.replaceChildren(element("p", {class: "none panel whole"}, "Nothing has begun yet."));
+      this.box.replaceChildren(element("p", {class: "none panel whole"}, "No jobs yet."));
       return;
     }
     const end = this.store.live && !this.store.about.over ? Math.max(figures.last, this.store.about.now) : figures.last;
@@ -63,22 +63,22 @@ class Charts {
     svg.classList.add("picks");
     const kinds = [["waiting", "Waiting"], ["generating", "Generating"], ["downloading", "Downloading"], ["failed", "Failed"]].filter(([kind]) => paths[kind]);
     const legend = kinds.map(([kind, word]) => element("span", {class: `legend of-${kind}`}, element("span", {class: "dot"}), word));
-    const usual = `${plural(rows, "job")} in ${span(time.to - time.from)}`;
-    const said = element("span", {class: "said cut", dir: "auto"}, usual);
+    const summary = `${plural(rows, "job")} in ${span(time.to - time.from)}`;
+    const note = element("span", {class: "note cut", dir: "auto"}, summary);
     const at = (event) => cards[Math.max(0, Math.min(rows - 1, Math.floor((event.clientY - svg.getBoundingClientRect().top) / row)))];
     svg.addEventListener("pointermove", (event) => {
       const card = at(event);
       const middle = (cards.indexOf(card) + 0.5) * row;
       for (const [name, value] of [["y1", middle], ["y2", middle], ["visibility", "visible"]]) pointer.setAttribute(name, value);
       const phases = this.store.phases(card).map((seconds, place) => seconds === null ? "" : `${kinds.length ? ["waited", "generated", "downloaded"][place] : ""} ${span(seconds)}`);
-      setText(said, [card.key, ...phases.filter(Boolean)].join("  ·  "));
+      setText(note, [card.key, ...phases.filter(Boolean)].join("  ·  "));
     });
     svg.addEventListener("pointerleave", () => {
       pointer.setAttribute("visibility", "hidden");
-      setText(said, usual);
+      setText(note, summary);
     });
     svg.addEventListener("click", (event) => this.open(at(event)));
-    return panel("Timeline", [said, ...legend], svg, true);
+    return panel("Timeline", [note, ...legend], svg, true);
   }
 
   running(cards, time, width) {
@@ -96,18 +96,18 @@ class Charts {
       most = Math.max(most, count);
       return [at, count];
     });
-    const what = `at most ${number(most)}`;
-    return panel("Generating at once", [element("span", {class: "said"}, what)],
-      stepped(points, time, width, most, number, `Videos generating at once over time, ${what}.`));
+    const peak = `at most ${number(most)}`;
+    return panel("Generating at once", [element("span", {class: "note"}, peak)],
+      stepped(points, time, width, most, number, `Videos generating at once over time, ${peak}.`));
   }
 
   spending(cards, time, width) {
     let sum = 0;
     const points = cards.filter((card) => card.cost !== null && card.times[1] !== null)
       .sort((a, b) => a.times[1] - b.times[1]).map((card) => [card.times[1], sum += card.cost]);
-    const what = money(sum);
-    return panel("Spend", [element("span", {class: "said"}, `${what} by the price list`)],
-      stepped(points, time, width, sum, money, `Spend over time, ${what} in the end.`));
+    const total = money(sum);
+    return panel("Spend", [element("span", {class: "note"}, `${total} at list price`)],
+      stepped(points, time, width, sum, money, `Spend over time, ${total} at the end.`));
   }
 
   models({models, times}) {
@@ -166,19 +166,19 @@ function valueTicks(most) {
   return ticks;
 }
 
-function stepped(points, time, width, most, say, label) {
+function stepped(points, time, width, most, format, label) {
   const tall = 150, top = 8;
   const x = scale(time, width);
   const y = (value) => tall - (most ? value / most : 0) * (tall - top);
-  // No more steps than pixels.
+  // At most one step per half pixel.
   const thinned = new Map();
   for (const [at, value] of points) thinned.set(Math.round(x(at) * 2) / 2, y(value));
   let line = `M${LEFT} ${tall}`;
   for (const [at, height] of thinned) line += `H${at}V${height.toFixed(1)}`;
   line += `H${x(time.to).toFixed(1)}`;
-  const ticks = (most > 0 ? valueTicks(most) : []).filter((value) => say !== number || Number.isInteger(value)).flatMap((value) => [
+  const ticks = (most > 0 ? valueTicks(most) : []).filter((value) => format !== number || Number.isInteger(value)).flatMap((value) => [
     element("line", {class: "grid-line", x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value)}),
-    element("text", {x: LEFT, y: y(value) - 4}, say(value).replace(/\.00$/, "")),
+    element("text", {x: LEFT, y: y(value) - 4}, format(value).replace(/\.00$/, "")),
   ]);
   return chart(width, tall, label, ...timeAxis(time, x, tall),
     element("path", {class: "area", d: `${line}V${tall}z`}), element("path", {class: "stroke", d: line}), ...ticks);

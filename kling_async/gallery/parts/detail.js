@@ -1,4 +1,4 @@
-// One job: its input and its video side by side, and all that is known of it.
+// Dialog of one job: input and video side by side, and every known fact.
 
 class Detail {
   constructor(store, {neighbour, closed}) {
@@ -53,7 +53,7 @@ class Detail {
     this.title.focus({preventScroll: true});
   }
 
-  // What has changed meanwhile; the video plays on.
+  // Show changes of the card without restarting its video.
   update() {
     if (!this.card) return;
     const card = this.store.cards.get(this.card.n);
@@ -70,7 +70,7 @@ class Detail {
     this.previous.disabled = !this.neighbour(card, -1);
     this.next.disabled = !this.neighbour(card, 1);
     this.fillPair(card);
-    const asked = element("div", {}, element("h3", {}, "Prompt"), element("p", {class: "prompt", dir: "auto"}, card.prompt || "Not known: a ledger keeps no prompts."));
+    const asked = element("div", {}, element("h3", {}, "Prompt"), element("p", {class: "prompt", dir: "auto"}, card.prompt || "Unknown: the ledger does not have it."));
     const known = element("div", {}, ...this.times(card), facts(card));
     this.body.replaceChildren(this.pair, ...trouble(card), element("div", {class: "columns"}, asked, known));
   }
@@ -89,11 +89,11 @@ class Detail {
     let shown;
     if (card.video) {
       shown = element("video", {src: card.video, controls: true, loop: true, playsinline: true, preload: "auto", poster: card.image?.poster, "aria-label": `Video of ${card.key}`});
-      shown.addEventListener("error", () => shown.replaceWith(element("p", {}, this.store.about.over ? "The run has ended, and its live page with it. The kept page has the video." : "The video cannot be played. Is the file still there?")), {once: true});
+      shown.addEventListener("error", () => shown.replaceWith(element("p", {}, this.store.about.over ? "The run has ended. The kept page has the video." : "The video cannot be played. Has the file moved?")), {once: true});
     } else {
       const why = {
-        waiting: "It waits for its turn.", generating: "It is being generated.", downloading: "It is being downloaded.",
-        done: card.file ? "It is not on this computer." : "It was not saved.", failed: "No video came of it.", uncertain: "Nobody knows yet.", skipped: "It was never sent.",
+        waiting: "Waiting for its turn.", generating: "Being generated.", downloading: "Being downloaded.",
+        done: card.file ? "Not on this computer." : "Not saved.", failed: "No video.", uncertain: "Not known yet.", skipped: "Never sent.",
       };
       shown = element("p", {}, why[card.state]);
     }
@@ -116,8 +116,8 @@ class Detail {
   }
 }
 
-function figure(name, said, shown) {
-  const caption = element("figcaption", {}, element("b", {}, name), said ? element("span", {dir: "auto", title: said}, said) : null);
+function figure(name, label, shown) {
+  const caption = element("figcaption", {}, element("b", {}, name), label ? element("span", {dir: "auto", title: label}, label) : null);
   return element("figure", {}, caption, element("div", {class: "frame"}, shown));
 }
 
@@ -125,16 +125,16 @@ function inputFigure(name, picture) {
   const source = picture?.full ?? picture?.poster;
   let shown;
   if (source) {
-    shown = element("img", {src: source, alt: picture.said ? `${name}: ${picture.said}` : name});
+    shown = element("img", {src: source, alt: picture.label ? `${name}: ${picture.label}` : name});
     shown.addEventListener("error", () => {
-      // The photo has moved; the small copy is the gallery's own.
+      // If the file has moved, show the small copy in the gallery's folder.
       if (picture.poster && shown.getAttribute("src") !== picture.poster) shown.src = picture.poster;
-      else shown.replaceWith(element("p", {}, "The image is not there any more."));
+      else shown.replaceWith(element("p", {}, "The image file is gone."));
     });
-  } else if (picture?.said.includes("://")) {
-    shown = element("p", {}, "The image is on the web; this page asks nobody for it.");
-  } else shown = element("p", {}, picture ? "The image cannot be shown." : "Not known: a ledger keeps no images.");
-  return figure(name, picture?.said, shown);
+  } else if (picture?.label.includes("://")) {
+    shown = element("p", {}, "The image is on the web, and this page loads nothing from there.");
+  } else shown = element("p", {}, picture ? "The image cannot be shown." : "The image was given as bytes, which a ledger does not keep.");
+  return figure(name, picture?.label, shown);
 }
 
 function trouble(card) {
@@ -150,7 +150,7 @@ const sentence = (text) => text && text[0].toUpperCase() + text.slice(1) + (/[.!
 
 function facts(card) {
   const [begun] = card.times;
-  const price = card.cost === null ? card.id ? "not known" : "" : money(card.cost);
+  const price = card.cost === null ? card.id ? "unknown" : "" : money(card.cost);
   const rows = [
     ["Model", card.model + (card.provider && card.provider !== "wavespeed" ? ` at ${card.provider}` : "")],
     ["Length", card.seconds ? `${card.seconds} s` : ""],
@@ -159,7 +159,7 @@ function facts(card) {
     ["Batch", card.batch],
     ["Prediction", card.id, "mono"],
     ["Attempts", card.attempts > 1 ? String(card.attempts) : ""],
-    ["Begun", begun === null ? "" : moment(begun)],
+    ["Started", begun === null ? "" : moment(begun)],
     ["Note", card.note],
   ].filter(([, value]) => value);
   const list = rows.flatMap(([name, value, kind]) => [element("dt", {}, name), element("dd", {dir: "auto", class: kind}, value)]);

@@ -1,6 +1,7 @@
-// The videos. Only what is on the screen has elements, so that five thousand are as light as fifty.
+// Grid of the videos. Only tiles on the screen are elements, so that five thousand cost as little as fifty.
 
-const NARROW = 148, WIDE = 232, GAP = 20, CAPTION = 70, BEYOND = 2;
+// Pixels; ROWS_BEYOND are rows laid out above and below the screen.
+const NARROW = 148, WIDE = 232, GAP = 20, CAPTION = 70, ROWS_BEYOND = 2;
 
 class Grid {
   constructor(store, open) {
@@ -39,7 +40,7 @@ class Grid {
     this.place(true);
   }
 
-  // Lay out what is in sight; with `again`, also what is there already.
+  // Lay out the visible tiles; with `again`, also those already laid out.
   place(again = false) {
     const width = this.box.clientWidth;
     if (!width) return;
@@ -50,12 +51,12 @@ class Grid {
     Object.assign(this, {columns, wide, tall});
     this.box.style.height = `${Math.ceil(this.cards.length / columns) * tall}px`;
     const above = -this.box.getBoundingClientRect().top;
-    const first = Math.max(0, Math.floor(above / tall) - BEYOND) * columns;
-    const last = Math.min(this.cards.length, (Math.ceil((above + innerHeight) / tall) + BEYOND) * columns);
+    const first = Math.max(0, Math.floor(above / tall) - ROWS_BEYOND) * columns;
+    const last = Math.min(this.cards.length, (Math.ceil((above + innerHeight) / tall) + ROWS_BEYOND) * columns);
     const held = this.box.contains(document.activeElement) ? this.cursor : -1;
     const wanted = new Map();
     for (let place = first; place < last; place++) wanted.set(this.cards[place].n, place);
-    // Who is focused stays, however far away: the keyboard goes on from there.
+    // Keep the focused tile, however far away, so that the keyboard continues from it.
     if (held >= 0 && held < this.cards.length) wanted.set(this.cards[held].n, held);
     for (const [n, tile] of this.tiles) {
       if (wanted.has(n)) continue;
@@ -78,7 +79,7 @@ class Grid {
     if (!this.tiles.has(this.cards[this.cursor]?.n) && this.tiles.size) this.tiles.values().next().value.button.tabIndex = 0;
   }
 
-  // Screen readers go by the order of the elements; moving one would take its focus, so only others are moved.
+  // Screen readers follow the order of the elements. A moved element loses its focus, so the focused one is not moved.
   order(wanted) {
     const sorted = [...wanted].sort((a, b) => a[1] - b[1]).map(([n]) => this.tiles.get(n));
     let after = null;
@@ -112,7 +113,7 @@ class Grid {
     else if (top + this.tall > innerHeight) scrollBy(0, top + this.tall - innerHeight);
     this.cursor = to;
     this.place();
-    // The tile may have been out of sight until now.
+    // The tile may not have been laid out yet.
     if (!this.tiles.has(this.cards[to].n)) this.place(true);
     this.tiles.get(this.cards[to].n)?.button.focus({preventScroll: true});
   }
@@ -138,21 +139,21 @@ function fillTile(tile, card, store) {
   const unusual = card.state !== "done";
   setText(key, card.key);
   setText(time, span(generating));
-  setText(prompt, card.prompt || card.image?.said || "");
+  setText(prompt, card.prompt || card.image?.label || "");
   setText(facts, unusual ? brief(card.trouble?.message) ?? (card.note || word) : [card.seconds ? `${card.seconds} s` : "", card.model].filter(Boolean).join(", "));
   setText(cost, unusual || card.cost === null ? "" : money(card.cost));
   state.className = "dot";
   state.hidden = !unusual;
   low.className = unusual ? `facts of-${card.state}` : "facts";
-  facts.className = card.state === "failed" || card.state === "uncertain" ? "cut said" : "cut";
+  facts.className = card.state === "failed" || card.state === "uncertain" ? "cut message" : "cut";
   tile.button.setAttribute("aria-label", [card.key, word, card.trouble?.message, card.prompt.slice(0, 200), card.model].filter(Boolean).join(", "));
   fillMat(tile, card);
 }
 
-// What is the same in all failures is left to the page of the one.
+// Omit the common beginning of failure messages; the dialog has the full text.
 const brief = (message) => message?.replace(/^the prediction ended as \S+?(?: with code \d+)?: /, "");
 
-// The picture: a small copy of the input, the input itself, or the first frame of the video.
+// Show the small copy of the input, the input itself, or the first frame of the video.
 function fillMat(tile, card) {
   tile.button.className = `of-${card.state}`;
   const poster = card.image?.poster ?? card.image?.full;
@@ -171,7 +172,7 @@ function fillMat(tile, card) {
   tile.mat.replaceChildren(...parts);
 }
 
-// One player for all tiles: it goes where the pointer or the keyboard is.
+// One player for all tiles, moved to the tile under the pointer or with the focus.
 class Preview {
   constructor() {
     this.calm = matchMedia("(prefers-reduced-motion: reduce)");
@@ -185,7 +186,7 @@ class Preview {
     this.hide();
     if (this.calm.matches || !tile.card.video || tile.card.state !== "done") return;
     this.tile = tile;
-    // Not while it only passes over.
+    // Delayed, so that a passing pointer starts nothing.
     this.timer = setTimeout(() => {
       this.video.src = tile.card.video;
       tile.mat.append(this.video);

@@ -1,4 +1,4 @@
-// Puts the parts together: what the address says, what the server tells, what the reader does.
+// Entry point: connects the parts with the address, the server's events and the user's input.
 
 const data = JSON.parse($("data").textContent);
 const store = new Store(data);
@@ -14,7 +14,7 @@ const detail = new Detail(store, {
 });
 let view = "videos", wanted = null;
 
-// Looks
+// Theme
 
 const THEMES = {auto: "as the system", light: "light", dark: "dark"};
 
@@ -44,15 +44,15 @@ $("theme").addEventListener("click", () => {
   theme(next);
   try {
     localStorage.setItem("kling-gallery-theme", next);
-  } catch { /* a page from the disk may not be let */ }
+  } catch { /* storage may be blocked for pages from the disk */ }
 });
 
-// What is shown
+// Rendering
 
 function showFigures() {
   const {counts, total, spent, unpriced, times, first, last, shown} = store.figures;
   const {about} = store;
-  const figure = (value, small, said, kind = "") => element("div", {class: `figure ${kind}`}, element("b", {}, value, small ? element("small", {}, small) : null), element("span", {}, said));
+  const figure = (value, small, label, kind = "") => element("div", {class: `figure ${kind}`}, element("b", {}, value, small ? element("small", {}, small) : null), element("span", {}, label));
   const end = store.live && !about.over ? Math.max(about.now, last) : last;
   const parts = [figure(number(counts.done + about.dropped), ` / ${number(total)}`, "done")];
   const active = counts.generating + counts.downloading;
@@ -61,14 +61,14 @@ function showFigures() {
   if (counts.failed) parts.push(figure(number(counts.failed), "", "failed", "bad"));
   if (counts.uncertain) parts.push(figure(number(counts.uncertain), "", "uncertain", "warn"));
   if (counts.skipped) parts.push(figure(number(counts.skipped), "", "skipped"));
-  parts.push(figure(money(spent), unpriced ? ` + ${number(unpriced)} unpriced` : "", "by the price list"));
+  parts.push(figure(money(spent), unpriced ? ` + ${number(unpriced)} unpriced` : "", "list price"));
   if (times.length) parts.push(figure(span(quantile(times, 0.5)), "", "median to generate"));
-  if (first < Infinity) parts.push(figure(span(end - first), "", store.live && !about.over ? "so far" : "in all"));
+  if (first < Infinity) parts.push(figure(span(end - first), "", store.live && !about.over ? "so far" : "in total"));
   $("figures").replaceChildren(...parts);
 
   const unseen = Math.max(0, total - shown);
-  const said = Object.entries(counts).filter(([, count]) => count).map(([state, count]) => `${number(count)} ${store.word(state).toLowerCase()}`);
-  $("bar").setAttribute("aria-label", said.join(", ") || "nothing yet");
+  const summary = Object.entries(counts).filter(([, count]) => count).map(([state, count]) => `${number(count)} ${store.word(state).toLowerCase()}`);
+  $("bar").setAttribute("aria-label", summary.join(", ") || "no jobs yet");
   const shares = ["done", "failed", "uncertain", "skipped", "downloading", "generating", "waiting"].map((state) => [state, counts[state] + (state === "waiting" ? unseen : state === "done" ? about.dropped : 0)]);
   shares.filter(([, count]) => count).forEach(([state, count], place) => {
     const part = $("bar").children[place] ?? $("bar").appendChild(element("i"));
@@ -114,9 +114,9 @@ function showVideos() {
   const nothing = !store.cards.size;
   $("none").hidden = seen.length > 0;
   $("clear").hidden = nothing;
-  setText($("none-said"), nothing ? "No job has been taken up yet." : "No job is like that.");
+  setText($("none-text"), nothing ? "No jobs yet." : "No matches.");
   $("dropped").hidden = !store.about.dropped;
-  setText($("dropped"), `${plural(store.about.dropped, "earlier job")} that ended well are not on this page; the ledger has them.`);
+  setText($("dropped"), `Not on this page: ${plural(store.about.dropped, "earlier job")} that ended. The ledger has them.`);
   const filtered = seen.length !== store.cards.size;
   setText($("found"), filtered ? `${plural(seen.length, "job")} of ${number(store.cards.size)}` : "");
 }
@@ -153,33 +153,33 @@ function soon() {
   wanted ??= requestAnimationFrame(show);
 }
 
-// The address
+// Address
 
 function address(push = false) {
   const {q, states, model, sort} = store.look;
-  const said = new URLSearchParams();
-  if (view !== "videos") said.set("view", view);
-  if (q) said.set("q", q);
-  if (states.size) said.set("state", [...states].join(","));
-  if (model) said.set("model", model);
-  if (sort !== "order") said.set("sort", sort);
-  if (detail.card) said.set("job", detail.card.n);
+  const params = new URLSearchParams();
+  if (view !== "videos") params.set("view", view);
+  if (q) params.set("q", q);
+  if (states.size) params.set("state", [...states].join(","));
+  if (model) params.set("model", model);
+  if (sort !== "order") params.set("sort", sort);
+  if (detail.card) params.set("job", detail.card.n);
   try {
-    history[push ? "pushState" : "replaceState"](null, "", `#${said}`);
-  } catch { /* too often, or not let */ }
+    history[push ? "pushState" : "replaceState"](null, "", `#${params}`);
+  } catch { /* refused if called too often, or blocked */ }
 }
 
 function readAddress() {
-  const said = new URLSearchParams(location.hash.slice(1));
-  view = said.get("view") === "run" ? "run" : "videos";
+  const params = new URLSearchParams(location.hash.slice(1));
+  view = params.get("view") === "run" ? "run" : "videos";
   store.look = {
-    q: said.get("q") ?? "",
-    states: new Set((said.get("state") ?? "").split(",").filter((state) => Object.hasOwn(STATES, state))),
-    model: said.get("model") ?? "",
-    sort: said.get("sort") ?? "order",
+    q: params.get("q") ?? "",
+    states: new Set((params.get("state") ?? "").split(",").filter((state) => Object.hasOwn(STATES, state))),
+    model: params.get("model") ?? "",
+    sort: params.get("sort") ?? "order",
   };
   show();
-  const card = store.cards.get(Number(said.get("job") ?? NaN));
+  const card = store.cards.get(Number(params.get("job") ?? NaN));
   if (card) detail.show(card);
   else if (detail.card) detail.dialog.close();
 }
@@ -190,7 +190,7 @@ function openCard(card) {
   address(true);
 }
 
-// What the reader does
+// Input
 
 function look(change) {
   Object.assign(store.look, change);
@@ -243,7 +243,7 @@ addEventListener("popstate", readAddress);
 addEventListener("hashchange", readAddress);
 readAddress();
 
-// What the server tells
+// Events of the server
 
 if (data.live) {
   const source = new EventSource("events");

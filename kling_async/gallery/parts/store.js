@@ -1,4 +1,4 @@
-// What is known of the run, and which part of it is looked at.
+// Data of the run, and the current filter.
 
 class Store {
   constructor(data) {
@@ -21,7 +21,7 @@ class Store {
 
   word(state) { return this.live ? STATES[state].word : STATES[state].kept; }
 
-  // Seconds of waiting, generating and downloading; null where nothing is known of it.
+  // Seconds of waiting, generating and downloading; null if unknown.
   phases(card) {
     const [begun, accepted, ended, saved] = card.times;
     const open = this.live ? this.about.now : null;
@@ -37,7 +37,7 @@ class Store {
     ];
   }
 
-  // The cards that are looked at, in their order.
+  // Cards that match the filter, in the chosen order.
   seen() {
     const {q, states, model, sort} = this.look;
     const words = q.toLowerCase().split(/\s+/).filter(Boolean);
@@ -59,7 +59,7 @@ class Store {
     return found.sort(orders[sort] ?? orders.order);
   }
 
-  // Figures of the whole run; counted again only when something has changed.
+  // Figures of the whole run, computed again only after a change.
   get figures() {
     if (this.counted) return this.counted;
     const counts = Object.fromEntries(Object.keys(STATES).map((state) => [state, 0]));

@@ -1,5 +1,5 @@
-// How things are said, and how elements are made. Text is only ever set as text: nothing that came from a manifest, a
-// file name or a service is read as HTML.
+// Words, formats and elements. Text is only ever set as text: nothing from a manifest, a file name or a service is parsed
+// as HTML.
 
 const STATES = {
   waiting: {word: "Waiting", kept: "Not sent"},
