@@ -1,1 +1,1 @@
-"""Applications to read and to begin with: `python -m kling_async.examples.studio --emulator`."""
+"""Example applications: `python -m kling_async.examples.studio --emulator`."""

@@ -5,26 +5,26 @@ let models = [];
 let began = 0;
 let source = null;
 
-// ---- what is asked for ----
+// ---- form ----
 
-async function offer() {
+async function loadModels() {
   models = await (await fetch("models")).json();
   $("model").replaceChildren(...models.map((model) => new Option(model.name, model.name)));
-  lengths();
+  showLengths();
 }
 
-function lengths() {
+function showLengths() {
   const { prices } = models.find((model) => model.name === $("model").value);
   $("duration").replaceChildren(...Object.keys(prices).map((seconds) => new Option(`${seconds} s`, seconds)));
-  price();
+  showPrice();
 }
 
-function price() {
+function showPrice() {
   const { prices } = models.find((model) => model.name === $("model").value);
   $("price").textContent = `for ${prices[$("duration").value]}`;
 }
 
-function show() {
+function showPicture() {
   const [picture] = $("file").files;
   $("hint").hidden = Boolean(picture);
   $("preview").hidden = !picture;
@@ -33,21 +33,21 @@ function show() {
   $("preview").src = URL.createObjectURL(picture);
 }
 
-async function make(event) {
+async function submit(event) {
   event.preventDefault();
   const [picture] = $("file").files;
-  const asked = { prompt: $("prompt").value, model: $("model").value, duration: $("duration").value };
+  const params = { prompt: $("prompt").value, model: $("model").value, duration: $("duration").value };
   $("go").disabled = true;
-  tell("The picture is on its way …");
+  setStatus("Uploading the picture …");
   try {
-    const reply = await fetch(`videos?${new URLSearchParams(asked)}`, {
+    const reply = await fetch(`videos?${new URLSearchParams(params)}`, {
       method: "POST", body: picture, headers: { "Content-Type": picture.type },
     });
-    const told = await reply.json();
-    if (!reply.ok) return fail(told);
-    // In the address: a reload, or tomorrow, finds the job again.
-    history.replaceState(null, "", `#${told.key}`);
-    follow(told.key);
+    const answer = await reply.json();
+    if (!reply.ok) return fail(answer);
+    // The address leads back to the job after a reload.
+    history.replaceState(null, "", `#${answer.key}`);
+    follow(answer.key);
   } catch {
     fail({ title: "The studio cannot be reached." });
   } finally {
@@ -55,7 +55,7 @@ async function make(event) {
   }
 }
 
-// ---- what becomes of it ----
+// ---- job ----
 
 function follow(key) {
   source?.close();
@@ -65,17 +65,17 @@ function follow(key) {
   $("empty").hidden = $("steps").hidden = $("keep").hidden = false;
   $("empty").textContent = "Your video is being made.";
   $("stage").classList.add("busy");
-  tell("0 s");
-  // It connects again by itself, and says what it has seen.
+  setStatus("0 s");
+  // Reconnects by itself with the id of the last event.
   source = new EventSource(`videos/${encodeURIComponent(key)}/events`);
-  source.addEventListener("status", (event) => change(key, JSON.parse(event.data)));
+  source.addEventListener("status", (event) => showState(key, JSON.parse(event.data)));
   source.addEventListener("end", () => source.close());
   source.addEventListener("error", () => {
-    if (source.readyState === EventSource.CLOSED) fail({ title: "There is no such video here." });
+    if (source.readyState === EventSource.CLOSED) fail({ title: "There is no such video." });
   });
 }
 
-function change(key, status) {
+function showState(key, status) {
   const step = status.state === "waiting" && status.status === "submitting" ? "submitting" : status.state;
   const place = STEPS.indexOf(step);
   for (const item of $("steps").children) {
@@ -83,50 +83,50 @@ function change(key, status) {
     item.className = its < place || step === "completed" ? "done" : its === place ? "now" : "";
   }
   if (status.state === "completed") {
-    settle();
+    stopWaiting();
     $("empty").hidden = true;
     $("video").hidden = false;
     $("video").src = `videos/${encodeURIComponent(key)}/video`;
     $("video").play().catch(() => {});
-    tell("Here it is.");
+    setStatus("Here it is.");
   } else if (status.state === "failed" || status.state === "uncertain") {
-    fail(status.error ?? { title: "It could not be made." });
+    fail(status.error ?? { title: "The video could not be made." });
   }
 }
 
-function settle() {
+function stopWaiting() {
   began = 0;
   $("stage").classList.remove("busy");
   $("keep").hidden = true;
 }
 
 function fail(problem) {
-  settle();
+  stopWaiting();
   $("empty").hidden = false;
   $("empty").textContent = "There is no video.";
   $("steps").hidden = true;
   const fields = (problem.errors ?? []).map((one) => `${one.path}: ${one.message}`);
   const detail = typeof problem.detail === "string" ? problem.detail : "";
-  const said = [problem.title ?? "It could not be made", ...(fields.length ? fields : [detail]), problem.advice];
-  tell(said.filter(Boolean).join(" – "), true);
+  const parts = [problem.title ?? "The video could not be made", ...(fields.length ? fields : [detail]), problem.advice];
+  setStatus(parts.filter(Boolean).join(" – "), true);
 }
 
-function tell(text, bad = false) {
-  $("said").textContent = text;
-  $("said").className = bad ? "bad" : "";
+function setStatus(text, bad = false) {
+  $("status").textContent = text;
+  $("status").className = bad ? "bad" : "";
 }
 
 setInterval(() => {
-  if (began) tell(`${Math.round((Date.now() - began) / 1000)} s`);
+  if (began) setStatus(`${Math.round((Date.now() - began) / 1000)} s`);
 }, 1000);
 
-$("form").addEventListener("submit", make);
-$("file").addEventListener("change", show);
+$("form").addEventListener("submit", submit);
+$("file").addEventListener("change", showPicture);
 $("preview").addEventListener("error", () => ($("hint").hidden = !($("preview").hidden = true)));
-$("model").addEventListener("change", lengths);
-$("duration").addEventListener("change", price);
+$("model").addEventListener("change", showLengths);
+$("duration").addEventListener("change", showPrice);
 for (const name of ["dragenter", "dragleave", "drop"]) {
   $("drop").addEventListener(name, () => $("drop").classList.toggle("over", name === "dragenter"));
 }
-offer();
+loadModels();
 if (location.hash.length > 1) follow(decodeURIComponent(location.hash.slice(1)));

@@ -1,7 +1,7 @@
-"""A studio in the browser: a picture in, a prompt, its price, a video out. It is an example: read it from above.
+"""Example: a page that makes a video of an uploaded picture and shows its price first.
 
-`python -m kling_async.examples.studio --emulator` needs no key; without `--emulator` it is the real service, and paid.
-Whoever reaches the page can spend the account's money: it listens on this computer only, and has no login.
+`python -m kling_async.examples.studio --emulator` needs no key; without `--emulator` it uses the real, paid service.
+The page has no login, and every visitor can spend the account's money, so it listens on this computer only.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ HEADERS = {
     "Cache-Control": "no-cache",
     "X-Content-Type-Options": "nosniff",
 }
-LARGEST = 10 * 2**20
-OFFERED = MODELS[:3]
+MAX_PICTURE_BYTES = 10 * 2**20
+OFFERED_MODELS = MODELS[:3]
 
 
 async def picture(request: Request) -> bytes:
-    """The body of a request: a picture, and not more than the models take."""
-    # No other site can send these types without being asked by the browser first.
+    """Read the body of a request: a picture of a size that the models accept."""
+    # For these types browsers send a preflight request first, so other sites cannot submit jobs.
     if request.headers.get("content-type") not in {"image/jpeg", "image/png"}:
-        raise HTTPException(415, "A JPEG or a PNG, please.")
+        raise HTTPException(415, "Expected a JPEG or PNG.")
     content = bytearray()
     async for chunk in request.stream():
         content += chunk
-        if len(content) > LARGEST:
-            raise HTTPException(413, "The picture has more than 10 MB.")
+        if len(content) > MAX_PICTURE_BYTES:
+            raise HTTPException(413, "The picture is larger than 10 MB.")
     return bytes(content)
 
 
 def studio(session: Callable[[], KlingSession], videos: Path) -> FastAPI:
-    """The application.
+    """Return the application.
 
     Args:
-        session: Makes the session; with a ledger in a file, nothing is lost when this process ends.
-        videos: The folder for the videos.
+        session: Creates the session. With a ledger file, jobs survive the end of this process.
+        videos: Folder for the videos.
     """
     app = FastAPI(title="Kling studio", lifespan=lifespan(session))
     add_error_handlers(app)
@@ -79,7 +79,7 @@ def studio(session: Callable[[], KlingSession], videos: Path) -> FastAPI:
     async def models() -> list[dict[str, Any]]:
         return [
             {"name": model.name, "prices": {seconds: str(model.price(seconds)) for seconds in model.durations}}
-            for model in OFFERED
+            for model in OFFERED_MODELS
         ]
 
     @app.post("/videos", status_code=202)
@@ -108,7 +108,7 @@ def studio(session: Callable[[], KlingSession], videos: Path) -> FastAPI:
         status = await jobs.get(key)
         if status.state != "completed" or status.prediction_id is None:
             raise UnknownJobError("there is no video yet", key=key)
-        # The service keeps it for 7 days, this folder as long as you like; asked for again, it is there already.
+        # The service keeps videos for 7 days. A video that is already in the folder is not downloaded again.
         saved = await kling.save(status.prediction_id, videos)
         return FileResponse(saved.path, media_type="video/mp4", headers=HEADERS)
 
@@ -118,20 +118,22 @@ def studio(session: Callable[[], KlingSession], videos: Path) -> FastAPI:
 async def main() -> None:
     """Serve until interrupted."""
     parser = argparse.ArgumentParser(prog="python -m kling_async.examples.studio", description="Kling in the browser.")
-    parser.add_argument("--emulator", action="store_true", help="without a key, and for nothing")
+    parser.add_argument("--emulator", action="store_true", help="use an emulator: no key, no cost")
     parser.add_argument("--port", type=int, default=8080)
-    parser.add_argument("--folder", type=Path, default=Path("kling-studio"), help="for the ledger and the videos")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("kling-studio"), help="folder for the ledger and the videos"
+    )
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         options: dict[str, Any] = {"ledger": given.folder / "studio.db"}
         if given.emulator:
             emulator = await stack.enter_async_context(Emulator(speed=10))
-            # What an emulator knows ends with it: its ledger is memory.
+            # The emulator's predictions end with it, so the ledger stays in memory.
             options = {"api_key": emulator.api_key, "base_url": emulator.base_url, "clock": emulator.clock}
             options["level"] = "gold"
         app = studio(lambda: KlingSession(**options), given.folder)
-        print(f"Open http://127.0.0.1:{given.port} in your browser; Ctrl-C ends it.", flush=True)  # noqa: T201 -- for the user
+        print(f"Open http://127.0.0.1:{given.port} in your browser; Ctrl-C ends it.", flush=True)  # noqa: T201 -- addressed to the user
         config = uvicorn.Config(app, port=given.port, log_level="warning", timeout_graceful_shutdown=3)
         await uvicorn.Server(config).serve()
 
