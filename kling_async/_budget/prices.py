@@ -12,7 +12,8 @@ import anyio
 
 from kling_async._core.budget import Reservation, reserve
 from kling_async._core.catalogue import Certainty
-from kling_async.errors import ApiError, BudgetExceededError, PriceUnknownError, TransportError, UnsupportedError
+from kling_async._core.errors import ApiError, BudgetExceededError, PriceUnknownError, TransportError, UnsupportedError
+from kling_async.providers.protocol import account_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -113,7 +114,8 @@ class Prices:
             usd = self._prices.get(kind)
             if usd is None:
                 try:
-                    usd = self._provider.read_price(await self._ask(self._provider.price(job)), job).discounted
+                    provider = account_of(self._provider, "price")
+                    usd = provider.read_price(await self._ask(provider.price(job)), job).discounted
                 except (ApiError, TransportError, UnsupportedError) as error:
                     if estimate and listed.usd is not None:
                         log.info("the price of %s is estimated: %s", job.model, error.message)
@@ -162,14 +164,13 @@ class Prices:
             ApiError: The service refused.
             TransportError: There was no reply.
         """
+        provider = account_of(self._provider, "billings")
         lines: list[Billing] = []
         for start in range(0, len(prediction_ids), MAX_IDS_PER_PAGE):
             some = frozenset(prediction_ids[start : start + MAX_IDS_PER_PAGE])
             for page in range(1, MAX_BILL_PAGES + 1):
-                request = self._provider.billings(
-                    page=page, page_size=2 * MAX_IDS_PER_PAGE, prediction_ids=sorted(some)
-                )
-                read = self._provider.read_billings(await self._ask(request))
+                request = provider.billings(page=page, page_size=2 * MAX_IDS_PER_PAGE, prediction_ids=sorted(some))
+                read = provider.read_billings(await self._ask(request))
                 # A service may ignore the ids and list other predictions.
                 lines += [line for line in read.items if line.prediction_id in some]
                 if read.size < 2 * MAX_IDS_PER_PAGE:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import attrs
 
@@ -89,8 +89,9 @@ class UploadTicket:
     download_url: str
 
 
+@runtime_checkable
 class UploadProvider(Protocol):
-    """The part of a provider that uploads need."""
+    """Optional members of a provider: upload of image files."""
 
     def upload_ticket(self, *, filename: str, size: int, content_type: str) -> HttpRequest:
         """Return the request for a ticket.

@@ -25,6 +25,12 @@ from kling_async.errors import (
     RequestRejectedError,
     ServerError,
 )
+from kling_async._core.http import Effect, HttpRequest
+from kling_async._core.images import MAX_IMAGE_BYTES
+from kling_async._core.media import FITTED, ImageFacts
+from kling_async._core.transport import shown
+from kling_async._http.retry import send_read
+from kling_async.providers.protocol import uploads_of
 
 from .preflight import invalid, preflight, read, sha256
 
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
     from kling_async._core.images import Image
     from kling_async._core.media import UploadMemory, UploadProvider, UploadTicket
     from kling_async._core.transport import Transport
+    from kling_async.providers import Provider
 
 REMEMBERED = 6 * 86_400.0
 """Seconds that an upload is used again. The service deletes uploads after 7 days, and the job still has to read it."""
@@ -112,7 +119,7 @@ class Images:
     def __init__(
         self,
         transport: Transport,
-        provider: UploadProvider,
+        provider: Provider | UploadProvider,
         clock: Clock,
         *,
         limit: int = 4,
@@ -222,11 +229,12 @@ class Images:
 
     async def _by_ticket(self, filename: str, content: bytes, facts: ImageFacts) -> str | None:
         """The URL of the file after it was put where the ticket says; None when the service gives no tickets."""
-        asked = self._provider.upload_ticket(filename=filename, size=facts.bytes, content_type=facts.type)
+        provider = uploads_of(self._provider)
+        asked = provider.upload_ticket(filename=filename, size=facts.bytes, content_type=facts.type)
         reply = await self._send(asked)
         if reply.status in NO_TICKETS:
             return None
-        ticket = self._provider.read_ticket(reply)
+        ticket = provider.read_ticket(reply)
         put = HttpRequest(
             method=ticket.method, url=ticket.url, effect=Effect.READ, headers=ticket.headers, body=content
         )
@@ -235,10 +243,11 @@ class Images:
 
     async def _in_one(self, filename: str, content: bytes, facts: ImageFacts) -> str:
         """The URL of the file after it was sent as a form."""
+        provider = uploads_of(self._provider)
         request = await anyio.to_thread.run_sync(
-            lambda: self._provider.upload_binary(filename=filename, content=content, content_type=facts.type)
+            lambda: provider.upload_binary(filename=filename, content=content, content_type=facts.type)
         )
-        return self._provider.read_upload(await self._send(request))
+        return provider.read_upload(await self._send(request))
 
     async def _send(self, request: HttpRequest) -> HttpResponse:
         return await send_read(self._transport, request, self._clock, attempts=ATTEMPTS, rng=self._rng)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 from kling_async._core.catalogue import Model, find_model
 from kling_async._core.prediction import Prediction
 from kling_async._http.pagination import MAX_PAGE_SIZE, Paginator
-from kling_async.errors import ConfigurationError
+from kling_async.providers.protocol import account_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -35,7 +35,7 @@ MAX_SPAN = timedelta(days=31)
 
 
 class ServiceCalls(ABC):
-    """The part of a session that asks about the account. GPTProto has none of these: they raise `UnsupportedError`."""
+    """Calls about the account; `UnsupportedError` is raised where the provider lacks the endpoint (GPTProto: all)."""
 
     @property
     @abstractmethod
@@ -77,7 +77,7 @@ class ServiceCalls(ABC):
             ApiError: The service said no.
             TransportError: The service could not be asked.
         """
-        reads, provider = self._engine.reads, self._engine.provider
+        reads, provider = self._engine.reads, account_of(self._engine.provider, "predictions")
         size = _page_size(page_size, limit)
         model_id, after = _model_id(model), _moment("created_after", created_after)
 
@@ -115,7 +115,7 @@ class ServiceCalls(ABC):
             ApiError: The service said no.
             TransportError: The service could not be asked.
         """
-        reads, provider = self._engine.reads, self._engine.provider
+        reads, provider = self._engine.reads, account_of(self._engine.provider, "delete")
         ids = _ids(predictions)
         deleted = 0
         for start in range(0, len(ids), MAX_PAGE_SIZE):
@@ -131,7 +131,7 @@ class ServiceCalls(ABC):
             ApiError: The service said no.
             TransportError: The service could not be asked.
         """
-        reads, provider = self._engine.reads, self._engine.provider
+        reads, provider = self._engine.reads, account_of(self._engine.provider, "balance")
         return provider.read_balance(await reads.send(provider.balance()))
 
     async def models(self) -> tuple[ServiceModel, ...]:
@@ -142,7 +142,7 @@ class ServiceCalls(ABC):
             ApiError: The service said no.
             TransportError: The service could not be asked.
         """
-        reads, provider = self._engine.reads, self._engine.provider
+        reads, provider = self._engine.reads, account_of(self._engine.provider, "models")
         reply = await reads.send(provider.models())
         return _told(provider.read_models(reply), "models").items
 
@@ -156,7 +156,7 @@ class ServiceCalls(ABC):
             ApiError: The service said no.
             TransportError: The service could not be asked.
         """
-        reads, provider = self._engine.reads, self._engine.provider
+        reads, provider = self._engine.reads, account_of(self._engine.provider, "price")
         return provider.read_price(await reads.send(provider.price(job)), job)
 
     async def usage(self, start: When, end: When, model: str | Model | None = None) -> Usage:
@@ -173,7 +173,7 @@ class ServiceCalls(ABC):
             ApiError: The service said no.
             TransportError: The service could not be asked.
         """
-        reads, provider = self._engine.reads, self._engine.provider
+        reads, provider = self._engine.reads, account_of(self._engine.provider, "usage")
         since, until = _time("start", start), _time("end", end)
         if not timedelta(0) <= until - since <= MAX_SPAN:
             raise ConfigurationError(f"usage: expected an end 0 to {MAX_SPAN.days} days after the start")
@@ -208,7 +208,7 @@ class ServiceCalls(ABC):
             ApiError: The service said no.
             TransportError: The service could not be asked.
         """
-        reads, provider = self._engine.reads, self._engine.provider
+        reads, provider = self._engine.reads, account_of(self._engine.provider, "billings")
         size = _page_size(page_size, limit)
         ids, model_id = _ids(predictions), _model_id(model)
         since, until = _moment("start", start), _moment("end", end)
@@ -233,7 +233,7 @@ class ServiceCalls(ABC):
             ApiError: The service said no.
             TransportError: The service could not be asked.
         """
-        reads, provider = self._engine.reads, self._engine.provider
+        reads, provider = self._engine.reads, account_of(self._engine.provider, "webhook_secret")
         return provider.read_webhook_secret(await reads.send(provider.webhook_secret()))
 
 

@@ -12,6 +12,7 @@ from kling_async._core.catalogue import LEVELS, Level
 from kling_async._core.polling import WatchPolicy
 from kling_async.errors import ConfigurationError, UnsupportedError
 from kling_async.providers import PROVIDERS, Provider
+from kling_async.providers.protocol import account_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -186,6 +187,6 @@ def _check_webhooks(provider: Provider, url: str) -> None:
 
     url_with(url, "")
     try:
-        provider.webhook_secret()
+        account_of(provider, "webhook_secret").webhook_secret()
     except UnsupportedError as error:
         raise ConfigurationError(f"webhook_url: {error.message}") from None

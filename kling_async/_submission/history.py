@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kling_async._http.pagination import MAX_PAGE_SIZE, Paginator
 from kling_async._http.retry import pause
-from kling_async.errors import ApiError, ProtocolError
+from kling_async.providers.protocol import account_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -62,12 +62,13 @@ class History:
         """
         ahead = 0.0
         start = _start(since)
+        provider = account_of(self._provider, "predictions")
 
         async def read(page: int, size: int) -> Page[Prediction]:
             nonlocal ahead
-            response = await self._ask(self._provider.predictions(page=page, page_size=size, created_after=start))
+            response = await self._ask(provider.predictions(page=page, page_size=size, created_after=start))
             ahead = response.ahead(self._clock.now()) or ahead
-            listed = self._provider.read_predictions(response)
+            listed = provider.read_predictions(response)
             if listed.size < size and await self._goes_on(page, size, start):
                 raise ProtocolError("the pages of the list are shorter than requested", status=200)
             return _complete(listed, "predictions")
@@ -87,10 +88,11 @@ class History:
             TransportError: There was no reply.
         """
         start = _start(since)
+        provider = account_of(self._provider, "billings")
 
         async def read(page: int, size: int) -> Page[Billing]:
-            request = self._provider.billings(page=page, page_size=size, kind="deduct", start=start)
-            return _complete(self._provider.read_billings(await self._ask(request)), "lines")
+            request = provider.billings(page=page, page_size=size, kind="deduct", start=start)
+            return _complete(provider.read_billings(await self._ask(request)), "lines")
 
         paginator = Paginator(
             self._retried(read), size=MAX_PAGE_SIZE, key=lambda line: line.id or (line.prediction_id, line.created_at)
@@ -115,8 +117,9 @@ class History:
 
     async def _goes_on(self, page: int, size: int, start: datetime) -> bool:
         """Return whether there are items after a page that was shorter than requested."""
-        request = self._provider.predictions(page=page + 1, page_size=size, created_after=start)
-        return self._provider.read_predictions(await self._ask(request)).size > 0
+        provider = account_of(self._provider, "predictions")
+        request = provider.predictions(page=page + 1, page_size=size, created_after=start)
+        return provider.read_predictions(await self._ask(request)).size > 0
 
 
 def _start(since: float) -> datetime:

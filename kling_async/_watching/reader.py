@@ -13,6 +13,8 @@ from kling_async.errors import (
     TransportError,
     UnsupportedError,
 )
+from kling_async._core.prediction import Prediction
+from kling_async.providers.protocol import account_of
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -93,8 +95,11 @@ class Reader:
     ) -> Page[Prediction] | Final | Passing:
         """Read one page of the account's predictions, newest first."""
         try:
-            request = self._provider.predictions(page=number, page_size=size, created_before=created_before)
+            provider = account_of(self._provider, "predictions")
+            request = provider.predictions(page=number, page_size=size, created_before=created_before)
             self.pages += 1
-            return self._provider.read_predictions(await self._transport.send(request))
-        except (TransportError, ApiError, UnsupportedError) as error:
-            return Passing(error) if error.transient else Final(error)
+            return provider.read_predictions(await self._transport.send(request))
+        except _PASSING_OF_PAGES as error:
+            return Passing(error)
+        except (UnsupportedError, ApiError) as error:
+            return Final(error)

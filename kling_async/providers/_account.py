@@ -1,6 +1,6 @@
-"""Reading what the service says of the account: lenient as `_wire` is; items of no known shape are counted.
+"""Parsers for the account endpoints; as lenient as `_wire`. Unreadable items of a page are counted, not raised.
 
-Loaded when it is first asked: most sessions only submit, and its shapes take as long to make as those of all the rest.
+Imported on first use: most sessions only submit, and building these classes takes as long as all others together.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from ._wire import Number, Text
 
 T = TypeVar("T")
 
-When = NewType("When", datetime)
+Moment = NewType("Moment", datetime)
 Object = NewType("Object", Mapping[str, object])
 
 _NO_TEXT = Text("")
 _NOTHING = Object({})
 
-_EPOCH_DIGITS = 11
-"""Digits from which on a number is milliseconds since the epoch: seconds have 10 until the year 2286."""
+_MIN_MILLISECONDS_DIGITS = 11
+"""Number of digits from which a number counts as milliseconds since the epoch; seconds have 10 until the year 2286."""
 
 
-def _when(value: object, _: object) -> When | None:
-    """RFC 3339, or milliseconds since the epoch as a number or a text: pages and clients disagree."""
+def _moment(value: object, _: object) -> Moment | None:
+    """Parse RFC 3339, or milliseconds since the epoch as a number or a string: documentation and clients disagree."""
     if isinstance(value, bool):
         return None
     number = value if isinstance(value, (int, float)) else None
-    if isinstance(value, str) and value.strip().isdecimal() and len(value.strip()) >= _EPOCH_DIGITS:
-        number = int(value) if len(value) < 2 * _EPOCH_DIGITS else None
+    if isinstance(value, str) and value.strip().isdecimal() and len(value.strip()) >= _MIN_MILLISECONDS_DIGITS:
+        number = int(value) if len(value) < 2 * _MIN_MILLISECONDS_DIGITS else None
     if number is None:
-        return cast("When | None", _wire.moment(value))
+        return cast("Moment | None", _wire.moment(value))
     try:
-        return When(datetime.fromtimestamp(number / 1000, UTC))
+        return Moment(datetime.fromtimestamp(number / 1000, UTC))
     except (OverflowError, OSError, ValueError):
         return None
 
@@ -51,17 +51,17 @@ def _object(value: object, _: object) -> Object:
 
 for _type, _hook in (
     (Money | None, lambda value, _: money(value)),
-    (When | None, _when),
+    (Moment | None, _moment),
     (Object, _object),
 ):
     _wire.register(_type, _hook)
 
 
 def rows(data: object, *names: str) -> list[object]:
-    """The list that `data` is, or that it holds under one of the names; null is an empty one.
+    """Return `data` if it is a list, else the list under the first of `names` that has one; null counts as empty.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no list.
     """
     if isinstance(data, list):
         return data
@@ -69,14 +69,14 @@ def rows(data: object, *names: str) -> list[object]:
         for name in names:
             if isinstance(data.get(name), list):
                 return cast("list[object]", data[name])
-        # A Go service writes an empty list as null.
+        # Go encodes an empty list as null.
         if any(name in data and data[name] is None for name in names):
             return []
-    raise ValueError(f"there is no list of {names[0]} in it")
+    raise ValueError(f"no list of {names[0]} in it")
 
 
 def page(data: object, names: tuple[str, ...], read: Callable[[object], T], request_id: str | None) -> Page[T]:
-    """The items that can be read.
+    """Parse the items of a page; skip those that cannot be parsed.
 
     Raises:
         ValueError: There is no list in `data`.
@@ -96,8 +96,8 @@ def _raw(data: object) -> Mapping[str, object]:
 
 
 @attrs.frozen
-class _Entry:
-    """A model of the catalogue; the second names are those of docs/list-models."""
+class _ModelEntry:
+    """Model of the catalogue. `model_uuid` and `category` are the names in docs/list-models."""
 
     model_id: Text = _NO_TEXT
     model_uuid: Text = _NO_TEXT
@@ -111,16 +111,16 @@ class _Entry:
 
 
 def model(item: object, request_id: str | None) -> ServiceModel:
-    """An entry of the catalogue, in either of its shapes.
+    """Parse an entry of the catalogue, in either of its two formats.
 
     Raises:
         ValueError: It has no id.
     """
-    entry = _wire.structure(item, _Entry)
+    entry = _wire.structure(item, _ModelEntry)
     id_ = (entry.model_id or entry.model_uuid).strip()
     if not id_:
-        raise ValueError("the model has no id")
-    run = _run(entry.api_schema)
+        raise ValueError("no model id in it")
+    run = _run_schema(entry.api_schema)
     return ServiceModel(
         id=id_,
         name=entry.name,
@@ -135,8 +135,8 @@ def model(item: object, request_id: str | None) -> ServiceModel:
     )
 
 
-def _run(api_schema: Mapping[str, object]) -> Mapping[str, object]:
-    """Of the schemas of a model, that of its submit."""
+def _run_schema(api_schema: Mapping[str, object]) -> Mapping[str, object]:
+    """Return the schema of the submit request, else the first schema, else an empty one."""
     found = api_schema.get("api_schemas")
     schemas = [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
     return next((entry for entry in schemas if entry.get("type") == "model_run"), schemas[0] if schemas else {})
@@ -153,21 +153,21 @@ class _Price:
 
 
 def price(data: object, model_id: str, request_id: str | None) -> ServicePrice:
-    """What the service asks.
+    """Parse the price of a job.
 
     Raises:
         ValueError: There is no price in it.
     """
-    said = _wire.structure(data, _Price)
-    listed = next((each for each in (said.price, said.unit_price, said.discounted_price) if each is not None), None)
+    quote = _wire.structure(data, _Price)
+    listed = next((each for each in (quote.price, quote.unit_price, quote.discounted_price) if each is not None), None)
     if listed is None:
-        raise ValueError("there is no price in it")
+        raise ValueError("no price in it")
     return ServicePrice(
-        model=said.model_id or model_id,
+        model=quote.model_id or model_id,
         price=listed,
-        discounted=listed if said.discounted_price is None else said.discounted_price,
-        rate=said.discount_rate,
-        currency=said.currency or "USD",
+        discounted=listed if quote.discounted_price is None else quote.discounted_price,
+        rate=quote.discount_rate,
+        currency=quote.currency or "USD",
         request_id=request_id,
         raw=_raw(data),
     )
@@ -180,7 +180,7 @@ class _ModelUsage:
     unit_price: Money | None = None
     total_cost: Money | None = None
     total_count: Number | None = None
-    last_used_date: When | None = None
+    last_used_date: Moment | None = None
 
 
 @attrs.frozen
@@ -199,13 +199,13 @@ class _Summary:
 
 
 def usage(data: object, request_id: str | None) -> Usage:
-    """What was spent.
+    """Parse the usage.
 
     Raises:
-        ValueError: `data` is no object, or says nothing of usage.
+        ValueError: `data` is not an object, or has none of the parts of a usage report.
     """
     if not isinstance(data, Mapping) or not {"summary", "per_model_usage", "daily_usage"} & set(data):
-        raise ValueError("there is no usage in it")
+        raise ValueError("no usage in it")
     models = tuple(
         ModelUsage(
             model=used.model_uuid,
@@ -261,24 +261,24 @@ class _Billing:
     access_key_name: Text = _NO_TEXT
     billing_type: Text = _NO_TEXT
     price: Money | None = None
-    created_at: When | None = None
+    created_at: Moment | None = None
     order: Object = _NOTHING
     prediction: Object = _NOTHING
 
 
 def billing(item: object, request_id: str | None) -> Billing:
-    """A line of the bill.
+    """Parse one line of the bill.
 
     Raises:
         ValueError: It has no amount.
     """
     line = _wire.structure(item, _Billing)
     if line.price is None:
-        raise ValueError("the line has no price")
+        raise ValueError("no price in the line")
     return Billing(
         id=line.uuid,
         kind=line.billing_type,
-        # Its kind says the direction.
+        # `kind` gives the direction.
         price=abs(line.price),
         created_at=line.created_at,
         prediction_id=str(line.prediction.get("uuid") or "") or None,

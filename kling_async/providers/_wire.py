@@ -1,4 +1,4 @@
-"""Reading replies: lenient in every way that has been seen, and in some that have not."""
+"""Parsers for responses. They accept every format observed so far and ignore optional fields that cannot be parsed."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ Text = NewType("Text", str)
 Number = NewType("Number", int)
 
 
-def _identity(value: object) -> str:
+def _prediction_id(value: object) -> str:
     if value is None:
         raise ValueError("the record has no id")
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise ValueError(f"expected an id, got {type(value).__name__}")  # noqa: TRY004 -- one kind for callers
+        raise ValueError(f"expected an id, got {type(value).__name__}")  # noqa: TRY004 -- callers catch one kind
     return str(value)
 
 
@@ -54,7 +54,7 @@ def _text(value: object) -> str:
 
 
 def _dumped(value: object) -> str:
-    """What should have been a text, as JSON."""
+    """Return a value that should have been a string as JSON."""
     try:
         return json.dumps(value)
     except RecursionError:
@@ -62,7 +62,7 @@ def _dumped(value: object) -> str:
 
 
 def _urls(value: object) -> tuple[str, ...]:
-    """A list, one bare string, null, or objects with a `url`."""
+    """Return the URLs of a list, a single string, null, or objects with a `url`."""
     if not value:
         return ()
     items = value if isinstance(value, list) else [value]
@@ -84,7 +84,7 @@ def _number(value: object) -> int | None:
 
 
 def _seconds(value: object) -> float | None:
-    """Milliseconds on the wire."""
+    """Convert the milliseconds of the wire to seconds; None when they are not a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
@@ -98,16 +98,16 @@ _BEYOND_MICROSECONDS = re.compile(r"(\.\d{6})\d+")
 
 
 def moment(value: object) -> datetime | None:
-    """A time of the service: RFC 3339 with up to 9 fractional digits, or GPTProto's without `T` and zone, which is UTC.
+    """Parse a time of the service; None when it is not one.
 
-    None when it is none.
+    WaveSpeed writes RFC 3339 with up to 9 fractional digits, GPTProto UTC without `T` and zone.
     """
-    return _read_moment(value) if isinstance(value, str) else None
+    return _parse_moment(value) if isinstance(value, str) else None
 
 
 @lru_cache(maxsize=4096)
-def _read_moment(text: str) -> datetime | None:
-    """Remembered, because every reply about a prediction says when it was created."""
+def _parse_moment(text: str) -> datetime | None:
+    # Cached, because every response about a prediction repeats its creation time.
     try:
         moment = datetime.fromisoformat(_BEYOND_MICROSECONDS.sub(r"\1", text.strip()))
     except ValueError:
@@ -115,14 +115,14 @@ def _read_moment(text: str) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-# One converter, made once; without detailed validation, which costs a tenth of a job.
+# Detailed validation is off: it takes a tenth of the CPU time of a job.
 _converter = cattrs.Converter(detailed_validation=False)
 _converter.register_structure_hook(Text, lambda value, _: _text(value))
 _converter.register_structure_hook(Number | None, lambda value, _: _number(value))
 
 
 def register(cls: object, hook: Callable[[object, object], object]) -> None:
-    """Let `structure` read `cls` by `hook`, for the shapes of another room."""
+    """Register a hook by which `structure` parses `cls`."""
     _converter.register_structure_hook(cls, hook)
 
 
@@ -131,15 +131,15 @@ _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 @lru_cache(maxsize=1024)
 def _snake(name: str) -> str:
-    """`createdAt` and `created_at` are both in use."""
+    """Convert camel case to snake case: services use `createdAt` and `created_at`."""
     return _HUMP.sub("_", name).lower()
 
 
 def structure(payload: object, cls: type[T]) -> T:
-    """`payload` as a value of `cls`, by the lenient hooks of this room.
+    """Parse `payload` into `cls` by the lenient hooks of this module.
 
     Raises:
-        ValueError: The payload has not the shape.
+        ValueError: The payload does not have the structure of `cls`.
     """
     try:
         return _converter.structure(_fields(payload), cls)
@@ -148,19 +148,24 @@ def structure(payload: object, cls: type[T]) -> T:
 
 
 def _fields(payload: object) -> dict[str, Any]:
-    """By their snake-case names."""
+    """Return the fields of an object by their snake-case names."""
     if not isinstance(payload, dict):
-        raise ValueError(f"expected an object, got {type(payload).__name__}")  # noqa: TRY004 -- one kind for callers
+        raise ValueError(f"expected an object, got {type(payload).__name__}")  # noqa: TRY004 -- callers catch one kind
     return dict(zip(map(_snake, payload), payload.values(), strict=True))
 
 
 def read_prediction(
     payload: object, secret: Secret | None, *, request_id: str | None = None, key: str | None = None
 ) -> Prediction:
-    """A prediction from `data`, which some integrators have seen as a list of one. Its error does not quote the key.
+    """Parse a prediction (api reference, "result") from an object or, as some integrators have seen, a list of one.
 
-    Field by field, because every status request is read by this (api reference, "result"). A webhook may be read where
-    the key is not known.
+    Not built on `structure`, which is slower: every status request comes through here.
+
+    Args:
+        payload: The `data` of the response, or the body of a webhook.
+        secret: The API key, which is redacted from the error text; None where it is not known.
+        request_id: The service's id of the request; copied into the prediction.
+        key: The job's key; copied into the prediction.
 
     Raises:
         ValueError: There is no id in it.
@@ -170,14 +175,14 @@ def read_prediction(
     fields = _fields(payload)
     record = cast("dict[str, object]", payload)
     get = fields.get
-    prediction_id = _identity(get("id"))
+    prediction_id = _prediction_id(get("id"))
     if not prediction_id.strip():
         raise ValueError("the record has no id")
     word = _text(get("status")) or "created"
     error = _text(get("error"))
     timings = get("timings")
     inference = _seconds(timings.get("inference")) if isinstance(timings, dict) else None
-    # Where the service says what the run was given: list items and webhooks do, sometimes, under either name.
+    # List items and webhooks sometimes repeat the input of the run, under either name.
     echo = get("input") or get("inputs")
     return Prediction(
         id=prediction_id,
@@ -185,7 +190,7 @@ def read_prediction(
         status=Status.of(word),
         raw_status=word,
         outputs=_urls(get("outputs")),
-        error=(_without(secret, error) if error and secret is not None else error) or None,
+        error=(_redacted(secret, error) if error and secret is not None else error) or None,
         code=_number(get("code")) or None,
         nsfw=_flags(get("has_nsfw_contents")),
         created_at=moment(get("created_at")),
@@ -193,51 +198,51 @@ def read_prediction(
         key=key,
         input=echo if isinstance(echo, dict) else None,
         request_id=request_id,
-        # The names would take more than the values, were they not shared by all records.
+        # Interned: otherwise the names would take more memory than the values.
         raw=dict(zip(map(intern, record), record.values(), strict=True)),
     )
 
 
-def _without(secret: Secret, text: str) -> str:
+def _redacted(secret: Secret, text: str) -> str:
     return secret.redact(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
 
 
-_OK = range(200, 300)
+_SUCCESS = range(200, 300)
 
 
 def read_data(response: HttpResponse, secret: Secret) -> object:
-    """The `data` of a good reply. The envelope is optional: some replies are the bare object.
+    """Return the `data` of a successful response. The envelope is optional: some responses are the bare object.
 
     Raises:
-        ApiError: By the HTTP status, or by the envelope's `code` in an HTTP 200.
+        ApiError: The HTTP status, or the envelope's `code` in an HTTP 200, reports an error.
     """
-    # Raised here, where no local variable holds a body that may quote the key.
-    opened = _opened(response, secret)
-    if isinstance(opened, ApiError):
-        raise opened
-    return opened
+    # Raised here, where no local variable holds a body that may contain the key: error reporters print locals.
+    data = _unwrapped(response, secret)
+    if isinstance(data, ApiError):
+        raise data
+    return data
 
 
-def _opened(response: HttpResponse, secret: Secret) -> object:
-    """The `data` of a good reply, or the error that it is."""
-    if response.status not in _OK:
+def _unwrapped(response: HttpResponse, secret: Secret) -> object:
+    """Return the `data` of a successful response, else the error that the response reports."""
+    if response.status not in _SUCCESS:
         return read_error(response, secret)
     try:
         body = response.json()
     except ValueError:
         return ProtocolError(
-            "the reply is not JSON",
+            "the response is not JSON",
             status=response.status,
             request_id=response.request_id,
-            raw=_beginning(secret.redact(response.body)),
+            raw=_excerpt(secret.redact(response.body)),
         )
     if not isinstance(body, dict):
         return body
     code = _number(body.get("code"))
-    if (code is not None and code not in _OK and code != 0) or (
+    if (code is not None and code not in _SUCCESS and code != 0) or (
         code is None and "data" not in body and "error" in body
     ):
-        # A bare record has `error` too, and an id.
+        # A bare prediction has `error` too, but also an id and a status.
         if "id" in body and "status" in body:
             return body
         return read_error(response, secret)
@@ -245,30 +250,32 @@ def _opened(response: HttpResponse, secret: Secret) -> object:
 
 
 def read_error(response: HttpResponse, secret: Secret) -> ApiError:
-    """The error that a reply means: by its HTTP status, then by its code.
+    """Return the error that a response reports, classified by HTTP status, then by code.
 
-    Its text decides only where nothing else tells: balance, and GPTProto's content policy.
+    The text decides only where status and code are ambiguous: balance, and GPTProto's content policy.
     """
     redacted = secret.redact(response.body)
     try:
         body: object = decode_json(redacted)
     except ValueError:
         body = None
-    text, code = _said(body)
-    cls = _error_class(response.status if response.status not in _OK else code or response.status, code, text)
+    text, code = _error_text(body)
+    cls = _error_class(response.status if response.status not in _SUCCESS else code or response.status, code, text)
     where = f"HTTP {response.status}" + (f", code {code}" if code not in {None, response.status} else "")
-    said = text or _beginning(redacted) or "no text"
+    reason = text or _excerpt(redacted) or "no text"
     return cls(
-        f"the service refused ({where}): {said}" if cls is not ServerError else f"the service failed ({where}): {said}",
+        f"the service refused ({where}): {reason}"
+        if cls is not ServerError
+        else f"the service failed ({where}): {reason}",
         status=response.status,
         code=code,
         retry_after=response.retry_after(),
         request_id=response.request_id,
-        raw=body if body is not None else _beginning(redacted),
+        raw=body if body is not None else _excerpt(redacted),
     )
 
 
-_GUIDELINES = "may not meet the guidelines"
+_GPTPROTO_MODERATION_TEXT = "may not meet the guidelines"
 _BY_STATUS: Mapping[int, type[ApiError]] = {
     401: AuthenticationError,
     402: InsufficientBalanceError,
@@ -279,14 +286,14 @@ _BY_STATUS: Mapping[int, type[ApiError]] = {
     1407: InsufficientBalanceError,
 }
 _CLIENT_ERRORS = range(300, 500)
-_TASK_PARAMETERS = range(1400, 1403)
+_TASK_PARAMETER_CODES = range(1400, 1403)
 
 
 def _error_class(status: int, code: int | None, text: str) -> type[ApiError]:
     folded = text.lower()
-    if _GUIDELINES in folded:
+    if _GPTPROTO_MODERATION_TEXT in folded:
         return ModerationError
-    if status == 403:  # noqa: PLR2004 -- one status, three meanings
+    if status == 403:  # noqa: PLR2004 -- an HTTP status
         if "balance" in folded or "credit" in folded:
             return InsufficientBalanceError
         if "invalid token" in folded:
@@ -295,13 +302,13 @@ def _error_class(status: int, code: int | None, text: str) -> type[ApiError]:
         return _BY_STATUS[code]
     if status in _BY_STATUS:
         return _BY_STATUS[status]
-    if status in _CLIENT_ERRORS or status in _TASK_PARAMETERS:
+    if status in _CLIENT_ERRORS or status in _TASK_PARAMETER_CODES:
         return RequestRejectedError
     return ServerError
 
 
-def _said(body: object) -> tuple[str, int | None]:
-    """The text and the code of an error body, in every shape that has been seen."""
+def _error_text(body: object) -> tuple[str, int | None]:
+    """Return the text and the code of an error body, in any of the formats observed."""
     if not isinstance(body, dict):
         return "", None
     code = _number(body.get("code"))
@@ -324,6 +331,6 @@ def _said(body: object) -> tuple[str, int | None]:
 _TAGS = re.compile(r"<(script|style)\b.*?</\1>|<[^>]+>", re.DOTALL | re.IGNORECASE)
 
 
-def _beginning(body: bytes) -> str:
-    """The first words of a body, without mark-up: gateways answer in HTML."""
+def _excerpt(body: bytes) -> str:
+    """Return the first 200 characters of a body without mark-up: gateways respond in HTML."""
     return " ".join(_TAGS.sub(" ", body[:4000].decode("utf-8", "replace")).split())[:200]

@@ -1,4 +1,4 @@
-"""What the account's endpoints answer, in every shape that docs and clients have."""
+"""Responses of the account endpoints, in every format that documentation and vendor clients show."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ READERS = {
 every = pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 
 
-# ---- what all have in common ----
+# ---- all readers ----
 
 
 @every
-def test_a_refusal_is_an_error_with_its_reply_and_request(read: Any) -> None:
+def test_refusal_raises_with_body_and_request_id(read: Any) -> None:
     with pytest.raises(NotFoundError) as caught:
         read(reply({"code": 404, "message": "no such thing"}, 404))
     assert (caught.value.request_id, caught.value.raw) == ("req-7", {"code": 404, "message": "no such thing"})
@@ -57,7 +57,7 @@ def test_a_refusal_is_an_error_with_its_reply_and_request(read: Any) -> None:
 
 @every
 @pytest.mark.parametrize("data", [{}, None, [[]], {"items": 5}, "", True])
-def test_what_holds_nothing_of_the_kind_is_told(read: Any, data: object) -> None:
+def test_response_without_expected_data_raises_protocol_error(read: Any, data: object) -> None:
     if data == [[]] and read in {WAVESPEED.read_predictions, WAVESPEED.read_models, WAVESPEED.read_billings}:
         assert read(good(data)).unread == 1
         return
@@ -86,7 +86,7 @@ lively = st.recursive(
 
 @every
 @given(data=lively)
-def test_whatever_comes_is_read_or_an_api_error(read: Any, data: object) -> None:
+def test_any_data_parses_or_raises_api_error(read: Any, data: object) -> None:
     with contextlib.suppress(ApiError):
         read(good(data))
 
@@ -104,7 +104,7 @@ RECORD = {
 
 
 @pytest.mark.parametrize("name", ["input", "inputs"])
-def test_a_page_of_predictions_with_and_without_their_input(name: str) -> None:
+def test_predictions_page_keeps_input(name: str) -> None:
     page = WAVESPEED.read_predictions(
         good({"page": 1, "total": 505, "items": [RECORD, {**RECORD, "id": "b", name: {"prompt": "She turns"}}]})
     )
@@ -117,11 +117,11 @@ def test_a_page_of_predictions_with_and_without_their_input(name: str) -> None:
 
 
 @pytest.mark.parametrize("data", [{"items": []}, {"items": None, "page": 9}, []])
-def test_an_empty_page(data: object) -> None:
+def test_empty_page(data: object) -> None:
     assert WAVESPEED.read_predictions(good(data)).size == 0
 
 
-def test_an_item_that_cannot_be_read_is_counted_and_ends_nothing() -> None:
+def test_unreadable_item_is_counted_and_skipped() -> None:
     page = WAVESPEED.read_predictions(good({"items": [{"status": "completed"}, RECORD, 5]}))
     assert [prediction.id for prediction in page.items] == [RECORD["id"]]
     assert (page.size, page.unread) == (3, 2)
@@ -133,19 +133,19 @@ def test_an_item_that_cannot_be_read_is_counted_and_ends_nothing() -> None:
 @pytest.mark.parametrize(
     "data", [{"balance": 12.34}, {"balance": "12.34"}, {"balance": 12.34, "currency": "USD"}, 12.34]
 )
-def test_the_balance_is_a_decimal(data: object) -> None:
+def test_balance_is_decimal(data: object) -> None:
     balance = WAVESPEED.read_balance(good(data))
     assert balance == Decimal("12.34")
     assert isinstance(balance, Decimal)
 
 
 @pytest.mark.parametrize("balance", [None, "much", True, 1e300, "1e999999", "NaN", "Infinity"])
-def test_what_is_no_amount_is_no_balance(balance: object) -> None:
+def test_invalid_balance_raises_protocol_error(balance: object) -> None:
     with pytest.raises(ProtocolError, match="no balance"):
         WAVESPEED.read_balance(good({"balance": balance}))
 
 
-def test_a_price_with_a_discount() -> None:
+def test_discounted_price() -> None:
     data = {"model_id": "m/x", "price": 0.9, "discounted_price": 0.81, "discount_rate": 0.1, "currency": "USD"}
     price = WAVESPEED.read_price(good(data), JOB)
     assert (price.model, price.price, price.discounted, price.rate) == (
@@ -160,13 +160,13 @@ def test_a_price_with_a_discount() -> None:
 @pytest.mark.parametrize(
     "data", [{"price": 0.45}, {"unit_price": 0.45, "currency": "USD"}, {"discounted_price": "0.45", "price": None}]
 )
-def test_a_price_without_a_discount_is_what_is_paid(data: object) -> None:
+def test_price_without_discount(data: object) -> None:
     price = WAVESPEED.read_price(good(data), JOB)
     assert (price.price, price.discounted, price.currency) == (Decimal("0.45"), Decimal("0.45"), "USD")
     assert price.model == JOB.model
 
 
-def test_another_currency_says_so() -> None:
+def test_price_in_other_currency_shows_it() -> None:
     assert str(WAVESPEED.read_price(good({"price": 3, "currency": "CNY"}), JOB)) == "3 CNY"
 
 
@@ -205,7 +205,7 @@ def test_usage() -> None:
     assert (usage.raw, usage.request_id) == (data, "req-7")
 
 
-def test_usage_without_a_summary_is_summed_up() -> None:
+def test_usage_without_summary_is_summed() -> None:
     assert WAVESPEED.read_usage(
         good({"per_model_usage": [{"total_cost": 1}, {"total_cost": 0.5}], "daily_usage": None})
     ).cost == Decimal("1.5")
@@ -224,7 +224,7 @@ LINE = {
 }
 
 
-def test_a_line_of_the_bill() -> None:
+def test_billing_line() -> None:
     (line,) = WAVESPEED.read_billings(good({"page": 1, "has_more": False, "items": [LINE]})).items
     assert (line.id, line.kind, line.price, line.list_price) == ("line-1", "deduct", Decimal("0.81"), Decimal("0.9"))
     assert (line.prediction_id, line.model, line.status, line.key_name) == ("p1", "m/x", "completed", "batch")
@@ -245,12 +245,12 @@ def test_a_line_of_the_bill() -> None:
         (10**30, None),
     ],
 )
-def test_both_forms_of_time_are_read(written: object, read: datetime | None) -> None:
+def test_billing_time_formats(written: object, read: datetime | None) -> None:
     (line,) = WAVESPEED.read_billings(good({"items": [{**LINE, "created_at": written}]})).items
     assert line.created_at == read
 
 
-def test_a_refund_is_no_negative_amount_and_a_line_without_one_is_none() -> None:
+def test_refund_is_positive_and_line_without_amount_is_unread() -> None:
     page = WAVESPEED.read_billings(
         good({"items": [{"billing_type": "refund", "price": -0.45}, {"uuid": "x", "price": None}]})
     )
@@ -258,7 +258,7 @@ def test_a_refund_is_no_negative_amount_and_a_line_without_one_is_none() -> None
     assert page.unread == 1
 
 
-def test_how_many_were_deleted() -> None:
+def test_deleted_count() -> None:
     assert WAVESPEED.read_deleted(good({"deleted_count": 2})) == 2
 
 
@@ -285,7 +285,7 @@ ENTRY = {
 
 
 @pytest.mark.parametrize("data", [[ENTRY], {"items": [ENTRY]}], ids=["list", "items"])
-def test_the_catalogue_in_both_shapes(data: object) -> None:
+def test_models_in_both_formats(data: object) -> None:
     (model,) = WAVESPEED.read_models(good(data)).items
     assert (model.id, model.type, model.base_price) == (ENTRY["model_id"], "image-to-video", Decimal("0.45"))
     assert model.path == "/api/v3/kwaivgi/kling-v2.1-i2v-pro"
@@ -294,7 +294,7 @@ def test_the_catalogue_in_both_shapes(data: object) -> None:
     assert hash(model)
 
 
-def test_the_short_entries_of_the_page() -> None:
+def test_models_in_short_format() -> None:
     (model,) = WAVESPEED.read_models(
         good({"items": [{"model_uuid": "m/x", "name": "X", "category": "image-to-video", "description": "d"}]})
     ).items
@@ -307,19 +307,19 @@ def test_the_short_entries_of_the_page() -> None:
 @pytest.mark.parametrize(
     "body", [{"code": 200, "message": "success", "data": {"secret": "whsec_x/y+z="}}, {"secret": "whsec_x/y+z="}]
 )
-def test_the_secret_enveloped_or_bare_does_not_show_itself(body: object) -> None:
+def test_webhook_secret_enveloped_or_bare_is_hidden(body: object) -> None:
     secret = WAVESPEED.read_webhook_secret(reply(body))
     assert secret.reveal() == "whsec_x/y+z="
     assert "whsec" not in repr(secret) + str(secret) + f"{secret}"
 
 
-def test_a_secret_that_cannot_be_read_is_not_quoted() -> None:
+def test_unreadable_secret_is_not_quoted() -> None:
     for data in ({"secret": "whsec_with space"}, {"webhook": "whsec_elsewhere"}):
         with pytest.raises(ProtocolError) as caught:
             WAVESPEED.read_webhook_secret(good(data))
         assert "whsec" not in str(caught.value) + repr(caught.value.raw)
 
 
-def test_an_upload_in_one_request() -> None:
+def test_upload_in_one_request() -> None:
     data = {"type": "image", "download_url": "https://cdn.example/media/images/1.png", "filename": "a.png", "size": 9}
     assert WAVESPEED.read_upload(good(data)) == "https://cdn.example/media/images/1.png"

@@ -1,10 +1,9 @@
-"""What is asked of the account's endpoints: exactly, by docs and by what the vendor's own clients send."""
+"""Requests to the account endpoints, byte by byte: as documented and as the vendor's own clients send them."""
 
 from __future__ import annotations
 
 import email
 import json
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from email.message import Message
 from typing import Any
@@ -14,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kling_async import Effect, GPTProto, HttpRequest, Job, UnsupportedError, WaveSpeed
+from kling_async.providers import AccountProvider, account_of
+from kling_async.providers.protocol import ENDPOINTS, AccountEndpoint
 
 KEY = "wsk_0123456789abcdef"
 URL = "https://pictures.example/face.png"
@@ -27,7 +28,7 @@ def body(request: HttpRequest) -> Any:
     return json.loads(request.body)
 
 
-def test_every_endpoint_is_a_read_of_the_own_origin_with_the_key() -> None:
+def test_endpoint_is_authorized_read_of_base_url() -> None:
     job = Job(prompt="x", image=URL)
     requests = {
         "POST https://api.wavespeed.ai/api/v3/predictions": WAVESPEED.predictions(),
@@ -50,7 +51,7 @@ def test_every_endpoint_is_a_read_of_the_own_origin_with_the_key() -> None:
         assert (request.body is None) == (request.method == "GET")
 
 
-def test_the_list_says_its_page_and_only_the_filters_that_were_given() -> None:
+def test_list_request_sends_page_and_given_filters_only() -> None:
     assert body(WAVESPEED.predictions()) == {"page": 1, "page_size": 100}
     berlin = NOON.astimezone(timezone(timedelta(hours=1)))
     assert body(
@@ -67,11 +68,11 @@ def test_the_list_says_its_page_and_only_the_filters_that_were_given() -> None:
     }
 
 
-def test_delete_names_the_ids() -> None:
+def test_delete_request_lists_ids() -> None:
     assert body(WAVESPEED.delete(("a", "b"))) == {"ids": ["a", "b"]}
 
 
-def test_a_price_is_asked_for_with_all_inputs_and_no_file() -> None:
+def test_price_request_sends_all_inputs_and_no_file() -> None:
     job = Job(model="kling-v2.1-pro", prompt="She turns", image=URL, duration=10)
     assert body(WAVESPEED.price(job)) == {
         "model_id": "kwaivgi/kling-v2.1-i2v-pro",
@@ -84,7 +85,7 @@ def test_a_price_is_asked_for_with_all_inputs_and_no_file() -> None:
     assert inputs["image"] == inputs["end_image"] == "https://example.com/image.png"
 
 
-def test_usage_has_iso_times_and_the_bill_has_milliseconds() -> None:
+def test_usage_sends_iso_times_and_billings_milliseconds() -> None:
     assert body(WAVESPEED.usage(NOON, NOON + timedelta(days=1), model="m/x")) == {
         "start_time": "2026-11-21T12:00:00.123456Z",
         "end_time": "2026-11-22T12:00:00.123456Z",
@@ -105,7 +106,7 @@ def test_usage_has_iso_times_and_the_bill_has_milliseconds() -> None:
 
 
 def parts(request: HttpRequest) -> list[Message]:
-    """The parts of a form, as the standard library reads them."""
+    """Parse the parts of a form with the standard library."""
     head = f"Content-Type: {request.headers['Content-Type']}\r\n\r\n".encode()
     message = email.message_from_bytes(head + (request.body or b""))
     found = message.get_payload()
@@ -114,7 +115,7 @@ def parts(request: HttpRequest) -> list[Message]:
 
 
 @given(st.binary(min_size=1, max_size=200))
-def test_a_form_holds_the_file_as_it_is(content: bytes) -> None:
+def test_upload_form_contains_file_unchanged(content: bytes) -> None:
     request = WAVESPEED.upload_binary(filename='a "b"\r\n.png', content=content, content_type="image/png")
     boundary = request.headers["Content-Type"].partition("boundary=")[2]
     assert request.body is not None
@@ -122,41 +123,45 @@ def test_a_form_holds_the_file_as_it_is(content: bytes) -> None:
     assert len(pieces) == 3
     head, _, rest = pieces[1].partition(b"\r\n\r\n")
     assert rest == content + b"\r\n"
-    assert head.count(b"\r\n") == 2, "the name of the file ends no line"
+    assert head.count(b"\r\n") == 2, "the filename does not break the header"
 
 
-def test_a_form_is_one_that_others_read() -> None:
+def test_upload_form_is_parsed_by_standard_library() -> None:
     (part,) = parts(WAVESPEED.upload_binary(filename="a.png", content=PNG, content_type="image/png"))
     assert part.get_param("name", header="content-disposition") == "file"
     assert part.get_filename() == "a.png"
     assert part.get_content_type() == "image/png"
 
 
-REFUSED: list[tuple[str, Callable[[GPTProto], HttpRequest]]] = [
-    ("/api/v3/predictions", lambda provider: provider.predictions(page=1)),
-    ("/api/v3/predictions/delete", lambda provider: provider.delete(["a"])),
-    ("/api/v3/balance", lambda provider: provider.balance()),
-    ("/api/v3/models", lambda provider: provider.models()),
-    ("/api/v3/model/price", lambda provider: provider.price(Job(prompt="x", image=URL))),
-    ("/api/v3/user/usage_stats", lambda provider: provider.usage(NOON, NOON)),
-    ("/api/v3/billings/search", lambda provider: provider.billings(kind="refund")),
-    ("/api/v3/webhook/secret", lambda provider: provider.webhook_secret()),
-    (
-        "/api/v3/media/upload/binary",
-        lambda provider: provider.upload_binary(filename="a", content=b"x", content_type="image/png"),
-    ),
-]
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_gptproto_has_no_account_endpoints(endpoint: AccountEndpoint) -> None:
+    reader, label = ENDPOINTS[endpoint]
+    assert not hasattr(GPTProto, endpoint)
+    assert not hasattr(GPTProto, reader)
+    with pytest.raises(UnsupportedError, match=f"^gptproto has no {label}: GPTProto does not define `{endpoint}` and"):
+        account_of(GPTProto(api_key=KEY), endpoint)
 
 
-@pytest.mark.parametrize(("path", "ask"), REFUSED, ids=[path for path, _ in REFUSED])
-def test_gptproto_refuses_what_none_of_its_pages_names(path: str, ask: Callable[[GPTProto], HttpRequest]) -> None:
-    with pytest.raises(UnsupportedError) as caught:
-        ask(GPTProto(api_key=KEY))
-    assert "gptproto" in str(caught.value)
-    assert path in str(caught.value)
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_wavespeed_has_all_account_endpoints(endpoint: AccountEndpoint) -> None:
+    assert account_of(WAVESPEED, endpoint) is WAVESPEED
 
 
-def test_the_last_frame_of_2_6_pro_has_another_name_at_gptproto() -> None:
+def test_account_endpoint_needs_request_and_reader() -> None:
+    class RequestAlone(GPTProto):
+        def balance(self) -> HttpRequest:
+            return HttpRequest(method="GET", url=self.base_url)
+
+    with pytest.raises(UnsupportedError, match="RequestAlone does not define `balance` and `read_balance`"):
+        account_of(RequestAlone(api_key=KEY), "balance")
+
+
+def test_endpoints_table_names_every_member_of_account_provider() -> None:
+    members = {name for name in vars(AccountProvider) if not name.startswith("_")}
+    assert members == {name for request, (reader, _) in ENDPOINTS.items() for name in (request, reader)}
+
+
+def test_gptproto_renames_last_frame_of_2_6_pro() -> None:
     job = Job(model="kling-v2.6-pro", prompt="x", image=URL, end_image=URL)
     assert "end_image" in body(WAVESPEED.submit(job, URL, URL))
     sent = body(GPTProto(api_key=KEY).submit(job, URL, URL))

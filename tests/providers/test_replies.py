@@ -1,4 +1,4 @@
-"""Recorded replies of the services, each a file, and what the dialects make of them."""
+"""Recorded responses of the services, one file each, parsed by the built-in providers."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ from kling_async._core.media import UploadTicket
 
 SAMPLES = Path(__file__).parent / "samples"
 KEY = "wsk_a-key/of+the=test"
-DIALECTS: dict[str, WaveSpeed] = {"wavespeed": WaveSpeed(api_key=KEY), "gptproto": GPTProto(api_key=KEY)}
+WAVESPEED = WaveSpeed(api_key=KEY)
+PROVIDERS: dict[str, WaveSpeed | GPTProto] = {"wavespeed": WAVESPEED, "gptproto": GPTProto(api_key=KEY)}
 
 
 def sample(name: str) -> HttpResponse:
-    """A recorded reply, as the transport brings it."""
+    """Load a recorded response as the transport returns it."""
     recorded = json.loads((SAMPLES / f"{name}.json").read_text())
     body = recorded["text"] if "text" in recorded else json.dumps(recorded["body"])
     return HttpResponse(
@@ -47,8 +48,8 @@ def sample(name: str) -> HttpResponse:
     )
 
 
-def dialect(name: str) -> WaveSpeed:
-    return DIALECTS[name.partition("/")[0]]
+def provider_of(name: str) -> WaveSpeed | GPTProto:
+    return PROVIDERS[name.partition("/")[0]]
 
 
 # ---- predictions ----
@@ -137,16 +138,16 @@ PREDICTIONS = {
 @pytest.mark.parametrize(("name", "expected"), PREDICTIONS.items(), ids=PREDICTIONS)
 def test_predictions(name: str, expected: Prediction) -> None:
     reply = sample(name)
-    prediction = dialect(name).read_prediction(reply)
+    prediction = provider_of(name).read_prediction(reply)
     assert prediction == expected
     body: Any = reply.json()
     data = body.get("data", body)
-    assert prediction.raw == (data[0] if isinstance(data, list) else data), "the record is kept as it came"
+    assert prediction.raw == (data[0] if isinstance(data, list) else data), "the record is kept unchanged"
 
 
 # ---- errors ----
 
-# Name: class, status, code, what the message ends with, and what else is known.
+# Name: class, status, code, end of the message, further attributes.
 ERRORS: dict[str, tuple[type[ApiError], int, int | None, str, dict[str, object]]] = {
     "wavespeed/envelope-403": (PermissionDeniedError, 200, 403, "(HTTP 200, code 403): insufficient role", {}),
     "wavespeed/envelope-429": (RateLimitedError, 200, 429, "You have reached your concurrency limit", {}),
@@ -205,9 +206,9 @@ ERRORS: dict[str, tuple[type[ApiError], int, int | None, str, dict[str, object]]
         {"raw": "upstream request timeout"},
     ),
     "wavespeed/error-308": (RequestRejectedError, 308, None, "refused (HTTP 308): no text", {}),
-    "wavespeed/reply-truncated": (ProtocolError, 200, None, "the reply is not JSON", {}),
-    "wavespeed/reply-html": (ProtocolError, 200, None, "the reply is not JSON", {"raw": "Please sign in"}),
-    "wavespeed/reply-empty": (ProtocolError, 200, None, "the reply is not JSON", {"raw": ""}),
+    "wavespeed/reply-truncated": (ProtocolError, 200, None, "the response is not JSON", {}),
+    "wavespeed/reply-html": (ProtocolError, 200, None, "the response is not JSON", {"raw": "Please sign in"}),
+    "wavespeed/reply-empty": (ProtocolError, 200, None, "the response is not JSON", {"raw": ""}),
     "wavespeed/reply-no-id": (ProtocolError, 200, None, "the record has no id", {}),
     "wavespeed/reply-null": (ProtocolError, 200, None, "expected an object, got NoneType", {}),
     "wavespeed/reply-empty-list": (ProtocolError, 200, None, "expected an object, got list", {}),
@@ -231,14 +232,14 @@ def test_errors(name: str) -> None:
     kind, status, code, said, more = ERRORS[name]
     reply = sample(name)
     with pytest.raises(ApiError) as caught:
-        dialect(name).read_prediction(reply)
+        provider_of(name).read_prediction(reply)
     error = caught.value
     assert type(error) is kind
     assert (error.status, error.code) == (status, code)
     assert error.message.endswith(said)
     assert {attribute: getattr(error, attribute) for attribute in more} == more
     if error.code is not None:
-        assert error.raw == reply.json(), "the body is kept as it came"
+        assert error.raw == reply.json(), "the body is kept unchanged"
 
 
 # ---- upload tickets ----
@@ -252,35 +253,35 @@ TICKET = UploadTicket(
 TICKETS = {"wavespeed/ticket": TICKET, "wavespeed/ticket-least": attrs.evolve(TICKET, headers={})}
 TICKET_ERRORS = {
     "wavespeed/ticket-envelope-500": (ServerError, "Upload failed: invalid file type"),
-    "wavespeed/ticket-without-url": (ProtocolError, "the upload ticket is incomplete"),
+    "wavespeed/ticket-without-url": (ProtocolError, "incomplete upload ticket"),
     "wavespeed/ticket-without-upload": (ProtocolError, "no upload ticket in it"),
-    "wavespeed/ticket-headers-list": (ProtocolError, "the upload ticket is incomplete"),
+    "wavespeed/ticket-headers-list": (ProtocolError, "incomplete upload ticket"),
 }
 
 
 @pytest.mark.parametrize("name", TICKETS)
 def test_tickets(name: str) -> None:
-    ticket = dialect(name).read_ticket(sample(name))
+    ticket = WAVESPEED.read_ticket(sample(name))
     assert ticket == TICKETS[name]
     assert "c2lnbmF0dXJl" not in repr(ticket), "the query is a credential"
 
 
 @pytest.mark.parametrize("name", TICKET_ERRORS)
-def test_no_tickets(name: str) -> None:
+def test_ticket_errors(name: str) -> None:
     kind, said = TICKET_ERRORS[name]
     with pytest.raises(ApiError) as caught:
-        dialect(name).read_ticket(sample(name))
+        WAVESPEED.read_ticket(sample(name))
     assert type(caught.value) is kind
     assert caught.value.message.endswith(said)
 
 
 @pytest.mark.parametrize("name", [name for name in ERRORS if not name.startswith("wavespeed/reply-")])
-def test_errors_are_the_same_when_a_ticket_was_asked_for(name: str) -> None:
+def test_ticket_parser_raises_same_errors(name: str) -> None:
     with pytest.raises(ERRORS[name][0]):
-        dialect(name).read_ticket(sample(name))
+        WAVESPEED.read_ticket(sample(name))
 
 
-def test_every_sample_has_its_row_and_every_row_its_sample() -> None:
+def test_samples_and_rows_match() -> None:
     files = {path.relative_to(SAMPLES).with_suffix("").as_posix() for path in SAMPLES.rglob("*.json")}
     rows = [*PREDICTIONS, *ERRORS, *TICKETS, *TICKET_ERRORS]
     assert sorted(rows) == sorted(files)
@@ -299,7 +300,7 @@ ECHOES = {
 @pytest.mark.parametrize("status", [200, 400, 401, 403, 429, 500, 502])
 @pytest.mark.parametrize("shape", ["message", "error", "nested", "detail", "text", "html", "escaped", "failed"])
 @pytest.mark.promise(8)
-def test_a_service_that_echoes_the_key_does_not_bring_it_into_an_error(echo: str, status: int, shape: str) -> None:
+def test_echoed_key_is_redacted_in_errors(echo: str, status: int, shape: str) -> None:
     record = {"id": "p1", "status": "failed", "error": echo}
     body = {
         "message": json.dumps({"code": 401, "message": echo}),
@@ -311,7 +312,7 @@ def test_a_service_that_echoes_the_key_does_not_bring_it_into_an_error(echo: str
         "escaped": json.dumps({"code": 401, "message": echo}).replace("/", "\\/").replace("+", "\\u002B"),
         "failed": json.dumps({"code": 200, "data": record}),
     }[shape]
-    provider = DIALECTS["wavespeed"]
+    provider = WAVESPEED
     reply = HttpResponse(status=status, body=body.encode())
     try:
         failure = provider.read_prediction(reply).failure()
@@ -323,7 +324,7 @@ def test_a_service_that_echoes_the_key_does_not_bring_it_into_an_error(echo: str
     assert not [text for text in shown if KEY in text]
 
 
-# ---- what readers stumble over ----
+# ---- hostile responses ----
 
 HOSTILE = {
     "time too large for a float": b'{"data": {"id": "p1", "executionTime": 1%s}}' % (b"0" * 400),
@@ -342,9 +343,9 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
-def test_an_id_is_found_whatever_stands_beside_it(body: bytes) -> None:
-    """A reply with an id is a paid job: an odd field beside it must not hide it."""
-    prediction = DIALECTS["wavespeed"].read_prediction(HttpResponse(status=200, body=body))
+def test_id_is_parsed_beside_hostile_fields(body: bytes) -> None:
+    """A response with an id is a paid job, whatever its other fields contain."""
+    prediction = WAVESPEED.read_prediction(HttpResponse(status=200, body=body))
     assert prediction.id == "p1"
     assert prediction.inference is None
     assert prediction.created_at is None
@@ -352,13 +353,13 @@ def test_an_id_is_found_whatever_stands_beside_it(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("value", ["{}", "[]", "[1]", "true", "1.5", "null", '""', '"  "'])
-def test_what_is_no_id_is_not_taken_for_one(value: str) -> None:
+def test_invalid_id_raises_protocol_error(value: str) -> None:
     with pytest.raises(ProtocolError):
-        DIALECTS["wavespeed"].read_prediction(HttpResponse(status=200, body=b'{"data": {"id": %s}}' % value.encode()))
+        WAVESPEED.read_prediction(HttpResponse(status=200, body=b'{"data": {"id": %s}}' % value.encode()))
 
 
-def test_a_number_is_an_id() -> None:
-    assert DIALECTS["wavespeed"].read_prediction(HttpResponse(status=200, body=b'{"data": {"id": 7}}')).id == "7"
+def test_numeric_id_is_accepted() -> None:
+    assert WAVESPEED.read_prediction(HttpResponse(status=200, body=b'{"data": {"id": 7}}')).id == "7"
 
 
 # ---- anything ----
@@ -400,32 +401,30 @@ headers = st.dictionaries(st.sampled_from(["retry-after", "date", "x-request-id"
 
 
 @settings(max_examples=400)
-@given(statuses, headers, bodies, st.sampled_from(sorted(DIALECTS)))
+@given(statuses, headers, bodies, st.sampled_from(sorted(PROVIDERS)))
 @pytest.mark.promise(10)
-def test_whatever_comes_is_a_prediction_or_an_api_error(
-    status: int, sent: dict[str, str], body: bytes, provider: str
-) -> None:
-    """Promise 10: the server's vocabulary stays open, and never a crash."""
+def test_any_response_parses_or_raises_api_error(status: int, sent: dict[str, str], body: bytes, provider: str) -> None:
+    """Promise 10: unknown server vocabulary never crashes."""
     reply = HttpResponse(status=status, headers=sent, body=body)
     try:
-        prediction = DIALECTS[provider].read_prediction(reply)
+        prediction = PROVIDERS[provider].read_prediction(reply)
     except ApiError as error:
         assert error.status == status  # noqa: PT017 -- either end is right
         assert str(error)  # noqa: PT017 -- the same
     else:
         assert prediction.id.strip()
         assert all(prediction.outputs)
-        # It is good for all that is done with it next.
+        # Everything that the session does with it next works.
         assert isinstance(prediction.status.ended, bool)
         assert str(prediction.failure())
-        assert DIALECTS[provider].result(prediction.id).url.isascii()
+        assert PROVIDERS[provider].result(prediction.id).url.isascii()
         assert hash(prediction) == hash(attrs.evolve(prediction))
 
 
 @given(statuses, headers, bodies)
-def test_whatever_comes_is_a_ticket_or_an_api_error(status: int, sent: dict[str, str], body: bytes) -> None:
+def test_any_ticket_response_parses_or_raises_api_error(status: int, sent: dict[str, str], body: bytes) -> None:
     try:
-        ticket = DIALECTS["wavespeed"].read_ticket(HttpResponse(status=status, headers=sent, body=body))
+        ticket = WAVESPEED.read_ticket(HttpResponse(status=status, headers=sent, body=body))
     except ApiError as error:
         assert error.status == status  # noqa: PT017 -- either end is right
     else:

@@ -1,4 +1,4 @@
-"""What the dialects send: exactly, and the key only where it belongs."""
+"""Requests of the built-in providers, byte by byte; the key is in the Authorization header only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kling_async import (
     UnsupportedError,
     WaveSpeed,
 )
-from kling_async.providers import PROVIDERS, Provider
+from kling_async.providers import PROVIDERS, Provider, uploads_of
 
 KEY = "wsk_0123456789abcdef"
 URL = "https://pictures.example/face.png?sig=1&x=ä"
@@ -47,7 +47,7 @@ def body(request: HttpRequest) -> Any:
 # ---- submit ----
 
 
-def test_wavespeed_submits() -> None:
+def test_wavespeed_submit_request() -> None:
     request = WaveSpeed(api_key=KEY).submit(JOB, URL, None)
     assert request == HttpRequest(
         method="POST",
@@ -64,21 +64,21 @@ def test_wavespeed_submits() -> None:
     )
 
 
-def test_gptproto_submits_to_the_same_path_of_another_host() -> None:
+def test_gptproto_submit_uses_same_path_on_other_host() -> None:
     ours, theirs = GPTProto(api_key=KEY).submit(JOB, URL, None), WaveSpeed(api_key=KEY).submit(JOB, URL, None)
     assert ours.url == "https://gptproto.com/api/v3/kwaivgi/kling-v2.1-i2v-pro"
     assert (ours.method, ours.effect, ours.body) == (theirs.method, theirs.effect, theirs.body)
     assert ours.headers == {**theirs.headers, "Authorization": KEY}
 
 
-def test_what_is_sent_of_the_images_is_what_was_given_to_submit() -> None:
+def test_submit_sends_given_image_urls() -> None:
     request = WaveSpeed(api_key=KEY).submit(FRAMES, "https://uploads.example/1.png", "https://uploads.example/2.png")
     assert request.url.endswith("/api/v3/kwaivgi/kling-v2.1-i2v-pro/start-end-frame")
     assert body(request)["image"] == "https://uploads.example/1.png"
     assert body(request)["end_image"] == "https://uploads.example/2.png"
 
 
-def test_the_webhook_is_an_encoded_query_parameter_and_not_in_the_body() -> None:
+def test_webhook_is_encoded_query_parameter() -> None:
     request = WaveSpeed(api_key=KEY).submit(JOB, URL, None, webhook="https://me.example/hook?token=a b&c=ü#d")
     path, _, query = request.url.partition("?")
     assert path == "https://api.wavespeed.ai/api/v3/kwaivgi/kling-v2.1-i2v-pro"
@@ -88,7 +88,7 @@ def test_the_webhook_is_an_encoded_query_parameter_and_not_in_the_body() -> None
 
 
 @both
-def test_the_base_url_is_taken_with_or_without_a_slash(provider: WaveSpeed) -> None:
+def test_base_url_may_end_with_slash(provider: WaveSpeed | GPTProto) -> None:
     local = type(provider)(api_key=KEY, base_url="http://127.0.0.1:8000/")
     assert local.base_url == "http://127.0.0.1:8000"
     assert local.submit(JOB, URL, None).url == "http://127.0.0.1:8000/api/v3/kwaivgi/kling-v2.1-i2v-pro"
@@ -100,7 +100,7 @@ def test_the_base_url_is_taken_with_or_without_a_slash(provider: WaveSpeed) -> N
 
 @both
 @pytest.mark.promise(8)
-def test_a_result_is_read_by_a_url_that_is_built_here(provider: WaveSpeed) -> None:
+def test_result_url_is_built_from_base_url(provider: WaveSpeed | GPTProto) -> None:
     request = provider.result("45b392b22c3b449fa935bd4dc2219dfe")
     assert request == HttpRequest(
         method="GET",
@@ -123,13 +123,13 @@ def test_a_result_is_read_by_a_url_that_is_built_here(provider: WaveSpeed) -> No
         ("ä\ud83d", "%C3%A4%ED%A0%BD"),
     ],
 )
-def test_an_id_stays_one_segment_of_the_path(prediction_id: str, segment: str) -> None:
+def test_id_is_quoted_as_one_path_segment(prediction_id: str, segment: str) -> None:
     url = WaveSpeed(api_key=KEY).result(prediction_id).url
     assert url == f"https://api.wavespeed.ai/api/v3/predictions/{segment}/result"
 
 
 @given(st.text())
-def test_no_id_leads_to_another_place(prediction_id: str) -> None:
+def test_any_id_stays_within_result_path(prediction_id: str) -> None:
     segments = WaveSpeed(api_key=KEY).result(prediction_id).url.split("/")
     assert segments[:6] == ["https:", "", "api.wavespeed.ai", "api", "v3", "predictions"]
     assert segments[7:] == ["result"]
@@ -140,7 +140,7 @@ def test_no_id_leads_to_another_place(prediction_id: str) -> None:
 # ---- upload tickets ----
 
 
-def test_a_ticket_is_asked_for_and_costs_nothing() -> None:
+def test_ticket_request_is_read() -> None:
     request = WaveSpeed(api_key=KEY).upload_ticket(filename="image.png", size=12345, content_type="image/png")
     assert (request.method, request.effect) == ("POST", Effect.READ)
     assert request.url == "https://api.wavespeed.ai/api/v3/media/uploads"
@@ -148,22 +148,22 @@ def test_a_ticket_is_asked_for_and_costs_nothing() -> None:
     assert request.headers["Authorization"] == f"Bearer {KEY}"
 
 
-# ---- what a provider lacks ----
+# ---- unsupported calls ----
 
 
-def test_gptproto_has_no_uploads_and_says_what_to_do_instead() -> None:
+def test_gptproto_uploads_raise_with_advice() -> None:
     with pytest.raises(UnsupportedError, match="gptproto takes no uploads") as caught:
-        GPTProto(api_key=KEY).upload_ticket(filename="a.png", size=1, content_type="image/png")
+        uploads_of(GPTProto(api_key=KEY))
     assert 'images="inline"' in caught.value.advice
 
 
-def test_gptproto_has_no_webhooks() -> None:
+def test_gptproto_submit_with_webhook_raises() -> None:
     with pytest.raises(UnsupportedError, match="gptproto has no webhooks") as caught:
         GPTProto(api_key=KEY).submit(JOB, URL, None, webhook="https://me.example/hook")
     assert caught.value.job is JOB
 
 
-def test_a_model_that_a_provider_lacks_is_named_with_the_provider() -> None:
+def test_submit_of_unknown_model_names_model_and_provider() -> None:
     with pytest.raises(
         UnsupportedError, match=r"gptproto has no model kwaivgi/kling-v2\.1-i2v-pro/start-end-frame"
     ) as caught:
@@ -174,7 +174,7 @@ def test_a_model_that_a_provider_lacks_is_named_with_the_provider() -> None:
 # ---- the key ----
 
 
-def test_disagreement_gptproto_takes_the_key_raw_in_its_samples_and_as_bearer_in_its_prose() -> None:
+def test_disagreement_gptproto_key_is_raw_or_bearer() -> None:
     """Seed 004 and every curl example send it raw, its SDK as Bearer; WaveSpeed's pages all say Bearer."""
     assert GPTProto(api_key=KEY).result("p1").headers["Authorization"] == KEY
     assert GPTProto(api_key=KEY, auth_scheme="bearer").result("p1").headers["Authorization"] == f"Bearer {KEY}"
@@ -183,7 +183,7 @@ def test_disagreement_gptproto_takes_the_key_raw_in_its_samples_and_as_bearer_in
 
 @both
 @pytest.mark.promise(8)
-def test_the_key_is_in_one_header_and_nowhere_else(provider: WaveSpeed) -> None:
+def test_key_is_in_authorization_header_only(provider: WaveSpeed | GPTProto) -> None:
     for request in (provider.submit(JOB, URL, None), provider.result("p1")):
         assert [name for name, value in request.headers.items() if KEY in value] == ["Authorization"]
         assert KEY not in request.url
@@ -192,7 +192,7 @@ def test_the_key_is_in_one_header_and_nowhere_else(provider: WaveSpeed) -> None:
 
 
 @both
-def test_no_repr_shows_the_key(provider: WaveSpeed) -> None:
+def test_repr_hides_key(provider: WaveSpeed | GPTProto) -> None:
     assert repr(provider) == str(provider)
     assert KEY not in repr(provider)
     assert KEY not in repr(KlingSession(provider=provider))
@@ -202,8 +202,8 @@ def test_no_repr_shows_the_key(provider: WaveSpeed) -> None:
 @both
 @pytest.mark.parametrize("status", [200, 401, 500])
 @pytest.mark.promise(8)
-def test_a_traceback_with_its_locals_does_not_show_the_key(provider: WaveSpeed, status: int) -> None:
-    """As error reporters print it: the locals of every frame below the call."""
+def test_traceback_locals_hide_key(provider: WaveSpeed | GPTProto, status: int) -> None:
+    """Error reporters print the locals of every frame."""
     reply = HttpResponse(status=status, body=json.dumps({"code": 401, "message": f"no such key {KEY}"}).encode())
     with pytest.raises(ApiError) as caught:
         provider.read_prediction(reply)
@@ -215,7 +215,7 @@ def test_a_traceback_with_its_locals_does_not_show_the_key(provider: WaveSpeed, 
 
 
 @pytest.mark.parametrize("key", ["", "  ", "two words", "ключ"])
-def test_a_key_that_is_none_is_refused(key: str) -> None:
+def test_invalid_key_is_refused(key: str) -> None:
     with pytest.raises(ConfigurationError):
         WaveSpeed(api_key=key)
 
@@ -223,7 +223,7 @@ def test_a_key_that_is_none_is_refused(key: str) -> None:
 # ---- the protocol ----
 
 
-def test_the_providers_by_name() -> None:
+def test_providers_by_name() -> None:
     assert {name: cls.name for name, cls in PROVIDERS.items()} == {"wavespeed": "wavespeed", "gptproto": "gptproto"}
     for cls in PROVIDERS.values():
         provider: Provider = cls(api_key=KEY)
@@ -233,6 +233,6 @@ def test_the_providers_by_name() -> None:
 
 
 @both
-def test_a_provider_is_frozen(provider: WaveSpeed) -> None:
+def test_provider_is_frozen(provider: WaveSpeed | GPTProto) -> None:
     with pytest.raises(AttributeError):
         cast("Any", provider).base_url = "https://elsewhere.example"

@@ -1,7 +1,8 @@
-"""The check of providers: ours pass, and each broken one is told apart."""
+"""`check_provider`: built-in providers pass, each kind of defect is reported."""
 
 from __future__ import annotations
 
+from decimal import Decimal
 from urllib.parse import quote
 
 import attrs
@@ -26,7 +27,7 @@ KEY = "wsk_the-key-of-the-test"
     ],
     ids=repr,
 )
-async def test_ours_pass(provider: Provider) -> None:
+async def test_builtin_providers_satisfy_contract(provider: Provider) -> None:
     await check_provider(provider)
 
 
@@ -35,13 +36,13 @@ class NotPaid(WaveSpeed):
         return attrs.evolve(super().submit(job, image, end_image, webhook=webhook), effect=Effect.READ)
 
 
-class NotPaidWithAWebhook(WaveSpeed):
+class NotPaidWithWebhook(WaveSpeed):
     def submit(self, job: Job, image: str, end_image: str | None, *, webhook: str | None = None) -> HttpRequest:
         request = super().submit(job, image, end_image, webhook=webhook)
         return attrs.evolve(request, effect=Effect.READ) if webhook else request
 
 
-class WebhookInThePath(WaveSpeed):
+class WebhookInPath(WaveSpeed):
     def submit(self, job: Job, image: str, end_image: str | None, *, webhook: str | None = None) -> HttpRequest:
         request = super().submit(job, image, end_image)
         return attrs.evolve(request, url=f"{request.url}/{quote(webhook, safe='')}") if webhook else request
@@ -52,23 +53,23 @@ class PaidBalance(WaveSpeed):
         return attrs.evolve(super().balance(), effect=Effect.PAID)
 
 
-class GoesElsewhere(WaveSpeed):
+class OtherOrigin(WaveSpeed):
     def models(self) -> HttpRequest:
         return attrs.evolve(super().models(), url="https://models.example/all")
 
 
-class KeyInTheUrl(WaveSpeed):
+class KeyInUrl(WaveSpeed):
     def balance(self) -> HttpRequest:
         request = super().balance()
         return attrs.evolve(request, url=f"{request.url}?key={self.api_key.reveal()}")
 
 
-class KeyInTheBody(WaveSpeed):
+class KeyInBody(WaveSpeed):
     def balance(self) -> HttpRequest:
         return attrs.evolve(super().balance(), body=self.api_key.reveal().encode())
 
 
-class KeyInTheRepr(WaveSpeed):
+class KeyInRepr(WaveSpeed):
     def __repr__(self) -> str:
         return self.api_key.reveal()
 
@@ -78,50 +79,50 @@ class NoAuthorization(WaveSpeed):
         return attrs.evolve(super().submit(job, image, end_image, webhook=webhook), headers={})
 
 
-class IdAsItIs(WaveSpeed):
+class UnquotedId(WaveSpeed):
     def result(self, prediction_id: str) -> HttpRequest:
         return attrs.evolve(super().result("x"), url=f"{self.base_url}/api/v3/predictions/{prediction_id}/result")
 
 
-class IdWithoutItsSigns(WaveSpeed):
+class StrippedId(WaveSpeed):
     def result(self, prediction_id: str) -> HttpRequest:
         return super().result("".join(letter for letter in prediction_id if letter.isalnum()) or "x")
 
 
-class BelievesReplies(WaveSpeed):
+class RaisesOnUnexpectedJson(WaveSpeed):
     def read_prediction(self, response: HttpResponse, *, key: str | None = None) -> Prediction:
         data = response.json()
         assert isinstance(data, dict)
         return Prediction(id=data["data"]["id"], key=key)
 
 
-class GivesNone(WaveSpeed):
+class ReturnsNone(WaveSpeed):
     def read_prediction(self, response: HttpResponse, *, key: str | None = None) -> Prediction:
         del response, key
-        return None  # type: ignore[return-value]  # that is what is wrong with it
+        return None  # type: ignore[return-value]  # the defect under test
 
 
-class AcceptsRefusals(WaveSpeed):
+class AcceptsErrorStatus(WaveSpeed):
     def read_prediction(self, response: HttpResponse, *, key: str | None = None) -> Prediction:
         if response.body == b"{}":
             return Prediction(id="p1")
         return super().read_prediction(attrs.evolve(response, status=200), key=key)
 
 
-class ShowsWhatTheReplyQuotes(WaveSpeed):
+class QuotesResponse(WaveSpeed):
     def read_prediction(self, response: HttpResponse, *, key: str | None = None) -> Prediction:
         prediction = super().read_prediction(response, key=key)
         return attrs.evolve(prediction, error=response.body.decode("utf-8", "replace"))
 
 
-class EndsWhatItDoesNotKnow(WaveSpeed):
+class EndsUnknownStatus(WaveSpeed):
     def read_prediction(self, response: HttpResponse, *, key: str | None = None) -> Prediction:
         prediction = super().read_prediction(response, key=key)
         known = {"created", "processing", "completed"}
         return prediction if prediction.raw_status in known else attrs.evolve(prediction, status=Status.FAILED)
 
 
-class LosesTheWord(WaveSpeed):
+class LosesRawStatus(WaveSpeed):
     def read_prediction(self, response: HttpResponse, *, key: str | None = None) -> Prediction:
         prediction = super().read_prediction(response, key=key)
         return attrs.evolve(prediction, raw_status=prediction.status.value)
@@ -130,32 +131,83 @@ class LosesTheWord(WaveSpeed):
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
-        (NotPaid, "`submit` is to be Effect.PAID"),
-        (NotPaidWithAWebhook, "`submit` with a webhook is to be Effect.PAID"),
-        (WebhookInThePath, "shows the token of its webhook"),
-        (PaidBalance, "`balance` is to be Effect.READ"),
-        (GoesElsewhere, "`models` goes to https://models.example"),
-        (KeyInTheUrl, "`balance` has the key in its URL"),
-        (KeyInTheBody, "`balance` has the key in its body"),
-        (KeyInTheRepr, "the repr of the provider"),
-        (NoAuthorization, "give the key as `key=`"),
-        (IdAsItIs, "is not quoted"),
-        (IdWithoutItsSigns, "is not quoted"),
-        (BelievesReplies, "`read_prediction` of status .* is to raise an ApiError or give a value"),
-        (GivesNone, "gave NoneType, not a Prediction"),
-        (AcceptsRefusals, "`read_prediction` of status 400 is to raise an ApiError"),
-        (ShowsWhatTheReplyQuotes, "shows the key that a reply quotes"),
-        (EndsWhatItDoesNotKnow, "means that the prediction runs, and it had ended"),
-        (LosesTheWord, "`raw_status` is the service's own word"),
+        (NotPaid, "`submit`: expected Effect.PAID"),
+        (NotPaidWithWebhook, "`submit` with a webhook: expected Effect.PAID"),
+        (WebhookInPath, "contains the token of its webhook"),
+        (PaidBalance, "`balance`: expected Effect.READ"),
+        (OtherOrigin, "`models` goes to https://models.example"),
+        (KeyInUrl, "`balance`: the URL contains the key"),
+        (KeyInBody, "`balance`: the body contains the key"),
+        (KeyInRepr, "the provider's repr"),
+        (NoAuthorization, "pass `key=`"),
+        (UnquotedId, "does not quote the id"),
+        (StrippedId, "does not quote the id"),
+        (RaisesOnUnexpectedJson, "`read_prediction` of status .*: expected a value or an ApiError"),
+        (ReturnsNone, "expected a Prediction, got NoneType"),
+        (AcceptsErrorStatus, "`read_prediction` of status 400: expected an ApiError"),
+        (QuotesResponse, "contains the key that the response quotes"),
+        (EndsUnknownStatus, "an unknown status: expected a running prediction, got failed"),
+        (LosesRawStatus, "`raw_status`: expected the service's own word"),
     ],
 )
-async def test_a_broken_one_is_told_apart(broken: type[WaveSpeed], said: str) -> None:
+async def test_check_provider_reports_defect(broken: type[WaveSpeed], said: str) -> None:
     with pytest.raises(AssertionError, match=said):
         await check_provider(broken(api_key=KEY))
 
 
-async def test_a_dialect_of_another_shape_says_its_own() -> None:
-    with pytest.raises(AssertionError, match="needs `reply=`"):
+class FiveMembers:
+    """The core protocol and nothing else."""
+
+    name = "gptproto"
+    base_url = "https://gptproto.com"
+
+    def __init__(self, api_key: str = KEY) -> None:
+        self._gptproto = GPTProto(api_key=api_key)
+
+    def submit(self, job: Job, image: str, end_image: str | None, *, webhook: str | None = None) -> HttpRequest:
+        return self._gptproto.submit(job, image, end_image, webhook=webhook)
+
+    def result(self, prediction_id: str) -> HttpRequest:
+        return self._gptproto.result(prediction_id)
+
+    def read_prediction(self, response: HttpResponse, *, key: str | None = None) -> Prediction:
+        return self._gptproto.read_prediction(response, key=key)
+
+
+class RequestWithoutReader(FiveMembers):
+    def balance(self) -> HttpRequest:
+        return HttpRequest(method="GET", url=f"{self.base_url}/balance")
+
+
+class ReaderWithoutRequest(FiveMembers):
+    def read_balance(self, response: HttpResponse) -> Decimal:
+        return Decimal(response.body.decode())
+
+
+class UploadsInPart(FiveMembers):
+    def read_upload(self, response: HttpResponse) -> str:
+        return response.body.decode()
+
+
+async def test_provider_with_core_members_alone_passes() -> None:
+    await check_provider(FiveMembers())
+
+
+@pytest.mark.parametrize(
+    ("incomplete", "said"),
+    [
+        (RequestWithoutReader, "`balance` and `read_balance` belong together"),
+        (ReaderWithoutRequest, "`balance` and `read_balance` belong together"),
+        (UploadsInPart, "uploads need upload_ticket, .*: only read_upload defined"),
+    ],
+)
+async def test_check_provider_reports_incomplete_option(incomplete: type[FiveMembers], said: str) -> None:
+    with pytest.raises(AssertionError, match=said):
+        await check_provider(incomplete())
+
+
+async def test_provider_with_other_format_passes_reply() -> None:
+    with pytest.raises(AssertionError, match="pass `reply=`"):
         await check_provider(WaveSpeed(api_key=KEY), reply=lambda word: json_response({"state": word}))
     await check_provider(
         WaveSpeed(api_key=KEY),
