@@ -72,7 +72,7 @@ class Refusals:
         if not isinstance(error, RateLimitedError):
             self._unconnected += 1
             return None if self._unconnected >= MAX_CONNECT_ATTEMPTS else _BACKOFF.delay(self._unconnected, chance)
-        seconds = await self.gate.refused(error, pending.slot, chance)
+        seconds = await self.gate.record_refused(error, pending.slot, chance)
         if seconds is None:
             self._limited_since = None
             return 0.0

@@ -45,7 +45,7 @@ class RunningPredictions:
         """Watch a prediction that was accepted just now; it occupies the slot of its submission."""
         for reservation in pending.reserved:
             reservation.commit()
-        pending.slot.accepted()
+        pending.slot.mark_running()
         self.spent += pending.cost or 0
         end = _End(self._ledger, self._clock, pending.batch, pending.key, pending.slot, pending.reserved)
         self._watcher.add(prediction, batch=pending.batch, on_end=end, job=pending.job)

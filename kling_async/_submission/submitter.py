@@ -104,7 +104,7 @@ class Submitter:
         verdict = judge(await self._send(pending))
         match verdict:
             case Accepted(prediction):
-                self.gate.accepted()
+                self.gate.record_accepted()
                 if not prediction.model or prediction.key != pending.key:
                     model = prediction.model or pending.job.model
                     verdict = Accepted(changed(prediction, key=pending.key, model=model))

@@ -1,7 +1,7 @@
-"""How fast jobs start, and how many run.
+"""Limits on starts per time and on running predictions.
 
-Three knobs with three names: a `RateLimiter` bounds *starts per time*, the session's slots bound *running predictions*
-(`max_in_flight`), the transport's limit bounds *sockets*.
+Three limits with three names: a `RateLimiter` bounds *starts per time*, the session's slots bound *running predictions*
+(`max_in_flight`), the transport bounds *sockets*.
 
 `kling_async.limits.shared` has the limiter for many processes on one account; it needs the extra `redis`.
 """

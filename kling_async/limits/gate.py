@@ -1,11 +1,11 @@
-"""All that stands between a slot and a paid request, and what is learned from the answers."""
+"""Admission of paid requests: pause after a 429, then the rate limiter; records what the service answers."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from .pause import Pause
+from .pause import MAX_PAUSE_S, Pause
 from .protocol import ListeningRateLimiter
 from .refusal import Limit, which_limit
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 
 class Gate:
-    """The pause after a 429, then the rate.
+    """Gate before every paid request: waits for the end of a pause, then for the rate limiter.
 
     Args:
-        limiter: Starts per time.
+        limiter: Limit on starts per time.
         slots: The session's slots.
         clock: The session's clock.
 
     Attributes:
-        refusals: How many jobs were refused with a 429, by the limit that refused them.
-        waiting_for_rate: How many wait for the rate limiter.
-        waiting_for_pause: How many wait for the end of a pause, those who were refused not counted.
-        paused_by: What the last pause was about; None when there was none.
+        refusals: Number of 429s by the limit that they reported.
+        waiting_for_rate: Number of jobs that wait for the rate limiter.
+        waiting_for_pause: Number of jobs that wait for the end of a pause, without those that were refused.
+        paused_by: Limit that the last pause was about; None before the first one.
     """
 
     def __init__(self, limiter: RateLimiter, slots: Slots, clock: Clock) -> None:
@@ -45,17 +45,17 @@ class Gate:
 
     @property
     def closed(self) -> bool:
-        """Whether there is a pause."""
+        """True during a pause."""
         return self._pause.closed
 
     @property
     def pause_left(self) -> float:
-        """Seconds until the pause ends; 0 when there is none."""
-        return self._pause.left
+        """Seconds until the pause ends; 0 without one."""
+        return self._pause.remaining
 
     @property
     def accepted_at(self) -> float:
-        """When a job was last accepted, on the clock's monotonic time; at first, when the session was opened."""
+        """Monotonic time of the last accepted job; before the first one, of the opening of the session."""
         return self._accepted_at
 
     async def wait(self) -> None:
@@ -71,36 +71,36 @@ class Gate:
         finally:
             self.waiting_for_rate -= 1
 
-    def accepted(self) -> None:
-        """A job was accepted."""
+    def record_accepted(self) -> None:
+        """Record an accepted job."""
         self._accepted_at = self._clock.monotonic()
-        self._pause.accepted()
+        self._pause.reset()
 
-    async def refused(self, error: RateLimitedError, slot: Slot, chance: float) -> float | None:
-        """A job was refused with a 429.
+    async def record_refused(self, error: RateLimitedError, slot: Slot, jitter: float) -> float | None:
+        """Record a 429 and begin a pause if waiting can resolve it.
 
-        Too many starts close the gate for everybody. Too many running ones do not: the job waits for its turn, which
-        comes when one ends. Where the two cannot be told apart, it waits for both, and there are fewer slots.
+        Too many starts pause the whole session. Too many running predictions do not: the job waits for its turn, which
+        comes when a prediction ends. Where the two cannot be told apart, it waits for both, and the capacity shrinks.
 
         Args:
             error: The 429.
             slot: The job's slot; await its `turn` before the job is sent again.
-            chance: Uniform in [0, 1), for the jitter.
+            jitter: Uniform in [0, 1).
 
         Returns:
-            Seconds until the gate opens, or None when it was not closed.
+            Seconds until the pause ends, or None without one.
         """
         running = self._slots.running
-        quiet = self._clock.monotonic() - self._accepted_at > Pause.longest
+        quiet = self._clock.monotonic() - self._accepted_at > MAX_PAUSE_S
         limit = which_limit(error.message, running=running, quiet=quiet)
         self.refusals[limit] += 1
         if limit is Limit.RUNNING and running and error.retry_after is None and self._slots.adaptive:
-            self._slots.refused(slot, limit)
+            self._slots.record_refused(slot, limit)
             return None
-        # None of ours will end, or the service names a time.
-        self._slots.refused(slot, limit if running else Limit.STARTS)
+        # Either none of this session's predictions will end, or the service named a time: waiting is what helps.
+        self._slots.record_refused(slot, limit if running else Limit.STARTS)
         self.paused_by = limit
-        seconds = self._pause.close(error.retry_after, chance)
+        seconds = self._pause.close(error.retry_after, jitter)
         if limit is not Limit.RUNNING and isinstance(self._limiter, ListeningRateLimiter):
             await self._limiter.penalize(error.retry_after)
         return seconds

@@ -1,4 +1,4 @@
-"""What a 429 does to everybody."""
+"""Session-wide back-off after a 429."""
 
 from __future__ import annotations
 
@@ -7,66 +7,67 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kling_async._core.clock import Clock
 
+FIRST_PAUSE_S = 4.0
+"""Length of the first pause without a `Retry-After`; each following one is twice as long."""
+MAX_PAUSE_S = 65.0
+"""Longest pause without a `Retry-After`; longer than any rate window of the service."""
+MAX_RETRY_AFTER_S = 300.0
+"""Longest `Retry-After` that is honoured in full: it holds every job back, and one request every 5 minutes is cheap."""
+
 
 class Pause:
-    """A gate before all starts of a session, closed for a while by a 429 that time helps against.
+    """Pause before all starts of a session, after a 429 that waiting can resolve.
 
-    The service names no `Retry-After`; its windows are minutes. So the pause grows from a few seconds to a little over
-    a minute, which is enough for a window; an accepted job resets it.
+    The service sends no `Retry-After`, and its rate windows are minutes. So the pause doubles from `FIRST_PAUSE_S` to
+    `MAX_PAUSE_S`, which outlasts a window; an accepted job resets it.
 
     Args:
         clock: The session's clock.
     """
 
-    first = 4.0
-    longest = 65.0
-    """Of those that the service does not ask for; longer than any of its windows."""
-    most = 300.0
-    """A longer `Retry-After` is not waited out: it would stand in everybody's way. One job asks every five minutes."""
-
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._until = 0.0
-        self._next = self.first
+        self._next_s = FIRST_PAUSE_S
 
     @property
-    def left(self) -> float:
-        """Seconds until it opens; 0 when it is open."""
+    def remaining(self) -> float:
+        """Seconds until the pause ends; 0 without one."""
         return max(0.0, self._until - self._clock.monotonic())
 
     @property
     def closed(self) -> bool:
-        """Whether starts have to wait."""
-        return self.left > 0
+        """True while starts have to wait."""
+        return self.remaining > 0
 
     async def wait(self) -> None:
-        """Return when the gate is open."""
-        while (left := self.left) > 0:
-            # A millisecond more: a timer may fire a little early, and this must not spin.
-            await self._clock.sleep(left + 0.001)
+        """Return when the pause is over."""
+        while (remaining := self.remaining) > 0:
+            # A timer may fire slightly early; the extra millisecond keeps this from spinning.
+            await self._clock.sleep(remaining + 0.001)
 
-    def close(self, retry_after: float | None, chance: float) -> float:
-        """Close the gate after a 429.
+    def close(self, retry_after: float | None, jitter: float) -> float:
+        """Begin or extend the pause after a 429.
 
         Args:
             retry_after: Seconds that the service asked for, or None.
-            chance: Uniform in [0, 1), for the jitter.
+            jitter: Uniform in [0, 1); lengthens the pause by up to 10 percent.
 
         Returns:
-            Seconds until it opens.
+            Seconds until the pause ends.
         """
         now = self._clock.monotonic()
         if retry_after is None:
             if self._until > now:
-                # The refusals of one burst are one piece of news.
+                # Further refusals of the same burst do not extend it.
                 return self._until - now
-            retry_after = self._next
-            self._next = min(self._next * 2, self.longest)
-        # Not even a service that asks for none is asked again at once.
-        retry_after = min(max(retry_after, 1.0), self.most)
-        self._until = max(self._until, now + retry_after * (1 + 0.1 * chance))
+            retry_after = self._next_s
+            self._next_s = min(self._next_s * 2, MAX_PAUSE_S)
+        # At least a second, also when the service sends `Retry-After: 0`.
+        retry_after = min(max(retry_after, 1.0), MAX_RETRY_AFTER_S)
+        self._until = max(self._until, now + retry_after * (1 + 0.1 * jitter))
         return self._until - now
 
-    def accepted(self) -> None:
-        """A job was accepted: the next refusal is the first one again."""
-        self._next = self.first
+    def reset(self) -> None:
+        """Let the next pause begin at `FIRST_PAUSE_S` again, after an accepted job."""
+        self._next_s = FIRST_PAUSE_S

@@ -1,4 +1,4 @@
-"""What a session needs of a rate limiter."""
+"""Protocols of rate limiters."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from typing import Protocol, runtime_checkable
 
 
 class RateLimiter(Protocol):
-    """Starts per time. `aiolimiter.AsyncLimiter` is one as it is."""
+    """Limit on starts per time. `aiolimiter.AsyncLimiter` satisfies it unchanged."""
 
     async def acquire(self) -> None:
-        """Return when one more job may start. A waiter that is cancelled takes nothing."""
+        """Return when one more job may start. A cancelled waiter consumes nothing."""
         ...
 
 
 @runtime_checkable
 class ListeningRateLimiter(RateLimiter, Protocol):
-    """A rate limiter that is told when the service says that there were too many starts all the same."""
+    """Rate limiter that is notified when the service refuses a start nevertheless."""
 
     async def penalize(self, retry_after: float | None) -> None:
-        """The service refused a start. The session itself pauses; this is for the others who share the limiter.
+        """Take note of a refused start; must not wait.
+
+        The session pauses by itself; this call is for other sessions that share the limiter.
 
         Args:
-            retry_after: Seconds that the service asked to wait, or None when it did not say.
+            retry_after: Seconds that the service asked to wait, or None when it named no time.
         """
         ...

@@ -1,4 +1,4 @@
-"""Which of the two limits a 429 is about."""
+"""Classification of a 429 by the limit that it reports."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from enum import Enum
 
 
 class Limit(Enum):
-    """What a 429 refuses a job for."""
+    """Limit that a 429 reports."""
 
     STARTS = "starts"
-    """Too many were started in a while: time helps."""
+    """Too many starts per time: waiting helps."""
     RUNNING = "running"
-    """Too many run: one that ends helps."""
+    """Too many running predictions: the end of one helps."""
     UNKNOWN = "unknown"
     """One of the two."""
 
@@ -21,19 +21,19 @@ _RUNNING = re.compile(r"concurren|simultaneous|in parallel|at once|too many runn
 _STARTS = re.compile(r"per\b.{0,9}\b(second|minute|hour|day)|rate limit", re.IGNORECASE)
 
 
-def which_limit(said: str, *, running: int, quiet: bool) -> Limit:
-    """Which limit a 429 is about, by what the service says and else by what is known.
+def which_limit(message: str, *, running: int, quiet: bool) -> Limit:
+    """Return the limit that a 429 reports, by its message, else by the state of the session.
 
-    Its words are no part of any contract: they decide how a job waits, not whether it is sent or paid for.
+    The wording is not part of any contract: it decides how a job waits, never whether it is sent or paid for.
 
     Args:
-        said: The service's message.
-        running: How many of the session's predictions run.
-        quiet: Whether the session has started nothing for longer than any window is.
+        message: The service's message.
+        running: Number of the session's running predictions.
+        quiet: Whether the session's last start is longer ago than any rate window.
     """
-    if _RUNNING.search(said):
+    if _RUNNING.search(message):
         return Limit.RUNNING
-    # Where nothing runs, nothing that ends can help.
-    if _STARTS.search(said) or not running:
+    # If nothing runs, no end can help.
+    if _STARTS.search(message) or not running:
         return Limit.STARTS
     return Limit.RUNNING if quiet else Limit.UNKNOWN

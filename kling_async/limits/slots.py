@@ -1,4 +1,4 @@
-"""How many predictions run at once on the account."""
+"""Slots: a semaphore on running predictions whose size adapts to the account's limit."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .refusal import Limit
 
 
 class Slot:
-    """The right to have one prediction running.
+    """Permit for one running prediction.
 
-    It is given back when the prediction ends, not when somebody stops waiting for it.
+    It is released when the prediction ends, not when its caller stops waiting.
 
     Attributes:
-        running: Whether its prediction was accepted.
-        round: How many refusals had been news when it was last let in.
+        running: Whether the service accepted its prediction.
+        round: Number of the refusal round in which it was last admitted.
     """
 
     __slots__ = ("_slots", "round", "running")
@@ -30,47 +30,47 @@ class Slot:
         self.running = False
         self.round = 0
 
-    def accepted(self) -> None:
-        """Its prediction runs."""
+    def mark_running(self) -> None:
+        """Record that the service accepted its prediction."""
         if self._slots is not None and not self.running:
             self.running = True
-            self._slots.accepted()
+            self._slots.record_accepted()
 
     async def turn(self) -> None:
-        """Return when its job may be sent: at once, unless it was refused.
+        """Return when its job may be sent: immediately, unless it was refused.
 
         Raises:
-            SessionClosedError: The session was closed while it waited.
+            SessionClosedError: The session was closed meanwhile.
         """
         if self._slots is not None:
             await self._slots.turn(self)
 
     def release(self) -> None:
-        """Give it back; a second time does nothing."""
+        """Release the slot; a second call does nothing."""
         if self._slots is not None:
             slots, self._slots = self._slots, None
             slots.release(self)
 
 
 class Slots:
-    """The slots of a session, first come, first served, shared by every `generate` and every batch.
+    """Slots of a session, first come, first served, shared by every `generate` and every batch.
 
-    Those whose jobs were refused keep theirs and come before all others; as long as they wait they count for nothing.
-    What runs is never ended when there are fewer slots than before.
+    A refused job keeps its slot and is sent again before all others; while it waits, its slot does not count. When the
+    capacity shrinks, running predictions are not affected.
 
     Args:
-        ceiling: How many there are at most.
-        adaptive: Whether there are fewer while the service refuses jobs because too many run.
+        ceiling: Maximum number of slots.
+        adaptive: Whether their number shrinks while the service refuses jobs because too many run.
 
     Attributes:
-        adaptive: Whether there are.
+        adaptive: The argument `adaptive`.
     """
 
     def __init__(self, ceiling: int, *, adaptive: bool = True) -> None:
         self.adaptive = adaptive
         self._capacity = Capacity(ceiling, adaptive=adaptive)
         self._taken = 0
-        # In their order. A limiter of anyio's knows none who come first, and costs more.
+        # In order of arrival. anyio.CapacityLimiter cannot serve refused jobs first, and is slower.
         self._waiting: OrderedDict[Slot, asyncio.Future[None]] = OrderedDict()
         self._refused: dict[Slot, anyio.Event] = {}
         self._running = 0
@@ -79,41 +79,41 @@ class Slots:
 
     @property
     def ceiling(self) -> int:
-        """How many there are at most."""
+        """Maximum number of slots."""
         return self._capacity.ceiling
 
     @property
     def total(self) -> int:
-        """How many there are now."""
+        """Present number of slots."""
         return self._capacity.total
 
     @property
     def taken(self) -> int:
-        """How many are taken."""
+        """Number of slots that are taken."""
         return self._taken
 
     @property
     def running(self) -> int:
-        """How many of those have a prediction that runs."""
+        """Number of taken slots whose prediction runs."""
         return self._running
 
     @property
     def waiting(self) -> int:
-        """How many wait for one, or were refused and wait for their turn."""
+        """Number of jobs that wait for a slot, or for their turn after a refusal."""
         return len(self._waiting) + len(self._refused)
 
     def take(self) -> Slot:
-        """A slot at once, beyond the total if need be: for what runs already."""
+        """Return a slot without waiting, for a prediction that runs already."""
         if self._waiting or not self._has_room():
-            # More runs than is permitted now: a level was lowered. The surplus is watched, and not counted.
+            # More run than is allowed now, since the level was lowered: the surplus is watched and not counted.
             return Slot(None)
         self._taken += 1
         slot = Slot(self)
-        slot.accepted()
+        slot.mark_running()
         return slot
 
     async def acquire(self) -> Slot:
-        """A slot, when there is one."""
+        """Wait for a slot and return it."""
         slot = Slot(self)
         if self._waiting or not self._has_room():
             turn = self._waiting[slot] = asyncio.get_running_loop().create_future()
@@ -121,7 +121,7 @@ class Slots:
                 await turn
             except BaseException:
                 if self._waiting.pop(slot, None) is None and not turn.cancelled():
-                    # It had been let in.
+                    # It had been admitted.
                     slot.release()
                 raise
         else:
@@ -133,59 +133,59 @@ class Slots:
         return slot
 
     def close(self) -> None:
-        """Send everybody away who waits."""
+        """Wake all waiters; they raise `SessionClosedError`."""
         self._closed = True
         while self._waiting:
-            self._let_in()
+            self._admit_next()
         for event in self._refused.values():
             event.set()
 
-    def accepted(self) -> None:
-        """One more runs."""
+    def record_accepted(self) -> None:
+        """Record that one more prediction runs."""
         self._running += 1
-        self._capacity.accepted(self._running)
-        self._adjust()
+        self._capacity.record_accepted(self._running)
+        self._admit()
 
-    def refused(self, slot: Slot, limit: Limit) -> None:
-        """The job of a slot was refused, and is sent again when it is its turn.
+    def record_refused(self, slot: Slot, limit: Limit) -> None:
+        """Record that a slot's job was refused, and queue it for its next turn.
 
         Args:
             slot: The slot, which the job keeps.
-            limit: Which limit refused it.
+            limit: Limit that the refusal reported.
         """
-        # The refusals of one burst are one piece of news: what was on its way before it says nothing new.
+        # The refusals of one burst count once: a request sent before the first of them carries no new information.
         if slot.round == self._round:
             self._round += 1
             if limit is Limit.STARTS:
                 self._capacity.slow_down()
             else:
-                self._capacity.refused(self._running, certain=limit is Limit.RUNNING)
+                self._capacity.record_refused(self._running, certain=limit is Limit.RUNNING)
         self._refused[slot] = anyio.Event()
-        self._adjust()
+        self._admit()
 
     async def turn(self, slot: Slot) -> None:
-        """Return when the job of a slot may be sent: at once, unless it was refused.
+        """Return when the job of a slot may be sent: immediately, unless it was refused.
 
         Raises:
-            SessionClosedError: The session was closed while it waited.
+            SessionClosedError: The session was closed meanwhile.
         """
         event = self._refused.get(slot)
-        # A refusal that comes while the session closes has nobody left who would call it.
+        # After `close` nothing sets the event any more.
         if event is not None and not self._closed:
             await event.wait()
         if self._closed:
             raise SessionClosedError("the session closed while the job was waiting for its turn, nothing was sent")
 
     def release(self, slot: Slot) -> None:
-        """A slot is given back."""
+        """Return a slot."""
         self._refused.pop(slot, None)
         if slot.running:
             self._running -= 1
         self._taken -= 1
-        self._adjust()
+        self._admit()
 
-    def _adjust(self) -> None:
-        """Let in as many as there are places for: first those who were refused, then those who wait."""
+    def _admit(self) -> None:
+        """Wake as many waiters as there is room for: refused jobs first, then new ones."""
         if self._closed:
             return
         while self._refused and self._has_room():
@@ -193,14 +193,14 @@ class Slots:
             first.round = self._round
             self._refused.pop(first).set()
         while self._waiting and self._has_room():
-            self._let_in()
+            self._admit_next()
 
     def _has_room(self) -> bool:
-        """Whether there is a place for one more; those who were refused take none while they wait."""
-        return self._closed or self._taken - len(self._refused) < self._capacity.places(self._running)
+        """Return whether one more job may be sent; refused jobs do not count while they wait."""
+        return self._closed or self._taken - len(self._refused) < self._capacity.allowed(self._running)
 
-    def _let_in(self) -> None:
-        """Give a slot to the first who waits, unless that one was just cancelled."""
+    def _admit_next(self) -> None:
+        """Give a slot to the first waiter, unless it was just cancelled."""
         _, turn = self._waiting.popitem(last=False)
         if not turn.done():
             self._taken += 1

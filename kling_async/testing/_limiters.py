@@ -1,4 +1,4 @@
-"""What a session relies on in a rate limiter."""
+"""Contract check for rate limiters."""
 
 from __future__ import annotations
 
@@ -18,52 +18,52 @@ if TYPE_CHECKING:
 
     from kling_async.limits import RateLimiter
 
-_AT_ONCE = 100
-"""Starts that a limiter without a limit lets through."""
+_UNLIMITED_STARTS = 100
+"""Starts that a limiter without a limit must grant at once."""
 
 
 async def check_rate_limiter(
     make: Callable[[], RateLimiter], *, starts: int | None = 1, per: float = 0.2, in_order: bool = True
 ) -> None:
-    """Hold a rate limiter to its contract; takes a few times `per`.
+    """Check a rate limiter against the contract of `RateLimiter`; takes a few times `per`.
 
-    `acquire` returns for as many as may start, then waits; a waiter that is cancelled ends and takes nothing. One that
-    listens to refusals (`penalize`) holds starts back at most for as long as it is told to, or for a second.
+    `acquire` returns at once `starts` times, then waits; a cancelled waiter ends as cancelled and consumes nothing.
+    With `penalize` (`ListeningRateLimiter`), starts are held back for the given time at most, or for a second.
 
     Args:
-        make: Gives a new limiter of `starts` per `per`.
-        starts: How many it lets through at once when nothing was started; None for one that never waits.
-        per: Seconds of the event loop's time until as many may start again; when that is real time, not under 0.2.
-        in_order: Whether it promises to serve who comes first first.
+        make: Returns a new limiter of `starts` per `per`.
+        starts: Number of starts granted at once when none was before; None for a limiter that never waits.
+        per: Seconds until as many may start again, by the event loop's time; at least 0.2 where that is real time.
+        in_order: Whether the limiter promises first come, first served.
 
     Raises:
-        AssertionError: It breaks the contract; says how.
+        AssertionError: The limiter breaks the contract; the text says how.
     """
-    await _lets_through(make(), starts, per)
+    await _check_grants(make(), starts, per)
     if starts is None:
         return
-    await _cancelled_takes_nothing(make(), starts, per)
+    await _check_cancelled_waiters(make(), starts, per)
     if in_order:
-        await _first_come_first_served(make(), starts, per)
+        await _check_order(make(), starts, per)
     limiter = make()
     if isinstance(limiter, ListeningRateLimiter):
-        await _holds_back_for_a_while(limiter, per)
+        await _check_penalize(limiter, per)
 
 
-async def _lets_through(limiter: RateLimiter, starts: int | None, per: float) -> None:
-    count = _AT_ONCE if starts is None else starts
+async def _check_grants(limiter: RateLimiter, starts: int | None, per: float) -> None:
+    count = _UNLIMITED_STARTS if starts is None else starts
     with patience(max(per / 2, 0.05), f"`acquire` did not return {count} times at once"):
         for _ in range(count):
             await limiter.acquire()
     if starts is not None:
         async with _waiting(limiter, 1) as (waiter,):
-            require(not waiter.done(), f"`acquire` let start {starts + 1} through at once, and {starts} were to be")
+            require(not waiter.done(), f"`acquire` granted start {starts + 1} at once, expected {starts} at most")
             with patience(3 * per + 0.1, "`acquire` did not return when the next start was due"):
                 await asyncio.wait([waiter])
             waiter.result()
 
 
-async def _cancelled_takes_nothing(limiter: RateLimiter, starts: int, per: float) -> None:
+async def _check_cancelled_waiters(limiter: RateLimiter, starts: int, per: float) -> None:
     for _ in range(starts):
         await limiter.acquire()
     async with _waiting(limiter, 4 * starts) as waiters:
@@ -72,13 +72,13 @@ async def _cancelled_takes_nothing(limiter: RateLimiter, starts: int, per: float
         await asyncio.wait(waiters, timeout=per / 2)
         require(
             all(waiter.cancelled() for waiter in waiters),
-            "a waiter that was cancelled did not end as cancelled: `acquire` must let the cancellation pass",
+            "a cancelled waiter did not end as cancelled: `acquire` must not suppress CancelledError",
         )
-    with patience(2.5 * per + 0.1, f"{4 * starts} cancelled waiters took what the next one was to get"):
+    with patience(2.5 * per + 0.1, f"{4 * starts} cancelled waiters consumed the next start"):
         await limiter.acquire()
 
 
-async def _first_come_first_served(limiter: RateLimiter, starts: int, per: float) -> None:
+async def _check_order(limiter: RateLimiter, starts: int, per: float) -> None:
     for _ in range(starts):
         await limiter.acquire()
     served: list[int] = []
@@ -89,12 +89,12 @@ async def _first_come_first_served(limiter: RateLimiter, starts: int, per: float
         with patience((count + 2) * per + 0.1, f"{count} waiters were not served"):
             await asyncio.wait(waiters)
         await anyio.lowlevel.checkpoint()
-    require(served == sorted(served), f"waiters were served in the order {served}, not in the order they came")
+    require(served == sorted(served), f"waiters were served in the order {served}, expected order of arrival")
 
 
-async def _holds_back_for_a_while(limiter: ListeningRateLimiter, per: float) -> None:
+async def _check_penalize(limiter: ListeningRateLimiter, per: float) -> None:
     for seconds in (None, 0.0, per):
-        with patience(per / 2, f"`penalize({seconds})` did not return: it is told, it does not wait"):
+        with patience(per / 2, f"`penalize({seconds})` did not return: it must not wait"):
             await limiter.penalize(seconds)
     with patience(max(per, 1.0) + 2 * per + 0.1, f"`acquire` did not return after `penalize({per})`"):
         await limiter.acquire()
@@ -102,7 +102,7 @@ async def _holds_back_for_a_while(limiter: ListeningRateLimiter, per: float) -> 
 
 @asynccontextmanager
 async def _waiting(limiter: RateLimiter, count: int) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """So many tasks in `acquire`, each begun before the next one."""
+    """Run `count` tasks in `acquire`, each started before the next."""
     tasks = []
     try:
         for _ in range(count):

@@ -1,4 +1,4 @@
-"""What the checks share."""
+"""Assertions shared by the contract checks."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def require(truth: object, otherwise: str) -> None:
-    """Go on when it holds.
+def require(condition: object, message: str) -> None:
+    """Raise unless the condition is true. Unlike `assert`, this also runs under `python -O`.
 
     Raises:
-        AssertionError: It does not.
+        AssertionError: The condition is false.
     """
-    if not truth:
-        raise AssertionError(otherwise)
+    if not condition:
+        raise AssertionError(message)
 
 
 @contextmanager
-def patience(seconds: float, otherwise: str) -> Iterator[None]:
-    """End a block that takes too long.
+def patience(seconds: float, message: str) -> Iterator[None]:
+    """Cancel a block that takes longer than `seconds`.
 
     Raises:
-        AssertionError: It did.
+        AssertionError: The block took longer.
     """
     with anyio.move_on_after(seconds) as scope:
         yield
-    # Not `cancelled_caught`: what swallows the cancellation took too long as well.
-    require(not scope.cancel_called, f"{otherwise} (waited {seconds:g} s)")
+    # Not `cancelled_caught`: a block that suppresses the cancellation took too long as well.
+    require(not scope.cancel_called, f"{message} (waited {seconds:g} s)")

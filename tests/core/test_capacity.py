@@ -19,13 +19,13 @@ def saturate(capacity: Capacity, limit: int, jobs: int) -> tuple[list[int], int]
     totals: list[int] = []
     for _ in range(jobs):
         running = max(0, running - 1)
-        while running < capacity.places(running):
+        while running < capacity.allowed(running):
             if running >= limit:
-                capacity.refused(running, certain=True)
+                capacity.record_refused(running, certain=True)
                 refused += 1
                 break
             running += 1
-            capacity.accepted(running)
+            capacity.record_accepted(running)
         totals.append(capacity.total)
     return totals, refused
 
@@ -33,9 +33,9 @@ def saturate(capacity: Capacity, limit: int, jobs: int) -> tuple[list[int], int]
 def test_first_refusal_sets_the_limit() -> None:
     capacity = Capacity(300)
     for running in range(1, 101):
-        capacity.accepted(running)
+        capacity.record_accepted(running)
     assert capacity.total == 300
-    capacity.refused(100, certain=True)
+    capacity.record_refused(100, certain=True)
     assert capacity.total == 97
 
 
@@ -43,7 +43,7 @@ def test_repeated_refusals_shrink_geometrically() -> None:
     capacity = Capacity(300)
     totals = []
     for running in (100, 99, 68, 46):
-        capacity.refused(running, certain=True)
+        capacity.record_refused(running, certain=True)
         totals.append(capacity.total)
     assert totals == [97, 69, 47, 32]
 
@@ -66,30 +66,30 @@ def test_rising_limit_is_followed_with_growing_steps() -> None:
 
 def test_unreached_limit_is_not_raised() -> None:
     capacity = Capacity(300)
-    capacity.refused(50, certain=True)
+    capacity.record_refused(50, certain=True)
     for _ in range(10_000):
-        capacity.accepted(20)
+        capacity.record_accepted(20)
     assert capacity.total == 49
 
 
 def test_starts_ramp_up_after_a_refusal() -> None:
     capacity = Capacity(300)
-    assert capacity.places(0) == 4
-    capacity.refused(100, certain=True)
-    assert capacity.places(20) == 21
+    assert capacity.allowed(0) == 4
+    capacity.record_refused(100, certain=True)
+    assert capacity.allowed(20) == 21
     for running in range(21, 60):
-        capacity.accepted(running)
-    assert 24 <= capacity.places(20) <= 20 + 97 / 8
+        capacity.record_accepted(running)
+    assert 24 <= capacity.allowed(20) <= 20 + 97 / 8
     capacity.slow_down()
-    assert capacity.places(20) == 21
+    assert capacity.allowed(20) == 21
     assert capacity.total == 97
 
 
 def test_non_adaptive_capacity_stays_at_ceiling() -> None:
     capacity = Capacity(5, adaptive=False)
-    capacity.refused(1, certain=True)
+    capacity.record_refused(1, certain=True)
     capacity.slow_down()
-    assert capacity.places(0) == capacity.total == 5
+    assert capacity.allowed(0) == capacity.total == 5
 
 
 steps = st.one_of(
@@ -107,17 +107,17 @@ def test_total_stays_between_one_and_ceiling(ceiling: int, taken: list[tuple[str
         before = capacity.total
         match what:
             case "accepted":
-                capacity.accepted(running)
+                capacity.record_accepted(running)
                 assert capacity.total >= before
             case "slow":
                 capacity.slow_down()
                 assert capacity.total == before
             case _:
-                capacity.refused(running, certain=what == "refused")
+                capacity.record_refused(running, certain=what == "refused")
                 assert capacity.total <= before
                 assert what == "perhaps" or capacity.total <= max(1, running)
         assert 1 <= capacity.total <= ceiling
-        assert 1 <= capacity.places(0) <= capacity.total
+        assert 1 <= capacity.allowed(0) <= capacity.total
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Starts per window, pauses and slots, in virtual time: every grant has its exact moment."""
+"""Rate limiters, pauses, gate and slots in virtual time, with the exact time of every grant."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def virtually(main: Coroutine[object, object, None]) -> None:
 
 
 async def settled() -> None:
-    """Everybody who can go on has gone as far as possible."""
+    """Let every task run until it waits."""
     await anyio.wait_all_tasks_blocked()
 
 
 class Grants:
-    """Who was let through when."""
+    """Order and times of the grants of a limiter."""
 
     def __init__(self, limiter: RateLimiter) -> None:
         self.limiter = limiter
@@ -55,14 +55,14 @@ class Grants:
 
 
 def most_in_any_window(times: list[float], per: float) -> int:
-    """Brute force: a window that holds the most begins at a grant."""
+    """Return the maximum by brute force: the fullest window begins at a grant."""
     return max((sum(start <= time < start + per for time in times) for start in times), default=0)
 
 
 # ---- starts per window ----
 
 
-async def test_a_window_lets_its_number_through_at_once_and_the_rest_as_it_slides() -> None:
+async def test_window_grants_starts_at_once_then_as_it_slides() -> None:
     grants = Grants(StartsPerWindow(3, 60.0, clock=LoopClock()))
     async with anyio.create_task_group() as tasks:
         for number in range(7):
@@ -79,7 +79,7 @@ async def test_a_window_lets_its_number_through_at_once_and_the_rest_as_it_slide
 )
 @example(starts=1, per=0.0104, gaps=[0.00099, 0.01021])
 @example(starts=2, per=1.0, gaps=[0.9999, 0.0, 0.0, 0.0])
-def test_never_more_than_n_in_any_window_first_come_first_served(starts: int, per: float, gaps: list[float]) -> None:
+def test_window_never_exceeds_starts_and_keeps_order(starts: int, per: float, gaps: list[float]) -> None:
     async def main() -> None:
         grants = Grants(StartsPerWindow(starts, per, clock=LoopClock()))
         arrivals: list[float] = []
@@ -91,18 +91,18 @@ def test_never_more_than_n_in_any_window_first_come_first_served(starts: int, pe
                 await settled()
         assert most_in_any_window(grants.times, per) <= starts
         assert grants.order == list(range(len(gaps)))
-        # And nobody waits without need: each starts when it has come and the one `starts` before it is out of the
-        # window, but for the milliseconds in which the log counts.
-        for number, (came, went) in enumerate(zip(arrivals, grants.times, strict=True)):
+        # No needless waiting: each starts on arrival, or when the grant `starts` places before it leaves the window,
+        # within the millisecond resolution of the log.
+        for number, (arrived, granted) in enumerate(zip(arrivals, grants.times, strict=True)):
             free = grants.times[number - starts] + per if number >= starts else 0.0
             before = grants.times[number - 1] if number else 0.0
-            assert went <= max(came, free, before) + 0.006
+            assert granted <= max(arrived, free, before) + 0.006
 
     virtually(main())
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["asyncio", "anyio"])
-async def test_a_waiter_that_is_cancelled_takes_nothing_and_keeps_nobody(native: bool) -> None:  # noqa: FBT001 -- two ways
+async def test_cancelled_waiter_consumes_nothing(native: bool) -> None:  # noqa: FBT001 -- two ways
     grants = Grants(StartsPerWindow(1, 60.0, clock=LoopClock()))
     await grants.one(0)
     scopes = [anyio.CancelScope() for _ in range(2)]
@@ -129,26 +129,26 @@ async def test_a_waiter_that_is_cancelled_takes_nothing_and_keeps_nobody(native:
 @pytest.mark.parametrize(
     ("starts", "per"), [(0, 60.0), (-1, 60.0), (1, 0.0), (1, -1.0), (1, float("nan")), (1, float("inf"))]
 )
-def test_numbers_that_make_no_sense(starts: int, per: float) -> None:
+def test_invalid_rate_is_refused(starts: int, per: float) -> None:
     with pytest.raises(ConfigurationError, match="at least one start per positive window"):
         StartsPerWindow(starts, per)
 
 
-async def test_the_log_does_not_grow() -> None:
+async def test_log_of_starts_is_trimmed() -> None:
     limiter = StartsPerWindow(2, 1.0, clock=LoopClock())
     for _ in range(500):
         await limiter.acquire()
     assert limiter._bucket.count() <= 4
 
 
-def test_a_limiter_serves_one_loop_after_another() -> None:
+def test_limiter_works_on_successive_loops() -> None:
     limiter = StartsPerWindow(1, 0.02)
     for _ in range(2):
         asyncio.run(limiter.acquire())
     assert repr(limiter) == "StartsPerWindow(1, per=0.02)"
 
 
-async def test_no_limit_lets_everybody_through_and_lets_others_run() -> None:
+async def test_no_limit_grants_at_once_and_yields() -> None:
     grants = Grants(NoLimit())
     async with anyio.create_task_group() as tasks:
         for number in range(1000):
@@ -157,10 +157,10 @@ async def test_no_limit_lets_everybody_through_and_lets_others_run() -> None:
     with anyio.CancelScope() as scope:
         scope.cancel()
         await NoLimit().acquire()
-    assert scope.cancelled_caught, "it is a place where cancellation arrives"
+    assert scope.cancelled_caught, "`acquire` is a cancellation point"
 
 
-async def test_aiolimiter_is_a_rate_limiter_as_it_is() -> None:
+async def test_aiolimiter_satisfies_protocol() -> None:
     limiter: RateLimiter = AsyncLimiter(2, 60.0)
     grants = Grants(limiter)
     async with anyio.create_task_group() as tasks:
@@ -172,7 +172,7 @@ async def test_aiolimiter_is_a_rate_limiter_as_it_is() -> None:
 # ---- pause ----
 
 
-async def test_a_pause_is_open_until_it_is_closed() -> None:
+async def test_pause_blocks_while_closed() -> None:
     pause, clock = Pause(LoopClock()), LoopClock()
     await pause.wait()
     seen = [pause.closed]
@@ -185,36 +185,36 @@ async def test_a_pause_is_open_until_it_is_closed() -> None:
     assert clock.monotonic() == pytest.approx(10.0, abs=0.01)
 
 
-async def test_without_a_word_of_the_service_pauses_grow_to_a_little_over_a_minute() -> None:
+async def test_pause_without_retry_after_doubles_up_to_maximum() -> None:
     pause = Pause(LoopClock())
     seconds = []
     for _ in range(7):
         seconds.append(pause.close(None, 0.0))
         await pause.wait()
     assert seconds == pytest.approx([4.0, 8.0, 16.0, 32.0, 64.0, 65.0, 65.0])
-    pause.accepted()
+    pause.reset()
     assert pause.close(None, 0.0) == 4.0
 
 
-async def test_the_refusals_of_one_burst_are_one_piece_of_news() -> None:
+async def test_burst_of_refusals_begins_one_pause() -> None:
     pause = Pause(LoopClock())
     assert [pause.close(None, 0.5) for _ in range(50)] == [pytest.approx(4.2)] * 50
     await pause.wait()
     assert pause.close(None, 0.0) == 8.0
 
 
-async def test_what_the_service_asks_for_may_lengthen_a_pause_and_never_shortens_it() -> None:
+async def test_retry_after_extends_pause_and_never_shortens_it() -> None:
     pause = Pause(LoopClock())
     assert pause.close(5.0, 0.0) == 5.0
     assert pause.close(30.0, 0.0) == 30.0
     assert pause.close(1.0, 0.0) == 30.0
 
 
-async def test_jitter_only_lengthens() -> None:
+async def test_jitter_only_lengthens_pause() -> None:
     assert Pause(LoopClock()).close(10.0, 0.999) == pytest.approx(11.0, abs=0.01)
 
 
-async def test_a_pause_that_is_lengthened_while_somebody_waits_is_waited_out() -> None:
+async def test_pause_extended_while_waited_for_is_waited_out() -> None:
     pause, clock = Pause(LoopClock()), LoopClock()
     pause.close(10.0, 0.0)
     async with anyio.create_task_group() as tasks:
@@ -224,11 +224,11 @@ async def test_a_pause_that_is_lengthened_while_somebody_waits_is_waited_out() -
     assert clock.monotonic() == pytest.approx(25.0, abs=0.01)
 
 
-async def test_an_hour_is_not_waited_out_by_everybody() -> None:
+async def test_long_retry_after_is_capped() -> None:
     assert Pause(LoopClock()).close(3600.0, 0.0) == 300.0
 
 
-async def test_a_window_holds_everybody_back_for_as_long_as_the_service_asks() -> None:
+async def test_penalize_pauses_window() -> None:
     limiter = StartsPerWindow(3, 60.0, clock=LoopClock())
     grants = Grants(limiter)
     await grants.one(0)
@@ -244,7 +244,7 @@ async def test_a_window_holds_everybody_back_for_as_long_as_the_service_asks() -
 # ---- gate ----
 
 
-async def test_a_gate_says_who_waits_and_for_what() -> None:
+async def test_gate_counts_waiters_by_reason() -> None:
     slots = Slots(10)
     gate = Gate(StartsPerWindow(1, 60.0, clock=LoopClock()), slots, LoopClock())
     slot = await slots.acquire()
@@ -253,7 +253,7 @@ async def test_a_gate_says_who_waits_and_for_what() -> None:
         tasks.start_soon(gate.wait)
         await settled()
         assert (gate.waiting_for_rate, gate.waiting_for_pause) == (1, 0)
-        seconds = await gate.refused(RateLimitedError("2 per 1 minute", status=429), slot, 0.0)
+        seconds = await gate.record_refused(RateLimitedError("2 per 1 minute", status=429), slot, 0.0)
         assert [seconds, gate.pause_left] == pytest.approx([4.0, 4.0])
         tasks.start_soon(gate.wait)
         await settled()
@@ -265,12 +265,12 @@ async def test_a_gate_says_who_waits_and_for_what() -> None:
     slot.release()
 
 
-async def test_slots_that_do_not_learn_are_paused_by_every_429() -> None:
+async def test_every_429_pauses_when_slots_are_not_adaptive() -> None:
     slots = Slots(10, adaptive=False)
     gate = Gate(NoLimit(), slots, LoopClock())
     running, refused = await slots.acquire(), await slots.acquire()
-    running.accepted()
-    assert await gate.refused(RateLimitedError("concurrency limit", status=429), refused, 0.0) == 4.0
+    running.mark_running()
+    assert await gate.record_refused(RateLimitedError("concurrency limit", status=429), refused, 0.0) == 4.0
     assert gate.closed
     await refused.turn()
     assert slots.total == 10
@@ -279,7 +279,7 @@ async def test_slots_that_do_not_learn_are_paused_by_every_429() -> None:
 # ---- slots ----
 
 
-async def test_who_was_refused_comes_before_those_who_wait_and_in_order() -> None:
+async def test_refused_jobs_go_first_and_in_order() -> None:
     slots = Slots(4)
     held = [await slots.acquire() for _ in range(4)]
     order: list[int] = []
@@ -287,20 +287,20 @@ async def test_who_was_refused_comes_before_those_who_wait_and_in_order() -> Non
     async def again(slot: Slot, number: int) -> None:
         await slot.turn()
         order.append(number)
-        slot.accepted()
+        slot.mark_running()
 
     async def late() -> None:
         slot = await slots.acquire()
         order.append(9)
         slot.release()
 
-    held[0].accepted()
-    held[1].accepted()
+    held[0].mark_running()
+    held[1].mark_running()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(late)
         await settled()
         for slot in held[2:]:
-            slots.refused(slot, Limit.RUNNING)
+            slots.record_refused(slot, Limit.RUNNING)
         for number, slot in ((2, held[2]), (3, held[3])):
             tasks.start_soon(again, slot, number)
         await settled()
@@ -313,29 +313,29 @@ async def test_who_was_refused_comes_before_those_who_wait_and_in_order() -> Non
     assert (slots.taken, slots.running, slots.waiting) == (0, 0, 0)
 
 
-async def test_a_burst_of_refusals_is_one_piece_of_news_for_the_slots() -> None:
+async def test_burst_of_refusals_lowers_capacity_once() -> None:
     slots = Slots(100)
     held = []
     for _ in range(50):
         held.append(await slots.acquire())
-        held[-1].accepted()
+        held[-1].mark_running()
     burst = [await slots.acquire() for _ in range(8)]
     for slot in burst:
-        slots.refused(slot, Limit.RUNNING)
+        slots.record_refused(slot, Limit.RUNNING)
     assert slots.total == 49
     held.pop().release()
     held.pop().release()
     await burst[0].turn()
-    slots.refused(burst[0], Limit.RUNNING)
-    assert slots.total == 33, "refused although two had ended: it went down further"
+    slots.record_refused(burst[0], Limit.RUNNING)
+    assert slots.total == 33, "a refusal although two had ended lowers the capacity further"
 
 
 @pytest.mark.parametrize("release_first", [False, True])
-async def test_cancelling_who_waits_for_its_turn_leaks_nothing(*, release_first: bool) -> None:
+async def test_cancelling_turn_leaks_no_slot(*, release_first: bool) -> None:
     slots = Slots(2)
     running, refused = await slots.acquire(), await slots.acquire()
-    running.accepted()
-    slots.refused(refused, Limit.RUNNING)
+    running.mark_running()
+    slots.record_refused(refused, Limit.RUNNING)
     waiting = asyncio.create_task(refused.turn())
     behind = asyncio.create_task(slots.acquire())
     await settled()
@@ -349,7 +349,7 @@ async def test_cancelling_who_waits_for_its_turn_leaks_nothing(*, release_first:
     assert (slots.taken, slots.running, slots.waiting) == (0, 0, 0)
 
 
-async def test_what_runs_already_counts_as_running_up_to_the_total() -> None:
+async def test_take_counts_running_up_to_total() -> None:
     slots = Slots(20)
     taken = [slots.take() for _ in range(25)]
     assert (slots.taken, slots.running) == (20, 20)
@@ -377,7 +377,7 @@ async def test_slots_are_first_come_first_served() -> None:
     assert LoopClock().monotonic() == pytest.approx(40.0, abs=0.01)
 
 
-async def test_nobody_jumps_the_queue_when_a_slot_is_free_and_its_taker_has_not_run_yet() -> None:
+async def test_handed_over_slot_is_not_taken_by_newcomer() -> None:
     slots, order = Slots(1), []
 
     async def one(number: int) -> Slot:
@@ -395,7 +395,7 @@ async def test_nobody_jumps_the_queue_when_a_slot_is_free_and_its_taker_has_not_
     assert order == [0, 1, 2]
 
 
-async def test_a_slot_that_is_given_back_twice_is_given_back_once() -> None:
+async def test_second_release_does_nothing() -> None:
     slots = Slots(2)
     one, other = await slots.acquire(), await slots.acquire()
     one.release()
@@ -409,20 +409,20 @@ async def test_a_slot_that_is_given_back_twice_is_given_back_once() -> None:
     assert slots.taken == 0
 
 
-async def test_a_slot_may_be_given_back_by_another_task_than_the_one_that_took_it() -> None:
+async def test_slot_may_be_released_by_other_task() -> None:
     slots = Slots(1)
     slot = await slots.acquire()
 
-    async def give_back() -> None:
+    async def release() -> None:
         slot.release()
 
-    await asyncio.create_task(give_back())
+    await asyncio.create_task(release())
     assert slots.taken == 0
 
 
 @pytest.mark.parametrize("steps", range(6))
 @pytest.mark.parametrize("release_first", [False, True])
-async def test_cancelling_at_any_step_of_taking_a_slot_leaks_none(steps: int, *, release_first: bool) -> None:
+async def test_cancelling_queued_acquire_leaks_no_slot(steps: int, *, release_first: bool) -> None:
     slots = Slots(1)
     held = await slots.acquire()
     waiting = asyncio.create_task(slots.acquire())
@@ -430,7 +430,7 @@ async def test_cancelling_at_any_step_of_taking_a_slot_leaks_none(steps: int, *,
     for _ in range(steps):
         await asyncio.sleep(0)
     if release_first:
-        # The slot is handed over, and its taker is cancelled before it runs.
+        # The slot is handed over, and its new owner is cancelled before it runs.
         held.release()
     waiting.cancel()
     held.release()
@@ -442,7 +442,7 @@ async def test_cancelling_at_any_step_of_taking_a_slot_leaks_none(steps: int, *,
 
 
 @pytest.mark.parametrize("steps", range(4))
-async def test_cancelling_while_a_free_slot_is_taken_leaks_none(steps: int) -> None:
+async def test_cancelling_immediate_acquire_leaks_no_slot(steps: int) -> None:
     slots = Slots(1)
     taking = asyncio.create_task(slots.acquire())
     for _ in range(steps):
@@ -454,7 +454,7 @@ async def test_cancelling_while_a_free_slot_is_taken_leaks_none(steps: int) -> N
     assert slots.taken == 0
 
 
-async def test_an_anyio_scope_that_is_cancelled_while_waiting_leaks_none() -> None:
+async def test_cancelled_scope_leaks_no_slot() -> None:
     slots = Slots(1)
     held = await slots.acquire()
     with anyio.move_on_after(5.0) as scope:

@@ -1,4 +1,4 @@
-"""Limits that move, over sockets: the emulator refuses as the service does."""
+"""Adaptive limits over sockets, against the emulator."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-async def test_a_hidden_limit_that_moves_is_followed_over_sockets() -> None:
-    """20 may run, then 8, then 20 again; the session is told 100."""
+async def test_slots_follow_moving_account_limit() -> None:
+    """The account allows 20 running predictions, then 8, then 20 again; the session is configured with 100."""
     accepted = 0
 
     def observe(event: events.Event) -> None:
@@ -48,10 +48,10 @@ async def test_a_hidden_limit_that_moves_is_followed_over_sockets() -> None:
             assert 1 <= slots.total < 40
         assert emulator.peak_running == 20
         assert len(emulator.charges()) == 300
-    assert 0 < refused < 75, "told 100, most jobs are refused several times"
+    assert 0 < refused < 75, "without adapting, most jobs would be refused several times"
 
 
-async def test_the_two_429s_of_the_service_are_told_apart() -> None:
+async def test_429_for_starts_is_classified() -> None:
     async with Emulator(level=Level(2, 10), speed=600, profile="tiny") as emulator:
         session = KlingSession(emulator.api_key, base_url=emulator.base_url, clock=emulator.clock, level="silver")
         async with session as kling:

@@ -1,4 +1,4 @@
-"""The rate that many processes share, over a real redis-server."""
+"""`SharedStartsPerWindow` against a real redis-server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def server() -> AsyncIterator[RedisServer]:
 
 
 class Limiters:
-    """Made on one server, each with a key of its own unless told otherwise; all are closed at the end."""
+    """Factory of limiters on one server, each with its own key by default; all are closed at the end."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -61,7 +61,7 @@ async def redis(server: RedisServer) -> AsyncIterator[Redis]:
 
 
 async def grants(redis: Redis, key: str, count: int) -> list[float]:
-    """When so many places in the log of a key were taken, by Redis's own clock; nothing of ours is believed."""
+    """Return the times of the first `count` entries in the log of a key, by Redis's own clock."""
     times: list[float] = []
     async with redis.monitor() as monitor:
         while len(times) < count:
@@ -75,7 +75,7 @@ def most_in_any(seconds: float, times: list[float]) -> int:
     return max(sum(start <= time < start + seconds for time in times) for start in times)
 
 
-async def test_four_processes_never_start_more_than_they_may_together(redis: Redis, server: RedisServer) -> None:
+async def test_four_processes_share_rate(redis: Redis, server: RedisServer) -> None:
     seen: list[float] = []
 
     async def watch() -> None:
@@ -93,16 +93,16 @@ async def test_four_processes_never_start_more_than_they_may_together(redis: Red
     assert len(seen) == 180
     print(f"\nfour processes at 50 a second: at most {most_in_any(1.0, seen)} in any second, by Redis's clock")
     assert 45 < most_in_any(1.0, seen) <= 51
-    assert seen[-1] - seen[0] < 10, "and what may start does"
+    assert seen[-1] - seen[0] < 10, "all allowed starts happen"
 
 
 @pytest.mark.parametrize("starts", [1, 3])
-async def test_it_keeps_the_contract_of_a_rate_limiter(limiters: Limiters, starts: int) -> None:
+async def test_shared_limiter_satisfies_contract(limiters: Limiters, starts: int) -> None:
     await check_rate_limiter(lambda: limiters(starts, 0.4), starts=starts, per=0.4)
     assert isinstance(limiters(1, 1.0), ListeningRateLimiter)
 
 
-async def test_two_share_what_is_under_one_key_and_nothing_else(limiters: Limiters) -> None:
+async def test_limiters_share_rate_by_key(limiters: Limiters) -> None:
     here, there, elsewhere = limiters(1, 60.0, "one"), limiters(1, 60.0, "one"), limiters(1, 60.0, "other")
     await here.acquire()
     with anyio.move_on_after(0.3) as scope:
@@ -113,9 +113,7 @@ async def test_two_share_what_is_under_one_key_and_nothing_else(limiters: Limite
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["asyncio", "anyio"])
-async def test_who_is_cancelled_while_redis_answers_gives_back_what_it_got(
-    limiters: Limiters, redis: Redis, *, native: bool
-) -> None:
+async def test_cancelled_acquire_returns_granted_start(limiters: Limiters, redis: Redis, *, native: bool) -> None:
     limiter = limiters(2, 60.0, "account")
     await limiter.acquire()
     scope = anyio.CancelScope()
@@ -139,7 +137,7 @@ async def test_who_is_cancelled_while_redis_answers_gives_back_what_it_got(
     assert await redis.zcard("account") == 2
 
 
-async def test_the_log_is_as_long_as_the_window_and_goes_away_by_itself(limiters: Limiters, redis: Redis) -> None:
+async def test_log_is_trimmed_and_expires(limiters: Limiters, redis: Redis) -> None:
     limiter = limiters(2, 0.1, "account")
     for _ in range(7):
         await limiter.acquire()
@@ -147,7 +145,7 @@ async def test_the_log_is_as_long_as_the_window_and_goes_away_by_itself(limiters
     assert 0 < await redis.pttl("account") <= 1100
 
 
-async def test_a_refusal_holds_everybody_back_who_shares_the_limiter(limiters: Limiters, redis: Redis) -> None:
+async def test_penalize_pauses_all_sharers(limiters: Limiters, redis: Redis) -> None:
     here, there = limiters(5, 1.0, "account"), limiters(5, 1.0, "account")
     await here.penalize(None)
     assert not await redis.exists("account:held")
@@ -158,15 +156,13 @@ async def test_a_refusal_holds_everybody_back_who_shares_the_limiter(limiters: L
     assert not await redis.exists("account:held")
 
 
-async def test_a_redis_that_comes_back_in_time_is_waited_for_and_limits_again(
-    limiters: Limiters, server: RedisServer
-) -> None:
+async def test_acquire_survives_redis_restart(limiters: Limiters, server: RedisServer) -> None:
     limiter = limiters(1, 0.5, "account", patience=30)
     await limiter.acquire()
     server.stop()
     waiting = [asyncio.create_task(limiter.acquire()) for _ in range(2)]
     await anyio.sleep(0.7)
-    assert not any(task.done() for task in waiting), "the window is over, and nobody can say so"
+    assert not any(task.done() for task in waiting), "no start without Redis, though the window is over"
     await server.start()
     with anyio.fail_after(20):
         await waiting[0]
@@ -175,34 +171,32 @@ async def test_a_redis_that_comes_back_in_time_is_waited_for_and_limits_again(
         await waiting[1]
 
 
-async def test_a_redis_that_does_not_come_back_is_an_error_for_all_who_wait(
-    limiters: Limiters, server: RedisServer
-) -> None:
+async def test_unreachable_redis_fails_all_waiters(limiters: Limiters, server: RedisServer) -> None:
     limiter = limiters(1000, 1.0, patience=0.5)
     await limiter.acquire()
     server.stop()
-    tries = limiter._ask
-    asked = 0
+    attempt = limiter._try_acquire
+    attempts = 0
 
     async def counted() -> float:
-        nonlocal asked
-        asked += 1
-        return await tries()
+        nonlocal attempts
+        attempts += 1
+        return await attempt()
 
-    limiter._ask = counted  # type: ignore[method-assign]  # counts
+    limiter._try_acquire = counted  # type: ignore[method-assign]  # counts
     with anyio.fail_after(30):
         ends = await asyncio.gather(*(limiter.acquire() for _ in range(50)), return_exceptions=True)
     assert {type(end) for end in ends} == {RateLimiterError}
     assert "nothing was started" in str(ends[0])
     assert "nothing was spent" in str(ends[0])
-    assert asked < 10, "not each of them waits for as long again"
-    limiter._ask = tries  # type: ignore[method-assign]  # as it was
+    assert attempts < 10, "waiters fail together, not one after another"
+    limiter._try_acquire = attempt  # type: ignore[method-assign]  # as it was
     await server.start()
     with anyio.fail_after(10):
         await limiter.acquire()
 
 
-async def test_a_batch_without_its_limiter_stops_and_sends_nothing(limiters: Limiters, server: RedisServer) -> None:
+async def test_unreachable_redis_stops_batch_unsent(limiters: Limiters, server: RedisServer) -> None:
     server.stop()
     service = Service()
     async with open_session(service, rate_limiter=limiters(1000, 1.0, patience=0.2)) as kling:
@@ -216,7 +210,7 @@ async def test_a_batch_without_its_limiter_stops_and_sends_nothing(limiters: Lim
     assert sum(isinstance(error, SkippedError) for error in errors) >= 150
 
 
-async def test_a_wrong_password_is_said_at_once_and_no_password_is_told() -> None:
+async def test_wrong_password_fails_at_once_and_is_not_quoted() -> None:
     async with RedisServer("--requirepass", "the-right-one") as server:
         url = server.url.replace("unix://", "unix://:the-wrong-one@")
         async with SharedStartsPerWindow(url, 1, patience=1000) as limiter:
@@ -230,15 +224,15 @@ async def test_a_wrong_password_is_said_at_once_and_no_password_is_told() -> Non
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://:secret@localhost", "redis://:secret@localhost:secret"])
-def test_a_url_that_is_none(url: str) -> None:
-    with pytest.raises(ConfigurationError, match="the URL of Redis cannot be read") as caught:
+def test_invalid_url_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="url: cannot be parsed, expected redis://") as caught:
         SharedStartsPerWindow(url, 1)
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None
 
 
 @pytest.mark.parametrize(("starts", "per"), [(0, 60.0), (1, 0.0), (1, float("nan")), (1, float("inf"))])
-def test_numbers_that_make_no_sense(starts: int, per: float) -> None:
+def test_invalid_rate_is_refused(starts: int, per: float) -> None:
     with pytest.raises(ConfigurationError, match="at least one start per positive window"):
         SharedStartsPerWindow("redis://localhost", starts, per)
 
@@ -253,7 +247,7 @@ def server_for_loops() -> Iterator[RedisServer]:
         server.close()
 
 
-def test_a_limiter_serves_one_loop_after_another(server_for_loops: RedisServer) -> None:
+def test_shared_limiter_works_on_successive_loops(server_for_loops: RedisServer) -> None:
     limiter = SharedStartsPerWindow(server_for_loops.url, 100)
 
     async def use() -> None:

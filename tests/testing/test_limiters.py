@@ -1,4 +1,4 @@
-"""The check of rate limiters: ours pass, and each broken one is told apart."""
+"""`check_rate_limiter`: built-in limiters pass, each kind of defect is reported."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ def anyio_backend() -> object:
 @pytest.mark.parametrize(
     "make", [lambda starts: StartsPerWindow(starts, PER, clock=LoopClock()), lambda starts: AsyncLimiter(starts, PER)]
 )
-async def test_what_is_recommended_passes(make: Callable[[int], RateLimiter], starts: int) -> None:
+async def test_builtin_limiters_satisfy_contract(make: Callable[[int], RateLimiter], starts: int) -> None:
     await check_rate_limiter(lambda: make(starts), starts=starts, per=PER)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_in_real_time_as_well(anyio_backend: str) -> None:
+async def test_check_works_in_real_time(anyio_backend: str) -> None:
     await check_rate_limiter(lambda: StartsPerWindow(2, 0.2), starts=2)
-    with pytest.raises(AssertionError, match="cancelled waiters took"):
-        await check_rate_limiter(lambda: TakesWhenItComes(0.2))
+    with pytest.raises(AssertionError, match="cancelled waiters consumed"):
+        await check_rate_limiter(lambda: TakesBeforeWaiting(0.2))
 
 
-async def test_one_that_never_waits_passes() -> None:
+async def test_unlimited_limiter_satisfies_contract() -> None:
     await check_rate_limiter(NoLimit, starts=None)
 
 
 class Window:
-    """One start per `PER`, kept by when the next one is free; right, and to be broken below."""
+    """A correct limiter of one start per `per` seconds; the classes below break it."""
 
     def __init__(self, per: float = PER) -> None:
         self.per = per
@@ -69,14 +69,14 @@ class NeverReturns(Window):
         await asyncio.Event().wait()
 
 
-class NeverAgain(Window):
+class GrantsOnce(Window):
     async def wait(self) -> None:
         await super().wait()
         self.free = float("inf")
 
 
-class TakesWhenItComes(Window):
-    """The place is taken before the wait, and a cancelled waiter keeps it."""
+class TakesBeforeWaiting(Window):
+    """Takes the start before it waits; a cancelled waiter keeps it."""
 
     async def acquire(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -85,7 +85,7 @@ class TakesWhenItComes(Window):
 
 
 class KeepsTheLock(Window):
-    """Not given back by who is cancelled."""
+    """Does not release the lock when cancelled."""
 
     async def acquire(self) -> None:
         await self.turn.acquire()
@@ -108,12 +108,12 @@ class Listens(Window):
             self.free = max(self.free, asyncio.get_running_loop().time() + retry_after)
 
 
-class SleepsWhenItIsTold(Window):
+class PenalizeWaits(Window):
     async def penalize(self, retry_after: float | None) -> None:
         await asyncio.sleep(retry_after or 0)
 
 
-class NeverForgives(Window):
+class PenalizeBlocksForever(Window):
     async def penalize(self, retry_after: float | None) -> None:
         self.free = float("inf")
 
@@ -128,14 +128,14 @@ class LastComeFirstServed(Window):
         me = object()
         self.waiters.append(me)
         try:
-            while loop.time() < self.free or self.waiters[-1] is not me:  # noqa: ASYNC110 -- time is waited for
+            while loop.time() < self.free or self.waiters[-1] is not me:  # noqa: ASYNC110 -- it waits for a time
                 await asyncio.sleep(0.01)
             self.free = loop.time() + self.per
         finally:
             self.waiters.remove(me)
 
 
-async def test_the_one_that_is_broken_below_passes() -> None:
+async def test_correct_limiter_satisfies_contract() -> None:
     await check_rate_limiter(Window, starts=1, per=PER)
     await check_rate_limiter(Listens, starts=1, per=PER)
     await check_rate_limiter(LastComeFirstServed, starts=1, per=PER, in_order=False)
@@ -144,17 +144,17 @@ async def test_the_one_that_is_broken_below_passes() -> None:
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
-        (NeverWaits, "let start 2 through at once"),
+        (NeverWaits, "granted start 2 at once"),
         (NeverReturns, "did not return 1 times at once"),
-        (NeverAgain, "when the next start was due"),
-        (TakesWhenItComes, "4 cancelled waiters took"),
-        (KeepsTheLock, "4 cancelled waiters took"),
+        (GrantsOnce, "when the next start was due"),
+        (TakesBeforeWaiting, "4 cancelled waiters consumed"),
+        (KeepsTheLock, "4 cancelled waiters consumed"),
         (SwallowsCancellation, "did not end as cancelled"),
-        (LastComeFirstServed, "not in the order they came"),
-        (SleepsWhenItIsTold, "it is told, it does not wait"),
-        (NeverForgives, "after `penalize"),
+        (LastComeFirstServed, "expected order of arrival"),
+        (PenalizeWaits, "it must not wait"),
+        (PenalizeBlocksForever, "after `penalize"),
     ],
 )
-async def test_a_broken_one_is_told_apart(broken: Callable[[], RateLimiter], said: str) -> None:
+async def test_check_rate_limiter_reports_defect(broken: Callable[[], RateLimiter], said: str) -> None:
     with pytest.raises(AssertionError, match=said):
         await check_rate_limiter(broken, starts=1, per=PER)
