@@ -1,4 +1,4 @@
-"""Webhooks of the service: verified, read, handed over. No session is needed, and no framework.
+"""Webhooks of the service: verify, parse and deliver them. Needs neither a session nor a web framework.
 
 ::
 
@@ -7,20 +7,18 @@
     app.router.add_route("*", "/hooks/kling", aiohttp_handler(receiver))  # aiohttp
     app.mount("/hooks/kling", asgi_app(receiver))  # Starlette, FastAPI; or by itself under any ASGI server
 
-The URL that the service is given ends in a slash where it is mounted: frameworks redirect to that, and whether the
-service follows is not known.
+Where the receiver is mounted, give the service the URL with a final slash: frameworks redirect to that, and it is not
+known whether the service follows redirects.
 
-Nothing of a body is parsed, logged or handed over before its signature was found good. A webhook is late, twice or lost
-at times: it wakes whoever waits, and reading the prediction stays the safety net.
+Nothing of a body is parsed, logged or delivered before its signature is verified. Webhooks can be late, duplicated or
+lost: they make results arrive sooner, while polling remains the safety net.
 
-Which job a prediction belongs to is told by a **token** in the URL that was given with the submit (`url_with`). It
-correlates and never authenticates: the signature does not cover it, and whoever has it can do nothing with it. Only its
-digest (`token_hash`) is to be kept.
+A **token** in the webhook URL of a submit (`url_with`) names the job that a prediction belongs to. It correlates and
+does not authenticate: the signature does not cover it, and it gives no access. Store only its digest (`token_hash`).
 
-**Several processes.** What a receiver remembers, so that a delivery is taken once, is its own process's; and `deliver`
-runs in the process that received. Sessions that share a PostgreSQL ledger tell each other what was delivered to one
-of them, so that any may receive for all. The SQLite ledger has one writer: there, receive in the process of the
-session, or let the reading find it.
+**Several processes.** To drop duplicates, a receiver remembers deliveries within its own process; `deliver` runs in the
+process that received. Sessions that share a PostgreSQL ledger forward deliveries to each other, so any of them may
+receive for all. The SQLite ledger has a single writer: receive in the process of the session, or rely on polling.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One delivery from its bytes to whoever waits, and the status that the sender is told."""
+"""Receiver of webhooks: from the bytes of a request to the delivery and the status of the response."""
 
 from __future__ import annotations
 
@@ -27,23 +27,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kling_async")
 
-MAX_BODY = 2**20
-"""Bytes; a body holds the inputs of the job, for which a picture is a URL, and is a few KB."""
+MAX_BODY_BYTES = 2**20
+"""Default limit of a body. A body repeats the inputs of the job, with images as URLs, and has a few KB."""
+BODY_TIMEOUT_S = 30.0
+"""Default seconds within which a body must be complete."""
 
-PATIENCE = 30.0
-"""Seconds that a body may take."""
-
-_TAKEN = 200
+_OK = 200
 _METHOD_NOT_ALLOWED = 405
-_UNDER_WAY = 409
-_FAILED = 500
-_STATUS: Mapping[WebhookRefusal, int] = {
+_CONFLICT = 409
+_SERVER_ERROR = 500
+_STATUS_BY_REFUSAL: Mapping[WebhookRefusal, int] = {
     WebhookRefusal.UNSIGNED: 401,
     WebhookRefusal.MALFORMED: 400,
     WebhookRefusal.STALE: 401,
     WebhookRefusal.FORGED: 401,
-    # It has what it wants: another answer would make it try again.
-    WebhookRefusal.REPLAYED: _TAKEN,
+    # Any other status would make the service send it again.
+    WebhookRefusal.REPLAYED: _OK,
     WebhookRefusal.TOO_LARGE: 413,
     WebhookRefusal.TOO_SLOW: 408,
     WebhookRefusal.UNREADABLE: 400,
@@ -52,14 +51,14 @@ _STATUS: Mapping[WebhookRefusal, int] = {
 
 @attrs.frozen(kw_only=True)
 class Delivery:
-    """One webhook that the service did send.
+    """Verified webhook.
 
     Attributes:
-        prediction: What it says. Late news comes too: compare before it replaces anything.
-        token_hash: Digest of the token in the URL that it came to, or None without one. The signature does not cover
-            the token: the prediction is the account's, and for which job it is rests on the sender's word.
+        prediction: The prediction in its body. It may be outdated: compare before it replaces anything.
+        token_hash: Digest of the token in the request's URL, or None without one. The signature covers the prediction
+            and not the token, so the assignment to a job is unverified.
         webhook_id: The delivery's id.
-        sent_at: When it was sent; seconds since the epoch, by the service's clock.
+        sent_at: Time of sending by the service's clock; seconds since the epoch.
     """
 
     prediction: Prediction
@@ -69,22 +68,22 @@ class Delivery:
 
 
 def parse(body: bytes, *, api_key: Secret | None = None) -> Prediction:
-    """The prediction in the body of a webhook: bare as documented, or in an envelope.
+    """Parse the prediction in the body of a webhook: bare as documented, or in an envelope.
 
     Args:
-        body: The bytes as they came; verify them first.
-        api_key: The account's key, where it is known: the prediction's error then does not quote it.
+        body: The received bytes; verify them first.
+        api_key: The account's key, which is redacted from the prediction's error; None if it is not known.
 
     Raises:
-        WebhookRefusedError: There is no prediction in it.
+        WebhookRefusedError: There is no prediction in the body.
     """
     prediction = _parsed(body, api_key)
     if prediction is None:
-        # Raised here, where its context is not an error that holds the body.
+        # Raised outside `_parsed`, whose exception would be its context and holds the body.
         raise WebhookRefusedError(
-            "there is no prediction in the webhook",
+            "no prediction in the webhook",
             reason=WebhookRefusal.UNREADABLE,
-            advice="what it is about is found by reading it",
+            advice="polling finds the end of the prediction",
         )
     return prediction
 
@@ -100,26 +99,26 @@ def _parsed(body: bytes, api_key: Secret | None) -> Prediction | None:
 
 
 class WebhookReceiver:
-    """Takes deliveries: verifies, reads, and hands over what is new, once.
+    """Verifies and parses webhooks and passes each new one to `deliver`, once.
 
-    What it answers decides whether the service tries again, which it does up to three times for all but 2xx. So a
-    delivery is answered with 200 when `deliver` has returned; with 200 too when it was taken before; with 500, and
-    forgotten, when `deliver` raised; and with a 4xx when it is refused.
+    The service retries up to three times unless the status is 2xx. The status is 200 when `deliver` has returned, and
+    for a duplicate of such a delivery; 500 when `deliver` raised, so that the delivery is accepted when it comes again;
+    409 for a duplicate while the first is in progress; and another 4xx when the webhook is refused.
 
-    Keep `deliver` short: wake somebody, write a row. It runs once per delivery and process; that is at least once, and
-    not exactly once, after a crash.
+    Keep `deliver` short: set an event, write a row. It runs once per delivery and process; across crashes and processes
+    that is at least once.
 
     Args:
-        verifier: Believes the service, and nobody else.
-        deliver: Is given each delivery; a function, or a coroutine function. It may raise.
-        max_body: Bytes of a body that are read at most, whatever its headers say.
-        patience: Seconds that a body may take.
-        api_key: The account's key, where it is known: a prediction's error then does not quote it.
+        verifier: Verifies signature, time and novelty.
+        deliver: Called with each delivery; a function or a coroutine function. It may raise.
+        max_body: Maximum number of bytes read from a body, whatever its headers say.
+        patience: Seconds within which a body must be complete.
+        api_key: The account's key, which is redacted from a prediction's error; None if it is not known.
 
     Attributes:
-        taken: How many were handed over.
-        failed: How often `deliver` raised.
-        refused: How many were refused, by reason; replays are among them.
+        taken: Number of deliveries for which `deliver` returned.
+        failed: Number of deliveries for which `deliver` raised.
+        refused: Number of refused webhooks by reason, duplicates included.
     """
 
     def __init__(
@@ -127,8 +126,8 @@ class WebhookReceiver:
         verifier: WebhookVerifier,
         deliver: Callable[[Delivery], Awaitable[None] | None],
         *,
-        max_body: int = MAX_BODY,
-        patience: float = PATIENCE,
+        max_body: int = MAX_BODY_BYTES,
+        patience: float = BODY_TIMEOUT_S,
         api_key: Secret | None = None,
     ) -> None:
         self.taken = 0
@@ -139,7 +138,7 @@ class WebhookReceiver:
         self._max_body = max_body
         self._patience = patience
         self._api_key = api_key
-        self._under_way: set[bytes] = set()
+        self._in_progress: set[bytes] = set()
 
     async def receive(
         self,
@@ -149,15 +148,15 @@ class WebhookReceiver:
         token: str | None = None,
         method: str = "POST",
     ) -> int:
-        """The status to answer with.
+        """Process one request and return the status of its response.
 
-        What the iteration of `body` raises, and cancellation, go through; the delivery can then come again.
+        Errors of the iteration of `body` and cancellation propagate; the delivery is then accepted when it comes again.
 
         Args:
-            headers: Of the request; their names in any case.
-            body: The bytes as they came, whole or in pieces.
-            token: The query's `TOKEN_PARAMETER`, or None without one.
-            method: The verb; only POST is taken.
+            headers: Headers of the request; names in any case.
+            body: The received bytes, whole or in chunks.
+            token: Value of the query parameter `TOKEN_PARAMETER`, or None.
+            method: Method of the request; only POST is accepted.
         """
         if method != "POST":
             return _METHOD_NOT_ALLOWED
@@ -167,18 +166,18 @@ class WebhookReceiver:
             verified = self._verifier.authenticate(headers, content)
         except WebhookRefusedError as error:
             return self._refuse(error.reason)
-        if verified.digest in self._under_way:
-            # It may yet fail: "taken" could be a lie.
-            return _UNDER_WAY
+        if verified.digest in self._in_progress:
+            # Not 200: the delivery in progress may still fail.
+            return _CONFLICT
         if not self._verifier.remember(verified):
             return self._refuse(WebhookRefusal.REPLAYED)
-        self._under_way.add(verified.digest)
-        status = _FAILED
+        self._in_progress.add(verified.digest)
+        status = _SERVER_ERROR
         try:
-            status = await self._hand_over(verified, content, token)
+            status = await self._parse_and_deliver(verified, content, token)
         finally:
-            self._under_way.discard(verified.digest)
-            if status != _TAKEN:
+            self._in_progress.discard(verified.digest)
+            if status != _OK:
                 self._verifier.forget(verified)
         return status
 
@@ -194,12 +193,14 @@ class WebhookReceiver:
                         if len(content) > self._max_body:
                             break
         except TimeoutError:
-            raise WebhookRefusedError("the body takes too long", reason=WebhookRefusal.TOO_SLOW) from None
+            raise WebhookRefusedError(
+                f"the body is not complete after {self._patience:g} s", reason=WebhookRefusal.TOO_SLOW
+            ) from None
         if len(content) > self._max_body:
             raise WebhookRefusedError(f"the body has more than {self._max_body} bytes", reason=WebhookRefusal.TOO_LARGE)
         return bytes(content)
 
-    async def _hand_over(self, verified: Verified, content: bytes, token: str | None) -> int:
+    async def _parse_and_deliver(self, verified: Verified, content: bytes, token: str | None) -> int:
         try:
             prediction = parse(content, api_key=self._api_key)
         except WebhookRefusedError as error:
@@ -211,19 +212,19 @@ class WebhookReceiver:
             sent_at=verified.sent_at,
         )
         try:
-            handed = self._deliver(delivery)
-            if inspect.isawaitable(handed):
-                await handed
+            returned = self._deliver(delivery)
+            if inspect.isawaitable(returned):
+                await returned
         except Exception:
             self.failed += 1
-            log.exception("the webhook of prediction %s could not be handed over", prediction.id)
-            return _FAILED
+            log.exception("delivery of the webhook of prediction %s failed", prediction.id)
+            return _SERVER_ERROR
         self.taken += 1
-        return _TAKEN
+        return _OK
 
     def _refuse(self, reason: WebhookRefusal) -> int:
         self.refused[reason] += 1
-        # The first of a kind tells of a wrong secret or clock; more of them could be anybody's, to fill the log.
-        aloud = self.refused[reason] == 1 and reason is not WebhookRefusal.REPLAYED
-        log.log(logging.WARNING if aloud else logging.DEBUG, "a webhook was refused: %s", reason.value)
-        return _STATUS[reason]
+        # One warning of each kind, which may mean a wrong secret or clock; with more, anyone could fill the log.
+        warn = self.refused[reason] == 1 and reason is not WebhookRefusal.REPLAYED
+        log.log(logging.WARNING if warn else logging.DEBUG, "a webhook was refused: %s", reason.value)
+        return _STATUS_BY_REFUSAL[reason]

@@ -1,4 +1,4 @@
-"""The receiver behind a web server: aiohttp, or any that speaks ASGI."""
+"""Adapters of the receiver for aiohttp and for ASGI servers."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from .receiver import WebhookReceiver
 
 Message: TypeAlias = MutableMapping[str, Any]
-"""What ASGI passes: a dictionary with a `type`."""
+"""ASGI message: a dictionary with a `type`."""
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
-"""ASGI: gives the next message."""
+"""ASGI callable that returns the next message."""
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
-"""ASGI: takes a message."""
+"""ASGI callable that sends a message."""
 
 _ALLOW = "POST"
 _METHOD_NOT_ALLOWED = 405
 
 
 def aiohttp_handler(receiver: WebhookReceiver) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """A handler for `app.router.add_route("*", path, ...)`; aiohttp's access log shows no tokens from then on.
+    """Return a handler for `app.router.add_route("*", path, ...)` and hide tokens in aiohttp's access log.
 
-    The receiver's own cap counts, and not `client_max_size` of the application.
+    The receiver's `max_body` applies, not the application's `client_max_size`.
     """
-    from aiohttp import ClientError, web  # noqa: PLC0415 -- ASGI does without it
+    from aiohttp import ClientError, web  # noqa: PLC0415 -- ASGI does not need it
     from aiohttp.http_exceptions import HttpProcessingError  # noqa: PLC0415 -- as above
 
     _hide_tokens("aiohttp.access")
@@ -45,7 +45,7 @@ def aiohttp_handler(receiver: WebhookReceiver) -> Callable[[web.Request], Awaita
                 method=request.method,
             )
         except (ClientError, HttpProcessingError, ConnectionError):
-            # The body broke off: nobody may be there to read it.
+            # The connection broke before the body was complete.
             raise web.HTTPBadRequest from None
         return web.Response(status=status, headers={"Allow": _ALLOW} if status == _METHOD_NOT_ALLOWED else None)
 
@@ -53,31 +53,31 @@ def aiohttp_handler(receiver: WebhookReceiver) -> Callable[[web.Request], Awaita
 
 
 def asgi_app(receiver: WebhookReceiver) -> Callable[[Message, Receive, Send], Awaitable[None]]:
-    """A plain ASGI application, to be mounted in another or served by itself; its path is whatever it is mounted at.
+    """Return an ASGI application, to be mounted at any path or served by itself.
 
-    The access logs of uvicorn, Hypercorn and Gunicorn show no tokens from then on.
+    Hides tokens in the access logs of uvicorn, Hypercorn and Gunicorn.
     """
     _hide_tokens("uvicorn.access", "hypercorn.access", "gunicorn.access")
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await _live(receive, send)
+            await _lifespan(receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
         else:
-            await _answer(receiver, scope, receive, send)
+            await _respond(receiver, scope, receive, send)
 
     return app
 
 
-async def _live(receive: Receive, send: Send) -> None:
-    """Start and stop with nothing to do, for servers that insist."""
+async def _lifespan(receive: Receive, send: Send) -> None:
+    """Complete startup and shutdown, for servers that require it."""
     for step in ("startup", "shutdown"):
         await receive()
         await send({"type": f"lifespan.{step}.complete"})
 
 
-async def _answer(receiver: WebhookReceiver, scope: Message, receive: Receive, send: Send) -> None:
+async def _respond(receiver: WebhookReceiver, scope: Message, receive: Receive, send: Send) -> None:
     query = parse_qs(scope["query_string"].decode("latin-1"))
     async with aclosing(_chunks(receive)) as body:
         try:
@@ -101,7 +101,7 @@ async def _chunks(receive: Receive) -> AsyncGenerator[bytes, None]:
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ConnectionResetError("the sender went away before the body was complete")
+            raise ConnectionResetError("the sender disconnected before the body was complete")
         yield message.get("body", b"")
         more = message.get("more_body", False)
 

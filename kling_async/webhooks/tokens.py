@@ -1,4 +1,4 @@
-"""The token in a webhook's URL: it tells which job the webhook is about, and proves nothing."""
+"""Tokens in webhook URLs: they correlate a webhook with its job and authenticate nothing."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from kling_async.errors import ConfigurationError
 
 TOKEN_PARAMETER: Final = "kling_token"  # noqa: S105 -- its name, not a secret
-"""The query parameter that holds the token.
+"""Query parameter that holds the token.
 
-A query and not a path: the route stays one, much that logs URLs leaves queries out, and what hides secrets in them
-looks for names with `token`.
+In the query, not in the path: there is one route, many log formats omit queries, and tools that redact secrets look for
+names with `token`.
 """
 
-_SHOWN = re.compile(rf"({TOKEN_PARAMETER}=)[^&\s\"']*")
+_TOKEN_IN_TEXT = re.compile(rf"({TOKEN_PARAMETER}=)[^&\s\"']*")
 
 
 def new_token() -> str:
-    """A token that nobody guesses: 256 bits, in signs that a URL holds as they are."""
+    """Return a random token of 256 bits, in characters that need no quoting in a URL."""
     return secrets.token_urlsafe(32)
 
 
 def token_hash(token: str) -> str:
-    """What is kept of a token: SHA-256, lower-case hex."""
+    """Return the SHA-256 of a token in lower-case hex, the only form in which it is stored."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def url_with(base: str, token: str) -> str:
-    """The URL to give with one submit.
+    """Return the webhook URL for one submit.
 
     Args:
-        base: Where the receiver is reached from outside; it may have a query of its own.
-        token: Of `new_token`.
+        base: Public URL of the receiver; it may have a query of its own.
+        token: Token made by `new_token`.
 
     Raises:
-        ConfigurationError: `base` is no https URL (http is taken for this machine alone), or has a fragment.
+        ConfigurationError: `base` is not an https URL (http is allowed on loopback only), or has a fragment.
     """
     try:
         parts = urlsplit(base)
         host = parts.hostname or ""
     except ValueError:
         parts, host = urlsplit(""), ""
-    if not host or not (parts.scheme == "https" or (parts.scheme == "http" and _is_this_machine(host))):
-        raise ConfigurationError("the URL for webhooks is to be an https URL that the service can reach")
+    if not host or not (parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host))):
+        raise ConfigurationError("webhook URL: expected https://host/path that the service can reach")
     if parts.fragment:
-        raise ConfigurationError("the URL for webhooks has a fragment, which is never sent")
-    said = f"{TOKEN_PARAMETER}={quote(token, safe='')}"
-    return urlunsplit(parts._replace(query=f"{parts.query}&{said}" if parts.query else said))
+        raise ConfigurationError("webhook URL: expected no #fragment, which is never sent")
+    parameter = f"{TOKEN_PARAMETER}={quote(token, safe='')}"
+    return urlunsplit(parts._replace(query=f"{parts.query}&{parameter}" if parts.query else parameter))
 
 
-def _is_this_machine(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -63,29 +63,29 @@ def _is_this_machine(host: str) -> bool:
 
 
 class HideTokens(logging.Filter):
-    """Blanks tokens in the log of a web server, which writes down the URLs that were asked for.
+    """Logging filter that redacts tokens in requested URLs.
 
-    `aiohttp_handler` and `asgi_app` add it to the access logs of the usual servers; add it to others:
+    `aiohttp_handler` and `asgi_app` add it to the access logs of the usual servers. Add it to others by
     `logging.getLogger("my.access").addFilter(HideTokens())`.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Blank what the record says; let it pass."""
+        """Redact the record and keep it."""
         for name, value in vars(record).items():
             if isinstance(value, str):
-                setattr(record, name, _blanked(value))
+                setattr(record, name, _redacted(value))
         if isinstance(record.args, tuple):
-            # As a tuple and part by part: formatters of servers take it apart.
-            record.args = tuple(_blanked(part) if isinstance(part, str) else part for part in record.args)
+            # The arguments stay a tuple: formatters of servers unpack them.
+            record.args = tuple(_redacted(part) if isinstance(part, str) else part for part in record.args)
         return True
 
     def __eq__(self, other: object) -> bool:
-        # A logger takes an equal filter once.
+        # A logger does not add a filter that equals one it has.
         return isinstance(other, HideTokens)
 
     def __hash__(self) -> int:
         return hash(HideTokens)
 
 
-def _blanked(text: str) -> str:
-    return _SHOWN.sub(r"\1***", text)
+def _redacted(text: str) -> str:
+    return _TOKEN_IN_TEXT.sub(r"\1***", text)

@@ -1,4 +1,4 @@
-"""Whether a webhook is the service's, of now, and new (docs: verify-webhooks)."""
+"""Verification of webhooks: signature, age and novelty (docs: verify-webhooks)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from kling_async._core.clock import Clock
 
 Secrets: TypeAlias = str | Secret | Iterable[str | Secret]
-"""One secret of webhooks, or several that are accepted at once."""
+"""Webhook secret, or several that are accepted at once."""
 
-TOLERANCE = 300.0
-"""Seconds that a delivery's time may be off, either way: the vendor's own window."""
+TOLERANCE_S = 300.0
+"""Default difference in seconds allowed between a delivery's time and now, either way: the vendor's own window."""
 
 _PREFIX = "whsec_"
-# The signed text is `{id}.{time}.{body}`: with a dot in the id it could be read in two ways.
+# No dot in the id: the signed text is `{id}.{time}.{body}`, which would be ambiguous.
 _ID = re.compile(r"[!-\-/-~]{1,256}")
 _TIME = re.compile(r"[0-9]{1,12}")
 _SIGNATURE = re.compile(r"v3,([0-9a-f]{64})")
@@ -33,12 +33,12 @@ _SIGNATURE = re.compile(r"v3,([0-9a-f]{64})")
 
 @attrs.frozen
 class Verified:
-    """What the signature vouches for, besides the body.
+    """Data that the signature covers, apart from the body.
 
     Attributes:
         webhook_id: The delivery's id; in the vendor's sample, the prediction's.
-        sent_at: When it was sent; seconds since the epoch, by the service's clock.
-        digest: Of the id and the body, the same when a delivery is sent again.
+        sent_at: Time of sending by the service's clock; seconds since the epoch.
+        digest: SHA-256 of id and body; the same when a delivery is sent again.
     """
 
     webhook_id: str
@@ -47,8 +47,8 @@ class Verified:
 
 
 @attrs.frozen
-class _Claim:
-    """What the headers say, believed of nobody yet."""
+class _SignedHeaders:
+    """Parsed headers of a signature, not verified yet."""
 
     webhook_id: str
     time: str
@@ -56,111 +56,111 @@ class _Claim:
 
 
 def verify(
-    headers: Mapping[str, str], body: bytes, secrets: Secrets, *, now: float, tolerance: float = TOLERANCE
+    headers: Mapping[str, str], body: bytes, secrets: Secrets, *, now: float, tolerance: float = TOLERANCE_S
 ) -> Verified:
-    """Authenticate one delivery, without a memory: a replay within the window passes. See `WebhookVerifier`.
+    """Verify signature and age of one delivery. Duplicates are not detected; `WebhookVerifier` does that.
 
     Args:
-        headers: Of the request; their names in any case.
-        body: The bytes as they came.
-        secrets: Those accepted, with or without `whsec_`.
+        headers: Headers of the request; names in any case.
+        body: The received bytes.
+        secrets: Accepted secrets, with or without `whsec_`.
         now: Seconds since the epoch.
-        tolerance: Seconds that the delivery's time may be off, either way.
+        tolerance: Seconds by which the delivery's time may differ from `now`, either way.
 
     Raises:
-        WebhookRefusedError: It is not to be believed; `reason` says why.
-        ConfigurationError: There is no secret, or one that cannot be.
+        WebhookRefusedError: Verification failed; `reason` says why.
+        ConfigurationError: There is no secret, or an invalid one.
     """
-    return _authenticated(_claim(headers, now, tolerance), body, _keys(secrets))
+    return _authenticated(_signed_headers(headers, now, tolerance), body, _keys(secrets))
 
 
 class WebhookVerifier:
-    """Tells the service's deliveries from all others, and new ones from those taken before.
+    """Verifies signature and age of deliveries and detects duplicates.
 
-    The memory is bounded: `remember` deliveries, the latest, for twice `tolerance` seconds. After that an exact replay
-    is refused for its age; the service's own repetition, with a time of its own, is then taken once more. A new process
-    remembers nothing: whoever is given deliveries takes old news for what it is.
+    The latest `remember` deliveries are remembered, each for twice `tolerance` seconds. Later, an exact replay is
+    refused for its age, but the service's own retry, which has a new time, would be accepted once more. A new process
+    remembers nothing, so consumers must tolerate outdated deliveries.
 
     Args:
-        secrets: One, or several that are accepted at once while one replaces another; text (`whsec_...`) or what
-            `KlingSession.webhook_secret` gave.
-        tolerance: Seconds that a delivery's time may be off, either way.
-        remember: How many deliveries are remembered; about 150 bytes each.
-        clock: Now; the system's by default.
+        secrets: One secret, or several while one replaces another; text (`whsec_...`) or the result of
+            `KlingSession.webhook_secret`.
+        tolerance: Seconds by which a delivery's time may differ from now, either way.
+        remember: Number of deliveries to remember; about 150 bytes each.
+        clock: Clock for the present time; by default the system's.
 
     Raises:
-        ConfigurationError: There is no secret, one that cannot be, or a number that cannot be.
+        ConfigurationError: There is no secret, or an invalid one, or a number is out of range.
     """
 
     def __init__(
-        self, secrets: Secrets, *, tolerance: float = TOLERANCE, remember: int = 100_000, clock: Clock | None = None
+        self, secrets: Secrets, *, tolerance: float = TOLERANCE_S, remember: int = 100_000, clock: Clock | None = None
     ) -> None:
         if not 0 < tolerance < math.inf:
-            raise ConfigurationError(f"tolerance is to be more than 0 seconds, not {tolerance}")
+            raise ConfigurationError(f"tolerance: expected more than 0 seconds, got {tolerance}")
         if remember < 1:
-            raise ConfigurationError(f"remember is to be at least 1, not {remember}")
+            raise ConfigurationError(f"remember: expected at least 1, got {remember}")
         self._tolerance = tolerance
         self._remember = remember
         self._clock: Clock = clock or SystemClock()
         self._keys = _keys(secrets)
-        self._taken: dict[bytes, float] = {}
+        self._expiry_by_digest: dict[bytes, float] = {}
 
     def rotate(self, secrets: Secrets) -> None:
-        """Accept these from now on, and no others; what was taken stays remembered.
+        """Replace the accepted secrets; remembered deliveries are kept.
 
         Raises:
-            ConfigurationError: There is no secret, or one that cannot be; nothing changes.
+            ConfigurationError: There is no secret, or an invalid one; nothing changes.
         """
         self._keys = _keys(secrets)
 
     def screen(self, headers: Mapping[str, str]) -> None:
-        """Refuse by the headers alone what no body can save, before one is read.
+        """Check the headers alone, before the body is read.
 
         Raises:
             WebhookRefusedError: They are missing, malformed or stale.
         """
-        _claim(headers, self._clock.now(), self._tolerance)
+        _signed_headers(headers, self._clock.now(), self._tolerance)
 
     def authenticate(self, headers: Mapping[str, str], body: bytes) -> Verified:
-        """What `verify` gives, whether or not it was taken before.
+        """Verify signature and age of one delivery, without remembering it or checking for a duplicate.
 
         Raises:
-            WebhookRefusedError: It is not the service's, or not of now.
+            WebhookRefusedError: The signature is invalid, or the delivery too old.
         """
-        return _authenticated(_claim(headers, self._clock.now(), self._tolerance), body, self._keys)
+        return _authenticated(_signed_headers(headers, self._clock.now(), self._tolerance), body, self._keys)
 
     def verify(self, headers: Mapping[str, str], body: bytes) -> Verified:
-        """Authenticate one delivery and remember it.
+        """Verify one delivery and remember it.
 
         Args:
-            headers: Of the request; their names in any case.
-            body: The bytes as they came.
+            headers: Headers of the request; names in any case.
+            body: The received bytes.
 
         Raises:
-            WebhookRefusedError: It is not to be believed, or was taken before; `reason` says why.
+            WebhookRefusedError: Verification failed, or it is a duplicate; `reason` says why.
         """
         verified = self.authenticate(headers, body)
         if not self.remember(verified):
-            raise WebhookRefusedError("the webhook was taken before", reason=WebhookRefusal.REPLAYED)
+            raise WebhookRefusedError("the webhook was received before", reason=WebhookRefusal.REPLAYED)
         return verified
 
     def remember(self, verified: Verified) -> bool:
-        """Remember a delivery as taken; False when it is so already."""
+        """Remember a delivery; return False if it is a duplicate."""
         now = self._clock.now()
-        # Oldest first: each is kept equally long.
-        while self._taken and next(iter(self._taken.values())) < now:
-            del self._taken[next(iter(self._taken))]
-        if verified.digest in self._taken:
+        # All are kept equally long, so the first in the dictionary expires first.
+        while self._expiry_by_digest and next(iter(self._expiry_by_digest.values())) < now:
+            del self._expiry_by_digest[next(iter(self._expiry_by_digest))]
+        if verified.digest in self._expiry_by_digest:
             return False
-        # Its time may lie `tolerance` ahead, and is good for as long after.
-        self._taken[verified.digest] = now + 2 * self._tolerance
-        if len(self._taken) > self._remember:
-            del self._taken[next(iter(self._taken))]
+        # Its time may be `tolerance` ahead of now and is accepted until `tolerance` after it.
+        self._expiry_by_digest[verified.digest] = now + 2 * self._tolerance
+        if len(self._expiry_by_digest) > self._remember:
+            del self._expiry_by_digest[next(iter(self._expiry_by_digest))]
         return True
 
     def forget(self, verified: Verified) -> None:
-        """Let the same delivery come again: it could not be taken."""
-        self._taken.pop(verified.digest, None)
+        """Accept the same delivery when it comes again, after it could not be processed."""
+        self._expiry_by_digest.pop(verified.digest, None)
 
     def __repr__(self) -> str:
         count = len(self._keys)
@@ -170,57 +170,63 @@ class WebhookVerifier:
 def _keys(secrets: Secrets) -> tuple[Secret, ...]:
     given = (secrets,) if isinstance(secrets, (str, Secret)) else tuple(secrets)
     if not given:
-        raise ConfigurationError("no secret of webhooks is given", advice="ask for it: await kling.webhook_secret()")
+        raise ConfigurationError("no webhook secret given", advice="request it: await kling.webhook_secret()")
     return tuple(map(_key, given))
 
 
 def _key(given: str | Secret) -> Secret:
-    """The text after the prefix: it is not base64-decoded."""
+    """Return the key of the HMAC: the text after the prefix, which is not base64-decoded."""
     try:
         return Secret((given.reveal() if isinstance(given, Secret) else given).strip().removeprefix(_PREFIX))
     except ConfigurationError:
-        # An empty one above all: anybody could sign with it.
-        raise ConfigurationError("a secret of webhooks is empty or holds characters that no secret has") from None
+        # An empty secret would let anyone sign.
+        raise ConfigurationError("webhook secret: empty, or contains characters that no secret has") from None
 
 
-def _claim(headers: Mapping[str, str], now: float, tolerance: float) -> _Claim:
-    """The headers of a signature that is not stale."""
+def _signed_headers(headers: Mapping[str, str], now: float, tolerance: float) -> _SignedHeaders:
+    """Parse the headers of a signature and check its age.
+
+    Raises:
+        WebhookRefusedError: A header is missing or malformed, or the time is outside the tolerance.
+    """
     folded = {name.lower(): value for name, value in headers.items()}
     try:
-        claim = _Claim(folded["webhook-id"], folded["webhook-timestamp"], tuple(folded["webhook-signature"].split()))
-    except KeyError as missing:
-        raise WebhookRefusedError(f"the header {missing.args[0]} is missing", reason=WebhookRefusal.UNSIGNED) from None
-    if not _ID.fullmatch(claim.webhook_id) or not _TIME.fullmatch(claim.time):
-        raise WebhookRefusedError("the id or the time is not in its form", reason=WebhookRefusal.MALFORMED)
-    signatures = tuple(match[1] for entry in claim.signatures if (match := _SIGNATURE.fullmatch(entry)))
-    if not signatures:
-        raise WebhookRefusedError("there is no signature in the form v3,<hex>", reason=WebhookRefusal.MALFORMED)
-    off = now - int(claim.time)
-    if not abs(off) <= tolerance:
-        raise WebhookRefusedError(
-            f"the webhook is of {abs(off):.0f} s {'ago' if off > 0 else 'ahead'}, and {tolerance:g} s are allowed",
-            reason=WebhookRefusal.STALE,
-            advice="if it is the service's, set this machine's clock",
+        signed = _SignedHeaders(
+            folded["webhook-id"], folded["webhook-timestamp"], tuple(folded["webhook-signature"].split())
         )
-    return attrs.evolve(claim, signatures=signatures)
+    except KeyError as missing:
+        raise WebhookRefusedError(f"header {missing.args[0]} is missing", reason=WebhookRefusal.UNSIGNED) from None
+    if not _ID.fullmatch(signed.webhook_id) or not _TIME.fullmatch(signed.time):
+        raise WebhookRefusedError("webhook-id or webhook-timestamp is malformed", reason=WebhookRefusal.MALFORMED)
+    signatures = tuple(match[1] for entry in signed.signatures if (match := _SIGNATURE.fullmatch(entry)))
+    if not signatures:
+        raise WebhookRefusedError("webhook-signature: expected v3,<64 hex digits>", reason=WebhookRefusal.MALFORMED)
+    age = now - int(signed.time)
+    if not abs(age) <= tolerance:
+        raise WebhookRefusedError(
+            f"sent {abs(age):.0f} s {'ago' if age > 0 else 'ahead of now'}, at most {tolerance:g} s allowed",
+            reason=WebhookRefusal.STALE,
+            advice="if it comes from the service, set this machine's clock",
+        )
+    return attrs.evolve(signed, signatures=signatures)
 
 
-def _authenticated(claim: _Claim, body: bytes, keys: tuple[Secret, ...]) -> Verified:
-    signed = f"{claim.webhook_id}.{claim.time}.".encode()
+def _authenticated(headers: _SignedHeaders, body: bytes, keys: tuple[Secret, ...]) -> Verified:
+    prefix = f"{headers.webhook_id}.{headers.time}.".encode()
     genuine = False
-    # All of them, always: how long it takes says nothing about which one was near.
+    # All combinations are compared, so that timing does not reveal which one nearly matched.
     for key in keys:
-        mac = hmac.new(key.reveal().encode(), signed, hashlib.sha256)
+        mac = hmac.new(key.reveal().encode(), prefix, hashlib.sha256)
         mac.update(body)
         expected = mac.hexdigest()
-        for signature in claim.signatures:
+        for signature in headers.signatures:
             genuine |= hmac.compare_digest(expected, signature)
     if not genuine:
         raise WebhookRefusedError(
-            "no signature is of an accepted secret",
+            "no signature matches an accepted secret",
             reason=WebhookRefusal.FORGED,
-            advice="if it is the service's, look whether its secret has changed: await kling.webhook_secret()",
+            advice="if it comes from the service, its secret may have changed: await kling.webhook_secret()",
         )
-    digest = hashlib.sha256(f"{claim.webhook_id}.".encode())
+    digest = hashlib.sha256(f"{headers.webhook_id}.".encode())
     digest.update(body)
-    return Verified(claim.webhook_id, int(claim.time), digest.digest())
+    return Verified(headers.webhook_id, int(headers.time), digest.digest())

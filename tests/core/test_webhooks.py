@@ -1,4 +1,4 @@
-"""Webhooks without a socket: what is believed, what is read, what is answered."""
+"""Webhooks without sockets: verification, parsing, receiver."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from kling_async.webhooks import (
     url_with,
     verify,
 )
-from kling_async.webhooks.receiver import _STATUS
+from kling_async.webhooks.receiver import _STATUS_BY_REFUSAL
 from support.webhooks import body_of, signed
 
 SECRET = "whsec_e9EE3BdyXSxcB4ZyZUKjQUEoQX4sF9P1+eMpb/KluCM="
@@ -72,7 +72,7 @@ def at(now: float) -> VirtualClock:
 
 
 @pytest.mark.parametrize(("secret", "webhook_id", "time", "body", "signature"), VECTORS)
-def test_the_computed_vectors(secret: str, webhook_id: str, time: int, body: bytes, signature: str) -> None:
+def test_vectors_verify(secret: str, webhook_id: str, time: int, body: bytes, signature: str) -> None:
     headers = {"webhook-id": webhook_id, "webhook-timestamp": str(time), "webhook-signature": f"v3,{signature}"}
     for key in (secret, secret.removeprefix("whsec_"), Secret(secret)):
         verified = verify(headers, body, key, now=time)
@@ -80,7 +80,7 @@ def test_the_computed_vectors(secret: str, webhook_id: str, time: int, body: byt
     assert refused(headers, body + b" ", now=time, secrets=secret) is WebhookRefusal.FORGED
 
 
-def test_the_sample_is_the_one_of_the_contract() -> None:
+def test_sample_body_is_unchanged() -> None:
     assert hashlib.sha256(SAMPLE).hexdigest() == "7c584f15575509feaf34520c00e3fb151ae405a604e194c74c49e3f87ccfaa00"
 
 
@@ -91,7 +91,7 @@ def test_the_sample_is_the_one_of_the_contract() -> None:
         (1758802746, "cf2866ec96051d73399f0b8627ea7bafd7dbac73725f80b855383a9b64f0c7d8"),
     ],
 )
-def test_the_signatures_printed_in_the_docs_are_of_another_body(time: int, printed: str) -> None:
+def test_signatures_printed_in_docs_do_not_match_sample(time: int, printed: str) -> None:
     headers = {"webhook-id": "45b392b22c3b449fa935bd4dc", "webhook-timestamp": str(time)}
     headers["webhook-signature"] = f"v3,{printed}"
     assert refused(headers, SAMPLE, now=time) is WebhookRefusal.FORGED
@@ -99,14 +99,14 @@ def test_the_signatures_printed_in_the_docs_are_of_another_body(time: int, print
 
 @settings(deadline=None)
 @given(st.binary(max_size=300), st.from_regex(r"[!-\-/-~]{1,40}", fullmatch=True), st.integers(0, 10**11))
-def test_whatever_is_signed_is_believed(body: bytes, webhook_id: str, time: int) -> None:
+def test_any_signed_body_verifies(body: bytes, webhook_id: str, time: int) -> None:
     headers = signed(SECRET, body, webhook_id=webhook_id, at=time)
     assert verify(headers, body, SECRET, now=time).webhook_id == webhook_id
 
 
 @settings(deadline=None)
 @given(st.data())
-def test_whatever_is_changed_is_not(data: st.DataObject) -> None:
+def test_any_change_is_refused(data: st.DataObject) -> None:
     headers, body = signed(SECRET, BODY, webhook_id="p1", at=NOW), bytearray(BODY)
     part = data.draw(st.sampled_from(["body", "webhook-id", "webhook-timestamp", "webhook-signature"]))
     text = body if part == "body" else bytearray(headers[part].encode())
@@ -121,18 +121,18 @@ def test_whatever_is_changed_is_not(data: st.DataObject) -> None:
 
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["webhook-id", "Webhook-Timestamp", "webhook-signature", "x"]), st.text()))
-def test_any_headers_are_refused_and_nothing_else(headers: dict[str, str]) -> None:
+def test_arbitrary_headers_are_refused(headers: dict[str, str]) -> None:
     with pytest.raises(WebhookRefusedError):
         verify(headers, b"{}", SECRET, now=NOW)
 
 
-def test_names_of_headers_are_taken_in_any_case() -> None:
+def test_header_names_are_case_insensitive() -> None:
     headers = {name.title(): value for name, value in signed(SECRET, BODY, at=NOW).items()}
     verify(headers, BODY, SECRET, now=NOW)
 
 
 @pytest.mark.parametrize("missing", ["webhook-id", "webhook-timestamp", "webhook-signature"])
-def test_without_one_of_its_headers(missing: str) -> None:
+def test_missing_header_is_unsigned(missing: str) -> None:
     headers = signed(SECRET, BODY, at=NOW)
     del headers[missing]
     assert refused(headers) is WebhookRefusal.UNSIGNED
@@ -160,47 +160,47 @@ def test_without_one_of_its_headers(missing: str) -> None:
         ("webhook-signature", "v3,ä"),
     ],
 )
-def test_headers_that_are_not_in_their_form(name: str, value: str) -> None:
+def test_malformed_header_is_refused(name: str, value: str) -> None:
     assert refused(signed(SECRET, BODY, at=NOW) | {name: value}) is WebhookRefusal.MALFORMED
 
 
-def test_an_id_with_a_dot_could_be_read_in_two_ways() -> None:
-    """Signed is `id.time.body`, so that a genuine signature is also that of a longer id and a shorter body."""
+def test_id_with_dot_is_refused_as_ambiguous() -> None:
+    """The signed text is `id.time.body`: a valid signature also matches a longer id with a shorter body."""
     body = b'{"a":"x.1800000000.{}"}'
     headers = signed(SECRET, body, webhook_id="p1", at=NOW)
     moved = headers | {"webhook-id": 'p1.1800000000.{"a":"x'}
     text = f"{moved['webhook-id']}.{moved['webhook-timestamp']}.".encode() + b'{}"}'
-    assert text == f"p1.{headers['webhook-timestamp']}.".encode() + body, "it is the same text"
+    assert text == f"p1.{headers['webhook-timestamp']}.".encode() + body, "both sign the same text"
     assert refused(moved, b'{}"}') is WebhookRefusal.MALFORMED
 
 
 @pytest.mark.parametrize("change", [str.upper, lambda value: value.replace("v3", "v1"), lambda value: value[:-1]])
-def test_other_spellings_of_a_signature_are_not_one(change: Any) -> None:
+def test_other_signature_format_is_refused(change: Any) -> None:
     headers = signed(SECRET, BODY, at=NOW)
     headers["webhook-signature"] = change(headers["webhook-signature"])
     assert refused(headers) is WebhookRefusal.MALFORMED
 
 
 @pytest.mark.parametrize("seconds", [-300, -299.5, 0, 300])
-def test_within_the_window(seconds: float) -> None:
+def test_delivery_within_tolerance_verifies(seconds: float) -> None:
     verify(signed(SECRET, BODY, at=NOW), BODY, SECRET, now=NOW + seconds)
 
 
 @pytest.mark.parametrize("seconds", [-1e9, -301, -300.1, 300.1, 301, 1e9, float("nan"), float("inf")])
-def test_outside_the_window(seconds: float) -> None:
+def test_delivery_outside_tolerance_is_stale(seconds: float) -> None:
     assert refused(signed(SECRET, BODY, at=NOW), now=NOW + seconds) is WebhookRefusal.STALE
 
 
-def test_the_window_is_a_setting() -> None:
+def test_tolerance_is_configurable() -> None:
     headers = signed(SECRET, BODY, at=NOW)
     verify(headers, BODY, SECRET, now=NOW + 30, tolerance=30)
-    with pytest.raises(WebhookRefusedError, match="of 31 s ago, and 30 s are allowed"):
+    with pytest.raises(WebhookRefusedError, match="sent 31 s ago, at most 30 s allowed"):
         verify(headers, BODY, SECRET, now=NOW + 31, tolerance=30)
-    with pytest.raises(WebhookRefusedError, match="of 31 s ahead"):
+    with pytest.raises(WebhookRefusedError, match="sent 31 s ahead of now"):
         verify(headers, BODY, SECRET, now=NOW - 31, tolerance=30)
 
 
-def test_one_good_signature_among_several_is_enough() -> None:
+def test_one_valid_signature_among_several_verifies() -> None:
     headers = signed(SECRET, BODY, at=NOW)
     good = headers["webhook-signature"]
     others = [f"v3,{'0' * 64}", "v1,YWJj", "v4,x", f"v3,{'f' * 64}"]
@@ -210,7 +210,7 @@ def test_one_good_signature_among_several_is_enough() -> None:
     assert refused(headers | {"webhook-signature": " ".join(others)}) is WebhookRefusal.FORGED
 
 
-def test_all_comparisons_are_made_and_each_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_signatures_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[str, str]] = []
     real = hmac.compare_digest
 
@@ -228,7 +228,7 @@ def test_all_comparisons_are_made_and_each_in_constant_time(monkeypatch: pytest.
 # ---- secrets ----
 
 
-def test_several_secrets_are_accepted_while_one_replaces_another() -> None:
+def test_several_secrets_are_accepted() -> None:
     both = WebhookVerifier([SECRET, "whsec_next"], clock=at(NOW))
     for number, secret in enumerate((SECRET, "whsec_next")):
         both.verify(signed(secret, body_of(f"p{number}"), at=NOW), body_of(f"p{number}"))
@@ -237,13 +237,13 @@ def test_several_secrets_are_accepted_while_one_replaces_another() -> None:
     assert caught.value.reason is WebhookRefusal.FORGED
 
 
-def test_secrets_are_replaced_while_it_runs_and_the_memory_stays() -> None:
+def test_rotate_replaces_secrets_and_keeps_memory() -> None:
     one = verifier()
     one.verify(signed(SECRET, BODY, at=NOW), BODY)
     one.rotate("whsec_next")
-    with pytest.raises(WebhookRefusedError, match="no signature"):
+    with pytest.raises(WebhookRefusedError, match="no signature matches"):
         one.verify(signed(SECRET, b"{}", at=NOW), b"{}")
-    with pytest.raises(WebhookRefusedError, match="taken before"):
+    with pytest.raises(WebhookRefusedError, match="received before"):
         one.verify(signed("whsec_next", BODY, at=NOW), BODY)
     with pytest.raises(ConfigurationError):
         one.rotate([])
@@ -252,22 +252,22 @@ def test_secrets_are_replaced_while_it_runs_and_the_memory_stays() -> None:
 
 
 @pytest.mark.parametrize("secrets", ["", "whsec_", "  whsec_  ", [], [SECRET, "whsec_"], ["two words"], ()])
-def test_a_secret_that_anybody_could_have_is_refused(secrets: Any) -> None:
-    """An empty one above all: its signature can be computed by whoever reads the docs."""
+def test_empty_or_invalid_secret_is_refused(secrets: Any) -> None:
+    """With an empty secret, anyone who reads the documentation could sign."""
     for make in (WebhookVerifier, lambda given: verify(signed("whsec_", BODY, at=NOW), BODY, given, now=NOW)):
         with pytest.raises(ConfigurationError):
             make(secrets)
 
 
 @pytest.mark.parametrize("options", [{"tolerance": 0}, {"tolerance": -1}, {"tolerance": float("inf")}, {"remember": 0}])
-def test_numbers_that_cannot_be(options: dict[str, Any]) -> None:
+def test_invalid_numbers_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         verifier(**options)
     with pytest.raises(ConfigurationError):
         verifier(tolerance=float("nan"))
 
 
-def test_nothing_shows_a_secret_a_signature_or_a_body() -> None:
+def test_errors_and_reprs_hide_secret_signature_and_body() -> None:
     one = WebhookVerifier([SECRET, "whsec_next"], clock=at(NOW))
     one.verify(signed(SECRET, b'{"id": "p-secret-body"}', at=NOW), b'{"id": "p-secret-body"}')
     assert repr(one) == "<WebhookVerifier with 2 secrets, tolerance=300>"
@@ -281,16 +281,16 @@ def test_nothing_shows_a_secret_a_signature_or_a_body() -> None:
                 with pytest.raises(WebhookRefusedError) as caught:
                     one.verify(headers | changed, body)
                 error = caught.value
-                told = f"{error} {error!r} {vars(error)} {error.__context__!r} {error.__cause__!r} {error.args}"
-                assert not [secret for secret in hidden if secret in told]
+                shown = f"{error} {error!r} {vars(error)} {error.__context__!r} {error.__cause__!r} {error.args}"
+                assert not [secret for secret in hidden if secret in shown]
                 assert pickle.loads(pickle.dumps(error)).reason is copy.copy(error).reason is error.reason
 
 
-# ---- the memory ----
+# ---- duplicates ----
 
 
 @pytest.mark.anyio
-async def test_what_was_taken_is_refused_for_as_long_as_it_could_pass() -> None:
+async def test_replay_is_refused_until_it_is_stale() -> None:
     clock = at(NOW)
     one = verifier(clock)
     ahead, body = signed(SECRET, BODY, at=NOW + 300), BODY
@@ -302,7 +302,7 @@ async def test_what_was_taken_is_refused_for_as_long_as_it_could_pass() -> None:
         assert caught.value.reason is (WebhookRefusal.REPLAYED if clock.now() <= NOW + 600 else WebhookRefusal.STALE)
 
 
-def test_a_repetition_with_a_new_time_is_known_and_news_about_the_same_is_not() -> None:
+def test_retry_with_new_time_is_duplicate_and_new_body_is_not() -> None:
     one = verifier()
     one.verify(signed(SECRET, BODY, at=NOW), BODY)
     with pytest.raises(WebhookRefusedError) as caught:
@@ -312,7 +312,7 @@ def test_a_repetition_with_a_new_time_is_known_and_news_about_the_same_is_not() 
     one.verify(signed(SECRET, later, webhook_id="p1", at=NOW), later)
 
 
-def test_a_forged_one_is_not_remembered() -> None:
+def test_forged_delivery_is_not_remembered() -> None:
     one = verifier()
     for _ in range(3):
         with pytest.raises(WebhookRefusedError) as caught:
@@ -321,7 +321,7 @@ def test_a_forged_one_is_not_remembered() -> None:
     one.verify(signed(SECRET, BODY, at=NOW), BODY)
 
 
-def test_what_is_forgotten_may_come_again() -> None:
+def test_forgotten_delivery_is_accepted_again() -> None:
     one = verifier()
     headers = signed(SECRET, BODY, at=NOW)
     one.forget(one.verify(headers, BODY))
@@ -329,20 +329,20 @@ def test_what_is_forgotten_may_come_again() -> None:
 
 
 @pytest.mark.anyio
-async def test_the_memory_is_bounded_in_size_and_in_time() -> None:
+async def test_memory_is_bounded_in_size_and_time() -> None:
     clock = at(NOW)
     one = verifier(clock, remember=100, tolerance=50)
     for number in range(1000):
         one.verify(signed(SECRET, body_of(f"p{number}"), at=NOW), body_of(f"p{number}"))
-    assert len(one._taken) == 100
-    with pytest.raises(WebhookRefusedError, match="taken before"):
+    assert len(one._expiry_by_digest) == 100
+    with pytest.raises(WebhookRefusedError, match="received before"):
         one.verify(signed(SECRET, body_of("p900"), at=NOW), body_of("p900"))
     await clock.advance(101)
     one.verify(signed(SECRET, BODY, at=clock.now()), BODY)
-    assert len(one._taken) == 1
+    assert len(one._expiry_by_digest) == 1
 
 
-# ---- what is in it ----
+# ---- the body ----
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ async def test_the_memory_is_bounded_in_size_and_in_time() -> None:
     ],
     ids=["bare", "enveloped", "list"],
 )
-def test_both_shapes_are_read(shape: Any) -> None:
+def test_body_formats_parse(shape: Any) -> None:
     record = json.loads(SAMPLE) | {"input": {"prompt": "a cat"}}
     prediction = parse(json.dumps(shape(record)).encode())
     assert (prediction.id, prediction.status, prediction.inference) == (record["id"], Status.COMPLETED, 6.71)
@@ -365,7 +365,7 @@ def test_both_shapes_are_read(shape: Any) -> None:
     assert (prediction.status, prediction.code, prediction.error) == (Status.FAILED, 1402, "no image")
 
 
-def test_an_error_that_quotes_the_key_does_not_with_the_key_known() -> None:
+def test_known_api_key_is_redacted_in_error() -> None:
     body = body_of("p1", status="failed", error="the key wsk_12345678 is wrong")
     assert parse(body).error == "the key wsk_12345678 is wrong"
     assert parse(body, api_key=Secret("wsk_12345678")).error == "the key *** is wrong"
@@ -379,11 +379,11 @@ NASTY = [
 
 
 @pytest.mark.parametrize("body", NASTY, ids=lambda body: repr(body[:20]))
-def test_what_holds_no_prediction_is_refused(body: bytes) -> None:
+def test_body_without_prediction_is_refused(body: bytes) -> None:
     with pytest.raises(WebhookRefusedError) as caught:
         parse(body)
     assert caught.value.reason is WebhookRefusal.UNREADABLE
-    assert caught.value.__context__ is None, "an error of the decoder holds the body"
+    assert caught.value.__context__ is None, "the decoder's error holds the body"
 
 
 short = st.text(max_size=8)
@@ -405,7 +405,7 @@ names = st.sampled_from(
     .map(json.dumps)
     .map(str.encode)
 )
-def test_whatever_comes_is_a_prediction_or_refused(body: bytes) -> None:
+def test_any_body_parses_or_is_refused(body: bytes) -> None:
     with contextlib.suppress(WebhookRefusedError):
         prediction = parse(body)
         assert prediction.id
@@ -415,7 +415,7 @@ def test_whatever_comes_is_a_prediction_or_refused(body: bytes) -> None:
 # ---- tokens ----
 
 
-def test_a_token_is_in_the_query_and_its_digest_is_kept() -> None:
+def test_url_with_adds_token_to_query() -> None:
     token = new_token()
     assert len({new_token() for _ in range(100)}) == 100
     assert len(token) >= 43
@@ -432,13 +432,13 @@ def test_a_token_is_in_the_query_and_its_digest_is_kept() -> None:
     ["", "me.example/h", "http://me.example/h", "ftp://me.example", "https:///h", "https://me.example/h#x", "http://[x",
      "http://127.0.0.1.me.example/", "http://localhost.me.example/"],
 )  # fmt: skip
-def test_where_no_webhook_comes(base: str) -> None:
+def test_unreachable_webhook_url_is_refused(base: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         url_with(base, "the-token")
     assert "the-token" not in str(caught.value)
 
 
-def test_logs_show_no_tokens() -> None:
+def test_hide_tokens_redacts_log_records() -> None:
     record = logging.LogRecord(
         "x", logging.INFO, "x", 1, "%s %d", (f"/h?a=b&{TOKEN_PARAMETER}=abc&c=d HTTP/1.1", 200), None
     )
@@ -452,11 +452,11 @@ def test_logs_show_no_tokens() -> None:
     assert len(logger.filters) == 1
 
 
-# ---- what is answered ----
+# ---- the receiver ----
 
 
-class Desk:
-    """A receiver and what it handed over; `trouble` is raised instead."""
+class Inbox:
+    """A receiver with its deliveries; `trouble` is raised instead of accepting one."""
 
     def __init__(self, **options: Any) -> None:
         self.got: list[Delivery] = []
@@ -484,29 +484,29 @@ async def pieces(*chunks: bytes, then: BaseException | None = None) -> AsyncIter
 
 
 async def untouchable() -> AsyncIterator[bytes]:
-    pytest.fail("a body was read that no longer mattered")
+    pytest.fail("the body was read after the headers were refused")
     yield b""  # type: ignore[unreachable]  # makes it a generator
 
 
 @pytest.mark.anyio
-async def test_a_good_one_is_handed_over_once() -> None:
-    desk = Desk()
-    assert await desk.send(token="the-token") == 200
-    [delivery] = desk.got
+async def test_valid_webhook_is_delivered_once() -> None:
+    inbox = Inbox()
+    assert await inbox.send(token="the-token") == 200
+    [delivery] = inbox.got
     assert delivery.prediction == parse(BODY)
     assert isinstance(delivery.prediction, Prediction)
     assert (delivery.token_hash, delivery.webhook_id) == (token_hash("the-token"), "w1")
     assert delivery.sent_at == NOW
     assert "the-token" not in repr(delivery)
-    # The sender's repetition, a replay, a replay under another token: it need not try again.
-    assert [await desk.send(), await desk.send(sent=NOW + 9), await desk.send(token="other")] == [200, 200, 200]
-    assert len(desk.got) == 1
-    assert (desk.receiver.taken, desk.receiver.failed) == (1, 0)
-    assert desk.receiver.refused == {WebhookRefusal.REPLAYED: 3}
+    # A retry, a replay and a replay under another token: the sender need not retry.
+    assert [await inbox.send(), await inbox.send(sent=NOW + 9), await inbox.send(token="other")] == [200, 200, 200]
+    assert len(inbox.got) == 1
+    assert (inbox.receiver.taken, inbox.receiver.failed) == (1, 0)
+    assert inbox.receiver.refused == {WebhookRefusal.REPLAYED: 3}
 
 
 @pytest.mark.anyio
-async def test_without_a_token_and_with_a_plain_function() -> None:
+async def test_plain_function_receives_delivery_without_token() -> None:
     got: list[Delivery] = []
     receiver = WebhookReceiver(verifier(), got.append)
     assert await receiver.receive(signed(SECRET, BODY, at=NOW), pieces(BODY[:10], b"", BODY[10:])) == 200
@@ -515,34 +515,34 @@ async def test_without_a_token_and_with_a_plain_function() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("method", ["GET", "PUT", "HEAD", "post", "OPTIONS"])
-async def test_only_post_is_taken(method: str) -> None:
-    desk = Desk()
-    assert await desk.send(untouchable(), method=method) == 405
-    assert not desk.got
+async def test_only_post_is_accepted(method: str) -> None:
+    inbox = Inbox()
+    assert await inbox.send(untouchable(), method=method) == 405
+    assert not inbox.got
 
 
 @pytest.mark.anyio
-async def test_what_headers_alone_refuse_is_refused_before_the_body_is_read() -> None:
-    desk = Desk()
-    assert await desk.receiver.receive({}, untouchable()) == 401
-    assert await desk.send(untouchable(), sent=NOW - 301) == 401
-    assert await desk.receiver.receive(signed(SECRET, BODY, at=NOW) | {"webhook-id": ""}, untouchable()) == 400
-    assert not desk.got
+async def test_bad_headers_are_refused_before_body_is_read() -> None:
+    inbox = Inbox()
+    assert await inbox.receiver.receive({}, untouchable()) == 401
+    assert await inbox.send(untouchable(), sent=NOW - 301) == 401
+    assert await inbox.receiver.receive(signed(SECRET, BODY, at=NOW) | {"webhook-id": ""}, untouchable()) == 400
+    assert not inbox.got
 
 
 @pytest.mark.anyio
-async def test_a_forged_one_is_never_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kling_async.webhooks.receiver.decode_json", lambda _: pytest.fail("decoded"))
-    assert await Desk().send(secret="whsec_wrong") == 401
+async def test_forged_body_is_never_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kling_async.webhooks.receiver.decoded", lambda _: pytest.fail("it was decoded"))
+    assert await Inbox().send(secret="whsec_wrong") == 401
 
 
 @pytest.mark.anyio
-async def test_a_body_is_counted_and_not_read_beyond_the_cap() -> None:
-    desk = Desk(max_body=len(BODY))
-    assert await desk.send() == 200
-    desk = Desk(max_body=len(BODY) - 1)
-    assert await desk.send() == 413
-    assert await desk.send(pieces(BODY)) == 413
+async def test_body_is_not_read_beyond_limit() -> None:
+    inbox = Inbox(max_body=len(BODY))
+    assert await inbox.send() == 200
+    inbox = Inbox(max_body=len(BODY) - 1)
+    assert await inbox.send() == 413
+    assert await inbox.send(pieces(BODY)) == 413
     read = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -551,85 +551,85 @@ async def test_a_body_is_counted_and_not_read_beyond_the_cap() -> None:
             read += 10
             yield b"x" * 10
 
-    assert await desk.send(endless()) == 413
+    assert await inbox.send(endless()) == 413
     assert len(BODY) <= read < len(BODY) + 20
-    assert not desk.got
+    assert not inbox.got
 
 
 @pytest.mark.anyio
-async def test_a_body_that_does_not_come() -> None:
+async def test_stalled_body_times_out() -> None:
     async def stuck() -> AsyncIterator[bytes]:
         yield BODY[:5]
         await anyio.sleep_forever()
 
-    desk = Desk(patience=0.01)
+    inbox = Inbox(patience=0.01)
     with anyio.fail_after(10):
-        assert await desk.send(stuck()) == 408
-    assert desk.receiver.refused == {WebhookRefusal.TOO_SLOW: 1}
+        assert await inbox.send(stuck()) == 408
+    assert inbox.receiver.refused == {WebhookRefusal.TOO_SLOW: 1}
 
 
 @pytest.mark.anyio
-async def test_a_genuine_one_that_cannot_be_read_stays_refused() -> None:
-    desk = Desk()
-    assert [await desk.send(b"[]"), await desk.send(b"[]")] == [400, 400]
-    assert desk.receiver.refused == {WebhookRefusal.UNREADABLE: 2}
+async def test_unreadable_body_is_refused_each_time() -> None:
+    inbox = Inbox()
+    assert [await inbox.send(b"[]"), await inbox.send(b"[]")] == [400, 400]
+    assert inbox.receiver.refused == {WebhookRefusal.UNREADABLE: 2}
 
 
 @pytest.mark.anyio
-async def test_what_could_not_be_handed_over_comes_again(caplog: pytest.LogCaptureFixture) -> None:
-    desk = Desk()
-    desk.trouble = OSError("disk full")
-    assert await desk.send(token="the-token") == 500
-    desk.trouble = None
-    assert await desk.send() == 200
-    assert (len(desk.got), desk.receiver.failed, desk.receiver.taken) == (1, 1, 1)
+async def test_failed_delivery_is_accepted_again(caplog: pytest.LogCaptureFixture) -> None:
+    inbox = Inbox()
+    inbox.trouble = OSError("disk full")
+    assert await inbox.send(token="the-token") == 500
+    inbox.trouble = None
+    assert await inbox.send() == 200
+    assert (len(inbox.got), inbox.receiver.failed, inbox.receiver.taken) == (1, 1, 1)
     assert "disk full" in caplog.text
     assert "the-token" not in caplog.text
 
 
 @pytest.mark.anyio
-async def test_a_repetition_while_the_first_is_under_way_is_not_said_to_be_taken() -> None:
-    desk = Desk()
-    desk.gate, desk.trouble = anyio.Event(), OSError("disk full")
+async def test_duplicate_during_delivery_gets_409() -> None:
+    inbox = Inbox()
+    inbox.gate, inbox.trouble = anyio.Event(), OSError("disk full")
     statuses: list[int] = []
 
     async def send() -> None:
-        statuses.append(await desk.send())
+        statuses.append(await inbox.send())
 
     with anyio.fail_after(10):
         async with anyio.create_task_group() as group:
             group.start_soon(send)
             await anyio.wait_all_tasks_blocked()
-            assert await desk.send() == 409
-            desk.gate.set()
+            assert await inbox.send() == 409
+            inbox.gate.set()
     assert statuses == [500]
-    desk.trouble = None
-    assert await desk.send() == 200
+    inbox.trouble = None
+    assert await inbox.send() == 200
 
 
 @pytest.mark.anyio
-async def test_one_whose_sender_went_away_comes_again() -> None:
-    desk = Desk()
-    desk.gate = anyio.Event()
+async def test_interrupted_delivery_is_accepted_again() -> None:
+    inbox = Inbox()
+    inbox.gate = anyio.Event()
     with anyio.move_on_after(0.01) as scope:
-        await desk.send()
+        await inbox.send()
     assert scope.cancelled_caught
-    desk.gate = None
+    inbox.gate = None
     with pytest.raises(ConnectionResetError):
-        await desk.send(pieces(BODY[:4], then=ConnectionResetError()))
-    assert await desk.send() == 200
-    assert (len(desk.got), desk.receiver.taken) == (1, 1)
+        await inbox.send(pieces(BODY[:4], then=ConnectionResetError()))
+    assert await inbox.send() == 200
+    assert (len(inbox.got), inbox.receiver.taken) == (1, 1)
 
 
-def test_every_refusal_has_its_answer() -> None:
-    assert set(_STATUS) == set(WebhookRefusal)
+def test_every_refusal_has_status() -> None:
+    assert set(_STATUS_BY_REFUSAL) == set(WebhookRefusal)
 
 
 @pytest.mark.anyio
-async def test_the_log_cannot_be_filled_from_outside(caplog: pytest.LogCaptureFixture) -> None:
-    desk = Desk()
+async def test_repeated_refusals_warn_once(caplog: pytest.LogCaptureFixture) -> None:
+    inbox = Inbox()
     for number in range(100):
-        await desk.send(body_of(f"evil-{number}"), secret="whsec_wrong", token="the-token")
+        await inbox.send(body_of(f"evil-{number}"), secret="whsec_wrong", token="the-token")
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert [record.getMessage() for record in warnings] == ["a webhook was refused: forged"]
-    assert desk.receiver.refused == {WebhookRefusal.FORGED: 100}
+    assert inbox.receiver.refused == {WebhookRefusal.FORGED: 100}

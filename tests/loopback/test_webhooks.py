@@ -1,4 +1,4 @@
-"""Webhooks over real sockets: the receiver on aiohttp and on an ASGI server; the emulator and all others send."""
+"""Webhooks over real sockets: the receiver on aiohttp and uvicorn, with the emulator and hostile clients as senders."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ IMAGE = "https://pictures.example/face.png"
 
 
 @attrs.define
-class Desk:
-    """What was handed over; `troubles` are raised first."""
+class Inbox:
+    """Deliveries received; `troubles` are raised first."""
 
     got: list[Delivery] = attrs.field(factory=list)
     troubles: list[Exception] = attrs.field(factory=list)
@@ -59,7 +59,7 @@ class Desk:
 
     async def expect(self, count: int) -> None:
         with anyio.fail_after(20):
-            while len(self.got) < count:  # noqa: ASYNC110 -- they come over sockets
+            while len(self.got) < count:  # noqa: ASYNC110 -- deliveries arrive over sockets
                 await anyio.sleep(0.005)
 
 
@@ -79,14 +79,14 @@ async def on_aiohttp(receiver: WebhookReceiver) -> AsyncIterator[str]:
 @contextlib.asynccontextmanager
 async def on_uvicorn(receiver: WebhookReceiver) -> AsyncIterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        # `lifespan="on"` insists on an application that starts and stops.
+        # `lifespan="on"` requires an application that handles lifespan messages.
         config = uvicorn.Config(
             asgi_app(receiver), log_config=None, lifespan="on", ws="none", http="h11", timeout_graceful_shutdown=1
         )
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listening]))
         with anyio.fail_after(10):
-            while not server.started:  # noqa: ASYNC110 -- it has no event for it
+            while not server.started:  # noqa: ASYNC110 -- uvicorn has no event for it
                 await anyio.sleep(0.005)
         try:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}/hooks/kling"
@@ -104,12 +104,12 @@ def server(request: pytest.FixtureRequest) -> Server:
     return serve
 
 
-# ---- everybody ----
+# ---- valid and hostile requests ----
 
 
 @attrs.define
 class Mail:
-    """What comes to a receiver: the kinds by the names of the methods, each with what it is answered."""
+    """Builds requests; each method makes one kind."""
 
     now: float
     rng: random.Random
@@ -163,28 +163,28 @@ STATUSES = {
 }  # fmt: skip
 
 
-def a_day(now: float) -> list[tuple[str, bytes, dict[str, str], str]]:
-    """200 good ones among 1,000 bad ones; a replay comes at some time after what it replays."""
+def mixed_requests(now: float) -> list[tuple[str, bytes, dict[str, str], str]]:
+    """Return 200 valid requests among 1,000 bad ones in random order, each replay after its original."""
     mail = Mail(now, random.Random(5))
-    day = [(kind, *getattr(mail, kind)(number), "POST") for kind in STATUSES for number in range(100)]
-    day += [("wrong verb", *mail.good(number), mail.rng.choice(["GET", "PUT", "DELETE"])) for number in range(20)]
-    day += [("good", *mail.good(number), "POST") for number in range(200)]
-    mail.rng.shuffle(day)
+    traffic = [(kind, *getattr(mail, kind)(number), "POST") for kind in STATUSES for number in range(100)]
+    traffic += [("wrong verb", *mail.good(number), mail.rng.choice(["GET", "PUT", "DELETE"])) for number in range(20)]
+    traffic += [("good", *mail.good(number), "POST") for number in range(200)]
+    mail.rng.shuffle(traffic)
     for number in range(80):
         body, headers = mail.good(number)
-        place = day.index(("good", body, headers, "POST"))
-        day.insert(mail.rng.randrange(place + 1, len(day) + 1), ("replay", body, headers, "POST"))
-    return day
+        place = traffic.index(("good", body, headers, "POST"))
+        traffic.insert(mail.rng.randrange(place + 1, len(traffic) + 1), ("replay", body, headers, "POST"))
+    return traffic
 
 
-async def test_a_thousand_bad_ones_among_the_good_ones(server: Server) -> None:
-    desk = Desk()
-    receiver = WebhookReceiver(WebhookVerifier(SECRET, tolerance=3600), desk.deliver, max_body=CAP)
-    day = a_day(time.time())
-    assert Counter(kind == "good" for kind, *_ in day) == {False: 1000, True: 200}
+async def test_valid_webhooks_are_delivered_among_hostile_ones(server: Server) -> None:
+    inbox = Inbox()
+    receiver = WebhookReceiver(WebhookVerifier(SECRET, tolerance=3600), inbox.deliver, max_body=CAP)
+    traffic = mixed_requests(time.time())
+    assert Counter(kind == "good" for kind, *_ in traffic) == {False: 1000, True: 200}
     answers: Counter[tuple[str, int]] = Counter()
     async with server(receiver) as url, aiohttp.ClientSession() as http:
-        waiting = iter(day)
+        waiting = iter(traffic)
 
         async def send() -> None:
             for kind, body, headers, method in waiting:
@@ -197,9 +197,9 @@ async def test_a_thousand_bad_ones_among_the_good_ones(server: Server) -> None:
                 for _ in range(20):
                     group.start_soon(send)
 
-    assert Counter(delivery.prediction.id for delivery in desk.got) == {f"good-{number}": 1 for number in range(200)}
-    assert {delivery.prediction.output for delivery in desk.got} == {"https://outputs.example/a.mp4"}
-    # The first of a pair may still be under way.
+    assert Counter(delivery.prediction.id for delivery in inbox.got) == {f"good-{number}": 1 for number in range(200)}
+    assert {delivery.prediction.output for delivery in inbox.got} == {"https://outputs.example/a.mp4"}
+    # The original of a replay may still be in progress.
     replays = {status: answers.pop(("replay", status), 0) for status in (200, 409)}
     assert sum(replays.values()) == 80
     expected = dict.fromkeys(STATUSES.items(), 100)
@@ -208,13 +208,13 @@ async def test_a_thousand_bad_ones_among_the_good_ones(server: Server) -> None:
     assert receiver.refused.total() == 900 + replays[200]
 
 
-async def test_a_verb_that_is_not_taken_is_told_the_one_that_is(server: Server) -> None:
-    receiver = WebhookReceiver(WebhookVerifier(SECRET), Desk().deliver)
+async def test_405_has_allow_header(server: Server) -> None:
+    receiver = WebhookReceiver(WebhookVerifier(SECRET), Inbox().deliver)
     async with server(receiver) as url, aiohttp.ClientSession() as http, http.get(url) as response:
         assert (response.status, response.headers["Allow"]) == (405, "POST")
 
 
-async def test_a_websocket_is_closed() -> None:
+async def test_websocket_is_closed() -> None:
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
@@ -223,12 +223,12 @@ async def test_a_websocket_is_closed() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    app = asgi_app(WebhookReceiver(WebhookVerifier(SECRET), Desk().deliver))
+    app = asgi_app(WebhookReceiver(WebhookVerifier(SECRET), Inbox().deliver))
     await app({"type": "websocket", "path": "/hooks/kling", "query_string": b"", "headers": []}, receive, send)
     assert [message["type"] for message in sent] == ["websocket.close"]
 
 
-# ---- sockets that misbehave ----
+# ---- broken connections ----
 
 
 @contextlib.asynccontextmanager
@@ -255,10 +255,10 @@ async def status_of(reader: asyncio.StreamReader) -> int:
         return int((await reader.readline()).split()[1])
 
 
-async def test_a_body_that_never_ends_is_read_to_the_cap(server: Server) -> None:
-    """Chunked: no header says how long it is."""
-    desk = Desk()
-    receiver = WebhookReceiver(WebhookVerifier(SECRET), desk.deliver, max_body=CAP)
+async def test_endless_body_is_refused_at_limit(server: Server) -> None:
+    """With chunked encoding no header gives the length."""
+    inbox = Inbox()
+    receiver = WebhookReceiver(WebhookVerifier(SECRET), inbox.deliver, max_body=CAP)
     async with server(receiver) as url, connected(url) as (reader, writer):
         writer.write(head(b"", "Transfer-Encoding: chunked"))
         for _ in range(CAP // 1024 + 1):
@@ -266,14 +266,14 @@ async def test_a_body_that_never_ends_is_read_to_the_cap(server: Server) -> None
         await writer.drain()
         assert await status_of(reader) == 413
     assert receiver.refused == {WebhookRefusal.TOO_LARGE: 1}
-    assert not desk.got
+    assert not inbox.got
 
 
-async def test_a_good_body_in_chunks_is_taken(server: Server) -> None:
-    desk = Desk()
+async def test_chunked_body_is_accepted(server: Server) -> None:
+    inbox = Inbox()
     body = body_of("p1")
     async with (
-        server(WebhookReceiver(WebhookVerifier(SECRET), desk.deliver)) as url,
+        server(WebhookReceiver(WebhookVerifier(SECRET), inbox.deliver)) as url,
         connected(url) as (reader, writer),
     ):
         writer.write(head(body, "Transfer-Encoding: chunked"))
@@ -283,21 +283,21 @@ async def test_a_good_body_in_chunks_is_taken(server: Server) -> None:
             await writer.drain()
         writer.write(b"0\r\n\r\n")
         assert await status_of(reader) == 200
-    assert len(desk.got) == 1
+    assert len(inbox.got) == 1
 
 
-async def test_a_body_that_stalls_is_given_up(server: Server) -> None:
-    receiver = WebhookReceiver(WebhookVerifier(SECRET), Desk().deliver, patience=0.05)
+async def test_stalled_body_times_out(server: Server) -> None:
+    receiver = WebhookReceiver(WebhookVerifier(SECRET), Inbox().deliver, patience=0.05)
     async with server(receiver) as url, connected(url) as (reader, writer):
         writer.write(head(b"", "Content-Length: 100"))
         assert await status_of(reader) == 408
     assert receiver.refused == {WebhookRefusal.TOO_SLOW: 1}
 
 
-async def test_a_sender_that_breaks_off_leaves_nothing_behind(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    desk = Desk()
+async def test_broken_connection_leaves_no_trace(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    inbox = Inbox()
     body = body_of("p1")
-    receiver = WebhookReceiver(WebhookVerifier(SECRET), desk.deliver)
+    receiver = WebhookReceiver(WebhookVerifier(SECRET), inbox.deliver)
     async with server(receiver) as url:
         for cut in (0, 10, len(body) - 1):
             async with connected(url) as (_, writer):
@@ -310,24 +310,24 @@ async def test_a_sender_that_breaks_off_leaves_nothing_behind(server: Server, ca
         async with connected(url) as (reader, writer):
             writer.write(head(body, "Transfer-Encoding: chunked") + b"5\r\nab\r\nnonsense\r\n")
             assert await status_of(reader) == 400
-    assert [delivery.prediction.id for delivery in desk.got] == ["p1"]
+    assert [delivery.prediction.id for delivery in inbox.got] == ["p1"]
     assert not receiver.refused
 
 
 # ---- logs ----
 
 
-async def test_access_logs_show_no_token(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+async def test_access_logs_hide_token(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    token, desk = new_token(), Desk()
+    token, inbox = new_token(), Inbox()
     body = body_of("p1")
-    async with server(WebhookReceiver(WebhookVerifier(SECRET), desk.deliver)) as url, aiohttp.ClientSession() as http:
+    async with server(WebhookReceiver(WebhookVerifier(SECRET), inbox.deliver)) as url, aiohttp.ClientSession() as http:
         for secret, status in ((SECRET, 200), ("whsec_wrong", 401)):
             headers = signed(secret, body, at=time.time())
             async with http.post(url_with(url, token), data=body, headers=headers) as response:
                 assert response.status == status
-    assert desk.got[0].token_hash == token_hash(token)
-    assert f"POST /hooks/kling?{TOKEN_PARAMETER}=*** HTTP/1.1" in caplog.text, "there is an access log to look at"
+    assert inbox.got[0].token_hash == token_hash(token)
+    assert f"POST /hooks/kling?{TOKEN_PARAMETER}=*** HTTP/1.1" in caplog.text, "the access log is written"
     everything = caplog.text + "".join(repr(vars(record)) for record in caplog.records)
     assert token not in everything
     assert "webhook was refused: forged" in caplog.text
@@ -338,7 +338,7 @@ async def test_access_logs_show_no_token(server: Server, caplog: pytest.LogCaptu
 
 
 async def submit(http: aiohttp.ClientSession, emulator: Emulator, webhook: str, **fields: Any) -> str:
-    """A paid request of the provider's own phrasing; gives the id."""
+    """Send a paid request as the provider builds it and return the prediction's id."""
     provider = WaveSpeed(api_key=emulator.api_key, base_url=emulator.base_url)
     job = Job(**{"prompt": "She turns", "image": IMAGE, **fields})
     request = provider.submit(job, IMAGE, None, webhook=webhook)
@@ -349,13 +349,13 @@ async def submit(http: aiohttp.ClientSession, emulator: Emulator, webhook: str, 
 
 
 def service() -> Emulator:
-    # The window is wide: a busy machine must not make a delivery stale at this speed.
+    # The tolerance is wide: at this speed a busy machine would make deliveries stale.
     return Emulator(speed=200, profile="tiny", level="gold", downloads=False, timing=10.0)
 
 
-def receiver_of(emulator: Emulator, desk: Desk, secrets: Any = None) -> WebhookReceiver:
+def receiver_of(emulator: Emulator, inbox: Inbox, secrets: Any = None) -> WebhookReceiver:
     verifier = WebhookVerifier(secrets or emulator.webhook_secret(), tolerance=10_000, clock=emulator.clock)
-    return WebhookReceiver(verifier, desk.deliver)
+    return WebhookReceiver(verifier, inbox.deliver)
 
 
 async def settled(emulator: Emulator, deliveries: int) -> None:
@@ -364,10 +364,10 @@ async def settled(emulator: Emulator, deliveries: int) -> None:
             await anyio.sleep(0.005)
 
 
-async def test_the_service_delivers_each_prediction_under_its_token(server: Server) -> None:
-    desk = Desk()
+async def test_each_prediction_is_delivered_with_its_token(server: Server) -> None:
+    inbox = Inbox()
     async with service() as emulator, aiohttp.ClientSession() as http:
-        receiver = receiver_of(emulator, desk)
+        receiver = receiver_of(emulator, inbox)
         async with server(receiver) as url:
             emulator.faults.add("webhook", faults.Enveloped(), times=5)
             emulator.faults.add("webhook", faults.Duplicate(), times=5)
@@ -376,65 +376,65 @@ async def test_the_service_delivers_each_prediction_under_its_token(server: Serv
                 token = new_token()
                 fields = {"image": "https://pictures.example/none.png"} if number else {}
                 tokens[token_hash(token)] = await submit(http, emulator, url_with(url, token), **fields)
-            await desk.expect(20)
+            await inbox.expect(20)
             await settled(emulator, 20)
-        assert {delivery.token_hash: delivery.prediction.id for delivery in desk.got} == tokens
-        assert len(desk.got) == 20, "what came twice was handed over once"
+        assert {delivery.token_hash: delivery.prediction.id for delivery in inbox.got} == tokens
+        assert len(inbox.got) == 20, "duplicates are delivered once"
         assert receiver.refused == {WebhookRefusal.REPLAYED: 5}
-        assert {delivery.prediction.status for delivery in desk.got} == {Status.COMPLETED}
-        assert all(delivery.prediction.input for delivery in desk.got)
-        assert all(abs(delivery.sent_at - emulator.clock.now()) < 10_000 for delivery in desk.got)
+        assert {delivery.prediction.status for delivery in inbox.got} == {Status.COMPLETED}
+        assert all(delivery.prediction.input for delivery in inbox.got)
+        assert all(abs(delivery.sent_at - emulator.clock.now()) < 10_000 for delivery in inbox.got)
         assert [delivery.attempt for delivery in emulator.deliveries] == [1] * 20
         assert not emulator.leaks
 
 
-async def test_what_is_lost_or_fails_here_comes_again(server: Server) -> None:
-    desk = Desk(troubles=[OSError("disk full")])
+async def test_lost_or_failed_delivery_is_retried(server: Server) -> None:
+    inbox = Inbox(troubles=[OSError("disk full")])
     async with service() as emulator, aiohttp.ClientSession() as http:
         emulator.faults.add("webhook", faults.Drop())
-        async with server(receiver_of(emulator, desk)) as url:
+        async with server(receiver_of(emulator, inbox)) as url:
             id_ = await submit(http, emulator, url)
-            await desk.expect(1)
+            await inbox.expect(1)
             await settled(emulator, 3)
         assert [delivery.status for delivery in emulator.deliveries] == [None, 500, 200]
-        assert [(delivery.prediction.id, delivery.token_hash) for delivery in desk.got] == [(id_, None)]
+        assert [(delivery.prediction.id, delivery.token_hash) for delivery in inbox.got] == [(id_, None)]
 
 
-async def test_a_new_secret_while_it_runs(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    desk = Desk()
+async def test_secret_rotation_while_running(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    inbox = Inbox()
     async with service() as emulator, aiohttp.ClientSession() as http:
         old, new = emulator.webhook_secret(), "whsec_bmV3"
         verifier = WebhookVerifier(old, tolerance=10_000, clock=emulator.clock)
-        async with server(WebhookReceiver(verifier, desk.deliver)) as url:
+        async with server(WebhookReceiver(verifier, inbox.deliver)) as url:
             first = await submit(http, emulator, url)
-            await desk.expect(1)
-            # The service has a new secret that we do not know yet: refused, and tried again.
+            await inbox.expect(1)
+            # The service signs with a secret that the receiver does not have yet: refused, then retried.
             monkeypatch.setattr(Account, "webhook_secret", new)
             second = await submit(http, emulator, url)
             with anyio.fail_after(20):
                 while len(emulator.deliveries) < 2:  # noqa: ASYNC110 -- over sockets
                     await anyio.sleep(0.001)
             verifier.rotate([old, new])
-            await desk.expect(2)
-            # One that was signed before.
+            await inbox.expect(2)
+            # Signed with the old secret.
             monkeypatch.setattr(Account, "webhook_secret", old)
             third = await submit(http, emulator, url)
-            await desk.expect(3)
+            await inbox.expect(3)
             await settled(emulator, 4)
         statuses = [delivery.status for delivery in emulator.deliveries]
         assert statuses[:2] == [200, 401]
         assert statuses[-1] == 200
-        assert [delivery.prediction.id for delivery in desk.got] == [first, second, third]
+        assert [delivery.prediction.id for delivery in inbox.got] == [first, second, third]
 
 
-async def test_the_secret_of_another_account_signs_nothing_here(server: Server) -> None:
-    desk = Desk()
+async def test_secret_of_other_account_is_refused(server: Server) -> None:
+    inbox = Inbox()
     keys = ["wsk_first_account", "wsk_other_account"]
     async with Emulator(speed=500, profile="tiny", level="gold", downloads=False, timing=1.0, keys=keys) as emulator:
-        receiver = receiver_of(emulator, desk, emulator.webhook_secret(keys[1]))
+        receiver = receiver_of(emulator, inbox, emulator.webhook_secret(keys[1]))
         async with server(receiver) as url, aiohttp.ClientSession() as http:
             await submit(http, emulator, url)
             await settled(emulator, 4)
         assert [delivery.status for delivery in emulator.deliveries] == [401] * 4
-        assert not desk.got
+        assert not inbox.got
         assert receiver.refused == {WebhookRefusal.FORGED: 4}
