@@ -1,4 +1,4 @@
-"""Outputs on the local disk or in an object store: complete and checked, or not there at all."""
+"""Storage of outputs on the local disk or in an object store; a file is complete and checked, or absent."""
 
 from __future__ import annotations
 
@@ -40,30 +40,29 @@ async def save_output(
 ) -> SavedFile:
     """Download an output to `target`.
 
-    The bytes go to a temporary file, which takes its name only when they are all there. A name is taken once: a file
-    that is there already with the same content stays, and beside one with other content the output is saved under a
-    name with its digest. A transfer that was cut goes on where it stopped. Whatever ends it early, cancellation
-    included, the temporary file is removed.
+    The bytes go to a temporary file, which is renamed when it is complete. An existing file with the same content is
+    kept; next to one with other content, the output is saved under a name with its digest. A broken transfer resumes
+    where it stopped. If anything ends the call early, cancellation included, the temporary file is removed.
 
     Args:
-        transport: Sends; no Authorization goes with the request.
-        url: Where the output is.
-        target: The file, whose folder is made, or what `Outputs.target` says. What is saved as `.mp4` must be an MP4.
-        clock: Waits between attempts.
-        attempts: Requests at most, all in all.
-        rng: Draws the jitter of the pauses from [0, 1).
-        created_at: When the prediction was made, seconds since the epoch, as far as it is known: what is not there
-            after 7 days has expired, before that it may be late.
+        transport: Transport; the request carries no Authorization header.
+        url: URL of the output.
+        target: Path of the file, whose folder is created, or the result of `Outputs.target`. A `.mp4` must be an MP4.
+        clock: Clock for the waits between attempts.
+        attempts: Maximum number of requests in total.
+        rng: Source of jitter, uniform in [0, 1).
+        created_at: Creation time of the prediction in seconds since the epoch, or None if unknown: a missing output
+            has expired after 7 days, before that it may be late.
 
     Returns:
-        Where it is now, with its length and SHA-256.
+        The saved file with its length and SHA-256.
 
     Raises:
-        OutputGoneError: It has expired.
+        OutputGoneError: The output has expired.
         StorageError: It could not be downloaded, checked or written; `advice` says what to do.
     """
-    goal: Target = FileTarget(Path(target)) if isinstance(target, os.PathLike) else target
-    part = goal.part()
+    destination: Target = FileTarget(Path(target)) if isinstance(target, os.PathLike) else target
+    part = destination.part()
     try:
         await anyio.to_thread.run_sync(part.open)
         await Download(
@@ -75,7 +74,7 @@ async def save_output(
             rng=rng,
             created_at=created_at,
         ).run()
-        return await goal.keep(part)
+        return await destination.keep(part)
     except OSError as error:
         raise StorageError(
             f"cannot write {part.label}: {error.strerror or error}",
@@ -83,8 +82,8 @@ async def save_output(
             advice="make room or choose another folder; saving again downloads the output without paying again",
         ) from error
     finally:
-        # On its way before anything is awaited, and shielded twice: anyio's scope keeps out anyio's cancellation,
-        # asyncio's shield a second `task.cancel()`.
+        # Started before anything is awaited, and shielded twice: the scope against anyio's cancellation, asyncio.shield
+        # against a second `task.cancel()`.
         removal = asyncio.get_running_loop().run_in_executor(None, part.discard)
         with anyio.CancelScope(shield=True):
             await asyncio.shield(removal)

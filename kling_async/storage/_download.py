@@ -1,4 +1,4 @@
-"""One output on its way into a part: over as many requests as it takes, and in little memory."""
+"""Resumable download of an output into a part, with bounded memory."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ if TYPE_CHECKING:
 
     from kling_async._core.transport import StreamedResponse
 
-KEPT = 7 * 86_400.0
-"""Seconds that the service keeps an output."""
+OUTPUT_LIFETIME_S = 7 * 86_400.0
+"""Seconds for which the service keeps an output."""
 
-_ABSENT = frozenset({404, 410})
-_SLACK = 3600.0
-"""Seconds by which our clock and the service's may differ."""
-_GONE_AFTER = 2
-"""Requests that must find nothing where nothing is expected any more."""
-_WAITING = 2 * 2**20
-"""Bytes that may wait to be written, before reading waits."""
+_NOT_FOUND = frozenset({404, 410})
+_CLOCK_SLACK_S = 3600.0
+"""Allowed difference between the local clock and the service's, in seconds."""
+_MIN_NOT_FOUND = 2
+"""Not-found responses after which an output past its lifetime counts as expired."""
+_MAX_BUFFERED_BYTES = 2 * 2**20
+"""Bytes that may be waiting for the disk before reading from the network pauses."""
 
 
 @attrs.define(kw_only=True, eq=False)
 class Download:
-    """One output on its way into a part, over as many requests as it takes.
+    """Download of one output into a part, over several requests if need be.
 
     Attributes:
-        transport: Sends; no Authorization goes with the request.
-        url: Where the output is.
-        part: Takes the bytes.
-        clock: Waits between attempts.
-        attempts: Requests at most.
-        rng: Draws the jitter of the pauses from [0, 1).
-        created_at: When its prediction was made, seconds since the epoch; None when that is not known.
-        etag: The strong validator of what the part holds, or empty.
+        transport: Transport; the request carries no Authorization header.
+        url: URL of the output.
+        part: Temporary file that receives the bytes.
+        clock: Clock for the waits between attempts.
+        attempts: Maximum number of requests.
+        rng: Source of jitter, uniform in [0, 1).
+        created_at: Creation time of the prediction in seconds since the epoch; None if unknown.
+        etag: Strong validator of the bytes in the part, or empty.
     """
 
     transport: Transport
@@ -64,86 +64,90 @@ class Download:
     etag: str = attrs.field(default="", init=False)
 
     async def run(self) -> None:
-        """Bring the whole output.
+        """Download the whole output.
 
         Raises:
-            OutputGoneError: It is not there, and too old to be expected there.
-            StorageError: The service refused, or the attempts are used up.
+            OutputGoneError: It is not found, and past its lifetime.
+            StorageError: The host refused, or the attempts are used up.
             OSError: The disk refused.
         """
-        absent = 0
+        not_found = 0
         for attempt in itertools.count(1):
             failure: Exception
-            asked = None
+            retry_after = None
             try:
                 async with self.transport.stream(self._request()) as response:
-                    await self._take(response)
+                    await self._receive(response)
             except TransportError as error:
                 failure = error
-            except _CutError as error:
+            except _IncompleteError as error:
                 failure = error
-                asked = error.asked
-                absent += error.absent
-                if absent >= _GONE_AFTER and self._is_old():
+                retry_after = error.retry_after
+                not_found += error.not_found
+                if not_found >= _MIN_NOT_FOUND and self._is_past_lifetime():
                     raise self._gone() from failure
             else:
                 return
             if attempt >= self.attempts:
                 reason = failure.message if isinstance(failure, TransportError) else str(failure)
                 raise self._error(f"the download failed {attempt} times, at last: {reason}") from failure
-            await self.clock.sleep(pause(attempt, self.rng, asked))
+            await self.clock.sleep(pause(attempt, self.rng, retry_after))
 
     def _request(self) -> HttpRequest:
-        # Identity, because lengths and ranges are those of the bytes as stored.
+        # Without compression, so that lengths and ranges refer to the stored bytes.
         headers = {"Accept-Encoding": "identity"}
         if self.part.size and self.etag:
             headers |= {"Range": f"bytes={self.part.size}-", "If-Range": self.etag}
         return HttpRequest(method="GET", url=self.url, headers=headers)
 
-    async def _take(self, response: StreamedResponse) -> None:
+    async def _receive(self, response: StreamedResponse) -> None:
         head = HttpResponse(status=response.status, headers=response.headers)
         if head.status in RETRIED_STATUSES:
-            raise _CutError(f"{loggable_url(self.url)} answered {head.status}", head.retry_after(self.clock.now()))
-        if head.status in _ABSENT:
-            # Not there yet, for all that is known: what was made just now may take a moment to reach the host.
-            raise _CutError(f"{loggable_url(self.url)} answered {head.status}", absent=True)
-        if head.status == 200:  # noqa: PLR2004 -- the whole output, asked for or not
-            total = await self._from_start(head)
+            raise _IncompleteError(f"{shown(self.url)} answered {head.status}", head.retry_after(self.clock.now()))
+        if head.status in _NOT_FOUND:
+            # Retried: a new output may take a moment to reach its host.
+            raise _IncompleteError(f"{shown(self.url)} answered {head.status}", not_found=True)
+        if head.status == 200:  # noqa: PLR2004 -- the whole output, whether a range was requested or not
+            total = await self._begin(head)
         elif head.status in {206, 416}:
-            total = self._from_cut(head)
+            total = self._resume(head)
         else:
             raise self._refused(head)
         await self._pump(response.chunks())
         if total is not None and self.part.size != total:
             if self.part.size > total:
                 self.etag = ""
-            raise _CutError(f"{loggable_url(self.url)} sent {self.part.size} of {total} bytes")
+            raise _IncompleteError(f"{shown(self.url)} sent {self.part.size} of {total} bytes")
 
-    async def _from_start(self, head: HttpResponse) -> int | None:
-        """The length of the output, as far as it is known."""
+    async def _begin(self, head: HttpResponse) -> int | None:
+        """Start at the first byte; return the length of the output, or None if unknown."""
         if self.part.size:
             await anyio.to_thread.run_sync(self.part.restart)
         if head.headers.get("content-encoding", "identity") != "identity":
-            # What arrives is decoded: neither its length nor an offset into it has a meaning for the server.
+            # The transport decodes it, so its length and offsets mean nothing to the server.
             self.etag = ""
             return None
         etag = head.headers.get("etag", "")
-        # If-Range takes no weak validator: equal for the server's purposes is not equal byte for byte.
+        # If-Range needs a strong validator: a weak one does not promise equal bytes.
         self.etag = "" if etag.startswith("W/") else etag
         length = head.headers.get("content-length", "")
         return int(length) if length.isdecimal() else None
 
-    def _from_cut(self, head: HttpResponse) -> int | None:
-        """The length of the output, as far as it is known, when the reply goes on where the last one was cut."""
+    def _resume(self, head: HttpResponse) -> int | None:
+        """Check that the response continues the part; return the length of the output, or None if unknown.
+
+        Raises:
+            _IncompleteError: It is another range or another version of the output.
+        """
         given = _RANGE.fullmatch(head.headers.get("content-range", "").strip())
         same = head.headers.get("etag", self.etag) == self.etag
         if given is None or int(given["start"]) != self.part.size or not same:
             self.etag = ""
-            raise _CutError(f"{loggable_url(self.url)} answered {head.status} with another range than it was asked for")
+            raise _IncompleteError(f"{shown(self.url)} answered {head.status} with another range than requested")
         return None if given["total"] == "*" else int(given["total"])
 
     async def _pump(self, chunks: AsyncIterator[bytes]) -> None:
-        """Write what comes while more of it comes. What came before a cut is written too."""
+        """Write chunks while more arrive. Bytes received before the connection broke are written too."""
         writer = _Writer(self.part)
         lost: TransportError | None = None
         async with anyio.create_task_group() as tasks:
@@ -161,20 +165,21 @@ class Download:
         if failure is not None:
             raise failure
 
-    def _is_old(self) -> bool:
-        return self.created_at is not None and self.clock.now() - self.created_at >= KEPT - _SLACK
+    def _is_past_lifetime(self) -> bool:
+        if self.created_at is None:
+            return False
+        return self.clock.now() - self.created_at >= OUTPUT_LIFETIME_S - _CLOCK_SLACK_S
 
     def _gone(self) -> OutputGoneError:
         return OutputGoneError(
-            f"the output has expired after its 7 days: it is not at {loggable_url(self.url)} any more "
-            f"(for {self.part.label})",
+            f"the output expired after 7 days: not found at {shown(self.url)} (for {self.part.label})",
             target=self.part.label,
         )
 
     def _refused(self, head: HttpResponse) -> StorageError:
         return self._error(
             f"the output's host answered {head.status}",
-            advice="read the prediction again: its output may have got a new URL; that costs nothing",
+            advice="read the prediction again, which is free: its output may have a new URL",
         )
 
     def _error(self, message: str, *, advice: str | None = None) -> StorageError:
@@ -182,75 +187,75 @@ class Download:
         return StorageError(f"{message} ({loggable_url(self.url)}, for {target})", target=target, advice=advice)
 
 
-class _CutError(Exception):
-    """An attempt that did not bring everything; the next one may.
+class _IncompleteError(Exception):
+    """An attempt did not complete the part, but the next one may.
 
     Attributes:
-        asked: Seconds that the server asked to wait, or None.
-        absent: Whether the server has no such output.
+        retry_after: Seconds that the server asked to wait, or None.
+        not_found: Whether the server does not have the output.
     """
 
-    def __init__(self, message: str, asked: float | None = None, *, absent: bool = False) -> None:
+    def __init__(self, message: str, retry_after: float | None = None, *, not_found: bool = False) -> None:
         super().__init__(message)
-        self.asked = asked
-        self.absent = absent
+        self.retry_after = retry_after
+        self.not_found = not_found
 
 
 _RANGE = re.compile(r"bytes (?P<start>\d+)-\d+/(?P<total>\d+|\*)")
 
 
 class _Writer:
-    """Writes to a part, in one thread from the first byte to the last.
+    """Writer of a part, in a single thread from the first byte to the last.
 
-    To hand it block after block takes longer than the writing: a switch of threads each, and by then the block has left
-    the processor's cache.
+    A thread call for each block would take longer than the writing: it costs a switch of threads, after which the block
+    has left the processor's cache.
 
     Attributes:
-        failure: Why nothing is written any more.
+        failure: Error of the disk, after which nothing more is written; None without one.
     """
 
     def __init__(self, part: Part) -> None:
         self.failure: OSError | None = None
         self._part = part
         self._loop = asyncio.get_running_loop()
-        self._pieces: SimpleQueue[bytes | None] = SimpleQueue()
-        self._put = self._written = 0
-        self._full = False
-        self._room = asyncio.Event()
+        self._chunks: SimpleQueue[bytes | None] = SimpleQueue()
+        self._queued_bytes = self._written_bytes = 0
+        self._paused = False
+        self._has_space = asyncio.Event()
 
     async def run(self) -> None:
-        """Write until `end`."""
-        # With a limiter of its own: however many other threads there are, this one must not wait for them.
+        """Write chunks until `end` is called."""
+        # Its own limiter: the default one could make it wait for other threads.
         await anyio.to_thread.run_sync(self._write, limiter=anyio.CapacityLimiter(1))
 
-    async def put(self, piece: bytes) -> None:
-        """Give it a piece; return when there is room for more."""
-        self._pieces.put(piece)
-        self._put += len(piece)
-        if self._put - self._written >= _WAITING:
-            self._room.clear()
-            self._full = True
-            # The thread may have looked before that was said.
-            if not self._has_room():
-                await self._room.wait()
+    async def put(self, chunk: bytes) -> None:
+        """Queue a chunk; return when there is space for more."""
+        self._chunks.put(chunk)
+        self._queued_bytes += len(chunk)
+        if self._queued_bytes - self._written_bytes >= _MAX_BUFFERED_BYTES:
+            self._has_space.clear()
+            self._paused = True
+            # The thread may have drained the queue before `_paused` was set.
+            if not self._is_drained():
+                await self._has_space.wait()
 
     def end(self) -> None:
-        """Nothing more comes."""
-        self._pieces.put(None)
+        """Signal end of stream."""
+        self._chunks.put(None)
 
-    def _has_room(self) -> bool:
-        return self._put - self._written < _WAITING // 2
+    def _is_drained(self) -> bool:
+        return self._queued_bytes - self._written_bytes < _MAX_BUFFERED_BYTES // 2
 
     def _write(self) -> None:
-        while (piece := self._pieces.get()) is not None:
+        while (chunk := self._chunks.get()) is not None:
             try:
                 if self.failure is None:
-                    self._part.write(piece)
+                    self._part.write(chunk)
             except OSError as error:
                 self.failure = error
-            self._written += len(piece)
-            if self._full and self._has_room():
-                self._full = False
-                # A loop that is closed has nobody left who waits.
+            self._written_bytes += len(chunk)
+            if self._paused and self._is_drained():
+                self._paused = False
+                # Raised when the loop is closed: then no task waits.
                 with contextlib.suppress(RuntimeError):
-                    self._loop.call_soon_threadsafe(self._room.set)
+                    self._loop.call_soon_threadsafe(self._has_space.set)

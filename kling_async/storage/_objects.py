@@ -1,6 +1,6 @@
-"""Object stores, through obstore.
+"""Targets in object stores, through obstore.
 
-Only what is safe to show of its errors is told: their texts quote requests, and replies to them.
+The texts of obstore's errors quote requests and responses, so only their kind and codes are reported.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from ._part import Part, beside
 if TYPE_CHECKING:
     from typing import BinaryIO, Literal
 
-_WHOLE: Final = 8 * 2**20
-"""Bytes up to which an output is put in one request, which can be told to write once; more goes up in parts."""
-_PART: Final = 5 * 2**20
-"""Bytes of such a part: the least that S3 takes, since some of them are in memory for every upload."""
-_AT_ONCE: Final = 1
-"""Parts of one upload that are on their way: several uploads run at once, and more only takes memory."""
-_READ: Final = 2**20
+_MAX_SINGLE_PUT_BYTES: Final = 8 * 2**20
+"""Size up to which an output is put in one request, which supports create-only; larger ones are multipart uploads."""
+_PART_BYTES: Final = 5 * 2**20
+"""Size of a part of a multipart upload: the minimum of S3, since every upload holds some in memory."""
+_CONCURRENT_PARTS: Final = 1
+"""Parts of one upload sent at once; several uploads run in parallel anyway, and more would only take memory."""
+_READ_BYTES: Final = 2**20
 
-_FAILURES = (BaseError, OSError, NotImplementedError, ValueError)  # the third: what a store cannot do
-"""What obstore raises."""
+_OBSTORE_ERRORS = (BaseError, OSError, NotImplementedError, ValueError)
+"""Errors that obstore raises; NotImplementedError where a store lacks a feature."""
 
 
 @attrs.frozen
 class Bucket:
-    """An object store, or a prefix in one.
+    """Object store, or a prefix in one.
 
     Attributes:
-        url: Its address, without a final slash.
-        store: The obstore store that stands for it.
+        url: Its URL, without a final slash.
+        store: The obstore store.
     """
 
     url: str
@@ -58,49 +58,49 @@ class Bucket:
 
     @classmethod
     def at(cls, url: str, store: ObjectStore | None = None) -> Bucket:
-        """The bucket or container, and the prefix in it, that a URL names.
+        """Return the bucket or container of a URL, with the prefix in it.
 
         Args:
-            url: Its address.
-            store: What stands for it; by default obstore makes one, with the credentials that it finds.
+            url: The URL.
+            store: The obstore store; by default obstore makes one, with the credentials that it finds.
 
         Raises:
-            ConfigurationError: The URL names none, or obstore cannot make a store of it.
+            ConfigurationError: The URL has no bucket, or obstore cannot make a store from it.
         """
         try:
             parts = urlsplit(url)
         except ValueError:
-            raise ConfigurationError("the address of the object store is no URL") from None
+            raise ConfigurationError("the address of the object store is not a URL") from None
         if parts.query or parts.fragment or parts.password:
             raise ConfigurationError(
-                f"the address of {parts.scheme}://{parts.hostname} holds more than a bucket and a prefix",
-                advice="give credentials by the environment, or a store= with options of its own",
+                f"{parts.scheme}://{parts.hostname}: expected only a bucket and a prefix",
+                advice="set credentials in the environment, or give a store= with your own options",
             )
         if not parts.netloc and store is None:
-            raise ConfigurationError(f"{url!r} names no bucket", advice=f"such as {parts.scheme}://bucket/prefix")
+            raise ConfigurationError(f"{url!r} has no bucket", advice=f"such as {parts.scheme}://bucket/prefix")
         if store is None:
             try:
                 store = from_url(url)
-            except _FAILURES as error:
-                said = str(error).partition("\n")[0]
+            except _OBSTORE_ERRORS as error:
+                reason = str(error).partition("\n")[0]
                 raise ConfigurationError(
-                    f"{url}: {said}", advice="set what is missing in the environment, or give a store= of your own"
+                    f"{url}: {reason}", advice="set what is missing in the environment, or give your own store="
                 ) from None
         return cls(url.rstrip("/"), store)
 
     def target(self, name: str, *, replace: bool) -> ObjectTarget:
-        """Where one output goes."""
+        """Return the target of one output."""
         return ObjectTarget(self, name, replace)
 
 
 @attrs.frozen
 class ObjectTarget:
-    """A name in an object store.
+    """Object in a store.
 
     Attributes:
         bucket: The store.
-        name: The name, relative to the bucket's address.
-        replace: Whether an object of that name with other content gives way.
+        name: Name of the object, relative to the bucket's URL.
+        replace: Whether to replace an object of that name with other content.
     """
 
     bucket: Bucket
@@ -109,49 +109,49 @@ class ObjectTarget:
 
     @property
     def address(self) -> str:
-        """The URL."""
+        """URL of the object."""
         return self._url(self.name)
 
     def part(self) -> Part:
-        """A nameless file of the local disk: what is not whole never reaches the store."""
+        """Return an anonymous file on the local disk, so that nothing incomplete reaches the store."""
         return Part(self.address)
 
     async def keep(self, part: Part) -> SavedFile:
-        """Put the checked file.
+        """Check the file and put it.
 
-        Nothing is visible before it is whole. An upload in parts that is broken off may leave those in S3: let the
+        The object becomes visible when it is complete. An interrupted multipart upload may leave parts in S3: let the
         bucket's lifecycle abort incomplete multipart uploads.
 
         Raises:
-            StorageError: It is no whole MP4, could not be put, or both names are taken.
+            StorageError: It is not a complete MP4, could not be put, or both names exist with other content.
         """
         file = await anyio.to_thread.run_sync(part.complete)
         if file is None:
-            raise StorageError("the saving was cancelled", target=self.address)
+            raise StorageError("saving was cancelled", target=self.address)
         try:
             for name in (self.name, self._beside(part.sha256)):
                 if await self._put(name, file, part):
                     return SavedFile(self._url(name), part.size, part.sha256)
-        except _FAILURES as error:
-            said = _reason(error)
+        except _OBSTORE_ERRORS as error:
+            reason = _reason(error)
         else:
-            said = f"it and {self._beside(part.sha256)} are there already with other content"
-        # Outside of the except block: there, Python would keep obstore's error, and what it quotes, as __context__.
+            reason = f"it and {self._beside(part.sha256)} already exist with other content"
+        # Outside the except block: inside, Python would keep obstore's error, with its quotes, as __context__.
         raise StorageError(
-            f"cannot put {self.address}: {said}",
+            f"cannot put {self.address}: {reason}",
             target=self.address,
             advice="check the bucket, its region and the credentials; saving again does not pay again",
         )
 
     async def kept(self, address: str, size: int, sha256: str) -> SavedFile | None:
-        """The object of an earlier saving."""
+        """Return the object if it is still there."""
         for name in (self.name, self._beside(sha256)):
             if self._url(name) == address:
                 try:
-                    there = (await obstore.head_async(self.bucket.store, name))["size"]
-                except _FAILURES:
+                    size_now = (await obstore.head_async(self.bucket.store, name))["size"]
+                except _OBSTORE_ERRORS:
                     return None
-                return SavedFile(address, size, sha256) if there == size else None
+                return SavedFile(address, size, sha256) if size_now == size else None
         return None
 
     def _url(self, name: str) -> str:
@@ -161,63 +161,63 @@ class ObjectTarget:
         return beside(PurePosixPath(self.name), sha256).as_posix()
 
     async def _put(self, name: str, file: BinaryIO, part: Part) -> bool:
-        """Whether the object of that name has this content now; False when it has other content."""
-        whole = part.size <= _WHOLE
+        """Put the object; return False if one of that name has other content."""
+        single = part.size <= _MAX_SINGLE_PUT_BYTES
         if not self.replace:
             try:
-                there = await self._has(name, part)
+                same = await self._has(name, part)
             except PermissionDeniedError:
-                # Credentials that may write and not read. The store itself must look then.
-                there, whole = None, True
-            if there is not None:
-                return there
+                # The credentials may write and not read, so the store itself must check, by a create-only request.
+                same, single = None, True
+            if same is not None:
+                return same
         try:
-            await self._send(name, file, part, "create" if whole and not self.replace else "overwrite", whole=whole)
+            await self._send(name, file, part, "create" if single and not self.replace else "overwrite", single=single)
         except AlreadyExistsError:
             return await self._has(name, part) is True
-        await self._arrived(name, part)
+        await self._check_size(name, part)
         return True
 
     async def _send(
-        self, name: str, file: BinaryIO, part: Part, mode: Literal["create", "overwrite"], *, whole: bool
+        self, name: str, file: BinaryIO, part: Part, mode: Literal["create", "overwrite"], *, single: bool
     ) -> None:
-        """Put it, with as much of what we ask for as the store can do."""
-        attributes: dict[str, str] = {"Content-Type": "video/mp4", "sha256": part.sha256}
-        ways = list(itertools.product((attributes, None), dict.fromkeys((mode, "overwrite"))))
-        for about, how in ways:
-            # From the beginning: an attempt that was refused may have read some of it.
-            content = await anyio.to_thread.run_sync(_from_start, file, whole)
+        """Put the object with attributes and create-only mode, dropping those that the store does not support."""
+        wanted: dict[str, str] = {"Content-Type": "video/mp4", "sha256": part.sha256}
+        variants = list(itertools.product((wanted, None), dict.fromkeys((mode, "overwrite"))))
+        for attributes, variant_mode in variants:
+            # Rewound each time: a refused attempt may have read a part of it.
+            content = await anyio.to_thread.run_sync(_rewound, file, single)
             try:
                 await obstore.put_async(
                     self.bucket.store,
                     name,
                     content,
-                    attributes=about,
-                    mode=how,
-                    chunk_size=_PART,
-                    max_concurrency=_AT_ONCE,
+                    attributes=attributes,
+                    mode=variant_mode,
+                    chunk_size=_PART_BYTES,
+                    max_concurrency=_CONCURRENT_PARTS,
                 )
-            except (NotImplementedError, NotSupportedError):  # obstore: this store has no such condition
-                if (about, how) == ways[-1]:
+            except (NotImplementedError, NotSupportedError):
+                if (attributes, variant_mode) == variants[-1]:
                     raise
             else:
                 return
 
-    async def _arrived(self, name: str, part: Part) -> None:
-        """Make sure that all of it is there.
+    async def _check_size(self, name: str, part: Part) -> None:
+        """Check that the object is complete.
 
         Raises:
-            StorageError: It is not.
+            StorageError: It has another size than the part.
         """
         try:
-            there = (await obstore.head_async(self.bucket.store, name))["size"]
+            size = (await obstore.head_async(self.bucket.store, name))["size"]
         except PermissionDeniedError:
-            return  # credentials that may write and not read
-        if there != part.size:
-            raise StorageError(f"{there} of {part.size} bytes arrived at {self._url(name)}", target=self.address)
+            return  # the credentials may write and not read
+        if size != part.size:
+            raise StorageError(f"{size} of {part.size} bytes arrived at {self._url(name)}", target=self.address)
 
     async def _has(self, name: str, part: Part) -> bool | None:
-        """Whether an object has the part's content; None when there is no such object."""
+        """Return whether an object has the part's content; None if there is no such object."""
         try:
             found = await obstore.get_async(self.bucket.store, name, options={"head": True})
         except FileNotFoundError:
@@ -228,15 +228,15 @@ class ObjectTarget:
         if sha256 is not None:
             return sha256 == part.sha256
         digest = hashlib.sha256()
-        async for piece in (await obstore.get_async(self.bucket.store, name)).stream(_READ):
+        async for piece in (await obstore.get_async(self.bucket.store, name)).stream(_READ_BYTES):
             await anyio.to_thread.run_sync(digest.update, piece)
         return digest.hexdigest() == part.sha256
 
 
-def _from_start(file: BinaryIO, whole: bool) -> bytes | BinaryIO:  # noqa: FBT001 -- it is called by a thread
-    """The file, ready to be read; or its content."""
+def _rewound(file: BinaryIO, content: bool) -> bytes | BinaryIO:  # noqa: FBT001 -- called through run_sync
+    """Return the rewound file, or its content."""
     file.seek(0)
-    return file.read() if whole else file
+    return file.read() if content else file
 
 
 _STATUS = re.compile(r"status code: (\d{3}[A-Za-z ]*)")
@@ -244,18 +244,18 @@ _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without the request and the reply that the error quotes."""
+    """Describe an error of obstore without the request and response that it quotes."""
     text = str(error)
     if "169.254.169.254" in text:
         return "no credentials were found"
     match error:
         case PermissionDeniedError():
-            said = "permission denied"
+            kind = "permission denied"
         case UnauthenticatedError():
-            said = "the credentials are not accepted"
+            kind = "the credentials are not accepted"
         case FileNotFoundError():
-            said = "there is no such bucket"
+            kind = "there is no such bucket"
         case _:
-            said = "the store cannot be reached" if "error sending request" in text else type(error).__name__
-    found = [found[1].strip() for pattern in (_STATUS, _CODE) if (found := pattern.search(text))]
-    return f"{said} ({', '.join(found)})" if found else said
+            kind = "the store cannot be reached" if "error sending request" in text else type(error).__name__
+    codes = [found[1].strip() for pattern in (_STATUS, _CODE) if (found := pattern.search(text))]
+    return f"{kind} ({', '.join(codes)})" if codes else kind

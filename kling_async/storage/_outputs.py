@@ -1,4 +1,4 @@
-"""What `save_to=` takes, understood before anything is sent."""
+"""Parsing of `save_to=`, before anything is sent."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ if TYPE_CHECKING:
     from .naming import Fields
 
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")
-"""Of URLs of object stores."""
+"""URL schemes of object stores."""
 
-_EACH = "{key}"
+_DEFAULT_NAME = "{key}"
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://?")
 
 
 class Outputs:
-    """Where outputs are saved, and what they are called there.
+    """Location and names of saved outputs.
 
     ```python
     Outputs("out/")  # out/<key>.mp4
     Outputs("out/", "{date}/{model}/{key}.mp4")  # as the string "out/{date}/{model}/{key}.mp4"
-    Outputs("s3://bucket/videos", "{shard}/{key}")  # an object store; credentials as obstore finds them
-    Outputs("s3://bucket/videos", store=S3Store(...))  # with options of your own
+    Outputs("s3://bucket/videos", "{shard}/{key}")  # an object store; obstore finds the credentials
+    Outputs("s3://bucket/videos", store=S3Store(...))  # a store with your own options
     ```
 
     Attributes:
-        where: As it was given.
-        name: As it was given.
+        where: The argument `where`.
+        name: The argument `name`.
 
     Args:
         where: A folder; a file that ends in `.mp4`, for one output; or the URL of an object store: `s3://bucket/prefix`,
             `gs://bucket/prefix`, `az://container/prefix` (extra `storage`).
-        name: What to call them there: a relative name with fields in braces. `{key}` is the job's key, `{id}` the
-            prediction's id, `{model}` the model's short name, `{batch}` the batch's name ("unnamed" without one),
-            `{date}` the day of acceptance (UTC), `{shard}` two hex digits of the key's digest, for 256 folders. `.mp4`
-            is added where it is missing, `{key}` after a final slash. A brace that is meant as such is doubled.
-        store: An obstore store that stands for `where`, its prefix included, instead of the one that obstore makes of
-            the URL; `where` is the address that its files are known by.
-        replace: Whether what has that name already gives way to other content. Otherwise it stays, and the output is
-            saved beside it with the beginning of its digest in its name; the `SavedFile` says where.
+        name: Relative name with fields in braces. `{key}` is the job's key, `{id}` the prediction's id, `{model}` the
+            model's short name, `{batch}` the batch's name ("unnamed" without one), `{date}` the day of acceptance
+            (UTC), `{shard}` two hex digits of the key's digest, for 256 folders. `.mp4` is added if it is missing,
+            `{key}` after a final slash. Double a literal brace.
+        store: An obstore store for `where`, prefix included; by default obstore makes one from the URL. `where` is the
+            address by which its files are recorded.
+        replace: Whether to replace a file of the same name with other content. If not, the output is saved next to it
+            under a name with the beginning of its digest; the `SavedFile` has the path.
 
     Raises:
-        ConfigurationError: It cannot be understood, or obstore is not installed.
+        ConfigurationError: An argument cannot be parsed, or obstore is not installed.
     """
 
     def __init__(
         self,
         where: str | os.PathLike[str],
-        name: str = _EACH,
+        name: str = _DEFAULT_NAME,
         *,
         store: ObjectStore | None = None,
         replace: bool = False,
@@ -70,8 +70,8 @@ class Outputs:
         self._template = Template(name)
         self._folder = os.fspath(where)
         self._file: str | None = None
-        if name == _EACH and self._folder.lower().endswith(SUFFIX):
-            head, slash, self._file = _cut(self._folder)
+        if name == _DEFAULT_NAME and self._folder.lower().endswith(SUFFIX):
+            head, slash, self._file = _split(self._folder)
             self._folder = head + slash or "."
         self._bucket = _bucket(where, self._folder, store)
 
@@ -80,64 +80,64 @@ class Outputs:
 
     @classmethod
     def of(cls, where: str | os.PathLike[str] | Outputs, *, many: bool = False) -> Outputs:
-        """What `save_to=` means: a folder, a file, a URL, or, for a string with braces, a template.
+        """Parse `save_to=`: a folder, a file, a URL or, for a string with braces, a template.
 
         Args:
-            where: As it was given. A `Path` is never a template.
-            many: Whether more than one output goes there.
+            where: The argument. A `Path` is never a template.
+            many: Whether more than one output is saved there.
 
         Raises:
-            ConfigurationError: It cannot be understood, or all outputs would get one name.
+            ConfigurationError: It cannot be parsed, or all outputs would get the same name.
         """
         if isinstance(where, Outputs):
             outputs = where
         elif isinstance(where, str) and (brace := re.search(r"[{}]", where)):
-            head, slash, _ = _cut(where[: brace.start()])
+            head, slash, _ = _split(where[: brace.start()])
             folder = head + slash
             outputs = cls(folder or ".", where[len(folder) :].replace(os.sep, "/"))
         else:
             outputs = cls(where)
         if many and (outputs._file is not None or not outputs._template.fields & {"key", "id"}):
             raise ConfigurationError(
-                f"every output would be called {outputs._file or outputs.name}",
-                advice="name a folder, or put {key} into the name",
+                f"save_to: every output would be named {outputs._file or outputs.name}",
+                advice="give a folder, or put {key} into the name",
             )
         return outputs
 
     def target(self, fields: Fields) -> Target:
-        """Where one output goes."""
+        """Return the target of one output."""
         name = self._template.render(fields) if self._file is None else self._file
         if self._bucket is not None:
             return self._bucket.target(name, replace=self._replace)
         return FileTarget(Path(self._folder, name), self._replace)
 
 
-def _cut(path: str) -> tuple[str, str, str]:
-    """A path at its last separator: what is before it, the separator, and what is after it."""
+def _split(path: str) -> tuple[str, str, str]:
+    """Split a path at its last separator into head, separator and tail."""
     at = max(path.rfind(separator) for separator in ("/", os.sep))
     return path[: max(at, 0)], path[max(at, 0) : at + 1], path[at + 1 :]
 
 
 def _bucket(where: str | os.PathLike[str], folder: str, store: ObjectStore | None) -> Bucket | None:
-    """The object store that a URL stands for; None for a folder of the disk."""
+    """Return the object store of a URL; None for a folder of the disk."""
     found = _URL.match(folder)
     scheme = found[1].lower() if found else ""
     known = ", ".join(f"{name}://" for name in SCHEMES)
     if isinstance(where, os.PathLike):
         if scheme in SCHEMES:
-            # A path makes s3:/ of s3://, and a folder of that name would be made.
+            # Path("s3://x") is "s3:/x": a folder of that name would be created.
             raise ConfigurationError(
-                f"{os.fspath(where)!r} is a path", advice="give the URL of an object store as a str"
+                f"{os.fspath(where)!r} is a Path", advice="give the URL of an object store as a str"
             )
         scheme = ""
     elif found and not found[0].endswith("//") and scheme not in SCHEMES:
         scheme = ""
     if not scheme:
         if store is not None:
-            raise ConfigurationError("a store needs the URL that it stands for", advice="such as s3://bucket/prefix")
+            raise ConfigurationError("store: where must be its URL", advice="such as s3://bucket/prefix")
         return None
     if store is None and scheme not in SCHEMES:
-        raise ConfigurationError(f"outputs cannot be saved at {scheme}://", advice=f"there are {known} and folders")
+        raise ConfigurationError(f"outputs cannot be saved at {scheme}://", advice=f"expected {known} or a folder")
     try:
         from ._objects import Bucket  # noqa: PLC0415 -- obstore is optional
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""The temporary file of one output: written, checked, and then kept or removed."""
+"""Temporary file of one output: written, checked, then renamed or removed."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from kling_async.errors import StorageError
 
 from ._mp4 import flaw
 
-_BLOCK = 2**20
-_AHEAD = 16 * 2**20
-"""Bytes after which the disk is told to begin: it works while the rest comes, and the last sync has little to wait for.
+_READ_BYTES = 2**20
+_WRITEBACK_BYTES = 16 * 2**20
+"""Bytes after which write-back to the disk is started, so that the final fsync has little left to write.
 
-Nor has the sync of a ledger on the same disk, which some file systems let wait for all that is unwritten.
+The fsync of a ledger on the same disk profits too: some file systems make it wait for all unwritten data.
 """
 _Path = TypeVar("_Path", bound=PurePath)
 
 
 class Part:
-    """The temporary file. Its methods block and run in worker threads, one after the other.
+    """Temporary file of one output. Its methods block and run in worker threads, one after the other.
 
-    The lock makes that hold in the one case where asyncio does not wait for a thread: a task that was cancelled
-    natively goes on to `discard` while its write still runs. What comes after `discard` does nothing.
+    The lock enforces that order in one case: a natively cancelled task does not wait for its thread, and reaches
+    `discard` while the write still runs. After `discard` the other methods do nothing.
 
     Args:
-        label: What it is for, as errors name it. What is called `.mp4` must be an MP4.
-        beside: The file that it is to become; without one it is a nameless file of the system's temporary folder,
-            which goes with its process.
+        label: Name of the target in errors. A name in `.mp4` requires an MP4.
+        beside: The final file, in whose folder the part is created; None for an anonymous file in the system's
+            temporary folder, which disappears with its process.
     """
 
     def __init__(self, label: str, beside: Path | None = None) -> None:
         self.size = 0
         self.label = label
-        self._begun = 0
+        self._writeback_from = 0
         self._target = beside
         self._path: Path | None = None
         self._file: BinaryIO | None = None
@@ -52,11 +52,11 @@ class Part:
 
     @property
     def sha256(self) -> str:
-        """The digest of what was written, lower-case hex."""
+        """SHA-256 of the written bytes, in lower-case hex."""
         return self._sha256.hexdigest()
 
     def open(self) -> None:
-        """Make the file; what a killed process left of the same output is removed."""
+        """Create the file; remove a leftover of a killed process for the same output."""
         with self._lock:
             if self._done:
                 return
@@ -64,74 +64,75 @@ class Part:
                 self._file = tempfile.TemporaryFile()  # noqa: SIM115 -- `discard` closes it
                 return
             self._target.parent.mkdir(parents=True, exist_ok=True)
-            self._path, self._file = _claimed(self._target)
+            self._path, self._file = _create(self._target)
 
-    def write(self, piece: bytes) -> None:
-        """Append; the digest is taken while the piece is still in the processor's cache."""
+    def write(self, chunk: bytes) -> None:
+        """Append a chunk and update the digest, while the chunk is still in the processor's cache."""
         with self._lock:
             if self._file is not None:
-                self._file.write(piece)
-                self._sha256.update(piece)
-                self.size += len(piece)
-                if self._path is not None and self.size - self._begun >= _AHEAD:
-                    _begin_sync(self._file, self._begun, self.size)
-                    self._begun = self.size
+                self._file.write(chunk)
+                self._sha256.update(chunk)
+                self.size += len(chunk)
+                if self._path is not None and self.size - self._writeback_from >= _WRITEBACK_BYTES:
+                    _start_writeback(self._file, self._writeback_from, self.size)
+                    self._writeback_from = self.size
 
     def restart(self) -> None:
-        """Drop what was written."""
+        """Truncate the file."""
         with self._lock:
             if self._file is not None:
                 self._file.seek(0)
                 self._file.truncate()
                 self._sha256 = hashlib.sha256()
-                self.size = self._begun = 0
+                self.size = self._writeback_from = 0
 
     def complete(self) -> BinaryIO | None:
-        """The checked file, at its beginning; None when it was discarded meanwhile.
+        """Check the file and return it rewound; None if it was discarded meanwhile.
 
         Raises:
-            StorageError: It is empty, or no whole MP4.
+            StorageError: It is empty, or not a complete MP4.
         """
         with self._lock:
-            return self._complete()
+            return self._checked()
 
     def keep(self, *, replace: bool) -> SavedFile:
-        """Give the checked file its name, in one step. A name that is taken by other content stays as it is.
+        """Check the file and rename it atomically.
 
         Args:
-            replace: Whether to take the name from what has it.
+            replace: Whether to replace an existing file with other content; if not, the part gets a name with its
+                digest next to it.
 
         Raises:
-            StorageError: It is empty, or no whole MP4; or both names are taken.
+            StorageError: It is empty, or not a complete MP4; or both names exist with other content.
         """
         with self._lock:
-            target, file = self._target, self._complete()
+            target, file = self._target, self._checked()
             if target is None or self._path is None or file is None:
-                raise StorageError("the saving was cancelled", target=self.label)
+                raise StorageError("saving was cancelled", target=self.label)
             os.fsync(file.fileno())
             if os.name == "nt":
-                file.close()  # an open file can be neither renamed nor removed there
+                file.close()  # Windows can neither rename nor remove an open file
             if replace:
                 self._path.replace(target)
             else:
-                target = self._named(self._path, target)
+                target = self._link_as(self._path, target)
             self._done = True
             file.close()
             _sync_folder(target.parent)
             return SavedFile(target, self.size, self.sha256)
 
     def discard(self) -> None:
-        """Remove the file, unless it was kept."""
+        """Remove the file, unless `keep` has renamed it."""
         with self._lock:
             if self._done:
                 return
             self._done = True
-            # Removed before it is closed: while it is open it is locked, and the name nobody else's.
+            # Removed before it is closed: its lock, which is held until then, reserves the name.
             if self._path is not None and os.name != "nt":
                 with contextlib.suppress(OSError):
                     self._path.unlink()
             if self._file is not None:
-                # Closing flushes, which fails on a full disk; the file goes anyway.
+                # Closing flushes, which fails on a full disk; the file is removed anyway.
                 with contextlib.suppress(OSError):
                     self._file.close()
                 self._file = None
@@ -139,84 +140,84 @@ class Part:
                 with contextlib.suppress(OSError):
                     self._path.unlink()
 
-    def _complete(self) -> BinaryIO | None:
+    def _checked(self) -> BinaryIO | None:
         file = self._file
         if file is None:
             return None
         if not self.size:
             raise StorageError("the output is empty", target=self.label)
         file.flush()
-        wrong = flaw(file, self.size) if self.label.lower().endswith(".mp4") else None
-        if wrong:
+        defect = flaw(file, self.size) if self.label.lower().endswith(".mp4") else None
+        if defect:
             raise StorageError(
-                f"the output is no whole MP4: {wrong}",
+                f"the output is not a complete MP4: {defect}",
                 target=self.label,
-                advice="save it again, or look at the output's URL in a browser within 7 days; both cost nothing",
+                advice="save it again, or open the output's URL in a browser within 7 days; both are free",
             )
         file.seek(0)
         return file
 
-    def _named(self, part: Path, target: Path) -> Path:
-        """The name that the part took: its own, or one with its digest beside a file with other content."""
+    def _link_as(self, part: Path, target: Path) -> Path:
+        """Rename the part without replacing other content, and return its new name."""
         for name in (target, beside(target, self.sha256)):
             try:
                 _link(part, name)
             except FileExistsError:
                 if name.is_dir():
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from None
-                if not _is(name, self.size, self.sha256):
+                if not _has_content(name, self.size, self.sha256):
                     continue
-            with contextlib.suppress(FileNotFoundError):  # it was renamed, not linked
+            with contextlib.suppress(FileNotFoundError):  # where it was renamed instead of linked
                 part.unlink()
             return name
         raise StorageError(
-            f"{target} and {beside(target, self.sha256).name} are there already with other content",
+            f"{target} and {beside(target, self.sha256).name} already exist with other content",
             target=self.label,
-            advice="save it elsewhere; that costs nothing",
+            advice="save it elsewhere, which is free",
         )
 
 
 def beside(target: _Path, sha256: str) -> _Path:
-    """The name for an output whose own name is taken by other content: it tells what it holds."""
+    """Return the name with the digest, for an output whose own name exists with other content."""
     return target.with_name(f"{target.stem}-{sha256[:8]}{target.suffix}")
 
 
-def _claimed(target: Path) -> tuple[Path, BinaryIO]:
-    """A part that is ours alone.
+def _create(target: Path) -> tuple[Path, BinaryIO]:
+    """Create and lock the part of a target.
 
-    Its name follows from the target's, so that what a killed process left is found, and does not pile up. Whether it
-    is left or in use tells a lock, which goes with its process however that ends. While it is in use, and where there
-    are no locks, the part gets a name of its own.
+    Its name derives from the target's, so that the next run finds and removes the leftover of a killed process. A file
+    lock, which ends with its process, distinguishes leftovers from parts in use. While the name is in use, and on file
+    systems without locks, the part gets a random name.
     """
     path = target.with_name(f".{target.name[:200]}.part")
-    _remove_left(path)
+    _remove_leftover(path)
     with contextlib.suppress(FileExistsError):
         file = path.open("x+b")
-        if _locked(file) and _names(path, file):
+        if _try_lock(file) and _is_same_file(path, file):
             return path, file
         file.close()
     path = target.with_name(f".{target.name[:60]}.{secrets.token_hex(4)}.part")
     return path, path.open("x+b")
 
 
-def _remove_left(path: Path) -> None:
-    """Remove a part that nobody writes any more."""
-    with contextlib.suppress(OSError), path.open("r+b") as left:
-        if _locked(left) and _names(path, left):
+def _remove_leftover(path: Path) -> None:
+    """Remove a part that no process has locked."""
+    with contextlib.suppress(OSError), path.open("r+b") as leftover:
+        if _try_lock(leftover) and _is_same_file(path, leftover):
             path.unlink()
 
 
-def _locked(file: BinaryIO) -> bool:
-    """Whether the lock of the file is ours now."""
+def _try_lock(file: BinaryIO) -> bool:
+    """Lock the file without waiting; return whether that succeeded."""
     try:
         if sys.platform == "win32":
-            import msvcrt  # noqa: PLC0415 -- there alone
+            import msvcrt  # noqa: PLC0415 -- exists on Windows only
 
-            file.seek(2**30)  # beyond what is written: a locked byte cannot be read
+            file.seek(2**30)  # beyond the content: a locked byte cannot be read
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
             file.seek(0)
         else:
-            import fcntl  # noqa: PLC0415 -- there alone
+            import fcntl  # noqa: PLC0415 -- does not exist on Windows
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -224,8 +225,8 @@ def _locked(file: BinaryIO) -> bool:
     return True
 
 
-def _names(path: Path, file: BinaryIO) -> bool:
-    """Whether the name still stands for the open file: another process may have removed and made it anew."""
+def _is_same_file(path: Path, file: BinaryIO) -> bool:
+    """Return whether the path still refers to the open file; another process may have removed and recreated it."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except OSError:
@@ -233,39 +234,39 @@ def _names(path: Path, file: BinaryIO) -> bool:
 
 
 def _link(part: Path, target: Path) -> None:
-    """Give the part a second name, if nothing has it.
+    """Link the part to a second name.
 
     Raises:
-        FileExistsError: Something has it.
+        FileExistsError: The name exists.
     """
     try:
         os.link(part, target)
     except FileExistsError:
         raise
     except OSError:
-        # A file system without links. Between the look and the renaming another process may take the name.
+        # A file system without hard links; another process may create the name between check and rename.
         if os.path.lexists(target):
             raise FileExistsError(target) from None
         part.replace(target)
 
 
-def _begin_sync(file: BinaryIO, start: int, end: int) -> None:
-    """Let the system write that range to the disk without waiting for it, where it can be told so."""
+def _start_writeback(file: BinaryIO, start: int, end: int) -> None:
+    """Start writing a range to the disk without waiting for it, on Linux."""
     if sys.platform == "linux":
         file.flush()
-        # What is unwritten cannot be dropped, and is begun to be written instead.
+        # Dirty pages cannot be dropped: this advice makes Linux start writing them.
         with contextlib.suppress(OSError):
             os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
 
 
-def _is(path: Path, size: int, sha256: str) -> bool:
-    """Whether the file has that content."""
+def _has_content(path: Path, size: int, sha256: str) -> bool:
+    """Return whether the file has that size and digest."""
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size != size:
                 return False
             digest = hashlib.sha256()
-            while block := file.read(_BLOCK):
+            while block := file.read(_READ_BYTES):
                 digest.update(block)
     except OSError:
         return False
@@ -273,7 +274,7 @@ def _is(path: Path, size: int, sha256: str) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last. Windows and some file systems cannot, and the file is complete without it."""
+    """Make a rename durable, where the system supports that; the file is complete either way."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

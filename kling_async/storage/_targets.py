@@ -1,4 +1,4 @@
-"""Where one output goes: a file, or a name in an object store."""
+"""Target of one output: the protocol, and files on the disk."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from ._part import Part, beside
 
 
 class Target(Protocol):
-    """Where one output goes."""
+    """Destination of one output: a file, or an object in a store."""
 
     @property
     def address(self) -> str:
-        """What the ledger calls it: an absolute path, or a URL."""
+        """Absolute path or URL, as the ledger records it."""
         ...
 
     def part(self) -> Part:
-        """A new temporary file for it."""
+        """Return a new temporary file for it."""
         ...
 
     async def keep(self, part: Part) -> SavedFile:
-        """Put what was written to `part` where it belongs, checked and in one step.
+        """Check the part and move it to the destination atomically.
 
         Raises:
-            StorageError: It is no whole MP4, or could not be put.
+            StorageError: It is not a complete MP4, or the destination refused it.
             OSError: The disk refused.
         """
         ...
 
     async def kept(self, address: str, size: int, sha256: str) -> SavedFile | None:
-        """What an earlier saving to this target left at `address`, if it is there still with that size."""
+        """Return the file that was saved to this target before at `address`, if it still has that size; else None."""
         ...
 
 
 @attrs.frozen
 class FileTarget:
-    """A file on the disk.
+    """File on the disk.
 
     Attributes:
-        path: The file; its folder is made.
-        replace: Whether a file of that name with other content gives way; else it stays, and the output is saved beside
-            it with the beginning of its digest in its name.
+        path: Path of the file; its folder is created.
+        replace: Whether to replace a file of that name with other content; if not, the output is saved next to it under
+            a name with the beginning of its digest.
     """
 
     path: Path
@@ -54,19 +54,19 @@ class FileTarget:
 
     @property
     def address(self) -> str:
-        """The absolute path."""
+        """Absolute path."""
         return str(self.path.absolute())
 
     def part(self) -> Part:
-        """A temporary file in the folder, so that it can be renamed in one step."""
+        """Return a temporary file in the same folder, so that it can be renamed atomically."""
         return Part(str(self.path), self.path)
 
     async def keep(self, part: Part) -> SavedFile:
-        """Give the part its name."""
+        """Check the part and rename it."""
         return await anyio.to_thread.run_sync(lambda: part.keep(replace=self.replace))
 
     async def kept(self, address: str, size: int, sha256: str) -> SavedFile | None:
-        """The file of an earlier saving."""
+        """Return the file if it is still there."""
         for path in (self.path, beside(self.path, sha256)):
             if str(path.absolute()) == address and await anyio.to_thread.run_sync(_size, path) == size:
                 return SavedFile(path, size, sha256)
@@ -74,7 +74,7 @@ class FileTarget:
 
 
 def _size(path: Path) -> int | None:
-    """Bytes of a file, or None when it is not there."""
+    """Return the size of a file in bytes, or None if it does not exist."""
     try:
         return path.stat().st_size
     except OSError:

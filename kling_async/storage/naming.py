@@ -1,4 +1,4 @@
-"""What outputs are called: names made of keys and of templates, none of which leads out of its folder."""
+"""Names of outputs, from keys and templates; no name leads out of its folder."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ __all__ = ["FIELDS", "Fields", "Template", "target_path"]
 
 SUFFIX = ".mp4"
 FIELDS = ("key", "model", "id", "batch", "date", "shard")
-"""What a template may name in braces."""
+"""Fields that a template may contain."""
 
-_MAX_NAME = 120
-"""Bytes of a file name that is made of one value, its suffix included: far below the 255 of file systems."""
-_MAX_COMPONENT = 200
-"""Bytes of a file or folder name that is made of several values; a dot, `.part` and a digest still fit."""
+_MAX_NAME_BYTES = 120
+"""Length of a file name made of one value, suffix included; far below the 255 of file systems."""
+_MAX_COMPONENT_BYTES = 200
+"""Length of a file or folder name made of several values; leaves room for a dot, `.part` and a digest."""
 
 
 @attrs.frozen(kw_only=True)
 class Fields:
-    """What the name of one output may be made of.
+    """Values for the name of one output.
 
     Attributes:
         key: The job's key.
         id: The prediction's id.
         model: The model's id, or empty.
         batch: The batch's name, or empty.
-        at: When the job was accepted, seconds since the epoch.
+        at: Time of acceptance of the job, seconds since the epoch.
     """
 
     key: str
@@ -48,7 +48,7 @@ class Fields:
     at: float = 0.0
 
     def value(self, field: str) -> str:
-        """What a field of `FIELDS` stands for."""
+        """Return the value of a field of `FIELDS`."""
         match field:
             case "key" | "id":
                 return str(getattr(self, field))
@@ -65,25 +65,25 @@ class Fields:
 
 @attrs.frozen
 class _Piece:
-    """Text, and the field that follows it."""
+    """Literal text and the field that follows it, if any."""
 
     text: str
     field: str | None = None
 
 
 class Template:
-    """A relative name with fields in braces, such as `{date}/{model}/{key}.mp4`.
+    """Relative name with fields in braces, such as `{date}/{model}/{key}.mp4`.
 
     `{key}` is the job's key, `{id}` the prediction's id, `{model}` the model's short name, `{batch}` the batch's name
     ("unnamed" without one), `{date}` the day (UTC) of acceptance, `{shard}` two hex digits of the key's digest, which
-    spread the files over 256 folders. `.mp4` is added where it is missing, and `{key}` after a final slash. A brace
-    that is meant as such is doubled.
+    spread the files over 256 folders. `.mp4` is added if it is missing, `{key}` after a final slash. Double a literal
+    brace.
 
     Args:
         text: The template.
 
     Raises:
-        ConfigurationError: It cannot be a name, whatever the values.
+        ConfigurationError: It does not give a valid name for any values.
     """
 
     def __init__(self, text: str) -> None:
@@ -97,54 +97,54 @@ class Template:
                 _check(component)
         except ValueError as error:
             raise ConfigurationError(
-                f"the name {text!r} of outputs: {error}", advice="correct the template; nothing was sent"
+                f"output name {text!r}: {error}", advice="correct the template; nothing was sent"
             ) from None
 
     @property
     def fields(self) -> frozenset[str]:
-        """The fields that it has."""
+        """Fields in the template."""
         return frozenset(piece.field for component in self._components for piece in component if piece.field)
 
     def render(self, fields: Fields) -> str:
-        """The relative name of an output, its parts joined by slashes.
+        """Return the relative name of an output, with slashes.
 
-        A value is one part of a name at most: what is not a letter, a digit or one of `._-` is replaced, and a digest
-        of the value is added then.
+        A value never adds a path component: characters other than ASCII letters, digits and `._-` are replaced, and a
+        digest of the value is added.
         """
         *folders, last = (_rendered(component, fields) for component in self._components)
-        return "/".join([*map(_as_folder, folders), last + SUFFIX])
+        return "/".join([*map(_as_folder_name, folders), last + SUFFIX])
 
 
 def target_path(where: str | os.PathLike[str], name: str, suffix: str = SUFFIX) -> Path:
-    """The file for an output.
+    """Return the path of an output.
 
     Args:
-        where: A file when it ends in `suffix`, else a folder.
-        name: What to call it in a folder, usually a job's key. It cannot lead out of the folder: what is not a letter,
-            a digit or one of `._-` is replaced, and a digest of `name` is added then, so that no two names meet.
+        where: A file if it ends in `suffix`, else a folder.
+        name: Name in the folder, usually a job's key. It cannot lead out of the folder: characters other than ASCII
+            letters, digits and `._-` are replaced, and a digest of `name` is added, so that names stay distinct.
         suffix: The suffix of the file.
     """
     path = Path(where)
     if path.suffix.lower() == suffix:
         return path
-    return path / (_safe(name, _MAX_NAME - len(suffix)) + suffix)
+    return path / (_safe(name, _MAX_NAME_BYTES - len(suffix)) + suffix)
 
 
 _UNSAFE = re.compile(r"^[.-]+|[^A-Za-z0-9._-]")
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)", re.IGNORECASE)
-_NEVER = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|]')
+_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|]')
 
 
 def _safe(value: str, longest: int) -> str:
-    """The value as a part of a name: unchanged where that is safe everywhere, else marked by its digest."""
+    """Return a value as part of a name: unchanged if it is valid on every system, else with its digest."""
     safe = _UNSAFE.sub("_", value)
     if safe == value and value and len(safe) <= longest and not _RESERVED.match(safe):
         return safe
-    return _marked(safe, value)[:longest]
+    return _with_digest(safe, value)[:longest]
 
 
-def _marked(text: str, value: str) -> str:
-    # The mark precedes the first dot, because Windows reserves CON.mp4 and CON.a.mp4 like CON.
+def _with_digest(text: str, value: str) -> str:
+    # The digest precedes the first dot, because Windows reserves CON.mp4 and CON.a.mp4 like CON.
     stem, dot, rest = text.partition(".")
     return f"{stem[:40] or 'output'}-{_digest(value)[:10]}{dot}{rest}"
 
@@ -154,10 +154,10 @@ def _digest(value: str) -> str:
 
 
 def _components(text: str) -> list[list[_Piece]]:
-    """The parts of a template between its slashes.
+    """Split a template at its slashes.
 
     Raises:
-        ValueError: It is no template.
+        ValueError: It is not a valid template.
     """
     components: list[list[_Piece]] = [[]]
     for literal, field, spec, conversion in string.Formatter().parse(text):
@@ -168,7 +168,7 @@ def _components(text: str) -> list[list[_Piece]]:
             continue
         if field not in FIELDS:
             known = ", ".join(f"{{{name}}}" for name in FIELDS)
-            raise ValueError(f"unknown field {{{field}}}; there are {known}")
+            raise ValueError(f"unknown field {{{field}}}; expected one of {known}")
         if spec or conversion:
             raise ValueError(f"{{{field}}} takes no format")
         components[-1].append(_Piece("", field))
@@ -176,7 +176,7 @@ def _components(text: str) -> list[list[_Piece]]:
 
 
 def _check(component: list[_Piece]) -> None:
-    """Whatever the values are, this is a name.
+    """Check that a component is a valid name on every system, for any values.
 
     Raises:
         ValueError: It is not.
@@ -184,27 +184,27 @@ def _check(component: list[_Piece]) -> None:
     text = "".join(piece.text for piece in component)
     constant = all(piece.field is None for piece in component)
     if constant and text in {"", ".", ".."}:
-        raise ValueError(f"{text!r} between slashes is no name; it is relative to its folder and stays there")
-    unfit = _NEVER.search(text)
-    if unfit:
-        raise ValueError(f"{unfit[0]!r} cannot stand in names everywhere")
+        raise ValueError(f"{text!r} between slashes is not a name; expected a path relative to its folder")
+    forbidden = _FORBIDDEN.search(text)
+    if forbidden:
+        raise ValueError(f"{forbidden[0]!r} is not allowed in names on every system")
     if not text.isprintable() or text != text.strip() or (constant and text.endswith(".")):
-        raise ValueError(f"{text!r} cannot be a name everywhere")
-    if constant and (_RESERVED.match(text) or len(text.encode()) > _MAX_COMPONENT):
+        raise ValueError(f"{text!r} is not a valid name on every system")
+    if constant and (_RESERVED.match(text) or len(text.encode()) > _MAX_COMPONENT_BYTES):
         raise ValueError(f"{text!r} is a reserved name or too long")
 
 
 def _rendered(component: list[_Piece], fields: Fields) -> str:
-    longest = _MAX_NAME - len(SUFFIX)
+    longest = _MAX_NAME_BYTES - len(SUFFIX)
     name = "".join(
         piece.text if piece.field is None else _safe(fields.value(piece.field), longest) for piece in component
     )
-    if _RESERVED.match(name) or name.startswith("..") or len(name.encode()) > _MAX_COMPONENT:
-        # Cut in bytes, since it is bytes that file systems count.
-        return _marked(name.encode()[:100].decode(errors="ignore").strip(". "), name)
+    if _RESERVED.match(name) or name.startswith("..") or len(name.encode()) > _MAX_COMPONENT_BYTES:
+        # Cut in bytes: file systems limit bytes, not characters.
+        return _with_digest(name.encode()[:100].decode(errors="ignore").strip(". "), name)
     return name
 
 
-def _as_folder(name: str) -> str:
-    """Windows drops dots at the end of a folder's name."""
+def _as_folder_name(name: str) -> str:
+    """Replace final dots, which Windows drops from a folder's name."""
     return f"{name.rstrip('.')}-{_digest(name)[:10]}" if name.endswith(".") else name

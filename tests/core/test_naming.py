@@ -1,4 +1,4 @@
-"""What outputs are called: never outside of the target, never two by one name."""
+"""Names of outputs: inside the target, and distinct."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def named(where: str | Path | Outputs, key: str = "shot-1", **others: str) -> st
 # Keys.
 
 
-def test_a_file_or_a_folder() -> None:
+def test_target_path_of_file_or_folder() -> None:
     assert target_path("out", "shot-1") == Path("out/shot-1.mp4")
     assert target_path(Path("out/a.mp4"), "shot-1") == Path("out/a.mp4")
     assert target_path("out/a.MP4", "shot-1") == Path("out/a.MP4")
@@ -59,7 +59,7 @@ KEYS = [
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_names_that_do_not_go_as_they_are(name: str) -> None:
+def test_unsafe_name_is_replaced(name: str) -> None:
     path = target_path("out", name)
     assert path.parent == Path("out")
     assert re.search(r"-[0-9a-f]{10}", path.name)
@@ -75,10 +75,10 @@ names = st.text(alphabet=st.characters(), max_size=200) | st.from_regex(r"[A-Za-
 @example("é", "e")
 @example("CON", "con.")
 @example("é", "é")
-def test_two_names_never_meet(one: str, other: str) -> None:
+def test_distinct_names_stay_distinct(one: str, other: str) -> None:
     assume(one != other)
     first, second = target_path("out", one), target_path("out", other)
-    # Where names differ by case alone, a file system may take them for one; the file that is there first stays then.
+    # A file system may treat names that differ only by case as equal; the existing file is kept then.
     assert first.name.casefold() != second.name.casefold() or one.casefold() == other.casefold()
     assert first != second
     for path in (first, second):
@@ -91,7 +91,7 @@ def test_two_names_never_meet(one: str, other: str) -> None:
 # Templates.
 
 
-def test_a_plain_folder_stays_one() -> None:
+def test_plain_folder_or_file() -> None:
     assert named("out") == named("out/") == named(Path("out")) == "out/shot-1.mp4"
     assert named("out/a.mp4") == named(Path("out/a.mp4")) == "out/a.mp4"
     assert named("a.mp4") == "a.mp4"
@@ -100,7 +100,7 @@ def test_a_plain_folder_stays_one() -> None:
 
 
 @given(names)
-def test_a_plain_folder_calls_outputs_as_before(key: str) -> None:
+def test_plain_folder_uses_target_path(key: str) -> None:
     assert Outputs.of("out").target(fields(key)).address == str(target_path("out", key).absolute())
 
 
@@ -122,13 +122,13 @@ def test_templates(where: str, said: str) -> None:
     assert named(where) == said
 
 
-def test_the_name_apart_from_the_folder() -> None:
+def test_name_apart_from_folder() -> None:
     assert named(Outputs(Path("out"), "{date}/{key}")) == "out/2027-01-15/shot-1.mp4"
     assert named(Outputs("out.mp4", "{id}")) == "out.mp4/45b3.mp4"
     assert repr(Outputs("out", "{id}")) == "Outputs('out', '{id}')"
 
 
-def test_what_is_not_known() -> None:
+def test_unknown_values() -> None:
     assert named("{batch}/{model}/{key}", batch="", model="") == "unnamed/unknown/shot-1.mp4"
     assert re.fullmatch(r"some_new_model-[0-9a-f]{10}/shot-1\.mp4", named("{model}/{key}", model="some/new model"))
 
@@ -136,7 +136,7 @@ def test_what_is_not_known() -> None:
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("out/{prompt}", "unknown field {prompt}; there are {key}, {model}, {id}, {batch}, {date}, {shard}"),
+        ("out/{prompt}", "unknown field {prompt}; expected one of {key}, {model}, {id}, {batch}, {date}, {shard}"),
         ("out/{}", "unknown field {}"),
         ("out/{key.__class__}", "unknown field"),
         ("out/{key[0]}", "unknown field"),
@@ -146,24 +146,24 @@ def test_what_is_not_known() -> None:
         ("out/key}", "Single '}'"),
         ("{batch}/../{key}", "'..'"),
         ("{batch}/./{key}", "'.'"),
-        ("{batch}//{key}", "no name"),
-        ("{batch}/\0{key}", "cannot stand"),
+        ("{batch}//{key}", "not a name"),
+        ("{batch}/\0{key}", "not allowed"),
         ("{batch}:{key}", "':'"),
         ("{batch}\\{key}", "'\\\\'"),
         ("{batch}/CON/{key}", "reserved"),
-        ("{batch}/ {key}", "cannot be a name"),
-        ("{batch}/a./{key}", "cannot be a name"),
+        ("{batch}/ {key}", "not a valid name"),
+        ("{batch}/a./{key}", "not a valid name"),
         ("{batch}/" + "x" * 300 + "/{key}", "too long"),
     ],
 )
-def test_what_cannot_be_a_template(where: str, said: str) -> None:
+def test_invalid_template_is_refused(where: str, said: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Outputs.of(where)
     assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["/{key}", "../{key}", "", "a/../{key}", "C:/{key}", "{date}//"])
-def test_a_name_is_relative(name: str) -> None:
+def test_invalid_name_is_refused(name: str) -> None:
     with pytest.raises(ConfigurationError):
         Outputs("out", name)
 
@@ -182,7 +182,7 @@ def parts(target: Target, root: Path) -> tuple[str, ...]:
 @example(".{key}", ".", "", "")
 @example("..{key}", "", "", "")
 @example("{key}/{batch}/{id}{model}{key}{batch}{date}", "x" * 120, "y" * 120, "z" * 120)
-def test_nothing_leads_out_of_the_folder(template: str, key: str, batch: str, model: str) -> None:
+def test_rendered_name_stays_in_folder(template: str, key: str, batch: str, model: str) -> None:
     try:
         outputs = Outputs("/target/out", template)
     except ConfigurationError:
@@ -204,7 +204,7 @@ def test_nothing_leads_out_of_the_folder(template: str, key: str, batch: str, mo
 @given(values, values)
 @example("a.", "a")
 @example("A/", "a/")
-def test_two_keys_never_get_one_name(one: str, other: str) -> None:
+def test_distinct_keys_get_distinct_names(one: str, other: str) -> None:
     assume(one.casefold() != other.casefold())
     for template in ("{key}", "{shard}/{key}", "{key}/{date}", "{batch}-{key}", "{date}/{key}/video.mp4"):
         outputs = Outputs("/out", template)
@@ -212,16 +212,16 @@ def test_two_keys_never_get_one_name(one: str, other: str) -> None:
         assert first != second
 
 
-def test_shards_spread() -> None:
+def test_shards_are_spread() -> None:
     shards = {Template("{shard}/{key}").render(fields(f"key-{number}"))[:2] for number in range(5000)}
     assert len(shards) == 256
 
 
-# Many outputs, and none of one name.
+# Batches.
 
 
 @pytest.mark.parametrize("where", ["out/all.mp4", "out/{date}.mp4", Outputs("out", "{model}/{batch}-{shard}")])
-def test_many_outputs_do_not_share_a_name(where: str | Outputs) -> None:
+def test_batch_needs_distinct_names(where: str | Outputs) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Outputs.of(where, many=True)
     assert "{key}" in caught.value.advice
@@ -230,17 +230,17 @@ def test_many_outputs_do_not_share_a_name(where: str | Outputs) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("where", ["out/{prompt}", "out/all.mp4", "ftp://host/out", Path("s3://bucket/x"), "s3://"])
-async def test_a_batch_is_told_before_anything_is_sent(where: str | Path) -> None:
+async def test_invalid_save_to_is_refused_before_sending(where: str | Path) -> None:
     async with KlingSession("wsk_key_of_the_test", base_url="http://127.0.0.1:9") as kling:
         with pytest.raises(ConfigurationError):
             kling.batch([], save_to=where)
         with pytest.raises(ConfigurationError):
             if where != "out/all.mp4":
                 await kling.save("p1", where)
-            raise ConfigurationError("one output may have a name of its own")
+            raise ConfigurationError("a single output may have a fixed name")
 
 
-def test_max_saving_makes_sense() -> None:
+def test_max_saving_is_checked() -> None:
     with pytest.raises(ConfigurationError, match="max_saving"):
         KlingSession("wsk_key_of_the_test", max_saving=0)
 
@@ -259,11 +259,11 @@ def test_max_saving_makes_sense() -> None:
         ("abfss://files@account.dfs.core.windows.net/a", "abfss://files@account.dfs.core.windows.net/a/shot-1.mp4"),
     ],
 )
-def test_addresses(where: str, address: str) -> None:
+def test_object_store_addresses(where: str, address: str) -> None:
     assert Outputs.of(where).target(fields()).address == address
 
 
-def test_azure_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_azure_account_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError, match="Account must be specified"):
         Outputs.of("az://files/a")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
@@ -271,7 +271,7 @@ def test_azure_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(values)
-def test_no_key_leads_out_of_the_prefix(key: str) -> None:
+def test_key_stays_in_prefix(key: str) -> None:
     address = Outputs.of("s3://bucket/a/b").target(fields(key)).address
     assert re.fullmatch(r"s3://bucket/a/b/[A-Za-z0-9_][A-Za-z0-9._-]*\.mp4", address)
 
@@ -294,13 +294,13 @@ SECRET = "AKIA-hush-hush"
         "file:///tmp/x",
     ],
 )
-def test_what_is_no_address(where: str | Path) -> None:
+def test_invalid_address_is_refused_without_secrets(where: str | Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Outputs.of(where)
     assert SECRET not in repr(caught.value)
 
 
-def test_without_obstore_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_obstore_names_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "kling_async.storage._objects", raising=False)
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(ConfigurationError) as caught:
@@ -308,7 +308,7 @@ def test_without_obstore_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
     assert "kling-async[storage]" in str(caught.value)
 
 
-def test_a_folder_may_have_a_colon() -> None:
+def test_folder_may_contain_colon() -> None:
     assert named(Path("take:2")) == "take:2/shot-1.mp4"
     assert named("take:2") == "take:2/shot-1.mp4"
     assert named("C:/out") == "C:/out/shot-1.mp4"

@@ -1,4 +1,4 @@
-"""Outputs from a real server to a real disk, with everything that gets in between."""
+"""Outputs from a real server to a real disk, with broken transfers, full disks and cancellation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(autouse=True)
 def blockbuster() -> Iterator[BlockBuster]:
-    """Nothing of the package may block the loop."""
+    """Fail when code of the package blocks the event loop."""
     with blockbuster_ctx("kling_async") as detector:
         yield detector
 
@@ -53,7 +53,7 @@ async def listed(folder: Path) -> list[str]:
 
 @asynccontextmanager
 async def refused(target: Path) -> AsyncIterator[pytest.ExceptionInfo[StorageError]]:
-    """The body ends in a StorageError that says what it is about and leaves nothing behind."""
+    """Expect a StorageError that is complete, and a folder that is unchanged."""
     before = await listed(target.parent) if target.parent.is_dir() else None
     with pytest.raises(StorageError) as caught:
         yield caught
@@ -66,7 +66,7 @@ async def refused(target: Path) -> AsyncIterator[pytest.ExceptionInfo[StorageErr
         assert await listed(target.parent) == before
 
 
-async def test_an_output_is_saved(host: Host, tmp_path: Path) -> None:
+async def test_output_is_saved(host: Host, tmp_path: Path) -> None:
     target = tmp_path / "a" / "b" / "video.mp4"
     saved = await host.save(target)
     assert saved == SavedFile(target, len(VIDEO), hashlib.sha256(VIDEO).hexdigest())
@@ -76,10 +76,10 @@ async def test_an_output_is_saved(host: Host, tmp_path: Path) -> None:
     assert host.headers[0]["Accept-Encoding"] == "identity"
 
 
-# Names that are taken.
+# Existing files.
 
 
-async def test_other_content_is_left_alone_and_the_output_saved_beside_it(host: Host, tmp_path: Path) -> None:
+async def test_file_with_other_content_is_kept(host: Host, tmp_path: Path) -> None:
     target = tmp_path / "video.mp4"
     target.write_bytes(b"another job's")
     saved = await host.save(target)
@@ -91,7 +91,7 @@ async def test_other_content_is_left_alone_and_the_output_saved_beside_it(host: 
     assert await listed(tmp_path) == sorted(["video.mp4", saved.path.name])
 
 
-async def test_the_same_content_is_not_written_again(host: Host, tmp_path: Path) -> None:
+async def test_file_with_same_content_is_not_rewritten(host: Host, tmp_path: Path) -> None:
     target = tmp_path / "video.mp4"
     first = await host.save(target)
     before = target.stat()
@@ -100,7 +100,7 @@ async def test_the_same_content_is_not_written_again(host: Host, tmp_path: Path)
     assert await listed(tmp_path) == ["video.mp4"]
 
 
-async def test_both_names_taken(host: Host, tmp_path: Path) -> None:
+async def test_error_when_both_names_exist(host: Host, tmp_path: Path) -> None:
     target = tmp_path / "video.mp4"
     target.write_bytes(b"one")
     saved = await host.save(target)
@@ -111,7 +111,7 @@ async def test_both_names_taken(host: Host, tmp_path: Path) -> None:
     assert (target.read_bytes(), saved.path.read_bytes()) == (b"one", b"two")
 
 
-async def test_a_file_is_replaced_when_that_is_asked_for(host: Host, tmp_path: Path) -> None:
+async def test_replace_replaces_file(host: Host, tmp_path: Path) -> None:
     target = tmp_path / "video.mp4"
     target.write_bytes(b"old")
     outputs = Outputs(tmp_path, replace=True)
@@ -122,7 +122,7 @@ async def test_a_file_is_replaced_when_that_is_asked_for(host: Host, tmp_path: P
 
 
 @pytest.mark.parametrize("error", [errno.EPERM, errno.EOPNOTSUPP])
-async def test_where_files_have_one_name_only(
+async def test_file_system_without_hard_links(
     error: int, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuses(*_: object) -> None:
@@ -137,8 +137,8 @@ async def test_where_files_have_one_name_only(
     assert await listed(tmp_path) == sorted(["video.mp4", saved.path.name])
 
 
-async def test_many_that_want_one_name_at_once(host: Host, tmp_path: Path) -> None:
-    """As keys do that differ by case where names do not."""
+async def test_concurrent_saves_to_one_name(host: Host, tmp_path: Path) -> None:
+    """Keys that differ only by case do so on file systems that ignore it."""
     contents = [mp4(2**20 + number, seed=number) for number in range(6)]
 
     async def serve(request: web.BaseRequest) -> web.StreamResponse:
@@ -158,7 +158,7 @@ async def test_many_that_want_one_name_at_once(host: Host, tmp_path: Path) -> No
     assert "v.mp4" in await listed(tmp_path)
 
 
-# What killed processes leave.
+# Leftovers of killed processes.
 
 KILLED = """
 import asyncio, sys
@@ -170,7 +170,7 @@ asyncio.run(save_output(AiohttpTransport(), sys.argv[1], Path(sys.argv[2]), Syst
 """
 
 
-async def test_what_a_killed_process_leaves_is_found_and_does_not_pile_up(host: Host, tmp_path: Path) -> None:
+async def test_leftover_of_killed_process_is_removed(host: Host, tmp_path: Path) -> None:
     target = tmp_path / "v.mp4"
     for _ in range(2):
         stopped = hanging(host, tmp_path)
@@ -182,7 +182,7 @@ async def test_what_a_killed_process_leaves_is_found_and_does_not_pile_up(host: 
         async with process:
             with anyio.fail_after(30):
                 await stopped.wait()
-                while not (tmp_path / ".v.mp4.part").stat().st_size:  # noqa: ASYNC110 -- nothing announces it
+                while not (tmp_path / ".v.mp4.part").stat().st_size:  # noqa: ASYNC110 -- nothing signals it
                     await anyio.sleep(0.01)
             process.kill()
         assert await listed(tmp_path) == [".v.mp4.part"]
@@ -191,7 +191,7 @@ async def test_what_a_killed_process_leaves_is_found_and_does_not_pile_up(host: 
     assert await listed(tmp_path) == ["v.mp4"]
 
 
-async def test_a_part_in_use_is_left_alone(host: Host, tmp_path: Path) -> None:
+async def test_part_in_use_is_kept(host: Host, tmp_path: Path) -> None:
     stopped = hanging(host, tmp_path)
     task = asyncio.create_task(host.save(tmp_path / "v.mp4"))
     await stopped.wait()
@@ -205,8 +205,8 @@ async def test_a_part_in_use_is_left_alone(host: Host, tmp_path: Path) -> None:
     assert saved.path.read_bytes() == VIDEO
 
 
-async def test_a_process_killed_between_the_two_names_loses_nothing(host: Host, tmp_path: Path) -> None:
-    """The part is the saved file then, and must not be emptied."""
+async def test_kill_between_link_and_unlink_loses_nothing(host: Host, tmp_path: Path) -> None:
+    """The part and the saved file are the same file then; it must not be truncated."""
     target, part = tmp_path / "v.mp4", tmp_path / ".v.mp4.part"
     target.write_bytes(SHORT)
     part.hardlink_to(target)
@@ -216,7 +216,7 @@ async def test_a_process_killed_between_the_two_names_loses_nothing(host: Host, 
     assert not part.exists()
 
 
-async def test_a_link_in_the_place_of_the_part_is_not_followed(host: Host, tmp_path: Path) -> None:
+async def test_symlink_in_place_of_part_is_not_followed(host: Host, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"dear")
     (tmp_path / "out").mkdir()
@@ -226,7 +226,7 @@ async def test_a_link_in_the_place_of_the_part_is_not_followed(host: Host, tmp_p
     assert (tmp_path / "out" / "v.mp4").read_bytes() == VIDEO
 
 
-async def test_a_failure_leaves_the_older_file(host: Host, tmp_path: Path) -> None:
+async def test_failure_keeps_existing_file(host: Host, tmp_path: Path) -> None:
     target = tmp_path / "video.mp4"
     target.write_bytes(b"old")
     host.status(403)
@@ -235,23 +235,23 @@ async def test_a_failure_leaves_the_older_file(host: Host, tmp_path: Path) -> No
     assert target.read_bytes() == b"old"
 
 
-async def test_reading_goes_on_while_the_disk_is_busy(
+async def test_reading_continues_while_disk_is_busy(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = 0
     third = threading.Event()
     put, write = _download._Writer.put, _part.Part.write
 
-    async def counting(writer: _download._Writer, piece: bytes) -> None:
+    async def counting(writer: _download._Writer, chunk: bytes) -> None:
         nonlocal given
         given += 1
         if given == 3:
             third.set()
-        await put(writer, piece)
+        await put(writer, chunk)
 
-    def waiting(part: _part.Part, piece: bytes) -> None:
+    def waiting(part: _part.Part, chunk: bytes) -> None:
         assert third.wait(5)
-        write(part, piece)
+        write(part, chunk)
 
     monkeypatch.setattr(_download._Writer, "put", counting)
     monkeypatch.setattr(_part.Part, "write", waiting)
@@ -259,25 +259,23 @@ async def test_reading_goes_on_while_the_disk_is_busy(
     assert saved.bytes == len(VIDEO)
 
 
-async def test_reading_waits_for_a_disk_that_is_slower(
-    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_reading_pauses_for_slow_disk(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unwritten = most = 0
     put, write = _download._Writer.put, _part.Part.write
 
-    async def counting(writer: _download._Writer, piece: bytes) -> None:
+    async def counting(writer: _download._Writer, chunk: bytes) -> None:
         nonlocal unwritten, most
-        unwritten += len(piece)
+        unwritten += len(chunk)
         most = max(most, unwritten)
-        await put(writer, piece)
+        await put(writer, chunk)
 
-    def slow(part: _part.Part, piece: bytes) -> None:
+    def slow(part: _part.Part, chunk: bytes) -> None:
         nonlocal unwritten
         time.sleep(0.002)
-        write(part, piece)
-        unwritten -= len(piece)
+        write(part, chunk)
+        unwritten -= len(chunk)
 
-    monkeypatch.setattr(_download, "_WAITING", 2**19)
+    monkeypatch.setattr(_download, "_MAX_BUFFERED_BYTES", 2**19)
     monkeypatch.setattr(_download._Writer, "put", counting)
     monkeypatch.setattr(_part.Part, "write", slow)
     saved = await host.save(tmp_path / "v.mp4")
@@ -285,7 +283,7 @@ async def test_reading_waits_for_a_disk_that_is_slower(
     assert 2**19 <= most < 2**20 < len(VIDEO)
 
 
-async def test_memory_does_not_follow_the_length(host: Host, tmp_path: Path) -> None:
+async def test_memory_is_independent_of_length(host: Host, tmp_path: Path) -> None:
     size = 48 * 2**20
     whole = mp4(size)
 
@@ -308,10 +306,10 @@ async def test_memory_does_not_follow_the_length(host: Host, tmp_path: Path) -> 
     assert peak < 12 * 2**20
 
 
-# Cuts.
+# Broken transfers.
 
 
-async def test_a_cut_transfer_goes_on(host: Host, tmp_path: Path) -> None:
+async def test_broken_transfer_resumes(host: Host, tmp_path: Path) -> None:
     host.cut(2**20 + 7)
     host.cut(10)
     saved = await host.save(tmp_path / "v.mp4", rng=lambda: 0.0)
@@ -322,7 +320,7 @@ async def test_a_cut_transfer_goes_on(host: Host, tmp_path: Path) -> None:
     assert host.clock.pauses == [0.25, 0.5]
 
 
-async def test_a_cut_within_the_first_bytes_does_not_hide_what_the_file_is(host: Host, tmp_path: Path) -> None:
+async def test_transfer_broken_in_first_bytes_resumes(host: Host, tmp_path: Path) -> None:
     for length in (3, 2, 4):
         host.cut(length)
     saved = await host.save(tmp_path / "v.mp4")
@@ -330,7 +328,7 @@ async def test_a_cut_within_the_first_bytes_does_not_hide_what_the_file_is(host:
 
 
 @pytest.mark.parametrize("etag", [None, 'W/"v1"'])
-async def test_without_a_strong_validator_it_starts_anew(etag: str | None, host: Host, tmp_path: Path) -> None:
+async def test_transfer_without_strong_validator_restarts(etag: str | None, host: Host, tmp_path: Path) -> None:
     host.etag = etag
     host.cut(2**20)
     saved = await host.save(tmp_path / "v.mp4")
@@ -338,7 +336,7 @@ async def test_without_a_strong_validator_it_starts_anew(etag: str | None, host:
     assert host.ranges == [None, None]
 
 
-async def test_another_content_starts_anew(host: Host, tmp_path: Path) -> None:
+async def test_changed_content_restarts(host: Host, tmp_path: Path) -> None:
     host.cut(2**20)
 
     async def changed(request: web.BaseRequest) -> web.StreamResponse:
@@ -366,7 +364,7 @@ async def test_another_content_starts_anew(host: Host, tmp_path: Path) -> None:
         (416, {"Content_Range": "bytes */100"}),
     ],
 )
-async def test_a_wrong_range_starts_anew(status: int, headers: dict[str, str], host: Host, tmp_path: Path) -> None:
+async def test_wrong_range_restarts(status: int, headers: dict[str, str], host: Host, tmp_path: Path) -> None:
     host.cut(2**20)
     host.status(status, **headers)
     saved = await host.save(tmp_path / "v.mp4")
@@ -374,7 +372,7 @@ async def test_a_wrong_range_starts_anew(status: int, headers: dict[str, str], h
     assert host.ranges == [None, f"bytes={2**20}-", None]
 
 
-async def test_a_shorter_range_than_asked_for_is_continued(host: Host, tmp_path: Path) -> None:
+async def test_shorter_range_resumes(host: Host, tmp_path: Path) -> None:
     host.cut(2**20)
 
     async def short(_: web.BaseRequest) -> web.StreamResponse:
@@ -387,14 +385,14 @@ async def test_a_shorter_range_than_asked_for_is_continued(host: Host, tmp_path:
     assert host.ranges[2] == f"bytes={2**20 + 100}-"
 
 
-async def test_a_busy_host_is_asked_again_when_it_says(host: Host, tmp_path: Path) -> None:
+async def test_retry_after_is_honoured(host: Host, tmp_path: Path) -> None:
     host.status(503, Retry_After="7")
     host.status(429)
     await host.save(tmp_path / "v.mp4", rng=lambda: 0.0)
     assert host.clock.pauses == [7.0, 0.5]
 
 
-async def test_attempts_end(host: Host, tmp_path: Path) -> None:
+async def test_attempts_are_limited(host: Host, tmp_path: Path) -> None:
     target = tmp_path / "v.mp4"
     for _ in range(3):
         host.cut(5)
@@ -410,7 +408,7 @@ async def test_attempts_end(host: Host, tmp_path: Path) -> None:
         await host.save(target, attempts=2)
 
 
-async def test_a_compressed_output_is_taken_as_it_is_meant(host: Host, tmp_path: Path) -> None:
+async def test_compressed_output_is_decoded(host: Host, tmp_path: Path) -> None:
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
         response = web.Response(body=SHORT, headers={"ETag": '"v1"'})
         response.enable_compression(web.ContentCoding.gzip)
@@ -421,11 +419,11 @@ async def test_a_compressed_output_is_taken_as_it_is_meant(host: Host, tmp_path:
     assert saved.path.read_bytes() == SHORT
 
 
-# Refusals.
+# Errors.
 
 
 @pytest.mark.parametrize(("status", "said"), [(403, "read the prediction"), (304, "304")])
-async def test_a_refusal_is_final(status: int, said: str, host: Host, tmp_path: Path) -> None:
+async def test_refusal_is_not_retried(status: int, said: str, host: Host, tmp_path: Path) -> None:
     host.status(status)
     target = tmp_path / "v.mp4"
     async with refused(target) as caught:
@@ -439,9 +437,7 @@ DAY = 86_400.0
 
 @pytest.mark.parametrize("age", [0.0, 6 * DAY, None])
 @pytest.mark.parametrize("status", [404, 410])
-async def test_what_is_not_there_yet_is_asked_for_again(
-    status: int, age: float | None, host: Host, tmp_path: Path
-) -> None:
+async def test_missing_output_is_retried(status: int, age: float | None, host: Host, tmp_path: Path) -> None:
     for _ in range(4):
         host.status(status)
     created_at = None if age is None else host.clock.now() - age
@@ -451,9 +447,7 @@ async def test_what_is_not_there_yet_is_asked_for_again(
 
 
 @pytest.mark.parametrize("age", [0.0, 6.9 * DAY, None])
-async def test_what_is_never_there_has_not_expired_before_its_time(
-    age: float | None, host: Host, tmp_path: Path
-) -> None:
+async def test_missing_output_within_lifetime_is_not_expired(age: float | None, host: Host, tmp_path: Path) -> None:
     for _ in range(5):
         host.status(404)
     target = tmp_path / "v.mp4"
@@ -465,7 +459,7 @@ async def test_what_is_never_there_has_not_expired_before_its_time(
 
 
 @pytest.mark.parametrize("status", [404, 410])
-async def test_an_old_output_that_is_not_there_has_expired(status: int, host: Host, tmp_path: Path) -> None:
+async def test_missing_output_past_lifetime_is_expired(status: int, host: Host, tmp_path: Path) -> None:
     target = tmp_path / "v.mp4"
     host.status(status)
     host.status(503)
@@ -477,7 +471,7 @@ async def test_an_old_output_that_is_not_there_has_expired(status: int, host: Ho
     assert len(host.ranges) == 3
 
 
-async def test_one_miss_does_not_make_an_old_output_expired(host: Host, tmp_path: Path) -> None:
+async def test_single_miss_past_lifetime_is_retried(host: Host, tmp_path: Path) -> None:
     host.status(404)
     saved = await host.save(tmp_path / "v.mp4", created_at=host.clock.now() - 8 * DAY)
     assert saved.bytes == len(VIDEO)
@@ -498,7 +492,7 @@ async def test_one_miss_does_not_make_an_old_output_expired(host: Host, tmp_path
         pytest.param(box(b"moov", b"") + box(b"ftyp", b"") + box(b"mdat", b""), id="ftyp is not first"),
     ],
 )
-async def test_what_is_no_video_is_not_kept_as_one(content: bytes, host: Host, tmp_path: Path) -> None:
+async def test_incomplete_mp4_is_refused(content: bytes, host: Host, tmp_path: Path) -> None:
     host.content = content
     async with refused(tmp_path / "v.mp4"):
         await host.save(tmp_path / "v.mp4")
@@ -516,12 +510,12 @@ async def test_what_is_no_video_is_not_kept_as_one(content: bytes, host: Host, t
         pytest.param(VIDEO + b"\xff" * 40, id="what is no box follows"),
     ],
 )
-async def test_a_whole_video_is_kept_however_it_is_laid_out(content: bytes, host: Host, tmp_path: Path) -> None:
+async def test_complete_mp4_of_any_layout_is_saved(content: bytes, host: Host, tmp_path: Path) -> None:
     host.content = content
     assert (await host.save(tmp_path / "v.mp4")).bytes == len(content)
 
 
-async def test_a_file_where_the_folder_should_be(host: Host, tmp_path: Path) -> None:
+async def test_file_in_place_of_folder(host: Host, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("in the way")
     target = tmp_path / "out" / "v.mp4"
     async with refused(target) as caught:
@@ -530,27 +524,27 @@ async def test_a_file_where_the_folder_should_be(host: Host, tmp_path: Path) -> 
     assert host.ranges == []
 
 
-async def test_a_folder_where_the_file_should_be(host: Host, tmp_path: Path) -> None:
+async def test_folder_in_place_of_file(host: Host, tmp_path: Path) -> None:
     target = tmp_path / "v.mp4"
     await anyio.Path(target).mkdir()
     async with refused(target):
         await host.save(target)
 
 
-async def test_a_folder_that_takes_nothing(host: Host) -> None:
-    # Not even root makes files here.
+async def test_folder_without_write_access(host: Host) -> None:
+    # Not even root can create files here.
     target = Path("/proc/self/kling/v.mp4")
     with pytest.raises(StorageError):
         await host.save(target)
 
 
-async def test_a_full_disk(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_full_disk(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = _part.Part.write
 
-    def full(part: _part.Part, piece: bytes) -> None:
+    def full(part: _part.Part, chunk: bytes) -> None:
         if part.size:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(part, piece)
+        write(part, chunk)
 
     monkeypatch.setattr(_part.Part, "write", full)
     async with refused(tmp_path / "v.mp4") as caught:
@@ -563,14 +557,14 @@ async def test_a_full_disk(host: Host, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def hanging(host: Host, tmp_path: Path) -> asyncio.Event:
-    """The next reply stops in the middle of the second block; set when a part is being written."""
+    """Let the next response stall in its second block; the event is set when the part exists."""
     stopped = asyncio.Event()
 
     async def reply(request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse()
         response.content_length = len(VIDEO)
         await response.prepare(request)
-        await response.write(VIDEO[: _download._WAITING * 3 // 2])
+        await response.write(VIDEO[: _download._MAX_BUFFERED_BYTES * 3 // 2])
         assert [name for name in await listed(tmp_path) if name.endswith(".part")]
         stopped.set()
         await asyncio.sleep(3600)
@@ -581,7 +575,7 @@ def hanging(host: Host, tmp_path: Path) -> asyncio.Event:
 
 
 @pytest.mark.parametrize("times", [1, 2, 3, 4, 5])
-async def test_native_cancellation_leaves_nothing(times: int, host: Host, tmp_path: Path) -> None:
+async def test_native_cancellation_leaves_no_file(times: int, host: Host, tmp_path: Path) -> None:
     stopped = hanging(host, tmp_path)
     task = asyncio.create_task(host.save(tmp_path / "v.mp4"))
     await stopped.wait()
@@ -594,7 +588,7 @@ async def test_native_cancellation_leaves_nothing(times: int, host: Host, tmp_pa
     assert await listed(tmp_path) == []
 
 
-async def test_a_second_cancellation_does_not_stop_the_removal(host: Host, tmp_path: Path) -> None:
+async def test_second_cancellation_does_not_stop_removal(host: Host, tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
     busy = threading.Event()
     with ThreadPoolExecutor(1) as executor:
@@ -604,7 +598,7 @@ async def test_a_second_cancellation_does_not_stop_the_removal(host: Host, tmp_p
         await stopped.wait()
         loop.run_in_executor(None, busy.wait, 5)
         task.cancel()
-        while not executor._work_queue.qsize():  # noqa: ASYNC110 -- nothing announces that the removal waits
+        while not executor._work_queue.qsize():  # noqa: ASYNC110 -- nothing signals that the removal is queued
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -614,7 +608,7 @@ async def test_a_second_cancellation_does_not_stop_the_removal(host: Host, tmp_p
         assert await listed(tmp_path) == []
 
 
-async def test_anyio_cancellation_leaves_nothing(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_anyio_cancellation_leaves_no_file(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     discard = _part.Part.discard
 
     def slow(part: _part.Part) -> None:
@@ -632,7 +626,7 @@ async def test_anyio_cancellation_leaves_nothing(host: Host, tmp_path: Path, mon
 
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("method", ["open", "write", "keep"])
-async def test_cancellation_while_a_thread_works_leaves_no_part(
+async def test_cancellation_during_thread_work_leaves_no_part(
     method: str, times: int, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = getattr(_part.Part, method)

@@ -1,4 +1,4 @@
-"""`kling-async run --out s3://...`: the command line into an S3 server, as processes."""
+"""`kling-async run --out s3://...` as a process, with an S3 server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cli(tmp_path: Path) -> Cli:
     return Cli(tmp_path)
 
 
-async def test_videos_go_to_the_store_and_what_is_known_of_them_stays_here(cli: Cli) -> None:
+async def test_run_saves_to_store_and_keeps_results_locally(cli: Cli) -> None:
     (cli.folder / "face.jpg").write_bytes(jpeg())
     path = jobs(cli.folder, *({"key": key, "prompt": key, "image": "face.jpg"} for key in "abc"), name="spring.jsonl")
     out = f"s3://{BUCKET}/videos"
@@ -70,7 +70,7 @@ async def test_videos_go_to_the_store_and_what_is_known_of_them_stays_here(cli: 
         ("ftp://host/videos", "outputs cannot be saved at ftp://"),
     ],
 )
-async def test_what_cannot_be_is_told_before_anything_is_sent(cli: Cli, out: str, said: str) -> None:
+async def test_invalid_out_is_refused_before_sending(cli: Cli, out: str, said: str) -> None:
     hidden = cli.folder / "hidden" / "obstore"
     hidden.mkdir(parents=True)
     (hidden / "__init__.py").write_text("raise ModuleNotFoundError('No module named obstore', name='obstore')")

@@ -1,4 +1,4 @@
-"""Outputs in object stores: two independent S3 servers, and what is no S3."""
+"""Outputs in object stores: two independent S3 servers, memory and folders."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-LARGE = mp4(_objects._WHOLE + 3 * 2**20, seed=3)
-"""It goes up in parts."""
+LARGE = mp4(_objects._MAX_SINGLE_PUT_BYTES + 3 * 2**20, seed=3)
+"""Large enough for a multipart upload."""
 
 
 @pytest.fixture(scope="session", params=["moto", "rclone"])
@@ -46,7 +46,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(autouse=True)
 def blockbuster() -> Iterator[BlockBuster]:
-    """Nothing here may block the loop."""
+    """Fail when code of the storage blocks the event loop."""
     with blockbuster_ctx("kling_async.storage") as detector:
         yield detector
 
@@ -59,7 +59,7 @@ async def host() -> AsyncIterator[Host]:
 
 @pytest.fixture
 def prefix(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A part of the bucket for this test alone; its temporary files are in a folder of their own."""
+    """Prefix in the bucket for one test; its temporary files are in a folder of their own."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path.name
 
@@ -80,13 +80,13 @@ def listed(store: ObjectStore) -> list[str]:
     return sorted(found["path"] for found in obstore.list(store).collect())
 
 
-@pytest.mark.parametrize("video", [VIDEO, LARGE], ids=["whole", "in parts"])
-async def test_an_output_is_put(video: bytes, server: S3Server, prefix: str, host: Host, tmp_path: Path) -> None:
+@pytest.mark.parametrize("video", [VIDEO, LARGE], ids=["single", "multipart"])
+async def test_output_is_put(video: bytes, server: S3Server, prefix: str, host: Host, tmp_path: Path) -> None:
     host.content = video
     store = server.store(prefix)
-    goal = target(store)
-    saved = await host.save(goal)
-    assert str(saved) == saved.address == goal.address == "s3://bucket/videos/one.mp4"
+    destination = target(store)
+    saved = await host.save(destination)
+    assert str(saved) == saved.address == destination.address == "s3://bucket/videos/one.mp4"
     assert saved.bytes == len(video)
     assert listed(store) == ["one.mp4"]
     assert await content(store, "one.mp4") == video
@@ -94,14 +94,14 @@ async def test_an_output_is_put(video: bytes, server: S3Server, prefix: str, hos
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(StorageError, match="s3://bucket"):
         os.fspath(saved)
-    assert await goal.kept(saved.address, saved.bytes, saved.sha256) == saved
-    assert await goal.kept(saved.address, saved.bytes + 1, saved.sha256) is None
-    assert await goal.kept("s3://bucket/videos/other.mp4", saved.bytes, saved.sha256) is None
+    assert await destination.kept(saved.address, saved.bytes, saved.sha256) == saved
+    assert await destination.kept(saved.address, saved.bytes + 1, saved.sha256) is None
+    assert await destination.kept("s3://bucket/videos/other.mp4", saved.bytes, saved.sha256) is None
     await obstore.delete_async(store, "one.mp4")
-    assert await goal.kept(saved.address, saved.bytes, saved.sha256) is None
+    assert await destination.kept(saved.address, saved.bytes, saved.sha256) is None
 
 
-async def test_a_cut_transfer_goes_on(server: S3Server, prefix: str, host: Host) -> None:
+async def test_broken_transfer_resumes(server: S3Server, prefix: str, host: Host) -> None:
     host.cut(2**20 + 7)
     store = server.store(prefix)
     await host.save(target(store))
@@ -109,13 +109,13 @@ async def test_a_cut_transfer_goes_on(server: S3Server, prefix: str, host: Host)
     assert host.ranges == [None, f"bytes={2**20 + 7}-"]
 
 
-@pytest.mark.parametrize("video", [SHORT, LARGE], ids=["whole", "in parts"])
-async def test_other_content_is_left_alone(video: bytes, server: S3Server, prefix: str, host: Host) -> None:
+@pytest.mark.parametrize("video", [SHORT, LARGE], ids=["single", "multipart"])
+async def test_object_with_other_content_is_kept(video: bytes, server: S3Server, prefix: str, host: Host) -> None:
     host.content = video
     store = server.store(prefix)
     longer, same_length = b"another job's", bytes(len(video))
-    for other, told in ((longer, {}), (same_length, {}), (same_length, {"sha256": "0" * 64})):
-        await obstore.put_async(store, "one.mp4", other, attributes=told)
+    for other, metadata in ((longer, {}), (same_length, {}), (same_length, {"sha256": "0" * 64})):
+        await obstore.put_async(store, "one.mp4", other, attributes=metadata)
         saved = await host.save(target(store))
         name = f"one-{saved.sha256[:8]}.mp4"
         assert saved.address == f"s3://bucket/videos/{name}"
@@ -124,8 +124,10 @@ async def test_other_content_is_left_alone(video: bytes, server: S3Server, prefi
         assert await target(store).kept(saved.address, saved.bytes, saved.sha256) == saved
 
 
-@pytest.mark.parametrize("named", [True, False], ids=["digest told", "digest not told"])
-async def test_the_same_content_is_not_put_again(*, named: bool, server: S3Server, prefix: str, host: Host) -> None:
+@pytest.mark.parametrize("named", [True, False], ids=["digest in metadata", "no digest in metadata"])
+async def test_object_with_same_content_is_not_rewritten(
+    *, named: bool, server: S3Server, prefix: str, host: Host
+) -> None:
     store = server.store(prefix)
     first = await host.save(target(store))
     marks = {"mark": "1"} | ({"sha256": first.sha256} if named else {})
@@ -135,7 +137,7 @@ async def test_the_same_content_is_not_put_again(*, named: bool, server: S3Serve
     assert listed(store) == ["one.mp4"]
 
 
-async def test_it_is_replaced_when_that_is_asked_for(server: S3Server, prefix: str, host: Host) -> None:
+async def test_replace_replaces_object(server: S3Server, prefix: str, host: Host) -> None:
     store = server.store(prefix)
     await obstore.put_async(store, "one.mp4", b"old")
     await host.save(target(store, replace=True))
@@ -143,10 +145,10 @@ async def test_it_is_replaced_when_that_is_asked_for(server: S3Server, prefix: s
     assert listed(store) == ["one.mp4"]
 
 
-async def test_who_comes_second_does_not_overwrite(
+async def test_concurrent_put_does_not_overwrite(
     server: S3Server, prefix: str, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process puts its own between our look and our put: the store decides, where it can."""
+    """Another process puts its object between check and put: create-only mode decides, where the store has it."""
     store = server.store(prefix)
     has = _objects.ObjectTarget._has
 
@@ -162,12 +164,12 @@ async def test_who_comes_second_does_not_overwrite(
         assert await content(store, "one.mp4") == b"another job's"
         assert saved.address == f"s3://bucket/videos/one-{saved.sha256[:8]}.mp4"
     else:
-        # rclone takes no conditions: the look before is all there is.
+        # rclone has no conditional put, so only the check protects.
         assert saved.address == "s3://bucket/videos/one.mp4"
     assert await content(store, saved.address.removeprefix("s3://bucket/videos/")) == VIDEO
 
 
-async def test_what_is_no_video_never_gets_there(server: S3Server, prefix: str, host: Host, tmp_path: Path) -> None:
+async def test_incomplete_mp4_is_not_put(server: S3Server, prefix: str, host: Host, tmp_path: Path) -> None:
     store = server.store(prefix)
     for wrong in (b"<html>expired</html>", b"", VIDEO[:-1]):
         host.content = wrong
@@ -177,7 +179,7 @@ async def test_what_is_no_video_never_gets_there(server: S3Server, prefix: str, 
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_credentials_from_the_environment(
+async def test_credentials_from_environment(
     server: S3Server, prefix: str, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in server.environment().items():
@@ -188,7 +190,7 @@ async def test_credentials_from_the_environment(
     assert await content(server.store(prefix), f"{shard}/one.mp4") == VIDEO
 
 
-async def test_what_the_store_refuses(
+async def test_store_errors_are_described_without_secrets(
     server: S3Server, prefix: str, host: Host, caplog: pytest.LogCaptureFixture
 ) -> None:
     stores = {
@@ -202,7 +204,7 @@ async def test_what_the_store_refuses(
             retry_config={"max_retries": 0},
         ),
     }
-    if server.name == "rclone":  # moto believes everybody
+    if server.name == "rclone":  # moto accepts any credentials
         stores["403 Forbidden"] = server.store(prefix, secret="wrong-" + SECRET)
     with caplog.at_level(0):
         for said, store in stores.items():
@@ -221,9 +223,9 @@ async def test_what_the_store_refuses(
     assert SECRET not in repr(target(server.store()))
 
 
-@pytest.mark.parametrize("video", [VIDEO, LARGE], ids=["whole", "in parts"])
-async def test_cancelling_while_it_is_put(video: bytes, host: Host, prefix: str, tmp_path: Path) -> None:
-    """The store takes a request and never answers it."""
+@pytest.mark.parametrize("video", [VIDEO, LARGE], ids=["single", "multipart"])
+async def test_cancellation_during_put_leaves_nothing(video: bytes, host: Host, prefix: str, tmp_path: Path) -> None:
+    """The store receives a request and never responds."""
     host.content = video
     asked = asyncio.Event()
     served: dict[asyncio.Task[None] | None, asyncio.StreamWriter] = {}
@@ -250,7 +252,7 @@ async def test_cancelling_while_it_is_put(video: bytes, host: Host, prefix: str,
             with pytest.raises(asyncio.CancelledError):
                 await task
         others = before | set(served)
-        assert [left for left in asyncio.all_tasks() - others if "RequestHandler" not in repr(left)] == []
+        assert [other for other in asyncio.all_tasks() - others if "RequestHandler" not in repr(other)] == []
         assert list(tmp_path.iterdir()) == []
         for handler, writer in served.items():
             writer.close()
@@ -272,7 +274,7 @@ asyncio.run(save_output(AiohttpTransport(), sys.argv[1], target, SystemClock()))
 """
 
 
-async def test_a_killed_process_leaves_no_temporary_file(host: Host, tmp_path: Path) -> None:
+async def test_killed_process_leaves_no_temporary_file(host: Host, tmp_path: Path) -> None:
     stopped = host.hang(3 * 2**19)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
     process = await anyio.open_process([sys.executable, "-c", KILLED, host.url], env=environment, stderr=None)
@@ -283,9 +285,9 @@ async def test_a_killed_process_leaves_no_temporary_file(host: Host, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("video", [VIDEO, LARGE], ids=["whole", "in parts"])
+@pytest.mark.parametrize("video", [VIDEO, LARGE], ids=["single", "multipart"])
 @pytest.mark.parametrize("kind", ["memory", "folder"])
-async def test_stores_of_other_kinds(kind: str, video: bytes, host: Host, tmp_path: Path) -> None:
+async def test_other_stores(kind: str, video: bytes, host: Host, tmp_path: Path) -> None:
     host.content = video
     store: ObjectStore = MemoryStore() if kind == "memory" else LocalStore(tmp_path)
     outputs = Outputs(f"{kind}://videos", "{date}/{key}", store=store)
@@ -298,7 +300,7 @@ async def test_stores_of_other_kinds(kind: str, video: bytes, host: Host, tmp_pa
     assert await content(store, other.address.removeprefix(f"{kind}://videos/")) == SHORT
 
 
-async def test_a_batch_into_a_bucket_is_resumed(server: S3Server, prefix: str, tmp_path: Path) -> None:
+async def test_batch_into_bucket_is_resumed(server: S3Server, prefix: str, tmp_path: Path) -> None:
     ledger = tmp_path / "run.db"
     store = server.store(prefix)
     jobs = {key: Job(prompt=key, image=png()) for key in ("one", "../two", "Three")}
