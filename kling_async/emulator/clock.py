@@ -142,7 +142,7 @@ class ManualClock:
         Raises:
             ValueError: if `seconds` is negative.
         """
-        if seconds < 0:
+        if not seconds >= 0:
             raise ValueError(f"seconds: expected 0 or more, got {seconds!r}")
         target = self._elapsed + seconds
         await self._run_loop()
@@ -157,3 +157,5 @@ class ManualClock:
     async def _run_loop(self) -> None:
         for _ in range(self._turns):
             await anyio.lowlevel.checkpoint()
+        # Tasks that need more turns; this takes real time, but only where there are some.
+        await anyio.wait_all_tasks_blocked()

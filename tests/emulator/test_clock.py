@@ -52,8 +52,8 @@ async def test_manual_clock_removes_cancelled_sleeper() -> None:
     await clock.advance(20)
 
 
-async def test_clocks_refuse_negative_advance_and_zero_speed() -> None:
-    with pytest.raises(ValueError, match="seconds: expected 0 or more, got -1"):
+async def test_time_does_not_go_back() -> None:
+    with pytest.raises(ValueError, match="expected 0 or more"):
         await ManualClock().advance(-1)
     with pytest.raises(ValueError, match="speed: expected a positive number, got 0"):
         ScaledClock(0)

@@ -1,4 +1,4 @@
-"""The clock that is moved by hand, alone and under a session, on an ordinary loop."""
+"""`VirtualClock`, alone and under a session, on an ordinary event loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 IMAGE = "https://pictures.example/face.png"
 
 
-async def test_sleepers_wake_in_the_order_of_what_is_due_each_at_its_time() -> None:
+async def test_sleepers_wake_in_order_at_their_times() -> None:
     clock = VirtualClock(epoch=1000.0)
     woke: list[tuple[str, float]] = []
 
@@ -37,16 +37,16 @@ async def test_sleepers_wake_in_the_order_of_what_is_due_each_at_its_time() -> N
         assert woke[5:] == [("a", 6.0)]
         tasks.cancel_scope.cancel()
     await clock.advance(1000)
-    assert len(woke) == 6, "who was cancelled is not woken"
+    assert len(woke) == 6, "a cancelled sleeper is not woken"
 
 
-async def test_time_does_not_go_back() -> None:
+async def test_advance_refuses_negative_seconds() -> None:
     for seconds in (-1.0, float("nan")):
-        with pytest.raises(ValueError, match="does not go back"):
+        with pytest.raises(ValueError, match="expected 0 or more"):
             await VirtualClock().advance(seconds)
 
 
-async def test_who_needs_many_turns_is_waited_for() -> None:
+async def test_advance_waits_for_tasks_that_need_many_turns() -> None:
     clock = VirtualClock()
     times: list[float] = []
 
@@ -64,7 +64,7 @@ async def test_who_needs_many_turns_is_waited_for() -> None:
 
 
 class Service:
-    """Completes what it accepts 120 seconds after."""
+    """Service that completes each prediction 120 seconds after it was accepted."""
 
     def __init__(self) -> None:
         self.clock = VirtualClock()
@@ -87,10 +87,10 @@ class Service:
 
 def opened(service: Service, **options: object) -> KlingSession:
     transport = ScriptedTransport(service)
-    return KlingSession("wsk_key_of_the_test", transport=transport, clock=service.clock, **options)  # type: ignore[arg-type]  # each by its test
+    return KlingSession("wsk_key_of_the_test", transport=transport, clock=service.clock, **options)  # type: ignore[arg-type]  # options of the test
 
 
-async def test_a_session_runs_in_it() -> None:
+async def test_session_runs_in_virtual_time() -> None:
     service = Service()
     async with opened(service) as kling:
         waiting = asyncio.create_task(kling.generate(prompt="Waves", image=IMAGE))
@@ -102,12 +102,12 @@ async def test_a_session_runs_in_it() -> None:
         assert (await waiting).status is Status.COMPLETED
         reads = len(service.reads)
         await service.clock.advance(3600)
-        assert len(service.reads) == reads, "what has ended is not read again"
+        assert len(service.reads) == reads, "an ended prediction is not polled again"
     assert service.accepted == [0.0]
     assert service.reads == sorted(service.reads)
 
 
-async def test_a_deadline_and_a_batch_run_in_it() -> None:
+async def test_deadline_and_batch_run_in_virtual_time() -> None:
     service = Service()
     async with opened(service, deadline=60.0) as kling:
         waiting = asyncio.create_task(kling.generate(prompt="Waves", image=IMAGE))
