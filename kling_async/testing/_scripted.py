@@ -1,4 +1,4 @@
-"""A transport without a network."""
+"""Transport without a network."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class ScriptedTransport:
-    """A transport whose replies are what a function says. It records every request.
+    """Transport whose responses come from a function; it records every request.
 
     Args:
-        reply: Gives the reply to a request, or raises the error of one; may be a coroutine function.
+        reply: Function or coroutine function that returns the response to a request, or raises an error.
 
     Attributes:
-        requests: What was sent, in order.
-        closed: Whether it was closed.
+        requests: Requests in the order they were sent.
+        closed: Whether the transport was closed.
     """
 
     def __init__(self, reply: Callable[[HttpRequest], HttpResponse | Awaitable[HttpResponse]]) -> None:
@@ -33,24 +33,24 @@ class ScriptedTransport:
         self._reply = reply
 
     async def send(self, request: HttpRequest) -> HttpResponse:
-        """The scripted reply."""
+        """Record the request and return the scripted response."""
         self.requests.append(request)
         response = self._reply(request)
         return await response if inspect.isawaitable(response) else response
 
     @asynccontextmanager
     async def stream(self, request: HttpRequest) -> AsyncIterator[StreamedResponse]:
-        """The scripted reply, in one piece."""
+        """Record the request and stream the scripted response in one chunk."""
         response = await self.send(request)
-        yield _Whole(response)
+        yield _SingleChunk(response)
 
     async def aclose(self) -> None:
-        """Note that it was closed."""
+        """Set `closed`."""
         self.closed = True
 
 
-class _Whole:
-    """A complete response, streamed."""
+class _SingleChunk:
+    """Streamed response whose body is one chunk."""
 
     def __init__(self, response: HttpResponse) -> None:
         self.status = response.status
@@ -58,12 +58,12 @@ class _Whole:
         self._body = response.body
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body in one piece."""
+        """Yield the body."""
         yield self._body
 
 
 def json_response(body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> HttpResponse:
-    """A reply with a JSON body."""
+    """Return a response with a JSON body."""
     return HttpResponse(
         status=status,
         headers={"content-type": "application/json", **(headers or {})},

@@ -1,4 +1,4 @@
-"""What a session relies on in a transport, over real sockets."""
+"""Contract check for transports, over real sockets."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _KEY = "wsk-key-of-the-check"
 _BODY = b'{"prompt": "check"}'
 _JSON = b'{"code": 200}'
 _LARGE = bytes(range(256)) * 2000
-_TURN = 0.005
+_POLL_S = 0.005
 
-_REPLIES: Mapping[str, bytes] = {
+_RESPONSES: Mapping[str, bytes] = {
     "/reply": b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nX-Request-ID: R1\r\n\r\n%b" % (len(_JSON), _JSON),
     "/error": b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 6\r\n\r\nbroken",
     "/redirect": b"HTTP/1.1 307 Temporary Redirect\r\nLocation: /reply\r\nContent-Length: 0\r\n\r\n",
@@ -33,12 +33,14 @@ _REPLIES: Mapping[str, bytes] = {
     "/half": b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + bytes(10),
     "/drop": b"",
 }
-_ENDS = {"/half", "/drop"}
-_SILENT = "/silent"
+_CLOSING_PATHS = {"/half", "/drop"}
+_SILENT_PATH = "/silent"
+_OK = 200
+_SERVER_ERROR = 500
 
 
 class _Server:
-    """Answers by path, keeps connections alive, and notes what came."""
+    """HTTP server that responds by path, keeps connections alive and records requests."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -58,21 +60,21 @@ class _Server:
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """One request; whether the connection stays."""
+        """Serve one request; return whether the connection stays open."""
         line, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").rstrip().split("\r\n")
         method, target, _ = line.split(" ", 2)
         headers = {name.lower(): value.strip() for name, _, value in (each.partition(":") for each in lines)}
         path = target.partition("?")[0]
-        # Counted by its head: a body may come in chunks or not at all.
+        # Counted before the body, which may be chunked or missing.
         self.posts[path] += method == "POST"
         body = await reader.readexactly(int(headers.get("content-length", "0")))
         self.last = method, target, headers, body
-        if path == _SILENT:
+        if path == _SILENT_PATH:
             await reader.read()
             return False
-        writer.write(_REPLIES[path])
+        writer.write(_RESPONSES[path])
         await writer.drain()
-        return path not in _ENDS
+        return path not in _CLOSING_PATHS
 
     async def end(self) -> None:
         for task in self._tasks:
@@ -93,26 +95,26 @@ async def _serving() -> AsyncIterator[_Server]:
 
 
 async def check_transport(make: Callable[[], Transport], *, seconds: float = 10.0) -> None:
-    """Hold a transport to its contract, against a server on 127.0.0.1 that this function starts.
+    """Check a transport against its contract, with a server on 127.0.0.1 that this function starts.
 
-    Every status is a reply, redirects included; a refused port is a `ConnectFailedError`, a connection that breaks
-    later a `ConnectionLostError`; a request is sent once; a cancellation passes; no error shows the key.
+    Every status is a response, redirects included; a refused port raises `ConnectFailedError`, a connection that breaks
+    later `ConnectionLostError`; a request is sent once; cancellation propagates; no error contains the key.
 
     Args:
-        make: Gives a transport that goes to 127.0.0.1 without a proxy; it is closed in the end.
-        seconds: How long each step may take.
+        make: Returns a transport that connects to 127.0.0.1 without a proxy; it is closed at the end.
+        seconds: Timeout of each step.
 
     Raises:
-        AssertionError: It breaks the contract; says how.
+        AssertionError: The transport breaks the contract; the text says how.
     """
     steps: tuple[tuple[str, Callable[[Transport, _Server], Awaitable[None]]], ...] = (
-        ("a reply to `send`", _replies),
-        ("a reply that says no", _says_no),
-        ("a refused connection", _refused),
-        ("a dropped connection", _dropped),
-        ("a stream", _streams),
-        ("a stream that breaks", _breaks),
-        ("the cancellation of `send`", _cancelled),
+        ("a response to `send`", _check_response),
+        ("an error status", _check_error_status),
+        ("a refused connection", _check_refused_connection),
+        ("a broken connection", _check_broken_connection),
+        ("a stream", _check_stream),
+        ("a broken stream", _check_broken_stream),
+        ("the cancellation of `send`", _check_cancellation),
     )
     async with _serving() as server:
         for what, step in steps:
@@ -130,54 +132,63 @@ def _paid(url: str) -> HttpRequest:
     return HttpRequest(method="POST", url=url + "?token=" + _KEY, effect=Effect.PAID, headers=headers, body=_BODY)
 
 
-async def _replies(transport: Transport, server: _Server) -> None:
+async def _check_response(transport: Transport, server: _Server) -> None:
     response = await transport.send(_paid(server.url + "/reply"))
     method, target, headers, body = server.last
-    require(method == "POST" and target == f"/reply?token={_KEY}", f"the request came as {method} {target}")
-    require(headers.get("authorization") == f"Bearer {_KEY}", "the header Authorization did not come as it was given")
-    require(headers.get("content-type") == "application/json", "the header Content-Type did not come as it was given")
-    require(body == _BODY, f"the body came as {body!r}, not as {_BODY!r}")
-    require(response.status == 200 and response.body == _JSON, f"the reply came as {response!r} {response.body!r}")  # noqa: PLR2004 -- the status
+    require(
+        method == "POST" and target == f"/reply?token={_KEY}",
+        f"expected POST /reply with the query, the server received {method} {target}",
+    )
+    require(headers.get("authorization") == f"Bearer {_KEY}", "the header Authorization did not arrive unchanged")
+    require(headers.get("content-type") == "application/json", "the header Content-Type did not arrive unchanged")
+    require(body == _BODY, f"the body arrived as {body!r}, expected {_BODY!r}")
+    require(
+        response.status == _OK and response.body == _JSON,
+        f"the response is {response!r} {response.body!r}, expected 200 {_JSON!r}",
+    )
     require(
         response.headers.get("x-request-id") == "R1",
-        f"names of headers are to be in lower case, values as they are: {dict(response.headers)}",
+        f"expected header names in lower case and values unchanged, got {dict(response.headers)}",
     )
     require(server.posts["/reply"] == 1, f"one request was sent {server.posts['/reply']} times")
 
 
-async def _says_no(transport: Transport, server: _Server) -> None:
+async def _check_error_status(transport: Transport, server: _Server) -> None:
     before = server.posts["/reply"]
     for path, status in (("/error", 500), ("/redirect", 307)):
         try:
             response = await transport.send(_paid(server.url + path))
         except Exception as error:
-            raise AssertionError(f"status {status} is a reply, and `send` raised {type(error).__name__}") from error
-        require(response.status == status, f"status {status} came as {response.status}: what replies is not repeated")
+            raise AssertionError(f"status {status} is a response, but `send` raised {type(error).__name__}") from error
+        require(
+            response.status == status,
+            f"expected status {status}, got {response.status}: redirects and errors must not be repeated",
+        )
         require(server.posts[path] == 1, f"a POST that got status {status} was sent {server.posts[path]} times")
     require(server.posts["/reply"] == before, "a redirect was followed by `send`")
 
 
-async def _refused(transport: Transport, server: _Server) -> None:
+async def _check_refused_connection(transport: Transport, server: _Server) -> None:
     del server
     with socket.socket() as free:
-        # Bound and not listening, so that nobody else can.
+        # Bound without listening, so that the port stays refused.
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/reply"
         error = await _failure(transport, url, "a refused connection")
     require(
         isinstance(error, ConnectFailedError) and not error.sent,
-        f"a refused connection is a ConnectFailedError, not a {type(error).__name__}: nothing was sent",
+        f"a refused connection: expected ConnectFailedError, since nothing was sent, got {type(error).__name__}",
     )
 
 
-async def _dropped(transport: Transport, server: _Server) -> None:
-    # The first reply leaves a connection to be used again; that is where clients like to send twice.
+async def _check_broken_connection(transport: Transport, server: _Server) -> None:
+    # The first response leaves a pooled connection; HTTP clients tend to repeat requests on those.
     await transport.send(_paid(server.url + "/reply"))
-    for path, what in (("/drop", "before a reply"), ("/half", "within a reply")):
+    for path, what in (("/drop", "before a response"), ("/half", "within a response")):
         error = await _failure(transport, server.url + path, f"a connection that broke {what}")
         require(
             isinstance(error, ConnectionLostError) and error.sent,
-            f"a connection that broke {what} is a ConnectionLostError, not a {type(error).__name__}: it was sent",
+            f"connection broken {what}: expected ConnectionLostError, since it was sent, got {type(error).__name__}",
         )
         require(server.posts[path] == 1, f"a POST whose connection broke {what} was sent {server.posts[path]} times")
 
@@ -186,66 +197,66 @@ async def _failure(transport: Transport, url: str, what: str) -> TransportError:
     try:
         response = await transport.send(_paid(url))
     except TransportError as error:
-        _keeps_the_key(error, what)
+        _check_key_is_hidden(error, what)
         return error
     except Exception as error:
-        raise AssertionError(f"{what} is a TransportError, not a {type(error).__name__}") from error
-    raise AssertionError(f"{what} is a TransportError, not {response!r}")
+        raise AssertionError(f"{what}: expected TransportError, got {type(error).__name__}") from error
+    raise AssertionError(f"{what}: expected TransportError, got {response!r}")
 
 
-def _keeps_the_key(error: BaseException, what: str) -> None:
-    """Look for the key in an error and in those that led to it."""
+def _check_key_is_hidden(error: BaseException, what: str) -> None:
+    """Search for the key in an error and in its causes and contexts."""
     seen: list[BaseException] = []
-    ahead: list[BaseException | None] = [error]
-    while ahead:
-        each = ahead.pop()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        each = pending.pop()
         if each is not None and each not in seen:
             seen.append(each)
-            ahead += [each.__cause__, each.__context__]
+            pending += [each.__cause__, each.__context__]
     shown = [f"{each!s} {each!r} {each.args!r} {vars(each)!r}" for each in seen]
     shown += traceback.format_exception(error)
-    require(not any(_KEY in text for text in shown), f"the error of {what}, or one behind it, shows the key")
+    require(not any(_KEY in text for text in shown), f"the error of {what}, or one of its causes, contains the key")
 
 
-async def _streams(transport: Transport, server: _Server) -> None:
+async def _check_stream(transport: Transport, server: _Server) -> None:
     before = server.posts["/large"]
     async with transport.stream(_paid(server.url + "/large")) as response:
-        require(response.status == 200, f"the status of a stream came as {response.status}")  # noqa: PLR2004 -- the status
-        require(response.headers.get("x-request-id") == "R1", "names of a stream's headers are to be in lower case")
+        require(response.status == _OK, f"the status of a stream: expected 200, got {response.status}")
+        require(response.headers.get("x-request-id") == "R1", "a stream: expected header names in lower case")
         body = b"".join([chunk async for chunk in response.chunks()])
-    require(body == _LARGE, f"the body of a stream came as {len(body)} bytes, not as the {len(_LARGE)} that were sent")
+    require(body == _LARGE, f"the body of a stream has {len(body)} bytes, expected {len(_LARGE)}")
     require(server.posts["/large"] == before + 1, "a streamed POST was sent more than once")
     async with transport.stream(_paid(server.url + "/error")) as response:
-        require(response.status == 500, "status 500 of a stream is a reply")  # noqa: PLR2004 -- the status
-    # Left before its end.
+        require(response.status == _SERVER_ERROR, "status 500 of a stream is a response")
+    # Closed before its end.
     async with transport.stream(_paid(server.url + "/large")) as response:
         await anext(aiter(response.chunks()))
 
 
-async def _breaks(transport: Transport, server: _Server) -> None:
+async def _check_broken_stream(transport: Transport, server: _Server) -> None:
     try:
         async with transport.stream(_paid(server.url + "/half")) as response:
             async for _ in response.chunks():
                 pass
     except TransportError as error:
-        _keeps_the_key(error, "a stream that broke")
-        require(error.sent, f"a stream that broke is a ConnectionLostError, not a {type(error).__name__}")
+        _check_key_is_hidden(error, "a broken stream")
+        require(error.sent, f"a broken stream: expected ConnectionLostError, got {type(error).__name__}")
     except Exception as error:
-        raise AssertionError(f"a stream that broke is a TransportError, not a {type(error).__name__}") from error
+        raise AssertionError(f"a broken stream: expected TransportError, got {type(error).__name__}") from error
     else:
-        raise AssertionError("a stream that broke ended as if it were complete")
+        raise AssertionError("a broken stream ended as if it were complete")
 
 
-async def _cancelled(transport: Transport, server: _Server) -> None:
-    task = asyncio.ensure_future(transport.send(_paid(server.url + _SILENT)))
-    while not server.posts[_SILENT] and not task.done():  # noqa: ASYNC110 -- the server has no event for it
-        await asyncio.sleep(_TURN)
+async def _check_cancellation(transport: Transport, server: _Server) -> None:
+    task = asyncio.ensure_future(transport.send(_paid(server.url + _SILENT_PATH)))
+    while not server.posts[_SILENT_PATH] and not task.done():  # noqa: ASYNC110 -- the server has no event for it
+        await asyncio.sleep(_POLL_S)
     task.cancel()
     try:
         await asyncio.wait([task], timeout=1)
         require(task.cancelled(), "`send` was cancelled and did not end as cancelled")
     finally:
         task.cancel()
-    require(server.posts[_SILENT] == 1, "a POST that was cancelled was sent more than once")
+    require(server.posts[_SILENT_PATH] == 1, "a POST that was cancelled was sent more than once")
     response = await transport.send(_paid(server.url + "/reply"))
-    require(response.body == _JSON, "after a cancellation the next request did not get its own reply")
+    require(response.body == _JSON, "after a cancellation the next request did not get its own response")

@@ -1,6 +1,6 @@
-"""The fixtures; pytest loads them by `pytest_plugins = ["kling_async.testing"]`.
+"""Pytest fixtures, loaded by `pytest_plugins = ["kling_async.testing"]`.
 
-PYTEST_DONT_REWRITE: there is no assertion in it.
+PYTEST_DONT_REWRITE: the module has no assertions.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> object:
-    """What anyio's plugin runs tests on: the one that a session runs on."""
+    """Backend of anyio's plugin: asyncio, which a session runs on."""
     return "asyncio"
 
 
 @pytest.fixture
 def kling_emulator_options() -> dict[str, Any]:
-    """Arguments of `Emulator`, besides or instead of those of `kling_emulator`."""
+    """Arguments of `Emulator` that extend or replace those of `kling_emulator`."""
     return {}
 
 
 @pytest.fixture
 async def kling_emulator(kling_emulator_options: dict[str, Any]) -> AsyncIterator[Emulator]:
-    """An emulator for this test alone: tiny videos, 100 times as fast, level gold; it looks at no image URLs."""
+    """Emulator of one test: tiny videos, 100 times as fast, level gold; image URLs are not fetched."""
     options: dict[str, Any] = {"profile": "tiny", "level": "gold", "downloads": False, **kling_emulator_options}
     if options.get("clock") is None:
         options.setdefault("speed", 100)
@@ -40,13 +40,13 @@ async def kling_emulator(kling_emulator_options: dict[str, Any]) -> AsyncIterato
 
 @pytest.fixture
 def kling_options() -> dict[str, Any]:
-    """Arguments of `KlingSession`, besides or instead of those of `kling`."""
+    """Arguments of `KlingSession` that extend or replace those of `kling`."""
     return {}
 
 
 @pytest.fixture
 async def kling(kling_emulator: Emulator, kling_options: dict[str, Any]) -> AsyncIterator[KlingSession]:
-    """An open session on `kling_emulator`, in its time; level gold."""
+    """Open session on `kling_emulator`, in its time; level gold."""
     options: dict[str, Any] = {
         "api_key": kling_emulator.api_key,
         "base_url": kling_emulator.base_url,

@@ -1,4 +1,4 @@
-"""The fixtures: used in this module, and by a pytest of their own that is given nothing of ours."""
+"""The fixtures, in this module and in a separate pytest process without this repository's configuration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 IMAGE = "https://pictures.example/lake.png"
 
 
-async def test_the_session_is_open_on_the_emulator_in_its_time(
+async def test_kling_is_open_on_emulator_in_its_time(
     kling: KlingSession,
     kling_emulator: Emulator,
 ) -> None:
@@ -41,7 +41,7 @@ class TestOverridden:
     def kling_options(self) -> dict[str, Any]:
         return {"level": "silver", "max_in_flight": 7}
 
-    async def test_both_are_made_as_asked(
+    async def test_options_are_applied(
         self,
         kling: KlingSession,
         kling_emulator: Emulator,
@@ -53,7 +53,7 @@ class TestOverridden:
 
 
 @pytest.mark.parametrize("before", ["", "import kling_async.testing\nfrom kling_async.testing import plugin\n"])
-def test_naming_the_plugin_is_all_that_is_needed(tmp_path: Path, before: str) -> None:
+def test_plugin_works_by_its_name(tmp_path: Path, before: str) -> None:
     (tmp_path / "conftest.py").write_text(before + 'pytest_plugins = ["kling_async.testing"]\n')
     (tmp_path / "test_it.py").write_text(
         "import pytest\n\n\n@pytest.mark.anyio\n"
@@ -66,13 +66,13 @@ def test_naming_the_plugin_is_all_that_is_needed(tmp_path: Path, before: str) ->
     assert "1 passed" in ran.stdout
 
 
-def test_without_naming_it_nothing_is_added(tmp_path: Path) -> None:
+def test_fixtures_are_absent_without_plugin(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text("def test_it(kling_emulator_options):\n    pass\n")
     ran = run_pytest(tmp_path)
     assert "fixture 'kling_emulator_options' not found" in ran.stdout
 
 
-def test_importing_the_package_loads_neither_pytest_nor_the_emulator_nor_aiohttp() -> None:
+def test_import_loads_neither_pytest_nor_emulator_nor_aiohttp() -> None:
     script = "import sys, kling_async.testing; print(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     loaded = set(ran.stdout.split())

@@ -1,4 +1,4 @@
-"""The check of transports: ours passes, and each broken one is told apart."""
+"""`check_transport`: the built-in transport passes, each kind of defect is reported."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from kling_async.testing import ScriptedTransport, check_transport, json_respons
 pytestmark = pytest.mark.anyio
 
 
-async def test_ours_passes() -> None:
+async def test_builtin_transport_satisfies_contract() -> None:
     await check_transport(lambda: AiohttpTransport(trust_env=False))
 
 
 class Wrapped:
-    """Ours, to be broken below."""
+    """Delegates to the built-in transport; the classes below break it."""
 
     def __init__(self) -> None:
         self.inner = AiohttpTransport(trust_env=False)
@@ -47,7 +47,7 @@ class SendsTwice(Wrapped):
         return await super().send(request)
 
 
-class TriesAgain(Wrapped):
+class Retries(Wrapped):
     async def send(self, request: HttpRequest) -> HttpResponse:
         try:
             return await super().send(request)
@@ -55,7 +55,7 @@ class TriesAgain(Wrapped):
             return await super().send(request)
 
 
-class TriesAgainAfter500(Wrapped):
+class RetriesAfter500(Wrapped):
     async def send(self, request: HttpRequest) -> HttpResponse:
         response = await super().send(request)
         return await super().send(request) if response.status == 500 else response
@@ -69,7 +69,7 @@ class RaisesForStatus(Wrapped):
         return response
 
 
-class Follows(Wrapped):
+class FollowsRedirects(Wrapped):
     async def send(self, request: HttpRequest) -> HttpResponse:
         response = await super().send(request)
         if response.status == 307:
@@ -77,23 +77,23 @@ class Follows(Wrapped):
         return response
 
 
-class UpperCase(Wrapped):
+class TitleCaseHeaders(Wrapped):
     async def send(self, request: HttpRequest) -> HttpResponse:
         response = await super().send(request)
         return attrs.evolve(response, headers={name.title(): value for name, value in response.headers.items()})
 
 
-class DropsTheBody(Wrapped):
+class DropsBody(Wrapped):
     async def send(self, request: HttpRequest) -> HttpResponse:
         return await super().send(attrs.evolve(request, body=None))
 
 
-class DropsTheKey(Wrapped):
+class DropsKey(Wrapped):
     async def send(self, request: HttpRequest) -> HttpResponse:
         return await super().send(attrs.evolve(request, headers={"content-type": "application/json"}))
 
 
-class SaysNotSent(Wrapped):
+class ReportsNotSent(Wrapped):
     async def send(self, request: HttpRequest) -> HttpResponse:
         try:
             return await super().send(request)
@@ -101,7 +101,7 @@ class SaysNotSent(Wrapped):
             raise ConnectFailedError("broke") from None
 
 
-class SaysSent(Wrapped):
+class ReportsSent(Wrapped):
     async def send(self, request: HttpRequest) -> HttpResponse:
         try:
             return await super().send(request)
@@ -109,7 +109,7 @@ class SaysSent(Wrapped):
             raise ConnectionLostError("refused") from None
 
 
-class RaisesItsOwn(Wrapped):
+class RaisesOtherError(Wrapped):
     async def send(self, request: HttpRequest) -> HttpResponse:
         try:
             return await super().send(request)
@@ -117,7 +117,7 @@ class RaisesItsOwn(Wrapped):
             raise OSError("broke") from error
 
 
-class ShowsTheKey(Wrapped):
+class ShowsKey(Wrapped):
     async def send(self, request: HttpRequest) -> HttpResponse:
         try:
             return await super().send(request)
@@ -133,7 +133,7 @@ class SwallowsCancellation(Wrapped):
             return json_response({})
 
 
-class TurnsCancellationIntoAnError(Wrapped):
+class ConvertsCancellation(Wrapped):
     async def send(self, request: HttpRequest) -> HttpResponse:
         try:
             return await super().send(request)
@@ -153,14 +153,14 @@ class Half:
             return
 
 
-class EndsAStreamThatBreaks(Wrapped):
+class EndsBrokenStream(Wrapped):
     @asynccontextmanager
     async def stream(self, request: HttpRequest) -> AsyncIterator[StreamedResponse]:
         async with self.inner.stream(request) as response:
             yield Half(response)
 
 
-class RaisesItsOwnInAStream(Wrapped):
+class RaisesOtherErrorInStream(Wrapped):
     @asynccontextmanager
     async def stream(self, request: HttpRequest) -> AsyncIterator[StreamedResponse]:
         try:
@@ -170,7 +170,7 @@ class RaisesItsOwnInAStream(Wrapped):
             raise OSError("broke") from None
 
 
-class MakesUpAReply(Wrapped):
+class InventsResponse(Wrapped):
     async def send(self, request: HttpRequest) -> HttpResponse:
         try:
             return await super().send(request)
@@ -178,7 +178,7 @@ class MakesUpAReply(Wrapped):
             return json_response({}, status=599)
 
 
-class StreamsLess(Wrapped):
+class SkipsChunk(Wrapped):
     @asynccontextmanager
     async def stream(self, request: HttpRequest) -> AsyncIterator[StreamedResponse]:
         async with self.inner.stream(request) as response:
@@ -198,7 +198,7 @@ class NeverReplies(Wrapped):
         raise AssertionError(request)
 
 
-async def test_the_one_that_is_broken_below_passes() -> None:
+async def test_delegating_transport_satisfies_contract() -> None:
     await check_transport(Wrapped)
 
 
@@ -206,28 +206,28 @@ async def test_the_one_that_is_broken_below_passes() -> None:
     ("broken", "said"),
     [
         (SendsTwice, "one request was sent 2 times"),
-        (TriesAgain, "whose connection broke before a reply was sent 2 times"),
-        (TriesAgainAfter500, "got status 500 was sent 2 times"),
-        (RaisesForStatus, "status 500 is a reply"),
-        (Follows, "status 307 came as 200"),
-        (UpperCase, "in lower case"),
-        (DropsTheBody, "the body came as b''"),
-        (DropsTheKey, "Authorization did not come"),
-        (SaysNotSent, "is a ConnectionLostError, not a ConnectFailedError: it was sent"),
-        (SaysSent, "is a ConnectFailedError, not a ConnectionLostError: nothing was sent"),
-        (RaisesItsOwn, "is a TransportError, not a OSError"),
-        (ShowsTheKey, "shows the key"),
+        (Retries, "whose connection broke before a response was sent 2 times"),
+        (RetriesAfter500, "got status 500 was sent 2 times"),
+        (RaisesForStatus, "status 500 is a response"),
+        (FollowsRedirects, "expected status 307, got 200"),
+        (TitleCaseHeaders, "expected header names in lower case"),
+        (DropsBody, "the body arrived as b''"),
+        (DropsKey, "Authorization did not arrive"),
+        (ReportsNotSent, "expected ConnectionLostError, since it was sent, got ConnectFailedError"),
+        (ReportsSent, "expected ConnectFailedError, since nothing was sent, got ConnectionLostError"),
+        (RaisesOtherError, "expected TransportError, got OSError"),
+        (ShowsKey, "contains the key"),
         (SwallowsCancellation, "did not end as cancelled"),
-        (TurnsCancellationIntoAnError, "did not end as cancelled"),
-        (EndsAStreamThatBreaks, "ended as if it were complete"),
-        (RaisesItsOwnInAStream, "a stream that broke is a TransportError, not a OSError"),
-        (MakesUpAReply, "a refused connection is a TransportError, not HttpResponse"),
-        (StreamsLess, "the body of a stream came as"),
-        (NeverCloses, "`aclose` after a reply to `send` did not end"),
-        (NeverReplies, "a reply to `send` did not end"),
-        (lambda: ScriptedTransport(lambda _: json_response({})), "the request came as"),
+        (ConvertsCancellation, "did not end as cancelled"),
+        (EndsBrokenStream, "ended as if it were complete"),
+        (RaisesOtherErrorInStream, "a broken stream: expected TransportError, got OSError"),
+        (InventsResponse, "a refused connection: expected TransportError, got HttpResponse"),
+        (SkipsChunk, "the body of a stream has"),
+        (NeverCloses, "`aclose` after a response to `send` did not end"),
+        (NeverReplies, "a response to `send` did not end"),
+        (lambda: ScriptedTransport(lambda _: json_response({})), "the server received"),
     ],
 )
-async def test_a_broken_one_is_told_apart(broken: Callable[[], Transport], said: str) -> None:
+async def test_check_transport_reports_defect(broken: Callable[[], Transport], said: str) -> None:
     with pytest.raises(AssertionError, match=said):
         await check_transport(broken, seconds=1.0)
