@@ -1,4 +1,1 @@
-"""Inside other frameworks, each in a module of its own that is loaded by naming it: `fastapi`, `opentelemetry`, ...
-
-Each needs its own extra.
-"""
+"""Integrations with other frameworks: `fastapi`, `opentelemetry`, `procrastinate`. Each needs its own extra."""

@@ -1,6 +1,6 @@
-"""The names of spans, metrics, attributes and fields of log records: all of them, in one place.
+"""Names of spans, metrics and attributes.
 
-OpenTelemetry has none yet for a job that outlives its submit; when it has, they change here.
+OpenTelemetry has no conventions yet for jobs that outlive their request; when it has, the names change here.
 """
 
 from __future__ import annotations
@@ -8,20 +8,20 @@ from __future__ import annotations
 from typing import Final
 
 SCOPE: Final = "kling_async"
-"""The instrumentation scope of spans and metrics."""
+"""Instrumentation scope of spans and metrics."""
 
 SPAN_JOB: Final = "kling job"
-"""From the moment that a job is taken in hand until its prediction ends."""
+"""Span from the start of a job until its prediction ends."""
 SPAN_UPLOAD: Final = "kling upload"
-"""Its images on their way."""
+"""Span of the upload of a job's images."""
 SPAN_WAITING: Final = "kling waiting"
-"""For a slot, the rate, and after refusals."""
+"""Span of waiting for a slot, for the rate limiter and after refusals."""
 SPAN_SUBMIT: Final = "kling submit"
-"""One paid request, until its answer is written down."""
+"""Span of one paid request, until its response is recorded."""
 SPAN_GENERATION: Final = "kling generation"
-"""From acceptance until the end is known."""
+"""Span from acceptance until the end of the prediction is known."""
 SPAN_DOWNLOAD: Final = "kling download"
-"""The video on its way to its file."""
+"""Span of the download of a video."""
 
 KEY: Final = "kling.key"
 BATCH: Final = "kling.batch"
@@ -41,14 +41,14 @@ IMAGE: Final = "kling.image"
 OUTPUT: Final = "kling.output"
 
 METRIC_JOBS: Final = "kling.jobs"
-"""Counts what became of jobs: `kling.state` is accepted, completed, failed, refused, uncertain or retried."""
+"""Counter of jobs by `kling.state`: accepted, completed, failed, refused, uncertain or retried."""
 METRIC_RUNNING: Final = "kling.running"
-"""Predictions that run."""
+"""Number of running predictions."""
 METRIC_WAITING: Final = "kling.waiting"
-"""Seconds from the moment that a job is ready until its paid request."""
+"""Histogram of seconds between a job being ready and its paid request."""
 METRIC_GENERATION: Final = "kling.generation"
-"""Seconds from acceptance until the end is known."""
+"""Histogram of seconds from acceptance until the end of the prediction is known."""
 METRIC_SPEND: Final = "kling.spend"
-"""USD of what was accepted, by the price list."""
+"""Counter of USD for accepted jobs, by the price list."""
 METRIC_LOOKS: Final = "kling.status_requests"
-"""Requests by which ends were found out; by the completed and failed of `kling.jobs`, how many each job needs."""
+"""Counter of polling requests; divided by the completed and failed `kling.jobs`, the requests per job."""

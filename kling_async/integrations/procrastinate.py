@@ -1,8 +1,8 @@
-"""Jobs of a Procrastinate application: deferred with their ledger rows in one transaction, made once whatever dies.
+"""Jobs of a Procrastinate application: enqueued with their ledger rows in one transaction, paid once despite crashes.
 
-A queue runs a task again when its worker died, and cannot know what that had paid for. The ledger does: a job that is
-run again is followed, or settled, and not sent twice. Needs the extra `procrastinate`; the ledger lies in the
-application's own database.
+A queue repeats a task when its worker dies, without knowing what that worker had paid for. The ledger knows: a repeated
+job is watched or settled instead of sent twice. Needs the extra `procrastinate`; the ledger is in the application's own
+database.
 
 ```python
 ledger = PostgresLedger("postgresql://user@host/database")
@@ -37,18 +37,18 @@ if TYPE_CHECKING:
 
 __all__ = ["KlingTasks", "install"]
 
-TASK = "kling_async.make"
-SWEEP = "kling_async.sweep"
+MAKE_TASK_NAME = "kling_async.make"
+SWEEP_TASK_NAME = "kling_async.sweep"
 
 
 @attrs.frozen
 class KlingTasks:
-    """What an application does with jobs. Made by `install`.
+    """Access to jobs for an application. Made by `install`.
 
     Attributes:
         app: The application.
-        ledger: Where the jobs are; open it in processes that only enqueue and ask.
-        task: The task that makes one job: `batch` and `key` are its arguments.
+        ledger: Ledger of the jobs; open it in processes that only enqueue and wait for outcomes.
+        task: Task that runs one job; its arguments are `batch` and `key`.
     """
 
     app: procrastinate.App
@@ -56,14 +56,14 @@ class KlingTasks:
     task: tasks.Task[Any, Any, Any]
 
     async def enqueue(self, jobs: Jobs, *, batch: str = "") -> int:
-        """Write jobs into the ledger and the queue, each portion of 2,000 in one transaction.
+        """Write jobs to the ledger and the queue, 2,000 per transaction.
 
         Args:
-            jobs: As a batch takes them. Their images are URLs, or files that the workers find under the same path.
+            jobs: Jobs as a batch takes them. Images are URLs, or files that the workers find under the same path.
             batch: The batch's name.
 
         Returns:
-            How many were new; the others are left as they are.
+            Number of new jobs; existing ones are left unchanged.
 
         Raises:
             InvalidJobError: An image cannot be read, or is given as bytes.
@@ -81,15 +81,15 @@ class KlingTasks:
                 new = await self.ledger.enqueue(batch, some, at=time.time(), connection=connection)
                 if new:
                     deferrer = self.task.configure(connection=connection)
-                    await deferrer.batch_defer_async(*[_named(batch, key) for key in new])
+                    await deferrer.batch_defer_async(*[_arguments(batch, key) for key in new])
             count += len(new)
         if count >= ANALYZE_AFTER_JOBS:
-            # Without it the queue makes its plans for the table as it was, and hands nothing out for minutes.
+            # Without new statistics, PostgreSQL plans for the old table and the queue delivers nothing for minutes.
             await connector.execute_query_async("ANALYZE procrastinate_jobs, kling_job, kling_content")
         return count
 
     async def outcome(self, key: str, *, batch: str = "") -> Row:
-        """The row of a job when it has ended, whoever works on it. Wrap it in a timeout.
+        """Wait until a job has ended, in whichever process, and return its row. Wrap the call in a timeout.
 
         Raises:
             LedgerError: There is no such job.
@@ -97,20 +97,20 @@ class KlingTasks:
         return await self.ledger.outcome(batch, key)
 
 
-def _named(batch: str, key: str) -> dict[str, Any]:
+def _arguments(batch: str, key: str) -> dict[str, Any]:
     return {"batch": batch, "key": key}
 
 
 @attrs.define
-class _Again(procrastinate.BaseRetryStrategy):
-    """Who was sent away by a shutdown is run again at once, everything else in a while."""
+class _Retry(procrastinate.BaseRetryStrategy):
+    """Retry strategy: at once after a shutdown, after `seconds` otherwise."""
 
     seconds: float
 
     def get_retry_decision(self, *, exception: BaseException, job: jobs.Job) -> procrastinate.RetryDecision | None:
         del job
-        away = isinstance(exception, (asyncio.CancelledError, exceptions.JobAborted))
-        return procrastinate.RetryDecision(retry_in={"seconds": 0 if away else round(self.seconds)})
+        shutdown = isinstance(exception, (asyncio.CancelledError, exceptions.JobAborted))
+        return procrastinate.RetryDecision(retry_in={"seconds": 0 if shutdown else round(self.seconds)})
 
 
 def install(
@@ -124,35 +124,37 @@ def install(
     stalled_after: float = 30.0,
     sweep: str = "* * * * *",
 ) -> KlingTasks:
-    """Register the task that makes a job, and the sweep that runs again what a dead worker left.
+    """Register the task that runs a job, and a periodic task that repeats jobs of dead workers.
 
     Args:
         app: The application.
-        ledger: A ledger in the application's database.
-        kling: A session over that ledger, which is open while workers run; None in processes that only enqueue and ask.
-        save_to: Folder for the videos; None saves nothing.
-        queue: The name of the queue.
-        again: Seconds until a job is run again that could not be sent, settled or saved.
-        stalled_after: Seconds without a sign of life after which a worker is dead.
-        sweep: When to look for those, as a cron expression.
+        ledger: Ledger in the application's database.
+        kling: Session over that ledger, open while workers run; None in processes that only enqueue and wait.
+        save_to: Folder for the videos; None to save none.
+        queue: Name of the queue.
+        again: Seconds until the retry of a job that could not be sent, settled or saved.
+        stalled_after: Seconds without a heartbeat after which a worker counts as dead.
+        sweep: Schedule of the search for dead workers, as a cron expression.
     """
     worker = None if kling is None else Worker(kling, save_to=save_to, again=again)
 
-    @app.task(name=TASK, queue=queue, retry=_Again(again))
+    @app.task(name=MAKE_TASK_NAME, queue=queue, retry=_Retry(again))
     async def make(*, batch: str, key: str) -> None:
         if worker is None:
-            raise ConfigurationError("procrastinate: install() was given no session, so that no job is made here")
+            raise ConfigurationError(
+                "procrastinate: install() got no session (kling=None), so this process cannot run jobs"
+            )
         error = await worker.run_one(batch, key)
         if error is not None:
             raise error
 
     @app.periodic(cron=sweep)
-    @app.task(name=SWEEP, queue=queue, queueing_lock=SWEEP, pass_context=False)
-    async def look(timestamp: int) -> None:
+    @app.task(name=SWEEP_TASK_NAME, queue=queue, queueing_lock=SWEEP_TASK_NAME, pass_context=False)
+    async def sweep_stalled(timestamp: int) -> None:
         del timestamp
         stalled = await app.job_manager.get_stalled_jobs(queue=queue, seconds_since_heartbeat=stalled_after)
         for job in stalled:
-            if job.task_name == TASK:
+            if job.task_name == MAKE_TASK_NAME:
                 await app.job_manager.retry_job(job)
             else:
                 await app.job_manager.finish_job(job, jobs.Status.FAILED, delete_job=True)

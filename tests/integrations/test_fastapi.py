@@ -1,4 +1,4 @@
-"""An application of FastAPI on a real uvicorn, over the emulator: what its clients see."""
+"""A FastAPI application on a real uvicorn, over the emulator, from its clients' side."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ PICTURE = png()
 URL = "https://pictures.example/face.png"
 
 
-class Never:
-    """A rate limiter that lets nothing start."""
+class NeverStarts:
+    """Rate limiter that never grants a start."""
 
     async def acquire(self) -> None:
         await anyio.sleep_forever()
@@ -43,7 +43,7 @@ class Never:
 
 @attrs.define
 class Site:
-    """The application as its clients have it."""
+    """HTTP client of the application."""
 
     emulator: Emulator
     http: aiohttp.ClientSession
@@ -66,7 +66,7 @@ class Site:
                 await anyio.sleep(0.02)
 
     async def events(self, key: str, last: str | None = None) -> tuple[int, list[dict[str, str]]]:
-        """The events of one connection, until the server ends it."""
+        """Return the events of one connection, which the server ends."""
         headers = {"Last-Event-ID": last} if last else {}
         async with self.http.get(f"{self.url}/videos/{key}/events", headers=headers) as response:
             text = (await response.content.read()).decode()
@@ -123,13 +123,13 @@ async def emulated(**options: Any) -> AsyncIterator[Emulator]:
         yield emulator
 
 
-async def test_a_job_is_taken_with_202_and_found_at_its_location() -> None:
+async def test_job_is_accepted_with_202_and_found_at_location() -> None:
     async with emulated() as emulator, site(emulator) as web:
-        status, told, headers = await web.post("/videos", PICTURE, prompt="Waves")
+        status, body, headers = await web.post("/videos", PICTURE, prompt="Waves")
         assert status == 202
-        assert told["state"] == "waiting"
-        assert headers["Location"] == f"{web.url}/videos/{told['key']}"
-        end = await web.ended(told["key"])
+        assert body["state"] == "waiting"
+        assert headers["Location"] == f"{web.url}/videos/{body['key']}"
+        end = await web.ended(body["key"])
         assert end["state"] == "completed"
         assert end["output"].endswith(".mp4")
         assert end["error"] is None
@@ -139,7 +139,7 @@ async def test_a_job_is_taken_with_202_and_found_at_its_location() -> None:
         assert end["prediction_id"] == record.id
 
 
-async def test_500_requests_at_once_go_through_one_process_and_nothing_is_left() -> None:
+async def test_500_concurrent_requests_leave_no_tasks_or_files() -> None:
     async with emulated(speed=20, timing=5.0) as emulator:
         async with site(emulator, max_in_flight=200) as web:
             await web.post("/now", prompt="warm", image=URL)
@@ -155,7 +155,7 @@ async def test_500_requests_at_once_go_through_one_process_and_nothing_is_left()
                 for number in range(500):
                     group.start_soon(one, number)
             assert Counter(status for status, _, _ in answers) == {200: 500}
-            assert len({told["id"] for _, told, _ in answers}) == 500
+            assert len({body["id"] for _, body, _ in answers}) == 500
             await web.http.close()
             with anyio.fail_after(10):
                 while len(asyncio.all_tasks()) > tasks or len(list(Path("/dev/fd").iterdir())) > files + 110:  # noqa: ASYNC110 -- no event
@@ -164,57 +164,57 @@ async def test_500_requests_at_once_go_through_one_process_and_nothing_is_left()
         assert len(emulator.charges()) == 501
 
 
-async def test_a_full_queue_answers_503_and_the_same_key_is_paid_for_once() -> None:
+async def test_full_queue_returns_503_and_key_is_paid_once() -> None:
     async with emulated() as emulator, site(emulator, queue=3, max_in_flight=1, rate_limiter=NoLimit()) as web:
         emulator.faults.add("submit", faults.Delay(20.0), times=None)
         for number in range(3):
             status, _, _ = await web.post("/videos", PICTURE, prompt=f"{number}", key=f"k{number}")
             assert status == 202
-        status, told, headers = await web.post("/videos", PICTURE, prompt="3")
+        status, body, headers = await web.post("/videos", PICTURE, prompt="3")
         assert (status, headers["Content-Type"], headers["Retry-After"]) == (503, "application/problem+json", "15")
-        assert told["title"] == "Too many jobs are waiting"
-        # What waits already is no new job.
+        assert body["title"] == "Too many jobs are waiting"
+        # A waiting job is not counted twice.
         assert (await web.post("/videos", PICTURE, prompt="0", key="k0"))[0] == 202
-        status, told, _ = await web.post("/videos", PICTURE, prompt="another", key="k0")
-        assert (status, told["key"]) == (409, "k0")
+        status, body, _ = await web.post("/videos", PICTURE, prompt="another", key="k0")
+        assert (status, body["key"]) == (409, "k0")
         for number in range(3):
             assert (await web.ended(f"k{number}"))["state"] == "completed"
         assert (await web.post("/videos", PICTURE, prompt="0", key="k0"))[1]["state"] == "completed"
         assert len(emulator.charges()) == 3
 
 
-async def test_a_client_that_goes_away_ends_nothing() -> None:
+async def test_disconnected_client_does_not_end_job() -> None:
     async with emulated() as emulator, site(emulator) as web:
         emulator.faults.add("submit", faults.Delay(30.0), times=None)
         with anyio.move_on_after(0.2):
             await web.post("/patient", prompt="left", image=URL, key="mine")
-        # A server that cancels its handlers, or a handler that has a time limit.
-        _, told, _ = await web.post("/patient", prompt="cancelled", image=URL, key="other", seconds="0.1")
-        assert told["id"] is None
+        # The server cancels the handler, or the handler has a timeout.
+        _, body, _ = await web.post("/patient", prompt="cancelled", image=URL, key="other", seconds="0.1")
+        assert body["id"] is None
         assert emulator.charges() == ()
         assert (await web.ended("mine"))["state"] == "completed"
         assert (await web.ended("other"))["state"] == "completed"
-        status, told, _ = await web.post("/patient", prompt="cancelled", image=URL, key="other")
-        assert (status, bool(told["output"])) == (200, True)
+        status, body, _ = await web.post("/patient", prompt="cancelled", image=URL, key="other")
+        assert (status, bool(body["output"])) == (200, True)
         assert len(emulator.charges()) == 2
 
 
-async def test_202_comes_when_the_job_is_on_the_disk_and_its_picture_is_up(tmp_path: Path) -> None:
+async def test_202_follows_ledger_record_and_upload(tmp_path: Path) -> None:
     ledger = tmp_path / "l.db"
     async with emulated() as emulator, site(emulator, ledger=ledger) as web:
         for route in ("upload_put", "upload_binary"):
             emulator.faults.add(route, faults.Delay(10.0), times=None)
         emulator.faults.add("submit", faults.Delay(60.0))
-        status, told, _ = await web.post("/videos", PICTURE, prompt="Waves")
+        status, body, _ = await web.post("/videos", PICTURE, prompt="Waves")
         assert status == 202
         (row,) = read_ledger(ledger)
-        assert row.key == told["key"]
+        assert row.key == body["key"]
         assert row.state in {State.PENDING, State.INTENT}
         asked = [request.route for request in emulator.requests]
         assert any(route.startswith("upload") for route in asked)
 
 
-async def test_events_tell_the_way_of_a_job_and_go_on_where_they_were_cut() -> None:
+async def test_event_stream_resumes_after_disconnect() -> None:
     async with emulated(speed=100, timing=60.0) as emulator, site(emulator, lasts=0.15) as web:
         await web.post("/videos", PICTURE, prompt="Waves", key="k")
         heard: list[dict[str, str]] = []
@@ -227,34 +227,34 @@ async def test_events_tell_the_way_of_a_job_and_go_on_where_they_were_cut() -> N
                     break
                 heard += events
                 last = next((event["id"] for event in reversed(heard) if "id" in event), last)
-        assert connections > 3, "the server ended each after a while"
+        assert connections > 3, "the server ends each stream after `lasts` seconds"
         states = [json.loads(event["data"])["status"] for event in heard if event["event"] == "status"]
         assert states == ["waiting", "submitting", "created", "processing", "completed"]
         numbers = [event["id"] for event in heard if "id" in event]
-        assert len(set(numbers)) == len(numbers), "nothing twice"
+        assert len(set(numbers)) == len(numbers), "no event is repeated"
         assert heard[-1]["event"] == "end"
         assert (await web.events("k", numbers[1]))[1] == heard[2:]
         assert (await web.events("none"))[0] == 404
-        # Of another process, or made up: the job as it is now.
-        for stranger in ("0.1", "x", f"{numbers[0].partition('.')[0]}.99999999999999999999"):
-            _, events = await web.events("k", stranger)
+        # An id of another process, or an invalid one: the present state of the job is sent.
+        for unknown in ("0.1", "x", f"{numbers[0].partition('.')[0]}.99999999999999999999"):
+            _, events = await web.events("k", unknown)
             assert [event["event"] for event in events] == ["status", "end"]
 
 
-async def test_errors_are_problems_and_hold_no_key(tmp_path: Path) -> None:
+async def test_errors_are_problem_details_without_key(tmp_path: Path) -> None:
     async with emulated() as emulator, site(emulator, budget="0.30", ledger=tmp_path / "l.db") as web:
-        status, told, headers = await web.post("/videos", PICTURE, prompt="")
+        status, body, headers = await web.post("/videos", PICTURE, prompt="")
         assert (status, headers["Content-Type"]) == (422, "application/problem+json")
-        assert [one["path"] for one in told["errors"]] == ["prompt"]
-        status, told, _ = await web.post("/videos", b"no picture", prompt="Waves")
-        assert (status, [one["path"] for one in told["errors"]]) == (422, ["image"])
-        status, told, _ = await web.post("/now", prompt="Waves", image="file:///etc/passwd")
-        assert (status, [one["path"] for one in told["errors"]]) == (422, ["image"])
+        assert [one["path"] for one in body["errors"]] == ["prompt"]
+        status, body, _ = await web.post("/videos", b"no picture", prompt="Waves")
+        assert (status, [one["path"] for one in body["errors"]]) == (422, ["image"])
+        status, body, _ = await web.post("/now", prompt="Waves", image="file:///etc/passwd")
+        assert (status, [one["path"] for one in body["errors"]]) == (422, ["image"])
         assert (await web.post("/now", prompt="Waves", image=URL))[0] == 200
-        status, told, _ = await web.post("/now", prompt="Wind", image=URL)
+        status, body, _ = await web.post("/now", prompt="Wind", image=URL)
         assert status == 402
-        assert "0.3" not in json.dumps(told), "the budget is nobody's business"
-        # In the background: the problem is in the job's status.
+        assert "0.3" not in json.dumps(body), "the client does not see the budget"
+        # In the background, the error is in the job's status.
         await web.post("/videos", PICTURE, prompt="Wind", key="poor")
         end = await web.ended("poor")
         assert (end["state"], end["error"]["status"]) == ("failed", 402)
@@ -271,10 +271,10 @@ async def test_errors_are_problems_and_hold_no_key(tmp_path: Path) -> None:
             assert "bad" not in text
 
 
-async def test_what_was_told_to_have_failed_is_not_sent_by_the_next_process(tmp_path: Path) -> None:
+async def test_job_reported_as_failed_is_not_sent_after_restart(tmp_path: Path) -> None:
     ledger = tmp_path / "l.db"
     async with emulated() as emulator:
-        # Nobody listens there.
+        # No server listens there.
         async with site(emulator, ledger=ledger, base_url="http://127.0.0.1:9") as web:
             await web.post("/videos", prompt="Waves", key="k", image=URL)
             end = await web.ended("k")
@@ -283,7 +283,7 @@ async def test_what_was_told_to_have_failed_is_not_sent_by_the_next_process(tmp_
             assert (await web.get("/videos/k"))[1]["state"] == "failed"
             await anyio.sleep(0.2)
             assert emulator.charges() == ()
-            # Asked for once more, it is made.
+            # Submitted again, it is run.
             await web.post("/videos", prompt="Waves", key="k", image=URL)
             assert (await web.ended("k"))["state"] == "completed"
         async with site(emulator, ledger=ledger) as web:
@@ -293,25 +293,25 @@ async def test_what_was_told_to_have_failed_is_not_sent_by_the_next_process(tmp_
         assert len(emulator.charges()) == 1
 
 
-async def test_what_waited_when_the_application_closed_is_made_by_the_next_process(tmp_path: Path) -> None:
+async def test_waiting_jobs_run_after_restart(tmp_path: Path) -> None:
     ledger = tmp_path / "l.db"
     keys = [f"k{number}" for number in range(5)]
     async with emulated() as emulator:
-        async with site(emulator, ledger=ledger, rate_limiter=Never()) as web:
+        async with site(emulator, ledger=ledger, rate_limiter=NeverStarts()) as web:
             for key in keys:
                 assert (await web.post("/videos", PICTURE, prompt=key, key=key))[0] == 202
             assert {row.state for row in read_ledger(ledger)} == {State.PENDING}
         async with site(emulator, ledger=ledger) as web:
-            # Nobody asks again.
+            # No client submits them again.
             assert [(await web.ended(key))["state"] for key in keys] == ["completed"] * 5
         assert sorted(str(record.inputs["prompt"]) for record in emulator.predictions()) == keys
 
 
-async def test_a_job_whose_file_is_gone_does_not_keep_the_application_from_starting(tmp_path: Path) -> None:
+async def test_missing_image_file_does_not_prevent_start(tmp_path: Path) -> None:
     face, ledger = tmp_path / "face.png", tmp_path / "l.db"
     face.write_bytes(PICTURE)
     async with emulated() as emulator:
-        async with opener(emulator, ledger=ledger, rate_limiter=Never())() as kling:
+        async with opener(emulator, ledger=ledger, rate_limiter=NeverStarts())() as kling:
             desk = JobDesk()
             async with desk.open(kling):
                 assert (await desk.submit(Job(prompt="Waves", image=face), key="k")).state == "waiting"
@@ -322,9 +322,9 @@ async def test_a_job_whose_file_is_gone_does_not_keep_the_application_from_start
         assert emulator.charges() == ()
 
 
-async def test_webhooks_wake_who_waits_and_forged_ones_do_not() -> None:
+async def test_webhook_ends_job_and_forged_ones_are_refused() -> None:
     async with emulated(speed=30) as emulator:
-        # The port is part of the URL that the service is given.
+        # The webhook URL contains the port, so it must be known in advance.
         probe = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
         port = probe.sockets[0].getsockname()[1]
         probe.close()
@@ -356,10 +356,10 @@ async def test_webhooks_wake_who_waits_and_forged_ones_do_not() -> None:
             assert end["state"] == "completed"
             assert "evil" not in end["output"]
         asked = Counter(request.route for request in emulator.requests)
-        assert asked["result"] + asked["list"] == 0, "nobody asked: it was told"
+        assert asked["result"] + asked["list"] == 0, "the end came by webhook, without polling"
 
 
-async def test_it_works_under_starlette_alone() -> None:
+async def test_lifespan_works_with_starlette() -> None:
     async def make(request: Request) -> JSONResponse:
         jobs: JobDesk = request.state.kling
         prediction = await jobs.generate(Job(prompt=request.query_params["prompt"], image=URL))

@@ -1,4 +1,4 @@
-"""Spans and metrics of real runs over the emulator, as the SDK's exporters get them."""
+"""Spans and metrics of runs over the emulator, as the SDK's exporters receive them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PICTURE = png()
 
 @attrs.define
 class Backend:
-    """What an application has set up."""
+    """OpenTelemetry SDK with exporters in memory, and the observer."""
 
     spans: InMemorySpanExporter = attrs.field(factory=InMemorySpanExporter)
     reader: InMemoryMetricReader = attrs.field(factory=InMemoryMetricReader)
@@ -79,7 +79,7 @@ def emulated(**options: Any) -> Emulator:
     return Emulator(level="ultra", profile="tiny", speed=100, timing=20.0, downloads=False, **options)
 
 
-async def test_a_job_is_one_span_with_its_phases_below_the_span_of_its_caller(tmp_path: Path) -> None:
+async def test_job_span_is_child_of_caller_with_phases(tmp_path: Path) -> None:
     backend = Backend()
     backend.start()
     async with emulated() as emulator, session(emulator, backend) as kling:
@@ -125,7 +125,7 @@ async def test_a_job_is_one_span_with_its_phases_below_the_span_of_its_caller(tm
     assert [point.count for point in backend.metric(names.METRIC_WAITING)] == [2]
 
 
-async def test_prompts_and_urls_are_written_down_on_request() -> None:
+async def test_contents_are_recorded_on_request() -> None:
     backend = Backend()
     backend.start(contents=True)
     async with emulated() as emulator, session(emulator, backend) as kling:
@@ -138,7 +138,7 @@ async def test_prompts_and_urls_are_written_down_on_request() -> None:
     assert not backend.named(names.SPAN_UPLOAD)
 
 
-async def test_what_fails_and_what_is_never_sent_end_as_errors() -> None:
+async def test_failed_and_unsent_jobs_end_as_errors() -> None:
     backend = Backend()
     backend.start()
     async with emulated() as emulator, session(emulator, backend, budget="0.6") as kling:
@@ -157,8 +157,8 @@ async def test_what_fails_and_what_is_never_sent_end_as_errors() -> None:
     assert len(backend.named(names.SPAN_JOB)) == 3
 
 
-@pytest.mark.parametrize("asked", [True, False], ids=["asked for again", "only watched"])
-async def test_another_process_links_to_the_span_that_paid(tmp_path: Path, *, asked: bool) -> None:
+@pytest.mark.parametrize("asked", [True, False], ids=["requested again", "only watched"])
+async def test_span_of_other_process_links_to_paid_span(tmp_path: Path, *, asked: bool) -> None:
     traces: dict[str, str] = {}
     first, second = Backend(), Backend()
     first.start(traces=traces)
@@ -178,7 +178,7 @@ async def test_another_process_links_to_the_span_that_paid(tmp_path: Path, *, as
             else:
                 await kling.wait(made.id)
             if asked:
-                # What has ended already is a span that ends at once.
+                # A job that has ended has a span that ends at once.
                 await kling.generate(job, key="k")
     spans = second.named(names.SPAN_JOB)
     assert len(spans) == 1 + asked
@@ -191,7 +191,7 @@ async def test_another_process_links_to_the_span_that_paid(tmp_path: Path, *, as
     assert not second.telemetry._open
 
 
-async def test_a_job_that_is_paid_for_again_has_another_span_that_links() -> None:
+async def test_retried_job_has_second_span_with_link() -> None:
     backend = Backend()
     backend.start()
     async with emulated() as emulator, session(emulator, backend, retry_failed=1) as kling:
@@ -203,7 +203,7 @@ async def test_a_job_that_is_paid_for_again_has_another_span_that_links() -> Non
     assert backend.jobs() == {"accepted": 2, "failed": 1, "retried": 1, "completed": 1}
 
 
-async def test_a_batch_leaves_no_span_open_and_its_downloads_are_children(tmp_path: Path) -> None:
+async def test_batch_ends_all_spans_and_downloads_are_children(tmp_path: Path) -> None:
     backend = Backend()
     backend.start()
     jobs = [Job(prompt=f"number {number}", image=PICTURE) for number in range(20)]
@@ -223,7 +223,7 @@ async def test_a_batch_leaves_no_span_open_and_its_downloads_are_children(tmp_pa
     assert len(downloads) == 18
 
 
-async def test_without_an_sdk_nothing_is_recorded_and_nothing_breaks(caplog: pytest.LogCaptureFixture) -> None:
+async def test_without_sdk_nothing_is_recorded(caplog: pytest.LogCaptureFixture) -> None:
     assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
     async with emulated() as emulator:
         telemetry = Telemetry()
@@ -235,8 +235,8 @@ async def test_without_an_sdk_nothing_is_recorded_and_nothing_breaks(caplog: pyt
                 made = await kling.generate(prompt="A secret wish", image=PICTURE, key="k")
     assert not [record for record in caplog.records if record.exc_info]
     fields = [vars(record) for record in caplog.records if "kling_event" in vars(record)]
-    said = [one["kling_event"] for one in fields]
-    assert list(dict.fromkeys(said)) == ["Submitting", "Accepted", "Changed"]
+    logged = [one["kling_event"] for one in fields]
+    assert list(dict.fromkeys(logged)) == ["Submitting", "Accepted", "Changed"]
     assert {one["kling_key"] for one in fields} == {"k"}
     assert fields[1]["kling_prediction"] == made.id
     assert "secret" not in caplog.text

@@ -209,7 +209,7 @@ def test_the_shared_limiter_without_its_extra_says_what_to_install() -> None:
 def test_an_integration_without_its_extra_says_what_to_install(name: str, package: str, extra: str) -> None:
     module = f"kling_async.integrations.{name}"
     said = fresh(WITHOUT.replace("ModuleNotFoundError as", "ImportError as"), name, module)
-    assert said == {module: f"{package} is not there: pip install 'kling-async[{extra}]'"}
+    assert said == {module: f"{package} is not installed: pip install 'kling-async[{extra}]'"}
 
 
 def test_the_check_without_the_extras_can_fail() -> None:
