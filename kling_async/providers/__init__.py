@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from kling_async._core.media import UploadProvider
 
 from .gptproto import GPTProto
-from .protocol import AccountProvider, Provider, account_of, uploads_of
+from .protocol import AccountProvider, Provider
 from .wavespeed import WaveSpeed
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ __all__ = [
     "Provider",
     "UploadProvider",
     "WaveSpeed",
-    "account_of",
-    "uploads_of",
 ]
 
 PROVIDERS: Mapping[str, type[WaveSpeed | GPTProto]] = {"wavespeed": WaveSpeed, "gptproto": GPTProto}

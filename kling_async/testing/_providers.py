@@ -13,8 +13,8 @@ from kling_async._core.catalogue import MODELS
 from kling_async._core.http import Effect, HttpRequest, HttpResponse
 from kling_async._core.job import Job
 from kling_async._core.prediction import Prediction
-from kling_async.providers import UploadProvider, account_of, uploads_of
-from kling_async.providers.protocol import ENDPOINTS
+from kling_async.providers import UploadProvider
+from kling_async.providers.protocol import ENDPOINTS, account_of, uploads_of
 
 from ._patience import require
 from ._scripted import json_response

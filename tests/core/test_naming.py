@@ -105,7 +105,7 @@ def test_plain_folder_uses_target_path(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "said"),
+    ("where", "message"),
     [
         ("out/{date}/{model}/{key}.mp4", "out/2027-01-15/kling-v2.1-pro/shot-1.mp4"),
         ("{batch}/{id}", "spring/45b3.mp4"),
@@ -118,8 +118,8 @@ def test_plain_folder_uses_target_path(key: str) -> None:
         ("../{key}", "../shot-1.mp4"),
     ],
 )
-def test_templates(where: str, said: str) -> None:
-    assert named(where) == said
+def test_templates(where: str, message: str) -> None:
+    assert named(where) == message
 
 
 def test_name_apart_from_folder() -> None:
@@ -134,7 +134,7 @@ def test_unknown_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "said"),
+    ("where", "message"),
     [
         ("out/{prompt}", "unknown field {prompt}; expected one of {key}, {model}, {id}, {batch}, {date}, {shard}"),
         ("out/{}", "unknown field {}"),
@@ -156,10 +156,10 @@ def test_unknown_values() -> None:
         ("{batch}/" + "x" * 300 + "/{key}", "too long"),
     ],
 )
-def test_invalid_template_is_refused(where: str, said: str) -> None:
+def test_invalid_template_is_refused(where: str, message: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Outputs.of(where)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["/{key}", "../{key}", "", "a/../{key}", "C:/{key}", "{date}//"])

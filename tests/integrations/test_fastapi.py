@@ -217,7 +217,7 @@ async def test_202_follows_ledger_record_and_upload(tmp_path: Path) -> None:
 async def test_event_stream_resumes_after_disconnect() -> None:
     async with emulated(speed=100, timing=60.0) as emulator, site(emulator, lasts=0.15) as web:
         await web.post("/videos", PICTURE, prompt="Waves", key="k")
-        heard: list[dict[str, str]] = []
+        received: list[dict[str, str]] = []
         connections, last = 0, None
         with anyio.fail_after(20):
             while True:
@@ -225,15 +225,15 @@ async def test_event_stream_resumes_after_disconnect() -> None:
                 connections += 1
                 if status == 204:
                     break
-                heard += events
-                last = next((event["id"] for event in reversed(heard) if "id" in event), last)
+                received += events
+                last = next((event["id"] for event in reversed(received) if "id" in event), last)
         assert connections > 3, "the server ends each stream after `lasts` seconds"
-        states = [json.loads(event["data"])["status"] for event in heard if event["event"] == "status"]
+        states = [json.loads(event["data"])["status"] for event in received if event["event"] == "status"]
         assert states == ["waiting", "submitting", "created", "processing", "completed"]
-        numbers = [event["id"] for event in heard if "id" in event]
+        numbers = [event["id"] for event in received if "id" in event]
         assert len(set(numbers)) == len(numbers), "no event is repeated"
-        assert heard[-1]["event"] == "end"
-        assert (await web.events("k", numbers[1]))[1] == heard[2:]
+        assert received[-1]["event"] == "end"
+        assert (await web.events("k", numbers[1]))[1] == received[2:]
         assert (await web.events("none"))[0] == 404
         # An id of another process, or an invalid one: the present state of the job is sent.
         for unknown in ("0.1", "x", f"{numbers[0].partition('.')[0]}.99999999999999999999"):

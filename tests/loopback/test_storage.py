@@ -422,13 +422,13 @@ async def test_compressed_output_is_decoded(host: Host, tmp_path: Path) -> None:
 # Errors.
 
 
-@pytest.mark.parametrize(("status", "said"), [(403, "read the prediction"), (304, "304")])
-async def test_refusal_is_not_retried(status: int, said: str, host: Host, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("status", "message"), [(403, "read the prediction"), (304, "304")])
+async def test_refusal_is_not_retried(status: int, message: str, host: Host, tmp_path: Path) -> None:
     host.status(status)
     target = tmp_path / "v.mp4"
     async with refused(target) as caught:
         await host.save(target)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert host.ranges == [None]
 
 

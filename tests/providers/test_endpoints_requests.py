@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kling_async import Effect, GPTProto, HttpRequest, Job, UnsupportedError, WaveSpeed
-from kling_async.providers import AccountProvider, account_of
-from kling_async.providers.protocol import ENDPOINTS, AccountEndpoint
+from kling_async.providers import AccountProvider
+from kling_async.providers.protocol import ENDPOINTS, AccountEndpoint, account_of
 
 KEY = "wsk_0123456789abcdef"
 URL = "https://pictures.example/face.png"

@@ -229,14 +229,14 @@ ERRORS: dict[str, tuple[type[ApiError], int, int | None, str, dict[str, object]]
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors(name: str) -> None:
-    kind, status, code, said, more = ERRORS[name]
+    kind, status, code, message, more = ERRORS[name]
     reply = sample(name)
     with pytest.raises(ApiError) as caught:
         provider_of(name).read_prediction(reply)
     error = caught.value
     assert type(error) is kind
     assert (error.status, error.code) == (status, code)
-    assert error.message.endswith(said)
+    assert error.message.endswith(message)
     assert {attribute: getattr(error, attribute) for attribute in more} == more
     if error.code is not None:
         assert error.raw == reply.json(), "the body is kept unchanged"
@@ -268,11 +268,11 @@ def test_tickets(name: str) -> None:
 
 @pytest.mark.parametrize("name", TICKET_ERRORS)
 def test_ticket_errors(name: str) -> None:
-    kind, said = TICKET_ERRORS[name]
+    kind, message = TICKET_ERRORS[name]
     with pytest.raises(ApiError) as caught:
         WAVESPEED.read_ticket(sample(name))
     assert type(caught.value) is kind
-    assert caught.value.message.endswith(said)
+    assert caught.value.message.endswith(message)
 
 
 @pytest.mark.parametrize("name", [name for name in ERRORS if not name.startswith("wavespeed/reply-")])

@@ -22,7 +22,8 @@ from kling_async import (
     UnsupportedError,
     WaveSpeed,
 )
-from kling_async.providers import PROVIDERS, Provider, uploads_of
+from kling_async.providers import PROVIDERS, Provider
+from kling_async.providers.protocol import uploads_of
 
 KEY = "wsk_0123456789abcdef"
 URL = "https://pictures.example/face.png?sig=1&x=ä"

@@ -64,13 +64,13 @@ async def test_run_saves_to_store_and_keeps_results_locally(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("out", "said"),
+    ("out", "message"),
     [
         ("s3://bucket/videos", "pip install 'kling-async[storage]'"),
         ("ftp://host/videos", "outputs cannot be saved at ftp://"),
     ],
 )
-async def test_invalid_out_is_refused_before_sending(cli: Cli, out: str, said: str) -> None:
+async def test_invalid_out_is_refused_before_sending(cli: Cli, out: str, message: str) -> None:
     hidden = cli.folder / "hidden" / "obstore"
     hidden.mkdir(parents=True)
     (hidden / "__init__.py").write_text("raise ModuleNotFoundError('No module named obstore', name='obstore')")
@@ -80,5 +80,5 @@ async def test_invalid_out_is_refused_before_sending(cli: Cli, out: str, said: s
     for words in (("run", path), ("fetch", "0" * 32)):
         done = await run_sync(partial(cli, *words, "--out", out, **env))
         assert (done.returncode, done.stdout) == (2, "")
-        assert said in done.stderr
+        assert message in done.stderr
     assert {path.name for path in cli.folder.iterdir()} == {"hidden", "jobs.jsonl"}

@@ -207,11 +207,11 @@ async def test_store_errors_are_described_without_secrets(
     if server.name == "rclone":  # moto accepts any credentials
         stores["403 Forbidden"] = server.store(prefix, secret="wrong-" + SECRET)
     with caplog.at_level(0):
-        for said, store in stores.items():
+        for message, store in stores.items():
             with pytest.raises(StorageError) as caught:
                 await host.save(target(store))
             error = caught.value
-            assert said in str(error)
+            assert message in str(error)
             assert error.spent is Spent.YES
             assert error.target == "s3://bucket/videos/one.mp4"
             shown = "".join(traceback.format_exception(error))

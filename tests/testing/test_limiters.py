@@ -142,7 +142,7 @@ async def test_correct_limiter_satisfies_contract() -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("broken", "message"),
     [
         (NeverWaits, "granted start 2 at once"),
         (NeverReturns, "did not return 1 times at once"),
@@ -155,6 +155,6 @@ async def test_correct_limiter_satisfies_contract() -> None:
         (PenalizeBlocksForever, "after `penalize"),
     ],
 )
-async def test_check_rate_limiter_reports_defect(broken: Callable[[], RateLimiter], said: str) -> None:
-    with pytest.raises(AssertionError, match=said):
+async def test_check_rate_limiter_reports_defect(broken: Callable[[], RateLimiter], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
         await check_rate_limiter(broken, starts=1, per=PER)

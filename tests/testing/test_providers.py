@@ -129,7 +129,7 @@ class LosesRawStatus(WaveSpeed):
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("broken", "message"),
     [
         (NotPaid, "`submit`: expected Effect.PAID"),
         (NotPaidWithWebhook, "`submit` with a webhook: expected Effect.PAID"),
@@ -150,8 +150,8 @@ class LosesRawStatus(WaveSpeed):
         (LosesRawStatus, "`raw_status`: expected the service's own word"),
     ],
 )
-async def test_check_provider_reports_defect(broken: type[WaveSpeed], said: str) -> None:
-    with pytest.raises(AssertionError, match=said):
+async def test_check_provider_reports_defect(broken: type[WaveSpeed], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
         await check_provider(broken(api_key=KEY))
 
 
@@ -194,15 +194,15 @@ async def test_provider_with_core_members_alone_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("incomplete", "said"),
+    ("incomplete", "message"),
     [
         (RequestWithoutReader, "`balance` and `read_balance` belong together"),
         (ReaderWithoutRequest, "`balance` and `read_balance` belong together"),
         (UploadsInPart, "uploads need upload_ticket, .*: only read_upload defined"),
     ],
 )
-async def test_check_provider_reports_incomplete_option(incomplete: type[FiveMembers], said: str) -> None:
-    with pytest.raises(AssertionError, match=said):
+async def test_check_provider_reports_incomplete_option(incomplete: type[FiveMembers], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
         await check_provider(incomplete())
 
 

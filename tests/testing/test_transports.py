@@ -203,7 +203,7 @@ async def test_delegating_transport_satisfies_contract() -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("broken", "message"),
     [
         (SendsTwice, "one request was sent 2 times"),
         (Retries, "whose connection broke before a response was sent 2 times"),
@@ -228,6 +228,6 @@ async def test_delegating_transport_satisfies_contract() -> None:
         (lambda: ScriptedTransport(lambda _: json_response({})), "the server received"),
     ],
 )
-async def test_check_transport_reports_defect(broken: Callable[[], Transport], said: str) -> None:
-    with pytest.raises(AssertionError, match=said):
+async def test_check_transport_reports_defect(broken: Callable[[], Transport], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
         await check_transport(broken, seconds=1.0)

@@ -47,6 +47,7 @@ from kling_async.ledger import MemoryLedger, Row, SQLiteLedger
 from kling_async.limits import ListeningRateLimiter
 from kling_async.limits.shared import SharedStartsPerWindow
 from kling_async.manifest import Manifest, read_manifest
+from kling_async.providers import AccountProvider, UploadProvider
 from kling_async.testing import LoopClock, ScriptedTransport, json_response
 
 
@@ -150,8 +151,11 @@ def protocols_are_satisfied_as_they_are(clock: LoopClock) -> None:
     listening: list[ListeningRateLimiter] = [StartsPerWindow(2), shared]
     ledgers: list[Ledger] = [MemoryLedger(), SQLiteLedger("paid.jsonl")]
     providers: list[Provider] = [WaveSpeed(api_key="key"), GPTProto(api_key="key")]
+    accounts: list[AccountProvider] = [WaveSpeed(api_key="key")]
+    uploads: list[UploadProvider] = [WaveSpeed(api_key="key")]
+    accounts.append(GPTProto(api_key="key"))  # type: ignore[arg-type]  # it has no account endpoints
     clocks: list[Clock] = [clock]
-    for each in (limiters, listening, ledgers, providers, clocks):
+    for each in (limiters, listening, ledgers, providers, accounts, uploads, clocks):
         assert each
 
 
