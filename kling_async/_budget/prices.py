@@ -12,7 +12,7 @@ import anyio
 
 from kling_async._core.budget import Reservation, reserve
 from kling_async._core.catalogue import Certainty
-from kling_async._core.errors import ApiError, BudgetExceededError, PriceUnknownError, TransportError, UnsupportedError
+from kling_async.errors import ApiError, BudgetExceededError, PriceUnknownError, TransportError, UnsupportedError
 from kling_async.providers.protocol import account_of
 
 if TYPE_CHECKING:

@@ -25,11 +25,6 @@ from kling_async.errors import (
     RequestRejectedError,
     ServerError,
 )
-from kling_async._core.http import Effect, HttpRequest
-from kling_async._core.images import MAX_IMAGE_BYTES
-from kling_async._core.media import FITTED, ImageFacts
-from kling_async._core.transport import shown
-from kling_async._http.retry import send_read
 from kling_async.providers.protocol import uploads_of
 
 from .preflight import invalid, preflight, read, sha256

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 from kling_async._core.catalogue import Model, find_model
 from kling_async._core.prediction import Prediction
 from kling_async._http.pagination import MAX_PAGE_SIZE, Paginator
+from kling_async.errors import ConfigurationError
 from kling_async.providers.protocol import account_of
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kling_async._http.pagination import MAX_PAGE_SIZE, Paginator
 from kling_async._http.retry import pause
+from kling_async.errors import ApiError, ProtocolError
 from kling_async.providers.protocol import account_of
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from kling_async.errors import (
     TransportError,
     UnsupportedError,
 )
-from kling_async._core.prediction import Prediction
 from kling_async.providers.protocol import account_of
 
 if TYPE_CHECKING:
@@ -99,7 +98,5 @@ class Reader:
             request = provider.predictions(page=number, page_size=size, created_before=created_before)
             self.pages += 1
             return provider.read_predictions(await self._transport.send(request))
-        except _PASSING_OF_PAGES as error:
-            return Passing(error)
-        except (UnsupportedError, ApiError) as error:
-            return Final(error)
+        except (TransportError, ApiError, UnsupportedError) as error:
+            return Passing(error) if error.transient else Final(error)

@@ -8,9 +8,9 @@ from urllib.parse import quote, urlencode
 
 import attrs
 
-from kling_async._core.errors import ProtocolError, UnsupportedError
 from kling_async._core.http import Effect, HttpRequest, HttpResponse
 from kling_async._core.secret import Secret
+from kling_async.errors import ProtocolError, UnsupportedError
 
 from . import _wire
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, cast
 
-from kling_async._core.errors import UnsupportedError
 from kling_async._core.media import UploadProvider
+from kling_async.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,11 +9,10 @@ from urllib.parse import quote
 
 import attrs
 
-from kling_async._core.errors import ConfigurationError, ProtocolError
 from kling_async._core.http import Effect, HttpRequest, HttpResponse
 from kling_async._core.media import UploadTicket
 from kling_async._core.secret import Secret
-from kling_async.errors import ConfigurationError, ProtocolError, UnsupportedError
+from kling_async.errors import ConfigurationError, ProtocolError
 
 from . import _units, _wire
 from ._v3 import ApiV3

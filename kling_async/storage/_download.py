@@ -103,10 +103,12 @@ class Download:
     async def _receive(self, response: StreamedResponse) -> None:
         head = HttpResponse(status=response.status, headers=response.headers)
         if head.status in RETRIED_STATUSES:
-            raise _IncompleteError(f"{shown(self.url)} answered {head.status}", head.retry_after(self.clock.now()))
+            raise _IncompleteError(
+                f"{loggable_url(self.url)} answered {head.status}", head.retry_after(self.clock.now())
+            )
         if head.status in _NOT_FOUND:
             # Retried: a new output may take a moment to reach its host.
-            raise _IncompleteError(f"{shown(self.url)} answered {head.status}", not_found=True)
+            raise _IncompleteError(f"{loggable_url(self.url)} answered {head.status}", not_found=True)
         if head.status == 200:  # noqa: PLR2004 -- the whole output, whether a range was requested or not
             total = await self._begin(head)
         elif head.status in {206, 416}:
@@ -117,7 +119,7 @@ class Download:
         if total is not None and self.part.size != total:
             if self.part.size > total:
                 self.etag = ""
-            raise _IncompleteError(f"{shown(self.url)} sent {self.part.size} of {total} bytes")
+            raise _IncompleteError(f"{loggable_url(self.url)} sent {self.part.size} of {total} bytes")
 
     async def _begin(self, head: HttpResponse) -> int | None:
         """Start at the first byte; return the length of the output, or None if unknown."""
@@ -143,7 +145,7 @@ class Download:
         same = head.headers.get("etag", self.etag) == self.etag
         if given is None or int(given["start"]) != self.part.size or not same:
             self.etag = ""
-            raise _IncompleteError(f"{shown(self.url)} answered {head.status} with another range than requested")
+            raise _IncompleteError(f"{loggable_url(self.url)} answered {head.status} with another range than requested")
         return None if given["total"] == "*" else int(given["total"])
 
     async def _pump(self, chunks: AsyncIterator[bytes]) -> None:
@@ -172,7 +174,7 @@ class Download:
 
     def _gone(self) -> OutputGoneError:
         return OutputGoneError(
-            f"the output expired after 7 days: not found at {shown(self.url)} (for {self.part.label})",
+            f"the output expired after 7 days: not found at {loggable_url(self.url)} (for {self.part.label})",
             target=self.part.label,
         )
 

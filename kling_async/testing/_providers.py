@@ -13,6 +13,7 @@ from kling_async._core.catalogue import MODELS
 from kling_async._core.http import Effect, HttpRequest, HttpResponse
 from kling_async._core.job import Job
 from kling_async._core.prediction import Prediction
+from kling_async.errors import ApiError, UnsupportedError
 from kling_async.providers import UploadProvider
 from kling_async.providers.protocol import ENDPOINTS, account_of, uploads_of
 

@@ -526,7 +526,7 @@ async def test_upload_memory_serves_later_sessions_until_expiry(uploads: Uploads
 
 
 async def test_send_read_refuses_paid_requests(uploads: Uploads, clock: Clock) -> None:
-    with pytest.raises(ValueError, match="not a read"):
+    with pytest.raises(ValueError, match="expected a read"):
         await send_read(uploads, HttpRequest(method="POST", url="https://h/", effect=Effect.PAID), clock)
     assert not uploads.puts
 

@@ -532,7 +532,7 @@ async def test_bad_headers_are_refused_before_body_is_read() -> None:
 
 @pytest.mark.anyio
 async def test_forged_body_is_never_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kling_async.webhooks.receiver.decoded", lambda _: pytest.fail("it was decoded"))
+    monkeypatch.setattr("kling_async.webhooks.receiver.decode_json", lambda _: pytest.fail("it was decoded"))
     assert await Inbox().send(secret="whsec_wrong") == 401
 
 

@@ -24,6 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 HOLD = """
 import sys, tempfile, time
+from kling_async.emulator.scratch import Scratch
 tempfile.tempdir = sys.argv[1]
 scratch = Scratch.make()
 (scratch.path / "x.mp4").write_bytes(b"x")
