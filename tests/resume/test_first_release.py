@@ -125,6 +125,7 @@ async def test_migration_that_fails_changes_nothing(path: Path, monkeypatch: pyt
 KILLED = """
 import asyncio, os, signal, sys
 from kling_async.ledger import SQLiteLedger
+from kling_async.ledger._sqlite import tables
 
 def kill(connection):
     os.kill(os.getpid(), signal.SIGKILL)
