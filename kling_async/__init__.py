@@ -15,6 +15,8 @@ Start with `KlingSession`; errors are drawn as a tree in `kling_async.errors`.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from . import errors, events
     from ._core.account import Billing, DailyUsage, ModelUsage, ServiceModel, ServicePrice, Usage
@@ -80,8 +82,6 @@ if TYPE_CHECKING:
     from .limits import NoLimit, RateLimiter, StartsPerWindow
     from .providers import GPTProto, Provider, WaveSpeed
     from .storage import Outputs
-
-__version__ = "0.1.0"
 
 __all__ = [
     "LEVELS",

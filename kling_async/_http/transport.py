@@ -19,9 +19,9 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from yarl import URL
 
-from kling_async import __version__
 from kling_async._core.http import Effect, HttpRequest, HttpResponse, Timeouts
 from kling_async._core.transport import loggable_url
+from kling_async._version import __version__
 from kling_async.errors import (
     ConfigurationError,
     ConnectFailedError,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import attrs
 import typer
 
-from kling_async import __version__
+from kling_async._version import __version__
 
 from .binding import EPILOG, SETTINGS, Command, Group, LedgerGroup, command, execute, group
 from .options import (
