@@ -7,33 +7,53 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+import attrs
 import pytest
 
 from kling_async import HttpRequest, Timeouts, TransportTimeoutError
+from kling_async._http.timeouts import Deadline
 from kling_async._http.transport import AiohttpTransport
+from support import leaps
 
 pytestmark = pytest.mark.anyio
 
-SHORT = Timeouts(connect=0.1, read=0.1)
-FOR_MANY = Timeouts(connect=1.0, read=0.5)
-"""Fifty connections at once take a while on a machine that has other work."""
+TIMEOUTS = Timeouts(connect=100.0, read=100.0)
+FOR_THE_HEAD = TIMEOUTS.connect + TIMEOUTS.read
+"""Seconds until the head of a reply must have come; the rest may take 300 s more."""
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n"
 
 
+@pytest.fixture
+def anyio_backend() -> object:
+    return leaps.BACKEND
+
+
+@attrs.define
+class Server:
+    """Under `/silent` nothing comes, under `/half` not all, under `/slow` the second half when it is `released`."""
+
+    url: str = ""
+    asked: int = 0
+    released: asyncio.Event = attrs.field(factory=asyncio.Event)
+
+    def get(self, path: str) -> HttpRequest:
+        return HttpRequest(method="GET", url=self.url + path)
+
+
 @asynccontextmanager
-async def serving() -> AsyncIterator[str]:
-    """Under `/silent` nothing comes, under `/half` not all, under `/slow` all, but later than a head may come."""
+async def serving() -> AsyncIterator[Server]:
+    made = Server()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             path = (await reader.readuntil(b"\r\n\r\n")).split()[1]
+            made.asked += 1
             if path == b"/silent":
                 await reader.read()
             writer.write(HEAD + b"abc")
             if path == b"/half":
                 await reader.read()
-            # Longer than the head may take, shorter than the rest may.
-            await asyncio.sleep(0.25)
+            await made.released.wait()
             writer.write(b"def")
         except (OSError, asyncio.IncompleteReadError):
             pass
@@ -42,14 +62,15 @@ async def serving() -> AsyncIterator[str]:
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield made
     finally:
         server.close()
 
 
 @asynccontextmanager
-async def opened(timeouts: Timeouts = SHORT) -> AsyncIterator[AiohttpTransport]:
-    transport = AiohttpTransport(timeouts=timeouts)
+async def opened() -> AsyncIterator[AiohttpTransport]:
+    transport = AiohttpTransport(timeouts=TIMEOUTS)
     try:
         yield transport
     finally:
@@ -62,32 +83,56 @@ def cancelled() -> int:
     return task.cancelling()
 
 
+def deadlines(transport: AiohttpTransport) -> list[Deadline]:
+    return list(transport._timers._deadlines)
+
+
+def heads(transport: AiohttpTransport) -> int:
+    """How many of the running requests have the head of their reply: the rest of it has a later limit."""
+    limits = [deadline.when for deadline in deadlines(transport)]
+    return sum(limit > asyncio.get_running_loop().time() + FOR_THE_HEAD for limit in limits)
+
+
 @pytest.mark.parametrize(("path", "said"), [("/silent", False), ("/half", True)])
 async def test_what_waits_too_long_ends_and_leaves_no_cancellation_behind(path: str, *, said: bool) -> None:
-    async with serving() as url, opened() as transport:
-        with anyio.fail_after(20), pytest.raises(TransportTimeoutError) as caught:
-            await transport.send(HttpRequest(method="GET", url=url + path))
+    async with serving() as server, opened() as transport, asyncio.TaskGroup() as tasks:
+
+        async def later() -> None:
+            await leaps.until(lambda: server.asked and heads(transport) == said)
+            leaps.leap(FOR_THE_HEAD + 3 * TIMEOUTS.read)
+
+        tasks.create_task(later())
+        with pytest.raises(TransportTimeoutError) as caught:
+            await transport.send(server.get(path))
+        assert cancelled() == 0
     assert ("the head of its reply had come" in str(caught.value)) is said
-    assert cancelled() == 0
 
 
 async def test_a_reply_that_has_begun_may_take_longer() -> None:
-    async with serving() as url, opened() as transport:
-        with anyio.fail_after(20):
-            assert (await transport.send(HttpRequest(method="GET", url=f"{url}/slow"))).body == b"abcdef"
+    async with serving() as server, opened() as transport, asyncio.TaskGroup() as tasks:
+        reply = tasks.create_task(transport.send(server.get("/slow")))
+        await leaps.until(lambda: heads(transport))
+        leaps.leap(FOR_THE_HEAD + 1)
+        await asyncio.sleep(0.01)
+        server.released.set()
+        assert (await reply).body == b"abcdef"
 
 
 async def test_many_at_once_end_one_and_all() -> None:
-    async with serving() as url, opened(FOR_MANY) as transport:
-        requests = (HttpRequest(method="GET", url=f"{url}/{'slow' if n % 5 == 0 else 'silent'}") for n in range(50))
-        with anyio.fail_after(20):
-            ends = await asyncio.gather(*map(transport.send, requests), return_exceptions=True)
-    assert [isinstance(end, TransportTimeoutError) for end in ends] == [n % 5 != 0 for n in range(50)]
+    async with serving() as server, opened() as transport:
+        paths = [f"/{'slow' if number % 5 == 0 else 'silent'}" for number in range(50)]
+        sent = asyncio.gather(*(transport.send(server.get(path)) for path in paths), return_exceptions=True)
+        await leaps.until(lambda: server.asked == 50 and heads(transport) == 10)
+        leaps.leap(FOR_THE_HEAD + 1)
+        await leaps.until(lambda: len(deadlines(transport)) == 10)
+        server.released.set()
+        ends = await sent
+    assert [isinstance(end, TransportTimeoutError) for end in ends] == [path == "/silent" for path in paths]
 
 
 async def test_whose_cancellation_it_is_stays_known() -> None:
-    async with serving() as url, opened() as transport:
-        request = HttpRequest(method="GET", url=f"{url}/silent")
+    async with serving() as server, opened() as transport:
+        request = server.get("/silent")
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await transport.send(request)
@@ -96,7 +141,7 @@ async def test_whose_cancellation_it_is_stays_known() -> None:
             await transport.send(request)
         assert scope.cancelled_caught
         task = asyncio.create_task(transport.send(request))
-        await asyncio.sleep(0.01)
+        await leaps.until(lambda: deadlines(transport))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -104,11 +149,10 @@ async def test_whose_cancellation_it_is_stays_known() -> None:
 
 async def test_cancelled_and_overdue_at_once_is_cancelled() -> None:
     """Who cancels must not see a timeout instead, whichever came first in the same turn of the loop."""
-    async with serving() as url, opened() as transport:
-        task = asyncio.create_task(transport.send(HttpRequest(method="GET", url=f"{url}/silent")))
-        await asyncio.sleep(0.01)
-        (deadline,) = transport._timers._deadlines
-        deadline.when = 0.0
+    async with serving() as server, opened() as transport:
+        task = asyncio.create_task(transport.send(server.get("/silent")))
+        await leaps.until(lambda: server.asked)
+        leaps.leap(FOR_THE_HEAD + 1)
         transport._timers._cancel_passed(asyncio.get_running_loop())
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

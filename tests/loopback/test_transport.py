@@ -33,14 +33,23 @@ from kling_async.errors import (
     TransportError,
     TransportTimeoutError,
 )
+from support import leaps
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 
+
+@pytest.fixture
+def anyio_backend() -> object:
+    return leaps.BACKEND
+
+
 KEY = "sk-very-secret"
-SHORT = Timeouts(connect=0.3, read=0.2, submit=0.3, transfer=0.2)
+TIMEOUTS = Timeouts()
+TOO_LATE = 1000.0
+"""Seconds after which everything has timed out."""
 REPLY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Request-Id: r1\r\n\r\n{}"
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -104,9 +113,20 @@ def plain(url: str, method: str = "GET") -> HttpRequest:
     return HttpRequest(method=method, url=url)
 
 
-async def failing(request: HttpRequest, **options: object) -> TransportError:
-    """The error that `request` ends with, after a look for the key in everything it shows."""
-    async with opened(AiohttpTransport(timeouts=SHORT, **options)) as transport:  # type: ignore[arg-type]  # each by its test
+async def failing(
+    request: HttpRequest, *, too_late: asyncio.Event | None = None, by: float = TOO_LATE, **options: object
+) -> TransportError:
+    """The error that `request` ends with, after a look for the key in everything it shows.
+
+    Args:
+        request: What is sent.
+        too_late: Once it is set, the loop's time leaps.
+        by: Seconds by which it leaps.
+        **options: Of the transport.
+    """
+    async with opened(AiohttpTransport(**options)) as transport, asyncio.TaskGroup() as tasks:  # type: ignore[arg-type]  # each by its test
+        if too_late is not None:
+            tasks.create_task(leap_at(too_late, by))
         with pytest.raises(TransportError) as caught:
             await transport.send(request)
     error = caught.value
@@ -118,6 +138,11 @@ async def failing(request: HttpRequest, **options: object) -> TransportError:
     assert error.__cause__ is None
     assert error.__context__ is None
     return error
+
+
+async def leap_at(event: asyncio.Event, seconds: float) -> None:
+    await event.wait()
+    leaps.leap(seconds)
 
 
 async def head_of(reader: asyncio.StreamReader) -> bytes:
@@ -132,6 +157,18 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await reader.read(-1)
+
+
+def announced(handler: Handler) -> tuple[asyncio.Event, Handler]:
+    """The handler of what follows the head of a request, and an event that is set when the first head has come."""
+    asked = asyncio.Event()
+
+    async def announcing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+        asked.set()
+        await handler(reader, writer)
+
+    return asked, announcing
 
 
 # What comes back when all goes well.
@@ -241,14 +278,15 @@ async def test_netrc_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 async def test_hosts_do_not_share_the_limit() -> None:
+    asked, silent = announced(hang)
     async with (
-        serving(hang) as busy,
+        serving(silent) as busy,
         serving(answer) as free,
         opened(AiohttpTransport(limit=1)) as transport,
         asyncio.TaskGroup() as tasks,
     ):
         waiting = tasks.create_task(transport.send(plain(busy)))
-        await asyncio.sleep(0.05)
+        await asked.wait()
         assert (await transport.send(plain(free))).status == 200
         waiting.cancel()
 
@@ -331,7 +369,12 @@ def test_an_authority_that_cannot_be_read(tmp_path: Path, content: str | None) -
 
 
 async def test_no_tls_at_the_other_side() -> None:
-    async with serving(answer) as url:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(REPLY)
+        await hang(reader, writer)
+
+    async with serving(handler) as url:
         error = await failing(paid(url.replace("http", "https")))
     assert type(error) is ConnectFailedError
 
@@ -347,23 +390,46 @@ async def test_closed_during_the_handshake() -> None:
 
 @pytest.mark.parametrize("effect", list(Effect))
 async def test_connecting_takes_too_long(effect: Effect) -> None:
-    async with serving(hang) as url:  # a TLS handshake that gets no answer is part of connecting
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        await hang(reader, writer)
+
+    connected = asyncio.Event()
+    async with serving(silent) as url:  # a TLS handshake that gets no answer is part of connecting
         request = HttpRequest(method="POST", url=url.replace("http", "https"), effect=effect)
-        error = await failing(request)
+        error = await failing(request, too_late=connected, by=TIMEOUTS.connect + 1)
     assert type(error) is ConnectFailedError
 
 
 async def test_no_free_connection_is_no_sent_request() -> None:
+    asked, silent = announced(hang)
     async with (
-        serving(hang) as url,
-        opened(AiohttpTransport(timeouts=Timeouts(connect=0.2), limit=1)) as transport,
+        serving(silent) as url,
+        opened(AiohttpTransport(limit=1)) as transport,
         asyncio.TaskGroup() as tasks,
     ):
         first = tasks.create_task(transport.send(paid(url)))
-        await asyncio.sleep(0.05)
-        with pytest.raises(ConnectFailedError):
-            await transport.send(paid(url))
+        await asked.wait()
+        second = tasks.create_task(caught(transport.send(paid(url))))
+        await leaps.until(lambda: waiters(transport))
+        # Longer than a request may wait for a connection, shorter than the first may wait for its reply.
+        leaps.leap(TIMEOUTS.connect + 1)
+        assert type(await second) is ConnectFailedError
         first.cancel()
+
+
+async def caught(sending: Awaitable[HttpResponse]) -> TransportError:
+    with pytest.raises(TransportError) as raised:
+        await sending
+    return raised.value
+
+
+def waiters(transport: AiohttpTransport) -> int:
+    """How many requests wait for a connection, as aiohttp has them."""
+    assert transport._session is not None
+    connector = transport._session.connector
+    assert connector is not None
+    return sum(len(waiting) for waiting in connector._waiters.values())
 
 
 async def test_a_closed_transport_sends_nothing() -> None:
@@ -479,18 +545,12 @@ async def test_a_paid_request_is_not_sent_again_on_a_connection_that_was_closed(
     assert heads == 1
 
 
-async def silent_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await hang(reader, writer)
-
-
 async def silent_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await head_of(reader)
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nx")
     await hang(reader, writer)
 
 
 async def drop_by_drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await head_of(reader)
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
     for _ in range(1000):
         writer.write(b"x")
@@ -498,12 +558,13 @@ async def drop_by_drop(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
         await asyncio.sleep(0.02)
 
 
-@pytest.mark.parametrize("handler", [silent_head, silent_body, drop_by_drop])
+@pytest.mark.parametrize("handler", [hang, silent_body, drop_by_drop])
 @pytest.mark.parametrize("effect", list(Effect))
 @pytest.mark.promise(7)
 async def test_too_slow(handler: Handler, effect: Effect) -> None:
-    async with serving(handler) as url:
-        error = await failing(HttpRequest(method="POST", url=url, effect=effect))
+    asked, slow = announced(handler)
+    async with serving(slow) as url:
+        error = await failing(HttpRequest(method="POST", url=url, effect=effect), too_late=asked)
     assert type(error) is TransportTimeoutError
     assert isinstance(error, TimeoutError)
     assert error.spent is (Spent.UNKNOWN if effect is Effect.PAID else Spent.NO)
@@ -512,32 +573,36 @@ async def test_too_slow(handler: Handler, effect: Effect) -> None:
 async def test_an_upload_that_nobody_takes_ends() -> None:
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.transport.pause_reading()  # type: ignore[attr-defined]  # the selector loop's
-        await asyncio.sleep(3)
+        await asyncio.Event().wait()
 
-    async with serving(handler) as url, opened(AiohttpTransport(timeouts=SHORT)) as transport:
-        with pytest.raises(TransportTimeoutError):
-            await transport.send(HttpRequest(method="PUT", url=url, body=bytes(9 * 2**20)))
+    asked, deaf = announced(handler)
+    async with serving(deaf) as url:
+        error = await failing(HttpRequest(method="PUT", url=url, body=bytes(9 * 2**20)), too_late=asked)
+    assert type(error) is TransportTimeoutError
 
 
 async def test_a_stream_has_no_limit_in_total_and_one_of_silence() -> None:
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await head_of(reader)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-        for _ in range(20):
+        while True:
+            await wanted.acquire()
             writer.write(b"x")
             await writer.drain()
-            await asyncio.sleep(0.05)
-        await hang(reader, writer)
 
-    got = b""
+    wanted = asyncio.Semaphore()
     async with (
         serving(handler) as url,
-        opened(AiohttpTransport(timeouts=SHORT)) as transport,
+        opened(AiohttpTransport()) as transport,
         transport.stream(plain(url)) as response,
     ):
         chunks = response.chunks()
-        while len(got) < 20:
-            got += await anext(chunks)
+        for _ in range(20):
+            assert await anext(chunks) == b"x"
+            leaps.leap(0.5 * TIMEOUTS.transfer)
+            wanted.release()
+        assert await anext(chunks) == b"x"
+        leaps.leap(TIMEOUTS.transfer)
         with pytest.raises(TransportTimeoutError) as caught:
             await anext(chunks)
     assert caught.value.__cause__ is None
@@ -560,9 +625,10 @@ async def test_a_stream_that_breaks() -> None:
 
 
 async def test_cancellation_passes() -> None:
-    async with serving(hang) as url, opened(AiohttpTransport()) as transport:
+    asked, silent = announced(hang)
+    async with serving(silent) as url, opened(AiohttpTransport()) as transport:
         task = asyncio.create_task(transport.send(paid(url)))
-        await asyncio.sleep(0.05)
+        await asked.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
