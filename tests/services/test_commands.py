@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import time
 from decimal import Decimal
 from pathlib import Path
 
@@ -14,11 +15,13 @@ import pytest
 from pyarrow import parquet  # type: ignore[import-untyped]  # it has no types
 
 from kling_async import read_ledger
-from kling_async.emulator import Emulator
+from kling_async.emulator import Emulator, ManualClock
 from kling_async.ledger import Content, Doubt, Entry, State
 from kling_async.ledger.postgres import PostgresLedger
 from support import postgres
 from support.cli import Cli, jobs
+from support.manual import running
+from support.patience import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 
@@ -38,11 +41,10 @@ async def test_enqueue_worker_status_and_a_drain(database: str, tmp_path: Path) 
         return found
 
     async def until(state: str, count: int) -> None:
-        deadline = anyio.current_time() + 30
         query = "SELECT count(*) FROM kling_job WHERE state = %s"
-        while (found := await anyio.to_thread.run_sync(postgres.rows, database, query, state)) < [(count,)]:
-            assert anyio.current_time() < deadline, found
-            await anyio.sleep(0.05)
+        with anyio.fail_after(PATIENCE_S):
+            while await anyio.to_thread.run_sync(postgres.rows, database, query, state) < [(count,)]:  # noqa: ASYNC110 -- another process's
+                await anyio.sleep(0.05)
 
     first = await run("enqueue", manifest, "--batch", "spring")
     assert (first.returncode, first.stdout) == (0, "12 new jobs in the batch 'spring'\n")
@@ -51,7 +53,9 @@ async def test_enqueue_worker_status_and_a_drain(database: str, tmp_path: Path) 
         in (await run("enqueue", manifest, "--batch", "spring")).stdout
     )
     assert await states() == {"pending": 12}
-    async with Emulator(level="silver", profile="tiny", timing=2.0, downloads=False) as emulator:
+    # Nothing ends before the first worker has gone.
+    clock = ManualClock(time.time())
+    async with Emulator(level="silver", profile="tiny", timing=2.0, downloads=False, clock=clock) as emulator:
         env = {"KLING_LEDGER": database, "WAVESPEED_API_KEY": emulator.api_key, "WAVESPEED_BASE_URL": emulator.base_url}
         words = ("worker", "--level", "silver", "--out", "videos", "--max-in-flight", "6")
         one = cli.start(*words, **env)
@@ -62,7 +66,8 @@ async def test_enqueue_worker_status_and_a_drain(database: str, tmp_path: Path) 
         assert "6 running jobs handed over" in said
         # Whoever comes next follows them at once: the lease is a minute.
         other = cli.start(*words, **env)
-        await until("downloaded", 12)
+        async with running(clock, pause=0.05):
+            await until("downloaded", 12)
         other.send_signal(signal.SIGINT)
         said, _ = await anyio.to_thread.run_sync(other.communicate)
         assert other.returncode == 0
@@ -105,7 +110,7 @@ def test_a_url_that_does_not_fit_is_refused_without_being_shown(tmp_path: Path) 
     )
     started = [cli.start(*some) for some in words]
     for some, process in zip(words, started, strict=True):
-        said, _ = process.communicate(timeout=50)
+        said, _ = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 2, (some, said)
         assert "geheim" not in said, some
     assert [path.name for path in tmp_path.rglob("*")] == ["jobs.jsonl"]
@@ -124,13 +129,15 @@ async def test_a_batch_in_a_database_is_run_killed_fetched_resumed_and_told(data
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout
 
-    async with Emulator(level="silver", profile="tiny", timing=2.0, downloads=False) as emulator:
+    clock = ManualClock(time.time())
+    async with Emulator(level="silver", profile="tiny", timing=2.0, downloads=False, clock=clock) as emulator:
         env |= {"WAVESPEED_API_KEY": emulator.api_key, "WAVESPEED_BASE_URL": emulator.base_url}
         again = ("run", manifest, "--out", "v", "--ledger", database, "--level", "silver", "--max-in-flight", "2")
         first = cli.start(*again, **env)
         await anyio.to_thread.run_sync(Cli.wait_for, first, "job-1  ")
         told = json.loads(await run("status", "--json", KLING_LEDGER=database))
         watched = cli.start("status", database, "--watch", "--json")
+        looks = await anyio.to_thread.run_sync(Cli.wait_for, watched, "spring")
         first.kill()
         await anyio.to_thread.run_sync(first.communicate)
         (one,) = told["workers"]
@@ -140,6 +147,7 @@ async def test_a_batch_in_a_database_is_run_killed_fetched_resumed_and_told(data
         postgres.rows(database, "UPDATE kling_worker SET lease_until = now() - interval '1 second'")
         paid = len(emulator.charges())
         assert paid == 2
+        await clock.advance(10.0)
         assert "2 videos in v" in await run("fetch", "--out", "v", "--ledger", database)
         assert (len(emulator.charges()), sorted(path.name for path in (tmp_path / "v").glob("*.mp4"))) == (
             paid,
@@ -147,17 +155,19 @@ async def test_a_batch_in_a_database_is_run_killed_fetched_resumed_and_told(data
         )
         left = json.loads(await run("status", "--json", KLING_LEDGER=database))
         assert (left["workers"], left["next"]) == ([], ["kling-async resume --out OUT --name spring"])
-        await run("resume", "--out", "v", "--yes", "--level", "silver", KLING_LEDGER=database)
-        # What the dead one had not read from the manifest is in no ledger.
-        said = await run(*again)
+        async with running(clock, pause=0.05):
+            await run("resume", "--out", "v", "--yes", "--level", "silver", KLING_LEDGER=database)
+            # What the dead one had not read from the manifest is in no ledger.
+            said = await run(*again)
         assert "of an earlier run of this file in postgresql://" in said
         assert "4 of 4 videos in v" in said
         assert len(emulator.charges()) == 4
-    looks, _ = await anyio.to_thread.run_sync(watched.communicate)
+    rest, _ = await anyio.to_thread.run_sync(watched.communicate)
+    looks += rest
     assert watched.returncode == 0, looks
     seen = [json.loads(line)["batches"][0]["states"] for line in looks.splitlines()]
     assert len(seen) > 1
-    # It ends when all have ended; the last may be on its way to the disk.
+    # It waits for jobs, not for disks: it ends when all have ended, and the last video may be on its way.
     assert seen[-1].keys() <= {"completed", "downloaded"}
     await run("export", database, "--out", "v", *(word for format_ in FORMATS for word in ("--format", format_)))
     results = [json.loads(line) for line in (tmp_path / "v" / "results.jsonl").read_text().splitlines()]

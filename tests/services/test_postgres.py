@@ -20,11 +20,16 @@ from kling_async.ledger import _tables as tables
 from kling_async.ledger.postgres import PostgresLedger
 from kling_async.testing import check_ledger
 from support import postgres
+from support.patience import PATIENCE_S
 from support.workers import peak
 
 pytestmark = pytest.mark.anyio
 
 LEVEL = Level("test", 1_000_000, 3)
+LEASE = 600.0
+"""Seconds; none ends by itself while a test runs. Those that are to end are ended by `postgres.end_leases`."""
+RARELY = 3600.0
+"""Seconds between two looks for news: what comes sooner was brought by a notification."""
 
 
 def step(key: str, state: State, **fields: object) -> Entry:
@@ -36,10 +41,8 @@ async def claim(ledger: PostgresLedger, key: str) -> Row:
 
 
 @asynccontextmanager
-async def opened(
-    url: str, *, lease: float = 30.0, poll: float = 0.2, patience: float = 5.0
-) -> AsyncIterator[PostgresLedger]:
-    ledger = PostgresLedger(url, lease=lease, poll=poll, patience=patience)
+async def opened(url: str, *, poll: float = 0.2) -> AsyncIterator[PostgresLedger]:
+    ledger = PostgresLedger(url, lease=LEASE, poll=poll, patience=PATIENCE_S)
     await ledger.open()
     try:
         yield ledger
@@ -85,14 +88,14 @@ async def test_what_one_has_in_hand_another_waits_for(database: str) -> None:
         with pytest.raises(LedgerError, match="another worker's hand"):
             await other.record(step("k", State.COMPLETED))
         one.note(step("k", State.COMPLETED))
-        with anyio.fail_after(5):
+        with anyio.fail_after(PATIENCE_S):
             assert (await other.outcome("b", "k")).state is State.COMPLETED
 
 
 async def test_what_one_gives_up_another_gets_at_once(database: str) -> None:
-    async with opened(database, poll=30.0) as one, opened(database, poll=30.0) as other:
+    async with opened(database, poll=RARELY) as one, opened(database, poll=RARELY) as other:
         await claim(one, "k")
-        with anyio.fail_after(5):
+        with anyio.fail_after(PATIENCE_S):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(claim, other, "k")
                 await anyio.sleep(0.1)
@@ -102,7 +105,7 @@ async def test_what_one_gives_up_another_gets_at_once(database: str) -> None:
 
 async def test_closing_hands_over_and_dying_leaves_it_to_the_lease(database: str) -> None:
     async with opened(database) as other:
-        one = PostgresLedger(database, lease=1.5)
+        one = PostgresLedger(database, lease=LEASE)
         await one.open()
         for key in ("pending", "intent", "submitted"):
             await claim(one, key)
@@ -111,7 +114,7 @@ async def test_closing_hands_over_and_dying_leaves_it_to_the_lease(database: str
         await one.record(step("submitted", State.SUBMITTED, prediction_id="p"))
         await died(one)
         assert await other.left([State.SUBMITTED], None) == []
-        await anyio.sleep(1.6)
+        postgres.end_leases(database, one._desk.me)
         await other._desk.beat()
         assert [row.key for row in await other.left([State.SUBMITTED], None)] == ["submitted"]
         (doubtful,) = await other.rows([State.UNCERTAIN])
@@ -124,13 +127,14 @@ async def test_closing_hands_over_and_dying_leaves_it_to_the_lease(database: str
 
 async def test_who_was_taken_for_dead_may_write_nothing_but_the_id_that_it_alone_knows(database: str) -> None:
     async with opened(database) as other:
-        one = PostgresLedger(database, lease=1.5)
+        one = PostgresLedger(database, lease=LEASE)
         await one.open()
         for key in ("claimed", "sent"):
             await claim(one, key)
         await one.record(step("sent", State.INTENT, attempt=1))
         one._desk._tasks[0].cancel()
-        await anyio.sleep(1.6)
+        one._desk._lease_ends -= LEASE
+        postgres.end_leases(database, one._desk.me)
         with pytest.raises(LedgerError, match="has ended"):
             one.fence("b", "sent")
         await other._desk.beat()
@@ -152,12 +156,15 @@ async def test_what_was_locked_by_a_worker_that_is_cut_off_is_let_go(database: s
         await other.enqueue("b", [("k", Content("d"), "m")], at=0.0)
         wire = postgres.Cut(database)
         await tasks.start(wire.serve)
-        one = PostgresLedger(wire.url, lease=1.0, patience=0.5)
+        # A server that does not answer for 2 s is gone, and so is a transaction in which nothing happens.
+        one = PostgresLedger(wire.url, lease=4.0, patience=0.5)
         await one.open()
+        locked = anyio.Event()
 
         async def hang(connection: Any) -> None:
             await connection.execute(tables.GATE.encode(), [one.account])
             wire.cut()
+            locked.set()
             await connection.execute(b"SELECT 1")
 
         async def ask() -> None:
@@ -165,8 +172,8 @@ async def test_what_was_locked_by_a_worker_that_is_cut_off_is_let_go(database: s
                 await one._desk.do(hang)
 
         tasks.start_soon(ask)
-        await anyio.sleep(0.3)
-        with anyio.fail_after(10):
+        await locked.wait()
+        with anyio.fail_after(PATIENCE_S):
             assert [row.key for row, _ in await other.take(1, LEVEL)] == ["k"]
         wire.mend()
         await one.aclose()
@@ -195,7 +202,7 @@ async def test_the_lines_are_the_semaphore_for_all_workers_together(database: st
 
 
 async def test_what_is_in_doubt_takes_a_slot_as_long_as_it_may_run(database: str) -> None:
-    ledger = PostgresLedger(database, runs=1.0)
+    ledger = PostgresLedger(database, runs=3600.0)
     await ledger.open()
     await ledger.enqueue("b", [(f"k{number}", Content("d"), "m") for number in range(9)], at=0.0)
     for row, _ in await ledger.take(3, LEVEL):
@@ -203,13 +210,13 @@ async def test_what_is_in_doubt_takes_a_slot_as_long_as_it_may_run(database: str
         await ledger.record(step(row.key, State.UNCERTAIN))
         ledger.give_back("b", row.key, again=60.0)
     assert await ledger.take(9, LEVEL) == []
-    await anyio.sleep(1.1)
+    postgres.rows(database, "UPDATE kling_job SET started_at = started_at - interval '1 hour'")
     assert len(await ledger.take(9, LEVEL)) == 3
     await ledger.aclose()
 
 
 async def test_starts_are_counted_for_all_workers_together(database: str) -> None:
-    level = Level("test", 4, 1_000, 1.0)
+    level = Level("test", 4, 1_000, 3600.0)
     async with opened(database) as one, opened(database) as other:
         await one.enqueue("b", [(f"k{number}", Content("d"), "m") for number in range(20)], at=0.0)
         first = [*await one.take(3, level), *await other.take(3, level)]
@@ -217,7 +224,7 @@ async def test_starts_are_counted_for_all_workers_together(database: str) -> Non
         for row, _ in first[:3]:
             await one.record(step(row.key, State.INTENT, attempt=1))
         assert await one.take(3, level) == []
-        await anyio.sleep(1.1)
+        postgres.rows(database, "UPDATE kling_job SET started_at = started_at - interval '1 hour'")
         # The three have left the window; the one that was taken and has not started still counts.
         assert len(await one.take(20, level)) == 3
 
@@ -249,7 +256,7 @@ async def test_claims_of_many_at_once_never_meet_and_never_exceed_the_cap(databa
 
 
 async def test_a_session_waits_for_a_slot_that_another_process_has(database: str) -> None:
-    async with opened(database, poll=30.0) as one, opened(database, poll=30.0) as other:
+    async with opened(database, poll=RARELY) as one, opened(database, poll=RARELY) as other:
         for key in ("a", "b", "c"):
             await claim(one, key)
             await one.admit("b", key, LEVEL)
@@ -257,7 +264,7 @@ async def test_a_session_waits_for_a_slot_that_another_process_has(database: str
         with anyio.move_on_after(0.3) as waited:
             await other.admit("b", "d", LEVEL)
         assert waited.cancelled_caught
-        with anyio.fail_after(5):
+        with anyio.fail_after(PATIENCE_S):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(other.admit, "b", "d", LEVEL)
                 one.unclaim("b", "a")
@@ -343,7 +350,8 @@ async def test_a_fork_is_noticed(database: str, monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_two_sessions_run_batches_side_by_side_within_one_account(database: str, tmp_path: Path) -> None:
-    async with Emulator(level="gold", profile="tiny", timing=1.0, speed=20, downloads=False) as emulator:
+    # Half a second each: long enough for all slots to be taken also where nothing is fast.
+    async with Emulator(level="gold", profile="tiny", timing=10.0, speed=20, downloads=False) as emulator:
 
         def jobs(name: str) -> list[tuple[str, Job]]:
             return [
@@ -405,11 +413,11 @@ async def test_what_an_answer_that_was_lost_had_brought_is_freed(database: str) 
 
 async def test_a_session_whose_lease_is_about_to_end_sends_nothing(database: str) -> None:
     async with Emulator(level="gold", profile="tiny", timing=0.1, speed=20, downloads=False) as emulator:
-        ledger = PostgresLedger(database, lease=60.0)
+        ledger = PostgresLedger(database, lease=LEASE)
         async with KlingSession(
             emulator.api_key, base_url=emulator.base_url, clock=emulator.clock, ledger=ledger, level="gold"
         ) as kling:
-            ledger._desk._lease_ends -= 55.0
+            ledger._desk._lease_ends -= 0.95 * LEASE
             with pytest.raises(LedgerError, match="lease on job late has ended") as caught:
                 await kling.submit(prompt="a", image="https://p.example/a.png", key="late")
             assert not emulator.charges()
@@ -436,12 +444,12 @@ async def test_a_doubt_that_stays_one_is_nobodys(database: str) -> None:
 
 async def test_the_id_that_came_late_is_not_written_over(database: str) -> None:
     async with opened(database) as other:
-        one = PostgresLedger(database, lease=0.5)
+        one = PostgresLedger(database, lease=LEASE)
         await one.open()
         await claim(one, "k")
         await one.record(step("k", State.INTENT, attempt=1))
         one._desk._tasks[0].cancel()
-        await anyio.sleep(0.6)
+        postgres.end_leases(database, one._desk.me)
         await other._desk.beat()
         await claim(other, "k")
         await one.record(step("k", State.SUBMITTED, prediction_id="told"))
@@ -455,12 +463,13 @@ async def test_what_could_not_be_noted_while_the_database_was_away_is_taken_up_a
     async with opened(database) as other, anyio.create_task_group() as tasks:
         wire = postgres.Cut(database)
         await tasks.start(wire.serve)
-        one = PostgresLedger(wire.url, lease=4.0, patience=0.1)
+        one = PostgresLedger(wire.url, lease=LEASE, patience=0.1)
         await one.open()
         for key in ("sent", "unsent"):
             await claim(one, key)
         await one.record(step("sent", State.INTENT, attempt=1))
         await one.record(step("sent", State.SUBMITTED, prediction_id="p"))
+        one._desk._link._within = 0.5
         wire.cut()
         one.note(step("sent", State.COMPLETED))
         one.unclaim("b", "unsent")
@@ -469,7 +478,7 @@ async def test_what_could_not_be_noted_while_the_database_was_away_is_taken_up_a
         wire.mend()
         await one._desk.beat()
         # Else they were in hand, and nobody's business, as long as the process lives.
-        with anyio.fail_after(5):
+        with anyio.fail_after(PATIENCE_S):
             assert (await claim(other, "unsent")).state is State.PENDING
         assert [row.key for row in await other.left([State.SUBMITTED], None)] == ["sent"]
         await one.aclose()
@@ -512,7 +521,7 @@ async def test_a_ledger_that_is_open_is_not_opened_again(database: str) -> None:
 
 
 async def test_what_nobody_follows_takes_no_slot_for_ever(database: str) -> None:
-    ledger = PostgresLedger(database, runs=1.0)
+    ledger = PostgresLedger(database, runs=3600.0)
     await ledger.open()
     for key in ("a", "b", "c"):
         await claim(ledger, key)
@@ -521,12 +530,13 @@ async def test_what_nobody_follows_takes_no_slot_for_ever(database: str) -> None
     # Their worker is gone, and no other one runs that would take them.
     await ledger.aclose()
     async with opened(database) as other:
-        other._desk._runs = 1.0
+        other._desk._runs = 3600.0
         await claim(other, "d")
         with anyio.move_on_after(0.3) as waited:
             await other.admit("b", "d", LEVEL)
         assert waited.cancelled_caught
-        with anyio.fail_after(5):
+        postgres.rows(database, "UPDATE kling_job SET started_at = started_at - interval '1 hour'")
+        with anyio.fail_after(PATIENCE_S):
             await other.admit("b", "d", LEVEL)
 
 
@@ -534,7 +544,7 @@ async def test_a_lease_ends_by_the_clock_of_the_database(database: str) -> None:
     async with opened(database) as one:
         await claim(one, "k")
         # Such as of a machine that slept, and whose own clock stood still.
-        postgres.rows(database, "UPDATE kling_worker SET lease_until = now() - interval '1 second'")
+        postgres.end_leases(database, one._desk.me)
         one.fence("b", "k")
         with pytest.raises(LedgerError, match="has ended"):
             await one.record(step("k", State.INTENT, attempt=1))

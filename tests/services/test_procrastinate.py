@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -19,7 +18,8 @@ from kling_async.emulator import Emulator
 from kling_async.integrations.procrastinate import KlingTasks, install
 from kling_async.ledger.postgres import PostgresLedger
 from support import postgres
-from support.workers import asked, check, counts, fleet, settled, until
+from support.patience import PATIENCE_S
+from support.workers import asked, check, counts, fleet, portions, settled, until
 
 pytestmark = pytest.mark.anyio
 
@@ -46,21 +46,22 @@ async def application(url: str) -> AsyncIterator[KlingTasks]:
 async def test_kill_9_of_procrastinate_workers_pays_once_and_loses_nothing(database: str) -> None:
     rng = random.Random(SEED)
     async with application(database) as tasks, fleet("procrastinate_worker.py") as workers:
-        assert await tasks.enqueue(asked(JOBS), batch="b") == JOBS
-        assert await tasks.enqueue(asked(JOBS), batch="b") == 0
         for _ in range(2):
             await workers.start(database)
-        await until(database, lambda found: found[State.SUBMITTED] > 0, within=60)
-        for _ in range(KILLS):
-            await anyio.sleep(0.2 + rng.random())
-            await workers.end(rng.choice(workers.processes), signal.SIGKILL)
+        for portion in portions(JOBS, KILLS):
+            held = workers.hold()
+            assert await tasks.enqueue(asked(portion), batch="b") == len(portion)
+            victim = await workers.holder(database, held)
+            await anyio.sleep(rng.random())
+            await workers.kill(victim, database)
             await workers.start(database)
-        await until(database, settled(JOBS), within=60 + JOBS / 2)
+        assert await tasks.enqueue(asked(range(JOBS)), batch="b") == 0
+        await until(database, settled(JOBS), jobs=JOBS)
         print(f"seed {SEED}, {KILLS} kills, {counts(database)}")
         check(database, workers.emulator, JOBS)
         retried = "SELECT 1 FROM procrastinate_events WHERE type = 'deferred_for_retry'"
         assert postgres.rows(database, retried), "no worker died with a job in its hands"
-        with anyio.fail_after(5):
+        with anyio.fail_after(PATIENCE_S):
             row = await tasks.outcome("job-0", batch="b")
         assert row.state is State.COMPLETED
 

@@ -16,10 +16,14 @@ from kling_async import ConfigurationError, Job, RateLimiterError, SkippedError
 from kling_async.limits import ListeningRateLimiter
 from kling_async.limits.shared import SharedStartsPerWindow
 from kling_async.testing import check_rate_limiter
+from support.patience import PATIENCE_S
 from support.redis import RedisServer
 from support.service import IMAGE, Service, open_session
 
 pytestmark = pytest.mark.anyio
+
+GONE = -2
+"""What Redis says of the time that a key lasts which is not there; -1 of one that lasts for ever."""
 
 
 @pytest.fixture
@@ -92,29 +96,42 @@ async def test_four_processes_share_rate(redis: Redis, server: RedisServer) -> N
         assert [await process.wait() for process in processes] == [0, 0, 0, 0]
     assert len(seen) == 180
     print(f"\nfour processes at 50 a second: at most {most_in_any(1.0, seen)} in any second, by Redis's clock")
-    assert 45 < most_in_any(1.0, seen) <= 51
-    assert seen[-1] - seen[0] < 10, "all allowed starts happen"
+    assert most_in_any(1.0, seen) <= 51
+
+
+async def test_limiters_of_one_key_grant_all_starts_and_no_more(limiters: Limiters, redis: Redis) -> None:
+    several = [limiters(50, 3600.0, "account") for _ in range(4)]
+    asking = [asyncio.create_task(limiter.acquire()) for limiter in several for _ in range(45)]
+    with anyio.fail_after(PATIENCE_S):
+        while sum(one.done() for one in asking) < 50:  # noqa: ASYNC110 -- tasks of several limiters
+            await anyio.sleep(0.01)
+    assert await redis.zcard("account") == 50
+    for one in asking:
+        one.cancel()
+    await asyncio.wait(asking)
+    assert sum(not one.cancelled() for one in asking) == 50
 
 
 @pytest.mark.parametrize("starts", [1, 3])
 async def test_shared_limiter_satisfies_contract(limiters: Limiters, starts: int) -> None:
-    await check_rate_limiter(lambda: limiters(starts, 0.4), starts=starts, per=0.4)
+    # The contract allows half of it for a start that is due: a connection to Redis and a script, on a busy machine.
+    await check_rate_limiter(lambda: limiters(starts, 2.0), starts=starts, per=2.0)
     assert isinstance(limiters(1, 1.0), ListeningRateLimiter)
 
 
 async def test_limiters_share_rate_by_key(limiters: Limiters) -> None:
-    here, there, elsewhere = limiters(1, 60.0, "one"), limiters(1, 60.0, "one"), limiters(1, 60.0, "other")
+    here, there, elsewhere = (limiters(1, 3600.0, key) for key in ("one", "one", "other"))
     await here.acquire()
     with anyio.move_on_after(0.3) as scope:
         await there.acquire()
     assert scope.cancelled_caught
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE_S):
         await elsewhere.acquire()
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["asyncio", "anyio"])
 async def test_cancelled_acquire_returns_granted_start(limiters: Limiters, redis: Redis, *, native: bool) -> None:
-    limiter = limiters(2, 60.0, "account")
+    limiter = limiters(2, 3600.0, "account")
     await limiter.acquire()
     scope = anyio.CancelScope()
 
@@ -122,53 +139,65 @@ async def test_cancelled_acquire_returns_granted_start(limiters: Limiters, redis
         with scope:
             await limiter.acquire()
 
-    await redis.client_pause(300)
+    # Redis takes what would write, and does not do it yet.
+    await redis.client_pause(3_600_000, all=False)
     asking = asyncio.create_task(acquire())
-    await anyio.sleep(0.1)
+    with anyio.fail_after(PATIENCE_S):
+        while not (await redis.info("clients"))["blocked_clients"]:  # noqa: ASYNC110 -- polls
+            await anyio.sleep(0.01)
     if native:
         asking.cancel()
     else:
         scope.cancel()
+    await anyio.sleep(0.01)
+    await redis.client_unpause()
     await asyncio.wait([asking])
     assert asking.cancelled() is native
     assert await redis.zcard("account") == 1
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE_S):
         await limiter.acquire()
     assert await redis.zcard("account") == 2
 
 
 async def test_log_is_trimmed_and_expires(limiters: Limiters, redis: Redis) -> None:
     limiter = limiters(2, 0.1, "account")
+    lengths = []
     for _ in range(7):
         await limiter.acquire()
-    assert 1 <= await redis.zcard("account") <= 2
-    assert 0 < await redis.pttl("account") <= 1100
+        lengths.append(await redis.zcard("account"))
+    # A machine that stands still for a second finds nothing: it has gone away.
+    assert 1 <= max(lengths) <= 2
+    lasts = await redis.pttl("account")
+    assert lasts == GONE or 0 < lasts <= 1100
 
 
 async def test_penalize_pauses_all_sharers(limiters: Limiters, redis: Redis) -> None:
     here, there = limiters(5, 1.0, "account"), limiters(5, 1.0, "account")
     await here.penalize(None)
     assert not await redis.exists("account:held")
+    await here.penalize(3600.0)
+    assert 0 < await redis.pttl("account:held") <= 3_600_000
+    with anyio.move_on_after(0.3) as scope:
+        await there.acquire()
+    assert scope.cancelled_caught
     await here.penalize(1.0)
-    assert await redis.exists("account:held")
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         await there.acquire()
     assert not await redis.exists("account:held")
 
 
-async def test_acquire_survives_redis_restart(limiters: Limiters, server: RedisServer) -> None:
-    limiter = limiters(1, 0.5, "account", patience=30)
+async def test_acquire_survives_redis_restart(limiters: Limiters, server: RedisServer, redis: Redis) -> None:
+    limiter = limiters(1, 0.5, "account", patience=PATIENCE_S)
     await limiter.acquire()
     server.stop()
     waiting = [asyncio.create_task(limiter.acquire()) for _ in range(2)]
     await anyio.sleep(0.7)
     assert not any(task.done() for task in waiting), "no start without Redis, though the window is over"
     await server.start()
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE_S):
         await waiting[0]
-    assert not waiting[1].done()
-    with anyio.fail_after(20):
         await waiting[1]
+    assert await redis.zcard("account") <= 1, "the second start waited until the first had left the window"
 
 
 async def test_unreachable_redis_fails_all_waiters(limiters: Limiters, server: RedisServer) -> None:
@@ -184,7 +213,7 @@ async def test_unreachable_redis_fails_all_waiters(limiters: Limiters, server: R
         return await attempt()
 
     limiter._try_acquire = counted  # type: ignore[method-assign]  # counts
-    with anyio.fail_after(30):
+    with anyio.fail_after(PATIENCE_S):
         ends = await asyncio.gather(*(limiter.acquire() for _ in range(50)), return_exceptions=True)
     assert {type(end) for end in ends} == {RateLimiterError}
     assert "nothing was started" in str(ends[0])
@@ -192,7 +221,7 @@ async def test_unreachable_redis_fails_all_waiters(limiters: Limiters, server: R
     assert attempts < 10, "waiters fail together, not one after another"
     limiter._try_acquire = attempt  # type: ignore[method-assign]  # as it was
     await server.start()
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         await limiter.acquire()
 
 
@@ -201,7 +230,7 @@ async def test_unreachable_redis_stops_batch_unsent(limiters: Limiters, server: 
     service = Service()
     async with open_session(service, rate_limiter=limiters(1000, 1.0, patience=0.2)) as kling:
         jobs = (Job(prompt=f"{number}", image=IMAGE) for number in range(200))
-        with anyio.fail_after(30):
+        with anyio.fail_after(PATIENCE_S):
             async with kling.batch(jobs, window=20) as batch:
                 errors = [outcome.error async for outcome in batch]
     assert service.paid == []
@@ -214,7 +243,7 @@ async def test_wrong_password_fails_at_once_and_is_not_quoted() -> None:
     async with RedisServer("--requirepass", "the-right-one") as server:
         url = server.url.replace("unix://", "unix://:the-wrong-one@")
         async with SharedStartsPerWindow(url, 1, patience=1000) as limiter:
-            with anyio.fail_after(20), pytest.raises(RateLimiterError, match="refuses") as caught:
+            with anyio.fail_after(PATIENCE_S), pytest.raises(RateLimiterError, match="refuses") as caught:
                 await limiter.acquire()
             for text in (str(caught.value), repr(caught.value), repr(limiter), str(caught.value.__cause__)):
                 assert "the-wrong" not in text

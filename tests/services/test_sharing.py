@@ -28,18 +28,23 @@ from kling_async.integrations.fastapi import JobDesk
 from kling_async.ledger.postgres import PostgresLedger
 from kling_async.webhooks import aiohttp_handler
 from support import postgres
+from support.patience import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 
 LEVEL = Level("test", 1_000_000, 3)
+LEASE = 600.0
+"""Seconds; none ends by itself while a test runs. Those that are to end are ended by `postgres.end_leases`."""
+RARELY = 3600.0
+"""Seconds between two looks for news: what comes sooner was brought by a notification."""
 
 
 def job(name: str) -> Job:
     return Job(model="kling-v2.1-pro", prompt=name, image="https://p.example/face.png")
 
 
-def session(emulator: Emulator, url: str, *, poll: float = 0.2, lease: float = 30.0, **options: Any) -> KlingSession:
-    options = {"level": LEVEL, "ledger": PostgresLedger(url, lease=lease, poll=poll), **options}
+def session(emulator: Emulator, url: str, *, poll: float = 0.2, **options: Any) -> KlingSession:
+    options = {"level": LEVEL, "ledger": PostgresLedger(url, lease=LEASE, poll=poll), **options}
     return KlingSession(emulator.api_key, base_url=emulator.base_url, clock=emulator.clock, **options)
 
 
@@ -58,11 +63,15 @@ async def working(kling: KlingSession, **options: Any) -> AsyncIterator[None]:
         tasks.cancel_scope.cancel()
 
 
-async def died(kling: KlingSession) -> None:
-    """What is left of a session whose process was killed: nothing is handed over."""
+def ledger_of(kling: KlingSession) -> PostgresLedger:
     ledger = kling._engine.ledger
     assert isinstance(ledger, PostgresLedger)
-    desk = ledger._desk
+    return ledger
+
+
+async def died(kling: KlingSession, url: str) -> None:
+    """What is left of a session whose process was killed, when its lease has ended: nothing is handed over."""
+    desk = ledger_of(kling)._desk
     desk.is_open = False
     for task in desk._tasks:
         task.cancel()
@@ -70,6 +79,7 @@ async def died(kling: KlingSession) -> None:
     if desk._flushing is not None:
         await desk._flushing
     await desk._link.aclose()
+    postgres.end_leases(url, desk.me)
 
 
 @asynccontextmanager
@@ -86,9 +96,9 @@ async def told(kling: KlingSession) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-async def until(url: str, state: State, count: int, *, within: float = 40.0) -> None:
+async def until(url: str, state: State, count: int) -> None:
     query = "SELECT count(*) FROM kling_job WHERE state = %s"
-    with anyio.fail_after(within):
+    with anyio.fail_after(PATIENCE_S):
         while await anyio.to_thread.run_sync(postgres.rows, url, query, state.value) != [(count,)]:  # noqa: ASYNC110 -- another process's
             await anyio.sleep(0.05)
 
@@ -103,8 +113,7 @@ async def test_doubts_that_take_long_keep_no_new_job_waiting(database: str) -> N
         postgres.rows(database, "UPDATE kling_job SET started_at = started_at - interval '1 hour'")
         # As many doubts as slots, and a day until anything is shown.
         async with session(emulator, database, grace=86_400) as kling, working(kling, again=0.2):
-            ledger = kling._engine.ledger
-            assert isinstance(ledger, PostgresLedger)
+            ledger = ledger_of(kling)
             await ledger.enqueue(
                 "b", [(key, await kling._engine.contents.read(job(key), "b"), job(key).model) for key in "xyz"], at=0.0
             )
@@ -114,32 +123,33 @@ async def test_doubts_that_take_long_keep_no_new_job_waiting(database: str) -> N
 
 async def test_what_a_dead_session_ran_keeps_no_slot_from_the_others(database: str) -> None:
     """No worker is there, nor does a session open after it: those that are open follow what it left."""
-    async with emulated(timing=20.0) as emulator, session(emulator, database, lease=1.2) as other:
-        async with session(emulator, database, lease=1.2) as one:
+    async with emulated(timing=20.0) as emulator, session(emulator, database) as other:
+        async with session(emulator, database) as one:
             running = [await one.submit(job(f"{number}"), key=f"left-{number}") for number in range(3)]
-            await died(one)
+            await died(one, database)
         assert len(running) == 3
-        with anyio.fail_after(30):
+        await ledger_of(other)._desk.beat()
+        with anyio.fail_after(PATIENCE_S):
             await other.generate(job("new"), key="new")
         await until(database, State.COMPLETED, 4)
         assert len(emulator.charges()) == 4
 
 
-RARELY = WatchPolicy(price=1e6, least=86_000, most=86_400, pages=False, deliveries=1.0, scouts=False)
+UNWATCHED = WatchPolicy(price=1e6, least=86_000, most=86_400, pages=False, deliveries=1.0, scouts=False)
 """Nothing is read in the time of a test."""
 
 
 async def test_a_webhook_that_reaches_one_session_wakes_who_waits_in_another(database: str) -> None:
     async with (
         emulated(timing=20.0) as emulator,
-        session(emulator, database, poll=60.0) as receiving,
+        session(emulator, database, poll=RARELY) as receiving,
         told(receiving) as url,
-        session(emulator, database, poll=60.0, webhook_url=url, watch=RARELY) as waiting,
+        session(emulator, database, poll=RARELY, webhook_url=url, watch=UNWATCHED) as waiting,
     ):
-        ledger = PostgresLedger(database, poll=60.0)
+        ledger = PostgresLedger(database, poll=RARELY)
         await ledger.open()
         accepted = await waiting.submit(job("told"), key="k")
-        with anyio.fail_after(30):
+        with anyio.fail_after(PATIENCE_S):
             async with anyio.create_task_group() as tasks:
                 # Such as a web handler that waits for what a worker makes.
                 tasks.start_soon(ledger.outcome, "", "k")
@@ -153,12 +163,12 @@ async def test_a_webhook_that_reaches_one_session_settles_the_doubt_of_another(d
     """Nothing is echoed, and others use the key: without the token it could only be held."""
     async with (
         emulated(timing=20.0, input_echo=False) as emulator,
-        session(emulator, database, poll=60.0) as receiving,
+        session(emulator, database, poll=RARELY) as receiving,
         told(receiving) as url,
-        session(emulator, database, poll=60.0, webhook_url=url, watch=RARELY, grace=86_400) as waiting,
+        session(emulator, database, poll=RARELY, webhook_url=url, watch=UNWATCHED, grace=86_400) as waiting,
     ):
         emulator.faults.add("submit", faults.AcceptThenDrop(), times=1)
-        with anyio.fail_after(30):
+        with anyio.fail_after(PATIENCE_S):
             assert (await waiting.generate(job("told"), key="k")).output
         assert len(emulator.charges()) == 1
 
@@ -167,18 +177,21 @@ async def test_a_paid_id_that_could_not_be_written_down_is_when_the_database_is_
     async with (
         emulated(timing=60.0, input_echo=False) as emulator,
         anyio.create_task_group() as tasks,
-        session(emulator, database, lease=2.0) as other,
+        session(emulator, database) as other,
     ):
         wire = postgres.Cut(database)
         await tasks.start(wire.serve)
-        ledger = PostgresLedger(wire.url, lease=2.0, poll=0.2, patience=0.1)
+        ledger = PostgresLedger(wire.url, lease=LEASE, poll=0.2, patience=0.1)
         async with session(emulator, database, ledger=ledger) as kling:
             # Answered when the wire has been cut, and given up before it is mended.
             emulator.faults.add("submit", faults.Delay(40.0, accepted=True), times=1)
             submitted = asyncio.create_task(kling.submit(job("paid"), key="k"))
             await until(database, State.INTENT, 1)
+            ledger._desk._link._within = 0.5
             wire.cut()
             prediction = await submitted
+            postgres.end_leases(database, ledger._desk.me)
+            await ledger_of(other)._desk.beat()
             await until(database, State.UNCERTAIN, 1)
             wire.mend()
             await until(database, State.COMPLETED, 1)
@@ -212,8 +225,7 @@ async def test_a_budget_holds_for_all_sessions_together(database: str) -> None:
 async def test_a_budget_holds_for_all_workers_together(database: str) -> None:
     async with emulated() as emulator:
         async with session(emulator, database) as kling:
-            ledger = kling._engine.ledger
-            assert isinstance(ledger, PostgresLedger)
+            ledger = ledger_of(kling)
             jobs = [
                 (f"{key}", await kling._engine.contents.read(job(f"{key}"), "b"), job("x").model) for key in range(12)
             ]
@@ -236,8 +248,7 @@ async def test_a_failed_job_that_was_to_be_paid_again_is_by_the_next_worker(data
         emulator.faults.add("submit", faults.FailTask(code=5000, seconds=1), times=1)
         emulator.faults.add("submit", faults.FailTask(code=1402, seconds=1), times=1)
         async with session(emulator, database, retry_failed=1) as kling, working(kling):
-            ledger = kling._engine.ledger
-            assert isinstance(ledger, PostgresLedger)
+            ledger = ledger_of(kling)
             jobs = [(key, await kling._engine.contents.read(job(key), "b"), job(key).model) for key in "ab"]
             await ledger.enqueue("b", jobs, at=0.0)
             await until(database, State.FAILED, 2)
@@ -266,7 +277,7 @@ async def test_any_process_answers_for_any_key(database: str) -> None:
         assert not taken.ended
         with pytest.raises(KeyReusedError):
             await there.submit(job("b"), key="a")
-        async with asyncio.timeout(20):
+        with anyio.fail_after(PATIENCE_S):
             # The same job again, to the other process: waited for, and not paid for once more.
             again = await there.generate(job("a"), key="a")
             assert (await here.generate(job("a"), key="a")).id == again.id

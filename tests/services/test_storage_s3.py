@@ -22,6 +22,7 @@ from kling_async.emulator import Emulator
 from kling_async.storage import Fields, Target, _objects
 from support.object_stores import KEY_ID, SECRET, S3Server, moto, rclone
 from support.outputs import SHORT, VIDEO, Host, output_host
+from support.patience import PATIENCE_S
 from support.pictures import png
 from support.videos import mp4
 
@@ -246,7 +247,7 @@ async def test_cancellation_during_put_leaves_nothing(video: bytes, host: Host, 
         store = S3Server("silent", endpoint, writes_once=False).store()
         before = asyncio.all_tasks()
         task = asyncio.create_task(host.save(target(store)))
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_S):
             await asked.wait()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -279,7 +280,7 @@ async def test_killed_process_leaves_no_temporary_file(host: Host, tmp_path: Pat
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
     process = await anyio.open_process([sys.executable, "-c", KILLED, host.url], env=environment, stderr=None)
     async with process:
-        with anyio.fail_after(30):
+        with anyio.fail_after(PATIENCE_S):
             await stopped.wait()
         process.kill()
     assert list(tmp_path.iterdir()) == []

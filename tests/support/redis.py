@@ -14,6 +14,8 @@ import anyio
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, RedisError
 
+from support.patience import PATIENCE_S
+
 
 def redis_server() -> str:
     """The program: of the wheel beside this Python, or the system's."""
@@ -54,7 +56,7 @@ class RedisServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE_S):
             while not await self._answers():
                 assert self._process.poll() is None, "redis-server did not start"
                 await anyio.sleep(0.02)
@@ -70,7 +72,7 @@ class RedisServer:
         """As by a crash."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(PATIENCE_S)
             self._process = None
             self._socket.unlink(missing_ok=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -14,14 +15,17 @@ import anyio
 import attrs
 
 from kling_async import Job, State
-from kling_async.emulator import Emulator, faults
+from kling_async.emulator import Call, Emulator, ManualClock, faults
 from kling_async.emulator.predictions import PredictionRecord
 from support import postgres
+from support.patience import PATIENCE_S
 
 SUPPORT = Path(__file__).parent
 CAP = 25
 """Predictions that may run at once on the account."""
-LEASE = 1.0
+LEASE = 8.0
+"""Seconds: workers look four times as often for those whose lease has ended, which a kill here makes at once."""
+UNANSWERED_S = 86_400.0
 
 
 def peak(records: Iterable[PredictionRecord]) -> int:
@@ -55,6 +59,31 @@ class Fleet:
         assert (await process.stdout.receive()).startswith(b"open")
         return process
 
+    def hold(self) -> list[str]:
+        """Have the next paid request accepted and not answered; its job's key is in the list once it has come."""
+        held: list[str] = []
+
+        def remember(call: Call) -> bool:
+            held.append(str(call.body["prompt"]).replace("number ", "job-"))
+            return True
+
+        self.emulator.faults.add("submit", faults.Delay(UNANSWERED_S, accepted=True), when=remember)
+        return held
+
+    async def holder(self, url: str, held: list[str]) -> anyio.abc.Process:
+        """The worker that waits for the answer that was held back."""
+        with anyio.fail_after(PATIENCE_S):
+            while not held:  # noqa: ASYNC110 -- from another process
+                await anyio.sleep(0.02)
+        query = "SELECT w.name FROM kling_job j JOIN kling_worker w ON w.id = j.owner WHERE j.key = %s"
+        ((name,),) = postgres.rows(url, query, held[0])
+        return next(process for process in self.processes if name == name_of(process))
+
+    async def kill(self, process: anyio.abc.Process, url: str) -> None:
+        """Kill it, and let its lease end."""
+        await self.end(process, signal.SIGKILL)
+        postgres.end_leases(url, name_of(process))
+
     async def end(self, process: anyio.abc.Process, number: signal.Signals) -> int:
         process.send_signal(number)
         status = await process.wait()
@@ -63,15 +92,26 @@ class Fleet:
         return status
 
 
+def name_of(process: anyio.abc.Process) -> str:
+    """The worker's name in the ledger."""
+    return f"{socket.gethostname()}:{process.pid}"
+
+
 @asynccontextmanager
 async def fleet(
-    program: str = "shared_worker.py", *, echo: bool = True, seconds: float = 0.7, lease: float = LEASE
+    program: str = "shared_worker.py",
+    *,
+    echo: bool = True,
+    seconds: float = 0.7,
+    lease: float = LEASE,
+    clock: ManualClock | None = None,
 ) -> AsyncIterator[Fleet]:
     async with Emulator(
-        level="ultra", profile="tiny", timing=seconds, balance=1e6, input_echo=echo, downloads=False
+        level="ultra", profile="tiny", timing=seconds, balance=1e6, input_echo=echo, downloads=False, clock=clock
     ) as emulator:
-        # Answers take a moment, so that kills meet submits on their way.
-        emulator.faults.add("submit", faults.Delay(0.3, accepted=True), times=None)
+        if clock is None:
+            # Answers take a moment, so that kills meet submits on their way.
+            emulator.faults.add("submit", faults.Delay(0.3, accepted=True), times=None)
         made = Fleet(emulator, program, lease)
         try:
             yield made
@@ -80,11 +120,10 @@ async def fleet(
                 await made.end(process, signal.SIGKILL)
 
 
-def asked(jobs: int) -> list[tuple[str, Job]]:
-    """Jobs, each told apart by its prompt."""
+def asked(jobs: Iterable[int]) -> list[tuple[str, Job]]:
+    """Jobs of these numbers, each told apart by its prompt."""
     return [
-        (f"job-{number}", Job(prompt=f"number {number}", image=f"https://p.example/{number}.png"))
-        for number in range(jobs)
+        (f"job-{number}", Job(prompt=f"number {number}", image=f"https://p.example/{number}.png")) for number in jobs
     ]
 
 
@@ -93,7 +132,14 @@ def counts(url: str) -> Counter[State]:
     return Counter({State(str(state)): int(str(count)) for state, count in found})
 
 
-async def until(url: str, done: Callable[[Counter[State]], bool], *, within: float) -> None:
+def portions(jobs: int, count: int) -> list[range]:
+    """The numbers of the jobs in so many portions."""
+    return [range(jobs * number // count, jobs * (number + 1) // count) for number in range(count)]
+
+
+async def until(url: str, done: Callable[[Counter[State]], bool], *, jobs: int = 0) -> None:
+    """Wait until the ledger has so many jobs in the states; a second for each of `jobs` more than for anything else."""
+    within = PATIENCE_S + jobs
     deadline = anyio.current_time() + within
     while not done(found := await anyio.to_thread.run_sync(counts, url)):
         assert anyio.current_time() < deadline, f"after {within} s: {found}"
