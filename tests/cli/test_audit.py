@@ -16,6 +16,7 @@ from kling_async._core.content import Content, content_of
 from kling_async.cli.audit import _Bill, _Job, _record_refund
 from kling_async.errors import LedgerError
 from kling_async.ledger import Entry, Row, SQLiteLedger, State
+from support.patience import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 
@@ -57,7 +58,7 @@ async def after_refund(path: Path, *, then: Entry | None = None, refuses: bool =
         bill, kling = _Bill(), SimpleNamespace(_engine=SimpleNamespace(ledger=ledger))
         bill._lines["p1"] = [Billing(id="b1", kind="refund", price=USD, prediction_id="p1")]
         untyped: Any = kling
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_S):
             await _record_refund(untyped, _Job(row, {"p1": 1.0}), bill)
         found = await ledger.find("spring", "a")
         assert found is not None

@@ -20,6 +20,7 @@ from kling_async.cli.choices import LevelChoice, ProviderChoice
 from kling_async.cli.models import models
 from kling_async.providers import PROVIDERS
 from support.cli import Cli, jobs
+from support.patience import PATIENCE_S
 
 COMMANDS = (
     "demo",
@@ -219,6 +220,6 @@ def test_closed_pipe_prints_no_traceback(cli: Cli) -> None:
     process = cli.start("models")
     assert process.stdout is not None
     process.stdout.close()
-    process.wait(20)
+    process.wait(PATIENCE_S)
     with process:
         assert process.returncode in {0, 1}

@@ -18,6 +18,7 @@ from kling_async._images.preflight import preflight
 from kling_async.cli.demo import _PICTURE_NAMES, _PICTURES, plan_jobs
 from kling_async.manifest import read_manifest
 from support.cli import Cli
+from support.patience import PATIENCE_S
 
 
 def test_quick_demo_makes_real_videos(cli: Cli) -> None:
@@ -87,11 +88,11 @@ def test_start_and_end_frames_differ() -> None:
     [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)],
 )
 def test_interrupted_demo_exits_cleanly(cli: Cli, numbers: tuple[signal.Signals, ...]) -> None:
-    with cli.start("demo", "--out", "kling-demo", "--speed", "10") as process:
+    with cli.start("demo", "--out", "kling-demo", "--speed", "1") as process:
         cli.wait_for(process, "accepted")
         for number in numbers:
             process.send_signal(number)
-        rest, _ = process.communicate(timeout=20)
+        rest, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert "Nothing was spent" in rest
     assert "Traceback" not in rest
@@ -108,7 +109,7 @@ def test_emulator_prints_exports_and_answers(cli: Cli) -> None:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as reply:
             assert json.load(reply)["data"]["balance"] == 1000
         process.send_signal(signal.SIGTERM)
-        rest, _ = process.communicate(timeout=10)
+        rest, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     assert "The emulator has ended." in rest
 
@@ -125,7 +126,7 @@ def test_emulator_chaos_option_sets_fault_rate(cli: Cli) -> None:
         ) as reply:
             told = json.load(reply)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=10)
+        process.communicate(timeout=PATIENCE_S)
     assert (told["rate"], told["seed"]) == (0.25, 7)
     assert cli("emulator", "--chaos", "2").returncode == 2
 
@@ -138,7 +139,7 @@ def test_emulator_reports_port_in_use(cli: Cli) -> None:
         assert port is not None
         second = cli(*words, port[1])
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=10)
+        process.communicate(timeout=PATIENCE_S)
     assert second.returncode == 2
     assert "Traceback" not in second.stderr
     assert f"port {port[1]} or 0 on 127.0.0.1 is already in use" in second.stderr

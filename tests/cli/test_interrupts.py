@@ -9,7 +9,11 @@ import time
 import pytest
 
 from support.cli import Cli
+from support.patience import PATIENCE_S
 
+UNENDING_S = 3600.0
+APART_S = 0.5
+"""Seconds between the effect of a press and the next one, which is then another press."""
 SCRIPT = textwrap.dedent(
     """
     import asyncio
@@ -18,7 +22,7 @@ SCRIPT = textwrap.dedent(
     async def work():
         print("working", flush=True)
         try:
-            await asyncio.sleep(60)
+            await asyncio.sleep(3600)
         except asyncio.CancelledError:
             took_interrupt()
         print("closing", flush=True)
@@ -47,7 +51,7 @@ DRAINING = textwrap.dedent(
                 print("working", flush=True)
                 await empty.wait()
             print("empty", flush=True)
-            await asyncio.sleep(60)
+            await asyncio.sleep(3600)
         except asyncio.CancelledError:
             took_interrupt()
         print("closed", flush=True)
@@ -74,35 +78,37 @@ def test_repeated_signals_do_not_cut_closing_short(cli: Cli, number: signal.Sign
         cli.wait_for(process, "working")
         process.send_signal(number)
         cli.wait_for(process, "closing")
-        for _ in range(3):
-            process.send_signal(number)
-        out, err = process.communicate(timeout=20)
+        cli.twice(process, number)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert (out, process.returncode) == ("closed\n", 130)
     assert "Traceback" not in err
 
 
 def test_third_ctrl_c_exits_at_once(cli: Cli) -> None:
-    with start(cli, 60.0) as process:
+    with start(cli, UNENDING_S) as process:
         cli.wait_for(process, "working")
-        for _ in range(3):
-            process.send_signal(signal.SIGINT)
-            time.sleep(0.5)
-        out, err = process.communicate(timeout=20)
-    assert (out, process.returncode) == ("closing\n", 130)
-    assert err == "\nClosing: sent jobs are being recorded. Ctrl-C again gives that up.\nGiven up.\n"
+        process.send_signal(signal.SIGINT)
+        cli.wait_for(process, "closing")
+        time.sleep(APART_S)
+        process.send_signal(signal.SIGINT)
+        said = cli.wait_for(process, "Closing", errors=True)
+        time.sleep(APART_S)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE_S)
+    assert (out, process.returncode) == ("", 130)
+    assert said + err == "\nClosing: sent jobs are being recorded. Ctrl-C again gives that up.\nGiven up.\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_first_signal_drains_and_second_cancels(cli: Cli, number: signal.Signals) -> None:
-    with start(cli, 60.0, DRAINING) as process:
+    with start(cli, UNENDING_S, DRAINING) as process:
         cli.wait_for(process, "working")
-        process.send_signal(number)
-        process.send_signal(number)  # as some terminals do
+        cli.twice(process, number)
         cli.wait_for(process, "draining")
-        time.sleep(0.5)
+        time.sleep(APART_S)
         assert process.poll() is None
         process.send_signal(number)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert (out, err, process.returncode) == ("closed\n", "", 130)
 
 
@@ -111,15 +117,15 @@ def test_signal_after_drain_cancels(cli: Cli) -> None:
         cli.wait_for(process, "working")
         process.send_signal(signal.SIGINT)
         cli.wait_for(process, "empty")
-        time.sleep(0.5)
+        time.sleep(APART_S)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert (out, err, process.returncode) == ("closed\n", "", 130)
 
 
 def test_sighup_cancels_without_drain(cli: Cli) -> None:
-    with start(cli, 60.0, DRAINING) as process:
+    with start(cli, UNENDING_S, DRAINING) as process:
         cli.wait_for(process, "working")
         process.send_signal(signal.SIGHUP)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert (out, err, process.returncode) == ("closed\n", "", 130)

@@ -17,9 +17,11 @@ import anyio
 import pytest
 from anyio.to_thread import run_sync
 
-from kling_async.emulator import Emulator, faults
+from kling_async.emulator import Emulator, ManualClock, ScaledClock, faults
 from kling_async.ledger import State, read_ledger
 from support.cli import Cli, jobs
+from support.manual import running
+from support.patience import PATIENCE_S
 from support.pictures import jpeg
 
 
@@ -33,8 +35,9 @@ def at(emulator: Emulator) -> dict[str, str]:
     }
 
 
-def service(*, speed: float = 100.0, timing: float = 60.0) -> Emulator:
-    return Emulator(speed=speed, timing=timing, profile="tiny")
+def service(*, timing: float = 60.0, clock: ManualClock | None = None) -> Emulator:
+    """Fast, or by a clock on which nothing ends before the test lets it."""
+    return Emulator(clock=clock or ScaledClock(100.0), timing=timing, profile="tiny")
 
 
 def manifest(folder: Path, *rows: Mapping[str, object]) -> str:
@@ -132,7 +135,8 @@ async def test_gptproto_receives_inline_pictures(cli: Cli) -> None:
 @pytest.mark.anyio
 async def test_second_interrupt_lists_running_ids_and_fetch_saves_them(cli: Cli, number: signal.Signals) -> None:
     path = manifest(cli.folder, *({"key": f"job-{number}"} for number in range(3)))
-    async with service(speed=20, timing=80.0) as emulator:
+    clock = ManualClock(time.time())
+    async with service(clock=clock) as emulator:
         env = at(emulator)
         process = cli.start("run", path, "--out", "videos", "--level", "gold", **env)
         with process:
@@ -154,6 +158,7 @@ async def test_second_interrupt_lists_running_ids_and_fetch_saves_them(cli: Cli,
         assert "Traceback" not in rest
         assert videos(cli.folder / "videos") == set()
         (command,) = [line for line in rest.splitlines() if line.startswith("  kling-async fetch ")]
+        await clock.advance(100.0)
         fetched = await call(cli, *command.split()[1:], **env)
         assert fetched.returncode == 0
         assert videos(cli.folder / "videos") == {"job-0.mp4", "job-1.mp4", "job-2.mp4"}
@@ -169,7 +174,7 @@ async def test_interrupt_leaves_no_partial_video(cli: Cli) -> None:
         emulator.faults.add("output", faults.SlowBody(seconds=6000.0), after=1, times=None)
         with cli.start("run", path, "--out", "videos", "--level", "gold", **at(emulator)) as process:
             await run_sync(cli.wait_for, process, "saved")
-            with anyio.fail_after(20):
+            with anyio.fail_after(PATIENCE_S):
                 await run_sync(_until_there, cli.folder / "videos", ".*.part", abandon_on_cancel=True)
             await run_sync(cli.stop, process)
             rest, _ = await run_sync(process.communicate)
@@ -185,14 +190,16 @@ async def test_interrupt_leaves_no_partial_video(cli: Cli) -> None:
 async def test_first_interrupt_drains_and_resume_sends_rest(cli: Cli) -> None:
     path = manifest(cli.folder, *({"key": f"job-{number}"} for number in range(6)))
     options = ("--out", "videos", "--level", "gold", "--max-in-flight", "2")
-    async with service(speed=20, timing=30.0) as emulator:
+    clock = ManualClock(time.time())
+    async with service(clock=clock) as emulator:
         env = at(emulator)
         with cli.start("run", path, *options, **env) as process:
             for _ in range(2):
                 await run_sync(cli.wait_for, process, "accepted")
-            process.send_signal(signal.SIGINT)
-            process.send_signal(signal.SIGINT)  # as some terminals do
-            rest, _ = await run_sync(process.communicate)
+            cli.twice(process)
+            rest = await run_sync(cli.wait_for, process, "Draining")
+            async with running(clock, pause=0.02):
+                rest += (await run_sync(process.communicate))[0]
         assert process.returncode == 130
         assert "Draining: 2 running videos are waited for, nothing more is sent. Ctrl-C again stops now.\n" in rest
         assert "Interrupted. 2 of 6 videos in videos, 4 never sent, $0.56 spent" in rest
@@ -207,10 +214,11 @@ async def test_first_interrupt_drains_and_resume_sends_rest(cli: Cli) -> None:
         left = f", without the {6 - len(states)} jobs that only the manifest has:"
         assert left in " ".join(rest.split())
         (command,) = [line for line in rest.splitlines() if line.startswith("  kling-async resume ")]
-        done = await call(cli, *command.split()[1:], **env)
-        assert done.returncode == 0
-        assert len(emulator.charges()) == len(states)
-        done = await call(cli, "run", path, *options, **env)
+        async with running(clock, pause=0.02):
+            done = await call(cli, *command.split()[1:], **env)
+            assert done.returncode == 0
+            assert len(emulator.charges()) == len(states)
+            done = await call(cli, "run", path, *options, **env)
         assert (done.returncode, len(emulator.charges())) == (0, 6)
         assert "6 of 6 videos in videos" in done.stdout
 
@@ -223,7 +231,8 @@ def _until_there(folder: Path, pattern: str) -> None:
 @pytest.mark.anyio
 async def test_same_command_again_continues_without_paying_twice(cli: Cli) -> None:
     path = manifest(cli.folder, *({"key": f"job-{number}"} for number in range(3)))
-    async with service(speed=20, timing=80.0) as emulator:
+    clock = ManualClock(time.time())
+    async with service(clock=clock) as emulator:
         env = at(emulator)
         with cli.start("run", path, "--out", "videos", "--level", "gold", **env) as process:
             for _ in range(2):
@@ -234,7 +243,8 @@ async def test_same_command_again_continues_without_paying_twice(cli: Cli) -> No
         paid = len(emulator.charges())
         assert paid in {2, 3}
         assert "\n  kling-async resume videos/run.db --name jobs --out videos --level gold\n" in rest
-        done = await call(cli, "run", path, "--out", "videos", "--level", "gold", **env)
+        async with running(clock, pause=0.02):
+            done = await call(cli, "run", path, "--out", "videos", "--level", "gold", **env)
         assert done.returncode == 0
         assert f"{paid} jobs of an earlier run of this file in videos/run.db: not paid for again." in done.stdout
         assert videos(cli.folder / "videos") == {"job-0.mp4", "job-1.mp4", "job-2.mp4"}
@@ -300,4 +310,4 @@ def _in_terminal(cli: Cli, path: str, answer: str, *words: str, **env: str) -> t
         pass  # the process has exited
     finally:
         os.close(master)
-    return printed.decode(), process.wait(20)
+    return printed.decode(), process.wait(PATIENCE_S)

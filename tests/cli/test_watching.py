@@ -7,13 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 
 import pytest
 from anyio.to_thread import run_sync
 
-from kling_async.emulator import Emulator, faults
+from kling_async.emulator import Emulator, ManualClock, faults
 from support.cli import Cli, asks_for, jobs
+from support.manual import running
+from support.patience import PATIENCE_S
 from support.pictures import jpeg
 
 pytestmark = pytest.mark.anyio
@@ -46,15 +49,18 @@ async def test_retry_failed_option_sends_job_again_after_service_fault(cli: Cli)
 
 async def test_status_watch_ends_with_run(cli: Cli) -> None:
     path = manifest(cli, "a", "b")
-    async with Emulator(speed=20, timing=80, profile="tiny") as emulator:
-        with cli.start("run", path, "--out", "videos", "--level", "gold", **at(emulator)) as running:
-            await run_sync(cli.wait_for, running, "accepted")
+    clock = ManualClock(time.time())
+    async with Emulator(clock=clock, timing=80, profile="tiny") as emulator:
+        with cli.start("run", path, "--out", "videos", "--level", "gold", **at(emulator)) as writing:
+            for _ in range(2):
+                await run_sync(cli.wait_for, writing, "accepted")
             with cli.start("status", "videos/run.db", "--watch") as watching:
                 seen = await run_sync(cli.wait_for, watching, "running")
                 # Reading does not block the writer, and watching ends with the run.
-                rest, _ = await run_sync(running.communicate)
-                said, _ = await run_sync(partial(watching.communicate, timeout=20))
-            assert (running.returncode, "2 of 2 videos" in rest) == (0, True)
+                async with running(clock, pause=0.02):
+                    rest, _ = await run_sync(writing.communicate)
+                said, _ = await run_sync(partial(watching.communicate, timeout=PATIENCE_S))
+            assert (writing.returncode, "2 of 2 videos" in rest) == (0, True)
     assert watching.returncode == 0
     lines = (seen + said).splitlines()
     assert all(line.startswith("jobs: 2 jobs: ") for line in lines), lines
@@ -66,14 +72,14 @@ async def test_status_watch_ends_with_run(cli: Cli) -> None:
 async def test_status_watch_in_terminal_ends_with_ctrl_c(cli: Cli) -> None:
     path = manifest(cli, "a", "b")
     async with Emulator(speed=1, timing=600, profile="tiny") as emulator:
-        with cli.start("run", path, "--out", "videos", "--level", "gold", **at(emulator)) as running:
-            await run_sync(cli.wait_for, running, "accepted")
-            await run_sync(cli.wait_for, running, "accepted")
+        with cli.start("run", path, "--out", "videos", "--level", "gold", **at(emulator)) as writing:
+            for _ in range(2):
+                await run_sync(cli.wait_for, writing, "accepted")
             shown, status = await run_sync(_watched, cli, "goes on with it")
-            assert running.poll() is None, "the run goes on"
-            await run_sync(cli.stop, running)
-            await run_sync(running.communicate)
-    assert f"Process {running.pid} has this ledger open" in shown
+            assert writing.poll() is None, "the run goes on"
+            await run_sync(cli.stop, writing)
+            await run_sync(writing.communicate)
+    assert f"Process {writing.pid} has this ledger open" in shown
     assert status == 130
     assert "Traceback" not in shown
     assert "\x1b[?25h" in shown  # the cursor is back
@@ -104,4 +110,4 @@ def _watched(cli: Cli, word: str) -> tuple[str, int]:
         pass  # the process has exited
     finally:
         os.close(master)
-    return printed.decode(), process.wait(20)
+    return printed.decode(), process.wait(PATIENCE_S)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from kling_async.emulator.faults import Call
+from support.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +38,7 @@ class Cli:
             capture_output=True,
             text=True,
             check=False,
-            timeout=50,
+            timeout=PATIENCE_S,
         )
 
     def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
@@ -57,15 +58,27 @@ class Cli:
         return [sys.executable, "-m", "kling_async", *words]
 
     @staticmethod
-    def wait_for(process: subprocess.Popen[str], word: str) -> str:
-        """Return the output up to the first line that contains `word`."""
+    def wait_for(process: subprocess.Popen[str], word: str, *, errors: bool = False) -> str:
+        """Return the output, or the error output, up to the first line that contains `word`."""
         printed = ""
-        assert process.stdout is not None
-        for line in process.stdout:
+        lines = process.stderr if errors else process.stdout
+        assert lines is not None
+        for line in lines:
             printed += line
             if word in line:
                 return printed
         raise AssertionError(f"{word!r} was not printed, but {printed}")
+
+    @staticmethod
+    def twice(process: subprocess.Popen[str], number: signal.Signals = signal.SIGINT) -> None:
+        """Send two signals that arrive together, as some terminals do.
+
+        Two equal ones may merge into one, or arrive so late that they count as two presses. The process is stopped
+        while they arrive, and the second is another signal with the same meaning.
+        """
+        other = signal.SIGTERM if number is signal.SIGINT else signal.SIGINT
+        for one in (signal.SIGSTOP, number, other, signal.SIGCONT):
+            process.send_signal(one)
 
     @classmethod
     def stop(cls, process: subprocess.Popen[str], number: signal.Signals = signal.SIGINT) -> str:
