@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import socket
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -119,13 +120,18 @@ async def main() -> None:
     """Serve until interrupted."""
     parser = argparse.ArgumentParser(prog="python -m kling_async.examples.studio", description="Kling in the browser.")
     parser.add_argument("--emulator", action="store_true", help="use an emulator: no key, no cost")
-    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--port", type=int, default=8080, help="0 chooses a free one; default: 8080")
     parser.add_argument(
-        "--folder", type=Path, default=Path("kling-studio"), help="folder for the ledger and the videos"
+        "--folder",
+        type=Path,
+        default=Path("kling-studio"),
+        help="folder for the videos and the ledger; default: kling-studio",
     )
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
+        # It listens before its address is printed: whoever reads the address can connect.
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", given.port)))
         options: dict[str, Any] = {"ledger": given.folder / "studio.db"}
         if given.emulator:
             emulator = await stack.enter_async_context(Emulator(speed=10))
@@ -133,9 +139,11 @@ async def main() -> None:
             options = {"api_key": emulator.api_key, "base_url": emulator.base_url, "clock": emulator.clock}
             options["level"] = "gold"
         app = studio(lambda: KlingSession(**options), given.folder)
-        print(f"Open http://127.0.0.1:{given.port} in your browser; Ctrl-C ends it.", flush=True)  # noqa: T201 -- addressed to the user
-        config = uvicorn.Config(app, port=given.port, log_level="warning", timeout_graceful_shutdown=3)
-        await uvicorn.Server(config).serve()
+        print(f"Videos are saved in {given.folder.resolve()}.")  # noqa: T201 -- addressed to the user
+        port = listening.getsockname()[1]
+        print(f"Open http://127.0.0.1:{port} in your browser; Ctrl-C ends it.", flush=True)  # noqa: T201 -- addressed to the user
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
+        await uvicorn.Server(config).serve([listening])
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ import asyncio
 import gc
 import io
 import json
+import socket
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,12 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from kling_async import Job, KlingSession, Level, NoLimit, State, WatchPolicy, read_ledger
-from kling_async.emulator import Emulator, faults
+from kling_async.emulator import Call, Emulator, ManualClock, faults
 from kling_async.integrations.fastapi import JobDesk, add_error_handlers, lifespan
+from support.manual import running
+from support.patience import PATIENCE_S
 from support.pictures import png
-from support.web import application, served
+from support.web import address, application, listening, served
 from support.webhooks import body_of, signed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -58,7 +62,7 @@ class Site:
             return response.status, await response.json(content_type=None)
 
     async def ended(self, key: str) -> dict[str, Any]:
-        with anyio.fail_after(30):
+        with anyio.fail_after(PATIENCE_S):
             while True:
                 _, status = await self.get(f"/videos/{key}")
                 if status["state"] in {"completed", "failed", "uncertain"}:
@@ -97,11 +101,17 @@ def opener(emulator: Emulator, **options: Any) -> Any:
 
 @asynccontextmanager
 async def site(
-    emulator: Emulator, *, queue: int = 1000, lasts: float = 60.0, port: int = 0, webhooks: bool = False, **options: Any
+    emulator: Emulator,
+    *,
+    queue: int = 1000,
+    lasts: float = 60.0,
+    at: socket.socket | None = None,
+    webhooks: bool = False,
+    **options: Any,
 ) -> AsyncIterator[Site]:
     app = application(opener(emulator, **options), desk=lambda: JobDesk(queue=queue), lasts=lasts, webhooks=webhooks)
     async with (
-        served(app, port=port) as url,
+        served(app, at=at) as url,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http,
     ):
         yield Site(emulator, http, url)
@@ -112,15 +122,27 @@ async def emulated(**options: Any) -> AsyncIterator[Emulator]:
     options = {
         "level": "ultra",
         "profile": "tiny",
-        "speed": 60,
         "balance": 1e6,
         "timing": 20.0,
         "seed": 1,
         "downloads": False,
         **options,
     }
+    if "clock" not in options:
+        options.setdefault("speed", 60)
     async with Emulator(**options) as emulator:
         yield emulator
+
+
+def arrival() -> tuple[anyio.Event, Callable[[Call], bool]]:
+    """Return an event, and a condition for a fault that sets it at the first request."""
+    event = anyio.Event()
+
+    def when(_: Call) -> bool:
+        event.set()
+        return True
+
+    return event, when
 
 
 async def test_job_is_accepted_with_202_and_found_at_location() -> None:
@@ -157,7 +179,7 @@ async def test_500_concurrent_requests_leave_no_tasks_or_files() -> None:
             assert Counter(status for status, _, _ in answers) == {200: 500}
             assert len({body["id"] for _, body, _ in answers}) == 500
             await web.http.close()
-            with anyio.fail_after(10):
+            with anyio.fail_after(PATIENCE_S):
                 while len(asyncio.all_tasks()) > tasks or len(list(Path("/dev/fd").iterdir())) > files + 110:  # noqa: ASYNC110 -- no event
                     await anyio.sleep(0.05)
         assert Counter(str(record.inputs["prompt"]) for record in emulator.predictions()).most_common(1)[0][1] == 1
@@ -165,7 +187,8 @@ async def test_500_concurrent_requests_leave_no_tasks_or_files() -> None:
 
 
 async def test_full_queue_returns_503_and_key_is_paid_once() -> None:
-    async with emulated() as emulator, site(emulator, queue=3, max_in_flight=1, rate_limiter=NoLimit()) as web:
+    clock = ManualClock()
+    async with emulated(clock=clock) as emulator, site(emulator, queue=3, max_in_flight=1) as web:
         emulator.faults.add("submit", faults.Delay(20.0), times=None)
         for number in range(3):
             status, _, _ = await web.post("/videos", PICTURE, prompt=f"{number}", key=f"k{number}")
@@ -177,23 +200,28 @@ async def test_full_queue_returns_503_and_key_is_paid_once() -> None:
         assert (await web.post("/videos", PICTURE, prompt="0", key="k0"))[0] == 202
         status, body, _ = await web.post("/videos", PICTURE, prompt="another", key="k0")
         assert (status, body["key"]) == (409, "k0")
-        for number in range(3):
-            assert (await web.ended(f"k{number}"))["state"] == "completed"
+        async with running(clock):
+            for number in range(3):
+                assert (await web.ended(f"k{number}"))["state"] == "completed"
         assert (await web.post("/videos", PICTURE, prompt="0", key="k0"))[1]["state"] == "completed"
         assert len(emulator.charges()) == 3
 
 
 async def test_disconnected_client_does_not_end_job() -> None:
-    async with emulated() as emulator, site(emulator) as web:
-        emulator.faults.add("submit", faults.Delay(30.0), times=None)
-        with anyio.move_on_after(0.2):
-            await web.post("/patient", prompt="left", image=URL, key="mine")
+    clock, asked, when = ManualClock(), *arrival()
+    async with emulated(clock=clock) as emulator, site(emulator) as web:
+        emulator.faults.add("submit", faults.Delay(30.0), times=None, when=when)
+        async with anyio.create_task_group() as client:
+            client.start_soon(partial(web.post, "/patient", prompt="left", image=URL, key="mine"))
+            await asked.wait()
+            client.cancel_scope.cancel()
         # The server cancels the handler, or the handler has a timeout.
         _, body, _ = await web.post("/patient", prompt="cancelled", image=URL, key="other", seconds="0.1")
         assert body["id"] is None
         assert emulator.charges() == ()
-        assert (await web.ended("mine"))["state"] == "completed"
-        assert (await web.ended("other"))["state"] == "completed"
+        async with running(clock):
+            assert (await web.ended("mine"))["state"] == "completed"
+            assert (await web.ended("other"))["state"] == "completed"
         status, body, _ = await web.post("/patient", prompt="cancelled", image=URL, key="other")
         assert (status, bool(body["output"])) == (200, True)
         assert len(emulator.charges()) == 2
@@ -201,25 +229,36 @@ async def test_disconnected_client_does_not_end_job() -> None:
 
 async def test_202_follows_ledger_record_and_upload(tmp_path: Path) -> None:
     ledger = tmp_path / "l.db"
-    async with emulated() as emulator, site(emulator, ledger=ledger) as web:
+    clock, submitted, when = ManualClock(), *arrival()
+    async with emulated(clock=clock) as emulator, site(emulator, ledger=ledger) as web:
         for route in ("upload_put", "upload_binary"):
             emulator.faults.add(route, faults.Delay(10.0), times=None)
-        emulator.faults.add("submit", faults.Delay(60.0))
-        status, body, _ = await web.post("/videos", PICTURE, prompt="Waves")
+        emulator.faults.add("submit", faults.Delay(3600.0), when=when)
+        async with running(clock):
+            status, body, _ = await web.post("/videos", PICTURE, prompt="Waves")
         assert status == 202
         (row,) = read_ledger(ledger)
         assert row.key == body["key"]
         assert row.state in {State.PENDING, State.INTENT}
         asked = [request.route for request in emulator.requests]
         assert any(route.startswith("upload") for route in asked)
+        # The closing session waits for its paid request.
+        await submitted.wait()
+        await clock.advance(3600.0)
 
 
 async def test_event_stream_resumes_after_disconnect() -> None:
-    async with emulated(speed=100, timing=60.0) as emulator, site(emulator, lasts=0.15) as web:
+    clock = ManualClock()
+    async with (
+        emulated(clock=clock, timing=60.0) as emulator,
+        site(emulator, lasts=0.15) as web,
+        # A second or more, also where the machine has nothing else to do.
+        running(clock, pause=0.01),
+    ):
         await web.post("/videos", PICTURE, prompt="Waves", key="k")
         received: list[dict[str, str]] = []
         connections, last = 0, None
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE_S):
             while True:
                 status, events = await web.events("k", last)
                 connections += 1
@@ -323,36 +362,33 @@ async def test_missing_image_file_does_not_prevent_start(tmp_path: Path) -> None
 
 
 async def test_webhook_ends_job_and_forged_ones_are_refused() -> None:
-    async with emulated(speed=30) as emulator:
+    clock = ManualClock()
+    async with emulated(clock=clock) as emulator:
         # The webhook URL contains the port, so it must be known in advance.
-        probe = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
-        port = probe.sockets[0].getsockname()[1]
-        probe.close()
-        await probe.wait_closed()
-        hooks = f"http://127.0.0.1:{port}/hooks/kling"
-        async with site(
-            emulator, port=port, webhooks=True, webhook_url=hooks, watch=WatchPolicy.webhook_first()
-        ) as web:
+        at = listening()
+        hooks = f"{address(at)}/hooks/kling"
+        async with site(emulator, at=at, webhooks=True, webhook_url=hooks, watch=WatchPolicy.webhook_first()) as web:
             key, end = "k", None
             await web.post("/videos", PICTURE, prompt="Waves", key=key)
-            with anyio.fail_after(5):
+            with anyio.fail_after(PATIENCE_S):
                 while (id_ := (await web.get("/videos/k"))[1]["prediction_id"]) is None:  # noqa: ASYNC110 -- no event
                     await anyio.sleep(0.01)
             body = body_of(id_, outputs=["https://evil.example/x.mp4"])
-            at = emulator.clock.now()
-            for headers in ({}, signed("whsec_wrong", body, at=at), signed("whsec_wrong", body, at=at - 9_000)):
+            now = clock.now()
+            for headers in ({}, signed("whsec_wrong", body, at=now), signed("whsec_wrong", body, at=now - 9_000)):
                 async with web.http.post(hooks, data=body, headers=headers) as response:
                     assert response.status in {400, 401}
             for number in range(60):
-                forged = signed(f"whsec_{number}", body, at=at, webhook_id=f"w{number}")
+                forged = signed(f"whsec_{number}", body, at=now, webhook_id=f"w{number}")
                 async with web.http.post(hooks, data=body, headers=forged) as response:
                     assert response.status == 401
-            large = signed("whsec_wrong", body, at=at)
+            large = signed("whsec_wrong", body, at=now)
             async with web.http.post(hooks, data=io.BytesIO(bytes(2 * 2**20)), headers=large) as response:
                 assert response.status == 413
             async with web.http.get(hooks) as response:
                 assert response.status == 405
-            end = await web.ended(key)
+            async with running(clock):
+                end = await web.ended(key)
             assert end["state"] == "completed"
             assert "evil" not in end["output"]
         asked = Counter(request.route for request in emulator.requests)

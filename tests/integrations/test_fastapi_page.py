@@ -11,6 +11,7 @@ import pytest
 
 from kling_async.emulator import Emulator
 from support import pages
+from support.patience import PATIENCE_S
 from support.web import served
 
 pytestmark = pytest.mark.anyio
@@ -30,7 +31,7 @@ async def test_application_accepts_jobs_and_reports_their_ends(tmp_path: Path, m
                 async with http.post("/videos", params=asked, headers={"Idempotency-Key": "mine"}) as response:
                     assert response.status == 202
                     assert response.headers["Location"] == "/videos/mine"
-            with anyio.fail_after(20):
+            with anyio.fail_after(PATIENCE_S):
                 async with http.get("/videos/mine/events") as response:
                     assert "event: end" in await response.text()
             async with http.get("/videos/mine") as response:

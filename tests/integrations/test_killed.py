@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
 import signal
-import socket
 import sys
+import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import aiohttp
@@ -17,7 +19,9 @@ import anyio.abc
 import attrs
 import pytest
 
-from kling_async.emulator import Emulator, faults
+from kling_async.emulator import Emulator, ManualClock, faults
+from support.manual import running
+from support.patience import PATIENCE_S
 from support.pictures import png
 
 pytestmark = pytest.mark.anyio
@@ -25,6 +29,7 @@ pytestmark = pytest.mark.anyio
 WORKER = Path(__file__).parents[1] / "support" / "web.py"
 KILLS = 3
 JOBS = 80
+IN_FLIGHT = 20
 PICTURES = [png(colour=(40 * number, 90, 120)) for number in range(3)]
 
 
@@ -37,28 +42,22 @@ class Application:
     """
 
     http: aiohttp.ClientSession
-    port: int
     arguments: list[str]
     accepted: dict[str, str] = attrs.field(factory=dict)
     process: anyio.abc.Process | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/videos"
+    url: str = ""
 
     async def start(self) -> None:
         # With the import path of this process.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, str(WORKER), str(self.port), *self.arguments]
-        self.process = await anyio.open_process(command, stdout=None, stderr=None, env=environment)
-        with anyio.fail_after(60):
-            while True:
-                assert self.process.returncode is None, "the application did not start"
-                with contextlib.suppress(aiohttp.ClientError):
-                    async with self.http.get(f"{self.url}/none") as response:
-                        assert response.status == 404
-                        return
-                await anyio.sleep(0.05)
+        command = [sys.executable, str(WORKER), *self.arguments]
+        self.process = await anyio.open_process(command, stderr=None, env=environment)
+        assert self.process.stdout is not None
+        with anyio.fail_after(PATIENCE_S):
+            port = int(await self.process.stdout.receive())
+            self.url = f"http://127.0.0.1:{port}/videos"
+            async with self.http.get(f"{self.url}/none") as response:
+                assert response.status == 404
 
     async def kill(self) -> None:
         assert self.process is not None
@@ -80,14 +79,16 @@ class Application:
             status: dict[str, str | None] = await response.json()
             return status
 
+    async def states(self, keys: Iterable[str]) -> dict[str, dict[str, str | None]]:
+        keys = list(keys)
+        return dict(zip(keys, await asyncio.gather(*map(self.look, keys)), strict=True))
+
     async def ends(self) -> dict[str, dict[str, str | None]]:
         ended: dict[str, dict[str, str | None]] = {}
-        with anyio.fail_after(120):
+        with anyio.fail_after(PATIENCE_S):
             while len(ended) < len(self.accepted):
-                for key in self.accepted.keys() - ended.keys():
-                    status = await self.look(key)
-                    if status["state"] not in {"waiting", "running"}:
-                        ended[key] = status
+                states = await self.states(self.accepted.keys() - ended.keys())
+                ended |= {key: now for key, now in states.items() if now["state"] not in {"waiting", "running"}}
                 await anyio.sleep(0.1)
         return ended
 
@@ -95,28 +96,34 @@ class Application:
 @pytest.mark.timeout(300)
 async def test_killed_application_finds_accepted_jobs_and_pays_once(tmp_path: Path) -> None:
     rng = random.Random(11)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    # Nothing ends between the first request to a process and its end.
+    clock = ManualClock(time.time())
     async with (
-        Emulator(level="ultra", profile="tiny", timing=1.0, balance=1e6, input_echo=True) as emulator,
-        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as http,
+        Emulator(level="ultra", profile="tiny", clock=clock, timing=5.0, balance=1e6, input_echo=True) as emulator,
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PATIENCE_S)) as http,
     ):
-        # Slow responses, so that kills interrupt submits.
-        emulator.faults.add("submit", faults.Delay(0.05, accepted=True), times=None)
         ledger = str(tmp_path / "l.db")
-        web = Application(http, port, [ledger, emulator.base_url, emulator.api_key, "20", "1000"])
+        web = Application(http, [ledger, emulator.base_url, emulator.api_key, str(IN_FLIGHT), "1000"])
         waiting = 0
         await web.start()
         try:
             for kill in range(KILLS):
+                # Accepted, and not answered: each kill meets submits on their way.
+                held = emulator.faults.add("submit", faults.Delay(86_400.0, accepted=True), times=2)
+                # What an earlier process sent ends, and makes room.
+                await clock.advance(600.0)
+                taken = len(web.accepted) + rng.randrange(IN_FLIGHT + 1, JOBS)
                 async with anyio.create_task_group() as group:
                     for number in range(kill * JOBS, (kill + 1) * JOBS):
                         group.start_soon(web.ask, number)
-                    await anyio.sleep(0.15 + 0.5 * rng.random())
+                    with anyio.fail_after(PATIENCE_S):
+                        while len(web.accepted) < taken or not held.spent:  # noqa: ASYNC110 -- from another process
+                            await anyio.sleep(0.005)
                     await web.kill()
                 await web.start()
-                waiting += Counter([(await web.look(key))["state"] for key in web.accepted])["waiting"]
-            ends = await web.ends()
+                waiting += Counter(now["state"] for now in (await web.states(web.accepted)).values())["waiting"]
+            async with running(clock, pause=0.02):
+                ends = await web.ends()
         finally:
             await web.kill()
         print(f"{len(web.accepted)} of {KILLS * JOBS} accepted, {waiting} found waiting after kills")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,34 +14,30 @@ import aiohttp
 import anyio
 import pytest
 
+from support.patience import PATIENCE_S
 from support.pictures import png
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_the_command_serves_until_ctrl_c(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "kling_async.examples.studio", "--emulator", "--port", str(port)]
+    command = [sys.executable, "-m", "kling_async.examples.studio", "--emulator", "--port", "0"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    process = await anyio.open_process(
-        [*command, "--folder", str(tmp_path)], env=environment, stderr=subprocess.STDOUT, cwd=tmp_path
-    )
+    process = await anyio.open_process(command, env=environment, stderr=subprocess.STDOUT, cwd=tmp_path)
     assert process.stdout is not None
     try:
-        with anyio.fail_after(40):
-            said = (await process.stdout.receive()).decode()
-            assert f"Open {url} " in said
+        with anyio.fail_after(PATIENCE_S):
+            said = ""
+            while "Ctrl-C" not in said:
+                said += (await process.stdout.receive()).decode()
+            assert f"Videos are saved in {tmp_path / 'kling-studio'}." in said
+            found = re.search(r"Open (http://127\.0\.0\.1:\d+) ", said)
+            assert found, said
+            url = found[1]
             async with aiohttp.ClientSession() as http:
-                while True:
-                    try:
-                        async with http.get(url) as response:
-                            assert "Kling studio" in await response.text()
-                            assert "script-src 'self'" in response.headers["Content-Security-Policy"]
-                            break
-                    except aiohttp.ClientConnectionError:
-                        await anyio.sleep(0.05)
+                async with http.get(url) as response:
+                    assert "Kling studio" in await response.text()
+                    assert "script-src 'self'" in response.headers["Content-Security-Policy"]
                 asked = {"prompt": "Waves", "model": "kling-v2.1-pro", "duration": "5"}
                 for kind, status in (("image/png", 202), ("text/plain", 415)):
                     headers = {"Content-Type": kind}

@@ -1,11 +1,12 @@
 """A FastAPI application that uses the integration, served by uvicorn in this process or in one of its own.
 
-`python web.py PORT LEDGER BASE_URL KEY IN_FLIGHT QUEUE`
+`python web.py LEDGER BASE_URL KEY IN_FLIGHT QUEUE` prints the port that it listens at.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -28,6 +29,7 @@ from kling_async.integrations.fastapi import (
     event_stream,
     lifespan,
 )
+from support.patience import PATIENCE_S
 
 
 def application(
@@ -69,27 +71,35 @@ def application(
     return app
 
 
+def listening() -> socket.socket:
+    """Listen at a free port, which stays reserved; clients may connect before it is served."""
+    return socket.create_server(("127.0.0.1", 0), backlog=1024)
+
+
+def address(at: socket.socket) -> str:
+    return f"http://127.0.0.1:{at.getsockname()[1]}"
+
+
 @asynccontextmanager
-async def served(app: Any, *, port: int = 0, patience: int = 5) -> AsyncIterator[str]:
+async def served(app: Any, *, at: socket.socket | None = None, patience: int = 5) -> AsyncIterator[str]:
     """Serve an application with uvicorn in this event loop and yield its URL."""
-    config = uvicorn.Config(
-        app, port=port, log_config=None, lifespan="on", ws="none", timeout_graceful_shutdown=patience
-    )
+    at = at or listening()
+    config = uvicorn.Config(app, log_config=None, lifespan="on", ws="none", timeout_graceful_shutdown=patience)
     server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    with anyio.fail_after(20):
+    serving = asyncio.create_task(server.serve([at]))
+    with anyio.fail_after(PATIENCE_S):
         while not server.started:
             assert not serving.done(), "uvicorn ended before it started serving"
             await anyio.sleep(0.005)
     try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield address(at)
     finally:
         server.should_exit = True
         await serving
 
 
 def main() -> None:
-    port, ledger, base_url, key, in_flight, queue = sys.argv[1:]
+    ledger, base_url, key, in_flight, queue = sys.argv[1:]
 
     def session() -> KlingSession:
         return KlingSession(
@@ -103,9 +113,10 @@ def main() -> None:
             sole_user=True,
         )
 
-    uvicorn.run(
-        application(session, desk=lambda: JobDesk(queue=int(queue))), port=int(port), log_level="warning", ws="none"
-    )
+    at = listening()
+    print(at.getsockname()[1], flush=True)
+    app = application(session, desk=lambda: JobDesk(queue=int(queue)))
+    asyncio.run(uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none")).serve([at]))
 
 
 if __name__ == "__main__":
