@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from kling_async import Job, KlingSession, NoLimit, WatchPolicy, events
-from kling_async.emulator import Emulator, Level
+from kling_async.emulator import Emulator, Level, ManualClock
 from kling_async.limits import Limit
+from support.manual import running
 from support.pictures import png
 
 pytestmark = pytest.mark.anyio
@@ -29,11 +30,15 @@ async def test_slots_follow_moving_account_limit() -> None:
             accepted += 1
             emulator.set_level(Level(10**6, 8 if 100 <= accepted < 200 else 20))
 
-    async with Emulator(level=Level(10**6, 20), speed=300, profile="tiny", timing=60.0, downloads=False) as emulator:
+    clock = ManualClock()
+    async with (
+        Emulator(level=Level(10**6, 20), clock=clock, profile="tiny", timing=60.0, downloads=False) as emulator,
+        running(clock),
+    ):
         async with KlingSession(
             emulator.api_key,
             base_url=emulator.base_url,
-            clock=emulator.clock,
+            clock=clock,
             max_in_flight=100,
             rate_limiter=NoLimit(),
             watch=WatchPolicy.fixed(10.0),

@@ -26,6 +26,7 @@ from kling_async import (
 )
 from kling_async.emulator import Emulator, ManualClock
 from support.outputs import SHORT
+from support.patience import PATIENCE_S
 from support.pictures import png
 from support.videos import mp4
 
@@ -175,7 +176,7 @@ async def test_waiting_for_a_place_can_be_cancelled(tmp_path: Path) -> None:
             tasks.start_soon(kling.save, done("second"), tmp_path)
             await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_S):
             saved = await kling.save(done("third"), tmp_path)
     assert files(tmp_path) == [saved.path.name]
 

@@ -35,6 +35,7 @@ from kling_async.webhooks import (
     token_hash,
     url_with,
 )
+from support.patience import PATIENCE_S
 from support.webhooks import body_of, signed
 
 pytestmark = pytest.mark.anyio
@@ -58,7 +59,7 @@ class Inbox:
         self.got.append(delivery)
 
     async def expect(self, count: int) -> None:
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE_S):
             while len(self.got) < count:  # noqa: ASYNC110 -- deliveries arrive over sockets
                 await anyio.sleep(0.005)
 
@@ -85,7 +86,7 @@ async def on_uvicorn(receiver: WebhookReceiver) -> AsyncIterator[str]:
         )
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listening]))
-        with anyio.fail_after(10):
+        with anyio.fail_after(PATIENCE_S):
             while not server.started:  # noqa: ASYNC110 -- uvicorn has no event for it
                 await anyio.sleep(0.005)
         try:
@@ -192,7 +193,7 @@ async def test_valid_webhooks_are_delivered_among_hostile_ones(server: Server) -
                     await response.read()
                     answers[kind, response.status] += 1
 
-        with anyio.fail_after(40):
+        with anyio.fail_after(PATIENCE_S):
             async with anyio.create_task_group() as group:
                 for _ in range(20):
                     group.start_soon(send)
@@ -251,7 +252,7 @@ def head(body: bytes, length: str) -> bytes:
 
 
 async def status_of(reader: asyncio.StreamReader) -> int:
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         return int((await reader.readline()).split()[1])
 
 
@@ -359,7 +360,7 @@ def receiver_of(emulator: Emulator, inbox: Inbox, secrets: Any = None) -> Webhoo
 
 
 async def settled(emulator: Emulator, deliveries: int) -> None:
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE_S):
         while len(emulator.deliveries) < deliveries or emulator._webhooks.pending:  # noqa: ASYNC110 -- over sockets
             await anyio.sleep(0.005)
 
@@ -411,7 +412,7 @@ async def test_secret_rotation_while_running(server: Server, monkeypatch: pytest
             # The service signs with a secret that the receiver does not have yet: refused, then retried.
             monkeypatch.setattr(Account, "webhook_secret", new)
             second = await submit(http, emulator, url)
-            with anyio.fail_after(20):
+            with anyio.fail_after(PATIENCE_S):
                 while len(emulator.deliveries) < 2:  # noqa: ASYNC110 -- over sockets
                     await anyio.sleep(0.001)
             verifier.rotate([old, new])
