@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anyio
 import pytest
 
 from kling_async import (
@@ -23,6 +24,7 @@ from kling_async import (
 )
 from kling_async.emulator import Emulator, Fault, ManualClock, faults
 from kling_async.ledger import State
+from support import leaps
 from support.pictures import png
 
 pytestmark = pytest.mark.anyio
@@ -81,11 +83,18 @@ async def test_input_echo_resolves_doubt_with_one_charge(fault: Fault, charged: 
         assert emulator.counts["submit"] == 2 - charged
 
 
+@pytest.mark.parametrize("anyio_backend", [pytest.param(leaps.BACKEND, id="leaping")])
 @pytest.mark.promise(7)
 async def test_submit_timeout_is_uncertain() -> None:
-    async with Emulator(level="gold", profile="tiny") as emulator:
-        emulator.faults.add("submit", faults.Delay(30, accepted=True))
-        async with session(emulator, timeouts=Timeouts(submit=0.2, connect=0.2), on_uncertain="hold") as kling:
+    async with Emulator(level="gold", profile="tiny", clock=ManualClock()) as emulator:
+        emulator.faults.add("submit", faults.Delay(1.0, accepted=True))
+
+        async def wait_in_vain() -> None:
+            await leaps.until(emulator.charges)
+            leaps.leap(Timeouts().connect + Timeouts().submit + 1)
+
+        async with session(emulator, on_uncertain="hold") as kling, anyio.create_task_group() as tasks:
+            tasks.start_soon(wait_in_vain)
             with pytest.raises(SubmissionUncertainError):
                 await kling.generate(prompt="x", image=f"{emulator.base_url}/x.png")
         assert len(emulator.charges()) == 1

@@ -41,6 +41,7 @@ from kling_async._core.content import Content
 from kling_async._core.http import Effect
 from kling_async.emulator import Emulator
 from kling_async.ledger import Entry, SQLiteLedger
+from support.patience import PATIENCE_S
 from support.service import IMAGE, Service, open_session
 
 pytestmark = pytest.mark.anyio
@@ -314,7 +315,7 @@ async def test_a_disk_that_is_full_stops_what_was_not_sent_and_room_mends_it(tmp
 
 
 def limited(
-    *arguments: str, environment: dict[str, str] | None = None, limit: float = 50.0
+    *arguments: str, environment: dict[str, str] | None = None, limit: float = PATIENCE_S
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(WORKER), *arguments],

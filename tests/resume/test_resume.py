@@ -13,6 +13,7 @@ import pytest
 
 from kling_async import Job, KeyReusedError, LedgerError, State, WatchPolicy, read_ledger
 from kling_async.ledger import MemoryLedger, SQLiteLedger
+from support.patience import PATIENCE_S
 from support.service import IMAGE, Service, open_session
 
 pytestmark = pytest.mark.anyio
@@ -45,18 +46,21 @@ async def test_the_same_batch_again_pays_for_nothing_again(tmp_path: Path) -> No
 
 
 async def test_what_was_left_running_is_followed_and_what_was_in_doubt_is_settled(tmp_path: Path) -> None:
-    service = Service(seconds=0.5, latency=0.001)
+    service = Service(seconds=3600.0, latency=0.001)
     ledger = tmp_path / "run.db"
     async with (
         open_session(service, watch=FAST, ledger=ledger, max_in_flight=4) as kling,
         kling.batch(jobs(4), name="b") as batch,
     ):
-        await asyncio.sleep(0.2)
-        assert batch.statistics().running == 4
+        async with asyncio.timeout(PATIENCE_S):
+            while batch.statistics().running < 4:  # noqa: ASYNC110 -- nothing announces it
+                await asyncio.sleep(0.01)
     assert {row.state for row in read_ledger(ledger)} == {State.SUBMITTED}
     async with open_session(service, watch=FAST, ledger=ledger, max_in_flight=4) as kling:
         assert len(kling.running) == 4
         assert kling._engine.slots.taken == 4
+        service.seconds = 0.1
+        service.accepted = {id_: (since, 0.1, body) for id_, (since, _, body) in service.accepted.items()}
         async with kling.batch(jobs(6), name="b") as batch:
             outcomes = [outcome async for outcome in batch]
     assert all(outcome.ok for outcome in outcomes)
@@ -86,7 +90,7 @@ async def test_one_ledger_in_two_open_sessions_is_refused_and_the_first_goes_on(
         with pytest.raises(LedgerError, match="open in another session"):
             async with open_session(service, ledger=ledger):
                 pass
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             assert (await first).output
             assert (await kling.generate(prompt="y", image=IMAGE)).output
     async with open_session(service, watch=FAST, ledger=ledger) as kling:
