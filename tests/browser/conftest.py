@@ -13,9 +13,9 @@ import attrs
 import pytest
 from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
 
+from support.patience import PATIENCE_S
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-TIMEOUT_MS = 15_000
-"""Far more than any step takes."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ async def browser(anyio_backend: str) -> AsyncIterator[Browser]:
     if os.geteuid() == 0:
         options.append("--no-sandbox")  # the sandbox does not work as root
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=found, args=options)
+        browser = await playwright.chromium.launch(executable_path=found, args=options, timeout=1000 * PATIENCE_S)
         yield browser
         await browser.close()
 
@@ -78,7 +78,7 @@ def visit(browser: Browser) -> Open:
     @asynccontextmanager
     async def visit(where: str | Path, *, about: str = "", **options: Any) -> AsyncIterator[Tab]:
         context = await browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
-        context.set_default_timeout(TIMEOUT_MS)
+        context.set_default_timeout(1000 * PATIENCE_S)
         tab = Tab(await context.new_page())
         tab.listen()
         address = where.as_uri() if isinstance(where, Path) else where

@@ -75,7 +75,7 @@ async def test_studio_plays_video_of_uploaded_picture(tmp_path: Path, visit: Ope
         address = page.url
         assert "#" in address
         await page.reload()
-        await page.wait_for_function("() => document.getElementById('video').currentTime > 0.2", timeout=30_000)
+        await page.wait_for_function("() => document.getElementById('video').currentTime > 0.2")
         red, green, blue = await page.evaluate(COLOUR)
         assert red > 120, (red, green, blue)
         assert max(green, blue) < red - 60, (red, green, blue)

@@ -13,6 +13,7 @@ import anyio
 import pytest
 
 from kling_async.emulator import faults
+from support.patience import PATIENCE_S
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=path,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=2 * PATIENCE_S,
         check=False,
     )
     if result.returncode:
@@ -68,7 +69,7 @@ def call(folder: Path, emu: Emulator) -> Call:
 
     async def run(method: str, *args: object) -> Any:
         request = json.dumps({"key": emu.api_key, "base": emu.base_url, "call": method, "args": args})
-        with anyio.fail_after(60):
+        with anyio.fail_after(PATIENCE_S):
             process = await anyio.run_process([*NODE, "call.js", request], cwd=folder, check=False)
         assert process.returncode == 0, process.stderr.decode()
         return json.loads(process.stdout)

@@ -13,6 +13,7 @@ import pytest
 import wavespeed  # type: ignore[import-untyped]  # ships no types
 
 from kling_async.emulator import faults
+from support.patience import PATIENCE_S
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,7 +123,7 @@ async def test_timed_out_prediction_can_be_fetched_later(client: Any, emu: Emula
         )
     match = re.search(r"task_id: (\w+)", str(caught.value))
     assert match is not None
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         while (data := (await in_thread(lambda: client.get_result(match[1])))["data"])["status"] != "completed":  # noqa: ASYNC110 -- the client has no event
             await anyio.sleep(POLL_INTERVAL_S)
     assert len(data["outputs"]) == 1

@@ -299,10 +299,16 @@ async def test_concurrent_requests_share_one_upload(images: Images, uploads: Upl
 
 
 async def test_concurrent_uploads_are_bounded(uploads: Uploads, clock: Clock) -> None:
-    async def slowly() -> None:
+    full = asyncio.Event()
+
+    async def together() -> None:
+        if uploads.most == 2:
+            full.set()
+        await full.wait()
+        # Time for uploads beyond the limit.
         await asyncio.sleep(0.02)
 
-    uploads.put_hook = slowly
+    uploads.put_hook = together
     images = Images(uploads, uploads, clock, limit=2)
     await asyncio.gather(*(images.url(picture(shade=shade), field="image") for shade in range(6)))
     assert uploads.most == 2
@@ -475,12 +481,16 @@ async def test_image_warning_is_logged_once(images: Images, tmp_path: Path, capl
 
 async def test_max_uploads_bounds_a_session() -> None:
     together = most = tickets = 0
+    full = anyio.Event()
 
     async def service(request: HttpRequest) -> HttpResponse:
         nonlocal together, most, tickets
         if request.method == "PUT":
             together += 1
             most = max(most, together)
+            if most == 2:
+                full.set()
+            await full.wait()
             await anyio.sleep(0.01)
             together -= 1
             return HttpResponse(status=200)

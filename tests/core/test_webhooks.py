@@ -32,6 +32,7 @@ from kling_async.webhooks import (
     verify,
 )
 from kling_async.webhooks.receiver import _STATUS_BY_REFUSAL
+from support.patience import PATIENCE_S
 from support.webhooks import body_of, signed
 
 SECRET = "whsec_e9EE3BdyXSxcB4ZyZUKjQUEoQX4sF9P1+eMpb/KluCM="
@@ -563,7 +564,7 @@ async def test_stalled_body_times_out() -> None:
         await anyio.sleep_forever()
 
     inbox = Inbox(patience=0.01)
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         assert await inbox.send(stuck()) == 408
     assert inbox.receiver.refused == {WebhookRefusal.TOO_SLOW: 1}
 
@@ -596,7 +597,7 @@ async def test_duplicate_during_delivery_gets_409() -> None:
     async def send() -> None:
         statuses.append(await inbox.send())
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         async with anyio.create_task_group() as group:
             group.start_soon(send)
             await anyio.wait_all_tasks_blocked()

@@ -17,6 +17,7 @@ from aiohttp import web
 
 from kling_async.emulator import Emulator, ManualClock, Timing
 from kling_async.emulator.pictures import PictureError, check
+from support.patience import PATIENCE_S
 
 if TYPE_CHECKING:
     from emulator.conftest import Api, PngMaker
@@ -235,7 +236,7 @@ async def test_prediction_waits_for_slow_picture_download(
     assert (await api.result(prediction["id"])).data["status"] == "processing"
     assert emu.running == 1
     gate.set()
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         while (data := (await api.result(prediction["id"])).data)["status"] != "completed":
             await anyio.lowlevel.checkpoint()
     assert data["executionTime"] == 99_000

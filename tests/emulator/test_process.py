@@ -10,6 +10,8 @@ import aiohttp
 import anyio
 import pytest
 
+from support.patience import PATIENCE_S
+
 pytestmark = pytest.mark.anyio
 
 COMMAND = [sys.executable, "-W", "error", "-m", "kling_async.emulator", "--port", "0", "--gptproto-port", "0"]
@@ -22,7 +24,7 @@ async def test_command_serves_until_signal(number: str) -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         text = ""
-        with anyio.fail_after(30):
+        with anyio.fail_after(PATIENCE_S):
             while "GPTPROTO_BASE_URL" not in text:
                 text += (await process.stdout.receive()).decode()
         [line] = [line for line in text.splitlines() if line.startswith("export WAVESPEED")]
@@ -34,7 +36,7 @@ async def test_command_serves_until_signal(number: str) -> None:
         ):
             assert (await response.json())["data"] == {"balance": 1000.0}
         process.send_signal(getattr(signal, number))
-        with anyio.fail_after(30):
+        with anyio.fail_after(PATIENCE_S):
             assert await process.wait() == 0
         assert [chunk async for chunk in process.stderr] == []
 
@@ -45,14 +47,14 @@ async def test_command_line_sets_chaos() -> None:
     async with await anyio.open_process([*COMMAND, *options]) as process:
         assert process.stdout is not None
         text = ""
-        with anyio.fail_after(30):
+        with anyio.fail_after(PATIENCE_S):
             while "GPTPROTO_BASE_URL" not in text:
                 text += (await process.stdout.receive()).decode()
         [page] = [line.split()[1] for line in text.splitlines() if line.startswith("page")]
         async with aiohttp.ClientSession() as session, session.get(f"{page}chaos") as response:
             chaos = await response.json()
         process.send_signal(signal.SIGINT)
-        with anyio.fail_after(30):
+        with anyio.fail_after(PATIENCE_S):
             assert await process.wait() == 0
     assert (chaos["rate"], chaos["seed"], chaos["by_kind"]) == (0.25, 7, {})
     result = await anyio.run_process([*COMMAND, "--profile", "tiny", "--chaos", "3"], check=False)
@@ -60,7 +62,7 @@ async def test_command_line_sets_chaos() -> None:
 
 
 async def test_command_reports_port_in_use() -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(PATIENCE_S):
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
         result = await anyio.run_process(

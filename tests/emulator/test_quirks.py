@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from kling_async.emulator import Level, faults
+from support.patience import PATIENCE_S
 
 if TYPE_CHECKING:
     from emulator.conftest import Api
@@ -156,7 +157,7 @@ async def test_status_fault_sends_given_error_body(
 
 
 async def wait_for_deliveries(emu: Emulator, count: int) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         while len(emu.deliveries) < count:  # noqa: ASYNC110 -- the emulator has no event for it
             await anyio.sleep(0.001)
 

@@ -25,6 +25,7 @@ images = pytest.importorskip("PIL.Image")
 from kling_async.emulator import Emulator, ManualClock, MissingRendererError, renderer  # noqa: E402 -- needs both
 from kling_async.emulator.renderer import Scene, frame_size, render  # noqa: E402 -- needs both
 from kling_async.emulator.tiny import TINY_MP4  # noqa: E402 -- after the imports above
+from support.patience import PATIENCE_S  # noqa: E402 -- after the imports above
 
 pytestmark = pytest.mark.anyio
 
@@ -157,7 +158,7 @@ async def test_closing_aborts_rendering(api: Api, clock: ManualClock) -> None:
 
         for width in (500, 600, 700):
             group.start_soon(fetch, width)
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE_S):
             while len(list(await anyio.to_thread.run_sync(lambda: list(directory.iterdir())))) < 2:  # noqa: ASYNC110 -- threads create the files
                 await anyio.sleep(0.01)
     assert not directory.exists()

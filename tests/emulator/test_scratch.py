@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kling_async.emulator.scratch import Scratch
+from support.patience import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no file locks on Windows")
 
@@ -45,7 +46,7 @@ def test_make_removes_directories_of_dead_processes_only(folder: Path) -> None:
     try:
         assert abandoned.is_dir()
         killed.send_signal(signal.SIGKILL)
-        killed.communicate(timeout=10)
+        killed.communicate(timeout=PATIENCE_S)
         assert abandoned.is_dir()
         scratch = Scratch.make()
         assert not abandoned.exists()
@@ -54,7 +55,7 @@ def test_make_removes_directories_of_dead_processes_only(folder: Path) -> None:
         assert list(folder.iterdir()) == [in_use]
     finally:
         running.kill()
-        running.communicate(timeout=10)
+        running.communicate(timeout=PATIENCE_S)
 
 
 def test_make_keeps_links_and_directories_without_lock(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from kling_async.emulator import faults
 from kling_async.emulator.webhooks import signature
+from support.patience import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -69,7 +70,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 async def wait_for_deliveries(emu: Emulator, count: int) -> None:
     """Wait in real time: deliveries run over real sockets."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         while len(emu.deliveries) < count:  # noqa: ASYNC110 -- the emulator has no event for it
             await anyio.sleep(0.001)
 

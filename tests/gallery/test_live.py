@@ -20,6 +20,7 @@ from kling_async.gallery import Gallery
 from kling_async.gallery.cards import Deck
 from kling_async.gallery.live import Live
 from support.gallery import START, Script
+from support.patience import PATIENCE_S
 from support.pictures import png
 
 pytestmark = pytest.mark.anyio
@@ -72,7 +73,7 @@ async def cards_of(reply: aiohttp.ClientResponse) -> tuple[list[dict[str, Any]],
     """Return the cards before the first pulse, and the last id."""
     cards: list[dict[str, Any]] = []
     last = None
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         async for kind, number, data in messages(reply):
             if kind == "about":
                 return cards, last
@@ -146,7 +147,7 @@ async def test_only_files_of_cards_are_served(
     script = Script(gallery.observer())
     script.done("a", video, image=picture)
     card: dict[str, Any] = {"image": {"full": None}}
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         while card["image"]["full"] is None:
             async with http.get(address(gallery, "events")) as reply:
                 ((card,), _) = await cards_of(reply)
@@ -200,7 +201,7 @@ async def test_end_event_follows_frozen_page(tmp_path: Path, http: aiohttp.Clien
                 assert kind != "end" or Path(data).is_file()
 
     async with anyio.create_task_group() as tasks:
-        with anyio.fail_after(20):
+        with anyio.fail_after(PATIENCE_S):
             async with Gallery(tmp_path / "gallery") as gallery:
                 tasks.start_soon(listen, address(gallery))
                 await ready.wait()
@@ -210,7 +211,7 @@ async def test_end_event_follows_frozen_page(tmp_path: Path, http: aiohttp.Clien
 
 
 async def test_stalled_client_does_not_delay_closing(tmp_path: Path, http: aiohttp.ClientSession) -> None:
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE_S):
         async with Gallery(tmp_path / "gallery") as gallery:
             for _ in range(5):
                 async with http.get(address(gallery, "events")) as reply:

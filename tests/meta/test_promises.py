@@ -124,6 +124,46 @@ def test_no_test_asserts_how_long_something_took() -> None:
     assert not asserted
 
 
+REAL = {path for path in TESTS.rglob("*.py") if path.relative_to(TESTS).parts[0] not in {"core", "virtual", "testing"}}
+"""Tests in real time; a bound in virtual time is part of what is tested."""
+
+
+def bounds(source: str) -> Iterator[int]:
+    """Lines on which a wait fails after a number of seconds that stands there."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            seconds: list[ast.expr] = []
+            if name == "anyio.fail_after":
+                seconds = node.args
+            elif name.startswith("subprocess.") or name.endswith((".communicate", ".wait")):
+                seconds = [keyword.value for keyword in node.keywords if keyword.arg == "timeout"]
+            yield from (node.lineno for one in seconds if isinstance(one, ast.Constant))
+
+
+@pytest.mark.promise(11)
+def test_waits_in_real_time_have_one_bound_that_measures_nothing() -> None:
+    """Whoever waits for an event waits `PATIENCE_S` for it, as long as a slow machine needs."""
+    found = [f"{path.relative_to(TESTS)}:{line}" for path in sorted(REAL) for line in sorted(bounds(path.read_text()))]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ("with anyio.fail_after(5): pass", [1]),
+        ("with anyio.fail_after(PATIENCE_S): pass", []),
+        ("process.communicate(timeout=20)", [1]),
+        ("subprocess.run(words, timeout=50, check=True)", [1]),
+        ("with anyio.fail_after(2 * PATIENCE_S): pass", []),
+        ("with anyio.move_on_after(0.3): pass", []),
+        ("pytest.mark.timeout(300)", []),
+    ],
+)
+def test_the_search_for_bounds_itself(source: str, lines: list[int]) -> None:
+    assert list(bounds(source)) == lines
+
+
 @pytest.mark.parametrize(
     ("source", "found"),
     [

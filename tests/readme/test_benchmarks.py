@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from support.patience import PATIENCE_S
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -25,7 +27,7 @@ def run(script: str, *arguments: str, root: Path = BENCHMARKS) -> subprocess.Com
         start_new_session=True,
     )
     try:
-        output, errors = process.communicate(timeout=50)
+        output, errors = process.communicate(timeout=PATIENCE_S)
     except subprocess.TimeoutExpired:
         # With the processes that it has started.
         os.killpg(process.pid, signal.SIGKILL)

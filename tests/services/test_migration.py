@@ -18,6 +18,7 @@ from kling_async.ledger import _tables as tables
 from kling_async.ledger.postgres import PostgresLedger
 from support import first_release, postgres
 from support.first_release import BATCH, STATES
+from support.patience import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 
@@ -199,7 +200,7 @@ async def test_migration_and_steps_wait_for_each_other(database: str) -> None:
         assert not refused.is_set()
         await migration.execute(b"UPDATE kling_version SET version = 99")
         await migration.commit()
-        with anyio.fail_after(5):
+        with anyio.fail_after(PATIENCE_S):
             await refused.wait()
         # And the other way round: what has read the version is not overtaken.
         await migration.execute(b"UPDATE kling_version SET version = 3")

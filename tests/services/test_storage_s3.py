@@ -258,7 +258,7 @@ async def test_cancellation_during_put_leaves_nothing(video: bytes, host: Host, 
         for handler, writer in served.items():
             writer.close()
             if handler is not None:
-                await asyncio.wait([handler], timeout=5)
+                await asyncio.wait([handler], timeout=PATIENCE_S)
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
 

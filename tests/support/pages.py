@@ -30,6 +30,7 @@ from sybil.example import Example
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
 from support.cli import Cli
+from support.patience import PATIENCE_S
 from support.pictures import png
 from support.pytests import run_pytest
 
@@ -240,7 +241,7 @@ class PageRun:
             if name == "studio":
                 _wait_until_served(printed)
             return printed
-        printed, _ = process.communicate(timeout=100)
+        printed, _ = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, f"{shlex.join(words)}: {printed}"
         assert "Traceback" not in printed, printed
         return printed
@@ -264,7 +265,7 @@ class PageRun:
         for words, process in self._servers:
             process.send_signal(signal.SIGINT)
             try:
-                printed, _ = process.communicate(timeout=20)
+                printed, _ = process.communicate(timeout=PATIENCE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 printed, _ = process.communicate()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import kling_async
+from support.patience import PATIENCE_S
 
 
 def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -16,4 +17,6 @@ def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
     environment = os.environ | {"PYTHONPATH": str(Path(kling_async.__file__).parents[1])}
     # looptime's plugin is for the other driver of coroutines.
     command = [sys.executable, "-m", "pytest", "-p", "no:looptime_plugin", "-p", "no:cacheprovider", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=50)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+    )
