@@ -97,8 +97,8 @@ def _print_ways(console: Console, ledger: LedgerName, row: Row) -> None:
     print_text(console, "A resume looks for them once more. By hand, after a look at the account's history:")
     command = _command(ledger)
     print_command(console, f"{command} adopt KEY {row.candidates[0] if row.candidates else 'PREDICTION_ID'}")
-    print_command(console, f"{command} unaccepted KEY   # it is not there: it may be sent again")
-    print_command(console, f"{command} give-up KEY      # it ends here and is never sent again")
+    print_command(console, f"{command} unaccepted KEY   # the next run sends it again")
+    print_command(console, f"{command} give-up KEY      # it is never sent again")
 
 
 def _command(ledger: LedgerName) -> str:

@@ -88,7 +88,7 @@ async def test_detail_shows_input_beside_video(kept: Path, visit: Open) -> None:
         await tab.page.locator(".tile", has_text="dawn").click()
         dialog = tab.page.get_by_role("dialog", name="dawn")
         text = await dialog.inner_text()
-        for said in (
+        for word in (
             "face.png",
             "The sun rises, pan left",
             PRO,
@@ -98,7 +98,7 @@ async def test_detail_shows_input_beside_video(kept: Path, visit: Open) -> None:
             "Done",
             "dawn.mp4",
         ):
-            assert said in text
+            assert word in text
         left = await dialog.locator(".frame img").bounding_box()
         right = await dialog.locator(".frame video").bounding_box()
         assert left is not None
@@ -267,7 +267,7 @@ async def test_run_view_shows_charts(kept: Path, visit: Open) -> None:
 
 
 async def test_policy_blocks_requests_to_other_hosts(kept: Path, visit: Open) -> None:
-    """The markup alone asks nobody; this is for the day on which a mistake makes it."""
+    """Check the policy itself: the page makes no such request unless it has a bug."""
     async with visit(kept) as tab:
         blocked = await tab.page.evaluate(BLOCKED)
         assert sorted(blocked) == ["connect-src", "img-src", "media-src", "script-src-elem", "style-src-attr"]

@@ -100,7 +100,7 @@ async def test_studio_shows_errors(tmp_path: Path, visit: Open) -> None:
         await page.get_by_role("button", name="Make the video").click()
         await page.get_by_text("image:").wait_for()
         await shoot(page, "5-no-picture")
-        tab.complaints[:] = [said for said in tab.complaints if "422" not in said]
+        tab.complaints[:] = [complaint for complaint in tab.complaints if "422" not in complaint]
         assert len(emulator.charges()) == 1
 
 

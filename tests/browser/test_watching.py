@@ -80,7 +80,7 @@ async def test_live_page_follows_run_to_its_end(tmp_path: Path, visit: Open) -> 
             await reach("b", "failed")
             await reach("c", "waiting")
             assert await page.locator("#life").text_content() == "Live"
-            assert [said for said in tab.complaints if "net::ERR_" not in said] == []
+            assert [complaint for complaint in tab.complaints if "net::ERR_" not in complaint] == []
             tab.complaints.clear()
 
             # The dialog stays open during changes and at the end of the run.

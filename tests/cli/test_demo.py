@@ -124,10 +124,10 @@ def test_emulator_chaos_option_sets_fault_rate(cli: Cli) -> None:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
             f"{found[1]}/__emulator__/chaos"
         ) as reply:
-            told = json.load(reply)
+            chaos = json.load(reply)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=PATIENCE_S)
-    assert (told["rate"], told["seed"]) == (0.25, 7)
+        process.communicate(timeout=10)
+    assert (chaos["rate"], chaos["seed"]) == (0.25, 7)
     assert cli("emulator", "--chaos", "2").returncode == 2
 
 

@@ -40,8 +40,8 @@ async def test_running_errors_manifest_completes_batch(cli: Cli) -> None:
         assert "videos/errors.jsonl: 2 jobs" in exported.stdout
         errors = cli.folder / "videos" / "errors.jsonl"
         assert {key for key, _ in read_manifest(errors, root=cli.folder)} == {"c", "e"}
-        told = {row["key"]: row["_error"] for row in map(json.loads, errors.read_text().splitlines())}
-        assert (told["c"]["status"], told["c"]["code"], told["e"]["status"]) == ("failed", 5000, "rejected")
+        notes = {row["key"]: row["_error"] for row in map(json.loads, errors.read_text().splitlines())}
+        assert (notes["c"]["status"], notes["c"]["code"], notes["e"]["status"]) == ("failed", 5000, "rejected")
         stats = json.loads((cli.folder / "videos" / "stats.json").read_text())
         assert stats["states"] == {"completed": 4, "failed": 1, "rejected": 1}
         assert set(stats["phases"]) >= {"submitting", "generating", "downloading", "whole"}
@@ -68,7 +68,7 @@ async def test_printed_rerun_commands_lead_to_complete_results(cli: Cli) -> None
         for failing, times in (("b", 2), ("c", 1)):
             fault = faults.FailTask(code=1200, message="refused")
             emulator.faults.add("submit", fault, when=asks_for(failing), times=times)
-        said = []
+        outputs = []
         command = ["run", path, "--out", "videos", "--level", "gold"]
         left = []
         for _ in range(4):
@@ -76,15 +76,15 @@ async def test_printed_rerun_commands_lead_to_complete_results(cli: Cli) -> None
                 break
             done = await run_sync(partial(cli, *command, **env))
             assert "Traceback" not in done.stderr
-            said.append(done.stdout)
+            outputs.append(done.stdout)
             found = [line.split() for line in done.stdout.splitlines() if line.startswith("  kling-async run")]
             command = found[0][1:] if found else []
             left.append(command[1] if command else "")
         charged = len(emulator.charges())
     assert left == ["videos/errors.jsonl", "videos/errors-2.jsonl", ""]
-    assert "2 jobs have no video" in said[0]
-    assert "1 job has no video" in said[1]
-    assert "Results: videos (results.jsonl, stats.json)" in said[2]
+    assert "2 jobs have no video" in outputs[0]
+    assert "1 job has no video" in outputs[1]
+    assert "Results: videos (results.jsonl, stats.json)" in outputs[2]
     results = [json.loads(line) for line in (videos / "results.jsonl").read_text().splitlines()]
     assert sorted((row["key"], row["batch"], row["status"]) for row in results) == [
         ("a", "jobs", "completed"),
@@ -102,8 +102,8 @@ def test_results_options_redirect_or_disable_files(cli: Cli) -> None:
     (cli.folder / "face.jpg").write_bytes(jpeg())
     path = jobs(cli.folder, {"key": "a", "image": "face.jpg"})
     run = ("run", path, "--emulator", "--speed", "900", "--profile", "tiny", "--level", "gold")
-    assert cli(*run, "--out", "one", "--results", "told").returncode == 0
-    assert {path.name for path in (cli.folder / "told").iterdir()} == {"results.jsonl", "errors.jsonl", "stats.json"}
+    assert cli(*run, "--out", "one", "--results", "reports").returncode == 0
+    assert {path.name for path in (cli.folder / "reports").iterdir()} == {"results.jsonl", "errors.jsonl", "stats.json"}
     assert not list((cli.folder / "one").glob("*.json*"))
     done = cli(*run, "--out", "two", "--no-results")
     assert (done.returncode, "results.jsonl" in done.stdout) == (0, False)

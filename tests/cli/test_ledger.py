@@ -66,13 +66,13 @@ async def test_doubts_are_listed_by_kind_and_settled_by_hand(cli: Cli) -> None:
     assert "1 job: paid for, but it is unknown which candidate belongs to which job" in whose
     assert all(word in whose for word in ("About whose", "$0.45", "id-1 id-2"))
     assert all(word in whether for word in ("About whether", "About killed", "none"))
-    told = {row["key"]: row for row in json.loads(cli("ledger", "run.db", "--json").stdout)}
-    assert {key: row["doubt"] for key, row in told.items()} == {
+    listed = {row["key"]: row for row in json.loads(cli("ledger", "run.db", "--json").stdout)}
+    assert {key: row["doubt"] for key, row in listed.items()} == {
         "whose": "whose",
         "whether": "whether",
         "killed": "whether",
     }
-    assert told["whose"]["candidates"] == ["id-1", "id-2"]
+    assert listed["whose"]["candidates"] == ["id-1", "id-2"]
 
     before = states(path)
     for words, reason in (

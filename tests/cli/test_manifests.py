@@ -33,14 +33,14 @@ def test_json_option_prints_problems_as_json_lines(cli: Cli) -> None:
     path = jobs(cli.folder, {"key": "a"}, {"key": "a", "duration": 15}, {"image": "über.png"})
     done = cli("run", path, "--out", "videos", "--json", *REHEARSAL)
     assert done.returncode == 2
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [(problem["file"], problem["line"], problem["field"]) for problem in told] == [
+    problems = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(problem["file"], problem["line"], problem["field"]) for problem in problems] == [
         ("jobs.jsonl", 2, "duration"),
         ("jobs.jsonl", 2, "key"),
         ("jobs.jsonl", 3, "image"),
     ]
-    assert told[0]["message"] == "expected 5 or 10, got 15"
-    assert told[1]["message"] == "'a' is already the key of line 1"
+    assert problems[0]["message"] == "expected 5 or 10, got 15"
+    assert problems[1]["message"] == "'a' is already the key of line 1"
     assert not (cli.folder / "videos").exists()
 
 

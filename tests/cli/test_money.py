@@ -63,10 +63,15 @@ async def test_estimate_spends_nothing_and_ask_option_quotes_discounts(cli: Cli)
     async with Emulator(profile="tiny", discount=0.1) as emulator:
         asked = await call(cli, "estimate", path, "--ask", **at(emulator))
         assert "Price for this account: $1.47   ($0.16 below list price)" in asked.stdout
-        told = json.loads((await call(cli, "estimate", path, "--ask", "--json", **at(emulator))).stdout)
+        result = json.loads((await call(cli, "estimate", path, "--ask", "--json", **at(emulator))).stdout)
         assert emulator.charges() == ()
-    assert (told["jobs"], told["list_usd"], told["account_usd"], told["unpriced_jobs"]) == (3, 1.63, 1.467, 0)
-    assert [(kind["duration"], kind["jobs"], kind["account_usd"]) for kind in told["kinds"]] == [
+    assert (result["jobs"], result["list_usd"], result["account_usd"], result["unpriced_jobs"]) == (
+        3,
+        1.63,
+        1.467,
+        0,
+    )
+    assert [(kind["duration"], kind["jobs"], kind["account_usd"]) for kind in result["kinds"]] == [
         (5, 1, 0.405),
         (10, 1, 0.81),
         (5, 1, 0.252),
@@ -79,8 +84,8 @@ async def test_estimate_spends_nothing_and_ask_option_quotes_discounts(cli: Cli)
 def test_estimate_reads_folder(cli: Cli) -> None:
     (cli.folder / "photos").mkdir()
     (cli.folder / "photos" / "face.jpg").write_bytes(jpeg())
-    told = json.loads(cli("estimate", "photos", "--prompt", "Waves", "--model", PRO, "--json").stdout)
-    assert (told["jobs"], told["list_usd"], told["account_usd"]) == (1, 0.45, None)
+    result = json.loads(cli("estimate", "photos", "--prompt", "Waves", "--model", PRO, "--json").stdout)
+    assert (result["jobs"], result["list_usd"], result["account_usd"]) == (1, 0.45, None)
 
 
 def test_used_up_budget_stops_run_and_summary_shows_money(cli: Cli) -> None:
@@ -138,10 +143,15 @@ async def test_resume_from_ledger_spends_refunds_again(cli: Cli) -> None:
         after = json.loads((await call("status", "videos/run.db", "--json")).stdout)
 
     assert (written["writer"] is not None, written["next"], written["batches"][0]["jobs"]) == (True, [], 2)
-    (told,) = status["batches"]
-    assert told["states"] == {"downloaded": 1, "failed": 1, "submitted": 1, "skipped": 1}
-    assert (status["writer"], told["spent_usd"], told["refunded_usd"], told["refundable_usd"]) == (None, 1.35, 0, 0.45)
-    assert told["oldest_unsaved"]["key"] in {"runs", "waits"}
+    (result,) = status["batches"]
+    assert result["states"] == {"downloaded": 1, "failed": 1, "submitted": 1, "skipped": 1}
+    assert (status["writer"], result["spent_usd"], result["refunded_usd"], result["refundable_usd"]) == (
+        None,
+        1.35,
+        0,
+        0.45,
+    )
+    assert result["oldest_unsaved"]["key"] in {"runs", "waits"}
     assert [command.split()[1] for command in status["next"]] == ["resume", "export"]
     assert "expires in 6 d" in shown
     assert "  kling-async resume videos/run.db --out videos --name faces" in shown

@@ -50,8 +50,8 @@ def rows(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def videos(folder: Path) -> set[str]:
-    told = {"results.jsonl", "errors.jsonl", "stats.json"}
-    return {path.name for path in folder.iterdir() if not path.name.startswith(("run.db", "rehearsal.db"))} - told
+    reports = {"results.jsonl", "errors.jsonl", "stats.json"}
+    return {path.name for path in folder.iterdir() if not path.name.startswith(("run.db", "rehearsal.db"))} - reports
 
 
 async def call(cli: Cli, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -113,10 +113,10 @@ def test_json_option_prints_only_json_on_stdout(cli: Cli) -> None:
     path = manifest(cli.folder, {"key": "a"}, {"key": "b"})
     done = cli("run", path, "--out", "videos", "--json", "--emulator", "--speed", "500", "--profile", "tiny")
     assert done.returncode == 0
-    told = [json.loads(line) for line in done.stdout.splitlines()]
+    printed = [json.loads(line) for line in done.stdout.splitlines()]
     kept = rows(cli.folder / "videos" / "results.jsonl")
-    assert {row["key"] for row in told} == set(kept) == {"a", "b"}
-    for row in told:
+    assert {row["key"] for row in printed} == set(kept) == {"a", "b"}
+    for row in printed:
         assert {name: kept[row["key"]][name] for name in row} == row
     assert "2 of 2 videos" in done.stderr
 

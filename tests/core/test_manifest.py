@@ -76,13 +76,13 @@ def test_every_problem_is_reported_with_file_line_and_field() -> None:
         "[1]",
         {"prompt": "Waves", "image": URL},
     )
-    told = problems(path)
-    assert told[0] == "jobs.jsonl:1 duration: expected 5 or 10, got 15"
-    assert told[1].startswith("jobs.jsonl:3 guidance: unknown field")
-    assert told[2] == "jobs.jsonl:3 prompt: required: 1 to 2500 characters"
-    assert told[3] == "jobs.jsonl:4: is not JSON: Expecting property name enclosed in double quotes (column 2)"
-    assert told[4] == "jobs.jsonl:5: expected one JSON object per line, got list"
-    assert len(told) == 5
+    messages = problems(path)
+    assert messages[0] == "jobs.jsonl:1 duration: expected 5 or 10, got 15"
+    assert messages[1].startswith("jobs.jsonl:3 guidance: unknown field")
+    assert messages[2] == "jobs.jsonl:3 prompt: required: 1 to 2500 characters"
+    assert messages[3] == "jobs.jsonl:4: is not JSON: Expecting property name enclosed in double quotes (column 2)"
+    assert messages[4] == "jobs.jsonl:5: expected one JSON object per line, got list"
+    assert len(messages) == 5
 
 
 def test_manifest_error_is_value_error_and_pickles() -> None:
@@ -104,13 +104,13 @@ def test_repeated_keys_are_reported_with_both_lines() -> None:
     ]
 
 
-@pytest.mark.parametrize(("key", "said"), [("", "is empty"), (12, "expected text, got int")])
-def test_key_must_be_nonempty_text(key: object, said: str) -> None:
-    assert problems(jsonl({"key": key, "prompt": "Waves", "image": URL})) == [f"jobs.jsonl:1 key: {said}"]
+@pytest.mark.parametrize(("key", "message"), [("", "is empty"), (12, "expected text, got int")])
+def test_key_must_be_nonempty_text(key: object, message: str) -> None:
+    assert problems(jsonl({"key": key, "prompt": "Waves", "image": URL})) == [f"jobs.jsonl:1 key: {message}"]
 
 
 @pytest.mark.parametrize(
-    ("image", "said"),
+    ("image", "message"),
     [
         ("../face.png", "is outside of"),
         ("/etc/passwd", "is outside of"),
@@ -131,7 +131,7 @@ def test_key_must_be_nonempty_text(key: object, said: str) -> None:
 @pytest.mark.parametrize("field", ["image", "end_image"])
 @pytest.mark.promise(9)
 def test_image_outside_root_or_invalid_is_refused(
-    tmp_path_factory: pytest.TempPathFactory, field: str, image: object, said: str
+    tmp_path_factory: pytest.TempPathFactory, field: str, image: object, message: str
 ) -> None:
     outside = tmp_path_factory.mktemp("outside")
     (outside / "secret.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -140,9 +140,9 @@ def test_image_outside_root_or_invalid_is_refused(
     Path("loop").symlink_to("loop")
     Path("folder").mkdir()
     row = {"prompt": "Waves", "model": "kling-v2.1-pro-start-end-frame", "image": URL, "end_image": URL}
-    (told,) = problems(jsonl(row | {field: image}))
-    assert told.startswith(f"jobs.jsonl:1 {field}: ")
-    assert said in told
+    (messages,) = problems(jsonl(row | {field: image}))
+    assert messages.startswith(f"jobs.jsonl:1 {field}: ")
+    assert message in messages
 
 
 def test_link_within_root_is_accepted(tmp_path: Path) -> None:
@@ -179,13 +179,13 @@ def test_truncated_json_is_reported_at_end_of_line() -> None:
 
 @pytest.mark.parametrize("name", ["self", "job", "__class__", "fields"])
 def test_hostile_field_names_are_unknown_fields(name: str) -> None:
-    (told,) = problems(jsonl({"prompt": "Waves", "image": URL, name: 1}))
-    assert told.startswith(f"jobs.jsonl:1 {name}: unknown field")
+    (messages,) = problems(jsonl({"prompt": "Waves", "image": URL, name: 1}))
+    assert messages.startswith(f"jobs.jsonl:1 {name}: unknown field")
 
 
 def test_deep_or_huge_json_is_a_problem() -> None:
-    told = problems(jsonl("[" * 100_000, '{"duration": ' + "9" * 10_000 + "}"))
-    assert [line.split(": ")[1] for line in told] == ["cannot be parsed as JSON"] * 2
+    messages = problems(jsonl("[" * 100_000, '{"duration": ' + "9" * 10_000 + "}"))
+    assert [line.split(": ")[1] for line in messages] == ["cannot be parsed as JSON"] * 2
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
@@ -195,9 +195,9 @@ def test_invalid_utf8_is_reported_with_line(suffix: str) -> None:
     else:
         lines = [b"prompt,image", b"caf\xe9,https://e.com/a.png", b"Waves,"]
     Path(f"jobs.{suffix}").write_bytes(b"\n".join(lines))
-    told = problems(f"jobs.{suffix}")
-    assert told[0].startswith(f"jobs.{suffix}:2: is not UTF-8 (byte 0xe9 at position ")
-    assert told[1].startswith(f"jobs.{suffix}:3 ")
+    messages = problems(f"jobs.{suffix}")
+    assert messages[0].startswith(f"jobs.{suffix}:2: is not UTF-8 (byte 0xe9 at position ")
+    assert messages[1].startswith(f"jobs.{suffix}:3 ")
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
@@ -216,7 +216,7 @@ def test_byte_order_mark_and_crlf_are_accepted(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("missing.jsonl", "missing.jsonl: cannot be read: No such file or directory"),
         ("folder.csv", "folder.csv: cannot be read: Is a directory"),
@@ -228,11 +228,11 @@ def test_byte_order_mark_and_crlf_are_accepted(name: str) -> None:
         ("empty.csv", "empty.csv: has no rows"),
     ],
 )
-def test_unreadable_and_empty_files_are_problems(name: str, said: str) -> None:
+def test_unreadable_and_empty_files_are_problems(name: str, message: str) -> None:
     Path("folder.csv").mkdir()
     Path("empty.jsonl").write_text("\n\n")
     Path("empty.csv").write_text("")
-    assert problems(name) == [said]
+    assert problems(name) == [message]
 
 
 def csv(text: str, name: str = "jobs.csv") -> str:
@@ -289,10 +289,10 @@ def test_csv_header_problems_are_reported_once() -> None:
 
 
 def test_csv_unclosed_quote_and_giant_cell_are_problems() -> None:
-    told = problems(csv(f'prompt,image\n"Waves,{URL}\nmore\n'))
-    assert told == ["jobs.csv:2: is not CSV: unexpected end of data"]
-    told = problems(csv(f"prompt,image\n{'x' * 140_000},{URL}\nWaves,{URL}\n"))
-    assert told == ["jobs.csv:2: is not CSV: field larger than field limit (131072)"]
+    messages = problems(csv(f'prompt,image\n"Waves,{URL}\nmore\n'))
+    assert messages == ["jobs.csv:2: is not CSV: unexpected end of data"]
+    messages = problems(csv(f"prompt,image\n{'x' * 140_000},{URL}\nWaves,{URL}\n"))
+    assert messages == ["jobs.csv:2: is not CSV: field larger than field limit (131072)"]
 
 
 def test_memory_does_not_grow_with_rows() -> None:

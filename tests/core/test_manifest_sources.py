@@ -103,13 +103,13 @@ def test_parquet_problems_have_row_and_column() -> None:
         },
         row_group_size=1,
     )
-    told = problems(path)
-    assert told[0].startswith("jobs.parquet seconds: unknown field")
-    assert told[1] == "jobs.parquet:1 extra: expected a JSON object, got '{'"
-    assert told[2].startswith("jobs.parquet:2 image: 'missing.png' does not exist")
-    assert told[3] == "jobs.parquet:2 duration: expected 5 or 10, got 15"
-    assert told[4] == "jobs.parquet:3 key: 'a' is already the key of row 1"
-    assert len(told) == 5
+    messages = problems(path)
+    assert messages[0].startswith("jobs.parquet seconds: unknown field")
+    assert messages[1] == "jobs.parquet:1 extra: expected a JSON object, got '{'"
+    assert messages[2].startswith("jobs.parquet:2 image: 'missing.png' does not exist")
+    assert messages[3] == "jobs.parquet:2 duration: expected 5 or 10, got 15"
+    assert messages[4] == "jobs.parquet:3 key: 'a' is already the key of row 1"
+    assert len(messages) == 5
 
 
 def test_invalid_parquet_is_a_problem() -> None:
@@ -162,14 +162,14 @@ def test_folder_problems_have_file_names(tmp_path_factory: pytest.TempPathFactor
     outside = tmp_path_factory.mktemp("outside") / "secret.png"
     outside.write_bytes(png())
     (photos / "link.png").symlink_to(outside)
-    told = problems(photos, prompt="Waves")
-    assert told[0] == "photos/bad.txt prompt: cannot be read: it is not UTF-8"
-    assert told[1] == "photos/e.png prompt: required: 1 to 2500 characters"
-    assert told[2].startswith("photos/link.png image: ")
-    assert "is outside of" in told[2]
-    assert told[3] == "photos/small.png image: expected at least 300x300 pixels, got 100x100"
-    assert told[4] == "photos/a.png key: 'a' is already the key of photos/a.jpg"
-    assert len(told) == 5
+    messages = problems(photos, prompt="Waves")
+    assert messages[0] == "photos/bad.txt prompt: cannot be read: it is not UTF-8"
+    assert messages[1] == "photos/e.png prompt: required: 1 to 2500 characters"
+    assert messages[2].startswith("photos/link.png image: ")
+    assert "is outside of" in messages[2]
+    assert messages[3] == "photos/small.png image: expected at least 300x300 pixels, got 100x100"
+    assert messages[4] == "photos/a.png key: 'a' is already the key of photos/a.jpg"
+    assert len(messages) == 5
     assert problems(folder("a.png"))[0] == "photos/a.jpg prompt: required: 1 to 2500 characters"
 
 
@@ -197,12 +197,12 @@ def test_read_rows_accepts_any_iterable() -> None:
 def test_string_in_row_is_file_only_with_root(tmp_path: Path) -> None:
     Path("face.png").write_bytes(png())
     row = {"image": "face.png", "prompt": "Waves"}
-    (told,) = problems([row])
-    assert told.startswith("rows:1 image: expected an http(s) URL, got 'face.png'")
+    (messages,) = problems([row])
+    assert messages.startswith("rows:1 image: expected an http(s) URL, got 'face.png'")
     ((_, job),) = read_rows([row], root=".")
     assert job.image == tmp_path / "face.png"
-    (told,) = problems([row | {"image": "../face.png"}], root=".", name="table")
-    assert told.startswith("table:1 image: '../face.png' is outside of")
+    (messages,) = problems([row | {"image": "../face.png"}], root=".", name="table")
+    assert messages.startswith("table:1 image: '../face.png' is outside of")
 
 
 def test_invalid_rows_are_problems() -> None:
@@ -349,10 +349,10 @@ def test_fifty_kinds_of_mistakes_in_ten_thousand_rows() -> None:
             file.write(json.dumps(row | broken.get(line, ("", {}))[1]) + "\n")
     with pytest.raises(ManifestError) as caught:
         read_manifest("jobs.jsonl")
-    told = Counter(problem.line for problem in caught.value.problems)
-    assert {broken[line][0] for line in broken if line not in told} == set()
-    assert set(told) == set(broken), "only the broken rows"
-    assert {kind for line, (kind, row) in broken.items() if told[line] > 1} == set(), "one mistake, one problem"
+    messages = Counter(problem.line for problem in caught.value.problems)
+    assert {broken[line][0] for line in broken if line not in messages} == set()
+    assert set(messages) == set(broken), "only the broken rows"
+    assert {kind for line, (kind, row) in broken.items() if messages[line] > 1} == set(), "one mistake, one problem"
     fields = {problem.line: problem.path for problem in caught.value.problems}
     assert all(fields[line].split(".")[0] in row or fields[line] == "end_image" for line, (_, row) in broken.items())
 

@@ -232,14 +232,14 @@ async def test_phases_of_resent_job_are_of_last_attempt(tmp_path: Path) -> None:
     ledger = SQLiteLedger(tmp_path / "run.db")
     await ledger.open()
     await ledger.claim("", "a", content=Content("{}"), model=STANDARD, at=0)
-    told = [(State.INTENT, 0), (State.PENDING, 3), (State.INTENT, 10), (State.SUBMITTED, 11), (State.FAILED, 50)]
-    told += [(State.INTENT, 100), (State.SUBMITTED, 104), (State.COMPLETED, 164), (State.DOWNLOADED, 170)]
-    for state, at in told:
+    moves = [(State.INTENT, 0), (State.PENDING, 3), (State.INTENT, 10), (State.SUBMITTED, 11), (State.FAILED, 50)]
+    moves += [(State.INTENT, 100), (State.SUBMITTED, 104), (State.COMPLETED, 164), (State.DOWNLOADED, 170)]
+    for state, at in moves:
         attempt = 1 if state is State.INTENT else None
         await ledger.record(Entry(batch="", key="a", state=state, at=at, attempt=attempt))
     await ledger.aclose()
     steps = [(step.state, step.at) for step in read_steps(tmp_path / "run.db")]
-    assert steps == [(State.PENDING, 0), *told]
+    assert steps == [(State.PENDING, 0), *moves]
     (made,) = export(tmp_path / "run.db", tmp_path, [Format.STATS])
     phases = json.loads(made.path.read_text())["phases"]
     assert {name: phase["p50"] for name, phase in phases.items()} == {

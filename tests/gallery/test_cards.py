@@ -150,7 +150,7 @@ def row(state: State, **more: object) -> Row:
 
 
 @pytest.mark.parametrize(
-    ("given", "stage", "said"),
+    ("source", "stage", "text"),
     [
         (row(State.DOWNLOADED, prediction_id="p", bytes=5), Stage.DONE, None),
         (row(State.PENDING), Stage.WAITING, None),
@@ -163,10 +163,10 @@ def row(state: State, **more: object) -> Row:
         (row(State.SKIPPED), Stage.SKIPPED, "run the batch again"),
     ],
 )
-def test_fill_reads_ledger_row(deck: Deck, given: Row, stage: Stage, said: str | None) -> None:
+def test_fill_reads_ledger_row(deck: Deck, source: Row, stage: Stage, text: str | None) -> None:
     card = deck.card("b", "k")
-    fill(card, given)
+    fill(card, source)
     assert (card.stage, card.model) == (stage, "kling-v2.1-pro")
-    assert (card.trouble is None) == (said is None)
-    if card.trouble is not None and said is not None:
-        assert said in f"{card.trouble.message} {card.trouble.advice}"
+    assert (card.trouble is None) == (text is None)
+    if card.trouble is not None and text is not None:
+        assert text in f"{card.trouble.message} {card.trouble.advice}"

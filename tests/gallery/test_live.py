@@ -190,14 +190,14 @@ async def test_reconnect_receives_only_missed_cards(http: aiohttp.ClientSession)
 
 
 async def test_end_event_follows_frozen_page(tmp_path: Path, http: aiohttp.ClientSession) -> None:
-    told: list[tuple[str, Any]] = []
+    received: list[tuple[str, Any]] = []
     ready = anyio.Event()
 
     async def listen(url: str) -> None:
         async with http.get(url + "events") as reply:
             ready.set()
             async for kind, _, data in messages(reply):
-                told.append((kind, data))
+                received.append((kind, data))
                 assert kind != "end" or Path(data).is_file()
 
     async with anyio.create_task_group() as tasks:
@@ -206,8 +206,8 @@ async def test_end_event_follows_frozen_page(tmp_path: Path, http: aiohttp.Clien
                 tasks.start_soon(listen, address(gallery))
                 await ready.wait()
                 Script(gallery.observer()).failed("a")
-    assert told[-1] == ("end", str(gallery.index))
-    assert [data[0]["state"] for kind, data in told if kind == "cards"][-1] == "failed"
+    assert received[-1] == ("end", str(gallery.index))
+    assert [data[0]["state"] for kind, data in received if kind == "cards"][-1] == "failed"
 
 
 async def test_stalled_client_does_not_delay_closing(tmp_path: Path, http: aiohttp.ClientSession) -> None:
