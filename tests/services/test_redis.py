@@ -60,7 +60,8 @@ async def limiters(server: RedisServer) -> AsyncIterator[Limiters]:
 
 @pytest.fixture
 async def redis(server: RedisServer) -> AsyncIterator[Redis]:
-    async with Redis.from_url(server.url, decode_responses=True) as redis:
+    # Without a timeout: `monitor` waits for processes that may take long to start.
+    async with Redis.from_url(server.url, decode_responses=True, socket_timeout=None) as redis:
         yield redis
 
 
