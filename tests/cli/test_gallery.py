@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from support.cli import Cli, jobs
-from support.patience import PATIENCE_S
 from support.pictures import jpeg
 
 
