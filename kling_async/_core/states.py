@@ -1,22 +1,22 @@
 """States of a job, the legal moves between them, and the row and the step that every ledger stores.
 
-| State      | waiting | unsent | in doubt | open | accepted | unsaved | ended | unsuccessful | sendable |
-|------------|---------|--------|----------|------|----------|---------|-------|--------------|----------|
-| PENDING    | x       | x      |          |      |          |         |       |              | x        |
-| CLAIMED    | x       | x      |          |      |          |         |       |              | x        |
-| INTENT     |         |        | x        | x    |          |         |       |              |          |
-| UNCERTAIN  |         |        | x        | x    |          |         |       |              |          |
-| SUBMITTED  |         |        |          | x    | x        | x       |       |              |          |
-| COMPLETED  |         |        |          |      | x        | x       | x     |              |          |
-| DOWNLOADED |         |        |          |      | x        |         | x     |              |          |
-| FAILED     |         |        |          |      | x        |         | x     | x            | x        |
-| EXPIRED    |         |        |          |      | x        |         | x     | x            |          |
-| REJECTED   |         | x      |          |      |          |         | x     | x            | x        |
-| SKIPPED    |         | x      |          |      |          |         | x     |              | x        |
-| ABANDONED  |         |        |          |      |          |         | x     |              |          |
+| State      | Label     | waiting | unsent | in doubt | open | accepted | unsaved | ended | unsuccessful | sendable |
+|------------|-----------|---------|--------|----------|------|----------|---------|-------|--------------|----------|
+| PENDING    | waiting   | x       | x      |          |      |          |         |       |              | x        |
+| CLAIMED    | waiting   | x       | x      |          |      |          |         |       |              | x        |
+| INTENT     | sending   |         |        | x        | x    |          |         |       |              |          |
+| UNCERTAIN  | uncertain |         |        | x        | x    |          |         |       |              |          |
+| SUBMITTED  | running   |         |        |          | x    | x        | x       |       |              |          |
+| COMPLETED  | unsaved   |         |        |          |      | x        | x       | x     |              |          |
+| DOWNLOADED | saved     |         |        |          |      | x        |         | x     |              |          |
+| FAILED     | failed    |         |        |          |      | x        |         | x     | x            | x        |
+| EXPIRED    | expired   |         |        |          |      | x        |         | x     | x            |          |
+| REJECTED   | rejected  |         | x      |          |      |          |         | x     | x            | x        |
+| SKIPPED    | skipped   |         | x      |          |      |          |         | x     |              | x        |
+| ABANDONED  | abandoned |         |        |          |      |          |         | x     |              |          |
 
-Each column is a property of `State` and a set of this module (`UNSENT`, `IN_DOUBT`, ...). No other module spells out a
-set of states.
+The label is the word that people read. Each column after it is a property of `State` and a set of this module
+(`UNSENT`, `IN_DOUBT`, ...). No other module spells out a set of states.
 """
 
 from __future__ import annotations
@@ -65,6 +65,11 @@ class State(Enum):
 
     # Enum's own hash is computed in Python, from the name.
     __hash__ = object.__hash__
+
+    @property
+    def label(self) -> str:
+        """The word for the state wherever people read it; `value` is the word for machines."""
+        return _LABELS.get(self, self.value)
 
     @property
     def waiting(self) -> bool:
@@ -152,6 +157,29 @@ UNSUCCESSFUL = frozenset({State.FAILED, State.EXPIRED, State.REJECTED})
 ACCEPTED = UNSAVED | {State.DOWNLOADED, State.FAILED, State.EXPIRED}
 ENDED = frozenset(State) - WAITING - OPEN
 SENDABLE = frozenset(state for state, moves in MOVES.items() if State.INTENT in moves)
+_LABELS: Mapping[State, str] = {
+    State.PENDING: "waiting",
+    State.CLAIMED: "waiting",
+    State.INTENT: "sending",
+    State.SUBMITTED: "running",
+    State.COMPLETED: "unsaved",
+    State.DOWNLOADED: "saved",
+}
+
+RELEASED: Mapping[State, State] = {State.CLAIMED: State.PENDING, State.INTENT: State.UNCERTAIN}
+"""State of a job after its worker has released it, where that is another one."""
+
+RESUME_ORDER: tuple[frozenset[State], ...] = (
+    frozenset({State.COMPLETED}),
+    frozenset({State.SUBMITTED}),
+    IN_DOUBT,
+    UNSENT,
+    ACCEPTED - UNSAVED | {State.ABANDONED},
+)
+"""Order in which the jobs of a batch are resumed: first those whose videos expire, then those that cost money."""
+
+UNFINISHED_ORDER = (*RESUME_ORDER[1:3], WAITING)
+"""Of these, the jobs that are not at their end."""
 
 
 # Neither an entry nor a row is ever changed. Not being frozen makes them three times as fast to make, and every job

@@ -17,7 +17,7 @@ import attrs
 from kling_async import events
 from kling_async._core.content import Content, image_digests, recalled
 from kling_async._core.prediction import Prediction, Status
-from kling_async._core.states import Entry, Row, State
+from kling_async._core.states import UNFINISHED_ORDER, Entry, Row, State
 from kling_async._session.job_run import JobRun
 from kling_async._session.outcome import run_to_outcome
 from kling_async._session.session import engine_of, fresh_key
@@ -31,7 +31,7 @@ from kling_async.errors import (
     SubmissionUncertainError,
     UnknownJobError,
 )
-from kling_async.ledger._recall import UNFINISHED, recall
+from kling_async.ledger._recall import recall
 
 from ._problems import answer
 
@@ -161,7 +161,7 @@ class JobService:
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             try:
-                async for item in recall(engine.ledger, self._batch, engine.clock, UNFINISHED):
+                async for item in recall(engine.ledger, self._batch, engine.clock, UNFINISHED_ORDER):
                     tracked = self._track(item.row.key, item.content.digest)
                     tracked.recorded.set_result(None)
                     tasks.start_soon(self._run, tracked, item.row.key, item.job, item.content)
@@ -474,7 +474,6 @@ _STATES: Mapping[State, tuple[JobState, str]] = {
     State.REJECTED: ("failed", "failed"),
     State.ABANDONED: ("failed", "failed"),
     State.SKIPPED: ("failed", "failed"),
-    State.ABANDONED: ("failed", "failed"),
     State.EXPIRED: ("failed", "expired"),
     State.UNCERTAIN: ("uncertain", "uncertain"),
 }

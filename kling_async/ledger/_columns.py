@@ -30,5 +30,5 @@ def restore(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def quoted(states: Iterable[State]) -> str:
-    """Return states as a list for SQL: `'intent', 'uncertain'`."""
+    """Return states as a list for SQL, each in quotes."""
     return ", ".join(f"'{word}'" for word in sorted(state.value for state in states))

@@ -10,7 +10,7 @@ from kling_async._core.content import IMAGES, Content, digests, files, recalled
 from kling_async._core.job import Job
 from kling_async._core.media import CONVERTED_SUFFIX
 from kling_async._core.prediction import Prediction, Status
-from kling_async._core.states import Row, State
+from kling_async._core.states import RESUME_ORDER, Row, State
 from kling_async.errors import InvalidJobError, KeyReusedError, Problem
 
 if TYPE_CHECKING:
@@ -19,18 +19,6 @@ if TYPE_CHECKING:
 
     from kling_async._core.clock import Clock
     from kling_async.ledger import Ledger
-
-ORDER = (
-    (State.COMPLETED,),
-    (State.SUBMITTED,),
-    (State.INTENT, State.UNCERTAIN),
-    (State.CLAIMED, State.PENDING, State.SKIPPED, State.REJECTED),
-    (State.FAILED, State.EXPIRED, State.DOWNLOADED, State.ABANDONED),
-)
-"""What may be lost by waiting comes first, what costs money after it."""
-
-UNFINISHED = (*ORDER[1:3], (State.CLAIMED, State.PENDING))
-"""Of these, what is not at its end."""
 
 RETENTION_S = 7 * 86_400.0
 """Seconds that the service keeps predictions and outputs (docs: what-are-predictions)."""
@@ -74,7 +62,7 @@ class Recalled:
 
 
 async def recall(
-    ledger: Ledger, batch: str, clock: Clock, order: Sequence[Collection[State]] = ORDER
+    ledger: Ledger, batch: str, clock: Clock, order: Sequence[Collection[State]] = RESUME_ORDER
 ) -> AsyncGenerator[Recalled]:
     """The jobs of a batch in these states, each once; by default all of them, what expires soonest first."""
     seen: set[int] = set()

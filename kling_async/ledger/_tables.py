@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from kling_async._core.prediction import RETRYABLE_CODES
-from kling_async._core.states import ENDED, OPEN, Row, State
+from kling_async._core.states import ENDED, OPEN, RELEASED, WAITING, Row, State
 from kling_async.ledger import _sentences as sentences
 
-from ._columns import restore, stored
+from ._columns import quoted, restore, stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -223,10 +223,11 @@ LEFT = """
 SELECT id FROM kling_worker WHERE account = %s AND lease_until < clock_timestamp() FOR UPDATE SKIP LOCKED
 """
 """The workers that are gone."""
-_FREE = """
+_RELEASED = " ".join(f"WHEN {quoted([before])} THEN {quoted([after])}" for before, after in RELEASED.items())
+_FREE = f"""
 freed AS (
-  UPDATE kling_job SET worker_id = NULL, slot = state IN ('intent', 'submitted', 'uncertain'),
-    state = CASE state WHEN 'claimed' THEN 'pending' WHEN 'intent' THEN 'uncertain' ELSE state END,
+  UPDATE kling_job SET worker_id = NULL, slot = state IN ({quoted(OPEN)}),
+    state = CASE state {_RELEASED} ELSE state END,
     updated_at = CASE WHEN state = 'intent' THEN extract(epoch FROM clock_timestamp()) ELSE updated_at END,
     error = CASE state WHEN 'intent' THEN 'its worker ended while it was being submitted' ELSE error END
   WHERE """
@@ -247,16 +248,16 @@ FREE_STRAYS = "WITH" + _FREE + "id = ANY(%(ids)s) AND worker_id = %(owner)s" + _
 
 GATE = "SELECT pg_advisory_xact_lock(hashtextextended('kling_async ' || %s, 0))"
 """One at a time. A statement of its own: the snapshot of one that waits in it would be older than the wait."""
-_ROOM = """
+_ROOM = f"""
 WITH held AS MATERIALIZED (
   SELECT count(*) FILTER (WHERE (state <> 'uncertain' AND worker_id IS NOT NULL)
       OR started_at > statement_timestamp() - %(runs)s * interval '1 second') AS taken,
-    count(*) FILTER (WHERE state IN ('pending', 'claimed')) AS starting
+    count(*) FILTER (WHERE state IN ({quoted(WAITING)})) AS starting
   FROM kling_job WHERE account = %(account)s AND slot),
 started AS MATERIALIZED (
   SELECT count(*) AS starts FROM kling_job
   WHERE account = %(account)s AND started_at > statement_timestamp() - %(per)s * interval '1 second'
-  AND NOT (slot AND state IN ('pending', 'claimed'))),
+  AND NOT (slot AND state IN ({quoted(WAITING)}))),
 room AS MATERIALIZED (
   SELECT greatest(0, least(%(limit)s, %(in_flight)s - taken, %(starts)s - starting - starts)) AS n FROM held, started)
 """
@@ -317,10 +318,10 @@ ADMIT = """
 UPDATE kling_job AS j SET slot = true, cost = coalesce(n.cost, j.cost)
 FROM unnest(%s::bigint[], %s::numeric[]) AS n(id, cost) WHERE j.id = n.id AND j.worker_id = %s RETURNING j.id
 """
-MONEY = """
+MONEY = f"""
 SELECT coalesce(sum(coalesce(spent, 0) - coalesce(refunded, 0)), 0),
   coalesce(sum(cost) FILTER (WHERE slot AND state = 'uncertain'), 0),
-  coalesce(sum(cost) FILTER (WHERE slot AND state NOT IN ('uncertain', 'submitted')), 0)
+  coalesce(sum(cost) FILTER (WHERE slot AND state IN ({quoted(WAITING)}, 'intent')), 0)
 FROM kling_job WHERE account = %s AND (%s::text[] IS NULL OR batch = ANY(%s))
 """
 """USD that was spent, that may have been, and that is on its way. What is to start has its price in its line."""
@@ -401,8 +402,7 @@ def keeps_slot(line: Line, state: State) -> bool:
 
     What was in doubt for long had lost its slot, and asks for one again.
     """
-    waits = state in {State.PENDING, State.CLAIMED} and line.row.state is not State.UNCERTAIN
-    return state in OPEN or (line.slot and waits)
+    return state.open or (line.slot and state.waiting and line.row.state is not State.UNCERTAIN)
 
 
 TALLY = """

@@ -14,7 +14,7 @@ import attrs
 
 from kling_async._core import content as contents
 from kling_async._core.content import Content, checked_identity
-from kling_async._core.states import ENDED, OPEN, SENDABLE, Entry, Row, State
+from kling_async._core.states import ENDED, RELEASED, SENDABLE, Entry, Row, State
 from kling_async.errors import ConfigurationError, KeyReusedError, LedgerError
 from kling_async.ledger import _notes as notes
 from kling_async.ledger import _tables as tables
@@ -195,9 +195,9 @@ class PostgresLedger:
         """The line out of anybody's hand; an intent is in doubt: what came of it could not be written down."""
         if line.row.state is State.INTENT:
             self._desk.former[name_of(line)] = line.row.attempt
-        state = _LET_GO.get(line.row.state, line.row.state)
+        state = RELEASED.get(line.row.state, line.row.state)
         row = attrs.evolve(line.row, state=state)
-        return attrs.evolve(line, row=row, owner=None, slot=state in OPEN, wait=after)
+        return attrs.evolve(line, row=row, owner=None, slot=state.open, wait=after)
 
     async def record(self, entry: Entry) -> Row:
         """Write one step down; return when it is committed, with the row that it left.
@@ -531,8 +531,6 @@ class PostgresLedger:
 
 _DONE = ENDED - SENDABLE
 _ACCEPTED = _DONE | {State.SUBMITTED}
-_LET_GO = {State.CLAIMED: State.PENDING, State.INTENT: State.UNCERTAIN}
-"""What becomes of a state when nobody has the job in hand any more."""
 _LARGEST = 2**62
 
 

@@ -8,12 +8,17 @@ from kling_async._core import states
 from kling_async._core.states import MOVES, State
 
 
+def cells() -> list[list[str]]:
+    """The cells of the module's table, its head first."""
+    lines = [line for line in (states.__doc__ or "").splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "---" not in line]
+
+
 def table() -> dict[State, set[str]]:
     """The predicates of each state, as the module's table has them."""
-    lines = [line for line in (states.__doc__ or "").splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "---" not in line]
-    names = [name.replace(" ", "_") for name in cells[0][1:]]
-    return {State[row[0]]: {name for name, cell in zip(names, row[1:], strict=True) if cell} for row in cells[1:]}
+    head, *rows = cells()
+    names = [name.replace(" ", "_") for name in head[2:]]
+    return {State[row[0]]: {name for name, cell in zip(names, row[2:], strict=True) if cell} for row in rows}
 
 
 @pytest.mark.parametrize("state", State)
@@ -22,6 +27,11 @@ def test_predicates_are_those_of_the_table(state: State) -> None:
     assert {name for name in predicates if getattr(state, name)} == table()[state]
     for name in predicates:
         assert (state in getattr(states, name.upper())) == (name in table()[state])
+
+
+def test_labels_are_those_of_the_table() -> None:
+    _, *rows = cells()
+    assert {State[row[0]]: row[1] for row in rows} == {state: state.label for state in State}
 
 
 def test_predicates_agree_with_the_moves() -> None:

@@ -1,0 +1,104 @@
+"""Sets of states are spelled out in one module; everything else uses its predicates and its sets."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import kling_async
+from kling_async._core.states import State
+
+PACKAGE = Path(kling_async.__file__).parent
+STATES = PACKAGE / "_core" / "states.py"
+MIGRATIONS = {"ledger/_sqlite/tables.py", "ledger/_tables.py"}
+"""Released statements, which keep their words."""
+QUOTED = re.compile("|".join(f"'{state.value}'" for state in State))
+
+
+def sets(tree: ast.AST) -> Iterator[int]:
+    """Lines on which two or more states stand in one set, tuple, list or pattern."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Set(elts=parts) | ast.Tuple(elts=parts) | ast.List(elts=parts):
+                members = [part for part in parts if is_state(part)]
+            case ast.MatchOr(patterns=patterns):
+                members = [part for part in patterns if isinstance(part, ast.MatchValue) and is_state(part.value)]
+            case _:
+                continue
+        if len(members) > 1:
+            yield node.lineno
+
+
+def is_state(node: ast.AST) -> bool:
+    """Return whether an expression is a member of `State`."""
+    return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "State"
+
+
+def statements(tree: ast.AST) -> Iterator[int]:
+    """Lines of string constants with two or more different states in quotes, as SQL has them."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and len({*QUOTED.findall(node.value)}) > 1:
+            yield node.lineno
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        # The emulator has states of its own.
+        if path != STATES and not name.startswith("emulator/"):
+            yield name, ast.parse(path.read_text())
+
+
+def test_no_other_module_spells_out_a_set_of_states() -> None:
+    found = [f"{name}:{line}" for name, tree in sources() for line in sets(tree)]
+    assert [line for line in found if line.split(":")[0] not in LATER] == []
+
+
+LATER = {
+    "_budget/reservations.py",
+    "_submission/reconciler.py",
+    "_worker/worker.py",
+    "cli/reading.py",
+    "cli/results.py",
+    "cli/status.py",
+    "results.py",
+    "storage/_saver.py",
+}
+
+
+def test_no_statement_spells_out_a_set_of_states() -> None:
+    found = [f"{name}:{line}" for name, tree in sources() if name not in MIGRATIONS for line in statements(tree)]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("x in {State.A, State.B}", True),
+        ("frozenset((State.A, State.B))", True),
+        ("[State.A, 1, State.B]", True),
+        ("match x:\n  case State.A | State.B: pass", True),
+        ("{State.A}", False),
+        ("{State.A: 1, State.B: 2}", False),
+        ("x is State.A or x is State.B", False),
+    ],
+)
+def test_search_for_sets(source: str, found: bool) -> None:  # noqa: FBT001 -- a row
+    assert bool([*sets(ast.parse(source))]) is found
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("\"state IN ('intent', 'uncertain')\"", True),
+        ("f\"{x} state IN ('intent', 'uncertain')\"", True),
+        ("\"state = 'intent' AND state <> 'intent'\"", False),
+        ('"an intent, pending"', False),
+    ],
+)
+def test_search_for_statements(source: str, found: bool) -> None:  # noqa: FBT001 -- a row
+    assert bool([*statements(ast.parse(source))]) is found
