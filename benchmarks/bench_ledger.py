@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Protocol
 
 import _suite
-from kling_async.ledger import Content, Entry, MemoryLedger, SQLiteLedger, State, sqlite
+from kling_async.ledger import Content, Entry, MemoryLedger, SQLiteLedger, State
+from kling_async.ledger._sqlite import writer
 
 
 class Steps(Protocol):
@@ -92,11 +93,11 @@ async def group_commit(folder: Path, jobs: int, at_once: int) -> None:
 
 
 async def commit_per_step(folder: Path, jobs: int, at_once: int) -> None:
-    group, sqlite.GROUP = sqlite.GROUP, 1
+    group, writer.MAX_GROUP_STEPS = writer.MAX_GROUP_STEPS, 1
     try:
         await group_commit(folder, jobs, at_once)
     finally:
-        sqlite.GROUP = group
+        writer.MAX_GROUP_STEPS = group
 
 
 async def jsonl(folder: Path, jobs: int, at_once: int) -> None:

@@ -352,7 +352,7 @@ class Row:
             changes |= {"doubt": None, "candidates": ()}
         changes |= {name: value for name, value in zip(_CARRIED, _carried(entry), strict=True) if value is not None}
         cost = changes.get("cost", self.cost)
-        if cost is not None and entry.state.accepted and not self.state.accepted:
+        if cost is not None and entry.state in ACCEPTED and self.state not in ACCEPTED:
             changes["spent"] = (self.spent or 0) + cost
         return changes
 

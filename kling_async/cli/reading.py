@@ -13,7 +13,7 @@ import attrs
 from kling_async.errors import ConfigurationError
 from kling_async.ledger import Row, State, read_ledger, read_steps
 from kling_async.ledger._recall import RETENTION_S
-from kling_async.ledger.sqlite import writer_of
+from kling_async.ledger._sqlite.lock import writer_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -256,9 +256,9 @@ def read_ledger(
         with _driver(ledger):
             from kling_async.ledger import _reading  # noqa: PLC0415 -- it needs an extra
         return _reading.rows(ledger, account, batch, states)
-    from kling_async.ledger import sqlite  # noqa: PLC0415 -- many sessions have no file
+    from ._sqlite import reader  # noqa: PLC0415 -- many sessions have no file
 
-    return sqlite.read_ledger(ledger, batch=batch, states=states)
+    return reader.read_ledger(ledger, batch=batch, states=states)
 
 
 def read_steps(
@@ -280,9 +280,9 @@ def read_steps(
         with _driver(ledger):
             from kling_async.ledger import _reading  # noqa: PLC0415 -- it needs an extra
         return _reading.steps(ledger, account, batch, key)
-    from kling_async.ledger import sqlite  # noqa: PLC0415 -- many sessions have no file
+    from ._sqlite import reader  # noqa: PLC0415 -- many sessions have no file
 
-    return sqlite.read_steps(ledger, batch=batch, key=key)
+    return reader.read_steps(ledger, batch=batch, key=key)
 
 
 def origin_of(ledger: Ledger) -> object:

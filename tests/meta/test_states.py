@@ -22,6 +22,7 @@ QUOTED = re.compile("|".join(f"'{state.value}'" for state in State))
 def sets(tree: ast.AST) -> Iterator[int]:
     """Lines on which two or more states stand in one set, tuple, list or pattern."""
     for node in ast.walk(tree):
+        members: list[ast.AST]
         match node:
             case ast.Set(elts=parts) | ast.Tuple(elts=parts) | ast.List(elts=parts):
                 members = [part for part in parts if is_state(part)]

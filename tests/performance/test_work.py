@@ -36,7 +36,8 @@ from kling_async import (
 from kling_async._core.content import content_of
 from kling_async._core.states import Entry, State
 from kling_async._http.transport import AiohttpTransport
-from kling_async.ledger.sqlite import SQLiteLedger, _connect
+from kling_async.ledger._sqlite.connection import connect
+from kling_async.ledger.sqlite import SQLiteLedger
 from kling_async.testing import LoopClock, ScriptedTransport
 from support.work import work_per
 
@@ -212,7 +213,7 @@ class Here(SQLiteLedger):
 def test_the_steps_of_a_job_in_the_ledger(tmp_path: Path) -> None:
     """What the writer does for a job, the file apart."""
     ledger = Here(tmp_path / "ledger.sqlite")
-    ledger.connection = _connect(ledger.path, 1.0)
+    ledger.connection = connect(ledger.path, 1.0)
     numbers = itertools.count()
     content = content_of(Job(prompt="A wave", image=IMAGE), lambda _: "")
     digest = content.digest
@@ -224,7 +225,7 @@ def test_the_steps_of_a_job_in_the_ledger(tmp_path: Path) -> None:
             for state in (State.INTENT, State.SUBMITTED, State.COMPLETED):
                 id_ = None if state is State.INTENT else f"id-{key}"
                 await ledger.record(Entry(batch="batch", key=key, state=state, at=2.0, prediction_id=id_))
-        ledger._catch_up(ledger.connection)
+        ledger._writer.flush(ledger.connection)
 
     def by_hand(count: int) -> None:
         execute = ledger.connection.execute

@@ -1,1 +1,1 @@
-"""Parts of the embedded ledger."""
+"""Parts of the embedded ledger: `lock`, `connection`, `tables`, `statements`, `writer`, `reader`."""
