@@ -94,7 +94,8 @@ class Reservations:
         for origin, reservation in budget.doubts.items():
             if origin.ledger == which and part in {None, origin.batch} and origin not in in_doubt:
                 found = await ledger.find(origin.batch, origin.key)
-                if found is not None and found[0].state not in {State.INTENT, State.ABANDONED}:
+                state = State.INTENT if found is None else found[0].state
+                if not (state.in_doubt or state is State.ABANDONED):
                     settled.append(reservation)
         spent = await ledger.spent(part)
         # Without an await from here on, so that a cancellation cannot count half of it.

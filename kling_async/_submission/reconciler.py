@@ -22,7 +22,7 @@ from kling_async._core.reconciliation import (
     settle,
     without_images,
 )
-from kling_async._core.states import Entry, State
+from kling_async._core.states import IN_DOUBT, Entry, State
 from kling_async.errors import (
     ApiError,
     LedgerError,
@@ -57,7 +57,6 @@ WITNESSES = 10_000
 """Tokens that are remembered from webhooks."""
 ROUNDS = 3
 """How often the history is asked for before a job is held because it cannot be read."""
-_IN_DOUBT = (State.INTENT, State.UNCERTAIN)
 
 
 class Reconciler:
@@ -251,7 +250,7 @@ class Reconciler:
         return [Orphan(id=id_, model="", created_at=at) for id_, at in billed.items() if id_ not in known]
 
     async def _in_doubt(self) -> list[Row]:
-        rows = await self._ledger.rows(_IN_DOUBT)
+        rows = await self._ledger.rows(IN_DOUBT)
         for row in rows:
             if row.state is State.UNCERTAIN:
                 self._seen_since(row)

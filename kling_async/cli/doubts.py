@@ -139,11 +139,11 @@ def history(options: DoubtOptions, key: str) -> Exit:
     console = make_console()
     table = new_table(console, "at", "state", ">attempt", "prediction", "message")
     for step in steps:
-        cells = (format_local_time(step.at), step.state.value, str(step.attempt or ""), step.prediction_id, step.error)
+        cells = (format_local_time(step.at), step.state.label, str(step.attempt or ""), step.prediction_id, step.error)
         table.add_row(*(printable(cell or "") for cell in cells))
     console.print(table)
     spent = format_usd(row.spent or Decimal(0))
-    text = Text.assemble((printable(key), "bold"), f": {row.state.value}, {spent} spent")
+    text = Text.assemble((printable(key), "bold"), f": {row.state.label}, {spent} spent")
     if row.refunded:
         text.append(f", {format_usd(row.refunded)} refunded")
     if row.path:
@@ -276,7 +276,7 @@ def _to_settle(options: DoubtOptions, key: str, *, abandoned: bool = False) -> R
     row = _row(options, key)
     if not (in_doubt(row, written=False) or (abandoned and row.state is State.ABANDONED)):
         raise ConfigurationError(
-            f"job {key!r} is not in doubt: it is {row.state.value}",
+            f"job {key!r} is not in doubt: it is {row.state.label}",
             advice=f"{_command(ledger)} shows the jobs in doubt",
         )
     return row
@@ -293,7 +293,7 @@ def _settle(options: DoubtOptions, row: Row, step: Entry, means: str, *, yes: bo
             console.print("Nothing was changed.")
             return Exit.NOTHING_DONE
     anyio.run(_record, options.ledger_name, row, step)
-    print_text(console, Text(f"{printable(row.key)} is {step.state.value}.", "green"))
+    print_text(console, Text(f"{printable(row.key)} is {step.state.label}.", "green"))
     return Exit.WELL
 
 

@@ -107,14 +107,13 @@ class Summary:
     @property
     def unsent(self) -> int:
         """Number of jobs that a resume would send."""
-        return sum(self.states[state] for state in (State.PENDING, State.CLAIMED, State.SKIPPED))
+        # A rejected job would be refused again.
+        return sum(count for state, count in self.states.items() if state.unsent and not state.unsuccessful)
 
     @property
     def unfinished(self) -> int:
         """Number of jobs that a resume would send, follow or save."""
-        return self.unsent + sum(
-            self.states[state] for state in (State.INTENT, State.UNCERTAIN, State.SUBMITTED, State.COMPLETED)
-        )
+        return self.unsent + sum(count for state, count in self.states.items() if state.in_doubt or state.unsaved)
 
     def add(self, row: Row, *, written: bool) -> None:
         """Count a job.
@@ -131,9 +130,7 @@ class Summary:
         if in_doubt(row, written=written):
             self.in_doubt += 1
             self.doubtful += row.cost or 0
-        if row.state in {State.SUBMITTED, State.COMPLETED} and (
-            self.oldest is None or expires_at(row) < expires_at(self.oldest)
-        ):
+        if row.state.unsaved and (self.oldest is None or expires_at(row) < expires_at(self.oldest)):
             self.oldest = row
         if row.state is State.SUBMITTED:
             self.running.append(row)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from rich.text import Text
 
+from kling_async._core.states import UNSAVED, State
 from kling_async.errors import (
     KlingError,
     PredictionFailedError,
@@ -17,7 +18,6 @@ from kling_async.errors import (
     StorageError,
     SubmissionUncertainError,
 )
-from kling_async.ledger import State
 
 from .output import plural, print_panel, print_text, printable
 from .reading import rows_of
@@ -38,22 +38,22 @@ _MAX_IDS_IN_COMMAND: Final = 4
 
 
 def status(outcome: Outcome) -> str:
-    """Return one word for the result of a job."""
+    """Return the label of the state that a job has ended in, as far as its outcome says."""
     match outcome.error:
         case None:
-            return "completed"
+            return (State.COMPLETED if outcome.saved is None else State.DOWNLOADED).label
         case SkippedError():
-            return "skipped"
+            return State.SKIPPED.label
         case SubmissionUncertainError():
-            return "uncertain"
+            return State.UNCERTAIN.label
         case PredictionTimeoutError():
-            return "running"
+            return State.SUBMITTED.label
         case StorageError():
-            return "unsaved"
+            return State.COMPLETED.label
         case PredictionFailedError(prediction=prediction) if prediction is not None:
             return prediction.status.value
         case KlingError(prediction_id=None):
-            return "rejected"
+            return State.REJECTED.label
         case _:
             return "unknown"
 
@@ -92,10 +92,7 @@ def problem_lines(problems: Iterable[RowProblem]) -> Iterator[str]:
 
 def unfetched(ledger: LedgerName) -> dict[str, Row]:
     """Return the paid predictions of a ledger that are neither saved nor known to have failed, by id."""
-    return {row.prediction_id: row for row in rows_of(ledger, states=_OPEN) if row.prediction_id}
-
-
-_OPEN: Final = frozenset({State.SUBMITTED, State.COMPLETED})
+    return {row.prediction_id: row for row in rows_of(ledger, states=UNSAVED) if row.prediction_id}
 
 
 def fetch_command(ids: Mapping[str, str], out: str | Path, ledger: LedgerName | None, provider: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from kling_async._clock import SystemClock
-from kling_async._core.states import UNSENT
+from kling_async._core.states import IN_DOUBT, UNSENT
 from kling_async.errors import ConfigurationError
 from kling_async.ledger import State
 from kling_async.manifest import Kind
@@ -86,13 +86,13 @@ def _print_batch(console: Console, options: ResumeOptions, found: Summary, unsen
     """Print how many jobs of the batch are in which state."""
     states = found.states
     counts = (
-        (states[State.DOWNLOADED], "saved"),
-        (states[State.COMPLETED], "to be saved"),
-        (states[State.SUBMITTED], "running"),
-        (states[State.INTENT] + states[State.UNCERTAIN], "in doubt, looked for at the service"),
-        (states[State.FAILED], "failed"),
-        (states[State.EXPIRED], "expired"),
-        (states[State.ABANDONED], "given up"),
+        (states[State.DOWNLOADED], State.DOWNLOADED.label),
+        (states[State.COMPLETED], State.COMPLETED.label),
+        (states[State.SUBMITTED], State.SUBMITTED.label),
+        (sum(states[state] for state in IN_DOUBT), f"{State.UNCERTAIN.label}, looked for at the service"),
+        (states[State.FAILED], State.FAILED.label),
+        (states[State.EXPIRED], State.EXPIRED.label),
+        (states[State.ABANDONED], State.ABANDONED.label),
         (unsent, f"to be sent to {options.provider}"),
     )
     text = ", ".join(f"{count} {word}" for count, word in counts if count)

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -39,8 +40,6 @@ _WATCH_INTERVAL_S: Final = 1.0
 _MAX_READING_SHARE: Final = 0.1
 """Share of the time that reading may take: a long ledger is read less often."""
 _EXPIRY_WARNING_S: Final = 86_400
-_MOVING: Final = (State.PENDING, State.CLAIMED, State.INTENT, State.SUBMITTED)
-"""States that a live worker will change; a job in doubt may stay in doubt."""
 
 
 @attrs.frozen
@@ -57,7 +56,12 @@ class _Status:
         if self.ledger.path is not None:
             return not self.writers
         # Workers never end by themselves, and new ones may take what waits.
-        return not any(batch.states[state] for batch in self.batches for state in _MOVING)
+        # A job in doubt may stay in doubt.
+        return all(
+            state.ended or state is State.UNCERTAIN or not count
+            for batch in self.batches
+            for state, count in batch.states.items()
+        )
 
     @property
     def in_progress(self) -> bool:
@@ -131,33 +135,30 @@ def _line(batch: Summary) -> str:
 
 def _counts(batch: Summary) -> tuple[tuple[str, int], ...]:
     """Return the number of jobs per label of the table."""
-    states = batch.states
-    return (
-        ("waiting", batch.unsent),
-        ("sending", states[State.INTENT] + states[State.UNCERTAIN] - batch.in_doubt),
-        ("running", states[State.SUBMITTED]),
-        ("unsaved", states[State.COMPLETED]),
-        ("saved", states[State.DOWNLOADED]),
-        ("failed", states[State.FAILED]),
-        ("rejected", states[State.REJECTED]),
-        ("expired", states[State.EXPIRED]),
-        ("given up", states[State.ABANDONED]),
-        ("in doubt", batch.in_doubt),
-    )
+    counts: Counter[str] = Counter()
+    for state, count in batch.states.items():
+        counts[state.label] += count
+    # An intent that no process is sending is in doubt as well.
+    unowned = batch.in_doubt - batch.states[State.UNCERTAIN]
+    counts[State.INTENT.label] -= unowned
+    counts[State.UNCERTAIN.label] += unowned
+    return tuple((label, counts[label]) for label in _STYLES)
 
 
 _STYLES: Final = {
-    "waiting": "dim",
-    "sending": "cyan",
-    "running": "cyan",
-    "unsaved": "blue",
-    "saved": "green",
-    "failed": "red",
-    "rejected": "red",
-    "expired": "red",
-    "given up": "red",
-    "in doubt": "yellow",
+    State.PENDING.label: "dim",
+    State.INTENT.label: "cyan",
+    State.SUBMITTED.label: "cyan",
+    State.COMPLETED.label: "blue",
+    State.DOWNLOADED.label: "green",
+    State.SKIPPED.label: "dim",
+    State.FAILED.label: "red",
+    State.REJECTED.label: "red",
+    State.EXPIRED.label: "red",
+    State.ABANDONED.label: "red",
+    State.UNCERTAIN.label: "yellow",
 }
+"""Columns of the table, in their order, with their colors."""
 
 
 def _render(console: Console, now: _Status) -> RenderableType:
@@ -255,7 +256,7 @@ def _commands(now: _Status) -> list[tuple[str, str]]:
             of = f" of {printable(batch.name)}" if batch.name else ""
             words = ["kling-async", "resume", *ledger.as_argument, "--out", out, "--name", batch.name]
             found.append((f"{plural(batch.unfinished, 'job')}{of} to continue with:", shlex.join(words)))
-    if any(batch.states[state] for batch in now.batches for state in (State.FAILED, State.REJECTED, State.EXPIRED)):
+    if any(state.unsuccessful and count for batch in now.batches for state, count in batch.states.items()):
         where = ["--out", out] if ledger.path is None else []
         command = shlex.join(["kling-async", "export", *ledger.as_argument, *where, "--format", "errors"])
         found.append(("Jobs without a video, as a manifest to run again:", command))

@@ -18,7 +18,7 @@ from kling_async.errors import InvalidJobError
 from kling_async.ledger import State
 from kling_async.manifest import NOTE
 
-from ._rows import AGAIN, STATUS, WAITING, job_of, relative, result_of
+from ._rows import AGAIN, STATUS, job_of, relative, result_of
 
 if TYPE_CHECKING:
     from kling_async.ledger import Row
@@ -140,7 +140,7 @@ class Errors(Lines):
     def line(self, row: Row) -> dict[str, object] | str | None:
         if row.state not in AGAIN:
             return None
-        if self.shared and row.state in WAITING:
+        if self.shared and row.state.waiting:
             return "a worker may still take it"
         fields = job_of(row)
         if fields is None:

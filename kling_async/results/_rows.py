@@ -7,7 +7,7 @@ import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from kling_async.ledger import State
+from kling_async._core.states import UNSENT, UNSUCCESSFUL, State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,24 +15,12 @@ if TYPE_CHECKING:
 
     from kling_async.ledger import Row
 
-STATUS: Final[Mapping[State, str]] = {
-    State.PENDING: "skipped",
-    State.CLAIMED: "skipped",
-    State.SKIPPED: "skipped",
-    State.INTENT: "uncertain",
-    State.UNCERTAIN: "uncertain",
-    State.SUBMITTED: "running",
-    State.COMPLETED: "unsaved",
-    State.DOWNLOADED: "completed",
-    State.FAILED: "failed",
-    State.REJECTED: "rejected",
-    State.EXPIRED: "expired",
-    State.ABANDONED: "abandoned",
+STATUS: Final[Mapping[State, str]] = {state: state.label for state in State} | {
+    # Nobody sends it any more, so the answer is unknown.
+    State.INTENT: State.UNCERTAIN.label,
 }
-"""One word for the result of a job, the same as in the results of a run."""
-FAILED: Final = frozenset({State.FAILED, State.REJECTED, State.EXPIRED})
-WAITING: Final = frozenset({State.PENDING, State.CLAIMED})
-AGAIN: Final = FAILED | WAITING | {State.SKIPPED}
+"""Status in the results, by state."""
+AGAIN: Final = UNSENT | UNSUCCESSFUL
 """States of jobs without a video and without one to come; running them again pays for nothing that was paid before.
 
 The service refunds failed jobs; only an expired one was paid for in vain. A running, unsaved or uncertain job is not
@@ -61,7 +49,7 @@ def result_of(row: Row, folder: Path) -> dict[str, object]:
         folder: Folder of the file; paths below it become relative.
     """
     job = job_of(row) or {}
-    failed = row.state in FAILED
+    failed = row.state.unsuccessful
     return {
         "key": row.key,
         "batch": row.batch,

@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any, Final
 from kling_async.ledger import State
 
 from ._files import Exported, Format, replaced
-from ._rows import FAILED, STATUS
+from ._rows import STATUS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from kling_async.ledger import Row, Step
 
 _AMOUNTS: Final = ("spent_usd", "refunded_usd", "refundable_usd", "doubtful_usd")
 """USD of accepted jobs; refunded; of failed jobs not refunded yet; of jobs in doubt."""
-_PHASES: Final[Mapping[str, tuple[State, State]]] = {
-    "waiting": (State.PENDING, State.INTENT),
-    "submitting": (State.INTENT, State.SUBMITTED),
-    "generating": (State.SUBMITTED, State.COMPLETED),
-    "downloading": (State.COMPLETED, State.DOWNLOADED),
+_PHASES: Final = {
+    "waiting": State.INTENT,
+    "submitting": State.SUBMITTED,
+    "generating": State.COMPLETED,
+    "downloading": State.DOWNLOADED,
 }
-"""First and last state of every phase."""
+"""State that ends each phase; a phase begins where the one before it ends, the first with `PENDING`."""
 _WHOLE: Final = "whole"
 
 
@@ -61,9 +61,9 @@ class Stats:
         self._money["refunded_usd"] += row.refunded or 0
         if row.state is State.FAILED and row.cost is not None:
             self._money["refundable_usd"] += max(Decimal(0), row.cost - (row.refunded or 0))
-        if row.state in {State.INTENT, State.UNCERTAIN}:
+        if row.state.in_doubt:
             self._money["doubtful_usd"] += row.cost or 0
-        if row.error or row.state in FAILED:
+        if row.error or row.state.unsuccessful:
             # The first message stands for all of the same status and code.
             self._errors.setdefault((status, row.code), [0, row.error])[0] += 1
 
@@ -101,9 +101,11 @@ def _phases(steps: Iterator[Step]) -> dict[str, dict[str, float]]:
             if step.state is not State.PENDING or first is None:
                 begun.setdefault(step.state, step.at)
             last = step.at if step.state is State.DOWNLOADED else last
-        for name, (start, end) in _PHASES.items():
+        start = State.PENDING
+        for name, end in _PHASES.items():
             if start in begun and end in begun:
                 seconds[name].append(begun[end] - begun[start])
+            start = end
         if first is not None and last is not None:
             seconds[_WHOLE].append(last - first)
     return {

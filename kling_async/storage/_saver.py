@@ -86,11 +86,7 @@ class Saver:
                 )
         except StorageError as error:
             error.prediction_id, error.key = prediction.id, prediction.key
-            if (
-                isinstance(error, OutputGoneError)
-                and row is not None
-                and row.state in {State.SUBMITTED, State.COMPLETED}
-            ):
+            if isinstance(error, OutputGoneError) and row is not None and row.state.unsaved:
                 self._ledger.note(Entry(batch=row.batch, key=row.key, state=State.EXPIRED, at=self._clock.now()))
             raise
         self._observe(Saved, at=self._clock.now(), key=name, batch=row.batch if row else batch, file=saved, since=since)

@@ -151,7 +151,7 @@ async def _finds(ledger: Ledger) -> Row:
     require(await _claim(ledger, "k") == row, "`claim` does not give the row that `record` left")
     require(await _names(ledger, State.SUBMITTED) == ["k"], "`rows` does not find a submission")
     require(await _names(ledger, State.INTENT) == [], "`rows` finds a job in a state that it has left")
-    found = [name for name in await _names(ledger, State.SUBMITTED, State.PENDING) if name == "k"]
+    found = [name for name in await _names(ledger, *State) if name == "k"]
     require(found == ["k", "k"], "`rows` is to find every batch's")
     known = await ledger.known(["p", "q"])
     require(

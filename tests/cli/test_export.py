@@ -43,7 +43,7 @@ async def test_running_errors_manifest_completes_batch(cli: Cli) -> None:
         notes = {row["key"]: row["_error"] for row in map(json.loads, errors.read_text().splitlines())}
         assert (notes["c"]["status"], notes["c"]["code"], notes["e"]["status"]) == ("failed", 5000, "rejected")
         stats = json.loads((cli.folder / "videos" / "stats.json").read_text())
-        assert stats["states"] == {"completed": 4, "failed": 1, "rejected": 1}
+        assert stats["states"] == {"saved": 4, "failed": 1, "rejected": 1}
         assert set(stats["phases"]) >= {"submitting", "generating", "downloading", "whole"}
 
         (command,) = [line for line in exported.stdout.splitlines() if line.strip().startswith("kling-async run")]
@@ -87,13 +87,13 @@ async def test_printed_rerun_commands_lead_to_complete_results(cli: Cli) -> None
     assert "Results: videos (results.jsonl, stats.json)" in outputs[2]
     results = [json.loads(line) for line in (videos / "results.jsonl").read_text().splitlines()]
     assert sorted((row["key"], row["batch"], row["status"]) for row in results) == [
-        ("a", "jobs", "completed"),
-        ("b", "errors-2", "completed"),
-        ("c", "errors", "completed"),
+        ("a", "jobs", "saved"),
+        ("b", "errors-2", "saved"),
+        ("c", "errors", "saved"),
     ]
     assert (videos / "errors-3.jsonl").read_text() == ""
     stats = json.loads((videos / "stats.json").read_text())
-    assert (stats["jobs"], stats["states"]) == (3, {"completed": 3})
+    assert (stats["jobs"], stats["states"]) == (3, {"saved": 3})
     assert stats["spent_usd"] == pytest.approx(6 * 0.28)
     assert charged == 6, "no finished job was paid for again"
 

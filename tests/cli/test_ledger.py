@@ -78,7 +78,7 @@ async def test_doubts_are_listed_by_kind_and_settled_by_hand(cli: Cli) -> None:
     for words, reason in (
         (("adopt", "whose", "id-done"), "that of job done already"),
         (("adopt", "nobody", "id-1"), "has no job 'nobody'"),
-        (("give-up", "done"), "is not in doubt: it is completed"),
+        (("give-up", "done"), "is not in doubt: it is unsaved"),
         (("unaccepted", "done"), "is not in doubt"),
         (("unaccepted", "whose", "--name", "other"), "batch 'other'"),
     ):
@@ -135,7 +135,7 @@ async def test_abandoned_job_is_adopted_when_its_prediction_turns_up(cli: Cli) -
     assert cli("ledger", "run.db", "give-up", "whose", "--yes").returncode == 0
     (row,) = read_ledger(path, states=[State.ABANDONED])
     assert (row.spent, row.doubt, row.candidates) == (None, *attrs.astuple(WHOSE))
-    assert "given up" in cli("status", "run.db").stdout
+    assert "abandoned" in cli("status", "run.db").stdout
     assert cli("ledger", "run.db", "adopt", "whose", "id-2", "--yes").returncode == 0
     (row,) = [row for row in read_ledger(path) if row.key == "whose"]
     assert (row.state, row.prediction_id, row.spent) == (State.SUBMITTED, "id-2", Decimal("0.45"))

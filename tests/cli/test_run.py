@@ -70,7 +70,7 @@ def test_rehearsal_needs_no_key(cli: Cli) -> None:
     assert videos(cli.folder / "videos") == {row["file"] for row in found.values()}
     assert found["a"]["file"] == "a.mp4"
     assert found["a"]["cost_usd"] == 0.28
-    assert {row["status"] for row in found.values()} == {"completed"}
+    assert {row["status"] for row in found.values()} == {"saved"}
     assert not (cli.folder / "videos" / "run.db").exists()
 
 

@@ -44,7 +44,7 @@ async def test_retry_failed_option_sends_job_again_after_service_fault(cli: Cli)
     assert len(paid) == 4
     results = (cli.folder / "videos" / "results.jsonl").read_text().splitlines()
     found = {row["key"]: (row["status"], row["attempts"]) for row in map(json.loads, results)}
-    assert found == {"good": ("completed", 1), "busy": ("completed", 2), "refused": ("failed", 1)}
+    assert found == {"good": ("saved", 1), "busy": ("saved", 2), "refused": ("failed", 1)}
 
 
 async def test_status_watch_ends_with_run(cli: Cli) -> None:

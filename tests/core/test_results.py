@@ -31,6 +31,7 @@ STANDARD = "kwaivgi/kling-v2.1-i2v-standard"
 TO_SUBMITTED = (State.INTENT, State.SUBMITTED)
 PATHS = {
     State.PENDING: (),
+    State.SKIPPED: (State.SKIPPED,),
     State.INTENT: (State.INTENT,),
     State.UNCERTAIN: (State.INTENT, State.UNCERTAIN),
     State.REJECTED: (State.INTENT, State.REJECTED),
@@ -95,7 +96,7 @@ async def test_results_have_line_per_job(tmp_path: Path) -> None:
         "key": "a",
         "batch": "spring",
         "model": STANDARD,
-        "status": "completed",
+        "status": "saved",
         "prediction_id": "pspring0",
         "file": "sub/a.mp4",
         "bytes": 5,
@@ -133,14 +134,14 @@ async def test_errors_manifest_reads_back_as_same_jobs(tmp_path: Path) -> None:
             {"key": key, "state": state, "error": "no", "job": plain(job), "files": files(job)}
             for (key, job), state in zip(wanted.items(), states, strict=True)
         ),
-        *({"state": state} for state in PATHS if state not in states),
+        *({"state": state} for state in PATHS if state not in {*states, State.SKIPPED}),
     )
     (made,) = export(ledger, tmp_path / "out", [Format.ERRORS])
     assert (made.rows, made.left_out, made.root) == (4, {}, photos)
     assert dict(read_manifest(made.path, root=made.root)) == wanted
     assert lines(made.path)[0]["_error"] in [
         {"status": status, "code": None, "message": message}
-        for status, message in (("skipped", None), ("failed", "no"), ("rejected", "no"), ("expired", "no"))
+        for status, message in (("waiting", None), ("failed", "no"), ("rejected", "no"), ("expired", "no"))
     ]
     (beside,) = export(ledger, tmp_path, [Format.ERRORS])
     assert beside.root is None
@@ -211,7 +212,7 @@ async def test_stats_have_counts_money_phases_and_errors(tmp_path: Path) -> None
     (made,) = export(ledger, tmp_path, [Format.STATS], batch="spring")
     stats = json.loads(made.path.read_text())
     assert stats["jobs"] == made.rows == 105
-    assert stats["states"] == {"completed": 100, "failed": 4, "rejected": 1}
+    assert stats["states"] == {"saved": 100, "failed": 4, "rejected": 1}
     assert stats["models"] == {STANDARD: stats["states"]}
     assert (stats["spent_usd"], stats["refundable_usd"], stats["refunded_usd"]) == (46.8, 1.8, 0.0)
     assert stats["phases"] == {

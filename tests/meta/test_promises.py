@@ -61,7 +61,7 @@ OWN_TIME = {
     "_clock.py": "the clock of a session that is given none",
     "_http/timeouts.py": "of requests on the wire, as aiohttp counts it",
     "ledger/_desk.py": "of a lease, which runs on a database's clock",
-    "ledger/sqlite.py": "of a moment in which the steps of a commit gather, in a thread of its own",
+    "ledger/_sqlite/writer.py": "of a moment in which the steps of a commit gather, in a thread of its own",
     "ledger/_link.py": "of the connection to that database",
     "limits/shared.py": "of other processes, which have no clock of ours",
     "webhooks/receiver.py": "of a web server's connection",

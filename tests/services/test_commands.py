@@ -172,11 +172,11 @@ async def test_a_batch_in_a_database_is_run_killed_fetched_resumed_and_told(data
     await run("export", database, "--out", "v", *(word for format_ in FORMATS for word in ("--format", format_)))
     results = [json.loads(line) for line in (tmp_path / "v" / "results.jsonl").read_text().splitlines()]
     assert {(row["key"], row["status"], row["file"]) for row in results} == {
-        (f"job-{number}", "completed", f"job-{number}.mp4") for number in range(4)
+        (f"job-{number}", "saved", f"job-{number}.mp4") for number in range(4)
     }
     assert all(row["prompt"] == "Waves" for row in results), "the content is in the database too"
     stats = json.loads((tmp_path / "v" / "stats.json").read_text())
-    assert (stats["states"], stats["spent_usd"]) == ({"completed": 4}, 1.12)
+    assert (stats["states"], stats["spent_usd"]) == ({"saved": 4}, 1.12)
     assert {name: phase["count"] for name, phase in stats["phases"].items()}["waiting"] == 4
     assert len((tmp_path / "v" / "metadata.jsonl").read_text().splitlines()) == 4
     assert parquet.read_table(tmp_path / "v" / "results").num_rows == 4

@@ -50,7 +50,7 @@ async def test_run_saves_to_store_and_keeps_results_locally(cli: Cli) -> None:
             again = await call(partial(cli, *command[1:], **env))
             assert (again.returncode, len(emulator.charges())) == (0, 3)
             results = [json.loads(line) for line in (home / "results.jsonl").read_text().splitlines()]
-            assert {row["key"]: row["status"] for row in results} == dict.fromkeys("abc", "completed")
+            assert {row["key"]: row["status"] for row in results} == dict.fromkeys("abc", "saved")
             paid = results[-1]["prediction_id"]
             fetched = await call(partial(cli, "fetch", paid, "--out", f"{out}/fetched", **env))
             assert (fetched.returncode, f"{out}/fetched/{paid}.mp4" in fetched.stdout) == (0, True)
