@@ -9,26 +9,27 @@ import pytest
 from support.promises import PROMISES
 
 ROOT = Path(__file__).parents[1]
-FOUND = pytest.StashKey[set[str]]()
+FOUND = pytest.StashKey[frozenset[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have programs that tests interrupt hear Ctrl-C: what is started in the background of a shell inherits that it is
-    ignored."""
+    """Restore SIGINT: jobs in the background of a shell inherit that it is ignored, and would pass it on."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[FOUND] = in_the_checkout()
 
 
-def in_the_checkout() -> set[str]:
-    """Names at the top of the checkout, without the caches of tools."""
-    return {path.name for path in ROOT.iterdir() if not path.name.startswith(".") and path.name != "__pycache__"}
+def in_the_checkout() -> frozenset[str]:
+    """Return the names at the top of the checkout, without the caches of tools."""
+    names = (path.name for path in ROOT.iterdir())
+    return frozenset(name for name in names if not name.startswith(".") and name != "__pycache__")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail when a test has left something at the top of the checkout: whatever it writes belongs in its `tmp_path`."""
-    left = sorted(in_the_checkout() - session.config.stash[FOUND])
+    """Fail the run when a test left a file at the top of the checkout: tests write to `tmp_path`."""
+    before = session.config.stash[FOUND]
+    left = sorted(in_the_checkout() - before)
     if left and not hasattr(session.config, "workerinput"):
         session.config.get_terminal_writer().line(f"\nleft in the checkout by a test: {', '.join(left)}", red=True)
         session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED

@@ -57,9 +57,10 @@ async def test_status_watch_ends_with_run(cli: Cli) -> None:
             with cli.start("status", "videos/run.db", "--watch") as watching:
                 seen = await run_sync(cli.wait_for, watching, "running")
                 # Reading does not block the writer, and watching ends with the run.
-                rest, _ = await run_sync(running.communicate)
-                rest_of_watch, _ = await run_sync(partial(watching.communicate, timeout=20))
-            assert (running.returncode, "2 of 2 videos" in rest) == (0, True)
+                async with running(clock, pause=0.02):
+                    rest, _ = await run_sync(writing.communicate)
+                rest_of_watch, _ = await run_sync(partial(watching.communicate, timeout=PATIENCE_S))
+            assert (writing.returncode, "2 of 2 videos" in rest) == (0, True)
     assert watching.returncode == 0
     lines = (seen + rest_of_watch).splitlines()
     assert all(line.startswith("jobs: 2 jobs: ") for line in lines), lines

@@ -49,8 +49,7 @@ async def test_kill_9_of_any_worker_pays_once_and_loses_nothing(database: str, *
             await workers.kill(victim, database)
             await workers.start(database)
         await until(database, settled(JOBS, echo=echo), jobs=JOBS)
-        doubtful = "SELECT count(DISTINCT job) FROM kling_step WHERE state = 'uncertain'"
-        ((in_doubt,),) = postgres.rows(database, doubtful)
+        in_doubt = len(postgres.rows(database, "SELECT DISTINCT job FROM kling_step WHERE state = 'uncertain'"))
         most = peak(workers.emulator.predictions())
         print(f"seed {SEED}, {KILLS} kills, {in_doubt} intents left by them, {counts(database)}, {most} at once")
         check(database, workers.emulator, JOBS, echo=echo)
