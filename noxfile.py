@@ -15,8 +15,6 @@ nox.options.error_on_missing_interpreters = False
 
 ROOT = Path(__file__).parent
 PYTHONS = ["3.11", "3.12", "3.13"]
-LEAST_COVERED = 95
-"""Percent of lines and branches."""
 
 
 def install(session: nox.Session, *what: str) -> None:
@@ -44,6 +42,7 @@ def lint(session: nox.Session) -> None:
     install(session, "--group", "lint")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
+    session.run("codespell")
 
 
 @nox.session
@@ -57,13 +56,13 @@ def types(session: nox.Session) -> None:
 @nox.session
 def coverage(session: nox.Session) -> None:
     install(session, ".[demo]", "--group", "test")
-    # The command line is tested in processes of its own: they are measured too, wherever they run.
-    session.env["COVERAGE_PROCESS_START"] = str(ROOT / "pyproject.toml")
+    # Coverage starts itself in every process that finds this variable: workers and the command line are measured too.
     session.env["COVERAGE_FILE"] = str(ROOT / ".coverage")
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    measured = {"COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml")}
+    session.run("python", "-m", "pytest", *session.posargs, env=measured)
     session.run("coverage", "combine")
-    session.run("coverage", "report", f"--fail-under={LEAST_COVERED}")
+    session.run("coverage", "report")
 
 
 @nox.session

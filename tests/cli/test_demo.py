@@ -126,7 +126,7 @@ def test_emulator_chaos_option_sets_fault_rate(cli: Cli) -> None:
         ) as reply:
             chaos = json.load(reply)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=10)
+        process.communicate(timeout=PATIENCE_S)
     assert (chaos["rate"], chaos["seed"]) == (0.25, 7)
     assert cli("emulator", "--chaos", "2").returncode == 2
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from support.cli import Cli, jobs
+from support.patience import PATIENCE_S
 from support.pictures import jpeg
 
 
@@ -53,7 +54,7 @@ def test_interrupted_run_writes_page(cli: Cli) -> None:
     try:
         Cli.wait_for(process, "accepted")
         Cli.stop(process)
-        printed, _ = process.communicate(timeout=30)
+        printed, _ = process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
     assert process.returncode == 130
