@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import attrs
 
-from kling_async._core.prediction import MODERATION_CODE
+from kling_async._core.prediction import INPUT_CODES
 from kling_async.errors import (
     AuthenticationError,
     BudgetExceededError,
@@ -97,8 +97,6 @@ _KINDS: dict[type[KlingError], _Kind] = {
 }
 _NO_VIDEO: Final = _Kind(502, "The service produced no video")
 _OTHER: Final = _Kind(500, "The job could not be handled", operator=True)
-_CLIENT_TASK_CODES: Final = frozenset({MODERATION_CODE, 1400, 1401, 1402})
-"""Task codes of errors that the client can correct: content, parameters, image URL (docs: error-codes)."""
 
 
 @attrs.frozen
@@ -145,7 +143,7 @@ def answer(error: KlingError) -> Answer:
 
 
 def _kind_of(error: KlingError) -> _Kind:
-    if isinstance(error, PredictionFailedError) and error.code in _CLIENT_TASK_CODES:
+    if isinstance(error, PredictionFailedError) and error.code in INPUT_CODES:
         return _Kind(422, "The service refused the job")
     known = next((_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS), None)
     if known is not None:
