@@ -124,8 +124,8 @@ async def main() -> None:
     parser.add_argument(
         "--folder",
         type=Path,
-        default=Path("kling-studio"),
-        help="folder for the videos and the ledger; default: kling-studio",
+        default=Path("videos"),
+        help="folder for the videos and the ledger; default: videos",
     )
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)

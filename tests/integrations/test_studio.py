@@ -30,7 +30,7 @@ async def test_the_command_serves_until_ctrl_c(tmp_path: Path) -> None:
             said = ""
             while "Ctrl-C" not in said:
                 said += (await process.stdout.receive()).decode()
-            assert f"Videos are saved in {tmp_path / 'kling-studio'}." in said
+            assert f"Videos are saved in {tmp_path / 'videos'}." in said
             found = re.search(r"Open (http://127\.0\.0\.1:\d+) ", said)
             assert found, said
             url = found[1]
