@@ -72,12 +72,12 @@ class Takeover:
     async def share(self, ledger: SharedLedger) -> None:
         """Until cancelled, take over what other sessions of a shared ledger leave, and receive their webhooks."""
         while True:
-            deliveries = await ledger.told()
+            deliveries = await ledger.published()
             try:
                 for prediction, token_hash in deliveries:
                     await self._handle_update(prediction, token_hash)
                 recorded = await self.submitter.record_again()
-                for row in (*recorded, *await ledger.left([State.SUBMITTED], None)):
+                for row in (*recorded, *await ledger.claim_unowned([State.SUBMITTED], None)):
                     self.running.follow(row)
             except LedgerError as error:
                 log.warning("rows that other sessions left cannot be read: %s", error.message)
@@ -87,7 +87,7 @@ class Takeover:
         handled = await self._handle_update(delivery.prediction, delivery.token_hash)
         if not handled and self.shared is not None:
             # It may be another session's that shares the ledger.
-            self.shared.tell(delivery.prediction, delivery.token_hash)
+            self.shared.publish(delivery.prediction, delivery.token_hash)
 
     async def _handle_update(self, prediction: Prediction, token_hash: str | None) -> bool:
         """Handle what a webhook says of a prediction; return whether it is watched here."""
@@ -97,4 +97,4 @@ class Takeover:
 
     async def _unowned(self, state: State) -> list[Row]:
         """Return the rows in a state that an earlier process left, owned by this one from now on."""
-        return await (self.ledger.rows([state]) if self.shared is None else self.shared.left([state], None))
+        return await (self.ledger.rows([state]) if self.shared is None else self.shared.claim_unowned([state], None))

@@ -108,7 +108,7 @@ class Worker:
                     tasks.start_soon(self._run_claimed, engine, ledger, row, content)
                 if not claimed:
                     await engine.clock.sleep(IDLE_PAUSE_S)
-                    await ledger.hear(news)
+                    await ledger.wait(news)
             if not self._drain.stopped.insufficient_funds:
                 tasks.cancel_scope.cancel()
         if self._drain.stopped is not None:

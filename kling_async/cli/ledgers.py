@@ -47,7 +47,7 @@ class LedgerName:
             return cls(Path(given))
         open_ledger(given)
         # `open_ledger` has checked that the driver is installed.
-        from kling_async.ledger._link import Address  # noqa: PLC0415 -- see above
+        from kling_async.ledger._postgres.connection import Address  # noqa: PLC0415 -- see above
 
         address = Address(given)
         return cls(given, shown=str(address), secret=address.secret)
@@ -107,9 +107,9 @@ class LedgerName:
         """
         if isinstance(self.where, Path):
             return self.where.exists()
-        from kling_async.ledger import _reading  # noqa: PLC0415 -- needs an extra
+        from kling_async.ledger._postgres import reader  # noqa: PLC0415 -- needs an extra
 
-        return _reading.exists(self.where)
+        return reader.exists(self.where)
 
     def create(self) -> Ledger:
         """Return the ledger, not open yet.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from kling_async.ledger import Step
-    from kling_async.ledger.postgres import WorkerTally  # noqa: TC004 -- needs an extra; attrs does not resolve it
+    from kling_async.ledger._postgres.reader import WorkerTally  # noqa: TC004 -- needs an extra; attrs does not resolve it
 
     from .ledgers import LedgerName
 
@@ -68,9 +68,9 @@ def writers_of(ledger: LedgerName) -> Writers:
     """
     if isinstance(ledger.where, Path):
         return Writers(writer_of(ledger.where))
-    from kling_async.ledger import _reading  # noqa: PLC0415 -- needs an extra
+    from kling_async.ledger._postgres import reader  # noqa: PLC0415 -- needs an extra
 
-    return Writers(workers=tuple(_reading.workers(ledger.where, ledger.account)))
+    return Writers(workers=tuple(reader.workers(ledger.where, ledger.account)))
 
 
 @attrs.define

@@ -1,4 +1,4 @@
-"""One row per job: what was intended, what came of it, what it cost; on disk before the next step.
+"""One row per job: the request, its result and its cost; on disk before the next step.
 
 `State` and `MOVES` are shared by every ledger. A ledger of your own is a class with the methods of `Ledger`.
 """
@@ -45,7 +45,7 @@ __all__ = [
     "read_steps",
 ]
 
-_PLACES = {
+_MODULES = {
     name: module
     for module, names in {
         "kling_async._core.content": "Content",
@@ -56,35 +56,35 @@ _PLACES = {
     }.items()
     for name in names.split()
 }
-"""Where the names are that are loaded when they are first used, as those of the package are."""
+"""Modules of the names that are loaded when they are first used."""
 
 
 def __getattr__(name: str) -> object:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(_PLACES[name]), name)
+    value: object = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 
 
 class Ledger(Protocol):
-    """Where a session writes down what it does."""
+    """Record of a session's jobs."""
 
     @property
     def durable(self) -> bool:
-        """Whether it survives the process: only then can a batch be resumed."""
+        """True when it outlives the process: only then can a batch be resumed."""
         ...
 
     async def open(self) -> None:
-        """Make it ready.
+        """Open it for one session.
 
         Raises:
-            LedgerError: It cannot be used; says what to do.
+            LedgerError: It cannot be used; the advice says what to do.
         """
         ...
 
     async def claim(self, batch: str, key: str, *, content: Content, model: str, at: float) -> Row:
-        """The row of a job, made when it is new.
+        """Return the row of a job, inserted when it is new.
 
         Raises:
             LedgerError: It cannot be written.
@@ -104,15 +104,15 @@ class Ledger(Protocol):
         ...
 
     async def owner(self, prediction_id: str) -> Row | None:
-        """The row of the job that the prediction is of, or None."""
+        """Return the row of the job that the prediction is of, or None."""
         ...
 
     def unclaim(self, batch: str, key: str) -> None:
-        """The job is not going to be submitted now; a pending row may be forgotten."""
+        """Release a job that is not going to be submitted now; a pending row may be removed."""
         ...
 
     async def record(self, entry: Entry) -> Row:
-        """Write one step down; return when it would survive a crash, with the row that it left.
+        """Record one step; return the row that it left, when it would survive a crash.
 
         Raises:
             LedgerError: It cannot be written, the move is not legal, or the row has another version (`Row.version`)
@@ -121,99 +121,110 @@ class Ledger(Protocol):
         ...
 
     def note(self, entry: Entry) -> None:
-        """Write one step down soon: it could be learned from the service again."""
+        """Record one step best-effort; the service can supply it again."""
         ...
 
     async def find(self, batch: str, key: str) -> tuple[Row, Content] | None:
-        """The row of a job with its content, or None."""
+        """Return the row of a job with its content, or None."""
         ...
 
     async def rows(self, states: Iterable[State]) -> list[Row]:
-        """All rows in these states, of every batch."""
+        """Return all rows in these states, of every batch."""
         ...
 
     async def keys(self, batch: str, states: Iterable[State]) -> list[str]:
-        """The keys of a batch's jobs in these states, those submitted first before the others: they expire first."""
+        """Return the keys of a batch's jobs in these states, by the time of submission: the first expire first."""
         ...
 
     async def spent(self, batch: str | None) -> Decimal:
-        """USD that a batch, or everything, has cost so far by the price list, less what was given back."""
+        """Return the USD that a batch, or everything, has cost so far by the price list, less what was given back."""
         ...
 
     async def uploaded(self, digest: str, now: float) -> str | None:
-        """The URL of an image that was uploaded and is still there at that time (seconds since the epoch), or None."""
+        """Return the URL of an image that was uploaded and is available at that time, or None.
+
+        Args:
+            digest: Digest of the image.
+            now: Time in seconds since the epoch.
+        """
         ...
 
     def note_upload(self, digest: str, url: str, expires_at: float) -> None:
-        """An image was uploaded; it is there until that time. Written down soon."""
+        """Record the URL of an uploaded image best-effort.
+
+        Args:
+            digest: Digest of the image.
+            url: The URL.
+            expires_at: Time at which it is deleted, in seconds since the epoch.
+        """
         ...
 
     async def known(self, prediction_ids: Iterable[str]) -> dict[str, tuple[str | None, str]]:
-        """Those of the ids that a row has, each with the fingerprint of what was sent and the model's id."""
+        """Return those of the ids that a row has, each with the fingerprint of what was sent and the model's id."""
         ...
 
     async def aclose(self) -> None:
-        """Write what is left and let go of the file."""
+        """Write what is left and release the file or connection."""
         ...
 
 
 @runtime_checkable
 class SharedLedger(Ledger, Protocol):
-    """A ledger that several processes write: a job is in one's hand, and the account's slots are counted in it."""
+    """A ledger that several processes write: each job is claimed by one, and the account's slots are counted in it."""
 
-    async def left(self, states: Iterable[State], batch: str | None) -> list[Row]:
-        """The rows in these states, of a batch or of all, that were in nobody's hand; they are in ours from now on."""
+    async def claim_unowned(self, states: Iterable[State], batch: str | None) -> list[Row]:
+        """Claim the unowned jobs in these states, of a batch or of all, and return their rows."""
         ...
 
     async def admit(
         self, batch: str, key: str, level: Level, price: Decimal | None = None, caps: Sequence[Cap] = ()
     ) -> None:
-        """Return when a claimed job may start: the account, all of its sessions together, has a slot and the money.
+        """Return when a claimed job may start: all sessions of the account together have a slot and the money for it.
 
         Args:
-            batch: The batch's name.
-            key: The job's name.
-            level: What the account permits.
-            price: USD that the job costs.
-            caps: What may be spent.
+            batch: Name of the batch.
+            key: Name of the job.
+            level: Limits of the account.
+            price: Price of the job in USD.
+            caps: Budgets that it counts in.
 
         Raises:
-            LedgerError: The job is not in hand any more.
-            BudgetExceededError: There is no money for it.
+            LedgerError: The job is not claimed by this process any more.
+            BudgetExceededError: A budget has not enough money for it.
         """
         ...
 
     def fence(self, batch: str, key: str) -> None:
-        """Make sure, right before a paid request, that the job is still in hand.
+        """Check, right before a paid request, that this process owns the job.
 
         Raises:
-            LedgerError: It may not be.
+            LedgerError: It may not.
         """
         ...
 
-    def tell(self, prediction: Prediction, token_hash: str | None) -> None:
-        """Let the account's other sessions know what a webhook told this one.
+    def publish(self, prediction: Prediction, token_hash: str | None) -> None:
+        """Publish what a webhook has reported to the account's other sessions.
 
         Args:
-            prediction: What it told.
-            token_hash: Digest of the token in the webhook's URL, if it had one.
+            prediction: The prediction as reported.
+            token_hash: Digest of the token in the webhook's URL; None without a token.
         """
         ...
 
-    async def told(self) -> list[tuple[Prediction, str | None]]:
-        """What webhooks have told other sessions since this was asked; waits a few seconds for some."""
+    async def published(self) -> list[tuple[Prediction, str | None]]:
+        """Return what webhooks have reported to other sessions since the last call; waits a few seconds for some."""
         ...
 
 
 def open_ledger(ledger: Ledger | str | os.PathLike[str] | None, *, account: str = "default") -> Ledger:
-    """The ledger that a session was given: one as it is, a path as SQLite, a URL as PostgreSQL, None as memory.
+    """Return a ledger as it is, a path as SQLite, a URL as PostgreSQL, and None as memory.
 
     Args:
         ledger: One of these.
-        account: Of a URL: what the account on the service is called in the database.
+        account: Name of the account in a database.
 
     Raises:
-        ConfigurationError: The URL cannot be read, or the extra for its database is not installed.
+        ConfigurationError: The URL cannot be parsed, or the extra for its database is not installed.
     """
     if ledger is None:
         from .memory import MemoryLedger  # noqa: PLC0415 -- with the first session
@@ -237,11 +248,13 @@ def read_ledger(
     batch: str | None = None,
     states: Iterable[State] | None = None,
 ) -> Iterator[Row]:
-    """The rows of a ledger by the time of their last step, also while others write it. Memory stays flat.
+    """Return the rows of a ledger by the time of their last step, also while others write it. Memory stays flat.
+
+    Tables of an older version are read as they are, and not migrated.
 
     Args:
         ledger: The file, or the URL of a database.
-        account: Of a database: the account whose rows are wanted.
+        account: Name of the account in a database.
         batch: Only this batch's; "" is what was submitted outside of batches.
         states: Only rows in these states.
 
@@ -249,13 +262,13 @@ def read_ledger(
         The rows, each with its job's content.
 
     Raises:
-        ConfigurationError: The URL cannot be read, or the extra for its database is not installed.
+        ConfigurationError: The URL cannot be parsed, or the extra for its database is not installed.
         LedgerError: When it is iterated: there is no such ledger, or it cannot be read.
     """
     if is_url(ledger):
         with _driver(ledger):
-            from kling_async.ledger import _reading  # noqa: PLC0415 -- it needs an extra
-        return _reading.rows(ledger, account, batch, states)
+            from ._postgres import reader as database  # noqa: PLC0415 -- it needs an extra
+        return database.rows(ledger, account, batch, states)
     from ._sqlite import reader  # noqa: PLC0415 -- many sessions have no file
 
     return reader.read_ledger(ledger, batch=batch, states=states)
@@ -264,11 +277,11 @@ def read_ledger(
 def read_steps(
     ledger: str | os.PathLike[str], *, account: str = "default", batch: str | None = None, key: str | None = None
 ) -> Iterator[Step]:
-    """The steps of a ledger: all of a job one after another, in the order in which they were written.
+    """Return the steps of a ledger: all of a job one after another, in the order in which they were written.
 
     Args:
         ledger: The file, or the URL of a database.
-        account: Of a database: the account whose steps are wanted.
+        account: Name of the account in a database.
         batch: Only this batch's; "" is what was submitted outside of batches.
         key: Only of jobs with this key.
 
@@ -278,8 +291,8 @@ def read_steps(
     """
     if is_url(ledger):
         with _driver(ledger):
-            from kling_async.ledger import _reading  # noqa: PLC0415 -- it needs an extra
-        return _reading.steps(ledger, account, batch, key)
+            from ._postgres import reader as database  # noqa: PLC0415 -- it needs an extra
+        return database.steps(ledger, account, batch, key)
     from ._sqlite import reader  # noqa: PLC0415 -- many sessions have no file
 
     return reader.read_steps(ledger, batch=batch, key=key)
@@ -295,16 +308,16 @@ def origin_of(ledger: Ledger) -> object:
 
 
 def is_url(ledger: object) -> TypeGuard[str]:
-    """Whether it is a URL, which may hold a password, and no path."""
+    """Return whether it is a URL, which may have a password, and not a path."""
     return isinstance(ledger, str) and "://" in ledger
 
 
 @contextmanager
 def _driver(url: str) -> Iterator[None]:
-    """Import in the block what reads and writes the database of a URL.
+    """Convert the errors of importing, in the block, the driver for the database of a URL.
 
     Raises:
-        ConfigurationError: The database is none that is known, or there is no driver for it.
+        ConfigurationError: The database is not supported, or its driver is not installed.
     """
     if not url.startswith(("postgresql://", "postgres://")):
         raise ConfigurationError("ledger: the URL is of no database that is known", advice="postgresql://user@host/db")

@@ -60,9 +60,10 @@ WAITS = {"sleep", "wait_for", "timeout", "timeout_at", "move_on_after", "move_on
 OWN_TIME = {
     "_clock.py": "the clock of a session that is given none",
     "_http/timeouts.py": "of requests on the wire, as aiohttp counts it",
-    "ledger/_desk.py": "of a lease, which runs on a database's clock",
+    "ledger/_postgres/lease.py": "of a lease, which runs on a database's clock",
     "ledger/_sqlite/writer.py": "of a moment in which the steps of a commit gather, in a thread of its own",
-    "ledger/_link.py": "of the connection to that database",
+    "ledger/_postgres/connection.py": "of the connection to that database",
+    "ledger/_postgres/notifications.py": "of another connection to it",
     "limits/shared.py": "of other processes, which have no clock of ours",
     "webhooks/receiver.py": "of a web server's connection",
     "gallery/live.py": "of a page that a person looks at",

@@ -13,7 +13,7 @@ import pytest
 
 from kling_async import Level
 from kling_async.ledger import Content, Entry, State
-from kling_async.ledger import _tables as tables
+from kling_async.ledger._postgres import statements
 from kling_async.ledger.postgres import PostgresLedger
 
 pytestmark = pytest.mark.anyio
@@ -40,7 +40,7 @@ def explained(url: str, query: str, values: dict[str, Any], how: bytes = b"FORMA
 
 def pages(url: str, values: dict[str, Any]) -> int:
     """How many pages a claim looks at, the second time: the first one marks what nobody sees any more."""
-    _, top = (explained(url, tables.CLAIM, values, b"ANALYZE, BUFFERS, FORMAT JSON")[0] for _ in range(2))
+    _, top = (explained(url, statements.CLAIM, values, b"ANALYZE, BUFFERS, FORMAT JSON")[0] for _ in range(2))
     return int(top["Shared Hit Blocks"] + top["Shared Read Blocks"])
 
 
@@ -81,8 +81,8 @@ async def test_claims_stay_as_fast_and_use_the_indexes(database: str) -> None:
         running = await ledger.take(CAP - 20, level)
         assert len(running) == CAP - 20
         values = {
-            **ledger._desk.limits(level),
-            "owner": "me",
+            **ledger._queue.limits(level),
+            "worker_id": "me",
             "limit": 10,
             "states": ["submitted"],
             "batch": None,
@@ -91,12 +91,12 @@ async def test_claims_stay_as_fast_and_use_the_indexes(database: str) -> None:
         looked_at = [pages(database, values)]
         first = await drain(ledger, CLAIMED, level)
         for query, index in (
-            (tables.CLAIM, {"kling_job_due", "kling_job_slot", "kling_job_pkey"}),
-            (tables.ROOM, {"kling_job_slot"}),
+            (statements.CLAIM, {"kling_job_due", "kling_job_slot", "kling_job_pkey"}),
+            (statements.FREE_SLOTS, {"kling_job_slot"}),
             # What is left is looked for among what takes a slot, by whichever index is smaller.
-            (tables.ADOPT, {"kling_job_pkey"}),
-            (tables.ADOPT_UNSAVED, {"kling_job_unsaved", "kling_job_pkey"}),
-            (tables.ADOPT_FAILED, {"kling_job_failed", "kling_job_pkey"}),
+            (statements.CLAIM_OPEN, {"kling_job_pkey"}),
+            (statements.CLAIM_UNSAVED, {"kling_job_unsaved", "kling_job_pkey"}),
+            (statements.CLAIM_FAILED, {"kling_job_failed", "kling_job_pkey"}),
         ):
             found = explained(database, query, values)
             assert not [node for node in found if node["Node Type"] == "Seq Scan"], found

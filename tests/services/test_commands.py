@@ -215,7 +215,7 @@ async def test_doubts_in_a_database_are_settled_by_hand_unless_a_worker_has_them
     assert "kling-async ledger --account team adopt KEY id-1" in shown
     worker = PostgresLedger(database, account="team")
     await worker.open()
-    assert [row.key for row in await worker.left([State.UNCERTAIN], "other")] == ["taken"]
+    assert [row.key for row in await worker.claim_unowned([State.UNCERTAIN], "other")] == ["taken"]
     before = states()
     refused = await run("--account", "team", "give-up", "taken", "--yes", status=2)
     assert "another worker has job taken" in refused

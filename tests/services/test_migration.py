@@ -14,7 +14,7 @@ import pytest
 from kling_async import LedgerError, State, read_ledger
 from kling_async._core import content as contents
 from kling_async.ledger import Content, Entry, read_steps
-from kling_async.ledger import _tables as tables
+from kling_async.ledger._postgres import statements, tables
 from kling_async.ledger.postgres import PostgresLedger
 from support import first_release, postgres
 from support.first_release import BATCH, STATES
@@ -168,11 +168,11 @@ async def test_open_worker_is_refused_by_a_later_version(database: str) -> None:
         ledger.identity("new"),
         ledger.find("b", "k"),
         ledger.rows(State),
-        ledger.left([State.SUBMITTED], None),
+        ledger.claim_unowned([State.SUBMITTED], None),
         ledger.take(1, first_release.LEVEL),
         ledger.admit("b", "k", first_release.LEVEL),
         ledger.enqueue("b", [("other", Content("d"), "m")], at=0.0),
-        ledger._desk.beat(),
+        ledger._lease.renew(),
     ):
         with pytest.raises(LedgerError, match="later version"):
             await refused
@@ -212,7 +212,7 @@ async def test_migration_and_steps_wait_for_each_other(database: str) -> None:
             begun.set()
             await go_on.wait()
 
-        tasks.start_soon(ledger._desk.do, work)
+        tasks.start_soon(ledger._queue.do, work)
         await begun.wait()
         await migration.execute(b"SET lock_timeout = '200ms'")
         with pytest.raises(psycopg.errors.LockNotAvailable):
@@ -227,7 +227,7 @@ async def test_two_workers_agree_on_the_identity_of_a_new_batch(database: str, m
         await ledger.open()
     async with await psycopg.AsyncConnection.connect(database) as other:
         # Of another version, which knows another rule, and has not committed yet.
-        await other.execute(tables.BEGIN_BATCH.encode(), ["default", "b", 1])
+        await other.execute(statements.BEGIN_BATCH.encode(), ["default", "b", 1])
         monkeypatch.setattr(contents, "RULES", {**contents.RULES, 2: contents.RULES[1]})
         monkeypatch.setattr(contents, "IDENTITY_VERSION", 2)
         async with anyio.create_task_group() as tasks:

@@ -16,7 +16,7 @@ import pytest
 from kling_async import ConfigurationError, Job, KeyReusedError, KlingSession, LedgerError, Level
 from kling_async.emulator import Emulator
 from kling_async.ledger import Content, Entry, Row, SharedLedger, State, open_ledger
-from kling_async.ledger import _tables as tables
+from kling_async.ledger._postgres import reader, statements
 from kling_async.ledger.postgres import PostgresLedger
 from kling_async.testing import check_ledger
 from support import postgres
@@ -52,13 +52,13 @@ async def opened(url: str, *, poll: float = 0.2) -> AsyncIterator[PostgresLedger
 
 async def died(ledger: PostgresLedger) -> None:
     """Let go of everything as a killed process does: nothing is handed over."""
-    ledger._desk.is_open = False
-    for task in ledger._desk._tasks:
+    ledger._queue.is_open = False
+    for task in ledger._lease._tasks:
         task.cancel()
-    await asyncio.gather(*ledger._desk._tasks, return_exceptions=True)
-    if ledger._desk._flushing is not None:
-        await ledger._desk._flushing
-    await ledger._desk._link.aclose()
+    await asyncio.gather(*ledger._lease._tasks, return_exceptions=True)
+    if ledger._queue._flushing is not None:
+        await ledger._queue._flushing
+    await ledger._queue._database.aclose()
 
 
 async def test_the_contract(database: str) -> None:
@@ -113,16 +113,16 @@ async def test_closing_hands_over_and_dying_leaves_it_to_the_lease(database: str
         await one.record(step("submitted", State.INTENT, attempt=1))
         await one.record(step("submitted", State.SUBMITTED, prediction_id="p"))
         await died(one)
-        assert await other.left([State.SUBMITTED], None) == []
-        postgres.end_leases(database, one._desk.me)
-        await other._desk.beat()
-        assert [row.key for row in await other.left([State.SUBMITTED], None)] == ["submitted"]
+        assert await other.claim_unowned([State.SUBMITTED], None) == []
+        postgres.end_leases(database, one._lease.worker_id)
+        await other._lease.renew()
+        assert [row.key for row in await other.claim_unowned([State.SUBMITTED], None)] == ["submitted"]
         (doubtful,) = await other.rows([State.UNCERTAIN])
         assert (doubtful.key, doubtful.error) == ("intent", "its worker ended while it was being submitted")
         assert (await claim(other, "pending")).state is State.PENDING
         async with opened(database) as third:
             await other.aclose()
-            assert [row.key for row in await third.left([State.SUBMITTED], None)] == ["submitted"]
+            assert [row.key for row in await third.claim_unowned([State.SUBMITTED], None)] == ["submitted"]
 
 
 async def test_who_was_taken_for_dead_may_write_nothing_but_the_id_that_it_alone_knows(database: str) -> None:
@@ -132,12 +132,12 @@ async def test_who_was_taken_for_dead_may_write_nothing_but_the_id_that_it_alone
         for key in ("claimed", "sent"):
             await claim(one, key)
         await one.record(step("sent", State.INTENT, attempt=1))
-        one._desk._tasks[0].cancel()
-        one._desk._lease_ends -= LEASE
-        postgres.end_leases(database, one._desk.me)
+        one._lease._tasks[0].cancel()
+        one._lease._ends_at -= LEASE
+        postgres.end_leases(database, one._lease.worker_id)
         with pytest.raises(LedgerError, match="has ended"):
             one.fence("b", "sent")
-        await other._desk.beat()
+        await other._lease.renew()
         await claim(other, "claimed")
         await claim(other, "sent")
         with pytest.raises(LedgerError, match="has ended"):
@@ -162,14 +162,14 @@ async def test_what_was_locked_by_a_worker_that_is_cut_off_is_let_go(database: s
         locked = anyio.Event()
 
         async def hang(connection: Any) -> None:
-            await connection.execute(tables.GATE.encode(), [one.account])
+            await connection.execute(statements.LOCK_ACCOUNT.encode(), [one.account])
             wire.cut()
             locked.set()
             await connection.execute(b"SELECT 1")
 
         async def ask() -> None:
             with pytest.raises(LedgerError, match="cannot be reached"):
-                await one._desk.do(hang)
+                await one._queue.do(hang)
 
         tasks.start_soon(ask)
         await locked.wait()
@@ -240,7 +240,7 @@ async def test_claims_of_many_at_once_never_meet_and_never_exceed_the_cap(databa
             nonlocal most
             while len(done) < 600:
                 taken = await ledger.take(7, level)
-                ((running,),) = await ledger._desk.read("SELECT count(*) FROM kling_job WHERE slot", [])
+                ((running,),) = await ledger._queue.read("SELECT count(*) FROM kling_job WHERE slot", [])
                 most = max(most, running)
                 for row, _ in taken:
                     await ledger.record(step(row.key, State.REJECTED))
@@ -278,10 +278,10 @@ async def test_enqueueing_is_all_or_nothing_and_done_once(database: str) -> None
         with pytest.raises(KeyReusedError, match="k1"):
             await ledger.enqueue("b", [("k10", Content("d"), "m"), ("k1", Content("e"), "m")], at=0.0)
         assert await ledger.find("b", "k10") is None
+        assert [row.state for row in await ledger.rows(State)] == [State.PENDING] * 4
         async with opened(database):
-            batches, workers = await ledger.tally()
-        assert [(batch.batch, batch.states) for batch in batches] == [("b", {State.PENDING: 4})]
-        assert [(worker.jobs, worker.lease > 20) for worker in workers] == [(0, True)]
+            workers = reader.workers(database, "default")
+        assert [(worker.jobs, worker.lease > 20) for worker in workers] == [(0, True)] * 2
 
 
 async def test_one_step_that_the_database_refuses_fails_alone(database: str) -> None:
@@ -314,7 +314,7 @@ async def test_tables_of_a_later_version_are_refused(database: str) -> None:
     async with opened(database):
         pass
     async with opened(database) as again:
-        await again._desk.read("UPDATE kling_version SET version = 99", [])
+        await again._queue.read("UPDATE kling_version SET version = 99", [])
     with pytest.raises(LedgerError, match="later version"):
         await PostgresLedger(database).open()
 
@@ -405,9 +405,9 @@ async def test_what_an_answer_that_was_lost_had_brought_is_freed(database: str) 
         await one.enqueue("b", [("k", Content("d"), "m")], at=0.0)
         # Committed, and the connection broke before anybody was told.
         claimed = "UPDATE kling_job SET worker_id = %s, state = 'claimed', slot = true"
-        postgres.rows(database, claimed, one._desk.me)
+        postgres.rows(database, claimed, one._lease.worker_id)
         assert await other.take(1, LEVEL) == []
-        await one._desk.beat()
+        await one._lease.renew()
         assert [row.key for row, _ in await other.take(1, LEVEL)] == ["k"]
 
 
@@ -417,7 +417,7 @@ async def test_a_session_whose_lease_is_about_to_end_sends_nothing(database: str
         async with KlingSession(
             emulator.api_key, base_url=emulator.base_url, clock=emulator.clock, ledger=ledger, level="gold"
         ) as kling:
-            ledger._desk._lease_ends -= 0.95 * LEASE
+            ledger._lease._ends_at -= 0.95 * LEASE
             with pytest.raises(LedgerError, match="lease on job late has ended") as caught:
                 await kling.submit(prompt="a", image="https://p.example/a.png", key="late")
             assert not emulator.charges()
@@ -425,7 +425,7 @@ async def test_a_session_whose_lease_is_about_to_end_sends_nothing(database: str
             found = await ledger.find("", "late")
             assert found is not None
             assert found[0].state is State.PENDING
-            await ledger._desk.beat()
+            await ledger._lease.renew()
             await kling.generate(prompt="a", image="https://p.example/a.png", key="late")
             assert len(emulator.charges()) == 1
 
@@ -448,9 +448,9 @@ async def test_the_id_that_came_late_is_not_written_over(database: str) -> None:
         await one.open()
         await claim(one, "k")
         await one.record(step("k", State.INTENT, attempt=1))
-        one._desk._tasks[0].cancel()
-        postgres.end_leases(database, one._desk.me)
-        await other._desk.beat()
+        one._lease._tasks[0].cancel()
+        postgres.end_leases(database, one._lease.worker_id)
+        await other._lease.renew()
         await claim(other, "k")
         await one.record(step("k", State.SUBMITTED, prediction_id="told"))
         with pytest.raises(LedgerError, match="another worker's hand"):
@@ -469,18 +469,18 @@ async def test_what_could_not_be_noted_while_the_database_was_away_is_taken_up_a
             await claim(one, key)
         await one.record(step("sent", State.INTENT, attempt=1))
         await one.record(step("sent", State.SUBMITTED, prediction_id="p"))
-        one._desk._link._within = 0.5
+        one._queue._database._within = 0.5
         wire.cut()
         one.note(step("sent", State.COMPLETED))
         one.unclaim("b", "unsent")
         with pytest.raises(LedgerError, match="cannot be reached"):
             await one.rows(State)
         wire.mend()
-        await one._desk.beat()
+        await one._lease.renew()
         # Else they were in hand, and nobody's business, as long as the process lives.
         with anyio.fail_after(PATIENCE_S):
             assert (await claim(other, "unsent")).state is State.PENDING
-        assert [row.key for row in await other.left([State.SUBMITTED], None)] == ["sent"]
+        assert [row.key for row in await other.claim_unowned([State.SUBMITTED], None)] == ["sent"]
         await one.aclose()
         tasks.cancel_scope.cancel()
 
@@ -508,8 +508,8 @@ async def test_what_is_asked_for_while_it_closes_is_in_nobodys_hand(database: st
             with pytest.raises(LedgerError, match="not open"):
                 await claim(one, "after")
         one.unclaim("b", "before")
-        assert await other._desk.read("SELECT 1 FROM kling_job WHERE worker_id IS NOT NULL", []) == []
-        assert [worker.name for worker in (await other.tally())[1]] == []
+        assert await other._queue.read("SELECT 1 FROM kling_job WHERE worker_id IS NOT NULL", []) == []
+        assert len(reader.workers(database, "default")) == 1
 
 
 async def test_a_ledger_that_is_open_is_not_opened_again(database: str) -> None:
@@ -530,7 +530,7 @@ async def test_what_nobody_follows_takes_no_slot_for_ever(database: str) -> None
     # Their worker is gone, and no other one runs that would take them.
     await ledger.aclose()
     async with opened(database) as other:
-        other._desk._runs = 3600.0
+        other._queue._runs = 3600.0
         await claim(other, "d")
         with anyio.move_on_after(0.3) as waited:
             await other.admit("b", "d", LEVEL)
@@ -544,9 +544,9 @@ async def test_a_lease_ends_by_the_clock_of_the_database(database: str) -> None:
     async with opened(database) as one:
         await claim(one, "k")
         # Such as of a machine that slept, and whose own clock stood still.
-        postgres.end_leases(database, one._desk.me)
+        postgres.end_leases(database, one._lease.worker_id)
         one.fence("b", "k")
         with pytest.raises(LedgerError, match="has ended"):
             await one.record(step("k", State.INTENT, attempt=1))
-        await one._desk.beat()
+        await one._lease.renew()
         await one.record(step("k", State.INTENT, attempt=1))

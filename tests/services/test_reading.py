@@ -12,7 +12,8 @@ import psycopg
 import pytest
 
 from kling_async import ConfigurationError, LedgerError
-from kling_async.ledger import Content, Entry, Ledger, SQLiteLedger, State, _reading, read_ledger, read_steps
+from kling_async.ledger import Content, Entry, Ledger, SQLiteLedger, State, read_ledger, read_steps
+from kling_async.ledger._postgres import reader
 from kling_async.ledger.postgres import PostgresLedger
 from kling_async.results import Format, export
 from support import postgres
@@ -55,11 +56,11 @@ async def test_a_database_is_read_as_a_file_is(database: str, tmp_path: Path) ->
     assert [row.key for row in read_ledger(database)] == ["k2", "k1", "k0", "new"]
     assert list(read_ledger(database, account="other")) == []
     assert list(read_steps(database, account="other")) == []
-    assert [worker.name for worker in _reading.workers(database, "default")] == [shared._desk.name]
-    assert _reading.workers(database, "other") == []
+    assert [worker.name for worker in reader.workers(database, "default")] == [shared._lease.name]
+    assert reader.workers(database, "other") == []
     await file.aclose()
     await shared.aclose()
-    assert _reading.workers(database, "default") == []
+    assert reader.workers(database, "default") == []
 
 
 async def test_a_page_is_in_memory_and_the_transaction_ends_with_the_reader(
@@ -77,7 +78,7 @@ async def test_a_page_is_in_memory_and_the_transaction_ends_with_the_reader(
         return fetch(self, num)
 
     monkeypatch.setattr(psycopg.ServerCursor, "_fetch_gen", counted)
-    monkeypatch.setattr(_reading, "PAGE", 20)
+    monkeypatch.setattr(reader, "PAGE_SIZE", 20)
     rows = read_ledger(database)
     next(rows)
     assert fetched == [20]
@@ -113,12 +114,12 @@ async def test_a_reader_makes_no_tables_and_refuses_later_ones(database: str) ->
     for read in (read_ledger, read_steps):
         with pytest.raises(LedgerError, match="there is no ledger in postgresql://"):
             list(read(database))
-    assert not _reading.exists(database)
+    assert not reader.exists(database)
     assert postgres.rows(database, "SELECT 1 FROM pg_tables WHERE tablename LIKE 'kling%%'") == []
     ledger = PostgresLedger(database)
     await ledger.open()
     await ledger.aclose()
-    assert _reading.exists(database)
+    assert reader.exists(database)
     postgres.rows(database, "UPDATE kling_version SET version = 99")
     with pytest.raises(LedgerError, match="later version"):
         list(read_ledger(database))

@@ -71,15 +71,14 @@ def ledger_of(kling: KlingSession) -> PostgresLedger:
 
 async def died(kling: KlingSession, url: str) -> None:
     """What is left of a session whose process was killed, when its lease has ended: nothing is handed over."""
-    desk = ledger_of(kling)._desk
-    desk.is_open = False
-    for task in desk._tasks:
+    ledger = ledger_of(kling)
+    ledger._queue.is_open = False
+    for task in ledger._lease._tasks:
         task.cancel()
-    await asyncio.gather(*desk._tasks, return_exceptions=True)
-    if desk._flushing is not None:
-        await desk._flushing
-    await desk._link.aclose()
-    postgres.end_leases(url, desk.me)
+    await asyncio.gather(*ledger._lease._tasks, return_exceptions=True)
+    await ledger._queue.join()
+    await ledger._queue._database.aclose()
+    postgres.end_leases(url, ledger._lease.worker_id)
 
 
 @asynccontextmanager
@@ -128,7 +127,7 @@ async def test_what_a_dead_session_ran_keeps_no_slot_from_the_others(database: s
             running = [await one.submit(job(f"{number}"), key=f"left-{number}") for number in range(3)]
             await died(one, database)
         assert len(running) == 3
-        await ledger_of(other)._desk.beat()
+        await ledger_of(other)._lease.renew()
         with anyio.fail_after(PATIENCE_S):
             await other.generate(job("new"), key="new")
         await until(database, State.COMPLETED, 4)
@@ -187,11 +186,11 @@ async def test_a_paid_id_that_could_not_be_written_down_is_when_the_database_is_
             emulator.faults.add("submit", faults.Delay(40.0, accepted=True), times=1)
             submitted = asyncio.create_task(kling.submit(job("paid"), key="k"))
             await until(database, State.INTENT, 1)
-            ledger._desk._link._within = 0.5
+            ledger._queue._database._within = 0.5
             wire.cut()
             prediction = await submitted
-            postgres.end_leases(database, ledger._desk.me)
-            await ledger_of(other)._desk.beat()
+            postgres.end_leases(database, ledger._lease.worker_id)
+            await ledger_of(other)._lease.renew()
             await until(database, State.UNCERTAIN, 1)
             wire.mend()
             await until(database, State.COMPLETED, 1)

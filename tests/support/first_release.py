@@ -237,7 +237,7 @@ def copies(source: Path, folder: Path) -> Fresh:
 
 def into_postgres(source: Path, url: str, *, version: int = 2) -> None:
     """Make the tables of version 2, with the rows of a ledger file of version 1, and migrate them to a version."""
-    from kling_async.ledger import _tables as tables  # noqa: PLC0415 -- it needs an extra
+    from kling_async.ledger._postgres import tables  # noqa: PLC0415 -- it needs an extra
 
     columns = (
         "batch, key, digest, model, state, updated_at, attempt, fingerprint, token_hash, intent_at, submitted_at, "
@@ -246,7 +246,11 @@ def into_postgres(source: Path, url: str, *, version: int = 2) -> None:
     marks = ", ".join(["%s"] * (columns.count(",") + 1))
     steps = "SELECT state, at, attempt, prediction_id, error FROM step WHERE batch = ? AND key = ? ORDER BY rowid"
     with psycopg.connect(url) as to, sqlite3.connect(source) as given:
-        for statement in (*tables.MIGRATIONS[:2], tables.VERSIONS, f"UPDATE kling_version SET version = {version}"):
+        for statement in (
+            *tables.MIGRATIONS[:2],
+            tables._MAKE_VERSION,
+            f"UPDATE kling_version SET version = {version}",
+        ):
             to.execute(statement.encode())
         for row in given.execute(f"SELECT {columns} FROM job").fetchall():
             insert = (

@@ -1,4 +1,4 @@
-"""A connection to PostgreSQL that comes back: one piece of work at a time, each in a transaction of its own."""
+"""Connection to PostgreSQL that is made again when it breaks: one piece of work at a time, each in a transaction."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import logging
 import re
 import socket
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import psycopg
@@ -16,35 +16,36 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from kling_async.errors import ConfigurationError, LedgerError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 log = logging.getLogger("kling_async")
 
 T = TypeVar("T")
+Connection: TypeAlias = "psycopg.AsyncConnection[tuple[Any, ...]]"
 
-_FIRST, _CAP = 0.05, 2.0
+FIRST_RETRY_S, MAX_RETRY_S = 0.05, 2.0
 """Seconds between two attempts to connect, at first and at most."""
 _SECRETS = ("password", "sslpassword", "passfile", "sslkey", "oauth_client_secret")
 
 
 class Address:
-    """Where the database is. Its password does not show.
+    """Address of a database. Its text never shows the password.
 
     Args:
         url: A URL, `postgresql://user:password@host/database`, or anything else that libpq takes.
 
     Attributes:
-        secret: Whether it has a password.
+        secret: True if it has a password.
 
     Raises:
-        ConfigurationError: It is none.
+        ConfigurationError: The URL cannot be parsed.
     """
 
     def __init__(self, url: str) -> None:
         try:
             known = {name: str(value) for name, value in conninfo_to_dict(url).items() if value is not None}
         except psycopg.Error:
-            # What the parser says quotes the URL, hence the password.
+            # The parser's message quotes the URL, hence the password.
             raise ConfigurationError(
                 "ledger: the URL of the database cannot be read",
                 advice="write it as postgresql://user:password@host/database, with special signs as %40",
@@ -52,16 +53,20 @@ class Address:
         self._known = known
         secrets = {known[name] for name in _SECRETS if known.get(name)}
         self.secret = bool(secrets)
-        # As they are, and as they stand in a URL.
+        # As they are, and as they are quoted in a URL.
         hidden = sorted({*secrets, *(quote(secret, safe="") for secret in secrets), url}, key=len, reverse=True)
         self._hidden = re.compile("|".join(map(re.escape, hidden)))
 
     def parameters(self, **more: object) -> str:
-        """For libpq, with the password."""
+        """Return the connection string for libpq, with the password.
+
+        Args:
+            more: Parameters for those that the URL does not set.
+        """
         return make_conninfo("", **{**self._known, **{k: str(v) for k, v in more.items() if k not in self._known}})
 
     def redact(self, text: object) -> str:
-        """What somebody said, on one line and without the password."""
+        """Return a text on one line and without the password."""
         return " ".join(self._hidden.sub("***", str(text)).split())
 
     def __str__(self) -> str:
@@ -80,26 +85,26 @@ class Address:
         return hash(str(self))
 
 
-class Link:
-    """A connection that is made again when it breaks.
+class Database:
+    """Connection to a database, made when it is needed and again when it breaks.
 
     Args:
-        address: The database.
-        name: How the connection is called in the server's lists.
-        answer_within: Seconds after which a server that does not answer is taken for gone.
+        address: Address of the database.
+        name: Name of the connection in the server's lists.
+        answer_within: Seconds after which a server that does not answer is given up.
     """
 
     def __init__(self, address: Address, *, name: str, answer_within: float) -> None:
         self._address = address
         self._name = name
         self._within = answer_within
-        self._connection: psycopg.AsyncConnection[tuple[Any, ...]] | None = None
+        self._connection: Connection | None = None
 
-    async def connect(self) -> psycopg.AsyncConnection[tuple[Any, ...]]:
-        """The connection, made now if there is none.
+    async def connect(self) -> Connection:
+        """Return the connection, made now if there is none.
 
         Raises:
-            psycopg.Error: There is no way.
+            psycopg.Error: The database cannot be reached.
         """
         if self._connection is None or self._connection.closed:
             seconds = max(1, round(self._within))
@@ -115,32 +120,32 @@ class Link:
                 autocommit=True,
             )
             with self._guarded(connection, self._within):
-                # What a worker that is cut off in a transaction has locked must not outlive it.
-                await ask(connection, f"SET idle_in_transaction_session_timeout = {1000 * seconds}")
+                # The locks of a worker that is cut off within a transaction must not outlive it.
+                await fetch(connection, f"SET idle_in_transaction_session_timeout = {1000 * seconds}")
         return self._connection
 
     async def run(
         self,
-        work: Callable[[psycopg.AsyncConnection[tuple[Any, ...]]], Awaitable[T]],
+        work: Callable[[Connection], Awaitable[T]],
         *,
         patience: float,
         answer_within: float | None = None,
     ) -> T:
-        """Do a piece of work in a transaction; all of it again when the connection breaks.
+        """Do work in a transaction; do all of it again when the connection breaks.
 
         Args:
-            work: It may be done several times; what it changes besides the database must be done afterwards.
+            work: May be called several times; must not change anything but the database.
             patience: Seconds after which a database that cannot be reached is given up.
-            answer_within: Seconds that the work may take, where that is more than the connection allows otherwise.
+            answer_within: Seconds that the work may take; None is those of the connection.
 
         Raises:
-            LedgerError: The database cannot be reached, or refused.
-            psycopg.DataError: The work gave it what it cannot hold.
-            psycopg.IntegrityError: The work gave it what must not be.
+            LedgerError: The database cannot be reached, or refused a statement.
+            psycopg.DataError: A value cannot be stored.
+            psycopg.IntegrityError: A constraint is violated.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + patience
-        delay = _FIRST
+        delay = FIRST_RETRY_S
         while True:
             try:
                 connection = await self.connect()
@@ -150,7 +155,7 @@ class Link:
             except (psycopg.DataError, psycopg.IntegrityError):
                 raise
             except (psycopg.OperationalError, psycopg.InterfaceError, OSError) as trouble:
-                # It went away, or sends us away: deadlock, shutdown, too many connections.
+                # It is gone, or asks for another attempt: deadlock, shutdown, too many connections.
                 if loop.time() + delay > until:
                     raise self.error("cannot be reached", trouble) from None
                 log.info("the ledger %s is asked again: %s", self._address, self._address.redact(trouble))
@@ -158,39 +163,42 @@ class Link:
                 raise self.error("refused", trouble) from None
             await self.aclose()
             await asyncio.sleep(delay)
-            delay = min(2 * delay, _CAP)
+            delay = min(2 * delay, MAX_RETRY_S)
 
     def error(self, what: str, trouble: Exception) -> LedgerError:
-        """The trouble in our words."""
+        """Return the error for a failed statement or connection, without the password."""
         return LedgerError(
             f"the ledger {self._address} {what}: {self._address.redact(trouble)}",
             advice="look whether the database runs and takes this user; nothing is lost: run the same again",
         )
 
     @contextlib.contextmanager
-    def _guarded(self, connection: psycopg.AsyncConnection[tuple[Any, ...]], seconds: float) -> Any:
-        """Hang up on a server that does not answer: a query cannot be cancelled over a dead line."""
-        timer = asyncio.get_running_loop().call_later(seconds, _hang_up, connection)
+    def _guarded(self, connection: Connection, seconds: float) -> Iterator[None]:
+        """Shut the socket when the server does not answer: a query cannot be cancelled over a dead connection."""
+        timer = asyncio.get_running_loop().call_later(seconds, _shut, connection)
         try:
             yield
         finally:
             timer.cancel()
 
     async def aclose(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
 
 
-def _hang_up(connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
-    with contextlib.suppress(OSError, psycopg.Error), socket.fromfd(connection.fileno(), 0, socket.SOCK_STREAM) as line:
-        line.shutdown(socket.SHUT_RDWR)
+def _shut(connection: Connection) -> None:
+    with (
+        contextlib.suppress(OSError, psycopg.Error),
+        socket.fromfd(connection.fileno(), 0, socket.SOCK_STREAM) as copy,
+    ):
+        copy.shutdown(socket.SHUT_RDWR)
 
 
-async def ask(
-    connection: psycopg.AsyncConnection[tuple[Any, ...]], query: str, values: Sequence[Any] | Mapping[str, Any] = ()
+async def fetch(
+    connection: Connection, query: str, values: Sequence[Any] | Mapping[str, Any] = ()
 ) -> list[tuple[Any, ...]]:
-    """The rows that a statement of ours gives, or none."""
+    """Return the rows of a statement; none of one that returns none."""
     cursor = await connection.execute(query.encode(), values)
     return await cursor.fetchall() if cursor.description else []

@@ -1,0 +1,348 @@
+"""Queue of a worker's requests: steps are committed together, as many as have arrived meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import attrs
+import psycopg
+
+from kling_async._core.budget import CapUsage, reserve_caps
+from kling_async._core.states import Row, State
+from kling_async.errors import BudgetExceededError, LedgerError
+
+from . import statements, tables
+from .connection import Connection, fetch
+from .notifications import notify
+from .requests import Request, SlotRequest, StepRequest, WorkRequest, lease_ended, not_owned
+from .statements import Line, line_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from kling_async._core.budget import Cap
+    from kling_async._core.catalogue import Level
+    from kling_async._core.states import Entry
+
+    from .connection import Address, Database
+    from .lease import WorkerLease
+    from .requests import Name
+
+MAX_GROUP_STEPS = 512
+"""Requests that are committed together."""
+
+_Result: TypeAlias = "tuple[StepRequest, Line | LedgerError | None]"
+_History: TypeAlias = "tuple[Name, Entry, Line]"
+
+
+class RequestQueue:
+    """Queue of a worker's requests to its database.
+
+    Args:
+        database: Connection to the database.
+        address: Address of the database, for errors.
+        lease: Lease of the worker.
+        patience: Seconds that a request waits for a database that cannot be reached.
+        runs: Seconds after its submission in which a job in doubt occupies one of the account's slots.
+
+    Attributes:
+        is_open: True while requests are taken.
+    """
+
+    def __init__(
+        self, database: Database, address: Address, lease: WorkerLease, *, patience: float, runs: float
+    ) -> None:
+        self.is_open = False
+        self._database = database
+        self._address = address
+        self._lease = lease
+        self._patience = patience
+        self._runs = runs
+        self._queue: deque[Request] = deque()
+        self._flushing: asyncio.Task[None] | None = None
+        self._pid = os.getpid()
+
+    def open(self) -> None:
+        """Take requests from now on, in this process."""
+        self._pid = os.getpid()
+        self.is_open = True
+
+    async def join(self) -> None:
+        """Return when every request was done."""
+        if self._flushing is not None:
+            await self._flushing
+
+    def check_open(self) -> None:
+        """Check that requests are taken.
+
+        Raises:
+            LedgerError: The ledger is not open, or was opened before a fork.
+        """
+        if not self.is_open:
+            raise LedgerError(f"the ledger {self._address} is not open")
+        if os.getpid() != self._pid:
+            raise LedgerError(
+                f"the ledger {self._address} was opened before a fork",
+                advice="make the session in the process that uses it",
+            )
+
+    def put(self, request: Request) -> None:
+        """Add a request; requests are done in their order.
+
+        Raises:
+            LedgerError: The ledger is not open in this process.
+        """
+        self.check_open()
+        self._queue.append(request)
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.create_task(self._flush(), name="kling-ledger")
+            # A critical task that records while the loop closes waits for this one, which must not be cancelled before.
+            asyncio._unregister_task(self._flushing)  # noqa: SLF001 -- documented for this in "Extending asyncio"
+
+    async def ask(self, make: Callable[[asyncio.Future[Any]], Request]) -> Any:
+        """Add a request that is made with its future, and return its result."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.put(make(future))
+        return await future
+
+    async def do(self, work: Callable[[Connection], Awaitable[Any]]) -> Any:
+        """Return the result of work, done in a transaction of its own; it may be done several times."""
+
+        async def checked(connection: Connection) -> Any:
+            await tables.read_version(connection, self._address)
+            return await work(connection)
+
+        return await self.ask(lambda future: WorkRequest(future, checked))
+
+    async def read(self, query: str, values: Sequence[object] | Mapping[str, object]) -> list[tuple[Any, ...]]:
+        """Return the rows of a query."""
+        found: list[tuple[Any, ...]] = await self.do(lambda connection: fetch(connection, query, values))
+        return found
+
+    def limits(self, level: Level) -> dict[str, Any]:
+        """Return the parameters by which a statement counts what an account's level permits."""
+        return {
+            "account": self._lease.account,
+            "in_flight": level.in_flight,
+            "starts": level.starts,
+            "per": level.per,
+            "runs": self._runs,
+        }
+
+    async def _flush(self) -> None:
+        """Do the requests, in order, until there is none."""
+        while self._queue:
+            group = self._next_group()
+            try:
+                await self._commit(group)
+            except Exception as error:  # noqa: BLE001 -- nobody may wait for ever
+                for request in group:
+                    self._fail(request, error)
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        request.fail(error)
+        if isinstance(request, StepRequest) and request.future is None:
+            # Nobody repeats it. Not owned any more, the job is released, and the next worker finds out the same.
+            self._lease.disown(request.name)
+
+    def _next_group(self) -> list[Request]:
+        """Return the requests that may be committed together, at least one."""
+        first = self._queue.popleft()
+        group = [first]
+        if isinstance(first, WorkRequest):
+            return group
+        while self._queue and len(group) < MAX_GROUP_STEPS:
+            request = self._queue[0]
+            if type(request) is not type(first):
+                break
+            if isinstance(request, SlotRequest) and isinstance(first, SlotRequest) and request.level != first.level:
+                break
+            group.append(self._queue.popleft())
+        return group
+
+    async def _commit(self, group: list[Request]) -> None:
+        first = group[0]
+        if isinstance(first, WorkRequest):
+            result = await self._database.run(first.work, patience=self._patience)
+            if first.done is not None:
+                first.done(result)
+            first.resolve(result)
+        elif isinstance(first, SlotRequest):
+            await self._commit_slots([request for request in group if isinstance(request, SlotRequest)])
+        else:
+            await self._commit_steps([request for request in group if isinstance(request, StepRequest)])
+
+    async def _commit_slots(self, group: list[SlotRequest]) -> None:
+        granted, unpaid = await self._database.run(
+            lambda connection: self._grant(connection, group), patience=self._patience
+        )
+        self._lease.lines |= granted
+        for request in group:
+            line = self._lease.lines.get(request.name)
+            if line is None:
+                request.fail(lease_ended(request.name[1]))
+            elif request.name in unpaid:
+                request.fail(unpaid[request.name])
+            else:
+                request.resolve(request.is_granted(line))
+
+    async def _grant(
+        self, connection: Connection, group: list[SlotRequest]
+    ) -> tuple[dict[Name, Line], dict[Name, BudgetExceededError]]:
+        """Give slots to jobs as far as there are any, and reserve their prices.
+
+        Returns:
+            The lines of the jobs that have a slot, and the errors of those that no budget has the money for.
+        """
+        if not await self._lease.is_alive(connection):
+            return {}, {}
+        wanted = [
+            (request, line)
+            for request in group
+            if (line := self._lease.lines.get(request.name)) is not None and not request.is_granted(line)
+        ]
+        if not wanted:
+            return {}, {}
+        account = self._lease.account
+        await fetch(connection, statements.LOCK_ACCOUNT, [account])
+        without = [line.id for _, line in wanted if not line.slot]
+        limits = {**self.limits(group[0].level), "limit": len(without)}
+        ((free,),) = await fetch(connection, statements.FREE_SLOTS, limits)
+        too_many = set(without[free:])
+        unpaid: dict[Name, BudgetExceededError] = {}
+        usages: dict[Cap, CapUsage] = {}
+        after: dict[int, Line] = {}
+        for request, line in wanted:
+            for cap in request.caps:
+                if cap not in usages:
+                    batches = cap.batches and list(cap.batches)
+                    ((spent, held, reserved),) = await fetch(connection, statements.MONEY, [account, batches, batches])
+                    usages[cap] = CapUsage(cap.usd, spent, held, reserved)
+            if line.id in too_many:
+                continue
+            try:
+                if reserve_caps([usages[cap] for cap in request.caps], request.price or Decimal(0)):
+                    row = attrs.evolve(line.row, cost=request.price) if request.caps else line.row
+                    after[line.id] = attrs.evolve(line, slot=True, row=row)
+            except BudgetExceededError as error:
+                unpaid[request.name] = error
+        costs = [line.row.cost for line in after.values()]
+        granted = await fetch(connection, statements.GIVE_SLOTS, [list(after), costs, self._lease.worker_id])
+        return {after[id_].name: after[id_] for (id_,) in granted}, unpaid
+
+    async def _commit_steps(self, group: list[StepRequest]) -> None:
+        owned = self._lease.lines
+        if all(step.new is not None and step.name in owned for step in group):
+            # Claims of jobs that are owned already: nothing changes.
+            _resolve(self._apply(group, {})[0])
+            return
+        try:
+            lines, results = await self._database.run(
+                lambda connection: self._write(connection, group), patience=self._patience
+            )
+        except (psycopg.IntegrityError, psycopg.DataError) as trouble:
+            if len(group) == 1:
+                raise self._database.error("refused a step", trouble) from None
+            # One of them is to blame.
+            for step in group:
+                try:
+                    await self._commit_steps([step])
+                except LedgerError as error:
+                    self._fail(step, error)
+            return
+        for name, line in lines.items():
+            if line is not None and line.worker_id == self._lease.worker_id:
+                self._lease.lines[name] = line
+            else:
+                self._lease.lines.pop(name, None)
+        _resolve(results)
+
+    def _apply(self, group: list[StepRequest], lines: dict[Name, Line | None]) -> tuple[list[_Result], list[_History]]:
+        """Apply the steps to the lines, in order; a step that is refused changes nothing."""
+        results: list[_Result] = []
+        history: list[_History] = []
+        for step in group:
+            line = lines.get(step.name) or self._lease.lines.get(step.name)
+            try:
+                after = step.change(line)
+            except LedgerError as error:
+                results.append((step, error))
+                continue
+            results.append((step, after))
+            if after is not None:
+                lines[step.name] = after
+                if step.entry is not None:
+                    history.append((step.name, step.entry, after))
+        return results, history
+
+    async def _write(
+        self, connection: Connection, group: list[StepRequest]
+    ) -> tuple[dict[Name, Line | None], list[_Result]]:
+        """Write the steps; the lines of the lease stay as they are until this is committed.
+
+        Returns:
+            The lines after the steps, None where another worker has claimed one, and the results.
+        """
+        await self._lease.is_alive(connection)
+        owned = self._lease.lines
+        lines: dict[Name, Line | None] = {}
+        await self._insert(connection, group, lines)
+        unread = {step.name for step in group if not step.owned_only} - {*lines, *owned}
+        if unread:
+            batches, keys = zip(*unread, strict=True)
+            read = await fetch(connection, statements.LOCK_LINES, [list(batches), list(keys), self._lease.account])
+            lines |= {line.name: line for line in map(line_of, read)}
+        before = {step.name: lines.get(step.name) or owned.get(step.name) for step in group}
+        results, history = self._apply(group, lines)
+        changed = [
+            (was, line)
+            for name, line in lines.items()
+            if line is not None and (was := before[name]) is not None and was != line
+        ]
+        if not changed:
+            return lines, results
+        values = statements.written_values(changed)
+        written = {id_ for (id_,) in await fetch(connection, statements.WRITE, values)}
+        lost = {line.name for _, line in changed if line.id not in written}
+        steps = [
+            (line.id, entry.state.value, entry.at, line.row.attempt, line.row.prediction_id, line.row.error)
+            for name, entry, line in history
+            if name not in lost
+        ]
+        if steps:
+            await fetch(connection, statements.STEPS, [self._lease.name, *map(list, zip(*steps, strict=True))])
+        if any(_concerns_others(was, line) for was, line in changed):
+            await notify(connection, self._lease.account)
+        for name in lost:
+            lines[name] = None
+        results = [(step, not_owned(step.name[1]) if step.name in lost else result) for step, result in results]
+        return {name: line and attrs.evolve(line, wait=0.0) for name, line in lines.items()}, results
+
+    async def _insert(self, connection: Connection, group: list[StepRequest], lines: dict[Name, Line | None]) -> None:
+        """Insert the jobs that there are none of, and add their lines."""
+        new = {step.name: step.new for step in group if step.new is not None and step.name not in self._lease.lines}
+        if not new:
+            return
+        worker_id = self._lease.worker_id
+        values = {**statements.inserted_values(new), "account": self._lease.account, "worker_id": worker_id}
+        for id_, batch, key in await fetch(connection, statements.INSERT, values):
+            content, model, at = new[batch, key]
+            row = Row(batch=batch, key=key, digest=content.digest, model=model, state=State.PENDING, updated_at=at)
+            lines[batch, key] = Line(id_, worker_id, slot=False, row=row)
+
+
+def _concerns_others(was: Line, line: Line) -> bool:
+    """Return whether other workers may wait for the change."""
+    return line.worker_id is None or was.slot > line.slot or line.row.state in statements.NOTIFIED
+
+
+def _resolve(results: list[_Result]) -> None:
+    for step, result in results:
+        if isinstance(result, LedgerError):
+            step.fail(result)
+        else:
+            step.resolve(result)

@@ -1,0 +1,341 @@
+"""Statements of the shared ledger, and lines of its table of jobs."""
+
+# The statements are put together of names of our own.
+# ruff: noqa: S608
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from kling_async._core.prediction import RETRYABLE_CODES
+from kling_async._core.states import ENDED, OPEN, RELEASED, WAITING, Row, State
+from kling_async.ledger._columns import quoted, restore, stored
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from kling_async._core.content import Content
+
+_TYPES: dict[str, str] = {
+    "state": "text",
+    "updated_at": "float8",
+    "attempt": "bigint",
+    "fingerprint": "text",
+    "token_hash": "text",
+    "intent_at": "float8",
+    "submitted_at": "float8",
+    "prediction_id": "text",
+    "cost": "numeric",
+    "spent": "numeric",
+    "refunded": "numeric",
+    "failures": "bigint",
+    "output": "text",
+    "code": "bigint",
+    "error": "text",
+    "doubt": "text",
+    "candidates": "text",
+    "path": "text",
+    "bytes": "bigint",
+    "sha256": "text",
+}
+"""Columns of a row that change, with their types."""
+_FIXED = ("batch", "key", "digest", "model")
+_FIELDS = (*_FIXED, *_TYPES)
+_WITH_CONTENT = (*_FIELDS, "job", "files")
+
+_LINE = ", ".join(f"j.{name}" for name in ("id", "worker_id", "slot", *_FIELDS))
+"""Columns of a line."""
+
+INSERT = """
+WITH given AS (
+  SELECT * FROM unnest(%(batch)s::text[], %(key)s::text[], %(digest)s::text[], %(model)s::text[], %(at)s::float8[],
+    %(text)s::text[], %(files)s::text[]) AS g(batch, key, digest, model, at, text, files)),
+made AS (
+  INSERT INTO kling_job(account, batch, key, digest, model, state, updated_at, worker_id)
+  SELECT %(account)s, batch, key, digest, model, 'pending', at, %(worker_id)s FROM given
+  ON CONFLICT (account, batch, key) DO NOTHING RETURNING id, batch, key),
+put AS (INSERT INTO kling_content SELECT made.id, text, files FROM made JOIN given USING (batch, key)),
+noted AS (
+  INSERT INTO kling_step(job, state, at, attempt, worker)
+  SELECT made.id, 'pending', at, 0, '' FROM made JOIN given USING (batch, key))
+SELECT id, batch, key FROM made
+"""
+"""Insert new jobs and return them; existing ones are not changed."""
+
+IDENTITY = "SELECT identity FROM kling_batch WHERE account = %s AND batch = %s"
+"""The version of a batch's identity rule."""
+BEGIN_BATCH = """
+INSERT INTO kling_batch(account, batch, identity) VALUES (%s, %s, %s)
+ON CONFLICT (account, batch) DO UPDATE SET identity = kling_batch.identity RETURNING identity
+"""
+"""Record the identity rule of a new batch; return the rule of the worker that was first."""
+
+CONFLICTS = """
+SELECT g.key FROM unnest(%(batch)s::text[], %(key)s::text[], %(digest)s::text[]) AS g(batch, key, digest)
+JOIN kling_job j ON j.account = %(account)s AND j.batch = g.batch AND j.key = g.key WHERE j.digest <> g.digest LIMIT 1
+"""
+"""A key that names a job with other content."""
+
+LOCK_LINES = f"""
+SELECT {_LINE} FROM unnest(%s::text[], %s::text[]) AS g(batch, key)
+JOIN kling_job j ON j.account = %s AND j.batch = g.batch AND j.key = g.key ORDER BY j.id FOR UPDATE OF j
+"""
+"""Lines by their names, locked."""
+FIND = f"SELECT {_LINE} FROM kling_job j WHERE account = %s AND batch = %s AND key = %s"
+SELECT = f"SELECT {_LINE} FROM kling_job j WHERE account = %s AND "
+SPENT = """
+SELECT sum(coalesce(spent, 0) - coalesce(refunded, 0)) FROM kling_job WHERE account = %s AND batch = coalesce(%s, batch)
+"""
+UPLOAD = "SELECT url FROM kling_upload WHERE account = %s AND digest = %s AND expires_at > %s"
+PUT_UPLOAD = """
+INSERT INTO kling_upload VALUES (%s, %s, %s, %s)
+ON CONFLICT (account, digest) DO UPDATE SET url = excluded.url, expires_at = excluded.expires_at
+"""
+KEYS = """
+SELECT key FROM kling_job WHERE account = %s AND batch = %s AND state = ANY(%s)
+ORDER BY submitted_at NULLS LAST, updated_at, id
+"""
+READ_ROWS = f"""
+SELECT {_LINE}, c.text, c.files FROM kling_job j LEFT JOIN kling_content c ON c.job = j.id
+WHERE j.account = %s AND j.batch = coalesce(%s, j.batch) AND j.state = ANY(%s) ORDER BY j.updated_at, j.id
+"""
+READ_STEPS = """
+SELECT j.batch, j.key, s.state, s.at, s.attempt, s.prediction_id, s.error
+FROM kling_step s JOIN kling_job j ON j.id = s.job
+WHERE j.account = %s AND j.batch = coalesce(%s, j.batch) AND j.key = coalesce(%s, j.key) ORDER BY s.job, s.id
+"""
+
+_ARRAYS = ", ".join(f"%({name})s::{kind}[]" for name, kind in _TYPES.items())
+_NAMES = ", ".join(_TYPES)
+_SET = ", ".join(f"{name} = n.{name}" for name in _TYPES)
+
+WRITE = f"""
+UPDATE kling_job AS j SET {_SET}, worker_id = n.worker, slot = n.slot,
+  started_at = CASE WHEN n.state = 'intent' AND j.state <> 'intent' THEN clock_timestamp() ELSE j.started_at END,
+  due_at = CASE WHEN n.wait > 0 THEN clock_timestamp() + n.wait * interval '1 second' ELSE j.due_at END
+FROM unnest(%(id)s::bigint[], %(was_worker)s::text[], %(was_attempt)s::bigint[], %(was_state)s::text[],
+  %(worker)s::text[], %(slot)s::bool[], %(wait)s::float8[], {_ARRAYS})
+  AS n(id, was_worker, was_attempt, was_state, worker, slot, wait, {_NAMES})
+WHERE j.id = n.id AND j.worker_id IS NOT DISTINCT FROM n.was_worker
+AND ((j.attempt, j.state) = (n.was_attempt, n.was_state)
+  OR (j.attempt, j.state, j.prediction_id) IS NOT DISTINCT FROM (n.attempt, n.state, n.prediction_id))
+RETURNING j.id
+"""
+"""Write lines and return their ids; fenced: a line that another worker has claimed, or at another attempt, is skipped.
+
+A line that is already as it is to be is returned too: the answer to an earlier commit was lost.
+"""
+
+STEPS = """
+INSERT INTO kling_step(job, state, at, attempt, prediction_id, error, worker)
+SELECT s.*, %s FROM unnest(%s::bigint[], %s::text[], %s::float8[], %s::bigint[], %s::text[], %s::text[]) AS s
+"""
+
+REGISTER = """
+INSERT INTO kling_worker(id, account, name, lease_until)
+VALUES (%s, %s, %s, clock_timestamp() + %s * interval '1 second')
+"""
+ALIVE = """
+SELECT (SELECT version FROM kling_version), lease_until > clock_timestamp() FROM kling_worker WHERE id = %s
+FOR KEY SHARE
+"""
+"""Version of the tables, and whether a worker's lease runs; others cannot claim its jobs until the transaction ends."""
+RENEW = "UPDATE kling_worker SET lease_until = clock_timestamp() + %s * interval '1 second' WHERE id = %s RETURNING id"
+EXPIRED_WORKERS = """
+SELECT id FROM kling_worker WHERE account = %s AND lease_until < clock_timestamp() FOR UPDATE SKIP LOCKED
+"""
+_RELEASED_STATES = " ".join(f"WHEN {quoted([before])} THEN {quoted([after])}" for before, after in RELEASED.items())
+_RELEASE = f"""
+released AS (
+  UPDATE kling_job SET worker_id = NULL, slot = state IN ({quoted(OPEN)}),
+    state = CASE state {_RELEASED_STATES} ELSE state END,
+    updated_at = CASE WHEN state = 'intent' THEN extract(epoch FROM clock_timestamp()) ELSE updated_at END,
+    error = CASE state WHEN 'intent' THEN 'its worker ended while it was being submitted' ELSE error END
+  WHERE """
+_RELEASED_STEPS = """ RETURNING id, state, updated_at, attempt, error)
+INSERT INTO kling_step(job, state, at, attempt, error, worker)
+SELECT id, state, updated_at, attempt, error, %(worker)s FROM released WHERE state = 'uncertain'
+"""
+RELEASE = (
+    "WITH ended AS (DELETE FROM kling_worker WHERE id = ANY(%(workers)s)),"
+    + _RELEASE
+    + "worker_id = ANY(%(workers)s)"
+    + _RELEASED_STEPS
+)
+"""Release the jobs of workers, and end their leases. A job that may have been sent is in doubt."""
+OWNED = "SELECT id FROM kling_job WHERE worker_id = %s"
+RELEASE_STRAYS = "WITH" + _RELEASE + "id = ANY(%(ids)s) AND worker_id = %(worker_id)s" + _RELEASED_STEPS
+"""Release jobs that a worker owns without knowing: the answer to its claim was lost."""
+
+LOCK_ACCOUNT = "SELECT pg_advisory_xact_lock(hashtextextended('kling_async ' || %s, 0))"
+"""Lock an account's slots. Not part of other statements, as these would count by a snapshot from before the wait."""
+_FREE_SLOTS = f"""
+WITH held AS MATERIALIZED (
+  SELECT count(*) FILTER (WHERE (state <> 'uncertain' AND worker_id IS NOT NULL)
+      OR started_at > statement_timestamp() - %(runs)s * interval '1 second') AS taken,
+    count(*) FILTER (WHERE state IN ({quoted(WAITING)})) AS starting
+  FROM kling_job WHERE account = %(account)s AND slot),
+started AS MATERIALIZED (
+  SELECT count(*) AS starts FROM kling_job
+  WHERE account = %(account)s AND started_at > statement_timestamp() - %(per)s * interval '1 second'
+  AND NOT (slot AND state IN ({quoted(WAITING)}))),
+room AS MATERIALIZED (
+  SELECT greatest(0, least(%(limit)s, %(in_flight)s - taken, %(starts)s - starting - starts)) AS n FROM held, started)
+"""
+"""Number of jobs that may start now: running jobs, starts within the window, and jobs about to start count."""
+FREE_SLOTS = _FREE_SLOTS + "SELECT n FROM room"
+# `= ANY(ARRAY(...))`: written as a join with a computed LIMIT, the planner reads the whole table.
+CLAIM = (
+    _FREE_SLOTS
+    + f"""
+UPDATE kling_job AS j SET state = 'claimed', worker_id = %(worker_id)s, slot = true, cost = NULL
+WHERE j.id = ANY(ARRAY(
+  SELECT id FROM kling_job
+  WHERE account = %(account)s AND state = 'pending' AND worker_id IS NULL AND due_at <= statement_timestamp()
+  ORDER BY due_at, id LIMIT (SELECT n FROM room) FOR UPDATE SKIP LOCKED))
+RETURNING {_LINE}
+"""
+)
+"""Claim jobs that may start now."""
+CLAIM_OPEN = f"""
+UPDATE kling_job AS j SET worker_id = %(worker_id)s
+WHERE j.id = ANY(ARRAY(
+  SELECT id FROM kling_job
+  WHERE account = %(account)s AND slot AND worker_id IS NULL AND due_at <= statement_timestamp()
+  ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+RETURNING {_LINE}
+"""
+"""Claim unowned jobs that are running or in doubt."""
+CLAIM_UNSAVED = f"""
+UPDATE kling_job AS j SET worker_id = %(worker_id)s
+WHERE j.id = ANY(ARRAY(
+  SELECT id FROM kling_job
+  WHERE account = %(account)s AND state = 'completed' AND worker_id IS NULL AND due_at <= statement_timestamp()
+  ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+RETURNING {_LINE}
+"""
+"""Claim unowned jobs whose videos are not saved."""
+_RETRIED = ", ".join(map(str, sorted(RETRYABLE_CODES)))
+CLAIM_FAILED = f"""
+UPDATE kling_job AS j SET worker_id = %(worker_id)s
+WHERE j.id = ANY(ARRAY(
+  SELECT id FROM kling_job
+  WHERE account = %(account)s AND state = 'failed' AND worker_id IS NULL AND code IN ({_RETRIED})
+  AND failures <= %(failures)s AND due_at <= statement_timestamp()
+  ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+RETURNING {_LINE}
+"""
+"""Claim unowned jobs that the service failed by its own fault."""
+CLAIM_UNOWNED = f"""
+UPDATE kling_job AS j SET worker_id = %(worker_id)s
+WHERE j.id = ANY(ARRAY(
+  SELECT id FROM kling_job
+  WHERE account = %(account)s AND slot AND worker_id IS NULL AND due_at <= statement_timestamp()
+  AND state = ANY(%(states)s) AND batch = coalesce(%(batch)s, batch) FOR UPDATE SKIP LOCKED))
+RETURNING {_LINE}
+"""
+"""Claim all unowned jobs in some states."""
+GIVE_SLOTS = """
+UPDATE kling_job AS j SET slot = true, cost = coalesce(n.cost, j.cost)
+FROM unnest(%s::bigint[], %s::numeric[]) AS n(id, cost) WHERE j.id = n.id AND j.worker_id = %s RETURNING j.id
+"""
+MONEY = f"""
+SELECT coalesce(sum(coalesce(spent, 0) - coalesce(refunded, 0)), 0),
+  coalesce(sum(cost) FILTER (WHERE slot AND state = 'uncertain'), 0),
+  coalesce(sum(cost) FILTER (WHERE slot AND state IN ({quoted(WAITING | {State.INTENT})})), 0)
+FROM kling_job WHERE account = %s AND (%s::text[] IS NULL OR batch = ANY(%s))
+"""
+"""USD that was spent, may have been spent, and is reserved. A job that is to start has its price in its line."""
+
+KNOWN = """
+SELECT prediction_id, fingerprint, model FROM kling_job WHERE account = %(account)s AND prediction_id = ANY(%(ids)s)
+UNION ALL SELECT s.prediction_id, NULL, j.model FROM kling_step s JOIN kling_job j ON j.id = s.job
+WHERE s.state = 'failed' AND s.prediction_id = ANY(%(ids)s) AND j.account = %(account)s
+AND s.prediction_id IS DISTINCT FROM j.prediction_id
+"""
+"""Those of the ids that a job has, or had in an earlier attempt."""
+CONTENT = "SELECT job, text, files FROM kling_content WHERE job = ANY(%s)"
+
+
+NOTIFIED = ENDED | {State.SUBMITTED}
+"""States that other workers may wait for."""
+
+
+@attrs.frozen
+class Line:
+    """A line of `kling_job`.
+
+    Attributes:
+        id: Its number.
+        worker_id: Worker that has claimed it; None when it is unowned.
+        slot: True when it occupies one of the account's slots.
+        row: The job.
+        wait: Seconds until workers may claim it; only in lines that are to be written.
+    """
+
+    id: int
+    worker_id: str | None
+    slot: bool
+    row: Row
+    wait: float = 0.0
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """Batch and key of the job."""
+        return self.row.batch, self.row.key
+
+
+def line_of(values: Sequence[Any]) -> Line:
+    """Return a line as it was read, with the job's content when that was selected too."""
+    id_, worker_id, slot, *fields = values
+    named: dict[str, Any] = dict(zip(_WITH_CONTENT, fields, strict=False))
+    return Line(id_, worker_id, slot, Row(**restore(named)))
+
+
+def written_values(lines: Iterable[tuple[Line, Line]]) -> dict[str, list[Any]]:
+    """Return the parameters of `WRITE`, from lines as they were and as they are to be."""
+    given: dict[str, list[Any]] = {
+        name: [] for name in ("id", "was_worker", "was_attempt", "was_state", "worker", "slot", "wait", *_TYPES)
+    }
+    for was, line in lines:
+        given["id"].append(line.id)
+        given["was_worker"].append(was.worker_id)
+        given["was_attempt"].append(was.row.attempt)
+        given["was_state"].append(was.row.state.value)
+        given["worker"].append(line.worker_id)
+        given["slot"].append(line.slot)
+        given["wait"].append(line.wait)
+        for name in _TYPES:
+            given[name].append(stored(name, getattr(line.row, name)))
+    return given
+
+
+def inserted_values(new: dict[tuple[str, str], tuple[Content, str, float]]) -> dict[str, list[Any]]:
+    """Return the parameters of `INSERT`, from jobs with their content, model and time."""
+    return {
+        "batch": [batch for batch, _ in new],
+        "key": [key for _, key in new],
+        "digest": [content.digest for content, _, _ in new.values()],
+        "model": [model for _, model, _ in new.values()],
+        "at": [at for _, _, at in new.values()],
+        "text": [content.text for content, _, _ in new.values()],
+        "files": [content.files for content, _, _ in new.values()],
+    }
+
+
+def keeps_slot(line: Line, state: State) -> bool:
+    """Return whether a job occupies a slot in its new state: one that may run does, and one just refused keeps it.
+
+    A job that was in doubt may have lost its slot by its age, and has to get one again.
+    """
+    return state.open or (line.slot and state.waiting and line.row.state is not State.UNCERTAIN)
+
+
+WORKERS = """
+SELECT w.name, extract(epoch FROM w.lease_until - clock_timestamp())::float8, count(j.id)
+FROM kling_worker w LEFT JOIN kling_job j ON j.worker_id = w.id
+WHERE w.account = %s AND w.lease_until > clock_timestamp() GROUP BY w.id ORDER BY w.since
+"""
+"""Name, seconds of lease, and number of jobs of the workers that are alive."""
