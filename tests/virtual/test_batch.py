@@ -34,7 +34,7 @@ def jobs(count: int) -> Iterator[Job]:
     return (Job(prompt=f"number {number}", image=IMAGE) for number in range(count))
 
 
-async def test_every_job_has_exactly_one_outcome() -> None:
+async def test_batch_yields_one_outcome_per_job() -> None:
     service = Service()
     async with open_session(service, max_in_flight=50) as kling, kling.batch(jobs(300), name="spring") as batch:
         outcomes = [outcome async for outcome in batch]
@@ -45,7 +45,7 @@ async def test_every_job_has_exactly_one_outcome() -> None:
     assert service.peak == 50
 
 
-async def test_outcomes_come_as_they_complete_or_in_order() -> None:
+async def test_outcomes_arrive_as_completed_or_in_order() -> None:
     service = Service(seconds=lambda body: 100.0 if body["prompt"] == "number 0" else 30.0)
     async with open_session(service, max_in_flight=10) as kling:
         async with kling.batch(jobs(10)) as batch:
@@ -54,7 +54,7 @@ async def test_outcomes_come_as_they_complete_or_in_order() -> None:
             assert [outcome.index async for outcome in batch] == list(range(10))
 
 
-async def test_a_stuck_head_holds_back_no_more_than_the_window_and_ends_at_its_deadline() -> None:
+async def test_stuck_head_blocks_at_most_window_until_its_deadline() -> None:
     service = Service(seconds=lambda body: 1e9 if body["prompt"] == "number 0" else 30.0)
     pulled = 0
 
@@ -78,7 +78,7 @@ async def test_a_stuck_head_holds_back_no_more_than_the_window_and_ends_at_its_d
 
 
 @pytest.mark.promise(3)
-async def test_the_window_bounds_how_far_the_input_is_read() -> None:
+async def test_window_bounds_input_read_ahead() -> None:
     service = Service(seconds=10)
     pulled = 0
 
@@ -99,8 +99,8 @@ async def test_the_window_bounds_how_far_the_input_is_read() -> None:
 
 @pytest.mark.promise(3)
 @pytest.mark.parametrize("ordered", [False, True], ids=["unordered", "ordered"])
-async def test_nothing_of_a_job_is_kept_when_its_outcome_was_taken(*, ordered: bool) -> None:
-    """Found here: jobs, with their images, were kept by deadlines that nobody waited for any more."""
+async def test_job_is_freed_once_its_outcome_is_consumed(*, ordered: bool) -> None:
+    """Regression: expired waiters' deadlines kept references to jobs and their images."""
     service = Service(seconds=10)
     alive: weakref.WeakSet[Job] = weakref.WeakSet()
     watched: list[tuple[int, int]] = []
@@ -122,11 +122,11 @@ async def test_nothing_of_a_job_is_kept_when_its_outcome_was_taken(*, ordered: b
                 del outcome
                 gc.collect()
                 watched.append((len(alive), len(asyncio.all_tasks())))
-    # The window, and the ones in the hands of the input and of this loop; a few tasks for each.
+    # The window, plus the jobs that the input and this loop hold; a few tasks for each.
     assert all(kept <= 20 + 3 and tasks <= 3 * 20 for kept, tasks in watched), watched
 
 
-async def test_gather_over_a_thousand_generates_is_as_bounded_as_a_batch() -> None:
+async def test_gather_of_1000_generates_is_bounded_like_batch() -> None:
     service = Service()
     async with open_session(service, max_in_flight=20) as kling:
         done = await asyncio.gather(*(kling.generate(job) for job in jobs(1000)))
@@ -134,7 +134,7 @@ async def test_gather_over_a_thousand_generates_is_as_bounded_as_a_batch() -> No
     assert service.peak == 20
 
 
-async def test_paid_requests_at_once_are_capped_apart_from_slots() -> None:
+async def test_concurrent_submits_are_capped_independently_of_slots() -> None:
     service = Service(latency=5)
     asking = peak = 0
 
@@ -153,7 +153,7 @@ async def test_paid_requests_at_once_are_capped_apart_from_slots() -> None:
 
 
 @pytest.mark.promise(5)
-async def test_generate_in_the_loop_body_of_a_batch_does_not_deadlock() -> None:
+async def test_generate_in_batch_loop_body_does_not_deadlock() -> None:
     service = Service()
     async with open_session(service, max_in_flight=2) as kling, kling.batch(jobs(12), window=2) as batch:
         async for outcome in batch:
@@ -168,8 +168,8 @@ async def test_generate_in_the_loop_body_of_a_batch_does_not_deadlock() -> None:
 
 @pytest.mark.promise(5)
 @pytest.mark.parametrize("ordered", [False, True])
-async def test_batches_in_batches_on_one_slot_end(*, ordered: bool) -> None:
-    """A window of outcomes that nobody takes, and no slot beside it: slots are of predictions, not of outcomes."""
+async def test_nested_batches_on_one_slot_complete(*, ordered: bool) -> None:
+    """Slots belong to running predictions; outcomes that are not consumed yet take none."""
     service = Service(seconds=5)
 
     async def nested(kling: KlingSession, depth: int) -> int:
@@ -190,7 +190,7 @@ async def test_batches_in_batches_on_one_slot_end(*, ordered: bool) -> None:
 
 
 @pytest.mark.promise(4)
-async def test_leaving_early_detaches_and_the_session_goes_on_watching() -> None:
+async def test_leaving_batch_early_detaches_and_session_keeps_watching() -> None:
     service = Service(seconds=lambda body: 60.0 if body["prompt"] == "number 0" else 500.0)
     async with open_session(service, max_in_flight=4) as kling:
         async with kling.batch(jobs(1000), window=4) as batch:
@@ -209,7 +209,7 @@ async def test_leaving_early_detaches_and_the_session_goes_on_watching() -> None
 
 
 @pytest.mark.promise(4)
-async def test_closing_says_what_still_runs(caplog: pytest.LogCaptureFixture) -> None:
+async def test_close_warns_about_running_predictions(caplog: pytest.LogCaptureFixture) -> None:
     service = Service()
     async with open_session(service) as kling:
         prediction = await kling.submit(prompt="one", image=IMAGE)
@@ -218,7 +218,7 @@ async def test_closing_says_what_still_runs(caplog: pytest.LogCaptureFixture) ->
 
 
 @pytest.mark.promise(6)
-async def test_a_failed_job_is_a_value() -> None:
+async def test_failed_job_is_returned_as_outcome() -> None:
     service = Service(failures={"number 3": {"code": 1200, "error": "The content contains sensitive information."}})
     async with open_session(service) as kling:
         async with kling.batch(jobs(5)) as batch:
@@ -239,7 +239,7 @@ async def test_a_failed_job_is_a_value() -> None:
     assert str(statistics.spent) == "1.40"
 
 
-async def test_failures_are_kept_up_to_a_cap() -> None:
+async def test_batch_keeps_failures_up_to_limit() -> None:
     service = Service(failures={f"number {number}": {"code": 1405} for number in range(50)})
     async with open_session(service) as kling, kling.batch(jobs(50), failures_kept=7) as batch:
         assert [prediction async for prediction in batch.completed()] == []
@@ -248,8 +248,8 @@ async def test_failures_are_kept_up_to_a_cap() -> None:
 
 
 @pytest.mark.promise(6)
-async def test_what_concerns_one_job_stops_no_other() -> None:
-    """Refused, in doubt, timed out, broken: the next one is sent all the same."""
+async def test_error_of_one_job_does_not_stop_others() -> None:
+    """After a refusal, a doubt, a timeout or a bug the next job is still sent."""
 
     def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
         if request.effect is not Effect.PAID:
@@ -275,7 +275,7 @@ async def test_what_concerns_one_job_stops_no_other() -> None:
 
 
 @pytest.mark.promise(6)
-async def test_a_mistake_in_a_provider_is_the_outcome_of_its_job_and_of_no_other(
+async def test_provider_bug_fails_only_its_own_job(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     service = Service()
@@ -298,7 +298,7 @@ async def test_a_mistake_in_a_provider_is_the_outcome_of_its_job_and_of_no_other
 
 
 @pytest.mark.promise(6)
-async def test_what_concerns_the_account_stops_admission_and_drains_what_runs() -> None:
+async def test_account_error_stops_admission_and_drains_running_jobs() -> None:
     def out_of_money(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
         if request.effect is Effect.PAID and len(service.paid) >= 5:
             asked.append(body)
@@ -318,7 +318,7 @@ async def test_what_concerns_the_account_stops_admission_and_drains_what_runs() 
     assert all(outcome.error.__cause__ is batch.stopped for outcome in skipped if outcome.error)
 
 
-async def test_what_the_input_raises_comes_after_what_was_started() -> None:
+async def test_input_exception_is_raised_after_started_jobs() -> None:
     def broken() -> Iterator[Job]:
         yield from jobs(3)
         raise OSError("the manifest is gone")
@@ -332,7 +332,7 @@ async def test_what_the_input_raises_comes_after_what_was_started() -> None:
     assert len(outcomes) == 3
 
 
-async def test_what_the_body_raises_is_not_wrapped_in_a_group() -> None:
+async def test_body_exception_is_not_wrapped_in_group() -> None:
     service = Service()
     with pytest.raises(ZeroDivisionError):
         async with open_session(service) as kling, kling.batch(jobs(10)) as batch:
@@ -341,7 +341,7 @@ async def test_what_the_body_raises_is_not_wrapped_in_a_group() -> None:
     assert len(service.paid) == 10
 
 
-async def test_an_input_that_is_an_async_generator_is_closed_when_the_batch_is_left() -> None:
+async def test_leaving_batch_closes_async_generator_input() -> None:
     closed = False
 
     async def lazy() -> AsyncIterator[Job]:
@@ -359,7 +359,7 @@ async def test_an_input_that_is_an_async_generator_is_closed_when_the_batch_is_l
     assert closed
 
 
-async def test_keys_are_the_callers_or_follow_the_content_and_its_occurrence() -> None:
+async def test_key_is_given_or_derived_from_content_and_occurrence() -> None:
     service = Service()
     one, two = Job(prompt="one", image=IMAGE), Job(prompt="two", image=IMAGE)
     async with open_session(service) as kling:
@@ -380,7 +380,7 @@ async def test_keys_are_the_callers_or_follow_the_content_and_its_occurrence() -
     assert clash[1].error.problems[0].path == "key"
 
 
-async def test_an_uncertain_submission_is_not_sent_again_and_says_so() -> None:
+async def test_uncertain_submission_is_reported_and_not_resent() -> None:
     def dropped(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
         if request.effect is Effect.PAID and body["prompt"] == "number 1":
             service.accept(body)
@@ -396,7 +396,7 @@ async def test_an_uncertain_submission_is_not_sent_again_and_says_so() -> None:
     assert batch.statistics().uncertain == 1
 
 
-async def test_an_observer_that_raises_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> None:
+async def test_observer_exception_is_isolated(caplog: pytest.LogCaptureFixture) -> None:
     def broken(event: object) -> None:
         raise RuntimeError("the observer is broken")
 
@@ -407,7 +407,7 @@ async def test_an_observer_that_raises_disturbs_nobody(caplog: pytest.LogCapture
 
 
 @pytest.mark.promise(6)
-async def test_a_mistake_in_the_program_ends_one_job_with_its_traceback() -> None:
+async def test_program_bug_fails_one_job_with_traceback() -> None:
     def broken(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
         if request.effect is Effect.PAID and body["prompt"] == "number 1":
             raise RuntimeError("a bug in a transport")
@@ -423,7 +423,7 @@ async def test_a_mistake_in_the_program_ends_one_job_with_its_traceback() -> Non
 
 
 @pytest.mark.promise(4)
-async def test_a_batch_is_entered_once_and_then_iterated() -> None:
+async def test_batch_must_be_entered_once_before_iteration() -> None:
     service = Service()
     async with open_session(service) as kling:
         batch = kling.batch(jobs(1))
@@ -436,7 +436,7 @@ async def test_a_batch_is_entered_once_and_then_iterated() -> None:
             await batch.__aenter__()
 
 
-async def test_an_item_that_is_no_job_ends_the_input_and_says_which_it_was() -> None:
+async def test_non_job_item_ends_input_and_is_named() -> None:
     service = Service()
     async with open_session(service) as kling, kling.batch([*jobs(2), "oops"]) as batch:  # type: ignore[list-item]  # that
         outcomes = []
@@ -447,7 +447,7 @@ async def test_an_item_that_is_no_job_ends_the_input_and_says_which_it_was() -> 
     assert [outcome async for outcome in batch] == []
 
 
-async def test_several_consumers_share_one_stream() -> None:
+async def test_consumers_share_one_stream() -> None:
     service = Service()
     taken: list[int] = []
 

@@ -1,4 +1,4 @@
-"""A budget around real submits: never exceeded, whatever becomes of them."""
+"""Budgets of sessions: never exceeded, however submissions end."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from support.service import IMAGE, Service, open_session
 pytestmark = pytest.mark.anyio
 
 PRO = "kling-v2.1-pro"
-"""0.45 USD by a page of the vendor."""
+"""Model that costs 0.45 USD by the vendor's price page."""
 
 
 async def outcomes(kling: KlingSession, count: int, **options: Any) -> list[Outcome]:
@@ -41,7 +41,7 @@ async def outcomes(kling: KlingSession, count: int, **options: Any) -> list[Outc
         return [outcome async for outcome in batch]
 
 
-async def test_a_batch_spends_no_more_and_says_so_for_the_rest() -> None:
+async def test_batch_stops_at_budget_and_skips_rest() -> None:
     service = Service()
     budget = Budget("2.00")
     async with open_session(service) as kling:
@@ -55,7 +55,7 @@ async def test_a_batch_spends_no_more_and_says_so_for_the_rest() -> None:
     assert all("the budget of $2.00 is used up" in str(error) and "nothing was spent" in str(error) for error in errors)
 
 
-async def test_single_calls_and_batches_of_a_session_share_its_budget() -> None:
+async def test_calls_and_batches_share_session_budget() -> None:
     service = Service()
     async with open_session(service, budget=1) as kling:
         await kling.generate(model=PRO, prompt="a", image=IMAGE)
@@ -67,7 +67,7 @@ async def test_single_calls_and_batches_of_a_session_share_its_budget() -> None:
     assert len(service.paid) == 2
 
 
-async def test_a_refused_job_gives_back_what_was_set_aside_for_it_to_whoever_waits() -> None:
+async def test_refused_job_releases_reservation_to_waiters() -> None:
     service = Service()
 
     def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
@@ -87,7 +87,7 @@ async def test_a_refused_job_gives_back_what_was_set_aside_for_it_to_whoever_wai
     assert [body["prompt"] for body in service.paid] == ["good"]
 
 
-async def test_a_cancelled_waiter_leaves_nothing_set_aside() -> None:
+async def test_cancelled_waiter_releases_reservation() -> None:
     service = Service()
     budget = Budget("0.45")
     async with open_session(service, budget=budget) as kling:
@@ -100,7 +100,7 @@ async def test_a_cancelled_waiter_leaves_nothing_set_aside() -> None:
     assert [budget.spent, budget.reserved, budget.held] == [Decimal("0.45"), 0, 0]
 
 
-async def test_what_may_have_been_paid_for_keeps_its_place() -> None:
+async def test_uncertain_submission_keeps_reservation() -> None:
     service = Service()
 
     def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
@@ -120,7 +120,7 @@ async def test_what_may_have_been_paid_for_keeps_its_place() -> None:
             await kling.generate(model=PRO, prompt="b", image=IMAGE)
 
 
-async def test_sending_again_what_may_have_been_paid_for_is_budgeted_twice() -> None:
+async def test_resubmission_in_doubt_is_reserved_twice() -> None:
     service = Service()
     lost = iter([True, False])
 
@@ -147,7 +147,7 @@ async def test_sending_again_what_may_have_been_paid_for_is_budgeted_twice() -> 
     assert small.held == Decimal("0.45")
 
 
-async def test_a_failed_one_counts_until_the_service_gives_its_price_back() -> None:
+async def test_failed_job_counts_until_refunded() -> None:
     service = Service(failures={"bad": {"code": 1405}})
     refunds: list[str] = []
     looks = 0
@@ -180,7 +180,7 @@ async def test_a_failed_one_counts_until_the_service_gives_its_price_back() -> N
     assert (looks, budget.spent, budget.failed) == (2, Decimal("0.45"), {})
 
 
-async def test_a_price_that_no_page_states_is_asked_of_the_service_once_per_kind() -> None:
+async def test_unlisted_price_is_requested_once_per_kind() -> None:
     service = Service()
     asked: list[dict[str, Any]] = []
 
@@ -201,7 +201,7 @@ async def test_a_price_that_no_page_states_is_asked_of_the_service_once_per_kind
 
 
 @pytest.mark.parametrize("estimate", [False, True])
-async def test_a_price_that_nobody_tells_is_refused_or_estimated(estimate: bool) -> None:  # noqa: FBT001 -- a case
+async def test_unknown_price_is_refused_or_estimated(estimate: bool) -> None:  # noqa: FBT001 -- a case
     service = Service()
 
     def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
@@ -224,18 +224,18 @@ async def test_a_price_that_nobody_tells_is_refused_or_estimated(estimate: bool)
             await kling.generate(model="kling-v1.6-pro", prompt="no page and no estimate", image=IMAGE)
 
 
-async def test_skipped_jobs_can_be_had_later() -> None:
+async def test_skipped_jobs_can_run_later() -> None:
     service = Service()
     async with open_session(service) as kling:
         await outcomes(kling, 5, budget="0.90", name="b")
         again = await outcomes(kling, 5, name="b")
-    # Nothing is on a disk here: all five are new, and none is stuck in the state of having been skipped.
+    # The ledger is in memory, so all five are new; none stays skipped.
     assert sum(outcome.ok for outcome in again) == 5
     assert State.SKIPPED.value == "skipped"
 
 
 def loses_the_first_reply_to(service: Service, prompt: str) -> None:
-    """And shows no history, so that nobody finds out what became of it."""
+    """Lose the first response to `prompt` and refuse history requests, so that the doubt stays."""
     lost = False
 
     def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
@@ -250,7 +250,7 @@ def loses_the_first_reply_to(service: Service, prompt: str) -> None:
     service.script = script
 
 
-async def test_sending_again_does_not_wait_for_the_money_of_who_waits_for_its_slot() -> None:
+async def test_resubmission_does_not_wait_for_money_of_slot_waiter() -> None:
     service = Service()
     loses_the_first_reply_to(service, "a")
     budget = Budget("0.90")
@@ -267,7 +267,7 @@ async def test_sending_again_does_not_wait_for_the_money_of_who_waits_for_its_sl
     assert [budget.spent, budget.reserved, budget.held] == [Decimal("0.45"), 0, Decimal("0.45")]
 
 
-async def test_what_is_sent_again_without_a_budget_is_written_down_with_its_price() -> None:
+async def test_resubmission_without_budget_records_price() -> None:
     service = Service()
     loses_the_first_reply_to(service, "a")
     ledger = MemoryLedger()
@@ -278,7 +278,7 @@ async def test_what_is_sent_again_without_a_budget_is_written_down_with_its_pric
 
 
 @pytest.mark.parametrize("accepted", [True, False])
-async def test_what_a_caller_left_in_doubt_counts_once_when_it_is_settled(accepted: bool) -> None:  # noqa: FBT001 -- a case
+async def test_abandoned_doubt_counts_once_when_settled(accepted: bool) -> None:  # noqa: FBT001 -- a case
     service = Service(echo=dict)
     lost = iter([True])
 
@@ -302,7 +302,7 @@ async def test_what_a_caller_left_in_doubt_counts_once_when_it_is_settled(accept
     assert len(service.paid) == 1
 
 
-async def test_what_another_job_finds_out_gives_back_or_spends_what_was_held() -> None:
+async def test_doubt_settled_by_another_job_releases_or_spends_reservation() -> None:
     service = Service(echo=dict)
     lost = {"found", "unaccepted", "last"}
 
@@ -330,7 +330,7 @@ async def test_what_another_job_finds_out_gives_back_or_spends_what_was_held() -
         assert [budget.spent, budget.reserved, budget.held] == [Decimal("0.90"), 0, 0]
 
 
-async def test_what_was_in_doubt_is_paid_out_of_the_sessions_budget_too() -> None:
+async def test_doubt_is_charged_to_session_budget() -> None:
     service = Service(echo=dict)
     ledger = MemoryLedger()
 
@@ -351,7 +351,7 @@ async def test_what_was_in_doubt_is_paid_out_of_the_sessions_budget_too() -> Non
     assert all_of_it.spent == Decimal("0.45")
 
 
-async def test_a_part_that_was_given_back_frees_no_more_than_that_part() -> None:
+async def test_partial_refund_releases_only_its_amount() -> None:
     service = Service(failures={"bad": {"code": 1405}})
 
     def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
@@ -374,7 +374,7 @@ async def test_a_part_that_was_given_back_frees_no_more_than_that_part() -> None
     assert (len(service.paid), budget.spent) == (1, Decimal("0.35"))
 
 
-async def test_what_was_given_back_is_there_for_all_who_ask_at_once() -> None:
+async def test_refund_is_available_to_all_concurrent_jobs() -> None:
     service = Service(failures={"bad": {"code": 1405}})
 
     def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:

@@ -1,4 +1,4 @@
-"""Promise 2: a paid id is never lost, whoever stops waiting, and wherever the submit stands."""
+"""Promise 2: cancellation at any point of a submit never loses a paid id."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STEP = 0.5
 
 
 class SlowLedger(MemoryLedger):
-    """A ledger that takes a while, so that there is an await before and after the request; it remembers everything."""
+    """Ledger with slow writes, so that there is an await before and after the request; keeps every entry."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ MOMENTS = [STEP * quarter / 4 for quarter in range(1, 20)]
 @pytest.mark.parametrize("after", MOMENTS)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.promise(2)
-async def test_cancelled_anywhere_the_id_is_recorded_or_nothing_was_sent(way: Way, after: float) -> None:
+async def test_cancellation_at_any_point_records_id_or_sends_nothing(way: Way, after: float) -> None:
     service, ledger = Service(latency=STEP), SlowLedger()
     async with open_session(service, ledger=ledger, rate_limiter=SlowLimiter(), max_in_flight=3) as kling:
 
@@ -136,7 +136,7 @@ async def test_cancelled_anywhere_the_id_is_recorded_or_nothing_was_sent(way: Wa
 
 @pytest.mark.parametrize("after", MOMENTS)
 @pytest.mark.promise(2)
-async def test_closing_the_session_in_the_middle_records_what_was_sent(after: float) -> None:
+async def test_close_during_submit_records_sent_requests(after: float) -> None:
     service, ledger = Service(latency=STEP), SlowLedger()
     kling = open_session(service, ledger=ledger, rate_limiter=SlowLimiter())
     async with kling:
@@ -151,7 +151,7 @@ async def test_closing_the_session_in_the_middle_records_what_was_sent(after: fl
 
 @pytest.mark.parametrize("after", MOMENTS)
 @pytest.mark.promise(2)
-def test_a_loop_that_closes_waits_for_what_was_sent(after: float) -> None:
+def test_loop_shutdown_waits_for_sent_requests(after: float) -> None:
     """`asyncio.run` cancels every task it can see when the main coroutine is done."""
     service, ledger = Service(latency=STEP), SlowLedger()
 
@@ -172,7 +172,7 @@ def test_a_loop_that_closes_waits_for_what_was_sent(after: float) -> None:
 
 
 @pytest.mark.parametrize("after", MOMENTS)
-def test_a_loop_that_closes_with_a_session_that_nobody_closes(after: float) -> None:
+def test_loop_shutdown_with_unclosed_session_loses_no_id(after: float) -> None:
     service, ledger = Service(latency=STEP), SlowLedger()
 
     async def main() -> None:
@@ -187,7 +187,7 @@ def test_a_loop_that_closes_with_a_session_that_nobody_closes(after: float) -> N
 
 
 def check_books(service: Service, ledger: SlowLedger) -> None:
-    """What the service was paid for is what the ledger knows ids of; an intent is never left without an end."""
+    """Check that the ledger has the id of every paid prediction and no intent without an end."""
     states: dict[str, list[State]] = {}
     for entry in ledger.entries:
         states.setdefault(entry.key, []).append(entry.state)
@@ -198,7 +198,7 @@ def check_books(service: Service, ledger: SlowLedger) -> None:
         assert len(steps) > 1, "an intent was left without an end"
 
 
-async def test_a_slot_is_given_back_after_every_kind_of_end() -> None:
+async def test_slot_is_released_after_every_outcome() -> None:
     service, ledger = Service(latency=STEP, seconds=20), SlowLedger()
     async with open_session(service, ledger=ledger, rate_limiter=SlowLimiter(), max_in_flight=1) as kling:
 
@@ -213,7 +213,7 @@ async def test_a_slot_is_given_back_after_every_kind_of_end() -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_slot_is_given_back_when_nobody_waits_for_the_refusal(way: Way) -> None:
+async def test_slot_is_released_after_refusal_without_waiter(way: Way) -> None:
     def refuse(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
         return json_response({"code": 429, "message": "no"}, status=429) if request.effect is Effect.PAID else None
 
@@ -229,7 +229,7 @@ async def test_a_slot_is_given_back_when_nobody_waits_for_the_refusal(way: Way) 
         assert await kling._engine.ledger.rows(State) == [], "nothing is kept of a job that is nobody's"
 
 
-async def test_waiting_for_a_slot_can_be_cancelled_and_sends_nothing() -> None:
+async def test_cancelled_slot_wait_sends_nothing() -> None:
     service = Service()
     async with open_session(service, max_in_flight=1) as kling:
         first = asyncio.create_task(kling.generate(prompt="first", image=IMAGE))
@@ -241,8 +241,8 @@ async def test_waiting_for_a_slot_can_be_cancelled_and_sends_nothing() -> None:
     assert [body["prompt"] for body in service.paid] == ["first", "third"]
 
 
-async def test_an_attempt_that_is_cancelled_before_its_first_step_holds_nothing() -> None:
-    """By a task factory that ends what it has made: critical tasks are hidden from everybody else."""
+async def test_attempt_cancelled_before_first_step_holds_nothing() -> None:
+    """A task factory cancels the tasks it creates, since critical tasks cannot be reached in another way."""
     left = 1
 
     def make(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
@@ -266,7 +266,7 @@ async def test_an_attempt_that_is_cancelled_before_its_first_step_holds_nothing(
     assert len(service.paid) == 1
 
 
-async def test_a_job_that_is_refused_while_the_session_closes_does_not_wait_for_its_turn() -> None:
+async def test_job_refused_during_close_does_not_wait_for_turn() -> None:
     def refuse(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
         if request.effect is Effect.PAID and service.paid:
             return json_response({"code": 429, "message": "too many concurrent tasks running"}, status=429)
@@ -282,7 +282,7 @@ async def test_a_job_that_is_refused_while_the_session_closes_does_not_wait_for_
     assert isinstance(task.exception(), SessionClosedError)
 
 
-async def test_the_cancelled_error_says_that_a_submit_was_under_way() -> None:
+async def test_cancelled_error_mentions_submit_in_progress() -> None:
     service = Service(latency=STEP)
     async with open_session(service) as kling:
         task = asyncio.create_task(kling.generate(prompt="x", image=IMAGE, key="mine"))
@@ -293,7 +293,7 @@ async def test_the_cancelled_error_says_that_a_submit_was_under_way() -> None:
     assert "job mine was being submitted" in " ".join(caught.value.__notes__)
 
 
-async def test_a_closed_session_takes_no_work() -> None:
+async def test_closed_session_refuses_work() -> None:
     service = Service()
     kling = open_session(service)
     with pytest.raises(SessionClosedError, match="not open yet"):
@@ -308,7 +308,7 @@ async def test_a_closed_session_takes_no_work() -> None:
     assert not service.paid
 
 
-async def test_cancelling_the_close_does_not_cut_it_short() -> None:
+async def test_cancelled_close_still_completes() -> None:
     service, ledger = Service(latency=20 * STEP), SlowLedger()
 
     async def use() -> None:
@@ -330,8 +330,8 @@ async def test_cancelling_the_close_does_not_cut_it_short() -> None:
     await asyncio.wait(tasks)
 
 
-def test_a_ledger_file_survives_a_loop_that_closes(tmp_path: Path) -> None:
-    """With a real thread for the disk, and so in real time."""
+def test_ledger_file_survives_loop_shutdown(tmp_path: Path) -> None:
+    """In real time, because the ledger writes in a thread."""
     path = tmp_path / "run.db"
     service = Service(latency=0.05)
 

@@ -1,4 +1,4 @@
-"""Draining a batch: nothing more is sent, and what was sent is followed to its end."""
+"""Draining a batch: no more jobs are sent, and sent jobs are followed to their end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def jobs(count: int) -> Iterator[tuple[str, Job]]:
 
 
 async def drained(batch: Batch, *, after: float) -> list[Outcome]:
-    """All outcomes of a batch that another task drains, twice."""
+    """Return all outcomes of a batch that another task drains twice."""
 
     async def drain() -> None:
         await anyio.sleep(after)
@@ -53,13 +53,13 @@ def let_go(outcomes: list[Outcome]) -> list[Outcome]:
 
 
 def refused(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
-    """No to all jobs but the first, for longer than that runs."""
+    """Refuse all jobs but the first, for longer than the first runs."""
     if request.effect is not Effect.PAID or body["prompt"] == "number 0":
         return None
     return json_response({"code": 429, "message": "too many requests"}, status=429, headers={"retry-after": "280"})
 
 
-async def test_what_runs_is_followed_and_what_waits_for_a_slot_is_let_go() -> None:
+async def test_drain_follows_running_jobs_and_skips_slot_waiters() -> None:
     service, pulled = Service(seconds=100), 0
 
     def counted() -> Iterator[tuple[str, Job]]:
@@ -77,7 +77,7 @@ async def test_what_runs_is_followed_and_what_waits_for_a_slot_is_let_go() -> No
         assert batch.statistics().exhausted
         assert batch.statistics().skipped == 6
         assert (kling.statistics().waiting_for_slot, kling.statistics().running) == (0, 0)
-        # The session goes on.
+        # The session stays usable.
         assert (await kling.generate(Job(prompt="after", image=IMAGE))).output
     assert pulled == len(outcomes) == 10
     assert len(service.paid) == 5
@@ -88,8 +88,8 @@ async def test_what_runs_is_followed_and_what_waits_for_a_slot_is_let_go() -> No
         assert (outcome.error.spent, outcome.error.key, outcome.cost) == (Spent.NO, outcome.key, None)
 
 
-async def test_it_ends_no_later_than_what_runs() -> None:
-    """What waits for the rate, or for the end of a pause, is let go at once."""
+async def test_drain_skips_jobs_waiting_for_rate() -> None:
+    """Jobs that wait for the rate limiter or for the end of a pause are skipped at once."""
     service = Service(seconds=100)
     async with (
         open_session(service, level=Level("slow", 2, 100)) as kling,
@@ -102,7 +102,7 @@ async def test_it_ends_no_later_than_what_runs() -> None:
     assert (len(service.paid), len(let_go(outcomes))) == (2, 48)
 
 
-async def test_what_was_refused_is_not_sent_again() -> None:
+async def test_drain_does_not_retry_refused_job() -> None:
     service = Service(seconds=100, script=refused)
     async with open_session(service) as kling, kling.batch(jobs(5)) as batch:
         begun = service.clock.monotonic()
@@ -111,14 +111,14 @@ async def test_what_was_refused_is_not_sent_again() -> None:
     assert (len(service.paid), len(let_go(outcomes))) == (1, 4)
 
 
-async def test_what_is_being_submitted_is_followed() -> None:
+async def test_drain_follows_job_being_submitted() -> None:
     service = Service(seconds=100, latency=20)
     async with open_session(service) as kling, kling.batch(jobs(3)) as batch:
         outcomes = await drained(batch, after=10)
     assert [outcome.ok for outcome in outcomes] == [True] * 3
 
 
-async def test_a_slow_input_is_not_waited_for() -> None:
+async def test_drain_does_not_wait_for_slow_input() -> None:
     closed = False
 
     async def slow() -> AsyncIterator[tuple[str, Job]]:
@@ -137,7 +137,7 @@ async def test_a_slow_input_is_not_waited_for() -> None:
     assert [outcome.ok for outcome in outcomes] == [True] * 3
 
 
-async def test_a_failed_prediction_is_not_paid_for_again() -> None:
+async def test_drain_does_not_retry_failed_prediction() -> None:
     batches: list[Batch] = []
     at = 0.0
 
@@ -160,7 +160,7 @@ async def test_a_failed_prediction_is_not_paid_for_again() -> None:
     assert len(service.paid) == 1
 
 
-async def test_before_the_first_job_nothing_is_read() -> None:
+async def test_drain_before_first_job_reads_nothing() -> None:
     left = jobs(3)
     async with open_session(Service()) as kling:
         batch = kling.batch(left)
@@ -170,8 +170,8 @@ async def test_before_the_first_job_nothing_is_read() -> None:
     assert len(list(left)) == 3
 
 
-async def test_whoever_drains_is_not_cut_short() -> None:
-    """An observer may drain: it runs within the tasks of the jobs."""
+async def test_observer_may_drain_batch() -> None:
+    """The observer runs inside the tasks of the jobs that it drains."""
     batches: list[Batch] = []
 
     def observe(event: Event) -> None:
@@ -187,7 +187,7 @@ async def test_whoever_drains_is_not_cut_short() -> None:
 
 
 @pytest.mark.parametrize("first", ["drain", "leave"])
-async def test_a_batch_that_is_drained_can_be_left(first: str) -> None:
+async def test_drained_batch_can_be_left(first: str) -> None:
     service = Service(seconds=1e6)
     async with open_session(service, max_in_flight=2) as kling:
         async with kling.batch(jobs(9), window=4) as batch:
@@ -199,7 +199,7 @@ async def test_a_batch_that_is_drained_can_be_left(first: str) -> None:
     assert len(service.paid) == len(kling.left_running) == 2
 
 
-async def test_other_batches_of_the_session_go_on() -> None:
+async def test_drain_does_not_affect_other_batches() -> None:
     service = Service(seconds=100)
     async with (
         open_session(service, max_in_flight=2) as kling,

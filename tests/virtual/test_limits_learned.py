@@ -1,4 +1,4 @@
-"""The account's real limits are found and followed, in virtual time."""
+"""Adaptive limits follow the account's real limits, in virtual time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def anyio_backend() -> object:
-    # One idle turn of the loop before time goes on, not 42: nothing here comes from outside.
+    # Advance time after one idle iteration of the loop, not 42: there is no outside I/O to wait for.
     return "asyncio", {"loop_factory": lambda: looptime.new_event_loop(noop_cycles=1)}
 
 
@@ -41,7 +41,7 @@ SILENT = refusal("Too many requests")
 
 @attrs.define
 class Account(Service):
-    """Runs at most `limit` at once, which nobody is told; it goes by how many were accepted."""
+    """Service that runs at most `limit(accepted)` predictions at once and does not announce it."""
 
     limit: Callable[[int], int] = lambda _: 100
     refusal: HttpResponse = CONCURRENCY
@@ -77,7 +77,7 @@ def log_normal(median: float) -> Callable[[object], float]:
 
 
 async def run(account: Account, jobs: int, **options: Any) -> tuple[int, float]:
-    """How many jobs completed, and the seconds that it took."""
+    """Return the number of completed jobs and the seconds they took."""
     policy = WatchPolicy.fixed(10.0)
     async with open_session(account, rate_limiter=NoLimit(), watch=policy, **options) as kling:
         began = account.clock.monotonic()
@@ -91,8 +91,8 @@ def moving(first: int, last: int) -> Callable[[int], int]:
 
 
 @pytest.mark.timeout(200)
-async def test_a_hidden_limit_is_found_and_followed() -> None:
-    """A limit of 100, then 40, then 100 again, under 4,000 jobs and a ceiling of 300."""
+async def test_slots_follow_hidden_account_limit() -> None:
+    """The limit is 100, then 40, then 100 again, with 4,000 jobs and a ceiling of 300."""
     account = Account(seconds=log_normal(60), limit=moving(1400, 2400))
     done, seconds = await run(account, 4000, max_in_flight=300)
     fixed = Account(seconds=log_normal(60), limit=moving(140, 240))
@@ -110,7 +110,7 @@ async def test_a_hidden_limit_is_found_and_followed() -> None:
     assert fixed.refused > 1000
 
 
-async def test_a_concurrency_429_waits_for_one_that_ends_and_pauses_nobody() -> None:
+async def test_concurrency_429_waits_for_free_slot_without_pausing_others() -> None:
     account = Account(limit=lambda _: 2)
     async with open_session(account, max_in_flight=3) as kling:
         await kling.submit(prompt="first", image=IMAGE)
@@ -135,16 +135,16 @@ async def test_a_concurrency_429_waits_for_one_that_ends_and_pauses_nobody() -> 
     assert account.refused == 1
 
 
-async def test_jobs_wait_for_a_slot_for_as_long_as_it_takes() -> None:
-    """Longer than the patience for refusals: it is not the service that is waited for."""
+async def test_slot_wait_has_no_retry_limit() -> None:
+    """The retry limit for refusals does not apply to the wait for a slot of the session."""
     account = Account(limit=lambda _: 1, seconds=1500.0)
     async with open_session(account, max_in_flight=2, deadline=5000.0) as kling:
         await asyncio.gather(*(kling.generate(prompt=f"{number}", image=IMAGE) for number in range(3)))
     assert account.refused < 5
 
 
-async def test_a_full_account_of_which_none_is_ours_is_asked_now_and_then() -> None:
-    """Another process has all the places: nothing of ours will end."""
+async def test_account_full_of_foreign_jobs_is_probed_periodically() -> None:
+    """Another process uses the whole account, so no prediction of this session will end."""
     account = Account(limit=lambda _: 0)
     async with open_session(account) as kling:
         with pytest.raises(RateLimitedError):
@@ -153,7 +153,7 @@ async def test_a_full_account_of_which_none_is_ours_is_asked_now_and_then() -> N
     assert 10 < account.refused < 30
 
 
-async def test_a_window_429_pauses_everybody_and_takes_no_slots() -> None:
+async def test_rate_429_pauses_session_and_keeps_slots() -> None:
     account = Account(limit=lambda accepted: 100 if accepted != 5 else 0, refusal=STARTS)
     async with open_session(account, max_in_flight=50) as kling:
         submits = [asyncio.create_task(kling.submit(prompt=f"{number}", image=IMAGE)) for number in range(20)]
@@ -169,7 +169,7 @@ async def test_a_window_429_pauses_everybody_and_takes_no_slots() -> None:
     assert account.refused <= 6, "those that were on their way, and no more"
 
 
-async def test_after_a_pause_one_asks_for_all() -> None:
+async def test_single_probe_follows_pause() -> None:
     account = Account(limit=lambda _: 0, refusal=STARTS)
     async with open_session(account, max_in_flight=50) as kling:
         submits = [asyncio.create_task(kling.submit(prompt=f"{number}", image=IMAGE)) for number in range(50)]
@@ -181,7 +181,7 @@ async def test_after_a_pause_one_asks_for_all() -> None:
     assert len(account.accepted) == 50
 
 
-async def test_a_429_that_says_nothing_pauses_and_takes_slots() -> None:
+async def test_unclassified_429_pauses_and_reduces_slots() -> None:
     account = Account(limit=lambda _: 4, refusal=SILENT)
     async with open_session(account, max_in_flight=10) as kling:
         submits = [asyncio.create_task(kling.generate(prompt=f"{number}", image=IMAGE)) for number in range(30)]
@@ -194,7 +194,7 @@ async def test_a_429_that_says_nothing_pauses_and_takes_slots() -> None:
     assert account.refused < 30
 
 
-async def test_a_retry_after_of_an_hour_does_not_stop_everybody_for_an_hour() -> None:
+async def test_long_retry_after_is_capped() -> None:
     account = Account(limit=lambda _: 0, refusal=refusal("slow down", **{"retry-after": "3600"}))
     times = []
 
@@ -215,7 +215,7 @@ async def test_a_retry_after_of_an_hour_does_not_stop_everybody_for_an_hour() ->
     assert len(times) == 4, "the first gave up after 15 minutes, and another went on"
 
 
-async def test_a_shared_limiter_is_told_what_the_service_asks_for() -> None:
+async def test_shared_limiter_receives_penalty_of_service() -> None:
     limiter = StartsPerWindow(10, 1.0, clock=LoopClock())
     account = Account(limit=lambda _: 0, refusal=refusal("slow down", **{"retry-after": "50"}))
     other = Service()
@@ -228,7 +228,7 @@ async def test_a_shared_limiter_is_told_what_the_service_asks_for() -> None:
         await refused
 
 
-async def test_closing_sends_those_away_who_wait_for_their_turn() -> None:
+async def test_close_rejects_waiting_jobs() -> None:
     account = Account(limit=lambda _: 1)
     kling = await open_session(account, max_in_flight=3).__aenter__()
     submits = [asyncio.create_task(kling.submit(prompt=f"{number}", image=IMAGE)) for number in range(5)]
@@ -239,7 +239,7 @@ async def test_closing_sends_those_away_who_wait_for_their_turn() -> None:
     assert len(kling.left_running) == 1
 
 
-async def test_who_is_cancelled_while_waiting_for_its_turn_leaves_no_trace() -> None:
+async def test_cancelled_waiter_leaves_no_state() -> None:
     account = Account(limit=lambda _: 1)
     async with open_session(account, max_in_flight=3) as kling:
         first = asyncio.create_task(kling.generate(prompt="first", image=IMAGE))

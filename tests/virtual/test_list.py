@@ -1,4 +1,4 @@
-"""The list of predictions while it changes: nothing twice, nothing lost, whatever the service makes of the filters."""
+"""Pagination over a changing list: every prediction once, even if the service ignores filters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EPOCH = datetime(2026, 11, 21, tzinfo=UTC)
 
 @attrs.define
 class History:
-    """The list endpoint over a list of times, newest first; `between` changes it before every read after the first."""
+    """List endpoint over creation times, newest first; `between` changes the list before each read but the first."""
 
     made: dict[str, float]
     between: Callable[[History], None] = lambda _: None
@@ -63,12 +63,12 @@ async def listed(history: History, **options: Any) -> list[str]:
 
 @pytest.mark.parametrize("count", [0, 1, 9, 10, 11, 20, 95])
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 100])
-async def test_all_of_them_newest_first(count: int, size: int) -> None:
+async def test_list_yields_all_newest_first(count: int, size: int) -> None:
     history = History(many(count))
     assert await listed(history, page_size=size) == sorted(history.made, reverse=True)
 
 
-async def test_a_page_costs_one_request_and_a_short_one_is_the_last() -> None:
+async def test_page_costs_one_request_and_short_page_is_last() -> None:
     history = History(many(95))
     await listed(history, page_size=20)
     assert len(history.requests) <= 7
@@ -76,13 +76,13 @@ async def test_a_page_costs_one_request_and_a_short_one_is_the_last() -> None:
 
 
 @given(index=st.integers(0, 10**6), most=st.integers(1, 100))
-def test_a_page_that_covers_an_item_has_more_after_it(index: int, most: int) -> None:
+def test_page_covering_item_extends_past_item(index: int, most: int) -> None:
     number, size = covering(index, most)
     assert 1 <= size <= max(most, 20)
     assert (number - 1) * size <= index < number * size - 1, "the item, and at least one after it"
 
 
-def test_the_overlap_costs_little() -> None:
+def test_page_overlap_is_cheap() -> None:
     end, pages = 100, 1
     while end < 100_000:
         number, size = covering(end - 1, 100)
@@ -90,7 +90,7 @@ def test_the_overlap_costs_little() -> None:
     assert pages < 1150
 
 
-async def test_a_limit_reads_no_more_than_it_needs() -> None:
+async def test_limit_reads_only_needed_pages() -> None:
     history = History(many(95))
     assert await listed(history, limit=5) == ["p0094", "p0093", "p0092", "p0091", "p0090"]
     assert [request["page_size"] for request in history.requests] == [5]
@@ -99,7 +99,7 @@ async def test_a_limit_reads_no_more_than_it_needs() -> None:
 @pytest.mark.parametrize("size", [2, 5, 10, 100])
 @pytest.mark.parametrize("apart", [7.0, 0.0])
 @pytest.mark.parametrize("seed", range(10))
-async def test_nothing_is_twice_and_nothing_lost_while_the_list_changes(seed: int, apart: float, size: int) -> None:
+async def test_changing_list_yields_each_item_once(seed: int, apart: float, size: int) -> None:
     rng = random.Random(seed)
 
     def change(history: History) -> None:
@@ -119,7 +119,7 @@ async def test_nothing_is_twice_and_nothing_lost_while_the_list_changes(seed: in
     assert there - history.deleted <= set(found), "nothing lost"
 
 
-async def test_a_list_that_repeats_itself_ends_with_an_error() -> None:
+async def test_repeating_list_raises_error() -> None:
     def same(request: HttpRequest) -> HttpResponse:
         count = json.loads(request.body or b"")["page_size"]
         return json_response({"code": 200, "data": {"items": [{"id": f"{number}"} for number in range(count)]}})
@@ -130,7 +130,7 @@ async def test_a_list_that_repeats_itself_ends_with_an_error() -> None:
                 pass
 
 
-async def test_items_that_cannot_be_read_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unreadable_items_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     def reply(_: HttpRequest) -> HttpResponse:
         return json_response({"code": 200, "data": {"items": [{"id": "a"}, {"status": "completed"}]}})
 
@@ -152,14 +152,14 @@ async def test_items_that_cannot_be_read_are_reported(caplog: pytest.LogCaptureF
         ({"created_before": 1e18}, "is no time"),
     ],
 )
-async def test_arguments_that_make_no_sense_send_nothing(options: dict[str, Any], said: str) -> None:
+async def test_invalid_arguments_send_nothing(options: dict[str, Any], said: str) -> None:
     history = History(many(3))
     with pytest.raises(ConfigurationError, match=said):
         await listed(history, **options)
     assert history.requests == []
 
 
-async def test_times_are_datetimes_with_a_zone_or_seconds_since_the_epoch() -> None:
+async def test_times_are_aware_datetimes_or_epoch_seconds() -> None:
     history = History(many(3))
     await listed(
         history, created_after=EPOCH.timestamp(), created_before=EPOCH, model="kling-v2.1-pro", status="failed"
@@ -183,7 +183,7 @@ def bill(request: HttpRequest, lines: list[dict[str, Any]]) -> HttpResponse:
     return json_response({"code": 200, "data": {"items": items, "has_more": False}})
 
 
-async def test_the_bill_grows_while_it_is_read() -> None:
+async def test_growing_bill_yields_each_entry_once() -> None:
     lines = [{"uuid": f"{number}", "billing_type": "deduct", "price": 1} for number in range(35)]
 
     def reply(request: HttpRequest) -> HttpResponse:
@@ -198,7 +198,7 @@ async def test_the_bill_grows_while_it_is_read() -> None:
         assert len(found) == len(set(found))
 
 
-async def test_the_span_of_usage_is_checked_before_it_is_sent() -> None:
+async def test_usage_span_is_validated_before_sending() -> None:
     history = History({})
     async with KlingSession("wsk_key_of_the_test", transport=ScriptedTransport(history), clock=LoopClock()) as kling:
         for end in (EPOCH + timedelta(days=31, seconds=1), EPOCH - timedelta(seconds=1)):
@@ -209,7 +209,7 @@ async def test_the_span_of_usage_is_checked_before_it_is_sent() -> None:
     assert history.requests == []
 
 
-async def test_delete_takes_many_in_several_requests_and_a_text_is_one_id() -> None:
+async def test_delete_splits_ids_into_requests_and_accepts_one_string() -> None:
     def reply(request: HttpRequest) -> HttpResponse:
         return json_response({"code": 200, "data": {"deleted_count": len(json.loads(request.body or b"")["ids"])}})
 

@@ -1,4 +1,4 @@
-"""A prediction that the service failed by its own fault is paid for again, where that was asked for, and counted."""
+"""`retry_failed`: predictions that failed by a fault of the service are paid again, and every payment is counted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 
 def failing(times: int, code: int) -> Service:
-    """A service that fails the first predictions of the prompt "bad"."""
+    """Return a service that fails the first predictions of the prompt "bad"."""
     service = Service()
 
     def seconds(body: dict[str, Any]) -> float:
@@ -34,7 +34,7 @@ async def generate(service: Service, **options: Any) -> str | None:
 
 
 @pytest.mark.parametrize("code", [5000, 5003, 5004])
-async def test_the_services_own_trouble_is_tried_again_as_often_as_was_asked_for(code: int) -> None:
+async def test_service_failure_is_retried_up_to_retry_failed(code: int) -> None:
     told: list[events.Event] = []
     budget = Budget(5)
     service = failing(2, code)
@@ -49,28 +49,28 @@ async def test_the_services_own_trouble_is_tried_again_as_often_as_was_asked_for
 
 
 @pytest.mark.parametrize("code", [1200, 1400, 1401, 1402, 1403, 1405, 1407, 5001, 0])
-async def test_nothing_else_is(code: int) -> None:
+async def test_other_failures_are_not_retried(code: int) -> None:
     service = failing(1, code)
     with pytest.raises(PredictionFailedError):
         await generate(service, retry_failed=5)
     assert len(service.paid) == 1
 
 
-async def test_it_is_off_by_default() -> None:
+async def test_retry_failed_is_off_by_default() -> None:
     service = failing(1, 5000)
     with pytest.raises(PredictionFailedError):
         await generate(service)
     assert len(service.paid) == 1
 
 
-async def test_the_budget_bounds_it() -> None:
+async def test_budget_bounds_retries() -> None:
     service = failing(9, 5000)
     with pytest.raises(BudgetExceededError):
         await generate(service, retry_failed=9, budget="1.00")
     assert len(service.paid) == 2
 
 
-async def test_a_batch_counts_every_payment() -> None:
+async def test_batch_counts_every_payment() -> None:
     service = failing(1, 5000)
     async with (
         open_session(service, retry_failed=1) as kling,
@@ -83,7 +83,7 @@ async def test_a_batch_counts_every_payment() -> None:
     assert (statistics.waiting, statistics.running, statistics.completed) == (0, 0, 1)
 
 
-async def test_waiting_for_the_next_attempt_can_be_cancelled() -> None:
+async def test_wait_for_next_attempt_can_be_cancelled() -> None:
     service = failing(9, 5000)
     failed = asyncio.Event()
 

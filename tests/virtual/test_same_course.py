@@ -1,4 +1,4 @@
-"""A job runs the same course through a batch, a worker and the job service: events, cost, and error."""
+"""A job has the same events, cost and error in a batch, a worker and the job service."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ class Course:
         script: The service's answers.
         options: Options of the session.
         failures: Failures of the service, by prompt.
-        drained: Whether the job is drained before it begins.
-        saves: Whether the video is saved. The job service saves nothing.
-        spent: What the error says of the money.
-        has_id: Whether the error bears the id of the prediction.
+        drained: True to drain the job before it begins.
+        saves: True to save the video. The job service saves nothing.
+        spent: `spent` of the error.
+        has_id: True if the error has the prediction's id.
     """
 
     events: list[str]
@@ -109,7 +109,7 @@ def send_nothing(service: Service, request: HttpRequest, body: dict[str, Any]) -
 
 
 class BrokenLimiter:
-    """A rate limiter with a mistake in it."""
+    """Rate limiter that raises because of a bug."""
 
     async def acquire(self) -> None:
         raise ZeroDivisionError("a mistake")
@@ -117,7 +117,7 @@ class BrokenLimiter:
 
 BEGIN = ["Admitted", "Begun", "Uploaded"]
 SENT = [*BEGIN, "Submitting"]
-# The reply is accepted, and then nobody submits the job any more; then it runs and ends.
+# The job is accepted, the submit is cancelled, and then the prediction runs and ends.
 RUN = ["Accepted", "Left", "Changed", "Changed"]
 COURSES = {
     "accepted": Course([*SENT, *RUN, "Finished"], cost=PRICE),
@@ -178,7 +178,7 @@ COURSES = {
 async def through_batch(kling: KlingSession, course: Course, folder: Path | None) -> None:
     async with kling.batch({KEY: JOB}, name="b", save_to=folder) as batch:
         if course.drained:
-            # Once the job is read from the input: what is not read has no outcome.
+            # Drain after the job is read from the input: an unread job has no outcome.
             batch._drain.stopped = AuthenticationError("no", status=401)
         assert [outcome.key async for outcome in batch] == [KEY]
 
@@ -225,7 +225,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "door"), CASES)
-async def test_a_job_runs_the_same_course_through_every_door(
+async def test_job_runs_same_course_through_every_entry_point(
     name: str, door: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     course = COURSES[name]
@@ -260,8 +260,8 @@ async def test_a_job_runs_the_same_course_through_every_door(
 
 
 @pytest.mark.parametrize("door", ["batch", "worker"])
-async def test_a_deadline_of_the_caller_ends_the_waiting_and_not_the_prediction(door: str) -> None:
-    """The job service has none: waiting costs nothing there, and its client decides how long it asks."""
+async def test_caller_deadline_ends_wait_but_not_prediction(door: str) -> None:
+    """The job service has no deadline: its client decides how long it polls."""
     service = Service(seconds=600.0)
     async with open_session(service, ledger=MemoryLedger()) as kling:
         engine = engine_of(kling)
@@ -279,7 +279,7 @@ async def test_a_deadline_of_the_caller_ends_the_waiting_and_not_the_prediction(
         assert (await kling.wait(outcome.prediction.id, deadline=math.inf)).output
 
 
-async def test_an_account_wide_error_stops_its_own_drain_and_no_other() -> None:
+async def test_account_error_stops_only_its_own_drain() -> None:
     service = Service()
     service.script = functools.partial(refuse, service)
     async with open_session(service, ledger=MemoryLedger()) as kling:

@@ -45,7 +45,7 @@ pytestmark = pytest.mark.anyio
 
 
 def refuse_first(service: Service, count: int, response: HttpResponse | Exception) -> list[float]:
-    """Let the first `count` paid requests meet `response`; gives the times of all paid requests."""
+    """Answer the first `count` paid requests with `response`; return the times of all paid requests."""
     times: list[float] = []
 
     def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
@@ -62,7 +62,7 @@ def refuse_first(service: Service, count: int, response: HttpResponse | Exceptio
     return times
 
 
-async def test_generate_submits_waits_and_returns_the_completed_prediction() -> None:
+async def test_generate_returns_completed_prediction() -> None:
     service = Service()
     async with open_session(service) as kling:
         prediction = await kling.generate(
@@ -75,13 +75,13 @@ async def test_generate_submits_waits_and_returns_the_completed_prediction() -> 
     assert service.paid == [{"prompt": "She turns", "image": IMAGE, "duration": 10}]
 
 
-async def test_a_job_and_its_fields_are_not_mixed() -> None:
+async def test_generate_refuses_job_mixed_with_fields() -> None:
     async with open_session(Service()) as kling:
         with pytest.raises(TypeError, match="not both: prompt"):
             await kling.generate(Job(prompt="x", image=IMAGE), prompt="y")
 
 
-async def test_a_job_can_be_submitted_now_and_waited_for_later() -> None:
+async def test_submitted_job_can_be_awaited_later() -> None:
     service = Service()
     async with open_session(service) as kling:
         submitted = await kling.submit(prompt="x", image=IMAGE)
@@ -95,7 +95,7 @@ async def test_a_job_can_be_submitted_now_and_waited_for_later() -> None:
         assert (await kling.get(submitted.id)).status is Status.COMPLETED
 
 
-async def test_follow_yields_every_change_of_status() -> None:
+async def test_follow_yields_each_status_change() -> None:
     service = Service()
     async with open_session(service) as kling:
         submitted = await kling.submit(prompt="x", image=IMAGE)
@@ -113,7 +113,7 @@ async def test_follow_can_be_left_early() -> None:
 
 
 @pytest.mark.promise(7)
-async def test_the_deadline_counts_from_acceptance_and_timed_out_is_not_failed() -> None:
+async def test_deadline_counts_from_acceptance_and_timeout_is_not_failure() -> None:
     service = Service(seconds=1000)
     async with open_session(service, deadline=100) as kling:
         began = service.clock.monotonic()
@@ -130,7 +130,7 @@ async def test_the_deadline_counts_from_acceptance_and_timed_out_is_not_failed()
 
 
 @pytest.mark.promise(7)
-async def test_what_timed_out_is_watched_on_by_its_session_though_nobody_waits() -> None:
+async def test_session_keeps_watching_timed_out_prediction() -> None:
     service = Service(seconds=300)
     async with open_session(service) as kling:
         with pytest.raises(PredictionTimeoutError) as caught:
@@ -144,7 +144,7 @@ async def test_what_timed_out_is_watched_on_by_its_session_though_nobody_waits()
 
 
 @pytest.mark.promise(7)
-async def test_a_prediction_that_never_ends_frees_its_slot_in_the_end() -> None:
+async def test_endless_prediction_eventually_releases_slot() -> None:
     service = Service(seconds=1e9)
     async with open_session(service, max_in_flight=1, forget_after=3600) as kling:
         await kling.submit(prompt="x", image=IMAGE)
@@ -153,7 +153,7 @@ async def test_a_prediction_that_never_ends_frees_its_slot_in_the_end() -> None:
         assert kling.running == ()
 
 
-async def test_a_failed_prediction_raises_with_its_code() -> None:
+async def test_failed_prediction_raises_with_code() -> None:
     service = Service(failures={"x": {"code": 1402, "error": "Failed to download image from the provided URL."}})
     async with open_session(service) as kling:
         with pytest.raises(PredictionFailedError) as caught:
@@ -164,7 +164,7 @@ async def test_a_failed_prediction_raises_with_its_code() -> None:
     assert "make sure that the service can download the image" in str(caught.value)
 
 
-async def test_completed_without_an_output_is_an_error_that_keeps_the_id() -> None:
+async def test_completion_without_output_raises_with_id() -> None:
     service = Service(failures={"x": {"status": "completed"}})
     async with open_session(service) as kling:
         with pytest.raises(NoOutputError) as caught:
@@ -173,7 +173,7 @@ async def test_completed_without_an_output_is_an_error_that_keeps_the_id() -> No
 
 
 @pytest.mark.promise(10)
-async def test_an_unknown_status_means_still_running() -> None:
+async def test_unknown_status_counts_as_running() -> None:
     service = Service(seconds=30, failures={"x": {"status": "warming_up", "code": 0}})
     async with open_session(service, deadline=200) as kling:
         with pytest.raises(PredictionTimeoutError) as caught:
@@ -182,7 +182,7 @@ async def test_an_unknown_status_means_still_running() -> None:
     assert caught.value.prediction.raw_status == "warming_up"
 
 
-async def test_a_429_is_sent_again_later_and_pauses_everybody() -> None:
+async def test_429_is_retried_and_pauses_session() -> None:
     service = Service()
     times = refuse_first(service, 1, json_response({"code": 429, "message": "slow down"}, status=429))
     async with open_session(service) as kling:
@@ -205,7 +205,7 @@ async def test_retry_after_is_honoured() -> None:
     assert 37 <= times[1] - times[0] < 42
 
 
-async def test_pauses_grow_to_about_a_minute_and_patience_ends() -> None:
+async def test_backoff_grows_to_a_minute_and_is_limited() -> None:
     service = Service()
     times = refuse_first(service, 10**6, json_response({"code": 429, "message": "slow down"}, status=429))
     async with open_session(service) as kling:
@@ -219,7 +219,7 @@ async def test_pauses_grow_to_about_a_minute_and_patience_ends() -> None:
     assert caught.value.spent is Spent.NO
 
 
-async def test_no_connection_is_tried_again_because_nothing_was_sent() -> None:
+async def test_connection_failure_is_retried() -> None:
     service = Service()
     times = refuse_first(service, 3, ConnectFailedError("refused"))
     async with open_session(service) as kling:
@@ -228,7 +228,7 @@ async def test_no_connection_is_tried_again_because_nothing_was_sent() -> None:
     assert len(service.paid) == 1
 
 
-async def test_no_connection_at_all_is_an_error_that_says_that_nothing_was_spent() -> None:
+async def test_persistent_connection_failure_reports_nothing_spent() -> None:
     service = Service()
     times = refuse_first(service, 10**6, ConnectFailedError("refused"))
     async with open_session(service) as kling:
@@ -250,7 +250,7 @@ async def test_no_connection_at_all_is_an_error_that_says_that_nothing_was_spent
     ],
 )
 @pytest.mark.promise(1)
-async def test_what_may_have_been_accepted_is_sent_once(end: HttpResponse | Exception) -> None:
+async def test_possibly_accepted_submission_is_sent_once(end: HttpResponse | Exception) -> None:
     service = Service()
     times = refuse_first(service, 10**6, end)
     async with open_session(service, on_uncertain="hold") as kling:
@@ -264,7 +264,7 @@ async def test_what_may_have_been_accepted_is_sent_once(end: HttpResponse | Exce
     assert "not sent again" in str(caught.value)
 
 
-async def test_what_is_shown_to_be_unaccepted_again_and_again_is_given_up() -> None:
+async def test_submission_repeatedly_unaccepted_is_given_up() -> None:
     service = Service()
     times = refuse_first(service, 10**6, json_response({"code": 500, "message": "oops"}, status=500))
     async with open_session(service) as kling:
@@ -275,7 +275,7 @@ async def test_what_is_shown_to_be_unaccepted_again_and_again_is_given_up() -> N
     assert caught.value.key == "mine"
 
 
-async def test_a_refused_job_is_an_error_of_the_service_with_the_job() -> None:
+async def test_refused_job_raises_api_error_with_job() -> None:
     service = Service()
     refuse_first(service, 1, json_response({"code": 400, "message": "image is too small"}, status=400))
     async with open_session(service) as kling:
@@ -285,7 +285,7 @@ async def test_a_refused_job_is_an_error_of_the_service_with_the_job() -> None:
     assert caught.value.spent is Spent.NO
 
 
-async def test_blips_of_reads_never_fail_a_paid_job() -> None:
+async def test_transient_read_errors_do_not_fail_paid_job() -> None:
     service = Service()
     rng = random.Random(7)
     troubles: list[HttpResponse | Exception] = [
@@ -311,7 +311,7 @@ async def test_blips_of_reads_never_fail_a_paid_job() -> None:
     assert len(done) == 50
 
 
-async def test_a_prediction_that_is_gone_ends_the_waiting() -> None:
+async def test_missing_prediction_ends_wait() -> None:
     service = Service(seconds=100)
     async with open_session(service) as kling:
         prediction = await kling.submit(prompt="x", image=IMAGE)
@@ -326,7 +326,7 @@ async def test_a_prediction_that_is_gone_ends_the_waiting() -> None:
 
 
 @pytest.mark.promise(2, 7)
-async def test_closing_ends_all_waiting_with_the_id() -> None:
+async def test_close_ends_all_waits_with_id() -> None:
     service = Service()
     kling = open_session(service)
     async with kling:
@@ -338,7 +338,7 @@ async def test_closing_ends_all_waiting_with_the_id() -> None:
     assert caught.value.prediction_id == prediction.id
 
 
-async def test_news_that_go_backwards_are_late_and_change_nothing() -> None:
+async def test_stale_status_update_is_ignored() -> None:
     service = Service()
     seen: list[str] = []
 
@@ -358,14 +358,14 @@ async def test_news_that_go_backwards_are_late_and_change_nothing() -> None:
     assert seen == ["processing", "completed"]
 
 
-async def test_status_requests_of_one_job_are_few() -> None:
+async def test_single_job_needs_few_status_requests() -> None:
     service = Service(seconds=300)
     async with open_session(service) as kling:
         await kling.generate(prompt="x", image=IMAGE)
     assert service.reads <= 25
 
 
-async def test_with_options_shares_slots_and_changes_defaults() -> None:
+async def test_with_options_shares_slots_and_overrides_defaults() -> None:
     service = Service(seconds=500)
     async with open_session(service, max_in_flight=1) as kling:
         hasty = kling.with_options(deadline=50, model="kling-v2.1-master")
@@ -378,7 +378,7 @@ async def test_with_options_shares_slots_and_changes_defaults() -> None:
             kling.with_options(deadline=0)
 
 
-async def test_events_tell_the_whole_story_in_order() -> None:
+async def test_events_cover_job_in_order() -> None:
     told: list[events.Event] = []
     service = Service()
     async with (
@@ -401,7 +401,7 @@ async def test_events_tell_the_whole_story_in_order() -> None:
     assert len({event.key for event in told}) == 1
 
 
-async def test_a_ledger_that_cannot_be_written_lets_nothing_out() -> None:
+async def test_unwritable_ledger_sends_nothing() -> None:
     class Full(MemoryLedger):
         async def record(self, entry: Entry) -> Row:
             raise OSError(28, "No space left on device")
@@ -414,7 +414,7 @@ async def test_a_ledger_that_cannot_be_written_lets_nothing_out() -> None:
     assert not service.paid
 
 
-async def test_a_missing_image_file_is_refused_before_a_byte_is_sent(tmp_path: Path) -> None:
+async def test_missing_image_file_is_refused_before_sending(tmp_path: Path) -> None:
     service = Service()
     async with open_session(service) as kling:
         with pytest.raises(InvalidJobError) as caught:
@@ -428,7 +428,7 @@ async def test_a_missing_image_file_is_refused_before_a_byte_is_sent(tmp_path: P
     assert transport.requests == []
 
 
-async def test_gptproto_says_what_it_lacks_before_a_byte_is_sent(tmp_path: Path) -> None:
+async def test_gptproto_refuses_unsupported_features_before_sending(tmp_path: Path) -> None:
     (tmp_path / "face.png").write_bytes(png())
     service = Service()
     async with open_session(service, provider="gptproto") as kling:
@@ -439,7 +439,7 @@ async def test_gptproto_says_what_it_lacks_before_a_byte_is_sent(tmp_path: Path)
     assert not service.paid
 
 
-def test_a_session_is_configured_by_name_and_refuses_nonsense(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_options_are_keywords_and_validated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WAVESPEED_API_KEY", raising=False)
     with pytest.raises(ConfigurationError, match="WAVESPEED_API_KEY"):
         KlingSession()
@@ -463,7 +463,7 @@ def test_a_session_is_configured_by_name_and_refuses_nonsense(monkeypatch: pytes
 
 
 @pytest.mark.promise(6)
-async def test_a_watcher_that_breaks_fails_its_waiters_and_not_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_watcher_crash_fails_waiters_not_host(monkeypatch: pytest.MonkeyPatch) -> None:
     service = Service()
     async with open_session(service) as kling:
 
@@ -480,7 +480,7 @@ async def test_a_watcher_that_breaks_fails_its_waiters_and_not_the_host(monkeypa
         assert kling._engine.slots.taken == 0
 
 
-async def test_a_log_that_fails_costs_no_job() -> None:
+async def test_failing_log_handler_fails_no_job() -> None:
     def fail(record: logging.LogRecord) -> bool:
         if "was accepted" in record.msg:
             raise ZeroDivisionError

@@ -1,4 +1,4 @@
-"""What a session tells of itself: who waits, and for what."""
+"""Session statistics: number of waiting jobs by what they wait for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def begun(kling: KlingSession, count: int) -> list[asyncio.Task[Any]]:
     return tasks
 
 
-async def test_who_waits_for_a_slot() -> None:
+async def test_statistics_count_slot_waiters() -> None:
     async with open_session(Service(), max_in_flight=3) as kling:
         assert kling.statistics().spent == 0
         tasks = await begun(kling, 8)
@@ -42,7 +42,7 @@ async def test_who_waits_for_a_slot() -> None:
     assert after.refusals == {}
 
 
-async def test_who_waits_for_the_rate() -> None:
+async def test_statistics_count_rate_waiters() -> None:
     service = Service()
     async with open_session(service, rate_limiter=StartsPerWindow(2, 60, clock=service.clock)) as kling:
         tasks = await begun(kling, 5)
@@ -51,7 +51,7 @@ async def test_who_waits_for_the_rate() -> None:
         await asyncio.gather(*tasks)
 
 
-async def test_who_waits_because_of_a_refusal() -> None:
+async def test_statistics_count_backoff_waiters() -> None:
     service = Service()
     refused = 0
 
@@ -72,7 +72,7 @@ async def test_who_waits_because_of_a_refusal() -> None:
         await first
 
 
-async def test_whose_consumer_is_slow() -> None:
+async def test_statistics_count_unconsumed_outcomes() -> None:
     service = Service(seconds=10)
     async with open_session(service) as kling, kling.batch(jobs(10), window=4) as batch:
         await asyncio.sleep(100)

@@ -1,4 +1,4 @@
-"""What becomes of submissions in doubt: never sent again on a guess, never lost, and settled by evidence."""
+"""Submissions in doubt: settled by evidence, never resent on a guess, never lost."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def drop(service: Service, *, before: AbstractSet[str] = frozenset(), after: Abs
     service.script = script
 
 
-async def test_with_echo_an_accepted_one_is_adopted_and_another_is_sent_again() -> None:
+async def test_echo_adopts_accepted_submission_and_resends_lost_one() -> None:
     service = Service(echo=same)
     drop(service, before={"b"}, after={"a"})
     async with open_session(service) as kling:
@@ -66,7 +66,7 @@ async def test_with_echo_an_accepted_one_is_adopted_and_another_is_sent_again() 
     assert [by_id[prediction.id] for prediction in done] == ["a", "b", "c"]
 
 
-async def test_without_an_orphan_nothing_was_accepted_and_it_is_sent_again_after_the_grace() -> None:
+async def test_submission_without_orphan_is_resent_after_grace_period() -> None:
     service = Service()
     drop(service, before={"a"})
     async with open_session(service, grace=300) as kling:
@@ -77,7 +77,7 @@ async def test_without_an_orphan_nothing_was_accepted_and_it_is_sent_again_after
 
 
 @pytest.mark.promise(1)
-async def test_without_echo_and_not_alone_an_orphan_holds_the_job_with_its_candidates() -> None:
+async def test_orphan_without_echo_on_shared_key_holds_job_with_candidates() -> None:
     service = Service()
     drop(service, after={"a"})
     async with open_session(service) as kling:
@@ -89,7 +89,7 @@ async def test_without_echo_and_not_alone_an_orphan_holds_the_job_with_its_candi
     assert len(service.paid) == 1
 
 
-async def test_alone_with_the_key_one_orphan_is_adopted_by_counting() -> None:
+async def test_sole_user_adopts_single_orphan_by_count() -> None:
     service = Service()
     drop(service, after={"a"})
     async with open_session(service, sole_user=True) as kling:
@@ -98,7 +98,7 @@ async def test_alone_with_the_key_one_orphan_is_adopted_by_counting() -> None:
 
 
 @pytest.mark.promise(1)
-async def test_two_orphans_of_two_jobs_were_paid_for_and_are_not_given_out_by_chance() -> None:
+async def test_two_orphans_of_two_jobs_are_not_assigned_by_guess() -> None:
     service = Service()
     drop(service, after={"a", "b"})
     async with open_session(service, sole_user=True) as kling:
@@ -112,8 +112,8 @@ async def test_two_orphans_of_two_jobs_were_paid_for_and_are_not_given_out_by_ch
     assert len(service.paid) == 2
 
 
-async def test_an_echo_that_the_service_rewrites_proves_nothing() -> None:
-    """A known prediction whose echo differs from what was sent shows that echoes are not to be trusted."""
+async def test_rewritten_echo_is_no_evidence() -> None:
+    """A known prediction whose echo differs from its request shows that echoes are unreliable."""
     service = Service(echo=lambda inputs: inputs | {"prompt": inputs["prompt"].upper()})
     drop(service, after={"b"})
     async with open_session(service) as kling:
@@ -124,7 +124,7 @@ async def test_an_echo_that_the_service_rewrites_proves_nothing() -> None:
     assert len(service.paid) == 2
 
 
-async def test_hold_does_not_ask_and_resubmit_may_pay_twice_only_when_told() -> None:
+async def test_hold_sends_nothing_and_resubmit_is_opt_in() -> None:
     service = Service()
     drop(service, after={"a"})
     async with open_session(service, on_uncertain="hold") as kling:
@@ -134,7 +134,7 @@ async def test_hold_does_not_ask_and_resubmit_may_pay_twice_only_when_told() -> 
     assert len(service.paid) == 1
 
 
-async def test_gptproto_has_no_history_so_it_is_held() -> None:
+async def test_gptproto_without_history_holds_job() -> None:
     service = Service()
     drop(service, after={"a"})
     async with open_session(service, provider="gptproto") as kling:
@@ -145,7 +145,7 @@ async def test_gptproto_has_no_history_so_it_is_held() -> None:
     assert len(service.paid) == 1
 
 
-async def test_a_history_that_cannot_be_read_holds_the_job() -> None:
+async def test_unreadable_history_holds_job() -> None:
     service = Service(echo=same)
     drop(service, after={"a"})
     inner = service.script
@@ -170,7 +170,7 @@ def jobs(count: int) -> Iterator[Job]:
 @pytest.mark.parametrize("echo", [True, False])
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.promise(1)
-async def test_many_faults_pay_nothing_twice_and_lose_nothing(seed: int, *, echo: bool) -> None:
+async def test_random_faults_neither_pay_twice_nor_lose_jobs(seed: int, *, echo: bool) -> None:
     rng = random.Random(seed)
     service = Service(echo=same if echo else None)
 
@@ -191,7 +191,7 @@ async def test_many_faults_pay_nothing_twice_and_lose_nothing(seed: int, *, echo
     assert max(paid.values()) == 1
     assert len(outcomes) == 300
     held = [outcome for outcome in outcomes if isinstance(outcome.error, SubmissionUncertainError)]
-    # One in some thousands is in doubt three times in a row, and given up as unaccepted.
+    # About one in several thousand is in doubt three times in a row and is given up as unaccepted.
     given_up = [outcome for outcome in outcomes if not outcome.ok and outcome not in held]
     assert all(outcome.error is not None and outcome.error.spent is Spent.NO for outcome in given_up)
     assert not {outcome.job.prompt for outcome in given_up} & paid.keys()
@@ -201,8 +201,8 @@ async def test_many_faults_pay_nothing_twice_and_lose_nothing(seed: int, *, echo
 
 
 @pytest.mark.promise(1)
-async def test_the_same_key_while_its_request_is_on_its_way_is_not_a_second_request() -> None:
-    """Found by review: a caller that timed out and asked again paid twice."""
+async def test_key_with_request_in_flight_is_not_sent_twice() -> None:
+    """Regression: a caller that timed out and retried paid twice."""
     service = Service(latency=10)
     async with open_session(service) as kling:
         with pytest.raises(TimeoutError):
@@ -214,7 +214,7 @@ async def test_the_same_key_while_its_request_is_on_its_way_is_not_a_second_requ
     assert len(service.paid) == 1
 
 
-async def test_what_the_history_may_have_forgotten_is_never_shown_to_be_unaccepted() -> None:
+async def test_absence_from_truncated_history_is_no_evidence() -> None:
     service = Service()
     drop(service, after={"a"})
     async with open_session(service, grace=8 * 86_400) as kling:
@@ -226,7 +226,7 @@ async def test_what_the_history_may_have_forgotten_is_never_shown_to_be_unaccept
     assert len(service.paid) == 1
 
 
-async def test_a_clock_that_is_behind_does_not_hide_what_was_accepted() -> None:
+async def test_slow_clock_does_not_hide_accepted_submission() -> None:
     service = Service(echo=same)
     service.epoch -= 600
     drop(service, after={"a"})
@@ -235,7 +235,7 @@ async def test_a_clock_that_is_behind_does_not_hide_what_was_accepted() -> None:
     assert len(service.paid) == 1
 
 
-async def test_closing_sends_away_who_waits_for_a_slot() -> None:
+async def test_close_rejects_slot_waiters() -> None:
     service = Service(seconds=1e6)
     async with open_session(service, max_in_flight=1) as kling:
         await kling.submit(prompt="first", image=IMAGE)
@@ -250,7 +250,7 @@ async def test_closing_sends_away_who_waits_for_a_slot() -> None:
 
 
 class Jumping:
-    """The service's clock, until ours is set."""
+    """Session clock that equals the service's until it is set."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -267,7 +267,7 @@ class Jumping:
 
 
 def late(service: Service, clock: Jumping, jump: float, shown_after: float) -> None:
-    """Accept the first job, lose the reply, set our clock, and show the prediction in the history later on."""
+    """Accept the first job, lose the response, set the session's clock, and list the prediction later."""
     accepted_at: list[float] = []
 
     def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
@@ -284,7 +284,7 @@ def late(service: Service, clock: Jumping, jump: float, shown_after: float) -> N
 
 
 @pytest.mark.parametrize("jump", [-40 * 86_400.0, -86_400.0, -3600.0, 0.0, 3600.0, 86_400.0])
-async def test_a_clock_that_is_set_neither_shortens_the_grace_nor_hides_what_was_paid_for(jump: float) -> None:
+async def test_clock_jump_keeps_grace_period_and_finds_paid_prediction(jump: float) -> None:
     service = Service(echo=same)
     service.epoch = service.clock.now() - service.clock.monotonic()
     clock = Jumping(service)
@@ -297,8 +297,8 @@ async def test_a_clock_that_is_set_neither_shortens_the_grace_nor_hides_what_was
 
 
 @pytest.mark.parametrize("sole_user", [False, True])
-async def test_what_the_bill_shows_and_the_history_does_not_is_not_sent_again_nor_adopted(*, sole_user: bool) -> None:
-    """It may be another key's."""
+async def test_billed_but_unlisted_submission_is_neither_resent_nor_adopted(*, sole_user: bool) -> None:
+    """The charge may belong to another key."""
     service = Service()
     asked = 0
 
@@ -329,7 +329,7 @@ async def test_what_the_bill_shows_and_the_history_does_not_is_not_sent_again_no
     assert asked
 
 
-async def test_a_bill_that_cannot_be_read_now_is_waited_for() -> None:
+async def test_unreadable_bill_is_retried() -> None:
     service = Service()
     troubles = [503, 503]
     lost = ["a"]
@@ -352,8 +352,8 @@ async def test_a_bill_that_cannot_be_read_now_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize("accepted", [True, False])
-async def test_what_another_look_settles_while_it_waits_for_its_slot(accepted: bool) -> None:  # noqa: FBT001 -- a case
-    # They end one after another: a ledger in memory forgets what has ended.
+async def test_doubt_is_settled_by_other_job_while_waiting_for_slot(accepted: bool) -> None:  # noqa: FBT001 -- a case
+    # One after another: a ledger in memory drops rows that have ended.
     service = Service(seconds=lambda body: 300 * (1 + int(body["prompt"][-1])), echo=same)
     ledger = MemoryLedger()
     jobs = {f"job {number}": Job(prompt=f"number {number}", image=IMAGE) for number in range(4)}
@@ -372,7 +372,7 @@ async def test_what_another_look_settles_while_it_waits_for_its_slot(accepted: b
     assert len(service.paid) == 4
 
 
-async def test_what_a_webhook_tells_while_the_history_is_read_counts_more_than_an_absence() -> None:
+async def test_webhook_during_history_read_outweighs_absence() -> None:
     service = Service(seconds=600)
     hooks: dict[str, str] = {}
 
@@ -399,7 +399,7 @@ async def test_what_a_webhook_tells_while_the_history_is_read_counts_more_than_a
     assert len(service.paid) == 2
 
 
-async def test_what_may_have_been_paid_for_is_never_said_to_be_unsent() -> None:
+async def test_possibly_paid_submission_is_never_reported_unsent() -> None:
     service = Service()
     ledger = MemoryLedger()
     jobs = {key: Job(prompt=key, image=IMAGE) for key in "ab"}
@@ -428,8 +428,8 @@ async def test_what_may_have_been_paid_for_is_never_said_to_be_unsent() -> None:
         assert error.spent is Spent.UNKNOWN
 
 
-async def test_what_is_billed_while_the_history_is_read_keeps_nobody_waiting() -> None:
-    """Others go on submitting meanwhile: their newest payments are on the bill before they are anywhere else."""
+async def test_charges_during_history_read_delay_no_job() -> None:
+    """Others keep submitting meanwhile, and their charges appear on the bill first."""
     service = Service()
     service.epoch = service.clock.now() - service.clock.monotonic()
     lost = ["a"]
@@ -460,7 +460,7 @@ async def after(seconds: float, reply: Callable[[], HttpResponse]) -> HttpRespon
     return reply()
 
 
-async def test_what_was_found_out_of_one_attempt_is_not_said_of_the_next() -> None:
+async def test_verdict_on_one_attempt_does_not_apply_to_next() -> None:
     service = Service(seconds=600)
     sent: Counter[str] = Counter()
     readable = False
@@ -469,7 +469,7 @@ async def test_what_was_found_out_of_one_attempt_is_not_said_of_the_next() -> No
         async def record(self, entry: Entry) -> Row:
             nonlocal readable
             if entry.key == "a" and entry.state is State.PENDING and not readable:
-                # The look for "a" was in vain, that for "b" is not: and "a" is still in doubt while it begins.
+                # Reconciliation found nothing for "a" and finds "b"; "a" is still in doubt when the second one begins.
                 readable = True
                 await asyncio.sleep(5)
             return await super().record(entry)
@@ -481,7 +481,7 @@ async def test_what_was_found_out_of_one_attempt_is_not_said_of_the_next() -> No
                 raise ConnectionLostError("dropped")
             return after(100, lambda: service.accept(body))
         if request.url.endswith("billings/search"):
-            # Long enough for "a" to be on its way again when it is shown that its first attempt was not accepted.
+            # Long enough for "a" to be in flight again when its first attempt is shown to be unaccepted.
             nothing = {"code": 200, "message": "success", "data": {"page": 1, "items": []}}
             return after(20, lambda: json_response(nothing))
         return None if readable else json_response({"code": 500, "message": "no"}, status=500)
@@ -495,8 +495,8 @@ async def test_what_was_found_out_of_one_attempt_is_not_said_of_the_next() -> No
     assert sent == {"a": 2, "b": 2}
 
 
-async def test_what_is_given_up_before_it_is_looked_for_is_not_sent_again() -> None:
-    """In a ledger that several processes write, somebody may give up a job that its session has in doubt."""
+async def test_job_given_up_before_reconciliation_is_not_resent() -> None:
+    """In a shared ledger another process may give up a job that this session has in doubt."""
     service = Service()
 
     class GivenUp(MemoryLedger):
@@ -510,7 +510,7 @@ async def test_what_is_given_up_before_it_is_looked_for_is_not_sent_again() -> N
             return row
 
         async def find(self, batch: str, key: str) -> tuple[Row, Content] | None:
-            # Memory forgets such rows; a ledger that several processes write does not.
+            # The memory ledger drops such rows; a shared ledger keeps them.
             return (self.given_up, Content("")) if self.given_up else await super().find(batch, key)
 
     drop(service, before={"a"})
@@ -521,7 +521,7 @@ async def test_what_is_given_up_before_it_is_looked_for_is_not_sent_again() -> N
 
 
 @pytest.mark.parametrize("waits", [True, False])
-async def test_what_a_webhook_settles_before_it_is_looked_for_is_accepted(waits: bool) -> None:  # noqa: FBT001 -- a case
+async def test_webhook_before_reconciliation_settles_doubt(waits: bool) -> None:  # noqa: FBT001 -- a case
     service = Service(seconds=600)
     hooks: list[str] = []
     slow = 1.0 if waits else 0.0

@@ -1,4 +1,4 @@
-"""What it costs to find out what has ended, and how late that is: measured at the service, in virtual time."""
+"""Requests and delay of watching, measured at the service in virtual time."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from support.service import IMAGE, Service, open_session
 pytestmark = pytest.mark.anyio
 
 MEDIAN, SIGMA = 60.0, 0.557
-"""Log-normal times: half take longer than 60 s, one in twenty longer than 150 s."""
+"""Log-normal durations: half take longer than 60 s, one in twenty longer than 150 s."""
 
 
 @pytest.fixture
 def anyio_backend() -> object:
-    # Nothing here waits for anything real: the loop need not turn idly before it moves its time on.
+    # There is no real I/O, so time may advance without idle iterations of the loop.
     return "asyncio", {"loop_factory": lambda: looptime.new_event_loop(noop_cycles=1)}
 
 
@@ -36,7 +36,7 @@ def lists(service: Fleet) -> list[tuple[float, dict[str, Any]]]:
     return [(at, what) for at, what in service.sent if isinstance(what, dict)]
 
 
-async def test_a_tenth_of_the_requests_of_a_fixed_interval_and_earlier_where_there_is_a_list() -> None:
+async def test_list_polling_needs_tenth_of_fixed_interval_requests_with_less_delay() -> None:
     times = log_normal(1000, MEDIAN, SIGMA)
     ours = await watch(fleet(times), WatchPolicy.balanced())
     requests, delay = fixed(times, 5.0)
@@ -44,7 +44,7 @@ async def test_a_tenth_of_the_requests_of_a_fixed_interval_and_earlier_where_the
     assert ours.delay <= delay
 
 
-async def test_our_own_fixed_interval_is_the_baseline_that_we_claim() -> None:
+async def test_fixed_interval_policy_matches_stated_baseline() -> None:
     times = log_normal(100, MEDIAN, SIGMA)
     ours = await watch(fleet(times), WatchPolicy.fixed(5))
     requests, delay = fixed(times, 5.0)
@@ -53,7 +53,7 @@ async def test_our_own_fixed_interval_is_the_baseline_that_we_claim() -> None:
     assert ours.pages == 0
 
 
-async def test_without_a_list_nothing_that_learns_nothing_is_better() -> None:
+async def test_single_read_polling_beats_fixed_and_growing_intervals() -> None:
     times = log_normal(600, MEDIAN, SIGMA)
     service = fleet(times, apart=0.5)
     ours = await watch(service, WatchPolicy.balanced(), provider=GPTProto(api_key="key"))
@@ -72,7 +72,7 @@ async def test_without_a_list_nothing_that_learns_nothing_is_better() -> None:
 
 
 def fixed_at(times: list[float], requests: float) -> tuple[float, float]:
-    """The fixed interval that sends so many requests."""
+    """Compute the baseline for the fixed interval that sends this many requests per prediction."""
     low, high = 0.5, 300.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -93,7 +93,7 @@ def fixed_at(times: list[float], requests: float) -> tuple[float, float]:
         pytest.param({"apart": 0.5}, id="grows"),
     ],
 )
-async def test_whatever_the_list_is_like_all_are_found_out(options: dict[str, Any]) -> None:
+async def test_all_ends_are_found_with_any_list_behaviour(options: dict[str, Any]) -> None:
     times = log_normal(200, MEDIAN, SIGMA)
     service = fleet(times, **options)
     figures = await watch(service, WatchPolicy.balanced())
@@ -104,7 +104,7 @@ async def test_whatever_the_list_is_like_all_are_found_out(options: dict[str, An
         assert figures.pages == 1
 
 
-async def test_a_list_that_stumbles_is_read_on() -> None:
+async def test_list_error_does_not_stop_watching() -> None:
     rng = random.Random(5)
 
     def script(request: HttpRequest) -> HttpResponse | None:
@@ -119,7 +119,7 @@ async def test_a_list_that_stumbles_is_read_on() -> None:
     assert figures.delay < 30
 
 
-async def test_a_429_holds_all_reads_for_as_long_as_it_says() -> None:
+async def test_429_pauses_all_reads_for_retry_after() -> None:
     limited: list[float] = []
     service = fleet([60.0] * 100, apart=0.0)
 
@@ -136,7 +136,7 @@ async def test_a_429_holds_all_reads_for_as_long_as_it_says() -> None:
     assert figures.watched.ended == 100
 
 
-async def test_many_pending_and_nothing_happening_cost_little() -> None:
+async def test_idle_pending_predictions_need_few_requests() -> None:
     service = fleet([1e9] * 2000, apart=0.001)
     with anyio.move_on_after(600):
         await watch(service, WatchPolicy.balanced())
@@ -145,7 +145,7 @@ async def test_many_pending_and_nothing_happening_cost_little() -> None:
     assert len(service.sent) < 2000, "ten minutes of 2,000 for less than one request each"
 
 
-async def test_webhooks_that_are_delivered_leave_nothing_to_read() -> None:
+async def test_delivered_webhooks_need_no_reads() -> None:
     service = fleet([80.0 + number % 40 for number in range(300)])
     figures = await watch(service, WatchPolicy.webhook_first(), delivered=lambda _: True)
     assert service.sent == []
@@ -153,7 +153,7 @@ async def test_webhooks_that_are_delivered_leave_nothing_to_read() -> None:
 
 
 @pytest.mark.parametrize("has_list", [True, False])
-async def test_with_every_second_delivery_lost_reading_finds_the_rest_at_no_higher_cost(has_list: bool) -> None:  # noqa: FBT001 -- a parameter
+async def test_lost_deliveries_are_polled_at_no_extra_cost(has_list: bool) -> None:  # noqa: FBT001 -- a parameter
     times = log_normal(400, MEDIAN, SIGMA)
     balanced = await watch(fleet(times, apart=0.5, lists=has_list), WatchPolicy.balanced())
     service = fleet(times, apart=0.5, lists=has_list)
@@ -164,7 +164,7 @@ async def test_with_every_second_delivery_lost_reading_finds_the_rest_at_no_high
     assert figures.requests <= balanced.requests
 
 
-async def test_the_statistics_agree_with_the_service() -> None:
+async def test_statistics_agree_with_service() -> None:
     service = fleet(log_normal(150, MEDIAN, SIGMA))
     figures = await watch(service, WatchPolicy.balanced())
     told = figures.watched
@@ -181,7 +181,7 @@ def delivery(prediction_id: str, status: str = "completed", *, output: bool = Tr
     return Prediction(id=prediction_id, status=Status.of(status), raw_status=status, outputs=outputs)
 
 
-async def test_a_delivery_wakes_who_waits_and_repetitions_change_nothing() -> None:
+async def test_delivery_wakes_waiter_and_duplicates_are_ignored() -> None:
     changes: list[str] = []
 
     def observe(event: events.Event) -> None:
@@ -215,7 +215,7 @@ async def test_a_delivery_wakes_who_waits_and_repetitions_change_nothing() -> No
     assert changes == ["processing", "completed"]
 
 
-async def test_a_delivery_may_come_before_the_reply_to_the_submit() -> None:
+async def test_delivery_may_precede_submit_response() -> None:
     service = Service(seconds=1e6)
     async with open_session(service) as kling:
         assert not kling._engine.watcher.tell(delivery("p00000"))
@@ -224,7 +224,7 @@ async def test_a_delivery_may_come_before_the_reply_to_the_submit() -> None:
     assert service.reads == 0
 
 
-async def test_a_delivery_while_it_is_read_counts_once() -> None:
+async def test_delivery_during_read_counts_once() -> None:
     service = Service(seconds=1e6, latency=5.0)
 
     def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
@@ -252,7 +252,7 @@ def sent(kling: KlingSession) -> list[HttpRequest]:
     return transport.requests
 
 
-async def test_an_end_without_its_outputs_is_read_before_it_is_believed() -> None:
+async def test_delivered_end_without_outputs_is_confirmed_by_read() -> None:
     service = Service(seconds=30)
     async with open_session(service, watch="webhook first") as kling:
         submitted = await kling.submit(prompt="x", image=IMAGE)
@@ -264,8 +264,8 @@ async def test_an_end_without_its_outputs_is_read_before_it_is_believed() -> Non
     assert service.reads == 1
 
 
-async def test_who_was_left_running_is_looked_at_soon_in_the_next_session() -> None:
-    """What was accepted long ago has probably ended: it is not waited for as if it had begun now."""
+async def test_prediction_left_running_is_polled_early_in_next_session() -> None:
+    """A prediction accepted long ago has probably ended, so its expected delay counts from acceptance."""
     service = Service(seconds=200)
     ledger = MemoryLedger()
     async with open_session(service, ledger=ledger, level=Level("test", 1000, 1000)) as kling:
@@ -280,7 +280,7 @@ async def test_who_was_left_running_is_looked_at_soon_in_the_next_session() -> N
     assert service.reads == reads + 3
 
 
-async def test_the_policy_is_named() -> None:
+async def test_watch_policy_is_selected_by_name() -> None:
     job = Job(prompt="x", image=IMAGE)
     for watching in ("gentle", WatchPolicy.eager()):
         service = Service()
@@ -290,7 +290,7 @@ async def test_the_policy_is_named() -> None:
         KlingSession("key", watch="lazy")
 
 
-async def test_an_end_that_a_webhook_tells_brings_the_looks_at_others_forward() -> None:
+async def test_webhook_end_advances_polls_of_others() -> None:
     clock = LoopClock()
     reads: list[tuple[str, float]] = []
 
