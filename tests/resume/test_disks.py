@@ -1,6 +1,6 @@
-"""Disks that are full, files that are locked, torn, read-only or gone, and clocks that are set: money is spent once.
+"""Full disks, locked, torn, read-only or deleted ledger files, and clock jumps: every job is paid once.
 
-Everything real: the file, SQLite and its writer's thread, other connections, other processes.
+Files, SQLite, its writer thread, other connections and other processes are real.
 """
 
 from __future__ import annotations
@@ -64,19 +64,19 @@ def ledger_at(path: Path) -> SQLiteLedger:
 
 
 async def run(service: Service, ledger: SQLiteLedger | Path, count: int = 4, **options: Any) -> list[Outcome]:
-    """The same call, again and again."""
+    """Run the same batch, so that repeated calls resume it."""
     where = ledger if isinstance(ledger, SQLiteLedger) else ledger_at(ledger)
     async with session(service, ledger=where, **options) as kling, kling.batch(jobs(count), name="b") as batch:
         return [outcome async for outcome in batch]
 
 
 def paid(service: Service) -> Counter[str]:
-    """How often each prompt was paid for, by the record of the service."""
+    """Return the number of payments per prompt, by the service's record."""
     return Counter(body["prompt"] for body in service.paid)
 
 
 def on_paid(service: Service, do: Callable[[], None], *, times: int = 1) -> None:
-    """Do something while the first paid requests are on their way: after their intents, before their ids."""
+    """Call a function while the first paid requests are in flight: after their intents, before their ids."""
     left = times
 
     def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
@@ -90,7 +90,7 @@ def on_paid(service: Service, do: Callable[[], None], *, times: int = 1) -> None
 
 
 class Meddler:
-    """Another program that holds the file."""
+    """Other program that holds locks on the file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -116,14 +116,14 @@ def meddler(tmp_path: Path) -> Iterator[Meddler]:
 
 
 async def make(path: Path) -> None:
-    """A ledger that nobody has open."""
+    """Create a ledger file and close it."""
     ledger = SQLiteLedger(path)
     await ledger.open()
     await ledger.aclose()
 
 
 def assert_once(service: Service, path: Path, outcomes: list[Outcome], count: int) -> None:
-    """Everything was made, paid for once, and the ledger has every id."""
+    """Check that every job completed, was paid once, and has its id in the ledger."""
     assert [outcome.error for outcome in outcomes if not outcome.ok] == []
     assert len(outcomes) == count
     assert paid(service) == Counter(f"number {number}" for number in range(count))
@@ -135,9 +135,7 @@ def assert_once(service: Service, path: Path, outcomes: list[Outcome], count: in
 # ---- locked ----
 
 
-async def test_a_file_that_is_locked_for_good_is_refused_before_anything_is_sent(
-    tmp_path: Path, meddler: Meddler
-) -> None:
+async def test_permanently_locked_file_is_refused_before_sending(tmp_path: Path, meddler: Meddler) -> None:
     service = Service(seconds=0.05, latency=0.001)
     path = tmp_path / "run.db"
     await make(path)
@@ -149,7 +147,7 @@ async def test_a_file_that_is_locked_for_good_is_refused_before_anything_is_sent
     assert_once(service, path, await run(service, path), 4)
 
 
-async def test_a_lock_shorter_than_the_patience_is_waited_for(tmp_path: Path, meddler: Meddler) -> None:
+async def test_short_lock_is_waited_for(tmp_path: Path, meddler: Meddler) -> None:
     service = Service(seconds=0.05, latency=0.001)
     path = tmp_path / "run.db"
     await make(path)
@@ -164,7 +162,7 @@ async def test_a_lock_shorter_than_the_patience_is_waited_for(tmp_path: Path, me
     assert len(service.paid) == 1
 
 
-async def test_what_meets_a_lock_is_not_sent_and_the_rest_of_the_run_goes_on(tmp_path: Path, meddler: Meddler) -> None:
+async def test_job_blocked_by_lock_is_not_sent_and_run_continues(tmp_path: Path, meddler: Meddler) -> None:
     service = Service(seconds=0.05, latency=0.001)
     path = tmp_path / "run.db"
     async with (
@@ -188,10 +186,10 @@ async def test_what_meets_a_lock_is_not_sent_and_the_rest_of_the_run_goes_on(tmp
     assert_once(service, path, await run(service, path, 12), 12)
 
 
-async def test_a_paid_id_that_meets_a_lock_is_logged_and_followed_and_written_down_later(
+async def test_paid_id_blocked_by_lock_is_logged_followed_and_recorded_later(
     tmp_path: Path, meddler: Meddler, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its end is written down in one step, when the lock is gone by then."""
+    """Id and end are recorded in one step once the lock is gone."""
     service = Service(seconds=0.6, latency=0.001)
     path = tmp_path / "run.db"
     on_paid(service, meddler.lock)
@@ -209,16 +207,14 @@ async def test_a_paid_id_that_meets_a_lock_is_logged_and_followed_and_written_do
 
 
 @pytest.mark.promise(2)
-async def test_a_paid_id_that_could_not_be_written_down_is_known_to_its_session_and_written_at_its_end(
-    tmp_path: Path, meddler: Meddler
-) -> None:
-    """Found here: asked for again, the job was in doubt, though its id was known; and then its end was lost."""
+async def test_unrecorded_paid_id_is_kept_by_session_and_recorded_at_end(tmp_path: Path, meddler: Meddler) -> None:
+    """Regression: on a second call the job was in doubt although its id was known, and its end was lost."""
     service = Service(seconds=30.0, latency=0.001)
     path = tmp_path / "run.db"
     on_paid(service, meddler.lock)
     async with session(service, ledger=ledger_at(path), on_uncertain="hold") as kling:
         await kling.submit(jobs(1)[0], key="k")
-        # For as long as the file is locked nothing is promised but that no second request is sent.
+        # While the file is locked the only guarantee is that no second request is sent.
         with pytest.raises(LedgerError):
             await kling.submit(jobs(1)[0], key="k")
         meddler.let_go()
@@ -236,9 +232,7 @@ async def test_a_paid_id_that_could_not_be_written_down_is_known_to_its_session_
 
 @pytest.mark.parametrize("echo", [True, False])
 @pytest.mark.promise(1, 2)
-async def test_a_paid_id_that_could_never_be_written_down_is_found_by_the_next_process(
-    tmp_path: Path, meddler: Meddler, *, echo: bool
-) -> None:
+async def test_never_recorded_paid_id_is_found_by_next_process(tmp_path: Path, meddler: Meddler, *, echo: bool) -> None:
     service = Service(seconds=0.05, latency=0.001, echo=(lambda inputs: inputs) if echo else None)
     service.epoch = service.clock.now() - service.clock.monotonic()
     path = tmp_path / "run.db"
@@ -254,10 +248,8 @@ async def test_a_paid_id_that_could_never_be_written_down_is_found_by_the_next_p
     assert len(service.paid) == 1
 
 
-async def test_an_answer_that_could_not_be_written_down_is_in_doubt_and_settled_later(
-    tmp_path: Path, meddler: Meddler
-) -> None:
-    """A dropped reply, and a file that does not take the doubt either."""
+async def test_unrecorded_response_is_in_doubt_and_settled_later(tmp_path: Path, meddler: Meddler) -> None:
+    """The response is lost, and the doubt cannot be recorded."""
     service = Service(seconds=0.05, latency=0.001, echo=lambda inputs: inputs)
     service.epoch = service.clock.now() - service.clock.monotonic()
     path = tmp_path / "run.db"
@@ -285,11 +277,11 @@ async def test_an_answer_that_could_not_be_written_down_is_in_doubt_and_settled_
 
 
 async def limit_pages(ledger: SQLiteLedger, pages: int) -> None:
-    """SQLite's own limit on the length of a file says the same as a full disk; 1 is what there is now."""
+    """Limit the file's pages in SQLite, which fails like a full disk; 1 means the present size."""
     await ledger._ask(lambda connection: connection.execute(f"PRAGMA max_page_count = {pages}").fetchone())
 
 
-async def test_a_disk_that_is_full_stops_what_was_not_sent_and_room_mends_it(tmp_path: Path) -> None:
+async def test_full_disk_stops_unsent_jobs_until_space_is_freed(tmp_path: Path) -> None:
     service = Service(seconds=0.05, latency=0.001, echo=lambda inputs: inputs)
     path = tmp_path / "run.db"
     ledger = SQLiteLedger(path)
@@ -327,8 +319,8 @@ def limited(
     )
 
 
-async def test_a_file_that_may_not_grow_stops_a_process_with_nothing_lost(tmp_path: Path) -> None:
-    """`RLIMIT_FSIZE`: the write itself fails, in the middle of a run, wherever that is."""
+async def test_file_size_limit_stops_process_without_loss(tmp_path: Path) -> None:
+    """`RLIMIT_FSIZE` makes the write itself fail at an arbitrary point of a run."""
     path = tmp_path / "run.db"
     async with Emulator(
         level="ultra", profile="tiny", timing=lambda model, inputs: 0.3, balance=1e6, input_echo=True
@@ -356,7 +348,7 @@ async def test_a_file_that_may_not_grow_stops_a_process_with_nothing_lost(tmp_pa
 
 
 @pytest.mark.parametrize("what", ["file", "folder"])
-async def test_what_may_only_be_read_is_refused_before_anything_is_sent(tmp_path: Path, what: str) -> None:
+async def test_read_only_ledger_is_refused_before_sending(tmp_path: Path, what: str) -> None:
     folder = tmp_path / "runs"
     folder.mkdir()
     path = folder / "run.db"
@@ -388,10 +380,10 @@ async def test_what_may_only_be_read_is_refused_before_anything_is_sent(tmp_path
 
 @pytest.mark.parametrize("what", ["the file", "all of its files", "its folder"])
 @pytest.mark.promise(2)
-async def test_a_ledger_that_is_deleted_while_it_is_open_is_put_back(
+async def test_ledger_deleted_while_open_is_restored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
-    """Found here: SQLite goes on writing what has no name any more, and the next run paid for everything again."""
+    """Regression: SQLite keeps writing to the unlinked file, and the next run paid for everything again."""
     service = Service(seconds=0.05, latency=0.001)
     folder = tmp_path / "runs"
     path = folder / "run.db"
@@ -411,7 +403,7 @@ async def test_a_ledger_that_is_deleted_while_it_is_open_is_put_back(
     assert not [entry.name for entry in folder.iterdir() if entry.suffix in {".part", ".lock"}]
 
 
-async def test_a_ledger_that_is_deleted_when_all_is_done_is_put_back_at_the_end(tmp_path: Path) -> None:
+async def test_ledger_deleted_after_last_job_is_restored_on_close(tmp_path: Path) -> None:
     service = Service(seconds=0.05, latency=0.001)
     path = tmp_path / "run.db"
     async with session(service, ledger=path) as kling, kling.batch(jobs(4), name="b") as batch:
@@ -421,7 +413,7 @@ async def test_a_ledger_that_is_deleted_when_all_is_done_is_put_back_at_the_end(
     assert_once(service, path, await run(service, path), 4)
 
 
-async def test_a_ledger_whose_place_another_file_takes_stops_sending_and_keeps_what_it_knew(tmp_path: Path) -> None:
+async def test_replaced_ledger_file_stops_sending_and_keeps_rows(tmp_path: Path) -> None:
     service = Service(seconds=0.3, latency=0.001)
     path = tmp_path / "run.db"
     other = tmp_path / "other.db"
@@ -448,7 +440,7 @@ async def test_a_ledger_whose_place_another_file_takes_stops_sending_and_keeps_w
 # ---- torn ----
 
 
-async def test_a_torn_file_is_refused_and_a_copy_of_it_goes_on(tmp_path: Path) -> None:
+async def test_torn_file_is_refused_and_its_copy_resumes(tmp_path: Path) -> None:
     service = Service(seconds=0.05, latency=0.001)
     path = tmp_path / "run.db"
     assert_once(service, path, await run(service, path, 40), 40)
@@ -461,7 +453,7 @@ async def test_a_torn_file_is_refused_and_a_copy_of_it_goes_on(tmp_path: Path) -
     assert_once(service, path, await run(service, path, 41), 41)
 
 
-async def test_a_file_that_is_torn_while_it_is_written_is_refused_by_the_next_run(tmp_path: Path) -> None:
+async def test_file_torn_during_write_pays_nothing_twice(tmp_path: Path) -> None:
     service = Service(seconds=0.05, latency=0.001)
     path = tmp_path / "run.db"
     await run(service, path, 60)
@@ -469,12 +461,12 @@ async def test_a_file_that_is_torn_while_it_is_written_is_refused_by_the_next_ru
     async with session(service, ledger=ledger_at(path)) as kling, kling.batch(jobs(60), name="b") as batch:
         with path.open("r+b") as file:
             file.truncate(len(copy) // 2)
-        # Whatever can be read of it still: nothing of it is paid for again.
+        # Whatever is still readable, no job is paid again.
         async for _ in batch:
             pass
     assert len(service.paid) == 60
     with contextlib.suppress(LedgerError):
-        # It may be whole enough: nothing may be paid for even then.
+        # The file may still open; no job may be paid even then.
         await run(service, path, 60)
     assert len(service.paid) == 60
     path.write_bytes(copy)
@@ -486,7 +478,7 @@ async def test_a_file_that_is_torn_while_it_is_written_is_refused_by_the_next_ru
 
 @attrs.define
 class Set:
-    """Our clock, which somebody sets: `off` from the service's."""
+    """Session clock that is `off` seconds from the service's."""
 
     service: Service
     off: float = 0.0
@@ -498,7 +490,7 @@ class Set:
         return self.service.clock.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        # The pauses between two looks into the history need not be as long as they are.
+        # Shorten the pauses between two history reads.
         await self.service.clock.sleep(min(seconds, 0.05))
 
 
@@ -506,7 +498,7 @@ JUMPS = [-40 * DAY, -2 * 3600.0, 2 * 3600.0, 40 * DAY]
 
 
 @pytest.mark.parametrize("jump", JUMPS)
-async def test_a_clock_that_is_set_while_a_batch_runs_pays_for_nothing_twice(tmp_path: Path, jump: float) -> None:
+async def test_clock_jump_during_batch_pays_nothing_twice(tmp_path: Path, jump: float) -> None:
     service = Service(seconds=0.1, latency=0.001, echo=lambda inputs: inputs)
     service.epoch = service.clock.now() - service.clock.monotonic()
     clock = Set(service)
@@ -515,7 +507,7 @@ async def test_a_clock_that_is_set_while_a_batch_runs_pays_for_nothing_twice(tmp
     dropped: set[str] = set()
 
     def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
-        # Every fourth reply is lost, once, when the job has been accepted.
+        # Every fourth response is lost once, after the job was accepted.
         if request.effect is Effect.PAID and len(service.paid) % 4 == 3 and body["prompt"] not in dropped:
             dropped.add(body["prompt"])
             service.accept(body, request.url.partition("/api/v3/")[2])
@@ -537,8 +529,8 @@ async def test_a_clock_that_is_set_while_a_batch_runs_pays_for_nothing_twice(tmp
 
 
 @pytest.mark.parametrize("jump", JUMPS)
-async def test_a_clock_that_is_set_between_two_processes_pays_for_nothing_twice(tmp_path: Path, jump: float) -> None:
-    """What runs is followed, and what is in doubt is settled, or held until the clock is right again."""
+async def test_clock_jump_between_processes_pays_nothing_twice(tmp_path: Path, jump: float) -> None:
+    """Running predictions are followed; doubts are settled, or held until the clock is right again."""
     service = Service(seconds=0.5, latency=0.001, echo=lambda inputs: inputs)
     service.epoch = service.clock.now() - service.clock.monotonic()
     clock = Set(service)
@@ -569,7 +561,7 @@ async def test_a_clock_that_is_set_between_two_processes_pays_for_nothing_twice(
     assert_once(service, path, await run(service, path, 3, clock=clock), 3)
 
 
-async def test_what_is_left_of_a_row_that_somebody_deleted_harms_no_other_job(tmp_path: Path) -> None:
+async def test_rest_of_deleted_row_affects_no_other_job(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     ledger = ledger_at(path)
     await ledger.open()
@@ -580,7 +572,7 @@ async def test_what_is_left_of_a_row_that_somebody_deleted_harms_no_other_job(tm
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("DELETE FROM job WHERE key = 'deleted'")
     await ledger.open()
-    # In one group.
+    # In one group commit.
     await asyncio.gather(
         ledger.record(Entry(batch="b", key="paid", state=State.SUBMITTED, at=3.0, prediction_id="p1")),
         ledger.claim("b", "deleted", content=Content('{"prompt": "new"}', None), model="m", at=4.0),

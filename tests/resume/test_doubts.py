@@ -1,4 +1,4 @@
-"""Several submissions in doubt, taken up again by a session that runs one at a time."""
+"""Several submissions in doubt, resumed by a session with one slot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.pictures import png
 pytestmark = pytest.mark.anyio
 
 
-async def test_one_that_is_found_with_another_while_it_waits_for_its_slot_is_taken(tmp_path: Path) -> None:
+async def test_doubt_settled_with_another_while_waiting_for_slot_is_adopted(tmp_path: Path) -> None:
     ledger, keys = tmp_path / "l.db", ("a", "b", "c")
     async with Emulator(level="ultra", profile="tiny", speed=200, input_echo=True) as emulator:
         emulator.faults.add("submit", faults.AcceptThenDrop(), times=len(keys))

@@ -1,4 +1,4 @@
-"""Ledger files of the first release: they are read as they are, migrated as a whole, and lead to the same decisions."""
+"""Ledger files of the first release: readable unmigrated, migrated atomically, with the same decisions."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ DOUBTS: dict[str, tuple[Doubt | None, tuple[str, ...]]] = {
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A copy of the ledger with a row in every state."""
+    """Return a copy of the ledger with a row in every state."""
     return Path(shutil.copy(STATES, tmp_path / "run.db"))
 
 
@@ -73,7 +73,7 @@ def rows_of(path: Path) -> dict[str, Row]:
     return {row.key: row for row in read_ledger(path, batch=BATCH)}
 
 
-def test_old_file_is_read_as_it_is(path: Path) -> None:
+def test_old_file_is_read_unmigrated(path: Path) -> None:
     before = path.read_bytes()
     rows = rows_of(path)
     assert {key: row.state for key, row in rows.items()} == EXPECTED
@@ -100,7 +100,7 @@ async def test_migration_keeps_every_row_and_step(path: Path) -> None:
         batches = dict(connection.execute("SELECT name, identity FROM batch"))
     connection.close()
     assert batches == {"": 1, BATCH: 1}
-    # Once is enough.
+    # A second migration changes nothing.
     await migrate(path)
     assert list(read_ledger(path)) == rows
 
@@ -145,7 +145,7 @@ async def test_migration_that_is_killed_changes_nothing(path: Path) -> None:
     assert list(read_ledger(path)) == before
 
 
-async def test_nothing_is_decided_by_a_text(tmp_path: Path, path: Path) -> None:
+async def test_decisions_ignore_error_texts(tmp_path: Path, path: Path) -> None:
     await migrate(path)
     silenced = Path(shutil.copy(path, tmp_path / "silenced.db"))
     with sqlite3.connect(silenced) as connection:
@@ -166,7 +166,7 @@ def _check(decided: dict[str, Any]) -> None:
     assert set(decided["hold, run"]["paid"]) == again
     assert set(decided["hold, resume"]["paid"]) == again
     assert set(decided["retry, run"]["paid"]) == again | {"failed"}
-    # Without a trace in the history they were not accepted, and are sent.
+    # Submissions missing from the history were not accepted, and are sent.
     unaccepted = {"intent", "uncertain", "whose", "whether", "whether-none"}
     assert set(decided["reconcile, run"]["paid"]) == again | unaccepted
     for run in decided.values():
@@ -177,8 +177,8 @@ def _check(decided: dict[str, Any]) -> None:
             assert run["outcomes"]["submitted"] == (None, True, None)
 
 
-async def test_gate_ledger_is_run_again_for_nothing(tmp_path: Path) -> None:
-    """The same call over a ledger of the first release: PIL images, signed URLs, no keys."""
+async def test_rerun_of_gate_ledger_costs_nothing(tmp_path: Path) -> None:
+    """Run the same call over a ledger of the first release with PIL images, signed URLs and no keys."""
     path = Path(shutil.copy(GATE, tmp_path / "run.db"))
     known = {row.key: row for row in read_ledger(path)}
     async with Emulator(
@@ -201,6 +201,6 @@ async def test_gate_ledger_is_run_again_for_nothing(tmp_path: Path) -> None:
         assert outcome.prediction.output == known[outcome.key].output
 
 
-def test_pillow_encodes_as_it_did_then() -> None:
-    """Else the test above fails for another reason: a PIL image is known by the bytes that Pillow encodes it to."""
+def test_pillow_encoding_matches_first_release() -> None:
+    """Precondition of the test above: a PIL image is identified by the bytes that Pillow encodes."""
     assert first_release.pillow_encodes_as_then()

@@ -1,4 +1,4 @@
-"""kill -9 at random moments, again and again: nothing is paid for twice, nothing is lost, and everything ends."""
+"""Repeated SIGKILL at random moments: every job ends, is paid once, and is not lost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SEED = int(os.environ.get("KLING_SEED", "7"))
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("echo", [True, False], ids=["echo", "no echo"])
 @pytest.mark.promise(1, 2)
-async def test_killed_and_resumed_pays_once_and_loses_nothing(tmp_path: Path, *, echo: bool) -> None:
+async def test_killed_and_resumed_batch_pays_once_and_loses_nothing(tmp_path: Path, *, echo: bool) -> None:
     rng = random.Random(SEED)
     path = tmp_path / "run.db"
     in_doubt = 0
@@ -45,7 +45,7 @@ async def test_killed_and_resumed_pays_once_and_loses_nothing(tmp_path: Path, *,
                 if kill == KILLS:
                     assert await process.wait() == 0
                     continue
-                # Accepted, and not answered: each kill meets a submit on its way.
+                # Accepted but not answered, so that each kill hits a submit in flight.
                 unanswered = emulator.faults.add("submit", faults.Delay(86_400.0, accepted=True))
                 enough = round(JOBS * (kill + rng.random()) / (KILLS + 1))
                 while not unanswered.spent or len(emulator.predictions()) < enough:
@@ -56,7 +56,7 @@ async def test_killed_and_resumed_pays_once_and_loses_nothing(tmp_path: Path, *,
             in_doubt += sum(row.state is State.INTENT for row in read_ledger(path))
         paid = Counter(str(record.inputs["prompt"]) for record in emulator.predictions())
         rows = list(read_ledger(path))
-    # Shown by `pytest -s`, and with a failure.
+    # Shown by `pytest -s` and on failure.
     print(f"seed {SEED}, {KILLS} kills, {in_doubt} intents left by them, {len(rows)} jobs")
     assert max(paid.values()) == 1, "paid twice"
     assert len(rows) == JOBS
@@ -65,6 +65,6 @@ async def test_killed_and_resumed_pays_once_and_loses_nothing(tmp_path: Path, *,
     if echo:
         assert held == []
     assert {row.state for row in rows} <= {State.COMPLETED, State.UNCERTAIN}
-    # Every accepted id is a row's, but those of jobs that are held because whose they are is not known.
+    # Every accepted id is in a row, except those of held jobs whose owner is unknown.
     assert sum(paid.values()) - len(ids) <= len(held)
     assert in_doubt >= KILLS

@@ -1,4 +1,4 @@
-"""One `Budget` over several sessions: what it was given to counts, and counts once."""
+"""One `Budget` over several sessions counts every ledger's spending once."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def job(prompt: str) -> Job:
 
 
 def drop(service: Service, *, accepted: bool) -> None:
-    """Drop the next answers, of jobs that are accepted or are not."""
+    """Drop the next responses; `accepted` says whether the jobs are accepted."""
 
     def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
         if request.effect is not Effect.PAID:
@@ -56,7 +56,7 @@ def drop(service: Service, *, accepted: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["the session's", "the batch's", "now one, now the other"])
-async def test_successive_sessions_over_one_ledger_count_what_it_has_once(tmp_path: Path, kind: str) -> None:
+async def test_successive_sessions_count_ledger_once(tmp_path: Path, kind: str) -> None:
     service, budget, ledger = Service(seconds=0.05, latency=0.001), Budget(10), tmp_path / "run.db"
     for number in range(4):
         whole = kind == "the session's" or (kind != "the batch's" and number % 2)
@@ -70,7 +70,7 @@ async def test_successive_sessions_over_one_ledger_count_what_it_has_once(tmp_pa
     assert len(service.paid) == 4
 
 
-async def test_what_others_spent_in_between_counts_too(tmp_path: Path) -> None:
+async def test_budget_counts_spending_of_others_in_between(tmp_path: Path) -> None:
     service, budget, ledger = Service(seconds=0.05, latency=0.001), Budget(10), tmp_path / "run.db"
     for given in (budget, None, budget):
         async with session(service, ledger=ledger, budget=given) as kling:
@@ -78,7 +78,7 @@ async def test_what_others_spent_in_between_counts_too(tmp_path: Path) -> None:
     assert budget.spent == 3 * PRICE
 
 
-async def test_batches_of_a_ledger_count_in_the_sessions_budget(tmp_path: Path) -> None:
+async def test_batches_of_ledger_count_in_session_budget(tmp_path: Path) -> None:
     service, ledger = Service(seconds=0.05, latency=0.001), tmp_path / "run.db"
     for budget in (Budget(10), Budget("0.50"), Budget("0.50")):
         async with session(service, budget=budget, ledger=ledger) as kling:
@@ -90,7 +90,7 @@ async def test_batches_of_a_ledger_count_in_the_sessions_budget(tmp_path: Path) 
     assert len(service.paid) == 1
 
 
-async def test_sessions_at_once_over_two_ledgers_share_a_budget(tmp_path: Path) -> None:
+async def test_concurrent_sessions_over_two_ledgers_share_budget(tmp_path: Path) -> None:
     service, budget = Service(seconds=0.05, latency=0.001), Budget("2.00")
 
     async def run(name: str) -> None:
@@ -109,7 +109,7 @@ async def test_sessions_at_once_over_two_ledgers_share_a_budget(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("accepted", [True, False])
-async def test_what_is_in_doubt_is_held_once_however_often_it_is_taken_up(
+async def test_doubt_is_reserved_once_however_often_resumed(
     tmp_path: Path,
     accepted: bool,  # noqa: FBT001 -- a case
 ) -> None:
@@ -128,7 +128,7 @@ async def test_what_is_in_doubt_is_held_once_however_often_it_is_taken_up(
 
 
 @pytest.mark.parametrize("state", [State.SUBMITTED, State.PENDING])
-async def test_what_was_in_doubt_and_is_settled_elsewhere_is_not_held_any_more(tmp_path: Path, state: State) -> None:
+async def test_doubt_settled_elsewhere_releases_reservation(tmp_path: Path, state: State) -> None:
     service, budget, path = Service(seconds=0.05, latency=0.001), Budget(10), tmp_path / "run.db"
     drop(service, accepted=True)
     async with session(service, ledger=path, budget=budget, on_uncertain="hold") as kling:
@@ -144,7 +144,7 @@ async def test_what_was_in_doubt_and_is_settled_elsewhere_is_not_held_any_more(t
         assert [budget.spent, budget.held, budget.reserved] == [PRICE if id_ else 0, *NOTHING]
 
 
-async def test_what_a_session_without_a_file_spent_and_may_have_spent_stays_counted() -> None:
+async def test_spending_of_session_without_ledger_file_stays_counted() -> None:
     service, budget = Service(seconds=0.05, latency=0.001), Budget(10)
     ledger = MemoryLedger()
     for number in range(1, 4):
@@ -157,7 +157,7 @@ async def test_what_a_session_without_a_file_spent_and_may_have_spent_stays_coun
         assert [budget.spent, budget.held, budget.reserved] == [number * PRICE, number * PRICE, 0]
 
 
-async def test_what_was_given_back_is_in_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refund_is_recorded_in_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kling_async._budget.prices.REFUND_CHECK_INTERVAL_S", 0.0)
     service = Service(seconds=0.05, latency=0.001, failures={"bad": {"code": 1405}, "worse": {"code": 1405}})
 
@@ -183,15 +183,13 @@ async def test_what_was_given_back_is_in_the_ledger(tmp_path: Path, monkeypatch:
         "worse": State.FAILED,
         "good": State.COMPLETED,
     }
-    # A fresh budget has the same to say, and so has the same one again.
+    # A new budget computes the same amounts, and so does the same one a second time.
     for again in (Budget("0.50"), budget):
         async with session(service, ledger=ledger, budget=again):
             assert [again.spent, again.held, again.reserved] == [PRICE, *NOTHING]
 
 
-async def test_what_was_given_back_for_attempts_of_one_job_is_added_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_refunds_of_one_jobs_attempts_are_summed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kling_async._budget.prices.REFUND_CHECK_INTERVAL_S", 0.0)
     monkeypatch.setattr("kling_async._session.job_runner._RETRY_BACKOFF", Backoff(first=0.01, cap=0.02))
     service = Service(seconds=0.05, latency=0.001, failures={"bad": {"code": 5000}})

@@ -1,4 +1,4 @@
-"""A batch out of its ledger alone, batches with ledgers of their own, and what the ledger says of money."""
+"""Batches resumed from their ledger alone, and spending counted from the ledger."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def resumed(kling: KlingSession, **options: Any) -> dict[str, Outcome]:
 
 @attrs.define
 class Ours:
-    """Our clock: `ahead` of the service's, and not patient."""
+    """Session clock `ahead` of the service's, with shortened sleeps."""
 
     service: Service
     ahead: float = 0.0
@@ -74,7 +74,7 @@ class Ours:
         await self.service.clock.sleep(seconds * self.patience)
 
 
-async def test_a_batch_is_resumed_without_its_input(tmp_path: Path) -> None:
+async def test_batch_resumes_without_input(tmp_path: Path) -> None:
     service = Service(seconds=0.3, latency=0.001)
     ledger = tmp_path / "run.db"
     kling = session(service, max_in_flight=3, ledger=ledger)
@@ -97,7 +97,7 @@ async def test_a_batch_is_resumed_without_its_input(tmp_path: Path) -> None:
     assert (service.reads, len(service.paid)) == (reads, paid), "what is done is yielded without a request"
 
 
-async def test_files_are_looked_into_again_only_for_what_has_to_be_sent(tmp_path: Path) -> None:
+async def test_files_are_reread_only_for_unsent_jobs(tmp_path: Path) -> None:
     service = Service(seconds=0.1, latency=0.001)
     kept, edited, gone, done = (tmp_path / f"{name}.png" for name in ("kept", "edited", "gone", "done"))
     for number, path in enumerate((kept, edited, gone, done)):
@@ -127,7 +127,7 @@ async def test_files_are_looked_into_again_only_for_what_has_to_be_sent(tmp_path
     assert len(service.paid) == 2
 
 
-async def test_bytes_that_nobody_has_any_more_are_said_and_not_sent(tmp_path: Path) -> None:
+async def test_job_with_lost_image_bytes_is_reported_and_not_sent(tmp_path: Path) -> None:
     service = Service(seconds=0.1, latency=0.001)
     ledger = tmp_path / "run.db"
 
@@ -150,7 +150,7 @@ async def test_bytes_that_nobody_has_any_more_are_said_and_not_sent(tmp_path: Pa
     assert len(service.paid) == 1
 
 
-async def test_a_name_or_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+async def test_missing_batch_or_file_is_refused(tmp_path: Path) -> None:
     service = Service()
     ledger = tmp_path / "run.db"
     async with session(service) as kling:
@@ -166,7 +166,7 @@ async def test_a_name_or_file_that_is_not_there_is_refused(tmp_path: Path) -> No
     assert not (tmp_path / "other.db").exists()
 
 
-async def test_a_budget_counts_what_earlier_processes_spent(tmp_path: Path) -> None:
+async def test_budget_counts_spending_of_earlier_processes(tmp_path: Path) -> None:
     service = Service(seconds=0.1, latency=0.001)
     ledger = tmp_path / "run.db"
 
@@ -189,7 +189,7 @@ async def test_a_budget_counts_what_earlier_processes_spent(tmp_path: Path) -> N
     assert len(service.paid) == 6
 
 
-async def test_a_budget_counts_what_an_earlier_process_may_have_spent(tmp_path: Path) -> None:
+async def test_budget_counts_possible_spending_of_earlier_process(tmp_path: Path) -> None:
     service = Service(seconds=0.1, latency=0.001)
     ledger = tmp_path / "run.db"
 
@@ -219,7 +219,7 @@ async def test_a_budget_counts_what_an_earlier_process_may_have_spent(tmp_path: 
     assert len(service.paid) == 1
 
 
-async def test_failures_are_counted_over_processes(tmp_path: Path) -> None:
+async def test_failures_are_counted_across_processes(tmp_path: Path) -> None:
     service = Service(seconds=0.05, latency=0.001, failures={"number 0": {"code": 5000}})
     ledger = tmp_path / "run.db"
     for retry_failed, paid in ((0, 1), (0, 1), (1, 2), (1, 2), (2, 3)):
@@ -231,7 +231,7 @@ async def test_failures_are_counted_over_processes(tmp_path: Path) -> None:
     assert (row.failures, row.attempt, row.spent) == (3, 3, Decimal("1.35"))
 
 
-async def test_what_the_service_has_deleted_is_expired_and_never_paid_for_again(tmp_path: Path) -> None:
+async def test_prediction_deleted_by_service_expires_and_is_not_repaid(tmp_path: Path) -> None:
     service = Service(seconds=0.1, latency=0.001)
     ledger = tmp_path / "run.db"
     async with session(service, ledger=ledger) as kling, kling.batch(jobs(2), name="run") as batch:
@@ -257,7 +257,7 @@ async def test_what_the_service_has_deleted_is_expired_and_never_paid_for_again(
     assert len(service.paid) == 2
 
 
-async def test_batches_of_one_session_begin_at_once(tmp_path: Path) -> None:
+async def test_batches_of_one_session_begin_concurrently(tmp_path: Path) -> None:
     service = Service(seconds=0.1, latency=0.001)
     ledger = tmp_path / "run.db"
     budget = Budget(100)
@@ -271,13 +271,13 @@ async def test_batches_of_one_session_begin_at_once(tmp_path: Path) -> None:
     assert budget.spent == Decimal("0.90")
 
 
-async def test_entering_a_batch_can_be_cut_short_and_done_again(tmp_path: Path) -> None:
+async def test_cancelled_batch_entry_can_be_repeated(tmp_path: Path) -> None:
     service = Service(seconds=0.1, latency=0.001)
     ledger = tmp_path / "run.db"
     async with session(service, ledger=ledger) as kling, kling.batch(jobs(2), name="run") as batch:
         assert all([outcome.ok async for outcome in batch])
     budget = Budget("1.00")
-    # However far it came.
+    # At whatever point it was cancelled.
     for turns in range(40):
         budget = Budget("1.00")
         async with session(service, ledger=ledger) as kling:
@@ -297,7 +297,7 @@ async def test_entering_a_batch_can_be_cut_short_and_done_again(tmp_path: Path) 
 
 @pytest.mark.parametrize("accepted", [True, False])
 @pytest.mark.parametrize("kind", ["bytes", "file", "edited"])
-async def test_what_is_in_doubt_is_settled_without_its_image_and_without_money(
+async def test_doubt_is_settled_without_image_and_budget(
     tmp_path: Path,
     kind: str,
     accepted: bool,  # noqa: FBT001 -- a case
@@ -338,7 +338,7 @@ async def test_what_is_in_doubt_is_settled_without_its_image_and_without_money(
 
 
 @pytest.mark.parametrize("accepted", [True, False])
-async def test_neither_money_nor_slots_keep_a_doubt_from_being_settled(
+async def test_doubt_is_settled_without_free_budget_or_slot(
     tmp_path: Path,
     accepted: bool,  # noqa: FBT001 -- a case
 ) -> None:
@@ -370,7 +370,7 @@ async def test_neither_money_nor_slots_keep_a_doubt_from_being_settled(
 
 @attrs.define
 class WithUploads(Service):
-    """Takes images too."""
+    """Service that accepts uploads."""
 
     uploads: int = 0
 
@@ -386,7 +386,7 @@ class WithUploads(Service):
 
 
 @pytest.mark.parametrize("kind", ["resumed", "again", "retried"])
-async def test_one_image_in_a_file_and_one_in_bytes(tmp_path: Path, kind: str) -> None:
+async def test_job_with_file_and_bytes_images_is_resumed(tmp_path: Path, kind: str) -> None:
     service = WithUploads(seconds=0.1, latency=0.001, failures={"mixed": {"code": 5000}} if kind == "retried" else {})
     ledger = tmp_path / "run.db"
     file = tmp_path / "face.png"
@@ -413,7 +413,7 @@ async def test_one_image_in_a_file_and_one_in_bytes(tmp_path: Path, kind: str) -
     assert service.uploads == 2
 
 
-async def test_another_batch_of_the_same_file_counts_as_a_possible_owner(tmp_path: Path) -> None:
+async def test_other_batch_of_same_file_is_possible_owner(tmp_path: Path) -> None:
     service = Service(seconds=0.1, latency=0.001)
     ledger = tmp_path / "run.db"
 
@@ -438,7 +438,7 @@ async def test_another_batch_of_the_same_file_counts_as_a_possible_owner(tmp_pat
     assert error.candidates == tuple(service.accepted)
 
 
-async def test_a_failed_job_whose_file_was_edited_is_not_paid_for_again(tmp_path: Path) -> None:
+async def test_failed_job_with_edited_file_is_not_repaid(tmp_path: Path) -> None:
     service = Service(seconds=0.05, latency=0.001, failures={"a": {"code": 5000}, "b": {"code": 5000}})
     ledger = tmp_path / "run.db"
     given = []

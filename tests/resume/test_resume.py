@@ -1,6 +1,6 @@
-"""The same call again, over a ledger in a file: nothing is paid for twice, and nothing that was paid for is lost.
+"""The same call again over a ledger file: nothing is paid twice, and no paid job is lost.
 
-In real time: the ledger's writer is a real thread.
+In real time, because the ledger writes in a thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def jobs(count: int) -> Iterator[Job]:
     return (Job(prompt=f"number {number}", image=IMAGE) for number in range(count))
 
 
-async def test_the_same_batch_again_pays_for_nothing_again(tmp_path: Path) -> None:
+async def test_repeated_batch_pays_nothing(tmp_path: Path) -> None:
     service = Service(seconds=0.3, latency=0.001, failures={"number 3": {"code": 1405}})
     ledger = tmp_path / "run.db"
     async with open_session(service, watch=FAST, ledger=ledger) as kling, kling.batch(jobs(10), name="b") as batch:
@@ -45,7 +45,7 @@ async def test_the_same_batch_again_pays_for_nothing_again(tmp_path: Path) -> No
     assert service.reads - reads <= 20, f"only {new} is read"
 
 
-async def test_what_was_left_running_is_followed_and_what_was_in_doubt_is_settled(tmp_path: Path) -> None:
+async def test_resumed_batch_follows_running_jobs_and_settles_doubts(tmp_path: Path) -> None:
     service = Service(seconds=3600.0, latency=0.001)
     ledger = tmp_path / "run.db"
     async with (
@@ -68,7 +68,7 @@ async def test_what_was_left_running_is_followed_and_what_was_in_doubt_is_settle
     assert service.peak <= 4
 
 
-async def test_a_key_does_not_change_its_content(tmp_path: Path) -> None:
+async def test_key_with_changed_content_is_refused(tmp_path: Path) -> None:
     service = Service(seconds=0.2, latency=0.001)
     ledger = tmp_path / "run.db"
     async with open_session(service, watch=FAST, ledger=ledger) as kling:
@@ -81,7 +81,7 @@ async def test_a_key_does_not_change_its_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["memory", "file"])
-async def test_one_ledger_in_two_open_sessions_is_refused_and_the_first_goes_on(tmp_path: Path, kind: str) -> None:
+async def test_second_session_on_open_ledger_is_refused(tmp_path: Path, kind: str) -> None:
     service = Service(seconds=0.2, latency=0.05)
     ledger = MemoryLedger() if kind == "memory" else SQLiteLedger(tmp_path / "run.db")
     async with open_session(service, watch=FAST, ledger=ledger) as kling:

@@ -1,4 +1,4 @@
-"""Makes `states.db`, `gate.db` and `face.png`, with the code of the first release (ledger tables of version 1).
+"""Make `states.db`, `gate.db` and `face.png` with the code of the first release (ledger tables of version 1).
 
 Run once, with a clone of the first release on the path before everything else:
 
