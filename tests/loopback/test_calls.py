@@ -1,4 +1,4 @@
-"""What a session asks of the account, over real sockets, against the emulator's own books."""
+"""Account calls of a session over real sockets, checked against the emulator's records."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def session(emulator: Emulator, **options: Any) -> KlingSession:
 
 
 def inline_job(**fields: Any) -> Job:
-    """A job whose picture is within the request, so that nothing is downloaded."""
+    """Return a job with its image inline, so that nothing is uploaded."""
     return Job(**{"model": MODEL, "prompt": "She turns", "image": png(), **fields})
 
 
@@ -56,7 +56,7 @@ async def submitted(kling: KlingSession, count: int, **fields: Any) -> list[str]
 
 
 @pytest.mark.parametrize("echo", [True, False])
-async def test_the_list_has_all_pages_newest_first(echo: bool) -> None:  # noqa: FBT001 -- parametrized
+async def test_list_reads_all_pages_newest_first(echo: bool) -> None:  # noqa: FBT001 -- parametrized
     async with service(input_echo=echo) as emulator, session(emulator, images="inline") as kling:
         ids = await submitted(kling, 45)
         found = [prediction async for prediction in kling.predictions(page_size=20)]
@@ -71,7 +71,7 @@ async def test_the_list_has_all_pages_newest_first(echo: bool) -> None:  # noqa:
         assert [prediction.id async for prediction in kling.predictions(limit=3)] == ids[:-4:-1]
 
 
-async def test_the_list_is_filtered_by_the_service() -> None:
+async def test_list_is_filtered_by_service() -> None:
     async with service() as emulator, session(emulator, images="inline") as kling:
         (first,) = await submitted(kling, 1)
         emulator.faults.add("submit", faults.FailTask(code=1405, seconds=1))
@@ -96,7 +96,7 @@ async def test_the_list_is_filtered_by_the_service() -> None:
         assert set(await listed(created_before=since)) == {first, failed.id}
 
 
-async def test_nothing_is_twice_or_lost_while_jobs_arrive_and_are_deleted() -> None:
+async def test_list_yields_each_prediction_once_during_changes() -> None:
     async with service() as emulator, session(emulator, images="inline") as kling:
         ids = await submitted(kling, 60)
         seen: list[str] = []
@@ -107,7 +107,7 @@ async def test_nothing_is_twice_or_lost_while_jobs_arrive_and_are_deleted() -> N
             if len(seen) in {5, 25, 45}:
                 arrivals += await submitted(kling, 7)
             if len(seen) in {15, 30}:
-                # Of those that were seen: what comes after moves up.
+                # Deleted from the part already read, so the rest of the list moves up.
                 doomed = seen[:12]
                 assert await kling.delete(set(doomed) - gone) == len(set(doomed) - gone)
                 gone |= set(doomed)
@@ -116,7 +116,7 @@ async def test_nothing_is_twice_or_lost_while_jobs_arrive_and_are_deleted() -> N
         assert set(seen) <= set(ids) | set(arrivals)
 
 
-async def test_deleted_predictions_are_gone() -> None:
+async def test_delete_removes_predictions() -> None:
     async with service() as emulator, session(emulator, images="inline") as kling:
         prediction = await kling.generate(inline_job())
         other = await kling.generate(inline_job(prompt="other"))
@@ -130,7 +130,7 @@ async def test_deleted_predictions_are_gone() -> None:
 # ---- money ----
 
 
-async def test_the_balance_goes_down_by_the_charge() -> None:
+async def test_balance_decreases_by_charge() -> None:
     async with service(balance=10) as emulator, session(emulator, images="inline") as kling:
         assert await kling.balance() == Decimal(10)
         await kling.submit(inline_job(duration=10))
@@ -138,7 +138,7 @@ async def test_the_balance_goes_down_by_the_charge() -> None:
         assert emulator.balance() == Decimal("9.1")
 
 
-async def test_the_price_is_the_services_with_its_discount() -> None:
+async def test_price_includes_service_discount() -> None:
     job = inline_job(duration=10)
     async with service(discount=0.1) as emulator, session(emulator, images="inline") as kling:
         price = await kling.price(job)
@@ -162,7 +162,7 @@ async def test_the_price_is_the_services_with_its_discount() -> None:
         assert "upload_ticket" not in emulator.counts
 
 
-async def test_the_bill_has_deductions_and_refunds() -> None:
+async def test_bill_lists_deductions_and_refunds() -> None:
     async with service(refund_after=0) as emulator, session(emulator, images="inline") as kling:
         good = await kling.generate(inline_job())
         emulator.faults.add("submit", faults.FailTask(code=5000, seconds=1))
@@ -191,14 +191,14 @@ async def test_the_bill_has_deductions_and_refunds() -> None:
         assert len(await billed(start=emulator.clock.now() - 86_400, limit=2)) == 2
 
 
-async def test_the_bill_has_all_pages() -> None:
+async def test_bill_reads_all_pages() -> None:
     async with service() as emulator, session(emulator, images="inline") as kling:
         ids = await submitted(kling, 45)
         lines = [line.prediction_id async for line in kling.billings(page_size=20, kind="deduct")]
         assert sorted(map(str, lines)) == sorted(ids)
 
 
-async def test_usage_is_summed_by_model_and_day() -> None:
+async def test_usage_sums_by_model_and_day() -> None:
     async with service() as emulator, session(emulator, images="inline") as kling:
         await kling.generate(inline_job())
         await kling.generate(inline_job(model="kling-v2.1-master"))
@@ -218,7 +218,7 @@ async def test_usage_is_summed_by_model_and_day() -> None:
 # ---- catalogue ----
 
 
-async def test_the_services_own_catalogue_and_a_model_by_its_schema() -> None:
+async def test_models_lists_catalogue_and_schema() -> None:
     async with service() as emulator, session(emulator, images="inline") as kling:
         entries = {entry.id: entry for entry in await kling.models()}
         entry = entries["kwaivgi/kling-v2.1-i2v-pro"]
@@ -255,7 +255,7 @@ async def test_the_services_own_catalogue_and_a_model_by_its_schema() -> None:
         ("kling-v3-turbo-pro", {"prompt": None, "multi_prompt": [{"prompt": "a", "duration": 3}]}),
     ],
 )
-async def test_the_service_keeps_every_field_that_a_row_sends(name: str, fields: dict[str, Any]) -> None:
+async def test_service_keeps_every_sent_field(name: str, fields: dict[str, Any]) -> None:
     job = inline_job(model=name, **fields)
     async with service() as emulator, session(emulator, images="inline") as kling:
         await kling.submit(job)
@@ -272,7 +272,7 @@ async def test_the_service_keeps_every_field_that_a_row_sends(name: str, fields:
 # ---- webhook secret ----
 
 
-async def test_the_webhook_secret_does_not_show_itself() -> None:
+async def test_webhook_secret_is_hidden_in_repr() -> None:
     async with service() as emulator, session(emulator) as kling:
         secret = await kling.webhook_secret()
         assert secret.reveal() == emulator.webhook_secret()
@@ -282,7 +282,7 @@ async def test_the_webhook_secret_does_not_show_itself() -> None:
 # ---- errors and refusals ----
 
 
-async def test_reads_are_asked_for_again_and_errors_carry_their_reply() -> None:
+async def test_reads_are_retried_and_errors_carry_response() -> None:
     async with service() as emulator, session(emulator) as kling:
         emulator.faults.add("balance", faults.Status(503), times=2)
         assert await kling.balance() == Decimal(1000)
@@ -296,7 +296,7 @@ async def test_reads_are_asked_for_again_and_errors_carry_their_reply() -> None:
                 pass
 
 
-async def test_gptproto_refuses_before_anything_is_sent() -> None:
+async def test_gptproto_refuses_account_calls_before_sending() -> None:
     async with service() as emulator:
         kling = KlingSession(
             emulator.gptproto_key, provider="gptproto", base_url=emulator.gptproto_url, clock=emulator.clock
@@ -327,7 +327,7 @@ async def test_gptproto_refuses_before_anything_is_sent() -> None:
 
 
 @pytest.mark.parametrize("status", [404, 405])
-async def test_without_tickets_uploads_go_in_one_request_for_the_rest_of_the_session(status: int) -> None:
+async def test_upload_without_tickets_falls_back_for_session(status: int) -> None:
     async with service(downloads=True) as emulator, session(emulator) as kling:
         emulator.faults.add("upload_ticket", faults.Status(status), times=None)
         prediction = await kling.generate(model=MODEL, prompt="x", image=png())
@@ -340,7 +340,7 @@ async def test_without_tickets_uploads_go_in_one_request_for_the_rest_of_the_ses
         assert not emulator.leaks
 
 
-async def test_a_large_picture_goes_in_one_request_too() -> None:
+async def test_large_image_uploads_in_one_request() -> None:
     noise = png() + bytes(3 * 2**20)
     async with service() as emulator, session(emulator) as kling:
         emulator.faults.add("upload_ticket", faults.Status(404), times=None)
@@ -348,7 +348,7 @@ async def test_a_large_picture_goes_in_one_request_too() -> None:
         assert url.startswith(emulator.base_url + "/media/")
 
 
-async def test_an_upload_that_is_refused_within_the_envelope() -> None:
+async def test_upload_refused_in_envelope_raises() -> None:
     async with service() as emulator, session(emulator) as kling:
         emulator.faults.add("upload_ticket", faults.Status(404), times=None)
         emulator.faults.add("upload_binary", faults.EnvelopeCode(500, "Upload failed: invalid file type"))
@@ -359,7 +359,7 @@ async def test_an_upload_that_is_refused_within_the_envelope() -> None:
         assert emulator.counts["upload_ticket"] == 2, "asked again, since the form did not work either"
 
 
-async def test_many_who_want_the_same_picture_share_the_fallback() -> None:
+async def test_concurrent_uploads_of_one_image_share_fallback() -> None:
     async with service() as emulator, session(emulator) as kling:
         emulator.faults.add("upload_ticket", faults.Status(405), times=None)
         urls: set[str] = set()

@@ -1,4 +1,4 @@
-"""2,000 jobs over real sockets, in scaled time, under every loop that people use."""
+"""2,000 jobs over real sockets, in scaled time, on every supported event loop."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def open_sockets() -> int:
 
 async def main() -> Counter[str]:
     outcomes = await scenario()
-    # Closed connections of the server leave with the next turns of the loop.
+    # The server's closed connections are removed in the next iterations of the loop.
     with anyio.fail_after(PATIENCE_S):
         while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 -- nothing announces it
             await anyio.sleep(0.01)
@@ -70,7 +70,7 @@ async def main() -> Counter[str]:
         pytest.param({"loop_factory": uvloop.new_event_loop}, 1, id="uvloop"),
     ],
 )
-def test_each_of_2000_jobs_has_one_outcome_and_nothing_leaks(options: dict[str, Any], runs: int) -> None:
+def test_2000_jobs_have_one_outcome_each_without_leaks(options: dict[str, Any], runs: int) -> None:
     before = open_sockets()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

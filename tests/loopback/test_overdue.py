@@ -1,4 +1,4 @@
-"""One timer ends all reads that wait too long, each by itself, and disturbs nobody else's cancellation."""
+"""One timer for the timeouts of all requests; it does not interfere with other cancellation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 TIMEOUTS = Timeouts(connect=100.0, read=100.0)
 FOR_THE_HEAD = TIMEOUTS.connect + TIMEOUTS.read
-"""Seconds until the head of a reply must have come; the rest may take 300 s more."""
+"""Seconds until response headers are due; the body may take 300 s more."""
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n"
 
 
@@ -30,7 +30,7 @@ def anyio_backend() -> object:
 
 @attrs.define
 class Server:
-    """Under `/silent` nothing comes, under `/half` not all, under `/slow` the second half when it is `released`."""
+    """Server: no response under `/silent`, half of one under `/half`, the rest under `/slow` once `released`."""
 
     url: str = ""
     asked: int = 0
@@ -88,13 +88,13 @@ def deadlines(transport: AiohttpTransport) -> list[Deadline]:
 
 
 def heads(transport: AiohttpTransport) -> int:
-    """How many of the running requests have the head of their reply: the rest of it has a later limit."""
+    """Return the number of running requests with response headers, whose body has a later deadline."""
     limits = [deadline.when for deadline in deadlines(transport)]
     return sum(limit > asyncio.get_running_loop().time() + FOR_THE_HEAD for limit in limits)
 
 
 @pytest.mark.parametrize(("path", "said"), [("/silent", False), ("/half", True)])
-async def test_what_waits_too_long_ends_and_leaves_no_cancellation_behind(path: str, *, said: bool) -> None:
+async def test_timed_out_request_leaves_no_pending_cancellation(path: str, *, said: bool) -> None:
     async with serving() as server, opened() as transport, asyncio.TaskGroup() as tasks:
 
         async def later() -> None:
@@ -108,7 +108,7 @@ async def test_what_waits_too_long_ends_and_leaves_no_cancellation_behind(path: 
     assert ("the head of its reply had come" in str(caught.value)) is said
 
 
-async def test_a_reply_that_has_begun_may_take_longer() -> None:
+async def test_response_body_has_longer_timeout() -> None:
     async with serving() as server, opened() as transport, asyncio.TaskGroup() as tasks:
         reply = tasks.create_task(transport.send(server.get("/slow")))
         await leaps.until(lambda: heads(transport))
@@ -118,7 +118,7 @@ async def test_a_reply_that_has_begun_may_take_longer() -> None:
         assert (await reply).body == b"abcdef"
 
 
-async def test_many_at_once_end_one_and_all() -> None:
+async def test_concurrent_requests_all_time_out() -> None:
     async with serving() as server, opened() as transport:
         paths = [f"/{'slow' if number % 5 == 0 else 'silent'}" for number in range(50)]
         sent = asyncio.gather(*(transport.send(server.get(path)) for path in paths), return_exceptions=True)
@@ -130,7 +130,7 @@ async def test_many_at_once_end_one_and_all() -> None:
     assert [isinstance(end, TransportTimeoutError) for end in ends] == [path == "/silent" for path in paths]
 
 
-async def test_whose_cancellation_it_is_stays_known() -> None:
+async def test_external_cancellation_is_distinguished_from_timeout() -> None:
     async with serving() as server, opened() as transport:
         request = server.get("/silent")
         with pytest.raises(TimeoutError):
@@ -147,8 +147,8 @@ async def test_whose_cancellation_it_is_stays_known() -> None:
             await task
 
 
-async def test_cancelled_and_overdue_at_once_is_cancelled() -> None:
-    """Who cancels must not see a timeout instead, whichever came first in the same turn of the loop."""
+async def test_cancellation_wins_over_simultaneous_timeout() -> None:
+    """Cancellation must not turn into a timeout, whichever came first in one iteration of the loop."""
     async with serving() as server, opened() as transport:
         task = asyncio.create_task(transport.send(server.get("/silent")))
         await leaps.until(lambda: server.asked)

@@ -1,4 +1,4 @@
-"""Videos of whole sessions: what they are called, how many at once, and what a second run finds."""
+"""Saving videos of a session: names, concurrency, and existing files on a second run."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-async def test_a_batch_by_a_template_is_resumed(tmp_path: Path) -> None:
+async def test_batch_with_name_template_is_resumed(tmp_path: Path) -> None:
     jobs = {key: Job(prompt=key, image=png()) for key in ("one", "../../two", "/etc/passwd", "Three", "three")}
     where = f"{tmp_path}/out/{{batch}}/{{date}}/{{model}}/{{shard}}/{{key}}.mp4"
     async with Emulator(level="gold", speed=200, profile="tiny") as emulator:
-        days = {datetime.fromtimestamp(emulator.clock.now(), UTC).date()}  # it may run past midnight
+        days = {datetime.fromtimestamp(emulator.clock.now(), UTC).date()}  # The test may run past midnight.
         seen = []
         for _ in range(2):
             async with (
@@ -70,7 +70,7 @@ async def test_a_batch_by_a_template_is_resumed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("run.db")) == ["out"]
 
 
-async def test_one_video_of_a_batch_is_saved_by_the_batchs_name(tmp_path: Path) -> None:
+async def test_single_save_uses_batch_name(tmp_path: Path) -> None:
     async with (
         Emulator(level="gold", speed=200, profile="tiny") as emulator,
         session(emulator, ledger=tmp_path / "run.db") as kling,
@@ -81,7 +81,7 @@ async def test_one_video_of_a_batch_is_saved_by_the_batchs_name(tmp_path: Path) 
     assert files(tmp_path / "out") == ["spring/kling-v2.1-standard-one.mp4"]
 
 
-async def test_a_second_run_finds_what_was_saved_beside_another_file(tmp_path: Path) -> None:
+async def test_second_run_finds_output_saved_beside_other_file(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "one.mp4").write_bytes(b"another job's")
     async with Emulator(level="gold", speed=200, profile="tiny") as emulator:
@@ -98,7 +98,7 @@ async def test_a_second_run_finds_what_was_saved_beside_another_file(tmp_path: P
     assert (tmp_path / "out" / "one.mp4").read_bytes() == b"another job's"
 
 
-async def test_nothing_is_submitted_for_a_name_that_cannot_be(tmp_path: Path) -> None:
+async def test_invalid_output_name_submits_nothing(tmp_path: Path) -> None:
     async with Emulator(level="gold", speed=200, profile="tiny") as emulator, session(emulator) as kling:
         with pytest.raises(ConfigurationError, match=r"\{shot\}"):
             async with kling.batch([Job(prompt="x", image=png())], save_to=f"{tmp_path}/{{shot}}.mp4"):
@@ -106,7 +106,7 @@ async def test_nothing_is_submitted_for_a_name_that_cannot_be(tmp_path: Path) ->
         assert not emulator.charges()
 
 
-async def test_an_expired_output_is_told_from_a_failure(tmp_path: Path) -> None:
+async def test_expired_output_differs_from_failure(tmp_path: Path) -> None:
     clock = ManualClock()
     async with (
         Emulator(level="gold", profile="tiny", clock=clock) as emulator,
@@ -122,8 +122,8 @@ async def test_an_expired_output_is_told_from_a_failure(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-async def test_so_many_are_saved_at_once(tmp_path: Path) -> None:
-    """The host answers when as many have come as may, and tells when one more comes."""
+async def test_concurrent_saves_are_limited(tmp_path: Path) -> None:
+    """The host responds once three requests have arrived, and counts the concurrent ones."""
     here = most = 0
     full = anyio.Event()
 
@@ -134,7 +134,7 @@ async def test_so_many_are_saved_at_once(tmp_path: Path) -> None:
         if here == 3:
             full.set()
         await full.wait()
-        # What would come in spite of the limit has time to.
+        # Leave time for a request in excess of the limit.
         await anyio.sleep(0.02)
         here -= 1
         return web.Response(body=SHORT)
@@ -152,7 +152,7 @@ async def test_so_many_are_saved_at_once(tmp_path: Path) -> None:
     assert len(files(tmp_path)) == 12
 
 
-async def test_waiting_for_a_place_can_be_cancelled(tmp_path: Path) -> None:
+async def test_wait_for_download_slot_can_be_cancelled(tmp_path: Path) -> None:
     begun = anyio.Event()
 
     async def serve(request: web.BaseRequest) -> web.StreamResponse:
@@ -181,7 +181,7 @@ async def test_waiting_for_a_place_can_be_cancelled(tmp_path: Path) -> None:
     assert files(tmp_path) == [saved.path.name]
 
 
-async def test_two_jobs_of_one_name_lose_nothing(tmp_path: Path) -> None:
+async def test_jobs_with_same_name_lose_nothing(tmp_path: Path) -> None:
     """Two batches may have the same keys."""
 
     async def serve(request: web.BaseRequest) -> web.StreamResponse:

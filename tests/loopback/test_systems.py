@@ -1,4 +1,4 @@
-"""The six systems of the seeds, from a picture on the disk to an MP4 on the disk, over real sockets."""
+"""Whole sessions over real sockets, from an image file to an MP4 file."""
 
 from __future__ import annotations
 
@@ -56,9 +56,7 @@ SYSTEMS = [
 
 
 @pytest.mark.parametrize(("provider", "model", "duration", "price"), SYSTEMS)
-async def test_a_picture_becomes_a_video(
-    tmp_path: Path, provider: str, model: str, duration: int, price: str | None
-) -> None:
+async def test_image_becomes_video(tmp_path: Path, provider: str, model: str, duration: int, price: str | None) -> None:
     face = tmp_path / "face.png"
     face.write_bytes(png(480, 320))
     fields: dict[str, Any] = {"model": model, "prompt": "She turns and smiles", "image": face, "duration": duration}
@@ -82,7 +80,7 @@ async def test_a_picture_becomes_a_video(
         assert charges[0].amount == Decimal(price) == Job(**fields).price().usd
 
 
-async def test_every_kind_of_image_arrives(tmp_path: Path) -> None:
+async def test_every_image_type_is_uploaded(tmp_path: Path) -> None:
     path = tmp_path / "face.jpg"
     path.write_bytes(jpeg())
     async with Emulator(level="gold", speed=200, profile="tiny") as emulator, wavespeed(emulator) as kling:
@@ -99,7 +97,7 @@ async def test_every_kind_of_image_arrives(tmp_path: Path) -> None:
             ]
             done = [await kling.generate(prompt="x", image=image) for image in images]
         assert len({prediction.id for prediction in done}) == len(images)
-        # The file and the open file are one content, so are the bytes and the bytearray, and the in-memory JPEG.
+        # The file and the open file share one content; so do the bytes, the bytearray and the in-memory JPEG.
         assert emulator.counts["upload_put"] == 3
 
 
@@ -111,7 +109,7 @@ async def test_upload_happens_once_per_content() -> None:
         assert emulator.counts["upload_put"] == 1
 
 
-async def test_a_batch_saves_its_videos_under_their_keys(tmp_path: Path) -> None:
+async def test_batch_saves_videos_by_key(tmp_path: Path) -> None:
     async with Emulator(level="gold", speed=200, profile="tiny") as emulator, wavespeed(emulator) as kling:
         jobs = {"one": Job(prompt="x", image=png()), "../two": Job(prompt="y", image=png())}
         async with kling.batch(jobs, save_to=tmp_path / "out") as batch:
@@ -124,7 +122,7 @@ async def test_a_batch_saves_its_videos_under_their_keys(tmp_path: Path) -> None
     assert all(path.suffix == ".mp4" for path in files)
 
 
-async def test_a_job_is_followed_from_another_session() -> None:
+async def test_job_is_followed_from_other_session() -> None:
     async with Emulator(level="gold", speed=200, profile="tiny") as emulator:
         async with wavespeed(emulator) as kling:
             submitted = await kling.submit(prompt="x", image=png(), key="mine")
@@ -137,14 +135,14 @@ async def test_a_job_is_followed_from_another_session() -> None:
     assert again.output
 
 
-async def test_the_account_limits_are_kept_without_a_single_refusal() -> None:
-    """Bronze: 2 starts a minute and 2 at once; the default session is safe on it."""
-    # Time stands still while a request is on its way: a busy machine would take longer for it than the window's slack.
+async def test_default_session_stays_within_account_limits() -> None:
+    """Bronze allows 2 starts a minute and 2 running predictions, the defaults of a session."""
+    # Time stops while a request is in flight: a busy machine would need longer for it than the window's slack.
     clock = ManualClock()
     async with Emulator(level="bronze", clock=clock, timing=30, profile="tiny") as emulator, running(clock, step=0.1):
         session = KlingSession(emulator.api_key, base_url=emulator.base_url, clock=clock)
         async with session as kling:
-            await kling.balance()  # a connection stands
+            await kling.balance()  # Open a connection first.
             jobs = (Job(prompt=f"number {number}", image=png()) for number in range(5))
             async with kling.batch(jobs) as batch:
                 assert all([outcome.ok async for outcome in batch])
@@ -152,7 +150,7 @@ async def test_the_account_limits_are_kept_without_a_single_refusal() -> None:
         assert [request.status for request in emulator.requests if request.status == 429] == []
 
 
-async def test_too_ambitious_a_session_is_refused_and_still_gets_everything_done() -> None:
+async def test_session_above_account_limits_completes_all_jobs() -> None:
     async with Emulator(level="bronze", speed=600, profile="tiny") as emulator:
         session = KlingSession(
             emulator.api_key, base_url=emulator.base_url, clock=emulator.clock, level="silver", max_in_flight=6
@@ -165,7 +163,7 @@ async def test_too_ambitious_a_session_is_refused_and_still_gets_everything_done
         assert any(request.status == 429 for request in emulator.requests)
 
 
-async def test_bad_input_is_refused_before_a_byte_is_sent(tmp_path: Path) -> None:
+async def test_invalid_input_is_refused_before_sending(tmp_path: Path) -> None:
     tiny = tmp_path / "tiny.png"
     tiny.write_bytes(png(100, 100))
     async with Emulator(profile="tiny") as emulator, wavespeed(emulator) as kling:

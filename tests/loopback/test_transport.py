@@ -1,4 +1,4 @@
-"""The transport over real sockets, against servers that misbehave in every way a socket can show."""
+"""The transport over real sockets, against misbehaving servers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def anyio_backend() -> object:
 KEY = "sk-very-secret"
 TIMEOUTS = Timeouts()
 TOO_LATE = 1000.0
-"""Seconds after which everything has timed out."""
+"""Seconds after which every timeout has expired."""
 REPLY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Request-Id: r1\r\n\r\n{}"
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -57,7 +57,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 @contextlib.asynccontextmanager
 async def serving(handler: Handler, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
-    """A server that does with each connection what `handler` does, then closes it."""
+    """Serve connections with `handler`, closing each afterwards; yield the URL."""
 
     tasks: set[asyncio.Task[None]] = set()
 
@@ -116,13 +116,13 @@ def plain(url: str, method: str = "GET") -> HttpRequest:
 async def failing(
     request: HttpRequest, *, too_late: asyncio.Event | None = None, by: float = TOO_LATE, **options: object
 ) -> TransportError:
-    """The error that `request` ends with, after a look for the key in everything it shows.
+    """Return the error that `request` ends with, after a check that nothing in it shows the key.
 
     Args:
-        request: What is sent.
-        too_late: Once it is set, the loop's time leaps.
-        by: Seconds by which it leaps.
-        **options: Of the transport.
+        request: The request.
+        too_late: Event that makes the loop's time leap.
+        by: Length of the leap in seconds.
+        **options: Options of the transport.
     """
     async with opened(AiohttpTransport(**options)) as transport, asyncio.TaskGroup() as tasks:  # type: ignore[arg-type]  # each by its test
         if too_late is not None:
@@ -130,7 +130,7 @@ async def failing(
         with pytest.raises(TransportError) as caught:
             await transport.send(request)
     error = caught.value
-    # Without this function's own frame, which has the key in its arguments.
+    # Skip this function's own frame, which has the key in its arguments.
     within = error.__traceback__.tb_next if error.__traceback__ else None
     frames = "".join(traceback.TracebackException(type(error), error, within, capture_locals=True).format())
     shown = "\n".join((str(error), repr(error), repr(error.args), repr(vars(error)), frames))
@@ -160,7 +160,7 @@ async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 def announced(handler: Handler) -> tuple[asyncio.Event, Handler]:
-    """The handler of what follows the head of a request, and an event that is set when the first head has come."""
+    """Return an event for the first request's headers, and `handler` for what follows the headers."""
     asked = asyncio.Event()
 
     async def announcing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -171,10 +171,10 @@ def announced(handler: Handler) -> tuple[asyncio.Event, Handler]:
     return asked, announcing
 
 
-# What comes back when all goes well.
+# Regular responses.
 
 
-async def test_a_reply_is_a_value_with_lower_case_headers() -> None:
+async def test_response_headers_are_lower_case() -> None:
     seen: list[bytes] = []
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -190,7 +190,7 @@ async def test_a_reply_is_a_value_with_lower_case_headers() -> None:
 
 
 @pytest.mark.parametrize("size", [3, 3 * 2**20])
-async def test_a_put_sends_the_headers_of_its_ticket_and_no_type_of_its_own(size: int) -> None:
+async def test_put_sends_only_ticket_headers(size: int) -> None:
     received: list[tuple[dict[str, str], int]] = []
 
     async def handler(request: web.BaseRequest) -> web.Response:
@@ -205,7 +205,7 @@ async def test_a_put_sends_the_headers_of_its_ticket_and_no_type_of_its_own(size
     assert not {"Content-Type", "Authorization", "Cookie"} & headers.keys()
 
 
-async def test_a_url_is_sent_as_it_was_signed() -> None:
+async def test_signed_url_is_sent_unchanged() -> None:
     seen: list[str] = []
 
     async def handler(request: web.BaseRequest) -> web.Response:
@@ -218,7 +218,7 @@ async def test_a_url_is_sent_as_it_was_signed() -> None:
     assert seen == ["/a%2Fb%7Ec?s=%2F%7E%2b+a%20b", "/%C3%A4%20b"]
 
 
-async def test_redirects_are_replies() -> None:
+async def test_redirect_is_returned_as_response() -> None:
     hits: list[str] = []
 
     async def handler(request: web.BaseRequest) -> web.Response:
@@ -232,7 +232,7 @@ async def test_redirects_are_replies() -> None:
 
 
 @pytest.mark.promise(8)
-async def test_a_stream_follows_redirects_only_without_the_key() -> None:
+async def test_stream_redirect_is_followed_only_without_key() -> None:
     async def handler(request: web.BaseRequest) -> web.Response:
         if request.path == "/to":
             return web.Response(body=b"x" * 100_000, headers={"X-Seen": str("Authorization" in request.headers)})
@@ -248,7 +248,7 @@ async def test_a_stream_follows_redirects_only_without_the_key() -> None:
             assert kept.status == 302
 
 
-async def test_cookies_are_not_kept() -> None:
+async def test_cookies_are_not_stored() -> None:
     seen: list[str | None] = []
 
     async def handler(request: web.BaseRequest) -> web.Response:
@@ -277,7 +277,7 @@ async def test_netrc_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert seen == [None, f"Bearer {KEY}"]
 
 
-async def test_hosts_do_not_share_the_limit() -> None:
+async def test_connection_limit_is_per_host() -> None:
     asked, silent = announced(hang)
     async with (
         serving(silent) as busy,
@@ -291,10 +291,10 @@ async def test_hosts_do_not_share_the_limit() -> None:
         waiting.cancel()
 
 
-# Nothing was sent.
+# Failures before the request is sent.
 
 
-async def test_refused() -> None:
+async def test_connection_refused_is_not_sent() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -319,7 +319,7 @@ async def test_refused() -> None:
         "http://\ud800/",
     ],
 )
-async def test_a_host_that_is_none(url: str) -> None:
+async def test_unresolvable_host_is_not_sent(url: str) -> None:
     assert type(await failing(paid(url))) is ConnectFailedError
 
 
@@ -335,14 +335,16 @@ def server_tls(authority: trustme.CA) -> ssl.SSLContext:
     return context
 
 
-async def test_unknown_authority(server_tls: ssl.SSLContext) -> None:
+async def test_unknown_certificate_authority_is_not_sent(server_tls: ssl.SSLContext) -> None:
     async with serving(answer, tls=server_tls) as url:
         error = await failing(paid(url))
     assert type(error) is ConnectFailedError
     assert "certificate verify failed" in str(error)
 
 
-async def test_wrong_name(authority: trustme.CA, server_tls: ssl.SSLContext, tmp_path: Path) -> None:
+async def test_wrong_certificate_name_is_refused(
+    authority: trustme.CA, server_tls: ssl.SSLContext, tmp_path: Path
+) -> None:
     pem = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(pem)
     async with serving(answer, tls=server_tls) as url:
@@ -350,7 +352,7 @@ async def test_wrong_name(authority: trustme.CA, server_tls: ssl.SSLContext, tmp
     assert type(error) is ConnectFailedError
 
 
-async def test_own_authority(authority: trustme.CA, server_tls: ssl.SSLContext, tmp_path: Path) -> None:
+async def test_custom_authority_is_accepted(authority: trustme.CA, server_tls: ssl.SSLContext, tmp_path: Path) -> None:
     pem = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(pem)
     context = ssl.create_default_context(cafile=pem)
@@ -360,7 +362,7 @@ async def test_own_authority(authority: trustme.CA, server_tls: ssl.SSLContext, 
 
 
 @pytest.mark.parametrize("content", [None, "", "no certificate"])
-def test_an_authority_that_cannot_be_read(tmp_path: Path, content: str | None) -> None:
+def test_unreadable_certificate_authority_is_refused(tmp_path: Path, content: str | None) -> None:
     pem = tmp_path / "ca.pem"
     if content is not None:
         pem.write_text(content)
@@ -368,7 +370,7 @@ def test_an_authority_that_cannot_be_read(tmp_path: Path, content: str | None) -
         AiohttpTransport(ca=pem)
 
 
-async def test_no_tls_at_the_other_side() -> None:
+async def test_plain_server_on_https_is_not_sent() -> None:
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(REPLY)
@@ -379,7 +381,7 @@ async def test_no_tls_at_the_other_side() -> None:
     assert type(error) is ConnectFailedError
 
 
-async def test_closed_during_the_handshake() -> None:
+async def test_close_during_handshake_is_not_sent() -> None:
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
 
@@ -389,19 +391,19 @@ async def test_closed_during_the_handshake() -> None:
 
 
 @pytest.mark.parametrize("effect", list(Effect))
-async def test_connecting_takes_too_long(effect: Effect) -> None:
+async def test_connect_timeout_is_not_sent(effect: Effect) -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connected.set()
         await hang(reader, writer)
 
     connected = asyncio.Event()
-    async with serving(silent) as url:  # a TLS handshake that gets no answer is part of connecting
+    async with serving(silent) as url:  # The connect timeout includes the TLS handshake.
         request = HttpRequest(method="POST", url=url.replace("http", "https"), effect=effect)
         error = await failing(request, too_late=connected, by=TIMEOUTS.connect + 1)
     assert type(error) is ConnectFailedError
 
 
-async def test_no_free_connection_is_no_sent_request() -> None:
+async def test_pool_timeout_is_not_sent() -> None:
     asked, silent = announced(hang)
     async with (
         serving(silent) as url,
@@ -412,7 +414,7 @@ async def test_no_free_connection_is_no_sent_request() -> None:
         await asked.wait()
         second = tasks.create_task(caught(transport.send(paid(url))))
         await leaps.until(lambda: waiters(transport))
-        # Longer than a request may wait for a connection, shorter than the first may wait for its reply.
+        # Longer than the pool timeout, shorter than the first request's read timeout.
         leaps.leap(TIMEOUTS.connect + 1)
         assert type(await second) is ConnectFailedError
         first.cancel()
@@ -425,14 +427,14 @@ async def caught(sending: Awaitable[HttpResponse]) -> TransportError:
 
 
 def waiters(transport: AiohttpTransport) -> int:
-    """How many requests wait for a connection, as aiohttp has them."""
+    """Return the number of requests that wait for a connection in aiohttp."""
     assert transport._session is not None
     connector = transport._session.connector
     assert connector is not None
     return sum(len(waiting) for waiting in connector._waiters.values())
 
 
-async def test_a_closed_transport_sends_nothing() -> None:
+async def test_closed_transport_sends_nothing() -> None:
     async with serving(answer) as url:
         transport = AiohttpTransport()
         await transport.open()
@@ -447,13 +449,13 @@ async def test_a_closed_transport_sends_nothing() -> None:
             await AiohttpTransport(client_session=borrowed).send(paid(url))
 
 
-async def test_a_header_that_cannot_be_sent_is_an_error_without_it() -> None:
+async def test_invalid_header_error_hides_value() -> None:
     async with serving(answer) as url:
         headers = {"Authorization": f"Bearer {KEY}\r\nX-Injected: 1"}
         await failing(HttpRequest(method="GET", url=url, headers=headers))
 
 
-# Something was sent, and what became of it is not known.
+# Failures after the request was sent: its fate is unknown.
 
 
 async def close_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -518,7 +520,7 @@ async def endless_header(reader: asyncio.StreamReader, writer: asyncio.StreamWri
         endless_header,
     ],
 )
-async def test_lost(handler: Handler) -> None:
+async def test_broken_connection_may_have_been_sent(handler: Handler) -> None:
     async with serving(handler) as url:
         error = await failing(paid(url))
     assert type(error) is ConnectionLostError
@@ -529,7 +531,7 @@ async def test_lost(handler: Handler) -> None:
 
 
 @pytest.mark.promise(1)
-async def test_a_paid_request_is_not_sent_again_on_a_connection_that_was_closed() -> None:
+async def test_paid_request_is_not_resent_on_closed_connection() -> None:
     heads = 0
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -561,7 +563,7 @@ async def drop_by_drop(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
 @pytest.mark.parametrize("handler", [hang, silent_body, drop_by_drop])
 @pytest.mark.parametrize("effect", list(Effect))
 @pytest.mark.promise(7)
-async def test_too_slow(handler: Handler, effect: Effect) -> None:
+async def test_slow_response_times_out(handler: Handler, effect: Effect) -> None:
     asked, slow = announced(handler)
     async with serving(slow) as url:
         error = await failing(HttpRequest(method="POST", url=url, effect=effect), too_late=asked)
@@ -570,7 +572,7 @@ async def test_too_slow(handler: Handler, effect: Effect) -> None:
     assert error.spent is (Spent.UNKNOWN if effect is Effect.PAID else Spent.NO)
 
 
-async def test_an_upload_that_nobody_takes_ends() -> None:
+async def test_stalled_upload_times_out() -> None:
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.transport.pause_reading()  # type: ignore[attr-defined]  # the selector loop's
         await asyncio.Event().wait()
@@ -581,7 +583,7 @@ async def test_an_upload_that_nobody_takes_ends() -> None:
     assert type(error) is TransportTimeoutError
 
 
-async def test_a_stream_has_no_limit_in_total_and_one_of_silence() -> None:
+async def test_stream_has_read_timeout_but_no_total_timeout() -> None:
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await head_of(reader)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
@@ -609,7 +611,7 @@ async def test_a_stream_has_no_limit_in_total_and_one_of_silence() -> None:
     assert caught.value.__context__ is None
 
 
-async def test_a_stream_that_breaks() -> None:
+async def test_broken_stream_raises() -> None:
     async with (
         serving(half_a_body) as url,
         opened(AiohttpTransport()) as transport,
@@ -624,7 +626,7 @@ async def test_a_stream_that_breaks() -> None:
 # Cancellation, sessions, proxies.
 
 
-async def test_cancellation_passes() -> None:
+async def test_cancellation_propagates() -> None:
     asked, silent = announced(hang)
     async with serving(silent) as url, opened(AiohttpTransport()) as transport:
         task = asyncio.create_task(transport.send(paid(url)))
@@ -637,7 +639,7 @@ async def test_cancellation_passes() -> None:
         assert scope.cancelled_caught
 
 
-async def test_a_borrowed_session_is_left_open() -> None:
+async def test_given_client_session_is_left_open() -> None:
     async with serving(answer) as url, aiohttp.ClientSession() as session:
         transport = AiohttpTransport(client_session=session)
         assert (await transport.send(paid(url))).status == 200
@@ -645,7 +647,7 @@ async def test_a_borrowed_session_is_left_open() -> None:
         assert not session.closed
 
 
-async def test_an_owned_session_is_closed_without_a_trace(server_tls: ssl.SSLContext, authority: trustme.CA) -> None:
+async def test_owned_client_session_is_closed(server_tls: ssl.SSLContext, authority: trustme.CA) -> None:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     with warnings.catch_warnings(record=True) as caught:
@@ -663,7 +665,7 @@ async def test_an_owned_session_is_closed_without_a_trace(server_tls: ssl.SSLCon
 
 
 @pytest.mark.parametrize("how", ["argument", "environment", "without a scheme"])
-async def test_proxy(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_use_proxy(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[bytes] = []
 
     async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -681,7 +683,7 @@ async def test_proxy(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines == [b"GET http://api.example/a HTTP/1.1"]
 
 
-async def test_the_environment_is_left_alone_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_environment_proxy_can_be_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     async with serving(answer) as url:
         async with opened(AiohttpTransport(trust_env=False)) as transport:
@@ -691,7 +693,7 @@ async def test_the_environment_is_left_alone_on_request(monkeypatch: pytest.Monk
             assert (await transport.send(plain(url))).status == 200
 
 
-async def test_a_proxy_that_refuses_the_tunnel() -> None:
+async def test_proxy_refusing_tunnel_is_not_sent() -> None:
     async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await head_of(reader)
         writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
@@ -702,12 +704,12 @@ async def test_a_proxy_that_refuses_the_tunnel() -> None:
     assert "the proxy answered 407" in str(error)
 
 
-async def test_a_proxy_that_is_not_there() -> None:
+async def test_unreachable_proxy_is_not_sent() -> None:
     error = await failing(paid("http://api.example"), proxy=f"http://me:{KEY}@127.0.0.1:9")
     assert type(error) is ConnectFailedError
 
 
-# The table.
+# The table of exceptions.
 
 
 def classes(module: object) -> list[type[BaseException]]:
@@ -719,12 +721,12 @@ def classes(module: object) -> list[type[BaseException]]:
 
 
 @pytest.mark.parametrize("cls", classes(aiohttp.client_exceptions))
-def test_every_exception_of_the_client_has_its_row(cls: type[BaseException]) -> None:
+def test_every_client_exception_is_mapped(cls: type[BaseException]) -> None:
     assert cls.__name__ in _transport.ROWS
 
 
 @pytest.mark.parametrize("cls", classes(aiohttp.http_exceptions))
-def test_every_exception_of_the_parser_is_a_lost_connection(cls: type[BaseException]) -> None:
+def test_every_parser_exception_maps_to_lost_connection(cls: type[BaseException]) -> None:
     assert issubclass(cls, aiohttp.http_exceptions.HttpProcessingError)
     assert not {base.__name__ for base in cls.__mro__[:-3]} & _transport.ROWS.keys() - {"HttpProcessingError"}
 
@@ -746,13 +748,13 @@ def test_every_exception_of_the_parser_is_a_lost_connection(cls: type[BaseExcept
         (aiohttp.InvalidUrlRedirectClientError("x"), ConnectionLostError),
     ],
 )
-def test_in_doubt_it_may_have_been_sent(error: BaseException, kind: type[TransportError]) -> None:
+def test_unclear_exception_may_have_been_sent(error: BaseException, kind: type[TransportError]) -> None:
     request = plain("http://h/p")
     assert type(map_exception(error, request)) is kind
     assert map_exception(error, request, replied=True).sent
 
 
-def test_texts_of_aiohttp_are_not_repeated() -> None:
+def test_aiohttp_messages_are_not_exposed() -> None:
     texts = (
         aiohttp.ClientOSError(32, f"Can not write request body for http://h/p?token={KEY}"),
         aiohttp.ClientPayloadError(f"after http://h/p?token={KEY}"),

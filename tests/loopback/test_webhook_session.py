@@ -1,4 +1,4 @@
-"""A session that is told by webhooks: real deliveries of the emulator to a real receiver of the session."""
+"""Sessions with webhooks: the emulator delivers to the session's own receiver."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ JOBS = 60
 
 @asynccontextmanager
 async def told(emulator: Emulator, **options: Any) -> AsyncIterator[KlingSession]:
-    """A session with a receiver on a socket of its own."""
+    """Open a session with a webhook receiver on its own socket."""
     app = web.Application()
     runner = web.AppRunner(app)
     handlers: list[Any] = []
@@ -74,8 +74,8 @@ def looks(emulator: Emulator) -> int:
     return routes["result"] + routes["list"]
 
 
-async def test_on_a_healthy_day_nothing_is_asked() -> None:
-    # Time stands still while a delivery is on its way: on a busy machine it would be late, and asked for.
+async def test_delivered_webhooks_need_no_polling() -> None:
+    # Time stops while a delivery is in flight: on a busy machine it would be late, and polled for.
     clock = ManualClock()
     async with Emulator(level="ultra", clock=clock, profile="tiny", seed=3) as emulator, running(clock):
         async with (
@@ -89,11 +89,11 @@ async def test_on_a_healthy_day_nothing_is_asked() -> None:
 
 
 def _lost(call: Call) -> bool:
-    """Every delivery, and every repetition, for half of the predictions."""
+    """Select every delivery, retries included, of half of the predictions."""
     return zlib.crc32(str(call.body["id"]).encode()) % 2 == 0
 
 
-async def test_with_every_second_delivery_lost_all_complete_at_no_more_than_the_default_costs() -> None:
+async def test_lost_deliveries_cost_no_more_than_default_polling() -> None:
     spent: dict[str, int] = {}
     for name in ("balanced", "webhook first"):
         clock = ManualClock()
@@ -114,8 +114,8 @@ async def test_with_every_second_delivery_lost_all_complete_at_no_more_than_the_
     assert 0 < spent["webhook first"] <= spent["balanced"], spent
 
 
-async def test_a_delivery_settles_a_submission_in_doubt_at_once(tmp_path: Path) -> None:
-    """Nothing is echoed and others use the key: without the token it could only be held."""
+async def test_delivery_settles_doubt_at_once(tmp_path: Path) -> None:
+    """There is no echo and the key is shared: without the token the job would be held."""
     ledger = tmp_path / "run.db"
     async with Emulator(level="ultra", speed=60, profile="tiny") as emulator:
         emulator.faults.add("submit", faults.AcceptThenDrop(), times=4)
@@ -133,7 +133,7 @@ async def test_a_delivery_settles_a_submission_in_doubt_at_once(tmp_path: Path) 
     assert b"kling_token" not in text
 
 
-async def test_a_delivery_after_the_job_was_given_up_is_written_down(tmp_path: Path) -> None:
+async def test_delivery_after_give_up_is_recorded(tmp_path: Path) -> None:
     ledger = tmp_path / "run.db"
     async with Emulator(level="ultra", speed=60, profile="tiny") as emulator:
         emulator.faults.add("submit", faults.AcceptThenDrop())
@@ -151,7 +151,7 @@ async def test_a_delivery_after_the_job_was_given_up_is_written_down(tmp_path: P
     assert len(emulator.charges()) == 1
 
 
-def test_a_url_that_cannot_be_reached_or_a_provider_without_webhooks_is_refused() -> None:
+def test_unreachable_url_or_provider_without_webhooks_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="https"):
         KlingSession("key", webhook_url="http://example.com/hooks")
     with pytest.raises(ConfigurationError, match="webhook"):

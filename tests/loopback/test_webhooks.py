@@ -110,7 +110,7 @@ def server(request: pytest.FixtureRequest) -> Server:
 
 @attrs.define
 class Mail:
-    """Builds requests; each method makes one kind."""
+    """Builder of requests; each method makes one kind."""
 
     now: float
     rng: random.Random
