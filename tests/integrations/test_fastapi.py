@@ -361,7 +361,7 @@ async def test_missing_image_file_does_not_prevent_start(tmp_path: Path) -> None
         assert emulator.charges() == ()
 
 
-async def test_webhook_ends_job_and_forged_ones_are_refused() -> None:
+async def test_webhook_ends_job_and_forgery_is_refused() -> None:
     clock = ManualClock()
     async with emulated(clock=clock) as emulator:
         # The webhook URL contains the port, so it must be known in advance.

@@ -67,7 +67,7 @@ class Application:
 
     async def ask(self, number: int) -> None:
         prompt, picture = f"number {number}", PICTURES[number % len(PICTURES)]
-        # No response, no promise: the process was killed before it.
+        # The process was killed before it responded, so nothing was promised.
         with contextlib.suppress(aiohttp.ClientError):
             async with self.http.post(self.url, params={"prompt": prompt}, data=picture) as response:
                 assert response.status == 202
@@ -96,7 +96,7 @@ class Application:
 @pytest.mark.timeout(300)
 async def test_killed_application_finds_accepted_jobs_and_pays_once(tmp_path: Path) -> None:
     rng = random.Random(11)
-    # Nothing ends between the first request to a process and its end.
+    # No prediction ends between a process's first request and its end.
     clock = ManualClock(time.time())
     async with (
         Emulator(level="ultra", profile="tiny", clock=clock, timing=5.0, balance=1e6, input_echo=True) as emulator,
@@ -108,9 +108,9 @@ async def test_killed_application_finds_accepted_jobs_and_pays_once(tmp_path: Pa
         await web.start()
         try:
             for kill in range(KILLS):
-                # Accepted, and not answered: each kill meets submits on their way.
+                # Accepted but not answered, so that each kill hits submits in flight.
                 held = emulator.faults.add("submit", faults.Delay(86_400.0, accepted=True), times=2)
-                # What an earlier process sent ends, and makes room.
+                # Predictions of earlier processes end and release their slots.
                 await clock.advance(600.0)
                 taken = len(web.accepted) + rng.randrange(IN_FLIGHT + 1, JOBS)
                 async with anyio.create_task_group() as group:

@@ -1,4 +1,4 @@
-"""The command of the example, as docs/applications/fastapi.md has it."""
+"""The example's command, as written in docs/applications/fastapi.md."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.pictures import png
 pytestmark = pytest.mark.anyio
 
 
-async def test_the_command_serves_until_ctrl_c(tmp_path: Path) -> None:
+async def test_command_serves_until_ctrl_c(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "kling_async.examples.studio", "--emulator", "--port", "0"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = await anyio.open_process(command, env=environment, stderr=subprocess.STDOUT, cwd=tmp_path)

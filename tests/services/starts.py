@@ -1,4 +1,4 @@
-"""One of several processes on one limiter: `starts.py URL KEY STARTS PER COUNT` acquires so many times, at once."""
+"""Acquire concurrently from a limiter shared by processes: `starts.py URL KEY STARTS PER COUNT`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims with the cap enforced, of many thousands of jobs: as fast at the end as at the beginning, by the indexes."""
+"""Claims among many thousands of jobs under a cap: constant cost, by the indexes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ pytestmark = pytest.mark.anyio
 
 JOBS = int(os.environ.get("KLING_CLAIM_JOBS", "20000"))
 CLAIMED = int(os.environ.get("KLING_CLAIMED_JOBS", "1000"))
-"""Jobs that are claimed at the beginning, and again when all but as many have ended."""
+"""Jobs claimed at the beginning, and again when all but this many have ended."""
 CAP = 300
 
 
 def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    """A plan's nodes, from above to below."""
+    """Yield a plan's nodes from the root down."""
     return [plan, *(node for below in plan.get("Plans", ()) for node in nodes(below))]
 
 
@@ -39,7 +39,7 @@ def explained(url: str, query: str, values: dict[str, Any], how: bytes = b"FORMA
 
 
 def pages(url: str, values: dict[str, Any]) -> int:
-    """How many pages a claim looks at, the second time: the first one marks what nobody sees any more."""
+    """Return the number of pages a second claim reads; the first one marks dead index entries."""
     _, top = (explained(url, statements.CLAIM, values, b"ANALYZE, BUFFERS, FORMAT JSON")[0] for _ in range(2))
     return int(top["Shared Hit Blocks"] + top["Shared Read Blocks"])
 
@@ -52,7 +52,7 @@ async def fill(ledger: PostgresLedger, jobs: int) -> None:
 
 
 async def drain(ledger: PostgresLedger, jobs: int, level: Level) -> list[float]:
-    """Claim that many, ten at a time, and end each; claims per second of every hundred."""
+    """Claim and end `count` jobs, ten at a time; return claims per second for every hundred."""
     rates: list[float] = []
     for _ in range(0, jobs, 100):
         spent = 0.0
@@ -64,20 +64,20 @@ async def drain(ledger: PostgresLedger, jobs: int, level: Level) -> list[float]:
             for row, _ in taken:
                 ledger.note(Entry(batch="b", key=row.key, state=State.REJECTED, at=1.0))
                 ledger.give_back("b", row.key, again=None)
-            # Committed before the next claim is timed.
+            # Commit before the next claim is timed.
             await ledger.find("b", row.key)
         rates.append(100 / spent)
     return rates
 
 
 @pytest.mark.timeout(600)
-async def test_claims_stay_as_fast_and_use_the_indexes(database: str) -> None:
+async def test_claim_cost_is_constant_and_uses_indexes(database: str) -> None:
     ledger = PostgresLedger(database)
     await ledger.open()
     level = Level("test", 1_000_000_000, CAP)
     try:
         await fill(ledger, JOBS)
-        # As many run as are let.
+        # All slots are taken.
         running = await ledger.take(CAP - 20, level)
         assert len(running) == CAP - 20
         values = {
@@ -93,7 +93,7 @@ async def test_claims_stay_as_fast_and_use_the_indexes(database: str) -> None:
         for query, index in (
             (statements.CLAIM, {"kling_job_due", "kling_job_slot", "kling_job_pkey"}),
             (statements.FREE_SLOTS, {"kling_job_slot"}),
-            # What is left is looked for among what takes a slot, by whichever index is smaller.
+            # Unowned rows are found among those that take a slot, by the smaller index.
             (statements.CLAIM_OPEN, {"kling_job_pkey"}),
             (statements.CLAIM_UNSAVED, {"kling_job_unsaved", "kling_job_pkey"}),
             (statements.CLAIM_FAILED, {"kling_job_failed", "kling_job_pkey"}),
@@ -101,14 +101,14 @@ async def test_claims_stay_as_fast_and_use_the_indexes(database: str) -> None:
             found = explained(database, query, values)
             assert not [node for node in found if node["Node Type"] == "Seq Scan"], found
             assert index <= {node.get("Index Name") for node in found}
-        # All but the last thousands end, as they would in days.
+        # All but the last thousands end, as after days of work.
         with psycopg.connect(database, autocommit=True) as connection:
             connection.execute(
                 "UPDATE kling_job SET state = 'completed', started_at = now() - interval '1 hour' WHERE id IN "
                 "(SELECT id FROM kling_job WHERE state = 'pending' ORDER BY id DESC OFFSET %s)",
                 [CLAIMED],
             )
-            # As the database does by itself, sooner or later.
+            # As autovacuum does eventually.
             connection.execute("VACUUM kling_job")
         looked_at.append(pages(database, values))
         last = await drain(ledger, CLAIMED, level)
@@ -117,5 +117,5 @@ async def test_claims_stay_as_fast_and_use_the_indexes(database: str) -> None:
         await ledger.aclose()
     rates = f"{median(first):.0f} claims/s at first, {median(last):.0f} at last"
     print(f"{JOBS} rows: {rates}, cap {CAP}; pages {looked_at}")
-    # Pages, because the time is that of whoever else uses this machine.
+    # Compare pages, because times depend on the load of the machine.
     assert max(looked_at) < 2 * looked_at[0], looked_at

@@ -1,4 +1,4 @@
-"""The commands over a ledger in a database: real processes, a real server."""
+"""Commands over a ledger in a database, as processes with a real server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from support.patience import PATIENCE_S
 pytestmark = pytest.mark.anyio
 
 
-async def test_enqueue_worker_status_and_a_drain(database: str, tmp_path: Path) -> None:
+async def test_enqueue_worker_status_and_drain(database: str, tmp_path: Path) -> None:
     cli = Cli(tmp_path)
     manifest = jobs(tmp_path, *({"key": f"job-{number}"} for number in range(12)))
 
@@ -53,7 +53,7 @@ async def test_enqueue_worker_status_and_a_drain(database: str, tmp_path: Path) 
         in (await run("enqueue", manifest, "--batch", "spring")).stdout
     )
     assert await states() == {"pending": 12}
-    # Nothing ends before the first worker has gone.
+    # No prediction ends before the first worker has exited.
     clock = ManualClock(time.time())
     async with Emulator(level="silver", profile="tiny", timing=2.0, downloads=False, clock=clock) as emulator:
         env = {"KLING_LEDGER": database, "WAVESPEED_API_KEY": emulator.api_key, "WAVESPEED_BASE_URL": emulator.base_url}
@@ -64,7 +64,7 @@ async def test_enqueue_worker_status_and_a_drain(database: str, tmp_path: Path) 
         said, _ = await anyio.to_thread.run_sync(one.communicate)
         assert one.returncode == 0
         assert "6 running jobs handed over" in said
-        # Whoever comes next follows them at once: the lease is a minute.
+        # The next worker follows them at once, without waiting for the lease of a minute.
         other = cli.start(*words, **env)
         async with running(clock, pause=0.05):
             await until("downloaded", 12)
@@ -82,13 +82,13 @@ async def test_enqueue_worker_status_and_a_drain(database: str, tmp_path: Path) 
     ]
 
 
-def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
+def test_non_database_url_is_refused(tmp_path: Path) -> None:
     refused = Cli(tmp_path)("worker", "--ledger", "run.db", WAVESPEED_API_KEY="wsk_1")
     assert refused.returncode == 2
     assert "workers share a PostgreSQL ledger" in refused.stderr
 
 
-def test_a_database_that_is_away_is_said_so_without_its_password(tmp_path: Path) -> None:
+def test_unreachable_database_is_reported_without_password(tmp_path: Path) -> None:
     url = "postgresql://me:geheim@127.0.0.1:1/db?connect_timeout=1"
     refused = Cli(tmp_path)("status", url)
     assert refused.returncode == 2
@@ -96,7 +96,7 @@ def test_a_database_that_is_away_is_said_so_without_its_password(tmp_path: Path)
     assert "postgresql://me@127.0.0.1:1/db cannot be reached" in refused.stderr
 
 
-def test_a_url_that_does_not_fit_is_refused_without_being_shown(tmp_path: Path) -> None:
+def test_invalid_url_is_refused_without_echo(tmp_path: Path) -> None:
     jobs(tmp_path, {"key": "a"})
     cli = Cli(tmp_path)
     mysql, url = "mysql://me:geheim@h/db", "postgresql://me:geheim@h/db"
@@ -119,7 +119,7 @@ def test_a_url_that_does_not_fit_is_refused_without_being_shown(tmp_path: Path) 
 FORMATS = ("results", "errors", "stats", "metadata", "parquet")
 
 
-async def test_a_batch_in_a_database_is_run_killed_fetched_resumed_and_told(database: str, tmp_path: Path) -> None:
+async def test_batch_in_database_is_run_killed_fetched_and_resumed(database: str, tmp_path: Path) -> None:
     cli = Cli(tmp_path)
     manifest = jobs(tmp_path, *({"key": f"job-{number}"} for number in range(4)), name="spring.jsonl")
     env: dict[str, str] = {}
@@ -143,7 +143,7 @@ async def test_a_batch_in_a_database_is_run_killed_fetched_resumed_and_told(data
         (one,) = told["workers"]
         assert (told["writer"], one["name"].endswith(f":{first.pid}"), one["jobs"] > 0) == (None, True, True)
         assert (told["batches"][0]["name"], told["next"]) == ("spring", []), "somebody is at it"
-        # As time would: the lease of the dead ends.
+        # Expire the dead worker's lease.
         postgres.rows(database, "UPDATE kling_worker SET lease_until = now() - interval '1 second'")
         paid = len(emulator.charges())
         assert paid == 2
@@ -157,7 +157,7 @@ async def test_a_batch_in_a_database_is_run_killed_fetched_resumed_and_told(data
         assert (left["workers"], left["next"]) == ([], ["kling-async resume --out OUT --name spring"])
         async with running(clock, pause=0.05):
             await run("resume", "--out", "v", "--yes", "--level", "silver", KLING_LEDGER=database)
-            # What the dead one had not read from the manifest is in no ledger.
+            # Jobs that the dead process had not read from the manifest are not in the ledger.
             said = await run(*again)
         assert "of an earlier run of this file in postgresql://" in said
         assert "4 of 4 videos in v" in said
@@ -167,7 +167,7 @@ async def test_a_batch_in_a_database_is_run_killed_fetched_resumed_and_told(data
     assert watched.returncode == 0, looks
     seen = [json.loads(line)["batches"][0]["states"] for line in looks.splitlines()]
     assert len(seen) > 1
-    # It waits for jobs, not for disks: it ends when all have ended, and the last video may be on its way.
+    # `status --watch` ends once all jobs have ended; the last video may still be downloading.
     assert seen[-1].keys() <= {"completed", "downloaded"}
     await run("export", database, "--out", "v", *(word for format_ in FORMATS for word in ("--format", format_)))
     results = [json.loads(line) for line in (tmp_path / "v" / "results.jsonl").read_text().splitlines()]
@@ -186,7 +186,7 @@ async def test_a_batch_in_a_database_is_run_killed_fetched_resumed_and_told(data
     assert sorted(path.name for path in tmp_path.iterdir()) == ["spring.jsonl", "v"], "nothing is named after a URL"
 
 
-async def test_doubts_in_a_database_are_settled_by_hand_unless_a_worker_has_them(database: str, tmp_path: Path) -> None:
+async def test_unleased_doubts_in_database_are_settled_by_hand(database: str, tmp_path: Path) -> None:
     cli = Cli(tmp_path)
 
     async def run(*words: str, status: int = 0) -> str:
@@ -206,7 +206,7 @@ async def test_doubts_in_a_database_are_settled_by_hand_unless_a_worker_has_them
     held = Entry(batch="b", key="whose", state=State.UNCERTAIN, at=1.0, doubt=Doubt.WHOSE, candidates=("id-1", "id-2"))
     await ledger.record(held)
     await ledger.aclose()
-    # A worker that was killed while it sent, and whose lease has ended since.
+    # A worker killed while sending, whose lease has expired.
     postgres.rows(database, "INSERT INTO kling_worker VALUES ('gone', 'team', 'h:1', now(), now() - interval '1 s')")
     postgres.rows(database, "UPDATE kling_job SET state = 'intent', worker_id = 'gone' WHERE key = 'killed'")
     shown = await run("--account", "team")
@@ -230,7 +230,7 @@ async def test_doubts_in_a_database_are_settled_by_hand_unless_a_worker_has_them
     assert steps[-1]["prediction_id"] == "id-2"
 
 
-async def test_a_worker_stops_where_the_money_ends(database: str, tmp_path: Path) -> None:
+async def test_worker_stops_at_budget(database: str, tmp_path: Path) -> None:
     cli = Cli(tmp_path)
     manifest = jobs(tmp_path, *({"key": f"job-{number}", "model": "kling-v2.1-pro"} for number in range(4)))
     async with Emulator(level="silver", profile="tiny", timing=0.2, downloads=False) as emulator:
@@ -240,7 +240,7 @@ async def test_a_worker_stops_where_the_money_ends(database: str, tmp_path: Path
         ended = await anyio.to_thread.run_sync(lambda: cli(*words, **env))
         assert ended.returncode == 1, ended.stderr
         assert "the budget of $1.00 is used up: $0.90 spent" in ended.stderr
-        # What ran was followed to its end.
+        # Running predictions were followed to their end.
         assert "handed over" not in ended.stderr
         assert postgres.rows(database, "SELECT count(*) FROM kling_job WHERE state = 'completed'") == [(2,)]
         assert len(emulator.charges()) == 2

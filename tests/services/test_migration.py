@@ -1,4 +1,4 @@
-"""Tables of the first release: read as they are, migrated as a whole, closed to older workers that are still open."""
+"""Tables of the first release: readable unmigrated, migrated atomically, then closed to workers of older versions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RELEASED = ("86516a", "7e6c7e")
 
 @pytest.fixture
 def old(database: str) -> str:
-    """A database with the tables of version 2, and a row in every state."""
+    """Return a database with tables of version 2 and a row in every state."""
     first_release.into_postgres(STATES, database)
     return database
 
@@ -48,7 +48,7 @@ async def migrate(url: str) -> None:
 
 
 def copies(url: str, *, silenced: bool) -> Callable[[], str]:
-    """Return what makes migrated tables with a row in every state, in schemas of their own.
+    """Return a factory of migrated tables with a row in every state, each in its own schema.
 
     Args:
         url: The database.
@@ -75,7 +75,7 @@ def test_released_migrations_are_unchanged() -> None:
     assert tuple(hashlib.sha256(step.encode()).hexdigest()[:6] for step in tables.MIGRATIONS[:2]) == RELEASED
 
 
-def test_old_tables_are_read_as_they_are(old: str) -> None:
+def test_old_tables_are_read_unmigrated(old: str) -> None:
     before = everything(old)
     read = {row.key: row for row in read_ledger(old)}
     assert read == {row.key: row for row in read_ledger(STATES)}
@@ -91,7 +91,7 @@ async def test_migration_keeps_every_row_and_step(old: str) -> None:
     slots = postgres.rows(old, "SELECT key FROM kling_job WHERE slot ORDER BY key")
     await migrate(old)
     assert version_of(old) == len(tables.MIGRATIONS) == 3
-    # Opening it has put what was being sent in doubt, since its worker is gone.
+    # Opening puts rows being sent in doubt, since their worker is gone.
     assert {row.key: row for row in read_ledger(old)} == {row.key: row for row in rows}
     assert list(read_steps(old)) == steps
     assert postgres.rows(old, "SELECT key FROM kling_job WHERE slot ORDER BY key") == slots
@@ -110,7 +110,7 @@ async def test_migration_that_fails_changes_nothing(old: str, monkeypatch: pytes
     await migrate(old)
 
 
-async def test_many_workers_migrate_at_once(old: str) -> None:
+async def test_workers_migrate_concurrently(old: str) -> None:
     ledgers = [PostgresLedger(old) for _ in range(5)]
     await asyncio.gather(*(ledger.open() for ledger in ledgers))
     await asyncio.gather(*(ledger.aclose() for ledger in ledgers))
@@ -118,12 +118,12 @@ async def test_many_workers_migrate_at_once(old: str) -> None:
 
 
 @pytest.mark.timeout(300)
-async def test_nothing_is_decided_by_a_text(database: str, tmp_path: Path) -> None:
+async def test_decisions_ignore_error_texts(database: str, tmp_path: Path) -> None:
     said = await first_release.decisions(copies(database, silenced=False), tmp_path)
     unsaid = await first_release.decisions(copies(database, silenced=True), tmp_path)
     for name, decided in said.items():
         assert unsaid[name] == decided, name
-    # And they are those over a file, but for what the next worker comes for by itself.
+    # The decisions equal those over a file, except for rows that the next worker claims by itself.
     in_file = await first_release.decisions(first_release.copies(STATES, tmp_path / "files"), tmp_path)
     for name in ("hold, run", "hold, resume", "retry, run", "retry, resume", "by hand", "rows"):
         assert said[name] == in_file[name], name
@@ -139,11 +139,11 @@ OF_THE_FIRST_RELEASE = {
     "free": "UPDATE kling_job SET owner = NULL WHERE owner = ANY(ARRAY[%(me)s])",
     "beat": "SELECT id FROM kling_job WHERE owner = %(me)s",
 }
-"""What a worker of the first release says, in short: each statement that reads or writes rows names the column."""
+"""Statements of a worker of the first release, shortened; each names the column that the migration renames."""
 
 
 @pytest.mark.parametrize("statement", OF_THE_FIRST_RELEASE.values(), ids=list(OF_THE_FIRST_RELEASE))
-async def test_database_refuses_open_workers_of_the_first_release(old: str, statement: str) -> None:
+async def test_database_refuses_open_workers_of_first_release(old: str, statement: str) -> None:
     values = {"account": "default", "me": "old"}
     with psycopg.connect(old, autocommit=True) as worker:
         worker.execute(statement.encode(), values)
@@ -154,7 +154,7 @@ async def test_database_refuses_open_workers_of_the_first_release(old: str, stat
         assert everything(old) == before
 
 
-async def test_open_worker_is_refused_by_a_later_version(database: str) -> None:
+async def test_later_version_refuses_open_worker(database: str) -> None:
     ledger = PostgresLedger(database)
     await ledger.open()
     row = await ledger.claim("b", "k", content=Content("d"), model="m", at=0.0)
@@ -181,7 +181,7 @@ async def test_open_worker_is_refused_by_a_later_version(database: str) -> None:
     assert postgres.rows(database, "SELECT 1 FROM kling_worker") == [(1,)], "its lease ends by itself"
 
 
-async def test_migration_and_steps_wait_for_each_other(database: str) -> None:
+async def test_migration_and_steps_are_serialized(database: str) -> None:
     ledger = PostgresLedger(database)
     await ledger.open()
     await ledger.claim("b", "k", content=Content("d"), model="m", at=0.0)
@@ -202,7 +202,7 @@ async def test_migration_and_steps_wait_for_each_other(database: str) -> None:
         await migration.commit()
         with anyio.fail_after(PATIENCE_S):
             await refused.wait()
-        # And the other way round: what has read the version is not overtaken.
+        # Conversely, the migration waits for a transaction that has read the version.
         await migration.execute(b"UPDATE kling_version SET version = 3")
         await migration.commit()
         begun, go_on = anyio.Event(), anyio.Event()
@@ -221,12 +221,12 @@ async def test_migration_and_steps_wait_for_each_other(database: str) -> None:
     await ledger.aclose()
 
 
-async def test_two_workers_agree_on_the_identity_of_a_new_batch(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_workers_agree_on_identity_rule_of_new_batch(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ledgers = [PostgresLedger(database) for _ in range(2)]
     for ledger in ledgers:
         await ledger.open()
     async with await psycopg.AsyncConnection.connect(database) as other:
-        # Of another version, which knows another rule, and has not committed yet.
+        # A worker of another version, with another rule, that has not committed yet.
         await other.execute(statements.BEGIN_BATCH.encode(), ["default", "b", 1])
         monkeypatch.setattr(contents, "RULES", {**contents.RULES, 2: contents.RULES[1]})
         monkeypatch.setattr(contents, "IDENTITY_VERSION", 2)

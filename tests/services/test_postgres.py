@@ -27,9 +27,9 @@ pytestmark = pytest.mark.anyio
 
 LEVEL = Level("test", 1_000_000, 3)
 LEASE = 600.0
-"""Seconds; none ends by itself while a test runs. Those that are to end are ended by `postgres.end_leases`."""
+"""Lease in seconds, longer than any test; `postgres.end_leases` ends leases on purpose."""
 RARELY = 3600.0
-"""Seconds between two looks for news: what comes sooner was brought by a notification."""
+"""Seconds between two polls; anything sooner came by a notification."""
 
 
 def step(key: str, state: State, **fields: object) -> Entry:
@@ -51,7 +51,7 @@ async def opened(url: str, *, poll: float = 0.2) -> AsyncIterator[PostgresLedger
 
 
 async def died(ledger: PostgresLedger) -> None:
-    """Let go of everything as a killed process does: nothing is handed over."""
+    """Drop a ledger as a killed process does, without handing over its rows."""
     ledger._queue.is_open = False
     for task in ledger._lease._tasks:
         task.cancel()
@@ -61,14 +61,14 @@ async def died(ledger: PostgresLedger) -> None:
     await ledger._queue._database.aclose()
 
 
-async def test_the_contract(database: str) -> None:
+async def test_postgres_ledger_satisfies_contract(database: str) -> None:
     await check_ledger(lambda: PostgresLedger(database))
     made = open_ledger(database)
     assert isinstance(made, PostgresLedger)
     assert isinstance(made, SharedLedger)
 
 
-async def test_what_one_has_in_hand_another_waits_for(database: str) -> None:
+async def test_worker_waits_for_row_leased_by_another(database: str) -> None:
     async with opened(database) as one, opened(database) as other:
         assert (await claim(one, "k")).state is State.PENDING
         waited: list[Row] = []
@@ -92,7 +92,7 @@ async def test_what_one_has_in_hand_another_waits_for(database: str) -> None:
             assert (await other.outcome("b", "k")).state is State.COMPLETED
 
 
-async def test_what_one_gives_up_another_gets_at_once(database: str) -> None:
+async def test_released_row_is_claimed_at_once(database: str) -> None:
     async with opened(database, poll=RARELY) as one, opened(database, poll=RARELY) as other:
         await claim(one, "k")
         with anyio.fail_after(PATIENCE_S):
@@ -103,7 +103,7 @@ async def test_what_one_gives_up_another_gets_at_once(database: str) -> None:
         await other.record(step("k", State.INTENT, attempt=1))
 
 
-async def test_closing_hands_over_and_dying_leaves_it_to_the_lease(database: str) -> None:
+async def test_close_hands_over_rows_and_death_waits_for_lease(database: str) -> None:
     async with opened(database) as other:
         one = PostgresLedger(database, lease=LEASE)
         await one.open()
@@ -125,7 +125,7 @@ async def test_closing_hands_over_and_dying_leaves_it_to_the_lease(database: str
             assert [row.key for row in await third.claim_unowned([State.SUBMITTED], None)] == ["submitted"]
 
 
-async def test_who_was_taken_for_dead_may_write_nothing_but_the_id_that_it_alone_knows(database: str) -> None:
+async def test_fenced_worker_may_write_only_its_prediction_id(database: str) -> None:
     async with opened(database) as other:
         one = PostgresLedger(database, lease=LEASE)
         await one.open()
@@ -144,19 +144,19 @@ async def test_who_was_taken_for_dead_may_write_nothing_but_the_id_that_it_alone
             await one.record(step("claimed", State.INTENT, attempt=1))
         row = await one.record(step("sent", State.SUBMITTED, prediction_id="p"))
         assert row.prediction_id == "p"
-        # What the other makes of its own, older knowledge does not undo it.
+        # A step of the other worker, based on older data, does not undo it.
         with pytest.raises(LedgerError, match="another worker's hand"):
             await other.record(step("sent", State.PENDING))
         assert (await other.rows([State.SUBMITTED]))[0].prediction_id == "p"
         await one.aclose()
 
 
-async def test_what_was_locked_by_a_worker_that_is_cut_off_is_let_go(database: str) -> None:
+async def test_locks_of_disconnected_worker_are_released(database: str) -> None:
     async with opened(database) as other, anyio.create_task_group() as tasks:
         await other.enqueue("b", [("k", Content("d"), "m")], at=0.0)
         wire = postgres.Cut(database)
         await tasks.start(wire.serve)
-        # A server that does not answer for 2 s is gone, and so is a transaction in which nothing happens.
+        # A server silent for 2 s counts as gone, and an idle transaction is ended.
         one = PostgresLedger(wire.url, lease=4.0, patience=0.5)
         await one.open()
         locked = anyio.Event()
@@ -180,7 +180,7 @@ async def test_what_was_locked_by_a_worker_that_is_cut_off_is_let_go(database: s
         tasks.cancel_scope.cancel()
 
 
-async def test_the_lines_are_the_semaphore_for_all_workers_together(database: str) -> None:
+async def test_rows_are_semaphore_for_all_workers(database: str) -> None:
     async with opened(database) as one, opened(database) as other:
         await one.enqueue("b", [(f"k{number}", Content("d"), "m") for number in range(10)], at=0.0)
         taken = await one.take(2, LEVEL)
@@ -194,14 +194,14 @@ async def test_the_lines_are_the_semaphore_for_all_workers_together(database: st
         assert await other.take(5, LEVEL) == []
         one.note(step("k0", State.COMPLETED))
         one.give_back("b", "k0")
-        # Sent back to wait, it takes no slot; in doubt, it does.
+        # A requeued row takes no slot; one in doubt does.
         other.give_back("b", "k2", error="no image", again=60.0)
         await other.rows([State.PENDING])
         assert len(await one.take(5, LEVEL)) == 2
         await one.record(step("k1", State.COMPLETED))
 
 
-async def test_what_is_in_doubt_takes_a_slot_as_long_as_it_may_run(database: str) -> None:
+async def test_doubt_takes_slot_while_prediction_may_run(database: str) -> None:
     ledger = PostgresLedger(database, runs=3600.0)
     await ledger.open()
     await ledger.enqueue("b", [(f"k{number}", Content("d"), "m") for number in range(9)], at=0.0)
@@ -215,7 +215,7 @@ async def test_what_is_in_doubt_takes_a_slot_as_long_as_it_may_run(database: str
     await ledger.aclose()
 
 
-async def test_starts_are_counted_for_all_workers_together(database: str) -> None:
+async def test_start_rate_is_shared_by_all_workers(database: str) -> None:
     level = Level("test", 4, 1_000, 3600.0)
     async with opened(database) as one, opened(database) as other:
         await one.enqueue("b", [(f"k{number}", Content("d"), "m") for number in range(20)], at=0.0)
@@ -225,11 +225,11 @@ async def test_starts_are_counted_for_all_workers_together(database: str) -> Non
             await one.record(step(row.key, State.INTENT, attempt=1))
         assert await one.take(3, level) == []
         postgres.rows(database, "UPDATE kling_job SET started_at = started_at - interval '1 hour'")
-        # The three have left the window; the one that was taken and has not started still counts.
+        # Three starts have left the window; the one granted but not started still counts.
         assert len(await one.take(20, level)) == 3
 
 
-async def test_claims_of_many_at_once_never_meet_and_never_exceed_the_cap(database: str) -> None:
+async def test_concurrent_claims_are_disjoint_and_within_cap(database: str) -> None:
     async with opened(database) as one, opened(database) as other, opened(database) as third:
         await one.enqueue("b", [(f"k{number}", Content("d"), "m") for number in range(600)], at=0.0)
         level = Level("test", 1_000_000, 50)
@@ -255,7 +255,7 @@ async def test_claims_of_many_at_once_never_meet_and_never_exceed_the_cap(databa
         assert 7 < most <= 50
 
 
-async def test_a_session_waits_for_a_slot_that_another_process_has(database: str) -> None:
+async def test_session_waits_for_slot_of_other_process(database: str) -> None:
     async with opened(database, poll=RARELY) as one, opened(database, poll=RARELY) as other:
         for key in ("a", "b", "c"):
             await claim(one, key)
@@ -270,7 +270,7 @@ async def test_a_session_waits_for_a_slot_that_another_process_has(database: str
                 one.unclaim("b", "a")
 
 
-async def test_enqueueing_is_all_or_nothing_and_done_once(database: str) -> None:
+async def test_enqueue_is_atomic_and_idempotent(database: str) -> None:
     async with opened(database) as ledger:
         jobs = [(f"k{number}", Content("d"), "m") for number in range(3)]
         assert await ledger.enqueue("b", jobs, at=0.0) == ["k0", "k1", "k2"]
@@ -284,7 +284,7 @@ async def test_enqueueing_is_all_or_nothing_and_done_once(database: str) -> None
         assert [(worker.jobs, worker.lease > 20) for worker in workers] == [(0, True)] * 2
 
 
-async def test_one_step_that_the_database_refuses_fails_alone(database: str) -> None:
+async def test_rejected_step_fails_alone(database: str) -> None:
     async with opened(database) as ledger:
         for key in ("a", "b", "c"):
             await claim(ledger, key)
@@ -300,7 +300,7 @@ async def test_one_step_that_the_database_refuses_fails_alone(database: str) -> 
         assert "refused a step" in str(ends[1])
 
 
-async def test_accounts_do_not_see_each_other(database: str) -> None:
+async def test_accounts_are_isolated(database: str) -> None:
     async with opened(database) as one:
         await claim(one, "k")
         other = PostgresLedger(database, account="other")
@@ -310,7 +310,7 @@ async def test_accounts_do_not_see_each_other(database: str) -> None:
         await other.aclose()
 
 
-async def test_tables_of_a_later_version_are_refused(database: str) -> None:
+async def test_later_tables_are_refused(database: str) -> None:
     async with opened(database):
         pass
     async with opened(database) as again:
@@ -319,12 +319,12 @@ async def test_tables_of_a_later_version_are_refused(database: str) -> None:
         await PostgresLedger(database).open()
 
 
-async def test_a_password_shows_nowhere(database: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_password_is_never_shown(database: str, caplog: pytest.LogCaptureFixture) -> None:
     quoted = "geh%3Ae1m%40x%2Fy"
     said = []
     ledger = PostgresLedger(f"postgresql://me:{quoted}@127.0.0.1:1/db?connect_timeout=1", patience=0.2)
     said += [repr(ledger), repr(ledger.address), str(ledger.address)]
-    # Should a server or a driver quote it.
+    # Even if a server or driver quotes it.
     said.append(ledger.address.redact(f"trouble with geh:e1m@x/y, given as postgresql://me:{quoted}@127.0.0.1:1/db"))
     with pytest.raises(LedgerError, match="cannot be reached") as caught:
         await ledger.open()
@@ -341,7 +341,7 @@ async def test_a_password_shows_nowhere(database: str, caplog: pytest.LogCapture
     assert not [text for text in said if "e1m" in text]
 
 
-async def test_a_fork_is_noticed(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ledger_detects_fork(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened(database) as ledger:
         monkeypatch.setattr(os, "getpid", lambda: -1)
         with pytest.raises(LedgerError, match="fork"):
@@ -349,8 +349,8 @@ async def test_a_fork_is_noticed(database: str, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.undo()
 
 
-async def test_two_sessions_run_batches_side_by_side_within_one_account(database: str, tmp_path: Path) -> None:
-    # Half a second each: long enough for all slots to be taken also where nothing is fast.
+async def test_two_sessions_run_batches_within_one_account(database: str, tmp_path: Path) -> None:
+    # Half a second each, long enough for all slots to be taken on a slow machine.
     async with Emulator(level="gold", profile="tiny", timing=10.0, speed=20, downloads=False) as emulator:
 
         def jobs(name: str) -> list[tuple[str, Job]]:
@@ -384,7 +384,7 @@ async def test_two_sessions_run_batches_side_by_side_within_one_account(database
     assert postgres.rows(database, "SELECT 1 FROM kling_job WHERE worker_id IS NOT NULL OR slot") == []
 
 
-async def test_a_batch_in_a_database_is_resumed_out_of_it(database: str) -> None:
+async def test_batch_resumes_from_database(database: str) -> None:
     jobs = {f"job-{number}": Job(prompt=f"{number}", image="https://p.example/face.png") for number in range(6)}
     async with Emulator(level="gold", profile="tiny", timing=1.0, speed=20, downloads=False) as emulator:
 
@@ -400,10 +400,10 @@ async def test_a_batch_in_a_database_is_resumed_out_of_it(database: str) -> None
         assert len(emulator.charges()) == 6
 
 
-async def test_what_an_answer_that_was_lost_had_brought_is_freed(database: str) -> None:
+async def test_rows_of_lost_claim_response_are_released(database: str) -> None:
     async with opened(database) as one, opened(database) as other:
         await one.enqueue("b", [("k", Content("d"), "m")], at=0.0)
-        # Committed, and the connection broke before anybody was told.
+        # Committed, but the connection broke before the response.
         claimed = "UPDATE kling_job SET worker_id = %s, state = 'claimed', slot = true"
         postgres.rows(database, claimed, one._lease.worker_id)
         assert await other.take(1, LEVEL) == []
@@ -411,7 +411,7 @@ async def test_what_an_answer_that_was_lost_had_brought_is_freed(database: str) 
         assert [row.key for row, _ in await other.take(1, LEVEL)] == ["k"]
 
 
-async def test_a_session_whose_lease_is_about_to_end_sends_nothing(database: str) -> None:
+async def test_session_near_lease_end_sends_nothing(database: str) -> None:
     async with Emulator(level="gold", profile="tiny", timing=0.1, speed=20, downloads=False) as emulator:
         ledger = PostgresLedger(database, lease=LEASE)
         async with KlingSession(
@@ -430,19 +430,19 @@ async def test_a_session_whose_lease_is_about_to_end_sends_nothing(database: str
             assert len(emulator.charges()) == 1
 
 
-async def test_a_doubt_that_stays_one_is_nobodys(database: str) -> None:
+async def test_unsettled_doubt_has_no_owner(database: str) -> None:
     async with opened(database) as one, opened(database) as other:
         await claim(one, "k")
         await one.record(step("k", State.INTENT, attempt=1))
         await one.record(step("k", State.UNCERTAIN))
         one.unclaim("b", "k")
         await one.rows(State)
-        # Another session looked at the whole history for a job of its own, and found out nothing about this one.
+        # Another session read the whole history for its own job and found no evidence for this one.
         await other.record(step("k", State.UNCERTAIN, error="held"))
         assert [row.error for row, _ in await one.take(1, LEVEL)] == ["held"]
 
 
-async def test_the_id_that_came_late_is_not_written_over(database: str) -> None:
+async def test_late_prediction_id_is_not_overwritten(database: str) -> None:
     async with opened(database) as other:
         one = PostgresLedger(database, lease=LEASE)
         await one.open()
@@ -459,7 +459,7 @@ async def test_the_id_that_came_late_is_not_written_over(database: str) -> None:
         await one.aclose()
 
 
-async def test_what_could_not_be_noted_while_the_database_was_away_is_taken_up_again(database: str) -> None:
+async def test_rows_unrecorded_during_outage_are_resumed(database: str) -> None:
     async with opened(database) as other, anyio.create_task_group() as tasks:
         wire = postgres.Cut(database)
         await tasks.start(wire.serve)
@@ -477,7 +477,7 @@ async def test_what_could_not_be_noted_while_the_database_was_away_is_taken_up_a
             await one.rows(State)
         wire.mend()
         await one._lease.renew()
-        # Else they were in hand, and nobody's business, as long as the process lives.
+        # Otherwise the rows would stay owned but unattended for the life of the process.
         with anyio.fail_after(PATIENCE_S):
             assert (await claim(other, "unsent")).state is State.PENDING
         assert [row.key for row in await other.claim_unowned([State.SUBMITTED], None)] == ["sent"]
@@ -485,7 +485,7 @@ async def test_what_could_not_be_noted_while_the_database_was_away_is_taken_up_a
         tasks.cancel_scope.cancel()
 
 
-async def test_an_intent_whose_end_could_not_be_written_down_is_in_doubt_when_it_is_let_go(database: str) -> None:
+async def test_released_intent_without_recorded_end_is_in_doubt(database: str) -> None:
     async with opened(database) as one, opened(database) as other:
         await claim(one, "k")
         await one.record(step("k", State.INTENT, attempt=1))
@@ -493,11 +493,11 @@ async def test_an_intent_whose_end_could_not_be_written_down_is_in_doubt_when_it
         await one.rows(State)
         ((row, _),) = await other.take(1, LEVEL)
         assert row.state is State.UNCERTAIN
-        # And whoever has its answer all the same may still write it down.
+        # A worker that has the response may still record it.
         assert (await one.record(step("k", State.SUBMITTED, prediction_id="p"))).prediction_id == "p"
 
 
-async def test_what_is_asked_for_while_it_closes_is_in_nobodys_hand(database: str) -> None:
+async def test_claim_during_close_is_refused(database: str) -> None:
     async with opened(database) as other:
         one = PostgresLedger(database)
         await one.open()
@@ -512,7 +512,7 @@ async def test_what_is_asked_for_while_it_closes_is_in_nobodys_hand(database: st
         assert len(reader.workers(database, "default")) == 1
 
 
-async def test_a_ledger_that_is_open_is_not_opened_again(database: str) -> None:
+async def test_open_ledger_cannot_be_reopened(database: str) -> None:
     async with opened(database) as one:
         await claim(one, "k")
         with pytest.raises(LedgerError, match="open already"):
@@ -520,14 +520,14 @@ async def test_a_ledger_that_is_open_is_not_opened_again(database: str) -> None:
         await one.record(step("k", State.INTENT, attempt=1))
 
 
-async def test_what_nobody_follows_takes_no_slot_for_ever(database: str) -> None:
+async def test_unfollowed_row_releases_slot_eventually(database: str) -> None:
     ledger = PostgresLedger(database, runs=3600.0)
     await ledger.open()
     for key in ("a", "b", "c"):
         await claim(ledger, key)
         await ledger.record(step(key, State.INTENT, attempt=1))
         await ledger.record(step(key, State.SUBMITTED, prediction_id=key))
-    # Their worker is gone, and no other one runs that would take them.
+    # Their worker is gone, and no other worker runs to claim them.
     await ledger.aclose()
     async with opened(database) as other:
         other._queue._runs = 3600.0
@@ -540,10 +540,10 @@ async def test_what_nobody_follows_takes_no_slot_for_ever(database: str) -> None
             await other.admit("b", "d", LEVEL)
 
 
-async def test_a_lease_ends_by_the_clock_of_the_database(database: str) -> None:
+async def test_lease_expires_by_database_clock(database: str) -> None:
     async with opened(database) as one:
         await claim(one, "k")
-        # Such as of a machine that slept, and whose own clock stood still.
+        # As on a machine that slept, whose own clock stood still.
         postgres.end_leases(database, one._lease.worker_id)
         one.fence("b", "k")
         with pytest.raises(LedgerError, match="has ended"):

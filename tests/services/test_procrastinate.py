@@ -1,4 +1,4 @@
-"""Jobs of a Procrastinate application whose workers die: a queue that runs them again pays for nothing again."""
+"""Procrastinate workers that are killed: jobs that the queue runs again are not paid again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SEED = int(os.environ.get("KLING_SEED", "7"))
 
 @asynccontextmanager
 async def application(url: str) -> AsyncIterator[KlingTasks]:
-    """An application that enqueues and asks, as a web process does."""
+    """Open the application as a web process does, to enqueue and query."""
     app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=url, min_size=1, max_size=2))
     ledger = PostgresLedger(url, poll=0.2)
     async with app.open_async():
@@ -43,7 +43,7 @@ async def application(url: str) -> AsyncIterator[KlingTasks]:
 
 
 @pytest.mark.timeout(3000)
-async def test_kill_9_of_procrastinate_workers_pays_once_and_loses_nothing(database: str) -> None:
+async def test_killed_procrastinate_workers_pay_once_and_lose_nothing(database: str) -> None:
     rng = random.Random(SEED)
     async with application(database) as tasks, fleet("procrastinate_worker.py") as workers:
         for _ in range(2):
@@ -66,7 +66,7 @@ async def test_kill_9_of_procrastinate_workers_pays_once_and_loses_nothing(datab
         assert row.state is State.COMPLETED
 
 
-async def test_rows_and_queue_jobs_are_enqueued_together_or_not_at_all(database: str) -> None:
+async def test_rows_and_queue_jobs_are_enqueued_atomically(database: str) -> None:
     async with application(database) as tasks:
         job = Job(prompt="a", image="https://p.example/a.png")
         assert await tasks.enqueue([("k", job)]) == 1
@@ -76,15 +76,15 @@ async def test_rows_and_queue_jobs_are_enqueued_together_or_not_at_all(database:
             await tasks.enqueue([("bytes", Job(prompt="a", image="data:image/png;base64,AAAA"))])
         assert [key for (key,) in postgres.rows(database, "SELECT key FROM kling_job")] == ["k"]
         assert postgres.rows(database, "SELECT args FROM procrastinate_jobs") == [({"batch": "", "key": "k"},)]
-        # Nor does the ledger have what the queue refuses.
+        # A job that the queue refuses is not in the ledger either.
         postgres.rows(database, "ALTER TABLE procrastinate_jobs ADD CHECK (args ->> 'key' <> 'refused')")
         with pytest.raises(procrastinate.exceptions.ConnectorException):
             await tasks.enqueue([("refused", job)])
         assert [key for (key,) in postgres.rows(database, "SELECT key FROM kling_job")] == ["k"]
 
 
-async def test_a_job_that_the_queue_runs_beside_itself_is_not_called_done(database: str) -> None:
-    """A process that was taken for dead is not: its job is run again there while the first run goes on."""
+async def test_second_run_of_running_job_is_not_reported_done(database: str) -> None:
+    """The queue runs a stalled job again in the process where its first run is still going on."""
     async with Emulator(level="gold", profile="tiny", timing=1.0, speed=20, downloads=False) as emulator:
         ledger = PostgresLedger(database)
         async with KlingSession(

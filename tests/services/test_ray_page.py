@@ -1,4 +1,4 @@
-"""The class of docs/applications/ray.md, called as Ray Data calls it: a block of rows, and the same block again."""
+"""The class of docs/applications/ray.md, called twice with one block of rows, as Ray Data may call it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support import pages
 pytestmark = pytest.mark.anyio
 
 
-async def test_mapper_pays_once_for_a_block_that_runs_twice(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_mapper_pays_once_for_block_run_twice(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {"__name__": "page"}
     exec(pages.block("applications/ray.md", "class KlingMapper"), names)
     async with Emulator(level="silver", profile="tiny", speed=200, downloads=False) as emulator:

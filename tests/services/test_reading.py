@@ -1,4 +1,4 @@
-"""`read_ledger` and `read_steps` of a database: what they give of a file, in little memory, and changing nothing."""
+"""`read_ledger` and `read_steps` of a database: same rows as from a file, bounded memory, no writes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def fill(ledger: Ledger) -> None:
     await ledger.claim("b", "new", content=Content("{}"), model="m", at=1000.0)
 
 
-async def test_a_database_is_read_as_a_file_is(database: str, tmp_path: Path) -> None:
+async def test_database_reads_like_file(database: str, tmp_path: Path) -> None:
     file, shared = SQLiteLedger(tmp_path / "run.db"), PostgresLedger(database)
     await fill(file)
     await fill(shared)
@@ -63,9 +63,7 @@ async def test_a_database_is_read_as_a_file_is(database: str, tmp_path: Path) ->
     assert reader.workers(database, "default") == []
 
 
-async def test_a_page_is_in_memory_and_the_transaction_ends_with_the_reader(
-    database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_reader_holds_one_page_and_ends_its_transaction(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = PostgresLedger(database)
     await ledger.open()
     await ledger.enqueue("b", [(str(number), Content("{}"), "m") for number in range(50)], at=1.0)
@@ -96,7 +94,7 @@ async def test_a_page_is_in_memory_and_the_transaction_ends_with_the_reader(
     assert postgres.rows(database, query) == []
 
 
-async def test_what_waits_for_a_worker_is_no_error_to_run_again(database: str, tmp_path: Path) -> None:
+async def test_queued_rows_are_not_exported_as_errors(database: str, tmp_path: Path) -> None:
     ledger = PostgresLedger(database)
     await ledger.open()
     text = '{"model": "kling-v2.1-pro", "prompt": "x", "image": "https://p.example/a.png", "duration": 5}'
@@ -110,7 +108,7 @@ async def test_what_waits_for_a_worker_is_no_error_to_run_again(database: str, t
     assert errors.left_out == {"a worker may still take it": 1}
 
 
-async def test_a_reader_makes_no_tables_and_refuses_later_ones(database: str) -> None:
+async def test_reader_creates_no_tables_and_refuses_later_ones(database: str) -> None:
     for read in (read_ledger, read_steps):
         with pytest.raises(LedgerError, match="there is no ledger in postgresql://"):
             list(read(database))
@@ -125,7 +123,7 @@ async def test_a_reader_makes_no_tables_and_refuses_later_ones(database: str) ->
         list(read_ledger(database))
 
 
-def test_what_cannot_be_read_is_said_without_the_password() -> None:
+def test_read_error_hides_password() -> None:
     with pytest.raises(LedgerError, match=r"me@127\.0\.0\.1:1/db cannot be reached") as refused:
         list(read_ledger("postgresql://me:geheim@127.0.0.1:1/db?connect_timeout=2"))
     assert "geheim" not in repr(refused.value)
@@ -134,7 +132,7 @@ def test_what_cannot_be_read_is_said_without_the_password() -> None:
     assert "geheim" not in repr(unknown.value)
 
 
-def test_without_the_driver_it_is_said_what_to_install() -> None:
+def test_missing_driver_names_package_to_install() -> None:
     script = """
 import sys
 sys.modules["psycopg"] = None

@@ -23,7 +23,7 @@ from support.service import IMAGE, Service, open_session
 pytestmark = pytest.mark.anyio
 
 GONE = -2
-"""What Redis says of the time that a key lasts which is not there; -1 of one that lasts for ever."""
+"""Redis's TTL of a missing key; -1 is the TTL of a key without expiry."""
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ async def server() -> AsyncIterator[RedisServer]:
 
 
 class Limiters:
-    """Factory of limiters on one server, each with its own key by default; all are closed at the end."""
+    """Factory of limiters on one server, each with its own key by default; closes all of them."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -140,7 +140,7 @@ async def test_cancelled_acquire_returns_granted_start(limiters: Limiters, redis
         with scope:
             await limiter.acquire()
 
-    # Redis takes what would write, and does not do it yet.
+    # Redis queues writes without executing them yet.
     await redis.client_pause(3_600_000, all=False)
     asking = asyncio.create_task(acquire())
     with anyio.fail_after(PATIENCE_S):
@@ -166,7 +166,7 @@ async def test_log_is_trimmed_and_expires(limiters: Limiters, redis: Redis) -> N
     for _ in range(7):
         await limiter.acquire()
         lengths.append(await redis.zcard("account"))
-    # A machine that stands still for a second finds nothing: it has gone away.
+    # The log may have expired already if the machine stalled for a second.
     assert 1 <= max(lengths) <= 2
     lasts = await redis.pttl("account")
     assert lasts == GONE or 0 < lasts <= 1100

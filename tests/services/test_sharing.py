@@ -1,4 +1,4 @@
-"""Sessions and workers that share an account: what one leaves or hears, another takes up."""
+"""Sessions and workers sharing an account: one resumes the rows and uses the webhooks of another."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ pytestmark = pytest.mark.anyio
 
 LEVEL = Level("test", 1_000_000, 3)
 LEASE = 600.0
-"""Seconds; none ends by itself while a test runs. Those that are to end are ended by `postgres.end_leases`."""
+"""Lease in seconds, longer than any test; `postgres.end_leases` ends leases on purpose."""
 RARELY = 3600.0
-"""Seconds between two looks for news: what comes sooner was brought by a notification."""
+"""Seconds between two polls; anything sooner came by a notification."""
 
 
 def job(name: str) -> Job:
@@ -70,7 +70,7 @@ def ledger_of(kling: KlingSession) -> PostgresLedger:
 
 
 async def died(kling: KlingSession, url: str) -> None:
-    """What is left of a session whose process was killed, when its lease has ended: nothing is handed over."""
+    """Drop a session as a killed process does, without handover, and end its lease."""
     ledger = ledger_of(kling)
     ledger._queue.is_open = False
     for task in ledger._lease._tasks:
@@ -83,7 +83,7 @@ async def died(kling: KlingSession, url: str) -> None:
 
 @asynccontextmanager
 async def told(kling: KlingSession) -> AsyncIterator[str]:
-    """The URL of a receiver of a session's."""
+    """Serve a session's webhook receiver and yield its URL."""
     app = web.Application()
     app.router.add_route("*", "/hooks", aiohttp_handler(await kling.webhook_receiver()))
     runner = web.AppRunner(app)
@@ -102,7 +102,7 @@ async def until(url: str, state: State, count: int) -> None:
             await anyio.sleep(0.05)
 
 
-async def test_doubts_that_take_long_keep_no_new_job_waiting(database: str) -> None:
+async def test_slow_doubts_do_not_block_new_jobs(database: str) -> None:
     async with emulated(input_echo=False) as emulator:
         emulator.faults.add("submit", faults.AcceptThenDrop(), times=3)
         async with session(emulator, database, on_uncertain="hold") as kling:
@@ -110,7 +110,7 @@ async def test_doubts_that_take_long_keep_no_new_job_waiting(database: str) -> N
             ends = await asyncio.gather(*doubts, return_exceptions=True)
         assert [type(end) for end in ends] == [SubmissionUncertainError] * 3
         postgres.rows(database, "UPDATE kling_job SET started_at = started_at - interval '1 hour'")
-        # As many doubts as slots, and a day until anything is shown.
+        # As many doubts as slots, and a day until any is settled.
         async with session(emulator, database, grace=86_400) as kling, working(kling, again=0.2):
             ledger = ledger_of(kling)
             await ledger.enqueue(
@@ -120,8 +120,8 @@ async def test_doubts_that_take_long_keep_no_new_job_waiting(database: str) -> N
         assert len(emulator.charges()) == 6
 
 
-async def test_what_a_dead_session_ran_keeps_no_slot_from_the_others(database: str) -> None:
-    """No worker is there, nor does a session open after it: those that are open follow what it left."""
+async def test_open_sessions_take_over_rows_of_dead_session(database: str) -> None:
+    """There is no worker and no new session: open sessions follow the rows that it left."""
     async with emulated(timing=20.0) as emulator, session(emulator, database) as other:
         async with session(emulator, database) as one:
             running = [await one.submit(job(f"{number}"), key=f"left-{number}") for number in range(3)]
@@ -135,10 +135,10 @@ async def test_what_a_dead_session_ran_keeps_no_slot_from_the_others(database: s
 
 
 UNWATCHED = WatchPolicy(price=1e6, least=86_000, most=86_400, pages=False, deliveries=1.0, scouts=False)
-"""Nothing is read in the time of a test."""
+"""Watch policy that reads nothing during a test."""
 
 
-async def test_a_webhook_that_reaches_one_session_wakes_who_waits_in_another(database: str) -> None:
+async def test_webhook_to_one_session_wakes_waiter_in_another(database: str) -> None:
     async with (
         emulated(timing=20.0) as emulator,
         session(emulator, database, poll=RARELY) as receiving,
@@ -150,7 +150,7 @@ async def test_a_webhook_that_reaches_one_session_wakes_who_waits_in_another(dat
         accepted = await waiting.submit(job("told"), key="k")
         with anyio.fail_after(PATIENCE_S):
             async with anyio.create_task_group() as tasks:
-                # Such as a web handler that waits for what a worker makes.
+                # Such as a web handler that waits for a worker's job.
                 tasks.start_soon(ledger.outcome, "", "k")
                 assert (await waiting.wait(accepted)).output
         assert not [request for request in emulator.requests if request.route in {"result", "list"}]
@@ -158,8 +158,8 @@ async def test_a_webhook_that_reaches_one_session_wakes_who_waits_in_another(dat
         await ledger.aclose()
 
 
-async def test_a_webhook_that_reaches_one_session_settles_the_doubt_of_another(database: str) -> None:
-    """Nothing is echoed, and others use the key: without the token it could only be held."""
+async def test_webhook_to_one_session_settles_doubt_of_another(database: str) -> None:
+    """There is no echo and the key is shared: without the token the job would be held."""
     async with (
         emulated(timing=20.0, input_echo=False) as emulator,
         session(emulator, database, poll=RARELY) as receiving,
@@ -172,7 +172,7 @@ async def test_a_webhook_that_reaches_one_session_settles_the_doubt_of_another(d
         assert len(emulator.charges()) == 1
 
 
-async def test_a_paid_id_that_could_not_be_written_down_is_when_the_database_is_back(database: str) -> None:
+async def test_unrecorded_paid_id_is_recorded_after_outage(database: str) -> None:
     async with (
         emulated(timing=60.0, input_echo=False) as emulator,
         anyio.create_task_group() as tasks,
@@ -182,7 +182,7 @@ async def test_a_paid_id_that_could_not_be_written_down_is_when_the_database_is_
         await tasks.start(wire.serve)
         ledger = PostgresLedger(wire.url, lease=LEASE, poll=0.2, patience=0.1)
         async with session(emulator, database, ledger=ledger) as kling:
-            # Answered when the wire has been cut, and given up before it is mended.
+            # Answered after the connection was cut, and given up before it is restored.
             emulator.faults.add("submit", faults.Delay(40.0, accepted=True), times=1)
             submitted = asyncio.create_task(kling.submit(job("paid"), key="k"))
             await until(database, State.INTENT, 1)
@@ -200,8 +200,8 @@ async def test_a_paid_id_that_could_not_be_written_down_is_when_the_database_is_
         tasks.cancel_scope.cancel()
 
 
-async def test_a_budget_holds_for_all_sessions_together(database: str) -> None:
-    """Each alone would have money for four."""
+async def test_budget_is_shared_by_all_sessions(database: str) -> None:
+    """The budget covers four jobs in each session alone."""
 
     async def run(emulator: Emulator, name: str) -> list[Outcome]:
         level = Level("test", 1_000_000, 100)
@@ -221,7 +221,7 @@ async def test_a_budget_holds_for_all_sessions_together(database: str) -> None:
         assert all("the budget of $2.00 is used up" in error and "nothing was spent" in error for error in said), said
 
 
-async def test_a_budget_holds_for_all_workers_together(database: str) -> None:
+async def test_budget_is_shared_by_all_workers(database: str) -> None:
     async with emulated() as emulator:
         async with session(emulator, database) as kling:
             ledger = ledger_of(kling)
@@ -241,8 +241,8 @@ async def test_a_budget_holds_for_all_workers_together(database: str) -> None:
         assert len(emulator.charges()) == 8
 
 
-async def test_a_failed_job_that_was_to_be_paid_again_is_by_the_next_worker(database: str) -> None:
-    """The first one goes while it waits for the second attempt."""
+async def test_next_worker_retries_failed_job(database: str) -> None:
+    """The first worker stops while it waits for the second attempt."""
     async with emulated(speed=2) as emulator:
         emulator.faults.add("submit", faults.FailTask(code=5000, seconds=1), times=1)
         emulator.faults.add("submit", faults.FailTask(code=1402, seconds=1), times=1)
@@ -258,11 +258,11 @@ async def test_a_failed_job_that_was_to_be_paid_again_is_by_the_next_worker(data
         assert len(emulator.charges()) == 2
         async with session(emulator, database, retry_failed=1) as kling, working(kling):
             await until(database, State.COMPLETED, 1)
-        # The picture that could not be loaded is none of the service's faults.
+        # An image that could not be loaded is not a fault of the service.
         assert len(emulator.charges()) == 3
 
 
-async def test_any_process_answers_for_any_key(database: str) -> None:
+async def test_any_process_serves_any_key(database: str) -> None:
     async with (
         emulated() as emulator,
         session(emulator, database) as one,
@@ -277,7 +277,7 @@ async def test_any_process_answers_for_any_key(database: str) -> None:
         with pytest.raises(KeyReusedError):
             await there.submit(job("b"), key="a")
         with anyio.fail_after(PATIENCE_S):
-            # The same job again, to the other process: waited for, and not paid for once more.
+            # The same job, submitted to the other process: awaited, not paid again.
             again = await there.generate(job("a"), key="a")
             assert (await here.generate(job("a"), key="a")).id == again.id
         assert (await there.get("a")).state == (await here.get("a")).state == "completed"

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 LARGE = mp4(_objects._MAX_SINGLE_PUT_BYTES + 3 * 2**20, seed=3)
-"""Large enough for a multipart upload."""
+"""Size in bytes, large enough for a multipart upload."""
 
 
 @pytest.fixture(scope="session", params=["moto", "rclone"])

@@ -1,4 +1,4 @@
-"""Workers that die, are cut off and are replaced: nothing is paid for twice, nothing is lost, the cap holds."""
+"""Workers that are killed, disconnected or replaced: jobs are paid once, none is lost, the cap holds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ JOBS = int(os.environ.get("KLING_WORKER_JOBS", "90"))
 KILLS = int(os.environ.get("KLING_WORKER_KILLS", "3"))
 SEED = int(os.environ.get("KLING_SEED", "7"))
 CUT_OFF_S = 1.0
-"""A lease that ends by itself, while its worker cannot renew it."""
+"""Lease in seconds, short enough to expire while its worker cannot renew it."""
 
 
 async def fill(url: str, jobs: range) -> None:
@@ -35,7 +35,7 @@ async def fill(url: str, jobs: range) -> None:
 
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("echo", [True, False], ids=["echo", "no echo"])
-async def test_kill_9_of_any_worker_pays_once_and_loses_nothing(database: str, *, echo: bool) -> None:
+async def test_killed_worker_pays_once_and_loses_nothing(database: str, *, echo: bool) -> None:
     rng = random.Random(SEED)
     async with fleet(echo=echo) as workers:
         for _ in range(3):
@@ -44,7 +44,7 @@ async def test_kill_9_of_any_worker_pays_once_and_loses_nothing(database: str, *
             held = workers.hold()
             await fill(database, portion)
             victim = await workers.holder(database, held)
-            # The others go on, and so does what else the victim has in hand.
+            # The others continue, as do the victim's other jobs.
             await anyio.sleep(0.4 * rng.random())
             await workers.kill(victim, database)
             await workers.start(database)
@@ -56,7 +56,7 @@ async def test_kill_9_of_any_worker_pays_once_and_loses_nothing(database: str, *
         assert in_doubt >= KILLS, "each kill met a submit on its way"
 
 
-async def test_a_worker_that_is_cut_off_stops_and_comes_back_by_itself(database: str) -> None:
+async def test_disconnected_worker_stops_and_reconnects(database: str) -> None:
     await fill(database, range(120))
     async with fleet(seconds=0.5, lease=CUT_OFF_S) as workers, anyio.create_task_group() as tasks:
         wire = postgres.Cut(database)
@@ -64,13 +64,13 @@ async def test_a_worker_that_is_cut_off_stops_and_comes_back_by_itself(database:
         await workers.start(wire.url)
         await until(database, lambda found: found[State.COMPLETED] > 5)
         wire.cut()
-        # The lease ends while the wire is dead.
+        # The lease ends while the connection is cut.
         await anyio.sleep(2 * CUT_OFF_S)
         intents = "SELECT DISTINCT j.key FROM kling_step s JOIN kling_job j ON j.id = s.job WHERE s.state = 'intent'"
         intended = {key for (key,) in postgres.rows(database, intents)}
         sent = {str(record.inputs["prompt"]).replace("number ", "job-") for record in workers.emulator.predictions()}
         assert sent <= intended, "it went on submitting what it could not write down"
-        # Another one follows what it had sent, and settles what is in doubt.
+        # Another worker follows its sent jobs and settles its doubts.
         done = counts(database)[State.COMPLETED]
         other = await workers.start(database)
         await until(database, lambda found: found[State.COMPLETED] > done + 5)
@@ -82,10 +82,10 @@ async def test_a_worker_that_is_cut_off_stops_and_comes_back_by_itself(database:
         tasks.cancel_scope.cancel()
 
 
-async def test_a_rolling_deploy_waits_for_no_lease(database: str) -> None:
+async def test_rolling_deploy_does_not_wait_for_leases(database: str) -> None:
     await fill(database, range(180))
     clock = ManualClock(time.time())
-    # Were anything left to a lease, the test would end before it.
+    # A row left to its lease would fail the test, which ends before the lease does.
     async with fleet(seconds=10.0, lease=3600.0, clock=clock) as workers:
         for _ in range(3):
             await workers.start(database)
@@ -94,7 +94,7 @@ async def test_a_rolling_deploy_waits_for_no_lease(database: str) -> None:
             oldest = workers.processes[0]
             await workers.start(database)
             assert await workers.end(oldest, signal.SIGTERM) == 0
-            # What ran at the deploy ends after it, whoever follows it.
+            # Predictions running at the deploy end after it, in whichever worker.
             await clock.advance(60.0)
 
         async def done() -> bool:
