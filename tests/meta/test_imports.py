@@ -1,4 +1,4 @@
-"""What is loaded by importing, in fresh interpreters."""
+"""Modules loaded by imports, in fresh interpreters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import kling_async
 PACKAGE = Path(kling_async.__file__).parent
 LATE = ["aiohttp", "typer", "click", "rich", "av", "PIL", "numpy", "pyarrow", "jinja2", "pyrate_limiter", "redis"]
 LATE += ["obstore", "fastapi", "starlette", "pydantic", "opentelemetry"]
-"""What the import of the package alone must not load: it is optional, or slow and not yet needed."""
+"""Modules that importing the package must not load: optional, or slow and not needed yet."""
 OPTIONAL_ROOMS = {
     "cli": ["typer", "rich"],
     "emulator": ["av", "PIL"],
@@ -31,7 +31,7 @@ MODULES = [
 
 
 def fresh(script: str, *arguments: str) -> object:
-    """What a script prints as JSON, run in an interpreter of its own that finds the same package."""
+    """Run a script in a fresh interpreter with the same package, and return the JSON it prints."""
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-c", script, *arguments],
         capture_output=True,
@@ -43,7 +43,7 @@ def fresh(script: str, *arguments: str) -> object:
     return json.loads(ran.stdout)
 
 
-def test_importing_the_package_loads_nothing_optional_and_not_aiohttp() -> None:
+def test_package_import_loads_no_optional_module_or_aiohttp() -> None:
     loaded = fresh("import json, sys, kling_async; print(json.dumps(sorted(sys.modules)))")
     assert isinstance(loaded, list)
     assert "kling_async._session.session" not in loaded, "a name is loaded when it is first used"
@@ -74,15 +74,15 @@ WITH_A_NEED = [
     "providers._account",
 ]
 WITH_A_NEED += ["results", "storage", "webhooks"]
-"""What is loaded when a session is opened, and what when it is used for more than submitting and waiting."""
+"""Modules loaded when a session opens, and those loaded for more than submitting and waiting."""
 
 
 def names(modules: list[str]) -> list[str]:
-    """Modules as `sys.modules` knows them; those of others as they are."""
+    """Return full module names as in `sys.modules`; third-party names are unchanged."""
     return [f"kling_async.{name}" if f"kling_async.{name}" in MODULES else name for name in modules]
 
 
-def test_values_and_a_session_that_is_not_entered_load_no_more_than_they_need() -> None:
+def test_values_and_unentered_session_load_few_modules() -> None:
     script = """
 import json, sys
 from kling_async import Job, KlingSession
@@ -95,7 +95,7 @@ print(json.dumps(sorted(sys.modules)))
     assert [name for name in names(WITH_THE_OPENING + WITH_A_NEED) if name in loaded] == []
 
 
-def test_a_session_that_submits_and_waits_loads_no_more_than_it_needs() -> None:
+def test_submitting_session_loads_few_modules() -> None:
     script = """
 import asyncio, json, sys
 from kling_async import HttpResponse, Job, KlingSession
@@ -119,7 +119,7 @@ print(json.dumps(sorted(sys.modules)))
     assert "kling_async._session.engine" in loaded, "the modules are called as they are here"
 
 
-def test_values_and_a_session_that_is_not_entered_need_no_aiohttp() -> None:
+def test_values_and_unentered_session_need_no_aiohttp() -> None:
     script = """
 import json, sys, kling_async
 for name in kling_async.__all__:
@@ -132,8 +132,8 @@ print(json.dumps("aiohttp" in sys.modules))
     assert fresh(script) is False
 
 
-# Importing any module imports the package before it, always in the same order. So what can go wrong is a module that
-# the package does not load: each of these is imported with none of the others loaded.
+# Importing any module imports the package first, always in the same order. So only a module that the package does not
+# load can fail: each of these is imported with none of the others loaded.
 EACH = """
 import importlib, json, sys, kling_async
 always = set(sys.modules)
@@ -149,7 +149,7 @@ print(json.dumps(failed))
 """
 
 
-def test_every_module_can_be_imported_first() -> None:
+def test_every_module_imports_first() -> None:
     missing = {
         room for room, needs in OPTIONAL_ROOMS.items() if not all(importlib.util.find_spec(need) for need in needs)
     }
@@ -176,7 +176,7 @@ print(json.dumps(failed))
 """
 
 
-def test_without_the_extras_all_but_their_rooms_is_there() -> None:
+def test_package_works_without_extras() -> None:
     needs_extras = (
         "kling_async.cli.",
         "kling_async.emulator.renderer",
@@ -198,7 +198,7 @@ def test_without_the_extras_all_but_their_rooms_is_there() -> None:
     )
 
 
-def test_the_shared_limiter_without_its_extra_says_what_to_install() -> None:
+def test_shared_limiter_names_missing_extra() -> None:
     script = WITHOUT.replace("ModuleNotFoundError as", "ImportError as")
     said = fresh(script, "redis", "kling_async.limits.shared")
     assert said == {"kling_async.limits.shared": "the shared limiter needs its extra: pip install 'kling-async[redis]'"}
@@ -208,18 +208,18 @@ def test_the_shared_limiter_without_its_extra_says_what_to_install() -> None:
     ("name", "package", "extra"),
     [("fastapi", "FastAPI", "fastapi"), ("opentelemetry", "OpenTelemetry", "otel")],
 )
-def test_an_integration_without_its_extra_says_what_to_install(name: str, package: str, extra: str) -> None:
+def test_integration_names_missing_extra(name: str, package: str, extra: str) -> None:
     module = f"kling_async.integrations.{name}"
     said = fresh(WITHOUT.replace("ModuleNotFoundError as", "ImportError as"), name, module)
     assert said == {module: f"{package} is not installed: pip install 'kling-async[{extra}]'"}
 
 
-def test_the_check_without_the_extras_can_fail() -> None:
+def test_check_without_extras_can_fail() -> None:
     assert fresh(WITHOUT, "attrs,attr", "kling_async._core.http") != {}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the exit status is the same, the quoting is not")
-def test_the_command_without_its_extra_says_what_to_install() -> None:
+def test_command_names_missing_extra() -> None:
     script = WITHOUT.partition("failed = {}")[0] + "\nfrom importlib.util import find_spec\n"
     script += "import importlib.util\nimportlib.util.find_spec = lambda n: None if n in missing else find_spec(n)\n"
     script += "from kling_async.cli import main\nmain()"

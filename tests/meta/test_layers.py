@@ -1,4 +1,4 @@
-"""Which way imports run (architecture, section 3): downwards only, checked on the syntax of every module."""
+"""Imports point downwards only (architecture, section 3), checked on the syntax tree of every module."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ ROWS = (
     {"providers"},
     {"_core", "_version"},
 )
-"""The rooms from above to below. A room imports from rows below it; rooms of one row do not know each other."""
+"""Layers from top to bottom. A package imports from layers below its own, never from its own layer."""
 OF_THE_CORE = {"errors", "events"}
 """Files of the core, at the top because users import them by these names."""
 APART = "emulator"
-"""It stands apart, and only the first rows start it."""
+"""Package outside the layers, imported by `STARTS_IT` alone."""
 STARTS_IT = {"cli", "examples", "testing"}
 
 PURE = {"_core", "providers"}
@@ -67,7 +67,7 @@ ROOMS_OF = {
     "opentelemetry": {"integrations"},
     "pytest": {"testing"},
 }
-"""Third parties, by the rooms that may import them; what stands neither here nor above is imported nowhere."""
+"""Third-party packages by the parts that may import them; all others are forbidden."""
 DISTRIBUTIONS = {
     "pyrate_limiter": "pyrate-limiter",
     "PIL": "pillow",
@@ -95,11 +95,11 @@ OPTIONAL = {
     "uvicorn",
 }
 BY_ITSELF = {"pytest"}
-"""What loads the module that imports it, hence is there whenever it is imported, and is declared nowhere."""
+"""Packages that load the module importing them, hence are always installed then, and need no declaration."""
 
 
 def sources() -> dict[str, str]:
-    """The source of every module of the package, by its dotted name below the package."""
+    """Return the source of every module by its dotted name below the package."""
     found: dict[str, str] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -108,7 +108,7 @@ def sources() -> dict[str, str]:
 
 
 def imports(name: str, source: str) -> set[tuple[str, bool]]:
-    """What a module imports, absolutely, and whether for its types alone. Modules of the package begin with a dot."""
+    """Yield a module's absolute imports, and whether for types alone. Modules of the package begin with a dot."""
     found: set[tuple[str, bool]] = set()
     package = ["kling_async", *name.split(".")[:-1]]
 
@@ -124,7 +124,7 @@ def imports(name: str, source: str) -> set[tuple[str, bool]]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            # `from . import x` names a module or an attribute: the longer name says more.
+            # `from . import x` names a module or an attribute; keep the longer name.
             found.update((f"{module}.{alias.name}", typing) for alias in node.names)
         for child in ast.iter_child_nodes(node):
             visit(child, typing)
@@ -139,7 +139,7 @@ def imports(name: str, source: str) -> set[tuple[str, bool]]:
 
 
 def room(module: str) -> str:
-    """The room of a module or name below the package; names that are no module belong to the package itself."""
+    """Return the part of a module or name below the package; names that are no module belong to the package itself."""
     first = module.partition(".")[0]
     if first in OF_THE_CORE:
         return "_core"
@@ -152,7 +152,7 @@ def row_of(name: str) -> int:
 
 
 def complaints(modules: dict[str, str]) -> list[str]:
-    """Every import that goes where it must not."""
+    """Return every forbidden import."""
     wrong: list[str] = []
     for name, source in modules.items():
         ours = room(name) if name != "__init__" else ""
@@ -185,7 +185,7 @@ def test_imports_run_downwards() -> None:
     assert not complaints(sources())
 
 
-def test_every_module_stands_in_a_row() -> None:
+def test_every_module_has_a_layer() -> None:
     rooms = {name.partition(".")[0] for name in sources() if name != "__init__"} - OF_THE_CORE
     assert rooms <= set().union(*ROWS) | {APART}
     assert set().union(*ROWS) <= rooms | {""}, "a row that names a room which is not there checks nothing"
@@ -223,7 +223,7 @@ def test_every_module_stands_in_a_row() -> None:
         ("storage", "import requests", "belongs to []"),
     ],
 )
-def test_the_check_itself_finds_what_is_wrong(name: str, source: str, said: str) -> None:
+def test_check_finds_wrong_imports(name: str, source: str, said: str) -> None:
     assert said in "; ".join(complaints({name: source}))
 
 
@@ -236,11 +236,11 @@ def test_the_check_itself_finds_what_is_wrong(name: str, source: str, said: str)
         ("cli.demo", "from kling_async import KlingSession\nfrom kling_async.emulator import Emulator\nimport rich"),
     ],
 )
-def test_the_check_itself_allows_what_is_right(name: str, source: str) -> None:
+def test_check_allows_right_imports(name: str, source: str) -> None:
     assert not complaints({name: source})
 
 
-def test_what_is_imported_is_declared() -> None:
+def test_third_party_imports_are_declared() -> None:
     file = Path(__file__).parents[2] / "pyproject.toml"
     project = tomllib.loads(file.read_text())["project"]
 

@@ -1,6 +1,6 @@
-"""Every promise (`support/promises.py`) is held by tests that name it; `pytest -m promise` prints which.
+"""Every promise (`support/promises.py`) has tests marked with it; `pytest -m promise` prints them.
 
-And the last of them, which is about the tests themselves: time.
+Promise 11, about time in tests, is checked here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PACKAGE = Path(kling_async.__file__).parent
 
 
 def named(source: str) -> Iterator[tuple[str, int]]:
-    """The tests of a file that name promises, with the numbers."""
+    """Yield the tests of a file that are marked with promises, with the numbers."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             for mark in node.decorator_list:
@@ -29,7 +29,7 @@ def named(source: str) -> Iterator[tuple[str, int]]:
 
 
 def holders() -> dict[int, list[str]]:
-    """The tests that hold each promise."""
+    """Return the tests of each promise."""
     found: dict[int, list[str]] = defaultdict(list)
     for path in sorted(TESTS.rglob("test_*.py")):
         for name, number in named(path.read_text()):
@@ -38,17 +38,17 @@ def holders() -> dict[int, list[str]]:
 
 
 @pytest.mark.parametrize("number", PROMISES, ids=lambda number: f"promise {number}")
-def test_every_promise_is_held_by_tests_that_name_it(number: int) -> None:
+def test_every_promise_has_tests(number: int) -> None:
     found = holders()[number]
     assert len(found) >= 2, f"{PROMISES[number]} is held by {found}"
     assert all(name.partition("::")[2].startswith("test_") for name in found), "what is no test holds nothing"
 
 
-def test_no_test_names_a_promise_that_is_none() -> None:
+def test_marked_promises_exist() -> None:
     assert holders().keys() == PROMISES.keys()
 
 
-def test_the_search_for_names_itself() -> None:
+def test_promise_search_finds_marks() -> None:
     source = "@pytest.mark.promise(3, 4)\n@other\nasync def test_a(): ...\n@pytest.mark.promise(1)\ndef test_b(): ...\n"
     assert list(named(source)) == [("test_a", 3), ("test_a", 4), ("test_b", 1)]
 
@@ -72,11 +72,11 @@ OWN_TIME = {
     "testing": "of tests",
     "emulator": "of another process, with a clock of its own",
 }
-"""Where real time may be asked for or waited for, and whose it is; elsewhere it comes from the session's clock."""
+"""Modules that may read or wait for real time, with the reason; others use the session's clock."""
 
 
 def real_time(source: str) -> Iterator[str]:
-    """Where real time is asked or waited for."""
+    """Yield expressions that read or wait for real time."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute):
             text = ast.unparse(node)
@@ -91,7 +91,7 @@ def real_time(source: str) -> Iterator[str]:
 
 
 @pytest.mark.promise(11)
-def test_the_package_takes_its_time_from_the_clock_that_it_is_given() -> None:
+def test_package_reads_time_from_given_clock() -> None:
     found = {
         str(path.relative_to(PACKAGE)): told
         for path in sorted(PACKAGE.rglob("*.py"))
@@ -102,8 +102,8 @@ def test_the_package_takes_its_time_from_the_clock_that_it_is_given() -> None:
 
 
 @pytest.mark.promise(11)
-def test_tests_of_core_and_of_virtual_time_know_no_other() -> None:
-    """Waiting is virtual there: the loop's time is. No test of theirs looks at a real clock."""
+def test_core_and_virtual_tests_use_no_real_clock() -> None:
+    """Their waits run on the loop's virtual time."""
     asked = {
         path.name: told
         for folder in ("core", "virtual")
@@ -115,7 +115,7 @@ def test_tests_of_core_and_of_virtual_time_know_no_other() -> None:
 
 
 @pytest.mark.promise(11)
-def test_no_test_asserts_how_long_something_took() -> None:
+def test_no_test_asserts_elapsed_real_time() -> None:
     asserted = [
         f"{path.relative_to(TESTS)}:{node.lineno}"
         for path in sorted(TESTS.rglob("*.py"))
@@ -126,11 +126,11 @@ def test_no_test_asserts_how_long_something_took() -> None:
 
 
 REAL = {path for path in TESTS.rglob("*.py") if path.relative_to(TESTS).parts[0] not in {"core", "virtual", "testing"}}
-"""Tests in real time; a bound in virtual time is part of what is tested."""
+"""Tests in real time; in virtual time a bound is part of the tested behaviour."""
 
 
 def bounds(source: str) -> Iterator[int]:
-    """Lines on which a wait fails after a number of seconds that stands there."""
+    """Yield lines where a wait is bounded by a literal number of seconds."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
@@ -143,8 +143,8 @@ def bounds(source: str) -> Iterator[int]:
 
 
 @pytest.mark.promise(11)
-def test_waits_in_real_time_have_one_bound_that_measures_nothing() -> None:
-    """Whoever waits for an event waits `PATIENCE_S` for it, as long as a slow machine needs."""
+def test_real_time_waits_are_bounded_by_patience() -> None:
+    """Waits for events use `PATIENCE_S`, which is long enough for a slow machine."""
     found = [f"{path.relative_to(TESTS)}:{line}" for path in sorted(REAL) for line in sorted(bounds(path.read_text()))]
     assert not found
 
@@ -161,7 +161,7 @@ def test_waits_in_real_time_have_one_bound_that_measures_nothing() -> None:
         ("pytest.mark.timeout(300)", []),
     ],
 )
-def test_the_search_for_bounds_itself(source: str, lines: list[int]) -> None:
+def test_bound_search_finds_literals(source: str, lines: list[int]) -> None:
     assert list(bounds(source)) == lines
 
 
@@ -176,5 +176,5 @@ def test_the_search_for_bounds_itself(source: str, lines: list[int]) -> None:
         ("service.clock.monotonic() - began", []),
     ],
 )
-def test_the_search_for_real_time_itself(source: str, found: list[str]) -> None:
+def test_real_time_search_finds_calls(source: str, found: list[str]) -> None:
     assert list(real_time(source)) == found

@@ -1,4 +1,4 @@
-"""The public names: complete, sorted, documented."""
+"""Public names are complete, sorted and documented."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PUBLIC_MODULES = (
 
 
 def named(module: ModuleType) -> list[str]:
-    """The public names of a module: `__all__`, or what it defines itself."""
+    """Return the public names of a module: `__all__`, or its own definitions."""
     declared = getattr(module, "__all__", None)
     if declared is not None:
         return list(declared)
@@ -45,12 +45,12 @@ def named(module: ModuleType) -> list[str]:
 
 
 def order(name: str) -> tuple[int, str]:
-    """Constants, classes, the rest, as ruff sorts them."""
+    """Return the sort key of ruff: constants, classes, the rest."""
     return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
 
 
 def everything() -> dict[str, object]:
-    """Every public object of the package by its dotted name."""
+    """Return every public object of the package by its dotted name."""
     found: dict[str, object] = {}
     for module_name in PUBLIC_MODULES:
         module = importlib.import_module(module_name)
@@ -66,7 +66,7 @@ DEFINED = {name: value for name, value in OBJECTS.items() if inspect.isclass(val
 
 
 def members(cls: type) -> dict[str, Any]:
-    """The public methods and properties that a class of this package defines itself."""
+    """Return the public methods and properties that a class of this package defines itself."""
     found: dict[str, Any] = {}
     for name, value in vars(cls).items():
         function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
@@ -78,7 +78,7 @@ def members(cls: type) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "module_name", [name for name in PUBLIC_MODULES if hasattr(importlib.import_module(name), "__all__")]
 )
-def test_all_is_sorted_without_doubles_and_importable(module_name: str) -> None:
+def test_all_is_sorted_unique_and_importable(module_name: str) -> None:
     module = importlib.import_module(module_name)
     names = list(module.__all__)
     assert names == sorted(set(names), key=order)
@@ -86,7 +86,7 @@ def test_all_is_sorted_without_doubles_and_importable(module_name: str) -> None:
 
 
 def test_all_is_complete() -> None:
-    """What a type checker sees, what is there when it is asked for, and what `__all__` says: one and the same."""
+    """Names for type checkers, attributes at run time and `__all__` agree."""
     tree = ast.parse(inspect.getsource(kling_async))
     (seen,) = (node for node in tree.body if isinstance(node, ast.If))
     places = {
@@ -104,8 +104,8 @@ def test_all_is_complete() -> None:
         kling_async.Client  # noqa: B018 -- asking is the point
 
 
-def test_what_is_public_in_a_room_is_what_its_face_shows() -> None:
-    """What users give to a session or get from it can be imported from the top."""
+def test_session_types_are_importable_from_top() -> None:
+    """Types that users pass to a session or get from it can be imported from the top."""
     for kind in ("Job", "Prediction", "Outcome", "Batch", "Level", "RateLimiter", "Provider", "Ledger", "Clock"):
         assert kind in kling_async.__all__
     assert kling_async.__version__.count(".") == 2
@@ -142,6 +142,6 @@ def test_every_parameter_of_a_public_callable_is_annotated(name: str) -> None:
         assert signature.return_annotation is not signature.empty
 
 
-def test_there_is_something_to_check() -> None:
+def test_surface_is_not_empty() -> None:
     assert len(DEFINED) > 80
     assert sum(len(members(value)) for value in DEFINED.values() if inspect.isclass(value)) > 50

@@ -1,7 +1,7 @@
-"""The hot paths cost no more than they did: work is counted and compared with that of a reference in the same run.
+"""Work of the hot paths, counted and compared with a reference in the same run.
 
-The figures are upper bounds, about a tenth above what was measured. Whoever exceeds one has made every job slower:
-find out what does the work (`python -m cProfile`), and raise a bound only for what is worth it.
+The figures are upper bounds, about a tenth above the measured values. A change that exceeds one slows every job:
+find the cause with `python -m cProfile`, and raise a bound only if the change is worth it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ READS = 4
 
 @pytest.fixture(autouse=True)
 def no_log() -> Iterator[None]:
-    """Nobody reads the log, whatever the tests before have set up."""
+    """Disable the log, whatever earlier tests have configured."""
     logger = logging.getLogger("kling_async")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -57,7 +57,7 @@ def no_log() -> Iterator[None]:
 
 
 def reply(name: str, status: str) -> bytes:
-    """What the service says of a prediction, as long as it is there."""
+    """Return the service's result of a prediction."""
     outputs = [f"https://outputs.example/{name}.mp4"] if status == "completed" else []
     data = {
         "id": name,
@@ -75,7 +75,7 @@ def reply(name: str, status: str) -> bytes:
 
 
 class Service(ScriptedTransport):
-    """Completes a prediction at its fourth read, or never."""
+    """Service that completes a prediction at its fourth read, or never."""
 
     def __init__(self, reads: float = READS) -> None:
         super().__init__(self.answer)
@@ -99,7 +99,7 @@ class Service(ScriptedTransport):
 
 
 def run(main: Callable[[], Coroutine[Any, Any, object]]) -> None:
-    """In virtual time: how often anything wakes up does not depend on the machine."""
+    """Run in virtual time, so that the number of wake-ups does not depend on the machine."""
     loop = looptime.new_event_loop()
     try:
         loop.run_until_complete(main())
@@ -108,7 +108,7 @@ def run(main: Callable[[], Coroutine[Any, Any, object]]) -> None:
 
 
 async def by_hand(count: int) -> None:
-    """The same jobs over the same transport: a semaphore, a task per job."""
+    """Run the same jobs over the same transport with a semaphore and a task per job."""
     service, slots, dialect = Service(), asyncio.Semaphore(20), WaveSpeed(api_key="wsk_key")
 
     async def one(number: int) -> None:
@@ -142,14 +142,14 @@ async def by_session(count: int) -> None:
     assert done == count
 
 
-def test_a_job_of_a_batch() -> None:
-    """From the input to the outcome: typed, admitted, recorded, sent, watched, told."""
+def test_batch_job_work_is_bounded() -> None:
+    """Covers a job from the input to its outcome: validation, admission, ledger, submit, watching, events."""
     ours = work_per(8, lambda count: run(lambda: by_session(count)))
     floor = work_per(8, lambda count: run(lambda: by_hand(count)))
     assert ours / floor < 4.4
 
 
-def test_reading_a_reply() -> None:
+def test_response_parsing_work_is_bounded() -> None:
     dialect = WaveSpeed(api_key="wsk_key_of_the_test")
     response = HttpResponse(status=200, body=reply("0" * 32, "completed"))
     ours = work_per(8, lambda count: [dialect.read_prediction(response) for _ in range(count)])
@@ -167,8 +167,8 @@ def server() -> Iterator[str]:
     process.stdout.close()
 
 
-def test_a_read_over_the_network(server: str) -> None:
-    """Our transport, with its timeouts, proxies and errors, costs no more than aiohttp as it comes."""
+def test_network_read_work_is_bounded(server: str) -> None:
+    """The transport, with timeouts, proxies and errors, costs no more than plain aiohttp."""
     dialect = WaveSpeed(api_key="wsk_key_of_the_test", base_url=server)
 
     async def made() -> list[str]:
@@ -200,7 +200,7 @@ def test_a_read_over_the_network(server: str) -> None:
 
 
 class Here(SQLiteLedger):
-    """Does the writer's work in this thread, where it is counted."""
+    """Ledger that does its writer's work in this thread, where it is counted."""
 
     connection: sqlite3.Connection
 
@@ -210,8 +210,8 @@ class Here(SQLiteLedger):
         return done
 
 
-def test_the_steps_of_a_job_in_the_ledger(tmp_path: Path) -> None:
-    """What the writer does for a job, the file apart."""
+def test_ledger_steps_work_is_bounded(tmp_path: Path) -> None:
+    """Counts the writer's work per job, without the file."""
     ledger = Here(tmp_path / "ledger.sqlite")
     ledger.connection = connect(ledger.path, 1.0)
     numbers = itertools.count()
@@ -253,8 +253,8 @@ def test_the_steps_of_a_job_in_the_ledger(tmp_path: Path) -> None:
     assert ours / floor < 14
 
 
-def test_memory_of_a_running_job() -> None:
-    """Everything that a job needs while it runs, its last record as it came included."""
+def test_running_job_memory_is_bounded() -> None:
+    """Counts everything that a running job holds, including its last raw result."""
     sizes: dict[int, int] = {}
 
     async def running(count: int) -> None:

@@ -1,7 +1,7 @@
-"""What a type checker must know of the public names. Not run: checked by mypy --strict and by pyright.
+"""Types of the public names. Not run: checked by mypy --strict and by pyright.
 
-A wrong call stands here with the comment that silences it. Both checkers complain about a comment that silences
-nothing, so that each is a proof that the call is refused.
+Each wrong call has the comment that silences its error. Both checkers report a comment that silences
+nothing, so each comment proves that the call is refused.
 """
 # pyright: reportUnnecessaryTypeIgnoreComment=true
 
@@ -137,7 +137,7 @@ async def a_session(kling: KlingSession, own: Provider) -> None:
 
 
 class Subclass(KlingSession):
-    """A session of one's own stays one after entering."""
+    """Subclass whose type is kept by `async with`."""
 
 
 async def a_subclass(kling: Subclass) -> None:
