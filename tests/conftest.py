@@ -41,13 +41,13 @@ def anyio_backend() -> object:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One more than there are processors: many tests wait for processes and servers of their own."""
+    """Return one worker more than there are processors, since many tests wait for other processes."""
     del config
     return (os.cpu_count() or 1) + 1
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
-    """With `pytest -m promise`: what is promised, and the tests that hold it."""
+    """Print each promise and its tests for `pytest -m promise`."""
     if "promise" not in config.option.markexpr:
         return []
     held: dict[int, dict[str, int]] = {number: {} for number in PROMISES}

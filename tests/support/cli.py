@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Cli:
-    """Starts `kling-async` in a folder of the test, without the environment's settings for it."""
+    """Runner of `kling-async` in a folder of the test, without the environment's settings."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

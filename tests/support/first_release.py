@@ -1,4 +1,4 @@
-"""Ledgers as the first release of the package wrote them, and the jobs in them.
+"""Ledgers written by the first release of the package, and their jobs.
 
 The files lie in `tests/resume/data`; `make.py` beside them made them.
 """
@@ -33,7 +33,7 @@ DATA: Final = Path(__file__).parents[1] / "resume" / "data"
 STATES: Final = DATA / "states.db"
 """A row in every state, in the batch `BATCH`; a key is named after what is special about its row."""
 GATE: Final = DATA / "gate.db"
-"""A batch that was run to its end, without keys."""
+"""Completed batch without keys."""
 BATCH: Final = "spring"
 PICTURE: Final = DATA / "face.png"
 START: Final = 1_800_000_000.0
@@ -138,7 +138,7 @@ async def decisions(fresh: Fresh, folder: Path) -> dict[str, Any]:
             found[f"{name}, {'resume' if resumed else 'run'}"] = await _run(fresh(), resumed=resumed, **options)
     budget = Budget(6)
     run = await _run(fresh(), resumed=False, on_uncertain="hold", budget=budget)
-    # The first job that there is no money for ends the batch, whichever that is.
+    # The first job over the budget ends the batch, whichever it is.
     found["budget"] = run["budget"], run["paid"]
     # In a thread: the commands run a loop of their own.
     found["by hand"] = await anyio.to_thread.run_sync(lambda: {way: _by_hand(fresh(), way) for way in WAYS})
@@ -150,7 +150,7 @@ async def decisions(fresh: Fresh, folder: Path) -> dict[str, Any]:
 
 
 async def _run(ledger: Path | str, *, resumed: bool, **options: Any) -> dict[str, Any]:
-    """Run the batch again, with the same call or out of its ledger."""
+    """Run the batch again, with the same call or from its ledger."""
     epoch = START + 3600.0 - asyncio.get_running_loop().time()
     service = Service(seconds=0.2, latency=0.001, clock=LoopClock(epoch), epoch=epoch)
     service.accepted["id-submitted-1"] = (service.clock.monotonic(), 0.2, {"prompt": "About submitted"})
@@ -187,7 +187,7 @@ WAYS: Final[dict[str, Callable[[DoubtOptions, str], object]]] = {
 
 
 def _by_hand(where: Path | str, way: str) -> dict[str, Any]:
-    """Settle every job by hand in one way, and return what each has become, or why that was refused."""
+    """Settle every job by hand in one way, and return each new state or the reason for a refusal."""
     ledger = LedgerName.parse(str(where))
     found: dict[str, Any] = {}
     for key in KEYS:
@@ -224,7 +224,7 @@ def states_of_steps(ledger: Path | str) -> dict[str, list[str]]:
 
 
 def copies(source: Path, folder: Path) -> Fresh:
-    """Return what copies a ledger file into new folders."""
+    """Return a function that copies a ledger file into new folders."""
 
     def fresh() -> Path:
         made = folder / f"copy-{sum(1 for _ in folder.iterdir())}"

@@ -18,7 +18,7 @@ IMAGE = "https://pictures.example/face.png?signature=secret"
 
 @attrs.define
 class Script:
-    """Sends events of jobs to an observer; `at` is the time of the next event."""
+    """Source of job events for an observer; `at` is the time of the next event."""
 
     observer: Observer
     batch: str = "spring"

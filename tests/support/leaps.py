@@ -1,4 +1,4 @@
-"""A loop whose time a test moves on: timeouts of minutes end at once, and only when the test says so."""
+"""Event loop whose time tests advance: timeouts of minutes expire at once, and only on demand."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from support.patience import PATIENCE_S
 
 
 class LeapingLoop(asyncio.SelectorEventLoop):
-    """Real sockets, and a clock that can leap.
+    """Event loop with real sockets and a clock that can leap.
 
-    A test of timeouts in real time has to be fast and to allow for a slow machine, and cannot be both. Here the
-    timeouts stay long, so that nothing ends early, and `leap` makes them due.
+    A timeout test in real time cannot be both fast and safe on a slow machine. Here the timeouts stay long, so that
+    nothing ends early, and `leap` makes them due.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class LeapingLoop(asyncio.SelectorEventLoop):
         return super().time() + self._leapt
 
     def leap(self, seconds: float) -> None:
-        """Move the loop's time on; timers that have become due run in the next turn."""
+        """Advance the loop's time; timers that become due run in the next iteration."""
         self._leapt += seconds
 
 
@@ -34,14 +34,14 @@ BACKEND = ("asyncio", {"loop_factory": LeapingLoop})
 
 
 def leap(seconds: float) -> None:
-    """Move the time of the running loop on."""
+    """Advance the time of the running loop."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, LeapingLoop)
     loop.leap(seconds)
 
 
 async def until(true: Callable[[], object]) -> None:
-    """Wait for something that announces itself to nobody."""
+    """Poll until a condition without an event is true."""
     with anyio.fail_after(PATIENCE_S):
         while not true():  # noqa: ASYNC110 -- nothing announces it
             await anyio.sleep(0.001)

@@ -1,4 +1,4 @@
-"""Time that only a test moves on, for emulators and sessions: `ManualClock`, and what drives it."""
+"""Manual time for emulators and sessions: drivers of a `ManualClock`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.patience import PATIENCE_S
 
 
 async def advance_until(clock: ManualClock, reached: Callable[[], Awaitable[bool]], *, step: float = 0.5) -> None:
-    """Move time on by `step` seconds until something is so."""
+    """Advance time by `step` seconds until a condition is true."""
     with anyio.fail_after(PATIENCE_S):
         while not await reached():
             await clock.advance(step)
@@ -20,11 +20,11 @@ async def advance_until(clock: ManualClock, reached: Callable[[], Awaitable[bool
 
 @asynccontextmanager
 async def running(clock: ManualClock, *, step: float = 0.5, pause: float = 0.0) -> AsyncIterator[None]:
-    """Move time on as fast as the machine follows: what is on its way over a loopback socket arrives before it does.
+    """Advance time as fast as the machine follows: data in flight over loopback sockets arrives between steps.
 
     Args:
-        clock: The clock of everybody.
-        step: Seconds by which it moves.
+        clock: Clock shared by all participants.
+        step: Seconds per step.
         pause: Seconds of real time between two steps, for other processes.
     """
 

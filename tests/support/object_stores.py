@@ -1,4 +1,4 @@
-"""Two S3 servers that have nothing in common: moto's and rclone's, as processes of their own."""
+"""Two independent S3 servers, moto's and rclone's, each in its own process."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class S3Server:
     """A server with one bucket.
 
     Attributes:
-        name: Whose it is.
-        endpoint: Its address.
-        writes_once: Whether it honours `If-None-Match: *`.
+        name: Name of the program.
+        endpoint: URL of the server.
+        writes_once: True if it honours `If-None-Match: *`.
     """
 
     name: str
@@ -59,7 +59,7 @@ class S3Server:
         )
 
     def environment(self) -> dict[str, str]:
-        """What makes obstore find it."""
+        """Return the environment that makes obstore use this server."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": KEY_ID,
@@ -97,7 +97,7 @@ def rclone(folder: Path) -> Iterator[S3Server]:
 
 @contextmanager
 def _running(command: list[str], port: Callable[[str], str]) -> Iterator[str]:
-    """The server while it runs, once it has said its port."""
+    """Run the server and yield what `port` finds in its output."""
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -109,7 +109,7 @@ def _running(command: list[str], port: Callable[[str], str]) -> Iterator[str]:
         assert process.stdout is not None
         limit = threading.Timer(60, process.kill)
         limit.start()
-        # What it says later is read too, so that it does not block on a full pipe.
+        # Keep reading its output, so that it does not block on a full pipe.
         drain = threading.Thread(target=process.stdout.read)
         try:
             lines = []

@@ -25,7 +25,7 @@ KEY = "signature"
 
 
 class QuickClock:
-    """A clock whose sleeps return immediately and are recorded."""
+    """Clock whose sleeps return immediately and are recorded."""
 
     def __init__(self) -> None:
         self.pauses: list[float] = []

@@ -1,7 +1,7 @@
-"""README.md and the pages under docs/: their fenced blocks, and how a page is run from its first block to its last.
+"""Fenced blocks of README.md and the pages under docs/, and a runner for whole pages.
 
 Python blocks of a page share one namespace and run in order, in scaled time; lines of a console block run as processes.
-A block with a title is written into that file before the page runs, and a program has to be run by a console line.
+A block with a title is written to that file before the page runs, and a console line must run it.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ DOCS = ROOT / "docs"
 RUN = {"python", "console"}
 LANGUAGES = RUN | {"json", "text"}
 PICTURES = ("anna", "lake", "wind")
-"""In the folder photos/ of a page."""
+"""Files in the folder photos/ of a page."""
 
 _INFO = re.compile(r"(?P<language>[\w-]*)(?P<info>[^\n]*)$\n", re.MULTILINE)
 _REASON = re.compile(r"<!-- not run: (?P<reason>\S[^\n]*) -->\n+\Z")
 _TEST_COMMAND = re.compile(r"<!-- test-command -->\n\Z")
-"""The one block that `.ci/run` types, to the letter."""
+"""The one block that `.ci/run` runs verbatim."""
 _TITLE = re.compile(r'title="([^"]+)"')
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
 @attrs.frozen
 class Block:
-    """A fenced block of a page; `reason` says why it is not run."""
+    """Fenced block of a page; `reason` says why it is not run, None for a block that is run."""
 
     path: Path
     line: int
@@ -108,7 +108,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def check_install(words: list[str]) -> None:
-    """Check a line of pip: it installs from the checkout, with extras that there are."""
+    """Check a pip command: it installs from the checkout, with existing extras."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert words[:4] == ["python", "-m", "pip", "install"], words
     for word in words[4:]:
@@ -118,18 +118,18 @@ def check_install(words: list[str]) -> None:
 
 
 SERVERS = {"emulator": "Ctrl-C ends it", "worker": "Ctrl-C or SIGTERM", "studio": "Open http"}
-"""Commands that run until they are interrupted, with a word of the line that says that they are ready."""
+"""Commands that run until interrupted, with a word of the line that they print when ready."""
 
 
 def _name(words: list[str]) -> str:
-    """The subcommand of `kling-async`, or the last part of a module's name."""
+    """Return the subcommand of `kling-async`, or the last part of a module's name."""
     if words[0] == "kling-async":
         return words[1]
     return words[2].rpartition(".")[2] if words[:2] == ["python", "-m"] else words[0]
 
 
 def _added(name: str) -> list[str]:
-    """Options that take free ports and less time."""
+    """Options for free ports and shorter waits."""
     if name == "emulator":
         return ["--port", "0", "--gptproto-port", "0"]
     if name == "studio":
@@ -151,14 +151,14 @@ def _wait_until_served(printed: str) -> None:
 
 @attrs.define
 class PageRun:
-    """One page, run in a folder of its own.
+    """Run of one page in its own folder.
 
     Attributes:
         folder: The working directory, with face.png and photos/.
-        environment: For the processes.
+        environment: Environment of the processes.
         prediction_id: Returns the id that stands for every id in a command.
-        ran: The blocks that were run, in order.
-        printed: All that they printed.
+        ran: Executed blocks, in order.
+        printed: Their whole output.
     """
 
     folder: Path
@@ -176,10 +176,10 @@ class PageRun:
             (self.folder / "photos" / f"{name}.png").write_bytes(png(colour=(50 * number, 80, 120)))
 
     async def __call__(self, page: list[Block]) -> None:
-        """Run every block of a page that is to be run.
+        """Run every runnable block of the page.
 
         Raises:
-            AssertionError: A block said something else than the page shows, or a command failed.
+            AssertionError: The output differs from the page, or a command failed.
         """
         programs = set()
         for one in page:
@@ -260,7 +260,7 @@ class PageRun:
         )
 
     def _stop(self) -> None:
-        """Interrupt what still serves."""
+        """Interrupt commands that still run."""
         failed = []
         for words, process in self._servers:
             process.send_signal(signal.SIGINT)

@@ -20,7 +20,7 @@ def jpeg(width: int = 400, height: int = 300, colour: tuple[int, int, int] = (40
 
 
 def encoded(kind: str, width: int = 400, height: int = 300) -> bytes:
-    """A picture in any format of Pillow's."""
+    """Return an image in any format of Pillow's."""
     buffer = io.BytesIO()
     Image.new("RGB", (width, height), (90, 160, 90)).save(buffer, kind)
     return buffer.getvalue()

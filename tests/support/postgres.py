@@ -1,4 +1,4 @@
-"""A PostgreSQL server for tests: out of a wheel, else Debian's. There is always one: a test without it fails."""
+"""PostgreSQL server for tests, from a wheel or else Debian's. It is required: tests fail without it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ import psycopg
 
 @contextmanager
 def server() -> Iterator[str]:
-    """The URL of a server's `postgres` database; the server ends with the block."""
-    # Not where tests keep their files: the path of its socket must be short, and its user must be let in.
+    """Run a server for the block and yield the URL of its `postgres` database."""
+    # Not in the tests' folder: the socket's path must be short, and the server's user needs access.
     folder = Path(tempfile.mkdtemp(prefix="kling-pg-"))
     folder.chmod(0o755)
     try:
@@ -68,7 +68,7 @@ def _debian(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def database(server_url: str) -> Iterator[str]:
-    """The URL of an empty database."""
+    """Create an empty database and yield its URL."""
     name = f"t{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}".encode())
@@ -78,23 +78,23 @@ def database(server_url: str) -> Iterator[str]:
 
 
 def rows(url: str, query: str, *values: object) -> list[tuple[object, ...]]:
-    """What a query gives, past the ledger."""
+    """Return the rows of a query, bypassing the ledger."""
     with psycopg.connect(url, autocommit=True) as connection:
         cursor = connection.execute(query.encode(), values)
         return cursor.fetchall() if cursor.description else []
 
 
 def end_leases(url: str, *workers: str) -> None:
-    """End the leases of these workers, given by their ids or names, as time would."""
+    """Expire the leases of these workers, given by their ids or names."""
     query = "UPDATE kling_worker SET lease_until = now() - interval '1 second' WHERE id = ANY(%s) OR name = ANY(%s)"
     rows(url, query, list(workers), list(workers))
 
 
 class Cut:
-    """A wire between a worker and the database that can be cut: what is sent then goes nowhere, and nobody hangs up."""
+    """Proxy between a worker and the database; once cut, it drops all data and keeps the connections open."""
 
     def __init__(self, url: str) -> None:
-        # The socket's folder is in the query of the URL.
+        # The socket's folder is in the URL's query.
         self._path = f"{dict(psycopg.conninfo.conninfo_to_dict(url))['host']}/.s.PGSQL.5432"
         self._database = urlsplit(url).path.strip("/")
         self._whole = anyio.Event()
@@ -116,7 +116,7 @@ class Cut:
             await listener.serve(self._carry)
 
     async def _carry(self, client: anyio.abc.SocketStream) -> None:
-        # asyncio's stream: a cancelled wait of anyio's for a Unix socket may be told that there is something to read.
+        # asyncio's stream, because a cancelled wait of anyio on a Unix socket may still report readable data.
         reader, writer = await asyncio.open_unix_connection(self._path)
         try:
             async with client, anyio.create_task_group() as both:

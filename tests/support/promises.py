@@ -1,7 +1,7 @@
-"""What the package promises, in short: `tests/meta/test_promises.py` finds the tests that hold each.
+"""Promises of the package, in short; `tests/meta/test_promises.py` finds the tests of each.
 
-A test that holds one is marked `@pytest.mark.promise(NUMBER)`, or with several numbers. `pytest -m promise` prints
-which tests hold which promise, and runs them.
+Tests are marked `@pytest.mark.promise(NUMBER)`, or with several numbers. `pytest -m promise` prints
+the tests of each promise and runs them.
 """
 
 from __future__ import annotations

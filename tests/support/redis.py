@@ -1,4 +1,4 @@
-"""A real redis-server of its own."""
+"""A real redis-server for tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.patience import PATIENCE_S
 
 
 def redis_server() -> str:
-    """The program: of the wheel beside this Python, or the system's."""
+    """Return the server's program: from the wheel beside this Python, or the system's."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     found = shutil.which("redis-server", path=path)
     assert found, (
@@ -28,7 +28,7 @@ def redis_server() -> str:
 
 
 class RedisServer:
-    """Listens at a socket in a folder of its own and keeps nothing on disk."""
+    """Server on a Unix socket in its own folder, without persistence."""
 
     def __init__(self, *options: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="kling-redis-")
@@ -49,7 +49,7 @@ class RedisServer:
         self.close()
 
     async def start(self) -> None:
-        """Return when it answers."""
+        """Wait until it responds."""
         nothing = ("--port", "0", "--save", "", "--appendonly", "no", "--dir", self._folder.name)
         self._process = subprocess.Popen(  # noqa: ASYNC220 -- returns at once
             [redis_server(), "--unixsocket", str(self._socket), *nothing, *self._options],
@@ -69,7 +69,7 @@ class RedisServer:
                 return isinstance(error.__cause__ or error, AuthenticationError)
 
     def stop(self) -> None:
-        """As by a crash."""
+        """Kill the server, as in a crash."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(PATIENCE_S)

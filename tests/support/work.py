@@ -1,4 +1,4 @@
-"""How much work Python does: counted, not timed, so that it is the same on every machine."""
+"""Work that Python does: counted, not timed, so that it is the same on every machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def work_of(what: Callable[[], object]) -> int:
-    """Instructions of Python that `what` executes in this thread, and calls into C: those have no instructions."""
+    """Count the bytecode instructions and C calls that `what` executes in this thread."""
     executed = called = 0
 
     def within(frame: FrameType, event: str, _: Any) -> Any:
@@ -32,7 +32,7 @@ def work_of(what: Callable[[], object]) -> int:
 
     before = sys.gettrace(), sys.getprofile()
     gc.collect()
-    # What is collected in between runs finalizers, at no fixed moment.
+    # Garbage collection would run finalizers at arbitrary moments.
     gc.disable()
     sys.setprofile(profiled)
     sys.settrace(entered)
@@ -46,7 +46,7 @@ def work_of(what: Callable[[], object]) -> int:
 
 
 def _of_the_loop(frame: FrameType) -> bool:
-    """Whether it turns the loop, as often as there are moments: what is done in a turn counts, not the turn."""
+    """Return whether the frame is the event loop's own; its iterations depend on timing and are not counted."""
     code = frame.f_code
     return code.co_name == "_run_once" or any(
         name in code.co_filename for name in ("looptime", "selector", "_weakrefset")
@@ -54,7 +54,7 @@ def _of_the_loop(frame: FrameType) -> bool:
 
 
 def work_per(count: int, what: Callable[[int], object]) -> float:
-    """The work of one more: what stands at the beginning and at the end does not count."""
+    """Return the work of one more item, without that of start and end."""
     what(count)
     few = work_of(lambda: what(count))
     many = work_of(lambda: what(3 * count))

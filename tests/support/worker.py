@@ -1,4 +1,4 @@
-"""A process that runs one batch over a ledger, to be killed: `python worker.py LEDGER BASE_URL KEY JOBS IN_FLIGHT`."""
+"""Run one batch over a ledger, to be killed: `python worker.py LEDGER BASE_URL KEY JOBS IN_FLIGHT`."""
 
 from __future__ import annotations
 

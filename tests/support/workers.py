@@ -1,4 +1,4 @@
-"""Fleets of worker processes over one ledger and one emulator, and what they must have done."""
+"""Fleets of worker processes over one ledger and one emulator, and checks of their results."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from support.patience import PATIENCE_S
 
 SUPPORT = Path(__file__).parent
 CAP = 25
-"""Predictions that may run at once on the account."""
+"""Maximum of concurrent predictions on the account."""
 LEASE = 8.0
-"""Seconds: workers look four times as often for those whose lease has ended, which a kill here makes at once."""
+"""Lease in seconds; workers check for expired leases four times per lease. A kill here expires the lease at once."""
 UNANSWERED_S = 86_400.0
 
 
 def peak(records: Iterable[PredictionRecord]) -> int:
-    """How many ran at once, by the emulator's own record."""
+    """Return the peak number of concurrent predictions, by the emulator's record."""
     ends = [(record.created_at, 1) for record in records] + [(record.ends_at, -1) for record in records]
     running = most = 0
     for _, change in sorted(ends):
@@ -60,7 +60,7 @@ class Fleet:
         return process
 
     def hold(self) -> list[str]:
-        """Have the next paid request accepted and not answered; its job's key is in the list once it has come."""
+        """Accept the next paid request without answering; the returned list gets its job's key on arrival."""
         held: list[str] = []
 
         def remember(call: Call) -> bool:
@@ -71,7 +71,7 @@ class Fleet:
         return held
 
     async def holder(self, url: str, held: list[str]) -> anyio.abc.Process:
-        """The worker that waits for the answer that was held back."""
+        """Return the worker that waits for the withheld response."""
         with anyio.fail_after(PATIENCE_S):
             while not held:  # noqa: ASYNC110 -- from another process
                 await anyio.sleep(0.02)
@@ -80,7 +80,7 @@ class Fleet:
         return next(process for process in self.processes if name == name_of(process))
 
     async def kill(self, process: anyio.abc.Process, url: str) -> None:
-        """Kill it, and let its lease end."""
+        """Kill the worker and expire its lease."""
         await self.end(process, signal.SIGKILL)
         postgres.end_leases(url, name_of(process))
 
@@ -93,7 +93,7 @@ class Fleet:
 
 
 def name_of(process: anyio.abc.Process) -> str:
-    """The worker's name in the ledger."""
+    """Return the worker's name in the ledger."""
     return f"{socket.gethostname()}:{process.pid}"
 
 
@@ -110,7 +110,7 @@ async def fleet(
         level="ultra", profile="tiny", timing=seconds, balance=1e6, input_echo=echo, downloads=False, clock=clock
     ) as emulator:
         if clock is None:
-            # Answers take a moment, so that kills meet submits on their way.
+            # Responses are delayed, so that kills hit submits in flight.
             emulator.faults.add("submit", faults.Delay(0.3, accepted=True), times=None)
         made = Fleet(emulator, program, lease)
         try:
@@ -121,7 +121,7 @@ async def fleet(
 
 
 def asked(jobs: Iterable[int]) -> list[tuple[str, Job]]:
-    """Jobs of these numbers, each told apart by its prompt."""
+    """Return jobs with these numbers, each with its own prompt."""
     return [
         (f"job-{number}", Job(prompt=f"number {number}", image=f"https://p.example/{number}.png")) for number in jobs
     ]
@@ -133,12 +133,12 @@ def counts(url: str) -> Counter[State]:
 
 
 def portions(jobs: int, count: int) -> list[range]:
-    """The numbers of the jobs in so many portions."""
+    """Split the numbers of the jobs into portions."""
     return [range(jobs * number // count, jobs * (number + 1) // count) for number in range(count)]
 
 
 async def until(url: str, done: Callable[[Counter[State]], bool], *, jobs: int = 0) -> None:
-    """Wait until the ledger has so many jobs in the states; a second for each of `jobs` more than for anything else."""
+    """Wait until the ledger has this many jobs in the states; the bound grows by a second for each of `jobs`."""
     within = PATIENCE_S + jobs
     deadline = anyio.current_time() + within
     while not done(found := await anyio.to_thread.run_sync(counts, url)):
@@ -147,12 +147,12 @@ async def until(url: str, done: Callable[[Counter[State]], bool], *, jobs: int =
 
 
 def settled(jobs: int, *, echo: bool = True) -> Callable[[Counter[State]], bool]:
-    """Whether nothing is to come any more; without an echo some stay in doubt."""
+    """Return a predicate: all jobs have ended; without an echo some stay in doubt."""
     return lambda found: found[State.COMPLETED] + (0 if echo else found[State.UNCERTAIN]) == jobs
 
 
 def check(url: str, emulator: Emulator, jobs: int, *, echo: bool = True) -> None:
-    """Every job paid once, none lost, and never more at once than the account permits."""
+    """Check that every job was paid once, none was lost, and the account's limit was kept."""
     records = emulator.predictions()
     paid = Counter(str(record.inputs["prompt"]) for record in records)
     found = counts(url)
