@@ -425,9 +425,7 @@ class Watcher:
             case Passing(error):
                 # A passing error never fails a job that is paid for.
                 watched.failures += 1
-                delay = self._pause(watched.failures, error)
-                if not watched.ended:
-                    self._look_again(watched, delay)
+                self._look_again(watched, self._pause(watched.failures, error))
             case Reply(read, reply):
                 watched.failures = watched.missing = 0
                 if watched.ended:

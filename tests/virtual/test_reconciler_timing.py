@@ -1,0 +1,203 @@
+"""When the history is read for a submission in doubt, and how far clocks may be off."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any
+
+import anyio
+import attrs
+import pytest
+
+from kling_async import ConnectionLostError, HttpRequest, HttpResponse, SubmissionUncertainError
+from kling_async._core.http import Effect
+from kling_async.ledger import MemoryLedger
+from kling_async.testing import json_response
+from support.service import IMAGE, Service, open_session
+
+pytestmark = pytest.mark.anyio
+
+BETWEEN_LOOKS_S = 5.0
+"""Seconds between two looks at the history for one job."""
+CLOCK_SLACK_S = 3600.0
+"""Seconds by which the service's clock may be behind what it says."""
+
+
+def aligned(**options: Any) -> Service:
+    """A service whose clock agrees with the session's."""
+    service = Service(**options)
+    service.epoch = service.clock.now() - service.clock.monotonic()
+    return service
+
+
+def lose_reply(
+    service: Service, *, accepted: bool, history: Callable[[int], HttpResponse | None] = lambda _: None
+) -> list[float]:
+    """Lose the reply to the first paid request; return the list that receives the times of looks at the history.
+
+    Args:
+        service: the service.
+        accepted: True if the service accepts the job all the same.
+        history: function from the number of the look, from 1, to another response; None for the regular one.
+    """
+    looks: list[float] = []
+    lost: list[str] = []
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID and not lost:
+            lost.append(body["prompt"])
+            if accepted:
+                service.accept(body, request.url.partition("/api/v3/")[2])
+            raise ConnectionLostError("dropped")
+        if request.url.endswith("/api/v3/predictions"):
+            # A short page is followed by the read of the next one.
+            if body["page"] == 1:
+                looks.append(service.clock.monotonic())
+            return history(len(looks))
+        return None
+
+    service.script = script
+    return looks
+
+
+@pytest.mark.promise(1)
+@pytest.mark.parametrize("behind", [0.0, 900.0, CLOCK_SLACK_S - 200, CLOCK_SLACK_S + 700])
+async def test_service_clock_that_is_behind_excludes_no_orphan(behind: float) -> None:
+    """Nothing is echoed, and no header tells the clock: the time alone says whose a prediction may be."""
+    service = aligned()
+    service.epoch -= behind
+    lose_reply(service, accepted=True)
+    async with open_session(service, sole_user=True) as kling:
+        assert (await kling.generate(prompt="a", image=IMAGE)).id == "p00000"
+    assert len(service.paid) == 1
+
+
+@attrs.define
+class SetClock:
+    """Our clock: the service's, plus `ahead` seconds."""
+
+    service: Service
+    ahead: float = 0.0
+
+    def now(self) -> float:
+        return self.service.clock.now() + self.ahead
+
+    def monotonic(self) -> float:
+        return self.service.clock.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await self.service.clock.sleep(seconds)
+
+
+@pytest.mark.promise(1)
+@pytest.mark.parametrize("ahead", [3000.0, 7200.0, 40_000.0])
+@pytest.mark.parametrize("grace", [90.0, 20_000.0])
+async def test_clock_that_was_ahead_at_the_request_excludes_no_orphan(ahead: float, grace: float) -> None:
+    """It is set right while the doubt is open: the time of the intent is in the future then, or too late by hours."""
+    service = aligned()
+    clock = SetClock(service, ahead)
+    lose_reply(service, accepted=True)
+    script = service.script
+    assert script is not None
+
+    def correcting(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | Awaitable[HttpResponse] | None:
+        clock.ahead = 0.0
+        return script(request, body)
+
+    service.script = correcting
+    async with open_session(service, clock=clock, sole_user=True, grace=grace, forget_after=100_000) as kling:
+        assert (await kling.generate(prompt="a", image=IMAGE)).id == "p00000"
+    assert len(service.paid) == 1
+
+
+@pytest.mark.promise(1)
+async def test_intent_in_the_future_excludes_no_orphan_in_a_later_session() -> None:
+    """The clock was a day ahead when an earlier session wrote the intent, and is right again."""
+    service = aligned()
+    ledger = MemoryLedger()
+    clock = SetClock(service, 86_400.0)
+    lose_reply(service, accepted=True)
+    async with open_session(service, clock=clock, ledger=ledger, on_uncertain="hold") as kling:
+        with pytest.raises(SubmissionUncertainError):
+            await kling.generate(prompt="a", image=IMAGE, key="a")
+    clock.ahead = 0.0
+    await anyio.sleep(20_000)
+    async with open_session(service, clock=clock, ledger=ledger, sole_user=True) as kling:
+        assert (await kling.generate(prompt="a", image=IMAGE, key="a")).id == "p00000"
+    assert len(service.paid) == 1
+
+
+async def test_prediction_from_long_before_the_request_is_no_candidate() -> None:
+    service = aligned()
+    await service(HttpRequest(method="POST", url="https://x/api/v3/other", effect=Effect.PAID, body=b'{"prompt": "o"}'))
+    since, seconds, body = service.accepted["p00000"]
+    service.accepted["p00000"] = (since - 3 * CLOCK_SLACK_S, seconds, body)
+    service.paid.clear()
+    lose_reply(service, accepted=False)
+    async with open_session(service) as kling:
+        assert (await kling.generate(prompt="a", image=IMAGE)).id == "p00001"
+    assert len(service.paid) == 1
+
+
+async def test_looks_at_the_history_are_apart() -> None:
+    """A job that stays in doubt is looked for three times."""
+    service = aligned()
+    looks = lose_reply(service, accepted=True)
+    async with open_session(service) as kling:
+        with pytest.raises(SubmissionUncertainError):
+            await kling.generate(prompt="a", image=IMAGE)
+    assert len(looks) == 3
+    assert min(later - earlier for earlier, later in itertools.pairwise(looks)) > BETWEEN_LOOKS_S
+
+
+@pytest.mark.promise(1)
+async def test_prediction_that_appears_between_two_looks_is_adopted() -> None:
+    """Another's prediction holds the job at the first look; its own arrives in the history some seconds later."""
+    service = aligned(echo=lambda inputs: inputs)
+    appears_at: list[float] = []
+
+    def history(look: int) -> HttpResponse | None:
+        appears_at.append(service.clock.monotonic() + 3)
+        if service.clock.monotonic() >= appears_at[0]:
+            return None
+        other = {"id": "other", "status": "completed", "model": "", "outputs": []}
+        return json_response({"code": 200, "message": "success", "data": {"page": 1, "items": [other]}})
+
+    lose_reply(service, accepted=True, history=history)
+    async with open_session(service) as kling:
+        assert (await kling.generate(prompt="a", image=IMAGE)).id == "p00000"
+    assert len(service.paid) == 1
+
+
+async def test_history_that_cannot_be_read_is_asked_again_after_a_pause() -> None:
+    service = aligned(echo=lambda inputs: inputs)
+
+    def history(look: int) -> HttpResponse | None:
+        return json_response({"code": 400, "message": "no"}, status=400) if look == 1 else None
+
+    looks = lose_reply(service, accepted=True, history=history)
+    async with open_session(service) as kling:
+        assert (await kling.generate(prompt="a", image=IMAGE)).id == "p00000"
+    assert looks[1] - looks[0] > BETWEEN_LOOKS_S
+
+
+async def test_request_for_the_history_reaches_two_hours_back() -> None:
+    """Its start, by our clock, must not hide what a service dates back."""
+    service = aligned()
+    starts: list[float] = []
+    lose_reply(service, accepted=True)
+    script = service.script
+    assert script is not None
+
+    def spying(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | Awaitable[HttpResponse] | None:
+        if request.url.endswith("/api/v3/predictions"):
+            starts.append(datetime.fromisoformat(body["created_after"]).timestamp())
+        return script(request, body)
+
+    service.script = spying
+    async with open_session(service, sole_user=True) as kling:
+        await kling.generate(prompt="a", image=IMAGE)
+    sent = service.epoch + service.accepted["p00000"][0]
+    assert starts[0] <= sent - 2 * CLOCK_SLACK_S

@@ -1,0 +1,224 @@
+"""What the watcher keeps of waits that have ended, and replies that come after a prediction's end."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import anyio
+import pytest
+
+from kling_async import (
+    ConnectionLostError,
+    HttpRequest,
+    HttpResponse,
+    Prediction,
+    PredictionTimeoutError,
+    Status,
+    WatchPolicy,
+)
+from kling_async._core.secret import Secret
+from kling_async._observers import Observers
+from kling_async._watching.watcher import Watcher
+from kling_async.providers import WaveSpeed
+from kling_async.testing import LoopClock, ScriptedTransport, json_response
+
+pytestmark = pytest.mark.anyio
+
+
+def watcher(reply: Callable[[HttpRequest], object], **options: object) -> tuple[Watcher, ScriptedTransport]:
+    transport = ScriptedTransport(reply)  # type: ignore[arg-type]  # a response, or what awaits one
+    made = Watcher(
+        transport=transport,
+        provider=WaveSpeed(api_key=Secret("wsk_key_of_the_test")),
+        clock=LoopClock(),
+        policy=WatchPolicy.fixed(10),
+        rng=random.Random(3),
+        observe=Observers(()),
+        forget_after=1e9,
+        **options,  # type: ignore[arg-type]  # as given
+    )
+    return made, transport
+
+
+def prediction(id_: str, status: str = "processing") -> Prediction:
+    return Prediction(id=id_, model="m", status=Status(status), raw_status=status)
+
+
+def processing(request: HttpRequest) -> HttpResponse:
+    name = request.url.rsplit("/", 2)[-2]
+    return json_response({"code": 200, "data": {"id": name, "status": "processing", "outputs": []}})
+
+
+# ---- deadlines ----
+
+
+async def cancelled_waits(made: Watcher, count: int, seed: int = 1) -> None:
+    """Wait `count` times for a prediction with deadlines far away, and give up at once."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        task = asyncio.create_task(made.wait(prediction("p"), deadline=rng.uniform(50_000, 90_000)))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_deadlines_of_ended_waits_are_not_kept() -> None:
+    made, _ = watcher(processing)
+    await cancelled_waits(made, 5000)
+    assert len(made._deadlines) <= 1024
+    assert made.statistics().waiting == 0
+
+
+async def test_deadlines_of_waits_that_go_on_survive_compaction_in_their_order() -> None:
+    """They are few among thousands, each at a time of its own, and pushed before and between compactions."""
+    made, _ = watcher(processing)
+    clock = LoopClock()
+    rng = random.Random(5)
+    ended: list[tuple[float, float]] = []
+
+    async def wait(deadline: float) -> None:
+        due = clock.monotonic() + deadline
+        with pytest.raises(PredictionTimeoutError):
+            await made.wait(prediction("p"), deadline=deadline)
+        ended.append((due, clock.monotonic()))
+
+    async with anyio.create_task_group() as tasks:
+        running = asyncio.create_task(made.run())
+        for _ in range(6):
+            for _ in range(20):
+                tasks.start_soon(wait, rng.uniform(100, 4000))
+            await asyncio.sleep(0)
+            await cancelled_waits(made, 600)
+    assert len(ended) == 120
+    assert all(abs(at - due) < 0.01 for due, at in ended), "late, or early"
+    running.cancel()
+
+
+async def test_compaction_is_rarer_the_more_waits_go_on() -> None:
+    """Each compaction looks at all deadlines: at a fixed number, many long waits would cost a look each."""
+    made, _ = watcher(processing)
+    tasks = [asyncio.create_task(made.wait(prediction("p"), deadline=90_000)) for _ in range(3000)]
+    await asyncio.sleep(0)
+    assert made._compact_at > len(made._deadlines)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+# ---- replies after the end ----
+
+
+def dropped() -> HttpResponse:
+    raise ConnectionLostError("dropped")
+
+
+LATE: dict[str, Callable[[], HttpResponse]] = {
+    "server error": lambda: json_response({"code": 503, "message": "busy"}, status=503),
+    "rate limit": lambda: json_response({"code": 429, "message": "slow"}, status=429),
+    "dropped": dropped,
+    "not found": lambda: json_response({"code": 404, "message": "not found"}, status=404),
+    "refused": lambda: json_response({"code": 400, "message": "no"}, status=400),
+    "still processing": lambda: json_response(
+        {"code": 200, "data": {"id": "p", "status": "processing", "outputs": []}}
+    ),
+    "failed": lambda: json_response({"code": 200, "data": {"id": "p", "status": "failed", "error": "late"}}),
+    "deleted": lambda: json_response({"code": 200, "data": {"id": "p", "status": "deleted", "outputs": []}}),
+    "spelled otherwise": lambda: json_response(
+        {"code": 200, "data": {"id": "p", "status": "Completed", "outputs": ["https://o.example/2.mp4"]}}
+    ),
+    "completed again": lambda: json_response(
+        {"code": 200, "data": {"id": "p", "status": "completed", "outputs": ["https://o.example/2.mp4"]}}
+    ),
+}
+
+
+@pytest.mark.promise(6)
+@pytest.mark.parametrize("late", LATE)
+async def test_reply_after_the_end_changes_nothing(late: str) -> None:
+    """A webhook reports the end while a read is on its way; another prediction is watched on."""
+    reads: list[str] = []
+    ends: list[Prediction] = []
+
+    async def reply(request: HttpRequest) -> HttpResponse:
+        name = request.url.rsplit("/", 2)[-2]
+        reads.append(name)
+        if name == "p":
+            await anyio.sleep(5)
+            return LATE[late]()
+        ended = reads.count("other") > 20
+        outputs = ["https://o.example/other.mp4"] if ended else []
+        status = "completed" if ended else "processing"
+        return json_response({"code": 200, "data": {"id": "other", "status": status, "outputs": outputs}})
+
+    made, _ = watcher(reply)
+    running = asyncio.create_task(made.run())
+    made.add(prediction("p"), on_end=ends.append)
+    made.add(prediction("other"))
+    waits = [asyncio.create_task(made.wait(prediction(name), deadline=10_000)) for name in ("p", "other")]
+    while "p" not in reads:  # noqa: ASYNC110 -- nothing signals it
+        await anyio.sleep(0.1)
+    done = Prediction(
+        id="p", model="m", status=Status.COMPLETED, raw_status="completed", outputs=("https://o.example/p.mp4",)
+    )
+    assert made.tell(done)
+    assert (await waits[0]).output == "https://o.example/p.mp4"
+    assert (await waits[1]).output == "https://o.example/other.mp4"
+    assert reads.count("p") == 1, "read again after its end"
+    assert [each.output for each in ends] == ["https://o.example/p.mp4"]
+    assert (await made.wait(prediction("p"), deadline=1)).output == "https://o.example/p.mp4"
+    assert not running.done()
+    running.cancel()
+
+
+@pytest.mark.promise(6)
+@pytest.mark.parametrize("trouble", ["server error", "rate limit", "dropped"])
+async def test_passing_trouble_of_reads_fails_no_wait(trouble: str) -> None:
+    reads = 0
+
+    def reply(_: HttpRequest) -> HttpResponse:
+        nonlocal reads
+        reads += 1
+        return LATE[trouble]() if reads < 8 else LATE["completed again"]()
+
+    made, _ = watcher(reply)
+    running = asyncio.create_task(made.run())
+    assert (await made.wait(prediction("p"), deadline=10_000)).output
+    assert made.statistics().watched == 0
+    running.cancel()
+
+
+@pytest.mark.parametrize(("count", "gone"), [(3, False), (4, True)])
+async def test_prediction_is_taken_for_deleted_after_four_not_found(count: int, *, gone: bool) -> None:
+    reads = 0
+
+    def reply(_: HttpRequest) -> HttpResponse:
+        nonlocal reads
+        reads += 1
+        return LATE["not found"]() if reads <= count else LATE["completed again"]()
+
+    made, _ = watcher(reply)
+    running = asyncio.create_task(made.run())
+    wait = asyncio.create_task(made.wait(prediction("p"), deadline=10_000))
+    await asyncio.wait([wait])
+    assert (wait.exception() is not None) == gone
+    assert reads == 4
+    running.cancel()
+
+
+async def test_not_found_replies_count_only_in_a_row() -> None:
+    reads = 0
+
+    def reply(request: HttpRequest) -> HttpResponse:
+        nonlocal reads
+        reads += 1
+        if reads == 12:
+            return LATE["completed again"]()
+        return processing(request) if reads % 4 == 0 else LATE["not found"]()
+
+    made, _ = watcher(reply)
+    running = asyncio.create_task(made.run())
+    assert (await made.wait(prediction("p"), deadline=10_000)).output
+    assert reads == 12
+    running.cancel()
