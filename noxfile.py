@@ -18,7 +18,7 @@ PYTHONS = ["3.11", "3.12", "3.13"]
 
 
 def install(session: nox.Session, *what: str) -> None:
-    """Install into the session's environment; groups of dependencies need pip 25.1."""
+    """Install into the session's environment. Groups of dependencies need pip 25.1."""
     session.install("pip>=25.1")
     session.install(*what)
 
@@ -31,7 +31,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def services(session: nox.Session) -> None:
-    """The long forms of what needs a database: thousands of jobs, three workers, and a kill -9 every second."""
+    """Run the long forms of the tests with a database: 2,000 jobs, three workers, and forty kills."""
     install(session, ".[demo]", "--group", "test")
     long = {"KLING_WORKER_JOBS": "2000", "KLING_WORKER_KILLS": "40", "KLING_CLAIM_JOBS": "100000"}
     session.run("python", "-m", "pytest", "-s", "--timeout", "3600", "tests/services", *session.posargs, env=long)
@@ -40,9 +40,7 @@ def services(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     install(session, "--group", "lint")
-    session.run("ruff", "check")
-    session.run("ruff", "format", "--check")
-    session.run("codespell")
+    session.run("pre-commit", "run", "--all-files", "--show-diff-on-failure", *session.posargs)
 
 
 @nox.session
@@ -55,19 +53,19 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def coverage(session: nox.Session) -> None:
+    """Run the tests and measure them as CI does: coverage starts in every process that has these variables."""
     install(session, ".[demo]", "--group", "test")
-    # Coverage starts itself in every process that finds this variable: workers and the command line are measured too.
-    session.env["COVERAGE_FILE"] = str(ROOT / ".coverage")
-    session.run("coverage", "erase")
+    data = {"COVERAGE_FILE": str(Path(session.create_tmp()) / "coverage")}
+    session.run("coverage", "erase", env=data)
     measured = {"COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml")}
-    session.run("python", "-m", "pytest", *session.posargs, env=measured)
-    session.run("coverage", "combine")
-    session.run("coverage", "report")
+    session.run("python", "-m", "pytest", "-n", "auto", *session.posargs, env=data | measured)
+    session.run("coverage", "combine", "--quiet", env=data)
+    session.run("coverage", "report", env=data)
 
 
 @nox.session
 def wheel(session: nox.Session) -> None:
-    """Build the wheel once and run the tests against it, away from the checkout."""
+    """Build the wheel and run the tests against it, outside of the checkout."""
     made = Path(session.create_tmp()).resolve()
     shutil.rmtree(made)
     away = made / "away"
@@ -83,20 +81,20 @@ def wheel(session: nox.Session) -> None:
     for name in ("pyproject.toml", "mkdocs.yml", "README.md"):
         shutil.copy(ROOT / name, away)
     session.chdir(away)
-    # `-P`: neither the checkout nor the folder of the tests is looked into for the package.
+    # `-P`: the package is not imported from the current folder.
     where = "import kling_async, sys; sys.exit('site-packages' not in kling_async.__file__)"
     session.run("python", "-P", "-c", where)
     session.run("python", "-P", "-m", "pytest", *session.posargs)
 
 
 def _only_the_package(session: nox.Session, built: Path) -> None:
-    """End the session unless the wheel holds the package with its mark of types, its metadata, and nothing else."""
+    """Fail the session unless the wheel contains the package with py.typed, its metadata, and nothing else."""
     names = zipfile.ZipFile(built).namelist()
     foreign = [name for name in names if not name.startswith(("kling_async/", "kling_async-"))]
     if foreign or "kling_async/py.typed" not in names:
-        session.error(f"{built.name}: py.typed missing, or what does not belong in it: {foreign}")
+        session.error(f"{built.name}: expected py.typed and only kling_async, got these besides: {foreign}")
     if not any(name.endswith("licenses/LICENSE") for name in names):
-        session.error(f"{built.name}: no license in it")
+        session.error(f"{built.name}: expected a license file, got none")
 
 
 @nox.session
@@ -116,7 +114,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def chaos(session: nox.Session) -> None:
-    """The long forms: thousands of jobs, one request in ten going wrong, and a hundred kills."""
+    """Run the long forms: 10,000 jobs with a fault in one request of ten, and a hundred kills."""
     install(session, ".[demo]", "--group", "test")
     long = {"KLING_CHAOS_JOBS": "10000", "KLING_KILL_JOBS": "2000", "KLING_KILLS": "50"}
     rooms = ("tests/adversity/test_chaos.py", "tests/resume/test_kill.py")

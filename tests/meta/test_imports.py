@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,13 +32,15 @@ MODULES = [
 
 
 def fresh(script: str, *arguments: str) -> object:
-    """Run a script in a fresh interpreter with the same package, and return the JSON it prints."""
+    """Run a script in an interpreter of its own that finds the same package, and return the JSON that it prints."""
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-c", script, *arguments],
         capture_output=True,
         text=True,
         check=False,
         cwd=PACKAGE.parent,
+        # Without those of coverage, which loads modules of its own where it measures.
+        env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")},
     )
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
