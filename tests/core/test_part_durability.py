@@ -120,7 +120,7 @@ def before_the_lock(monkeypatch: pytest.MonkeyPatch, number: int, do: Callable[[
         tried += 1
         if tried == number:
             do()
-        return lock(file)  # type: ignore[arg-type]
+        return lock(file)  # type: ignore[arg-type]  # a descriptor or a file, as the function takes them
 
     monkeypatch.setattr(_part, "_try_lock", racing)
 
