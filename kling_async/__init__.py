@@ -1,4 +1,4 @@
-"""The asyncio-first SDK for Kling image-to-video on WaveSpeedAI and GPTProto.
+"""Asyncio SDK for Kling image-to-video on WaveSpeedAI and GPTProto.
 
 ```python
 from pathlib import Path
@@ -9,7 +9,8 @@ async with KlingSession() as kling:
     await kling.save(prediction, "out/")
 ```
 
-Start with `KlingSession`; errors are drawn as a tree in `kling_async.errors`.
+Start with `KlingSession`. The module `kling_async.errors` draws the tree of all errors, and `kling_async.events` lists
+the events of observers.
 """
 
 from importlib import import_module
@@ -176,7 +177,7 @@ __all__ = [
     "read_ledger",
 ]
 
-_PLACES = {
+_MODULE_OF = {
     name: module
     for module, names in {
         "._session.batch": "Batch BatchStatistics",
@@ -212,15 +213,15 @@ _PLACES = {
     }.items()
     for name in names.split()
 }
-"""Where the names are: a module is loaded when one of its names is first used."""
+"""Module of each public name. It is imported when one of its names is first used."""
 _MODULES = ("errors", "events")
 
 
 def __getattr__(name: str) -> object:
     if name in _MODULES:
         value: object = import_module(f".{name}", __name__)
-    elif name in _PLACES:
-        value = getattr(import_module(_PLACES[name], __name__), name)
+    elif name in _MODULE_OF:
+        value = getattr(import_module(_MODULE_OF[name], __name__), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -1,4 +1,4 @@
-"""The clock of a session that is given none."""
+"""The system's clock: the default of sessions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import anyio
 
 
 class SystemClock:
-    """Real time."""
+    """Real time; implements `Clock`."""
 
     now = staticmethod(time.time)
     monotonic = staticmethod(time.monotonic)

@@ -1,8 +1,8 @@
 """Publish a session's events to its observers and to the log.
 
-Log records of `kling_async`: what costs money at INFO, what needs attention at WARNING, the rest at DEBUG. Each has
-`kling_event`, `kling_key` and `kling_batch` as fields for structured logs, and `kling_prediction` where there is one.
-None holds a prompt or the URL of an image.
+Logger `kling_async`: events that cost money are logged at INFO, those that need attention at WARNING, others at DEBUG.
+Each record has the fields `kling_event`, `kling_key` and `kling_batch` for structured logs, and `kling_prediction` if
+there is a prediction. No record contains a prompt or the URL of an image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger("kling_async")
 P = ParamSpec("P")
 
 _WARNINGS = frozenset({events.Refused, events.Uncertain})
-"""Events that may be logged at WARNING; all others are logged at INFO at most."""
+"""Events that may be logged at WARNING; others are logged at INFO at most."""
 
 
 class Observers:
@@ -36,13 +36,18 @@ class Observers:
         self._observers = observers
 
     def add(self, observer: Observer) -> None:
-        """Publish later events to one more observer."""
+        """Add an observer of later events."""
         self._observers += (observer,)
 
     def __call__(self, kind: Callable[P, Event], *arguments: P.args, **fields: P.kwargs) -> None:
         """Publish an event, given as its type and its fields.
 
-        The event is made only if it has a receiver: every job has nine, and mostly there is none.
+        The event is created only if something receives it, because every job has nine.
+
+        Args:
+            kind: Type of the event.
+            arguments: Its positional arguments.
+            fields: Its keyword arguments.
         """
         logged = kind in _WARNINGS or log.isEnabledFor(logging.INFO)
         observers = (log_event, *self._observers) if logged else self._observers
@@ -64,7 +69,7 @@ def log_event(event: Event) -> None:
         case events.Refused(error=error, again=None):
             _log(logging.WARNING, event, "job %s was refused: %s", event.key, error.message)
         case events.Refused(error=error, again=again):
-            _log(logging.INFO, event, "job %s was not accepted, again in %.1f s: %s", event.key, again, error.message)
+            _log(logging.INFO, event, "job %s was refused, retry in %.1f s: %s", event.key, again, error.message)
         case events.Uncertain(error=error):
             _log(logging.WARNING, event, "job %s: %s", event.key, error)
         case events.Changed(prediction=prediction):

@@ -14,12 +14,12 @@ T = TypeVar("T")
 
 
 class CriticalTasks:
-    """Tasks that nothing cancels, joined when the session closes.
+    """Tasks that are never cancelled, and joined when the session closes.
 
     Cancelling the caller (`wait_for`, `asyncio.timeout`, `task.cancel()`, a failing sibling, an anyio scope, a closed
-    web request) ends the caller's waiting, not the task. A closing loop waits too: `asyncio.run` cancels every task in
-    `asyncio.all_tasks()`, these are not among them, and one guard task, which is, ends only after they have. Each task
-    has timeouts of its own, so that the waiting ends.
+    web request) ends the caller's wait, not the task. The same holds for a closing loop: `asyncio.run` cancels all of
+    `asyncio.all_tasks()`, which does not include these tasks but includes one guard task, and that ends only after
+    them. Each task has timeouts of its own, so the wait is bounded.
     """
 
     def __init__(self) -> None:
@@ -29,15 +29,19 @@ class CriticalTasks:
         self._closed = False
 
     def start(self, work: Callable[[], Coroutine[Any, Any, T]], *, name: str) -> asyncio.Task[T]:
-        """Start `work` in a task. Await it through `asyncio.shield`.
+        """Start a task. Await it through `asyncio.shield`.
+
+        Args:
+            work: Returns the coroutine to run.
+            name: Name of the task.
 
         Raises:
-            SessionClosedError: The session, or the loop, is closing; nothing was started.
+            SessionClosedError: The session or the loop is closing; nothing was started.
         """
         if self._closed:
-            raise SessionClosedError("the session is closing, nothing was sent")
+            raise SessionClosedError("the session is closing")
         if self._guard is None or self._guard.done() or self._idle is None or self._idle.is_set():
-            # A guard whose tasks have all ended is about to end itself.
+            # A guard whose tasks have all ended is about to end.
             self._idle = asyncio.Event()
             self._guard = asyncio.create_task(self._wait_until_idle(self._idle), name="kling-critical-tasks")
         task = asyncio.create_task(work(), name=name)
@@ -54,23 +58,23 @@ class CriticalTasks:
         ended: Callable[[], None],
         abandoned: Callable[[asyncio.Task[T]], None],
     ) -> T:
-        """Return the result of `work`. When the caller is cancelled, the task goes on.
+        """Run a task and return its result. If the caller is cancelled, the task continues.
 
         Args:
-            work: The work.
-            name: Name of its task.
-            ended: Called once when the task has ended, or could not be started.
-            abandoned: Called with the ended task when the caller was cancelled before it received the result.
+            work: Returns the coroutine to run.
+            name: Name of the task.
+            ended: Called once, when the task has ended or could not be started.
+            abandoned: Called with the ended task if the caller was cancelled before it received the result.
 
         Raises:
-            SessionClosedError: The session, or the loop, is closing; nothing was started.
+            SessionClosedError: The session or the loop is closing; nothing was started.
         """
         try:
             task = self.start(work, name=name)
         except BaseException:
             ended()
             raise
-        # A callback, because a task that is cancelled before its first step runs none of its code.
+        # A callback, because a task that is cancelled before its first step runs no code.
         task.add_done_callback(lambda _: ended())
         try:
             return await asyncio.shield(task)
@@ -95,14 +99,14 @@ class CriticalTasks:
                 self._closed = True
 
     async def join(self) -> None:
-        """Refuse new tasks, and return when the running ones have ended, however often this is cancelled meanwhile."""
+        """Refuse new tasks, and wait until the running ones have ended; a cancellation takes effect only then."""
         self._closed = True
         while self._guard is not None and not (self._guard.done() and not self._running):
             await finish(self._guard)
 
 
 async def finish(task: asyncio.Task[T]) -> T:
-    """Return the result of `task`, however often this is cancelled meanwhile; then raise the cancellation."""
+    """Wait for a task and return its result; a cancellation meanwhile is raised only when the task has ended."""
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:

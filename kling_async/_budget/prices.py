@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("kling_async")
 
 REFUND_CHECK_INTERVAL_S = 60.0
-"""Seconds between two reads of the bill for refunds."""
+"""Least number of seconds between two reads of the bill for refunds."""
 MAX_IDS_PER_PAGE = 50
-"""Predictions that one page of the bill is read for: a deduction and a refund of each fill it."""
+"""Predictions per read of the bill: a deduction and a refund of each fill one page."""
 MAX_BILL_PAGES = 4
-"""Pages of a bill that are read at most: a service that ignores the ids would list all of it."""
+"""Greatest number of pages read per group of ids, because a service that ignores the ids lists its whole bill."""
 
 
 class Prices:
@@ -41,8 +41,8 @@ class Prices:
     Args:
         provider: Has prices and bills, where it offers them.
         clock: The session's clock.
-        ask: Sends a read.
-        record_refund: Records a refund, by what it was spent for and the amount in USD.
+        ask: Sends a read and returns its reply.
+        record_refund: Records a refund of a job, in USD.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class Prices:
         self._ask = ask
         self._record_refund = record_refund
         self._prices: dict[tuple[str, int, bool], Decimal] = {}
-        self._asking = anyio.Lock()
-        self._looking = anyio.Lock()
-        self._looked_at = -REFUND_CHECK_INTERVAL_S
+        self._price_lock = anyio.Lock()
+        self._refund_lock = anyio.Lock()
+        self._refunds_read_at = -REFUND_CHECK_INTERVAL_S
 
     async def reserve(self, job: Job, budgets: Sequence[Budget], origin: Origin, *, wait: bool = True) -> Reservation:
         """Reserve a job's price in all of the budgets.
@@ -69,10 +69,11 @@ class Prices:
             job: The job.
             budgets: The budgets.
             origin: The job's row.
-            wait: Whether to wait for what other jobs may release. A job with a slot must not: they may wait for it.
+            wait: Whether to wait for money that other jobs may release. A job with a slot must not wait: the others may
+                be waiting for the slot.
 
         Raises:
-            BudgetExceededError: One of them is used up.
+            BudgetExceededError: A budget does not cover the job.
             PriceUnknownError: Neither the catalogue nor the service has a price.
         """
         if not budgets:
@@ -97,11 +98,11 @@ class Prices:
                 stop()
 
     async def price(self, job: Job, *, estimate: bool) -> Decimal:
-        """Return a job's price in USD: as the vendor's page states it, else as the service has it, else as estimated.
+        """Return a job's price in USD: stated by the vendor's page, else reported by the service, else estimated.
 
         Args:
             job: The job.
-            estimate: Whether the catalogue's estimate is used when the service has no price.
+            estimate: Whether to use the catalogue's estimate if the service reports no price.
 
         Raises:
             PriceUnknownError: Neither the catalogue nor the service has a price.
@@ -110,7 +111,7 @@ class Prices:
         if listed.usd is not None and listed.certainty is Certainty.STATED:
             return listed.usd
         kind = (job.model, job.duration, bool(job.sound))
-        async with self._asking:
+        async with self._price_lock:
             usd = self._prices.get(kind)
             if usd is None:
                 try:
@@ -118,31 +119,35 @@ class Prices:
                     usd = provider.read_price(await self._ask(provider.price(job)), job).discounted
                 except (ApiError, TransportError, UnsupportedError) as error:
                     if estimate and listed.usd is not None:
-                        log.info("the price of %s is estimated: %s", job.model, error.message)
+                        log.info(
+                            "the price of %s is estimated, because the service reports none: %s",
+                            job.model,
+                            error.message,
+                        )
                         return listed.usd
                     raise PriceUnknownError(
-                        f"no page states what {job.model} costs at {self._provider.name}, and the service gives no "
-                        f"price: {error.message}",
+                        f"the price of {job.model} at {self._provider.name} is unknown: no page states it, and the "
+                        f"service reports none: {error.message}",
                         job=job,
                     ) from error
                 self._prices[kind] = usd
         return usd
 
     async def _refunded(self, budgets: Sequence[Budget]) -> bool:
-        """Return whether the service may have refunded something since the last read of the bill."""
-        looked_at = self._looked_at
-        async with self._looking:
-            if looked_at != self._looked_at:
+        """Read the bill for refunds of failed predictions; return whether a reservation may succeed now."""
+        read_at = self._refunds_read_at
+        async with self._refund_lock:
+            if read_at != self._refunds_read_at:
                 # Another job has just read it.
                 return True
             failed = {id_: origin for budget in budgets for id_, origin in budget.failed.items()}
-            if not failed or self._clock.monotonic() - self._looked_at < REFUND_CHECK_INTERVAL_S:
+            if not failed or self._clock.monotonic() - self._refunds_read_at < REFUND_CHECK_INTERVAL_S:
                 return False
-            self._looked_at = self._clock.monotonic()
+            self._refunds_read_at = self._clock.monotonic()
             try:
                 found = [line for line in await self.bill(sorted(failed)) if line.kind == "refund"]
             except (ApiError, TransportError, UnsupportedError) as error:
-                log.warning("the bill could not be read for refunds: %s", error.message)
+                log.warning("the account's bill could not be read for refunds: %s", error.message)
                 return False
             refunds: defaultdict[str, Decimal] = defaultdict(Decimal)
             for line in found:
@@ -158,6 +163,9 @@ class Prices:
 
     async def bill(self, prediction_ids: Sequence[str]) -> list[Billing]:
         """Return the lines of the bill about predictions.
+
+        Args:
+            prediction_ids: Ids of the predictions.
 
         Raises:
             UnsupportedError: The provider has no bill.

@@ -16,22 +16,22 @@ T = TypeVar("T")
 MAX_PAGE_SIZE = 100
 """Greatest number of items of a page (docs: predictions, billings)."""
 MIN_PAGE_SIZE = 20
-"""Least page size: among page sizes up to 20, one always covers a given item and the next, for 232,792,558 items."""
+"""Least page size: some size from 11 to 20 puts any item and the next on one page, in lists of 232,792,558 items."""
 MAX_REPEATED_PAGES = 10
-"""Consecutive full pages without a new item, after which the list is taken to repeat itself."""
+"""Consecutive full pages without a new item, after which the list is considered endless."""
 
 
 class Paginator(Generic[T]):
-    """Reads a list, newest first, to its end, while it changes.
+    """Reads a list, newest first, that may change meanwhile.
 
-    Pages count from the newest item. New items push others onto the next page, where they are seen twice; deleted
-    ones pull others onto the previous page, where they would be missed. Each page is therefore chosen to overlap with
-    the last item seen, which costs one page in eight. When the overlap is missing, the list has shrunk, and earlier
-    pages are read until the overlap is found.
+    Pages count from the newest item. New items move others to the next page, where they are seen twice; deletions move
+    others to the previous page, where they would be missed. Each page is therefore chosen so that it includes the last
+    item seen, which costs one page in eight. If it does not include it, the list has shrunk, and earlier pages are read
+    until one does.
 
     Args:
         read: Returns a page by its number, from 1, and size.
-        size: Greatest number of items of a page. A page that is shorter than requested is the last.
+        size: Greatest number of items per page. A page that is shorter than requested is the last.
         key: Returns the identity of an item.
     """
 
@@ -52,25 +52,29 @@ class Paginator(Generic[T]):
         Raises:
             ProtocolError: The list repeats itself.
         """
-        given = idle = end = 0
+        yielded = idle = end = 0
         while True:
-            number, size = covering(end - 1, self._size) if end else (1, self._size)
+            number, size = page_with(end - 1, self._size) if end else (1, self._size)
             page = await self._read(number, size)
             while number > 1 and not any(self._key(item) in self._seen for item in page.items):
-                number, size = covering(max(0, (number - 1) * size - 1), self._size)
+                number, size = page_with(max(0, (number - 1) * size - 1), self._size)
                 page = await self._read(number, size)
             end = number * size
             fresh = [item for item in page.items if self._is_new(item)]
             for item in fresh:
                 yield item
-                given += 1
-                if given == limit:
+                yielded += 1
+                if yielded == limit:
                     return
             if page.size < size:
                 return
             idle = 0 if fresh else idle + 1
             if idle >= MAX_REPEATED_PAGES:
-                raise ProtocolError("the list repeats itself and has no end", status=200, request_id=page.request_id)
+                raise ProtocolError(
+                    f"the list has no end: {MAX_REPEATED_PAGES} full pages in a row repeat earlier items",
+                    status=200,
+                    request_id=page.request_id,
+                )
 
     def _is_new(self, item: T) -> bool:
         key = self._key(item)
@@ -80,13 +84,13 @@ class Paginator(Generic[T]):
         return True
 
 
-def covering(index: int, most: int) -> tuple[int, int]:
-    """Return number and size of the page that has the item at `index` (from 0) and the most items after it.
+def page_with(index: int, max_size: int) -> tuple[int, int]:
+    """Return number and size of the page with the item at `index` and as many later items as possible.
 
     Args:
-        index: Index of the item.
-        most: Greatest page size; at least `MIN_PAGE_SIZE` is used.
+        index: Index of the item, from 0.
+        max_size: Greatest page size; at least `MIN_PAGE_SIZE` is used.
     """
-    most = max(most, MIN_PAGE_SIZE)
-    size = max(range(most // 2 + 1, most + 1), key=lambda size: (size - index % size, size))
+    max_size = max(max_size, MIN_PAGE_SIZE)
+    size = max(range(max_size // 2 + 1, max_size + 1), key=lambda size: (size - index % size, size))
     return index // size + 1, size

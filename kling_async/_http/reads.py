@@ -1,4 +1,4 @@
-"""Reads of the service, repeated after passing failures."""
+"""Read from the service, with retries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class ServiceReads:
-    """Sends requests that change nothing at the service.
+    """Sends unpaid requests, with retries after transient failures.
 
     Attributes:
         transport: Sends them.
@@ -36,7 +36,7 @@ class ServiceReads:
     rng: Random
 
     async def send(self, request: HttpRequest) -> HttpResponse:
-        """Return the reply to a read, whatever its status.
+        """Send an unpaid request, and return the reply, whatever its status.
 
         Raises:
             TransportError: There was no reply.
@@ -44,7 +44,7 @@ class ServiceReads:
         return await send_read(self.transport, request, self.clock, rng=self.rng.random)
 
     async def prediction(self, prediction_id: str) -> Prediction:
-        """Return a prediction as the service has it now.
+        """Read a prediction.
 
         Raises:
             ApiError: The service refused.

@@ -1,4 +1,4 @@
-"""Retries of reads. A paid request is never retried here."""
+"""Retry reads. A paid request is never retried here."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from kling_async._core.transport import Transport
 
 BACKOFF = Backoff()
-"""Pauses between attempts."""
+"""Pauses between two attempts, in seconds."""
 RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
 """HTTP statuses after which a read is sent again."""
 
 
-def pause(failures: int, rng: Callable[[], float], asked: float | None = None) -> float:
+def pause(failures: int, rng: Callable[[], float], retry_after: float | None = None) -> float:
     """Return the seconds to wait after consecutive failures.
 
     Args:
         failures: Number of failed attempts, from 1.
         rng: Draws jitter from [0, 1), so that jobs that failed together do not retry together.
-        asked: Seconds of `Retry-After`: the least pause; None when the service asked for none.
+        retry_after: Seconds of `Retry-After`, which are the least pause; None without one.
     """
-    return max(BACKOFF.delay(failures, rng()), asked or 0.0)
+    return max(BACKOFF.delay(failures, rng()), retry_after or 0.0)
 
 
 async def send_read(
@@ -42,7 +42,7 @@ async def send_read(
     attempts: int = 5,
     rng: Callable[[], float] = random.random,
 ) -> HttpResponse:
-    """Send a read, and retry it after transport errors and passing statuses.
+    """Send a read, and retry it after transport errors and the statuses in `RETRIED_STATUSES`.
 
     Args:
         transport: Sends the request.
@@ -52,7 +52,7 @@ async def send_read(
         rng: Draws jitter from [0, 1).
 
     Returns:
-        The first reply with another status than those of `RETRIED_STATUSES`, or the last reply.
+        The first reply with another status, or the last reply.
 
     Raises:
         TransportError: The last attempt had no reply.
@@ -61,7 +61,7 @@ async def send_read(
     if request.effect is not Effect.READ:
         raise ValueError(f"expected a read, got {request!r}")
     for attempt in itertools.count(1):
-        asked = None
+        retry_after = None
         try:
             response = await transport.send(request)
         except TransportError:
@@ -70,6 +70,6 @@ async def send_read(
         else:
             if response.status not in RETRIED_STATUSES or attempt >= attempts:
                 return response
-            asked = response.retry_after(clock.now())
-        await clock.sleep(pause(attempt, rng, asked))
+            retry_after = response.retry_after(clock.now())
+        await clock.sleep(pause(attempt, rng, retry_after))
     raise AssertionError  # pragma: no cover -- the count has no end

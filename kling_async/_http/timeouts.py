@@ -1,4 +1,4 @@
-"""Timeouts for many tasks on one timer: a timer for each costs a tenth of the CPU time of a request."""
+"""Timeouts for many tasks on one timer. A timer per request would take a tenth of the CPU time of a request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Deadline:
 
     Attributes:
         task: The task.
-        when: Time of the loop, in seconds; may be moved.
+        when: Time of the event loop, in seconds. May be set to a later time.
         passed: True once it has passed and the task was cancelled.
     """
 
@@ -23,7 +23,7 @@ class Deadline:
         self._cancelling = task.cancelling()
 
     def uncancel(self) -> bool:
-        """Take back the cancellation of the task. Return whether the deadline alone had cancelled it."""
+        """Undo the cancellation of the task, and return whether only the deadline had cancelled it."""
         if not self.passed:
             return False
         self.passed = False
@@ -38,10 +38,10 @@ class TaskTimeouts:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, seconds: float) -> Deadline:
-        """Set a deadline for the running task, in seconds from now. End it by `stop`."""
+        """Return a deadline for the running task, in `seconds` from now. End it with `stop`."""
         loop = asyncio.get_running_loop()
         task = asyncio.current_task(loop)
-        assert task is not None  # noqa: S101 -- a coroutine asks
+        assert task is not None  # noqa: S101 -- called by coroutines only
         deadline = Deadline(task, loop.time() + seconds)
         self._deadlines[deadline] = None
         if self._timer is None or deadline.when < self._timer.when():
@@ -49,7 +49,7 @@ class TaskTimeouts:
         return deadline
 
     def stop(self, deadline: Deadline) -> None:
-        """Remove a deadline."""
+        """Remove a deadline, and undo its cancellation if it has just passed."""
         del self._deadlines[deadline]
         if deadline.passed:
             deadline.uncancel()

@@ -1,7 +1,7 @@
-"""HTTP over aiohttp, with every failure told as one of three: not sent, lost, late.
+"""HTTP over aiohttp. Every failure is one of three errors: not sent, connection lost, timed out.
 
-Nothing of aiohttp leaves this module. Its exceptions least of all: they hold the request's headers, and their `repr`
-prints them, the key included.
+No object of aiohttp leaves this module, above all no exception: aiohttp's exceptions hold the request's headers, and
+their `repr` prints the API key.
 """
 
 from __future__ import annotations
@@ -38,31 +38,32 @@ if TYPE_CHECKING:
 
     from kling_async._core.transport import StreamedResponse
 
-KEEP_ALIVE = 4.0
-"""Seconds that an idle connection is kept.
+KEEP_ALIVE_S = 4.0
+"""Seconds for which an idle connection is kept.
 
-Servers and load balancers close theirs after 5 s or more. A paid POST on a connection that the other side is just
-closing would be lost without an answer, hence uncertain; being the first to close avoids that.
+Servers and load balancers close idle connections after 5 s or more. A paid POST on a connection that the peer is
+closing would be lost without a reply, and so be uncertain. Closing first avoids that.
 """
 
-_LARGE = 2**20
-"""Bytes of a body, or of an upload per `Timeouts.transfer`."""
+_LARGE_BODY_BYTES = 2**20
+"""Size in bytes from which a body is sent in pieces; also the size of the pieces that `Timeouts.transfer` is for."""
 
-_ASKED_PER_READ = 2**18
-_ADDRESSES = 1024
-"""URLs that are remembered."""
+_READ_BYTES = 2**18
+"""Size in bytes of one read of a plain connection by asyncio."""
+_MAX_CACHED_URLS = 1024
+"""URLs for which the result of parsing is cached."""
 
-_ALWAYS = {"User-Agent": f"kling-async/{__version__}"}
-_PLAIN = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]{1,5})?)((?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+)")
-"""URLs in which nothing is to be quoted, and that have neither query nor a way up: origin and path."""
-_READ_AHEAD = 2**18
-"""Bytes of a reply that may wait to be taken: what asyncio reads at once. Older aiohttp stops and starts at less."""
+_DEFAULT_HEADERS = {"User-Agent": f"kling-async/{__version__}"}
+_PLAIN_URL = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]{1,5})?)((?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+)")
+"""Matches URLs without query, dot segments and characters that need quoting, as origin and path."""
+_READ_BUFFER_BYTES = 2**18
+"""Size in bytes of the buffer of a streamed reply: one read of asyncio. With less, older aiohttp pauses reading."""
 
 _T = TypeVar("_T")
 
 
 class _Options(TypedDict, total=False):
-    """What aiohttp is told about a request."""
+    """Arguments of `aiohttp.ClientSession.request`."""
 
     headers: Mapping[str, str]
     skip_auto_headers: tuple[str, ...]
@@ -73,10 +74,10 @@ class _Options(TypedDict, total=False):
     timeout: aiohttp.ClientTimeout
 
 
-# By name, because the oldest supported aiohttp lacks some of the classes. An error takes the row of the first class of
-# its MRO that has one. ConnectFailedError promises that no byte of the request left: it is given only to what aiohttp
-# raises before a connection stands. Everything doubtful is a lost connection: a paid request must not be sent again.
-ROWS: Mapping[str, type[TransportError]] = {
+# By name, because the oldest supported aiohttp lacks some of the classes. The first class of an exception's MRO that is
+# listed decides. ConnectFailedError promises that no byte of the request was sent, so it is only for exceptions that
+# aiohttp raises before a connection is made. In doubt the connection counts as lost: a paid request is not sent again.
+ERROR_TYPES: Mapping[str, type[TransportError]] = {
     "ClientConnectorCertificateError": ConnectFailedError,
     "ClientConnectorDNSError": ConnectFailedError,
     "ClientConnectorError": ConnectFailedError,
@@ -114,9 +115,9 @@ ROWS: Mapping[str, type[TransportError]] = {
     "WSServerHandshakeError": ConnectionLostError,
     "BaseException": ConnectionLostError,
 }
-"""What each exception of aiohttp and of the layers below it amounts to, by the name of its class."""
+"""Error for each exception of aiohttp and of the layers below it, by the name of its class."""
 
-_SAID: Mapping[type[TransportError], str] = {
+_DESCRIPTIONS: Mapping[type[TransportError], str] = {
     ConnectFailedError: "no connection was made",
     ConnectionLostError: "the connection broke before the reply was complete",
     TransportTimeoutError: "no reply came in time",
@@ -124,25 +125,25 @@ _SAID: Mapping[type[TransportError], str] = {
 
 
 def map_exception(error: BaseException, request: HttpRequest, *, replied: bool = False) -> TransportError:
-    """What `error` amounts to; no object and no text of aiohttp is in the result.
+    """Return the error for an exception. It contains no object and no text of aiohttp.
 
     Args:
-        error: What aiohttp, the event loop or the operating system raised.
-        request: What was being sent.
-        replied: Whether the head of a reply had come, so that the request had been sent for certain.
+        error: The exception of aiohttp, the event loop or the operating system.
+        request: The request that was being sent.
+        replied: True if response headers were received, so that the request was certainly sent.
     """
-    kind = next(ROWS[cls.__name__] for cls in type(error).__mro__ if cls.__name__ in ROWS)
+    kind = next(ERROR_TYPES[cls.__name__] for cls in type(error).__mro__ if cls.__name__ in ERROR_TYPES)
     if replied and kind is ConnectFailedError:
         kind = ConnectionLostError
-    phase = "; the head of its reply had come" if replied else ""
+    phase = "; response headers were received" if replied else ""
     return kind(
-        f"{request.method} {loggable_url(request.url)}: {_SAID[kind]} ({_detail(error)}{phase})",
+        f"{request.method} {loggable_url(request.url)}: {_DESCRIPTIONS[kind]} ({_detail(error)}{phase})",
         spent=Spent.NO if request.effect is Effect.READ else None,
     )
 
 
 def _detail(error: BaseException) -> str:
-    """The cause in words of the operating system. Other texts quote whole URLs, headers or what the peer said."""
+    """Return the cause in words of the operating system. Other texts quote URLs, headers or text of the peer."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return str(error.certificate_error)
     if isinstance(error, aiohttp.ClientConnectorError):
@@ -154,30 +155,35 @@ def _detail(error: BaseException) -> str:
     return type(error).__name__
 
 
-async def _mapped(awaitable: Awaitable[_T], request: HttpRequest, *, replied: bool = False) -> _T:
-    """What `awaitable` brings, its failures told as `TransportError`."""
+async def _with_mapped_errors(awaitable: Awaitable[_T], request: HttpRequest, *, replied: bool = False) -> _T:
+    """Return the result of `awaitable`.
+
+    Raises:
+        TransportError: It raised an exception.
+    """
     try:
         return await awaitable
     except Exception as error:  # noqa: BLE001 -- whatever it is, the request may have been sent
         failure = map_exception(error, request, replied=replied)
-    # Outside of the except block: there, Python would keep aiohttp's exception as __context__, and its repr prints the
-    # Authorization header into every log that shows the chain.
+    # Raised outside the except block, so that aiohttp's exception does not become __context__: its repr prints the
+    # Authorization header into every log of the chain.
     raise failure
 
 
 class AiohttpTransport:
-    """Sends requests over pooled connections; each request once.
+    """Sends each request once, over pooled connections of aiohttp. The default transport of a session.
 
-    Redirects are not followed, except for a streamed request without Authorization: the key goes only where it was
-    addressed to. Cookies are not kept, and `.netrc` is not read.
+    Redirects are followed only for streamed requests without an Authorization header, so that the API key is sent to no
+    other host. Cookies are not stored, and `.netrc` is not read.
 
     Args:
-        timeouts: Seconds for the parts of a request.
-        limit: Connections per host at most. Hosts do not share it: a hundred downloads must not keep a submit waiting.
+        timeouts: Timeouts of the parts of a request. Default: `Timeouts()`.
+        limit: Greatest number of connections per host. Each host has its own, so that downloads do not block submits.
         proxy: URL of an HTTP proxy for every request.
-        trust_env: Whether, without `proxy`, the proxies of the environment are used (`HTTPS_PROXY`, `NO_PROXY`, ...).
-        ca: What to trust instead of the system's certificate authorities: a PEM file, or a context.
-        client_session: A session to borrow, with its own pool and headers; `limit` has no say then. It is never closed.
+        trust_env: Use the proxies of the environment (`HTTPS_PROXY`, `NO_PROXY`, ...) if there is no `proxy`.
+        ca: PEM file or `ssl.SSLContext` of the certificate authorities to trust instead of the system's.
+        client_session: An `aiohttp.ClientSession` to use, with its own connections and headers; `limit` does not apply.
+            It is not closed.
 
     Raises:
         ConfigurationError: `ca` cannot be read.
@@ -195,10 +201,10 @@ class AiohttpTransport:
     ) -> None:
         self._timeouts = timeouts or Timeouts()
         connect = self._timeouts.connect
-        # `connect` covers the wait for a free connection too: whatever ends before it has sent nothing, and since it is
-        # shorter than `total`, a total that runs out has always begun to send.
+        # `connect` includes the wait for a free connection: a request that it ends has sent nothing. It is shorter than
+        # `total`, so a request that `total` ends has started to send.
         self._paid = aiohttp.ClientTimeout(total=connect + self._timeouts.submit, connect=connect, sock_connect=connect)
-        # The rest of what a read may take is counted by `_timers`.
+        # `_timers` has the timeouts of the rest of a read.
         self._connecting = aiohttp.ClientTimeout(total=None, sock_connect=connect)
         self._timers = TaskTimeouts()
         self._limit = limit
@@ -206,72 +212,77 @@ class AiohttpTransport:
         self._trust_env = trust_env
         self._env_proxies: dict[tuple[str, str], str | None] = {}
         self._origins: dict[str, tuple[URL, str | None]] = {}
-        self._addresses: dict[str, tuple[URL, str | None]] = {}
-        self._ssl = _trust(ca)
+        self._routes: dict[str, tuple[URL, str | None]] = {}
+        self._ssl = _ssl_setting(ca)
         self._session = client_session
         self._owned = client_session is None
         self._closed = False
 
     async def open(self) -> None:
-        """Make the session that `send` and `stream` would make at the first request; harmless when there is one."""
-        self._made()
+        """Create the aiohttp session, which otherwise the first request does. Does nothing if there is one."""
+        self._ensure_session()
 
-    def _made(self) -> aiohttp.ClientSession | None:
+    def _ensure_session(self) -> aiohttp.ClientSession | None:
         if self._owned and self._session is None and not self._closed:
-            # asyncio asks for 256 KiB per read of a plain connection. What glibc maps for that by itself, page faults
-            # included, costs more than the read, until a block as large as that was once given back.
-            bytes(2 * _ASKED_PER_READ)
+            # asyncio allocates 256 KiB per read of a plain connection. Until a block of that size was freed once, glibc
+            # maps fresh pages for each of them, which costs more than the read.
+            bytes(2 * _READ_BYTES)
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, limit_per_host=self._limit, keepalive_timeout=KEEP_ALIVE),
+                connector=aiohttp.TCPConnector(limit=0, limit_per_host=self._limit, keepalive_timeout=KEEP_ALIVE_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                headers=_ALWAYS,
+                headers=_DEFAULT_HEADERS,
             )
         return self._session
 
     async def aclose(self) -> None:
-        """Close the session if it is owned. Later requests fail with `ConnectFailedError`."""
+        """Close the aiohttp session, unless it was passed in. Later requests fail with `ConnectFailedError`."""
         self._closed = True
         self._timers.close()
         if self._owned and self._session is not None:
             await self._session.close()
 
     async def send(self, request: HttpRequest) -> HttpResponse:
-        """The complete reply, whatever its status; a redirect is a reply.
+        """Send a request once, and return the complete reply, whatever its status. Redirects are not followed.
+
+        Args:
+            request: The request.
 
         Raises:
-            ConnectFailedError: Nothing was sent.
-            ConnectionLostError: It broke after something may have been sent.
-            TransportTimeoutError: It was sent and no reply came in time.
+            ConnectFailedError: No connection was made; nothing was sent.
+            ConnectionLostError: The connection broke; the request may have been sent.
+            TransportTimeoutError: No reply came in time; the request may have been sent.
         """
-        reply = await self._exchanged(request, self._usable(request))
-        # Raised here, in a frame that holds nothing of aiohttp: tracebacks may show local variables. And outside of an
-        # except block: there, Python would keep aiohttp's exception as __context__, and its repr prints the
-        # Authorization header into every log that shows the chain.
+        reply = await self._exchange(request, self._open_session(request))
+        # Raised in a frame without objects of aiohttp, because tracebacks may show local variables, and outside an
+        # except block, so that aiohttp's exception does not become __context__: its repr prints the Authorization
+        # header into every log of the chain.
         if isinstance(reply, TransportError):
             raise reply
         return reply
 
-    async def _exchanged(self, request: HttpRequest, session: aiohttp.ClientSession) -> HttpResponse | TransportError:
-        """The reply, or what became of the request instead."""
+    async def _exchange(self, request: HttpRequest, session: aiohttp.ClientSession) -> HttpResponse | TransportError:
+        """Return the reply, or the error."""
         timeouts = self._timeouts
         deadline = None
         if request.effect is Effect.PAID:
             allowed = self._paid
-        elif request.method == "PUT" or (request.body is not None and len(request.body) > _LARGE):
-            allowed = _transfer(request, timeouts)
+        elif request.method == "PUT" or (request.body is not None and len(request.body) > _LARGE_BODY_BYTES):
+            allowed = _upload_timeout(request, timeouts)
         else:
             allowed = self._connecting
             deadline = self._timers.start(timeouts.connect + timeouts.read)
         response: aiohttp.ClientResponse | None = None
         try:
-            url, proxy = self._address(request.url)
+            url, proxy = self._route(request.url)
             response = await session.request(
                 request.method, url, **self._options(request, proxy, allowed, follow=False)
             )
             if deadline is not None:
-                # The head has come. The rest of a list may be long, and the line slow.
+                # After the headers, a long list on a slow connection needs more time.
                 deadline.when += 3 * timeouts.read
-            return HttpResponse(status=response.status, headers=_lowered(response), body=await response.read())
+            return HttpResponse(
+                status=response.status, headers=_lowercase_headers(response), body=await response.read()
+            )
         except asyncio.CancelledError:
             if deadline is None or not deadline.uncancel():
                 raise
@@ -286,31 +297,38 @@ class AiohttpTransport:
 
     @asynccontextmanager
     async def stream(self, request: HttpRequest) -> AsyncIterator[StreamedResponse]:
-        """The reply with its body still to be read; a body that was not read to its end costs the connection.
+        """Send a request once, and yield the reply before its body is read.
+
+        The connection is closed if the body was not read to its end.
+
+        Args:
+            request: The request.
 
         Raises:
-            TransportError: As `send`.
+            TransportError: As in `send`.
         """
-        # No limit in total, and none on the wait for a free connection: transfers may queue.
+        # No total timeout, and none for the wait for a free connection: transfers may queue.
         timeout = aiohttp.ClientTimeout(sock_connect=self._timeouts.connect, sock_read=self._timeouts.transfer)
         follow = not any(name.lower() == "authorization" for name in request.headers)
-        session = self._usable(request)
-        url, proxy = self._address(request.url)
+        session = self._open_session(request)
+        url, proxy = self._route(request.url)
         options = self._options(request, proxy, timeout, follow=follow)
-        response = _mapped(session.request(request.method, url, read_bufsize=_READ_AHEAD, **options), request)
-        reply = _Reply(await response, request)
+        response = _with_mapped_errors(
+            session.request(request.method, url, read_bufsize=_READ_BUFFER_BYTES, **options), request
+        )
+        reply = _StreamedReply(await response, request)
         try:
             yield reply
         finally:
             reply.close()
 
-    def _usable(self, request: HttpRequest) -> aiohttp.ClientSession:
-        session = self._session or self._made()
-        # Nobody else closes one that is owned.
+    def _open_session(self, request: HttpRequest) -> aiohttp.ClientSession:
+        session = self._session or self._ensure_session()
+        # Only a session that was passed in can be closed by others.
         if self._closed or session is None or (not self._owned and session.closed):
             raise ConnectFailedError(
                 f"{request.method} {loggable_url(request.url)}: the transport is closed",
-                advice="use it while it is open",
+                advice="send requests before aclose()",
             )
         return session
 
@@ -319,7 +337,7 @@ class AiohttpTransport:
     ) -> _Options:
         body = request.body
         options: _Options = {
-            "headers": request.headers if self._owned else {**_ALWAYS, **request.headers},
+            "headers": request.headers if self._owned else {**_DEFAULT_HEADERS, **request.headers},
             "allow_redirects": follow,
             "proxy": proxy,
             "ssl": self._ssl,
@@ -327,38 +345,38 @@ class AiohttpTransport:
         }
         if body is not None:
             if "Content-Type" not in request.headers:
-                # aiohttp would call every body application/octet-stream, which signed uploads may refuse.
+                # aiohttp would send application/octet-stream, which signed uploads may refuse.
                 options["skip_auto_headers"] = ("Content-Type",)
-            # Raw bytes are written in one piece, which holds up the loop when they are many.
-            options["data"] = io.BytesIO(body) if len(body) > _LARGE else body
+            # aiohttp writes bytes in one piece, which blocks the loop if they are many.
+            options["data"] = io.BytesIO(body) if len(body) > _LARGE_BODY_BYTES else body
         return options
 
-    def _address(self, url: str) -> tuple[URL | str, str | None]:
-        """Where to, and through which proxy."""
-        known = self._addresses.get(url)
+    def _route(self, url: str) -> tuple[URL | str, str | None]:
+        """Return the parsed URL and the proxy for it, cached."""
+        known = self._routes.get(url)
         if known is not None:
             return known
-        plain = _PLAIN.fullmatch(url)
+        plain = _PLAIN_URL.fullmatch(url)
         if plain is None:
-            return _exact(url), self._proxy or self._env_proxy(url)
+            return _exact_url(url), self._proxy or self._env_proxy(url)
         origin, path = plain.groups()
-        there = self._origins.get(origin)
-        if there is None:
-            exact = _exact(origin)
+        route = self._origins.get(origin)
+        if route is None:
+            exact = _exact_url(origin)
             if isinstance(exact, str):
                 return url, self._proxy or self._env_proxy(url)
-            there = self._origins[origin] = exact, self._proxy or self._env_proxy(origin)
-        if len(self._addresses) >= _ADDRESSES:
-            self._addresses.clear()
-        # A prediction is read again and again; what yarl works out of its URL stays with it.
-        known = self._addresses[url] = there[0].with_path(path, encoded=True), there[1]
+            route = self._origins[origin] = exact, self._proxy or self._env_proxy(origin)
+        if len(self._routes) >= _MAX_CACHED_URLS:
+            self._routes.clear()
+        # Cached, because a prediction is read many times.
+        known = self._routes[url] = route[0].with_path(path, encoded=True), route[1]
         return known
 
     def _env_proxy(self, url: str) -> str | None:
-        """The environment's proxy for `url`.
+        """Return the environment's proxy for a URL; None without one.
 
-        Looked up here and not by aiohttp's `trust_env`, which also reads `.netrc`, and then either sends those
-        credentials to output hosts or refuses requests that have an Authorization header.
+        aiohttp's `trust_env` is not used: it also reads `.netrc`, and then sends those credentials to output hosts or
+        refuses requests that have an Authorization header.
         """
         if not self._trust_env:
             return None
@@ -376,16 +394,16 @@ class AiohttpTransport:
         return self._env_proxies[origin]
 
 
-class _Reply:
-    """A `StreamedResponse`, and the iterator of its own body.
+class _StreamedReply:
+    """A `StreamedResponse` that iterates over its body.
 
-    It keeps aiohttp's response out of the frames that an error passes through: tracebacks that show local variables
-    would print its URL, query included.
+    It keeps aiohttp's response out of the frames that an error passes: tracebacks that show local variables would print
+    its URL with the query.
     """
 
     def __init__(self, response: aiohttp.ClientResponse, request: HttpRequest) -> None:
         self.status = response.status
-        self.headers = _lowered(response)
+        self.headers = _lowercase_headers(response)
         self._response = response
         self._request = request
 
@@ -396,33 +414,33 @@ class _Reply:
         return self
 
     async def __anext__(self) -> bytes:
-        chunk = await _mapped(self._response.content.readany(), self._request, replied=True)
+        chunk = await _with_mapped_errors(self._response.content.readany(), self._request, replied=True)
         if not chunk:
             raise StopAsyncIteration
         return chunk
 
     def close(self) -> None:
-        """Give the connection back when the body was read to its end, else close it."""
+        """Release the connection if the body was read to its end, else close it."""
         self._response.close()
 
 
-def _exact(url: str) -> URL | str:
-    """`url` without yarl's requoting, which breaks the signatures of some storages."""
+def _exact_url(url: str) -> URL | str:
+    """Return a URL without yarl's requoting, which breaks the signatures of some storages."""
     try:
-        # `encoded=True` believes everything, hence the look at what the strict way makes of it.
+        # `encoded=True` checks nothing, so the URL is parsed strictly first.
         if url.isascii() and url.isprintable() and " " not in url and URL(url).host:
             return URL(url, encoded=True)
     except ValueError:
-        pass  # aiohttp refuses it in its own words
+        pass  # aiohttp raises for it
     return url
 
 
-def _transfer(request: HttpRequest, timeouts: Timeouts) -> aiohttp.ClientTimeout:
-    """For an upload: `transfer` for the reply and for each MiB begun.
+def _upload_timeout(request: HttpRequest, timeouts: Timeouts) -> aiohttp.ClientTimeout:
+    """Return the timeout of an upload: `Timeouts.transfer` for the reply and for each MiB or part of one.
 
-    aiohttp measures silence only while it reads, and would never notice a peer that stops taking the body.
+    aiohttp's `sock_read` does not cover a peer that stops reading the body, hence the total.
     """
-    pieces = 2 + len(request.body or b"") // _LARGE
+    pieces = 2 + len(request.body or b"") // _LARGE_BODY_BYTES
     return aiohttp.ClientTimeout(
         total=timeouts.connect + pieces * timeouts.transfer,
         sock_connect=timeouts.connect,
@@ -430,11 +448,16 @@ def _transfer(request: HttpRequest, timeouts: Timeouts) -> aiohttp.ClientTimeout
     )
 
 
-def _lowered(response: aiohttp.ClientResponse) -> dict[str, str]:
+def _lowercase_headers(response: aiohttp.ClientResponse) -> dict[str, str]:
     return {name.lower(): value for name, value in response.headers.items()}
 
 
-def _trust(ca: str | os.PathLike[str] | ssl.SSLContext | None) -> ssl.SSLContext | bool:
+def _ssl_setting(ca: str | os.PathLike[str] | ssl.SSLContext | None) -> ssl.SSLContext | bool:
+    """Return aiohttp's `ssl` argument.
+
+    Raises:
+        ConfigurationError: The file cannot be read.
+    """
     if ca is None:
         return True
     if isinstance(ca, ssl.SSLContext):
@@ -443,6 +466,7 @@ def _trust(ca: str | os.PathLike[str] | ssl.SSLContext | None) -> ssl.SSLContext
         return ssl.create_default_context(cafile=ca)
     except OSError as error:
         raise ConfigurationError(
-            f"ca: {os.fspath(ca)} is no PEM file: {error.strerror or type(error).__name__}",
-            advice="name a readable PEM file of certificate authorities",
+            f"ca: expected a PEM file of certificate authorities, got {os.fspath(ca)}: "
+            f"{error.strerror or type(error).__name__}",
+            advice="give the path of a readable PEM file",
         ) from error

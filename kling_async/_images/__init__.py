@@ -1,1 +1,1 @@
-"""Images on their way to the service: checks, conversion, uploads."""
+"""Images of jobs: check, convert, upload."""

@@ -1,4 +1,4 @@
-"""Images before they are sent: what the service would look at, read from the file's ends, nothing decoded."""
+"""Check images before they are sent, from the first and last bytes of the file, without decoding them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-MAX_FIT_BYTES: Final = 100 * 1024 * 1024
-"""Bytes of an image that is made to fit."""
-MAX_FIT_PIXELS: Final = 80_000_000
-"""Pixels of an image that is made to fit: decoded it takes three bytes for each."""
+MAX_CONVERTED_BYTES: Final = 100 * 1024 * 1024
+"""Greatest size in bytes of an image to convert."""
+MAX_CONVERTED_PIXELS: Final = 80_000_000
+"""Greatest number of pixels of an image to convert; decoding takes three bytes of memory per pixel."""
 
-_PIECE: Final = 2**18
-"""Bytes of a file that are read at once."""
-_TAIL: Final = 2**15
-_FORMATS: Final = {
+_READ_BYTES: Final = 2**18
+"""Bytes per read of a file."""
+_TAIL_BYTES: Final = 2**15
+"""Bytes at the end of a file that are searched for the end of the picture first."""
+_FORMAT_NAMES: Final = {
     "image/webp": "WebP",
     "image/gif": "GIF",
     "image/bmp": "BMP",
@@ -32,24 +33,24 @@ _FORMATS: Final = {
     "image/avif": "AVIF",
     "image/heic": "HEIC",
 }
-_CONVERTED: Final = frozenset(_FORMATS) - {"image/heic"}
+_CONVERTIBLE_TYPES: Final = frozenset(_FORMAT_NAMES) - {"image/heic"}
 
 
 def preflight(image: Path | bytes, *, field: str = "image", fit: bool = False) -> ImageFacts:
-    """What the service would look at before it accepts an image.
+    """Check an image as the service would, and return its type, dimensions and size.
 
     Args:
         image: The file, or its content.
-        field: How errors name it.
-        fit: Whether it will be made to fit before it is sent: other formats and more bytes are fine then.
+        field: Name of the field in errors.
+        fit: Whether it will be converted before it is sent: more formats and more bytes are accepted then.
 
     Raises:
-        InvalidJobError: It cannot be read, is of no format that is taken, has too many bytes or too few pixels, is cut
-            off, or its size cannot be told.
+        InvalidJobError: It cannot be read, has an unsupported format, too many bytes or too few pixels, is truncated,
+            or its dimensions cannot be read.
     """
     import imagesize  # type: ignore[import-untyped]  # noqa: PLC0415 -- has no types; not every job has a file
 
-    with _opened(image, field) as file:
+    with _open(image, field) as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
         head = file.read(64)
@@ -60,77 +61,80 @@ def preflight(image: Path | bytes, *, field: str = "image", fit: bool = False) -
         try:
             facts = imagesize.get_info(file, dpi=False, colors=False, channels=False)
             width, height = int(facts.width), int(facts.height)
-        except Exception:  # noqa: BLE001 -- hostile bytes let it raise whatever they hit
+        except Exception:  # noqa: BLE001 -- hostile bytes let imagesize raise many kinds
             raise invalid(field, "is damaged: its width and height cannot be read") from None
         if width <= 0 or height <= 0:
             raise invalid(field, "is damaged: its width and height cannot be read")
         if min(width, height) < MIN_IMAGE_SIDE:
             raise invalid(field, f"expected at least {MIN_IMAGE_SIDE}x{MIN_IMAGE_SIDE} pixels, got {width}x{height}")
-        if _cut_off(file, kind, size):
-            raise invalid(field, "is cut off: the end of the picture is missing")
+        if _is_truncated(file, kind, size):
+            raise invalid(field, "is truncated: the end of the picture is missing")
     found = ImageFacts(kind, width, height, size, turned=facts.rotation in range(2, 9))
-    if fit and found.unfit and width * height > MAX_FIT_PIXELS:
-        raise invalid(field, f"{width}x{height} pixels are more than are converted, {MAX_FIT_PIXELS // 10**6} million")
+    if fit and found.unfit and width * height > MAX_CONVERTED_PIXELS:
+        limit = f"at most {MAX_CONVERTED_PIXELS // 10**6} million pixels"
+        raise invalid(field, f"cannot be converted: expected {limit}, got {width}x{height}")
     return found
 
 
 def require_pillow() -> None:
-    """Make sure that images can be made to fit.
+    """Raise unless images can be converted.
 
     Raises:
         ConfigurationError: Pillow is not installed.
     """
     if importlib.util.find_spec("PIL") is None:
-        raise ConfigurationError("fit: needs Pillow", advice="install kling-async[images]")
+        raise ConfigurationError("fit: needs Pillow, which is not installed", advice="install kling-async[images]")
 
 
-def read(image: Path | bytes, field: str, *, most: int = MAX_FIT_BYTES) -> bytes:
-    """Return the whole content; of a file that is too large, one byte more than is permitted.
+def read(image: Path | bytes, field: str, *, most: int = MAX_CONVERTED_BYTES) -> bytes:
+    """Return the content of an image; of a file that is too large, one byte more than `most`.
 
     Args:
         image: The file, or its content.
         field: Name of the field in errors.
-        most: Bytes that are permitted.
+        most: Greatest permitted number of bytes.
 
     Raises:
         InvalidJobError: It cannot be read.
     """
-    return b"".join(_pieces(image, field, most))
+    return b"".join(_read_pieces(image, field, most))
 
 
 def sha256(image: Path | bytes, field: str) -> str:
-    """The digest of the content in hex.
+    """Return the SHA-256 of an image's content in hex.
 
     Raises:
         InvalidJobError: It cannot be read.
     """
-    # Piece by piece: many files may be looked at at once, and only those that go up are worth their memory.
+    # In pieces: many files may be hashed at once, and only those that are uploaded may take memory.
     whole = hashlib.sha256()
-    for piece in _pieces(image, field):
+    for piece in _read_pieces(image, field):
         whole.update(piece)
     return whole.hexdigest()
 
 
 def invalid(field: str, message: str) -> InvalidJobError:
-    """The error that says what is wrong with the image."""
+    """Return the error of an invalid image."""
     return InvalidJobError([Problem(field, message)])
 
 
 def _problem(kind: str | None, size: int, *, fit: bool) -> str:
+    """Return the problem of an image with this type and size; empty if there is none."""
     if not size:
         return "is empty"
-    most = MAX_FIT_BYTES if fit else MAX_IMAGE_BYTES
+    most = MAX_CONVERTED_BYTES if fit else MAX_IMAGE_BYTES
     if size > most:
         return f"expected at most {most // 2**20} MB, got more"
     if kind is None:
         return "expected a JPEG or PNG, the bytes are neither"
-    if kind in ACCEPTED_IMAGE_TYPES or (fit and kind in _CONVERTED):
+    if kind in ACCEPTED_IMAGE_TYPES or (fit and kind in _CONVERTIBLE_TYPES):
         return ""
-    return f"expected a JPEG or PNG, this is {_FORMATS[kind]}" + ("" if fit or kind not in _CONVERTED else "; fit it")
+    hint = "" if fit or kind not in _CONVERTIBLE_TYPES else "; the option fit converts it"
+    return f"expected a JPEG or PNG, got {_FORMAT_NAMES[kind]}{hint}"
 
 
 def _media_type(head: bytes) -> str | None:
-    """The format by the first bytes, whatever the file's name says."""
+    """Return the media type by the first bytes; None if it is unknown."""
     if head.startswith(b"\xff\xd8\xff"):
         return "image/jpeg"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -144,44 +148,44 @@ def _media_type(head: bytes) -> str | None:
     if head[4:8] == b"ftyp":
         brands = head[8:64]
         return "image/avif" if b"avif" in brands else "image/heic" if b"hei" in brands or b"mif1" in brands else None
-    # Two letters that much else begins with: the four bytes after the length are zero in a bitmap.
+    # Many files begin with these two letters; in a bitmap the four bytes after the length are zero too.
     if head.startswith(b"BM") and head[6:10] == bytes(4):
         return "image/bmp"
     return None
 
 
-def _cut_off(file: BinaryIO, kind: str, size: int) -> bool:
-    """Whether what ends a picture of this format is missing; for the formats that are sent as they are."""
+def _is_truncated(file: BinaryIO, kind: str, size: int) -> bool:
+    """Return whether a JPEG or PNG lacks its end marker; False for other formats."""
     if kind not in ACCEPTED_IMAGE_TYPES:
         return False
-    mark, start = (b"IEND", 8) if kind == "image/png" else (b"\xff\xd9", _pixels(file))
-    # Usually it is at the very end; phones put films and notes after it.
-    file.seek(max(start, size - _TAIL))
-    if mark in file.read():
+    marker, start = (b"IEND", 8) if kind == "image/png" else (b"\xff\xd9", _start_of_pixels(file))
+    # It is usually at the very end, but phones append videos and metadata.
+    file.seek(max(start, size - _TAIL_BYTES))
+    if marker in file.read():
         return False
     file.seek(start)
     last = b""
-    while piece := file.read(_PIECE):
-        if mark in last + piece:
+    while piece := file.read(_READ_BYTES):
+        if marker in last + piece:
             return False
-        last = piece[-len(mark) :]
+        last = piece[-len(marker) :]
     return True
 
 
-def _pixels(file: BinaryIO) -> int:
-    """Where the pixels of a JPEG begin: before them a small preview may be, with an end of its own."""
-    place = 2
+def _start_of_pixels(file: BinaryIO) -> int:
+    """Return the offset of a JPEG's pixels. A thumbnail before them may have an end marker of its own."""
+    offset = 2
     while True:
-        file.seek(place)
+        file.seek(offset)
         head = file.read(4)
-        if len(head) < 4 or head[0] != 0xFF or head[1] == 0xDA:  # noqa: PLR2004 -- a segment's mark and length
-            return place
-        # Any number of filling bytes may precede a mark.
-        place += 1 if head[1] == 0xFF else 2 + int.from_bytes(head[2:4], "big")  # noqa: PLR2004 -- the same
+        if len(head) < 4 or head[0] != 0xFF or head[1] == 0xDA:  # noqa: PLR2004 -- marker and length
+            return offset
+        # Any number of fill bytes may precede a marker.
+        offset += 1 if head[1] == 0xFF else 2 + int.from_bytes(head[2:4], "big")  # noqa: PLR2004 -- the same
 
 
-def _opened(image: Path | bytes, field: str) -> BinaryIO:
-    """The image as a file.
+def _open(image: Path | bytes, field: str) -> BinaryIO:
+    """Open an image as a file.
 
     Raises:
         InvalidJobError: It cannot be opened, or is not a regular file.
@@ -189,7 +193,7 @@ def _opened(image: Path | bytes, field: str) -> BinaryIO:
     if isinstance(image, bytes):
         return io.BytesIO(image)
     try:
-        # Asked before it is opened: to open a pipe is to wait for its other end.
+        # Checked before opening it, because opening a pipe blocks until its other end is opened.
         if stat.S_ISREG(image.stat().st_mode):
             return image.open("rb")
     except (OSError, ValueError) as error:
@@ -197,16 +201,16 @@ def _opened(image: Path | bytes, field: str) -> BinaryIO:
     raise invalid(field, f"{image} is not a regular file")
 
 
-def _pieces(image: Path | bytes, field: str, most: int = MAX_FIT_BYTES) -> Iterator[bytes]:
+def _read_pieces(image: Path | bytes, field: str, most: int = MAX_CONVERTED_BYTES) -> Iterator[bytes]:
     if isinstance(image, bytes):
         yield image
         return
-    left = most + 1
-    with _opened(image, field) as file:
+    remaining = most + 1
+    with _open(image, field) as file:
         try:
-            while piece := file.read(min(left, _PIECE)):
+            while piece := file.read(min(remaining, _READ_BYTES)):
                 yield piece
-                left -= len(piece)
+                remaining -= len(piece)
         except OSError as error:
             raise _unreadable(image, field, error) from error
 

@@ -1,4 +1,4 @@
-"""Images on their way to the service: read, looked at, put up once."""
+"""Upload images: read, check, convert, and upload each content once."""
 
 from __future__ import annotations
 
@@ -40,26 +40,26 @@ if TYPE_CHECKING:
     from kling_async._core.transport import Transport
     from kling_async.providers import Provider
 
-REMEMBERED = 6 * 86_400.0
-"""Seconds that an upload is used again. The service deletes uploads after 7 days, and the job still has to read it."""
-MAX_REMEMBERED = 10_000
-"""Uploads that are remembered; the one that was not used for longest is forgotten first."""
-ATTEMPTS = 4
-"""How often a ticket is asked for, and how often a file is sent to it."""
-NO_TICKETS = frozenset({404, 405})
-"""Statuses by which a service says that it gives no tickets; the upload in one request is older, and documented."""
-FITTED_AT_ONCE = 2
-"""Images that are decoded at the same time: each takes a few hundred megabytes at most."""
+UPLOAD_REUSE_S = 6 * 86_400.0
+"""Seconds for which an upload is reused. The service deletes it after 7 days, and jobs still have to read it."""
+MAX_CACHED_UPLOADS = 10_000
+"""Uploads whose URLs are kept in memory; the least recently used is removed first."""
+MAX_UPLOAD_ATTEMPTS = 4
+"""Greatest number of attempts for each request of an upload."""
+NO_TICKET_STATUSES = frozenset({404, 405})
+"""Statuses of a service without upload tickets. The older, documented upload in one request is used then."""
+MAX_CONCURRENT_CONVERSIONS = 2
+"""Images converted at once: each takes up to a few hundred megabytes of memory."""
 
 log = logging.getLogger("kling_async")
 
 
 async def digest(image: Image, *, field: str = "image") -> str:
-    """What tells one image from another: the SHA-256 of the content in hex, of a URL the string itself.
+    """Return the SHA-256 of an image's content in hex; a URL is returned as it is.
 
     Args:
-        image: The image; a file is read in a worker thread.
-        field: How errors name it.
+        image: The image. A file is read in a worker thread.
+        field: Name of the field in errors.
 
     Raises:
         InvalidJobError: The file cannot be read.
@@ -70,13 +70,13 @@ async def digest(image: Image, *, field: str = "image") -> str:
 
 
 @attrs.frozen
-class _Ready:
-    """An image that can be sent.
+class _PreparedImage:
+    """An image to send.
 
     Attributes:
-        content: What is sent.
-        facts: What is known of it.
-        digest: SHA-256 of the image that was given, in hex.
+        content: The bytes to send.
+        facts: Type, dimensions and size of the content.
+        digest: SHA-256 of the original image in hex, before conversion.
     """
 
     content: bytes = attrs.field(repr=False)
@@ -89,8 +89,14 @@ class _Ready:
 
 
 @attrs.define(eq=False)
-class _Upload:
-    """What those who want the same content at the same time share."""
+class _SharedUpload:
+    """An upload that is in progress, shared by concurrent callers with equal content.
+
+    Attributes:
+        lock: Held by the caller that uploads.
+        waiting: Number of callers.
+        failure: The error of the upload; None while there is none.
+    """
 
     lock: anyio.Lock = attrs.field(factory=anyio.Lock)
     waiting: int = 0
@@ -98,17 +104,17 @@ class _Upload:
 
 
 class Images:
-    """The URLs of images; each content is uploaded once.
+    """Uploads images, each content once, and returns their URLs.
 
     Args:
-        transport: Sends.
-        provider: Phrases the uploads.
-        clock: Tells the time and waits between attempts.
-        limit: Uploads at the same time at most; with it the memory for images is bounded.
-        inline: Send files and bytes within the request, as data URIs, instead of uploading them.
-        fit: Convert with Pillow what the service would refuse, or what its EXIF data turns.
-        memory: Remembers uploads for later sessions.
-        rng: Draws the jitter of the pauses from [0, 1).
+        transport: Sends the uploads.
+        provider: Builds their requests and parses the replies.
+        clock: The session's clock.
+        limit: Greatest number of concurrent uploads; it also bounds the number of images in memory.
+        inline: Return files and bytes as data URIs instead of uploading them.
+        fit: Convert images that the service would refuse, or that are rotated by EXIF. Needs Pillow.
+        memory: Records uploads for later sessions; None without one.
+        rng: Draws jitter from [0, 1).
     """
 
     def __init__(
@@ -129,73 +135,73 @@ class Images:
         self._slots = anyio.Semaphore(limit)
         self._inline = inline
         self._fit = fit
-        self._fitting = anyio.CapacityLimiter(FITTED_AT_ONCE)
+        self._converting = anyio.CapacityLimiter(MAX_CONCURRENT_CONVERSIONS)
         self._memory = memory
         self._rng = rng
-        self._tickets = True
-        self._known: OrderedDict[str, tuple[str, float]] = OrderedDict()
-        self._wanted: dict[str, _Upload] = {}
+        self._use_tickets = True
+        self._url_cache: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        self._in_progress: dict[str, _SharedUpload] = {}
 
     async def url(self, image: Image, *, field: str, sha256: str | None = None) -> str:
-        """The URL to send for `image`: a string as it is, a file or bytes after it was checked and uploaded.
+        """Return the URL of an image: a URL as it is; a file or bytes after checking and uploading them.
 
-        Those who ask for the same content at the same time share one upload and its failure. When the one who uploads
-        is cancelled, the next one takes over.
+        Concurrent calls with equal content share one upload and its failure. If the call that uploads is cancelled,
+        another one takes over.
 
         Args:
             image: The image.
-            field: How errors name it: `image` or `end_image`.
-            sha256: The digest by which the job was keyed, in hex; None when it was not read before.
+            field: Name of the field in errors: `image` or `end_image`.
+            sha256: SHA-256 from which the job's key was made, in hex; None if the image was not read before.
 
         Raises:
             InvalidJobError: The file cannot be read, has changed, or the service would refuse the image.
-            UnsupportedError: The provider takes no uploads.
+            UnsupportedError: The provider has no uploads.
             ApiError: The service or its storage refused the upload.
-            TransportError: It could not be reached.
+            TransportError: The service or its storage could not be reached.
         """
         if isinstance(image, str):
             return image
         try:
             return await self._url(image, field, sha256)
         except KlingError as error:
-            # The frames that it came through hold the image: an error that is kept must not keep megabytes.
+            # The traceback's frames hold the image, and the error may be kept for long.
             failure = error.with_traceback(None)
         raise failure
 
     async def _url(self, image: Path | bytes, field: str, sha256: str | None) -> str:
         if self._inline:
-            ready = await self._ready(image, field, sha256)
-            return await anyio.to_thread.run_sync(lambda: ready.data_uri)
+            prepared = await self._prepare(image, field, sha256)
+            return await anyio.to_thread.run_sync(lambda: prepared.data_uri)
         sha256 = sha256 or await digest(image, field=field)
-        name = self._name(sha256)
-        upload = self._wanted.setdefault(name, _Upload())
+        cache_key = self._cache_key(sha256)
+        upload = self._in_progress.setdefault(cache_key, _SharedUpload())
         upload.waiting += 1
         try:
             async with upload.lock:
                 if upload.failure is not None:
-                    # A copy: one exception raised in many tasks would gather all of their tracebacks.
+                    # A copy: one exception raised in many tasks would collect all of their tracebacks.
                     raise copy.copy(upload.failure)
-                return await self._remembered(name) or await self._first(image, field, sha256, upload)
+                return await self._cached_url(cache_key) or await self._upload_file(image, field, sha256, upload)
         finally:
             upload.waiting -= 1
-            # With the last who waits the failure is forgotten: who comes then begins anew.
+            # The failure is shared only by concurrent callers: later ones try again.
             if not upload.waiting:
-                del self._wanted[name]
+                del self._in_progress[cache_key]
 
-    async def _first(self, image: Path | bytes, field: str, sha256: str, upload: _Upload) -> str:
+    async def _upload_file(self, image: Path | bytes, field: str, sha256: str, upload: _SharedUpload) -> str:
         async with self._slots:
-            # Read here and not before: only holders of a slot hold an image in memory.
-            ready = await self._ready(image, field, sha256)
-            for warning in ready.facts.warnings:
+            # Read only here, so that at most `limit` images are in memory.
+            prepared = await self._prepare(image, field, sha256)
+            for warning in prepared.facts.warnings:
                 log.warning("%s: %s", image if not isinstance(image, bytes) else field, warning)
             try:
-                return await self._upload(ready)
+                return await self._upload(prepared)
             except KlingError as error:
                 upload.failure = error
                 raise
 
-    async def _ready(self, image: Path | bytes, field: str, sha256: str | None) -> _Ready:
-        """The image as it will be sent.
+    async def _prepare(self, image: Path | bytes, field: str, sha256: str | None) -> _PreparedImage:
+        """Read, check and, if needed, convert an image.
 
         Raises:
             InvalidJobError: It has changed, or the service would refuse it.
@@ -203,41 +209,43 @@ class Images:
         if self._fit:
             facts = await anyio.to_thread.run_sync(lambda: preflight(image, field=field, fit=True))
             if facts.unfit:
-                return await anyio.to_thread.run_sync(_fitted, image, field, sha256, limiter=self._fitting)
-        return await anyio.to_thread.run_sync(_as_it_is, image, field, sha256)
+                return await anyio.to_thread.run_sync(
+                    _prepare_converted, image, field, sha256, limiter=self._converting
+                )
+        return await anyio.to_thread.run_sync(_prepare_unchanged, image, field, sha256)
 
-    async def _upload(self, ready: _Ready) -> str:
-        content, facts = ready.content, ready.facts
-        # Neutral: the user's path is none of the service's business.
-        filename = ready.digest[:16] + {"image/jpeg": ".jpg", "image/png": ".png"}[facts.type]
-        url = await self._by_ticket(filename, content, facts) if self._tickets else None
+    async def _upload(self, prepared: _PreparedImage) -> str:
+        content, facts = prepared.content, prepared.facts
+        # The name of the user's file is private.
+        filename = prepared.digest[:16] + {"image/jpeg": ".jpg", "image/png": ".png"}[facts.type]
+        url = await self._upload_by_ticket(filename, content, facts) if self._use_tickets else None
         if url is None:
-            url = await self._in_one(filename, content, facts)
-            # Only now: a wrong address has neither of the two.
-            self._tickets = False
-        until = self._clock.now() + REMEMBERED
-        name = self._name(ready.digest)
-        self._remember(name, url, until)
+            url = await self._upload_as_form(filename, content, facts)
+            # Only after it has worked: a wrong base URL has neither of the two.
+            self._use_tickets = False
+        until = self._clock.now() + UPLOAD_REUSE_S
+        cache_key = self._cache_key(prepared.digest)
+        self._cache(cache_key, url, until)
         if self._memory is not None:
-            self._memory.note_upload(name, url, until)
+            self._memory.note_upload(cache_key, url, until)
         return url
 
-    async def _by_ticket(self, filename: str, content: bytes, facts: ImageFacts) -> str | None:
-        """The URL of the file after it was put where the ticket says; None when the service gives no tickets."""
+    async def _upload_by_ticket(self, filename: str, content: bytes, facts: ImageFacts) -> str | None:
+        """Upload a file with a ticket and return its URL; None if the service has no tickets."""
         provider = uploads_of(self._provider)
         asked = provider.upload_ticket(filename=filename, size=facts.bytes, content_type=facts.type)
         reply = await self._send(asked)
-        if reply.status in NO_TICKETS:
+        if reply.status in NO_TICKET_STATUSES:
             return None
         ticket = provider.read_ticket(reply)
         put = HttpRequest(
             method=ticket.method, url=ticket.url, effect=Effect.READ, headers=ticket.headers, body=content
         )
-        _judge(await self._send(put), ticket, self._clock.now())
+        _raise_unless_stored(await self._send(put), ticket, self._clock.now())
         return ticket.download_url
 
-    async def _in_one(self, filename: str, content: bytes, facts: ImageFacts) -> str:
-        """The URL of the file after it was sent as a form."""
+    async def _upload_as_form(self, filename: str, content: bytes, facts: ImageFacts) -> str:
+        """Upload a file as a form and return its URL."""
         provider = uploads_of(self._provider)
         request = await anyio.to_thread.run_sync(
             lambda: provider.upload_binary(filename=filename, content=content, content_type=facts.type)
@@ -245,36 +253,40 @@ class Images:
         return provider.read_upload(await self._send(request))
 
     async def _send(self, request: HttpRequest) -> HttpResponse:
-        return await send_read(self._transport, request, self._clock, attempts=ATTEMPTS, rng=self._rng)
+        return await send_read(self._transport, request, self._clock, attempts=MAX_UPLOAD_ATTEMPTS, rng=self._rng)
 
-    def _name(self, sha256: str) -> str:
-        """What an upload is remembered as: what is made to fit is another file than the one that was given."""
+    def _cache_key(self, sha256: str) -> str:
+        """Return the key of an upload in the cache: a converted image is another file than the original."""
         return sha256 + CONVERTED_SUFFIX if self._fit else sha256
 
-    async def _remembered(self, name: str) -> str | None:
+    async def _cached_url(self, cache_key: str) -> str | None:
         now = self._clock.now()
-        if name in self._known:
-            url, until = self._known[name]
+        if cache_key in self._url_cache:
+            url, until = self._url_cache[cache_key]
             if now < until:
-                self._known.move_to_end(name)
+                self._url_cache.move_to_end(cache_key)
                 return url
-            del self._known[name]
-        # Not kept here: when it ends is known only where it is written down.
-        return None if self._memory is None else await self._memory.uploaded(name, now)
+            del self._url_cache[cache_key]
+        # Not cached, because its end is known only to `memory`.
+        return None if self._memory is None else await self._memory.uploaded(cache_key, now)
 
-    def _remember(self, name: str, url: str, until: float) -> None:
-        self._known[name] = url, until
-        if len(self._known) > MAX_REMEMBERED:
-            self._known.popitem(last=False)
+    def _cache(self, cache_key: str, url: str, until: float) -> None:
+        self._url_cache[cache_key] = url, until
+        if len(self._url_cache) > MAX_CACHED_UPLOADS:
+            self._url_cache.popitem(last=False)
 
 
-def _judge(response: HttpResponse, ticket: UploadTicket, now: float) -> None:
-    """Raise unless the storage has the file."""
+def _raise_unless_stored(response: HttpResponse, ticket: UploadTicket, now: float) -> None:
+    """Raise unless the storage has the file.
+
+    Raises:
+        ApiError: It refused it.
+    """
     status = response.status
     if 200 <= status < 300:  # noqa: PLR2004 -- success, whichever
         return
-    # `If-None-Match: *` on an address that was made for this file: it is there, from an attempt whose reply was lost.
-    # That attempt is not always ours: aiohttp itself sends a PUT again when a pooled connection turns out to be closed.
+    # With `If-None-Match: *` at an address made for this file, 412 means that an earlier attempt, whose reply was lost,
+    # has stored it. aiohttp itself also sends a PUT again when a pooled connection turns out to be closed.
     if status == 412 and any(name.lower() == "if-none-match" for name in ticket.headers):  # noqa: PLR2004
         return
     kind: type[ApiError] = RequestRejectedError
@@ -282,29 +294,29 @@ def _judge(response: HttpResponse, ticket: UploadTicket, now: float) -> None:
         kind = RateLimitedError
     elif status >= 500:  # noqa: PLR2004 -- the same
         kind = ServerError
-    # The body is left out: storages quote the signature in it.
+    # Without the body, because storages quote the signature in it.
     raise kind(
-        f"the storage at {loggable_url(ticket.url)} answered {status} to the upload of an image",
+        f"the upload of an image to {loggable_url(ticket.url)} was refused with status {status}",
         status=status,
         retry_after=response.retry_after(now),
         request_id=response.request_id,
-        advice="ask again, or give the image as a URL",
+        advice="try again, or give the image as a URL",
     )
 
 
-def _as_it_is(image: Path | bytes, field: str, expected: str | None) -> _Ready:
+def _prepare_unchanged(image: Path | bytes, field: str, expected: str | None) -> _PreparedImage:
     content = read(image, field, most=MAX_IMAGE_BYTES)
-    return _Ready(content, preflight(content, field=field), _verified(image, content, field, expected))
+    return _PreparedImage(content, preflight(content, field=field), _verified(image, content, field, expected))
 
 
-def _fitted(image: Path | bytes, field: str, expected: str | None) -> _Ready:
+def _prepare_converted(image: Path | bytes, field: str, expected: str | None) -> _PreparedImage:
     # Imported here: Pillow is an extra.
-    from .convert import fitted  # noqa: PLC0415
+    from .convert import convert  # noqa: PLC0415
 
     content = read(image, field)
     found = _verified(image, content, field, expected)
-    fit = fitted(content, field=field)
-    return _Ready(fit, preflight(fit, field=field), found)
+    fit = convert(content, field=field)
+    return _PreparedImage(fit, preflight(fit, field=field), found)
 
 
 def _verified(image: Path | bytes, content: bytes, field: str, expected: str | None) -> str:

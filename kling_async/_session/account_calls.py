@@ -1,4 +1,4 @@
-"""What a session asks of the account besides videos: its history, its money, its catalogue. All of it is read."""
+"""Calls of a session about its account: history, balance, prices, bill and models. None of them costs money."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ log = logging.getLogger("kling_async")
 T = TypeVar("T")
 
 When: TypeAlias = datetime | float
-"""A time: a datetime with a zone, or seconds since the epoch."""
+"""A time: a timezone-aware datetime, or seconds since the epoch."""
 
-MAX_SPAN = timedelta(days=31)
-"""The longest span that usage is told of (docs: usage)."""
+MAX_USAGE_SPAN = timedelta(days=31)
+"""Longest span of one usage report (docs: usage)."""
 
 
 class ServiceCalls(ABC):
-    """Calls about the account; `UnsupportedError` is raised where the provider lacks the endpoint (GPTProto: all)."""
+    """Calls about the account. Each raises `UnsupportedError` if the provider lacks the endpoint (GPTProto: all)."""
 
     @property
     @abstractmethod
     def _engine(self) -> SessionEngine:
-        """The parts of the open session."""
+        """Return the engine of the open session."""
 
     async def predictions(
         self,
@@ -53,11 +53,11 @@ class ServiceCalls(ABC):
         page_size: int = MAX_PAGE_SIZE,
         limit: int | None = None,
     ) -> AsyncIterator[Prediction]:
-        """The account's predictions of the last 7 days, newest first, those of the web playground included.
+        """Yield the account's predictions of the last 7 days, newest first, including those of the web playground.
 
-        Each comes once, and none is lost while others arrive, end or are deleted during the reading; of those that
-        arrive meanwhile some may come, out of order. Where the service says what a run was given, that is in
-        `Prediction.input`. The ids that were given out are kept until the end.
+        Each is yielded once, and none is missed, even if the list changes meanwhile; predictions created during the
+        iteration may be yielded too, out of order. `Prediction.input` has the inputs if the service reports them. The
+        ids of all yielded predictions stay in memory until the iteration ends.
 
         ```python
         async for prediction in kling.predictions(status="failed", limit=20):
@@ -65,24 +65,24 @@ class ServiceCalls(ABC):
         ```
 
         Args:
-            model: Only of this model.
-            status: Only with this word of the service: `completed`, `failed`, `processing`, ...
-            created_after: Only from then on; a datetime with a zone, or seconds since the epoch.
-            created_before: Only up to then.
-            page_size: How many are read at once, 1 to 100; after the first page at least 20.
-            limit: How many to give at most.
+            model: Only predictions of this model, by id or short name.
+            status: Only predictions with this status of the service: `completed`, `failed`, `processing`, ...
+            created_after: Only predictions created then or later: a timezone-aware datetime, or seconds since the
+                epoch.
+            created_before: Only predictions created then or earlier.
+            page_size: Predictions per request, 1 to 100. Pages after the first have at least 20.
+            limit: Greatest number of predictions to yield; None yields all.
 
         Raises:
-            ConfigurationError: An argument makes no sense.
+            ConfigurationError: An argument is out of range.
             UnsupportedError: The provider has no such list.
-            ApiError: The service said no.
-            TransportError: The service could not be asked.
+            ApiError: The service refused.
+            TransportError: The service could not be reached.
         """
         reads, provider = self._engine.reads, account_of(self._engine.provider, "predictions")
         size = _page_size(page_size, limit)
-        model_id, after = _model_id(model), _moment("created_after", created_after)
-
-        before = _moment("created_before", created_before)
+        model_id = _model_id(model)
+        after, before = _optional_utc("created_after", created_after), _optional_utc("created_before", created_before)
 
         async def read(page: int, size: int) -> Page[Prediction]:
             request = provider.predictions(
@@ -93,28 +93,28 @@ class ServiceCalls(ABC):
                 created_after=after,
                 created_before=before,
             )
-            return _told(provider.read_predictions(await reads.send(request)), "predictions")
+            return _with_warning(provider.read_predictions(await reads.send(request)), "predictions")
 
         paginator = Paginator(read, size=size, key=lambda prediction: prediction.id)
         async for prediction in paginator.items(limit):
             yield prediction
 
     async def delete(self, predictions: str | Prediction | Iterable[str | Prediction]) -> int:
-        """Delete predictions with their outputs. This cannot be undone.
+        """Delete predictions and their outputs at the service. This cannot be undone.
 
-        It is no cancelling: nothing is known of what happens to the work and the price of one that still runs.
+        Deleting is not cancelling: the service does not document whether a running prediction stops or is refunded.
 
         Args:
-            predictions: One or many, as predictions or ids. Ids that the service does not know are passed over.
+            predictions: One or more predictions or ids. The service ignores ids that it does not have.
 
         Returns:
-            How many the service says it deleted. When a reply was lost, the request was sent again, and what the first
-            one deleted is not counted.
+            Number of predictions that the service reports as deleted. It may be too low after a lost reply: the request
+            is then sent again, and predictions deleted by the first request are not counted.
 
         Raises:
             UnsupportedError: The provider cannot delete.
-            ApiError: The service said no.
-            TransportError: The service could not be asked.
+            ApiError: The service refused.
+            TransportError: The service could not be reached.
         """
         reads, provider = self._engine.reads, account_of(self._engine.provider, "delete")
         ids = _ids(predictions)
@@ -125,59 +125,64 @@ class ServiceCalls(ABC):
         return deleted
 
     async def balance(self) -> Decimal:
-        """USD left on the account.
+        """Return the balance of the account in USD.
 
         Raises:
-            UnsupportedError: The provider does not tell.
-            ApiError: The service said no.
-            TransportError: The service could not be asked.
+            UnsupportedError: The provider does not report it.
+            ApiError: The service refused.
+            TransportError: The service could not be reached.
         """
         reads, provider = self._engine.reads, account_of(self._engine.provider, "balance")
         return provider.read_balance(await reads.send(provider.balance()))
 
     async def models(self) -> tuple[ServiceModel, ...]:
-        """The service's own catalogue, all kinds of models. `Model.from_service` makes one runnable.
+        """Return the service's catalogue, with models of every kind. `Model.from_service` makes one usable in jobs.
 
         Raises:
-            UnsupportedError: The provider does not tell.
-            ApiError: The service said no.
-            TransportError: The service could not be asked.
+            UnsupportedError: The provider does not report it.
+            ApiError: The service refused.
+            TransportError: The service could not be reached.
         """
         reads, provider = self._engine.reads, account_of(self._engine.provider, "models")
         reply = await reads.send(provider.models())
-        return _told(provider.read_models(reply), "models").items
+        return _with_warning(provider.read_models(reply), "models").items
 
     async def price(self, job: Job) -> ServicePrice:
-        """What the service asks for this job, with the account's discount. `job.price()` is the catalogue's estimate.
+        """Return the service's price of a job, with and without the account's discount.
 
-        Images are neither uploaded nor looked at for it.
+        `Job.price` returns the price of the built-in catalogue without a request. Images are not uploaded or checked.
+
+        Args:
+            job: The job.
 
         Raises:
-            UnsupportedError: The provider does not tell.
-            ApiError: The service said no.
-            TransportError: The service could not be asked.
+            UnsupportedError: The provider does not report it.
+            ApiError: The service refused.
+            TransportError: The service could not be reached.
         """
         reads, provider = self._engine.reads, account_of(self._engine.provider, "price")
         return provider.read_price(await reads.send(provider.price(job)), job)
 
     async def usage(self, start: When, end: When, model: str | Model | None = None) -> Usage:
-        """What was spent in a span of at most 31 days.
+        """Return the account's usage and cost in a span of at most 31 days.
 
         Args:
-            start: A datetime with a zone, or seconds since the epoch.
-            end: The same.
-            model: Only of this model.
+            start: Start of the span: a timezone-aware datetime, or seconds since the epoch.
+            end: End of the span, likewise.
+            model: Only usage of this model, by id or short name.
 
         Raises:
-            ConfigurationError: The times make no span, or too long a one.
-            UnsupportedError: The provider does not tell.
-            ApiError: The service said no.
-            TransportError: The service could not be asked.
+            ConfigurationError: A time has no zone, or the end is not 0 to 31 days after the start.
+            UnsupportedError: The provider does not report it.
+            ApiError: The service refused.
+            TransportError: The service could not be reached.
         """
         reads, provider = self._engine.reads, account_of(self._engine.provider, "usage")
-        since, until = _time("start", start), _time("end", end)
-        if not timedelta(0) <= until - since <= MAX_SPAN:
-            raise ConfigurationError(f"usage: expected an end 0 to {MAX_SPAN.days} days after the start")
+        since, until = _utc("start", start), _utc("end", end)
+        if not timedelta(0) <= until - since <= MAX_USAGE_SPAN:
+            raise ConfigurationError(
+                f"usage: expected an end 0 to {MAX_USAGE_SPAN.days} days after the start, got {until - since}"
+            )
         request = provider.usage(since, until, model=_model_id(model))
         return provider.read_usage(await reads.send(request))
 
@@ -192,33 +197,33 @@ class ServiceCalls(ABC):
         page_size: int = MAX_PAGE_SIZE,
         limit: int | None = None,
     ) -> AsyncIterator[Billing]:
-        """The lines of the account's bill, newest first: what was deducted, and what was given back.
+        """Yield the lines of the account's bill, newest first: deductions and refunds.
 
         Args:
-            kind: Only deductions or only refunds.
-            predictions: Only of these, as predictions or ids.
-            model: Only of this model.
-            start: Only from then on; a datetime with a zone, or seconds since the epoch.
-            end: Only up to then.
-            page_size: How many are read at once, 1 to 100; after the first page at least 20.
-            limit: How many to give at most.
+            kind: Only deductions ("deduct") or only refunds ("refund").
+            predictions: Only lines about these predictions or ids; empty yields lines about all.
+            model: Only lines about this model, by id or short name.
+            start: Only lines from then on: a timezone-aware datetime, or seconds since the epoch.
+            end: Only lines up to then.
+            page_size: Lines per request, 1 to 100. Pages after the first have at least 20.
+            limit: Greatest number of lines to yield; None yields all.
 
         Raises:
-            ConfigurationError: An argument makes no sense.
-            UnsupportedError: The provider does not tell.
-            ApiError: The service said no.
-            TransportError: The service could not be asked.
+            ConfigurationError: An argument is out of range.
+            UnsupportedError: The provider does not report it.
+            ApiError: The service refused.
+            TransportError: The service could not be reached.
         """
         reads, provider = self._engine.reads, account_of(self._engine.provider, "billings")
         size = _page_size(page_size, limit)
         ids, model_id = _ids(predictions), _model_id(model)
-        since, until = _moment("start", start), _moment("end", end)
+        since, until = _optional_utc("start", start), _optional_utc("end", end)
 
         async def read(page: int, size: int) -> Page[Billing]:
             request = provider.billings(
                 page=page, page_size=size, kind=kind, prediction_ids=ids, model=model_id, start=since, end=until
             )
-            return _told(provider.read_billings(await reads.send(request)), "billings")
+            return _with_warning(provider.read_billings(await reads.send(request)), "billings")
 
         paginator = Paginator(
             read, size=size, key=lambda line: line.id or (line.prediction_id, line.kind, line.created_at)
@@ -227,24 +232,30 @@ class ServiceCalls(ABC):
             yield line
 
     async def webhook_secret(self) -> Secret:
-        """The secret that signs this account's webhooks; only its `reveal()` shows it.
+        """Return the secret that signs this account's webhooks; `Secret.reveal` returns its text.
 
         Raises:
             UnsupportedError: The provider has no webhooks.
-            ApiError: The service said no.
-            TransportError: The service could not be asked.
+            ApiError: The service refused.
+            TransportError: The service could not be reached.
         """
         reads, provider = self._engine.reads, account_of(self._engine.provider, "webhook_secret")
         return provider.read_webhook_secret(await reads.send(provider.webhook_secret()))
 
 
-def _told(page: Page[T], what: str) -> Page[T]:
+def _with_warning(page: Page[T], what: str) -> Page[T]:
+    """Return a page, and log a warning when some of its items could not be parsed."""
     if page.unread:
-        log.warning("%d of %d %s of a page were in no known shape and are left out", page.unread, page.size, what)
+        log.warning("%d of %d %s of a page could not be parsed and were left out", page.unread, page.size, what)
     return page
 
 
 def _page_size(page_size: int, limit: int | None) -> int:
+    """Return the size of the first page.
+
+    Raises:
+        ConfigurationError: A number is out of range.
+    """
     if not 1 <= page_size <= MAX_PAGE_SIZE:
         raise ConfigurationError(f"page_size: expected 1 to {MAX_PAGE_SIZE}, got {page_size!r}")
     if limit is not None and limit < 1:
@@ -253,7 +264,7 @@ def _page_size(page_size: int, limit: int | None) -> int:
 
 
 def _model_id(model: str | Model | None) -> str | None:
-    """The id of a model by any of its names; what the catalogue does not know is taken for an id."""
+    """Return the id of a model by any of its names; a name that the catalogue does not have is taken as an id."""
     if model is None or isinstance(model, Model):
         return None if model is None else model.id
     row = find_model(model)
@@ -261,29 +272,35 @@ def _model_id(model: str | Model | None) -> str | None:
 
 
 def _ids(predictions: str | Prediction | Iterable[str | Prediction]) -> list[str]:
+    """Return the ids of predictions, each once, in the order given."""
     if isinstance(predictions, (str, Prediction)):
         predictions = [predictions]
-    # Each once, in the order given.
     return list(dict.fromkeys(each.id if isinstance(each, Prediction) else each for each in predictions))
 
 
-def _moment(name: str, when: When | None) -> datetime | None:
-    return None if when is None else _time(name, when)
+def _optional_utc(name: str, when: When | None) -> datetime | None:
+    return None if when is None else _utc(name, when)
 
 
-def _time(name: str, when: object) -> datetime:
-    """A time in UTC.
+def _utc(name: str, when: object) -> datetime:
+    """Return a time in UTC.
 
     Raises:
-        ConfigurationError: It has no zone, or is none.
+        ConfigurationError: It is no time, or has no zone.
     """
     if isinstance(when, datetime):
         if when.utcoffset() is None:
-            raise ConfigurationError(f"{name}: expected a datetime with a zone, got {when.isoformat()} without one")
+            raise ConfigurationError(
+                f"{name}: expected a timezone-aware datetime, got {when.isoformat()} without a zone"
+            )
         return when.astimezone(UTC)
     if isinstance(when, bool) or not isinstance(when, (int, float)) or not math.isfinite(when):
-        raise ConfigurationError(f"{name}: expected a datetime or seconds since the epoch, got {when!r:.40}")
+        raise ConfigurationError(
+            f"{name}: expected a timezone-aware datetime or seconds since the epoch, got {when!r:.40}"
+        )
     try:
         return datetime.fromtimestamp(when, UTC)
     except (OverflowError, OSError, ValueError):
-        raise ConfigurationError(f"{name}: {when!r:.40} seconds since the epoch is no time") from None
+        raise ConfigurationError(
+            f"{name}: expected seconds since the epoch of a representable time, got {when!r:.40}"
+        ) from None

@@ -1,4 +1,4 @@
-"""A bounded run over many jobs, entered and then iterated."""
+"""Batches: run many jobs with bounded memory."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ if TYPE_CHECKING:
 
 Item: TypeAlias = Job | tuple[str | None, Job]
 Jobs: TypeAlias = Iterable[Item] | AsyncIterable[Item] | Mapping[str, Job]
-"""What a batch takes: jobs, pairs of a key and a job, or a mapping of keys to jobs."""
+"""Input of a batch: jobs, pairs of a key and a job, or a mapping of keys to jobs."""
 
 MAX_KEYS_IN_MEMORY = 100_000
-"""Keys that a batch without a ledger on disk remembers for finding duplicates."""
+"""Keys kept for finding duplicates in a batch without a ledger on disk."""
 
 
 @attrs.frozen(kw_only=True)
 class BatchStatistics:
-    """Where the jobs of a batch are, at one moment.
+    """Counts of a batch's jobs by state, at one moment.
 
     Attributes:
-        read: Jobs taken from the input.
-        waiting: Of these: not accepted yet (image, slot, rate).
-        running: Accepted and not ended, or ended and being saved.
-        ready: Ended, and not taken by the consumer.
-        completed: Ended well.
-        failed: Ended otherwise; uncertain and skipped ones are counted here too.
-        uncertain: Of the failed: it is not known whether they were accepted.
-        skipped: Of the failed: never submitted, because admission had stopped or the batch was drained.
-        spent: USD of the accepted jobs by the price list; jobs without a known price count nothing.
-        exhausted: Whether the input is at its end, or is not read any more.
+        read: Jobs read from the input.
+        waiting: Jobs not accepted yet: they wait for an image upload, a slot or the rate limit.
+        running: Jobs accepted, until they have ended and are saved.
+        ready: Jobs that ended and whose outcomes were not consumed yet.
+        completed: Jobs that succeeded.
+        failed: Jobs that did not succeed, including uncertain and skipped ones.
+        uncertain: Failed jobs that may have been accepted: their reply was lost.
+        skipped: Failed jobs that were never submitted, because the batch had stopped or was drained.
+        spent: USD of the accepted jobs by the price list; jobs without a known price count as 0.
+        exhausted: True once nothing more is read from the input.
     """
 
     read: int
@@ -69,17 +69,20 @@ class BatchStatistics:
 
 
 class Batch(anyio.AsyncContextManagerMixin):
-    """A named, bounded run over many jobs. Made by `KlingSession.batch`.
+    """A run over many jobs. Made by `KlingSession.batch`; enter it once with `async with`, then iterate.
 
-    Iterating yields one `Outcome` per job; `completed()` yields the predictions of those that went well. A failed job
-    is a value; what concerns the whole account (key, balance) stops admission, and the jobs after it are outcomes with
-    a `SkippedError`. What the input itself raises is raised by the iteration, after the outcomes of the jobs before it.
-    Leaving the block early detaches: the session goes on watching what was paid for. To end a batch before its end and
-    have what was paid for, `drain` it and go on iterating.
+    Iteration yields one `Outcome` per job; `completed` yields the predictions of the successful ones.
+
+    - A failed job is an outcome with an error, not an exception.
+    - An account-wide error (API key, balance, budget) stops the batch: running jobs finish, and the rest come back as
+      outcomes with a `SkippedError`.
+    - An exception of the input is raised by the iteration, after the outcomes of the jobs before it.
+    - Leaving the block early cancels jobs that were not sent. Accepted predictions go on, and the session polls them.
+      To stop early and still get all paid videos, call `drain` and continue to iterate.
 
     Attributes:
-        name: The batch's name.
-        failures: The latest outcomes that did not go well.
+        name: Name of the batch.
+        failures: Latest outcomes that did not succeed.
     """
 
     def __init__(
@@ -104,16 +107,16 @@ class Batch(anyio.AsyncContextManagerMixin):
         self._save_to = save_to
         self._ordered = ordered
         self._deadline = deadline
-        # Free places in the window, and the one who waits for one: the reader of the input.
-        self._places = window
-        self._place_free: asyncio.Future[None] | None = None
-        # A batch over a ledger on disk may be run again, so that every key counts.
+        # The reader of the input waits for free places.
+        self._window_free = window
+        self._window_opens: asyncio.Future[None] | None = None
+        # A batch over a ledger on disk may be run again, so every key must stay the same.
         self._keys = KeyAssigner(math.inf if engine.ledger.durable else MAX_KEYS_IN_MEMORY)
         self._runs: set[JobRun] = set()
         self._ready: list[tuple[int, Outcome]] = []
         self._arrived = 0
-        self._taken = 0
-        self._news = asyncio.Event()
+        self._consumed = 0
+        self._changed = asyncio.Event()
         self._entered = False
         self._left = False
         self._exhausted = False
@@ -125,7 +128,7 @@ class Batch(anyio.AsyncContextManagerMixin):
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
         if self._entered:
-            raise RuntimeError("a batch is entered once")
+            raise RuntimeError("expected a batch that was not entered before; make another one by kling.batch(...)")
         self._entered = True
         await self._engine.enter(self.name, self._budget)
         if self._jobs is None:
@@ -144,7 +147,7 @@ class Batch(anyio.AsyncContextManagerMixin):
                 self._left = True
                 self._jobs = ()
                 self._exhausted = True
-                self._news.set()
+                self._changed.set()
         if raised is not None:
             raise raised
 
@@ -158,44 +161,43 @@ class Batch(anyio.AsyncContextManagerMixin):
             outcome = self._take()
             if outcome is not None:
                 return outcome
-            if self._left or (self._exhausted and self._taken == self._read):
+            if self._left or (self._exhausted and self._consumed == self._read):
                 if self._input_error is not None:
                     error, self._input_error = self._input_error, None
                     raise error
                 raise StopAsyncIteration
-            self._news.clear()
-            await self._news.wait()
+            self._changed.clear()
+            await self._changed.wait()
 
     async def completed(self) -> AsyncIterator[Prediction]:
-        """The predictions that went well, each with its key; the other outcomes are in `failures`."""
+        """Yield the predictions of successful jobs, each with its key. `failures` has the latest other outcomes."""
         async for outcome in self:
             if outcome.ok and outcome.prediction is not None:
                 yield outcome.prediction
 
     @property
     def stopped(self) -> KlingError | None:
-        """Why admission stopped, or None."""
+        """The account-wide error that stopped the batch; None while there is none."""
         return self._drain.stopped
 
     @property
     def drained(self) -> bool:
-        """Whether `drain` was called."""
+        """True after `drain` was called."""
         return self._drain.drained
 
     def drain(self) -> None:
-        """Send nothing more, and end when what was accepted has ended.
+        """Submit nothing more, and end the iteration once all accepted jobs have ended. Returns at once.
 
-        Nothing more is read from the input. What was read and stands before its paid request (its upload, a slot, the
-        rate, a pause, the next attempt after a refusal) is let go: its outcome is a `SkippedError`, and in the ledger
-        it stays as it is, so that the batch can be run again or resumed. What was sent is followed to its end, saved
-        and yielded; then the iteration ends. Nothing is waited for here, and a second call does nothing.
+        The input is not read any further. Jobs that were read and not sent (they wait for an upload, a slot, the rate
+        limit or a retry) become outcomes with a `SkippedError`. The ledger keeps them as they are, so that the batch
+        can be run again or resumed. Accepted jobs run to their ends, are saved, and are yielded.
 
-        Call it from any task or callback of the session's loop; from another thread by `loop.call_soon_threadsafe`.
+        Call it in the session's event loop; from another thread use `loop.call_soon_threadsafe(batch.drain)`.
         """
         self._drain.drain()
 
     def statistics(self) -> BatchStatistics:
-        """Return where the jobs are now."""
+        """Return counts of the jobs by state."""
         running = sum(run.prediction_id is not None for run in self._runs)
         return BatchStatistics(
             read=self._read,
@@ -211,49 +213,49 @@ class Batch(anyio.AsyncContextManagerMixin):
         )
 
     async def _feed(self) -> None:
-        """Take jobs from the input, each when the window has a place for it, and return when all have ended."""
-        # One of asyncio's own: a task in a group of anyio's takes 2 KB more, and there may be thousands.
+        """Read jobs from the input as the window allows, and return when all have ended."""
+        # Not anyio's task group: it takes 2 KB more per task, and there may be thousands.
         async with asyncio.TaskGroup() as tasks:
             try:
                 await self._read_all(tasks)
-            except Exception as error:  # noqa: BLE001 -- the input is the caller's, and so is what it raises
+            except Exception as error:  # noqa: BLE001 -- the input is the caller's, and may raise anything
                 self._input_error = error
             finally:
                 self._exhausted = True
-                self._news.set()
+                self._changed.set()
 
     async def _read_all(self, tasks: asyncio.TaskGroup) -> None:
         engine, index = self._engine, 0
         if self._save_to is not None:
-            await engine.saver.rescue(self.name, self._save_to)
-        jobs = recall(engine.ledger, self.name, engine.clock) if self._jobs is None else each(self._jobs)
+            await engine.saver.save_expiring(self.name, self._save_to)
+        jobs = recall(engine.ledger, self.name, engine.clock) if self._jobs is None else iterate(self._jobs)
         async with aclosing(jobs) as items:
             while True:
                 try:
                     with self._drain:
-                        await self._place()
+                        await self._wait_for_window()
                         item = await anext(items)
                 except (StopAsyncIteration, SkippedError):
                     break
                 run, refused = await self._run_of(item, index)
                 self._read += 1
-                tasks.create_task(self._one(index, run, refused))
+                tasks.create_task(self._run(index, run, refused))
                 index += 1
 
-    async def _place(self) -> None:
-        """Wait for a place in the window."""
-        if not self._places:
+    async def _wait_for_window(self) -> None:
+        """Wait for a free place in the window, and occupy it."""
+        if not self._window_free:
             self._engine.full_windows += 1
-            self._place_free = asyncio.get_running_loop().create_future()
+            self._window_opens = asyncio.get_running_loop().create_future()
             try:
-                await self._place_free
+                await self._window_opens
             finally:
-                self._place_free = None
+                self._window_opens = None
                 self._engine.full_windows -= 1
-        self._places -= 1
+        self._window_free -= 1
 
     async def _run_of(self, item: Item | Recalled, index: int) -> tuple[JobRun, KlingError | None]:
-        """Return the run of an item of the input, and why its job cannot be run.
+        """Return the run of an item of the input, and the error of a job that cannot be run.
 
         Raises:
             TypeError: The item is no job.
@@ -262,7 +264,7 @@ class Batch(anyio.AsyncContextManagerMixin):
             return self._new_run(item.job, item.row.key, item.content, recalled=True), None
         given, job = item if isinstance(item, tuple) else (None, item)
         if not isinstance(job, Job):
-            raise TypeError(f"item {index} of the batch is {type(job).__name__}, not a Job")
+            raise TypeError(f"item {index} of the batch: expected a Job, got {type(job).__name__}")
         try:
             content = await self._engine.contents.read(job, self.name)
         except KlingError as error:
@@ -282,7 +284,7 @@ class Batch(anyio.AsyncContextManagerMixin):
             recalled=recalled,
         )
 
-    async def _one(self, index: int, run: JobRun, refused: KlingError | None) -> None:
+    async def _run(self, index: int, run: JobRun, refused: KlingError | None) -> None:
         self._runs.add(run)
         try:
             outcome = await run_to_outcome(self._engine, run, save_to=self._save_to, refused=refused, index=index)
@@ -301,21 +303,21 @@ class Batch(anyio.AsyncContextManagerMixin):
             self.failures.append(outcome)
         heapq.heappush(self._ready, (index if self._ordered else self._arrived, outcome))
         self._arrived += 1
-        self._news.set()
+        self._changed.set()
 
     def _take(self) -> Outcome | None:
-        if not self._ready or (self._ordered and self._ready[0][0] != self._taken):
+        if not self._ready or (self._ordered and self._ready[0][0] != self._consumed):
             return None
         _, outcome = heapq.heappop(self._ready)
-        self._taken += 1
-        self._places += 1
-        if self._place_free is not None and not self._place_free.done():
-            self._place_free.set_result(None)
+        self._consumed += 1
+        self._window_free += 1
+        if self._window_opens is not None and not self._window_opens.done():
+            self._window_opens.set_result(None)
         return outcome
 
 
-async def each(jobs: Jobs) -> AsyncGenerator[Item, None]:
-    """The items of any kind of input."""
+async def iterate(jobs: Jobs) -> AsyncGenerator[Item, None]:
+    """Yield the items of any kind of input."""
     if isinstance(jobs, Mapping):
         for key, job in cast("Mapping[str, Job]", jobs).items():
             yield key, job

@@ -1,4 +1,4 @@
-"""Builds, opens and closes what a session runs on."""
+"""The engine of a session: build, open and close its parts."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ class SessionEngine:
 
     Attributes:
         runner: Runs jobs.
-        takeover: Takes over what other processes left.
+        takeover: Takes over jobs that other processes left.
         watcher: Polls predictions.
-        ledger: Records what is intended and paid for.
-        full_windows: Batches whose input waits until their consumer takes an outcome.
+        ledger: Records intents, paid ids and results.
+        full_windows: Number of batches whose input waits until an outcome is consumed.
     """
 
     def __init__(self, options: SessionOptions, transport: Transport) -> None:
@@ -76,7 +76,7 @@ class SessionEngine:
         self.level = attrs.evolve(
             options.level,
             in_flight=options.max_in_flight,
-            # A rate limiter of the user's counts the starts.
+            # A custom rate limiter counts the starts itself.
             starts=options.level.starts if options.rate_limiter is None else sys.maxsize,
             per=options.level.per + WINDOW_SLACK_S,
         )
@@ -178,7 +178,7 @@ class SessionEngine:
         )
 
     async def open(self) -> None:
-        """Open the ledger, and take over what it has as running or between intent and reply.
+        """Open the ledger, and take over its running and uncertain jobs.
 
         Raises:
             LedgerError: The ledger cannot be used.
@@ -191,7 +191,11 @@ class SessionEngine:
             self._sharing = asyncio.create_task(self.takeover.share(self.shared), name="kling-sharing")
 
     async def enter(self, batch: str, budget: Budget | None) -> None:
-        """Count in its budget what a batch has cost already.
+        """Count in a batch's budget what the ledger has of the batch.
+
+        Args:
+            batch: Name of the batch.
+            budget: Its budget; None without one.
 
         Raises:
             LedgerError: The ledger cannot be used.
@@ -202,17 +206,23 @@ class SessionEngine:
     async def require(self, batch: str) -> None:
         """Raise unless the ledger has jobs of a batch.
 
+        Args:
+            batch: Name of the batch.
+
         Raises:
             LedgerError: It has none.
         """
         if not await self.ledger.keys(batch, State):
             raise LedgerError(
                 f"the ledger has no job of a batch named {batch!r}",
-                advice="name the batch as it was named when it was run; kling-async status shows the names",
+                advice="use the name that the batch was run under; kling-async status lists the names",
             )
 
     async def find(self, prediction: Prediction | str) -> Prediction:
-        """Return a prediction: itself when it has ended, as last seen when it is watched, else as the service has it.
+        """Return a prediction: as given if it has ended, as last read if it is watched, else read from the service.
+
+        Args:
+            prediction: The prediction or its id.
 
         Raises:
             ApiError: The service refused.
@@ -229,12 +239,12 @@ class SessionEngine:
         return found if key is None else attrs.evolve(found, key=key)
 
     async def follow(self, prediction: Prediction | str) -> AsyncIterator[Prediction]:
-        """Yield a prediction as it is now, and at every change of status."""
+        """Yield a prediction as it is now, and again at each change of status."""
         async for change in self.watcher.follow(await self.find(prediction)):
             yield change
 
     def statistics(self) -> SessionStatistics:
-        """Return where the jobs are, and what watching and waiting cost."""
+        """Return counts of running and waiting jobs, of polls, and the USD spent."""
         watch = self.watcher.statistics()
         return SessionStatistics(
             running=watch.watched,
@@ -250,7 +260,7 @@ class SessionEngine:
         )
 
     async def close(self) -> tuple[Prediction, ...]:
-        """Finish what is being submitted, end the rest, and return what still runs at the service."""
+        """Finish paid requests in flight, cancel everything else, and return the predictions that still run."""
         if self._sharing is not None:
             self._sharing.cancel()
             await asyncio.gather(self._sharing, return_exceptions=True)
@@ -261,7 +271,7 @@ class SessionEngine:
         self._watching.cancel()
         await asyncio.wait([self._watching])
         try:
-            # A ledger that was not opened here may be another session's.
+            # A ledger that was not opened here may belong to another session.
             if self._opened:
                 await self.ledger.aclose()
         finally:

@@ -1,4 +1,4 @@
-"""One job on its way through a session."""
+"""State of one job that a session runs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from kling_async._submission.drain import Drain
 
 @attrs.define(eq=False, kw_only=True)
 class JobRun:
-    """One job on its way through a session, and how far it has come.
+    """State of one job that a session runs.
 
     Attributes:
         job: The job.
         key: Key of the job.
         batch: Name of the batch; empty outside a batch.
         deadline: Seconds from each acceptance to wait for the end.
-        drain: Ends the run before anything is sent.
+        drain: Ends the run before its paid request is sent.
         budget: The batch's budget, beside that of the session.
-        content: The job's content; None until it was read.
+        content: Content of the job; None until it is read.
         recalled: True for a job out of the ledger: its image files are read only when it is sent.
-        prediction_id: Id of the latest accepted prediction; None before.
+        prediction_id: Id of the latest accepted prediction; None before the first.
         cost: USD of all accepted predictions by the price list; None when there is none with a known price.
     """
 

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from .job_run import JobRun
 
 _RETRY_BACKOFF = Backoff(first=10.0, cap=120.0)
-"""Pauses before a job is paid for again whose prediction the service failed."""
+"""Pauses before a job is submitted again after its prediction failed by the service's fault."""
 
 
 @attrs.define(kw_only=True)
@@ -73,12 +73,12 @@ class JobRunner:
         slots: The session's slots.
         gate: Session-wide back-off and rate limit.
         submitter: Sends paid requests.
-        critical: Runs what must not be cancelled.
+        critical: Runs tasks that must not be cancelled.
         doubts: Settles submissions without a clear reply.
-        running: Starts the watching of what was accepted.
-        watcher: Waits for ends.
+        running: Starts watching accepted predictions.
+        watcher: Waits for predictions to end.
         reads: Reads single predictions.
-        retry_failed: How often a job is paid for again whose prediction the service failed by its own fault.
+        retry_failed: Times to submit a job again after its prediction failed by the service's fault.
         webhook_url: URL at which the service reaches a receiver of this session; None without one.
     """
 
@@ -105,13 +105,13 @@ class JobRunner:
     webhook_url: str | None
 
     async def run(self, run: JobRun) -> Prediction:
-        """Return the ended prediction of a job; one that failed by the service's fault is submitted again if asked for.
+        """Submit a job, wait for its end and return the prediction; retry one that failed by the service's fault.
 
         Args:
-            run: The job. What is accepted is written into it.
+            run: The job. Ids and costs of accepted predictions are written into it.
 
         Raises:
-            KlingError: It was refused, could not be sent, or its end is not known.
+            KlingError: It was refused, could not be sent, is in doubt, or has not ended at the deadline.
         """
         failed: Prediction | None = None
         failures = 0
@@ -125,7 +125,7 @@ class JobRunner:
             if accepted.status.ended:
                 return accepted
             waiting = self.watcher.wait(accepted, deadline=run.deadline, job=run.job)
-            # The watcher has it, and later ones: an old record takes more memory than the rest of a running job.
+            # The watcher keeps the latest record; an old one takes more memory than the rest of a running job.
             del accepted
             failed = None
             ended = await waiting
@@ -143,10 +143,10 @@ class JobRunner:
 
         Args:
             run: The job.
-            failures: How many of its predictions have failed in this run.
+            failures: Number of its predictions that have failed in this run.
 
         Raises:
-            KlingError: It was refused, could not be sent, or whether it was accepted is not known.
+            KlingError: It was refused, could not be sent, or is in doubt.
         """
         job = run.job
         with self.claims.claim((run.batch, run.key), job) as claim:
@@ -174,7 +174,7 @@ class JobRunner:
                     prediction = await self._send(run, row, claim, check=run.recalled and not retries)
             except (SkippedError, BudgetExceededError) as error:
                 error.job, error.key = job, run.key
-                # A drained batch leaves its rows as they are, for whoever resumes it.
+                # A drained batch leaves its rows as they are, so that it can be resumed.
                 if row.state.unsent and not run.drain.drained:
                     self._note(run, State.SKIPPED, error=error.message)
                 raise
@@ -194,7 +194,7 @@ class JobRunner:
             raise _expired(run, row)
         known = prediction_of(row)
         if row.state.unsaved and self.clock.now() - (row.submitted_at or row.updated_at) > RETENTION_S:
-            # Our clock may be wrong: the service decides whether it is gone.
+            # Our clock may be wrong, so the service decides whether it is gone.
             try:
                 known = attrs.evolve(await self.reads.prediction(known.id), key=row.key)
             except NotFoundError as error:
@@ -205,7 +205,7 @@ class JobRunner:
         return self.watcher.seen(known.id) or known
 
     async def _resolve_doubt(self, run: JobRun, row: Row) -> Row:
-        """Return the row of a job that an earlier submission left in doubt, settled. That takes no image and no slot.
+        """Settle a job that an earlier submission left in doubt, and return its row. Needs no image and no slot.
 
         Raises:
             SubmissionUncertainError: It stays in doubt.
@@ -214,7 +214,7 @@ class JobRunner:
         await self.money.resume(name, run.job, run.budget)
         found = await self.ledger.find(*name)
         if found is not None and not found[0].state.in_doubt:
-            # A round for another job has settled it meanwhile.
+            # Settled meanwhile together with another job.
             row = found[0]
         else:
             resolved = await self.doubts.resolve(run.job, row)
@@ -223,13 +223,13 @@ class JobRunner:
                 self.doubts.adopt(row)
                 self._publish_accepted(run, prediction_of(row))
         if not row.state.in_doubt:
-            # There may be more in doubt than there is money for: what was not accepted queues with the others.
+            # More jobs may be in doubt than the budget covers: an unaccepted one queues for money again.
             self.money.settle(name, accepted=row.state.accepted)
             self.money.release(name)
         return row
 
     async def _send(self, run: JobRun, row: Row, claim: Claim, *, check: bool) -> Prediction:
-        """Return the prediction of a job that is not accepted yet: reserve, upload, take a slot, submit.
+        """Reserve money, upload images, take a slot, submit, and return the accepted prediction.
 
         Args:
             run: The job.
@@ -238,7 +238,7 @@ class JobRunner:
             check: Whether to compare its image files with the ledger first.
 
         Raises:
-            KlingError: It was refused, could not be sent, or whether it was accepted is not known.
+            KlingError: It was refused, could not be sent, or is in doubt.
         """
         if row.state is State.ABANDONED:
             raise SubmissionUncertainError(
@@ -272,7 +272,7 @@ class JobRunner:
                     found = await self.ledger.find(*name)
                     row = row if found is None else found[0]
                     if row.state.accepted:
-                        # A round for another job has settled it meanwhile.
+                        # Settled meanwhile together with another job.
                         slot.release()
                         return await self._known(run, row)
                 run.drain.check()
@@ -280,7 +280,7 @@ class JobRunner:
                 slot.release()
                 raise
         except KlingError as error:
-            raise _not_sent(error, run, row)  # noqa: B904 -- the error itself, or it has its cause
+            raise _not_sent(error, run, row)  # noqa: B904 -- the same error, or one that has it as its cause
         try:
             return await self._submit(run, row, pending)
         except BaseException:
@@ -289,7 +289,7 @@ class JobRunner:
             raise
 
     async def _upload(self, run: JobRun) -> tuple[str, str | None]:
-        """Return the URLs of a job's images."""
+        """Upload a job's images and return their URLs."""
         job, since = run.job, self.clock.now()
         digests = {} if run.content is None else image_digests(run.content)
         image = await self.images.url(job.image, field="image", sha256=digests.get("image"))
@@ -300,12 +300,12 @@ class JobRunner:
         return image, end_image
 
     async def _submit(self, run: JobRun, row: Row, pending: PendingSubmission) -> Prediction:
-        """Send the paid request until it is accepted, and return the prediction, which is watched then.
+        """Send the paid request until it is accepted, and return the prediction, which is being watched.
 
         Raises:
-            SubmissionUncertainError: It was sent, and whether it was accepted is not known.
+            SubmissionUncertainError: It was sent, and may have been accepted.
             SkippedError: Its batch was drained before it was sent.
-            KlingError: It was refused, or nothing could be sent.
+            KlingError: It was refused, or could not be sent.
         """
         if row.state.in_doubt:
             await self.doubts.free_for_resubmit(pending, row)
@@ -348,7 +348,7 @@ class JobRunner:
             await self.shared.admit(pending.batch, pending.key, self.level, pending.cost, caps)
 
     async def _attempt(self, pending: PendingSubmission, attempt: int) -> Verdict:
-        """Send one request. It is recorded, and watched if accepted, whether or not the caller is cancelled."""
+        """Send one request, and record and watch its result even if the caller is cancelled."""
         pending.claim.hold()
 
         def ended() -> None:
@@ -367,12 +367,12 @@ class JobRunner:
         except asyncio.CancelledError as cancelled:
             pending.abandoned = True
             cancelled.add_note(
-                f"kling_async: job {pending.key} was being submitted; if it is accepted, its id is recorded"
+                f"kling_async: job {pending.key} was being submitted; if the service accepts it, its id is recorded"
             )
             raise
 
     async def _send_and_watch(self, pending: PendingSubmission, attempt: int) -> Verdict:
-        """Send one request, and watch what it becomes. Must not be cancelled."""
+        """Send one request, and watch the prediction if it is accepted. Must not be cancelled."""
         verdict = await self.submitter.attempt(pending, attempt)
         if isinstance(verdict, Accepted):
             self.running.start(verdict.prediction, pending)
@@ -391,13 +391,13 @@ class JobRunner:
         if adopted:
             self.running.start(prediction, pending)
         else:
-            # Whoever settled it watches it, in a slot of its own.
+            # It is watched already, in another slot.
             pending.slot.release()
         self._publish_accepted(run, prediction)
         return prediction
 
     async def _retries(self, run: JobRun, row: Row, failures: int) -> bool:
-        """Return whether a job whose prediction failed is paid for again, with the images it had."""
+        """Return whether to submit a failed job again: the fault was the service's, and its images are unchanged."""
         if row.state is not State.FAILED or row.code not in RETRYABLE_CODES or run.content is None:
             return False
         if max(row.failures, failures) > self.retry_failed:
@@ -441,11 +441,11 @@ class JobRunner:
 
 
 def _not_sent(error: KlingError, run: JobRun, row: Row) -> KlingError:
-    """Return why a job was not sent now: the error itself, or, when it was sent before, that it is in doubt."""
+    """Return the error of a job that was not sent now: as given, or, if it was sent before, that it is in doubt."""
     if not row.state.in_doubt or isinstance(error, SubmissionUncertainError):
         return error
     doubt = SubmissionUncertainError(
-        f"it was sent before, and its result could not be determined, because {error.message}",
+        f"it was sent before, and it could not be determined whether it was accepted: {error.message}",
         sent_at=row.intent_at,
         job=run.job,
         key=run.key,
@@ -456,9 +456,9 @@ def _not_sent(error: KlingError, run: JobRun, row: Row) -> KlingError:
 
 def _expired(run: JobRun, row: Row) -> PredictionError:
     return PredictionError(
-        "its prediction had expired before it was fetched: the service keeps them for 7 days",
+        "its prediction expired before its video was saved: the service keeps predictions for 7 days",
         prediction_id=row.prediction_id,
         job=run.job,
         key=run.key,
-        advice="give the job another key to make, and pay for, it again",
+        advice="to generate, and pay for, it again, give the job another key",
     )

@@ -56,10 +56,10 @@ def _positive(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
 
 @attrs.frozen(kw_only=True)
 class SessionOptions:
-    """The options of a session; `KlingSession` documents them.
+    """Options of a session; `KlingSession` documents them.
 
     Raises:
-        ConfigurationError: A value makes no sense.
+        ConfigurationError: A value is out of range.
     """
 
     provider: Provider
@@ -91,7 +91,7 @@ class SessionOptions:
 
     def __attrs_post_init__(self) -> None:
         if self.fit:
-            # Imported here: values alone look at no images.
+            # Imported here: most sessions convert no images.
             from kling_async._images.preflight import require_pillow  # noqa: PLC0415 -- see above
 
             require_pillow()
@@ -151,10 +151,10 @@ def policy_of(watch: WatchPolicy | str) -> WatchPolicy:
 
 
 def budget_of(budget: Budget | Decimal | str | float | None) -> Budget | None:
-    """Return a budget, made of an amount in USD where it is none.
+    """Return a budget; an amount is taken as USD.
 
     Raises:
-        ConfigurationError: The amount is none.
+        ConfigurationError: The amount is not a positive number.
     """
     return budget if budget is None or isinstance(budget, Budget) else Budget(budget)
 
@@ -170,15 +170,15 @@ def positive_seconds(name: str, seconds: float) -> None:
 
 
 def refuse_ledger(ledger: object) -> None:
-    """Raise when a batch is given a ledger of its own.
+    """Raise if a batch is given a ledger.
 
     Raises:
         ConfigurationError: It is.
     """
     if ledger is not None:
         raise ConfigurationError(
-            "ledger: a session writes one ledger, for all of its batches",
-            advice="open a session of its own for it: KlingSession(ledger=...), then batch(...) or resume(name=...)",
+            "ledger: expected none, because all batches of a session write the session's ledger",
+            advice="open a session for that ledger: KlingSession(ledger=...), then batch(...) or resume(name=...)",
         )
 
 

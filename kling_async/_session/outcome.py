@@ -1,4 +1,4 @@
-"""Run one job to its outcome: for batches, workers and the job service alike."""
+"""Run one job to its outcome: used by batches, workers and the job service."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ async def run_to_outcome(
 ) -> Outcome:
     """Run a job to its end and save its video. Every failure is an outcome; only cancellation is raised.
 
-    An account-wide error stops the drain of the run.
+    An account-wide error is set as `run.drain.stopped`, so that no other job of the batch is sent.
 
     Args:
-        engine: The session.
-        run: The job. What is accepted is written into it.
+        engine: The session's engine.
+        run: The job. Ids and costs of accepted predictions are written into it.
         save_to: Where to save the video; None saves nothing.
-        refused: Why the job cannot be run at all, when that is known already.
+        refused: The error of a job that cannot be run; None runs it.
         index: Position of the job in its input, from 0.
     """
     prediction: Prediction | None = None

@@ -1,4 +1,4 @@
-"""`KlingSession`: one account on one provider."""
+"""`KlingSession`: generate videos with one account at one provider."""
 
 from __future__ import annotations
 
@@ -60,19 +60,29 @@ if TYPE_CHECKING:
 log = logging.getLogger("kling_async")
 
 MAX_LOGGED_IDS = 10
-"""Ids of running predictions that the warning at closing names."""
+"""Ids of running predictions named in the warning at closing."""
 
 
 @attrs.frozen(kw_only=True)
 class _Defaults:
-    """Defaults that `with_options` may change."""
+    """Defaults that `with_options` may change.
+
+    Attributes:
+        deadline: Seconds from acceptance to wait for the end of a prediction.
+        model: Model of jobs that name none; None for the default of `Job`.
+    """
 
     deadline: float
     model: str | Model | None = None
 
 
 class _Lifetime:
-    """The state of a session that all of its views share."""
+    """State shared by a session and its views.
+
+    Attributes:
+        engine: The parts of the open session; None before it is opened and after it is closed.
+        used: True once the session was opened.
+    """
 
     def __init__(self) -> None:
         self.engine: SessionEngine | None = None
@@ -80,7 +90,10 @@ class _Lifetime:
 
 
 class KlingSession(ServiceCalls):
-    """One account on one provider: submits jobs, watches what runs, saves what comes.
+    """A session with one account at one provider: submit jobs, wait for predictions, save videos.
+
+    Enter it once with `async with`. Its methods may be called from any number of tasks of one event loop; all of them
+    share its connections, slots, rate limit, budget and ledger.
 
     ```python
     async with KlingSession() as kling:
@@ -89,57 +102,58 @@ class KlingSession(ServiceCalls):
     ```
 
     Args:
-        api_key: The key; by default the provider's environment variable, `WAVESPEED_API_KEY` or `GPTPROTO_API_KEY`.
-        provider: "wavespeed", "gptproto", or a `Provider` of your own, which has its key already.
-        base_url: Another scheme and host, such as the emulator's; by default the provider's environment variable
-            (`WAVESPEED_BASE_URL`, `GPTPROTO_BASE_URL`), else its public address.
-        level: The account's level: "bronze", which is safe on every account, "silver", "gold", "ultra", or a `Level`
-            of your own numbers.
-        max_in_flight: Predictions that may run at once; by default the level's.
-        adaptive: Whether fewer run, down to one, while the service refuses jobs because too many run: the account's
-            real limit is found and followed. `max_in_flight` remains the most.
-        max_saving: Outputs that are downloaded and saved at once; they share the line with submits.
-        rate_limiter: Starts per time; by default the level's, in this process.
-        ledger: Where to write down what is intended and paid for: a path for an SQLite file, which a later session can
-            resume from; the URL of a PostgreSQL database, `postgresql://...`, which many processes may share; or a
-            `Ledger`; by default memory.
-        on_uncertain: What to do with a submission whose end is not known: "reconcile" finds out by the account's
-            history; "hold" leaves it; "resubmit" finds out and, when nothing is found, sends it again, which may pay
-            twice. Only what is shown to be unaccepted is sent again by the first two.
-        grace: Seconds until absence from the history shows that a submission was not accepted.
-        sole_user: Whether nothing but this ledger uses the key: only then can a prediction of unknown input be one of
-            its own by counting.
-        budget: What all of it may cost, with what the ledger says it has cost already: a `Budget`, or USD.
-        retry_failed: How often a job is paid for again whose prediction the service failed by its own fault (codes
-            5000, 5003, 5004; never for moderation, parameters or media).
-        webhook_url: The https URL at which the service reaches `webhook_receiver()`; every job is then submitted with
-            it, and a token of its own in its query.
-        images: "upload" sends image files to the provider's storage; "inline" puts them into the request as data URIs,
-            for providers without uploads.
-        fit: Convert image files with Pillow (extra `images`) that the service would refuse: other formats than JPEG and
-            PNG, more than 10 MB, and what its EXIF data turns.
-        max_uploads: Images that are uploaded at once.
-        deadline: Seconds from acceptance that `generate`, `wait` and batches wait for an end by default. Timed out is
-            not failed: the prediction goes on.
-        forget_after: Seconds after which a prediction that never ends is no longer watched and frees its slot.
-        watch: How eagerly it is found out what has ended: "balanced", "gentle", "eager", "webhook first", or a
-            `WatchPolicy`.
-        timeouts: Of single HTTP requests.
-        proxy: URL of an HTTP proxy; by default the environment's.
-        ca: File of certificate authorities to trust instead of the system's.
-        client_session: An `aiohttp.ClientSession` to use; it is not closed.
-        transport: A `Transport` of your own, instead of aiohttp; it is not closed.
-        clock: Another time.
-        observers: Are called with every event.
+        api_key: API key. Default: the environment variable `WAVESPEED_API_KEY` or `GPTPROTO_API_KEY`.
+        provider: "wavespeed", "gptproto", or a `Provider`, which brings its own key and base URL.
+        base_url: Scheme and host to use, such as the emulator's. Default: the environment variable
+            `WAVESPEED_BASE_URL` or `GPTPROTO_BASE_URL`, else the provider's public address.
+        level: Limits of the account: "bronze" (safe on every account), "silver", "gold", "ultra", or a `Level` with
+            other numbers.
+        max_in_flight: Greatest number of predictions running at once. Default: the level's.
+        adaptive: Run fewer predictions, down to 1, while the service refuses jobs because too many run, and more again
+            once it accepts them. Never more than `max_in_flight`.
+        max_saving: Greatest number of videos downloaded at once.
+        rate_limiter: Limits how often jobs are submitted. Default: the level's starts per window, counted in this
+            process.
+        ledger: Record of jobs, paid ids and costs: the path of an SQLite file, from which a later session can resume;
+            the URL of a PostgreSQL database (`postgresql://...`), which several processes can share; or a `Ledger`.
+            Default: memory, which ends with the session.
+        on_uncertain: Policy for a submission whose reply was lost, so that it may have been paid for. "reconcile"
+            settles it by the account's history and sends it again only once it is shown not to have been accepted.
+            "hold" raises `SubmissionUncertainError` and leaves it. "resubmit" reconciles, and sends it again where the
+            history shows nothing, which may pay twice.
+        grace: Seconds after which absence from the account's history shows that a submission was not accepted.
+        sole_user: Set it to True if only this ledger uses the API key. A prediction that the ledger does not have, and
+            whose input the service does not report, can then be matched to a lost submission by elimination.
+        budget: Limit on the cost of all jobs, including those in the ledger: a `Budget`, or USD. None for no limit.
+        retry_failed: Times to pay again for a job whose prediction failed by the service's own fault (codes 5000, 5003
+            and 5004; never moderation, parameters or media).
+        webhook_url: The https URL at which the service reaches `webhook_receiver()`. It is sent with every job, with a
+            token of the job's own in the query. None for polling alone.
+        images: "upload" uploads image files to the provider's storage; "inline" sends them in the request as data
+            URIs, for providers without uploads.
+        fit: Convert image files that the service would refuse: formats other than JPEG and PNG, more than 10 MB, or
+            rotated by EXIF. Needs Pillow (extra `images`).
+        max_uploads: Greatest number of images uploaded at once.
+        deadline: Default number of seconds from acceptance to wait for the end of a prediction, in `generate`, `wait`
+            and batches. After a timeout the prediction still runs, is still paid for, and can be waited for again.
+        forget_after: Seconds after which a prediction that has not ended is no longer polled, and its slot is freed.
+        watch: How often predictions are polled: "balanced", "gentle", "eager", "webhook first", or a `WatchPolicy`.
+        timeouts: Timeouts of single HTTP requests. Default: `Timeouts()`.
+        proxy: URL of an HTTP proxy. Default: the proxies of the environment (`HTTPS_PROXY`, `NO_PROXY`, ...).
+        ca: PEM file of certificate authorities to trust instead of the system's.
+        client_session: An `aiohttp.ClientSession` to send requests with. The session does not close it.
+        transport: A `Transport` to send requests with, instead of aiohttp. The session does not close it.
+        clock: Time source. Default: the system's clock.
+        observers: Callables that receive every event.
 
     Attributes:
-        provider: The wire dialect.
-        level: What the account permits.
-        max_in_flight: How many slots there are.
-        left_running: After closing: the predictions that were still running. They go on at the service.
+        provider: The provider.
+        level: Limits of the account.
+        max_in_flight: Greatest number of predictions running at once.
+        left_running: Predictions that were still running when the session closed. They go on at the service.
 
     Raises:
-        ConfigurationError: There is no key, or an argument makes no sense.
+        ConfigurationError: There is no API key, or an argument is out of range.
     """
 
     def __init__(
@@ -215,10 +229,12 @@ class KlingSession(ServiceCalls):
 
     async def __aenter__(self) -> Self:
         if self._lifetime.used:
-            raise SessionClosedError("a session is opened once", advice="make another KlingSession")
+            raise SessionClosedError(
+                "expected a session that was not opened before; it can be opened only once",
+                advice="make another KlingSession",
+            )
         self._lifetime.used = True
-        # Imported here: aiohttp and the parts of an open session are most of this package's import time, and values
-        # alone do not need them.
+        # Imported here: aiohttp and the engine are most of this package's import time.
         from .engine import SessionEngine  # noqa: PLC0415 -- see above
 
         transport = self._options.transport
@@ -246,9 +262,10 @@ class KlingSession(ServiceCalls):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End the session: what is being submitted is recorded first, what still runs is named in `left_running`.
+        """Close the session. `async with` calls this.
 
-        Cancelling this does not cut it short.
+        Waits for paid requests in flight until their results are recorded. Predictions that still run go on at the
+        service and are listed in `left_running`. Cancelling this method takes effect only after the session is closed.
         """
         engine, self._lifetime.engine = self._lifetime.engine, None
         if engine is None:
@@ -275,27 +292,41 @@ class KlingSession(ServiceCalls):
 
     @property
     def running(self) -> tuple[Prediction, ...]:
-        """The predictions that run, as last seen."""
+        """Predictions of this session that have not ended, as last read.
+
+        Raises:
+            SessionClosedError: The session is not open.
+        """
         return self._engine.watcher.running
 
     def statistics(self) -> SessionStatistics:
-        """Where the jobs are now and what they wait for, what watching cost, and what was spent."""
+        """Return counts of running and waiting jobs, of polls, and the USD spent.
+
+        Raises:
+            SessionClosedError: The session is not open.
+        """
         return self._engine.statistics()
 
     def add_observer(self, observer: Observer) -> None:
-        """Call `observer` with every event from now on, as those of `observers`; its session is open already.
+        """Add an observer of later events, beside those given as `observers`.
+
+        Args:
+            observer: Called with every event, in the event loop. An exception that it raises is logged.
 
         Raises:
-            SessionClosedError: It is not.
+            SessionClosedError: The session is not open.
         """
         self._engine.observe.add(observer)
 
     def with_options(self, *, deadline: float | None = None, model: str | Model | None = None) -> KlingSession:
-        """This session with other defaults, sharing transport, slots, limiter, watcher and ledger.
+        """Return a view of this session with other defaults. Everything else is shared.
 
         Args:
-            deadline: Seconds from acceptance to wait for an end.
-            model: What jobs run on that name no model.
+            deadline: Seconds from acceptance to wait for the end of a prediction; None keeps the present default.
+            model: Model of jobs that name none; None keeps the present default.
+
+        Raises:
+            ConfigurationError: The deadline is not positive.
         """
         if deadline is not None:
             positive_seconds("deadline", deadline)
@@ -315,25 +346,28 @@ class KlingSession(ServiceCalls):
         deadline: float | None = None,
         **fields: Unpack[JobFields],
     ) -> Prediction:
-        """Make one video: submit the job and wait for its end.
+        """Generate one video: submit a job and wait for its prediction to complete.
 
-        Cancelling ends the waiting. What was sent by then is recorded and watched all the same.
+        Cancellation ends the wait only: a request that was sent is recorded in the ledger, and its prediction goes on.
+        The same key with the same job returns the recorded prediction and pays nothing.
 
         Args:
-            job: What to make; or give its fields by name.
-            key: Its name in the ledger; by default a fresh one.
-            deadline: Seconds from acceptance to wait; by default the session's.
-            fields: The fields of `Job`.
+            job: The job. Instead of it, its fields can be given by name.
+            key: Key of the job in the ledger. Default: a random key.
+            deadline: Seconds from acceptance to wait. Default: the session's.
+            fields: Fields of `Job`.
 
         Returns:
             The completed prediction.
 
         Raises:
-            InvalidJobError: The job is wrong; nothing was sent.
-            SubmissionUncertainError: It was sent and its end is not known.
-            PredictionFailedError: It was accepted and failed.
-            PredictionTimeoutError: It still runs.
-            KlingError: It was refused, or could not be sent.
+            InvalidJobError: The job is invalid; nothing was sent.
+            KeyReusedError: The ledger has another job with this key; nothing was sent.
+            BudgetExceededError: The budget does not cover the job; nothing was sent.
+            SubmissionUncertainError: It was sent, and its reply was lost; it may have been paid for.
+            PredictionFailedError: The prediction failed.
+            PredictionTimeoutError: The prediction still runs at the deadline; `wait` can wait for it again.
+            KlingError: The service refused the job, or could not be reached. `spent` tells whether it was paid for.
         """
         job = self._job(job, fields)
         run = JobRun(job=job, key=key or fresh_key(), deadline=self._deadline(deadline))
@@ -342,84 +376,104 @@ class KlingSession(ServiceCalls):
     async def submit(
         self, job: Job | None = None, /, *, key: str | None = None, **fields: Unpack[JobFields]
     ) -> Prediction:
-        """Submit one job and return when the service has accepted it: the prediction has its id, and no video yet.
+        """Submit one job, and return its prediction as soon as the service has accepted it.
 
-        The session watches it, and its slot is free when it ends. `wait` waits for that.
+        The prediction has an id and no video yet; `wait` waits for its end. The session polls it, and it occupies a
+        slot until it ends.
 
         Args:
-            job: What to make; or give its fields by name.
-            key: Its name in the ledger; by default a fresh one.
-            fields: The fields of `Job`.
+            job: The job. Instead of it, its fields can be given by name.
+            key: Key of the job in the ledger. Default: a random key.
+            fields: Fields of `Job`.
 
         Raises:
-            InvalidJobError: The job is wrong; nothing was sent.
-            SubmissionUncertainError: It was sent and its end is not known.
-            KlingError: It was refused, or could not be sent.
+            InvalidJobError: The job is invalid; nothing was sent.
+            KeyReusedError: The ledger has another job with this key; nothing was sent.
+            BudgetExceededError: The budget does not cover the job; nothing was sent.
+            SubmissionUncertainError: It was sent, and its reply was lost; it may have been paid for.
+            KlingError: The service refused the job, or could not be reached. `spent` tells whether it was paid for.
         """
         run = JobRun(job=self._job(job, fields), key=key or fresh_key(), deadline=self._defaults.deadline)
         return await self._engine.runner.submit(run)
 
     async def wait(self, prediction: Prediction | str, *, deadline: float | None = None) -> Prediction:
-        """Wait for the end of a prediction, of this session or of another.
+        """Wait for a prediction to complete, whether or not this session submitted it.
 
         Args:
             prediction: The prediction or its id.
-            deadline: Seconds from now; by default the session's.
+            deadline: Seconds from now to wait. Default: the session's.
 
         Returns:
             The completed prediction.
 
         Raises:
             PredictionFailedError: It failed.
-            PredictionTimeoutError: It still runs.
-            PredictionError: Its state cannot be read.
-            ApiError: The service does not know it.
+            PredictionTimeoutError: It still runs at the deadline.
+            PredictionError: Its state can no longer be read; `__cause__` has the error of the last read.
+            NotFoundError: There is none, or it is older than 7 days.
+            ApiError: The service refused the read.
+            TransportError: The service could not be reached.
         """
         engine = self._engine
         found = await engine.find(prediction)
         return _unwrap(await engine.watcher.wait(found, deadline=self._deadline(deadline)), None)
 
     async def follow(self, prediction: Prediction | str) -> AsyncIterator[Prediction]:
-        """The prediction as it is now, and again at every change of status, its end included.
+        """Yield a prediction as it is now, and again at each change of status up to its end.
 
         ```python
         async for change in kling.follow(prediction_id):
             print(change.raw_status)
         ```
 
+        Args:
+            prediction: The prediction or its id.
+
         Raises:
-            PredictionError: Its state cannot be read.
-            ApiError: The service does not know it.
+            PredictionError: Its state can no longer be read; `__cause__` has the error of the last read.
+            NotFoundError: There is none, or it is older than 7 days.
+            ApiError: The service refused the read.
+            TransportError: The service could not be reached.
         """
         async for change in self._engine.follow(prediction):
             yield change
 
     async def get(self, prediction_id: str) -> Prediction:
-        """The prediction as the service has it now.
+        """Read a prediction from the service.
+
+        Args:
+            prediction_id: Id of the prediction.
 
         Raises:
             NotFoundError: There is none, or it is older than 7 days.
-            ApiError: The service said no.
-            TransportError: The service could not be asked.
+            ApiError: The service refused the read.
+            TransportError: The service could not be reached.
         """
         return await self._engine.reads.prediction(prediction_id)
 
     async def save(self, prediction: Prediction | str, where: str | os.PathLike[str] | Outputs) -> SavedFile:
         """Download the video of a completed prediction.
 
-        The file appears under its name when it is complete and checked, not before. A file of that name with other
-        content stays; the video is then saved beside it, and the result says where.
+        The file gets its name only when it is complete and checked. An existing file with other content is kept; the
+        video is then saved beside it, and the result has the name.
 
         Args:
             prediction: The prediction or its id.
-            where: A file ending in `.mp4`; a folder, where the file is called by the prediction's key or id; a template
-                such as `"out/{date}/{key}.mp4"`; the URL of an object store; or `Outputs`, which explains all of them.
+            where: Path of a file ending in `.mp4`; a folder, in which the file is named by the prediction's key or id;
+                a template such as `"out/{date}/{key}.mp4"`; the URL of an object store; or an `Outputs`, which
+                documents all of these.
+
+        Returns:
+            Location, size and SHA-256 of the video.
 
         Raises:
-            ConfigurationError: `where` cannot be understood.
-            NoOutputError: There is no output.
-            OutputGoneError: Its 7 days are over.
-            StorageError: It could not be downloaded, checked or written.
+            ConfigurationError: `where` is none of these.
+            PredictionFailedError: The prediction failed.
+            NoOutputError: The prediction has not ended, or has no output.
+            OutputGoneError: The service has deleted the output, which it does after 7 days.
+            StorageError: The video could not be downloaded, checked or written.
+            ApiError: The service refused to read the prediction.
+            TransportError: The service could not be reached.
         """
         from kling_async.storage import Outputs  # noqa: PLC0415 -- many sessions save nothing
 
@@ -428,36 +482,48 @@ class KlingSession(ServiceCalls):
         return await engine.saver.save(_unwrap(await engine.find(prediction), None), where)
 
     async def upload(self, image: ImageSource) -> str:
-        """Upload an image, once per content, and return its URL. Uploads live 7 days.
+        """Upload an image and return its URL, which the service keeps for 7 days. Equal content is uploaded once.
+
+        Jobs upload their images themselves.
+
+        Args:
+            image: The image, as for `Job.image`. A URL is returned as it is.
 
         Raises:
-            InvalidJobError: It is no image that the models take.
-            UnsupportedError: The provider takes no uploads.
-            ApiError: The service said no.
-            TransportError: The service could not be asked.
+            InvalidJobError: The image cannot be read, or the service would refuse it.
+            UnsupportedError: The provider has no uploads.
+            ApiError: The service refused the upload.
+            TransportError: The service could not be reached.
         """
         return await self._engine.images.url(load_image(image), field="image")
 
     async def deliver(self, delivery: Delivery) -> None:
-        """Take what a webhook says, verified: it wakes who waits for the prediction, and settles what is in doubt.
+        """Handle a verified webhook delivery: update its prediction, and settle the submission that it was sent for.
 
-        For receivers of your own; `webhook_receiver` makes one that calls this.
+        For custom receivers; the receiver of `webhook_receiver` calls this itself.
+
+        Args:
+            delivery: The delivery. Its signature must have been verified.
+
+        Raises:
+            LedgerError: The ledger cannot be read.
         """
         await self._engine.takeover.deliver(delivery)
 
     async def webhook_receiver(
         self, secrets: str | Secret | Iterable[str | Secret] | None = None, *, max_body: int = 2**20
     ) -> WebhookReceiver:
-        """A receiver of this session's webhooks, to be given to `webhooks.aiohttp_handler` or `webhooks.asgi_app`.
+        """Return a receiver of this session's webhooks, for `webhooks.aiohttp_handler` or `webhooks.asgi_app`.
 
         Args:
-            secrets: What signs them; asked of the service by default. Several are accepted while one replaces another.
-            max_body: Bytes of a body that are read at most.
+            secrets: Signing secret, or several during a rotation. Default: the secret that the service reports.
+            max_body: Greatest size of a body, in bytes.
 
         Raises:
+            ConfigurationError: A secret is malformed.
             UnsupportedError: The provider has no webhooks.
-            ApiError: The service said no.
-            TransportError: The service could not be asked.
+            ApiError: The service refused to report the secret.
+            TransportError: The service could not be reached.
         """
         # Imported here: most sessions have none.
         from kling_async.webhooks import WebhookReceiver, WebhookVerifier  # noqa: PLC0415 -- see above
@@ -479,25 +545,36 @@ class KlingSession(ServiceCalls):
         deadline: float | None = None,
         failures_kept: int = 1000,
     ) -> Batch:
-        """A bounded run over many jobs: enter it, then iterate over it.
+        """Return a batch over many jobs. Enter it with `async with`, then iterate over its outcomes.
 
-        The same call again goes on where an earlier one ended: what the ledger has as accepted is not sent again.
+        ```python
+        async with kling.batch(jobs, save_to="out/") as batch:
+            async for outcome in batch:
+                print(outcome.key, outcome.error or outcome.saved)
+        ```
+
+        Over a ledger on disk, running the same batch again continues it: accepted jobs are not submitted again.
 
         Args:
-            jobs: Jobs, or pairs of a key and a job, or a mapping of keys to jobs; any iterable or async iterable, of
-                any length. It is read as far ahead as the window allows.
-            name: The batch's name, in ledger and events. Unnamed batches of one ledger share their keys.
-            ledger: Not taken any more: a batch writes the session's ledger.
-            budget: What it may cost, with what the ledger says it has cost already: a `Budget`, or USD.
-            save_to: Folder for the videos, named by their keys; a template such as `"out/{date}/{key}.mp4"`; the URL of
-                an object store; or `Outputs`, which explains all of them. None saves nothing.
-            ordered: Whether outcomes come in the order of the input, instead of as they complete.
-            window: Jobs that may be started and not yet taken; by default somewhat more than `max_in_flight`.
-            deadline: Seconds from acceptance to wait for each; by default the session's.
-            failures_kept: How many failed outcomes `failures` keeps, the latest ones.
+            jobs: Jobs, pairs of a key and a job, or a mapping of keys to jobs: any iterable or async iterable, of any
+                length. It is read only as far ahead as the window allows. Without a key, a job gets a hash of its
+                content.
+            name: Name of the batch in ledger and events. Unnamed batches of one ledger share their keys.
+            ledger: No longer supported: a batch writes the session's ledger.
+            budget: Limit on the cost of the batch, including what the ledger has of it: a `Budget`, or USD. None for
+                no limit beside the session's.
+            save_to: Folder for the videos, which are named by their keys; a template such as
+                `"out/{date}/{key}.mp4"`; the URL of an object store; or an `Outputs`, which documents all of these.
+                None saves nothing.
+            ordered: Yield outcomes in the order of the input, instead of in order of completion.
+            window: Greatest number of jobs started whose outcomes were not consumed yet. Default: `max_in_flight` plus
+                the lesser of `max_in_flight` and 64.
+            deadline: Seconds from acceptance to wait for each prediction. Default: the session's.
+            failures_kept: Number of latest failed outcomes kept in `Batch.failures`.
 
         Raises:
-            ConfigurationError: A number makes no sense, or `save_to` cannot be understood.
+            ConfigurationError: A number is out of range, or `save_to` is none of these.
+            SessionClosedError: The session is not open.
         """
         refuse_ledger(ledger)
         return self._batch(
@@ -522,28 +599,30 @@ class KlingSession(ServiceCalls):
         deadline: float | None = None,
         failures_kept: int = 1000,
     ) -> Batch:
-        """A batch that an earlier process began, out of its ledger alone: its input is not needed.
+        """Return a batch that continues an earlier one from the ledger alone, without its input.
 
-        It yields an outcome for every job that the ledger knows, what expires soonest first. Jobs that the earlier
-        process had not taken from its input yet are not in the ledger. Images that were given as bytes are in no
-        ledger: a job that has to be sent can be resumed with them as long as their uploads live.
+        It yields one outcome per job in the ledger, those that expire soonest first. Two things are missing there:
+        jobs that the earlier process had not read from its input yet, and images that were given as bytes. A job with
+        such an image can be submitted as long as the upload exists.
 
         Args:
-            ledger: Not taken any more: it resumes from the session's ledger.
-            name: The batch's name.
-            budget: As of `batch`.
-            save_to: As of `batch`.
-            window: As of `batch`.
-            deadline: As of `batch`.
-            failures_kept: As of `batch`.
+            ledger: No longer supported: a batch is resumed from the session's ledger.
+            name: Name of the batch.
+            budget: As in `batch`.
+            save_to: As in `batch`.
+            window: As in `batch`.
+            deadline: As in `batch`.
+            failures_kept: As in `batch`.
 
         Raises:
-            ConfigurationError: A number makes no sense, or the session's ledger is in memory.
+            ConfigurationError: A number is out of range, or the session's ledger is in memory.
+            SessionClosedError: The session is not open.
         """
         refuse_ledger(ledger)
         if not self._engine.ledger.durable:
             raise ConfigurationError(
-                "resume: the session has no ledger on disk", advice="open KlingSession(ledger=...) with the file"
+                "resume: expected a session with a ledger on disk, got one in memory",
+                advice="open KlingSession(ledger=...) with the file of the batch",
             )
         return self._batch(
             None,
@@ -593,7 +672,7 @@ class KlingSession(ServiceCalls):
                 fields = cast("JobFields", {"model": self._defaults.model, **fields})
             return Job(**fields)
         if fields:
-            raise TypeError(f"a job is given whole or by its fields, not both: {', '.join(fields)}")
+            raise TypeError(f"expected a job or its fields, got a job and {', '.join(fields)}")
         return job
 
     def _deadline(self, deadline: float | None) -> float:
@@ -604,11 +683,16 @@ class KlingSession(ServiceCalls):
 
 
 def fresh_key() -> str:
-    """A name that no other job has."""
+    """Return a random key of 16 hex digits."""
     return uuid.uuid4().hex[:16]
 
 
 def _unwrap(prediction: Prediction, job: Job | None) -> Prediction:
+    """Return a completed prediction.
+
+    Raises:
+        PredictionError: It is not completed.
+    """
     error: KlingError | None = prediction.failure(job=job)
     if error is not None:
         raise error
@@ -616,12 +700,12 @@ def _unwrap(prediction: Prediction, job: Job | None) -> Prediction:
 
 
 def engine_of(kling: KlingSession) -> SessionEngine:
-    """Return the parts of an open session, for the other rooms of this package.
+    """Return the engine of an open session, for other modules of this package.
 
     Raises:
         SessionClosedError: It is not open.
     """
-    return kling._engine  # noqa: SLF001 -- of this room
+    return kling._engine  # noqa: SLF001 -- the same module
 
 
 def _warn_of_running(running: tuple[Prediction, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Rows that other processes left, and news that they publish."""
+"""Take over rows of other processes, and handle the webhooks that they publish."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger("kling_async")
 
 @attrs.define(kw_only=True)
 class Takeover:
-    """Takes over what earlier or other sessions left running or in doubt.
+    """Takes over rows that other sessions, earlier or running, left as submitted or in doubt.
 
     Attributes:
         ledger: Has the rows.
@@ -34,9 +34,9 @@ class Takeover:
         clock: The session's clock.
         claims: The jobs that this session is submitting.
         submitter: Has paid ids that the ledger did not record yet.
-        doubts: Receives the evidence of webhooks.
-        running: Watches what runs.
-        watcher: Receives the news of webhooks.
+        doubts: Settles submissions by the evidence of webhooks.
+        running: Watches running predictions.
+        watcher: Handles the updates of webhooks.
     """
 
     ledger: Ledger
@@ -49,7 +49,7 @@ class Takeover:
     watcher: Watcher
 
     async def take_over(self) -> None:
-        """Watch what runs, and mark as uncertain what an earlier process left between intent and reply.
+        """Watch unowned running predictions, and mark unowned intents as uncertain: their process ended before a reply.
 
         Raises:
             LedgerError: The ledger cannot be used.
@@ -70,7 +70,7 @@ class Takeover:
                 self.running.follow(row)
 
     async def share(self, ledger: SharedLedger) -> None:
-        """Until cancelled, take over what other sessions of a shared ledger leave, and receive their webhooks."""
+        """Take over rows that other sessions of a shared ledger release, and handle their webhooks, until cancelled."""
         while True:
             deliveries = await ledger.published()
             try:
@@ -80,21 +80,21 @@ class Takeover:
                 for row in (*recorded, *await ledger.claim_unowned([State.SUBMITTED], None)):
                     self.running.follow(row)
             except LedgerError as error:
-                log.warning("rows that other sessions left cannot be read: %s", error.message)
+                log.warning("rows released by other sessions cannot be read, trying again: %s", error.message)
 
     async def deliver(self, delivery: Delivery) -> None:
-        """Handle a webhook delivery whose signature was verified."""
+        """Handle a verified webhook delivery."""
         handled = await self._handle_update(delivery.prediction, delivery.token_hash)
         if not handled and self.shared is not None:
-            # It may be another session's that shares the ledger.
+            # Another session of the shared ledger may be watching it.
             self.shared.publish(delivery.prediction, delivery.token_hash)
 
     async def _handle_update(self, prediction: Prediction, token_hash: str | None) -> bool:
-        """Handle what a webhook says of a prediction; return whether it is watched here."""
+        """Handle an update of a prediction by a webhook, and return whether it changed a prediction watched here."""
         if token_hash is not None and not await self.ledger.known([prediction.id]):
             await self.doubts.add_evidence(token_hash, prediction.id)
-        return self.watcher.tell(prediction)
+        return self.watcher.handle_webhook(prediction)
 
     async def _unowned(self, state: State) -> list[Row]:
-        """Return the rows in a state that an earlier process left, owned by this one from now on."""
+        """Claim and return the unowned rows in a state."""
         return await (self.ledger.rows([state]) if self.shared is None else self.shared.claim_unowned([state], None))

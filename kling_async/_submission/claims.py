@@ -1,4 +1,4 @@
-"""Claims: which jobs this session is submitting."""
+"""Claims: the jobs that a session is submitting."""
 
 from __future__ import annotations
 
@@ -21,9 +21,15 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False)
 class Claim:
-    """A job that is being submitted, held by its caller and by an attempt that may outlive the caller.
+    """A claim on a job, held by its caller and by each attempt, which may outlive the caller.
 
-    Entered by the caller. The last holder's release ends it.
+    The caller enters it as a context manager. It ends when its last holder releases it.
+
+    Attributes:
+        claims: All claims of the session.
+        name: Batch and key of the job.
+        holders: Number of holders.
+        error: The error that the caller received; None while there is none.
     """
 
     claims: Claims
@@ -57,8 +63,8 @@ class Claims:
     """The claims of one session, by batch and key.
 
     Args:
-        ledger: Is released of rows that were never submitted.
-        money: Keeps what may have been paid for, and frees the rest.
+        ledger: Drops rows that were never submitted.
+        money: Releases reservations, except for requests that may have been paid for.
         clock: The session's clock.
         observe: Publishes `Left`.
     """
@@ -80,16 +86,19 @@ class Claims:
             InvalidJobError: The job is being submitted already.
         """
         if name in self._held:
-            raise InvalidJobError([Problem("key", f"{name[1]!r} is being submitted already")], job=job, key=name[1])
+            problem = Problem(
+                "key", f"expected a key that is not in use, got {name[1]!r}, which is being submitted already"
+            )
+            raise InvalidJobError([problem], job=job, key=name[1])
         claim = self._held[name] = Claim(self, name)
         return claim
 
     def end(self, name: tuple[str, str], error: KlingError | None = None) -> None:
-        """Release what a job holds that nobody submits any more.
+        """Release the reservations and the row of a job that is no longer being submitted.
 
         Args:
             name: Batch and key.
-            error: What its caller received, when the job was not accepted or nobody knows.
+            error: The error of its caller, if the job was not accepted or is in doubt.
         """
         self._held.pop(name, None)
         self._money.release(name)

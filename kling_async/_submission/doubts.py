@@ -35,20 +35,20 @@ if TYPE_CHECKING:
 log = logging.getLogger("kling_async")
 
 OnUncertain: TypeAlias = Literal["reconcile", "hold", "resubmit"]
-"""Policy for a submission in doubt.
+"""Policy for a submission in doubt: it was sent, and may have been accepted.
 
-"reconcile" settles it by the account's history; "hold" leaves it; "resubmit" settles it where the history shows
-something and sends it again where it does not, which may pay twice.
+"reconcile" settles it by the account's history; "hold" leaves it in doubt; "resubmit" reconciles, and sends it again
+where the history shows nothing, which may pay twice.
 """
 
 
 @attrs.frozen
 class Resolved:
-    """A submission that is in doubt no more, or is to be sent again all the same.
+    """A submission that was settled, or may be sent again unsettled.
 
     Attributes:
         row: Its row: accepted, free to be sent, or, with `on_uncertain="resubmit"`, still in doubt.
-        adopted: True when its caller has to watch the prediction; False when another one watches it already.
+        adopted: True if the caller has to watch the prediction; False if it is watched already.
     """
 
     row: Row
@@ -61,14 +61,14 @@ class Doubts:
     Args:
         ledger: Has the rows in doubt.
         history: Reads the account's history and its bill.
-        critical: Runs what must be recorded.
+        critical: Records settlements even if the caller is cancelled.
         money: Keeps the money of doubts reserved.
-        running: Watches predictions that a doubt turns out to be.
+        running: Watches adopted predictions.
         claims: The jobs that have a caller.
         clock: The session's clock.
         on_uncertain: Policy for a submission in doubt.
-        grace: Seconds until its absence from the history shows that it was not accepted.
-        sole_user: Whether nothing but this ledger uses the key.
+        grace: Seconds after which absence from the history shows that a submission was not accepted.
+        sole_user: True if only this ledger uses the API key.
     """
 
     def __init__(
@@ -100,12 +100,20 @@ class Doubts:
             grace=grace,
             sole_user=sole_user,
             critical=critical,
-            settled=self.adopt,
+            on_settled=self.adopt,
         )
 
     async def add_evidence(self, token_hash: str, prediction_id: str) -> None:
-        """Settle the doubt whose webhook token named a prediction."""
-        await self._reconciler.testify(token_hash, prediction_id)
+        """Settle the submission whose webhook token named a prediction.
+
+        Args:
+            token_hash: Digest of the token in the URL of the webhook.
+            prediction_id: Id of the prediction in its body.
+
+        Raises:
+            LedgerError: The ledger cannot be read.
+        """
+        await self._reconciler.add_evidence(token_hash, prediction_id)
 
     async def resolve(self, job: Job, row: Row) -> Resolved:
         """Settle a job that an earlier submission left in doubt.
@@ -118,7 +126,7 @@ class Doubts:
             SubmissionUncertainError: It stays in doubt.
         """
         if row.state is State.INTENT:
-            # No process is sending it: its result came, and could not be recorded.
+            # No process is sending it: its reply came, and could not be recorded.
             step = Entry(
                 batch=row.batch, key=row.key, state=State.UNCERTAIN, at=self._clock.now(), error="not recorded"
             )
@@ -141,7 +149,7 @@ class Doubts:
         """Settle a submission whose reply has just been lost.
 
         Args:
-            pending: The submission. Its money stays reserved as long as it is in doubt.
+            pending: The submission. Its money stays reserved while it is in doubt.
             doubt: The error that came instead of a reply.
 
         Raises:
@@ -154,7 +162,7 @@ class Doubts:
             if isinstance(end, Held):
                 row = await self._row_in_doubt(pending) or row
         if row is not None and row.state is not State.UNCERTAIN:
-            # A round for another job, or a webhook, has settled it meanwhile.
+            # Settled meanwhile together with another job, or by a webhook.
             if row.state is State.ABANDONED:
                 raise _held(Held(Doubt.WHETHER, ()), row, doubt, job=pending.job, key=pending.key)
             if row.prediction_id is None:
@@ -175,13 +183,13 @@ class Doubts:
     async def free_for_resubmit(
         self, pending: PendingSubmission, row: Row, held: Held | None = None, doubt: KlingError | None = None
     ) -> Row:
-        """Free a job for another request although it may have been accepted; money for both stays reserved.
+        """Record that a job in doubt may be sent again, and return its row. Money for both requests stays reserved.
 
         Args:
             pending: The submission.
             row: Its row, in doubt.
-            held: What is known of the doubt.
-            doubt: The error that came instead of a reply.
+            held: The result of the reconciliation; None without one.
+            doubt: The error that came instead of a reply; None for a submission of an earlier process.
 
         Raises:
             SubmissionUncertainError: There is no money for a second request, or it cannot be recorded.
@@ -198,12 +206,12 @@ class Doubts:
             pending.reserved = await self._money.reserve_again(pending.name, pending.job, pending.reserved)
             return await self._ledger.record(step)
         except (BudgetExceededError, PriceUnknownError, LedgerError) as trouble:
-            why = f", because {trouble.message}"
+            why = f" because {trouble.message}"
             held = held or Held(Doubt.WHETHER, ())
             raise _held(held, row, doubt, job=pending.job, key=pending.key, why=why) from trouble
 
     def adopt(self, row: Row) -> None:
-        """Follow up on a doubt that was settled while nobody waited for it.
+        """Follow up on a doubt that was settled without a caller: settle its money, and watch its prediction.
 
         Args:
             row: Its row: submitted, or free to be sent again.
@@ -220,7 +228,7 @@ class Doubts:
         return Held(Doubt.WHETHER, ()) if self._holds else await self._reconciler.settle(row)
 
     def _sends_again(self, held: Held) -> bool:
-        """Return whether a job is sent again that cannot be shown to be unaccepted."""
+        """Return whether to send a held job again."""
         return self.resubmits and not held.candidates
 
     async def _row_in_doubt(self, pending: PendingSubmission) -> Row | None:
@@ -228,16 +236,26 @@ class Doubts:
         try:
             found = await self._ledger.find(*pending.name)
         except LedgerError:
-            # The error of the submission must still reach the caller: money may have been spent.
-            log.exception("the ledger cannot be read")
+            # The caller must still receive the error of the submission: money may have been spent.
+            log.exception("the ledger cannot be read: job %s stays in doubt", pending.key)
             return None
-        # A row that is still an intent is in doubt without saying so.
+        # The doubt of a row that is still an intent could not be recorded.
         return found[0] if found is not None and found[0].state is not State.INTENT else None
 
 
 def _held(
     held: Held, row: Row | None, doubt: KlingError | None, *, job: Job, key: str, why: str = ""
 ) -> SubmissionUncertainError:
+    """Return the error of a submission that stays in doubt.
+
+    Args:
+        held: The result of the reconciliation.
+        row: Its row; None when the doubt could not be recorded.
+        doubt: The error that came instead of a reply; None for a submission of an earlier process.
+        job: The job.
+        key: Key of the job.
+        why: Reason why it was not sent again, as a clause; empty if the policy is the reason.
+    """
     message = f"{held.doubt.reason}; it was not sent again{why}"
     cause = None if doubt is None else doubt.__cause__
     if cause is not None:

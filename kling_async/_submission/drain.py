@@ -1,4 +1,4 @@
-"""Stopping the jobs of a batch before they are sent."""
+"""Drain a batch: stop its jobs before they are sent."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class Drain:
-    """Decides whether the jobs of a batch are still sent.
+    """Stops the jobs of a batch that were not sent yet.
 
-    `with drain:` encloses what precedes a paid request. Draining cancels tasks that wait there, and nowhere else; the
-    block then raises a `SkippedError`.
+    A job waits for its paid request within `with drain:`. Draining cancels tasks inside such a block and nowhere else;
+    the block then raises `SkippedError`.
 
     Attributes:
         stopped: The account-wide error that stopped the batch; None while there is none.
@@ -33,11 +33,11 @@ class Drain:
         self._cancelled: set[asyncio.Task[Any] | None] = set()
 
     def drain(self) -> None:
-        """Cancel the jobs that precede their paid request, and refuse those that come later."""
+        """Cancel jobs that wait for their paid request, and refuse later ones."""
         if self.drained:
             return
         self.drained = True
-        # The caller's own task is not cancelled: it reaches the next check.
+        # The caller's own task is not cancelled: its next check raises.
         self._cancelled = self._entered - {asyncio.current_task()} if self._entered else set()
         for task in self._cancelled:
             if task is not None:
@@ -52,7 +52,7 @@ class Drain:
         if self.drained:
             raise _drained()
         if self.stopped is not None:
-            raise SkippedError(f"never submitted, the batch had stopped: {self.stopped.message}") from self.stopped
+            raise SkippedError(f"never submitted: the batch had stopped: {self.stopped.message}") from self.stopped
 
     def __enter__(self) -> None:
         if self.drained:
@@ -67,12 +67,12 @@ class Drain:
         if task is None or task not in self._cancelled:
             return
         self._cancelled.discard(task)
-        # A task that others have cancelled too stays cancelled.
+        # A task that was cancelled by others too stays cancelled.
         if not task.uncancel() and isinstance(exc, asyncio.CancelledError):
-            # The frames hold images, and an outcome may be kept for long.
+            # The traceback's frames hold images, and an outcome may be kept for long.
             exc.__traceback__ = None
             raise _drained() from None
 
 
 def _drained() -> SkippedError:
-    return SkippedError("never submitted, the batch was drained", advice="run the batch again, or resume it")
+    return SkippedError("never submitted: the batch was drained", advice="run the batch again, or resume it")

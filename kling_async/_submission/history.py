@@ -1,4 +1,4 @@
-"""Reads of the account's history and bill since a time: complete, or an error."""
+"""Read the account's history and bill since a time: completely, or raise."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ T = TypeVar("T")
 MAX_CLOCK_LAG_S = 3600.0
 """Seconds by which the service's clock may be behind ours without hiding a prediction from its history."""
 MAX_PAGE_ATTEMPTS = 6
-"""Reads of a page that does not arrive complete."""
+"""Reads of one page, after which an incomplete one is an error."""
 
 
 class History:
-    """Reads the pages of the account's history and of its bill.
+    """Reads the account's history and bill.
 
     Args:
         provider: Builds the requests and parses the replies.
-        ask: Sends a read.
+        ask: Sends a read and returns its reply.
         clock: The session's clock.
         rng: Draws jitter.
     """
@@ -58,7 +58,7 @@ class History:
 
         Raises:
             UnsupportedError: The provider has no history.
-            ApiError: It does not arrive complete.
+            ApiError: A page could not be read completely.
             TransportError: There was no reply.
         """
         ahead = 0.0
@@ -70,8 +70,11 @@ class History:
             response = await self._ask(provider.predictions(page=page, page_size=size, created_after=start))
             ahead = response.ahead(self._clock.now()) or ahead
             listed = provider.read_predictions(response)
-            if listed.size < size and await self._goes_on(page, size, start):
-                raise ProtocolError("the pages of the list are shorter than requested", status=200)
+            if listed.size < size and await self._has_next_page(page, size, start):
+                raise ProtocolError(
+                    f"page {page} of the predictions: expected {size}, because more follow, got {listed.size}",
+                    status=200,
+                )
             return _complete(listed, "predictions")
 
         paginator = Paginator(self._retried(read), size=MAX_PAGE_SIZE, key=lambda prediction: prediction.id)
@@ -85,7 +88,7 @@ class History:
 
         Raises:
             UnsupportedError: The provider has no bill.
-            ApiError: It does not arrive complete.
+            ApiError: A page could not be read completely.
             TransportError: There was no reply.
         """
         start = _start(since)
@@ -93,7 +96,7 @@ class History:
 
         async def read(page: int, size: int) -> Page[Billing]:
             request = provider.billings(page=page, page_size=size, kind="deduct", start=start)
-            return _complete(provider.read_billings(await self._ask(request)), "lines")
+            return _complete(provider.read_billings(await self._ask(request)), "bill lines")
 
         paginator = Paginator(
             self._retried(read), size=MAX_PAGE_SIZE, key=lambda line: line.id or (line.prediction_id, line.created_at)
@@ -101,7 +104,7 @@ class History:
         return [line async for line in paginator.items(None)]
 
     def _retried(self, read: Callable[[int, int], Awaitable[Page[T]]]) -> Callable[[int, int], Awaitable[Page[T]]]:
-        """Return `read` with retries of pages that do not arrive complete."""
+        """Return `read` with retries after transient errors and incomplete pages."""
 
         async def again(page: int, size: int) -> Page[T]:
             attempt = 0
@@ -116,24 +119,24 @@ class History:
 
         return again
 
-    async def _goes_on(self, page: int, size: int, start: datetime) -> bool:
-        """Return whether there are items after a page that was shorter than requested."""
+    async def _has_next_page(self, page: int, size: int, start: datetime) -> bool:
+        """Return whether items follow a page that was shorter than requested."""
         provider = account_of(self._provider, "predictions")
         request = provider.predictions(page=page + 1, page_size=size, created_after=start)
         return provider.read_predictions(await self._ask(request)).size > 0
 
 
 def _start(since: float) -> datetime:
-    # The service's clock may be behind ours.
+    """Return a time, less the possible lag of the service's clock."""
     return datetime.fromtimestamp(since - MAX_CLOCK_LAG_S, UTC)
 
 
 def _complete(page: Page[T], what: str) -> Page[T]:
-    """Return a page that was parsed completely.
+    """Return a page if all of its items were parsed.
 
     Raises:
-        ProtocolError: It was not: an orphan may be among the unreadable items, so the page proves nothing.
+        ProtocolError: One was not. It may be the one that is looked for, so absence from the page proves nothing.
     """
     if page.unread:
-        raise ProtocolError(f"{page.unread} {what} of a page cannot be read", status=200)
+        raise ProtocolError(f"{page.unread} of {page.size} {what} of a page could not be parsed", status=200)
     return page

@@ -17,7 +17,7 @@ from .drain import Drain
 
 @attrs.define
 class PendingSubmission:
-    """One job on its way to the service.
+    """A paid request on its way to the service.
 
     Attributes:
         job: The job.
@@ -31,7 +31,7 @@ class PendingSubmission:
         claim: The session's claim on the job; each attempt holds it too.
         token_hash: Digest of the token in the URL of its webhook; None without a webhook.
         reserved: Money that is reserved for the request.
-        abandoned: True when the caller was cancelled during an attempt: the attempt's end then decides about the slot.
+        abandoned: True if the caller was cancelled during an attempt: the attempt then releases or keeps the slot.
     """
 
     job: Job
@@ -58,6 +58,6 @@ class PendingSubmission:
         return self.reserved[0].usd if self.reserved else self.price
 
     def mark_doubtful(self, doubtful: bool) -> None:  # noqa: FBT001 -- a setter
-        """Set whether the request may have been accepted without a known answer."""
+        """Set whether the request may have been accepted without a reply."""
         for reservation in self.reserved:
             reservation.doubtful = doubtful

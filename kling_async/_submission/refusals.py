@@ -1,4 +1,4 @@
-"""Pauses between the attempts of one job, and when it gives up."""
+"""Pauses between the attempts of one job, and the limits after which it gives up."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from .pending import PendingSubmission
 
 MAX_UNACCEPTED_ATTEMPTS = 3
-"""Requests that are sent for one job while each is in doubt and then shown to be unaccepted."""
+"""Requests for one job that were in doubt and shown to be unaccepted, after which it gives up."""
 
 MAX_CONNECT_ATTEMPTS = 5
-"""Connections that are tried for one job. Nothing is sent without one."""
+"""Failed connections for one job, after which it gives up. Nothing is sent without a connection."""
 
 MAX_RATE_LIMITED_S = 900.0
-"""Seconds in which the service accepts nothing and refuses with 429, after which a job gives up."""
+"""Seconds of refusals with 429 without any acceptance in the session, after which a job gives up."""
 
 _BACKOFF = Backoff()
 
@@ -50,10 +50,10 @@ class Refusals:
         Args:
             pending: The submission.
             doubt: The error of the doubt.
-            resubmitted: True when it is sent again without proof that it was not accepted.
+            resubmitted: True if it is sent again without proof that it was not accepted.
 
         Raises:
-            KlingError: The cause of the doubt, when that has happened too often.
+            KlingError: The cause of the doubt, if it has happened too often.
         """
         self._unaccepted += 1
         trouble = doubt.__cause__
@@ -62,12 +62,12 @@ class Refusals:
         trouble.job, trouble.key = pending.job, pending.key
         trouble.spent = Spent.UNKNOWN if resubmitted else Spent.NO
         trouble.advice = (
-            f"it was sent {MAX_UNACCEPTED_ATTEMPTS} times and shown to be unaccepted each time; ask again later"
+            f"it was sent {MAX_UNACCEPTED_ATTEMPTS} times and shown to be unaccepted each time; submit it again later"
         )
         raise trouble
 
     async def delay(self, pending: PendingSubmission, error: KlingError) -> float | None:
-        """Return the seconds until the job is sent again, when its slot permits it; None when it gives up."""
+        """Return the seconds to wait before the job is sent again; None to give up."""
         chance = self.rng.random()
         if not isinstance(error, RateLimitedError):
             self._unconnected += 1

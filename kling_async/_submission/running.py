@@ -1,4 +1,4 @@
-"""Running predictions: each occupies a slot until its end is in the ledger, whether or not anybody waits for it."""
+"""Running predictions: watch each until its end is recorded, whether or not a caller waits for it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class RunningPredictions:
-    """Starts the watching of predictions.
+    """Starts watching predictions. Each occupies a slot until it ends.
 
     Args:
         watcher: Polls them.
@@ -31,7 +31,7 @@ class RunningPredictions:
         clock: The session's clock.
 
     Attributes:
-        spent: USD of what was accepted since the session was opened, by the price list.
+        spent: USD of the jobs accepted since the session was opened, by the price list.
     """
 
     def __init__(self, *, watcher: Watcher, slots: Slots, ledger: Ledger, clock: Clock) -> None:
@@ -42,7 +42,7 @@ class RunningPredictions:
         self._clock = clock
 
     def start(self, prediction: Prediction, pending: PendingSubmission) -> None:
-        """Watch a prediction that was accepted just now; it occupies the slot of its submission."""
+        """Watch a prediction that was just accepted, in the slot of its submission."""
         for reservation in pending.reserved:
             reservation.commit()
         pending.slot.mark_running()
@@ -51,21 +51,21 @@ class RunningPredictions:
         self._watcher.add(prediction, batch=pending.batch, on_end=end, job=pending.job)
 
     def follow(self, row: Row, reserved: tuple[Reservation, ...] = ()) -> None:
-        """Watch a prediction that the ledger has as running; it occupies one of the account's slots."""
+        """Watch a prediction that the ledger has as running, in another slot."""
         if self._watcher.seen(row.prediction_id or "") is not None:
             return
         end = _End(self._ledger, self._clock, row.batch, row.key, self._slots.take(), reserved)
         self._watcher.add(prediction_of(row), batch=row.batch, on_end=end, submitted_at=row.submitted_at)
 
     def follow_adopted(self, row: Row, reserved: tuple[Reservation, ...]) -> None:
-        """Watch a prediction that a submission in doubt turned out to be."""
+        """Watch the prediction of a submission that was in doubt."""
         self.spent += row.cost or 0
         self.follow(row, reserved)
 
 
 @attrs.define(eq=False)
 class _End:
-    """Releases what a running prediction holds and records its end: an object, because it is smaller than a closure."""
+    """Callback that releases the slot of a prediction and records its end. Smaller than a closure."""
 
     ledger: Ledger
     clock: Clock

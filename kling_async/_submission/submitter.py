@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kling_async")
 
 MAX_CONCURRENT_SUBMITS = 32
-"""Paid requests between intent and reply at once: what a crash may leave in doubt."""
+"""Greatest number of paid requests between intent and reply: a crash leaves at most as many in doubt."""
 
 
 @attrs.define
@@ -65,11 +65,11 @@ class Submitter:
     _turns: anyio.Semaphore = attrs.field(
         factory=lambda: anyio.Semaphore(MAX_CONCURRENT_SUBMITS, fast_acquire=True), init=False
     )
-    # Results with a paid id that the ledger did not accept when they came.
+    # Entries with a paid id that the ledger could not record when the reply came.
     _unrecorded: dict[tuple[str, str], Entry] = attrs.field(factory=dict, init=False)
 
     async def acquire_turn(self) -> None:
-        """Wait for the back-off, the rate limit, and a turn among the concurrent submits. Release the turn after."""
+        """Wait for the back-off, the rate limit, and one of `MAX_CONCURRENT_SUBMITS` turns. Release the turn later."""
         while True:
             await self.gate.wait()
             await self._turns.acquire()
@@ -78,18 +78,18 @@ class Submitter:
             self._turns.release()
 
     def release_turn(self) -> None:
-        """Release a turn."""
+        """Release a turn acquired with `acquire_turn`."""
         self._turns.release()
 
     async def attempt(self, pending: PendingSubmission, attempt: int) -> Verdict:
-        """Send one paid request and return what came of it, recorded. Must not be cancelled.
+        """Record the intent, send one paid request, record the verdict and return it. Must not be cancelled.
 
         Args:
             pending: The submission.
             attempt: Number of the request among those of the job, from 1.
 
         Raises:
-            LedgerError: The intent could not be recorded, or the job is another process's; nothing was sent.
+            LedgerError: The intent could not be recorded, or another process owns the job; nothing was sent.
         """
         await self._record_intent(pending, attempt)
         self.observe(
@@ -108,7 +108,7 @@ class Submitter:
                 if not prediction.model or prediction.key != pending.key:
                     model = prediction.model or pending.job.model
                     verdict = Accepted(changed(prediction, key=pending.key, model=model))
-                # Recorded before anything else is done with the reply.
+                # Recorded before any other use of the reply, so that a crash does not lose the paid id.
                 await self._record(pending, State.SUBMITTED, prediction_id=prediction.id, attempt=attempt)
             case Rejected(refusal, again):
                 refusal.job, refusal.key, refusal.spent = pending.job, pending.key, Spent.NO
@@ -128,7 +128,7 @@ class Submitter:
         return verdict
 
     async def with_recorded_id(self, row: Row) -> Row:
-        """Return the row with its paid id, where the ledger did not record that when it came."""
+        """Return a row with its paid id, recording the id if the ledger could not record it earlier."""
         name = (row.batch, row.key)
         entry = self._unrecorded.get(name)
         if entry is None or not _completes(entry, row):
@@ -136,15 +136,14 @@ class Submitter:
         try:
             row = await self.ledger.record(entry)
         except LedgerError:
-            # The id is known all the same.
             return row.after(entry)
         self._unrecorded.pop(name, None)
         return row
 
     async def record_again(self) -> list[Row]:
-        """Record the paid ids that the ledger did not accept before, and return their rows.
+        """Record the paid ids that the ledger could not record earlier, and return their rows.
 
-        An id that is refused again stands in the log alone.
+        An id that cannot be recorded now either is only in the log.
         """
         recorded: list[Row] = []
         for name, entry in list(self._unrecorded.items()):
@@ -157,7 +156,9 @@ class Submitter:
                 self._unrecorded.pop(name, None)
                 log.warning("job %s: another worker owns it and settles prediction %s", entry.key, entry.prediction_id)
             except LedgerError:
-                log.exception("the ledger could not be written: job %s, prediction %s", entry.key, entry.prediction_id)
+                log.exception(
+                    "the ledger cannot be written: job %s is paid for as prediction %s", entry.key, entry.prediction_id
+                )
         return recorded
 
     async def _send(self, pending: PendingSubmission) -> Prediction | TransportError | ApiError:
@@ -165,8 +166,8 @@ class Submitter:
             return self.provider.read_prediction(await self.transport.send(pending.request), key=pending.key)
         except (TransportError, ApiError) as error:
             return error
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- money may have been spent; and nothing
-            # cancels a critical task, so that a cancellation is the transport's own.
+        # A critical task is never cancelled, so a cancellation comes from the transport.
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- money may have been spent
             lost = ConnectionLostError(f"{type(error).__name__} while the job was being submitted")
             lost.__cause__ = error
             return lost
@@ -222,22 +223,22 @@ class Submitter:
         try:
             await self.ledger.record(entry)
         except Exception:
-            # The job goes on all the same; after a crash this line is the only record of a paid id.
+            # The job continues. After a crash this line is the only record of a paid id.
             log.exception(
-                "the ledger could not be written: job %s is %s, prediction %s", pending.key, state, prediction_id
+                "the ledger cannot be written: job %s is %s, prediction %s", pending.key, state, prediction_id
             )
             if state is State.SUBMITTED:
                 self._unrecorded[pending.name] = entry
 
 
 def _completes(entry: Entry, row: Row) -> bool:
-    """Return whether a step has the paid id of the attempt in which a row is in doubt."""
+    """Return whether an entry has the paid id of the attempt that a row is in doubt about."""
     return row.state.in_doubt and row.attempt == entry.attempt
 
 
 def _uncertain(pending: PendingSubmission, error: KlingError, sent_at: float) -> SubmissionUncertainError:
     uncertain = SubmissionUncertainError(
-        f"the submit has no clear answer: {error.message}",
+        f"the job was sent, and there is no clear reply: {error.message}",
         sent_at=sent_at,
         job=pending.job,
         key=pending.key,

@@ -1,1 +1,1 @@
-"""Watching: find out, for all predictions of a session at once, which have ended."""
+"""Polling and webhooks: find out which predictions of a session have ended."""

@@ -1,4 +1,4 @@
-"""Reads of predictions for the watcher, and what their replies mean."""
+"""Read predictions for the watcher, and classify the replies."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Reply:
     """A reply to the read of one prediction.
 
     Attributes:
-        prediction: The record; None when the reply is the known one.
-        reply: Hash of the reply: an equal one says nothing new, and is not parsed again.
+        prediction: The record; None if the reply equals the last one, which is not parsed again.
+        reply: Hash of the reply.
     """
 
     prediction: Prediction | None
@@ -37,20 +37,28 @@ class Reply:
 
 
 @attrs.frozen
-class Final:
-    """An error that another read would meet again."""
+class PermanentFailure:
+    """A failed read that would fail again.
+
+    Attributes:
+        error: The error of the read.
+    """
 
     error: KlingError
 
 
 @attrs.frozen
-class Passing:
-    """An error that another read may not meet."""
+class TransientFailure:
+    """A failed read that may succeed later.
+
+    Attributes:
+        error: The error of the read.
+    """
 
     error: KlingError
 
 
-Read: TypeAlias = "Reply | Final | Passing"
+Read: TypeAlias = "Reply | PermanentFailure | TransientFailure"
 
 
 class Reader:
@@ -85,18 +93,24 @@ class Reader:
             reply = hash((response.status, response.body))
             return Reply(None if reply == known_reply else self._provider.read_prediction(response, key=key), reply)
         except ApiError as error:
-            return Final(error) if error.refused and not error.transient else Passing(error)
+            return PermanentFailure(error) if error.refused and not error.transient else TransientFailure(error)
         except TransportError as error:
-            return Passing(error)
+            return TransientFailure(error)
 
     async def read_page(
         self, number: int, size: int, created_before: datetime | None
-    ) -> Page[Prediction] | Final | Passing:
-        """Read one page of the account's predictions, newest first."""
+    ) -> Page[Prediction] | PermanentFailure | TransientFailure:
+        """Read one page of the account's predictions, newest first.
+
+        Args:
+            number: Number of the page, from 1.
+            size: Predictions per page.
+            created_before: Only predictions created before; None for all.
+        """
         try:
             provider = account_of(self._provider, "predictions")
             request = provider.predictions(page=number, page_size=size, created_before=created_before)
             self.pages += 1
             return provider.read_predictions(await self._transport.send(request))
         except (TransportError, ApiError, UnsupportedError) as error:
-            return Passing(error) if error.transient else Final(error)
+            return TransientFailure(error) if error.transient else PermanentFailure(error)

@@ -1,25 +1,20 @@
-"""Finds out, for all predictions of a session at once, which have ended.
+"""Watch all running predictions of a session until they end.
 
-The planner says what to ask for and when; here is who asks, who waits, and what is made of the answers. A few readers,
-no timer and no task per prediction: a running prediction is a small object.
+The planner decides what to read and when. The watcher reads it, handles the replies, and serves the waiters. It has a
+few reader tasks and one timer, not one per prediction: a running prediction takes little memory.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 import anyio
-import attrs
 
 from kling_async._core.catalogue import find_model
 from kling_async._core.copies import changed
-from kling_async._core.job import Job
 from kling_async._core.planner import Look, LookAtPage, Planner
 from kling_async._core.polling import Backoff, WatchPolicy, WatchStatistics
 from kling_async._core.prediction import Prediction, Status, newer
@@ -35,71 +30,46 @@ from kling_async.errors import (
 )
 from kling_async.events import Changed
 
-from .reader import Final, Passing, Reader, Reply
+from .reader import PermanentFailure, Reader, Reply, TransientFailure
+from .watched import Deadlines, Waiter, Watched
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from random import Random
 
     from kling_async._core.clock import Clock
+    from kling_async._core.job import Job
     from kling_async._core.transport import Transport
     from kling_async._observers import Observers
     from kling_async.providers import Provider
 
 TIMER_RESOLUTION_S = 0.001
-"""Seconds; nothing is timed more finely."""
+"""Seconds: times closer together than this count as equal."""
 
 MAX_NOT_FOUND = 4
-"""Replies in a row that a prediction is not found, after which it is taken for deleted."""
+"""Consecutive "not found" replies, after which a prediction is considered deleted."""
 
 MAX_RECENT_ENDS = 1000
-"""Ended predictions that are kept for later callers: a webhook may be faster than the reply to a submit."""
+"""Ended predictions kept for later callers: a webhook may come before the reply to the submit."""
+
+_BROKEN = "the watcher broke by a mistake in the program, see __cause__; the prediction goes on"
 
 DEFAULT_RUN_S = 120.0
-"""Seconds that 5 seconds of video of an unknown model usually take."""
-
-
-@attrs.define(eq=False)
-class _Waiter:
-    """Somebody who waits for an end."""
-
-    future: asyncio.Future[Prediction]
-    deadline: float
-    job: Job | None = None
-
-
-@attrs.define(eq=False)
-class _Watched:
-    """One prediction that runs.
-
-    Attributes:
-        reply: Hash of the last reply to its own read; None before the first.
-    """
-
-    prediction: Prediction
-    since: float
-    batch: str
-    on_end: Callable[[Prediction], None] | None
-    failures: int = 0
-    missing: int = 0
-    reply: int | None = None
-    waiters: list[_Waiter] = attrs.Factory(list)
-    changes: tuple[asyncio.Queue[Prediction | KlingError], ...] = ()
-    ended: bool = False
+"""Usual run time in seconds of 5 seconds of video by an unknown model."""
 
 
 class Watcher:
-    """The watching of one session.
+    """Watches the running predictions of one session.
 
     Args:
         transport: Sends the reads.
-        provider: Phrases them and reads the replies.
+        provider: Builds them and parses the replies.
         clock: The session's clock.
-        policy: How eagerly ends are found out.
-        rng: For jitter.
-        observe: Is told every change of status.
-        forget_after: Seconds after which a prediction that never ends is no longer watched and its slot is freed.
-        readers: Reads at once.
+        policy: Polling policy.
+        rng: Draws jitter.
+        observe: Publishes every change of status.
+        forget_after: Seconds after which a prediction that has not ended is no longer watched.
+        readers: Greatest number of concurrent reads.
     """
 
     def __init__(
@@ -122,31 +92,29 @@ class Watcher:
         self._observe = observe
         self._forget_after = forget_after
         self._readers = readers
-        self._watched: dict[str, _Watched] = {}
+        self._watched: dict[str, Watched] = {}
         self._recent: OrderedDict[str, Prediction] = OrderedDict()
-        self._deadlines: list[tuple[float, int, _Waiter, _Watched]] = []
-        self._compact_at = 1024
-        self._order = itertools.count()
+        self._deadlines = Deadlines()
         self._ready: deque[Look] = deque()
-        self._parked: deque[asyncio.Future[None]] = deque()
-        self._nap: anyio.CancelScope | None = None
-        self._wakes_at = math.inf
-        self._broken: BaseException | None = None
+        self._idle_readers: deque[asyncio.Future[None]] = deque()
+        self._timer_sleep: anyio.CancelScope | None = None
+        self._timer_wakes_at = math.inf
+        self._failure: BaseException | None = None
         self._closed = False
         self._failed_pages = 0
 
     @property
     def running(self) -> tuple[Prediction, ...]:
-        """The predictions that are watched, as last seen."""
+        """The watched predictions, as last read."""
         return tuple(watched.prediction for watched in self._watched.values())
 
     @property
     def requests(self) -> int:
-        """How often it was asked until now."""
+        """Number of reads so far."""
         return self._reader.singles + self._reader.pages
 
     def statistics(self) -> WatchStatistics:
-        """What the watching has cost and brought until now."""
+        """Return counts of reads, of ended and of watched predictions."""
         return WatchStatistics(
             singles=self._reader.singles,
             pages=self._reader.pages,
@@ -169,23 +137,23 @@ class Watcher:
         """Watch a prediction until it ends.
 
         Args:
-            prediction: As last seen.
-            batch: The batch it belongs to, for the events.
-            on_end: Is called once, when it has ended or is no longer watched.
-            job: What it makes, when it was accepted just now: says how long it may take.
-            submitted_at: When it was accepted, in seconds since the epoch, when nothing was heard of it since then.
+            prediction: Its latest record.
+            batch: Name of its batch, for events.
+            on_end: Called once, when it has ended or is no longer watched.
+            job: Its job, if it was accepted just now; the expected run time depends on it.
+            submitted_at: Time of acceptance in seconds since the epoch, if it was not read since; else None.
         """
-        if prediction.status.ended or self._broken is not None or self._closed:
+        if prediction.status.ended or self._failure is not None or self._closed:
             if on_end is not None:
                 on_end(prediction)
             return
         watched = self._watched.get(prediction.id)
         if watched is not None:
-            # The caller followed the id already, before its submit was recorded.
-            watched.on_end = _both(watched.on_end, on_end)
+            # A caller followed the id before its submit was recorded.
+            watched.also_on_end(on_end)
             return
         now = self._clock.monotonic()
-        watched = self._watched[prediction.id] = _Watched(prediction, now, batch, on_end)
+        watched = self._watched[prediction.id] = Watched(prediction, now, batch, on_end)
         age = 0.0 if job is not None else self._age(prediction, submitted_at)
         row = find_model(prediction.model) if job is None else job.row
         length = None if job is None else job.duration
@@ -198,108 +166,117 @@ class Watcher:
             kind=(prediction.model, length),
             usual=(DEFAULT_RUN_S if row is None else row.usual) * (length or 5) / 5,
         )
-        self._wake_for_looks()
+        self._wake_timer_for_reads()
         early = self._recent.pop(prediction.id, None)
         if early is not None:
-            self.tell(early)
+            self.handle_webhook(early)
 
-    def tell(self, prediction: Prediction) -> bool:
-        """Take news that came by themselves: a webhook's. They must have been verified.
+    def handle_webhook(self, prediction: Prediction) -> bool:
+        """Handle a prediction sent by a verified webhook.
 
-        Whichever comes first counts, a webhook or a read. Replays, late news and those of others change nothing.
+        Replays, outdated records and predictions that are not watched change nothing.
 
         Args:
-            prediction: As the service told it.
+            prediction: The record in the webhook.
 
         Returns:
-            Whether it was news of a prediction that is watched.
+            True if it was newer than the record of a watched prediction.
         """
         watched = self._watched.get(prediction.id)
         if watched is None:
             if prediction.status.ended:
-                self._keep(prediction)
+                self._keep_ended(prediction)
             return False
         if not newer(watched.prediction.status, prediction.status):
             return False
         self._handle(watched, prediction, via_webhook=True)
-        # How long it took may bring the looks at others forward.
-        self._wake_for_looks()
+        # Its run time may bring the reads of others forward.
+        self._wake_timer_for_reads()
         return True
 
     async def wait(self, prediction: Prediction, *, deadline: float, job: Job | None = None) -> Prediction:
-        """The ended prediction.
+        """Wait for a prediction to end, and return it.
 
         Args:
-            prediction: As last seen.
+            prediction: Its latest record.
             deadline: Seconds to wait.
-            job: For the errors.
+            job: The job, for errors.
 
         Raises:
-            PredictionTimeoutError: The deadline passed; the prediction goes on and is watched on.
-            PredictionError: Its state cannot be read any more; `__cause__` says why.
+            PredictionTimeoutError: The deadline passed. The prediction goes on and is still watched.
+            PredictionError: Its state can no longer be read; `__cause__` has the reason.
+            SessionClosedError: The session is closed.
         """
         prediction = self._recent.get(prediction.id, prediction)
         if prediction.status.ended:
             return prediction
-        self._check()
+        self._require_usable()
         self.add(prediction)
         watched = self._watched[prediction.id]
-        # What is known of it changes while this waits.
+        # The watcher keeps the latest record; this one would only take memory.
         del prediction
-        waiter = _Waiter(asyncio.get_running_loop().create_future(), self._clock.monotonic() + deadline, job)
+        waiter = Waiter(asyncio.get_running_loop().create_future(), self._clock.monotonic() + deadline, job)
         watched.waiters.append(waiter)
         if deadline < math.inf:
-            self._expect(waiter, watched)
+            self._add_deadline(waiter, watched)
         try:
             return await waiter.future
         finally:
-            # It waits for its deadline on; the job, which may hold an image, need not.
+            # The waiter stays among the deadlines; the job, which may hold an image, must not.
             waiter.job = None
             if waiter in watched.waiters:
                 watched.waiters.remove(waiter)
 
     async def follow(self, prediction: Prediction) -> AsyncIterator[Prediction]:
-        """The prediction as it is now, and again at every change of status, the end included."""
+        """Yield a prediction as it is now, and again at each change of status up to its end.
+
+        Args:
+            prediction: Its latest record.
+
+        Raises:
+            PredictionError: Its state can no longer be read; `__cause__` has the reason.
+            SessionClosedError: The session is closed.
+        """
         prediction = self._recent.get(prediction.id, prediction)
         yield prediction
         if prediction.status.ended:
             return
-        self._check()
+        self._require_usable()
         self.add(prediction)
         watched = self._watched[prediction.id]
-        news: asyncio.Queue[Prediction | KlingError] = asyncio.Queue()
-        watched.changes = (*watched.changes, news)
+        updates: asyncio.Queue[Prediction | KlingError] = asyncio.Queue()
+        watched.changes = (*watched.changes, updates)
         try:
             while True:
-                item = await news.get()
+                item = await updates.get()
                 if isinstance(item, KlingError):
                     raise item
                 yield item
                 if item.status.ended:
                     return
         finally:
-            watched.changes = tuple(each for each in watched.changes if each is not news)
+            watched.changes = tuple(each for each in watched.changes if each is not updates)
 
     async def run(self) -> None:
-        """Watch until cancelled. A mistake in here fails all waiters with its traceback, and ends the watching."""
+        """Watch until cancelled. An unexpected exception fails all waiters, as the cause of their errors."""
         try:
             async with anyio.create_task_group() as tasks:
                 for _ in range(self._readers):
                     tasks.start_soon(self._read_forever)
-                await self._keep_time()
-        except Exception as error:  # noqa: BLE001 -- it is handed to everybody who waits
-            self._broken = error
+                await self._run_timer()
+        except Exception as error:  # noqa: BLE001 -- every waiter raises it
+            self._failure = error
             for watched in list(self._watched.values()):
-                self._end(watched, PredictionError("the watcher broke", prediction=watched.prediction), cause=error)
+                self._end(watched, PredictionError(_BROKEN, prediction=watched.prediction), cause=error)
 
     def seen(self, prediction_id: str) -> Prediction | None:
-        """A watched prediction, as last seen; None when it is not watched."""
+        """Return a watched prediction as last read; None if it is not watched."""
         watched = self._watched.get(prediction_id)
         return None if watched is None else watched.prediction
 
     def close(self) -> tuple[Prediction, ...]:
-        """End all waiting, and say what still runs."""
-        left = self.running
+        """Stop watching, fail all waiters, and return the predictions that still run."""
+        running = self.running
         self._closed = True
         for watched in list(self._watched.values()):
             watched.on_end = None
@@ -309,123 +286,106 @@ class Watcher:
                     "the session closed while the prediction was running",
                     prediction=watched.prediction,
                     key=watched.prediction.key,
-                    advice="wait(prediction_id) in another session follows it further",
+                    advice="it goes on at the service; wait for it by its id in another session",
                 ),
             )
-        return left
+        return running
 
-    def _check(self) -> None:
+    def _require_usable(self) -> None:
         if self._closed:
             raise SessionClosedError("the session is closed", spent=Spent.UNKNOWN)
-        if self._broken is not None:
-            raise PredictionError("the watcher broke", spent=Spent.UNKNOWN) from self._broken
+        if self._failure is not None:
+            raise PredictionError(_BROKEN, spent=Spent.UNKNOWN) from self._failure
 
-    def _keep(self, ended: Prediction) -> None:
+    def _keep_ended(self, ended: Prediction) -> None:
         self._recent.setdefault(ended.id, ended)
         if len(self._recent) > MAX_RECENT_ENDS:
             self._recent.popitem(last=False)
 
     def _age(self, prediction: Prediction, submitted_at: float | None) -> float:
-        """Seconds since it was accepted. What cannot be, when the service's clock and ours differ, is taken for 0."""
+        """Return the seconds since a prediction was accepted; 0 if the clocks differ so that the age is impossible."""
         if submitted_at is None and prediction.created_at is not None:
             submitted_at = prediction.created_at.timestamp()
         age = 0.0 if submitted_at is None else self._clock.now() - submitted_at
         return age if 0 <= age <= self._forget_after else 0.0
 
-    def _expect(self, waiter: _Waiter, watched: _Watched) -> None:
-        if len(self._deadlines) >= self._compact_at:
-            # Most waiters end long before their deadline: what is left of them must not pile up.
-            self._deadlines = [item for item in self._deadlines if not item[2].future.done()]
-            heapq.heapify(self._deadlines)
-            self._compact_at = max(1024, 2 * len(self._deadlines))
-        heapq.heappush(self._deadlines, (waiter.deadline, next(self._order), waiter, watched))
-        self._wake_by(waiter.deadline)
+    def _add_deadline(self, waiter: Waiter, watched: Watched) -> None:
+        self._deadlines.add(waiter, watched)
+        self._wake_timer_at(waiter.deadline)
 
-    def _wake_by(self, due: float) -> None:
-        if due < self._wakes_at and self._nap is not None:
-            self._wakes_at = -math.inf
-            self._nap.cancel()
+    def _wake_timer_at(self, due: float) -> None:
+        if due < self._timer_wakes_at and self._timer_sleep is not None:
+            self._timer_wakes_at = -math.inf
+            self._timer_sleep.cancel()
 
-    def _wake_for_looks(self) -> None:
-        # While all readers are busy nobody could take what is due: the first who is not asks for it.
-        if self._parked:
-            self._wake_by(self._planner.next_due)
+    def _wake_timer_for_reads(self) -> None:
+        # A reader that becomes idle takes due reads itself, so the timer is needed only while one is idle.
+        if self._idle_readers:
+            self._wake_timer_at(self._planner.next_due)
 
-    async def _keep_time(self) -> NoReturn:
+    async def _run_timer(self) -> NoReturn:
         while True:
-            # What is due within the grain is due now: a timer may fire a little early.
+            # A timer may fire a little early.
             now = self._clock.monotonic() + TIMER_RESOLUTION_S
-            self._collect(now)
-            while self._deadlines and self._deadlines[0][0] <= now:
-                _, _, waiter, watched = heapq.heappop(self._deadlines)
-                self._time_out(waiter, watched)
-            look = self._planner.next_due if self._parked else math.inf
-            self._wakes_at = min(look, self._deadlines[0][0] if self._deadlines else math.inf)
-            with anyio.CancelScope() as self._nap:
-                if self._wakes_at == math.inf:
+            self._hand_out(now)
+            for waiter, watched in self._deadlines.pop_passed(now):
+                waiter.future.set_exception(watched.timed_out(waiter.job))
+            next_read = self._planner.next_due if self._idle_readers else math.inf
+            self._timer_wakes_at = min(next_read, self._deadlines.next)
+            with anyio.CancelScope() as self._timer_sleep:
+                if self._timer_wakes_at == math.inf:
                     await anyio.sleep_forever()
-                await self._clock.sleep(self._wakes_at - now + TIMER_RESOLUTION_S)
-            self._nap = None
+                await self._clock.sleep(self._timer_wakes_at - now + TIMER_RESOLUTION_S)
+            self._timer_sleep = None
 
-    def _collect(self, now: float) -> None:
-        """Take what is due, and wake as many readers as that needs."""
+    def _hand_out(self, now: float) -> None:
+        """Queue the reads that are due, and wake as many readers."""
         self._ready += self._planner.due(now)
-        for _ in range(min(len(self._ready), len(self._parked))):
-            turn = self._parked.popleft()
+        for _ in range(min(len(self._ready), len(self._idle_readers))):
+            turn = self._idle_readers.popleft()
             if not turn.done():
                 turn.set_result(None)
 
-    def _time_out(self, waiter: _Waiter, watched: _Watched) -> None:
-        if waiter.future.done():
-            return
-        waiter.future.set_exception(
-            PredictionTimeoutError(
-                f"the prediction is still {watched.prediction.raw_status} at the deadline",
-                prediction=watched.prediction,
-                job=waiter.job,
-                key=watched.prediction.key,
-            )
-        )
-
     async def _read_forever(self) -> NoReturn:
         while True:
-            look = await self._next_look()
-            held = self._planner.held_until - self._clock.monotonic()
-            if held > 0:
-                await self._clock.sleep(held)
+            look = await self._next_read()
+            pause = self._planner.held_until - self._clock.monotonic()
+            if pause > 0:
+                # The service has asked for a pause of all reads.
+                await self._clock.sleep(pause)
             if isinstance(look, LookAtPage):
                 await self._read_page(look)
             elif look.prediction_id in self._watched:
                 await self._read(self._watched[look.prediction_id])
-            self._wake_for_looks()
+            self._wake_timer_for_reads()
 
-    async def _next_look(self) -> Look:
-        """What a reader is to ask for, when there is something."""
+    async def _next_read(self) -> Look:
+        """Wait for a read to be due, and return it."""
         while not self._ready:
-            self._collect(self._clock.monotonic() + TIMER_RESOLUTION_S)
+            self._hand_out(self._clock.monotonic() + TIMER_RESOLUTION_S)
             if not self._ready:
                 turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                self._parked.append(turn)
-                self._wake_for_looks()
+                self._idle_readers.append(turn)
+                self._wake_timer_for_reads()
                 await turn
         return self._ready.popleft()
 
-    async def _read(self, watched: _Watched) -> None:
+    async def _read(self, watched: Watched) -> None:
         prediction = watched.prediction
         match await self._reader.read(prediction.id, key=prediction.key, known_reply=watched.reply):
-            case Final(error):
+            case PermanentFailure(error):
                 if watched.ended:
                     return
                 watched.missing += isinstance(error, NotFoundError)
                 if 0 < watched.missing < MAX_NOT_FOUND:
-                    # A replica that lags, or a gateway that errs: an accepted prediction is not gone at once.
-                    self._look_again(watched, self._pause(watched.missing))
+                    # A lagging replica or a faulty gateway: an accepted prediction does not disappear at once.
+                    self._read_again(watched, self._pause(watched.missing))
                 else:
-                    self._end(watched, _unreadable(watched, error), cause=error)
-            case Passing(error):
-                # A passing error never fails a job that is paid for.
+                    self._end(watched, watched.unreadable(error), cause=error)
+            case TransientFailure(error):
+                # A passing error never fails a paid job.
                 watched.failures += 1
-                self._look_again(watched, self._pause(watched.failures, error))
+                self._read_again(watched, self._pause(watched.failures, error))
             case Reply(read, reply):
                 watched.failures = watched.missing = 0
                 if watched.ended:
@@ -436,13 +396,13 @@ class Watcher:
                     watched.reply = reply
                     created = None if read is None else read.created_at
                     self._planner.mark_running(prediction.id, self._clock.monotonic(), created)
-                    self._forget(watched)
+                    self._forget_if_overdue(watched)
 
     async def _read_page(self, look: LookAtPage) -> None:
         match await self._reader.read_page(look.number, look.size, look.before):
-            case Final():
+            case PermanentFailure():
                 self._planner.pages_unsupported(look, self._clock.monotonic())
-            case Passing(error):
+            case TransientFailure(error):
                 self._failed_pages += 1
                 delay = self._pause(self._failed_pages, error)
                 now = self._clock.monotonic()
@@ -454,10 +414,10 @@ class Watcher:
                     watched = self._watched.get(item.id)
                     if watched is not None:
                         self._handle(watched, item)
-                        self._forget(watched)
+                        self._forget_if_overdue(watched)
 
     def _pause(self, failures: int, error: KlingError | None = None) -> float:
-        """Seconds until the next attempt; what the service asks for is obeyed, for all reads if they are too many."""
+        """Return the seconds until the next attempt, at least `Retry-After`; a 429 pauses all reads."""
         delay = self._backoff.delay(failures, self._rng.random())
         if isinstance(error, ApiError):
             delay = max(delay, error.retry_after or 0.0)
@@ -465,87 +425,55 @@ class Watcher:
             self._planner.hold(self._clock.monotonic() + delay)
         return delay
 
-    def _handle(self, watched: _Watched, read: Prediction, *, single: bool = False, via_webhook: bool = False) -> None:
-        """Handle a record of a prediction: of its own read (`single`), of a list, or of a webhook."""
+    def _handle(self, watched: Watched, read: Prediction, *, single: bool = False, via_webhook: bool = False) -> None:
+        """Handle a record of a prediction: from its single read, a page of the list, or a webhook."""
         last = watched.prediction
         if read.status is last.status and read.raw_status == last.raw_status:
             return
         if not (newer(last.status, read.status) or read.status is last.status):
-            # Late news of a replica that lags.
+            # An outdated record of a lagging replica.
             return
         if read.status is Status.COMPLETED and not read.outputs and not single:
-            # Lists may leave outputs out, and what is paid for is not given up for that.
+            # Lists may omit outputs: a single read has them.
             self._planner.look_again(last.id, self._clock.monotonic())
-            self._wake_for_looks()
+            self._wake_timer_for_reads()
             return
         if read.id != last.id or read.key != last.key or not read.model:
-            # It was asked for by its id: a gateway may call it otherwise in its reply.
+            # A gateway may report another id than the one that was requested.
             read = changed(read, id=last.id, key=last.key, model=read.model or last.model)
         watched.prediction = read
         if read.status.ended:
             self._planner.mark_ended(read.id, self._clock.monotonic(), took=read.inference, via_webhook=via_webhook)
         self._observe(Changed, at=self._clock.now(), key=read.key or "", batch=watched.batch, prediction=read)
-        for news in watched.changes:
-            news.put_nowait(read)
+        for updates in watched.changes:
+            updates.put_nowait(read)
         if read.status.ended:
             self._end(watched, None)
 
-    def _look_again(self, watched: _Watched, delay: float) -> None:
-        if not self._forget(watched):
+    def _read_again(self, watched: Watched, delay: float) -> None:
+        if not self._forget_if_overdue(watched):
             self._planner.look_again(watched.prediction.id, self._clock.monotonic() + delay)
 
-    def _forget(self, watched: _Watched) -> bool:
-        """Whether it is no longer watched; it is not when it has run for too long."""
+    def _forget_if_overdue(self, watched: Watched) -> bool:
+        """Stop watching a prediction after `forget_after` seconds; return whether it is no longer watched."""
         if not watched.ended and self._clock.monotonic() - watched.since > self._forget_after:
             self._end(
                 watched,
                 PredictionTimeoutError(
-                    f"the prediction has not ended in {self._forget_after:.0f} s and is no longer watched",
+                    f"the prediction has not ended within {self._forget_after:.0f} s and is no longer watched",
                     prediction=watched.prediction,
                     key=watched.prediction.key,
                 ),
             )
         return watched.ended
 
-    def _end(self, watched: _Watched, error: KlingError | None, *, cause: BaseException | None = None) -> None:
+    def _end(self, watched: Watched, error: KlingError | None, *, cause: BaseException | None = None) -> None:
+        """Stop watching a prediction and notify its waiters: it has ended, or `error` says why it is not watched."""
         watched.ended = True
         if self._watched.pop(watched.prediction.id, None) is not None and error is not None:
             self._planner.forget(watched.prediction.id)
         if error is None:
-            self._keep(watched.prediction)
+            self._keep_ended(watched.prediction)
         elif cause is not None:
             error.__cause__ = cause
-        for waiter in watched.waiters:
-            if waiter.future.done():
-                continue
-            if error is None:
-                waiter.future.set_result(watched.prediction)
-            else:
-                waiter.future.set_exception(error)
-        if error is not None:
-            for news in watched.changes:
-                news.put_nowait(error)
-        if watched.on_end is not None:
-            watched.on_end(watched.prediction)
-
-
-def _unreadable(watched: _Watched, error: KlingError) -> PredictionError:
-    return PredictionError(
-        f"the state of the prediction cannot be read: {error.message}",
-        prediction=watched.prediction,
-        key=watched.prediction.key,
-        advice="the prediction may still run; " + (error.advice or "wait(prediction_id) asks for it again"),
-    )
-
-
-def _both(
-    first: Callable[[Prediction], None] | None, second: Callable[[Prediction], None] | None
-) -> Callable[[Prediction], None] | None:
-    if first is None or second is None:
-        return first or second
-
-    def both(prediction: Prediction) -> None:
-        first(prediction)
-        second(prediction)
-
-    return both
+        watched.finish(error)

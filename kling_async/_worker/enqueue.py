@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kling_async._clock import SystemClock
-from kling_async._session.batch import Jobs, each
+from kling_async._session.batch import Jobs, iterate
 from kling_async._session.keys import KeyAssigner, read_content
 from kling_async.errors import ConfigurationError, InvalidJobError, Problem
 from kling_async.ledger import SharedLedger, open_ledger
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
     from kling_async.ledger.postgres import PostgresLedger
 
 MAX_JOBS_PER_TRANSACTION = 2_000
-"""Jobs that one transaction writes."""
+"""Greatest number of jobs written in one transaction."""
 ANALYZE_AFTER_JOBS = 1_000
-"""New jobs after which the database updates the statistics of its tables."""
+"""Least number of new jobs after which the statistics of the tables are updated."""
 
 
 async def enqueue(ledger: PostgresLedger, jobs: Jobs, *, batch: str = "") -> int:
-    """Write jobs into a shared ledger for workers to run; those that are there already are left as they are.
+    """Write jobs into a shared ledger for workers to run. Jobs that are there already stay as they are.
 
     Args:
         ledger: The shared ledger, open.
-        jobs: As a batch takes them. Their images are URLs, or files that the workers find under the same path.
+        jobs: The jobs, as for `KlingSession.batch`. Images are URLs, or files that workers can read by the same path.
         batch: Name of the batch.
 
     Returns:
         Number of new jobs.
 
     Raises:
-        InvalidJobError: An image cannot be read or is given as bytes, or a key comes twice.
-        KeyReusedError: A key names a job with other content.
-        LedgerError: They cannot be written.
+        InvalidJobError: An image cannot be read or is given as bytes, or two jobs have the same key.
+        KeyReusedError: The ledger has another job with one of the keys.
+        LedgerError: The ledger cannot be written.
     """
     new = 0
     async for portion in portions(jobs, identity=await ledger.identity(batch)):
@@ -49,19 +49,19 @@ async def enqueue(ledger: PostgresLedger, jobs: Jobs, *, batch: str = "") -> int
 
 
 async def portions(jobs: Jobs, *, identity: int) -> AsyncGenerator[list[tuple[str, Content, str]]]:
-    """Yield key, content and model of jobs, as many at once as one transaction writes.
+    """Yield key, content and model of jobs, in portions for one transaction each.
 
     Args:
-        jobs: As a batch takes them.
+        jobs: The jobs, as for `KlingSession.batch`.
         identity: Version of the rule by which their batch makes keys and digests.
 
     Raises:
-        InvalidJobError: An image cannot be read or is given as bytes, or a key comes twice.
+        InvalidJobError: An image cannot be read or is given as bytes, or two jobs have the same key.
     """
     portion: list[tuple[str, Content, str]] = []
     keys = KeyAssigner()
     position = 0
-    async for item in each(jobs):
+    async for item in iterate(jobs):
         given, job = item if isinstance(item, tuple) else (None, item)
         _refuse_bytes(job)
         content = await read_content(job, identity=identity)
@@ -79,7 +79,7 @@ async def portions(jobs: Jobs, *, identity: int) -> AsyncGenerator[list[tuple[st
 
 
 def _refuse_bytes(job: Job) -> None:
-    """Raise when another process could not make the job again.
+    """Raise if a worker could not read an image of the job.
 
     Raises:
         InvalidJobError: An image is given as bytes.
@@ -88,23 +88,24 @@ def _refuse_bytes(job: Job) -> None:
         image = getattr(job, field)
         if isinstance(image, bytes) or (isinstance(image, str) and image.startswith("data:")):
             raise InvalidJobError(
-                [Problem(field, "is given as bytes, which no ledger keeps: give a URL or a file")], job=job
+                [Problem(field, "expected a URL or a file, got bytes, which the ledger does not keep")], job=job
             )
 
 
 def shared_ledger(ledger: Ledger | str) -> PostgresLedger:
-    """Return the ledger that workers share.
+    """Return a ledger as a PostgreSQL ledger.
 
     Raises:
-        ConfigurationError: It is not one that several processes can write.
+        ConfigurationError: It is another kind of ledger.
     """
     made = open_ledger(ledger)
     if isinstance(made, SharedLedger):
-        # Imported here: it needs an extra, and it is there.
+        # Imported here: it needs an extra.
         from kling_async.ledger.postgres import PostgresLedger  # noqa: PLC0415 -- see above
 
         if isinstance(made, PostgresLedger):
             return made
     raise ConfigurationError(
-        "ledger: workers share a PostgreSQL ledger", advice="name one: postgresql://user:password@host/database"
+        "ledger: expected a PostgreSQL ledger, which workers can share",
+        advice="give its URL: postgresql://user:password@host/database",
     )

@@ -37,29 +37,38 @@ if TYPE_CHECKING:
 log = logging.getLogger("kling_async")
 
 MAX_CLAIMED_AT_ONCE = 50
-"""Jobs that a worker claims from the ledger together."""
+"""Greatest number of jobs that a worker claims in one transaction."""
 MAX_CLAIMED_UNSENT = 64
-"""Jobs that a worker has claimed and not submitted: other workers cannot claim these."""
+"""Greatest number of jobs that a worker has claimed and not submitted. Other workers cannot claim them."""
 IDLE_PAUSE_S = 0.1
-"""Seconds between two looks for jobs when there was none to claim."""
+"""Least number of seconds between two attempts to claim jobs after one that found none."""
 
 
 class Worker:
-    """Runs the jobs of a shared ledger, beside any number of other workers.
+    """Runs the jobs of a shared ledger, along with any number of other workers.
 
-    What an earlier worker left running is watched, what it left in doubt is settled, and new jobs are claimed as the
-    account's slots and starts allow, which the ledger counts for all workers together. Cancelling `run` drains the
-    worker: nothing more is submitted, and when the session closes, what runs is handed over.
+    It watches running predictions and settles submissions in doubt of earlier workers, and claims new jobs as the
+    account's limits allow, which the ledger enforces for all workers together. Cancelling `run` stops submitting; when
+    the session closes, running predictions are released to other workers.
+
+    ```python
+    async with KlingSession(ledger="postgresql://user@host/database") as kling:
+        await Worker(kling, save_to="out/").run()
+    ```
 
     Args:
-        kling: The session, over a shared ledger.
-        save_to: Folder for the videos: named by their keys, in folders named by their batches. None saves nothing.
-        deadline: Seconds from acceptance to wait for each.
-        again: Seconds until a job is tried again that could not be sent, settled or saved.
+        kling: An open session with a PostgreSQL ledger.
+        save_to: Folder for the videos, which are named by their keys, in folders named by their batches. None saves
+            nothing.
+        deadline: Seconds from acceptance to wait for each prediction.
+        again: Seconds until a job that could not be sent, settled or saved is tried again.
 
     Attributes:
-        finished: Number of jobs that it has brought to an end.
-        failed: Number of those that did not end well.
+        finished: Number of jobs that ended here, successful or not.
+        failed: Number of jobs that ended here without success.
+
+    Raises:
+        ConfigurationError: A number of seconds is not positive.
     """
 
     def __init__(
@@ -84,12 +93,12 @@ class Worker:
         self._drain = Drain()
 
     async def run(self) -> None:
-        """Claim jobs and run them, until this is cancelled.
+        """Claim jobs and run them until cancelled.
 
         Raises:
             ConfigurationError: The session's ledger is not a shared one.
-            KlingError: An account-wide error (key, balance, budget): nothing is claimed any more. Where it is about
-                money, what runs is watched to its end before.
+            KlingError: An account-wide error (API key, balance, budget) has stopped the worker. After an error about
+                money, running predictions are waited for first.
         """
         engine = engine_of(self._kling)
         ledger = shared_ledger(engine.ledger)
@@ -115,13 +124,17 @@ class Worker:
             raise self._drain.stopped
 
     async def run_one(self, batch: str, key: str) -> KlingError | None:
-        """Run one job of the ledger, or wait for the worker that has claimed it. Safe to repeat.
+        """Run one job of the ledger, or wait for the worker that has claimed it. Safe to call again.
+
+        Args:
+            batch: Name of the batch.
+            key: Key of the job.
 
         Returns:
-            Why it is to be run again later; None when it has ended, well or not.
+            None if the job has ended, successful or not; else the error because of which to run it again later.
 
         Raises:
-            LedgerError: There is no such job.
+            LedgerError: There is no such job, or the ledger cannot be used.
         """
         engine = engine_of(self._kling)
         found = await engine.ledger.find(batch, key)
@@ -130,11 +143,11 @@ class Worker:
                 f"the ledger has no job {key!r} in the batch {batch!r}", key=key, advice="enqueue it first"
             )
         if (batch, key) in self._runs:
-            # A queue took this process for dead. An answer that the job is done would keep it from running it again.
-            return KlingError(f"job {key} is running in this process already", key=key)
+            # The queue has mistaken this process for dead. Reporting the job as done would end its retries.
+            return KlingError("the job is running in this process already", key=key, advice="run it again later")
         self._runs[batch, key] = None
         try:
-            # A drain of its own: an account-wide error ends this call, and the queue runs the job again later.
+            # Its own drain: an account-wide error ends only this call, and the queue runs the job again later.
             outcome = await self._run(engine, *found, drain=Drain())
         finally:
             del self._runs[batch, key]
@@ -146,7 +159,7 @@ class Worker:
         return outcome.error
 
     async def _claim(self, engine: SessionEngine, ledger: PostgresLedger) -> list[tuple[Row, Content]]:
-        """Return jobs that this worker has claimed, as many as it may have unsent."""
+        """Claim as many jobs as the worker may have unsent, and return them."""
         unsent = sum(
             name not in self._in_doubt and (run is None or run.prediction_id is None)
             for name, run in self._runs.items()
@@ -159,15 +172,15 @@ class Worker:
                 room, engine.level, unsaved=self._save_to is not None, failures=engine.runner.retry_failed
             )
         except LedgerError as error:
-            log.warning("no jobs can be claimed: %s", error.message)
+            log.warning("no jobs can be claimed, trying again: %s", error.message)
             return []
 
     async def _run_claimed(self, engine: SessionEngine, ledger: PostgresLedger, row: Row, content: Content) -> None:
-        """Run one claimed job, and give it back. A cancelled one stays claimed: closing the session hands it over."""
+        """Run a claimed job and release it. A cancelled one stays claimed until the session closes and releases it."""
         try:
             outcome = await self._run(engine, row, content, drain=self._drain)
         except LedgerError as trouble:
-            log.warning("job %s cannot be started: %s", row.key, trouble.message)
+            log.warning("job %s cannot be started, trying again in %.0f s: %s", row.key, self._again, trouble.message)
             ledger.give_back(row.batch, row.key, again=self._again)
             return
         finally:
@@ -183,7 +196,7 @@ class Worker:
         )
 
     def _later(self, engine: SessionEngine, row: Row, error: KlingError | None) -> float:
-        """Return the seconds until a job is tried again; a doubt is looked at again at every doubling of its age."""
+        """Return the seconds until a job is tried again; for one in doubt, the age of the doubt."""
         in_doubt = isinstance(error, SubmissionUncertainError) and row.state is State.UNCERTAIN
         return max(self._again, engine.clock.now() - row.updated_at if in_doubt else 0.0)
 
@@ -207,5 +220,5 @@ class Worker:
 
 
 def _folder(where: Path, batch: str) -> Path:
-    """Return the folder of a batch, whose name cannot lead out of it."""
+    """Return the folder of a batch; no name of a batch leads out of `where`."""
     return target_path(where, batch).with_suffix("") if batch else where

@@ -1,4 +1,4 @@
-"""Jobs that outlive the requests they came with. No web framework is needed here."""
+"""Job service: run jobs that outlive the web requests that submit them. Needs no web framework."""
 
 from __future__ import annotations
 
@@ -47,25 +47,25 @@ if TYPE_CHECKING:
 log = logging.getLogger("kling_async")
 
 JobState: TypeAlias = Literal["waiting", "running", "completed", "failed", "uncertain"]
-"""State of a job for its client: a closed set. `uncertain` is an end that only the operator can mend."""
+"""State of a job for its client: a closed set. `uncertain` is final for the client; the operator can settle it."""
 
 _ENDS: Final = frozenset({"completed", "failed", "uncertain"})
 _MAX_CHANGES: Final = 64
-"""Latest changes that are kept of one job."""
+"""Latest changes kept in memory per job."""
 
 
-# Not of attrs: FastAPI describes these in its schema, and answers with them.
+# A dataclass, not attrs: FastAPI builds its schema from it.
 @dataclass(frozen=True, kw_only=True)
 class JobStatus:
     """State of a job.
 
     Attributes:
         key: Key of the job, by which its client asks for it.
-        state: State out of a closed set, to act on.
-        status: State in more words, which may be new ones: the service's own while it runs.
-        prediction_id: The paid id; None before acceptance.
-        output: URL of the video, for 7 days.
-        error: Problem details (RFC 9457) of a job without a video.
+        state: State of the job, one of a closed set: use it in code.
+        status: State in more detail, for display; the service's own status while it runs. New values may appear.
+        prediction_id: Id of the paid prediction; None before acceptance.
+        output: URL of the video, valid for 7 days; None without one.
+        error: Problem details (RFC 9457) of a job without a video; None otherwise.
     """
 
     key: str
@@ -77,21 +77,21 @@ class JobStatus:
 
     @property
     def ended(self) -> bool:
-        """True when nothing will change any more."""
+        """True if the state is final."""
         return self.state in _ENDS
 
 
 @attrs.define(eq=False)
 class _TrackedJob:
-    """A job of this process, and its changes so far.
+    """A job of this process, and its changes.
 
     Attributes:
         changes: The latest changes.
         recorded: Done when the job is in the ledger.
-        done: The prediction, or why there is none.
+        done: The completed prediction, or the error.
         digest: Digest of the content.
-        count: Number of changes.
-        news: Set at the next change; then there is another one.
+        count: Number of all changes.
+        changed: Set at the next change, and then replaced by a new event.
     """
 
     changes: deque[JobStatus]
@@ -99,7 +99,7 @@ class _TrackedJob:
     done: asyncio.Future[Prediction]
     digest: str = ""
     count: int = 1
-    news: asyncio.Event = attrs.field(factory=asyncio.Event)
+    changed: asyncio.Event = attrs.field(factory=asyncio.Event)
 
     @property
     def last(self) -> JobStatus:
@@ -112,7 +112,7 @@ class Change:
 
     Attributes:
         id: Id of the change, for `Last-Event-ID`.
-        status: State of the job since then.
+        status: State of the job after it.
     """
 
     id: str
@@ -120,20 +120,27 @@ class Change:
 
 
 class JobService:
-    """Accepts jobs from requests and runs them to their ends, whoever disconnects: `async with service.open(kling):`.
+    """Accepts jobs from web requests, and runs them to their ends even if clients disconnect.
 
-    A job that was accepted is in the ledger, pictures included (they are uploaded first). A service over the same
-    ledger continues with it after a restart or a crash: running predictions are watched, doubts are settled, and
-    unsent jobs are sent. A job that was reported to its client as failed is not sent later.
+    ```python
+    service = JobService()
+    async with KlingSession(ledger="jobs.db") as kling, service.open(kling):
+        status = await service.submit(Job(prompt="She turns and smiles", image=photo))
+    ```
+
+    An accepted job is in the ledger, and its images are uploaded. After a restart or a crash, a service with the same
+    ledger continues: it watches running predictions, settles submissions in doubt, and sends unsent jobs. A job that
+    was reported to its client as failed is not sent later.
 
     Args:
-        batch: Name of its jobs in ledger and events; services of one ledger need different ones.
-        queue: Jobs that may wait to be accepted by the provider; more are refused with `QueueFullError`.
-        retry_after: Seconds after which refused clients are asked to try again.
-        kept: Ended jobs whose changes are kept in memory; older ones are read from the ledger.
+        batch: Name of its jobs in ledger and events. Services with the same ledger need different names.
+        queue: Greatest number of jobs that wait for acceptance by the provider; more are refused with
+            `QueueFullError`.
+        retry_after: Seconds after which refused clients should try again.
+        kept: Number of ended jobs whose changes are kept in memory; older ones are read from the ledger.
 
     Raises:
-        ConfigurationError: A number makes no sense.
+        ConfigurationError: A number is not positive.
     """
 
     def __init__(self, *, batch: str = "web", queue: int = 100, retry_after: float = 15.0, kept: int = 1000) -> None:
@@ -144,8 +151,8 @@ class JobService:
         self._queue = queue
         self._retry_after = retry_after
         self._kept = kept
-        # Changes are numbered from 1 in every process: this prefix tells an id of another process from these.
-        self._era = secrets.token_hex(4)
+        # Prefix of change ids: every process numbers changes from 1.
+        self._process_id = secrets.token_hex(4)
         self._jobs: dict[str, _TrackedJob] = {}
         self._queued: set[str] = set()
         self._ended: deque[str] = deque()
@@ -154,7 +161,14 @@ class JobService:
 
     @asynccontextmanager
     async def open(self, kling: KlingSession) -> AsyncGenerator[None]:
-        """Run jobs while the block runs, on an open session; first continue with those of an earlier process."""
+        """Run jobs while the block runs, beginning with unfinished ones of an earlier process.
+
+        Args:
+            kling: An open session. Several processes need a ledger on disk to continue each other's jobs.
+
+        Raises:
+            LedgerError: The ledger cannot be read.
+        """
         self._kling = kling
         kling.add_observer(self._observe)
         engine = engine_of(kling)
@@ -173,7 +187,7 @@ class JobService:
                 for tracked in self._jobs.values():
                     if not tracked.done.done():
                         _fail(tracked.done, SessionClosedError("the application is closing", key=tracked.last.key))
-                    tracked.news.set()
+                    tracked.changed.set()
 
     @property
     def kling(self) -> KlingSession:
@@ -183,56 +197,68 @@ class JobService:
             SessionClosedError: The service is not open.
         """
         if self._kling is None:
-            raise SessionClosedError("the job service is not open", advice="is the lifespan part of the application?")
+            raise SessionClosedError(
+                "the job service is not open", advice="use it inside `async with service.open(kling):`, or its lifespan"
+            )
         return self._kling
 
     @property
     def waiting(self) -> int:
-        """Number of jobs that wait to be accepted by the provider."""
+        """Number of jobs that wait for acceptance by the provider."""
         return len(self._queued)
 
     async def submit(self, job: Job, *, key: str | None = None) -> JobStatus:
-        """Accept a job, and return when it is in the ledger: it will be run, whatever becomes of the caller.
+        """Accept a job, and return its state as soon as it is in the ledger. It runs even if the caller is cancelled.
 
-        The same key with the same job returns the state of that job.
+        Submitting the same job with the same key again returns the state of the first one.
 
         Args:
             job: The job.
-            key: Key of the job; by default a fresh one, which cannot be guessed.
+            key: Key of the job. Default: a random key of 32 hex digits, which cannot be guessed.
 
         Raises:
-            QueueFullError: Too many jobs wait already.
-            InvalidJobError: A picture cannot be read, or the provider would refuse it.
-            KeyReusedError: The key names another job.
-            KlingError: The picture could not be uploaded, or the job not be recorded.
+            QueueFullError: The queue is full; nothing was sent.
+            InvalidJobError: An image cannot be read, or the provider would refuse it.
+            KeyReusedError: Another job has this key.
+            KlingError: An image could not be uploaded, or the job could not be recorded; nothing was sent.
         """
         tracked = await self._accept(job, key or fresh_key() + fresh_key())
         return tracked.last
 
     async def generate(self, job: Job, *, key: str | None = None) -> Prediction:
-        """Accept a job and wait for its video. A caller that stops waiting can ask for it by its key.
+        """Accept a job and wait for its prediction. It runs even if the caller is cancelled; `get` has its state.
+
+        Args:
+            job: The job.
+            key: Key of the job. Default: a random key of 32 hex digits, which cannot be guessed.
+
+        Returns:
+            The completed prediction.
 
         Raises:
-            QueueFullError: Too many jobs wait already.
-            KlingError: As of `KlingSession.generate`.
+            QueueFullError: The queue is full; nothing was sent.
+            KlingError: As in `KlingSession.generate`.
         """
         tracked = await self._accept(job, key or fresh_key() + fresh_key())
         return await asyncio.shield(tracked.done)
 
     async def get(self, key: str) -> JobStatus:
-        """Return the state of a job, of this process or of an earlier one with the same ledger.
+        """Return the state of a job of this process, or of an earlier one with the same ledger.
+
+        Args:
+            key: Key of the job.
 
         Raises:
             UnknownJobError: No job has this key.
         """
         tracked = self._jobs.get(key)
-        # An uncertain job may have been settled meanwhile, by a webhook.
+        # A webhook may have settled an uncertain job meanwhile.
         if tracked is not None and tracked.recorded.done() and tracked.last.state != "uncertain":
             return tracked.last
         try:
             found = await engine_of(self.kling).ledger.find(self._batch, key)
         except (LedgerError, ValueError):
-            # For example a key that the ledger cannot store.
+            # The ledger may be unable to store such a key.
             found = None
         if found is None:
             raise UnknownJobError("no job has this key", key=ascii(key)[:80])
@@ -241,13 +267,13 @@ class JobService:
     async def follow(
         self, key: str, *, after: str | None = None, pulse: float = math.inf
     ) -> AsyncGenerator[Change | None, None]:
-        """Yield a job's changes up to its end, beginning with those that have happened already.
+        """Yield a job's changes up to its end, beginning with earlier ones.
 
         Args:
             key: Key of the job.
-            after: The `id` of the last change that was received: later ones follow. If it is another process's, or of
-                one that is not kept any more, the present state follows first.
-            pulse: Seconds of silence after which None is yielded.
+            after: Id of the last change received; only later ones are yielded. If it comes from another process, or is
+                no longer in memory, the present state is yielded first.
+            pulse: Seconds without a change after which None is yielded.
 
         Raises:
             UnknownJobError: No job has this key.
@@ -255,34 +281,40 @@ class JobService:
         status = await self.get(key)
         tracked = self._jobs.get(key)
         if tracked is None:
-            yield Change(f"{self._era}.0", status)
+            yield Change(f"{self._process_id}.0", status)
             return
-        seen = self._seen(tracked, after)
+        seen = self._received(tracked, after)
         while self._kling is not None:
-            news = tracked.news
+            changed = tracked.changed
             seen = max(seen, tracked.count - len(tracked.changes))
             if seen < tracked.count:
                 status = tracked.changes[seen - tracked.count]
                 seen += 1
-                yield Change(f"{self._era}.{seen}", status)
+                yield Change(f"{self._process_id}.{seen}", status)
             elif tracked.last.ended:
                 return
             else:
                 with anyio.move_on_after(pulse) as silence:
-                    await news.wait()
+                    await changed.wait()
                 if silence.cancelled_caught:
                     yield None
 
     def has_seen_all(self, key: str, after: str | None) -> bool:
-        """Return whether a job has ended and `after` is the id of its last change."""
-        tracked = self._jobs.get(key)
-        return tracked is not None and tracked.last.ended and after == f"{self._era}.{tracked.count}"
+        """Return whether a job has ended and `after` is the id of its last change.
 
-    def _seen(self, tracked: _TrackedJob, after: str | None) -> int:
+        Args:
+            key: Key of the job.
+            after: Id of the last change received; None without one.
+        """
+        tracked = self._jobs.get(key)
+        return tracked is not None and tracked.last.ended and after == f"{self._process_id}.{tracked.count}"
+
+    def _received(self, tracked: _TrackedJob, after: str | None) -> int:
+        """Return the number of changes that a client with the last id `after` has received."""
         if not after:
             return 0
-        era, _, number = after.partition(".")
-        if era == self._era and number.isascii() and number.isdecimal() and len(number) < 10:  # noqa: PLR2004 -- digits
+        process_id, _, number = after.partition(".")
+        if process_id == self._process_id and number.isascii() and number.isdecimal() and len(number) < 10:  # noqa: PLR2004 -- digits
             return min(int(number), tracked.count)
         return tracked.count - 1
 
@@ -298,11 +330,14 @@ class JobService:
         else:
             if self.waiting >= self._queue:
                 raise QueueFullError(
-                    f"{self._queue} jobs are waiting already", retry_after=self._retry_after, job=job, key=key
+                    f"the queue is full: {self._queue} jobs are waiting",
+                    retry_after=self._retry_after,
+                    job=job,
+                    key=key,
                 )
             tracked = self._track(key, content.digest)
             tasks.start_soon(self._record, tracked, key, job, content)
-        # In a task of the job's own: others that ask for the same key wait for it too, and none of them ends it.
+        # In a separate task, because concurrent requests with the same key wait for it, and none may cancel it.
         await asyncio.shield(tracked.recorded)
         return tracked
 
@@ -315,7 +350,7 @@ class JobService:
         return tracked
 
     async def _record(self, tracked: _TrackedJob, key: str, job: Job, content: Content) -> None:
-        """Upload the job's pictures, record it, and run it."""
+        """Upload the job's images, record it, and run it."""
         engine = engine_of(self.kling)
         try:
             uploads: dict[str, str] = {}
@@ -327,7 +362,7 @@ class JobService:
                     uploads[sha256] = image
             await engine.ledger.claim(self._batch, key, content=content, model=job.model, at=engine.clock.now())
         except BaseException as error:
-            # The caller receives the error; there is no job.
+            # The job was not accepted: only the callers receive the error.
             self._queued.discard(key)
             if self._jobs.get(key) is tracked:
                 del self._jobs[key]
@@ -336,21 +371,21 @@ class JobService:
                 raise
             _fail(tracked.recorded, error)
             if not isinstance(error, KlingError):
-                log.exception("job %s could not be recorded", key)
+                log.exception("job %s could not be recorded; nothing was sent", key)
             return
         tracked.recorded.set_result(None)
-        # Without the pictures' bytes, which may be many while it waits.
+        # With URLs instead of the images' bytes, which would take memory while it waits.
         await self._run(tracked, key, recalled(content, uploads), content)
 
     async def _run(self, tracked: _TrackedJob, key: str, job: Job, content: Content) -> None:
         """Run a job to its end."""
-        # Without a deadline: waiting costs nothing, and the client asks when it wants to. With a drain of its own: an
-        # account-wide error is this client's answer, and the next job may meet a topped-up account.
+        # No deadline: waiting costs nothing. Its own drain: an account-wide error ends this job only, because the
+        # account may be topped up before the next one.
         run = JobRun(job=job, key=key, batch=self._batch, deadline=math.inf, content=content, recalled=True)
         outcome = await run_to_outcome(engine_of(self.kling), run)
         error, prediction = outcome.error, outcome.prediction
         if isinstance(error, SessionClosedError):
-            # The next process continues with it.
+            # The next process continues the job.
             _fail(tracked.done, error)
         elif error is not None:
             await self._end_failed(tracked, key, _public(error))
@@ -386,7 +421,7 @@ class JobService:
         _fail(tracked.done, error)
 
     async def _record_skipped(self, key: str, error: KlingError) -> None:
-        """Keep the next process from sending a job that was reported as failed."""
+        """Record a job that was reported as failed as skipped, so that the next process does not send it."""
         engine = engine_of(self.kling)
         try:
             found = await engine.ledger.find(self._batch, key)
@@ -394,7 +429,7 @@ class JobService:
                 at = engine.clock.now()
                 engine.ledger.note(Entry(batch=self._batch, key=key, state=State.SKIPPED, at=at, error=error.message))
         except LedgerError:
-            log.exception("the ledger cannot be written")
+            log.exception("the ledger cannot be written: after a restart job %s, reported as failed, may be sent", key)
 
     def _observe(self, event: events.Event) -> None:
         if event.batch != self._batch:
@@ -443,23 +478,27 @@ class JobService:
                 if oldest in self._jobs and self._jobs[oldest].last.ended:
                     del self._jobs[oldest]
         # Followers wait for the old event.
-        news, tracked.news = tracked.news, asyncio.Event()
-        news.set()
+        changed, tracked.changed = tracked.changed, asyncio.Event()
+        changed.set()
 
 
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:
     future.set_exception(error)
-    # Retrieved here: the caller may have disconnected.
+    # Retrieved here, because the caller may have disconnected.
     future.exception()
 
 
 def _public(error: KlingError) -> KlingError:
-    """Return an error for the client: a mistake in the program is logged, and the client sees none of it."""
+    """Return an error for the client; an unexpected exception is logged, and its text is not shown to the client."""
     if type(error) is not KlingError or error.__cause__ is None:
         return error
-    log.error("job %s broke", error.key, exc_info=error.__cause__)
+    log.error("job %s failed with an unexpected exception", error.key, exc_info=error.__cause__)
     return KlingError(
-        "the job broke", key=error.key, prediction_id=error.prediction_id, spent=error.spent, advice="see the log"
+        "the job failed with an unexpected exception",
+        key=error.key,
+        prediction_id=error.prediction_id,
+        spent=error.spent,
+        advice="see the log of the application",
     )
 
 
@@ -480,7 +519,7 @@ _STATES: Mapping[State, tuple[JobState, str]] = {
 
 
 def _status_of(row: Row) -> JobStatus:
-    """Return the state of a job by its row, which does not keep the kind of its error."""
+    """Return the state of a job from its row, which does not record the type of its error."""
     state, status = _STATES[row.state]
     error = None
     if state not in {"completed", "running", "waiting"}:

@@ -1,4 +1,4 @@
-"""A batch out of its ledger: for when its input is not there any more."""
+"""Read the jobs of a batch from its ledger, without its input."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kling_async.ledger import Ledger
 
 RETENTION_S = 7 * 86_400.0
-"""Seconds that the service keeps predictions and outputs (docs: what-are-predictions)."""
+"""Seconds for which the service keeps predictions and outputs (docs: what-are-predictions)."""
 
 _STATUS = {
     State.SUBMITTED: Status.CREATED,
@@ -32,7 +32,7 @@ _STATUS = {
 
 
 def prediction_of(row: Row) -> Prediction:
-    """The prediction as the ledger knows it."""
+    """Return the prediction of an accepted row, as the ledger has it."""
     status = _STATUS[row.state]
     return Prediction(
         id=row.prediction_id or "",
@@ -48,12 +48,12 @@ def prediction_of(row: Row) -> Prediction:
 
 @attrs.frozen
 class Recalled:
-    """A job as the ledger has it.
+    """A job read from a ledger.
 
     Attributes:
         row: Its row.
-        job: The job; with an empty image where that was given as bytes, and no upload of it is left.
-        content: Its content; what its image files hold now is looked into when it has to be sent.
+        job: The job. An image that was given as bytes is the URL of its upload, or empty if there is none.
+        content: Its content. Image files are compared with it when the job is sent, by `check_images`.
     """
 
     row: Row
@@ -64,11 +64,21 @@ class Recalled:
 async def recall(
     ledger: Ledger, batch: str, clock: Clock, order: Sequence[Collection[State]] = RESUME_ORDER
 ) -> AsyncGenerator[Recalled]:
-    """The jobs of a batch in these states, each once; by default all of them, what expires soonest first."""
+    """Yield the jobs of a batch, each once.
+
+    Args:
+        ledger: The ledger.
+        batch: Name of the batch.
+        clock: Tells which uploads are still valid.
+        order: Groups of states, in order; by default all states, those that expire soonest first.
+
+    Raises:
+        LedgerError: The ledger cannot be read.
+    """
     seen: set[int] = set()
     for states in order:
         for key in await ledger.keys(batch, states):
-            # What has moved on since it was given comes by once more.
+            # A job whose state has changed meanwhile appears in two groups.
             if hash(key) in seen:
                 continue
             seen.add(hash(key))
@@ -79,7 +89,17 @@ async def recall(
 
 
 async def recall_one(ledger: Ledger, clock: Clock, row: Row, content: Content) -> Recalled:
-    """One job out of its ledger."""
+    """Return a job from its row and content.
+
+    Args:
+        ledger: The ledger, for the URLs of uploads.
+        clock: Tells which uploads are still valid.
+        row: The job's row.
+        content: The job's content.
+
+    Raises:
+        LedgerError: The ledger cannot be read.
+    """
     uploads: dict[str, str] = {}
     for digest in digests(content):
         for name in (digest, digest + CONVERTED_SUFFIX):
@@ -89,23 +109,26 @@ async def recall_one(ledger: Ledger, clock: Clock, row: Row, content: Content) -
     return Recalled(row, recalled(content, uploads), content)
 
 
-async def check_images(job: Job, content: Content, key: str, look: Callable[[Path], Awaitable[str]]) -> None:
-    """Raise unless the images of a job out of a ledger are what they were.
+async def check_images(job: Job, content: Content, key: str, digest: Callable[[Path], Awaitable[str]]) -> None:
+    """Raise unless the images of a job from a ledger are unchanged.
 
     Args:
         job: The job.
         content: Its content in the ledger.
-        key: Its name.
-        look: Returns the digest of an image file as it is now.
+        key: Key of the job.
+        digest: Returns the present digest of an image file.
 
     Raises:
-        InvalidJobError: An image file cannot be read, or an image is not there any more.
+        InvalidJobError: An image file cannot be read, or an image is missing.
         KeyReusedError: An image file has changed.
     """
-    lost = [name for name in IMAGES if getattr(job, name) == b""]
-    if lost:
-        gone = "was given as bytes, which are in no ledger, and its upload is gone: run the batch with its input"
-        raise InvalidJobError([Problem(name, gone) for name in lost], job=job, key=key)
-    for path, was in files(content):
-        if await look(path) != was:
+    missing = [name for name in IMAGES if getattr(job, name) == b""]
+    if missing:
+        gone = (
+            "the image is missing: it was given as bytes, which the ledger does not keep, and its upload has expired; "
+            "run the batch with its input"
+        )
+        raise InvalidJobError([Problem(name, gone) for name in missing], job=job, key=key)
+    for path, recorded in files(content):
+        if await digest(path) != recorded:
             raise KeyReusedError(key)

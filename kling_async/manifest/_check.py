@@ -191,9 +191,9 @@ def _check_image(image: Path | bytes, *, fit: bool) -> tuple[str, tuple[str, ...
 def _converted(content: bytes) -> bytes:
     if not preflight(content, fit=True).unfit:
         return content
-    from kling_async._images.convert import fitted  # noqa: PLC0415 -- Pillow is an extra
+    from kling_async._images.convert import convert  # noqa: PLC0415 -- Pillow is an extra
 
-    return fitted(content)
+    return convert(content)
 
 
 def _resolve_file(text: str, root: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What was made, on its way to where it is kept."""
+"""Save the videos of a session, and record where they are."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from kling_async._observers import Observers
     from kling_async.ledger import Ledger
 
-URGENT = 86_400.0
-"""Seconds before its deletion from which a video is saved before anything else."""
+URGENT_BEFORE_DELETION_S = 86_400.0
+"""A video that the service deletes in fewer seconds is saved before any other."""
 
 
 class Saver:
-    """Downloads and keeps the outputs of a session, and writes down where they are.
+    """Downloads the outputs of a session, saves them, and records their locations in the ledger.
 
     Args:
-        transport: Brings them.
-        ledger: Knows whose they are, and is told.
+        transport: Sends the downloads.
+        ledger: Has the jobs of predictions, and records locations.
         clock: The session's clock.
-        observe: Is told what was saved.
-        at_once: How many are saved at the same time.
+        observe: Publishes events.
+        at_once: Greatest number of outputs saved at once.
     """
 
     def __init__(self, *, transport: Transport, ledger: Ledger, clock: Clock, observe: Observers, at_once: int) -> None:
@@ -43,24 +43,34 @@ class Saver:
         self._ledger = ledger
         self._clock = clock
         self._observe = observe
-        self._line = anyio.CapacityLimiter(at_once)
+        self._limiter = anyio.CapacityLimiter(at_once)
 
     async def save(
         self, prediction: Prediction, where: str | os.PathLike[str] | storage.Outputs, *, batch: str = ""
     ) -> SavedFile:
-        """The video on the disk, or in an object store.
+        """Save the output of a prediction, unless the ledger has it as saved and it is unchanged there.
+
+        Args:
+            prediction: The completed prediction.
+            where: A path, a template, the URL of an object store, or an `Outputs`.
+            batch: Name of the batch, if the ledger has no job of the prediction.
 
         Raises:
-            ConfigurationError: `where` cannot be understood.
-            NoOutputError: There is no output.
-            StorageError: It could not be downloaded, checked or written.
+            ConfigurationError: `where` is none of these.
+            NoOutputError: The prediction has no output.
+            StorageError: The output could not be downloaded, checked or written.
+            LedgerError: The ledger cannot be read.
         """
         from kling_async import storage  # noqa: PLC0415 -- many sessions save nothing
 
         outputs = storage.Outputs.of(where)
         name = prediction.key or prediction.id
         if prediction.output is None:
-            raise NoOutputError("there is no output to save", prediction=prediction, key=prediction.key)
+            raise NoOutputError(
+                f"the prediction is {prediction.raw_status} and has no output to save",
+                prediction=prediction,
+                key=prediction.key,
+            )
         row = await self._ledger.owner(prediction.id)
         created_at = row.submitted_at if row else None
         if created_at is None and prediction.created_at is not None:
@@ -79,7 +89,7 @@ class Saver:
             if kept is not None:
                 return kept
         try:
-            async with self._line:
+            async with self._limiter:
                 since = self._clock.now()
                 saved = await storage.save_output(
                     self._transport, prediction.output, target, self._clock, created_at=created_at
@@ -94,14 +104,21 @@ class Saver:
             self._note(row, prediction, saved)
         return saved
 
-    async def rescue(self, batch: str, where: storage.Outputs) -> None:
-        """Save what a batch has made and not saved, and the service is about to delete: soonest first.
+    async def save_expiring(self, batch: str, where: storage.Outputs) -> None:
+        """Save the unsaved videos of a batch that the service is about to delete, those that expire soonest first.
 
-        What cannot be saved now is told when its job has its turn.
+        Failures are ignored here: each job saves its video again in its turn and reports the failure.
+
+        Args:
+            batch: Name of the batch.
+            where: Where to save them.
+
+        Raises:
+            LedgerError: The ledger cannot be read.
         """
         urgent = [key for key in await self._ledger.keys(batch, [State.COMPLETED]) if await self._expires(batch, key)]
 
-        async def one(key: str) -> None:
+        async def save(key: str) -> None:
             found = await self._ledger.find(batch, key)
             if found is not None:
                 with contextlib.suppress(KlingError):
@@ -109,16 +126,18 @@ class Saver:
 
         async with anyio.create_task_group() as tasks:
             for key in urgent:
-                tasks.start_soon(one, key)
+                tasks.start_soon(save, key)
 
     async def _expires(self, batch: str, key: str) -> bool:
+        """Return whether the service is about to delete a job's video."""
         found = await self._ledger.find(batch, key)
         if found is None:
             return False
         row, _ = found
-        return self._clock.now() - (row.submitted_at or row.updated_at) > RETENTION_S - URGENT
+        return self._clock.now() - (row.submitted_at or row.updated_at) > RETENTION_S - URGENT_BEFORE_DELETION_S
 
     def _note(self, row: Row, prediction: Prediction, saved: SavedFile) -> None:
+        """Record where the video of a job was saved."""
         step = Entry(
             batch=row.batch, key=row.key, state=State.COMPLETED, at=self._clock.now(), output=prediction.output
         )

@@ -20,7 +20,7 @@ def test_folder_with_one_prompt_needs_fit_for_gif(cli: Cli) -> None:
     words = ("run", "photos/", "--out", "videos", "--prompt", "Waves", "--model", "kling-v2.1-pro", "--duration", "10")
     refused = cli(*words, *REHEARSAL)
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "photos/b.gif image: expected a JPEG or PNG, this is GIF; fit it" in refused.stderr
+    assert "photos/b.gif image: expected a JPEG or PNG, got GIF; the option fit converts it" in refused.stderr
     done = cli(*words, "--fit", *REHEARSAL)
     assert (done.returncode, done.stderr) == (0, "")
     assert {path.name for path in (cli.folder / "videos").glob("*.mp4")} == {"a.mp4", "b.mp4"}

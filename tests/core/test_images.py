@@ -165,7 +165,7 @@ def test_preflight_reads_facts() -> None:
     [
         (b"", "is empty"),
         (b"nothing", "the bytes are neither"),
-        (b"GIF89a", "this is GIF; fit it"),
+        (b"GIF89a", "got GIF; the option fit converts it"),
         (picture(299, 300), "got 299x300"),
         (picture(300, 299, "JPEG"), "got 300x299"),
         (b"\x89PNG\r\n\x1a\n", "cannot be read"),
@@ -281,21 +281,21 @@ async def test_content_is_uploaded_once_in_six_days(
 
 
 async def test_upload_cache_is_bounded(images: Images, uploads: Uploads, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads_room, "MAX_REMEMBERED", 2)
+    monkeypatch.setattr(uploads_room, "MAX_CACHED_UPLOADS", 2)
     one, two, three = (picture(shade=shade) for shade in (1, 2, 3))
     for image in (one, two, one, three, one):
         await images.url(image, field="image")
     assert len(uploads.tickets) == 3
     await images.url(two, field="image")
     assert len(uploads.tickets) == 4
-    assert len(images._known) == 2
+    assert len(images._url_cache) == 2
 
 
 async def test_concurrent_requests_share_one_upload(images: Images, uploads: Uploads) -> None:
     urls = await asyncio.gather(*(images.url(PNG, field="image") for _ in range(20)))
     assert set(urls) == {"https://cdn/1"}
     assert len(uploads.puts) == 1
-    assert not images._wanted
+    assert not images._in_progress
 
 
 async def test_concurrent_uploads_are_bounded(uploads: Uploads, clock: Clock) -> None:
@@ -338,7 +338,7 @@ async def test_upload_failure_is_shared_and_not_cached(images: Images, uploads: 
     uploads.ticket_replies = [401]
 
     async def all_wait() -> None:
-        while sum(upload.waiting for upload in images._wanted.values()) < 5:  # noqa: ASYNC110 -- there is no event for it
+        while sum(upload.waiting for upload in images._in_progress.values()) < 5:  # noqa: ASYNC110 -- there is no event for it
             await asyncio.sleep(0.001)
 
     uploads.ticket_hook = all_wait
@@ -415,7 +415,7 @@ async def test_refused_upload_raises(
 async def test_upload_412_without_condition_is_refusal() -> None:
     ticket = UploadTicket(url="https://s/1", download_url="https://cdn/1")
     with pytest.raises(RequestRejectedError):
-        uploads_room._judge(HttpResponse(status=412), ticket, 0.0)
+        uploads_room._raise_unless_stored(HttpResponse(status=412), ticket, 0.0)
     assert "s/1?" not in repr(UploadTicket(url="https://s/1?signature=x", download_url=""))
 
 
@@ -451,7 +451,7 @@ async def test_inline_images_become_data_uris(uploads: Uploads, clock: Clock, tm
 async def test_fit_converts_refused_images(uploads: Uploads, clock: Clock, tmp_path: Path) -> None:
     path = tmp_path / "face.png"
     path.write_bytes(picture(kind="WEBP"))
-    with pytest.raises(InvalidJobError, match="this is WebP"):
+    with pytest.raises(InvalidJobError, match="got WebP"):
         await Images(uploads, uploads, clock).url(path, field="image")
     images = Images(uploads, uploads, clock, fit=True)
     assert await images.url(path, field="image") == "https://cdn/1"

@@ -237,9 +237,9 @@ def test_image_files_are_checked_when_manifest_is_read() -> None:
     names = ["a.png", "cut.png", "animated.png", "cut.png"]
     Path("jobs.jsonl").write_text("\n".join(json.dumps({"image": name, "prompt": "Waves"}) for name in names))
     assert problems("jobs.jsonl") == [
-        "jobs.jsonl:2 image: is cut off: the end of the picture is missing",
-        "jobs.jsonl:3 image: expected a JPEG or PNG, this is GIF; fit it",
-        "jobs.jsonl:4 image: is cut off: the end of the picture is missing",
+        "jobs.jsonl:2 image: is truncated: the end of the picture is missing",
+        "jobs.jsonl:3 image: expected a JPEG or PNG, got GIF; the option fit converts it",
+        "jobs.jsonl:4 image: is truncated: the end of the picture is missing",
     ]
     assert len(problems("jobs.jsonl", fit=True)) == 2
     Path("jobs.jsonl").write_text(json.dumps({"image": "long.png", "prompt": "Waves"}))
@@ -249,7 +249,9 @@ def test_image_files_are_checked_when_manifest_is_read() -> None:
 
 def test_image_bytes_are_converted_at_their_row() -> None:
     rows: list[dict[str, Any]] = [{"image": encoded("WEBP")}, {"image": png()}]
-    assert problems(rows, prompt="Waves") == ["rows:1 image: expected a JPEG or PNG, this is WebP; fit it"]
+    assert problems(rows, prompt="Waves") == [
+        "rows:1 image: expected a JPEG or PNG, got WebP; the option fit converts it"
+    ]
     (_, first), (_, second) = read_rows(rows, prompt="Waves", fit=True)
     assert preflight(cast("bytes", first.image)).type == "image/jpeg"
     assert second.image == png()

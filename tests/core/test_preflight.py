@@ -16,8 +16,8 @@ from PIL import ImageOps
 
 from kling_async import InvalidJobError
 from kling_async._core.images import MAX_IMAGE_BYTES
-from kling_async._images.convert import fitted
-from kling_async._images.preflight import MAX_FIT_BYTES, preflight
+from kling_async._images.convert import convert
+from kling_async._images.preflight import MAX_CONVERTED_BYTES, preflight
 
 
 def encoded(picture: Pillow.Image, kind: str, orientation: int = 1, **options: object) -> bytes:
@@ -46,14 +46,14 @@ def with_preview(content: bytes) -> bytes:
 def test_other_formats_are_detected_by_content_and_accepted_for_fit(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "mislabelled.png"
     path.write_bytes(encoded(NOISE, kind))
-    with pytest.raises(InvalidJobError, match=rf"(?i)expected a JPEG or PNG, this is {kind}; fit it"):
+    with pytest.raises(InvalidJobError, match=rf"(?i)expected a JPEG or PNG, got {kind}; the option fit converts it"):
         preflight(path)
     facts = preflight(path, fit=True)
     assert (facts.width, facts.height, facts.bytes, facts.unfit) == (500, 400, path.stat().st_size, True)
 
 
 def test_heic_error_does_not_offer_fit() -> None:
-    with pytest.raises(InvalidJobError, match=r"this is HEIC;(?! fit)"):
+    with pytest.raises(InvalidJobError, match=r"got HEIC;(?! the option)"):
         preflight(b"\0\0\0\x18ftypheic\0\0\0\0" + bytes(100), fit=True)
 
 
@@ -75,7 +75,7 @@ def test_truncated_image_is_refused_at_any_length(content: bytes) -> None:
     assert preflight(content).width == 500
     assert preflight(content + bytes(100_000)).width == 500, "phones append videos to their images"
     for end in range(0, len(content) - 12, 997):
-        with pytest.raises(InvalidJobError, match=r"cut off|damaged|is empty"):
+        with pytest.raises(InvalidJobError, match=r"truncated|damaged|is empty"):
             preflight(content[:end])
 
 
@@ -88,7 +88,7 @@ def test_hostile_images_are_measured_or_refused(content: bytes, data: st.DataObj
         facts = preflight(hostile, fit=True)
         assert facts.width * facts.height < 80_000_000 or not facts.unfit
         if facts.unfit:
-            assert preflight(fitted(hostile)).type == "image/jpeg"
+            assert preflight(convert(hostile)).type == "image/jpeg"
 
 
 def test_preflight_reads_little_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_preflight_reads_little_of_a_file(tmp_path: Path, monkeypatch: pytest.Mo
 def test_fit_makes_jpeg_of_same_size(kind: str, mode: str) -> None:
     # Colours of the palette.
     content = encoded(Pillow.new("RGB", (500, 400), (204, 51, 51)).convert(mode), kind)
-    fit = fitted(content)
+    fit = convert(content)
     facts = preflight(fit)
     assert (facts.type, facts.width, facts.height) == ("image/jpeg", 500, 400)
     pixel = Pillow.open(io.BytesIO(fit)).convert("RGB").getpixel((250, 200))
@@ -126,20 +126,20 @@ def test_fit_makes_jpeg_of_same_size(kind: str, mode: str) -> None:
 def test_fit_makes_transparency_white() -> None:
     clear = Pillow.new("RGBA", (400, 400), (0, 0, 0, 0))
     for kind in ("PNG", "WEBP"):
-        picture = Pillow.open(io.BytesIO(fitted(encoded(clear, kind))))
+        picture = Pillow.open(io.BytesIO(convert(encoded(clear, kind))))
         assert picture.getpixel((200, 200)) == (255, 255, 255)
 
 
 def test_fit_keeps_16_bit_grey_levels() -> None:
     picture = Pillow.new("I;16", (400, 400), 128 * 256)
-    assert Pillow.open(io.BytesIO(fitted(encoded(picture, "PNG")))).getpixel((9, 9)) == pytest.approx(128, abs=2)
+    assert Pillow.open(io.BytesIO(convert(encoded(picture, "PNG")))).getpixel((9, 9)) == pytest.approx(128, abs=2)
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_fit_rotates_pixels_by_exif_orientation(orientation: int) -> None:
     picture = Pillow.linear_gradient("L").resize((500, 400))
     content = encoded(picture, "JPEG", orientation)
-    fit = fitted(content)
+    fit = convert(content)
     wanted = ImageOps.exif_transpose(Pillow.open(io.BytesIO(content)))
     got = Pillow.open(io.BytesIO(fit))
     assert got.size == wanted.size
@@ -150,9 +150,9 @@ def test_fit_rotates_pixels_by_exif_orientation(orientation: int) -> None:
 
 def test_fit_shrinks_oversized_files() -> None:
     content = encoded(Pillow.effect_noise((5200, 2600), 90), "PNG")
-    assert MAX_IMAGE_BYTES < len(content) < MAX_FIT_BYTES
+    assert MAX_IMAGE_BYTES < len(content) < MAX_CONVERTED_BYTES
     assert preflight(content, fit=True).unfit
-    facts = preflight(fitted(content))
+    facts = preflight(convert(content))
     assert facts.bytes <= MAX_IMAGE_BYTES
     assert facts.width / facts.height == pytest.approx(2, rel=0.01)
     assert 2000 < facts.width <= 4096
@@ -163,8 +163,8 @@ def test_decompression_bombs_are_refused(tmp_path: Path) -> None:
     header = PNG[12:16] + (60_000).to_bytes(4, "big") * 2 + PNG[24:29]
     bomb = PNG[:12] + header + zlib.crc32(header).to_bytes(4, "big") + PNG[33:]
     with pytest.raises(InvalidJobError, match="cannot be converted: DecompressionBombError"):
-        fitted(bomb)
+        convert(bomb)
     path = tmp_path / "bomb.webp"
     Pillow.new("L", (9_100, 9_100)).save(path, "TIFF", compression="packbits")
-    with pytest.raises(InvalidJobError, match=re.escape("9100x9100 pixels are more than are converted, 80 million")):
+    with pytest.raises(InvalidJobError, match=re.escape("expected at most 80 million pixels, got 9100x9100")):
         preflight(path, fit=True)

@@ -154,11 +154,15 @@ async def test_missing_batch_or_file_is_refused(tmp_path: Path) -> None:
     service = Service()
     ledger = tmp_path / "run.db"
     async with session(service) as kling:
-        with pytest.raises(ConfigurationError, match=r"a session writes one ledger.* open a session of its own"):
+        with pytest.raises(
+            ConfigurationError, match=r"all batches of a session write.* open a session for that ledger"
+        ):
             kling.resume(tmp_path / "other.db")  # type: ignore[arg-type]  # refused
-        with pytest.raises(ConfigurationError, match=r"a session writes one ledger.* open a session of its own"):
+        with pytest.raises(
+            ConfigurationError, match=r"all batches of a session write.* open a session for that ledger"
+        ):
             kling.batch(jobs(1), ledger=tmp_path / "other.db")  # type: ignore[arg-type]  # refused
-        with pytest.raises(ConfigurationError, match="no ledger on disk"):
+        with pytest.raises(ConfigurationError, match="expected a session with a ledger on disk"):
             kling.resume(name="b")
     async with session(service, ledger=ledger) as kling:
         with pytest.raises(LedgerError, match="no job of a batch named 'b'"):

@@ -85,7 +85,7 @@ async def test_enqueue_worker_status_and_drain(database: str, tmp_path: Path) ->
 def test_non_database_url_is_refused(tmp_path: Path) -> None:
     refused = Cli(tmp_path)("worker", "--ledger", "run.db", WAVESPEED_API_KEY="wsk_1")
     assert refused.returncode == 2
-    assert "workers share a PostgreSQL ledger" in refused.stderr
+    assert "expected a PostgreSQL ledger" in refused.stderr
 
 
 def test_unreachable_database_is_reported_without_password(tmp_path: Path) -> None:

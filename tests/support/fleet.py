@@ -220,7 +220,9 @@ async def watch(
     async def deliver() -> None:
         for record in sorted((record for record in ours if delivered(record)), key=lambda record: record.ends):
             await clock.sleep(max(0.0, record.ends + 1.0 - service.now))
-            watcher.tell(provider_.read_prediction(json_response({"code": 200, "data": service.prediction(record)})))
+            watcher.handle_webhook(
+                provider_.read_prediction(json_response({"code": 200, "data": service.prediction(record)}))
+            )
 
     provider_ = provider or WaveSpeed(api_key=Secret("wsk_key_of_the_test"))
     async with anyio.create_task_group() as tasks:

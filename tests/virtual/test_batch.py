@@ -432,7 +432,7 @@ async def test_batch_must_be_entered_once_before_iteration() -> None:
         async with batch:
             assert len([outcome async for outcome in batch]) == 1
             assert [outcome async for outcome in batch] == []
-        with pytest.raises(RuntimeError, match="once"):
+        with pytest.raises(RuntimeError, match="not entered before"):
             await batch.__aenter__()
 
 

@@ -77,7 +77,7 @@ async def test_generate_returns_completed_prediction() -> None:
 
 async def test_generate_refuses_job_mixed_with_fields() -> None:
     async with open_session(Service()) as kling:
-        with pytest.raises(TypeError, match="not both: prompt"):
+        with pytest.raises(TypeError, match="expected a job or its fields, got a job and prompt"):
             await kling.generate(Job(prompt="x", image=IMAGE), prompt="y")
 
 

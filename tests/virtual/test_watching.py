@@ -191,11 +191,11 @@ async def test_delivery_wakes_waiter_and_duplicates_are_ignored() -> None:
     service = Service(seconds=60)
     async with open_session(service, observers=[observe], watch="webhook first") as kling:
         submitted = await kling.submit(prompt="x", image=IMAGE, key="mine")
-        tell = kling._engine.watcher.tell
-        assert tell(delivery(submitted.id, "processing"))
-        assert not tell(delivery(submitted.id, "processing"))
-        assert not tell(delivery(submitted.id, "created"))
-        assert not tell(delivery("of somebody else"))
+        handle = kling._engine.watcher.handle_webhook
+        assert handle(delivery(submitted.id, "processing"))
+        assert not handle(delivery(submitted.id, "processing"))
+        assert not handle(delivery(submitted.id, "created"))
+        assert not handle(delivery("of somebody else"))
         async with anyio.create_task_group() as tasks:
 
             async def wait() -> None:
@@ -206,9 +206,9 @@ async def test_delivery_wakes_waiter_and_duplicates_are_ignored() -> None:
 
             tasks.start_soon(wait)
             await anyio.sleep(7)
-            assert tell(delivery(submitted.id))
-            assert not tell(delivery(submitted.id))
-            assert not tell(delivery(submitted.id, "failed"))
+            assert handle(delivery(submitted.id))
+            assert not handle(delivery(submitted.id))
+            assert not handle(delivery(submitted.id, "failed"))
         assert kling._engine.slots.taken == 0
         await anyio.sleep(600)
         assert service.reads == 0
@@ -218,7 +218,7 @@ async def test_delivery_wakes_waiter_and_duplicates_are_ignored() -> None:
 async def test_delivery_may_precede_submit_response() -> None:
     service = Service(seconds=1e6)
     async with open_session(service) as kling:
-        assert not kling._engine.watcher.tell(delivery("p00000"))
+        assert not kling._engine.watcher.handle_webhook(delivery("p00000"))
         done = await kling.generate(prompt="x", image=IMAGE)
         assert done.output == "https://outputs.example/told.mp4"
     assert service.reads == 0
@@ -239,7 +239,7 @@ async def test_delivery_during_read_counts_once() -> None:
         submitted = await kling.submit(prompt="x", image=IMAGE)
         await anyio.sleep(12)
         assert len(sent(kling)) == 2, "it is being read"
-        assert kling._engine.watcher.tell(delivery(submitted.id))
+        assert kling._engine.watcher.handle_webhook(delivery(submitted.id))
         assert (await kling.wait(submitted.id)).output
         await anyio.sleep(100)
         assert kling._engine.watcher.statistics().ended == 1
@@ -257,7 +257,7 @@ async def test_delivered_end_without_outputs_is_confirmed_by_read() -> None:
     async with open_session(service, watch="webhook first") as kling:
         submitted = await kling.submit(prompt="x", image=IMAGE)
         await anyio.sleep(31)
-        assert kling._engine.watcher.tell(delivery(submitted.id, output=False))
+        assert kling._engine.watcher.handle_webhook(delivery(submitted.id, output=False))
         done = await kling.wait(submitted)
         assert done.output == "https://outputs.example/p00000.mp4"
         assert service.clock.monotonic() < 33
@@ -316,7 +316,9 @@ async def test_webhook_end_advances_polls_of_others() -> None:
             watcher.add(Prediction(id=f"p{number}", model="m"))
         await anyio.sleep(15)
         before = planner.next_due
-        watcher.tell(Prediction(id="p0", model="m", status=Status.COMPLETED, raw_status="completed", outputs=("u",)))
+        watcher.handle_webhook(
+            Prediction(id="p0", model="m", status=Status.COMPLETED, raw_status="completed", outputs=("u",))
+        )
         await anyio.sleep(0.01)
         due = planner.next_due
         assert clock.monotonic() < due < before
