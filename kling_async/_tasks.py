@@ -56,7 +56,7 @@ class CriticalTasks:
         *,
         name: str,
         ended: Callable[[], None],
-        abandoned: Callable[[asyncio.Task[T]], None],
+        orphaned: Callable[[asyncio.Task[T]], None],
     ) -> T:
         """Run a task and return its result. If the caller is cancelled, the task continues.
 
@@ -64,7 +64,7 @@ class CriticalTasks:
             work: Returns the coroutine to run.
             name: Name of the task.
             ended: Called once, when the task has ended or could not be started.
-            abandoned: Called with the ended task if the caller was cancelled before it received the result.
+            orphaned: Called with the ended task if the caller was cancelled before it received the result.
 
         Raises:
             SessionClosedError: The session or the loop is closing; nothing was started.
@@ -80,9 +80,9 @@ class CriticalTasks:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             if task.done():
-                abandoned(task)
+                orphaned(task)
             else:
-                task.add_done_callback(abandoned)
+                task.add_done_callback(orphaned)
             raise
 
     def _done(self, task: asyncio.Task[Any]) -> None:

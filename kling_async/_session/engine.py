@@ -56,6 +56,7 @@ class SessionEngine:
         takeover: Takes over jobs that other processes left.
         watcher: Polls predictions.
         ledger: Records intents, paid ids and results.
+        left_running: After closing: the predictions that still ran.
         full_windows: Number of batches whose input waits until an outcome is consumed.
     """
 
@@ -68,6 +69,7 @@ class SessionEngine:
         self.ledger = ledger = open_ledger(options.ledger)
         self.shared = shared = ledger if isinstance(ledger, SharedLedger) else None
         self.full_windows = 0
+        self.left_running: tuple[Prediction, ...] = ()
         self._opened = False
         self._entering = anyio.Lock()
         self._critical = critical = CriticalTasks()
@@ -154,7 +156,6 @@ class SessionEngine:
             ledger=ledger,
             shared=shared,
             clock=clock,
-            claims=self._claims,
             submitter=self._submitter,
             doubts=doubts,
             running=self._running,
@@ -259,15 +260,15 @@ class SessionEngine:
             spent=self._running.spent,
         )
 
-    async def close(self) -> tuple[Prediction, ...]:
-        """Finish paid requests in flight, cancel everything else, and return the predictions that still run."""
+    async def close(self) -> None:
+        """Finish paid requests in flight, and cancel everything else. What still runs is in `left_running` then."""
         if self._sharing is not None:
             self._sharing.cancel()
             await asyncio.gather(self._sharing, return_exceptions=True)
         self.slots.close()
         await self._critical.join()
         await self._submitter.record_again()
-        running = self.watcher.close()
+        self.left_running = self.watcher.close()
         self._watching.cancel()
         await asyncio.wait([self._watching])
         try:
@@ -277,4 +278,3 @@ class SessionEngine:
         finally:
             if self._options.transport is None:
                 await self._transport.aclose()
-        return running

@@ -56,7 +56,7 @@ _RETRY_BACKOFF = Backoff(first=10.0, cap=120.0)
 
 @attrs.define(kw_only=True)
 class JobRunner:
-    """Runs the jobs of one session. Its methods stand in the order in which a job passes them.
+    """Runs the jobs of one session. Its methods stand in the order in which a job passes them, helpers last.
 
     Attributes:
         provider: Builds requests and parses replies.
@@ -114,10 +114,9 @@ class JobRunner:
             KlingError: It was refused, could not be sent, is in doubt, or has not ended at the deadline.
         """
         failed: Prediction | None = None
-        failures = 0
         while True:
             try:
-                accepted = await self.submit(run, failures)
+                accepted = await self.submit(run)
             except SkippedError:
                 if failed is None:
                     raise
@@ -129,21 +128,20 @@ class JobRunner:
             del accepted
             failed = None
             ended = await waiting
-            failures += 1
-            if ended.code not in RETRYABLE_CODES or failures > self.retry_failed:
+            run.failures += 1
+            if ended.code not in RETRYABLE_CODES or run.failures > self.retry_failed:
                 return ended
             failed = ended
             try:
-                await self._pause_before_retry(run, failed, failures)
+                await self._pause_before_retry(run, failed)
             except SkippedError:
                 return failed
 
-    async def submit(self, run: JobRun, failures: int = 0) -> Prediction:
+    async def submit(self, run: JobRun) -> Prediction:
         """Return the accepted prediction of a job: accepted now, or in the ledger already.
 
         Args:
-            run: The job.
-            failures: Number of its predictions that have failed in this run.
+            run: The job. Ids and costs of accepted predictions are written into it.
 
         Raises:
             KlingError: It was refused, could not be sent, or is in doubt.
@@ -154,7 +152,8 @@ class JobRunner:
                 run.content = await self.contents.read(job, run.batch)
             row = await self.ledger.claim(run.batch, run.key, content=run.content, model=job.model, at=self.clock.now())
             row = await self.submitter.with_recorded_id(row)
-            retries = await self._retries(run, row, failures)
+            run.failures = max(run.failures, row.failures)
+            retries = await self._retries(run, row)
             known = row.state.accepted and not retries
             self.observe(
                 Begun,
@@ -171,17 +170,18 @@ class JobRunner:
                 if row.state.accepted and not retries:
                     prediction = await self._known(run, row)
                 else:
-                    prediction = await self._send(run, row, claim, check=run.recalled and not retries)
+                    prediction = await self._prepare_and_submit(run, row, claim, check=run.recalled and not retries)
             except (SkippedError, BudgetExceededError) as error:
                 error.job, error.key = job, run.key
                 # A drained batch leaves its rows as they are, so that it can be resumed.
                 if row.state.unsent and not run.drain.drained:
                     self._note(run, State.SKIPPED, error=error.message)
                 raise
-        run.prediction_id = prediction.id
-        usd = job.price(self.provider.name).usd
-        if usd is not None:
-            run.cost = (run.cost or 0) + usd
+        if prediction.id != run.prediction_id:
+            run.prediction_id = prediction.id
+            usd = job.price(self.provider.name).usd
+            if usd is not None:
+                run.cost = (run.cost or 0) + usd
         return prediction
 
     async def _known(self, run: JobRun, row: Row) -> Prediction:
@@ -223,12 +223,12 @@ class JobRunner:
                 self.doubts.adopt(row)
                 self._publish_accepted(run, prediction_of(row))
         if not row.state.in_doubt:
-            # More jobs may be in doubt than the budget covers: an unaccepted one queues for money again.
+            # The money goes back: a job that was not accepted reserves its price again, like any other.
             self.money.settle(name, accepted=row.state.accepted)
             self.money.release(name)
         return row
 
-    async def _send(self, run: JobRun, row: Row, claim: Claim, *, check: bool) -> Prediction:
+    async def _prepare_and_submit(self, run: JobRun, row: Row, claim: Claim, *, check: bool) -> Prediction:
         """Reserve money, upload images, take a slot, submit, and return the accepted prediction.
 
         Args:
@@ -242,25 +242,28 @@ class JobRunner:
         """
         if row.state is State.ABANDONED:
             raise SubmissionUncertainError(
-                row.error or "", sent_at=row.intent_at, candidates=(), job=run.job, key=run.key
+                row.error or "", sent_at=row.intent_at, candidates=row.candidates or (), job=run.job, key=run.key
             )
         name, job = (run.batch, run.key), run.job
         try:
             with run.drain:
+                run.drain.check()
                 if check and run.content is not None:
                     await check_images(job, run.content, run.key, digest)
                 reserved = await self.money.reserve(name, job, run.budget)
                 image, end_image = await self._upload(run)
                 webhook, token_hash = self._new_webhook()
                 request = self.provider.submit(job, image, end_image, webhook=webhook)
+                sent = fingerprint(job.inputs(image, end_image))
+                price = job.price(self.provider.name).usd
                 slot = await self.slots.acquire()
             pending = PendingSubmission(
                 job=job,
                 key=run.key,
                 batch=run.batch,
                 request=request,
-                fingerprint=fingerprint(job.inputs(image, end_image)),
-                price=job.price(self.provider.name).usd,
+                fingerprint=sent,
+                price=price,
                 slot=slot,
                 drain=run.drain,
                 claim=claim,
@@ -282,9 +285,9 @@ class JobRunner:
         except KlingError as error:
             raise _not_sent(error, run, row)  # noqa: B904 -- the same error, or one that has it as its cause
         try:
-            return await self._submit(run, row, pending)
+            return await self._submit_until_accepted(run, row, pending)
         except BaseException:
-            if not pending.abandoned:
+            if not pending.caller_gone:
                 slot.release()
             raise
 
@@ -299,7 +302,7 @@ class JobRunner:
         self.observe(Uploaded, at=self.clock.now(), key=run.key, batch=run.batch, since=since)
         return image, end_image
 
-    async def _submit(self, run: JobRun, row: Row, pending: PendingSubmission) -> Prediction:
+    async def _submit_until_accepted(self, run: JobRun, row: Row, pending: PendingSubmission) -> Prediction:
         """Send the paid request until it is accepted, and return the prediction, which is being watched.
 
         Raises:
@@ -315,6 +318,11 @@ class JobRunner:
             with pending.drain:
                 await self._admit(pending)
                 await self.submitter.acquire_turn()
+                try:
+                    pending.drain.check()
+                except SkippedError:
+                    self.submitter.release_turn()
+                    raise
             attempt += 1
             match await self._attempt(pending, attempt):
                 case Accepted(prediction):
@@ -355,17 +363,17 @@ class JobRunner:
             self.submitter.release_turn()
             pending.claim.release()
 
-        def abandoned(task: asyncio.Task[Verdict]) -> None:
+        def orphaned(task: asyncio.Task[Verdict]) -> None:
             if task.cancelled() or task.exception() is not None or not isinstance(task.result(), Accepted):
                 pending.slot.release()
 
         name = f"kling-submit-{pending.key}"
         try:
             return await self.critical.run(
-                lambda: self._send_and_watch(pending, attempt), name=name, ended=ended, abandoned=abandoned
+                lambda: self._send_and_watch(pending, attempt), name=name, ended=ended, orphaned=orphaned
             )
         except asyncio.CancelledError as cancelled:
-            pending.abandoned = True
+            pending.caller_gone = True
             cancelled.add_note(
                 f"kling_async: job {pending.key} was being submitted; if the service accepts it, its id is recorded"
             )
@@ -396,11 +404,11 @@ class JobRunner:
         self._publish_accepted(run, prediction)
         return prediction
 
-    async def _retries(self, run: JobRun, row: Row, failures: int) -> bool:
+    async def _retries(self, run: JobRun, row: Row) -> bool:
         """Return whether to submit a failed job again: the fault was the service's, and its images are unchanged."""
         if row.state is not State.FAILED or row.code not in RETRYABLE_CODES or run.content is None:
             return False
-        if max(row.failures, failures) > self.retry_failed:
+        if run.failures > self.retry_failed:
             return False
         try:
             await check_images(run.job, run.content, run.key, digest)
@@ -408,8 +416,8 @@ class JobRunner:
             return False
         return True
 
-    async def _pause_before_retry(self, run: JobRun, failed: Prediction, failures: int) -> None:
-        delay = _RETRY_BACKOFF.delay(failures, self.rng.random())
+    async def _pause_before_retry(self, run: JobRun, failed: Prediction) -> None:
+        delay = _RETRY_BACKOFF.delay(run.failures, self.rng.random())
         with run.drain:
             self.observe(
                 Retrying,

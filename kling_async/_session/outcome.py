@@ -62,7 +62,7 @@ async def run_to_outcome(
         )
         error.__cause__ = bug
     if prediction is None and run.prediction_id is not None:
-        prediction = engine.watcher.seen(run.prediction_id) or Prediction(
+        prediction = engine.watcher.last_record(run.prediction_id) or Prediction(
             id=run.prediction_id, model=run.job.model, key=run.key
         )
     if error is not None:

@@ -251,7 +251,7 @@ class KlingSession(ServiceCalls):
         try:
             await engine.open()
         except BaseException:
-            await CriticalTasks().start(engine.close, name="kling-close")
+            await finish(CriticalTasks().start(engine.close, name="kling-close"))
             raise
         self._lifetime.engine = engine
         return self
@@ -274,7 +274,7 @@ class KlingSession(ServiceCalls):
         try:
             await finish(closing)
         finally:
-            self.left_running = closing.result()
+            self.left_running = engine.left_running
             if self.left_running:
                 _warn_of_running(self.left_running)
 
@@ -393,7 +393,7 @@ class KlingSession(ServiceCalls):
             SubmissionUncertainError: It was sent, and its reply was lost; it may have been paid for.
             KlingError: The service refused the job, or could not be reached. `spent` tells whether it was paid for.
         """
-        run = JobRun(job=self._job(job, fields), key=key or fresh_key(), deadline=self._defaults.deadline)
+        run = JobRun(job=self._job(job, fields), key=key or fresh_key())
         return await self._engine.runner.submit(run)
 
     async def wait(self, prediction: Prediction | str, *, deadline: float | None = None) -> Prediction:

@@ -9,7 +9,6 @@ import attrs
 
 from kling_async._core.clock import Clock
 from kling_async._core.states import Entry, Row, State
-from kling_async._submission.claims import Claims
 from kling_async._submission.doubts import Doubts
 from kling_async._submission.running import RunningPredictions
 from kling_async._submission.submitter import Submitter
@@ -23,6 +22,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kling_async")
 
+SHARE_RETRY_S = 1.0
+"""Seconds until a shared ledger that could not be read is read again."""
+
 
 @attrs.define(kw_only=True)
 class Takeover:
@@ -32,7 +34,6 @@ class Takeover:
         ledger: Has the rows.
         shared: The same ledger where several processes write it; None otherwise.
         clock: The session's clock.
-        claims: The jobs that this session is submitting.
         submitter: Has paid ids that the ledger did not record yet.
         doubts: Settles submissions by the evidence of webhooks.
         running: Watches running predictions.
@@ -42,7 +43,6 @@ class Takeover:
     ledger: Ledger
     shared: SharedLedger | None
     clock: Clock
-    claims: Claims
     submitter: Submitter
     doubts: Doubts
     running: RunningPredictions
@@ -55,16 +55,15 @@ class Takeover:
             LedgerError: The ledger cannot be used.
         """
         for row in await self._unowned(State.INTENT):
-            if (row.batch, row.key) not in self.claims:
-                await self.ledger.record(
-                    Entry(
-                        batch=row.batch,
-                        key=row.key,
-                        state=State.UNCERTAIN,
-                        at=self.clock.now(),
-                        error="its process ended while it was being submitted",
-                    )
+            await self.ledger.record(
+                Entry(
+                    batch=row.batch,
+                    key=row.key,
+                    state=State.UNCERTAIN,
+                    at=self.clock.now(),
+                    error="its process ended while it was being submitted",
                 )
+            )
         for row in await self._unowned(State.SUBMITTED):
             if row.prediction_id is not None:
                 self.running.follow(row)
@@ -72,8 +71,8 @@ class Takeover:
     async def share(self, ledger: SharedLedger) -> None:
         """Take over rows that other sessions of a shared ledger release, and handle their webhooks, until cancelled."""
         while True:
-            deliveries = await ledger.published()
             try:
+                deliveries = await ledger.published()
                 for prediction, token_hash in deliveries:
                     await self._handle_update(prediction, token_hash)
                 recorded = await self.submitter.record_again()
@@ -81,6 +80,7 @@ class Takeover:
                     self.running.follow(row)
             except LedgerError as error:
                 log.warning("rows released by other sessions cannot be read, trying again: %s", error.message)
+                await self.clock.sleep(SHARE_RETRY_S)
 
     async def deliver(self, delivery: Delivery) -> None:
         """Handle a verified webhook delivery."""

@@ -31,7 +31,7 @@ class PendingSubmission:
         claim: The session's claim on the job; each attempt holds it too.
         token_hash: Digest of the token in the URL of its webhook; None without a webhook.
         reserved: Money that is reserved for the request.
-        abandoned: True if the caller was cancelled during an attempt: the attempt then releases or keeps the slot.
+        caller_gone: True if the caller was cancelled during an attempt: the attempt then releases or keeps the slot.
     """
 
     job: Job
@@ -45,7 +45,7 @@ class PendingSubmission:
     claim: Claim
     token_hash: str | None = None
     reserved: tuple[Reservation, ...] = ()
-    abandoned: bool = False
+    caller_gone: bool = False
 
     @property
     def name(self) -> tuple[str, str]:

@@ -274,6 +274,10 @@ class Watcher:
         watched = self._watched.get(prediction_id)
         return None if watched is None else watched.prediction
 
+    def last_record(self, prediction_id: str) -> Prediction | None:
+        """Return a prediction that is watched or has ended recently, as last read; None for any other."""
+        return self.seen(prediction_id) or self._recent.get(prediction_id)
+
     def close(self) -> tuple[Prediction, ...]:
         """Stop watching, fail all waiters, and return the predictions that still run."""
         running = self.running

@@ -440,7 +440,7 @@ async def test_non_job_item_ends_input_and_is_named() -> None:
     service = Service()
     async with open_session(service) as kling, kling.batch([*jobs(2), "oops"]) as batch:  # type: ignore[list-item]  # that
         outcomes = []
-        with pytest.raises(TypeError, match="item 2 of the batch is str"):
+        with pytest.raises(TypeError, match="item 2 of the batch: expected a Job, got str"):
             async for outcome in batch:
                 outcomes.append(outcome)  # noqa: PERF401 -- the list is wanted after the error
     assert len(outcomes) == 2

@@ -158,7 +158,7 @@ COURSES = {
         spent=Spent.YES,
         has_id=True,
     ),
-    "skipped by drain": Course([*BEGIN, "Left", "Finished"], SkippedError, drained=True, spent=Spent.NO),
+    "skipped by drain": Course(["Admitted", "Begun", "Left", "Finished"], SkippedError, drained=True, spent=Spent.NO),
     "saved": Course([*SENT, *RUN, "Saved", "Finished"], cost=PRICE, script=send_video, saves=True),
     "storage error": Course(
         [*SENT, *RUN, "Finished"],
