@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import socket
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +29,7 @@ from kling_async.integrations.fastapi import (
 )
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
 HERE = Path(__file__).parent
@@ -116,6 +116,17 @@ def studio(session: Callable[[], KlingSession], videos: Path) -> FastAPI:
     return app
 
 
+class Server(uvicorn.Server):
+    """Server that prints its address once it accepts requests."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to serve, and print the address."""
+        await super().startup(sockets)
+        if self.started:
+            port = self.servers[0].sockets[0].getsockname()[1]
+            print(f"Open http://127.0.0.1:{port} in your browser; Ctrl-C ends it.", flush=True)  # noqa: T201 -- addressed to the user
+
+
 async def main() -> None:
     """Serve until interrupted."""
     parser = argparse.ArgumentParser(prog="python -m kling_async.examples.studio", description="Kling in the browser.")
@@ -130,8 +141,6 @@ async def main() -> None:
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
-        # It listens before its address is printed: whoever reads the address can connect.
-        listening = stack.enter_context(socket.create_server(("127.0.0.1", given.port)))
         options: dict[str, Any] = {"ledger": given.folder / "studio.db"}
         if given.emulator:
             emulator = await stack.enter_async_context(Emulator(speed=10))
@@ -140,10 +149,8 @@ async def main() -> None:
             options["level"] = "gold"
         app = studio(lambda: KlingSession(**options), given.folder)
         print(f"Videos are saved in {given.folder.resolve()}.")  # noqa: T201 -- addressed to the user
-        port = listening.getsockname()[1]
-        print(f"Open http://127.0.0.1:{port} in your browser; Ctrl-C ends it.", flush=True)  # noqa: T201 -- addressed to the user
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
-        await uvicorn.Server(config).serve([listening])
+        config = uvicorn.Config(app, port=given.port, log_level="warning", timeout_graceful_shutdown=3)
+        await Server(config).serve()
 
 
 if __name__ == "__main__":

@@ -13,10 +13,8 @@ import io
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -133,20 +131,8 @@ def _added(name: str) -> list[str]:
     if name == "emulator":
         return ["--port", "0", "--gptproto-port", "0"]
     if name == "studio":
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            return ["--port", str(free.getsockname()[1])]
+        return ["--port", "0"]
     return ["--quick", "--speed", "200"] if name == "demo" else []
-
-
-def _wait_until_served(printed: str) -> None:
-    """Return when the address in the text accepts connections."""
-    address = re.search(r"http://([\d.]+):(\d+)", printed)
-    assert address, printed
-    for _ in range(400):
-        with contextlib.suppress(OSError), socket.create_connection((address[1], int(address[2]))):
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"nothing listens at {address[0]}")
 
 
 @attrs.define
@@ -237,10 +223,7 @@ class PageRun:
         process = self._start([*words, *_added(name)])
         if name in SERVERS:
             self._servers.append((words, process))
-            printed = Cli.wait_for(process, SERVERS[name])
-            if name == "studio":
-                _wait_until_served(printed)
-            return printed
+            return Cli.wait_for(process, SERVERS[name])
         printed, _ = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, f"{shlex.join(words)}: {printed}"
         assert "Traceback" not in printed, printed
