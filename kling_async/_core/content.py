@@ -1,7 +1,7 @@
-"""A job as text: what tells it from other jobs, and what it is made of again when its input is not there.
+"""Content of a job as text: it identifies the job, and the job can be made of it again without the input.
 
-Images are named by their digests, so that the text is the same for the same content, whatever the names of its files;
-where a file lay is told beside it.
+Images that are not URLs are represented by their digests, so that the text does not depend on the names of files; the
+paths of files are kept beside the text.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 IDENTITY_VERSION = 1
 """Version of the identity rule for new batches, in `RULES`."""
 PREFIX = "sha256:"
-"""Before the digest of an image that is no URL."""
+"""Prefix of the digest of an image that is not a URL."""
 IMAGES = ("image", "end_image")
 _SHORT = ("negative_prompt", "guidance_scale", "sound", "shot_type")
 _LISTS = ("element_list", "voice_list")
@@ -39,11 +39,11 @@ _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=
 
 @attrs.frozen
 class Content:
-    """The content of a job.
+    """Content of a job.
 
     Attributes:
-        text: The job's fields as JSON, always in the same order; images as URLs or digests.
-        files: Where its image files lay, as a JSON object from field to absolute path; None when it has none.
+        text: Fields of the job as JSON, always in the same order; images as URLs or digests.
+        files: Paths of its image files, as a JSON object from field to absolute path; None without image files.
     """
 
     text: str
@@ -51,7 +51,7 @@ class Content:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the text, in hex: the same for the same content."""
+        """SHA-256 of the text in hex: equal for equal content."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
@@ -88,30 +88,30 @@ def checked_identity(identity: int, batch: str = "") -> int:
 
 
 def _content_by_rule_1(job: Job, image_digest: Callable[[Image], str]) -> Content:
-    """Return the content with every field as it was given; URLs whole, other images by the digest of their bytes."""
-    said: dict[str, object] = {"model": job.model, "prompt": job.prompt, "duration": job.duration}
+    """Return the content with all fields as they were given, URLs in full, and other images by their digests."""
+    fields: dict[str, object] = {"model": job.model, "prompt": job.prompt, "duration": job.duration}
     files: dict[str, str] = {}
     for name in IMAGES:
         image: Image | None = getattr(job, name)
         if image is None:
             continue
         plain = isinstance(image, str) and not image.startswith("data:")
-        said[name] = image if plain else PREFIX + image_digest(image)
+        fields[name] = image if plain else PREFIX + image_digest(image)
         if isinstance(image, Path):
             files[name] = str(image.absolute())
-    said |= {name: value for name in _SHORT if (value := getattr(job, name)) is not None}
-    said |= {name: list(value) for name in _LISTS if (value := getattr(job, name))}
+    fields |= {name: value for name in _SHORT if (value := getattr(job, name)) is not None}
+    fields |= {name: list(value) for name in _LISTS if (value := getattr(job, name))}
     if job.multi_prompt:
-        said["multi_prompt"] = [attrs.asdict(shot) for shot in job.multi_prompt]
+        fields["multi_prompt"] = [attrs.asdict(shot) for shot in job.multi_prompt]
     if job.extra:
-        said["extra"] = dict(job.extra)
+        fields["extra"] = dict(job.extra)
     if job.own_row is not None:
-        said["own_row"] = own_row = _rows().unstructure(job.own_row)
+        fields["own_row"] = own_row = _rows().unstructure(job.own_row)
         if job.own_row.name in _ASPECT_NOTED_MODELS:
             # A field that rows had once; copies of these rows must keep the digest that they were paid under.
             own_row["aspect_note"] = True
     # A path may hold bytes that are no text: JSON writes them in ASCII.
-    return Content(_json(said), json.dumps(files) if files else None)
+    return Content(_json(fields), json.dumps(files) if files else None)
 
 
 _ASPECT_NOTED_MODELS = frozenset({"kling-v1.6-pro", "kling-v2.0-master", "kling-v2.5-turbo-pro"})
@@ -125,23 +125,23 @@ was released is never changed.
 
 
 def recalled(content: Content, uploads: Mapping[str, str]) -> Job:
-    """The job again. It is not checked: it was when it was made, and the catalogue may have changed.
+    """Return the job of a content, not validated: it was when it was made, and the catalogue may have changed.
 
     Args:
-        content: Its content.
-        uploads: URLs of images that were given as bytes, by their digests; where there is none, the job has an empty
-            image and cannot be sent.
+        content: The content.
+        uploads: URLs of images that were given as bytes, by digest; an image without a URL is empty, and the job cannot
+            be sent.
     """
     fields: dict[str, Any] = json.loads(content.text)
     files: dict[str, str] = json.loads(content.files or "{}")
     for name in IMAGES:
-        said: str | None = fields.get(name)
-        if said is None:
+        image: str | None = fields.get(name)
+        if image is None:
             fields[name] = None
         elif name in files:
             fields[name] = Path(files[name])
-        elif said.startswith(PREFIX):
-            fields[name] = uploads.get(said.removeprefix(PREFIX), b"")
+        elif image.startswith(PREFIX):
+            fields[name] = uploads.get(image.removeprefix(PREFIX), b"")
     fields["multi_prompt"] = tuple(Shot(**shot) for shot in fields.get("multi_prompt", ()))
     fields |= {name: tuple(fields.get(name, ())) for name in _LISTS}
     fields |= {name: fields.get(name) for name in _SHORT}
@@ -154,7 +154,7 @@ def recalled(content: Content, uploads: Mapping[str, str]) -> Job:
 
 
 def files(content: Content) -> list[tuple[Path, str]]:
-    """Its image files, each with the digest that it had."""
+    """Return the paths of the image files, each with the digest that the file had."""
     fields: dict[str, str] = json.loads(content.text)
     found: dict[str, str] = json.loads(content.files or "{}")
     return [(Path(path), fields[name].removeprefix(PREFIX)) for name, path in found.items()]
@@ -168,11 +168,11 @@ def image_digests(content: Content) -> dict[str, str]:
 
 
 def digests(content: Content) -> frozenset[str]:
-    """The digests of the images that were neither URLs nor files."""
+    """Return the digests of the images that were given as bytes."""
     fields: dict[str, Any] = json.loads(content.text)
     files: dict[str, str] = json.loads(content.files or "{}")
-    said = (fields.get(name) or "" for name in IMAGES if name not in files)
-    return frozenset(image.removeprefix(PREFIX) for image in said if image.startswith(PREFIX))
+    images = (fields.get(name) or "" for name in IMAGES if name not in files)
+    return frozenset(image.removeprefix(PREFIX) for image in images if image.startswith(PREFIX))
 
 
 def _json(value: object) -> str:
@@ -181,7 +181,7 @@ def _json(value: object) -> str:
 
 @cache
 def _rows() -> cattrs.Converter:
-    """Writes and reads the rows of models that are in no catalogue: rare, so that it is made when it is needed."""
+    """Return the converter of models outside of the catalogue; rarely used, so it is made on first use."""
     from cattrs.preconf.json import make_converter  # noqa: PLC0415 -- see above
 
     # Without defaults: a later version that knows more of a model gives the same text.

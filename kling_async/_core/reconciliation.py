@@ -1,19 +1,18 @@
-"""Which orphan belongs to which intent, and when that cannot be known.
+"""Matching of submissions in doubt with predictions of the account's history.
 
-After a dropped reply an *intent* has no id, and the account's history may hold an *orphan*: a prediction that no ledger
-knows. `settle` joins them by evidence, in this order, and never by time order (with realistic latencies that would be
-wrong for half of them):
+After a dropped reply an *intent* has no id, and the history may have an *orphan*: a prediction that is in no ledger.
+`settle` matches them by evidence, in this order, and never by the order of their times (with realistic latencies that
+would be wrong for half of them):
 
-1. A **witness** names the id of an intent: a webhook that bore its token.
-2. The **input** that the service echoes is the intent's own. Intents of one content are interchangeable: it does not
-   matter which of them gets which of their orphans.
-3. **Counting**, when nothing is echoed: an intent that no orphan can belong to was not accepted; one intent and one
-   orphan that can only belong to each other do. As many orphans as intents, each with at least one possible orphan,
-   means that all were paid for, though not whose is whose.
+1. A **webhook** with the token of an intent names its id.
+2. The **input** that the service echoes is the intent's own. Intents with equal content are interchangeable.
+3. **Counting**, without echoes: an intent that no orphan can belong to was not accepted; one intent and one orphan
+   that can only belong to each other do. As many orphans as intents, each with at least one possible orphan, shows
+   that all were paid for, but not which orphan belongs to which intent.
 
-What is left is held, with its candidates. An absence proves something only for an intent that is *ripe*: the history
-was read completely, after its grace had passed. And an echo that differs proves something only where echoes have been
-seen to be faithful (`Orphan.fingerprint` is None otherwise): a service may rewrite what it echoes.
+All other intents are held, with their candidates. An absence is evidence only for an intent that is *ripe*: the history
+was read completely, after the intent's grace period. A different echo is evidence only where echoes have been seen to
+be faithful (`Orphan.fingerprint` is None otherwise): a service may rewrite the input that it echoes.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ class Intent:
     """A paid request that may have been accepted.
 
     Attributes:
-        name: The job's batch and key.
-        model: The model's id.
-        fingerprint: The digest of the request body that was sent.
-        sent_from: Seconds since the epoch, by the service's clock, before which it cannot have been accepted. There is
-            no such time after which: requests linger, and computers sleep.
+        name: Batch and key of the job.
+        model: Id of the model.
+        fingerprint: Digest of the request body.
+        sent_from: Time before which it cannot have been accepted, in seconds since the epoch by the service's clock.
+            There is no such time after which: requests are delayed, and computers sleep.
     """
 
     name: tuple[str, str]
@@ -50,14 +49,14 @@ class Intent:
 
 @attrs.frozen(kw_only=True)
 class Orphan:
-    """A prediction of the account that no ledger knows.
+    """A prediction of the account that is in no ledger.
 
     Attributes:
         id: Its id.
-        model: The model's id; empty when the service does not say.
-        created_at: Seconds since the epoch, by the service's clock; None when it does not say.
-        fingerprint: The digest of the echoed input; None when nothing is echoed, or when it is echoed unfaithfully and
-            is no intent's.
+        model: Id of the model; empty when unknown.
+        created_at: Time of its creation, in seconds since the epoch by the service's clock; None when unknown.
+        fingerprint: Digest of the echoed input; None without an echo, or when echoes are not faithful and it is not the
+            fingerprint of an intent.
     """
 
     id: str
@@ -76,7 +75,7 @@ class Doubt(Enum):
 
     @property
     def reason(self) -> str:
-        """The same as a clause, for error texts."""
+        """The doubt as a clause, for error texts."""
         return _REASONS[self]
 
 
@@ -100,11 +99,11 @@ class Unaccepted:
 
 @attrs.frozen
 class Held:
-    """Nothing is shown.
+    """The evidence does not suffice.
 
     Attributes:
-        doubt: What is not known.
-        candidates: Ids of the orphans that it may be.
+        doubt: Kind of the doubt.
+        candidates: Ids of the orphans that the intent may have become.
     """
 
     doubt: Doubt
@@ -112,7 +111,7 @@ class Held:
 
     @property
     def message(self) -> str:
-        """The same as a text for people to read."""
+        """The doubt and its candidates as a text for people to read."""
         return f"{self.doubt.reason}; candidates: {', '.join(self.candidates) or 'none'}"
 
 
@@ -120,29 +119,29 @@ Settlement: TypeAlias = Adopted | Unaccepted | Held
 
 
 def fingerprint(inputs: Mapping[str, object]) -> str:
-    """The digest of a request body, the same for what was sent and for what a faithful service echoes.
+    """Return the digest of a request body, equal for the request and for a faithful echo of it.
 
-    Defaults that a service fills in are left out on both sides, numbers are compared as numbers, and fields outside the
-    documented ones, which the service drops, do not count.
+    Defaults that a service fills in are left out, numbers are compared as numbers, and fields that are not documented,
+    which the service drops, do not count.
     """
-    said = {
+    fields = {
         name: _comparable(value)
         for name, value in inputs.items()
         if name in _DOCUMENTED and value not in _FILLED_IN.get(name, (None,))
     }
-    images = {name: said.pop(name) for name in _IMAGES if name in said}
-    return f"{_sha256(said)}:{_sha256(images)}"
+    images = {name: fields.pop(name) for name in _IMAGES if name in fields}
+    return f"{_sha256(fields)}:{_sha256(images)}"
 
 
 _ENCODER = json.JSONEncoder(sort_keys=True, default=str)
 
 
-def _sha256(said: object) -> str:
-    return hashlib.sha256(_ENCODER.encode(said).encode()).hexdigest()[:32]
+def _sha256(value: object) -> str:
+    return hashlib.sha256(_ENCODER.encode(value).encode()).hexdigest()[:32]
 
 
 def without_images(fingerprint: str) -> str:
-    """The part of a fingerprint that images have no part in: a service may keep, and echo, its own copy of them."""
+    """Return the part of a fingerprint without images: a service may keep, and echo, its own copies of them."""
     return fingerprint.partition(":")[0]
 
 
@@ -170,21 +169,21 @@ _FILLED_IN: Mapping[str, tuple[object, ...]] = {
     "end_image": (None, ""),
     "last_image": (None, ""),
 }
-"""What services put in for a field that was not sent (001, 004 and the schema tables)."""
+"""Values that services fill in for a field that was not sent (001, 004 and the schema tables)."""
 
 
 def _comparable(value: object) -> object:
     if isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    # The duration is text on one page.
+    # One page of the documentation has the duration as text.
     return float(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 def possible(intent: Intent, orphan: Orphan) -> bool:
-    """Whether the orphan may have come from the intent, by echoed input, model and time.
+    """Return whether the orphan may have come from the intent, by echoed input, model and time.
 
-    Too many candidates cost an answer, too few cost money: what is doubtful does not exclude. An equal echo is stronger
-    than any clock, and images are left out of the comparison, because a service may keep its own copy of them.
+    A wrong candidate only leaves a doubt, a missing one costs money: only certainty excludes. An equal echo is stronger
+    than any clock, and images are not compared, because a service may keep its own copies of them.
     """
     if orphan.model and orphan.model != intent.model:
         return False
@@ -204,15 +203,15 @@ def settle(
     alone: bool,
     witnesses: Mapping[tuple[str, str], str] | None = None,
 ) -> dict[tuple[str, str], Settlement]:
-    """What became of each intent.
+    """Return the settlement of each intent.
 
     Args:
-        intents: All that are in doubt, of every batch: leaving one out would make the counting wrong.
-        orphans: All predictions of the account's history that no ledger knows.
-        ripe: Names of the intents for which the history was read to its end after their grace had passed: only for
-            these does an absence show anything.
-        alone: Whether nothing but these ledgers uses the key, so that every orphan must be an intent's.
-        witnesses: Ids that webhooks named, by the intent whose token they bore.
+        intents: All intents in doubt, of every batch: leaving one out would make the counting wrong.
+        orphans: All predictions of the account's history that are in no ledger.
+        ripe: Names of the intents for which the history was read to its end after their grace period: only for these is
+            an absence evidence.
+        alone: True if nothing but these ledgers uses the key, so that every orphan belongs to an intent.
+        witnesses: Ids that webhooks reported with the token of an intent, by the intent's name.
     """
     ends: dict[tuple[str, str], Settlement] = {}
     free = {orphan.id: orphan for orphan in orphans}
@@ -233,7 +232,7 @@ def settle(
 def _by_input(
     open_: dict[tuple[str, str], Intent], free: dict[str, Orphan], ends: dict[tuple[str, str], Settlement]
 ) -> None:
-    """Adopt what is echoed. Among intents of one content it does not matter which gets which orphan."""
+    """Adopt orphans with the echoed input of an intent."""
     echoed: dict[str, list[Orphan]] = defaultdict(list)
     for orphan in free.values():
         if orphan.fingerprint is not None:
@@ -253,7 +252,7 @@ def _by_input(
 def _components(
     intents: list[Intent], orphans: list[Orphan]
 ) -> Iterable[tuple[list[Intent], dict[tuple[str, str], list[str]], set[str]]]:
-    """Groups of intents and orphans that have to do with each other, with the candidates of each intent."""
+    """Yield the connected components of intents and orphans: intents, the candidates of each, and orphan ids."""
     candidates = {intent.name: [orphan.id for orphan in orphans if possible(intent, orphan)] for intent in intents}
     claimants: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for name, ids in candidates.items():
@@ -288,10 +287,10 @@ def _count(
     ripe: Collection[tuple[str, str]],
     alone: bool,
 ) -> dict[tuple[str, str], Settlement]:
-    """The counting rule, within one group."""
+    """Return the settlements of one component by the counting rule."""
     if not orphans:
         return {intent.name: Unaccepted() if intent.name in ripe else Held(Doubt.WHETHER, ()) for intent in intents}
-    # Whoever else uses the key may own an orphan: then counting shows nothing.
+    # Another user of the key may own an orphan; then counting is no evidence.
     if (
         alone
         and all(intent.name in ripe for intent in intents)
@@ -306,7 +305,7 @@ def _count(
 
 
 def _match(candidates: Mapping[tuple[str, str], Sequence[str]]) -> dict[str, tuple[str, str]]:
-    """One orphan each for as many intents as possible (augmenting paths), by the orphan."""
+    """Return a maximum matching (augmenting paths): names of intents by the id of their orphan."""
     taken: dict[str, tuple[str, str]] = {}
 
     def place(name: tuple[str, str], tried: set[str]) -> bool:

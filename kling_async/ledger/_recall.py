@@ -1,4 +1,4 @@
-"""Read the jobs of a batch from its ledger, without its input."""
+"""Jobs of a batch from its ledger, without the batch's input."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STATUS = {
 
 
 def prediction_of(row: Row) -> Prediction:
-    """Return the prediction of an accepted row, as the ledger has it."""
+    """Return the prediction of a row of an accepted job."""
     status = _STATUS[row.state]
     return Prediction(
         id=row.prediction_id or "",
@@ -48,12 +48,12 @@ def prediction_of(row: Row) -> Prediction:
 
 @attrs.frozen
 class Recalled:
-    """A job read from a ledger.
+    """A job from a ledger.
 
     Attributes:
         row: Its row.
-        job: The job. An image that was given as bytes is the URL of its upload, or empty if there is none.
-        content: Its content. Image files are compared with it when the job is sent, by `check_images`.
+        job: The job; an image that was given as bytes, and whose upload has expired, is empty.
+        content: Its content in the ledger; its image files are compared with it before the job is sent.
     """
 
     row: Row
@@ -64,21 +64,11 @@ class Recalled:
 async def recall(
     ledger: Ledger, batch: str, clock: Clock, order: Sequence[Collection[State]] = RESUME_ORDER
 ) -> AsyncGenerator[Recalled]:
-    """Yield the jobs of a batch, each once.
-
-    Args:
-        ledger: The ledger.
-        batch: Name of the batch.
-        clock: Tells which uploads are still valid.
-        order: Groups of states, in order; by default all states, those that expire soonest first.
-
-    Raises:
-        LedgerError: The ledger cannot be read.
-    """
+    """Yield the jobs of a batch in these states, each once; by default all jobs, in the order of a resume."""
     seen: set[int] = set()
     for states in order:
         for key in await ledger.keys(batch, states):
-            # A job whose state has changed meanwhile appears in two groups.
+            # A job that has changed its state since is listed again.
             if hash(key) in seen:
                 continue
             seen.add(hash(key))
@@ -89,17 +79,7 @@ async def recall(
 
 
 async def recall_one(ledger: Ledger, clock: Clock, row: Row, content: Content) -> Recalled:
-    """Return a job from its row and content.
-
-    Args:
-        ledger: The ledger, for the URLs of uploads.
-        clock: Tells which uploads are still valid.
-        row: The job's row.
-        content: The job's content.
-
-    Raises:
-        LedgerError: The ledger cannot be read.
-    """
+    """Return one job from its ledger."""
     uploads: dict[str, str] = {}
     for digest in digests(content):
         for name in (digest, digest + CONVERTED_SUFFIX):
@@ -109,8 +89,8 @@ async def recall_one(ledger: Ledger, clock: Clock, row: Row, content: Content) -
     return Recalled(row, recalled(content, uploads), content)
 
 
-async def check_images(job: Job, content: Content, key: str, digest: Callable[[Path], Awaitable[str]]) -> None:
-    """Raise unless the images of a job from a ledger are unchanged.
+async def check_images(job: Job, content: Content, key: str, look: Callable[[Path], Awaitable[str]]) -> None:
+    """Raise unless the images of a job from a ledger have not changed.
 
     Args:
         job: The job.

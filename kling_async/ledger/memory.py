@@ -1,4 +1,4 @@
-"""A ledger that forgets."""
+"""The ledger in memory: jobs under way, forgotten at their end."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
     from kling_async._core.states import Entry
 
-REMEMBERED = 30_000
-"""Ids that are known for telling orphans from what ended: more than any account starts while one submit is in doubt."""
+MAX_KNOWN_IDS = 30_000
+"""Submitted ids that are kept to tell orphans from: more than an account starts while one submission is in doubt."""
 
 
 class MemoryLedger:
-    """What is under way, and nothing else: its size follows the running jobs. It does not survive the process."""
+    """A ledger in memory. It has only jobs under way: its size follows `max_in_flight`. It ends with the process."""
 
     durable = False
 
@@ -31,7 +31,7 @@ class MemoryLedger:
         self._open = False
 
     async def open(self) -> None:
-        """Take it for one session.
+        """Open it for one session.
 
         Raises:
             LedgerError: Another session has it.
@@ -41,7 +41,7 @@ class MemoryLedger:
         self._open = True
 
     async def claim(self, batch: str, key: str, *, content: Content, model: str, at: float) -> Row:
-        """The row of a job that is under way, else a new one."""
+        """Return the row of a job that is under way, or a new one."""
         row = self._rows.get((batch, key))
         if row is None:
             row = Row(
@@ -65,23 +65,23 @@ class MemoryLedger:
         return contents.IDENTITY_VERSION
 
     async def find(self, batch: str, key: str) -> tuple[Row, Content] | None:
-        """The row of a job that is under way, or None."""
+        """Return the row of a job that is under way, or None."""
         row = self._rows.get((batch, key))
         return None if row is None else (row, Content(row.job or "", row.files))
 
     async def owner(self, prediction_id: str) -> Row | None:
-        """Nothing: what has ended is forgotten."""
+        """Return None: ended jobs are forgotten."""
         del prediction_id
         return None
 
     def unclaim(self, batch: str, key: str) -> None:
-        """Forget a pending row."""
+        """Remove a pending row."""
         row = self._rows.get((batch, key))
         if row is not None and row.state is State.PENDING:
             del self._rows[batch, key]
 
     async def record(self, entry: Entry) -> Row:
-        """Remember an open job, forget an ended one."""
+        """Record one step; an ended job is removed."""
         name = (entry.batch, entry.key)
         row = self._rows.get(name)
         if row is None:
@@ -92,7 +92,7 @@ class MemoryLedger:
             raise LedgerError(str(error), key=entry.key) from None
         if row.state is State.SUBMITTED and row.prediction_id:
             self._submitted[row.prediction_id] = row.fingerprint, row.model
-            if len(self._submitted) > REMEMBERED:
+            if len(self._submitted) > MAX_KNOWN_IDS:
                 self._submitted.popitem(last=False)
         if not row.state.ended or row.state is State.COMPLETED:
             self._rows[name] = row
@@ -101,37 +101,37 @@ class MemoryLedger:
         return row
 
     def note(self, entry: Entry) -> None:
-        """Forget an ended job."""
+        """Remove an ended job."""
         row = self._rows.get((entry.batch, entry.key))
         if row is not None:
             self._rows.pop((entry.batch, entry.key))
 
     async def rows(self, states: Iterable[State]) -> list[Row]:
-        """The rows that are under way."""
+        """Return the rows under way in these states."""
         wanted = frozenset(states)
         return [row for row in self._rows.values() if row.state in wanted]
 
     async def keys(self, batch: str, states: Iterable[State]) -> list[str]:
-        """The keys of what is under way."""
+        """Return the keys of a batch's jobs under way in these states."""
         return [row.key for row in await self.rows(states) if row.batch == batch]
 
     async def spent(self, batch: str | None) -> Decimal:
-        """Nothing: there was no earlier process."""
+        """Return 0: there was no earlier process."""
         del batch
         return Decimal(0)
 
     async def uploaded(self, digest: str, now: float) -> str | None:
-        """Nothing: the session remembers its own uploads."""
+        """Return None: the session itself keeps the URLs of its uploads."""
         del digest, now
         return None
 
     def note_upload(self, digest: str, url: str, expires_at: float) -> None:
-        """Nothing."""
+        """Do nothing: the session itself keeps the URLs of its uploads."""
 
     async def known(self, prediction_ids: Iterable[str]) -> dict[str, tuple[str | None, str]]:
-        """Those of the ids that this session has submitted, each with the fingerprint sent and the model."""
+        """Return those of the ids that this session has submitted, each with the fingerprint and the model's id."""
         return {id_: self._submitted[id_] for id_ in prediction_ids if id_ in self._submitted}
 
     async def aclose(self) -> None:
-        """Leave it to another session."""
+        """Release it for another session."""
         self._open = False

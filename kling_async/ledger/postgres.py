@@ -22,7 +22,7 @@ from ._postgres.connection import Address, Connection, fetch
 from ._postgres.lease import WorkerLease
 from ._postgres.notifications import encode, notify
 from ._postgres.requests import SlotRequest, StepRequest, WorkRequest, lease_ended, not_owned
-from ._postgres.statements import Line, keeps_slot, line_of
+from ._postgres.statements import Line, check_names, keeps_slot, line_of, storable, storable_text
 
 if TYPE_CHECKING:
     import asyncio
@@ -117,7 +117,7 @@ class PostgresLedger:
             LedgerError: It cannot be written, or a later version of the package began the batch.
             KeyReusedError: The key names a job with other content.
         """
-        _check_names(batch, key, model)
+        check_names(batch, key, model)
         await self.identity(batch)
         digest = content.digest
 
@@ -169,7 +169,7 @@ class PostgresLedger:
         Raises:
             LedgerError: It cannot be recorded, or a later version of the package began the batch.
         """
-        _check_names(batch)
+        check_names(batch)
 
         async def work(connection: Connection) -> int:
             found = await fetch(connection, statements.IDENTITY, [self.account, batch])
@@ -215,7 +215,7 @@ class PostgresLedger:
         if not mine and line.worker_id is not None and not self._is_late_answer(line, entry):
             raise not_owned(entry.key)
         try:
-            row = line.row.after(_storable(entry))
+            row = line.row.after(storable(entry))
         except ValueError as error:
             raise LedgerError(str(error), key=entry.key, prediction_id=entry.prediction_id) from None
         # The worker that records an id watches it; a doubt that stays is left to the next worker.
@@ -276,12 +276,12 @@ class PostgresLedger:
 
     def note_upload(self, digest: str, url: str, expires_at: float) -> None:
         """Record the URL of an uploaded image with the next requests."""
-        values = [self.account, digest, _storable_text(url), expires_at]
+        values = [self.account, digest, storable_text(url), expires_at]
         self._queue.put(WorkRequest(None, lambda connection: fetch(connection, statements.PUT_UPLOAD, values)))
 
     async def known(self, prediction_ids: Iterable[str]) -> dict[str, tuple[str | None, str]]:
         """Return those of the ids that a row has, each with the fingerprint of what was sent and the model's id."""
-        ids = [_storable_text(id_) for id_ in prediction_ids]
+        ids = [storable_text(id_) for id_ in prediction_ids]
         found = await self._queue.read(statements.KNOWN, {"account": self.account, "ids": ids})
         return {id_: (sent, model) for id_, sent, model in found}
 
@@ -412,7 +412,7 @@ class PostgresLedger:
                 return None
             if line.row.state.unsent:
                 state = State.REJECTED if again is None else State.PENDING
-                row = attrs.evolve(line.row, state=state, error=None if error is None else _storable_text(error))
+                row = attrs.evolve(line.row, state=state, error=None if error is None else storable_text(error))
                 line = attrs.evolve(line, row=row)
             return self._released(line, again or 0.0)
 
@@ -442,7 +442,7 @@ class PostgresLedger:
             KeyReusedError: A key names a job with other content; then none is written.
         """
         for key, _, model in jobs:
-            _check_names(batch, key, model)
+            check_names(batch, key, model)
         await self.identity(batch, connection=connection)
 
         async def work(connection: Connection) -> list[str]:
@@ -482,35 +482,3 @@ class PostgresLedger:
             if found[0].state.ended:
                 return found[0]
             await self.wait(news)
-
-
-_LARGEST = 2**62
-
-
-def _storable_text(text: str) -> str:
-    """Return the text with lone surrogates and NUL, which the database cannot store, replaced."""
-    return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
-
-
-def _check_names(*names: str) -> None:
-    """Check that names can be stored.
-
-    Raises:
-        LedgerError: One has a lone surrogate or NUL.
-    """
-    for name in names:
-        if _storable_text(name) != name:
-            raise LedgerError(f"{name!r} is no text that the ledger can hold", key=ascii(name))
-
-
-def _storable(entry: Entry) -> Entry:
-    """Return the step with texts and numbers that the database cannot store, as a service may send them, replaced."""
-    names = ("prediction_id", "output", "error", "path")
-    changed: dict[str, Any] = {
-        name: _storable_text(value)
-        for name in names
-        if (value := getattr(entry, name)) is not None and _storable_text(value) != value
-    }
-    if entry.code is not None and abs(entry.code) > _LARGEST:
-        changed["code"] = None
-    return attrs.evolve(entry, **changed) if changed else entry

@@ -1,4 +1,4 @@
-"""What a session relies on in a ledger."""
+"""Contract of ledgers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kling_async._core.states import Row
     from kling_async.ledger import Ledger
 
-_MANY = 100
+_CONCURRENT_JOBS = 100
 _BATCH = "check"
 _TEXT = '{"prompt":"a"}'
 _OTHER = '{"prompt":"b"}'
@@ -29,14 +29,14 @@ _DIGEST = Content(_TEXT).digest
 
 
 async def check_ledger(make: Callable[[], Ledger]) -> None:
-    """Hold a ledger to its contract.
+    """Check that a ledger satisfies the contract of `Ledger`.
 
     Args:
-        make: Gives an empty ledger that is not open yet. A durable one is closed in the end and made a second time, and
-            that one must have what the first one wrote.
+        make: Returns a ledger that is not open yet; empty the first time. A durable one is closed in the end and made a
+            second time, and that one must have the rows of the first one.
 
     Raises:
-        AssertionError: It breaks the contract; says how.
+        AssertionError: It breaks the contract; the message says how.
     """
     ledger = make()
     await ledger.open()
@@ -45,8 +45,8 @@ async def check_ledger(make: Callable[[], Ledger]) -> None:
         await _claims(ledger)
         await _moves(ledger)
         submitted = await _finds(ledger)
-        await _many(ledger)
-        await _tries_again(ledger)
+        await _concurrent_steps(ledger)
+        await _retries(ledger)
         await _doubts(ledger)
         ledger.note(_step("k", State.COMPLETED, 7.0, output="https://outputs.example/p.mp4"))
     finally:
@@ -68,7 +68,10 @@ async def check_ledger(make: Callable[[], Ledger]) -> None:
             "what was recorded is not there when it is opened again",
         )
         open_ = await again.rows([State.SUBMITTED])
-        require(len(open_) == _MANY, f"{_MANY} jobs were submitted, and {len(open_)} are found after opening it again")
+        require(
+            len(open_) == _CONCURRENT_JOBS,
+            f"{_CONCURRENT_JOBS} jobs were submitted, and {len(open_)} are found after opening it again",
+        )
     finally:
         await again.aclose()
 
@@ -91,9 +94,9 @@ async def _claim(ledger: Ledger, key: str, *, batch: str = _BATCH, text: str = _
 
 async def _claims(ledger: Ledger) -> None:
     row = await _claim(ledger, "k")
-    said = (row.batch, row.key, row.digest, row.model, row.state, row.attempt)
+    actual = (row.batch, row.key, row.digest, row.model, row.state, row.attempt)
     expected = (_BATCH, "k", _DIGEST, "model", State.PENDING, 0)
-    require(said == expected, f"a new row is {expected}, and `claim` gave {said}")
+    require(actual == expected, f"a new row is {expected}, and `claim` gave {actual}")
     require(await _claim(ledger, "k") == row, "a second `claim` of the same job did not give the same row")
     try:
         await _claim(ledger, "k", text=_OTHER)
@@ -136,12 +139,12 @@ async def _refused(ledger: Ledger, key: str, state: State, what: str) -> None:
 
 async def _finds(ledger: Ledger) -> Row:
     row = await ledger.record(_step("k", State.INTENT, 5.0, attempt=1, fingerprint="f"))
-    said = (row.state, row.attempt, row.fingerprint, row.intent_at, row.updated_at)
-    require(said == (State.INTENT, 1, "f", 5.0, 5.0), f"`record` of an intent left (state, attempt, ...) {said}")
+    actual = (row.state, row.attempt, row.fingerprint, row.intent_at, row.updated_at)
+    require(actual == (State.INTENT, 1, "f", 5.0, 5.0), f"`record` of an intent left (state, attempt, ...) {actual}")
     require(await _names(ledger, State.INTENT) == ["k"], "`rows` does not find an intent")
     row = await ledger.record(_step("k", State.SUBMITTED, 6.0, prediction_id="p", cost=Decimal("0.45")))
-    left = (row.prediction_id, row.submitted_at, row.cost, row.fingerprint, row.attempt)
-    require(left == ("p", 6.0, Decimal("0.45"), "f", 1), f"`record` of a submission left (id, ...) {left}")
+    actual = (row.prediction_id, row.submitted_at, row.cost, row.fingerprint, row.attempt)
+    require(actual == ("p", 6.0, Decimal("0.45"), "f", 1), f"`record` of a submission left (id, ...) {actual}")
     try:
         await ledger.record(attrs.evolve(_step("k", State.SUBMITTED), expected_version=(State.UNCERTAIN, 1)))
     except LedgerError:
@@ -163,8 +166,8 @@ async def _finds(ledger: Ledger) -> Row:
     return row
 
 
-async def _tries_again(ledger: Ledger) -> None:
-    """A prediction that failed stays known when its job is paid for again: else it could be taken for the new one."""
+async def _retries(ledger: Ledger) -> None:
+    """Check that a failed prediction stays known when its job is paid for again: else it could be adopted for it."""
     await _claim(ledger, "again")
     for step in (
         _step("again", State.INTENT, attempt=1, fingerprint="f"),
@@ -180,7 +183,7 @@ async def _tries_again(ledger: Ledger) -> None:
 
 
 async def _doubts(ledger: Ledger) -> None:
-    """The kind of a doubt and its candidates are kept, by a step that repeats neither too, until it is settled."""
+    """Check that the kind of a doubt and its candidates are kept, also by a step that has neither."""
     candidates = ("p, q", 'r"; candidates: none', "\N{SNOWMAN}")
     row = await _claim(ledger, "doubt")
     for step in (
@@ -190,8 +193,8 @@ async def _doubts(ledger: Ledger) -> None:
     ):
         row = await ledger.record(step)
     for found in (row, *(row for row in await ledger.rows([State.UNCERTAIN]) if row.key == "doubt")):
-        said = (found.doubt, found.candidates)
-        require(said == (Doubt.WHOSE, candidates), f"a doubt was {(Doubt.WHOSE, candidates)}, and is {said}")
+        actual = (found.doubt, found.candidates)
+        require(actual == (Doubt.WHOSE, candidates), f"a doubt was {(Doubt.WHOSE, candidates)}, and is {actual}")
     row = await ledger.record(_step("doubt", State.ABANDONED))
     require(row.state is State.ABANDONED, f"`record` of a job that is given up left it {row.state.value}")
 
@@ -200,13 +203,15 @@ async def _names(ledger: Ledger, *states: State) -> list[str]:
     return sorted(row.key for row in await ledger.rows(states))
 
 
-async def _many(ledger: Ledger) -> None:
+async def _concurrent_steps(ledger: Ledger) -> None:
     async def one(number: int) -> None:
         key = f"many {number}"
         await _claim(ledger, key)
         await ledger.record(_step(key, State.INTENT, fingerprint="f"))
         await ledger.record(_step(key, State.SUBMITTED, prediction_id=f"p{number}"))
 
-    await asyncio.gather(*map(one, range(_MANY)))
+    await asyncio.gather(*map(one, range(_CONCURRENT_JOBS)))
     found = len(await ledger.rows([State.SUBMITTED]))
-    require(found == _MANY + 1, f"{_MANY + 1} jobs were submitted at once, and `rows` finds {found}")
+    require(
+        found == _CONCURRENT_JOBS + 1, f"{_CONCURRENT_JOBS + 1} jobs were submitted at once, and `rows` finds {found}"
+    )

@@ -1,4 +1,4 @@
-"""A job as text, and the job again out of it."""
+"""Jobs as text, and jobs from text."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8
         },
     )
 )
-def test_a_job_is_the_same_after_it_was_text(fields: dict[str, Any]) -> None:
+def test_job_survives_round_trip(fields: dict[str, Any]) -> None:
     job = Job(**fields)
     assert again(job) == job
     assert content_of(again(job), sha) == content_of(job, sha)
 
 
-def test_shots_elements_and_sound_are_kept() -> None:
+def test_shots_elements_and_sound_survive_round_trip() -> None:
     job = Job(
         model="kling-v3.0-pro",
         multi_prompt=["one", Shot("two")],
@@ -72,7 +72,7 @@ def test_shots_elements_and_sound_are_kept() -> None:
     assert again(job) == job
 
 
-def test_a_row_of_its_own_travels_with_the_job() -> None:
+def test_custom_model_survives_round_trip() -> None:
     job = Job(model=OWN, prompt="p", negative_prompt="n", guidance_scale=0.2, image=IMAGE, extra={"seed": 1})
     back = again(job)
     assert back == job
@@ -80,7 +80,7 @@ def test_a_row_of_its_own_travels_with_the_job() -> None:
     assert back.price().usd == Decimal("0.31")
 
 
-def test_the_text_is_the_same_in_every_process() -> None:
+def test_text_is_equal_in_every_process() -> None:
     """Sets come in another order in each: a key that changed would pay again."""
     script = (
         "from decimal import Decimal; from kling_async import *; from kling_async._core.content import content_of;"
@@ -102,7 +102,7 @@ def test_the_text_is_the_same_in_every_process() -> None:
     assert len(said) == 1
 
 
-def test_bytes_come_back_as_their_upload_or_not_at_all() -> None:
+def test_bytes_are_restored_from_upload_only() -> None:
     job = Job(prompt="p", image=PNG)
     content = content_of(job, sha)
     assert digests(content) == {"5e" * 32}
@@ -111,7 +111,7 @@ def test_bytes_come_back_as_their_upload_or_not_at_all() -> None:
     assert b"PNG" not in content.text.encode()
 
 
-def test_files_are_told_beside_the_content_and_are_no_part_of_it(tmp_path: Path) -> None:
+def test_paths_are_not_part_of_digest(tmp_path: Path) -> None:
     one, other = (content_of(Job(prompt="p", image=tmp_path / name), sha) for name in ("a.png", "b.png"))
     assert one.digest == other.digest
     assert one.files != other.files
@@ -119,20 +119,20 @@ def test_files_are_told_beside_the_content_and_are_no_part_of_it(tmp_path: Path)
     assert digests(one) == frozenset()
 
 
-def test_a_data_uri_is_not_written_out() -> None:
+def test_data_uri_is_stored_as_digest() -> None:
     uri = "data:image/png;base64,iVBORw0KGgoAAAAA"
     assert "base64" not in content_of(Job(prompt="p", image=uri), sha).text
 
 
 @pytest.mark.parametrize("path", ["/pictures/\udcff.png", "/pictures/ü/π.png"])
-def test_a_path_that_is_no_text_can_be_stored(path: str) -> None:
+def test_path_that_is_not_unicode_is_stored(path: str) -> None:
     content = content_of(Job(prompt="p", image=Path(path)), sha)
     assert content.files is not None
     content.files.encode()
     assert recalled(content, {}).image == Path(path)
 
 
-def test_the_digest_is_of_the_text() -> None:
+def test_digest_is_sha256_of_text() -> None:
     assert Content("a").digest != Content("b").digest
     assert Content("a", '{"image":"x"}').digest == Content("a").digest
 
@@ -147,7 +147,7 @@ def test_the_digest_is_of_the_text() -> None:
     ],
 )
 @pytest.mark.promise(1)
-def test_copies_of_catalogue_rows_keep_the_digests_of_main_07cf8da(name: str, digest: str) -> None:
+def test_copied_catalogue_rows_keep_digests_of_first_release(name: str, digest: str) -> None:
     """Rows had a field aspect_note then: another digest would pay for jobs of old ledgers again."""
     row = find_model(name)
     assert row is not None

@@ -1,4 +1,4 @@
-"""Reconciliation against the truth: whatever happened, what `settle` says did happen."""
+"""Reconciliation, compared with what happened in random histories."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def names(intents: list[Intent]) -> set[tuple[str, str]]:
     return {one.name for one in intents}
 
 
-def test_an_echo_of_its_input_is_adopted() -> None:
+def test_settle_adopts_echoed_input() -> None:
     intents = [intent("1", content="a"), intent("2", content="b")]
     ends = settle(intents, [orphan("y", content="b"), orphan("x", content="a")], ripe=(), alone=False)
     assert ends == {("b", "1"): Adopted("x"), ("b", "2"): Adopted("y")}
 
 
-def test_without_an_orphan_a_ripe_intent_was_not_accepted_and_an_unripe_one_is_held() -> None:
+def test_absence_is_evidence_only_for_ripe_intents() -> None:
     intents = [intent("1"), intent("2", content="b")]
     ends = settle(intents, [], ripe={("b", "1")}, alone=False)
     assert ends == {("b", "1"): Unaccepted(), ("b", "2"): Held(Doubt.WHETHER, ())}
 
 
-def test_intents_of_one_content_share_their_orphans_and_the_rest_were_not_accepted() -> None:
+def test_intents_with_equal_content_share_orphans() -> None:
     intents = [intent("1"), intent("2"), intent("3")]
     ends = settle(intents, [orphan("x", content="a")], ripe=names(intents), alone=False)
     adopted = [name for name, end in ends.items() if end == Adopted("x")]
@@ -53,32 +53,32 @@ def test_intents_of_one_content_share_their_orphans_and_the_rest_were_not_accept
     assert [end for end in ends.values() if end != Adopted("x")] == [Unaccepted(), Unaccepted()]
 
 
-def test_a_prediction_of_another_model_or_time_is_nobodys() -> None:
+def test_orphan_of_other_model_or_time_is_no_candidate() -> None:
     intents = [intent("1")]
     others = [orphan("x", model="n"), orphan("y", at=50.0)]
     assert settle(intents, others, ripe=names(intents), alone=True) == {("b", "1"): Unaccepted()}
 
 
-def test_counting_one_for_one_needs_that_nobody_else_uses_the_key() -> None:
+def test_counting_requires_sole_user_of_key() -> None:
     intents = [intent("1")]
     assert settle(intents, [orphan("x")], ripe=names(intents), alone=True) == {("b", "1"): Adopted("x")}
     held = settle(intents, [orphan("x")], ripe=names(intents), alone=False)
     assert held == {("b", "1"): Held(Doubt.WHETHER, ("x",))}
 
 
-def test_as_many_orphans_as_intents_means_that_all_were_paid_for_and_not_whose_is_whose() -> None:
+def test_equal_counts_hold_intents_as_paid() -> None:
     intents = [intent("1", content="a"), intent("2", content="b")]
     ends = settle(intents, [orphan("x"), orphan("y")], ripe=names(intents), alone=True)
     assert ends == {one.name: Held(Doubt.WHOSE, ("x", "y")) for one in intents}
 
 
-def test_fewer_orphans_than_intents_shows_nothing() -> None:
+def test_fewer_orphans_than_intents_hold_intents() -> None:
     intents = [intent("1", content="a"), intent("2", content="b")]
     ends = settle(intents, [orphan("x")], ripe=names(intents), alone=True)
     assert ends == {one.name: Held(Doubt.WHETHER, ("x",)) for one in intents}
 
 
-def test_a_witness_decides_and_takes_its_orphan_from_the_others() -> None:
+def test_webhook_decides_and_removes_its_orphan() -> None:
     intents = [intent("1", content="a"), intent("2", content="b")]
     ends = settle(intents, [orphan("x"), orphan("y")], ripe=names(intents), alone=True, witnesses={("b", "2"): "x"})
     assert ends == {("b", "1"): Adopted("y"), ("b", "2"): Adopted("x")}
@@ -118,7 +118,7 @@ def histories(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(histories())
-def test_what_is_said_is_true(history: dict[str, Any]) -> None:
+def test_settlements_agree_with_history(history: dict[str, Any]) -> None:
     """No unaccepted intent was accepted, no two adopt one prediction, and nobody adopts what is not of its content."""
     ends = settle(history["intents"], history["orphans"], ripe=history["ripe"], alone=history["alone"])
     assert ends.keys() == history["accepted"].keys()
@@ -142,7 +142,7 @@ def test_what_is_said_is_true(history: dict[str, Any]) -> None:
 
 
 @given(histories())
-def test_with_echo_and_ripe_nothing_is_held(history: dict[str, Any]) -> None:
+def test_echoes_settle_all_ripe_intents(history: dict[str, Any]) -> None:
     ripe = names(history["intents"])
     ends = settle(history["intents"], history["orphans"], ripe=ripe, alone=False)
     if history["echo"]:
@@ -150,7 +150,7 @@ def test_with_echo_and_ripe_nothing_is_held(history: dict[str, Any]) -> None:
 
 
 @given(histories())
-def test_the_order_of_the_intents_decides_nothing_about_money(history: dict[str, Any]) -> None:
+def test_order_of_intents_changes_no_settlement(history: dict[str, Any]) -> None:
     first = settle(history["intents"], history["orphans"], ripe=history["ripe"], alone=history["alone"])
     second = settle(history["intents"][::-1], history["orphans"], ripe=history["ripe"], alone=history["alone"])
     assert sum(isinstance(end, Adopted) for end in first.values()) == sum(
@@ -170,7 +170,7 @@ def test_the_order_of_the_intents_decides_nothing_about_money(history: dict[str,
         {"cfg_scale": 0.5, "sound": False, "end_image": None},
     ],
 )
-def test_defaults_and_forms_do_not_change_a_fingerprint(echo: dict[str, object]) -> None:
+def test_fingerprint_ignores_defaults_and_number_formats(echo: dict[str, object]) -> None:
     sent: dict[str, object] = {"prompt": "x", "image": "https://a/b.png", "duration": 10}
     assert fingerprint(sent | echo) == fingerprint(sent)
 
@@ -178,10 +178,10 @@ def test_defaults_and_forms_do_not_change_a_fingerprint(echo: dict[str, object])
 @pytest.mark.parametrize(
     "other", [{"prompt": "y"}, {"duration": 5}, {"guidance_scale": 0.6}, {"end_image": "https://a/c.png"}]
 )
-def test_what_was_asked_for_changes_it(other: dict[str, object]) -> None:
+def test_fingerprint_depends_on_inputs(other: dict[str, object]) -> None:
     sent: dict[str, object] = {"prompt": "x", "image": "https://a/b.png", "duration": 10}
     assert fingerprint(sent | other) != fingerprint(sent)
 
 
-def test_intents_are_values() -> None:
+def test_intents_compare_by_value() -> None:
     assert attrs.evolve(intent("1")) == intent("1")

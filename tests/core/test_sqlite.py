@@ -1,4 +1,4 @@
-"""The embedded ledger: real files, real threads, other processes."""
+"""The SQLite ledger, with real files, threads and processes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     await made.aclose()
 
 
-async def test_a_job_goes_from_claim_to_submitted(ledger: Ledger) -> None:
+async def test_steps_update_row(ledger: Ledger) -> None:
     assert (await claim(ledger, "k")).state is State.PENDING
     row = await ledger.record(step("k", State.INTENT, 5.0, attempt=1, fingerprint="f"))
     assert (row.state, row.attempt, row.intent_at, row.fingerprint) == (State.INTENT, 1, 5.0, "f")
@@ -60,14 +60,14 @@ async def test_a_job_goes_from_claim_to_submitted(ledger: Ledger) -> None:
     assert await ledger.rows([State.INTENT]) == []
 
 
-async def test_the_same_key_with_other_content_is_refused(ledger: Ledger) -> None:
+async def test_claim_refuses_key_with_other_content(ledger: Ledger) -> None:
     await claim(ledger, "k")
     with pytest.raises(KeyReusedError, match="other content"):
         await claim(ledger, "k", text="other")
     assert (await claim(ledger, "k")).digest == Content("d").digest
 
 
-async def test_every_move_that_is_not_in_the_table_is_refused_and_changes_nothing(ledger: Ledger) -> None:
+async def test_record_refuses_illegal_moves(ledger: Ledger) -> None:
     """The moves out of pending and intent; the table itself is enumerated below."""
     await claim(ledger, "k")
     for before in (State.PENDING, State.INTENT):
@@ -82,7 +82,7 @@ async def test_every_move_that_is_not_in_the_table_is_refused_and_changes_nothin
 
 @pytest.mark.parametrize("before", State)
 @pytest.mark.parametrize("after", State)
-def test_the_table_of_moves_is_what_rows_obey(before: State, after: State) -> None:
+def test_rows_obey_table_of_moves(before: State, after: State) -> None:
     row = Row(batch="b", key="k", digest="d", model="m", state=before, updated_at=0.0)
     # An intent is no place to stay: a second request would be a second payment.
     if (after is before is not State.INTENT) or after in MOVES[before]:
@@ -92,7 +92,7 @@ def test_the_table_of_moves_is_what_rows_obey(before: State, after: State) -> No
             row.after(step("k", after))
 
 
-def test_what_may_have_been_paid_for_never_goes_back_to_pending_by_itself() -> None:
+def test_only_settled_states_return_to_pending() -> None:
     """Only an intent that was refused, and a doubt that was settled, may be sent again."""
     assert {state for state in State if State.PENDING in MOVES[state]} == {
         State.CLAIMED,
@@ -107,12 +107,12 @@ def test_what_may_have_been_paid_for_never_goes_back_to_pending_by_itself() -> N
     assert State.INTENT not in MOVES[State.UNCERTAIN] | MOVES[State.SUBMITTED] | MOVES[State.COMPLETED]
 
 
-async def test_a_step_of_a_job_that_was_never_claimed_is_refused(ledger: Ledger) -> None:
+async def test_record_refuses_unclaimed_job(ledger: Ledger) -> None:
     with pytest.raises(LedgerError, match="never claimed"):
         await ledger.record(step("k", State.INTENT))
 
 
-async def test_many_at_once(ledger: Ledger) -> None:
+async def test_ledger_takes_concurrent_steps(ledger: Ledger) -> None:
     async def one(number: int) -> None:
         await claim(ledger, f"{number}")
         await ledger.record(step(f"{number}", State.INTENT))
@@ -122,7 +122,7 @@ async def test_many_at_once(ledger: Ledger) -> None:
     assert len(await ledger.rows([State.SUBMITTED])) == 500
 
 
-async def test_one_refused_step_does_not_undo_its_group(tmp_path: Path) -> None:
+async def test_refused_step_leaves_its_group_intact(tmp_path: Path) -> None:
     ledger = SQLiteLedger(tmp_path / "run.db")
     await ledger.open()
     await asyncio.gather(*(claim(ledger, key) for key in "abc"))
@@ -142,7 +142,7 @@ async def test_one_refused_step_does_not_undo_its_group(tmp_path: Path) -> None:
     }
 
 
-async def test_reading_leaves_nothing_beside_the_file(tmp_path: Path) -> None:
+async def test_reader_leaves_no_files(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     ledger = SQLiteLedger(path)
     await ledger.open()
@@ -165,7 +165,7 @@ async def test_reading_leaves_nothing_beside_the_file(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["run.db"]
 
 
-async def test_reading_what_a_killed_process_left_changes_nothing(tmp_path: Path) -> None:
+async def test_reader_leaves_log_of_killed_process_alone(tmp_path: Path) -> None:
     path, left = tmp_path / "run.db", tmp_path / "left"
     ledger = SQLiteLedger(path)
     await ledger.open()
@@ -180,7 +180,7 @@ async def test_reading_what_a_killed_process_left_changes_nothing(tmp_path: Path
     assert {name: (left / name).read_bytes() for name in before} == before
 
 
-async def test_it_is_read_again_by_a_later_process_and_while_it_is_written(tmp_path: Path) -> None:
+async def test_file_is_readable_while_written_and_after_reopening(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "run.db"
     ledger = SQLiteLedger(path)
     await ledger.open()
@@ -228,7 +228,7 @@ def start_other(path: Path) -> subprocess.Popen[str]:
     return other
 
 
-async def test_the_steps_are_read_in_the_order_in_which_they_were_taken(tmp_path: Path) -> None:
+async def test_read_steps_returns_steps_in_order(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     ledger = SQLiteLedger(path)
     await ledger.open()
@@ -250,7 +250,7 @@ async def test_the_steps_are_read_in_the_order_in_which_they_were_taken(tmp_path
         list(read_steps(tmp_path / "missing.db"))
 
 
-async def test_a_second_writer_is_refused_and_the_lock_ends_with_the_process(tmp_path: Path) -> None:
+async def test_second_writer_is_refused_until_first_ends(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     other = start_other(path)
     try:
@@ -266,7 +266,7 @@ async def test_a_second_writer_is_refused_and_the_lock_ends_with_the_process(tmp
     assert [entry.name for entry in tmp_path.iterdir()] == ["run.db"]
 
 
-async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
+async def test_recorded_steps_survive_kill_9(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     other = start_other(path)
     assert other.stdout is not None
@@ -279,7 +279,7 @@ async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
     assert all(states[str(number)] is State.INTENT for number in range(last + 1))
 
 
-async def test_a_forked_writer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_writer_is_refused_after_fork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = SQLiteLedger(tmp_path / "run.db")
     await ledger.open()
     pid = os.getpid()
@@ -290,7 +290,7 @@ async def test_a_forked_writer_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     await ledger.aclose()
 
 
-async def test_files_that_are_no_ledger_are_refused_with_what_to_do(tmp_path: Path) -> None:
+async def test_open_refuses_other_files_with_advice(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("these are my notes, and not a database at all\n" * 100)
     with pytest.raises(LedgerError, match="is no ledger"):
@@ -319,7 +319,7 @@ async def test_files_that_are_no_ledger_are_refused_with_what_to_do(tmp_path: Pa
         list(read_ledger(tmp_path / "missing.db"))
 
 
-async def test_a_torn_file_is_refused(tmp_path: Path) -> None:
+async def test_open_refuses_truncated_file(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     ledger = SQLiteLedger(path)
     await ledger.open()
@@ -331,12 +331,12 @@ async def test_a_torn_file_is_refused(tmp_path: Path) -> None:
         await SQLiteLedger(path).open()
 
 
-async def test_a_file_that_cannot_be_written_is_refused_at_once() -> None:
+async def test_open_refuses_unwritable_file() -> None:
     with pytest.raises(LedgerError, match="cannot be opened"):
         await SQLiteLedger("/proc/self/run.db").open()
 
 
-async def test_a_full_disk_stops_with_nothing_lost(tmp_path: Path) -> None:
+async def test_full_disk_fails_steps_and_keeps_rows(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     ledger = SQLiteLedger(path)
     await ledger.open()
@@ -350,7 +350,7 @@ async def test_a_full_disk_stops_with_nothing_lost(tmp_path: Path) -> None:
     assert "before" in {row.key for row in read_ledger(path)}
 
 
-async def test_a_locked_database_is_an_error_and_not_a_hang(tmp_path: Path) -> None:
+async def test_locked_file_fails_steps_after_timeout(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     ledger = SQLiteLedger(path, lock_timeout=0.05)
     await ledger.open()
@@ -368,7 +368,7 @@ async def test_a_locked_database_is_an_error_and_not_a_hang(tmp_path: Path) -> N
     await ledger.aclose()
 
 
-async def test_an_id_that_is_no_text_does_not_take_the_steps_beside_it_along(tmp_path: Path) -> None:
+async def test_id_with_lone_surrogate_is_stored(tmp_path: Path) -> None:
     ledger = SQLiteLedger(tmp_path / "run.db")
     await ledger.open()
     try:
@@ -386,7 +386,7 @@ async def test_an_id_that_is_no_text_does_not_take_the_steps_beside_it_along(tmp
     assert known.keys() == {"p\ud800"}
 
 
-def test_rows_and_steps_go_into_sets() -> None:
+def test_rows_and_entries_are_hashable() -> None:
     rows = [Row(batch="", key="one", digest="", model="", state=State.PENDING, updated_at=0.0) for _ in range(2)]
     entries = [step("one", State.INTENT) for _ in range(2)]
     assert len({*rows}) == len({*entries}) == 1

@@ -1,4 +1,4 @@
-"""The check of ledgers: ours pass, and each broken one is told apart."""
+"""`check_ledger`: built-in ledgers satisfy it, and it detects broken ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kling_async.testing import check_ledger
 pytestmark = pytest.mark.anyio
 
 
-async def test_ours_pass(tmp_path: Path) -> None:
+async def test_builtin_ledgers_satisfy_contract(tmp_path: Path) -> None:
     await check_ledger(MemoryLedger)
     await check_ledger(lambda: SQLiteLedger(tmp_path / "run.db"))
 
@@ -145,7 +145,7 @@ class OwnsEverything(MemoryLedger):
         (OwnsEverything, "`owner` of an unknown id is to be None"),
     ],
 )
-async def test_a_broken_one_is_told_apart(broken: type[MemoryLedger], said: str) -> None:
+async def test_contract_check_detects_broken_ledger(broken: type[MemoryLedger], said: str) -> None:
     with pytest.raises(AssertionError, match=said):
         await check_ledger(broken)
 
@@ -155,6 +155,6 @@ class LosesNotes(SQLiteLedger):
         del entry
 
 
-async def test_a_durable_one_that_loses_what_was_noted(tmp_path: Path) -> None:
+async def test_contract_check_detects_lost_notes(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="what was noted before it was closed"):
         await check_ledger(lambda: LosesNotes(tmp_path / "run.db"))

@@ -11,12 +11,14 @@ import attrs
 
 from kling_async._core.prediction import RETRYABLE_CODES
 from kling_async._core.states import ENDED, OPEN, RELEASED, WAITING, Row, State
+from kling_async.errors import LedgerError
 from kling_async.ledger._columns import quoted, restore, stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from kling_async._core.content import Content
+    from kling_async._core.states import Entry
 
 _TYPES: dict[str, str] = {
     "state": "text",
@@ -339,3 +341,35 @@ FROM kling_worker w LEFT JOIN kling_job j ON j.worker_id = w.id
 WHERE w.account = %s AND w.lease_until > clock_timestamp() GROUP BY w.id ORDER BY w.since
 """
 """Name, seconds of lease, and number of jobs of the workers that are alive."""
+
+
+_LARGEST = 2**62
+
+
+def storable_text(text: str) -> str:
+    """Return the text with lone surrogates and NUL, which the database cannot store, replaced."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def check_names(*names: str) -> None:
+    """Check that names can be stored.
+
+    Raises:
+        LedgerError: One has a lone surrogate or NUL.
+    """
+    for name in names:
+        if storable_text(name) != name:
+            raise LedgerError(f"{name!r} is no text that the ledger can hold", key=ascii(name))
+
+
+def storable(entry: Entry) -> Entry:
+    """Return the step with texts and numbers that the database cannot store, as a service may send them, replaced."""
+    names = ("prediction_id", "output", "error", "path")
+    changed: dict[str, Any] = {
+        name: storable_text(value)
+        for name in names
+        if (value := getattr(entry, name)) is not None and storable_text(value) != value
+    }
+    if entry.code is not None and abs(entry.code) > _LARGEST:
+        changed["code"] = None
+    return attrs.evolve(entry, **changed) if changed else entry
