@@ -143,8 +143,8 @@ async def _finds(ledger: Ledger) -> Row:
     require(actual == (State.INTENT, 1, "f", 5.0, 5.0), f"`record` of an intent left (state, attempt, ...) {actual}")
     require(await _names(ledger, State.INTENT) == ["k"], "`rows` does not find an intent")
     row = await ledger.record(_step("k", State.SUBMITTED, 6.0, prediction_id="p", cost=Decimal("0.45")))
-    actual = (row.prediction_id, row.submitted_at, row.cost, row.fingerprint, row.attempt)
-    require(actual == ("p", 6.0, Decimal("0.45"), "f", 1), f"`record` of a submission left (id, ...) {actual}")
+    submitted = (row.prediction_id, row.submitted_at, row.cost, row.fingerprint, row.attempt)
+    require(submitted == ("p", 6.0, Decimal("0.45"), "f", 1), f"`record` of a submission left (id, ...) {submitted}")
     try:
         await ledger.record(attrs.evolve(_step("k", State.SUBMITTED), expected_version=(State.UNCERTAIN, 1)))
     except LedgerError:

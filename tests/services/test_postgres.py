@@ -85,7 +85,7 @@ async def test_worker_waits_for_row_leased_by_another(database: str) -> None:
             assert waited == []
             await one.record(step("k", State.SUBMITTED, prediction_id="p"))
         assert waited[0].prediction_id == "p"
-        with pytest.raises(LedgerError, match="another worker's hand"):
+        with pytest.raises(LedgerError, match="claimed by another worker"):
             await other.record(step("k", State.COMPLETED))
         one.note(step("k", State.COMPLETED))
         with anyio.fail_after(PATIENCE_S):
@@ -145,7 +145,7 @@ async def test_fenced_worker_may_write_only_its_prediction_id(database: str) -> 
         row = await one.record(step("sent", State.SUBMITTED, prediction_id="p"))
         assert row.prediction_id == "p"
         # A step of the other worker, based on older data, does not undo it.
-        with pytest.raises(LedgerError, match="another worker's hand"):
+        with pytest.raises(LedgerError, match="claimed by another worker"):
             await other.record(step("sent", State.PENDING))
         assert (await other.rows([State.SUBMITTED]))[0].prediction_id == "p"
         await one.aclose()
@@ -453,7 +453,7 @@ async def test_late_prediction_id_is_not_overwritten(database: str) -> None:
         await other._lease.renew()
         await claim(other, "k")
         await one.record(step("k", State.SUBMITTED, prediction_id="told"))
-        with pytest.raises(LedgerError, match="another worker's hand"):
+        with pytest.raises(LedgerError, match="claimed by another worker"):
             await other.record(step("k", State.SUBMITTED, prediction_id="counted"))
         assert [row.prediction_id for row in await other.rows([State.SUBMITTED])] == ["told"]
         await one.aclose()

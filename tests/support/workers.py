@@ -75,7 +75,7 @@ class Fleet:
         with anyio.fail_after(PATIENCE_S):
             while not held:  # noqa: ASYNC110 -- from another process
                 await anyio.sleep(0.02)
-        query = "SELECT w.name FROM kling_job j JOIN kling_worker w ON w.id = j.owner WHERE j.key = %s"
+        query = "SELECT w.name FROM kling_job j JOIN kling_worker w ON w.id = j.worker_id WHERE j.key = %s"
         ((name,),) = postgres.rows(url, query, held[0])
         return next(process for process in self.processes if name == name_of(process))
 

@@ -109,4 +109,4 @@ def lease_ended(key: str) -> LedgerError:
 
 def not_owned(key: str) -> LedgerError:
     """Return the error for a job that another worker has claimed."""
-    return NotInHandError(f"job {key} is in another worker's hand", key=key)
+    return NotInHandError(f"job {key} is claimed by another worker", key=key)
