@@ -41,7 +41,7 @@ def is_state(node: ast.AST) -> bool:
 
 
 def statements(tree: ast.AST) -> Iterator[int]:
-    """Lines of string constants with a list of states in quotes, as SQL has them."""
+    """Yield lines of string constants with a quoted list of states, as in SQL."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and LIST.search(node.value):
             yield node.lineno
