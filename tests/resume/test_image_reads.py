@@ -83,7 +83,7 @@ def face(tmp_path: Path) -> Iterator[Face]:
 
 @attrs.define
 class Studio(Service):
-    """A service that takes uploads.
+    """Service that accepts uploads.
 
     Attributes:
         uploads: contents of the uploads.
@@ -105,7 +105,7 @@ class Studio(Service):
 
 
 class Ours:
-    """A clock that is not patient."""
+    """Session clock with shortened sleeps."""
 
     def __init__(self, service: Service) -> None:
         self.now, self.monotonic, self._sleep = service.clock.now, service.clock.monotonic, service.clock.sleep

@@ -1,4 +1,4 @@
-"""When the history is read for a submission in doubt, and how far clocks may be off."""
+"""Timing of history reads for submissions in doubt, and tolerance for clock differences."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from support.service import IMAGE, Service, open_session
 pytestmark = pytest.mark.anyio
 
 BETWEEN_LOOKS_S = 5.0
-"""Seconds between two looks at the history for one job."""
+"""Seconds between two history reads for one job."""
 CLOCK_SLACK_S = 3600.0
-"""Seconds by which the service's clock may be behind what it says."""
+"""Seconds by which the service's clock may be behind its own timestamps."""
 
 
 def aligned(**options: Any) -> Service:
@@ -65,7 +65,7 @@ def lose_reply(
 @pytest.mark.promise(1)
 @pytest.mark.parametrize("behind", [0.0, 900.0, CLOCK_SLACK_S - 200, CLOCK_SLACK_S + 700])
 async def test_service_clock_that_is_behind_excludes_no_orphan(behind: float) -> None:
-    """Nothing is echoed, and no header tells the clock: the time alone says whose a prediction may be."""
+    """There is no echo and no header with the time, so candidates are selected by time alone."""
     service = aligned()
     service.epoch -= behind
     lose_reply(service, accepted=True)
@@ -76,7 +76,7 @@ async def test_service_clock_that_is_behind_excludes_no_orphan(behind: float) ->
 
 @attrs.define
 class SetClock:
-    """Our clock: the service's, plus `ahead` seconds."""
+    """Session clock, `ahead` seconds ahead of the service's."""
 
     service: Service
     ahead: float = 0.0
@@ -184,7 +184,7 @@ async def test_history_that_cannot_be_read_is_asked_again_after_a_pause() -> Non
 
 
 async def test_request_for_the_history_reaches_two_hours_back() -> None:
-    """Its start, by our clock, must not hide what a service dates back."""
+    """The start by the session's clock must not exclude predictions that the service dates back."""
     service = aligned()
     starts: list[float] = []
     lose_reply(service, accepted=True)

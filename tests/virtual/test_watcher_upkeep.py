@@ -1,4 +1,4 @@
-"""What the watcher keeps of waits that have ended, and replies that come after a prediction's end."""
+"""Cleanup of ended waits in the watcher, and responses that arrive after a prediction's end."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ async def test_deadlines_of_waits_that_go_on_survive_compaction_in_their_order()
 
 
 async def test_compaction_is_rarer_the_more_waits_go_on() -> None:
-    """Each compaction looks at all deadlines: at a fixed number, many long waits would cost a look each."""
+    """Compaction scans all deadlines, so a fixed threshold would scan them for every long wait."""
     made, _ = watcher(processing)
     tasks = [asyncio.create_task(made.wait(prediction("p"), deadline=90_000)) for _ in range(3000)]
     await asyncio.sleep(0)
