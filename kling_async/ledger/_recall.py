@@ -89,7 +89,7 @@ async def recall_one(ledger: Ledger, clock: Clock, row: Row, content: Content) -
     return Recalled(row, recalled(content, uploads), content)
 
 
-async def check_images(job: Job, content: Content, key: str, look: Callable[[Path], Awaitable[str]]) -> None:
+async def check_images(job: Job, content: Content, key: str, digest: Callable[[Path], Awaitable[str]]) -> None:
     """Raise unless the images of a job from a ledger have not changed.
 
     Args:
