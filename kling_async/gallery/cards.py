@@ -35,20 +35,15 @@ MAX_CARDS = 20_000
 
 
 class Stage(Enum):
-    """Stage of a job on the page."""
+    """Stage of a job on the page: states with the same color and filter."""
 
     WAITING = "waiting"
-    GENERATING = "generating"
-    DOWNLOADING = "downloading"
-    DONE = "done"
+    RUNNING = "running"
+    UNSAVED = "unsaved"
+    SAVED = "saved"
     FAILED = "failed"
     UNCERTAIN = "uncertain"
     SKIPPED = "skipped"
-
-    @property
-    def ended(self) -> bool:
-        """True if the stage is final."""
-        return self not in {Stage.WAITING, Stage.GENERATING, Stage.DOWNLOADING}
 
 
 @attrs.frozen
@@ -119,7 +114,9 @@ class Card:
         bytes: Size of the video.
         note: Reason for the wait, other than the queue; empty if there is none.
         trouble: Error of the job; None if there is none.
-        in_batch: The job belongs to a batch, which saves its video.
+        in_batch: The job belongs to a batch, which may save its video.
+        label: Label of the state.
+        finished: The session does nothing more for the job.
     """
 
     number: int
@@ -147,6 +144,20 @@ class Card:
     note: str = ""
     trouble: Trouble | None = None
     in_batch: bool = False
+    label: str = Stage.WAITING.value
+    finished: bool = False
+
+    def move(self, stage: Stage, state: State | None = None, *, finished: bool | None = None) -> None:
+        """Set the stage and the label of the state.
+
+        Args:
+            stage: The stage.
+            state: The state; None if its label is that of the stage.
+            finished: The session does nothing more for the job; None follows from the stage.
+        """
+        self.stage = stage
+        self.label = stage.value if state is None else state.label
+        self.finished = stage in _FINISHED if finished is None else finished
 
     def describe(self, job: Job) -> None:
         """Set the fields of the job."""
@@ -251,19 +262,23 @@ class Deck:
                 self._begin(card, job, event.at)
             case events.Accepted(job=job, prediction=prediction):
                 self._begin(card, job, event.at)
-                card.stage, card.accepted = Stage.GENERATING, event.at
+                card.move(Stage.RUNNING)
+                card.accepted = event.at
                 card.prediction_id, card.cost = prediction.id, job.price(provider).usd
                 card.note, card.trouble = "", None
             case events.Refused(error=error, again=again) if again is not None:
                 card.note = f"Not accepted yet, next attempt in {again:.0f} s: {error.message}"
             case events.Refused(error=error):
-                card.stage, card.trouble, card.note = Stage.FAILED, Trouble.of(error), ""
+                card.move(Stage.FAILED, State.REJECTED)
+                card.trouble, card.note = Trouble.of(error), ""
             case events.Uncertain(error=error):
-                card.stage, card.trouble, card.note = Stage.UNCERTAIN, Trouble.of(error), ""
+                card.move(Stage.UNCERTAIN)
+                card.trouble, card.note = Trouble.of(error), ""
             case events.Changed(prediction=prediction):
                 _apply_prediction(card, prediction, event.at)
             case events.Saved(file=file):
-                card.stage, card.saved = Stage.DONE, event.at
+                card.move(Stage.SAVED)
+                card.saved = event.at
                 _set_video(card, file)
             case events.Finished(outcome=outcome):
                 _apply_outcome(card, outcome, event.at)
@@ -300,7 +315,7 @@ class Deck:
         if len(self._cards) < self._limit:
             return
         # A tenth at once, so that not every new card scans all the others.
-        names = [name for name, card in self._cards.items() if card.stage.ended][: max(1, self._limit // 10)]
+        names = [name for name, card in self._cards.items() if card.finished][: max(1, self._limit // 10)]
         for name in names:
             del self._by_number[self._cards.pop(name).number]
         self.dropped += len(names)
@@ -311,9 +326,10 @@ def _apply_prediction(card: Card, prediction: Prediction, at: float) -> None:
         return
     card.ended = at
     if prediction.status is Status.COMPLETED:
-        card.stage = Stage.DOWNLOADING if card.in_batch else Stage.DONE
+        # A job outside of batches has no `Finished` event.
+        card.move(Stage.UNSAVED, finished=not card.in_batch)
         return
-    card.stage = Stage.FAILED
+    card.move(Stage.FAILED)
     error = prediction.failure()
     card.trouble = None if error is None else Trouble.of(error)
 
@@ -337,31 +353,32 @@ def _apply_outcome(card: Card, outcome: Outcome, at: float) -> None:
         _set_video(card, outcome.saved)
     match error:
         case None:
-            card.stage = Stage.DONE
+            card.move(Stage.UNSAVED if outcome.saved is None else Stage.SAVED, finished=True)
         case SkippedError():
-            card.stage = Stage.SKIPPED
+            card.move(Stage.SKIPPED)
         case SubmissionUncertainError():
-            card.stage = Stage.UNCERTAIN
+            card.move(Stage.UNCERTAIN)
         case PredictionTimeoutError():
-            card.stage = Stage.GENERATING  # only the wait has ended, not the prediction
+            card.move(Stage.RUNNING)  # only the wait has ended, not the prediction
         case _:
-            card.stage = Stage.FAILED
+            card.move(Stage.FAILED, State.REJECTED if card.prediction_id is None else State.FAILED)
             card.ended = card.ended or at
 
 
+_FINISHED = frozenset({Stage.SAVED, Stage.FAILED, Stage.UNCERTAIN, Stage.SKIPPED})
 _STAGES = {
     State.PENDING: Stage.WAITING,
     State.CLAIMED: Stage.WAITING,
     State.INTENT: Stage.UNCERTAIN,
-    State.SUBMITTED: Stage.GENERATING,
-    State.COMPLETED: Stage.DONE,
+    State.SUBMITTED: Stage.RUNNING,
+    State.COMPLETED: Stage.UNSAVED,
     State.FAILED: Stage.FAILED,
     State.REJECTED: Stage.FAILED,
     State.ABANDONED: Stage.FAILED,
     State.UNCERTAIN: Stage.UNCERTAIN,
     State.SKIPPED: Stage.SKIPPED,
     State.EXPIRED: Stage.FAILED,
-    State.DOWNLOADED: Stage.DONE,
+    State.DOWNLOADED: Stage.SAVED,
 }
 
 
@@ -373,15 +390,17 @@ def fill(card: Card, row: Row, completed: float | None = None) -> None:
         row: Row of the job.
         completed: Time at which its prediction completed; None if unknown.
     """
-    card.stage = _STAGES[row.state]
+    # Nobody sends an intent of a ledger that is shown afterwards.
+    state = State.UNCERTAIN if row.state is State.INTENT else row.state
+    card.move(_STAGES[state], state, finished=True if state is State.COMPLETED else None)
     model = find_model(row.model)
     card.model = row.model if model is None else model.name
     card.prediction_id, card.attempts, card.cost = row.prediction_id, row.attempt, row.spent
     card.begun, card.accepted = row.intent_at, row.submitted_at
     if row.state is State.DOWNLOADED:
         card.ended, card.saved, card.bytes = completed, row.updated_at, row.bytes
-    elif card.stage.ended:
-        card.ended = row.updated_at
+    elif card.finished:
+        card.ended = row.updated_at if completed is None else completed
     card.trouble = _trouble(row)
 
 

@@ -49,6 +49,8 @@ def as_data(card: Card, link: Link) -> dict[str, Any]:
         "key": card.key,
         "batch": card.batch,
         "state": card.stage.value,
+        "label": card.label,
+        "finished": card.finished,
         "model": card.model,
         "provider": card.provider,
         "prompt": card.prompt,

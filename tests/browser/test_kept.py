@@ -95,7 +95,7 @@ async def test_detail_shows_input_beside_video(kept: Path, visit: Open) -> None:
             "$0.45",
             "Generating",
             "Downloading",
-            "Done",
+            "Saved",
             "dawn.mp4",
         ):
             assert word in text
@@ -120,7 +120,7 @@ async def test_detail_of_failure_shows_advice_and_money(kept: Path, visit: Open)
 
 
 async def test_hostile_text_is_shown_as_text(kept: Path, visit: Open) -> None:
-    async with visit(kept, about="#q=document.title+img&state=done") as tab:
+    async with visit(kept, about="#q=document.title+img&state=saved") as tab:
         tile = tab.page.locator(".tile", has_text="onerror").first
         assert await tile.locator(".key").text_content() == HOSTILE
         await tile.click()
@@ -157,7 +157,7 @@ async def test_filters_are_kept_in_address(kept: Path, visit: Open) -> None:
         await page.locator("[data-state=failed]").click()
         await tab.set("1 job of 6")
         assert await tab.keys() == ["storm"]
-        await page.locator("[data-state=done]").click()
+        await page.locator("[data-state=saved]").click()
         await tab.set("")
         await page.locator("[data-state=failed]").click()
         await page.locator("#model").select_option(PRO)
@@ -216,7 +216,7 @@ async def test_keyboard_reaches_everything(kept: Path, visit: Open) -> None:
         for _ in range(9):
             await page.keyboard.press("Tab")
             reached.append(await page.evaluate(REACHED))
-        assert reached[:8] == ["skip", "tab-videos", "theme", "q", "model", "sort", "done", "failed"]
+        assert reached[:8] == ["skip", "tab-videos", "theme", "q", "model", "sort", "saved", "failed"]
         await at("dawn")
 
 

@@ -59,13 +59,13 @@ async def test_live_page_follows_run_to_its_end(tmp_path: Path, visit: Open) -> 
             script.admitted("b", image=picture)
             await reach("a", "waiting")
             script.accepted("a")
-            await reach("a", "generating")
+            await reach("a", "running")
             script.ended("a")
-            await reach("a", "downloading")
+            await reach("a", "unsaved")
             script.saved("a", video)
-            await reach("a", "done")
+            await reach("a", "saved")
             assert await tab.keys() == ["a", "b"]
-            assert "1 / 3\ndone" in await page.locator("#figures").inner_text()
+            assert "1 / 3\nsaved" in await page.locator("#figures").inner_text()
             await page.locator(".tile img").first.wait_for()
             await page.locator(".tile").first.hover()
             await page.wait_for_function("() => document.querySelector('video.preview.playing')?.currentTime > 0.2")
@@ -86,13 +86,13 @@ async def test_live_page_follows_run_to_its_end(tmp_path: Path, visit: Open) -> 
             # The dialog stays open during changes and at the end of the run.
             await page.locator(".tile").last.click()
             script.accepted("c")
-            await page.locator(".state", has_text="Generating").wait_for()
+            await page.locator(".state", has_text="Running").wait_for()
             await page.keyboard.press("Escape")
             await run.aclose()
             await page.get_by_text(f"Ended. Kept as {gallery.index}").wait_for()
     async with visit(gallery.index) as tab:
         assert await tab.keys() == ["a", "b", "c"]
-        assert "Still generating" in await tab.page.locator("#states").inner_text()
+        assert "Running" in await tab.page.locator("#states").inner_text()
 
 
 async def test_page_handles_five_thousand_jobs(tmp_path: Path, visit: Open) -> None:

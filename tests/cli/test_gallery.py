@@ -35,7 +35,7 @@ def test_page_of_run_and_page_from_ledger_match(cli: Cli) -> None:
     found = cards(page)
     assert set(found) == {"a", "b", "c/d"}
     for card in found.values():
-        assert card["state"] == "done"
+        assert card["state"] == "saved"
         assert (page.parent / card["video"]).is_file()
         assert (page.parent / card["image"]["poster"]).is_file()
     page.unlink()
@@ -60,7 +60,7 @@ def test_interrupted_run_writes_page(cli: Cli) -> None:
     assert process.returncode == 130
     assert "Traceback" not in printed
     states = [card["state"] for card in cards(cli.folder / "videos" / "gallery" / "index.html").values()]
-    assert states.count("generating") >= 1
+    assert states.count("running") >= 1
     assert "skipped" in states
 
 

@@ -39,13 +39,13 @@ def test_card_follows_job_through_stages(deck: Deck, script: Script, tmp_path: P
     assert card.settings == {"Negative prompt": "blur"}
     script.at += 3
     script.accepted("a")
-    assert (card.stage, float(card.cost or 0), card.prediction_id) == (Stage.GENERATING, 0.9, "id-of-a")
+    assert (card.stage, float(card.cost or 0), card.prediction_id) == (Stage.RUNNING, 0.9, "id-of-a")
     script.at += 90
     script.ended("a")
-    assert card.stage is Stage.DOWNLOADING
+    assert card.stage is Stage.UNSAVED
     script.at += 1
     script.saved("a", video)
-    assert (card.stage, card.video, card.bytes) == (Stage.DONE, video, len(TINY_MP4))
+    assert (card.stage, card.video, card.bytes) == (Stage.SAVED, video, len(TINY_MP4))
     assert [card.begun, card.accepted, card.ended, card.saved] == [START, START + 3, START + 93, START + 94]
 
 
@@ -54,7 +54,7 @@ def test_card_follows_job_through_stages(deck: Deck, script: Script, tmp_path: P
     [
         (SkippedError("the batch had stopped"), Stage.SKIPPED),
         (SubmissionUncertainError("the reply was lost"), Stage.UNCERTAIN),
-        (PredictionTimeoutError("it still runs"), Stage.GENERATING),
+        (PredictionTimeoutError("it still runs"), Stage.RUNNING),
         (KlingError("something else"), Stage.FAILED),
     ],
 )
@@ -86,7 +86,7 @@ def test_acceptance_clears_trouble_of_uncertain_submission(deck: Deck, script: S
     script.observer(events.Uncertain(at=script.at, key="a", batch="spring", job=job, error=lost))
     assert now() == (Stage.UNCERTAIN, "", True)
     script.accepted("a")
-    assert now() == (Stage.GENERATING, "", False)
+    assert now() == (Stage.RUNNING, "", False)
 
 
 def test_job_outside_batch_is_done_when_completed(deck: Deck, script: Script) -> None:
@@ -97,7 +97,7 @@ def test_job_outside_batch_is_done_when_completed(deck: Deck, script: Script) ->
     script.accepted("alone")
     for key in script.jobs:
         script.ended(key)
-    assert [card.stage for card in deck.cards] == [Stage.DOWNLOADING, Stage.DONE]
+    assert [(card.stage, card.finished) for card in deck.cards] == [(Stage.UNSAVED, False), (Stage.UNSAVED, True)]
     assert deck.cards[1].prompt == "Waves"
 
 
@@ -108,7 +108,7 @@ def test_same_key_at_two_providers_is_two_cards(deck: Deck, script: Script) -> N
     other.accepted("a")
     assert [(card.provider, card.stage) for card in deck.cards] == [
         ("wavespeed", Stage.WAITING),
-        ("gptproto", Stage.GENERATING),
+        ("gptproto", Stage.RUNNING),
     ]
     assert deck.cards[1].cost is None, "the provider publishes no prices"
 
@@ -152,9 +152,10 @@ def row(state: State, **more: object) -> Row:
 @pytest.mark.parametrize(
     ("source", "stage", "text"),
     [
-        (row(State.DOWNLOADED, prediction_id="p", bytes=5), Stage.DONE, None),
+        (row(State.DOWNLOADED, prediction_id="p", bytes=5), Stage.SAVED, None),
         (row(State.PENDING), Stage.WAITING, None),
-        (row(State.SUBMITTED, prediction_id="p"), Stage.GENERATING, None),
+        (row(State.COMPLETED, prediction_id="p"), Stage.UNSAVED, None),
+        (row(State.SUBMITTED, prediction_id="p"), Stage.RUNNING, None),
         (row(State.INTENT), Stage.UNCERTAIN, "check the account's prediction history"),
         (row(State.FAILED, prediction_id="p", code=1200, error="nsfw"), Stage.FAILED, "change the prompt or the image"),
         (row(State.REJECTED, error="no such field"), Stage.FAILED, "no such field"),
@@ -167,6 +168,7 @@ def test_fill_reads_ledger_row(deck: Deck, source: Row, stage: Stage, text: str 
     card = deck.card("b", "k")
     fill(card, source)
     assert (card.stage, card.model) == (stage, "kling-v2.1-pro")
+    assert card.label == (State.UNCERTAIN if source.state is State.INTENT else source.state).label
     assert (card.trouble is None) == (text is None)
     if card.trouble is not None and text is not None:
         assert text in f"{card.trouble.message} {card.trouble.advice}"

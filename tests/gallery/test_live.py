@@ -185,7 +185,7 @@ async def test_reconnect_receives_only_missed_cards(http: aiohttp.ClientSession)
             async with http.get(live.url + "events", headers={"Last-Event-ID": number or ""}) as reply:
                 cards, _ = await cards_of(reply)
             assert [card["key"] for card in cards] == expected
-    assert cards[-1]["state"] == "generating"
+    assert cards[-1]["state"] == "running"
     assert cards[-1]["times"] == [START, START, None, None]
 
 

@@ -143,9 +143,9 @@ async def test_gallery_of_ledger_shows_batch(tmp_path: Path) -> None:
     page = gallery_of_ledger(tmp_path / "run.db", tmp_path / "one", batch="spring")
     cards = data_of(page.read_text())["cards"]
     assert {(card["key"], card["state"], card["prompt"], card["image"] is None) for card in cards} == {
-        ("a", "done", "Prompt a", False),
+        ("a", "unsaved", "Prompt a", False),
         ("b", "failed", "Prompt b", False),
-        ("c", "done", "Prompt c", True),
+        ("c", "unsaved", "Prompt c", True),
     }
 
 

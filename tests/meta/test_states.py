@@ -65,6 +65,13 @@ def test_no_statement_spells_out_a_set_of_states() -> None:
     assert found == []
 
 
+def test_documentation_has_the_label_of_every_state() -> None:
+    guide = (PACKAGE.parent / "docs" / "guides" / "ledger.md").read_text(encoding="utf-8")
+    assert dict(re.findall(r"^\| `State\.(\w+)` \| (\w+) \|", guide, re.MULTILINE)) == {
+        state.name: state.label for state in State
+    }
+
+
 @pytest.mark.parametrize(
     ("source", "found"),
     [

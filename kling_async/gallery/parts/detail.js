@@ -66,7 +66,7 @@ class Detail {
     const {card, store} = this;
     setText(this.title, card.key);
     this.state.className = `state of-${card.state}`;
-    this.state.replaceChildren(element("span", {class: "dot"}), store.word(card.state));
+    this.state.replaceChildren(element("span", {class: "dot"}), capitalized(card.label));
     this.previous.disabled = !this.neighbour(card, -1);
     this.next.disabled = !this.neighbour(card, 1);
     this.fillPair(card);
@@ -76,7 +76,7 @@ class Detail {
   }
 
   fillPair(card) {
-    const looks = JSON.stringify([card.n, card.image, card.end, card.video, card.state === "done" || card.state]);
+    const looks = JSON.stringify([card.n, card.image, card.end, card.video, card.state === "saved" || card.state]);
     if (looks === this.looks) return;
     this.looks = looks;
     const figures = [inputFigure("Input", card.image)];
@@ -92,8 +92,8 @@ class Detail {
       shown.addEventListener("error", () => shown.replaceWith(element("p", {}, this.store.about.over ? "The run has ended. The kept page has the video." : "The video cannot be played. Has the file moved?")), {once: true});
     } else {
       const why = {
-        waiting: "Waiting for its turn.", generating: "Being generated.", downloading: "Being downloaded.",
-        done: card.file ? "Not on this computer." : "Not saved.", failed: "No video.", uncertain: "Not known yet.", skipped: "Never sent.",
+        waiting: "Waiting for its turn.", running: "Being generated.", unsaved: "Not saved.",
+        saved: "Not on this computer.", failed: "No video.", uncertain: "Not known yet.", skipped: "Never sent.",
       };
       shown = element("p", {}, why[card.state]);
     }
@@ -102,7 +102,7 @@ class Detail {
 
   times(card) {
     const phases = this.store.phases(card);
-    const parts = [["waiting", "Waiting"], ["generating", "Generating"], ["downloading", "Downloading"]]
+    const parts = [["waiting", "Waiting"], ["running", "Generating"], ["unsaved", "Downloading"]]
       .map(([state, word], place) => ({state, word, seconds: phases[place]})).filter(({seconds}) => seconds !== null);
     if (!parts.length) return [];
     const strip = element("div", {class: "phases", "aria-hidden": "true"}, ...parts.map(({state, seconds}) => {

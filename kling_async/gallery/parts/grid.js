@@ -135,8 +135,8 @@ function fillTile(tile, card, store) {
   tile.card = card;
   const {key, time, prompt, state, facts, cost, low} = tile.parts;
   const [, generating] = store.phases(card);
-  const word = store.word(card.state);
-  const unusual = card.state !== "done";
+  const word = capitalized(card.label);
+  const unusual = card.state !== "saved";
   setText(key, card.key);
   setText(time, span(generating));
   setText(prompt, card.prompt || card.image?.label || "");
@@ -167,7 +167,7 @@ function fillMat(tile, card) {
     still.muted = true;
     parts.push(still);
   }
-  if (card.state === "generating" || card.state === "downloading") parts.push(element("span", {class: "line"}));
+  if (card.state === "running" || (card.state === "unsaved" && !card.finished)) parts.push(element("span", {class: "line"}));
   if (card.state === "failed" || card.state === "uncertain") parts.push(element("span", {class: "mark"}, icon(card.state, 28)));
   tile.mat.replaceChildren(...parts);
 }
@@ -184,7 +184,7 @@ class Preview {
   show(tile) {
     if (this.tile === tile) return;
     this.hide();
-    if (this.calm.matches || !tile.card.video || tile.card.state !== "done") return;
+    if (this.calm.matches || !tile.card.video || tile.card.state !== "saved") return;
     this.tile = tile;
     // Delayed, so that a passing pointer starts nothing.
     this.timer = setTimeout(() => {

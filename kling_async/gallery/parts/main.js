@@ -54,10 +54,10 @@ function showFigures() {
   const {about} = store;
   const figure = (value, small, label, kind = "") => element("div", {class: `figure ${kind}`}, element("b", {}, value, small ? element("small", {}, small) : null), element("span", {}, label));
   const end = store.live && !about.over ? Math.max(about.now, last) : last;
-  const parts = [figure(number(counts.done + about.dropped), ` / ${number(total)}`, "done")];
-  const active = counts.generating + counts.downloading;
-  if (store.live && !about.over) parts.push(figure(number(active), "", "running"));
-  else if (active) parts.push(figure(number(active), "", "not fetched", "warn"));
+  const parts = [figure(number(counts.saved + about.dropped), ` / ${number(total)}`, "saved")];
+  const live = store.live && !about.over;
+  if (live || counts.running) parts.push(figure(number(counts.running), "", "running", live ? "" : "warn"));
+  if (counts.unsaved) parts.push(figure(number(counts.unsaved), "", "unsaved", live ? "" : "warn"));
   if (counts.failed) parts.push(figure(number(counts.failed), "", "failed", "bad"));
   if (counts.uncertain) parts.push(figure(number(counts.uncertain), "", "uncertain", "warn"));
   if (counts.skipped) parts.push(figure(number(counts.skipped), "", "skipped"));
@@ -67,9 +67,9 @@ function showFigures() {
   $("figures").replaceChildren(...parts);
 
   const unseen = Math.max(0, total - shown);
-  const summary = Object.entries(counts).filter(([, count]) => count).map(([state, count]) => `${number(count)} ${store.word(state).toLowerCase()}`);
+  const summary = Object.entries(counts).filter(([, count]) => count).map(([state, count]) => `${number(count)} ${STATES[state].toLowerCase()}`);
   $("bar").setAttribute("aria-label", summary.join(", ") || "no jobs yet");
-  const shares = ["done", "failed", "uncertain", "skipped", "downloading", "generating", "waiting"].map((state) => [state, counts[state] + (state === "waiting" ? unseen : state === "done" ? about.dropped : 0)]);
+  const shares = ["saved", "failed", "uncertain", "skipped", "unsaved", "running", "waiting"].map((state) => [state, counts[state] + (state === "waiting" ? unseen : state === "saved" ? about.dropped : 0)]);
   shares.filter(([, count]) => count).forEach(([state, count], place) => {
     const part = $("bar").children[place] ?? $("bar").appendChild(element("i"));
     part.className = `of-${state}`;
@@ -93,7 +93,7 @@ function showTools() {
     if (!button) continue;
     button.hidden = !there;
     button.setAttribute("aria-pressed", store.look.states.has(state));
-    setText(button.children[1], store.word(state));
+    setText(button.children[1], STATES[state]);
     setText(button.children[2], number(counts[state]));
   }
   const select = $("model");

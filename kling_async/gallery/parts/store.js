@@ -19,8 +19,6 @@ class Store {
 
   get live() { return this.about.live; }
 
-  word(state) { return this.live ? STATES[state].word : STATES[state].kept; }
-
   // Seconds of waiting, generating and downloading; null if unknown.
   phases(card) {
     const [begun, accepted, ended, saved] = card.times;
@@ -32,8 +30,8 @@ class Store {
     };
     return [
       until(begun, accepted, card.state === "waiting"),
-      until(accepted, ended ?? saved, card.state === "generating"),
-      ended === null ? null : until(ended, saved, card.state === "downloading"),
+      until(accepted, ended ?? saved, card.state === "running"),
+      ended === null ? null : until(ended, saved, card.state === "unsaved" && !card.finished),
     ];
   }
 
@@ -48,7 +46,7 @@ class Store {
       if (words.every((word) => card.text.includes(word))) found.push(card);
     }
     const last = (card) => card.times[3] ?? card.times[2] ?? -1;
-    const took = (card) => card.state === "done" ? this.phases(card)[1] ?? -1 : -1;
+    const took = (card) => made(card) ? this.phases(card)[1] ?? -1 : -1;
     const names = new Intl.Collator(undefined, {numeric: true});
     const orders = {
       order: (a, b) => a.n - b.n,
@@ -76,13 +74,13 @@ class Store {
         if (at > last) last = at;
       }
       let model = models.get(card.model);
-      if (!model) models.set(card.model, model = {model: card.model, jobs: 0, done: 0, failed: 0, spent: 0, unpriced: 0, times: []});
+      if (!model) models.set(card.model, model = {model: card.model, jobs: 0, made: 0, failed: 0, spent: 0, unpriced: 0, times: []});
       model.jobs += 1;
       model.spent += card.cost ?? 0;
       model.unpriced += card.cost === null && card.id ? 1 : 0;
       model.failed += card.state === "failed" ? 1 : 0;
-      if (card.state === "done") {
-        model.done += 1;
+      if (made(card)) {
+        model.made += 1;
         const took = this.phases(card)[1];
         if (took !== null) {
           model.times.push(took);
@@ -102,3 +100,6 @@ class Store {
     return this.counted;
   }
 }
+
+// True if the service has made the video.
+const made = (card) => card.state === "saved" || card.state === "unsaved";

@@ -2,14 +2,9 @@
 // as HTML.
 
 const STATES = {
-  waiting: {word: "Waiting", kept: "Not sent"},
-  generating: {word: "Generating", kept: "Still generating"},
-  downloading: {word: "Downloading", kept: "Not downloaded"},
-  done: {word: "Done", kept: "Done"},
-  failed: {word: "Failed", kept: "Failed"},
-  uncertain: {word: "Uncertain", kept: "Uncertain"},
-  skipped: {word: "Skipped", kept: "Skipped"},
+  waiting: "Waiting", running: "Running", unsaved: "Unsaved", saved: "Saved", failed: "Failed", uncertain: "Uncertain", skipped: "Skipped",
 };
+const capitalized = (word) => word[0].toUpperCase() + word.slice(1);
 const $ = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 
