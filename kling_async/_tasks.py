@@ -39,7 +39,7 @@ class CriticalTasks:
             SessionClosedError: The session or the loop is closing; nothing was started.
         """
         if self._closed:
-            raise SessionClosedError("the session is closing")
+            raise SessionClosedError("the session is closing; nothing was sent")
         if self._guard is None or self._guard.done() or self._idle is None or self._idle.is_set():
             # A guard whose tasks have all ended is about to end.
             self._idle = asyncio.Event()

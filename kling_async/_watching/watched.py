@@ -113,12 +113,19 @@ class Watched:
 
 
 class Deadlines:
-    """The deadlines of waiters, in the order of time."""
+    """The deadlines of waiters, in the order of time.
+
+    Attributes:
+        compact_at: Number of deadlines at which those of finished waiters are removed.
+    """
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Waiter, Watched]] = []
         self._order = itertools.count()
-        self._compact_at = MIN_COMPACTED_DEADLINES
+        self.compact_at = MIN_COMPACTED_DEADLINES
+
+    def __len__(self) -> int:
+        return len(self._heap)
 
     @property
     def next(self) -> float:
@@ -127,11 +134,11 @@ class Deadlines:
 
     def add(self, waiter: Waiter, watched: Watched) -> None:
         """Add the deadline of a waiter."""
-        if len(self._heap) >= self._compact_at:
+        if len(self._heap) >= self.compact_at:
             # Most waiters finish long before their deadline: theirs must not pile up.
             self._heap = [item for item in self._heap if not item[2].future.done()]
             heapq.heapify(self._heap)
-            self._compact_at = max(MIN_COMPACTED_DEADLINES, 2 * len(self._heap))
+            self.compact_at = max(MIN_COMPACTED_DEADLINES, 2 * len(self._heap))
         heapq.heappush(self._heap, (waiter.deadline, next(self._order), waiter, watched))
 
     def pop_passed(self, now: float) -> Iterator[tuple[Waiter, Watched]]:

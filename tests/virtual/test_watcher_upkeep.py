@@ -67,7 +67,7 @@ async def cancelled_waits(made: Watcher, count: int, seed: int = 1) -> None:
 async def test_deadlines_of_ended_waits_are_not_kept() -> None:
     made, _ = watcher(processing)
     await cancelled_waits(made, 5000)
-    assert len(made._deadlines._heap) <= 1024
+    assert len(made._deadlines) <= 1024
     assert made.statistics().waiting == 0
 
 
@@ -101,7 +101,7 @@ async def test_compaction_is_rarer_the_more_waits_go_on() -> None:
     made, _ = watcher(processing)
     tasks = [asyncio.create_task(made.wait(prediction("p"), deadline=90_000)) for _ in range(3000)]
     await asyncio.sleep(0)
-    assert made._deadlines._compact_at > len(made._deadlines._heap)
+    assert made._deadlines.compact_at > len(made._deadlines)
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
