@@ -218,6 +218,7 @@ async def test_signed_url_is_sent_unchanged() -> None:
     assert seen == ["/a%2Fb%7Ec?s=%2F%7E%2b+a%20b", "/%C3%A4%20b"]
 
 
+@pytest.mark.promise(1, 8)
 async def test_redirect_is_returned_as_response() -> None:
     hits: list[str] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -139,6 +140,32 @@ async def test_prediction_from_long_before_the_request_is_no_candidate() -> None
     async with open_session(service) as kling:
         assert (await kling.generate(prompt="a", image=IMAGE)).id == "p00001"
     assert len(service.paid) == 1
+
+
+@pytest.mark.promise(1)
+async def test_look_for_one_job_proves_nothing_about_a_later_doubt() -> None:
+    """Absence shows something only after a job's own grace: its prediction may appear in the history late."""
+    service = aligned(echo=lambda inputs: inputs)
+    lost: dict[str, float] = {}
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID and body["prompt"] not in lost:
+            lost[body["prompt"]] = service.clock.monotonic()
+            if body["prompt"] == "late":
+                service.accept(body, request.url.partition("/api/v3/")[2])
+            raise ConnectionLostError("dropped")
+        if request.url.endswith("/api/v3/predictions") and service.clock.monotonic() < lost["late"] + 60:
+            return json_response({"code": 200, "message": "success", "data": {"page": 1, "items": []}})
+        return None
+
+    service.script = script
+    async with open_session(service, grace=90) as kling:
+        early = asyncio.create_task(kling.generate(prompt="early", image=IMAGE))
+        await asyncio.sleep(60)
+        late = asyncio.create_task(kling.generate(prompt="late", image=IMAGE))
+        assert (await late).id == "p00000"
+        assert (await early).output
+    assert sorted(body["prompt"] for body in service.paid) == ["early", "late"]
 
 
 async def test_looks_at_the_history_are_apart() -> None:

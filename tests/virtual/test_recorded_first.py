@@ -194,7 +194,7 @@ async def test_submit_that_critical_tasks_refuse_releases_slot_turn_and_claim() 
     await asyncio.sleep(STEP / 2)
     assert engine.slots.taken == 1
     await kling.aclose()
-    with pytest.raises(SessionClosedError, match="nothing was sent"):
+    with pytest.raises(SessionClosedError, match="nothing was spent"):
         await submit
     assert not service.paid
     assert engine.slots.taken == 0

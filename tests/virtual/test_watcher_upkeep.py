@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import Callable
 
@@ -20,14 +21,14 @@ from kling_async import (
 )
 from kling_async._core.secret import Secret
 from kling_async._observers import Observers
-from kling_async._watching.watcher import Watcher
+from kling_async._watching.watcher import MAX_RECENT_ENDS, Watcher
 from kling_async.providers import WaveSpeed
 from kling_async.testing import LoopClock, ScriptedTransport, json_response
 
 pytestmark = pytest.mark.anyio
 
 
-def watcher(reply: Callable[[HttpRequest], object], **options: object) -> tuple[Watcher, ScriptedTransport]:
+def watcher(reply: Callable[[HttpRequest], object]) -> tuple[Watcher, ScriptedTransport]:
     transport = ScriptedTransport(reply)  # type: ignore[arg-type]  # a response, or what awaits one
     made = Watcher(
         transport=transport,
@@ -37,7 +38,6 @@ def watcher(reply: Callable[[HttpRequest], object], **options: object) -> tuple[
         rng=random.Random(3),
         observe=Observers(()),
         forget_after=1e9,
-        **options,  # type: ignore[arg-type]  # as given
     )
     return made, transport
 
@@ -67,7 +67,7 @@ async def cancelled_waits(made: Watcher, count: int, seed: int = 1) -> None:
 async def test_deadlines_of_ended_waits_are_not_kept() -> None:
     made, _ = watcher(processing)
     await cancelled_waits(made, 5000)
-    assert len(made._deadlines) <= 1024
+    assert len(made._deadlines._heap) <= 1024
     assert made.statistics().waiting == 0
 
 
@@ -101,7 +101,7 @@ async def test_compaction_is_rarer_the_more_waits_go_on() -> None:
     made, _ = watcher(processing)
     tasks = [asyncio.create_task(made.wait(prediction("p"), deadline=90_000)) for _ in range(3000)]
     await asyncio.sleep(0)
-    assert made._deadlines.compact_at > len(made._deadlines)
+    assert made._deadlines.compact_at > len(made._deadlines._heap)
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
@@ -222,3 +222,55 @@ async def test_not_found_replies_count_only_in_a_row() -> None:
     assert (await made.wait(prediction("p"), deadline=10_000)).output
     assert reads == 12
     running.cancel()
+
+
+async def test_reads_that_fail_are_apart() -> None:
+    times: list[float] = []
+    clock = LoopClock()
+
+    def reply(_: HttpRequest) -> HttpResponse:
+        times.append(clock.monotonic())
+        return LATE["server error"]() if len(times) < 6 else LATE["completed again"]()
+
+    made, _ = watcher(reply)
+    running = asyncio.create_task(made.run())
+    assert (await made.wait(prediction("p"), deadline=10_000)).output
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    # From 5 s, doubled up to 60 s, and three tenths to either side.
+    assert all(gap >= 0.69 * pause for gap, pause in zip(gaps, (5, 10, 20, 40, 60), strict=True))
+    running.cancel()
+
+
+async def test_latest_ends_are_kept_for_later_callers() -> None:
+    """A webhook may be faster than the reply to a submit; of ends without a caller the oldest are forgotten first."""
+    made, transport = watcher(processing)
+    for number in range(MAX_RECENT_ENDS + 1):
+        assert not made.handle_webhook(prediction(str(number), "completed"))
+    newest = await made.wait(prediction(str(MAX_RECENT_ENDS)), deadline=1)
+    assert newest.status is Status.COMPLETED
+    assert not transport.requests
+    assert made.seen("0") is None
+    with pytest.raises(PredictionTimeoutError):
+        async with asyncio.timeout(100):
+            running = asyncio.create_task(made.run())
+            await made.wait(prediction("0"), deadline=20)
+    running.cancel()
+
+
+async def test_prediction_whose_age_is_impossible_is_watched_from_now() -> None:
+    """The service's clock and ours differ: a time in the future, or longer ago than anything is watched."""
+    reads: list[float] = []
+    clock = LoopClock()
+
+    def reply(request: HttpRequest) -> HttpResponse:
+        reads.append(clock.monotonic())
+        return LATE["completed again"]()
+
+    for offset in (-1e6, 1e12):
+        made, _ = watcher(reply)
+        running = asyncio.create_task(made.run())
+        made.add(prediction("p"), submitted_at=clock.now() + offset)
+        began = clock.monotonic()
+        assert (await made.wait(prediction("p"), deadline=10_000)).output
+        assert clock.monotonic() - began < 100
+        running.cancel()
