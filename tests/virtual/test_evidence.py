@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from email.utils import format_datetime
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -304,3 +305,58 @@ async def test_end_of_a_prediction_is_recorded_with_what_the_service_said(
     assert (end.batch, end.key, end.prediction_id) == ("b", "k", "p00000")
     assert (end.state, end.code, end.error or None, end.output) == (state, code, error, output)
     assert abs(end.at - ended_at) < 1
+
+
+@pytest.mark.promise(1)
+@pytest.mark.parametrize("ahead", [0.0, 600.0])
+async def test_bill_is_read_by_the_clock_of_the_service(ahead: float) -> None:
+    """The history shows nothing yet. The service's clock, in its header and its bill, is ahead of ours."""
+    service = Service()
+    losing = Losing(service, accepted={"a"}, hidden=True)
+    script = losing.script
+
+    def dated(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | Awaitable[HttpResponse] | None:
+        date = format_datetime(datetime.fromtimestamp(service.clock.now() + ahead, UTC), usegmt=True)
+        if request.url.endswith("/api/v3/billings/search"):
+            billed_at = service.epoch + service.accepted["p00000"][0] + ahead
+            line = {"uuid": "b", "billing_type": "deduct", "price": 0.28, "prediction": {"uuid": "p00000"}}
+            items = [line | {"created_at": str(int(billed_at * 1000))}] if body["page"] == 1 else []
+            data = {"page": body["page"], "items": items}
+            return json_response({"code": 200, "message": "success", "data": data}, headers={"date": date})
+        response = script(request, body)
+        if isinstance(response, HttpResponse):
+            return attrs.evolve(response, headers={**response.headers, "date": date})
+        return response
+
+    service.script = dated
+    async with open_session(service) as kling:
+        with pytest.raises(SubmissionUncertainError) as caught:
+            await kling.submit(prompt="a", image=IMAGE)
+    assert caught.value.candidates == ("p00000",)
+    assert len(service.paid) == 1
+
+
+async def test_job_that_is_given_up_during_its_grace_is_not_sent_again() -> None:
+    service = Service()
+    Losing(service, refused={"a"})
+    ledger = MemoryLedger()
+    async with open_session(service, ledger=ledger) as kling:
+        made = asyncio.create_task(kling.submit(prompt="a", image=IMAGE, key="a"))
+        await asyncio.sleep(10)
+        await ledger.record(Entry(batch="", key="a", state=State.ABANDONED, at=service.clock.now()))
+        with pytest.raises(SubmissionUncertainError):
+            await made
+    assert not service.paid
+
+
+async def test_webhooks_of_unknown_submissions_are_kept_up_to_a_bound() -> None:
+    service = Service(seconds=1e5)
+    losing = Losing(service, accepted={"a"})
+    async with open_session(service, webhook_url="https://me.example/hook") as kling:
+        for number in range(10_001):
+            unknown = Prediction(id=f"u{number}", model="")
+            await kling.deliver(Delivery(prediction=unknown, token_hash=str(number), webhook_id=str(number), sent_at=0))
+        made = asyncio.create_task(kling.submit(prompt="a", image=IMAGE))
+        await asyncio.sleep(10)
+        await kling.deliver(losing.delivery("a", "p00000"))
+        assert (await made).id == "p00000"

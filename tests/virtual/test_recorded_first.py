@@ -8,10 +8,11 @@ from collections.abc import Callable
 import attrs
 import pytest
 
-from kling_async import ConnectionLostError, HttpRequest, HttpResponse, Prediction, SessionClosedError, events
+from kling_async import ConnectionLostError, HttpRequest, HttpResponse, Job, Prediction, SessionClosedError, events
 from kling_async._core.http import Effect
 from kling_async._session.session import engine_of
 from kling_async.ledger import Entry, MemoryLedger, Row, State
+from kling_async.testing import json_response
 from support.service import IMAGE, Service, open_session
 
 pytestmark = pytest.mark.anyio
@@ -115,6 +116,70 @@ async def test_doubt_is_recorded_before_it_is_published() -> None:
         with pytest.raises(Exception, match="not sent again"):
             await kling.submit(prompt="x", image=IMAGE)
     assert states == [[State.UNCERTAIN]]
+
+
+async def test_step_of_each_attempt_is_recorded_with_its_number_and_reason() -> None:
+    """The number tells the result of one attempt from that of another, where it could not be recorded at once."""
+    service = Service()
+    steps: list[Entry] = []
+
+    class Remembering(MemoryLedger):
+        async def record(self, entry: Entry) -> Row:
+            steps.append(entry)
+            return await super().record(entry)
+
+    def script(request: HttpRequest, body: object) -> HttpResponse | None:
+        if request.effect is Effect.PAID and len(steps) == 1:
+            raise ConnectionLostError("the line is cut")
+        return None
+
+    service.script = script
+    async with open_session(service, ledger=Remembering()) as kling:
+        prediction = await kling.submit(prompt="x", image=IMAGE)
+    assert [(step.state, step.attempt, step.prediction_id) for step in steps] == [
+        (State.INTENT, 1, None),
+        (State.UNCERTAIN, None, None),
+        (State.PENDING, None, None),
+        (State.INTENT, 2, None),
+        (State.SUBMITTED, 2, prediction.id),
+    ]
+    assert "the line is cut" in (steps[1].error or "")
+    assert steps[2].error
+
+
+async def test_reply_without_model_or_key_is_completed_by_the_job() -> None:
+    service = Service()
+
+    def script(request: HttpRequest, body: dict[str, object]) -> HttpResponse | None:
+        if request.effect is Effect.PAID:
+            service.accept(body)
+            return json_response({"code": 200, "data": {"id": "p00000", "status": "created"}})
+        return None
+
+    service.script = script
+    published: list[events.Event] = []
+    async with open_session(service, observers=[published.append]) as kling:
+        prediction = await kling.submit(model="kling-v2.1-pro", prompt="x", image=IMAGE, key="mine")
+    assert (prediction.key, "kling-v2.1" in prediction.model) == ("mine", True)
+    (accepted,) = [event for event in published if isinstance(event, events.Accepted)]
+    assert accepted.prediction == prediction
+
+
+async def test_events_of_a_refused_job_name_its_batch_and_error() -> None:
+    def refuse(request: HttpRequest, _: object) -> HttpResponse | None:
+        return json_response({"code": 400, "message": "no"}, status=400) if request.effect is Effect.PAID else None
+
+    published: list[events.Event] = []
+    async with (
+        open_session(Service(script=refuse), observers=[published.append]) as kling,
+        kling.batch({"k": Job(prompt="x", image=IMAGE)}, name="b") as batch,
+    ):
+        (outcome,) = [outcome async for outcome in batch]
+    assert outcome.error is not None
+    assert {(event.batch, event.key) for event in published} == {("b", "k")}
+    (left,) = [event for event in published if isinstance(event, events.Left)]
+    assert left.error is outcome.error
+    assert all(event.job == outcome.job for event in published if isinstance(event, events.Submitting))
 
 
 @attrs.define

@@ -15,7 +15,9 @@ from kling_async import (
     HttpRequest,
     HttpResponse,
     Prediction,
+    PredictionError,
     PredictionTimeoutError,
+    SessionClosedError,
     Status,
     WatchPolicy,
 )
@@ -274,3 +276,24 @@ async def test_prediction_whose_age_is_impossible_is_watched_from_now() -> None:
         assert (await made.wait(prediction("p"), deadline=10_000)).output
         assert clock.monotonic() - began < 100
         running.cancel()
+
+
+async def test_closed_watcher_watches_nothing_more() -> None:
+    made, transport = watcher(processing)
+    running = asyncio.create_task(made.run())
+    made.add(prediction("p"))
+    wait = asyncio.create_task(made.wait(prediction("p"), deadline=1000))
+    await asyncio.sleep(0)
+    assert [each.id for each in made.close()] == ["p"]
+    with pytest.raises(PredictionError, match="session closed"):
+        await wait
+    ends: list[Prediction] = []
+    made.add(prediction("q"), on_end=ends.append)
+    assert [each.id for each in ends] == ["q"], "its slot would be held for ever"
+    with pytest.raises(SessionClosedError):
+        await made.wait(prediction("q"), deadline=1000)
+    assert made.running == ()
+    requests = len(transport.requests)
+    await anyio.sleep(1000)
+    assert len(transport.requests) == requests
+    running.cancel()
