@@ -6,7 +6,6 @@ import functools
 import math
 from collections.abc import Callable
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -25,7 +24,6 @@ from kling_async import (
     PredictionTimeoutError,
     SkippedError,
     Spent,
-    StorageError,
     SubmissionUncertainError,
     Worker,
     events,
@@ -39,7 +37,6 @@ from kling_async.integrations import _job_service as job_service
 from kling_async.ledger import MemoryLedger
 from kling_async.testing import json_response
 from support.service import IMAGE, Service, open_session
-from support.videos import mp4
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -60,7 +57,6 @@ class Course:
         options: Options of the session.
         failures: Failures of the service, by prompt.
         drained: True to drain the job before it begins.
-        saves: True to save the video. The job service saves nothing.
         spent: `spent` of the error.
         has_id: True if the error has the prediction's id.
     """
@@ -72,7 +68,6 @@ class Course:
     options: dict[str, Any] = attrs.Factory(dict)
     failures: dict[str, dict[str, Any]] = attrs.Factory(dict)
     drained: bool = False
-    saves: bool = False
     spent: Spent | None = None
     has_id: bool = False
 
@@ -94,18 +89,6 @@ def fail_once(service: Service, request: HttpRequest, body: dict[str, Any]) -> H
     if request.effect is Effect.PAID and service.paid:
         service.failures.clear()
     return None
-
-
-def send_video(service: Service, request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
-    del service, body
-    if "outputs.example" not in request.url:
-        return None
-    return HttpResponse(status=200, headers={"content-type": "video/mp4"}, body=mp4(5_000))
-
-
-def send_nothing(service: Service, request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
-    del service, body
-    return HttpResponse(status=403, headers={}, body=b"") if "outputs.example" in request.url else None
 
 
 class BrokenLimiter:
@@ -159,36 +142,26 @@ COURSES = {
         has_id=True,
     ),
     "skipped by drain": Course(["Admitted", "Begun", "Left", "Finished"], SkippedError, drained=True, spent=Spent.NO),
-    "saved": Course([*SENT, *RUN, "Saved", "Finished"], cost=PRICE, script=send_video, saves=True),
-    "storage error": Course(
-        [*SENT, *RUN, "Finished"],
-        StorageError,
-        cost=PRICE,
-        script=send_nothing,
-        saves=True,
-        spent=Spent.YES,
-        has_id=True,
-    ),
     "a mistake in the program": Course(
         [*BEGIN, "Left", "Finished"], KlingError, options={"rate_limiter": BrokenLimiter()}, spent=Spent.UNKNOWN
     ),
 }
 
 
-async def through_batch(kling: KlingSession, course: Course, folder: Path | None) -> None:
-    async with kling.batch({KEY: JOB}, name="b", save_to=folder) as batch:
+async def through_batch(kling: KlingSession, course: Course) -> None:
+    async with kling.batch({KEY: JOB}, name="b") as batch:
         if course.drained:
             # Drain after the job is read from the input: an unread job has no outcome.
             batch._drain.stopped = AuthenticationError("no", status=401)
         assert [outcome.key async for outcome in batch] == [KEY]
 
 
-async def through_worker(kling: KlingSession, course: Course, folder: Path | None) -> None:
+async def through_worker(kling: KlingSession, course: Course) -> None:
     engine = engine_of(kling)
     await engine.ledger.claim("b", KEY, content=content_of(JOB, str), model=JOB.model, at=0.0)
     found = await engine.ledger.find("b", KEY)
     assert found is not None
-    worker = Worker(kling, save_to=folder)
+    worker = Worker(kling)
     if course.drained:
         worker._drain.stopped = AuthenticationError("no", status=401)
     outcome = await worker._run(engine, *found, drain=worker._drain)
@@ -196,10 +169,7 @@ async def through_worker(kling: KlingSession, course: Course, folder: Path | Non
     assert (worker.finished, worker.failed) == (not course.drained, course.error is not None and not course.drained)
 
 
-async def through_service(
-    kling: KlingSession, course: Course, folder: Path | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert folder is None
+async def through_service(kling: KlingSession, course: Course, monkeypatch: pytest.MonkeyPatch) -> None:
     service = job_service.JobService(batch="b")
     drain = Drain()
     if course.drained:
@@ -216,17 +186,10 @@ async def through_service(
     assert status.state == ("completed" if course.error is None else "uncertain" if uncertain else "failed")
 
 
-# The job service saves nothing: its client fetches the output.
-CASES = [
-    (name, door)
-    for name, course in COURSES.items()
-    for door in (("batch", "worker") if course.saves else ("batch", "worker", "service"))
-]
-
-
-@pytest.mark.parametrize(("name", "door"), CASES)
+@pytest.mark.parametrize("door", ["batch", "worker", "service"])
+@pytest.mark.parametrize("name", COURSES)
 async def test_job_runs_same_course_through_every_entry_point(
-    name: str, door: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, door: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     course = COURSES[name]
     service = Service(seconds=60.0, echo=dict, failures=dict(course.failures))
@@ -234,13 +197,12 @@ async def test_job_runs_same_course_through_every_entry_point(
         service.script = functools.partial(course.script, service)
     published: list[events.Event] = []
     async with open_session(service, ledger=MemoryLedger(), observers=[published.append], **course.options) as kling:
-        folder = tmp_path if course.saves else None
         if door == "batch":
-            await through_batch(kling, course, folder)
+            await through_batch(kling, course)
         elif door == "worker":
-            await through_worker(kling, course, folder)
+            await through_worker(kling, course)
         else:
-            await through_service(kling, course, folder, monkeypatch)
+            await through_service(kling, course, monkeypatch)
     seen = [event for event in published if event.key == KEY]
     assert [type(event).__name__ for event in seen] == course.events
     assert {event.batch for event in seen} == {"b"}
@@ -256,7 +218,6 @@ async def test_job_runs_same_course_through_every_entry_point(
         assert outcome.error.prediction_id == paid
         if door != "service":
             assert outcome.error.__traceback__ is None, "an outcome that is kept keeps no frames, which hold images"
-    assert (outcome.saved is not None) is (name == "saved")
 
 
 @pytest.mark.parametrize("door", ["batch", "worker"])
