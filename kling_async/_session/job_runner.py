@@ -153,7 +153,7 @@ class JobRunner:
             row = await self.ledger.claim(run.batch, run.key, content=run.content, model=job.model, at=self.clock.now())
             row = await self.submitter.with_recorded_id(row)
             run.failures = max(run.failures, row.failures)
-            retries = await self._retries(run, row)
+            retries = row.state is State.FAILED and await self._retries(run, row)
             known = row.state.accepted and not retries
             self.observe(
                 Begun,
@@ -294,7 +294,9 @@ class JobRunner:
     async def _upload(self, run: JobRun) -> tuple[str, str | None]:
         """Upload a job's images and return their URLs."""
         job, since = run.job, self.clock.now()
-        digests = {} if run.content is None else image_digests(run.content)
+        # Reading them out of the content costs time, and URLs have none.
+        urls = isinstance(job.image, str) and isinstance(job.end_image, str | None)
+        digests = {} if urls or run.content is None else image_digests(run.content)
         image = await self.images.url(job.image, field="image", sha256=digests.get("image"))
         end_image = None
         if job.end_image is not None:
@@ -406,9 +408,7 @@ class JobRunner:
 
     async def _retries(self, run: JobRun, row: Row) -> bool:
         """Return whether to submit a failed job again: the fault was the service's, and its images are unchanged."""
-        if row.state is not State.FAILED or row.code not in RETRYABLE_CODES or run.content is None:
-            return False
-        if run.failures > self.retry_failed:
+        if row.code not in RETRYABLE_CODES or run.content is None or run.failures > self.retry_failed:
             return False
         try:
             await check_images(run.job, run.content, run.key, digest)
