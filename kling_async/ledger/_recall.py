@@ -66,7 +66,8 @@ async def recall(
 ) -> AsyncGenerator[Recalled]:
     """Yield the jobs of a batch in these states, each once; by default all jobs, in the order of a resume."""
     seen: set[int] = set()
-    for states in order:
+    # At the end once more in all states: a job may have moved to states that were listed before it did.
+    for states in (*order, frozenset[State]().union(*order)):
         for key in await ledger.keys(batch, states):
             # A job that has changed its state since is listed again.
             if hash(key) in seen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,11 @@ from kling_async import (
     WatchPolicy,
     read_ledger,
 )
+from kling_async._core.content import content_of
 from kling_async._core.http import Effect
-from kling_async.testing import json_response
+from kling_async.ledger import Entry, MemoryLedger
+from kling_async.ledger._recall import recall
+from kling_async.testing import LoopClock, json_response
 from support.pictures import png
 from support.service import IMAGE, Service, open_session
 
@@ -95,6 +99,29 @@ async def test_batch_resumes_without_input(tmp_path: Path) -> None:
         again = await resumed(kling, name="run")
     assert all(outcome.ok for outcome in again.values())
     assert (service.reads, len(service.paid)) == (reads, paid), "what is done is yielded without a request"
+
+
+class CompletingLedger(MemoryLedger):
+    """Ledger in which a running job completes after the completed ones were listed."""
+
+    async def keys(self, batch: str, states: Iterable[State]) -> list[str]:
+        found = await super().keys(batch, states)
+        row = await self.find(batch, "b")
+        if row is not None and row[0].state is State.SUBMITTED:
+            await self.record(Entry(batch=batch, key="b", state=State.COMPLETED, at=3.0))
+        return found
+
+
+async def test_job_that_completes_during_recall_is_yielded_once() -> None:
+    ledger = CompletingLedger()
+    await ledger.open()
+    for key in ("a", "b", "c"):
+        await ledger.claim("run", key, content=content_of(jobs(1)[0], str), model=PRO, at=1.0)
+    for state, prediction_id in ((State.INTENT, None), (State.SUBMITTED, "p1")):
+        await ledger.record(Entry(batch="run", key="b", state=state, at=2.0, attempt=1, prediction_id=prediction_id))
+    found = [(item.row.key, item.row.state) async for item in recall(ledger, "run", LoopClock())]
+    assert found == [("a", State.PENDING), ("c", State.PENDING), ("b", State.COMPLETED)]
+    await ledger.aclose()
 
 
 async def test_files_are_reread_only_for_unsent_jobs(tmp_path: Path) -> None:
