@@ -1,4 +1,4 @@
-"""A Procrastinate worker over a shared ledger, to be killed: `... LEDGER BASE_URL KEY IN_FLIGHT LEASE`."""
+"""A Procrastinate worker over a shared ledger, to be killed: `... LEDGER BASE_URL KEY IN_FLIGHT LEASE RUNS`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from kling_async.ledger.postgres import PostgresLedger
 
 
 async def main() -> None:
-    url, base_url, key, in_flight, lease = sys.argv[1:]
+    url, base_url, key, in_flight, lease, runs = sys.argv[1:]
     app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=url, min_size=1, max_size=4))
-    ledger = PostgresLedger(url, lease=float(lease), poll=0.5, patience=20.0, runs=3.0)
+    ledger = PostgresLedger(url, lease=float(lease), poll=0.5, patience=20.0, runs=float(runs))
     kling = KlingSession(
         key,
         base_url=base_url,

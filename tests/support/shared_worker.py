@@ -1,4 +1,4 @@
-"""A worker over a shared ledger, to be killed: `python shared_worker.py LEDGER BASE_URL KEY IN_FLIGHT LEASE`."""
+"""A worker over a shared ledger, to be killed: `python shared_worker.py LEDGER BASE_URL KEY IN_FLIGHT LEASE RUNS`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from kling_async.ledger.postgres import PostgresLedger
 
 
 async def main() -> None:
-    url, base_url, key, in_flight, lease = sys.argv[1:]
-    ledger = PostgresLedger(url, lease=float(lease), poll=0.5, patience=20.0, runs=3.0)
+    url, base_url, key, in_flight, lease, runs = sys.argv[1:]
+    ledger = PostgresLedger(url, lease=float(lease), poll=0.5, patience=20.0, runs=float(runs))
     async with (
         KlingSession(
             key,

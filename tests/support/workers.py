@@ -45,12 +45,13 @@ class Fleet:
     emulator: Emulator
     program: str
     lease: float
+    runs: float
     processes: list[anyio.abc.Process] = attrs.Factory(list)
 
     async def start(self, url: str) -> anyio.abc.Process:
         # The worker imports what this process imports.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        words = [url, self.emulator.base_url, self.emulator.api_key, str(CAP), str(self.lease)]
+        words = [url, self.emulator.base_url, self.emulator.api_key, str(CAP), str(self.lease), str(self.runs)]
         process = await anyio.open_process(
             [sys.executable, str(SUPPORT / self.program), *words], stderr=None, env=environment
         )
@@ -104,6 +105,7 @@ async def fleet(
     echo: bool = True,
     seconds: float = 0.7,
     lease: float = LEASE,
+    runs: float = 3.0,
     clock: ManualClock | None = None,
 ) -> AsyncIterator[Fleet]:
     async with Emulator(
@@ -112,7 +114,7 @@ async def fleet(
         if clock is None:
             # Responses are delayed, so that kills hit submits in flight.
             emulator.faults.add("submit", faults.Delay(0.3, accepted=True), times=None)
-        made = Fleet(emulator, program, lease)
+        made = Fleet(emulator, program, lease, runs)
         try:
             yield made
         finally:
