@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import sys
@@ -61,11 +62,10 @@ def machine_paths(text: str) -> list[str]:
 
 
 def lines() -> Iterator[tuple[str, str]]:
-    """Yield the place and text of every line, except the sample lines of this file."""
+    """Yield the place and text of every line."""
     for path in files():
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if not (path == Path(__file__) and line.rstrip().endswith("# sample")):
-                yield f"{path.relative_to(ROOT)}:{number}", line
+            yield f"{path.relative_to(ROOT)}:{number}", line
 
 
 def test_no_path_of_one_machine() -> None:
@@ -85,14 +85,15 @@ def test_no_package_index_is_named() -> None:
     assert [f"{place}: {line.strip()[:100]}" for place, line in lines() if INDEXES.search(line)] == []
 
 
+# The samples are put together from halves, so that this file does not hold what it looks for.
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("cd /build-7/main", True),  # sample
-        ('Path("/build-7/x.py")', True),  # sample
-        ("cd /root/x", True),  # sample
-        ("cd /home/someone/x", True),  # sample
-        ("C:\\Users\\someone", True),  # sample
+        ("cd /" + "build-7/main", True),
+        ('Path("/' + 'build-7/x.py")', True),
+        ("cd /" + "root/x", True),
+        ("cd /" + "home/someone/x", True),
+        ("C:" + "\\Users\\someone", True),
         ("https://example.com/home/page/", False),
         ("https://example.com/build-7/page/", False),
         ("GET /api/v3/predictions", False),
@@ -108,19 +109,58 @@ def test_machine_paths_are_recognized(text: str, found: bool) -> None:  # noqa: 
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("https://pypi.org/simple", True),  # sample
-        ("https://files.pythonhosted.org/x", True),  # sample
-        ("https://pypi.mirror.example/simple", True),  # sample
-        ("https://registry.npmjs.org/x", True),  # sample
-        ("pip install --index-url x", True),  # sample
-        ("PIP_EXTRA_INDEX_URL=x", True),  # sample
-        ("npm install --registry=x", True),  # sample
+        ("https://py" + "pi.org/simple", True),
+        ("https://files.python" + "hosted.org/x", True),
+        ("https://py" + "pi.mirror.example/simple", True),
+        ("https://reg" + "istry.npmjs.org/x", True),
+        ("pip install --index" + "-url x", True),
+        ("PIP_EXTRA" + "_INDEX_URL=x", True),
+        ("npm install --reg" + "istry=x", True),
         ("[attrs](https://pypi.org/project/attrs/)", False),
         ("the index of the package", False),
     ],
 )
 def test_package_indexes_are_recognized(text: str, found: bool) -> None:  # noqa: FBT001 -- a row
     assert bool(INDEXES.search(text)) is found
+
+
+RIDDLE = re.compile(r"(?:What|Who|Whose|Where|When|Why|How|Whether|Which)\b")
+
+
+def riddles(source: str) -> list[int]:
+    """Return the lines of docstrings, of attributes too, that begin with a question word."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+        and RIDDLE.match(node.value.value.strip())
+    ]
+
+
+def test_docstrings_begin_with_a_verb_or_name_the_thing() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in files()
+        if path.suffix == ".py"
+        for line in riddles(path.read_text(encoding="utf-8"))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ('def f():\n    """What it costs."""', [2]),
+        ('X = 1\n"""How often a page is read."""', [2]),
+        ('def f():\n    """Return what it costs."""', []),
+        ('X = 1\n"""Reads of a page."""', []),
+        ('x = "What it costs."', []),
+    ],
+)
+def test_riddles_are_recognized(source: str, found: list[int]) -> None:
+    assert riddles(source) == found
 
 
 SWITCH = re.compile(r"#\s*(noqa|type:\s*ignore|pragma:\s*no|pyright:\s*ignore|ruff:\s*noqa|nosec|mypy:)")
