@@ -14,7 +14,7 @@ from _results import Figure, Found, Ratio
 
 OURS = "kling_async"
 PLACE = re.compile(r"(<!-- bench:begin(?: (?P<part>[^>]+))? -->\n).*?(<!-- bench:end -->)", re.DOTALL)
-"""What is written between its comments: the table of one part, or all that have no place of their own."""
+"""Comments around a table: of one part, or of all parts without a place of their own."""
 FIRST = ("throughput", "peers")
 
 
@@ -35,7 +35,7 @@ def filled(page: str, results: Mapping[str, Found]) -> str:
 
 
 def tables(results: Sequence[Found], elsewhere: Container[str] = ()) -> str:
-    """Where and when, what was aimed at, and a table for every part."""
+    """Return machine and date, the aims, and a table for every part."""
     blocks = _where(results)
     ratios = [ratio for found in results for ratio in found.ratios]
     if ratios:
@@ -94,7 +94,7 @@ def _name(name: str, figures: Sequence[Figure]) -> str:
 
 
 def _cell(figure: Figure | None, ours: Figure | None) -> str:
-    """What it was, from where to where, and for a baseline how many times ours that is."""
+    """Return median and range of a figure, and for a baseline its ratio to ours."""
     if figure is None:
         return ""
     if not (figure.baseline and ours and ours.median):
@@ -116,7 +116,7 @@ def _number(figure: float) -> str:
 
 
 def digest(results: Mapping[str, Found]) -> str:
-    """What the picture is of."""
+    """Return the digest of the results that a picture shows."""
     return hashlib.sha256(repr([cattrs.unstructure(results[name]) for name in sorted(results)]).encode()).hexdigest()
 
 

@@ -38,7 +38,7 @@ OPTIONS: dict[str, list[str]] = {
     "limits": ["--jobs", "2000", "--speed", "120"],
     "watching": ["--plot", "{folder}/watching.svg"],
 }
-"""What scripts are told in the suite, besides `--json`."""
+"""Options of scripts in the suite, besides `--json`."""
 
 
 def names() -> list[str]:

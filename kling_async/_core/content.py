@@ -117,7 +117,7 @@ def _content_by_rule_1(job: Job, image_digest: Callable[[Image], str]) -> Conten
 _ASPECT_NOTED_MODELS = frozenset({"kling-v1.6-pro", "kling-v2.0-master", "kling-v2.5-turbo-pro"})
 
 RULES: dict[int, Callable[[Job, Callable[[Image], str]], Content]] = {1: _content_by_rule_1}
-"""How the content of a job is made, hence its digest and derived key, by the version of the rule.
+"""Rules that make the content of a job, hence its digest and derived key, by version.
 
 A batch keeps the rule it was begun with: under another one its jobs would be new jobs, and paid for again. A rule that
 was released is never changed.

@@ -41,7 +41,7 @@ _KEY_BUCKETS: Final = 256
 
 @attrs.frozen
 class Kind:
-    """What determines the price of a row.
+    """Properties that determine the price of a row.
 
     Attributes:
         model: Full id of the model.

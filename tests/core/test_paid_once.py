@@ -34,7 +34,7 @@ def test_intent_does_not_follow_what_may_have_been_paid_for(state: State) -> Non
 
 @pytest.mark.promise(1)
 def test_step_of_an_earlier_version_is_refused() -> None:
-    """What was found out about one attempt is not said of the next."""
+    """Evidence about one attempt does not settle the next one."""
     found = row(State.UNCERTAIN)
     step = Entry(batch="b", key="a", state=State.PENDING, at=2.0, expected_version=(State.UNCERTAIN, 0))
     with pytest.raises(ValueError, match="has moved on"):

@@ -86,7 +86,7 @@ def test_webhook_decides_and_removes_its_orphan() -> None:
 
 @st.composite
 def histories(draw: st.DrawFn) -> dict[str, Any]:
-    """What truly happened: intents, which of them were accepted, who else used the key, and what the service tells."""
+    """Draw a true history: intents, those accepted, predictions of other users of the key, and the service's echo."""
     count = draw(st.integers(1, 6))
     contents = [draw(st.sampled_from("abc")) for _ in range(count)]
     times = [draw(st.floats(0, 400)) for _ in range(count)]

@@ -36,7 +36,7 @@ def run(script: str, *arguments: str, root: Path = BENCHMARKS) -> subprocess.Com
 
 
 def test_page_has_the_figures_of_the_results() -> None:
-    """Where it does not: `nox -s bench`, or `python benchmarks/run.py --only` to write the tables anew."""
+    """If this fails: `nox -s bench`, or `python benchmarks/run.py --only` to write the tables anew."""
     checked = run("run.py", "--check")
     assert checked.returncode == 0, checked.stdout + checked.stderr
 

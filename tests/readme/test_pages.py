@@ -50,9 +50,9 @@ FILES = {
     "docs/guides/manifests.md": {"out/results.jsonl": 1, "out/metadata.jsonl": 1},
     "docs/guides/storage.md": {"videos/*/kling-v2.1-standard/*.mp4": 3},
 }
-"""How many files a page leaves."""
+"""Number of files that a page leaves, by pattern."""
 PRINTED = {"docs/guides/ledger.md": {"downloaded": 3, "first": 3, "again": 3}}
-"""How often a page prints a word."""
+"""Number of times that a page prints a word."""
 NOT_RUN = {"README.md": ["typed by .ci/run"]}
 """The reasons of all blocks that are not run: there are few, and a new one has to be written here too."""
 

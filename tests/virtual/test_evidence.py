@@ -1,4 +1,4 @@
-"""Which evidence settles a submission in doubt: echoes, models, the bill, webhooks; and who follows what was found."""
+"""Evidence that settles a submission in doubt: echoes, models, the bill, webhooks; and its watching."""
 
 from __future__ import annotations
 
