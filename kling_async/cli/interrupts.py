@@ -50,9 +50,9 @@ def interruptible(work: Callable[[], Coroutine[object, object, Exit]]) -> Exit:
             _INTERRUPTS.set(interrupts)
             for name in ("SIGINT", "SIGTERM", "SIGHUP"):
                 number = getattr(signal, name, None)
-                # An ignored signal (nohup) stays ignored. Windows lacks these handlers; asyncio has its own there.
+                # An ignored signal (nohup) stays ignored.
                 if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                    with contextlib.suppress(NotImplementedError):  # raised on Windows
+                    with contextlib.suppress(NotImplementedError):  # Windows lacks these; asyncio has its own
                         asyncio.get_running_loop().add_signal_handler(number, interrupts.handle, number)
         return await work()
 

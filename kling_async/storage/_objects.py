@@ -40,8 +40,8 @@ _CONCURRENT_PARTS: Final = 1
 """Parts of one upload sent at once; several uploads run in parallel anyway, and more would only take memory."""
 _READ_BYTES: Final = 2**20
 
-_OBSTORE_ERRORS = (BaseError, OSError, NotImplementedError, ValueError)
-"""Errors that obstore raises; NotImplementedError where a store lacks a feature."""
+_OBSTORE_ERRORS = (BaseError, OSError, NotImplementedError, ValueError)  # the third where a store lacks a feature
+"""Errors that obstore raises."""
 
 
 @attrs.frozen
@@ -197,7 +197,7 @@ class ObjectTarget:
                     chunk_size=_PART_BYTES,
                     max_concurrency=_CONCURRENT_PARTS,
                 )
-            except (NotImplementedError, NotSupportedError):
+            except (NotImplementedError, NotSupportedError):  # the store lacks this variant: try the next one
                 if (attributes, variant_mode) == variants[-1]:
                     raise
             else:
