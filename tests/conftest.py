@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,21 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
         lines.append(f"{number}. {PROMISES.get(number, 'is no promise')}")
         lines += [f"     {name}" + (f" ({count} cases)" if count > 1 else "") for name, count in sorted(tests.items())]
     return lines
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """Start a PostgreSQL server, and yield its URL."""
+    from support import postgres  # noqa: PLC0415 -- most tests need none
+
+    with postgres.server() as url:
+        yield url
+
+
+@pytest.fixture
+def database(postgres_server: str) -> Iterator[str]:
+    """Create a database, and yield its URL."""
+    from support import postgres  # noqa: PLC0415 -- most tests need none
+
+    with postgres.database(postgres_server) as url:
+        yield url
