@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import anyio.lowlevel
 import pytest
 
 from kling_async import ConfigurationError, Job, KeyReusedError, KlingSession, LedgerError, Level
+from kling_async._core.budget import Cap
 from kling_async.emulator import Emulator
 from kling_async.ledger import Content, Entry, Row, SharedLedger, State, open_ledger
 from kling_async.ledger._postgres import reader, statements
@@ -495,6 +497,24 @@ async def test_released_intent_without_recorded_end_is_in_doubt(database: str) -
         assert row.state is State.UNCERTAIN
         # A worker that has the response may still record it.
         assert (await one.record(step("k", State.SUBMITTED, prediction_id="p"))).prediction_id == "p"
+
+
+@pytest.mark.parametrize("before", [State.PENDING, State.REJECTED, State.SKIPPED, State.FAILED])
+async def test_reserved_price_counts_for_every_worker_from_any_state(database: str, before: State) -> None:
+    cap = Cap(Decimal(1), ("b",))
+    async with opened(database, poll=RARELY) as one, opened(database, poll=RARELY) as other:
+        for ledger, key in ((one, "a"), (other, "b")):
+            await claim(ledger, key)
+            if before is State.FAILED:
+                await ledger.record(step(key, State.INTENT, attempt=1, cost=Decimal(0)))
+                await ledger.record(step(key, State.SUBMITTED, prediction_id=key))
+            if before is not State.PENDING:
+                await ledger.record(step(key, before))
+                await claim(ledger, key)
+        await one.admit("b", "a", LEVEL, Decimal("0.8"), [cap])
+        with anyio.move_on_after(0.3) as waited:
+            await other.admit("b", "b", LEVEL, Decimal("0.8"), [cap])
+        assert waited.cancelled_caught, "both were given the same dollar"
 
 
 async def test_claim_during_close_is_refused(database: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from kling_async._core.prediction import RETRYABLE_CODES
-from kling_async._core.states import ENDED, OPEN, RELEASED, WAITING, Row, State
+from kling_async._core.states import ENDED, OPEN, RELEASED, SENDABLE, Row, State
 from kling_async.errors import LedgerError
 from kling_async.ledger._columns import quoted, restore, stored
 
@@ -177,12 +177,12 @@ _FREE_SLOTS = f"""
 WITH held AS MATERIALIZED (
   SELECT count(*) FILTER (WHERE (state <> 'uncertain' AND worker_id IS NOT NULL)
       OR started_at > statement_timestamp() - %(runs)s * interval '1 second') AS taken,
-    count(*) FILTER (WHERE state IN ({quoted(WAITING)})) AS starting
+    count(*) FILTER (WHERE state IN ({quoted(SENDABLE)})) AS starting
   FROM kling_job WHERE account = %(account)s AND slot),
 started AS MATERIALIZED (
   SELECT count(*) AS starts FROM kling_job
   WHERE account = %(account)s AND started_at > statement_timestamp() - %(per)s * interval '1 second'
-  AND NOT (slot AND state IN ({quoted(WAITING)}))),
+  AND NOT (slot AND state IN ({quoted(SENDABLE)}))),
 room AS MATERIALIZED (
   SELECT greatest(0, least(%(limit)s, %(in_flight)s - taken, %(starts)s - starting - starts)) AS n FROM held, started)
 """
@@ -246,7 +246,7 @@ FROM unnest(%s::bigint[], %s::numeric[]) AS n(id, cost) WHERE j.id = n.id AND j.
 MONEY = f"""
 SELECT coalesce(sum(coalesce(spent, 0) - coalesce(refunded, 0)), 0),
   coalesce(sum(cost) FILTER (WHERE slot AND state = 'uncertain'), 0),
-  coalesce(sum(cost) FILTER (WHERE slot AND state IN ({quoted(WAITING | {State.INTENT})})), 0)
+  coalesce(sum(cost) FILTER (WHERE slot AND state IN ({quoted(SENDABLE | {State.INTENT})})), 0)
 FROM kling_job WHERE account = %s AND (%s::text[] IS NULL OR batch = ANY(%s))
 """
 """USD that was spent, may have been spent, and is reserved. A job that is to start has its price in its line."""
