@@ -127,6 +127,7 @@ class Model:
         sound_factor: Factor of the price with `sound=True`.
         certainty: Certainty of the price.
         resolution: Resolution class of the output: "720p", "1080p" or "4k"; empty if unknown.
+        aspect_note: Unused; kept because the digests of jobs that carry a model of their own contain it.
         usual: Seconds that generating a 5 s video usually takes, until durations are learned.
         source: Source of the row.
     """
@@ -155,6 +156,7 @@ class Model:
     sound_factor: Decimal = Decimal(2)
     certainty: Certainty = Certainty.UNKNOWN
     resolution: str = "1080p"
+    aspect_note: bool = attrs.field(default=False, repr=False)
     usual: float = 120.0
     source: str = ""
 
@@ -277,6 +279,7 @@ MODELS: tuple[Model, ...] = (
         id="kwaivgi/kling-v1.6-i2v-pro",
         name="kling-v1.6-pro",
         end_image=EndImage(),
+        aspect_note=True,
         source=f"{_DOCS_2025_10}; no price found",
     ),
     Model(
@@ -285,6 +288,7 @@ MODELS: tuple[Model, ...] = (
         end_image=EndImage(),
         price_per_5s=Decimal("1.30"),
         certainty=Certainty.STATED,
+        aspect_note=True,
         usual=150.0,
         source=_DOCS_2025_10,
     ),
@@ -295,6 +299,7 @@ MODELS: tuple[Model, ...] = (
         end_image=EndImage("last_image"),
         price_per_5s=Decimal("0.35"),
         certainty=Certainty.STATED,
+        aspect_note=True,
         usual=80.0,
         source="wavespeed.ai/docs/docs-api/kwaivgi, 2.5 turbo pro; last_image by its newer page",
     ),

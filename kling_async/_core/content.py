@@ -106,15 +106,10 @@ def _content_by_rule_1(job: Job, image_digest: Callable[[Image], str]) -> Conten
     if job.extra:
         fields["extra"] = dict(job.extra)
     if job.own_row is not None:
-        fields["own_row"] = own_row = _rows().unstructure(job.own_row)
-        if job.own_row.name in _ASPECT_NOTED_MODELS:
-            # A field that rows had once; copies of these rows must keep the digest that they were paid under.
-            own_row["aspect_note"] = True
+        fields["own_row"] = _rows().unstructure(job.own_row)
     # A path may hold bytes that are no text: JSON writes them in ASCII.
     return Content(_json(fields), json.dumps(files) if files else None)
 
-
-_ASPECT_NOTED_MODELS = frozenset({"kling-v1.6-pro", "kling-v2.0-master", "kling-v2.5-turbo-pro"})
 
 RULES: dict[int, Callable[[Job, Callable[[Image], str]], Content]] = {1: _content_by_rule_1}
 """Rules that make the content of a job, hence its digest and derived key, by version.

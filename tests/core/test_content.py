@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -148,10 +149,36 @@ def test_digest_is_sha256_of_text() -> None:
 )
 @pytest.mark.promise(1)
 def test_copied_catalogue_rows_keep_digests_of_first_release(name: str, digest: str) -> None:
-    """Rows had a field aspect_note then: another digest would pay for jobs of old ledgers again."""
+    """Another digest would pay for jobs of old ledgers again."""
     row = find_model(name)
     assert row is not None
     job = Job(model=attrs.evolve(row, price_per_5s=Decimal("9.99")), prompt="x", image="https://h/a.png")
     content = content_of(job, str)
     assert content.digest == digest
     assert content_of(recalled(content, {}), str) == content
+
+
+@pytest.mark.parametrize(
+    ("change", "digest"),
+    [
+        (
+            lambda row: attrs.evolve(row, name="ours"),
+            "4d70b5df3df175b172aade95262602288b34f5dfa9790cce099c0c8c3a7084d5",
+        ),
+        (
+            lambda _: Model(id="own/path", name="kling-v2.0-master"),
+            "32405f4651c5971b205d9b3ecb5e4b24980e4a2ad26b50cdf177d1f48dbeaeed",
+        ),
+        (
+            lambda _: Model(id="own/path", name="k", aspect_note=True),
+            "a6a555949124c8a7734421f83861013a3a438763b7310016001b05d518463881",
+        ),
+    ],
+    ids=["renamed", "name reused", "field given"],
+)
+@pytest.mark.promise(1)
+def test_rows_under_other_names_keep_digests_of_first_release(change: Callable[[Model], Model], digest: str) -> None:
+    row = find_model("kling-v1.6-pro")
+    assert row is not None
+    job = Job(model=change(row), prompt="x", image="https://h/a.png")
+    assert content_of(job, str).digest == digest
