@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,7 +24,7 @@ from fastapi import FastAPI, Request
 import _suite
 from _client import control
 from kling_async import Job, KlingSession, NoLimit, WatchPolicy
-from kling_async.integrations.fastapi import JobDesk, lifespan
+from kling_async.integrations.fastapi import JobService, lifespan
 
 IMAGE = "https://pictures.example/face.png"
 HEADERS = {"Authorization": "Bearer wsk_benchmark"}
@@ -46,8 +47,9 @@ def serve(service: str, running: int) -> None:
             max_in_flight=running,
             rate_limiter=NoLimit(),
             watch=WatchPolicy.fixed(0.001),
+            max_reads_per_second=math.inf,
         ),
-        desk=lambda: JobDesk(queue=MAX_QUEUED_JOBS),
+        desk=lambda: JobService(queue=MAX_QUEUED_JOBS),
     )
 
     @asynccontextmanager
@@ -81,12 +83,12 @@ def serve(service: str, running: int) -> None:
 
     @app.post("/session")
     async def session(prompt: str, request: Request) -> str | None:
-        job_service: JobDesk = request.state.kling
+        job_service: JobService = request.state.kling
         return (await job_service.kling.generate(model="kling-v2.1-pro", prompt=prompt, image=IMAGE)).output
 
     @app.post("/jobs")
     async def jobs(prompt: str, request: Request) -> str | None:
-        job_service: JobDesk = request.state.kling
+        job_service: JobService = request.state.kling
         return (await job_service.generate(Job(model="kling-v2.1-pro", prompt=prompt, image=IMAGE))).output
 
     uvicorn.run(app, port=0, log_level="info", access_log=False)

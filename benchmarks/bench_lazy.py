@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import time
 from collections.abc import Iterator
 
@@ -59,6 +60,7 @@ def session(running: int) -> KlingSession:
         max_in_flight=running,
         rate_limiter=NoLimit(),
         watch=WatchPolicy.fixed(0.001),
+        max_reads_per_second=math.inf,
     )
 
 

@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import gc
 import logging
+import math
 import tracemalloc
 from collections.abc import Callable
 
@@ -86,6 +87,7 @@ async def kling(url: str, running: int, interval: float, memory: Callable[[], in
         max_in_flight=WARM_UP_JOBS + running,
         rate_limiter=NoLimit(),
         watch=WatchPolicy.fixed(interval),
+        max_reads_per_second=math.inf,
     ) as session:
 
         async def start_batch(start: int, count: int) -> asyncio.Task[None]:

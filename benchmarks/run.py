@@ -31,7 +31,7 @@ RESULTS = HERE / "results"
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 PICTURES = HERE.parent / "docs" / "assets" / "benchmarks"
 PICTURE = PICTURES / "cpu.svg"
-PATIENCE = 1200.0
+PATIENCE = 2400.0
 """Seconds that a script may take."""
 OPTIONS: dict[str, list[str]] = {
     "fastapi": ["--rounds", "3"],

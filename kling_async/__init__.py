@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from . import errors, events
     from ._core.account import Billing, DailyUsage, ModelUsage, ServiceModel, ServicePrice, Usage
     from ._core.budget import Budget
-    from ._core.catalogue import LEVELS, MODELS, Certainty, EndImage, Level, Model, Price
+    from ._core.catalogue import LEVELS, MODELS, Level
     from ._core.clock import Clock
+    from ._core.formula import Formula, FormulaInput
     from ._core.http import Effect, HttpRequest, HttpResponse, Timeouts
     from ._core.job import Job, Shot
+    from ._core.model import AtProvider, Caution, EndImage, Model, Requirement
     from ._core.polling import WatchPolicy, WatchStatistics
     from ._core.prediction import Outcome, Prediction, SavedFile, Status
+    from ._core.prices import Certainty, Price, Rate
     from ._core.schema import Field
     from ._core.secret import Secret
     from ._core.statistics import SessionStatistics
@@ -37,22 +40,26 @@ if TYPE_CHECKING:
     from ._worker.enqueue import enqueue
     from ._worker.worker import Worker
     from .errors import (
+        AlreadyPaidError,
         ApiError,
         AuthenticationError,
         BudgetExceededError,
         ConfigurationError,
         ConnectFailedError,
         ConnectionLostError,
+        InDoubtElsewhereError,
         InsufficientBalanceError,
         InvalidJobError,
         KeyReusedError,
         KlingError,
         LedgerError,
+        LineLostError,
         ManifestError,
         ModerationError,
         NoOutputError,
         NotFoundError,
         NotInHandError,
+        OtherAccountError,
         OutputGoneError,
         PermissionDeniedError,
         PredictionError,
@@ -64,6 +71,7 @@ if TYPE_CHECKING:
         QueueFullError,
         RateLimitedError,
         RateLimiterError,
+        ReplyTooLargeError,
         RequestRejectedError,
         RowProblem,
         ServerError,
@@ -75,9 +83,11 @@ if TYPE_CHECKING:
         TransportError,
         TransportTimeoutError,
         UnknownJobError,
+        UnknownPredictionError,
         UnsupportedError,
         WebhookRefusal,
         WebhookRefusedError,
+        WrongLoopError,
     )
     from .ledger import Ledger, Row, State, read_ledger
     from .limits import NoLimit, RateLimiter, StartsPerWindow
@@ -88,13 +98,16 @@ __all__ = [
     "LEVELS",
     "MODELS",
     "AiohttpTransport",
+    "AlreadyPaidError",
     "ApiError",
+    "AtProvider",
     "AuthenticationError",
     "Batch",
     "BatchStatistics",
     "Billing",
     "Budget",
     "BudgetExceededError",
+    "Caution",
     "Certainty",
     "Clock",
     "ConfigurationError",
@@ -104,9 +117,12 @@ __all__ = [
     "Effect",
     "EndImage",
     "Field",
+    "Formula",
+    "FormulaInput",
     "GPTProto",
     "HttpRequest",
     "HttpResponse",
+    "InDoubtElsewhereError",
     "InsufficientBalanceError",
     "InvalidJobError",
     "Job",
@@ -116,6 +132,7 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "Level",
+    "LineLostError",
     "ManifestError",
     "Model",
     "ModelUsage",
@@ -124,6 +141,7 @@ __all__ = [
     "NoOutputError",
     "NotFoundError",
     "NotInHandError",
+    "OtherAccountError",
     "Outcome",
     "OutputGoneError",
     "Outputs",
@@ -138,10 +156,13 @@ __all__ = [
     "ProtocolError",
     "Provider",
     "QueueFullError",
+    "Rate",
     "RateLimitedError",
     "RateLimiter",
     "RateLimiterError",
+    "ReplyTooLargeError",
     "RequestRejectedError",
+    "Requirement",
     "Row",
     "RowProblem",
     "SavedFile",
@@ -163,6 +184,7 @@ __all__ = [
     "TransportError",
     "TransportTimeoutError",
     "UnknownJobError",
+    "UnknownPredictionError",
     "UnsupportedError",
     "Usage",
     "WatchPolicy",
@@ -171,6 +193,7 @@ __all__ = [
     "WebhookRefusal",
     "WebhookRefusedError",
     "Worker",
+    "WrongLoopError",
     "enqueue",
     "errors",
     "events",
@@ -183,17 +206,21 @@ _MODULE_OF = {
         "._session.batch": "Batch BatchStatistics",
         "._core.account": "Billing DailyUsage ModelUsage ServiceModel ServicePrice Usage",
         "._core.budget": "Budget",
-        "._core.catalogue": "LEVELS MODELS Certainty EndImage Level Model Price",
+        "._core.catalogue": "LEVELS MODELS Level",
+        "._core.formula": "Formula FormulaInput",
+        "._core.model": "AtProvider Caution EndImage Model Requirement",
+        "._core.prices": "Certainty Price Rate",
         "._core.clock": "Clock",
         ".errors": (
-            "ApiError AuthenticationError BudgetExceededError ConfigurationError ConnectFailedError "
-            "ConnectionLostError InsufficientBalanceError InvalidJobError KeyReusedError KlingError LedgerError "
-            "ManifestError ModerationError NoOutputError NotFoundError NotInHandError OutputGoneError "
-            "PermissionDeniedError PredictionError PredictionFailedError PredictionTimeoutError PriceUnknownError "
-            "Problem ProtocolError QueueFullError RateLimitedError RateLimiterError RequestRejectedError "
+            "AlreadyPaidError ApiError AuthenticationError BudgetExceededError ConfigurationError "
+            "ConnectFailedError ConnectionLostError InDoubtElsewhereError InsufficientBalanceError "
+            "InvalidJobError KeyReusedError KlingError LedgerError LineLostError ManifestError ModerationError "
+            "NoOutputError NotFoundError NotInHandError OtherAccountError OutputGoneError PermissionDeniedError "
+            "PredictionError PredictionFailedError PredictionTimeoutError PriceUnknownError Problem "
+            "ProtocolError QueueFullError RateLimitedError RateLimiterError ReplyTooLargeError RequestRejectedError "
             "RowProblem ServerError SessionClosedError SkippedError Spent StorageError SubmissionUncertainError "
-            "TransportError TransportTimeoutError UnknownJobError UnsupportedError WebhookRefusal "
-            "WebhookRefusedError"
+            "TransportError TransportTimeoutError UnknownJobError UnknownPredictionError UnsupportedError "
+            "WebhookRefusal WebhookRefusedError WrongLoopError"
         ),
         "._core.http": "Effect HttpRequest HttpResponse Timeouts",
         "._core.job": "Job Shot",

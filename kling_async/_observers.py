@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, ParamSpec
 
+from kling_async._log import log
+
 from . import events
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .events import Event, Observer
-
-log = logging.getLogger("kling_async")
 
 P = ParamSpec("P")
 
@@ -57,7 +57,10 @@ class Observers:
         for observer in observers:
             try:
                 observer(event)
-            except Exception:
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            # A `CancelledError` too: a plain call is no place at which the running task can be cancelled.
+            except BaseException:
                 log.exception("an observer raised at %s", type(event).__name__)
 
 

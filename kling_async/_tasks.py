@@ -116,3 +116,12 @@ async def finish(task: asyncio.Task[T]) -> T:
     if cancelled is not None:
         raise cancelled
     return task.result()
+
+
+def is_cancelled() -> bool:
+    """Return whether somebody has cancelled the running task.
+
+    Otherwise a `CancelledError` is a stray one: the code that was awaited raised it, or awaited something cancelled.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

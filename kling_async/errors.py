@@ -7,14 +7,18 @@ KlingError
 ├── ManifestError (ValueError)           bad rows in a manifest, nothing was sent; `problems` has every line
 ├── UnsupportedError                     the provider lacks the endpoint or the model
 ├── SessionClosedError                   the session is not open; nothing was sent
+├── WrongLoopError (RuntimeError)        used from another event loop, thread or library; nothing was sent
 ├── SkippedError                         never submitted: its batch had stopped or was drained
 ├── QueueFullError                       too many jobs are queued; nothing was sent; `retry_after`
 ├── UnknownJobError                      no job has this key
 ├── BudgetExceededError                  the job costs more than the budget has left
 ├── PriceUnknownError                    there is a budget, and no price to reserve
+├── AlreadyPaidError                     another batch of the ledger has paid for the job; nothing was sent; `batch`
+│   └── InDoubtElsewhereError            another batch's job with the same content is in doubt, so it cannot be reused
 ├── TransportError                       no usable HTTP reply; `sent` is False if the request cannot have arrived
 │   ├── ConnectFailedError               no connection was made: nothing was sent
 │   ├── ConnectionLostError              the connection broke after something may have been sent
+│   ├── ReplyTooLargeError               the reply is larger than the session reads
 │   └── TransportTimeoutError (TimeoutError)
 ├── ApiError                             the service answered with an error
 │   ├── AuthenticationError              the key is missing, wrong or not activated
@@ -27,12 +31,15 @@ KlingError
 │   ├── ServerError                      5xx
 │   └── ProtocolError                    the reply is not in the documented form
 ├── SubmissionUncertainError             the paid request was sent and its outcome is unknown
+│   └── LineLostError                    and so were the replies to many others in a row
 ├── PredictionError                      a paid prediction exists and gave no video
 │   ├── PredictionFailedError            it ended as failed, cancelled, timeout or deleted
 │   ├── PredictionTimeoutError (TimeoutError)  the wait ended; the prediction still runs
 │   └── NoOutputError                    it completed without an output
 ├── LedgerError                          the ledger cannot be used, so nothing was sent
 │   ├── KeyReusedError (ValueError)      the key belongs to a job with other content
+│   ├── OtherAccountError                another account runs the job: this one cannot read it
+│   ├── UnknownPredictionError           the account has this job's prediction, and the ledger does not know it
 │   └── NotInHandError                   another worker of a shared ledger has the job, or may soon claim it
 ├── RateLimiterError                     the shared rate limiter cannot be reached: nothing was sent
 ├── StorageError                         an output could not be downloaded, checked or written
@@ -44,12 +51,13 @@ Class attributes classify the errors, so that no caller needs a list of classes 
 
 ```text
 account_wide        every other job of the account fails likewise, so a batch stops admission
-                    AuthenticationError BudgetExceededError InsufficientBalanceError RateLimiterError
+                    AuthenticationError BudgetExceededError InsufficientBalanceError LineLostError RateLimiterError
+                    UnknownPredictionError
 insufficient_funds  jobs cannot be sent for lack of money; running predictions can still be followed
                     BudgetExceededError InsufficientBalanceError
 permanent           the same job fails likewise whenever it is submitted again
-                    InvalidJobError KeyReusedError ModerationError NotFoundError PermissionDeniedError
-                    RequestRejectedError UnsupportedError
+                    AlreadyPaidError InvalidJobError KeyReusedError ModerationError NotFoundError
+                    PermissionDeniedError RequestRejectedError UnsupportedError
 refused             the service answered that it did not carry out the request, so nothing was accepted
                     AuthenticationError InsufficientBalanceError ModerationError NotFoundError
                     PermissionDeniedError RateLimitedError RequestRejectedError
@@ -68,6 +76,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
+
+from kling_async._core.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,6 +131,8 @@ class KlingError(Exception):
         spent: Spent | None = None,
         advice: str | None = None,
     ) -> None:
+        # It may quote a service, a file or a user.
+        message = one_line(message)
         super().__init__(message)
         self.message = message
         self.job = job
@@ -144,7 +156,7 @@ class KlingError(Exception):
         parts.append(self.spent.value)
         if self.advice:
             parts.append(self.advice.rstrip("."))
-        return "; ".join(parts) + "."
+        return one_line("; ".join(parts)) + "."
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
@@ -246,6 +258,15 @@ class SessionClosedError(KlingError):
     default_advice = "use it inside `async with KlingSession() as kling:`"
 
 
+class WrongLoopError(KlingError, RuntimeError):
+    """A session, or another object that belongs to an event loop, was used outside of that loop; nothing was sent."""
+
+    default_advice = (
+        "from other threads call asyncio.run_coroutine_threadsafe(coroutine, loop), with the loop that it was opened "
+        "in, or open a session in each event loop"
+    )
+
+
 class SkippedError(KlingError):
     """The job was never submitted: its batch was drained, or had stopped admission for the error in `__cause__`."""
 
@@ -296,6 +317,38 @@ class PriceUnknownError(KlingError):
     default_advice = "pass Budget(..., allow_estimate=True) to use the catalogue's estimate, if it has one"
 
 
+class AlreadyPaidError(KlingError):
+    """Another batch of the same ledger has paid for the job, or may have; it was not sent.
+
+    Attributes:
+        batch: Name of the other batch; empty for jobs outside of batches.
+        jobs: Number of jobs concerned.
+        cost: USD to pay for them again, by the price list; None if a price is unknown.
+    """
+
+    permanent = True
+    default_advice = (
+        "to continue that batch, run it under its name (--name); to get its videos without paying, use "
+        'seen="reuse" (--seen reuse); to pay for other videos, seen="pay" (--seen pay), or give the jobs other keys'
+    )
+
+    def __init__(self, message: str, *, batch: str, jobs: int, cost: Decimal | None, **about: Any) -> None:
+        super().__init__(message, **about)
+        self.batch = batch
+        self.jobs = jobs
+        self.cost = cost
+
+
+class InDoubtElsewhereError(AlreadyPaidError):
+    """A job of another batch has the same content and is in doubt, so there is no video to reuse; nothing was sent."""
+
+    permanent = False
+    default_advice = (
+        "settle it (kling-async ledger), and run this again; or pay for another video, "
+        'which may be a second payment: seen="pay" (--seen pay)'
+    )
+
+
 class TransportError(KlingError):
     """No usable HTTP reply was received."""
 
@@ -315,6 +368,13 @@ class ConnectFailedError(TransportError):
 
 class ConnectionLostError(TransportError):
     """The connection broke before the reply was complete."""
+
+
+class ReplyTooLargeError(TransportError):
+    """The reply is larger than the session reads; the rest of it was not read."""
+
+    transient = False
+    default_advice = "if the service sends such replies, raise max_reply_bytes of the session (--max-reply-bytes)"
 
 
 class TransportTimeoutError(TransportError, TimeoutError):
@@ -437,6 +497,13 @@ class SubmissionUncertainError(KlingError):
         self.candidates = tuple(candidates)
 
 
+class LineLostError(SubmissionUncertainError):
+    """The replies to many jobs in a row were lost, and this one stays in doubt too: no more of its batch is sent."""
+
+    account_wide = True
+    default_advice = "check the line to the service, and the account's prediction history, before anything more is sent"
+
+
 class PredictionError(KlingError):
     """A paid prediction exists and gave no video.
 
@@ -498,6 +565,26 @@ class RateLimiterError(KlingError):
 
     account_wide = True
     default_advice = "check that its server is running and reachable, then run the jobs again"
+
+
+class OtherAccountError(LedgerError):
+    """The job runs in another account: its ledger was opened with another provider, base URL or API key."""
+
+    default_spent = Spent.YES
+    default_advice = (
+        "run it with the provider, base URL and key of that account; if this key is of the same account: "
+        "kling-async ledger LEDGER same-account"
+    )
+
+
+class UnknownPredictionError(LedgerError):
+    """The account has a prediction with the job's input, and the ledger does not know it; the job was not sent."""
+
+    account_wide = True
+    default_advice = (
+        "open the newest copy of the ledger; if another program made the prediction, run it with "
+        'seen="pay" (--seen pay) to pay for another video'
+    )
 
 
 class KeyReusedError(LedgerError, ValueError):

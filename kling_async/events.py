@@ -148,7 +148,8 @@ class Saved(Event):
 
     Attributes:
         file: The saved output.
-        since: Start of its download in seconds since the epoch, or None if it was saved before.
+        since: Start of saving it, in seconds since the epoch, the wait for one of the session's `max_saving` included;
+            None if it was saved before.
     """
 
     file: SavedFile

@@ -6,6 +6,7 @@ It runs without orjson (extra `speed`), unless kling_speed.py has imported it be
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +26,7 @@ async def work(load: Load, folder: Path) -> None:
         max_in_flight=load.running,
         rate_limiter=NoLimit(),
         watch=WatchPolicy() if load.interval is None else WatchPolicy.fixed(max(load.interval, 0.001)),
+        max_reads_per_second=None if load.interval is None else math.inf,
         ledger=folder / "run.db" if load.ledger else None,
     ) as session:
         jobs = (Job(model="kling-v2.1-pro", prompt=f"number {number}", image=IMAGE) for number in range(load.jobs))

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import defaultdict
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import anyio
 
+from kling_async._core.answers import Kind as AnswerKind
 from kling_async._core.budget import Reservation, reserve
-from kling_async._core.catalogue import Certainty
-from kling_async.errors import ApiError, BudgetExceededError, PriceUnknownError, TransportError, UnsupportedError
+from kling_async._core.prices import Certainty, Kind
+from kling_async._log import log
+from kling_async.errors import (
+    ApiError,
+    BudgetExceededError,
+    KlingError,
+    PriceUnknownError,
+    TransportError,
+    UnsupportedError,
+)
 from kling_async.providers.protocol import account_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from kling_async._core.account import Billing
+    from kling_async._core.account import Billing, ServicePrice
     from kling_async._core.budget import Budget, Origin
     from kling_async._core.clock import Clock
-    from kling_async._core.http import HttpRequest, HttpResponse
     from kling_async._core.job import Job
+    from kling_async._http.reads import Reads
     from kling_async.providers import Provider
 
-log = logging.getLogger("kling_async")
-
+PRICE_RETRY_S = 60.0
+"""Seconds for which a price that could not be read is not asked again: jobs wait for it one after the other."""
 REFUND_CHECK_INTERVAL_S = 60.0
 """Least number of seconds between two reads of the bill for refunds."""
 MAX_IDS_PER_PAGE = 50
@@ -41,7 +49,7 @@ class Prices:
     Args:
         provider: Has prices and bills, where it offers them.
         clock: The session's clock.
-        ask: Sends a read and returns its reply.
+        reads: Reads prices and bills.
         record_refund: Records a refund of a job, in USD.
     """
 
@@ -50,14 +58,16 @@ class Prices:
         *,
         provider: Provider,
         clock: Clock,
-        ask: Callable[[HttpRequest], Awaitable[HttpResponse]],
+        reads: Reads,
         record_refund: Callable[[Origin, Decimal], Awaitable[None]],
     ) -> None:
         self._provider = provider
         self._clock = clock
-        self._ask = ask
+        self._reads = reads
         self._record_refund = record_refund
-        self._prices: dict[tuple[str, int, bool], Decimal] = {}
+        self._prices: dict[Kind, ServicePrice] = {}
+        # The error of the last read of a price, and the monotonic time until which it is not read again.
+        self._unreadable: dict[Kind, tuple[KlingError, float]] = {}
         self._price_lock = anyio.Lock()
         self._refund_lock = anyio.Lock()
         self._refunds_read_at = -REFUND_CHECK_INTERVAL_S
@@ -110,28 +120,54 @@ class Prices:
         listed = job.price(self._provider.name)
         if listed.usd is not None and listed.certainty is Certainty.STATED:
             return listed.usd
-        kind = (job.model, job.duration, bool(job.sound))
+        found = await self._known_price(job)
+        if isinstance(found, Decimal):
+            return found
+        if estimate and listed.usd is not None:
+            log.info("the price of %s is estimated, because the service reports none: %s", job.model, found.message)
+            return listed.usd
+        raise PriceUnknownError(
+            f"the price of {job.model} at {self._provider.name} is unknown: no page states it, and the "
+            f"service reports none: {found.message}",
+            job=job,
+        ) from found
+
+    async def service_price(self, job: Job) -> ServicePrice:
+        """Return the service's price of a job, read once for each kind of job.
+
+        Raises:
+            UnsupportedError: The provider does not report it.
+            ApiError: The service refused.
+            TransportError: The service could not be reached.
+        """
         async with self._price_lock:
-            usd = self._prices.get(kind)
-            if usd is None:
-                try:
-                    provider = account_of(self._provider, "price")
-                    usd = provider.read_price(await self._ask(provider.price(job)), job).discounted
-                except (ApiError, TransportError, UnsupportedError) as error:
-                    if estimate and listed.usd is not None:
-                        log.info(
-                            "the price of %s is estimated, because the service reports none: %s",
-                            job.model,
-                            error.message,
-                        )
-                        return listed.usd
-                    raise PriceUnknownError(
-                        f"the price of {job.model} at {self._provider.name} is unknown: no page states it, and the "
-                        f"service reports none: {error.message}",
-                        job=job,
-                    ) from error
-                self._prices[kind] = usd
-        return usd
+            return await self._read_price(job, job.kind)
+
+    async def _known_price(self, job: Job) -> Decimal | KlingError:
+        """Return the service's price in USD, or the error of the last read, which is repeated after a pause."""
+        kind = job.kind
+        async with self._price_lock:
+            failed = None if kind in self._prices else self._unreadable.get(kind)
+            if failed is not None and self._clock.monotonic() < failed[1]:
+                return failed[0]
+            try:
+                priced = await self._read_price(job, kind)
+            except (ApiError, TransportError, UnsupportedError) as error:
+                self._unreadable[kind] = error.with_traceback(None), self._clock.monotonic() + PRICE_RETRY_S
+                return error
+        if priced.currency != "USD":
+            return UnsupportedError(f"the service's price is in {priced.currency}, and budgets are in USD")
+        if priced.discounted < 0:
+            return UnsupportedError(f"the service's price is {priced.discounted} USD, expected at least 0")
+        return priced.discounted
+
+    async def _read_price(self, job: Job, kind: Kind) -> ServicePrice:
+        if kind not in self._prices:
+            provider = account_of(self._provider, "price")
+            self._prices[kind] = await self._reads.read(
+                provider.price(job), lambda reply: provider.read_price(reply, job)
+            )
+        return self._prices[kind]
 
     async def _refunded(self, budgets: Sequence[Budget]) -> bool:
         """Read the bill for refunds of failed predictions; return whether a reservation may succeed now."""
@@ -178,7 +214,7 @@ class Prices:
             some = frozenset(prediction_ids[start : start + MAX_IDS_PER_PAGE])
             for page in range(1, MAX_BILL_PAGES + 1):
                 request = provider.billings(page=page, page_size=2 * MAX_IDS_PER_PAGE, prediction_ids=sorted(some))
-                read = provider.read_billings(await self._ask(request))
+                read = await self._reads.read(request, provider.read_billings, AnswerKind.PAGE)
                 # A service may ignore the ids and list other predictions.
                 lines += [line for line in read.items if line.prediction_id in some]
                 if read.size < 2 * MAX_IDS_PER_PAGE:

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections import defaultdict
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-import attrs
-
 from kling_async._core.budget import Budget, Cap, Origin, Reservation
-from kling_async._core.states import Entry, State
+from kling_async._core.states import MAYBE_ACCEPTED, Entry, State
+from kling_async._log import log
 from kling_async.errors import LedgerError, PriceUnknownError
 
 from .prices import Prices
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Container
+    from collections.abc import Container
 
     from kling_async._core.clock import Clock
-    from kling_async._core.http import HttpRequest, HttpResponse
     from kling_async._core.job import Job
+    from kling_async._http.reads import Reads
     from kling_async.ledger import Ledger
     from kling_async.providers import Provider
-
-log = logging.getLogger("kling_async")
 
 
 class Reservations:
@@ -34,9 +30,9 @@ class Reservations:
     Args:
         provider: Has prices and bills, where it offers them.
         clock: The session's clock.
-        ask: Sends a read and returns its reply.
+        reads: Reads prices and bills.
         ledger: Has earlier costs, and records refunds.
-        origin: Identity of the ledger's rows: equal for all sessions over the same rows.
+        ledger_identity: Identity of the ledger's rows: equal for all sessions over the same rows.
         budget: The session's budget, beside those of batches; None without one.
 
     Attributes:
@@ -48,14 +44,14 @@ class Reservations:
         *,
         provider: Provider,
         clock: Clock,
-        ask: Callable[[HttpRequest], Awaitable[HttpResponse]],
+        reads: Reads,
         ledger: Ledger,
-        origin: object,
+        ledger_identity: object,
         budget: Budget | None,
     ) -> None:
-        self.prices = Prices(provider=provider, clock=clock, ask=ask, record_refund=self._record_refund)
+        self.prices = Prices(provider=provider, clock=clock, reads=reads, record_refund=self._record_refund)
         self._ledger = ledger
-        self._ledger_identity = origin
+        self._ledger_identity = ledger_identity
         self._budget = budget
         self._reserved: dict[tuple[str, str], tuple[Reservation, ...]] = {}
         # The parts of the ledger (a batch; None for the whole) counted in each budget.
@@ -94,8 +90,7 @@ class Reservations:
         for origin, reservation in budget.doubts.items():
             if origin.ledger == identity and part in {None, origin.batch} and origin not in in_doubt:
                 found = await ledger.find(origin.batch, origin.key)
-                state = State.INTENT if found is None else found[0].state
-                if not (state.in_doubt or state is State.ABANDONED):
+                if found is not None and found[0].state not in MAYBE_ACCEPTED:
                     settled.append(reservation)
         spent = await ledger.spent(part)
         # No await from here on, so that a cancellation cannot leave it half counted.
@@ -207,10 +202,20 @@ class Reservations:
         self._refunded[name] += usd
         try:
             found = await self._ledger.find(*name)
-            if found is None or found[0].state is State.INTENT or self._refunded[name] <= (found[0].refunded or 0):
+            if found is None:
                 return
             row = found[0]
-            step = Entry(batch=row.batch, key=row.key, state=row.state, at=row.updated_at, expected_version=row.version)
-            await self._ledger.record(attrs.evolve(step, refunded=self._refunded[name]))
+            # An intent must not follow an intent: the sum is recorded with the job's next refund.
+            if row.state is not State.INTENT and self._refunded[name] > (row.refunded or 0):
+                await self._ledger.record(
+                    Entry(
+                        batch=row.batch,
+                        key=row.key,
+                        state=row.state,
+                        at=row.updated_at,
+                        refunded=self._refunded[name],
+                        expected_version=row.version,
+                    )
+                )
         except LedgerError as error:
             log.warning("the refund of job %s could not be recorded in the ledger: %s", origin.key, error.message)

@@ -60,6 +60,11 @@ class ServiceModel:
     request_id: str | None = attrs.field(default=None, repr=False)
     raw: Mapping[str, object] = attrs.field(factory=dict, repr=False, eq=False)
 
+    @property
+    def model(self) -> str:
+        """The id by which a job is submitted: the path of its endpoint below `/api/v3/`, or else `id`."""
+        return self.path.strip("/").removeprefix("api/v3/") or self.id
+
 
 @attrs.frozen(kw_only=True)
 class ServicePrice:

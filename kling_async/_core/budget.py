@@ -10,6 +10,8 @@ import attrs
 
 from kling_async.errors import BudgetExceededError, ConfigurationError
 
+from .prices import dollars
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
@@ -339,16 +341,3 @@ def reserve(budgets: Sequence[Budget], usd: Decimal, origin: Origin | None = Non
         if not budget.admits(usd):
             return budget
     return Reservation(budgets, usd, origin)
-
-
-def dollars(usd: Decimal) -> str:
-    """Format an amount with at least two decimal places, such as $0.45 or $0.105."""
-    return f"${max(usd.normalize(), usd.quantize(_CENT), key=_decimal_places):f}"
-
-
-_CENT = Decimal("0.01")
-
-
-def _decimal_places(amount: Decimal) -> int:
-    exponent = amount.as_tuple().exponent
-    return -exponent if isinstance(exponent, int) else 0

@@ -1,14 +1,16 @@
-"""The models, prices and account levels, as data: a new model is one row of `MODELS`.
+"""The models, prices and account levels: a new model is one row of `MODELS`.
 
-Sources are the vendors' pages (wavespeed.ai/docs/docs-api/kwaivgi/..., the models' llms.txt, docs.gptproto.com).
-Where they disagree, the row has the values that are safe to send:
+Sources are the vendors' pages (wavespeed.ai/docs/docs-api/kwaivgi/..., the models' llms.txt, docs.gptproto.com), and
+for some prices third parties, which `Certainty` tells. Where they disagree, a row has what is safe to send:
 
 * `duration` is an integer (the standard page says string): both are accepted, an integer is sent.
 * 15 s and 20 s are in two price tables and in no schema: they are refused.
 * `image` is required (two pages call it optional and fall back to a sample image, which would be charged).
-* The last frame is `end_image` up to 2.1 and `last_image` in 2.5 turbo; GPTProto has another name for that of 2.6 pro.
-* 3.0 and 3 turbo take one prompt or the prompts of several shots. `shot_type` is `intelligence` in the schema and
-  `intelligent` in the pages' prose: the schema's word is sent.
+* The last frame is `end_image` up to 2.1, in 3.0 and O3, and `last_image` in 2.5 turbo, O1 and 4.0. For 2.6 pro the
+  newest page says `last_image`, an older one and a copy of the schema `end_image`: both are sent. GPTProto has
+  `last_image` for it.
+* 3.0 and 3 turbo take one prompt or the prompts of several shots; O3 takes shots beside its prompt. `shot_type` is
+  `intelligent` at WaveSpeed and `intelligence` at GPTProto: either is accepted, and each is sent its own.
 * Fields that no page names are refused: the service would ignore them and charge.
 * The path of the start/end-frame model has a slash; the dashed form is from its documentation page, here an alias.
 """
@@ -16,216 +18,37 @@ Where they disagree, the row has the values that are safe to send:
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping  # noqa: TC003 -- attrs resolves field types at run time
 from decimal import Decimal
-from enum import Enum
-from typing import TYPE_CHECKING, Literal
 
 import attrs
 
-from kling_async.errors import UnsupportedError
-
-from . import schema
+from .model import MAX_TEXT_LENGTH, AtProvider, Caution, EndImage, Model, Requirement
+from .prices import Certainty, Price, Rate
 from .schema import Field
 
-if TYPE_CHECKING:
-    from .account import ServiceModel
-
-
-MAX_TEXT_LENGTH = 2500
-"""Most characters of a prompt or negative prompt (pages of standard and pro; ComfyUI node)."""
-
-
-class Certainty(Enum):
-    """Certainty of a price."""
-
-    STATED = "stated"
-    """Printed on a page of the vendor."""
-    INFERRED = "inferred"
-    """Computed from other prices; printed on no page."""
-    UNKNOWN = "unknown"
-    """No price was found."""
-
-
-@attrs.frozen
-class Price:
-    """Price of one run by the price list.
-
-    Attributes:
-        usd: Amount in USD; None if unknown.
-        certainty: Certainty of the amount.
-        source: Page or inference that it is from.
-    """
-
-    usd: Decimal | None
-    certainty: Certainty
-    source: str = ""
-
-    def __str__(self) -> str:
-        if self.usd is None:
-            return "unknown"
-        return f"{'≈ ' if self.certainty is Certainty.INFERRED else ''}${self.usd:.2f}"
-
-
-@attrs.frozen
-class EndImage:
-    """A model's input for the last frame.
-
-    Attributes:
-        field: Wire name.
-        required: Whether it must be given.
-        elsewhere: Pairs of a provider and its wire name, for providers with another name.
-    """
-
-    field: str = "end_image"
-    required: bool = False
-    elsewhere: tuple[tuple[str, str], ...] = ()
-
-    def name_at(self, provider: str) -> str:
-        """Return the wire name at a provider."""
-        return dict(self.elsewhere).get(provider, self.field)
-
-
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
-
-
-def _is_path(model: object, attribute: object, value: str) -> None:
-    """Raise ValueError for an id that is not a plain path: ids from the service or the caller become part of URLs."""
-    del model, attribute
-    if not _ID.fullmatch(value):
-        raise ValueError(f"id: expected a model path such as 'vendor/model', got {value[:120]!r}")
-
-
-@attrs.frozen(kw_only=True)
-class Model:
-    """One model. Use `Job(model=Model(...))` to run one that is not in the catalogue.
-
-    Attributes:
-        id: Model id: its path below `/api/v3/`.
-        name: Short name that users type; by default the id.
-        aliases: Other accepted names; the service itself refuses them.
-        providers: Names of the providers that offer it.
-        prompt_required: Whether a prompt is required, or shots where the model supports them.
-        max_text: Most characters of a prompt or negative prompt.
-        durations: Supported video durations in seconds, ascending; empty if the model has no duration.
-        default_duration: Seconds for jobs without a duration; the first of `durations` if it is not among them.
-        duration_type: JSON type of the duration on the wire.
-        scale: Wire name of the guidance scale; None if the model has none.
-        scale_range: Lowest and highest value of the guidance scale.
-        negative_prompt: Whether it supports `negative_prompt`.
-        end_image: Input for the last frame; None if the model has none.
-        sound: Whether it supports `sound`.
-        shots: Most shots of `multi_prompt`; 0 if the model takes a single prompt only.
-        shot_types: Values of `shot_type`; empty if the model has none.
-        elements: Most items of `element_list`; 0 if the model has none.
-        voices: Whether it supports `voice_list`.
-        required: Names of further `Job` fields that are required.
-        more: Inputs that go into `Job.extra`, which is checked against them; None if they are not known, and `extra`
-            is sent unchecked.
-        price_per_5s: USD for 5 seconds of video on WaveSpeed; None if unknown.
-        sound_factor: Factor of the price with `sound=True`.
-        certainty: Certainty of the price.
-        resolution: Resolution class of the output: "720p", "1080p" or "4k"; empty if unknown.
-        aspect_note: Unused; kept because the digests of jobs that carry a model of their own contain it.
-        usual: Seconds that generating a 5 s video usually takes, until durations are learned.
-        source: Source of the row.
-    """
-
-    id: str = attrs.field(validator=_is_path)
-    name: str = attrs.field(default=attrs.Factory(lambda self: self.id, takes_self=True))
-    aliases: tuple[str, ...] = ()
-    providers: frozenset[str] = frozenset({"wavespeed"})
-    prompt_required: bool = True
-    max_text: int = MAX_TEXT_LENGTH
-    durations: tuple[int, ...] = (5, 10)
-    default_duration: int = 5
-    duration_type: Literal["integer", "string"] = "integer"
-    scale: str | None = "guidance_scale"
-    scale_range: tuple[float, float] = (0.0, 1.0)
-    negative_prompt: bool = True
-    end_image: EndImage | None = None
-    sound: bool = False
-    shots: int = 0
-    shot_types: tuple[str, ...] = ()
-    elements: int = 0
-    voices: bool = False
-    required: frozenset[str] = frozenset()
-    more: tuple[Field, ...] | None = None
-    price_per_5s: Decimal | None = None
-    sound_factor: Decimal = Decimal(2)
-    certainty: Certainty = Certainty.UNKNOWN
-    resolution: str = "1080p"
-    aspect_note: bool = attrs.field(default=False, repr=False)
-    usual: float = 120.0
-    source: str = ""
-
-    def price(self, duration: int, *, provider: str = "wavespeed", sound: bool = False) -> Price:
-        """Return the price of one run of `duration` seconds by the price list: `base_price * duration / 5`.
-
-        The price of a model without a duration is constant.
-        """
-        if self.price_per_5s is None or provider != "wavespeed":
-            return Price(
-                None, Certainty.UNKNOWN, f"no price list of {provider} was found" if provider != "wavespeed" else ""
-            )
-        usd = self.price_per_5s * duration / 5 if self.durations else self.price_per_5s
-        if sound:
-            usd *= self.sound_factor
-        return Price(usd, Certainty.INFERRED if sound else self.certainty, self.source)
-
-    @classmethod
-    def from_service(cls, entry: ServiceModel, *, provider: str = "wavespeed") -> Model:
-        """Build the row of a model that is not in the catalogue yet from the service's own description.
-
-        Inputs that `Job` has no field for go into `Job.extra`, and are checked there.
-
-        Args:
-            entry: An item of `await kling.models()`.
-            provider: Name of the provider that it came from.
-
-        Raises:
-            UnsupportedError: The model has no input for a single image, or its description is unusable.
-        """
-        facts = schema.read_schema(entry.schema)
-        if facts.unsupported:
-            raise UnsupportedError(f"{entry.id} cannot be run: {facts.unsupported}")
-        by_second = schema.is_price_per_second(entry.formula)
-        # With an unknown formula the price is unknown; `kling.price` then asks the service.
-        priced = entry.base_price is not None and by_second is not None and (by_second or not facts.durations)
-        try:
-            return cls(
-                id=entry.path.strip("/").removeprefix("api/v3/") or entry.id,
-                providers=frozenset({provider}),
-                prompt_required=facts.prompt_required,
-                max_text=MAX_TEXT_LENGTH if facts.max_text is None else facts.max_text,
-                durations=facts.durations,
-                default_duration=facts.default_duration,
-                duration_type=facts.duration_type,
-                scale=facts.scale,
-                scale_range=facts.scale_range,
-                negative_prompt=facts.negative_prompt,
-                end_image=None if facts.end_image is None else EndImage(facts.end_image, facts.end_image_required),
-                sound=facts.sound,
-                shots=facts.shots,
-                shot_types=facts.shot_types,
-                elements=facts.elements,
-                voices=facts.voices,
-                required=facts.required,
-                more=facts.more,
-                price_per_5s=entry.base_price if priced else None,
-                sound_factor=Decimal(1),
-                certainty=Certainty.INFERRED if priced else Certainty.UNKNOWN,
-                resolution="",
-                source=f"the service's own catalogue, base_price {entry.base_price}",
-            )
-        except ValueError as error:
-            raise UnsupportedError(f"{entry.id[:120]!r} cannot be run: {error}") from None
-
+__all__ = [
+    "DEFAULT_MODEL",
+    "LEVELS",
+    "MAX_TEXT_LENGTH",
+    "MODELS",
+    "Certainty",
+    "EndImage",
+    "Level",
+    "Model",
+    "Price",
+    "find_model",
+    "near_names",
+]
 
 _BOTH_PROVIDERS = frozenset({"wavespeed", "gptproto"})
+_DOCS = "wavespeed.ai/docs/docs-api/kwaivgi"
 _DOCS_2025_10 = "wavespeed.ai/docs, 2025-10"
 _SHOT_TYPES = ("customize", "intelligence")
+_SHOT_WORDS = AtProvider(provider="wavespeed", words=(("intelligence", "intelligent"),))
+_3_TO_15_S = tuple(range(3, 16))
+_SOUND_3_0 = "3.0: five resellers charge 1.5 times as much with sound, 0.126 and 0.168 USD per second"
+_SOUND_O3 = "O3: no price with sound was found"
 
 MODELS: tuple[Model, ...] = (
     Model(
@@ -233,10 +56,10 @@ MODELS: tuple[Model, ...] = (
         name="kling-v2.1-standard",
         aliases=("kling-v2.1-std", "kling-v2.1-i2v-standard"),
         providers=_BOTH_PROVIDERS,
-        price_per_5s=Decimal("0.28"),
-        certainty=Certainty.INFERRED,
+        price_per_5s=Decimal("0.25"),
+        certainty=Certainty.REPORTED,
         resolution="720p",
-        source="inferred: 2.5 turbo std at 0.21 is called 25 % cheaper",
+        source="a third party's reading of the vendor's collection page",
     ),
     Model(
         id="kwaivgi/kling-v2.1-i2v-pro",
@@ -261,10 +84,11 @@ MODELS: tuple[Model, ...] = (
         id="kwaivgi/kling-v2.1-i2v-pro/start-end-frame",
         name="kling-v2.1-pro-start-end-frame",
         aliases=("kwaivgi/kling-v2.1-i2v-pro-start-end-frame", "kling-v2.1-start-end-frame"),
+        providers=_BOTH_PROVIDERS,
         end_image=EndImage(required=True),
         price_per_5s=Decimal("0.45"),
         certainty=Certainty.STATED,
-        source="wavespeed.ai/models/kwaivgi/kling-v2.1-i2v-pro/start-end-frame",
+        source="wavespeed.ai/models/kwaivgi/kling-v2.1-i2v-pro/start-end-frame; GPTProto's list",
     ),
     Model(
         id="kwaivgi/kling-v1.6-i2v-standard",
@@ -281,6 +105,27 @@ MODELS: tuple[Model, ...] = (
         end_image=EndImage(),
         aspect_note=True,
         source=f"{_DOCS_2025_10}; no price found",
+    ),
+    *(
+        Model(
+            id=f"kwaivgi/kling-v1.6-multi-i2v-{quality}",
+            name=f"kling-v1.6-multi-{quality}",
+            image=False,
+            scale=None,
+            inputs=(
+                Field(name="images", type="array", required=True, max_length=4),
+                Field(name="aspect_ratio", type="string", choices=("1:1", "16:9", "9:16"), default="1:1"),
+            ),
+            price_per_5s=price,
+            certainty=certainty,
+            resolution=resolution,
+            usual=150.0,
+            source=f"{_DOCS_2025_10}; at most 4 images by Kling's own API; {note}",
+        )
+        for quality, price, certainty, resolution, note in (
+            ("standard", Decimal("0.28"), Certainty.INFERRED, "720p", "price inferred"),
+            ("pro", None, Certainty.UNKNOWN, "1080p", "no price found"),
+        )
     ),
     Model(
         id="kwaivgi/kling-v2.0-i2v-master",
@@ -316,93 +161,206 @@ MODELS: tuple[Model, ...] = (
     Model(
         id="kwaivgi/kling-v2.6-std/image-to-video",
         name="kling-v2.6-std",
+        providers=_BOTH_PROVIDERS,
         prompt_required=False,
         scale=None,
+        cautions=(
+            Caution(
+                missing=("prompt",),
+                message="schema and llms.txt of 2.6 std require a prompt, its page does not: give one to be sure",
+            ),
+        ),
         price_per_5s=Decimal("0.21"),
         certainty=Certainty.STATED,
         resolution="720p",
         usual=80.0,
-        source="wavespeed.ai/docs/docs-api/kwaivgi, 2.6 std",
+        source=f"{_DOCS}, 2.6 std; GPTProto's list",
     ),
     Model(
         id="kwaivgi/kling-v2.6-pro/image-to-video",
         name="kling-v2.6-pro",
         providers=_BOTH_PROVIDERS,
         scale="cfg_scale",
-        # GPTProto's page of the same model calls it last_image.
-        end_image=EndImage(elsewhere=(("gptproto", "last_image"),)),
+        end_image=EndImage(elsewhere=(("gptproto", "last_image"),), also="last_image"),
         sound=True,
         voices=True,
+        cautions=(
+            Caution(
+                given=("end_image", "sound"),
+                provider="wavespeed",
+                message="third parties say that 2.6 pro does not take a last frame together with sound: "
+                "leave one of them out to be sure",
+            ),
+        ),
         price_per_5s=Decimal("0.35"),
         certainty=Certainty.STATED,
+        sound_certainty=Certainty.STATED,
+        sound_source=f"{_DOCS}, 2.6 pro: twice the price with sound",
         usual=83.0,
-        source="wavespeed.ai/docs/docs-api/kwaivgi, 2.6 pro; price with sound inferred",
+        source=f"{_DOCS}, 2.6 pro",
     ),
-    Model(
-        id="kwaivgi/kling-v3.0-std/image-to-video",
-        name="kling-v3.0-std",
-        durations=tuple(range(3, 16)),
-        scale="cfg_scale",
-        end_image=EndImage(),
-        sound=True,
-        shots=6,
-        shot_types=_SHOT_TYPES,
-        elements=3,
-        price_per_5s=Decimal("0.42"),
-        certainty=Certainty.STATED,
-        resolution="720p",
-        usual=79.0,
-        source="wavespeed.ai/docs/docs-api/kwaivgi, 3.0 std; price with sound inferred",
-    ),
-    Model(
-        id="kwaivgi/kling-v3.0-pro/image-to-video",
-        name="kling-v3.0-pro",
-        durations=tuple(range(3, 16)),
-        scale="cfg_scale",
-        end_image=EndImage(),
-        sound=True,
-        shots=6,
-        shot_types=_SHOT_TYPES,
-        elements=3,
-        price_per_5s=Decimal("0.56"),
-        certainty=Certainty.STATED,
-        usual=151.0,
-        source="wavespeed.ai/docs/docs-api/kwaivgi, 3.0 pro; price with sound inferred",
+    *(
+        Model(
+            id=f"kwaivgi/kling-v3.0-{quality}/image-to-video",
+            name=f"kling-v3.0-{quality}",
+            providers=_BOTH_PROVIDERS,
+            durations=_3_TO_15_S,
+            scale="cfg_scale",
+            end_image=EndImage(),
+            sound=True,
+            shots=6,
+            shot_types=_SHOT_TYPES,
+            elements=3,
+            at=at,
+            price_per_5s=price,
+            sound_factor=Decimal("1.5"),
+            certainty=Certainty.STATED,
+            sound_certainty=Certainty.REPORTED,
+            sound_source=_SOUND_3_0,
+            resolution=resolution,
+            usual=usual,
+            source=f"{_DOCS}, 3.0 {quality}",
+        )
+        for quality, price, resolution, usual, at in (
+            (
+                "std",
+                Decimal("0.42"),
+                "720p",
+                79.0,
+                (_SHOT_WORDS, AtProvider(provider="gptproto", scale="guidance_scale", sound_by_default=True)),
+            ),
+            ("pro", Decimal("0.56"), "1080p", 151.0, (_SHOT_WORDS,)),
+        )
     ),
     Model(
         id="kwaivgi/kling-v3.0-4k/image-to-video",
         name="kling-v3.0-4k",
-        durations=tuple(range(3, 16)),
+        prompt_required=False,
+        durations=_3_TO_15_S,
         scale="cfg_scale",
         end_image=EndImage(),
         sound=True,
         shots=6,
         shot_types=_SHOT_TYPES,
         elements=3,
+        at=(_SHOT_WORDS,),
+        price_per_5s=Decimal("2.10"),
+        sound_factor=Decimal(1),
+        certainty=Certainty.REPORTED,
+        sound_certainty=Certainty.REPORTED,
         resolution="4k",
         usual=240.0,
-        source="wavespeed.ai/docs/docs-api/kwaivgi, 3.0 4k; no price found",
+        source=f"{_DOCS}, 3.0 4k; a third party's price, sound included",
+    ),
+    *(
+        Model(
+            id=f"kwaivgi/kling-v3-turbo-{quality}/image-to-video",
+            name=f"kling-v3-turbo-{quality}",
+            durations=_3_TO_15_S,
+            scale=None,
+            negative_prompt=False,
+            shots=6,
+            price_per_5s=price,
+            certainty=Certainty.STATED,
+            resolution=resolution,
+            usual=usual,
+            source=f"{_DOCS}, 3 turbo {quality}; its base_price is per second",
+        )
+        for quality, price, resolution, usual in (
+            ("std", Decimal("0.56"), "720p", 80.0),
+            ("pro", Decimal("0.70"), "1080p", 100.0),
+        )
+    ),
+    *(
+        Model(
+            id=f"kwaivgi/kling-video-o3-{quality}/image-to-video",
+            name=f"kling-o3-{quality}",
+            aliases=(f"kling-video-o3-{quality}", *aliases),
+            providers=providers,
+            durations=_3_TO_15_S,
+            scale=None,
+            negative_prompt=False,
+            end_image=EndImage(),
+            sound=True,
+            shots=6,
+            shot_types=_SHOT_TYPES,
+            elements=3,
+            prompt_beside_shots=True,
+            at=(_SHOT_WORDS,),
+            price_per_5s=price,
+            sound_factor=None,
+            certainty=certainty,
+            sound_certainty=Certainty.UNKNOWN,
+            sound_source=_SOUND_O3,
+            resolution=resolution,
+            usual=usual,
+            source=f"{_DOCS}, O3 {quality}{note}",
+        )
+        for quality, aliases, providers, price, certainty, resolution, usual, note in (
+            ("std", ("kling-v3-omni-std",), _BOTH_PROVIDERS, Decimal("0.42"), Certainty.STATED, "720p", 100.0, ""),
+            ("pro", ("kling-v3-omni-pro",), _BOTH_PROVIDERS, Decimal("0.56"), Certainty.STATED, "1080p", 150.0, ""),
+            (
+                "4k",
+                (),
+                frozenset({"wavespeed"}),
+                Decimal("2.10"),
+                Certainty.REPORTED,
+                "4k",
+                240.0,
+                "; about 2.10 by a third party",
+            ),
+        )
+    ),
+    *(
+        Model(
+            id=f"kwaivgi/{path}/image-to-video",
+            name=f"kling-o1-{quality}",
+            aliases=(path,),
+            providers=_BOTH_PROVIDERS,
+            durations=tuple(range(3, 11)),
+            scale=None,
+            negative_prompt=False,
+            end_image=EndImage("last_image"),
+            price_per_5s=price,
+            certainty=Certainty.STATED,
+            resolution=resolution,
+            usual=usual,
+            source=f"{_DOCS}, O1{note}",
+        )
+        for path, quality, price, resolution, usual, note in (
+            ("kling-video-o1-std", "std", Decimal("0.42"), "720p", 100.0, " std"),
+            ("kling-video-o1", "pro", Decimal("0.56"), "1080p", 150.0, ""),
+        )
     ),
     Model(
-        id="kwaivgi/kling-v3-turbo-std/image-to-video",
-        name="kling-v3-turbo-std",
-        durations=tuple(range(3, 16)),
+        id="kwaivgi/kling-v4.0/image-to-video",
+        name="kling-v4.0",
+        prompt_required=False,
+        durations=tuple(range(3, 31)),
         scale=None,
         negative_prompt=False,
-        shots=6,
+        end_image=EndImage("last_image"),
+        inputs=(
+            Field(name="keyframes", type="array", max_length=8),
+            Field(name="resolution", type="string", choices=("720p", "1080p", "4k"), default="720p"),
+            Field(name="aspect_ratio", type="string", choices=("16:9", "9:16", "1:1", "21:9")),
+            Field(name="dynamic_range", type="string", choices=("hdr",)),
+        ),
+        requirements=(Requirement(field="dynamic_range", other="resolution", values=("1080p", "4k")),),
+        price_per_5s=Decimal("0.785"),
+        certainty=Certainty.STATED,
+        rates=(
+            Rate(resolution="1080p", usd_per_second=Decimal("0.235"), certainty=Certainty.STATED),
+            Rate(
+                resolution="4k",
+                usd_per_second=None,
+                certainty=Certainty.UNKNOWN,
+                source="no price of 4.0 at 4k was found",
+            ),
+        ),
         resolution="720p",
-        usual=80.0,
-        source="wavespeed.ai/docs/docs-api/kwaivgi, 3 turbo std; no price found",
-    ),
-    Model(
-        id="kwaivgi/kling-v3-turbo-pro/image-to-video",
-        name="kling-v3-turbo-pro",
-        durations=tuple(range(3, 16)),
-        scale=None,
-        negative_prompt=False,
-        shots=6,
-        usual=100.0,
-        source="wavespeed.ai/docs/docs-api/kwaivgi, 3 turbo pro; no price found",
+        usual=150.0,
+        source=f"{_DOCS}, 4.0: 0.157 USD per second at 720p and 0.235 at 1080p, sound included",
     ),
 )
 

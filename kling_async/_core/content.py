@@ -9,32 +9,64 @@ from __future__ import annotations
 import hashlib
 import json
 from decimal import Decimal
-from functools import cache, cached_property
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from kling_async.errors import LedgerError
+from kling_async.errors import ConfigurationError, LedgerError
 
-from .catalogue import Model
+from .catalogue import find_model
 from .job import Job, Shot
+from .job_validation import URL_LISTS
+from .model import Model
+from .released_rows import released_row
+from .signed_urls import may_be_signed, without_parameters, without_signature
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     import cattrs
 
     from .images import Image
 
-IDENTITY_VERSION = 1
+IDENTITY_VERSION = 2
 """Version of the identity rule for new batches, in `RULES`."""
 PREFIX = "sha256:"
 """Prefix of the digest of an image that is not a URL."""
 IMAGES = ("image", "end_image")
-_SHORT = ("negative_prompt", "guidance_scale", "sound", "shot_type")
-_LISTS = ("element_list", "voice_list")
+_SHORT = ("negative_prompt", "guidance_scale", "sound", "shot_type", "resolution", "aspect_ratio", "dynamic_range")
+_LISTS = ("element_list", "voice_list", *URL_LISTS)
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@attrs.frozen
+class Identity:
+    """Rule and ignored parameters by which a batch makes digests and derived keys of its jobs. It keeps them for ever.
+
+    Attributes:
+        rule: Version of the rule, in `RULES`. Default: that of new batches.
+        ignored: Names of the query parameters that are no part of the identity of pictures given as URLs, sorted.
+    """
+
+    rule: int = attrs.Factory(lambda: IDENTITY_VERSION)
+    ignored: tuple[str, ...] = ()
+
+    def digest(self, text: str) -> str:
+        """Return the SHA-256 in hex of what identifies a job.
+
+        Args:
+            text: Text of the job's content.
+        """
+        plain = RULES[self.rule](text)
+        if self.ignored:
+            plain = _with_urls(plain, partial(without_parameters, names=self.ignored))
+        return _sha256(plain)
 
 
 @attrs.frozen
@@ -42,53 +74,68 @@ class Content:
     """Content of a job.
 
     Attributes:
-        text: Fields of the job as JSON, always in the same order; images as URLs or digests.
+        text: Fields of the job as JSON, always in the same order; images as URLs, sent as they are, or as digests.
         files: Paths of its image files, as a JSON object from field to absolute path; None without image files.
+        digest: SHA-256 in hex of what identifies the job: equal for equal jobs, by the identity rule of their batch.
+            Default: that of the whole text.
     """
 
     text: str
     files: str | None = None
+    digest: str = attrs.Factory(lambda self: _sha256(self.text), takes_self=True)
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the text in hex: equal for equal content."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+    @property
+    def renews(self) -> bool:
+        """True if equal jobs may have other texts: the newest has the signature that is still valid."""
+        return self.digest != _sha256(self.text)
 
 
-def content_of(job: Job, image_digest: Callable[[Image], str], *, identity: int = IDENTITY_VERSION) -> Content:
-    """Return the content of a job, by the identity rule of its batch.
+def content_of(job: Job, image_digest: Callable[[Image], str], *, identity: Identity | None = None) -> Content:
+    """Return the content of a job, identified as its batch does.
 
     Args:
         job: The job.
         image_digest: Returns the SHA-256 of an image's content in hex; not called for URLs.
-        identity: Version of the rule that the batch's digests and keys are made by (`Ledger.identity`).
+        identity: The identity of the batch (`Ledger.identity`). Default: that of a new batch.
 
     Raises:
         LedgerError: A later version made the rule.
     """
-    return RULES[checked_identity(identity)](job, image_digest)
+    identity = checked_identity(identity or Identity())
+    text, paths = _text_of(job, image_digest)
+    return Content(text, paths, identity.digest(text))
 
 
-def checked_identity(identity: int, batch: str = "") -> int:
-    """Return the version of an identity rule that this version of the package has.
+def checked_identity(identity: Identity, batch: str = "", ignored: tuple[str, ...] | None = None) -> Identity:
+    """Return the identity of a batch, which this version of the package can use, and which is as asked for.
 
     Args:
-        identity: Version of the rule.
-        batch: Name of the batch that uses it, for the error.
+        identity: The identity, as recorded.
+        batch: Name of the batch, for the errors.
+        ignored: The parameters that its jobs are to ignore, sorted; None for those that they do.
 
     Raises:
         LedgerError: A later version made the rule.
+        ConfigurationError: The batch ignores other parameters.
     """
-    if identity not in RULES:
+    if identity.rule not in RULES:
         raise LedgerError(
-            f"batch {batch!r} was begun by a later version of kling_async (identity rule {identity})",
+            f"batch {batch!r} was begun by a later version of kling_async (identity rule {identity.rule})",
             advice="upgrade kling_async: this version would take its jobs for new ones, and pay for them again",
+        )
+    if ignored is not None and ignored != identity.ignored:
+        own, other = (", ".join(names) or "none" for names in (identity.ignored, ignored))
+        raise ConfigurationError(
+            f"ignored_parameters: expected those that batch {batch!r} was begun with ({own}), got {other}: with "
+            "others, its jobs would be new ones, and paid for again",
+            advice="leave out ignored_parameters= (--ignore-parameter) to continue the batch with its own, or begin a "
+            "batch of another name",
         )
     return identity
 
 
-def _content_by_rule_1(job: Job, image_digest: Callable[[Image], str]) -> Content:
-    """Return the content with all fields as they were given, URLs in full, and other images by their digests."""
+def _text_of(job: Job, image_digest: Callable[[Image], str]) -> tuple[str, str | None]:
+    """Return text and files of a job's content: all fields as given; images that are no URLs by their digests."""
     fields: dict[str, object] = {"model": job.model, "prompt": job.prompt, "duration": job.duration}
     files: dict[str, str] = {}
     for name in IMAGES:
@@ -108,15 +155,65 @@ def _content_by_rule_1(job: Job, image_digest: Callable[[Image], str]) -> Conten
     if job.own_row is not None:
         fields["own_row"] = _rows().unstructure(job.own_row)
     # A path may hold bytes that are no text: JSON writes them in ASCII.
-    return Content(_json(fields), json.dumps(files) if files else None)
+    return _json(fields), json.dumps(files) if files else None
 
 
-RULES: dict[int, Callable[[Job, Callable[[Image], str]], Content]] = {1: _content_by_rule_1}
-"""Rules that make the content of a job, hence its digest and derived key, by version.
+def _as_released(text: str) -> str:
+    """Return the text of a content with a model of its own as the versions wrote it that made the rules.
 
-A batch keeps the rule it was begun with: under another one its jobs would be new jobs, and paid for again. A rule that
-was released is never changed.
+    What a later version knows of a model besides, above all its price, makes no other job.
+    """
+    if '"own_row":' not in text:
+        return text
+    fields: dict[str, Any] = json.loads(text)
+    row = fields.get("own_row")
+    return _json(fields | {"own_row": released_row(row, _catalogue_row)}) if isinstance(row, dict) else text
+
+
+@cache
+def _catalogue_row(model: str) -> Mapping[str, object]:
+    """Return the catalogue's row of a model as in texts; empty if it has none."""
+    row = find_model(model)
+    return {} if row is None else _rows().unstructure(row)
+
+
+def _unsigned(text: str) -> str:
+    """Return the text of a content without the signatures of object stores in its URLs."""
+    return _with_urls(_as_released(text), without_signature) if may_be_signed(text) else _as_released(text)
+
+
+def _with_urls(text: str, change: Callable[[str], str]) -> str:
+    """Return the text of a content with the queries of its URLs changed."""
+    if "?" not in text:
+        return text
+    fields: dict[str, Any] = json.loads(text)
+    changed = fields | {name: change(url) for name in IMAGES if isinstance(url := fields.get(name), str)}
+    changed |= {name: [change(url) for url in fields[name]] for name in URL_LISTS if name in fields}
+    return text if changed == fields else _json(changed)
+
+
+def same_but_for_signatures(one: Content, other: Content) -> bool:
+    """Return whether two contents differ at most in the signatures of object stores, whatever rule made them."""
+    return _unsigned(one.text) == _unsigned(other.text)
+
+
+RULES: dict[int, Callable[[str], str]] = {1: _as_released, 2: _unsigned}
+"""Rules that make, of the text of a content, the text whose SHA-256 is the digest, hence the derived key; by version.
+
+The first takes the text as its version wrote it. A batch keeps the rule it was begun with: under another one its jobs
+would be new jobs, and paid for again. A rule that was released is never changed.
 """
+
+
+def possible_digests(content: Content, ignored: Iterable[tuple[str, ...]]) -> frozenset[str]:
+    """Return the digests that a content has in batches of any identity.
+
+    Args:
+        content: The content.
+        ignored: The sets of parameters that batches ignore (`Ledger.ignored_parameters`).
+    """
+    identities = (Identity(rule, names) for rule in RULES for names in ((), *ignored))
+    return frozenset({content.digest, *(identity.digest(content.text) for identity in identities)})
 
 
 def recalled(content: Content, uploads: Mapping[str, str]) -> Job:
@@ -127,8 +224,8 @@ def recalled(content: Content, uploads: Mapping[str, str]) -> Job:
         uploads: URLs of images that were given as bytes, by digest; an image without a URL is empty, and the job cannot
             be sent.
     """
-    fields: dict[str, Any] = json.loads(content.text)
-    files: dict[str, str] = json.loads(content.files or "{}")
+    fields: dict[str, Any] = _loads(content.text)
+    files: dict[str, str] = _loads(content.files or "{}")
     for name in IMAGES:
         image: str | None = fields.get(name)
         if image is None:
@@ -150,28 +247,46 @@ def recalled(content: Content, uploads: Mapping[str, str]) -> Job:
 
 def files(content: Content) -> list[tuple[Path, str]]:
     """Return the paths of the image files, each with the digest that the file had."""
-    fields: dict[str, str] = json.loads(content.text)
-    found: dict[str, str] = json.loads(content.files or "{}")
+    fields: dict[str, str] = _loads(content.text)
+    found: dict[str, str] = _loads(content.files or "{}")
     return [(Path(path), fields[name].removeprefix(PREFIX)) for name, path in found.items()]
 
 
 def image_digests(content: Content) -> dict[str, str]:
     """Return the digests of the images that are no URLs, by field."""
-    fields: dict[str, Any] = json.loads(content.text)
+    fields: dict[str, Any] = _loads(content.text)
     found = {name: fields.get(name) or "" for name in IMAGES}
     return {name: image.removeprefix(PREFIX) for name, image in found.items() if image.startswith(PREFIX)}
 
 
 def digests(content: Content) -> frozenset[str]:
     """Return the digests of the images that were given as bytes."""
-    fields: dict[str, Any] = json.loads(content.text)
-    files: dict[str, str] = json.loads(content.files or "{}")
+    fields: dict[str, Any] = _loads(content.text)
+    files: dict[str, str] = _loads(content.files or "{}")
     images = (fields.get(name) or "" for name in IMAGES if name not in files)
     return frozenset(image.removeprefix(PREFIX) for image in images if image.startswith(PREFIX))
 
 
 def _json(value: object) -> str:
     return _ENCODER.encode(value)
+
+
+def _loads(text: str) -> dict[str, Any]:
+    """Decode the text of a content, or its files.
+
+    Raises:
+        LedgerError: It is no JSON object, or is nested too deeply.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise LedgerError(
+            "the content of a job in the ledger cannot be read: expected a JSON object",
+            advice="continue with a copy of the ledger from before it was damaged",
+        )
+    return found
 
 
 @cache

@@ -16,26 +16,33 @@ BUCKETS = 63
 """Number of buckets: from 0.02 to more than 100 times the usual duration."""
 BUCKET_EDGES = (0.0, *(0.02 * BUCKET_RATIO**step for step in range(BUCKETS)))
 """Lower edges of the buckets, in usual durations; the last bucket is unbounded."""
-PRIOR_WEIGHT = 3.0
-"""Number of imagined predictions of the prior, which take the catalogue's usual duration."""
+PRIOR_WEIGHT = 4.0
+"""Number of imagined predictions whose durations are those of the prior."""
+MIN_PRIOR_WEIGHT = 2.0
+"""Number of imagined predictions at ages that no other one reaches: one long run does not show that none ends there."""
+EVEN_WEIGHT = 0.3
+"""Part of an end that is spread evenly where ends are assigned in proportion to the ends known so far."""
+PRIOR_MEDIAN = 0.8
+"""Median of the log-logistic prior, in usual durations: services are often faster than the catalogue says."""
 PRIOR_SHAPE = 3.0
-"""Shape of the log-logistic prior: 1/9 end before half of the usual duration, 1/9 after twice it."""
+"""Shape of the prior: 1/9 end before half of its median, 1/9 after twice it."""
 MAX_LEARNED_ENDS = 100
 """Ends that count in full; when twice as many are learned, all are halved, because load varies over the day."""
 
 
-def _prior_running(age: float) -> float:
-    """Return the share of the prior that still runs at an age in usual durations: log-logistic, with a heavy tail."""
-    return 1.0 / (1.0 + math.pow(age, PRIOR_SHAPE))
+def _prior_cumulative_rate(age: float) -> float:
+    """Return the prior's hazard rate, integrated up to an age in usual durations: log-logistic, with a heavy tail."""
+    return math.log1p(math.pow(age / PRIOR_MEDIAN, PRIOR_SHAPE))
 
 
-_PRIOR_ENDS = [
-    PRIOR_WEIGHT * (_prior_running(start) - _prior_running(stop)) for start, stop in pairwise((*BUCKET_EDGES, math.inf))
-]
-_PRIOR_TIME = [
-    PRIOR_WEIGHT * (stop - start) * (_prior_running(start) + _prior_running(stop)) / 2
-    for start, stop in pairwise((*BUCKET_EDGES, BUCKET_EDGES[-1] * BUCKET_RATIO))
-]
+_LENGTHS = [stop - start for start, stop in pairwise((*BUCKET_EDGES, BUCKET_EDGES[-1] * BUCKET_RATIO))]
+_PRIOR_ENDS: list[float] = []
+_PRIOR_TIME: list[float] = []
+for _start, _length in zip(BUCKET_EDGES, _LENGTHS, strict=True):
+    _rate = _prior_cumulative_rate(_start)
+    _running = PRIOR_WEIGHT * math.exp(-_rate) + MIN_PRIOR_WEIGHT
+    _PRIOR_ENDS.append(_running * (_prior_cumulative_rate(_start + _length) - _rate))
+    _PRIOR_TIME.append(_running * _length)
 
 
 class Durations:
@@ -54,24 +61,26 @@ class Durations:
         self._rates: list[float] = []
         self._cumulative: list[float] = [0.0]
 
-    @property
-    def unseen(self) -> bool:
-        """True until an end has been learned."""
-        return not self._learned_ends
-
     def ran(self, start: float, stop: float) -> None:
         """Learn that a prediction ran from one age to another, in seconds."""
-        self._add(self._time, start, stop, 1.0)
+        for bucket, length in self._pieces(start, stop):
+            self._time[bucket] += length
 
     def ended(self, start: float, stop: float) -> None:
         """Learn that a prediction ended between two ages, in seconds."""
-        self._add(self._time, start, stop, 0.5)
-        if stop > start:
-            self._add(self._ends, start, stop, self._usual / (stop - start))
-        else:
-            last = _bucket(stop / self._usual)
-            self._ends[last] += 1
-            self._invalidate(last)
+        pieces = self._pieces(start, stop)
+        # It probably ended at an age at which others did.
+        whole = sum(length for _, length in pieces) or math.inf
+        weights = [
+            (self._ends[bucket] + _PRIOR_ENDS[bucket]) * length / _LENGTHS[bucket] + EVEN_WEIGHT * length / whole
+            for bucket, length in pieces
+        ]
+        running, total = 1.0, sum(weights)
+        for (bucket, length), weight in zip(pieces, weights, strict=True):
+            share = weight / total if total else 1.0
+            self._ends[bucket] += share
+            self._time[bucket] += (running - share / 2) * length
+            running -= share
         self._learned_ends += 1
         if self._learned_ends >= 2 * MAX_LEARNED_ENDS:
             self._learned_ends /= 2
@@ -83,18 +92,15 @@ class Durations:
         """Return the probability that a prediction running at `age` has ended at the age `later`, in seconds."""
         return -math.expm1(self._cumulative_rate(age) - self._cumulative_rate(later))
 
-    def _add(self, table: list[float], start: float, stop: float, weight: float) -> None:
-        """Distribute `weight` per usual duration evenly between two ages, in seconds."""
+    def _pieces(self, start: float, stop: float) -> list[tuple[int, float]]:
+        """Return the buckets between two ages in seconds, which are about to change, and the length in each."""
         left, right = start / self._usual, stop / self._usual
         first, last = _bucket(left), _bucket(right)
-        if first == last:
-            table[first] += weight * (right - left)
-        else:
-            table[first] += weight * (BUCKET_EDGES[first + 1] - left)
-            for bucket in range(first + 1, last):
-                table[bucket] += weight * (BUCKET_EDGES[bucket + 1] - BUCKET_EDGES[bucket])
-            table[last] += weight * (right - BUCKET_EDGES[last])
         self._invalidate(first)
+        return [
+            (bucket, min(right, BUCKET_EDGES[bucket] + _LENGTHS[bucket]) - max(left, BUCKET_EDGES[bucket]))
+            for bucket in range(first, last)
+        ] + [(last, right - max(left, BUCKET_EDGES[last]))]
 
     def _invalidate(self, bucket: int) -> None:
         """Drop the cached rates from a bucket on."""

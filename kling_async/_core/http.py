@@ -14,6 +14,10 @@ import attrs
 
 MAX_RETRY_AFTER_S = 3600.0
 """Seconds to which a longer `Retry-After` is cut, as a mistake of the service."""
+MAX_REPLY_BYTES = 16 * 2**20
+"""Default of the greatest size in bytes of a reply."""
+MAX_OUTPUT_BYTES = 2 * 2**30
+"""Default of the greatest size in bytes of an output that is saved."""
 
 
 class Effect(Enum):

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import attrs
 
-from .catalogue import Model, Price, find_model
+from kling_async.errors import Problem
+
+from .catalogue import find_model
 from .images import Image, image_repr
-from .job_validation import JobFields, Shot, checked_fields, text_repr
+from .job_validation import FURTHER_INPUTS, URL_LISTS, JobFields, Shot, checked_fields, text_repr
+from .model import Model
+from .prices import Kind, Price
+
+if TYPE_CHECKING:
+    from .formula import Formula
 
 __all__ = ["Job", "JobFields", "Shot"]
 
@@ -23,7 +31,7 @@ class Job:
             for a model that is not in the catalogue.
         prompt: 1 to 2,500 characters; empty only where the model allows it, and with `multi_prompt`.
         image: First frame: a URL, a `Path`, or the bytes of a JPEG or PNG of at most 10 MB and at least 300 x 300
-            pixels. A file object or a PIL image is read when the job is created.
+            pixels. A file object or a PIL image is read when the job is created. None for models without one.
         end_image: Last frame, for models that support it; None without.
         negative_prompt: Content to avoid, at most 2,500 characters; None leaves it to the service.
         guidance_scale: 0 to 1; None leaves the service's default of 0.5.
@@ -32,10 +40,16 @@ class Job:
         sound: Whether to generate sound, for models that support it; None leaves it to the service.
         multi_prompt: Prompts of up to six shots, for models that support them, instead of `prompt` and without
             `end_image`: texts, `Shot`s, or mappings with `prompt` and `duration`.
-        shot_type: Division into shots, "customize" or "intelligence", for models that support it.
+        shot_type: Division into shots, "customize" or "intelligence", for models that support it. "intelligent" is the
+            same as "intelligence": each provider is sent its own word.
         element_list: Up to three references to elements that look the same throughout, as JSON, for models that
             support them.
         voice_list: References to voices, as JSON, for models that support them.
+        resolution: Resolution of the video, such as "1080p", for models that have several; it determines the price.
+        aspect_ratio: Aspect ratio of the video, such as "16:9", for models that have several.
+        dynamic_range: "hdr" for models that support it.
+        keyframes: URLs of frames between the first and the last one, in their order, for models that support them.
+        images: URLs of several images, for models that take them instead of `image`.
         extra: Further inputs, sent unchecked unless the model lists its inputs (`Model.from_service`). The service
             ignores unknown names and charges all the same: use it for inputs newer than the catalogue.
         own_row: The `Model` that was passed as `model`, unless the catalogue has the same one; None otherwise.
@@ -46,7 +60,7 @@ class Job:
 
     model: str
     prompt: str = attrs.field(repr=text_repr)
-    image: Image = attrs.field(repr=image_repr)
+    image: Image | None = attrs.field(repr=image_repr)
     end_image: Image | None = attrs.field(repr=image_repr)
     negative_prompt: str | None = attrs.field(repr=text_repr)
     guidance_scale: float | None
@@ -56,6 +70,11 @@ class Job:
     shot_type: str | None
     element_list: tuple[object, ...] = attrs.field(hash=False)
     voice_list: tuple[object, ...] = attrs.field(hash=False)
+    resolution: str | None
+    aspect_ratio: str | None
+    dynamic_range: str | None
+    keyframes: tuple[str, ...]
+    images: tuple[str, ...]
     extra: Mapping[str, object] = attrs.field(hash=False)
     own_row: Model | None = attrs.field(repr=False)
 
@@ -70,19 +89,54 @@ class Job:
             raise LookupError(self.model)
         return row
 
+    @property
+    def kind(self) -> Kind:
+        """Properties that determine the price."""
+        row, text = self.row, ""
+        if row.formula is not None:
+            text = self._priced_inputs(row.formula)
+        elif self.own_row is not None and self.extra:
+            # Any of them may determine the price.
+            text = json.dumps(dict(self.extra), sort_keys=True, default=str)
+        return Kind(self.model, self.duration, self.sound, self.resolution or "", text)
+
+    def _priced_inputs(self, formula: Formula) -> str:
+        """Return the inputs that a formula names, without the duration, as JSON; empty without any."""
+        inputs = self.inputs(
+            _ANY_URL if self.image is not None else "", _ANY_URL if self.end_image is not None else None
+        )
+        inputs |= {name: [_ANY_URL] * len(urls) for name in URL_LISTS if isinstance(urls := inputs.get(name), list)}
+        priced = {name: inputs[name] for name in sorted(formula.names & inputs.keys()) if name != "duration"}
+        return json.dumps(priced) if priced else ""
+
     def price(self, provider: str = "wavespeed") -> Price:
         """Return the price by the price list, in USD."""
-        return self.row.price(self.duration, provider=provider, sound=bool(self.sound))
+        return self.row.price_of(self.kind, provider)
+
+    def cautions(self, provider: str = "wavespeed") -> tuple[Problem, ...]:
+        """Return what may not be as expected at a provider, and is not refused; each names a field."""
+        row = self.row
+        found = [
+            Problem((*caution.given, *caution.missing)[0], caution.message)
+            for caution in row.cautions
+            if caution.provider in {"", provider}
+            and all(getattr(self, name) for name in caution.given)
+            and not any(getattr(self, name) for name in caution.missing)
+        ]
+        if self.sound is None and row.at_provider(provider).sound_by_default:
+            said = f"{row.name} makes sound by default at {provider}, which may cost more"
+            found.append(Problem("sound", f"{said}: say sound=False for none, or sound=True"))
+        return tuple(found)
 
     def inputs(self, image: str, end_image: str | None, *, provider: str = "wavespeed") -> dict[str, object]:
         """Return the request body; fields that were not given are left to the service's defaults.
 
         Args:
-            image: URL or data URI of the first frame.
+            image: URL or data URI of the first frame; empty for none.
             end_image: URL or data URI of the last frame, or None.
             provider: Name of the provider, whose field names are used.
         """
-        row = self.row
+        row, here = self.row, self.row.at_provider(provider)
         body: dict[str, object] = {}
         if self.prompt:
             body["prompt"] = self.prompt
@@ -90,22 +144,35 @@ class Job:
             body["multi_prompt"] = [
                 attrs.asdict(shot, filter=lambda _, value: value is not None) for shot in self.multi_prompt
             ]
-        body["image"] = image
+        if image:
+            body["image"] = image
         if row.end_image is not None and end_image is not None:
-            body[row.end_image.name_at(provider)] = end_image
+            body |= dict.fromkeys(row.end_image.names_at(provider), end_image)
         if self.negative_prompt is not None:
             body["negative_prompt"] = self.negative_prompt
         if row.scale is not None and self.guidance_scale is not None:
-            body[row.scale] = self.guidance_scale
+            body[here.scale or row.scale] = self.guidance_scale
         if row.durations:
             # Sent even when it is the default, because it determines the price.
             body["duration"] = str(self.duration) if row.duration_type == "string" else self.duration
         if self.sound is not None:
             body["sound"] = self.sound
         if self.shot_type is not None:
-            body["shot_type"] = self.shot_type
+            body["shot_type"] = row.shot_word(self.shot_type, provider)
         if self.element_list:
             body["element_list"] = list(self.element_list)
         if self.voice_list:
             body["voice_list"] = list(self.voice_list)
-        return body | dict(self.extra)
+        return body | self._further_inputs() | dict(self.extra)
+
+    def _further_inputs(self) -> dict[str, object]:
+        given: dict[str, object] = {}
+        for name in FURTHER_INPUTS:
+            value: str | tuple[str, ...] | None = getattr(self, name)
+            if value:
+                given[name] = list(value) if isinstance(value, tuple) else value
+        return given
+
+
+_ANY_URL = "https://example.com/image.png"
+"""Stands for an image in prices: formulas ask at most whether there is one, or how many."""

@@ -12,8 +12,10 @@ import attrs
 
 from kling_async.errors import InvalidJobError, Problem
 
-from .catalogue import DEFAULT_MODEL, MAX_TEXT_LENGTH, Model, find_model, near_names
+from .catalogue import DEFAULT_MODEL, find_model, near_names
 from .images import ImageSource, check_image
+from .model import MAX_TEXT_LENGTH, Model
+from .schema import numbers
 
 if TYPE_CHECKING:
     from .schema import Field
@@ -52,12 +54,20 @@ class JobFields(TypedDict, total=False):
     shot_type: str
     element_list: Sequence[object]
     voice_list: Sequence[object]
+    resolution: str
+    aspect_ratio: str
+    dynamic_range: str
+    keyframes: Sequence[str]
+    images: Sequence[str]
     extra: Mapping[str, object]
 
 
 _FIELDS = frozenset(JobFields.__annotations__)
 _RARE_FIELDS = frozenset({"shot_type", "element_list", "voice_list"})
-_LIST_FIELDS = frozenset({"multi_prompt", "element_list", "voice_list"})
+FURTHER_INPUTS = ("resolution", "aspect_ratio", "dynamic_range", "keyframes", "images")
+"""Fields that have the names of their inputs; `Model.input` describes them."""
+URL_LISTS = ("keyframes", "images")
+_LIST_FIELDS = frozenset({"multi_prompt", "element_list", "voice_list", *URL_LISTS})
 _SYNONYMS = {
     "cfg_scale": "guidance_scale",
     "last_image": "end_image",
@@ -94,7 +104,7 @@ def checked_fields(fields: dict[str, Any]) -> dict[str, Any]:
     checked: dict[str, Any] = {
         "model": row.id if row else "",
         "prompt": prompt,
-        "image": b"",
+        "image": None,
         "end_image": None,
         "negative_prompt": None,
         "guidance_scale": None,
@@ -104,13 +114,11 @@ def checked_fields(fields: dict[str, Any]) -> dict[str, Any]:
         "shot_type": None,
         "element_list": (),
         "voice_list": (),
+        **{name: () if name in URL_LISTS else None for name in FURTHER_INPUTS},
         "extra": {},
         "own_row": None if row is None or _is_in_catalogue(row) else row,
     }
-    if "image" in given:
-        checked["image"] = check_image("image", given["image"], problems)
-    else:
-        problems.append(Problem("image", "required: a URL, a Path, or the bytes of a JPEG or PNG"))
+    _image(given, row, checked, problems)
     _end_image(given, row, checked, problems)
     if "negative_prompt" in given:
         if row is not None and not row.negative_prompt:
@@ -119,13 +127,11 @@ def checked_fields(fields: dict[str, Any]) -> dict[str, Any]:
     if "guidance_scale" in given:
         checked["guidance_scale"] = _guidance_scale(given["guidance_scale"], row, problems)
     if "sound" in given:
-        if not isinstance(given["sound"], bool):
-            problems.append(Problem("sound", f"expected True or False, got {_short_repr(given['sound'])}"))
-        elif row is not None and not row.sound:
-            problems.append(_unsupported("sound", row))
-        checked["sound"] = given["sound"]
+        checked["sound"] = _sound(given["sound"], row, problems)
     if not _RARE_FIELDS.isdisjoint(given):
         _rare_fields(given, row, checked, problems)
+    if row is not None:
+        _further_inputs(given, row, checked, problems)
     _extra(given.get("extra", {}), row, checked, problems)
     if row is not None and not row.required <= given.keys():
         problems.extend(Problem(name, f"required by {row.name}") for name in sorted(row.required - given.keys()))
@@ -189,15 +195,17 @@ def _text(path: str, text: object, row: Model | None, problems: list[Problem]) -
 def _prompt(given: dict[str, Any], row: Model | None, problems: list[Problem]) -> str:
     text = given.get("prompt", "")
     prompt = _text("prompt", text, row, problems)
+    if row is not None and not row.prompt and prompt:
+        problems.append(_unsupported("prompt", row))
     if not isinstance(text, str):
         return prompt
-    if "multi_prompt" in given:
+    if "multi_prompt" in given and not (row is not None and row.prompt_beside_shots):
         if prompt.strip():
             problems.append(Problem("prompt", "expected either prompt or multi_prompt, got both"))
         return ""
     if not prompt.strip() and (row is None or row.prompt_required):
         most = MAX_TEXT_LENGTH if row is None else row.max_text
-        alternative = ", or multi_prompt" if row is not None and row.shots else ""
+        alternative = ", or multi_prompt" if row is not None and row.shots and not row.prompt_beside_shots else ""
         problems.append(Problem("prompt", f"required: 1 to {most} characters{alternative}"))
     return prompt
 
@@ -265,7 +273,7 @@ def _total_duration(given: dict[str, Any], row: Model | None, shots: tuple[Shot,
     durations = row.durations if row is not None else _DEFAULT_DURATIONS_S
     total = sum(shot.duration or 0 for shot in shots) if all(shot.duration for shot in shots) else 0
     if total and total not in durations:
-        problems.append(Problem("multi_prompt", f"expected shots of {_choices(durations)} s in total, got {total} s"))
+        problems.append(Problem("multi_prompt", f"expected shots of {numbers(durations)} s in total, got {total} s"))
         return 0
     usual = _DEFAULT_DURATIONS_S[0] if row is None else row.default_duration
     default = total or (usual if usual in durations else durations[0])
@@ -279,15 +287,9 @@ def _total_duration(given: dict[str, Any], row: Model | None, shots: tuple[Shot,
 def _duration(value: object, durations: tuple[int, ...], problems: list[Problem]) -> int:
     seconds = _positive_int(value)
     if seconds is None or seconds not in durations:
-        problems.append(Problem("duration", f"expected {_choices(durations)}, got {_short_repr(value)}"))
+        problems.append(Problem("duration", f"expected {numbers(durations)}, got {_short_repr(value)}"))
         return 0
     return seconds
-
-
-def _choices(durations: tuple[int, ...]) -> str:
-    if len(durations) > 2 and durations == tuple(range(durations[0], durations[-1] + 1)):  # noqa: PLR2004 -- a range
-        return f"{durations[0]} to {durations[-1]}"
-    return " or ".join(map(str, durations))
 
 
 def _guidance_scale(value: object, row: Model | None, problems: list[Problem]) -> float | None:
@@ -308,7 +310,7 @@ def _rare_fields(given: dict[str, Any], row: Model | None, checked: dict[str, An
     if kind is not None:
         if row is not None and not row.shot_types:
             problems.append(_unsupported("shot_type", row))
-        elif not isinstance(kind, str) or (row is not None and kind not in row.shot_types):
+        elif not isinstance(kind, str) or (row is not None and kind not in {*row.shot_types, *row.shot_synonyms}):
             expected = " or ".join(map(repr, row.shot_types)) if row is not None else "text"
             problems.append(Problem("shot_type", f"expected {expected}, got {_short_repr(kind)}"))
         checked["shot_type"] = kind
@@ -338,6 +340,24 @@ def _json_copy(path: str, value: Any, problems: list[Problem]) -> Any:
         return None
 
 
+def _sound(value: object, row: Model | None, problems: list[Problem]) -> bool | None:
+    if not isinstance(value, bool):
+        problems.append(Problem("sound", f"expected True or False, got {_short_repr(value)}"))
+        return None
+    if row is not None and not row.sound:
+        problems.append(_unsupported("sound", row))
+    return value
+
+
+def _image(given: dict[str, Any], row: Model | None, checked: dict[str, Any], problems: list[Problem]) -> None:
+    if "image" in given:
+        if row is not None and not row.image:
+            problems.append(_unsupported("image", row))
+        checked["image"] = check_image("image", given["image"], problems)
+    elif row is None or (row.image and row.image_required):
+        problems.append(Problem("image", "required: a URL, a Path, or the bytes of a JPEG or PNG"))
+
+
 def _end_image(given: dict[str, Any], row: Model | None, checked: dict[str, Any], problems: list[Problem]) -> None:
     if "end_image" not in given:
         if row is not None and row.end_image is not None and row.end_image.required:
@@ -350,6 +370,48 @@ def _end_image(given: dict[str, Any], row: Model | None, checked: dict[str, Any]
     checked["end_image"] = check_image("end_image", given["end_image"], problems)
 
 
+def _further_inputs(given: dict[str, Any], row: Model, checked: dict[str, Any], problems: list[Problem]) -> None:
+    """Check the fields that are described by `Model.input`, and the rules between them."""
+    extra = given.get("extra")
+    for name in FURTHER_INPUTS:
+        field, value = row.input(name), given.get(name)
+        if value is None:
+            elsewhere = isinstance(extra, Mapping) and name in extra
+            if field is not None and field.required and not elsewhere:
+                problems.append(Problem(name, f"required by {row.name}"))
+        elif field is None:
+            problems.append(_unsupported(name, row))
+        elif name in URL_LISTS:
+            checked[name] = _urls(name, value, field, problems)
+        elif problem := field.problem(value) or ("" if isinstance(value, str) else "expected text"):
+            problems.append(Problem(name, problem))
+        else:
+            checked[name] = value
+    for rule in row.requirements:
+        if given.get(rule.field) is not None and given.get(rule.other) not in rule.values:
+            values = " or ".join(map(repr, rule.values))
+            problems.append(Problem(rule.field, f"{row.name} has it only with {rule.other} {values}"))
+
+
+def _urls(name: str, value: object, field: Field, problems: list[Problem]) -> tuple[str, ...]:
+    """Return the URLs of a list of images."""
+    if not isinstance(value, (list, tuple)):
+        problems.append(Problem(name, f"expected a list of URLs, got {type(value).__name__}"))
+        return ()
+    problem = field.problem(list(value))
+    if problem:
+        problems.append(Problem(name, problem))
+    urls = []
+    for place, url in enumerate(value):
+        path = f"{name}.{place}"
+        if not isinstance(url, str) or url.startswith("data:"):
+            got = "a data URI" if isinstance(url, str) else type(url).__name__
+            problems.append(Problem(path, f"expected an http(s) URL, got {got}: upload files with kling.upload"))
+        elif isinstance(checked := check_image(path, url, problems), str):
+            urls.append(checked)
+    return tuple(urls)
+
+
 def _extra(extra: object, row: Model | None, checked: dict[str, Any], problems: list[Problem]) -> None:
     if not isinstance(extra, Mapping):
         problems.append(Problem("extra", f"expected a mapping, got {type(extra).__name__}"))
@@ -357,20 +419,32 @@ def _extra(extra: object, row: Model | None, checked: dict[str, Any], problems: 
     problems.extend(
         Problem(f"extra.{name}", "is a field of Job: pass it by name")
         for name in extra
-        if name in JobFields.__annotations__
+        if _belongs_to_a_field(name, row, checked)
     )
     if row is not None and row.more is not None:
-        _extra_inputs(extra, row, row.more, problems)
+        _extra_inputs(extra, row, checked, problems)
     checked["extra"] = (_json_copy("extra", dict(extra), problems) or {}) if extra else {}
 
 
-def _extra_inputs(extra: Mapping[str, object], row: Model, fields: tuple[Field, ...], problems: list[Problem]) -> None:
+def _belongs_to_a_field(name: object, row: Model | None, checked: dict[str, Any]) -> bool:
+    """Return whether a name in `extra` has to be passed as a field.
+
+    Jobs with a row of their own may have `FURTHER_INPUTS` in `extra`, as in earlier versions: in another place they
+    would be another job, which would be paid for again.
+    """
+    if name in FURTHER_INPUTS and row is not None and not _is_in_catalogue(row):
+        return bool(checked[str(name)]) or any(field.name == name for field in row.inputs)
+    return name in JobFields.__annotations__
+
+
+def _extra_inputs(extra: Mapping[str, object], row: Model, checked: dict[str, Any], problems: list[Problem]) -> None:
     """Check `extra` against the model's further inputs."""
+    fields = row.more or ()
     known = {field.name: field for field in fields}
     for name, value in extra.items():
         if name in known:
             problem = known[name].problem(value)
-        elif name in JobFields.__annotations__:
+        elif _belongs_to_a_field(name, row, checked):
             continue
         else:
             inputs = f"; its inputs are {', '.join(known)}" if known else ""
@@ -380,5 +454,5 @@ def _extra_inputs(extra: Mapping[str, object], row: Model, fields: tuple[Field, 
     problems.extend(
         Problem(f"extra.{field.name}", f"required by {row.name}")
         for field in fields
-        if field.required and field.name not in extra
+        if field.required and field.name not in extra and field.name not in FURTHER_INPUTS
     )

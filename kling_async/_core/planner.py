@@ -1,19 +1,22 @@
-"""Plans the polling of predictions, one by one or by pages of the list. Pure: no clock, no I/O."""
+"""Plans the polling of predictions, one by one or by pages of the list. Pure: no clock, no I/O, no chance."""
 
 from __future__ import annotations
 
 import heapq
 import itertools
 import math
+from collections import Counter
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import attrs
 
+from .answers import Kind
 from .durations import Durations
+from .read_rate import ReadRate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable
+    from collections.abc import Hashable, Iterable
 
     from .account import Page
     from .polling import WatchPolicy
@@ -26,17 +29,20 @@ MAX_GROUP_SIZE = 90
 MIN_GROUP_SIZE = 3
 """Predictions that make a page worth one request; fewer are polled one by one."""
 MAX_PAGE_STRIKES = 3
-"""Useless or wrong pages, or failures in a row, after which pages are paused for `PAGES_PAUSE_S`."""
+"""Useless or wrong pages, or failures in a row, after which pages are paused for `PAGES_PAUSE_S`.
+
+After failures, one more failure pauses them again, until a page is read.
+"""
 PAGES_PAUSE_S = 600.0
 """Seconds for which the list is not read after `MAX_PAGE_STRIKES`."""
 MAX_UNSEEN_ENDS = 3.0
 """Ends that were expected while the pages showed none, from which on the page is verified by polling one prediction."""
 MAX_PLAN_AGE_S = 60.0
 """Seconds after which a plan for the far future is made again, with the durations learned meanwhile."""
-MIN_WEBHOOK_LOSS = 0.002
-"""Smallest share of ends that webhooks are assumed to miss: polling remains the safety net."""
-SCOUT_AGE_S = 5.0
-"""Age in seconds at which the first prediction of an unknown kind is polled."""
+LATER_PRICE_SHARE = 0.7
+"""Share of the price for predictions that were polled before: their ends are near, and every pause adds delay."""
+SCOUT_RATIO = 3.0
+"""Ratio of the ages at which a scout is read: first after the shortest interval, until its plan is sooner."""
 _SAMPLE_SIZE = 8
 """Predictions of a group that stand for all of them when its time is planned."""
 _CREATED_MARGIN = timedelta(milliseconds=1)
@@ -47,9 +53,15 @@ _FILTER_TOLERANCE = timedelta(seconds=1)
 
 @attrs.frozen(eq=False)
 class LookAtOne:
-    """Poll one prediction."""
+    """Poll one prediction.
+
+    Attributes:
+        prediction_id: Its id.
+        kind: Kind of the request.
+    """
 
     prediction_id: str
+    kind: ClassVar[Kind] = Kind.STATUS
 
 
 @attrs.frozen(eq=False)
@@ -61,12 +73,14 @@ class LookAtPage:
         number: Page number, from 1.
         size: Page size.
         group: The planner's own record of the page.
+        kind: Kind of the request.
     """
 
     before: datetime
     number: int
     size: int
     group: _Group = attrs.field(repr=False)
+    kind: ClassVar[Kind] = Kind.PAGE
 
 
 Look: TypeAlias = LookAtOne | LookAtPage
@@ -95,7 +109,6 @@ class _Track(_Planned):
         looked: Time at which it was last known to run.
         created: Creation time by the service's clock, which gives its place in the list.
         checks: Whether its next poll verifies a page.
-        scouts: Whether it is polled early and alone because no end of its kind has been seen.
     """
 
     id: str = attrs.field(kw_only=True)
@@ -105,7 +118,6 @@ class _Track(_Planned):
     created: datetime | None = attrs.field(kw_only=True)
     group: _Group | None = None
     checks: bool = False
-    scouts: bool = False
 
     def chance(self, at: float) -> float:
         """Return the probability that it has ended by `at`."""
@@ -132,31 +144,42 @@ class _Group(_Planned):
 
 
 class Planner:
-    """Plans the polling of all predictions of a session. All times are seconds of one monotonic clock."""
+    """Plans the polling of all predictions of a session. All times are seconds of one monotonic clock.
 
-    def __init__(self, policy: WatchPolicy, random: Callable[[], float]) -> None:
+    Args:
+        policy: Polling policy.
+        ceiling: Reads per second; infinite for no limit.
+
+    Attributes:
+        rate: Reads per second that may be sent.
+        page_failures: Failed reads of pages since the last successful one.
+        ended: Predictions whose end is known.
+        ended_via_webhook: Subset of `ended` that a webhook reported first.
+    """
+
+    def __init__(self, policy: WatchPolicy, ceiling: float) -> None:
+        self.rate = ReadRate(ceiling)
+        self.page_failures = 0
+        self.ended = 0
+        self.ended_via_webhook = 0
         self._policy = policy
-        self._random = random
         # A fixed interval does not depend on durations.
         self._learns = policy.pages or policy.least < policy.most
         self._durations: dict[Hashable, Durations] = {}
-        self._scouted: set[Durations] = set()
+        self._begun: Counter[Hashable] = Counter()
+        # Read early, too: they may end long before the usual duration, by a refusal of their content, or because the
+        # service is faster than the catalogue knows.
+        self._scouts: set[_Track] = set()
         self._tracks: dict[str, _Track] = {}
         self._heap: list[tuple[float, int, _Track | _Group]] = []
         self._order = itertools.count()
-        self.held_until = -math.inf
-        """Time before which no request is sent, as requested by the service."""
+        # Time before which no request of a kind is sent, as requested by the service.
+        self._held_until: dict[Kind, float] = {}
         self._gathering = _Group()
         self._groups: dict[tuple[datetime, int], _Group] = {}
         self._pages_from = -math.inf if policy.pages else math.inf
         self._pages_proven = False
-        self._page_failures = 0
         self._strikes = 0
-        self._webhook_share = policy.deliveries
-        self.ended = 0
-        """Predictions whose end is known."""
-        self.ended_via_webhook = 0
-        """Subset of `ended` that a webhook reported first."""
         self._delay_sum = 0.0
         self._delay_count = 0
 
@@ -168,7 +191,7 @@ class Planner:
     @property
     def next_due(self) -> float:
         """Time at which to call `due` next; infinite when there is nothing to poll."""
-        return max(self._heap[0][0], self.held_until) if self._heap else math.inf
+        return max(self._heap[0][0], self.rate.free_at) if self._heap else math.inf
 
     def watch(
         self,
@@ -196,29 +219,42 @@ class Planner:
         if durations is None:
             durations = self._durations[kind] = Durations(usual)
         track = _Track(id=prediction_id, durations=durations, since=since, looked=looked, created=created)
+        if self._learns:
+            self._begun[kind] += 1
+            if self._begun[kind] == self._policy.scout:
+                self._scouts.add(track)
         self._tracks[prediction_id] = track
-        if self._policy.scouts and durations.unseen and durations not in self._scouted:
-            self._scouted.add(durations)
-            track.scouts = True
-            self._scout(track, now)
-        else:
-            self._place(track, now)
+        self._place(track, now)
 
     def due(self, now: float) -> list[Look]:
-        """Return what to poll now. Report the result of each look by one of the methods below."""
+        """Return what to poll now, no more than the rate permits. Report each result by one of the methods below."""
         looks: list[Look] = []
-        while self._heap and self._heap[0][0] <= now and self.held_until <= now:
+        room = self.rate.room(now)
+        while self._heap and self._heap[0][0] <= now and len(looks) + 1 <= room:
             due, _, planned = heapq.heappop(self._heap)
             if planned.due != due:
                 continue
             planned.due = math.inf
             if planned.stale:
                 self._plan(planned, now)
-            elif isinstance(planned, _Track):
-                looks.append(LookAtOne(planned.id))
-            else:
-                looks += self._page_of(planned, now)
+                continue
+            for look in [LookAtOne(planned.id)] if isinstance(planned, _Track) else self._page_of(planned, now):
+                held_until = self.held_until(look.kind)
+                if held_until > now:
+                    self.postpone(look, held_until)
+                else:
+                    looks.append(look)
+        if looks:
+            self.rate.take(len(looks), now)
         return looks
+
+    def postpone(self, look: Look, at: float) -> None:
+        """Take back a look that was not made; `due` returns it at the given time."""
+        if isinstance(look, LookAtPage):
+            look.group.asked = False
+            self._push(look.group, at)
+        elif look.prediction_id in self._tracks:
+            self.look_again(look.prediction_id, at)
 
     def mark_running(self, prediction_id: str, now: float, created: datetime | None = None) -> None:
         """Record that a prediction was polled alone and still runs."""
@@ -228,10 +264,7 @@ class Planner:
             track.checks = False
             if track.group is not None:
                 track.group.expected = 0.0
-        if track.scouts:
-            track.created = track.created or created
-            self._scout(track, now)
-        elif track.created is None and created is not None:
+        if track.created is None and created is not None:
             track.created = created
             self._place(track, now)
         elif track.group is None:
@@ -267,12 +300,11 @@ class Planner:
             self._delay_count += 1
         self.ended += 1
         self.ended_via_webhook += via_webhook
-        if self._policy.deliveries:
-            self._webhook_share += (via_webhook - self._webhook_share) / 20
-        group = track.group
+        group, scouted = track.group, track in self._scouts
         self.forget(prediction_id)
-        if track.scouts:
-            self._replan(track.durations, now)
+        if scouted:
+            # All others were planned for the usual duration.
+            self._plan_again(track.durations, now)
         if track.checks:
             # The page showed it as running: either it ended just now, or the list lags. The next check shows which.
             self._strike(now)
@@ -284,19 +316,22 @@ class Planner:
         track = self._tracks.pop(prediction_id, None)
         if track is not None:
             track.due = math.inf
+            self._scouts.discard(track)
             self._leave_group(track)
-            if track.scouts:
-                self._scouted.discard(track.durations)
 
-    def hold(self, until: float) -> None:
-        """Send no request before a time, as the service asked."""
-        self.held_until = max(self.held_until, until)
+    def hold(self, kind: Kind, until: float) -> None:
+        """Send no request of a kind before a time, as the service asked."""
+        self._held_until[kind] = max(self.held_until(kind), until)
+
+    def held_until(self, kind: Kind) -> float:
+        """Return the time before which no request of a kind is sent."""
+        return self._held_until.get(kind, -math.inf)
 
     def page_read(self, look: LookAtPage, page: Page[Prediction], now: float) -> None:
         """Record a page. Call `mark_ended` for the ended predictions on it afterwards."""
         group = look.group
         group.asked = False
-        self._page_failures = 0
+        self.page_failures = 0
         shown = {item.id: item.status.ended for item in page.items if item.id in self._tracks}
         group.expected += sum(track.chance(now) for track in group.members.values() if track.id in shown)
         missing = [track for track in group.members.values() if track.id not in shown]
@@ -323,8 +358,8 @@ class Planner:
     def page_failed(self, look: LookAtPage, now: float, again: float) -> None:
         """Record that a page could not be read; try again at the time `again`."""
         look.group.asked = False
-        self._page_failures += 1
-        if self._page_failures >= MAX_PAGE_STRIKES:
+        self.page_failures += 1
+        if self.page_failures >= MAX_PAGE_STRIKES:
             self._pause_pages(now)
             again = now
         self._push(look.group, again)
@@ -334,25 +369,6 @@ class Planner:
         self._pages_from = math.inf
         look.group.asked = False
         self._push(look.group, now)
-
-    def _scout(self, track: _Track, now: float) -> None:
-        """Poll at every doubling of the age until an end of the kind is known or the usual plan comes first."""
-        age = max(SCOUT_AGE_S, 2 * (now - track.since))
-        planned = self._next_look([track], now)
-        if track.durations.unseen and track.since + age < planned:
-            self._push(track, max(track.since + age, now + self._policy.least))
-        else:
-            track.scouts = False
-            self._place(track, now)
-
-    def _replan(self, durations: Durations, now: float) -> None:
-        """Plan all predictions of a kind again, after its first end."""
-        for track in self._tracks.values():
-            if track.durations is durations:
-                planned = track.group or track
-                if not planned.stale and planned.due < math.inf:
-                    planned.stale = True
-                    self._push(planned, now)
 
     def _place(self, track: _Track, now: float) -> None:
         """Add a prediction to the group that is being filled, or plan it alone."""
@@ -453,22 +469,30 @@ class Planner:
             self._pause_pages(now)
 
     def _pause_pages(self, now: float) -> None:
-        self._strikes = self._page_failures = 0
+        self._strikes = 0
         self._pages_from = max(self._pages_from, now + PAGES_PAUSE_S)
         for group in self._groups.values():
             self._push(group, now)
 
+    def _plan_again(self, durations: Durations, now: float) -> None:
+        """Plan all predictions of a kind again."""
+        same = [track for track in self._tracks.values() if track.durations is durations]
+        for planned in dict.fromkeys(track if track.group is None else track.group for track in same):
+            if planned.due < math.inf:
+                self._plan(planned, now)
+
     def _plan(self, planned: _Track | _Group, now: float) -> None:
         planned.stale = False
-        if isinstance(planned, _Track):
-            at = self._next_look([planned], now)
-            # Single polls only: pages are too few to come in step.
-            at += self._policy.jitter * (2 * self._random() - 1) * (at - now)
-        elif planned.members:
-            at = self._next_look(list(planned.members.values()), now)
-        else:
+        if isinstance(planned, _Group) and not planned.members:
             self._disband(planned)
             return
+        tracks = [planned] if isinstance(planned, _Track) else list(planned.members.values())
+        at = self._next_look(tracks, now)
+        for track in self._scouts.intersection(tracks) if self._scouts else ():
+            early = track.since + max(self._policy.least, SCOUT_RATIO * (track.looked - track.since))
+            if early >= at:
+                self._scouts.discard(track)
+            at = max(now, min(at, early))
         if at > now + MAX_PLAN_AGE_S:
             planned.stale, at = True, now + MAX_PLAN_AGE_S
         self._push(planned, at)
@@ -478,21 +502,20 @@ class Planner:
         heapq.heappush(self._heap, (at, next(self._order), planned))
 
     def _next_look(self, tracks: list[_Track], now: float) -> float:
-        """Return the time at which the expected delay of unnoticed ends outweighs the price of one request."""
+        """Return the time at which the expected delay of unnoticed ends has grown to the price of one request."""
         first = tracks[0].looked if len(tracks) == 1 else min(track.looked for track in tracks)
         at = max(now, first + self._policy.least)
         latest = max(now, first + self._policy.most)
         if at >= latest:
             return latest
         few = tracks[:: -(-len(tracks) // _SAMPLE_SIZE)]
-        share = min(self._webhook_share, 1 - MIN_WEBHOOK_LOSS)
-        # The more ends webhooks report, the less a group is worth more than one prediction: few ends go unnoticed.
-        price = self._policy.price * (1 + share * (len(tracks) - 1)) * len(few) / len(tracks)
+        price = self._policy.price * len(few) / len(tracks)
+        if all(track.looked > track.since for track in few):
+            price *= LATER_PRICE_SHARE
 
         def unnoticed(at: float) -> float:
-            """Return the expected number of unnoticed ends at a time; the absence of webhooks counts as evidence."""
-            chances = (track.chance(at) for track in few)
-            return sum((1 - share) * chance / (1 - share * chance) for chance in chances)
+            """Return the expected number of unnoticed ends at a time."""
+            return sum(track.chance(at) for track in few)
 
         # The integral of `unnoticed`: seconds of delay, summed over the predictions.
         delay = unnoticed(at) * (at - first) / 2

@@ -6,6 +6,9 @@ from typing import Self
 
 import attrs
 
+WATCH_VARIABLE = "KLING_WATCH"
+"""Environment variable with the name of the policy of sessions and commands that are given none."""
+
 
 @attrs.frozen(kw_only=True)
 class Backoff:
@@ -29,31 +32,30 @@ class Backoff:
 
 @attrs.frozen(kw_only=True)
 class WatchPolicy:
-    """Trade-off between requests and delay in polling. Take a policy by name, or a copy with `attrs.evolve`.
+    """Policy of reading the status of running predictions. Take one by name, or a copy with `attrs.evolve`.
 
-    An end that is not yet known delays its waiter. A prediction is polled when that expected delay outweighs the
-    `price` of one request: rarely at ages at which few predictions end, often at ages at which most do, and as a page
-    of the list when many are watched.
+    A prediction is read when the delay that its waiter has probably suffered by then has grown to `price`: after a
+    pause at ages at which hardly any prediction of its kind ends, else `least` seconds after the last read. How long a
+    kind takes is learned. A session sends no more than its `max_reads_per_second`, whatever the policy.
 
     Attributes:
-        price: Seconds of delay that one status request is worth.
-        least: Shortest interval between two polls of a prediction, in seconds. The vendor asks for 5 or more for
-            videos.
-        most: Longest interval between two polls of a prediction, in seconds.
-        pages: Whether to read pages of the list, up to 100 predictions per request, when many are watched.
-        deliveries: Share of ends that webhooks are first assumed to report; adjusted to their actual share.
-        scouts: Whether to poll the first prediction of an unknown kind early, at the age of 5 s and at every doubling,
-            until an end is known: the service may be much faster than the catalogue says.
-        jitter: Share by which each interval varies to either side, so that the polls of a batch spread out.
+        price: Seconds of expected delay that may build up before the first read of a prediction; before each later one,
+            seven tenths of it.
+        least: Shortest interval between two reads of a prediction, in seconds. The vendor asks for 5 or more for videos
+            (docs: get-result).
+        most: Longest interval between two reads of a prediction, in seconds.
+        scout: Which prediction of each kind in a session, from 1, is read early, too: it may end long before the usual
+            duration, and its end plans the others anew. 0 for none. A caller who waits for a single one pays nothing
+            for that by default.
+        pages: Whether to read pages of the account's list, up to 100 predictions per request, when several are
+            watched. The vendor asks not to poll the list for status (docs: predictions).
     """
 
-    price: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
-    least: float = attrs.field(default=2.0, validator=attrs.validators.gt(0))
+    price: float = attrs.field(default=0.137, validator=attrs.validators.gt(0))
+    least: float = attrs.field(default=5.45, validator=attrs.validators.gt(0))
     most: float = attrs.field(default=60.0)
-    pages: bool = True
-    deliveries: float = attrs.field(default=0.0, validator=[attrs.validators.ge(0), attrs.validators.le(1)])
-    scouts: bool = True
-    jitter: float = attrs.field(default=0.15, validator=[attrs.validators.ge(0), attrs.validators.lt(1)])
+    scout: int = attrs.field(default=2, validator=attrs.validators.ge(0))
+    pages: bool = False
 
     def __attrs_post_init__(self) -> None:
         if not self.most >= self.least:
@@ -61,37 +63,52 @@ class WatchPolicy:
 
     @classmethod
     def gentle(cls) -> Self:
-        """Poll rarely and learn of ends later; keeps to the interval that the vendor asks for."""
-        return cls(price=4.0, least=5.0, most=120.0)
+        """Read half as often as the vendor permits, or less: a third of the requests, and twice to thrice the delay."""
+        return cls(price=1.0, least=10.0, most=120.0)
 
     @classmethod
     def balanced(cls) -> Self:
-        """Spend one request per second of expected delay. The default."""
+        """Read as often as the vendor permits at ages at which predictions end, and seldom before. The default."""
         return cls()
 
     @classmethod
     def eager(cls) -> Self:
-        """Poll often and learn of ends early."""
-        return cls(price=0.25, least=1.0, most=30.0)
+        """Learn of ends within about a second, by more reads than the vendor wishes: one every 2 s."""
+        return cls(price=0.02, least=2.0, most=30.0, scout=1)
 
     @classmethod
     def fixed(cls, interval: float) -> Self:
-        """Poll every prediction alone every `interval` seconds."""
-        return cls(least=interval, most=interval, pages=False, scouts=False)
+        """Read every prediction every `interval` seconds."""
+        return cls(least=interval, most=interval)
+
+    @classmethod
+    def listed(cls) -> Self:
+        """Read pages of the account's list, which the vendor asks not to poll: the fewest requests where many run."""
+        return cls(pages=True)
 
     @classmethod
     def webhook_first(cls) -> Self:
-        """Rely on webhooks and poll as a safety net: hardly any requests while they arrive, more otherwise."""
-        return cls(price=20.0, least=5.0, most=600.0, deliveries=1.0, scouts=False)
+        """Rely on webhooks, and read as a safety net: an end whose delivery is lost is found within 20 s on average.
+
+        That takes reads while all are delivered, too, up to a fifth of those of a look every 5 s: nothing else tells a
+        lost delivery from a long run.
+        """
+        return cls(price=4.0, least=25.0)
 
     @classmethod
     def named(cls, name: str) -> Self:
-        """Return the policy "gentle", "balanced", "eager" or "webhook first".
+        """Return the policy "gentle", "balanced", "eager", "webhook first" or "list".
 
         Raises:
             ValueError: No policy has this name.
         """
-        named = {"gentle": cls.gentle, "balanced": cls.balanced, "eager": cls.eager, "webhook first": cls.webhook_first}
+        named = {
+            "gentle": cls.gentle,
+            "balanced": cls.balanced,
+            "eager": cls.eager,
+            "webhook first": cls.webhook_first,
+            "list": cls.listed,
+        }
         policy = named.get(name.replace("_", " ").replace("-", " "))
         if policy is None:
             raise ValueError(f"watch policy: expected {', '.join(named)}, got {name!r}")
@@ -110,6 +127,8 @@ class WatchStatistics:
         delay: Mean of the upper bounds of the seconds from an end to its being known; None before the first. The
             service does not report end times: an end is after the last poll that showed the prediction running, and
             after the reported generation time.
+        ceiling: Status requests per second that may be sent now: the session's `max_reads_per_second`, or less for a
+            while after the service refused some with a 429.
         watched: Predictions that are watched.
         waiting: Callers that wait for one of them.
     """
@@ -119,6 +138,7 @@ class WatchStatistics:
     ended: int
     told: int
     delay: float | None
+    ceiling: float
     watched: int
     waiting: int
 

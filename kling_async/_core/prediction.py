@@ -42,6 +42,11 @@ class Status(Enum):
         """Return the status for a word of the service, which writes cancelled in both spellings."""
         return _BY_WORD.get(word.strip().lower(), cls.PROCESSING)
 
+    @staticmethod
+    def is_known(word: object) -> bool:
+        """Return whether a value is one of the service's words for a status."""
+        return isinstance(word, str) and word.strip().lower() in _BY_WORD
+
 
 _BY_WORD = {status.value: status for status in Status} | {
     "canceled": Status.CANCELLED,
@@ -115,7 +120,7 @@ class Prediction:
         if not self.status.ended:
             return None
         code = f" with code {self.code}" if self.code else ""
-        text = f": {self.error}" if self.error else ""
+        text = f": {self.error[:_MAX_TEXT]}" if self.error else ""
         return PredictionFailedError(
             f"the prediction ended as {self.raw_status}{code}{text}",
             code=self.code,
@@ -128,6 +133,8 @@ class Prediction:
         )
 
 
+_MAX_TEXT = 500
+"""Characters of the service's text that an error quotes; `Prediction.error` has all of it."""
 MODERATION_CODE = 1200
 """Task code of refused content (docs/error-codes)."""
 
@@ -204,6 +211,7 @@ class Outcome:
         error: The reason for a missing video or file; None on success.
         saved: The saved output, or None if none was saved.
         cost: USD by the price list; None if nothing was accepted or the price is unknown.
+        reused: True if the prediction is of another batch's job with the same content: it was not paid for again.
     """
 
     job: Job
@@ -213,6 +221,7 @@ class Outcome:
     error: KlingError | None = None
     saved: SavedFile | None = None
     cost: Decimal | None = None
+    reused: bool = False
 
     @property
     def ok(self) -> bool:

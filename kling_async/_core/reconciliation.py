@@ -18,6 +18,7 @@ be faithful (`Orphan.fingerprint` is None otherwise): a service may rewrite the 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import defaultdict
 from enum import Enum
@@ -25,8 +26,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
+from .job_validation import URL_LISTS
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 
 @attrs.frozen(kw_only=True)
@@ -37,8 +40,9 @@ class Intent:
         name: Batch and key of the job.
         model: Id of the model.
         fingerprint: Digest of the request body.
-        sent_from: Time before which it cannot have been accepted, in seconds since the epoch by the service's clock.
-            There is no such time after which: requests are delayed, and computers sleep.
+        sent_from: Time before which it cannot have been accepted, in seconds since the epoch by the service's clock;
+            minus infinity where nothing shows that clock to be steady. There is no such time after which: requests are
+            delayed, and computers sleep.
     """
 
     name: tuple[str, str]
@@ -57,12 +61,14 @@ class Orphan:
         created_at: Time of its creation, in seconds since the epoch by the service's clock; None when unknown.
         fingerprint: Digest of the echoed input; None without an echo, or when echoes are not faithful and it is not the
             fingerprint of an intent.
+        others: Other fingerprints that the request may have had (`echoed_fingerprints`).
     """
 
     id: str
     model: str
     created_at: float | None
     fingerprint: str | None = None
+    others: frozenset[str] = frozenset()
 
 
 class Doubt(Enum):
@@ -121,16 +127,52 @@ Settlement: TypeAlias = Adopted | Unaccepted | Held
 def fingerprint(inputs: Mapping[str, object]) -> str:
     """Return the digest of a request body, equal for the request and for a faithful echo of it.
 
-    Defaults that a service fills in are left out, numbers are compared as numbers, and fields that are not documented,
-    which the service drops, do not count.
+    Defaults that a service fills in are left out, and numbers are compared as numbers. It has three parts: the inputs
+    of all models, images, and all further inputs, which tell jobs apart and exclude none: a service may write them in
+    another form, or drop those that it does not know.
     """
-    fields = {
+    images = _images(inputs)
+    if images.get("end_image") == images.get("last_image"):
+        # Sent under both names, since the vendor's pages disagree.
+        images.pop("last_image", None)
+    lists = {name: value for name in URL_LISTS if (value := inputs.get(name))}
+    further = {
         name: _comparable(value)
         for name, value in inputs.items()
-        if name in _DOCUMENTED and value not in _FILLED_IN.get(name, (None,))
+        if name not in {*_DOCUMENTED, *URL_LISTS, *_OF_THE_SERVICE} and _is_given(name, value)
     }
-    images = {name: fields.pop(name) for name in _IMAGES if name in fields}
-    return f"{_sha256(fields)}:{_sha256(images)}"
+    return f"{_sha256(_plain(inputs))}:{_sha256(images | lists)}:{_sha256(further)}"
+
+
+def echoed_fingerprints(inputs: Mapping[str, object]) -> frozenset[str]:
+    """Return the fingerprints that a request may have had whose echo a service reports.
+
+    An echo may drop one of the two names of a last frame, and have defaults that depend on the model; fingerprints of
+    earlier versions had no further inputs.
+    """
+    renamed = {"end_image" if name == "last_image" else name: value for name, value in inputs.items()}
+    found = {f"{_sha256(_plain(inputs))}:{_sha256(_images(inputs))}"}
+    for count in range(len(_MODEL_DEFAULTS) + 1):
+        for left_out in itertools.combinations(_MODEL_DEFAULTS, count):
+            for each in (inputs, renamed):
+                found.add(fingerprint({name: value for name, value in each.items() if name not in left_out}))
+    return frozenset(found)
+
+
+def _plain(inputs: Mapping[str, object]) -> dict[str, object]:
+    return {
+        name: _comparable(value)
+        for name, value in inputs.items()
+        if name in _DOCUMENTED and name not in _IMAGES and _is_given(name, value)
+    }
+
+
+def _images(inputs: Mapping[str, object]) -> dict[str, object]:
+    return {name: _comparable(inputs[name]) for name in _IMAGES if _is_given(name, inputs.get(name))}
+
+
+def _is_given(name: str, value: object) -> bool:
+    return value not in _FILLED_IN.get(name, (None,) if name in _DOCUMENTED else (None, "", [], {}))
 
 
 _ENCODER = json.JSONEncoder(sort_keys=True, default=str)
@@ -146,7 +188,11 @@ def without_images(fingerprint: str) -> str:
 
 
 _IMAGES = ("image", "end_image", "last_image")
-
+_MODEL_DEFAULTS = ("aspect_ratio", "shot_type")
+"""Further inputs that a service may fill in with a default of the model."""
+_OF_THE_SERVICE = ("seed", "enable_sync_mode", "enable_base64_output", "enable_safety_checker")
+"""Inputs that a service draws or sets by itself."""
+_NOTHING_FURTHER = _sha256({})
 
 _DOCUMENTED = frozenset(
     {
@@ -168,6 +214,7 @@ _FILLED_IN: Mapping[str, tuple[object, ...]] = {
     "sound": (None, False),
     "end_image": (None, ""),
     "last_image": (None, ""),
+    "resolution": (None, "", "720p"),
 }
 """Values that services fill in for a field that was not sent (001, 004 and the schema tables)."""
 
@@ -188,7 +235,7 @@ def possible(intent: Intent, orphan: Orphan) -> bool:
     if orphan.model and orphan.model != intent.model:
         return False
     if orphan.fingerprint is not None:
-        if orphan.fingerprint == intent.fingerprint:
+        if intent.fingerprint in {orphan.fingerprint, *orphan.others}:
             return True
         if without_images(orphan.fingerprint) != without_images(intent.fingerprint):
             return False
@@ -232,21 +279,50 @@ def settle(
 def _by_input(
     open_: dict[tuple[str, str], Intent], free: dict[str, Orphan], ends: dict[tuple[str, str], Settlement]
 ) -> None:
-    """Adopt orphans with the echoed input of an intent."""
-    echoed: dict[str, list[Orphan]] = defaultdict(list)
-    for orphan in free.values():
-        if orphan.fingerprint is not None:
-            echoed[orphan.fingerprint].append(orphan)
-    wanting: dict[tuple[str, str], list[Intent]] = defaultdict(list)
-    for intent in open_.values():
-        wanting[intent.model, intent.fingerprint].append(intent)
-    for content, intents in wanting.items():
-        found = echoed.get(content[1], [])
-        candidates = {intent.name: [orphan.id for orphan in found if possible(intent, orphan)] for intent in intents}
-        for id_, name in _match(candidates).items():
-            ends[name] = Adopted(id_)
-            del open_[name]
-            del free[id_]
+    """Adopt orphans with the echoed input of an intent: equal ones first, then what a service may have changed."""
+
+    def adopt(alike: Callable[[str], str], echoes: Callable[[Orphan], Iterable[str]]) -> None:
+        echoed: dict[str, dict[str, Orphan]] = defaultdict(dict)
+        for orphan in free.values():
+            for each in echoes(orphan):
+                echoed[alike(each)][orphan.id] = orphan
+        wanting: dict[tuple[str, str], list[Intent]] = defaultdict(list)
+        for intent in open_.values():
+            wanting[intent.model, alike(intent.fingerprint)].append(intent)
+        for (_, wanted), intents in wanting.items():
+            if len({intent.fingerprint for intent in intents}) > 1:
+                # It is not known which of them was accepted.
+                continue
+            found = [orphan for orphan in echoed[wanted].values() if orphan.id in free and _agree(intents[0], orphan)]
+            candidates = {one.name: [orphan.id for orphan in found if possible(one, orphan)] for one in intents}
+            for id_, name in _match(candidates).items():
+                ends[name] = Adopted(id_)
+                del open_[name]
+                del free[id_]
+
+    adopt(str, lambda orphan: () if orphan.fingerprint is None else (orphan.fingerprint,))
+    adopt(str, _echoes)
+    adopt(lambda fingerprint: _parted(fingerprint)[0], _echoes)
+
+
+def _echoes(orphan: Orphan) -> frozenset[str]:
+    # Without the first, the echo is not reliable.
+    return frozenset() if orphan.fingerprint is None else orphan.others | {orphan.fingerprint}
+
+
+def _agree(intent: Intent, orphan: Orphan) -> bool:
+    """Return whether an echo may be that of a request: one of the two may have no further inputs."""
+    core, further = _parted(intent.fingerprint)
+    return any(
+        core == of and (further == more or _NOTHING_FURTHER in {further, more})
+        for of, more in map(_parted, _echoes(orphan))
+    )
+
+
+def _parted(fingerprint: str) -> tuple[str, str]:
+    """Return the first two parts of a fingerprint, and the third, which those of earlier versions do not have."""
+    parts = fingerprint.split(":")
+    return ":".join(parts[:2]), parts[2] if len(parts) > 2 else _NOTHING_FURTHER  # noqa: PLR2004 -- the third
 
 
 def _components(

@@ -12,6 +12,8 @@ from typing import Literal, cast
 
 import attrs
 
+from .formula import FormulaInput
+
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
@@ -96,10 +98,15 @@ class Facts:
     """The facts of a schema, by the names of `Model`.
 
     Attributes:
-        unsupported: Why the model cannot make a video from one image; empty if it can.
+        unsupported: Why the model cannot be run; empty if it can.
+        formula_inputs: All inputs, as a formula of the price sees them.
+        all_required: Names of all required inputs.
     """
 
     unsupported: str = ""
+    prompt: bool = True
+    image: bool = True
+    image_required: bool = True
     prompt_required: bool = True
     max_text: int | None = None
     durations: tuple[int, ...] = ()
@@ -117,6 +124,8 @@ class Facts:
     voices: bool = False
     required: frozenset[str] = frozenset()
     more: tuple[Field, ...] = ()
+    formula_inputs: tuple[FormulaInput, ...] = ()
+    all_required: frozenset[str] = frozenset()
 
 
 def read_schema(schema: Mapping[str, object]) -> Facts:
@@ -126,13 +135,16 @@ def read_schema(schema: Mapping[str, object]) -> Facts:
         for name, rule in _mapping(schema.get("properties")).items()
     }
     required = {name for name in _list(schema.get("required")) if isinstance(name, str)}
-    if "image" not in properties:
-        return Facts(unsupported=f"expected an input named image, got {', '.join(properties) or 'no inputs'}")
+    if not properties:
+        return Facts(unsupported="expected a description of its inputs, got none")
     last_frame = next((name for name in _END_IMAGE_NAMES if name in properties), None)
     scale = next((name for name in _SCALE_NAMES if name in properties), None)
     duration = properties.get("duration", {})
     default = _whole(duration.get("default"))
     return Facts(
+        prompt="prompt" in properties,
+        image="image" in properties,
+        image_required="image" in required,
         prompt_required="prompt" in required or "multi_prompt" in properties,
         max_text=_whole(properties.get("prompt", {}).get("maxLength")),
         durations=_durations(duration) if "duration" in properties else (),
@@ -157,7 +169,18 @@ def read_schema(schema: Mapping[str, object]) -> Facts:
             if name not in _JOB_INPUTS
             or (name in (*_END_IMAGE_NAMES, *_SCALE_NAMES) and name not in {last_frame, scale})
         ),
+        formula_inputs=tuple(_formula_input(name, rule) for name, rule in properties.items()),
+        all_required=frozenset(required),
     )
+
+
+def _formula_input(name: str, rule: Mapping[str, object]) -> FormulaInput:
+    """Return an input as a formula of the price sees it: texts, media and lists are absent if they are not given."""
+    kind, default = rule.get("type"), rule.get("default")
+    if name == "duration":
+        # Formulas compute with it, also where its type is a text.
+        default = _whole(default)
+    return FormulaInput(name, default, absent=kind in ("string", "array", "object") and not rule.get("enum"))
 
 
 def is_price_per_second(formula: str) -> bool | None:
@@ -233,3 +256,10 @@ def _whole(value: object) -> int | None:
         return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MAX_NUMBER_LENGTH else None
     number = _number(value)
     return int(number) if number is not None and number.is_integer() else None
+
+
+def numbers(values: tuple[int, ...]) -> str:
+    """Return numbers in ascending order as text: `3 to 15`, or `5 or 10`."""
+    if len(values) > 2 and values == tuple(range(values[0], values[-1] + 1)):  # noqa: PLR2004 -- a range
+        return f"{values[0]} to {values[-1]}"
+    return " or ".join(map(str, values))

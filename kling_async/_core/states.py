@@ -1,23 +1,24 @@
 """States of a job, the legal moves between them, and the row and the step that every ledger stores.
 
-| State      | Label     | waiting | unsent | in doubt | open | accepted | unsaved | ended | unsuccessful | sendable |
-|------------|-----------|---------|--------|----------|------|----------|---------|-------|--------------|----------|
-| PENDING    | waiting   | x       | x      |          |      |          |         |       |              | x        |
-| CLAIMED    | waiting   | x       | x      |          |      |          |         |       |              | x        |
-| INTENT     | sending   |         |        | x        | x    |          |         |       |              |          |
-| UNCERTAIN  | uncertain |         |        | x        | x    |          |         |       |              |          |
-| SUBMITTED  | running   |         |        |          | x    | x        | x       |       |              |          |
-| COMPLETED  | unsaved   |         |        |          |      | x        | x       | x     |              |          |
-| DOWNLOADED | saved     |         |        |          |      | x        |         | x     |              |          |
-| FAILED     | failed    |         |        |          |      | x        |         | x     | x            | x        |
-| EXPIRED    | expired   |         |        |          |      | x        |         | x     | x            |          |
-| REJECTED   | rejected  |         | x      |          |      |          |         | x     | x            | x        |
-| SKIPPED    | skipped   |         | x      |          |      |          |         | x     |              | x        |
-| ABANDONED  | abandoned |         |        |          |      |          |         | x     |              |          |
+| State      | Label     | waiting | unsent | in doubt | open | accepted | unsaved | ended | unsuccessful | sendable | paid |
+|------------|-----------|---------|--------|----------|------|----------|---------|-------|--------------|----------|------|
+| PENDING    | waiting   | x       | x      |          |      |          |         |       |              | x        |      |
+| CLAIMED    | waiting   | x       | x      |          |      |          |         |       |              | x        |      |
+| INTENT     | sending   |         |        | x        | x    |          |         |       |              |          | x    |
+| UNCERTAIN  | uncertain |         |        | x        | x    |          |         |       |              |          | x    |
+| SUBMITTED  | running   |         |        |          | x    | x        | x       |       |              |          | x    |
+| COMPLETED  | unsaved   |         |        |          |      | x        | x       | x     |              |          | x    |
+| DOWNLOADED | saved     |         |        |          |      | x        |         | x     |              |          | x    |
+| FAILED     | failed    |         |        |          |      | x        |         | x     | x            | x        |      |
+| EXPIRED    | expired   |         |        |          |      | x        |         | x     | x            |          |      |
+| REJECTED   | rejected  |         | x      |          |      |          |         | x     | x            | x        |      |
+| SKIPPED    | skipped   |         | x      |          |      |          |         | x     |              | x        |      |
+| ABANDONED  | abandoned |         |        |          |      |          |         | x     |              |          | x    |
+| REUSED     | reused    |         |        |          |      |          |         | x     |              |          |      |
 
 The label is the word that people read. Each column after it is a property of `State` and a set of this module
 (`UNSENT`, `IN_DOUBT`, ...). No other module spells out a set of states.
-"""
+"""  # noqa: E501 -- rows of a table
 
 from __future__ import annotations
 
@@ -30,6 +31,7 @@ import attrs
 
 from .copies import changed
 from .reconciliation import Doubt
+from .seen import Seen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,6 +64,8 @@ class State(Enum):
     """The video is saved."""
     ABANDONED = "abandoned"
     """Given up by hand while in doubt: it may have been paid for, and is neither looked for nor sent again."""
+    REUSED = "reused"
+    """Not sent: the video of another batch's job with the same content was handed out for it."""
 
     # Enum's own hash is computed in Python, from the name.
     __hash__ = object.__hash__
@@ -116,10 +120,19 @@ class State(Enum):
         """True when a paid request may be sent from here."""
         return self in SENDABLE
 
+    @property
+    def paid(self) -> bool:
+        """True when the same job in another batch would be paid for a second time: it is paid for, or may be.
+
+        A failed job is not: the service refunds it. Neither is an expired one: there is nothing to wait for or to hand
+        out, and the user was told that only another payment brings the video.
+        """
+        return self in PAID
+
 
 MOVES: Mapping[State, frozenset[State]] = {
-    State.PENDING: frozenset({State.CLAIMED, State.INTENT, State.REJECTED, State.SKIPPED}),
-    State.CLAIMED: frozenset({State.PENDING, State.INTENT, State.REJECTED, State.SKIPPED}),
+    State.PENDING: frozenset({State.CLAIMED, State.INTENT, State.REJECTED, State.SKIPPED, State.REUSED}),
+    State.CLAIMED: frozenset({State.PENDING, State.INTENT, State.REJECTED, State.SKIPPED, State.REUSED}),
     # Straight to an end only when the id could not be recorded in between.
     State.INTENT: frozenset(
         {
@@ -135,13 +148,15 @@ MOVES: Mapping[State, frozenset[State]] = {
     State.SUBMITTED: frozenset({State.COMPLETED, State.FAILED, State.EXPIRED}),
     State.COMPLETED: frozenset({State.DOWNLOADED, State.EXPIRED}),
     State.UNCERTAIN: frozenset({State.PENDING, State.SUBMITTED, State.REJECTED, State.ABANDONED}),
-    State.SKIPPED: frozenset({State.PENDING, State.INTENT, State.REJECTED}),
-    State.REJECTED: frozenset({State.PENDING, State.INTENT, State.SKIPPED}),
-    State.FAILED: frozenset({State.PENDING, State.INTENT}),
+    State.SKIPPED: frozenset({State.PENDING, State.INTENT, State.REJECTED, State.REUSED}),
+    State.REJECTED: frozenset({State.PENDING, State.INTENT, State.SKIPPED, State.REUSED}),
+    State.FAILED: frozenset({State.PENDING, State.INTENT, State.REUSED}),
     State.EXPIRED: frozenset(),
     State.DOWNLOADED: frozenset({State.COMPLETED}),
     # A paid id that turns up is never lost. Free to be sent again only by hand, as shown to be unaccepted.
     State.ABANDONED: frozenset({State.PENDING, State.SUBMITTED}),
+    # The job whose video it shared has failed, or the video is gone.
+    State.REUSED: frozenset({State.PENDING}),
 }
 """The legal moves. Staying in a state, with more known about it, is legal too, except for an intent.
 
@@ -151,11 +166,14 @@ A failed job is sent again only when a retry was asked for; a downloaded one is 
 WAITING = frozenset({State.PENDING, State.CLAIMED})
 UNSENT = WAITING | {State.SKIPPED, State.REJECTED}
 IN_DOUBT = frozenset({State.INTENT, State.UNCERTAIN})
+MAYBE_ACCEPTED = IN_DOUBT | {State.ABANDONED}
+"""A prediction that is in no ledger may be that of such a job: one that was given up may have been accepted too."""
 OPEN = IN_DOUBT | {State.SUBMITTED}
 UNSAVED = frozenset({State.SUBMITTED, State.COMPLETED})
 UNSUCCESSFUL = frozenset({State.FAILED, State.EXPIRED, State.REJECTED})
 ACCEPTED = UNSAVED | {State.DOWNLOADED, State.FAILED, State.EXPIRED}
 ENDED = frozenset(State) - WAITING - OPEN
+PAID = IN_DOUBT | UNSAVED | {State.DOWNLOADED, State.ABANDONED}
 SENDABLE = frozenset(state for state, moves in MOVES.items() if State.INTENT in moves)
 _LABELS: Mapping[State, str] = {
     State.PENDING: "waiting",
@@ -174,9 +192,12 @@ RESUME_ORDER: tuple[frozenset[State], ...] = (
     frozenset({State.SUBMITTED}),
     IN_DOUBT,
     UNSENT,
-    ACCEPTED - UNSAVED | {State.ABANDONED},
+    ACCEPTED - UNSAVED | {State.ABANDONED, State.REUSED},
 )
 """Order in which the jobs of a batch are resumed: first those whose videos expire, then those that cost money."""
+
+REUSE_ORDER: tuple[State, ...] = (State.DOWNLOADED, State.COMPLETED, State.SUBMITTED)
+"""States of jobs whose videos can be handed out for other jobs, those first whose videos are there the longest."""
 
 UNFINISHED_ORDER = (*RESUME_ORDER[1:3], WAITING)
 """Of these, the jobs that are not at their end."""
@@ -196,7 +217,9 @@ class Entry:
         attempt: Number of paid requests sent for the job, this one included.
         fingerprint: Digest of the request body, with the intent.
         token_hash: Digest of the webhook token, with the intent.
+        sender: Id of the sender, with the intent.
         prediction_id: The paid id.
+        reused: Id of the prediction of another job whose video is handed out for it.
         cost: Price of the request in USD by the price list, with the intent.
         refunded: USD that the service gave back for the prediction.
         output: URL of the video.
@@ -217,7 +240,9 @@ class Entry:
     attempt: int | None = None
     fingerprint: str | None = None
     token_hash: str | None = None
+    sender: str | None = None
     prediction_id: str | None = None
+    reused: str | None = None
     cost: Decimal | None = None
     refunded: Decimal | None = None
     output: str | None = None
@@ -254,6 +279,21 @@ class Step:
     error: str | None = None
 
 
+@attrs.frozen
+class Known:
+    """Facts about a job, found by the id of one of its predictions.
+
+    Attributes:
+        fingerprint: Digest of the request body; None when a later attempt has replaced it.
+        model: Id of the model.
+        sender: Id of the sender; None when it was not recorded, or a later attempt has replaced it.
+    """
+
+    fingerprint: str | None
+    model: str
+    sender: str | None
+
+
 @attrs.define(kw_only=True, unsafe_hash=True)
 class Row:
     """A job in the ledger.
@@ -268,9 +308,12 @@ class Row:
         attempt: Number of paid requests sent for it.
         fingerprint: Digest of the last request body.
         token_hash: Digest of the last webhook token.
+        sender: Id of the sender of the last paid request; None for requests of versions that did not record it.
         intent_at: Time right before the last paid request, in seconds since the epoch.
         submitted_at: Time of its acceptance, in seconds since the epoch.
         prediction_id: The paid id.
+        reused: Id of the prediction of another job whose video is handed out for it, while it is reused.
+        seen: Setting that it was enqueued with for what other batches have paid for; None leaves it to its worker.
         cost: Price of the last paid request in USD by the price list.
         spent: Price of all its accepted requests in USD by the price list; None as long as no price was known.
         refunded: USD of it that the service gave back.
@@ -308,9 +351,12 @@ class Row:
     error: str | None = None
     doubt: Doubt | None = None
     candidates: tuple[str, ...] = ()
+    sender: str | None = None
+    reused: str | None = None
     path: str | None = None
     bytes: int | None = None
     sha256: str | None = None
+    seen: Seen | None = None
     job: str | None = attrs.field(default=None, repr=False)
     files: str | None = attrs.field(default=None, repr=False)
 
@@ -348,6 +394,10 @@ class Row:
             changes |= {"submitted_at": entry.at, "error": None}
         elif entry.state is State.FAILED and not stays:
             changes["failures"] = self.failures + 1
+        elif entry.state is State.REUSED:
+            changes |= {"error": None, "code": None}
+        if self.state is State.REUSED and not stays:
+            changes |= dict.fromkeys(_OF_REUSE)
         if self.doubt is not None and entry.state not in _DOUBTFUL:
             changes |= {"doubt": None, "candidates": ()}
         changes |= {name: value for name, value in zip(_CARRIED, _carried(entry), strict=True) if value is not None}
@@ -358,13 +408,16 @@ class Row:
 
 
 _OF_ATTEMPT = ("prediction_id", "error", "code", "output", "token_hash", "submitted_at")
+_OF_REUSE = ("reused", "output", "path", "bytes", "sha256")
 _DOUBTFUL = frozenset({State.UNCERTAIN, State.ABANDONED})
 """States that keep the kind of the doubt and its candidates."""
 _CARRIED = (
     "attempt",
     "fingerprint",
     "token_hash",
+    "sender",
     "prediction_id",
+    "reused",
     "cost",
     "refunded",
     "output",

@@ -1,8 +1,8 @@
 """Verdict on the end of a paid request: promise 1 as one table.
 
-* **accepted**: the service returned an id. The job is paid for.
+* **accepted**: the service returned an id, be it in an error. The job is paid for, unless its record denies it.
 * **rejected**: the service certainly did not accept the job, because nothing was sent, or because it refused. Only then
-  may the request be sent again, and only if a pause can help (no connection, 429).
+  may the request be sent again, and only if a pause can help (no connection, 429, a gateway's page).
 * **uncertain**: everything else: a lost, cut or late reply, a 5xx, or nonsense. The job may run and be charged.
 """
 
@@ -12,8 +12,9 @@ from typing import TypeAlias
 
 import attrs
 
-from kling_async.errors import ApiError, KlingError, TransportError
+from kling_async.errors import ApiError, KlingError, TransportError, WrongLoopError
 
+from .answers import is_of_service
 from .prediction import Prediction
 
 
@@ -57,7 +58,7 @@ Their error classes are refusals, but they concern the connection or another pla
 """
 
 
-def judge(end: Prediction | TransportError | ApiError) -> Verdict:
+def judge(end: Prediction | TransportError | ApiError | WrongLoopError) -> Verdict:
     """Return the verdict on the end of a paid request.
 
     Args:
@@ -66,9 +67,13 @@ def judge(end: Prediction | TransportError | ApiError) -> Verdict:
     match end:
         case Prediction():
             return Accepted(end)
+        case WrongLoopError():
+            return Rejected(end, again=False)
+        case ApiError(prediction_id=str(prediction_id)):
+            return Accepted(Prediction(id=prediction_id, request_id=end.request_id))
         case TransportError():
             return Uncertain(end) if end.sent else Rejected(end, again=end.transient)
         case ApiError(status=status, code=code) if not _AMBIGUOUS_STATUSES.isdisjoint({status, code}):
             return Uncertain(end)
         case ApiError():
-            return Rejected(end, again=end.transient) if end.refused else Uncertain(end)
+            return Rejected(end, again=end.transient or not is_of_service(end)) if end.refused else Uncertain(end)

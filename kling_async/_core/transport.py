@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -55,6 +55,37 @@ class Transport(Protocol):
 
     async def aclose(self) -> None:
         """Close the connections that the transport owns."""
+        ...
+
+
+class StreamedBody(Protocol):
+    """Body of a request that is read while it is sent. Each iteration begins anew."""
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Iterate over the body in pieces of any length.
+
+        Raises:
+            KlingError: It cannot be read, or is not what it was; nothing is stored then.
+        """
+        ...
+
+
+@runtime_checkable
+class StreamingTransport(Transport, Protocol):
+    """Optional member of a transport: bodies that are not in memory. Without it, files are read first."""
+
+    async def send_stream(self, request: HttpRequest, body: StreamedBody) -> HttpResponse:
+        """Send a request with a body once, without retries, and return the complete reply.
+
+        Raises:
+            TransportError: There was no usable reply.
+            KlingError: The error of the body.
+        """
         ...
 
 

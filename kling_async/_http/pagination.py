@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from kling_async.errors import ProtocolError
+from kling_async.errors import ProtocolError, ReplyTooLargeError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
@@ -31,7 +31,8 @@ class Paginator(Generic[T]):
 
     Args:
         read: Returns a page by its number, from 1, and size.
-        size: Greatest number of items per page. A page that is shorter than requested is the last.
+        size: Greatest number of items per page. A page that is shorter than requested is the last. Where a page is too
+            large to be read, smaller ones are requested from then on.
         key: Returns the identity of an item.
     """
 
@@ -51,14 +52,13 @@ class Paginator(Generic[T]):
 
         Raises:
             ProtocolError: The list repeats itself.
+            ReplyTooLargeError: The smallest page is too large to be read.
         """
         yielded = idle = end = 0
         while True:
-            number, size = page_with(end - 1, self._size) if end else (1, self._size)
-            page = await self._read(number, size)
+            number, size, page = await self._page_from(end - 1)
             while number > 1 and not any(self._key(item) in self._seen for item in page.items):
-                number, size = page_with(max(0, (number - 1) * size - 1), self._size)
-                page = await self._read(number, size)
+                number, size, page = await self._page_from(max(0, (number - 1) * size - 1))
             end = number * size
             fresh = [item for item in page.items if self._is_new(item)]
             for item in fresh:
@@ -75,6 +75,17 @@ class Paginator(Generic[T]):
                     status=200,
                     request_id=page.request_id,
                 )
+
+    async def _page_from(self, index: int) -> tuple[int, int, Page[T]]:
+        """Read the page with the item at `index`, or the first page for -1; return its number, its size and itself."""
+        while True:
+            number, size = (1, self._size) if index < 0 else page_with(index, self._size)
+            try:
+                return number, size, await self._read(number, size)
+            except ReplyTooLargeError:
+                if self._size <= MIN_PAGE_SIZE:
+                    raise
+                self._size = max(self._size // 2, MIN_PAGE_SIZE)
 
     def _is_new(self, item: T) -> bool:
         key = self._key(item)

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+TURNS_BEFORE_TIMEOUT = 8
+"""Turns of the event loop between a deadline and the cancellation of its task.
+
+If the loop was held up until after the deadline, the reply may wait in the socket. Each turn reads up to 256 KiB of it.
+"""
+
 
 class Deadline:
     """The deadline of one task.
@@ -31,11 +37,12 @@ class Deadline:
 
 
 class TaskTimeouts:
-    """Cancels tasks at their deadlines."""
+    """Cancels tasks at their deadlines, after what has arrived by then was delivered."""
 
     def __init__(self) -> None:
         self._deadlines: dict[Deadline, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._turn: asyncio.Handle | None = None
 
     def start(self, seconds: float) -> Deadline:
         """Return a deadline for the running task, in `seconds` from now. End it with `stop`."""
@@ -44,7 +51,7 @@ class TaskTimeouts:
         assert task is not None  # noqa: S101 -- called by coroutines only
         deadline = Deadline(task, loop.time() + seconds)
         self._deadlines[deadline] = None
-        if self._timer is None or deadline.when < self._timer.when():
+        if self._turn is None and (self._timer is None or deadline.when < self._timer.when()):
             self._schedule(deadline.when, loop)
         return deadline
 
@@ -56,16 +63,25 @@ class TaskTimeouts:
 
     def close(self) -> None:
         """Cancel the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for handle in (self._timer, self._turn):
+            if handle is not None:
+                handle.cancel()
+        self._timer = self._turn = None
 
     def _schedule(self, when: float, loop: asyncio.AbstractEventLoop) -> None:
         self.close()
-        self._timer = loop.call_at(when, self._cancel_passed, loop)
+        self._timer = loop.call_at(when, self._take_turns, loop, TURNS_BEFORE_TIMEOUT)
+
+    def _take_turns(self, loop: asyncio.AbstractEventLoop, remaining: int) -> None:
+        """Let the loop deliver what has arrived, then cancel the tasks whose deadlines have passed."""
+        self._timer = None
+        if remaining:
+            self._turn = loop.call_soon(self._take_turns, loop, remaining - 1)
+        else:
+            self._turn = None
+            self._cancel_passed(loop)
 
     def _cancel_passed(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
         now = loop.time()
         later = []
         for deadline in self._deadlines:

@@ -1,7 +1,8 @@
 """HTTP over aiohttp. Every failure is one of three errors: not sent, connection lost, timed out.
 
-No object of aiohttp leaves this module, above all no exception: aiohttp's exceptions hold the request's headers, and
-their `repr` prints the API key.
+No object of aiohttp leaves this module, above all no exception and no frame: aiohttp's exceptions hold the request's
+headers, and their `repr` prints the API key; its frames have headers and the proxy's password in local variables. What
+fails, or is cancelled, is therefore returned as a value and raised again, without frames, by the public methods.
 """
 
 from __future__ import annotations
@@ -12,31 +13,35 @@ import os
 import re
 import ssl
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TypedDict, TypeVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
+from typing import TYPE_CHECKING, TypedDict
+from urllib.parse import urljoin
 
 import aiohttp
 from yarl import URL
 
-from kling_async._core.http import Effect, HttpRequest, HttpResponse, Timeouts
+from kling_async._core.frames import hides_arguments, without_frames
+from kling_async._core.http import MAX_REPLY_BYTES, Effect, HttpRequest, HttpResponse, Timeouts
 from kling_async._core.transport import loggable_url
+from kling_async._loops import LoopBinding
 from kling_async._version import __version__
 from kling_async.errors import (
     ConfigurationError,
     ConnectFailedError,
-    ConnectionLostError,
-    Spent,
-    TransportError,
-    TransportTimeoutError,
 )
 
+from .bodies import ACCEPT_ENCODING, Body, read_body
+from .failures import map_exception, result_of
+from .hosts import Hosts, in_turn
+from .proxies import Proxies, is_socks, socks_connector
+from .streamed import StreamedPieces
 from .timeouts import TaskTimeouts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Mapping
+    from collections.abc import AsyncIterator, Mapping
 
-    from kling_async._core.transport import StreamedResponse
+    from kling_async._core.statistics import Concurrency
+    from kling_async._core.transport import StreamedBody, StreamedResponse
+    from kling_async._turns import Turns
 
 KEEP_ALIVE_S = 4.0
 """Seconds for which an idle connection is kept.
@@ -53,13 +58,16 @@ _READ_BYTES = 2**18
 _MAX_CACHED_URLS = 1024
 """URLs for which the result of parsing is cached."""
 
-_DEFAULT_HEADERS = {"User-Agent": f"kling-async/{__version__}"}
+_MAX_REDIRECTS = 10
+_MAX_HEADER_WAITS = 10
+"""Times `Timeouts.transfer` in which the headers of a stream arrive, the wait for a free connection included."""
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+_DEFAULT_HEADERS = {"User-Agent": f"kling-async/{__version__}", "Accept-Encoding": ACCEPT_ENCODING}
 _PLAIN_URL = re.compile(r"(https?://[a-z0-9.-]+(?::[0-9]{1,5})?)((?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+)")
 """Matches URLs without query, dot segments and characters that need quoting, as origin and path."""
 _READ_BUFFER_BYTES = 2**18
 """Size in bytes of the buffer of a streamed reply: one read of asyncio. With less, older aiohttp pauses reading."""
-
-_T = TypeVar("_T")
 
 
 class _Options(TypedDict, total=False):
@@ -67,107 +75,12 @@ class _Options(TypedDict, total=False):
 
     headers: Mapping[str, str]
     skip_auto_headers: tuple[str, ...]
-    data: io.BytesIO | bytes
+    data: io.BytesIO | bytes | StreamedPieces | None
     allow_redirects: bool
+    auto_decompress: bool
     proxy: str | None
     ssl: ssl.SSLContext | bool
     timeout: aiohttp.ClientTimeout
-
-
-# By name, because the oldest supported aiohttp lacks some of the classes. The first class of an exception's MRO that is
-# listed decides. ConnectFailedError promises that no byte of the request was sent, so it is only for exceptions that
-# aiohttp raises before a connection is made. In doubt the connection counts as lost: a paid request is not sent again.
-ERROR_TYPES: Mapping[str, type[TransportError]] = {
-    "ClientConnectorCertificateError": ConnectFailedError,
-    "ClientConnectorDNSError": ConnectFailedError,
-    "ClientConnectorError": ConnectFailedError,
-    "ClientConnectorSSLError": ConnectFailedError,
-    "ClientHttpProxyError": ConnectFailedError,
-    "ClientProxyConnectionError": ConnectFailedError,
-    "ClientSSLError": ConnectFailedError,
-    "ConnectionTimeoutError": ConnectFailedError,
-    "InvalidURL": ConnectFailedError,
-    "InvalidUrlClientError": ConnectFailedError,
-    "NonHttpUrlClientError": ConnectFailedError,
-    "ServerFingerprintMismatch": ConnectFailedError,
-    "UnicodeDecodeError": ConnectionLostError,
-    "UnicodeError": ConnectFailedError,  # a host or a header that cannot be encoded
-    "UnixClientConnectorError": ConnectFailedError,
-    "ServerTimeoutError": TransportTimeoutError,
-    "SocketTimeoutError": TransportTimeoutError,
-    "TimeoutError": TransportTimeoutError,
-    "ClientConnectionError": ConnectionLostError,
-    "ClientConnectionResetError": ConnectionLostError,
-    "ClientError": ConnectionLostError,
-    "ClientOSError": ConnectionLostError,
-    "ClientPayloadError": ConnectionLostError,
-    "ClientResponseError": ConnectionLostError,
-    "ContentTypeError": ConnectionLostError,
-    "HttpProcessingError": ConnectionLostError,
-    "InvalidUrlRedirectClientError": ConnectionLostError,
-    "NonHttpUrlRedirectClientError": ConnectionLostError,
-    "RedirectClientError": ConnectionLostError,
-    "ServerConnectionError": ConnectionLostError,
-    "ServerDisconnectedError": ConnectionLostError,
-    "TooManyRedirects": ConnectionLostError,
-    "UploadAbortedError": ConnectionLostError,
-    "WSMessageTypeError": ConnectionLostError,
-    "WSServerHandshakeError": ConnectionLostError,
-    "BaseException": ConnectionLostError,
-}
-"""Error for each exception of aiohttp and of the layers below it, by the name of its class."""
-
-_DESCRIPTIONS: Mapping[type[TransportError], str] = {
-    ConnectFailedError: "no connection was made",
-    ConnectionLostError: "the connection broke before the reply was complete",
-    TransportTimeoutError: "no reply came in time",
-}
-
-
-def map_exception(error: BaseException, request: HttpRequest, *, replied: bool = False) -> TransportError:
-    """Return the error for an exception. It contains no object and no text of aiohttp.
-
-    Args:
-        error: The exception of aiohttp, the event loop or the operating system.
-        request: The request that was being sent.
-        replied: True if response headers were received, so that the request was certainly sent.
-    """
-    kind = next(ERROR_TYPES[cls.__name__] for cls in type(error).__mro__ if cls.__name__ in ERROR_TYPES)
-    if replied and kind is ConnectFailedError:
-        kind = ConnectionLostError
-    phase = "; response headers were received" if replied else ""
-    return kind(
-        f"{request.method} {loggable_url(request.url)}: {_DESCRIPTIONS[kind]} ({_detail(error)}{phase})",
-        spent=Spent.NO if request.effect is Effect.READ else None,
-    )
-
-
-def _detail(error: BaseException) -> str:
-    """Return the cause in words of the operating system. Other texts quote URLs, headers or text of the peer."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return str(error.certificate_error)
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return str(error.os_error)
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        return f"the proxy answered {error.status}"
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    return type(error).__name__
-
-
-async def _with_mapped_errors(awaitable: Awaitable[_T], request: HttpRequest, *, replied: bool = False) -> _T:
-    """Return the result of `awaitable`.
-
-    Raises:
-        TransportError: It raised an exception.
-    """
-    try:
-        return await awaitable
-    except Exception as error:  # noqa: BLE001 -- whatever it is, the request may have been sent
-        failure = map_exception(error, request, replied=replied)
-    # Raised outside the except block, so that aiohttp's exception does not become __context__: its repr prints the
-    # Authorization header into every log of the chain.
-    raise failure
 
 
 class AiohttpTransport:
@@ -179,67 +92,115 @@ class AiohttpTransport:
     Args:
         timeouts: Timeouts of the parts of a request. Default: `Timeouts()`.
         limit: Greatest number of connections per host. Each host has its own, so that downloads do not block submits.
-        proxy: URL of an HTTP proxy for every request.
-        trust_env: Use the proxies of the environment (`HTTPS_PROXY`, `NO_PROXY`, ...) if there is no `proxy`.
+            Default: found out, 100 at first; paid requests wait for no other ones then.
+        proxy: URL of an HTTP or SOCKS proxy for every request. SOCKS needs aiohttp-socks (extra `socks`).
+        trust_env: Use the proxies of the environment (`HTTPS_PROXY`, `ALL_PROXY`, ...) if there is no `proxy`.
         ca: PEM file or `ssl.SSLContext` of the certificate authorities to trust instead of the system's.
         client_session: An `aiohttp.ClientSession` to use, with its own connections and headers; `limit` does not apply.
-            It is not closed.
+            It is not closed. Its connector decides about SOCKS.
+        max_reply_bytes: Greatest size of a reply to `send`, before and after decompression. The rest is not read.
 
     Raises:
-        ConfigurationError: `ca` cannot be read.
+        ConfigurationError: `ca` cannot be read, or `proxy` cannot be used.
     """
 
+    @hides_arguments
     def __init__(
         self,
         *,
         timeouts: Timeouts | None = None,
-        limit: int = 100,
+        limit: int | None = None,
         proxy: str | None = None,
         trust_env: bool = True,
         ca: str | os.PathLike[str] | ssl.SSLContext | None = None,
         client_session: aiohttp.ClientSession | None = None,
+        max_reply_bytes: int = MAX_REPLY_BYTES,
     ) -> None:
+        self._max_reply_bytes = max_reply_bytes
         self._timeouts = timeouts or Timeouts()
         connect = self._timeouts.connect
-        # `connect` includes the wait for a free connection: a request that it ends has sent nothing. It is shorter than
-        # `total`, so a request that `total` ends has started to send.
-        self._paid = aiohttp.ClientTimeout(total=connect + self._timeouts.submit, connect=connect, sock_connect=connect)
-        # `_timers` has the timeouts of the rest of a read.
+        # `_timers` has the timeouts of whole requests: those of aiohttp would throw away a reply that arrived while the
+        # loop was held up. `connect` includes the wait for a free connection: a request that it ends has sent nothing.
+        # It is shorter than the whole, so a request that `_timers` ends has started to send.
+        self._paid = aiohttp.ClientTimeout(total=None, connect=connect, sock_connect=connect)
         self._connecting = aiohttp.ClientTimeout(total=None, sock_connect=connect)
         self._timers = TaskTimeouts()
         self._limit = limit
-        self._proxy = proxy
-        self._trust_env = trust_env
-        self._env_proxies: dict[tuple[str, str], str | None] = {}
-        self._origins: dict[str, tuple[URL, str | None]] = {}
-        self._routes: dict[str, tuple[URL, str | None]] = {}
+        self._hosts = Hosts() if limit is None and client_session is None else None
+        self._proxies = Proxies(proxy, trust_env=trust_env)
+        # Sessions through SOCKS proxies, by the proxy.
+        self._socks_sessions: dict[str, aiohttp.ClientSession] = {}
+        self._origins: dict[str, tuple[URL, str | None, Turns | None]] = {}
+        self._routes: dict[str, tuple[URL, str | None, Turns | None]] = {}
         self._ssl = _ssl_setting(ca)
         self._session = client_session
         self._owned = client_session is None
         self._closed = False
+        # aiohttp deprecated its public name.
+        self._loop = LoopBinding("the transport", getattr(client_session, "_loop", None))
 
-    async def open(self) -> None:
-        """Create the aiohttp session, which otherwise the first request does. Does nothing if there is one."""
-        self._ensure_session()
+    async def open(self, url: str | None = None) -> None:
+        """Create the aiohttp session, which otherwise the first request does. Does nothing if there is one.
+
+        Args:
+            url: URL that requests are going to be sent to, whose proxy is checked.
+
+        Raises:
+            ConfigurationError: Its proxy cannot be used.
+            WrongLoopError: It belongs to another event loop.
+        """
+        self._loop.check()
+        session = self._ensure_session()
+        if url is not None and session is not None:
+            self._through(session, self._proxies.of(url))
 
     def _ensure_session(self) -> aiohttp.ClientSession | None:
         if self._owned and self._session is None and not self._closed:
+            self._loop.bind()
             # asyncio allocates 256 KiB per read of a plain connection. Until a block of that size was freed once, glibc
             # maps fresh pages for each of them, which costs more than the read.
             bytes(2 * _READ_BYTES)
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, limit_per_host=self._limit, keepalive_timeout=KEEP_ALIVE_S),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers=_DEFAULT_HEADERS,
+            self._session = _new_session(
+                aiohttp.TCPConnector(limit=0, limit_per_host=self._limit or 0, keepalive_timeout=KEEP_ALIVE_S)
             )
         return self._session
 
+    def _through(self, session: aiohttp.ClientSession, proxy: str | None) -> tuple[aiohttp.ClientSession, str | None]:
+        """Return the session for a proxy, and aiohttp's argument `proxy`.
+
+        Raises:
+            ConfigurationError: It is a SOCKS proxy, and the session was passed in.
+        """
+        if proxy is None or not is_socks(proxy):
+            return session, proxy
+        if not self._owned:
+            if type(session.connector).__module__.startswith("aiohttp_socks"):
+                return session, None
+            raise ConfigurationError(
+                "client_session: expected one that connects through the SOCKS proxy; nothing was sent",
+                advice="give it a ProxyConnector of aiohttp-socks, or exempt the host with NO_PROXY",
+            )
+        if proxy not in self._socks_sessions:
+            self._socks_sessions[proxy] = _new_session(
+                socks_connector(proxy, limit_per_host=self._limit or 0, keepalive_timeout=KEEP_ALIVE_S)
+            )
+        return self._socks_sessions[proxy], None
+
     async def aclose(self) -> None:
-        """Close the aiohttp session, unless it was passed in. Later requests fail with `ConnectFailedError`."""
+        """Close the aiohttp session, unless it was passed in. Later requests fail with `ConnectFailedError`.
+
+        Raises:
+            WrongLoopError: The transport belongs to another event loop.
+        """
+        self._loop.check()
         self._closed = True
         self._timers.close()
-        if self._owned and self._session is not None:
-            await self._session.close()
+        for session in (*([self._session] if self._owned and self._session else []), *self._socks_sessions.values()):
+            await session.close()
+
+    def statistics(self) -> Concurrency | None:
+        """Return where the limit of the host with the most requests stands; None before the first, or with `limit`."""
+        return None if self._hosts is None else self._hosts.statistics()
 
     async def send(self, request: HttpRequest) -> HttpResponse:
         """Send a request once, and return the complete reply, whatever its status. Redirects are not followed.
@@ -250,50 +211,102 @@ class AiohttpTransport:
         Raises:
             ConnectFailedError: No connection was made; nothing was sent.
             ConnectionLostError: The connection broke; the request may have been sent.
+            ReplyTooLargeError: The reply is larger than allowed; the request was sent.
             TransportTimeoutError: No reply came in time; the request may have been sent.
+            WrongLoopError: The transport belongs to another event loop; nothing was sent.
         """
         reply = await self._exchange(request, self._open_session(request))
-        # Raised in a frame without objects of aiohttp, because tracebacks may show local variables, and outside an
-        # except block, so that aiohttp's exception does not become __context__: its repr prints the Authorization
-        # header into every log of the chain.
-        if isinstance(reply, TransportError):
-            raise reply
+        if isinstance(reply, BaseException):
+            raise without_frames(reply)
         return reply
 
-    async def _exchange(self, request: HttpRequest, session: aiohttp.ClientSession) -> HttpResponse | TransportError:
-        """Return the reply, or the error."""
-        timeouts = self._timeouts
-        deadline = None
-        if request.effect is Effect.PAID:
-            allowed = self._paid
-        elif request.method == "PUT" or (request.body is not None and len(request.body) > _LARGE_BODY_BYTES):
-            allowed = _upload_timeout(request, timeouts)
-        else:
-            allowed = self._connecting
-            deadline = self._timers.start(timeouts.connect + timeouts.read)
+    async def send_stream(self, request: HttpRequest, body: StreamedBody) -> HttpResponse:
+        """Send a request with a body that is read while it is sent, once, and return the complete reply.
+
+        Args:
+            request: The request, without a body.
+            body: The body.
+
+        Raises:
+            TransportError: As in `send`.
+            WrongLoopError: As in `send`.
+            KlingError: The error of the body, after which the request was broken off.
+        """
+        session, pieces = self._open_session(request), StreamedPieces(body)
+        reply = await self._exchange(request, session, pieces)
+        if pieces.error is not None:
+            raise pieces.error
+        if isinstance(reply, BaseException):
+            raise without_frames(reply)
+        return reply
+
+    async def _exchange(
+        self, request: HttpRequest, session: aiohttp.ClientSession, pieces: StreamedPieces | None = None
+    ) -> HttpResponse | BaseException:
+        """Return the reply, or the exception to raise in its place."""
+        try:
+            url, proxy, turns = self._route(request.url)
+        except ConfigurationError as refusal:
+            return map_exception(refusal, request)
+        exchange = self._exchange_now(request, session, pieces, url, proxy)
+        if turns is None:
+            return await exchange
+        try:
+            return await in_turn(turns, request, exchange)
+        except asyncio.CancelledError as error:
+            exchange.close()
+            return error
+
+    async def _exchange_now(
+        self,
+        request: HttpRequest,
+        session: aiohttp.ClientSession,
+        pieces: StreamedPieces | None,
+        url: URL | str,
+        proxy: str | None,
+    ) -> HttpResponse | BaseException:
+        """Return the reply, or the exception to raise in its place."""
+        allowed, seconds, for_body = self._allowed(request, pieces)
+        deadline = self._timers.start(seconds)
         response: aiohttp.ClientResponse | None = None
         try:
-            url, proxy = self._route(request.url)
-            response = await session.request(
-                request.method, url, **self._options(request, proxy, allowed, follow=False)
-            )
-            if deadline is not None:
-                # After the headers, a long list on a slow connection needs more time.
-                deadline.when += 3 * timeouts.read
-            return HttpResponse(
-                status=response.status, headers=_lowercase_headers(response), body=await response.read()
-            )
-        except asyncio.CancelledError:
-            if deadline is None or not deadline.uncancel():
-                raise
+            session, proxy = self._through(session, proxy)
+            options = self._options(request, proxy, allowed, pieces)
+            response = await session.request(request.method, url, **options)
+            deadline.when += for_body
+            body = await read_body(response, self._max_reply_bytes)
+            return HttpResponse(status=response.status, headers=_lowercase_headers(response), body=body)
+        except asyncio.CancelledError as error:
+            if not deadline.uncancel():
+                return error
             return map_exception(TimeoutError(), request, replied=response is not None)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the request may have been sent
             return map_exception(error, request, replied=response is not None)
+        except BaseException as error:  # noqa: BLE001 -- raised by the caller
+            return error
         finally:
             if response is not None and not response.closed:
                 response.close()
-            if deadline is not None:
-                self._timers.stop(deadline)
+            self._timers.stop(deadline)
+
+    def _allowed(
+        self, request: HttpRequest, pieces: StreamedPieces | None
+    ) -> tuple[aiohttp.ClientTimeout, float, float]:
+        """Return the timeouts of a request: aiohttp's, the seconds to the head of the reply, and those for its body."""
+        timeouts = self._timeouts
+        if request.effect is Effect.PAID:
+            return self._paid, timeouts.connect + timeouts.submit, 0.0
+        if request.method == "PUT" or (request.body is not None and len(request.body) > _LARGE_BODY_BYTES):
+            # `Timeouts.transfer` for the reply and for each MiB or part of one: `sock_read` of aiohttp does not cover a
+            # peer that stops reading the body, and begins when the kernel has all of it and may still have to send it.
+            size = len(request.body or b"") if pieces is None else pieces.size
+            parts = 1 + size // _LARGE_BODY_BYTES
+            uploading = aiohttp.ClientTimeout(
+                total=None, sock_connect=timeouts.connect, sock_read=parts * timeouts.transfer
+            )
+            return uploading, timeouts.connect + (1 + parts) * timeouts.transfer, 0.0
+        # A long list on a slow connection needs more time.
+        return self._connecting, timeouts.connect + timeouts.read, 3 * timeouts.read
 
     @asynccontextmanager
     async def stream(self, request: HttpRequest) -> AsyncIterator[StreamedResponse]:
@@ -306,23 +319,61 @@ class AiohttpTransport:
 
         Raises:
             TransportError: As in `send`.
+            WrongLoopError: As in `send`.
         """
-        # No total timeout, and none for the wait for a free connection: transfers may queue.
-        timeout = aiohttp.ClientTimeout(sock_connect=self._timeouts.connect, sock_read=self._timeouts.transfer)
-        follow = not any(name.lower() == "authorization" for name in request.headers)
-        session = self._open_session(request)
-        url, proxy = self._route(request.url)
-        options = self._options(request, proxy, timeout, follow=follow)
-        response = _with_mapped_errors(
-            session.request(request.method, url, read_bufsize=_READ_BUFFER_BYTES, **options), request
-        )
-        reply = _StreamedReply(await response, request)
+        response = await self._start_stream(request, self._open_session(request))
+        if isinstance(response, BaseException):
+            raise without_frames(response)
+        reply = _StreamedReply(response, request)
+        del response
         try:
             yield reply
         finally:
             reply.close()
 
+    async def _start_stream(
+        self, request: HttpRequest, session: aiohttp.ClientSession
+    ) -> aiohttp.ClientResponse | BaseException:
+        """Return the response before its body is read, or the exception to raise in its place."""
+        # No total timeout, and none for the wait for a free connection: transfers may queue.
+        timeout = aiohttp.ClientTimeout(sock_connect=self._timeouts.connect, sock_read=self._timeouts.transfer)
+        follow = request.method == "GET" and not any(name.lower() == "authorization" for name in request.headers)
+        address, passed = request.url, list[aiohttp.ClientResponse]()
+        while True:
+            try:
+                url, found, _ = self._route(address)
+                through, proxy = self._through(session, found)
+            except ConfigurationError as refusal:
+                return map_exception(refusal, request)
+            options = self._options(request, proxy, timeout, None)
+            # For those that send headers, or notices that they will, drop by drop.
+            deadline = self._timers.start(self._timeouts.connect + _MAX_HEADER_WAITS * self._timeouts.transfer)
+            response = await result_of(
+                through.request(request.method, url, read_bufsize=_READ_BUFFER_BYTES, **options),
+                request,
+                replied=bool(passed),
+            )
+            if isinstance(response, asyncio.CancelledError) and deadline.uncancel():
+                response = map_exception(TimeoutError(), request, replied=bool(passed))
+            self._timers.stop(deadline)
+            if isinstance(response, BaseException) or not follow or response.status not in _REDIRECTS:
+                return response
+            location = response.headers.get("Location")
+            if location is None:
+                return response
+            response.release()
+            passed.append(response)
+            if len(passed) == _MAX_REDIRECTS:
+                error = aiohttp.TooManyRedirects(response.request_info, tuple(passed))
+                return map_exception(error, request, replied=True)
+            # Followed here, because a session that was passed in may quote the URL anew, which breaks signatures.
+            try:
+                address = urljoin(address, location)
+            except ValueError as invalid:
+                return map_exception(invalid, request, replied=True)
+
     def _open_session(self, request: HttpRequest) -> aiohttp.ClientSession:
+        self._loop.check()
         session = self._session or self._ensure_session()
         # Only a session that was passed in can be closed by others.
         if self._closed or session is None or (not self._owned and session.closed):
@@ -333,65 +384,59 @@ class AiohttpTransport:
         return session
 
     def _options(
-        self, request: HttpRequest, proxy: str | None, allowed: aiohttp.ClientTimeout, *, follow: bool
+        self,
+        request: HttpRequest,
+        proxy: str | None,
+        allowed: aiohttp.ClientTimeout,
+        pieces: StreamedPieces | None,
     ) -> _Options:
         body = request.body
+        headers = request.headers if self._owned else {**_DEFAULT_HEADERS, **request.headers}
+        if pieces is not None:
+            # Storages take no body of unknown length.
+            headers = {**headers, "Content-Length": str(pieces.size)}
         options: _Options = {
-            "headers": request.headers if self._owned else {**_DEFAULT_HEADERS, **request.headers},
-            "allow_redirects": follow,
+            "headers": headers,
+            "allow_redirects": False,
+            "auto_decompress": False,
             "proxy": proxy,
             "ssl": self._ssl,
             "timeout": allowed,
         }
-        if body is not None:
+        if body is not None or pieces is not None:
             if "Content-Type" not in request.headers:
                 # aiohttp would send application/octet-stream, which signed uploads may refuse.
                 options["skip_auto_headers"] = ("Content-Type",)
             # aiohttp writes bytes in one piece, which blocks the loop if they are many.
-            options["data"] = io.BytesIO(body) if len(body) > _LARGE_BODY_BYTES else body
+            large = body is not None and len(body) > _LARGE_BODY_BYTES
+            options["data"] = pieces or (io.BytesIO(body or b"") if large else body)
         return options
 
-    def _route(self, url: str) -> tuple[URL | str, str | None]:
-        """Return the parsed URL and the proxy for it, cached."""
+    def _route(self, url: str) -> tuple[URL | str, str | None, Turns | None]:
+        """Return the parsed URL, the proxy for it and the turns of its host, cached."""
         known = self._routes.get(url)
         if known is not None:
             return known
         plain = _PLAIN_URL.fullmatch(url)
         if plain is None:
-            return _exact_url(url), self._proxy or self._env_proxy(url)
+            exact = _exact_url(url)
+            return exact, self._proxies.of(url), self._turns(exact)
         origin, path = plain.groups()
         route = self._origins.get(origin)
         if route is None:
             exact = _exact_url(origin)
             if isinstance(exact, str):
-                return url, self._proxy or self._env_proxy(url)
-            route = self._origins[origin] = exact, self._proxy or self._env_proxy(origin)
+                return url, self._proxies.of(url), None
+            route = self._origins[origin] = exact, self._proxies.of(origin), self._turns(exact)
         if len(self._routes) >= _MAX_CACHED_URLS:
             self._routes.clear()
         # Cached, because a prediction is read many times.
-        known = self._routes[url] = route[0].with_path(path, encoded=True), route[1]
+        known = self._routes[url] = route[0].with_path(path, encoded=True), route[1], route[2]
         return known
 
-    def _env_proxy(self, url: str) -> str | None:
-        """Return the environment's proxy for a URL; None without one.
-
-        aiohttp's `trust_env` is not used: it also reads `.netrc`, and then sends those credentials to output hosts or
-        refuses requests that have an Authorization header.
-        """
-        if not self._trust_env:
-            return None
-        try:
-            parts = urlsplit(url)
-            origin = parts.scheme, parts.hostname or ""
-        except ValueError:
-            return None
-        if origin not in self._env_proxies:
-            scheme, host = origin
-            proxy = None if proxy_bypass(host) else getproxies().get(scheme)
-            if proxy and "://" not in proxy:
-                proxy = f"http://{proxy}"
-            self._env_proxies[origin] = proxy if proxy and proxy.startswith(("http://", "https://")) else None
-        return self._env_proxies[origin]
+    def _turns(self, url: URL | str) -> Turns | None:
+        """Return the turns of a host; None if its connections are limited by aiohttp."""
+        return None if self._hosts is None or isinstance(url, str) else self._hosts.turns(url)
 
 
 class _StreamedReply:
@@ -405,6 +450,7 @@ class _StreamedReply:
         self.status = response.status
         self.headers = _lowercase_headers(response)
         self._response = response
+        self._body = Body(response)
         self._request = request
 
     def chunks(self) -> AsyncIterator[bytes]:
@@ -414,7 +460,9 @@ class _StreamedReply:
         return self
 
     async def __anext__(self) -> bytes:
-        chunk = await _with_mapped_errors(self._response.content.readany(), self._request, replied=True)
+        chunk = await result_of(self._body.next(), self._request, replied=True)
+        if isinstance(chunk, BaseException):
+            raise without_frames(chunk)
         if not chunk:
             raise StopAsyncIteration
         return chunk
@@ -422,6 +470,10 @@ class _StreamedReply:
     def close(self) -> None:
         """Release the connection if the body was read to its end, else close it."""
         self._response.close()
+
+
+def _new_session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), headers=_DEFAULT_HEADERS)
 
 
 def _exact_url(url: str) -> URL | str:
@@ -433,19 +485,6 @@ def _exact_url(url: str) -> URL | str:
     except ValueError:
         pass  # aiohttp raises for it
     return url
-
-
-def _upload_timeout(request: HttpRequest, timeouts: Timeouts) -> aiohttp.ClientTimeout:
-    """Return the timeout of an upload: `Timeouts.transfer` for the reply and for each MiB or part of one.
-
-    aiohttp's `sock_read` does not cover a peer that stops reading the body, hence the total.
-    """
-    pieces = 2 + len(request.body or b"") // _LARGE_BODY_BYTES
-    return aiohttp.ClientTimeout(
-        total=timeouts.connect + pieces * timeouts.transfer,
-        sock_connect=timeouts.connect,
-        sock_read=timeouts.transfer,
-    )
 
 
 def _lowercase_headers(response: aiohttp.ClientResponse) -> dict[str, str]:

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 MAX_CONVERTED_BYTES: Final = 100 * 1024 * 1024
 """Greatest size in bytes of an image to convert."""
 MAX_CONVERTED_PIXELS: Final = 80_000_000
-"""Greatest number of pixels of an image to convert; decoding takes three bytes of memory per pixel."""
+"""Greatest number of pixels of an image to convert; decoding takes up to four bytes of memory per pixel."""
 
 _READ_BYTES: Final = 2**18
 """Bytes per read of a file."""
+_SEGMENT_BYTES: Final = 256
+"""Bytes that are read of a JPEG's segment for its marker, its length and the fill bytes before them."""
 _TAIL_BYTES: Final = 2**15
 """Bytes at the end of a file that are searched for the end of the picture first."""
 _FORMAT_NAMES: Final = {
@@ -50,7 +52,7 @@ def preflight(image: Path | bytes, *, field: str = "image", fit: bool = False) -
     """
     import imagesize  # type: ignore[import-untyped]  # noqa: PLC0415 -- has no types; not every job has a file
 
-    with _open(image, field) as file:
+    with open_image(image, field) as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
         head = file.read(64)
@@ -118,6 +120,22 @@ def invalid(field: str, message: str) -> InvalidJobError:
     return InvalidJobError([Problem(field, message)])
 
 
+def changed(image: Path, field: str, *, expected: str, found: str) -> InvalidJobError:
+    """Return the error of a file that is another one than when its job's key was made.
+
+    Args:
+        image: The file.
+        field: Name of the field.
+        expected: SHA-256 of the former content in hex.
+        found: SHA-256 of the present one.
+    """
+    return invalid(
+        field,
+        f"{image!s} has changed since the job's key was made from it: expected SHA-256 {expected[:16]}..., "
+        f"got {found[:16]}...",
+    )
+
+
 def _problem(kind: str | None, size: int, *, fit: bool) -> str:
     """Return the problem of an image with this type and size; empty if there is none."""
     if not size:
@@ -177,14 +195,19 @@ def _start_of_pixels(file: BinaryIO) -> int:
     offset = 2
     while True:
         file.seek(offset)
-        head = file.read(4)
-        if len(head) < 4 or head[0] != 0xFF or head[1] == 0xDA:  # noqa: PLR2004 -- marker and length
-            return offset
+        block = file.read(_SEGMENT_BYTES)
         # Any number of fill bytes may precede a marker.
-        offset += 1 if head[1] == 0xFF else 2 + int.from_bytes(head[2:4], "big")  # noqa: PLR2004 -- the same
+        fill = len(block) - len(block.lstrip(b"\xff"))
+        if fill > _SEGMENT_BYTES - 3:
+            offset += fill - 1
+            continue
+        marker = block[fill : fill + 3]
+        if not fill or len(marker) < 3 or marker[0] == 0xDA:  # noqa: PLR2004 -- marker and length
+            return offset
+        offset += fill + 1 + int.from_bytes(marker[1:], "big")
 
 
-def _open(image: Path | bytes, field: str) -> BinaryIO:
+def open_image(image: Path | bytes, field: str) -> BinaryIO:
     """Open an image as a file.
 
     Raises:
@@ -206,7 +229,7 @@ def _read_pieces(image: Path | bytes, field: str, most: int = MAX_CONVERTED_BYTE
         yield image
         return
     remaining = most + 1
-    with _open(image, field) as file:
+    with open_image(image, field) as file:
         try:
             while piece := file.read(min(remaining, _READ_BYTES)):
                 yield piece

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import base64
 import copy
-import logging
 import random
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import anyio.to_thread
 import attrs
 
+from kling_async._core.answers import RULES, Kind
 from kling_async._core.http import Effect, HttpRequest
 from kling_async._core.images import MAX_IMAGE_BYTES
 from kling_async._core.media import CONVERTED_SUFFIX, ImageFacts
-from kling_async._core.transport import loggable_url
-from kling_async._http.retry import send_read
+from kling_async._core.transport import StreamingTransport, loggable_url
+from kling_async._http.reads import Reads, send_once
+from kling_async._log import log
+from kling_async._turns import upload_turns
 from kling_async.errors import (
     ApiError,
     KlingError,
@@ -27,31 +31,36 @@ from kling_async.errors import (
 )
 from kling_async.providers.protocol import uploads_of
 
-from .preflight import invalid, preflight, read, sha256
+from .preflight import changed, preflight, read, sha256
+from .streams import PIECE_BYTES, ImageStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from kling_async._core.clock import Clock
     from kling_async._core.http import HttpResponse
     from kling_async._core.images import Image
     from kling_async._core.media import UploadMemory, UploadProvider, UploadTicket
     from kling_async._core.transport import Transport
+    from kling_async._turns import Turn
     from kling_async.providers import Provider
+
+T = TypeVar("T")
 
 UPLOAD_REUSE_S = 6 * 86_400.0
 """Seconds for which an upload is reused. The service deletes it after 7 days, and jobs still have to read it."""
 MAX_CACHED_UPLOADS = 10_000
 """Uploads whose URLs are kept in memory; the least recently used is removed first."""
-MAX_UPLOAD_ATTEMPTS = 4
-"""Greatest number of attempts for each request of an upload."""
+MIN_REMAINING_S = 30.0
+"""Seconds that a caller must have left to try an upload again that has failed for another: twice the longest pause."""
 NO_TICKET_STATUSES = frozenset({404, 405})
 """Statuses of a service without upload tickets. The older, documented upload in one request is used then."""
+_FOUND = frozenset({200, 206})
+"""Statuses of a file that is there, whole or in part."""
 MAX_CONCURRENT_CONVERSIONS = 2
-"""Images converted at once: each takes up to a few hundred megabytes of memory."""
-
-log = logging.getLogger("kling_async")
+"""Images converted at once: each takes up to 1.3 GB of memory, at 80 million pixels."""
+MAX_UPLOADS_FROM_MEMORY = 8
+"""Images of more than a piece that are in memory while they are uploaded: converted ones, and those of forms."""
 
 
 async def digest(image: Image, *, field: str = "image") -> str:
@@ -74,18 +83,14 @@ class _PreparedImage:
     """An image to send.
 
     Attributes:
-        content: The bytes to send.
+        content: The bytes to send, or the file that has them.
         facts: Type, dimensions and size of the content.
         digest: SHA-256 of the original image in hex, before conversion.
     """
 
-    content: bytes = attrs.field(repr=False)
+    content: bytes | ImageStream = attrs.field(repr=False)
     facts: ImageFacts
     digest: str
-
-    @property
-    def data_uri(self) -> str:
-        return f"data:{self.facts.type};base64,{base64.b64encode(self.content).decode('ascii')}"
 
 
 @attrs.define(eq=False)
@@ -95,7 +100,7 @@ class _SharedUpload:
     Attributes:
         lock: Held by the caller that uploads.
         waiting: Number of callers.
-        failure: The error of the upload; None while there is none.
+        failure: The error of the last attempt; None while there is none.
     """
 
     lock: anyio.Lock = attrs.field(factory=anyio.Lock)
@@ -110,11 +115,14 @@ class Images:
         transport: Sends the uploads.
         provider: Builds their requests and parses the replies.
         clock: The session's clock.
-        limit: Greatest number of concurrent uploads; it also bounds the number of images in memory.
+        limit: Greatest number of concurrent uploads; None for as many as pay.
         inline: Return files and bytes as data URIs instead of uploading them.
         fit: Convert images that the service would refuse, or that are rotated by EXIF. Needs Pillow.
         memory: Records uploads for later sessions; None without one.
         rng: Draws jitter from [0, 1).
+
+    Attributes:
+        turns: Limit on the uploads under way.
     """
 
     def __init__(
@@ -123,21 +131,22 @@ class Images:
         provider: Provider | UploadProvider,
         clock: Clock,
         *,
-        limit: int = 4,
+        limit: int | None = None,
         inline: bool = False,
         fit: bool = False,
         memory: UploadMemory | None = None,
         rng: Callable[[], float] = random.random,
     ) -> None:
-        self._transport = transport
+        self._reads = Reads(transport, clock, rng)
         self._provider = provider
         self._clock = clock
-        self._slots = anyio.Semaphore(limit)
+        self.turns = upload_turns(limit, clock)
+        self._streams = isinstance(transport, StreamingTransport)
+        self._in_memory = anyio.CapacityLimiter(MAX_UPLOADS_FROM_MEMORY)
         self._inline = inline
         self._fit = fit
         self._converting = anyio.CapacityLimiter(MAX_CONCURRENT_CONVERSIONS)
         self._memory = memory
-        self._rng = rng
         self._use_tickets = True
         self._url_cache: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self._in_progress: dict[str, _SharedUpload] = {}
@@ -145,8 +154,8 @@ class Images:
     async def url(self, image: Image, *, field: str, sha256: str | None = None) -> str:
         """Return the URL of an image: a URL as it is; a file or bytes after checking and uploading them.
 
-        Concurrent calls with equal content share one upload and its failure. If the call that uploads is cancelled,
-        another one takes over.
+        Concurrent calls with equal content share one upload and its final failure. If the call that uploads is
+        cancelled, or fails by what may pass, another one takes over while its own time lasts.
 
         Args:
             image: The image.
@@ -170,90 +179,161 @@ class Images:
 
     async def _url(self, image: Path | bytes, field: str, sha256: str | None) -> str:
         if self._inline:
-            prepared = await self._prepare(image, field, sha256)
-            return await anyio.to_thread.run_sync(lambda: prepared.data_uri)
+            return await self._data_uri(image, field, sha256)
         sha256 = sha256 or await digest(image, field=field)
         cache_key = self._cache_key(sha256)
         upload = self._in_progress.setdefault(cache_key, _SharedUpload())
         upload.waiting += 1
+        until = self._clock.monotonic() + RULES[Kind.UPLOAD].within
         try:
             async with upload.lock:
-                if upload.failure is not None:
+                url = await self._cached_url(cache_key)
+                if url is not None:
+                    return url
+                remaining = until - self._clock.monotonic()
+                if upload.failure is not None and (remaining < MIN_REMAINING_S or not upload.failure.transient):
                     # A copy: one exception raised in many tasks would collect all of their tracebacks.
                     raise copy.copy(upload.failure)
-                return await self._cached_url(cache_key) or await self._upload_file(image, field, sha256, upload)
+                return await self._upload_file(image, field, sha256, upload, until)
         finally:
             upload.waiting -= 1
             # The failure is shared only by concurrent callers: later ones try again.
             if not upload.waiting:
                 del self._in_progress[cache_key]
 
-    async def _upload_file(self, image: Path | bytes, field: str, sha256: str, upload: _SharedUpload) -> str:
-        async with self._slots:
-            # Read only here, so that at most `limit` images are in memory.
-            prepared = await self._prepare(image, field, sha256)
-            for warning in prepared.facts.warnings:
-                log.warning("%s: %s", image if not isinstance(image, bytes) else field, warning)
-            try:
-                return await self._upload(prepared)
-            except KlingError as error:
-                upload.failure = error
-                raise
+    async def _upload_file(
+        self, image: Path | bytes, field: str, sha256: str, upload: _SharedUpload, until: float
+    ) -> str:
+        """Read and upload an image and return its URL.
 
-    async def _prepare(self, image: Path | bytes, field: str, sha256: str | None) -> _PreparedImage:
-        """Read, check and, if needed, convert an image.
+        Args:
+            image: The image.
+            field: Field of the job.
+            sha256: Digest of the image.
+            upload: Has the failure for other callers.
+            until: Monotonic time of the last attempt, postponed by the wait for a place.
+        """
+        asked = self._clock.monotonic()
+        async with self.turns.take() as turn:
+            prepared = await anyio.to_thread.run_sync(_prepare, image, field, sha256, self._fit)
+            async with self._in_memory if self._is_from_memory(prepared) else nullcontext():
+                until += self._clock.monotonic() - asked
+                prepared = await self._converted(prepared, image, field)
+                for warning in prepared.facts.warnings:
+                    log.warning("%s: %s", image if not isinstance(image, bytes) else field, warning)
+                try:
+                    return await self._upload(prepared, until, turn)
+                except KlingError as error:
+                    upload.failure = error
+                    raise
+
+    async def _data_uri(self, image: Path | bytes, field: str, sha256: str | None) -> str:
+        """Read, check and, if needed, convert an image, and return it as a data URI."""
+        prepared = await anyio.to_thread.run_sync(_prepare, image, field, sha256, self._fit)
+        return await anyio.to_thread.run_sync(_as_data_uri, await self._converted(prepared, image, field))
+
+    def _is_from_memory(self, prepared: _PreparedImage) -> bool:
+        """Return whether an image that is not in memory yet has to be, while it is uploaded."""
+        streamed = isinstance(prepared.content, ImageStream)
+        return self._is_unfit(prepared) or (streamed and not (self._streams and self._use_tickets))
+
+    def _is_unfit(self, prepared: _PreparedImage) -> bool:
+        return self._fit and prepared.facts.unfit
+
+    async def _converted(self, prepared: _PreparedImage, image: Path | bytes, field: str) -> _PreparedImage:
+        """Return an image converted if needed.
 
         Raises:
-            InvalidJobError: It has changed, or the service would refuse it.
+            InvalidJobError: It has changed, or cannot be converted.
         """
-        if self._fit:
-            facts = await anyio.to_thread.run_sync(lambda: preflight(image, field=field, fit=True))
-            if facts.unfit:
-                return await anyio.to_thread.run_sync(
-                    _prepare_converted, image, field, sha256, limiter=self._converting
-                )
-        return await anyio.to_thread.run_sync(_prepare_unchanged, image, field, sha256)
+        if not self._is_unfit(prepared):
+            return prepared
+        return await anyio.to_thread.run_sync(_convert, image, field, prepared.digest, limiter=self._converting)
 
-    async def _upload(self, prepared: _PreparedImage) -> str:
-        content, facts = prepared.content, prepared.facts
+    async def _upload(self, prepared: _PreparedImage, until: float, turn: Turn) -> str:
+        facts = prepared.facts
         # The name of the user's file is private.
         filename = prepared.digest[:16] + {"image/jpeg": ".jpg", "image/png": ".png"}[facts.type]
-        url = await self._upload_by_ticket(filename, content, facts) if self._use_tickets else None
+        url = await self._upload_by_ticket(filename, prepared, until, turn) if self._use_tickets else None
         if url is None:
-            url = await self._upload_as_form(filename, content, facts)
+            url = await self._upload_as_form(filename, prepared, until, turn)
             # Only after it has worked: a wrong base URL has neither of the two.
             self._use_tickets = False
-        until = self._clock.now() + UPLOAD_REUSE_S
+        expires_at = self._clock.now() + UPLOAD_REUSE_S
         cache_key = self._cache_key(prepared.digest)
-        self._cache(cache_key, url, until)
+        self._cache(cache_key, url, expires_at)
         if self._memory is not None:
-            self._memory.note_upload(cache_key, url, until)
+            self._memory.note_upload(cache_key, url, expires_at)
         return url
 
-    async def _upload_by_ticket(self, filename: str, content: bytes, facts: ImageFacts) -> str | None:
+    async def _upload_by_ticket(self, filename: str, prepared: _PreparedImage, until: float, turn: Turn) -> str | None:
         """Upload a file with a ticket and return its URL; None if the service has no tickets."""
-        provider = uploads_of(self._provider)
+        provider, facts = uploads_of(self._provider), prepared.facts
         asked = provider.upload_ticket(filename=filename, size=facts.bytes, content_type=facts.type)
-        reply = await self._send(asked)
-        if reply.status in NO_TICKET_STATUSES:
-            return None
-        ticket = provider.read_ticket(reply)
-        put = HttpRequest(
-            method=ticket.method, url=ticket.url, effect=Effect.READ, headers=ticket.headers, body=content
+        ticket = await self._read(
+            asked,
+            lambda reply: None if reply.status in NO_TICKET_STATUSES else provider.read_ticket(reply),
+            until,
+            turn,
         )
-        _raise_unless_stored(await self._send(put), ticket, self._clock.now())
+        if ticket is None:
+            return None
+        content, body = prepared.content, None
+        if isinstance(content, ImageStream) and self._streams:
+            body = content
+        elif isinstance(content, ImageStream):
+            content = await anyio.to_thread.run_sync(_bytes_of, content)
+        put = HttpRequest(
+            method=ticket.method,
+            url=ticket.url,
+            effect=Effect.READ,
+            headers=ticket.headers,
+            body=content if isinstance(content, bytes) else None,
+        )
+
+        async def store() -> None:
+            reply = await send_once(self._reads.transport, put, body)
+            if not _is_stored(reply, ticket, self._clock.now()):
+                await self._check_stored(ticket, facts.bytes)
+
+        await self._reads.repeat(store, Kind.UPLOAD, within=until - self._clock.monotonic(), turn=turn)
+        turn.size = facts.bytes
         return ticket.download_url
 
-    async def _upload_as_form(self, filename: str, content: bytes, facts: ImageFacts) -> str:
-        """Upload a file as a form and return its URL."""
-        provider = uploads_of(self._provider)
-        request = await anyio.to_thread.run_sync(
-            lambda: provider.upload_binary(filename=filename, content=content, content_type=facts.type)
-        )
-        return provider.read_upload(await self._send(request))
+    async def _check_stored(self, ticket: UploadTicket, size: int) -> None:
+        """Look for an uploaded file where the service will read it.
 
-    async def _send(self, request: HttpRequest) -> HttpResponse:
-        return await send_read(self._transport, request, self._clock, attempts=MAX_UPLOAD_ATTEMPTS, rng=self._rng)
+        Raises:
+            ServerError: It is not there, or is not as long as it should be.
+            TransportError: There was no reply.
+        """
+        # The first byte alone; the reply tells the length of the whole.
+        look = HttpRequest(method="GET", url=ticket.download_url, effect=Effect.READ, headers={"Range": "bytes=0-0"})
+        reply = await send_once(self._reads.transport, look)
+        whole = reply.headers.get("content-range", "").rpartition("/")[2] or reply.headers.get("content-length")
+        if reply.status not in _FOUND or whole != str(size):
+            raise ServerError(
+                f"the upload of an image to {loggable_url(ticket.url)} was answered, but the image is not there",
+                status=reply.status,
+                request_id=reply.request_id,
+                advice="try again, or give the image as a URL; a proxy may have answered instead of the storage",
+            )
+
+    async def _upload_as_form(self, filename: str, prepared: _PreparedImage, until: float, turn: Turn) -> str:
+        """Upload a file as a form and return its URL."""
+        provider, facts = uploads_of(self._provider), prepared.facts
+        request = await anyio.to_thread.run_sync(
+            lambda: provider.upload_binary(
+                filename=filename, content=_bytes_of(prepared.content), content_type=facts.type
+            )
+        )
+        url = await self._read(request, provider.read_upload, until, turn)
+        turn.size = facts.bytes
+        return url
+
+    async def _read(self, request: HttpRequest, parse: Callable[[HttpResponse], T], until: float, turn: Turn) -> T:
+        within = until - self._clock.monotonic()
+        return await self._reads.read(request, parse, Kind.UPLOAD, within=within, turn=turn)
 
     def _cache_key(self, sha256: str) -> str:
         """Return the key of an upload in the cache: a converted image is another file than the original."""
@@ -276,19 +356,21 @@ class Images:
             self._url_cache.popitem(last=False)
 
 
-def _raise_unless_stored(response: HttpResponse, ticket: UploadTicket, now: float) -> None:
-    """Raise unless the storage has the file.
+def _is_stored(response: HttpResponse, ticket: UploadTicket, now: float) -> bool:
+    """Return whether the storage certainly has the file; False if only a look can tell.
 
     Raises:
         ApiError: It refused it.
     """
     status = response.status
     if 200 <= status < 300:  # noqa: PLR2004 -- success, whichever
-        return
+        # Every object store sends it; a portal that answers anything with its own page does not.
+        return "etag" in response.headers
     # With `If-None-Match: *` at an address made for this file, 412 means that an earlier attempt, whose reply was lost,
-    # has stored it. aiohttp itself also sends a PUT again when a pooled connection turns out to be closed.
+    # has stored it; or a proxy says so. aiohttp itself also sends a PUT again when a pooled connection turns out to be
+    # closed.
     if status == 412 and any(name.lower() == "if-none-match" for name in ticket.headers):  # noqa: PLR2004
-        return
+        return False
     kind: type[ApiError] = RequestRejectedError
     if status == 429:  # noqa: PLR2004 -- as the standard names it
         kind = RateLimitedError
@@ -304,12 +386,46 @@ def _raise_unless_stored(response: HttpResponse, ticket: UploadTicket, now: floa
     )
 
 
-def _prepare_unchanged(image: Path | bytes, field: str, expected: str | None) -> _PreparedImage:
-    content = read(image, field, most=MAX_IMAGE_BYTES)
-    return _PreparedImage(content, preflight(content, field=field), _verified(image, content, field, expected))
+def _bytes_of(content: bytes | ImageStream) -> bytes:
+    """Return the content of an image.
+
+    Raises:
+        InvalidJobError: The file has changed, or cannot be read.
+    """
+    if isinstance(content, bytes):
+        return content
+    found = read(content.path, content.field, most=MAX_IMAGE_BYTES)
+    _verified(content.path, found, content.field, content.sha256)
+    return found
 
 
-def _prepare_converted(image: Path | bytes, field: str, expected: str | None) -> _PreparedImage:
+def _as_data_uri(prepared: _PreparedImage) -> str:
+    content = base64.b64encode(_bytes_of(prepared.content)).decode("ascii")
+    return f"data:{prepared.facts.type};base64,{content}"
+
+
+def _prepare(image: Path | bytes, field: str, expected: str | None, fit: bool) -> _PreparedImage:  # noqa: FBT001 -- option
+    """Check an image, and read it unless it is a large file.
+
+    Args:
+        image: The image.
+        field: Field of the job.
+        expected: SHA-256 from which the job's key was made, in hex; None if the image was not read before.
+        fit: Whether it will be converted if it has to be.
+
+    Raises:
+        InvalidJobError: It has changed, or the service would refuse it.
+    """
+    content = read(image, field, most=PIECE_BYTES)
+    if isinstance(image, bytes) or len(content) <= PIECE_BYTES:
+        facts = preflight(content, field=field, fit=fit)
+        return _PreparedImage(content, facts, _verified(image, content, field, expected))
+    facts = preflight(image, field=field, fit=fit)
+    found = expected or sha256(image, field)
+    return _PreparedImage(ImageStream(image, field, facts.bytes, found), facts, found)
+
+
+def _convert(image: Path | bytes, field: str, expected: str) -> _PreparedImage:
     # Imported here: Pillow is an extra.
     from .convert import convert  # noqa: PLC0415
 
@@ -329,10 +445,6 @@ def _verified(image: Path | bytes, content: bytes, field: str, expected: str | N
         # Bytes cannot change.
         return expected
     found = sha256(content, field)
-    if expected is not None and found != expected:
-        raise invalid(
-            field,
-            f"{image!s} has changed since the job's key was made from it: expected SHA-256 {expected[:16]}..., "
-            f"got {found[:16]}...",
-        )
+    if expected is not None and found != expected and isinstance(image, Path):
+        raise changed(image, field, expected=expected, found=found)
     return found

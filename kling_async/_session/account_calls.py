@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from abc import ABC, abstractmethod
 from datetime import UTC, datetime, timedelta
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 from kling_async._core.catalogue import Model, find_model
 from kling_async._core.prediction import Prediction
 from kling_async._http.pagination import MAX_PAGE_SIZE, Paginator
+from kling_async._log import log
 from kling_async.errors import ConfigurationError
 from kling_async.providers.protocol import account_of
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from kling_async._core.secret import Secret
 
     from .engine import SessionEngine
-
-log = logging.getLogger("kling_async")
 
 T = TypeVar("T")
 
@@ -93,7 +91,7 @@ class ServiceCalls(ABC):
                 created_after=after,
                 created_before=before,
             )
-            return _with_warning(provider.read_predictions(await reads.send(request)), "predictions")
+            return _with_warning(await reads.read(request, provider.read_predictions), "predictions")
 
         paginator = Paginator(read, size=size, key=lambda prediction: prediction.id)
         async for prediction in paginator.items(limit):
@@ -120,8 +118,7 @@ class ServiceCalls(ABC):
         ids = _ids(predictions)
         deleted = 0
         for start in range(0, len(ids), MAX_PAGE_SIZE):
-            reply = await reads.send(provider.delete(ids[start : start + MAX_PAGE_SIZE]))
-            deleted += provider.read_deleted(reply)
+            deleted += await reads.read(provider.delete(ids[start : start + MAX_PAGE_SIZE]), provider.read_deleted)
         return deleted
 
     async def balance(self) -> Decimal:
@@ -133,7 +130,7 @@ class ServiceCalls(ABC):
             TransportError: The service could not be reached.
         """
         reads, provider = self._engine.reads, account_of(self._engine.provider, "balance")
-        return provider.read_balance(await reads.send(provider.balance()))
+        return await reads.read(provider.balance(), provider.read_balance)
 
     async def models(self) -> tuple[ServiceModel, ...]:
         """Return the service's catalogue, with models of every kind. `Model.from_service` makes one usable in jobs.
@@ -144,13 +141,14 @@ class ServiceCalls(ABC):
             TransportError: The service could not be reached.
         """
         reads, provider = self._engine.reads, account_of(self._engine.provider, "models")
-        reply = await reads.send(provider.models())
-        return _with_warning(provider.read_models(reply), "models").items
+        return _with_warning(await reads.read(provider.models(), provider.read_models), "models").items
 
     async def price(self, job: Job) -> ServicePrice:
         """Return the service's price of a job, with and without the account's discount.
 
-        `Job.price` returns the price of the built-in catalogue without a request. Images are not uploaded or checked.
+        It is read once for each kind of job in a session: model, seconds, resolution, sound, and what else the
+        service's formula names. GPTProto has a public list, without discounts. `Job.price` returns the price of the
+        built-in catalogue without a request. Images are not uploaded or checked.
 
         Args:
             job: The job.
@@ -160,8 +158,7 @@ class ServiceCalls(ABC):
             ApiError: The service refused.
             TransportError: The service could not be reached.
         """
-        reads, provider = self._engine.reads, account_of(self._engine.provider, "price")
-        return provider.read_price(await reads.send(provider.price(job)), job)
+        return await self._engine.money.prices.service_price(job)
 
     async def usage(self, start: When, end: When, model: str | Model | None = None) -> Usage:
         """Return the account's usage and cost in a span of at most 31 days.
@@ -183,8 +180,7 @@ class ServiceCalls(ABC):
             raise ConfigurationError(
                 f"usage: expected an end 0 to {MAX_USAGE_SPAN.days} days after the start, got {until - since}"
             )
-        request = provider.usage(since, until, model=_model_id(model))
-        return provider.read_usage(await reads.send(request))
+        return await reads.read(provider.usage(since, until, model=_model_id(model)), provider.read_usage)
 
     async def billings(
         self,
@@ -223,7 +219,7 @@ class ServiceCalls(ABC):
             request = provider.billings(
                 page=page, page_size=size, kind=kind, prediction_ids=ids, model=model_id, start=since, end=until
             )
-            return _with_warning(provider.read_billings(await reads.send(request)), "billings")
+            return _with_warning(await reads.read(request, provider.read_billings), "billings")
 
         paginator = Paginator(
             read, size=size, key=lambda line: line.id or (line.prediction_id, line.kind, line.created_at)
@@ -240,7 +236,7 @@ class ServiceCalls(ABC):
             TransportError: The service could not be reached.
         """
         reads, provider = self._engine.reads, account_of(self._engine.provider, "webhook_secret")
-        return provider.read_webhook_secret(await reads.send(provider.webhook_secret()))
+        return await reads.read(provider.webhook_secret(), provider.read_webhook_secret)
 
 
 def _with_warning(page: Page[T], what: str) -> Page[T]:

@@ -15,25 +15,29 @@ import anyio
 import attrs
 
 from kling_async._core.job import Job
+from kling_async._core.job_key import Key, checked_key
 from kling_async._submission.drain import Drain
-from kling_async.errors import KlingError, SkippedError, SubmissionUncertainError
+from kling_async._tasks import is_cancelled
+from kling_async.errors import AlreadyPaidError, KlingError, SkippedError, SubmissionUncertainError
 from kling_async.ledger._recall import Recalled, recall
 
 from .job_run import JobRun
 from .keys import KeyAssigner
-from .outcome import run_to_outcome
+from .outcome import publish_finished, run_to_outcome
+from .seen import look_up
 
 if TYPE_CHECKING:
     from kling_async._core.budget import Budget
-    from kling_async._core.content import Content
+    from kling_async._core.content import Content, Identity
     from kling_async._core.prediction import Outcome, Prediction
+    from kling_async._core.seen import Seen
     from kling_async.storage import Outputs
 
     from .engine import SessionEngine
 
-Item: TypeAlias = Job | tuple[str | None, Job]
-Jobs: TypeAlias = Iterable[Item] | AsyncIterable[Item] | Mapping[str, Job]
-"""Input of a batch: jobs, pairs of a key and a job, or a mapping of keys to jobs."""
+Item: TypeAlias = Job | tuple[Key | None, Job]
+Jobs: TypeAlias = Iterable[Item] | AsyncIterable[Item] | Mapping[str, Job] | Mapping[int, Job]
+"""Input of a batch: jobs, pairs of a key and a job, or a mapping of keys to jobs. Keys are texts or whole numbers."""
 
 MAX_KEYS_IN_MEMORY = 100_000
 """Keys kept for finding duplicates in a batch without a ledger on disk."""
@@ -76,6 +80,7 @@ class Batch(anyio.AsyncContextManagerMixin):
     - A failed job is an outcome with an error, not an exception.
     - An account-wide error (API key, balance, budget) stops the batch: running jobs finish, and the rest come back as
       outcomes with a `SkippedError`.
+    - With `seen="stop"`, a job that another batch of the ledger has paid for stops the batch likewise.
     - An exception of the input is raised by the iteration, after the outcomes of the jobs before it.
     - Leaving the block early cancels jobs that were not sent. Accepted predictions go on, and the session polls them.
       To stop early and still get all paid videos, call `drain` and continue to iterate.
@@ -92,6 +97,7 @@ class Batch(anyio.AsyncContextManagerMixin):
         *,
         name: str,
         budget: Budget | None,
+        seen: Seen,
         save_to: Outputs | None,
         ordered: bool,
         window: int,
@@ -104,6 +110,7 @@ class Batch(anyio.AsyncContextManagerMixin):
         self._engine = engine
         self._jobs = jobs
         self._budget = budget
+        self._seen: Seen = seen
         self._save_to = save_to
         self._ordered = ordered
         self._deadline = deadline
@@ -127,12 +134,16 @@ class Batch(anyio.AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
+        self._engine.loop.check()
         if self._entered:
             raise RuntimeError("expected a batch that was not entered before; make another one by kling.batch(...)")
         self._entered = True
         await self._engine.enter(self.name, self._budget)
         if self._jobs is None:
             await self._engine.require(self.name)
+        identity = await self._engine.contents.identity(self.name)
+        if self._seen == "stop":
+            await self._stop_if_seen(identity)
         raised: BaseException | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._feed)
@@ -157,6 +168,7 @@ class Batch(anyio.AsyncContextManagerMixin):
         return self
 
     async def __anext__(self) -> Outcome:
+        self._engine.loop.check()
         while True:
             outcome = self._take()
             if outcome is not None:
@@ -177,7 +189,7 @@ class Batch(anyio.AsyncContextManagerMixin):
 
     @property
     def stopped(self) -> KlingError | None:
-        """The account-wide error that stopped the batch; None while there is none."""
+        """The error that stopped the batch, account-wide or of a job that was paid for; None while there is none."""
         return self._drain.stopped
 
     @property
@@ -193,7 +205,11 @@ class Batch(anyio.AsyncContextManagerMixin):
         can be run again or resumed. Accepted jobs run to their ends, are saved, and are yielded.
 
         Call it in the session's event loop; from another thread use `loop.call_soon_threadsafe(batch.drain)`.
+
+        Raises:
+            WrongLoopError: It was called elsewhere.
         """
+        self._engine.loop.check()
         self._drain.drain()
 
     def statistics(self) -> BatchStatistics:
@@ -212,12 +228,37 @@ class Batch(anyio.AsyncContextManagerMixin):
             exhausted=self._exhausted,
         )
 
+    async def _stop_if_seen(self, identity: Identity) -> None:
+        """Raise if the input is a manifest, and another batch of the ledger has paid for jobs of it.
+
+        Raises:
+            AlreadyPaidError: It has.
+        """
+        # Imported here: most inputs are none.
+        from kling_async.manifest import Manifest  # noqa: PLC0415 -- see above
+
+        if not isinstance(self._jobs, Manifest):
+            return
+        engine = self._engine
+        found = await look_up(engine.ledger, self._jobs, self.name, identity=identity, provider=engine.provider.name)
+        if found.jobs:
+            raise found.error()
+
     async def _feed(self) -> None:
         """Read jobs from the input as the window allows, and return when all have ended."""
         # Not anyio's task group: it takes 2 KB more per task, and there may be thousands.
         async with asyncio.TaskGroup() as tasks:
             try:
                 await self._read_all(tasks)
+            except asyncio.CancelledError as stray:
+                if is_cancelled():
+                    raise
+                self._input_error = KlingError(
+                    "the input of the batch raised CancelledError, and nobody had cancelled the batch; no more of it "
+                    "is read, and the jobs before it have their outcomes",
+                    advice="correct the iterator, then run the batch again: a ledger pays for no job twice",
+                )
+                self._input_error.__cause__ = stray
             except Exception as error:  # noqa: BLE001 -- the input is the caller's, and may raise anything
                 self._input_error = error
             finally:
@@ -265,11 +306,13 @@ class Batch(anyio.AsyncContextManagerMixin):
         given, job = item if isinstance(item, tuple) else (None, item)
         if not isinstance(job, Job):
             raise TypeError(f"item {index} of the batch: expected a Job, got {type(job).__name__}")
+        key = None
         try:
+            key = None if given is None else checked_key(given, position=index)
             content = await self._engine.contents.read(job, self.name)
         except KlingError as error:
-            return self._new_run(job, given or f"unreadable-{index}", None), error
-        assigned = self._keys.assign(given, content, index)
+            return self._new_run(job, key or f"unreadable-{index}", None), error
+        assigned = self._keys.assign(key, content, index)
         return self._new_run(job, assigned.key, content), assigned.duplicate
 
     def _new_run(self, job: Job, key: str, content: Content | None, *, recalled: bool = False) -> JobRun:
@@ -280,6 +323,7 @@ class Batch(anyio.AsyncContextManagerMixin):
             deadline=self._deadline,
             drain=self._drain,
             budget=self._budget,
+            seen=self._seen,
             content=content,
             recalled=recalled,
         )
@@ -291,7 +335,11 @@ class Batch(anyio.AsyncContextManagerMixin):
         finally:
             self._runs.discard(run)
             self._spent += run.cost or 0
+        if self._seen == "stop" and isinstance(outcome.error, AlreadyPaidError) and self._drain.stopped is None:
+            # It is probably the same list under another name: the rest would be refused one by one.
+            self._drain.stopped = outcome.error
         self._deliver(index, outcome)
+        publish_finished(self._engine, run, outcome)
 
     def _deliver(self, index: int, outcome: Outcome) -> None:
         if outcome.ok:
@@ -319,7 +367,7 @@ class Batch(anyio.AsyncContextManagerMixin):
 async def iterate(jobs: Jobs) -> AsyncGenerator[Item, None]:
     """Yield the items of any kind of input."""
     if isinstance(jobs, Mapping):
-        for key, job in cast("Mapping[str, Job]", jobs).items():
+        for key, job in cast("Mapping[Key, Job]", jobs).items():
             yield key, job
     elif isinstance(jobs, AsyncIterable):
         items = aiter(jobs)

@@ -10,6 +10,7 @@ import attrs
 from kling_async._core.budget import Budget
 from kling_async._core.content import Content
 from kling_async._core.job import Job
+from kling_async._core.seen import Seen
 from kling_async._submission.drain import Drain
 
 
@@ -20,25 +21,37 @@ class JobRun:
     Attributes:
         job: The job.
         key: Key of the job.
-        batch: Name of the batch; empty outside a batch.
-        deadline: Seconds to wait for the end, from acceptance or from when this run finds the job accepted.
         drain: Ends the run while nothing of it is at the service: before it is sent, and between two attempts.
+        batch: Name of the batch; empty outside a batch.
+        deadline: Seconds to wait for the end, from acceptance or from when this run finds the job accepted; and seconds
+            without progress to try to save the video.
         budget: The batch's budget, beside that of the session.
         content: Content of the job; None until it is read.
+        seen: What to do when another batch of the ledger has paid for the job.
         recalled: True for a job out of the ledger: its image files are read only when it is sent.
         prediction_id: Id of the latest accepted prediction; None before the first.
         cost: USD of all accepted predictions by the price list; None when there is none with a known price.
         failures: Number of its predictions that failed, in earlier runs too.
+        reused: True when the video of another batch's job is handed out for this one.
     """
 
     job: Job
     key: str
+    drain: Drain
     batch: str = ""
     deadline: float = math.inf
-    drain: Drain = attrs.field(factory=Drain)
     budget: Budget | None = None
     content: Content | None = None
+    seen: Seen = "pay"
     recalled: bool = False
     prediction_id: str | None = None
     cost: Decimal | None = None
     failures: int = 0
+    reused: bool = False
+
+    @property
+    def content_read(self) -> Content:
+        """The content, which was read."""
+        if self.content is None:  # pragma: no cover -- a runner reads it before anything else
+            raise AssertionError(self.key)
+        return self.content

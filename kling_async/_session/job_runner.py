@@ -3,39 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from contextlib import AbstractAsyncContextManager, nullcontext
+from decimal import Decimal
 from random import Random
 from typing import TYPE_CHECKING
 
 import attrs
 
 from kling_async._budget.reservations import Reservations
+from kling_async._core.answers import Kind
 from kling_async._core.catalogue import Level
 from kling_async._core.clock import Clock
 from kling_async._core.content import image_digests
 from kling_async._core.polling import Backoff
-from kling_async._core.prediction import RETRYABLE_CODES, Prediction
+from kling_async._core.prediction import RETRYABLE_CODES, Prediction, Status
 from kling_async._core.reconciliation import fingerprint
 from kling_async._core.states import Entry, Row, State
 from kling_async._core.submission import Accepted, Rejected, Uncertain, Verdict
 from kling_async._http.reads import ServiceReads
 from kling_async._images.uploads import Images, digest
+from kling_async._log import log
 from kling_async._observers import Observers
 from kling_async._submission.claims import Claim, Claims
 from kling_async._submission.doubts import Doubts
 from kling_async._submission.pending import PendingSubmission
 from kling_async._submission.refusals import Refusals
 from kling_async._submission.running import RunningPredictions
+from kling_async._submission.senders import Senders
 from kling_async._submission.submitter import Submitter
+from kling_async._submission.unknown import UnknownPredictions
 from kling_async._tasks import CriticalTasks
 from kling_async._watching.watcher import Watcher
 from kling_async.errors import (
+    AlreadyPaidError,
     BudgetExceededError,
     InvalidJobError,
     KeyReusedError,
     KlingError,
+    LineLostError,
     NotFoundError,
+    OtherAccountError,
     PredictionError,
+    Problem,
     SkippedError,
+    Spent,
     SubmissionUncertainError,
 )
 from kling_async.events import Accepted as AcceptedEvent
@@ -43,13 +55,23 @@ from kling_async.events import Begun, Refused, Retrying, Uploaded
 from kling_async.ledger import Ledger, SharedLedger
 from kling_async.ledger._recall import RETENTION_S, check_images, prediction_of
 from kling_async.limits import Gate, Slots
+from kling_async.limits.doubts import MAX_BLIND_SUBMITS
 from kling_async.providers import Provider
 
-from .keys import ContentReader
+from .keys import ContentReader, claim_job
+from .seen import SeenJobs
 
 if TYPE_CHECKING:
+    from kling_async._core.job import Job
+
     from .job_run import JobRun
 
+MIN_AHEAD = 8
+"""Jobs whose pictures are uploaded before there are slots for them, at least."""
+AHEAD_FACTOR = 2.0
+"""Jobs that are prepared, as a multiple of those that start while one is: uploads take more or less time."""
+MIN_PREDICTION_S = 20.0
+"""Seconds that predictions take at least, for the starts to expect where the level sets no rate."""
 _RETRY_BACKOFF = Backoff(first=10.0, cap=120.0)
 """Pauses before a job is submitted again after its prediction failed by the service's fault."""
 
@@ -62,12 +84,15 @@ class JobRunner:
         provider: Builds requests and parses replies.
         ledger: Has one row per job.
         shared: The same ledger where several processes write it; None otherwise.
+        senders: Tells which jobs the session's account has sent.
+        unknown: Finds jobs whose predictions the account has and the ledger lacks.
         level: Limits of the account.
         clock: The session's clock.
         rng: Draws jitter.
         observe: Publishes events.
         claims: The jobs that are being submitted.
         contents: Reads the contents of jobs.
+        seen: Decides on jobs that other batches of the ledger have paid for.
         images: Uploads images.
         money: Reserves prices.
         slots: The session's slots.
@@ -80,17 +105,21 @@ class JobRunner:
         reads: Reads single predictions.
         retry_failed: Times to submit a job again after its prediction failed by the service's fault.
         webhook_url: URL at which the service reaches a receiver of this session; None without one.
+        cautioned: Warnings about jobs that were logged.
     """
 
     provider: Provider
     ledger: Ledger
     shared: SharedLedger | None
+    senders: Senders
+    unknown: UnknownPredictions
     level: Level
     clock: Clock
     rng: Random
     observe: Observers
     claims: Claims
     contents: ContentReader
+    seen: SeenJobs
     images: Images
     money: Reservations
     slots: Slots
@@ -103,6 +132,7 @@ class JobRunner:
     reads: ServiceReads
     retry_failed: int
     webhook_url: str | None
+    cautioned: set[Problem] = attrs.field(factory=set, init=False)
 
     async def run(self, run: JobRun) -> Prediction:
         """Submit a job, wait for its end and return the prediction; retry one that failed by the service's fault.
@@ -117,7 +147,7 @@ class JobRunner:
         while True:
             try:
                 accepted = await self.submit(run)
-            except SkippedError:
+            except (SkippedError, AlreadyPaidError):
                 if failed is None:
                     raise
                 return failed
@@ -128,8 +158,15 @@ class JobRunner:
             del accepted
             failed = None
             ended = await waiting
+            if run.reused:
+                if ended.status is not Status.COMPLETED:
+                    # Refunded to the other batch: the next run sends this job itself.
+                    self._note(run, State.PENDING, error="the job whose video it was to reuse has failed")
+                return attrs.evolve(ended, key=run.key)
+            if ended.code not in RETRYABLE_CODES:
+                return ended
             run.failures += 1
-            if ended.code not in RETRYABLE_CODES or run.failures > self.retry_failed:
+            if run.failures > self.retry_failed:
                 return ended
             failed = ended
             try:
@@ -150,36 +187,48 @@ class JobRunner:
         with self.claims.claim((run.batch, run.key), job) as claim:
             if run.content is None:
                 run.content = await self.contents.read(job, run.batch)
-            row = await self.ledger.claim(run.batch, run.key, content=run.content, model=job.model, at=self.clock.now())
+            row = await claim_job(
+                self.ledger, run.batch, run.key, content=run.content, model=job.model, at=self.clock.now()
+            )
             row = await self.submitter.with_recorded_id(row)
             run.failures = max(run.failures, row.failures)
             retries = row.state is State.FAILED and await self._retries(run, row)
-            known = row.state.accepted and not retries
-            self.observe(
-                Begun,
-                at=self.clock.now(),
-                key=run.key,
-                batch=run.batch,
-                job=job,
-                known=row.prediction_id if known else None,
-                ended=known and row.state is not State.SUBMITTED,
-            )
+            known = row if row.state.accepted and not retries else None
+            reused: Row | None = None
             try:
+                if known is None and (row.state.sendable or row.state is State.REUSED):
+                    known = reused = await self.seen.reusable(run, row)
+                self.observe(
+                    Begun,
+                    at=self.clock.now(),
+                    key=run.key,
+                    batch=run.batch,
+                    job=job,
+                    known=None if known is None else known.prediction_id,
+                    ended=known is not None and known.state is not State.SUBMITTED,
+                )
                 if row.state.in_doubt:
                     row = await self._resolve_doubt(run, row)
-                if row.state.accepted and not retries:
+                    if row.state.sendable:
+                        # It is to be sent like a new job.
+                        reused = await self.seen.reusable(run, row)
+                if reused is not None:
+                    run.reused, run.cost = True, run.cost or Decimal(0)
+                    await self._check_account(run, reused)
+                    prediction = attrs.evolve(self._followed(reused), key=run.key)
+                elif row.state.accepted and not retries:
                     prediction = await self._known(run, row)
                 else:
                     prediction = await self._prepare_and_submit(run, row, claim, check=run.recalled and not retries)
-            except (SkippedError, BudgetExceededError) as error:
+            except (SkippedError, BudgetExceededError, AlreadyPaidError) as error:
                 error.job, error.key = job, run.key
                 # A drained batch leaves its rows as they are, so that it can be resumed.
-                if row.state.unsent and not run.drain.drained:
+                if row.state.unsent and row.state is not State.SKIPPED and not run.drain.drained:
                     self._note(run, State.SKIPPED, error=error.message)
                 raise
         if prediction.id != run.prediction_id:
             run.prediction_id = prediction.id
-            usd = job.price(self.provider.name).usd
+            usd = None if run.reused else job.price(self.provider.name).usd
             if usd is not None:
                 run.cost = (run.cost or 0) + usd
         return prediction
@@ -189,20 +238,49 @@ class JobRunner:
 
         Raises:
             PredictionError: The service has deleted it.
+            OtherAccountError: It runs in another account.
         """
         if row.state is State.EXPIRED:
             raise _expired(run, row)
+        await self._check_account(run, row)
         known = prediction_of(row)
         if row.state.unsaved and self.clock.now() - (row.submitted_at or row.updated_at) > RETENTION_S:
             # Our clock may be wrong, so the service decides whether it is gone.
             try:
-                known = attrs.evolve(await self.reads.prediction(known.id), key=row.key)
+                known = attrs.evolve(
+                    await self.reads.prediction(known.id, Kind.STATUS, within=run.deadline), key=row.key
+                )
             except NotFoundError as error:
                 self._note(run, State.EXPIRED)
                 raise _expired(run, row) from error
+        return self._followed(row, known)
+
+    async def _check_account(self, run: JobRun, row: Row) -> None:
+        """Check that the session's account can read the prediction of a row, if it is running.
+
+        Raises:
+            OtherAccountError: It runs in another account.
+        """
+        await self.senders.learn(row)
+        if row.state is State.SUBMITTED and self.senders.exclude(row):
+            raise OtherAccountError(
+                f"prediction {row.prediction_id} was submitted {self.senders.describe(row)}, and only that account can "
+                "read it; it was not sent again",
+                prediction_id=row.prediction_id,
+                job=run.job,
+                key=run.key,
+            )
+
+    def _followed(self, row: Row, known: Prediction | None = None) -> Prediction:
+        """Return the prediction of a row, watched if it is running.
+
+        Args:
+            row: The row.
+            known: Its prediction, if the service was asked for it.
+        """
         if row.state is State.SUBMITTED:
             self.running.follow(row)
-        return self.watcher.seen(known.id) or known
+        return self.watcher.seen(row.prediction_id or "") or known or prediction_of(row)
 
     async def _resolve_doubt(self, run: JobRun, row: Row) -> Row:
         """Settle a job that an earlier submission left in doubt, and return its row. Needs no image and no slot.
@@ -212,19 +290,11 @@ class JobRunner:
         """
         name = (run.batch, run.key)
         await self.money.resume(name, run.job, run.budget)
-        found = await self.ledger.find(*name)
-        if found is not None and not found[0].state.in_doubt:
-            # Settled meanwhile together with another job.
-            row = found[0]
-        else:
-            resolved = await self.doubts.resolve(run.job, row)
-            row = resolved.row
-            if resolved.adopted:
-                self.doubts.adopt(row)
-                self._publish_accepted(run, prediction_of(row))
+        row = await self.doubts.resolve(run.job, row)
+        if row.state.accepted:
+            self._publish_accepted(run, prediction_of(row))
         if not row.state.in_doubt:
             # The money goes back: a job that was not accepted reserves its price again, like any other.
-            self.money.settle(name, accepted=row.state.accepted)
             self.money.release(name)
         return row
 
@@ -250,13 +320,17 @@ class JobRunner:
                 run.drain.check()
                 if check and run.content is not None:
                     await check_images(job, run.content, run.key, digest)
+                self._warn(run)
                 reserved = await self.money.reserve(name, job, run.budget)
-                image, end_image = await self._upload(run)
-                webhook, token_hash = self._new_webhook()
-                request = self.provider.submit(job, image, end_image, webhook=webhook)
-                sent = fingerprint(job.inputs(image, end_image))
-                price = job.price(self.provider.name).usd
-                slot = await self.slots.acquire()
+                async with self._preparation(job):
+                    image, end_image = await self._upload(run)
+                    webhook, token_hash = self._new_webhook()
+                    request = self.provider.submit(job, image, end_image, webhook=webhook)
+                    sent = fingerprint(job.inputs(image, end_image))
+                    if run.seen != "pay" and not row.attempt:
+                        await self.unknown.check(sent, run.key)
+                    price = job.price(self.provider.name).usd
+                    slot = await self.slots.acquire()
             pending = PendingSubmission(
                 job=job,
                 key=run.key,
@@ -265,7 +339,6 @@ class JobRunner:
                 fingerprint=sent,
                 price=price,
                 slot=slot,
-                drain=run.drain,
                 claim=claim,
                 token_hash=token_hash,
                 reserved=reserved,
@@ -275,7 +348,8 @@ class JobRunner:
                     found = await self.ledger.find(*name)
                     row = row if found is None else found[0]
                     if row.state.accepted:
-                        # Settled meanwhile together with another job.
+                        # Settled meanwhile together with another job, or by a webhook.
+                        self._publish_accepted(run, prediction_of(row))
                         slot.release()
                         return await self._known(run, row)
                 run.drain.check()
@@ -291,14 +365,31 @@ class JobRunner:
                 slot.release()
             raise
 
+    def _warn(self, run: JobRun) -> None:
+        """Log what may not be as the job expects, once per session."""
+        for caution in run.job.cautions(self.provider.name):
+            if caution not in self.cautioned:
+                self.cautioned.add(caution)
+                log.warning("job %s: %s", run.key, caution)
+
+    def _preparation(self, job: Job) -> AbstractAsyncContextManager[None]:
+        """Return what to wait for before a job's pictures are uploaded: that it is among the next to start."""
+        if isinstance(job.image, str | None) and isinstance(job.end_image, str | None):
+            return nullcontext()
+        # By Little's law, this is how many jobs start during an upload and a submit.
+        seconds = (self.images.turns.limit.seconds or 1.0) + self.slots.unanswered.seconds
+        starts = min(self.level.starts / self.level.per, self.slots.total / MIN_PREDICTION_S) * seconds
+        return self.slots.preparation(max(MIN_AHEAD, math.ceil(AHEAD_FACTOR * starts)))
+
     async def _upload(self, run: JobRun) -> tuple[str, str | None]:
-        """Upload a job's images and return their URLs."""
+        """Upload a job's images and return their URLs; an empty one for a job without a first frame."""
         job, since = run.job, self.clock.now()
         # Reading them out of the content costs time, and URLs have none.
-        urls = isinstance(job.image, str) and isinstance(job.end_image, str | None)
+        urls = isinstance(job.image, str | None) and isinstance(job.end_image, str | None)
         digests = {} if urls or run.content is None else image_digests(run.content)
-        image = await self.images.url(job.image, field="image", sha256=digests.get("image"))
-        end_image = None
+        image, end_image = "", None
+        if job.image is not None:
+            image = await self.images.url(job.image, field="image", sha256=digests.get("image"))
         if job.end_image is not None:
             end_image = await self.images.url(job.end_image, field="end_image", sha256=digests.get("end_image"))
         self.observe(Uploaded, at=self.clock.now(), key=run.key, batch=run.batch, since=since)
@@ -314,14 +405,15 @@ class JobRunner:
         """
         if row.state.in_doubt:
             await self.doubts.free_for_resubmit(pending, row)
-        refusals = Refusals(self.gate, self.clock, self.rng)
+        spent = Spent.UNKNOWN if row.state.in_doubt else Spent.NO
+        refusals = Refusals(self.gate, self.clock, self.rng, spent)
         attempt = row.attempt
         while True:
-            with pending.drain:
+            with run.drain:
                 await self._admit(pending)
                 await self.submitter.acquire_turn()
                 try:
-                    pending.drain.check()
+                    run.drain.check()
                 except SkippedError:
                     self.submitter.release_turn()
                     raise
@@ -341,15 +433,21 @@ class JobRunner:
                         again=delay,
                     )
                     if delay is None:
+                        error.spent = refusals.spent
                         raise error
-                    with pending.drain:
+                    with run.drain:
                         await self.clock.sleep(delay)
                         await pending.slot.turn()
                 case Uncertain(error):
-                    resolved = await self.doubts.resolve_sent(pending, error)
+                    try:
+                        resolved = await self.doubts.resolve_sent(pending, error)
+                    except SubmissionUncertainError as doubt:
+                        if not self.slots.doubts.exhausted:
+                            raise
+                        raise _line_lost(doubt) from doubt.__cause__
                     if resolved.row.prediction_id is not None:
                         return self._accepted_in_doubt(run, pending, resolved.row.prediction_id, resolved.adopted)
-                    refusals.count_unaccepted(pending, error, resubmitted=self.doubts.resubmits)
+                    refusals.count_lost_reply(pending, error, unaccepted=resolved.unaccepted)
 
     async def _admit(self, pending: PendingSubmission) -> None:
         """Wait until all sessions of a shared ledger together have room and money for the job."""
@@ -460,6 +558,19 @@ def _not_sent(error: KlingError, run: JobRun, row: Row) -> KlingError:
     )
     doubt.__cause__ = error
     return doubt
+
+
+def _line_lost(doubt: SubmissionUncertainError) -> LineLostError:
+    """Return the error of a job in doubt that ends its batch."""
+    return LineLostError(
+        f"{doubt.message}; the replies to {MAX_BLIND_SUBMITS} jobs in a row were lost",
+        sent_at=doubt.sent_at,
+        candidates=doubt.candidates,
+        spent=doubt.spent,
+        job=doubt.job,
+        key=doubt.key,
+        request_id=doubt.request_id,
+    )
 
 
 def _expired(run: JobRun, row: Row) -> PredictionError:

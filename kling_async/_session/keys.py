@@ -7,24 +7,25 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from kling_async._core.content import IDENTITY_VERSION, Content, content_of
+from kling_async._core.content import Content, Identity, content_of, same_but_for_signatures
 from kling_async._images.uploads import digest
-from kling_async.errors import InvalidJobError, Problem
+from kling_async.errors import InvalidJobError, KeyReusedError, Problem
 
 if TYPE_CHECKING:
     from kling_async._core.job import Job
+    from kling_async._core.states import Row
     from kling_async.ledger import Ledger
 
 KEY_LENGTH = 16
 """Hex digits of the content hash that make a key."""
 
 
-async def read_content(job: Job, *, identity: int = IDENTITY_VERSION) -> Content:
+async def read_content(job: Job, *, identity: Identity) -> Content:
     """Return a job's content; image files are read for their digests.
 
     Args:
         job: The job.
-        identity: Version of the rule by which its batch makes keys and digests.
+        identity: Identity of its batch.
 
     Raises:
         InvalidJobError: An image file cannot be read.
@@ -33,28 +34,73 @@ async def read_content(job: Job, *, identity: int = IDENTITY_VERSION) -> Content
     return content_of(job, digests.__getitem__, identity=identity)
 
 
+def is_derived(key: str, content: Content) -> bool:
+    """Return whether a key was derived from a job's content, because its caller gave it none."""
+    return key == content.digest[:KEY_LENGTH] or key.startswith(f"{content.digest[:KEY_LENGTH]}-")
+
+
 class ContentReader:
-    """Reads the contents of jobs, by the identity rule of their batch.
+    """Reads the contents of jobs, by the identity of their batch.
 
     Args:
-        ledger: Records the rule of each batch.
+        ledger: Records the identity of each batch.
+        ignored: Parameters that the jobs of all batches ignore; None for those of each batch.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, ignored: tuple[str, ...] | None = None) -> None:
         self._ledger = ledger
-        self._identities: dict[str, int] = {}
+        self._ignored = ignored
+        self._identities: dict[str, Identity] = {}
+
+    async def identity(self, batch: str) -> Identity:
+        """Return the identity of a batch, recorded now if it is new.
+
+        Raises:
+            LedgerError: It cannot be read.
+            ConfigurationError: The batch ignores other parameters.
+        """
+        identity = self._identities.get(batch)
+        if identity is None:
+            identity = self._identities[batch] = await self._ledger.identity(batch, ignored=self._ignored)
+        return identity
 
     async def read(self, job: Job, batch: str) -> Content:
         """Return a job's content.
 
         Raises:
             InvalidJobError: An image file cannot be read.
-            LedgerError: The rule of the batch cannot be read.
+            LedgerError: The identity of the batch cannot be read.
+            ConfigurationError: The batch ignores other parameters.
         """
-        identity = self._identities.get(batch)
-        if identity is None:
-            identity = self._identities[batch] = await self._ledger.identity(batch)
-        return await read_content(job, identity=identity)
+        return await read_content(job, identity=await self.identity(batch))
+
+
+async def content_of_row(ledger: Ledger, batch: str, key: str, content: Content) -> Content | None:
+    """Return a content as the ledger's job with its key identifies it; None if that is another job.
+
+    Batches that were begun under an earlier identity rule tell jobs apart by the signatures in their URLs. The stored
+    job shows whether that is all they differ in.
+    """
+    found = await ledger.find(batch, key)
+    if found is None or not same_but_for_signatures(found[1], content):
+        return None
+    return attrs.evolve(content, digest=found[0].digest)
+
+
+async def claim_job(ledger: Ledger, batch: str, key: str, *, content: Content, model: str, at: float) -> Row:
+    """Claim a job in a ledger, and return its row; a new signature in a URL makes no other job of it.
+
+    Raises:
+        LedgerError: The ledger cannot be written.
+        KeyReusedError: The key names a job with other content.
+    """
+    try:
+        return await ledger.claim(batch, key, content=content, model=model, at=at)
+    except KeyReusedError:
+        same = await content_of_row(ledger, batch, key, content)
+        if same is None:
+            raise
+    return await ledger.claim(batch, key, content=same, model=model, at=at)
 
 
 @attrs.frozen
@@ -90,11 +136,11 @@ class KeyAssigner:
         """Return the key of the next job.
 
         Args:
-            given: The caller's key, or None.
+            given: The caller's key, checked, or None.
             content: The job's content.
             position: Position of the job in the input, from 0.
         """
-        key = given or content.digest[:KEY_LENGTH]
+        key = content.digest[:KEY_LENGTH] if given is None else given
         count = self._counts.get(hash(key), 0) + 1
         if count > 1 or len(self._counts) < self._max_remembered:
             self._counts[hash(key)] = count

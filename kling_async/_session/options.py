@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import attrs
 
 from kling_async._core.budget import Budget
 from kling_async._core.catalogue import LEVELS, Level
-from kling_async._core.polling import WatchPolicy
+from kling_async._core.polling import WATCH_VARIABLE, WatchPolicy
+from kling_async._core.seen import Seen
 from kling_async.errors import ConfigurationError, UnsupportedError
 from kling_async.providers import PROVIDERS, Provider
 from kling_async.providers.protocol import account_of
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from kling_async.ledger import Ledger
     from kling_async.limits import RateLimiter
 
+ALLOW_HTTP_VARIABLE = "KLING_ALLOW_HTTP"
+"""Environment variable that allows an `http://` base URL of another machine when it is 1: such URLs stand there too."""
 WINDOW_SLACK_S = 0.5
 """Seconds added to the account's window: jobs that start on time here may arrive a little early or late there."""
 
@@ -38,6 +41,11 @@ def _at_least(least: float) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
             raise ConfigurationError(f"{field.name}: expected at least {least}, got {value}")
 
     return check
+
+
+def _rate(_: Any, field: attrs.Attribute[Any], value: float) -> None:
+    if not value > 0:
+        raise ConfigurationError(f"{field.name}: expected a positive number of reads per second, got {value!r}")
 
 
 def _one_of(*choices: str) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
@@ -56,7 +64,7 @@ def _positive(_: Any, field: attrs.Attribute[Any], value: Any) -> None:
 
 @attrs.frozen(kw_only=True)
 class SessionOptions:
-    """Options of a session; `KlingSession` documents them.
+    """Options of a session; `KlingSession` documents them. The repr omits those that may hold a password.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -66,23 +74,28 @@ class SessionOptions:
     level: Level
     max_in_flight: int = attrs.field(validator=_at_least(1))
     adaptive: bool
-    max_saving: int = attrs.field(validator=_at_least(1))
+    max_saving: int | None = attrs.field(validator=attrs.validators.optional(_at_least(1)))
+    max_output_bytes: int = attrs.field(validator=_at_least(1))
     rate_limiter: RateLimiter | None
-    ledger: Ledger | str | os.PathLike[str] | None
+    ledger: Ledger | str | os.PathLike[str] | None = attrs.field(repr=False)
     on_uncertain: OnUncertain = attrs.field(validator=_one_of("reconcile", "hold", "resubmit"))
     grace: float
     sole_user: bool
     budget: Budget | None
+    seen: Seen | None
+    ignored_parameters: tuple[str, ...] | None
     retry_failed: int = attrs.field(validator=_at_least(0))
-    webhook_url: str | None
+    webhook_url: str | None = attrs.field(repr=False)
     images: str = attrs.field(validator=_one_of("upload", "inline"))
     fit: bool
-    max_uploads: int = attrs.field(validator=_at_least(1))
+    max_uploads: int | None = attrs.field(validator=attrs.validators.optional(_at_least(1)))
     deadline: float = attrs.field(validator=_positive)
     forget_after: float = attrs.field(validator=_positive)
     watch: WatchPolicy
+    max_reads_per_second: float | None = attrs.field(validator=attrs.validators.optional(_rate))
     timeouts: Timeouts
-    proxy: str | None
+    max_reply_bytes: int = attrs.field(validator=_at_least(1))
+    proxy: str | None = attrs.field(repr=False)
     ca: str | os.PathLike[str] | None
     client_session: aiohttp.ClientSession | None
     transport: Transport | None
@@ -99,14 +112,16 @@ class SessionOptions:
             _check_webhooks(self.provider, self.webhook_url)
 
 
-def provider_of(provider: str | Provider, api_key: str | None, base_url: str | None) -> Provider:
+def provider_of(
+    provider: str | Provider, api_key: str | None, base_url: str | None, *, allow_http: bool | None = None
+) -> Provider:
     """Return a provider by its name, with its key and base URL.
 
     Raises:
-        ConfigurationError: The name is unknown, or there is no key.
+        ConfigurationError: The name is unknown, there is no key, or the base URL is refused.
     """
     if not isinstance(provider, str):
-        if api_key is not None or base_url is not None:
+        if api_key is not None or base_url is not None or allow_http is not None:
             raise ConfigurationError("a provider of your own has its key and its base URL already")
         return provider
     cls = PROVIDERS.get(provider.lower())
@@ -118,10 +133,11 @@ def provider_of(provider: str | Provider, api_key: str | None, base_url: str | N
             f"no API key for {cls.name}",
             advice=f"set {cls.key_variable}, give api_key=, or try it without one: kling-async demo",
         )
-    url = base_url or os.environ.get(cls.url_variable) or cls.default_url
-    if not url.startswith(("https://", "http://")):
-        raise ConfigurationError(f"base_url: expected http(s)://host, got {url!r}")
-    return cls(api_key=key, base_url=url)
+    variables = (cls.url_variable, cls.official_url_variable)
+    url = base_url or next(filter(None, map(os.environ.get, variables)), cls.default_url)
+    if allow_http is None:
+        allow_http = os.environ.get(ALLOW_HTTP_VARIABLE) == "1"
+    return cls(api_key=key, base_url=url, allow_http=allow_http)
 
 
 def level_of(level: str | Level) -> Level:
@@ -138,16 +154,41 @@ def level_of(level: str | Level) -> Level:
     return found
 
 
-def policy_of(watch: WatchPolicy | str) -> WatchPolicy:
-    """Return a polling policy by its name.
+def policy_of(watch: WatchPolicy | str | None) -> WatchPolicy:
+    """Return a polling policy by its name, which the environment may tell; without one the default.
 
     Raises:
         ConfigurationError: The name is unknown.
     """
+    if isinstance(watch, WatchPolicy):
+        return watch
+    source, name = ("watch", watch) if watch is not None else (WATCH_VARIABLE, os.environ.get(WATCH_VARIABLE))
     try:
-        return WatchPolicy.named(watch) if isinstance(watch, str) else watch
+        return WatchPolicy.named(name or "balanced")
     except ValueError as error:
-        raise ConfigurationError(f"watch: {error}") from None
+        raise ConfigurationError(f"{source}: {error}") from None
+
+
+def seen_of(seen: Seen | None, ledger: Ledger) -> Seen:
+    """Return the setting for jobs that another batch of a ledger has paid for.
+
+    Args:
+        seen: The setting; None for the ledger's default.
+        ledger: The ledger.
+
+    Raises:
+        ConfigurationError: There is no such setting, or the ledger is in memory and knows of no other batch.
+    """
+    if seen is None:
+        return "stop" if ledger.durable else "pay"
+    if seen not in get_args(Seen):
+        raise ConfigurationError(f"seen: expected one of {', '.join(get_args(Seen))}, got {seen!r}")
+    if seen != "pay" and not ledger.durable:
+        raise ConfigurationError(
+            f"seen: expected a ledger on disk for {seen!r}, got one in memory, which forgets ended jobs",
+            advice="open KlingSession(ledger=...)",
+        )
+    return seen
 
 
 def budget_of(budget: Budget | Decimal | str | float | None) -> Budget | None:

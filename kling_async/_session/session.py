@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import copy
-import logging
 import uuid
 from typing import TYPE_CHECKING, Literal, Self, Unpack, cast
 
 import attrs
 
 from kling_async._clock import SystemClock
+from kling_async._core.answers import Kind
 from kling_async._core.catalogue import Model
-from kling_async._core.http import Timeouts
+from kling_async._core.frames import hides_arguments
+from kling_async._core.http import MAX_OUTPUT_BYTES, MAX_REPLY_BYTES, Timeouts
 from kling_async._core.images import load_image
 from kling_async._core.job import Job, JobFields
+from kling_async._core.job_key import checked_batch, checked_key
+from kling_async._core.signed_urls import parameter_names
+from kling_async._log import log
+from kling_async._loops import LoopBinding
 from kling_async._tasks import CriticalTasks, finish
 from kling_async.errors import ConfigurationError, KlingError, SessionClosedError
+from kling_async.providers.protocol import key_of
 
 from .account_calls import ServiceCalls
 from .job_run import JobRun
@@ -31,7 +37,7 @@ from .options import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Collection, Iterable
     from decimal import Decimal
     from types import TracebackType
 
@@ -41,9 +47,11 @@ if TYPE_CHECKING:
     from kling_async._core.catalogue import Level
     from kling_async._core.clock import Clock
     from kling_async._core.images import ImageSource
+    from kling_async._core.job_key import Key
     from kling_async._core.polling import WatchPolicy
     from kling_async._core.prediction import Prediction, SavedFile
     from kling_async._core.secret import Secret
+    from kling_async._core.seen import Seen
     from kling_async._core.statistics import SessionStatistics
     from kling_async._core.transport import Transport
     from kling_async._submission.doubts import OnUncertain
@@ -56,8 +64,6 @@ if TYPE_CHECKING:
 
     from .batch import Batch, Jobs
     from .engine import SessionEngine
-
-log = logging.getLogger("kling_async")
 
 MAX_LOGGED_IDS = 10
 """Ids of running predictions named in the warning at closing."""
@@ -93,7 +99,8 @@ class KlingSession(ServiceCalls):
     """A session with one account at one provider: submit jobs, wait for predictions, save videos.
 
     Enter it once with `async with`. Its methods may be called from any number of tasks of one event loop; all of them
-    share its connections, slots, rate limit, budget and ledger.
+    share its connections, slots, rate limit, budget and ledger. From other threads use
+    `asyncio.run_coroutine_threadsafe(kling.generate(...), loop)`; anything else is refused with `WrongLoopError`.
 
     ```python
     async with KlingSession() as kling:
@@ -106,12 +113,16 @@ class KlingSession(ServiceCalls):
         provider: "wavespeed", "gptproto", or a `Provider`, which brings its own key and base URL.
         base_url: Scheme and host to use, such as the emulator's. Default: the environment variable
             `WAVESPEED_BASE_URL` or `GPTPROTO_BASE_URL`, else the provider's public address.
+        allow_http: Send the key unencrypted, if the base URL is an `http://` URL of another machine. Default: False,
+            unless the environment variable `KLING_ALLOW_HTTP` is 1.
         level: Limits of the account: "bronze" (safe on every account), "silver", "gold", "ultra", or a `Level` with
             other numbers.
         max_in_flight: Greatest number of predictions running at once. Default: the level's.
         adaptive: Run fewer predictions, down to 1, while the service refuses jobs because too many run, and more again
             once it accepts them. Never more than `max_in_flight`.
-        max_saving: Greatest number of videos downloaded at once.
+        max_saving: Greatest number of videos downloaded at once. Default: found out, as many as bring more per second.
+        max_output_bytes: Greatest size of a video that is saved, 2 GiB by default. Larger ones are an error before the
+            disk is full of them.
         rate_limiter: Limits how often jobs are submitted. Default: the level's starts per window, counted in this
             process.
         ledger: Record of jobs, paid ids and costs: the path of an SQLite file, from which a later session can resume;
@@ -125,6 +136,16 @@ class KlingSession(ServiceCalls):
         sole_user: Set it to True if only this ledger uses the API key. A prediction that the ledger does not have, and
             whose input the service does not report, can then be matched to a lost submission by elimination.
         budget: Limit on the cost of all jobs, including those in the ledger: a `Budget`, or USD. None for no limit.
+        seen: What batches do with jobs that another batch of the ledger has paid for, or may have. "stop" refuses them:
+            those with the same key and the same content, and those without a key of their own and with the same
+            content. "reuse" hands out what was made, unpaid, where the content is the same, whatever the keys; it waits
+            for what still runs. "pay" pays for another video. Default: "stop" with a ledger on disk, and "pay" without
+            one. `generate` and `submit` always ask for another video.
+        ignored_parameters: Names of query parameters that change whenever the URL of the same picture is made again,
+            such as ("token", "v"): they are no part of a job's identity, as the signatures of object stores are not.
+            Names are compared exactly. A batch keeps those that it was begun with, and others are refused before
+            anything is sent; jobs that workers take have those of their batch. Default: those of each batch; a new one
+            ignores none.
         retry_failed: Times to pay again for a job whose prediction failed by the service's own fault (codes 5000, 5003
             and 5004; never moderation, parameters or media).
         webhook_url: The https URL at which the service reaches `webhook_receiver()`. It is sent with every job, with a
@@ -133,13 +154,22 @@ class KlingSession(ServiceCalls):
             URIs, for providers without uploads.
         fit: Convert image files that the service would refuse: formats other than JPEG and PNG, more than 10 MB, or
             rotated by EXIF. Needs Pillow (extra `images`).
-        max_uploads: Greatest number of images uploaded at once.
+        max_uploads: Greatest number of images uploaded at once. Default: found out, as many as bring more per second.
         deadline: Default number of seconds from acceptance to wait for the end of a prediction, in `generate`, `wait`
-            and batches. After a timeout the prediction still runs, is still paid for, and can be waited for again.
+            and batches; and of seconds without progress to try to save its video. After a timeout the prediction still
+            runs, is still paid for, and can be waited for again.
         forget_after: Seconds after which a prediction that has not ended is no longer polled, and its slot is freed.
-        watch: How often predictions are polled: "balanced", "gentle", "eager", "webhook first", or a `WatchPolicy`.
+        watch: When the status of predictions is read: "balanced" as the vendor asks, "gentle" less often, "eager" more
+            often than the vendor wishes, "webhook first" as a safety net, "list" by pages of the account's list, which
+            the vendor wishes not to be polled; or a `WatchPolicy`. Default: the environment variable `KLING_WATCH`,
+            else "balanced".
+        max_reads_per_second: Greatest number of status reads per second. A 429 to a read halves it for a while.
+            Default: a tenth of `max_in_flight`, at least 100 and at most 400.
         timeouts: Timeouts of single HTTP requests. Default: `Timeouts()`.
-        proxy: URL of an HTTP proxy. Default: the proxies of the environment (`HTTPS_PROXY`, `NO_PROXY`, ...).
+        max_reply_bytes: Greatest size of a reply of the service, before and after decompression. A page of a list that
+            is larger is requested again in smaller pages, of 20 items at least.
+        proxy: URL of an HTTP or SOCKS proxy. Default: the proxies of the environment (`HTTPS_PROXY`, `ALL_PROXY`,
+            `NO_PROXY`, ...). SOCKS needs aiohttp-socks (extra `socks`).
         ca: PEM file of certificate authorities to trust instead of the system's.
         client_session: An `aiohttp.ClientSession` to send requests with. The session does not close it.
         transport: A `Transport` to send requests with, instead of aiohttp. The session does not close it.
@@ -156,31 +186,38 @@ class KlingSession(ServiceCalls):
         ConfigurationError: There is no API key, or an argument is out of range.
     """
 
+    @hides_arguments
     def __init__(
         self,
         api_key: str | None = None,
         *,
         provider: str | Provider = "wavespeed",
         base_url: str | None = None,
+        allow_http: bool | None = None,
         level: str | Level = "bronze",
         max_in_flight: int | None = None,
         adaptive: bool = True,
-        max_saving: int = 8,
+        max_saving: int | None = None,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
         rate_limiter: RateLimiter | None = None,
         ledger: Ledger | str | os.PathLike[str] | None = None,
         on_uncertain: OnUncertain = "reconcile",
         grace: float = 90.0,
         sole_user: bool = False,
         budget: Budget | Decimal | str | float | None = None,
+        seen: Seen | None = None,
+        ignored_parameters: Collection[str] | None = None,
         retry_failed: int = 0,
         webhook_url: str | None = None,
         images: Literal["upload", "inline"] = "upload",
         fit: bool = False,
-        max_uploads: int = 4,
+        max_uploads: int | None = None,
         deadline: float = 1800.0,
         forget_after: float = 7200.0,
-        watch: WatchPolicy | str = "balanced",
+        watch: WatchPolicy | str | None = None,
+        max_reads_per_second: float | None = None,
         timeouts: Timeouts | None = None,
+        max_reply_bytes: int = MAX_REPLY_BYTES,
         proxy: str | None = None,
         ca: str | os.PathLike[str] | None = None,
         client_session: aiohttp.ClientSession | None = None,
@@ -188,7 +225,7 @@ class KlingSession(ServiceCalls):
         clock: Clock | None = None,
         observers: Iterable[Observer] = (),
     ) -> None:
-        self.provider = provider_of(provider, api_key, base_url)
+        self.provider = provider_of(provider, api_key, base_url, allow_http=allow_http)
         self.level = level_of(level)
         self.max_in_flight = self.level.in_flight if max_in_flight is None else max_in_flight
         self.left_running: tuple[Prediction, ...] = ()
@@ -198,12 +235,15 @@ class KlingSession(ServiceCalls):
             max_in_flight=self.max_in_flight,
             adaptive=adaptive,
             max_saving=max_saving,
+            max_output_bytes=max_output_bytes,
             rate_limiter=rate_limiter,
             ledger=ledger,
             on_uncertain=on_uncertain,
             grace=grace,
             sole_user=sole_user,
             budget=budget_of(budget),
+            seen=seen,
+            ignored_parameters=parameter_names(ignored_parameters),
             retry_failed=retry_failed,
             webhook_url=webhook_url,
             images=images,
@@ -212,7 +252,9 @@ class KlingSession(ServiceCalls):
             deadline=deadline,
             forget_after=forget_after,
             watch=policy_of(watch),
+            max_reads_per_second=max_reads_per_second,
             timeouts=timeouts or Timeouts(),
+            max_reply_bytes=max_reply_bytes,
             proxy=proxy,
             ca=ca,
             client_session=client_session,
@@ -233,22 +275,28 @@ class KlingSession(ServiceCalls):
                 "expected a session that was not opened before; it can be opened only once",
                 advice="make another KlingSession",
             )
+        loop = LoopBinding("the session")
+        loop.bind()
         self._lifetime.used = True
         # Imported here: aiohttp and the engine are most of this package's import time.
         from .engine import SessionEngine  # noqa: PLC0415 -- see above
 
-        transport = self._options.transport
+        transport, own = self._options.transport, None
         if transport is None:
             from kling_async._http.transport import AiohttpTransport  # noqa: PLC0415 -- see above
 
-            transport = AiohttpTransport(
+            transport = own = AiohttpTransport(
                 timeouts=self._options.timeouts,
+                max_reply_bytes=self._options.max_reply_bytes,
                 proxy=self._options.proxy,
                 ca=self._options.ca,
                 client_session=self._options.client_session,
             )
-        engine = SessionEngine(self._options, transport)
+        engine = SessionEngine(self._options, transport, loop)
         try:
+            if own is not None:
+                # Raises if `client_session` belongs to another event loop, or the service's proxy cannot be used.
+                await own.open(self.provider.base_url)
             await engine.open()
         except BaseException:
             await finish(CriticalTasks().start(engine.close, name="kling-close"))
@@ -266,10 +314,15 @@ class KlingSession(ServiceCalls):
 
         Waits for paid requests in flight until their results are recorded. Predictions that still run go on at the
         service and are listed in `left_running`. Cancelling this method takes effect only after the session is closed.
+
+        Raises:
+            WrongLoopError: The session was opened in another event loop.
         """
-        engine, self._lifetime.engine = self._lifetime.engine, None
+        engine = self._lifetime.engine
         if engine is None:
             return
+        engine.loop.check()
+        self._lifetime.engine = None
         closing = CriticalTasks().start(engine.close, name="kling-close")
         try:
             await finish(closing)
@@ -280,7 +333,19 @@ class KlingSession(ServiceCalls):
 
     @property
     def _engine(self) -> SessionEngine:
-        """The parts of the open session.
+        """The parts of the open session, to be used in its event loop.
+
+        Raises:
+            SessionClosedError: It is not open.
+            WrongLoopError: It was opened in another event loop.
+        """
+        engine = self._open_engine
+        engine.loop.check()
+        return engine
+
+    @property
+    def _open_engine(self) -> SessionEngine:
+        """The parts of the open session, for reading them in any thread.
 
         Raises:
             SessionClosedError: It is not open.
@@ -297,7 +362,7 @@ class KlingSession(ServiceCalls):
         Raises:
             SessionClosedError: The session is not open.
         """
-        return self._engine.watcher.running
+        return self._open_engine.watcher.running
 
     def statistics(self) -> SessionStatistics:
         """Return counts of running and waiting jobs, of polls, and the USD spent.
@@ -305,7 +370,7 @@ class KlingSession(ServiceCalls):
         Raises:
             SessionClosedError: The session is not open.
         """
-        return self._engine.statistics()
+        return self._open_engine.statistics()
 
     def add_observer(self, observer: Observer) -> None:
         """Add an observer of later events, beside those given as `observers`.
@@ -316,7 +381,7 @@ class KlingSession(ServiceCalls):
         Raises:
             SessionClosedError: The session is not open.
         """
-        self._engine.observe.add(observer)
+        self._open_engine.observe.add(observer)
 
     def with_options(self, *, deadline: float | None = None, model: str | Model | None = None) -> KlingSession:
         """Return a view of this session with other defaults. Everything else is shared.
@@ -342,7 +407,7 @@ class KlingSession(ServiceCalls):
         job: Job | None = None,
         /,
         *,
-        key: str | None = None,
+        key: Key | None = None,
         deadline: float | None = None,
         **fields: Unpack[JobFields],
     ) -> Prediction:
@@ -353,7 +418,7 @@ class KlingSession(ServiceCalls):
 
         Args:
             job: The job. Instead of it, its fields can be given by name.
-            key: Key of the job in the ledger. Default: a random key.
+            key: Key of the job in the ledger: text, or a whole number. Default: a random key.
             deadline: Seconds from acceptance to wait. Default: the session's.
             fields: Fields of `Job`.
 
@@ -369,12 +434,13 @@ class KlingSession(ServiceCalls):
             PredictionTimeoutError: The prediction still runs at the deadline; `wait` can wait for it again.
             KlingError: The service refused the job, or could not be reached. `spent` tells whether it was paid for.
         """
+        engine = self._engine
         job = self._job(job, fields)
-        run = JobRun(job=job, key=key or fresh_key(), deadline=self._deadline(deadline))
-        return _unwrap(await self._engine.runner.run(run), job)
+        run = JobRun(job=job, key=_key(key), drain=engine.no_drain, deadline=self._deadline(deadline))
+        return _unwrap(await engine.runner.run(run), job)
 
     async def submit(
-        self, job: Job | None = None, /, *, key: str | None = None, **fields: Unpack[JobFields]
+        self, job: Job | None = None, /, *, key: Key | None = None, **fields: Unpack[JobFields]
     ) -> Prediction:
         """Submit one job, and return its prediction as soon as the service has accepted it.
 
@@ -383,7 +449,7 @@ class KlingSession(ServiceCalls):
 
         Args:
             job: The job. Instead of it, its fields can be given by name.
-            key: Key of the job in the ledger. Default: a random key.
+            key: Key of the job in the ledger: text, or a whole number. Default: a random key.
             fields: Fields of `Job`.
 
         Raises:
@@ -393,8 +459,9 @@ class KlingSession(ServiceCalls):
             SubmissionUncertainError: It was sent, and its reply was lost; it may have been paid for.
             KlingError: The service refused the job, or could not be reached. `spent` tells whether it was paid for.
         """
-        run = JobRun(job=self._job(job, fields), key=key or fresh_key())
-        return await self._engine.runner.submit(run)
+        engine = self._engine
+        run = JobRun(job=self._job(job, fields), key=_key(key), drain=engine.no_drain)
+        return await engine.runner.submit(run)
 
     async def wait(self, prediction: Prediction | str, *, deadline: float | None = None) -> Prediction:
         """Wait for a prediction to complete, whether or not this session submitted it.
@@ -415,8 +482,12 @@ class KlingSession(ServiceCalls):
             TransportError: The service could not be reached.
         """
         engine = self._engine
-        found = await engine.find(prediction)
-        return _unwrap(await engine.watcher.wait(found, deadline=self._deadline(deadline)), None)
+        seconds, began = self._deadline(deadline), engine.clock.monotonic()
+        # A bare id may be mistyped: only a prediction is known to have been accepted.
+        kind = Kind.CALL if isinstance(prediction, str) else Kind.STATUS
+        found = await engine.find(prediction, kind, within=seconds)
+        remaining = max(0.0, seconds - (engine.clock.monotonic() - began))
+        return _unwrap(await engine.watcher.wait(found, deadline=remaining), None)
 
     async def follow(self, prediction: Prediction | str) -> AsyncIterator[Prediction]:
         """Yield a prediction as it is now, and again at each change of status up to its end.
@@ -451,17 +522,27 @@ class KlingSession(ServiceCalls):
         """
         return await self._engine.reads.prediction(prediction_id)
 
-    async def save(self, prediction: Prediction | str, where: str | os.PathLike[str] | Outputs) -> SavedFile:
+    async def save(
+        self,
+        prediction: Prediction | str,
+        where: str | os.PathLike[str] | Outputs,
+        *,
+        deadline: float | None = None,
+    ) -> SavedFile:
         """Download the video of a completed prediction.
 
         The file gets its name only when it is complete and checked. An existing file with other content is kept; the
         video is then saved beside it, and the result has the name.
+
+        Refusals, broken connections and error pages are tried again after growing pauses, while nothing new arrives for
+        at most `deadline` seconds and the service still keeps the output.
 
         Args:
             prediction: The prediction or its id.
             where: Path of a file ending in `.mp4`; a folder, in which the file is named by the prediction's key or id;
                 a template such as `"out/{date}/{key}.mp4"`; the URL of an object store; or an `Outputs`, which
                 documents all of these.
+            deadline: Seconds without progress after which the download is given up. Default: the session's.
 
         Returns:
             Location, size and SHA-256 of the video.
@@ -477,9 +558,9 @@ class KlingSession(ServiceCalls):
         """
         from kling_async.storage import Outputs  # noqa: PLC0415 -- many sessions save nothing
 
-        where = Outputs.of(where)
         engine = self._engine
-        return await engine.saver.save(_unwrap(await engine.find(prediction), None), where)
+        where, seconds = Outputs.of(where), self._deadline(deadline)
+        return await engine.saver.save(_unwrap(await engine.find(prediction), None), where, deadline=seconds)
 
     async def upload(self, image: ImageSource) -> str:
         """Upload an image and return its URL, which the service keeps for 7 days. Equal content is uploaded once.
@@ -495,7 +576,8 @@ class KlingSession(ServiceCalls):
             ApiError: The service refused the upload.
             TransportError: The service could not be reached.
         """
-        return await self._engine.images.url(load_image(image), field="image")
+        images = self._engine.images
+        return await images.url(load_image(image), field="image")
 
     async def deliver(self, delivery: Delivery) -> None:
         """Handle a verified webhook delivery: update its prediction, and settle the submission that it was sent for.
@@ -530,7 +612,12 @@ class KlingSession(ServiceCalls):
 
         if secrets is None:
             secrets = await self.webhook_secret()
-        return WebhookReceiver(WebhookVerifier(secrets, clock=self._options.clock), self.deliver, max_body=max_body)
+        try:
+            verifier = WebhookVerifier(secrets, clock=self._options.clock)
+        finally:
+            # A traceback may show local variables.
+            del secrets
+        return WebhookReceiver(verifier, self.deliver, max_body=max_body, api_key=key_of(self.provider))
 
     def batch(
         self,
@@ -539,6 +626,7 @@ class KlingSession(ServiceCalls):
         name: str | None = None,
         ledger: None = None,
         budget: Budget | Decimal | str | float | None = None,
+        seen: Seen | None = None,
         save_to: str | os.PathLike[str] | Outputs | None = None,
         ordered: bool = False,
         window: int | None = None,
@@ -563,17 +651,22 @@ class KlingSession(ServiceCalls):
             ledger: No longer supported: a batch writes the session's ledger.
             budget: Limit on the cost of the batch, including what the ledger has of it: a `Budget`, or USD. None for
                 no limit beside the session's.
+            seen: What to do with jobs that another batch of the ledger has paid for, as in `KlingSession`. Default: the
+                session's. "stop" looks up a whole `Manifest` when the batch is entered, before anything is sent, and
+                stops any other input at its first such job.
             save_to: Folder for the videos, which are named by their keys; a template such as
                 `"out/{date}/{key}.mp4"`; the URL of an object store; or an `Outputs`, which documents all of these.
                 None saves nothing.
             ordered: Yield outcomes in the order of the input, instead of in order of completion.
             window: Greatest number of jobs started whose outcomes were not consumed yet. Default: `max_in_flight` plus
-                the lesser of `max_in_flight` and 64.
-            deadline: Seconds from acceptance to wait for each prediction. Default: the session's.
+                those that may start in 10 seconds, at least 64 and at most `max_in_flight`: their pictures are
+                uploaded, and the videos of those that ended are saved, meanwhile.
+            deadline: Seconds from acceptance to wait for each prediction, and seconds without progress to try to save
+                its video. Default: the session's.
             failures_kept: Number of latest failed outcomes kept in `Batch.failures`.
 
         Raises:
-            ConfigurationError: A number is out of range, or `save_to` is none of these.
+            ConfigurationError: A number is out of range, or `save_to` or `seen` is none of these.
             SessionClosedError: The session is not open.
         """
         refuse_ledger(ledger)
@@ -581,6 +674,7 @@ class KlingSession(ServiceCalls):
             jobs,
             name=name,
             budget=budget,
+            seen=seen,
             save_to=save_to,
             ordered=ordered,
             window=window,
@@ -594,6 +688,7 @@ class KlingSession(ServiceCalls):
         *,
         name: str | None = None,
         budget: Budget | Decimal | str | float | None = None,
+        seen: Seen | None = None,
         save_to: str | os.PathLike[str] | Outputs | None = None,
         window: int | None = None,
         deadline: float | None = None,
@@ -609,6 +704,7 @@ class KlingSession(ServiceCalls):
             ledger: No longer supported: a batch is resumed from the session's ledger.
             name: Name of the batch.
             budget: As in `batch`.
+            seen: As in `batch`, for jobs that are to be sent.
             save_to: As in `batch`.
             window: As in `batch`.
             deadline: As in `batch`.
@@ -619,7 +715,7 @@ class KlingSession(ServiceCalls):
             SessionClosedError: The session is not open.
         """
         refuse_ledger(ledger)
-        if not self._engine.ledger.durable:
+        if not self._open_engine.ledger.durable:
             raise ConfigurationError(
                 "resume: expected a session with a ledger on disk, got one in memory",
                 advice="open KlingSession(ledger=...) with the file of the batch",
@@ -628,6 +724,7 @@ class KlingSession(ServiceCalls):
             None,
             name=name,
             budget=budget,
+            seen=seen,
             save_to=save_to,
             ordered=False,
             window=window,
@@ -641,6 +738,7 @@ class KlingSession(ServiceCalls):
         *,
         name: str | None,
         budget: Budget | Decimal | str | float | None,
+        seen: Seen | None,
         save_to: str | os.PathLike[str] | Outputs | None,
         ordered: bool,
         window: int | None,
@@ -655,13 +753,14 @@ class KlingSession(ServiceCalls):
         from .batch import Batch  # noqa: PLC0415 -- see above
 
         return Batch(
-            self._engine,
+            self._open_engine,
             jobs,
-            name=name or "",
+            name=checked_batch(name),
             budget=budget_of(budget),
+            seen=self._engine.seen(seen),
             save_to=None if save_to is None else Outputs.of(save_to, many=True),
             ordered=ordered,
-            window=window or self.max_in_flight + min(self.max_in_flight, 64),
+            window=window or self.max_in_flight + min(self.max_in_flight, max(64, self._starts_in(10.0))),
             deadline=self._deadline(deadline),
             failures_kept=failures_kept,
         )
@@ -675,11 +774,24 @@ class KlingSession(ServiceCalls):
             raise TypeError(f"expected a job or its fields, got a job and {', '.join(fields)}")
         return job
 
+    def _starts_in(self, seconds: float) -> int:
+        """Return the number of jobs that the level lets start in some seconds."""
+        return round(seconds * self.level.starts / self.level.per)
+
     def _deadline(self, deadline: float | None) -> float:
         if deadline is None:
             return self._defaults.deadline
         positive_seconds("deadline", deadline)
         return deadline
+
+
+def _key(key: object) -> str:
+    """Return the caller's key as text, or a random one for None.
+
+    Raises:
+        InvalidJobError: It is no text or whole number.
+    """
+    return fresh_key() if key is None else checked_key(key)
 
 
 def fresh_key() -> str:
@@ -704,8 +816,18 @@ def engine_of(kling: KlingSession) -> SessionEngine:
 
     Raises:
         SessionClosedError: It is not open.
+        WrongLoopError: It was opened in another event loop.
     """
     return kling._engine  # noqa: SLF001 -- the same module
+
+
+def requests_of(kling: KlingSession) -> int:
+    """Return the number of polling requests of an open session. May be called in any thread.
+
+    Raises:
+        SessionClosedError: It is not open.
+    """
+    return kling._open_engine.watcher.requests  # noqa: SLF001 -- the same module
 
 
 def _warn_of_running(running: tuple[Prediction, ...]) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 import attrs
 
 from kling_async._core.clock import Clock
 from kling_async._core.states import Entry, Row, State
+from kling_async._log import log
 from kling_async._submission.doubts import Doubts
 from kling_async._submission.running import RunningPredictions
+from kling_async._submission.senders import Senders
 from kling_async._submission.submitter import Submitter
 from kling_async._watching.watcher import Watcher
 from kling_async.errors import LedgerError
@@ -19,8 +20,6 @@ from kling_async.ledger import Ledger, SharedLedger
 if TYPE_CHECKING:
     from kling_async._core.prediction import Prediction
     from kling_async.webhooks import Delivery
-
-log = logging.getLogger("kling_async")
 
 SHARE_RETRY_S = 1.0
 """Seconds until a shared ledger that could not be read is read again."""
@@ -33,6 +32,7 @@ class Takeover:
     Attributes:
         ledger: Has the rows.
         shared: The same ledger where several processes write it; None otherwise.
+        senders: Tells which jobs the session's account has sent.
         clock: The session's clock.
         submitter: Has paid ids that the ledger did not record yet.
         doubts: Settles submissions by the evidence of webhooks.
@@ -42,6 +42,7 @@ class Takeover:
 
     ledger: Ledger
     shared: SharedLedger | None
+    senders: Senders
     clock: Clock
     submitter: Submitter
     doubts: Doubts
@@ -55,29 +56,42 @@ class Takeover:
             LedgerError: The ledger cannot be used.
         """
         for row in await self._unowned(State.INTENT):
-            await self.ledger.record(
-                Entry(
-                    batch=row.batch,
-                    key=row.key,
-                    state=State.UNCERTAIN,
-                    at=self.clock.now(),
-                    error="its process ended while it was being submitted",
-                )
+            step = Entry(
+                batch=row.batch,
+                key=row.key,
+                state=State.UNCERTAIN,
+                at=self.clock.now(),
+                error="its process ended while it was being submitted",
+                expected_version=row.version,
             )
+            try:
+                await self.ledger.record(step)
+            except LedgerError:
+                # Its process lives, and has recorded the reply meanwhile.
+                found = await self.ledger.find(row.batch, row.key)
+                if found is None or found[0].version == row.version:
+                    raise
         for row in await self._unowned(State.SUBMITTED):
-            if row.prediction_id is not None:
+            if row.prediction_id is not None and not self.senders.exclude(row):
                 self.running.follow(row)
 
-    async def share(self, ledger: SharedLedger) -> None:
-        """Take over rows that other sessions of a shared ledger release, and handle their webhooks, until cancelled."""
+    async def share(self) -> None:
+        """Take over rows that other sessions of a shared ledger release, and handle their webhooks, until cancelled.
+
+        Returns at once where no other process writes the ledger.
+        """
+        if self.shared is None:
+            return
         while True:
             try:
-                deliveries = await ledger.published()
+                deliveries = await self.shared.published()
                 for prediction, token_hash in deliveries:
                     await self._handle_update(prediction, token_hash)
                 recorded = await self.submitter.record_again()
-                for row in (*recorded, *await ledger.claim_unowned([State.SUBMITTED], None)):
-                    self.running.follow(row)
+                await self.senders.refresh()
+                for row in (*recorded, *await self.shared.claim_unowned([State.SUBMITTED], self.senders.ids)):
+                    if not self.senders.exclude(row):
+                        self.running.follow(row)
             except LedgerError as error:
                 log.warning("rows released by other sessions cannot be read, trying again: %s", error.message)
                 await self.clock.sleep(SHARE_RETRY_S)
@@ -97,4 +111,6 @@ class Takeover:
 
     async def _unowned(self, state: State) -> list[Row]:
         """Claim and return the unowned rows in a state."""
-        return await (self.ledger.rows([state]) if self.shared is None else self.shared.claim_unowned([state], None))
+        if self.shared is None:
+            return await self.ledger.rows([state])
+        return await self.shared.claim_unowned([state], self.senders.ids)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import attrs
 
 from kling_async._core.reconciliation import Adopted, Doubt, Held, Settlement, Unaccepted
 from kling_async._core.states import Entry, Row, State
+from kling_async._log import log
 from kling_async.errors import (
     BudgetExceededError,
     KlingError,
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from .history import History
     from .pending import PendingSubmission
     from .running import RunningPredictions
-
-log = logging.getLogger("kling_async")
+    from .senders import Senders
+    from .service_time import ServiceTime
 
 OnUncertain: TypeAlias = Literal["reconcile", "hold", "resubmit"]
 """Policy for a submission in doubt: it was sent, and may have been accepted.
@@ -42,17 +42,23 @@ where the history shows nothing, which may pay twice.
 """
 
 
+_NO_EVIDENCE = Held(Doubt.WHETHER, ())
+"""A submission of which neither acceptance nor its absence could be shown."""
+
+
 @attrs.frozen
 class Resolved:
-    """A submission that was settled, or may be sent again unsettled.
+    """A submission whose reply was lost, and that was settled or may be sent again.
 
     Attributes:
-        row: Its row: accepted, free to be sent, or, with `on_uncertain="resubmit"`, still in doubt.
+        row: Its row: accepted, or free to be sent.
         adopted: True if the caller has to watch the prediction; False if it is watched already.
+        unaccepted: True if it was shown that the request was not accepted.
     """
 
     row: Row
     adopted: bool = False
+    unaccepted: bool = False
 
 
 class Doubts:
@@ -60,6 +66,8 @@ class Doubts:
 
     Args:
         ledger: Has the rows in doubt.
+        senders: Tells which jobs the session's account has sent.
+        times: Tells the service's time of the session's own submissions.
         history: Reads the account's history and its bill.
         critical: Records settlements even if the caller is cancelled.
         money: Keeps the money of doubts reserved.
@@ -75,6 +83,8 @@ class Doubts:
         self,
         *,
         ledger: Ledger,
+        senders: Senders,
+        times: ServiceTime,
         history: History,
         critical: CriticalTasks,
         money: Reservations,
@@ -85,9 +95,10 @@ class Doubts:
         grace: float,
         sole_user: bool,
     ) -> None:
-        self.resubmits = on_uncertain == "resubmit"
+        self._resubmits = on_uncertain == "resubmit"
         self._holds = on_uncertain == "hold"
         self._ledger = ledger
+        self._senders = senders
         self._money = money
         self._running = running
         self._claims = claims
@@ -95,12 +106,14 @@ class Doubts:
         self._reconciler = Reconciler(
             ledger=ledger,
             clock=clock,
+            senders=senders,
+            times=times,
             history=history.predictions,
             bill=history.bill,
             grace=grace,
             sole_user=sole_user,
             critical=critical,
-            on_settled=self.adopt,
+            on_settled=self.follow_up,
         )
 
     async def add_evidence(self, token_hash: str, prediction_id: str) -> None:
@@ -115,16 +128,25 @@ class Doubts:
         """
         await self._reconciler.add_evidence(token_hash, prediction_id)
 
-    async def resolve(self, job: Job, row: Row) -> Resolved:
-        """Settle a job that an earlier submission left in doubt.
+    async def resolve(self, job: Job, row: Row) -> Row:
+        """Settle a job that an earlier submission left in doubt, follow up on it, and return its row.
 
         Args:
             job: The job, for the errors.
             row: Its row, in doubt.
 
+        Returns:
+            The row: accepted, free to be sent, or, with `on_uncertain="resubmit"`, still in doubt.
+
         Raises:
             SubmissionUncertainError: It stays in doubt.
         """
+        found = await self._ledger.find(row.batch, row.key)
+        if found is not None and not found[0].state.in_doubt:
+            # Settled meanwhile, together with another job or by another process, and watched there.
+            self._settle_money(found[0])
+            return found[0]
+        await self._senders.learn(row)
         if row.state is State.INTENT:
             # No process is sending it: its reply came, and could not be recorded.
             step = Entry(
@@ -135,15 +157,17 @@ class Doubts:
             case Adopted(prediction_id):
                 now = self._clock.now()
                 known = attrs.evolve(row, prediction_id=prediction_id, error=None)
-                return Resolved(
-                    attrs.evolve(known, state=State.SUBMITTED, submitted_at=now, updated_at=now), adopted=True
-                )
+                row = attrs.evolve(known, state=State.SUBMITTED, submitted_at=now, updated_at=now)
             case Unaccepted():
-                return Resolved(attrs.evolve(row, state=State.PENDING))
+                row = attrs.evolve(row, state=State.PENDING)
             case Held() as held:
-                if self._sends_again(held):
-                    return Resolved(row)
-                raise _held(held, row, None, job=job, key=row.key)
+                if not self._senders.include(row):
+                    raise self._of_others(row, job)
+                if not self._sends_again(held):
+                    raise _held(held, row, None, job=job, key=row.key)
+                return row
+        self.follow_up(row)
+        return row
 
     async def resolve_sent(self, pending: PendingSubmission, doubt: KlingError) -> Resolved:
         """Settle a submission whose reply has just been lost.
@@ -156,29 +180,30 @@ class Doubts:
             SubmissionUncertainError: It stays in doubt.
         """
         row = await self._row_in_doubt(pending)
-        end: Settlement = Held(Doubt.WHETHER, ())
-        if row is not None and row.state is State.UNCERTAIN:
+        if row is None:
+            raise _held(_NO_EVIDENCE, None, doubt, job=pending.job, key=pending.key)
+        end: Settlement = _NO_EVIDENCE
+        if row.state is State.UNCERTAIN:
             end = await self._settle(row)
             if isinstance(end, Held):
                 row = await self._row_in_doubt(pending) or row
-        if row is not None and row.state is not State.UNCERTAIN:
+        if row.state is State.ABANDONED:
+            raise _held(_NO_EVIDENCE, row, doubt, job=pending.job, key=pending.key)
+        if row.state is not State.UNCERTAIN:
             # Settled meanwhile together with another job, or by a webhook.
-            if row.state is State.ABANDONED:
-                raise _held(Held(Doubt.WHETHER, ()), row, doubt, job=pending.job, key=pending.key)
             if row.prediction_id is None:
                 pending.mark_doubtful(False)
-            return Resolved(row)
+            return Resolved(row, unaccepted=row.prediction_id is None)
         match end:
-            case Adopted(prediction_id) if row is not None:
+            case Adopted(prediction_id):
                 return Resolved(attrs.evolve(row, state=State.SUBMITTED, prediction_id=prediction_id), adopted=True)
-            case Unaccepted() if row is not None:
+            case Unaccepted():
                 pending.mark_doubtful(False)
-                return Resolved(attrs.evolve(row, state=State.PENDING))
-            case Held() as held if row is not None and self._sends_again(held):
-                return Resolved(await self.free_for_resubmit(pending, row, held, doubt))
-            case _:
-                held = end if isinstance(end, Held) else Held(Doubt.WHETHER, ())
-                raise _held(held, row, doubt, job=pending.job, key=pending.key)
+                return Resolved(attrs.evolve(row, state=State.PENDING), unaccepted=True)
+            case Held():
+                if not self._sends_again(end):
+                    raise _held(end, row, doubt, job=pending.job, key=pending.key)
+                return Resolved(await self.free_for_resubmit(pending, row, end, doubt))
 
     async def free_for_resubmit(
         self, pending: PendingSubmission, row: Row, held: Held | None = None, doubt: KlingError | None = None
@@ -202,34 +227,49 @@ class Doubts:
             error=None if doubt is None else doubt.message,
             expected_version=row.version,
         )
+        pending.slot.end_doubt(known=False)
         try:
             pending.reserved = await self._money.reserve_again(pending.name, pending.job, pending.reserved)
             return await self._ledger.record(step)
         except (BudgetExceededError, PriceUnknownError, LedgerError) as trouble:
             why = f" because {trouble.message}"
-            held = held or Held(Doubt.WHETHER, ())
-            raise _held(held, row, doubt, job=pending.job, key=pending.key, why=why) from trouble
+            raise _held(held or _NO_EVIDENCE, row, doubt, job=pending.job, key=pending.key, why=why) from trouble
 
-    def adopt(self, row: Row) -> None:
-        """Follow up on a doubt that was settled without a caller: settle its money, and watch its prediction.
+    def follow_up(self, row: Row) -> None:
+        """Settle the money of a job that was in doubt, watch its prediction, and end its claim if it has no caller.
 
         Args:
             row: Its row: submitted, or free to be sent again.
         """
         name = (row.batch, row.key)
-        accepted = row.state is State.SUBMITTED
-        self._money.settle(name, accepted=accepted)
-        if accepted:
+        self._settle_money(row)
+        if row.state is State.SUBMITTED:
             self._running.follow_adopted(row, self._money.of(name))
         if name not in self._claims:
             self._claims.end(name)
 
+    def _settle_money(self, row: Row) -> None:
+        self._money.settle((row.batch, row.key), accepted=row.state.accepted)
+
     async def _settle(self, row: Row) -> Settlement:
-        return Held(Doubt.WHETHER, ()) if self._holds else await self._reconciler.settle(row)
+        return _NO_EVIDENCE if self._holds else await self._reconciler.settle(row)
+
+    def _of_others(self, row: Row, job: Job) -> SubmissionUncertainError:
+        """Return the error of a job in doubt whose account's history is not that of the session."""
+        return SubmissionUncertainError(
+            f"it was sent {self._senders.describe(row)}, and only the history of that account can show whether it was "
+            "accepted; it was not sent again",
+            sent_at=row.intent_at,
+            candidates=row.candidates,
+            job=job,
+            key=row.key,
+            advice="run it with the provider, base URL and key of that account; if this key is of the same account: "
+            "kling-async ledger LEDGER same-account",
+        )
 
     def _sends_again(self, held: Held) -> bool:
         """Return whether to send a held job again."""
-        return self.resubmits and not held.candidates
+        return self._resubmits and not held.candidates
 
     async def _row_in_doubt(self, pending: PendingSubmission) -> Row | None:
         """Return the job's row; None when its doubt could not be recorded."""

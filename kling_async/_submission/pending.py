@@ -12,7 +12,6 @@ from kling_async._core.job import Job
 from kling_async.limits import Slot
 
 from .claims import Claim
-from .drain import Drain
 
 
 @attrs.define
@@ -27,7 +26,6 @@ class PendingSubmission:
         fingerprint: Digest of the request body.
         price: Price of one paid request in USD by the price list; None when it is not known.
         slot: The slot that its prediction is to occupy.
-        drain: Ends the submission between two attempts.
         claim: The session's claim on the job; each attempt holds it too.
         token_hash: Digest of the token in the URL of its webhook; None without a webhook.
         reserved: Money that is reserved for the request.
@@ -41,7 +39,6 @@ class PendingSubmission:
     fingerprint: str
     price: Decimal | None
     slot: Slot
-    drain: Drain
     claim: Claim
     token_hash: str | None = None
     reserved: tuple[Reservation, ...] = ()
@@ -59,5 +56,9 @@ class PendingSubmission:
 
     def mark_doubtful(self, doubtful: bool) -> None:  # noqa: FBT001 -- a setter
         """Set whether the request may have been accepted without a reply."""
+        if doubtful:
+            self.slot.mark_doubtful()
+        else:
+            self.slot.end_doubt(known=True)
         for reservation in self.reserved:
             reservation.doubtful = doubtful

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
-import anyio
 import attrs
 
 from kling_async import events
@@ -15,7 +13,9 @@ from kling_async._core.copies import changed
 from kling_async._core.states import Entry, Row, State
 from kling_async._core.submission import Accepted, Rejected, Uncertain, Verdict, judge
 from kling_async._core.transport import Transport
+from kling_async._log import log
 from kling_async._observers import Observers
+from kling_async._turns import Turns
 from kling_async.errors import (
     ApiError,
     ConnectionLostError,
@@ -25,20 +25,21 @@ from kling_async.errors import (
     Spent,
     SubmissionUncertainError,
     TransportError,
+    WrongLoopError,
 )
 from kling_async.ledger import Ledger, SharedLedger
-from kling_async.limits import Gate
+from kling_async.limits import Gate, Slots
+from kling_async.limits.doubts import DoubtWindow
 from kling_async.providers import Provider
+
+from .senders import Senders
+from .service_time import ServiceTime
 
 if TYPE_CHECKING:
     from kling_async._core.prediction import Prediction
+    from kling_async._core.statistics import Concurrency
 
     from .pending import PendingSubmission
-
-log = logging.getLogger("kling_async")
-
-MAX_CONCURRENT_SUBMITS = 32
-"""Greatest number of paid requests between intent and reply: a crash leaves at most as many in doubt."""
 
 
 @attrs.define
@@ -50,7 +51,12 @@ class Submitter:
         provider: Parses the reply.
         ledger: Records intent and result.
         shared: The same ledger where several processes write it; None otherwise.
+        senders: Has the sender that intents are recorded with.
+        times: Keeps the times of submissions.
         gate: Session-wide back-off and rate limit.
+        slots: The session's slots.
+        turns: Limit on the requests between intent and reply: a crash leaves at most as many in doubt.
+        window: Bound on submits whose replies are lost.
         clock: The session's clock.
         observe: Publishes events.
     """
@@ -59,27 +65,43 @@ class Submitter:
     provider: Provider
     ledger: Ledger
     shared: SharedLedger | None
+    senders: Senders
+    times: ServiceTime
     gate: Gate
+    slots: Slots
+    turns: Turns
+    window: DoubtWindow
     clock: Clock
     observe: Observers
-    _turns: anyio.Semaphore = attrs.field(
-        factory=lambda: anyio.Semaphore(MAX_CONCURRENT_SUBMITS, fast_acquire=True), init=False
-    )
     # Entries with a paid id that the ledger could not record when the reply came.
     _unrecorded: dict[tuple[str, str], Entry] = attrs.field(factory=dict, init=False)
 
     async def acquire_turn(self) -> None:
-        """Wait for the back-off, the rate limit, and one of `MAX_CONCURRENT_SUBMITS` turns. Release the turn later."""
+        """Wait for the back-off, the rate limit, and a turn. Release the turn later.
+
+        While replies get lost there are fewer turns.
+        """
         while True:
             await self.gate.wait()
-            await self._turns.acquire()
+            await self.turns.acquire()
+            try:
+                await self.window.begin()
+            except BaseException:
+                self.turns.release()
+                raise
             if not self.gate.closed:
                 return
-            self._turns.release()
+            self.release_turn()
 
     def release_turn(self) -> None:
         """Release a turn acquired with `acquire_turn`."""
-        self._turns.release()
+        self.window.end()
+        self.turns.release()
+
+    def statistics(self) -> Concurrency:
+        """Return where the limit on unanswered requests stands."""
+        waiting = self.slots.waiting if self.slots.are_held_back else 0
+        return attrs.evolve(self.turns.statistics(), waiting=waiting)
 
     async def attempt(self, pending: PendingSubmission, attempt: int) -> Verdict:
         """Record the intent, send one paid request, record the verdict and return it. Must not be cancelled.
@@ -92,6 +114,7 @@ class Submitter:
             LedgerError: The intent could not be recorded, or another process owns the job; nothing was sent.
         """
         await self._record_intent(pending, attempt)
+        self.times.sending(pending.batch, pending.key, attempt)
         self.observe(
             events.Submitting,
             at=self.clock.now(),
@@ -100,11 +123,18 @@ class Submitter:
             job=pending.job,
             attempt=attempt,
         )
-        sent_at = self.clock.now()
+        sent_at, began = self.clock.now(), self.clock.monotonic()
         verdict = judge(await self._send(pending))
+        if not isinstance(verdict, Uncertain):
+            self.times.settled(pending.batch, pending.key, attempt)
+            self.window.cleared()
         match verdict:
             case Accepted(prediction):
                 self.gate.record_accepted()
+                self.turns.limit.record_done(
+                    1.0, self.clock.monotonic() - began, full=self.turns.full or self.slots.are_held_back
+                )
+                self.times.accepted(prediction.created_at)
                 if not prediction.model or prediction.key != pending.key:
                     model = prediction.model or pending.job.model
                     verdict = Accepted(changed(prediction, key=pending.key, model=model))
@@ -161,10 +191,10 @@ class Submitter:
                 )
         return recorded
 
-    async def _send(self, pending: PendingSubmission) -> Prediction | TransportError | ApiError:
+    async def _send(self, pending: PendingSubmission) -> Prediction | TransportError | ApiError | WrongLoopError:
         try:
             return self.provider.read_prediction(await self.transport.send(pending.request), key=pending.key)
-        except (TransportError, ApiError) as error:
+        except (TransportError, ApiError, WrongLoopError) as error:
             return error
         # A critical task is never cancelled, so a cancellation comes from the transport.
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- money may have been spent
@@ -181,12 +211,14 @@ class Submitter:
             attempt=attempt,
             fingerprint=pending.fingerprint,
             token_hash=pending.token_hash,
+            sender=self.senders.own.id,
             cost=pending.cost,
         )
         try:
             await self.ledger.record(entry)
-        except Exception as error:
-            why, advice = (error.message, error.advice) if isinstance(error, KlingError) else (error, None)
+        # As in `_send`: a cancellation comes from the ledger.
+        except (Exception, asyncio.CancelledError) as error:
+            why, advice = (error.message, error.advice) if isinstance(error, KlingError) else (repr(error), None)
             raise LedgerError(
                 f"the intent could not be recorded, so nothing was sent: {why}",
                 job=pending.job,
@@ -222,7 +254,7 @@ class Submitter:
         )
         try:
             await self.ledger.record(entry)
-        except Exception:
+        except (Exception, asyncio.CancelledError):
             # The job continues. After a crash this line is the only record of a paid id.
             log.exception(
                 "the ledger cannot be written: job %s is %s, prediction %s", pending.key, state, prediction_id

@@ -7,12 +7,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import attrs
 
 from kling_async._core.prediction import Prediction
-from kling_async.errors import (
-    ApiError,
-    KlingError,
-    TransportError,
-    UnsupportedError,
-)
+from kling_async._http.reads import send_once
+from kling_async.errors import ApiError, TransportError
 from kling_async.providers.protocol import account_of
 
 if TYPE_CHECKING:
@@ -37,28 +33,17 @@ class Reply:
 
 
 @attrs.frozen
-class PermanentFailure:
-    """A failed read that would fail again.
+class FailedRead:
+    """A read that failed.
 
     Attributes:
-        error: The error of the read.
+        error: Its error.
     """
 
-    error: KlingError
+    error: ApiError | TransportError
 
 
-@attrs.frozen
-class TransientFailure:
-    """A failed read that may succeed later.
-
-    Attributes:
-        error: The error of the read.
-    """
-
-    error: KlingError
-
-
-Read: TypeAlias = "Reply | PermanentFailure | TransientFailure"
+Read: TypeAlias = Reply | FailedRead
 
 
 class Reader:
@@ -89,28 +74,27 @@ class Reader:
         """
         self.singles += 1
         try:
-            response = await self._transport.send(self._provider.result(prediction_id))
+            response = await send_once(self._transport, self._provider.result(prediction_id))
             reply = hash((response.status, response.body))
             return Reply(None if reply == known_reply else self._provider.read_prediction(response, key=key), reply)
-        except ApiError as error:
-            return PermanentFailure(error) if error.refused and not error.transient else TransientFailure(error)
-        except TransportError as error:
-            return TransientFailure(error)
+        except (ApiError, TransportError) as error:
+            return FailedRead(error)
 
-    async def read_page(
-        self, number: int, size: int, created_before: datetime | None
-    ) -> Page[Prediction] | PermanentFailure | TransientFailure:
+    async def read_page(self, number: int, size: int, created_before: datetime | None) -> Page[Prediction] | FailedRead:
         """Read one page of the account's predictions, newest first.
 
         Args:
             number: Number of the page, from 1.
             size: Predictions per page.
             created_before: Only predictions created before; None for all.
+
+        Raises:
+            UnsupportedError: The provider has no list.
         """
+        provider = account_of(self._provider, "predictions")
+        request = provider.predictions(page=number, page_size=size, created_before=created_before)
+        self.pages += 1
         try:
-            provider = account_of(self._provider, "predictions")
-            request = provider.predictions(page=number, page_size=size, created_before=created_before)
-            self.pages += 1
-            return provider.read_predictions(await self._transport.send(request))
-        except (TransportError, ApiError, UnsupportedError) as error:
-            return TransientFailure(error) if error.transient else PermanentFailure(error)
+            return provider.read_predictions(await send_once(self._transport, request))
+        except (ApiError, TransportError) as error:
+            return FailedRead(error)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from kling_async._core.answers import Answers
 from kling_async._core.job import Job
 from kling_async._core.prediction import Prediction
 from kling_async.errors import KlingError, PredictionError, PredictionTimeoutError
@@ -46,8 +47,7 @@ class Watched:
         since: Monotonic time from which it is watched, in seconds.
         batch: Name of its batch, for events.
         on_end: Called once, when it has ended or is no longer watched.
-        failures: Consecutive failed reads.
-        missing: Consecutive "not found" replies.
+        answers: Failed reads since the last successful one; None without one.
         reply: Hash of the last reply to its single read; None before the first.
         waiters: Callers that wait for its end.
         changes: Queues of its followers.
@@ -58,8 +58,7 @@ class Watched:
     since: float
     batch: str
     on_end: Callable[[Prediction], None] | None
-    failures: int = 0
-    missing: int = 0
+    answers: Answers | None = None
     reply: int | None = None
     waiters: list[Waiter] = attrs.Factory(list)
     changes: tuple[asyncio.Queue[Prediction | KlingError], ...] = ()
@@ -96,11 +95,24 @@ class Watched:
     def timed_out(self, job: Job | None) -> PredictionTimeoutError:
         """Return the error of a caller whose deadline passed."""
         return PredictionTimeoutError(
-            f"the prediction is still {self.prediction.raw_status} at the deadline",
+            f"the prediction is still {self.prediction.raw_status} at the deadline{self._unread}",
             prediction=self.prediction,
             job=job,
             key=self.prediction.key,
         )
+
+    def forgotten(self, seconds: float) -> PredictionTimeoutError:
+        """Return the error of a prediction that has not ended within the longest time for which any is watched."""
+        return PredictionTimeoutError(
+            f"the prediction has not ended within {seconds:.0f} s and is no longer watched{self._unread}",
+            prediction=self.prediction,
+            key=self.prediction.key,
+        )
+
+    @property
+    def _unread(self) -> str:
+        """The failed reads, for the end of an error text; empty without one."""
+        return "" if self.answers is None else f"; the last reads of its state failed, {self.answers}"
 
     def unreadable(self, error: KlingError) -> PredictionError:
         """Return the error of a prediction whose state can no longer be read."""

@@ -1,7 +1,7 @@
 """Watch all running predictions of a session until they end.
 
-The planner decides what to read and when. The watcher reads it, handles the replies, and serves the waiters. It has a
-few reader tasks and one timer, not one per prediction: a running prediction takes little memory.
+The planner decides what to read and when. The watcher reads it, handles the replies, and serves the waiters. It has one
+timer, and a reader task for each concurrent read, not for each prediction: a running prediction takes little memory.
 """
 
 from __future__ import annotations
@@ -13,29 +13,33 @@ from typing import TYPE_CHECKING, NoReturn
 
 import anyio
 
+from kling_async._core.answers import MAX_READ_PAUSE_S, Answers, Kind
 from kling_async._core.catalogue import find_model
 from kling_async._core.copies import changed
 from kling_async._core.planner import Look, LookAtPage, Planner
 from kling_async._core.polling import Backoff, WatchPolicy, WatchStatistics
 from kling_async._core.prediction import Prediction, Status, newer
+from kling_async._http.retry import pause
 from kling_async.errors import (
     ApiError,
     KlingError,
-    NotFoundError,
     PredictionError,
-    PredictionTimeoutError,
     RateLimitedError,
     SessionClosedError,
     Spent,
+    TransportError,
+    UnsupportedError,
 )
 from kling_async.events import Changed
 
-from .reader import PermanentFailure, Reader, Reply, TransientFailure
+from .reader import FailedRead, Reader, Reply
 from .watched import Deadlines, Waiter, Watched
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from random import Random
+
+    from anyio.abc import TaskGroup
 
     from kling_async._core.clock import Clock
     from kling_async._core.job import Job
@@ -46,13 +50,15 @@ if TYPE_CHECKING:
 TIMER_RESOLUTION_S = 0.001
 """Seconds: times closer together than this count as equal."""
 
-MAX_NOT_FOUND = 4
-"""Consecutive "not found" replies, after which a prediction is considered deleted."""
-
 MAX_RECENT_ENDS = 1000
 """Ended predictions kept for later callers: a webhook may come before the reply to the submit."""
 
 _BROKEN = "the watcher broke by a mistake in the program, see __cause__; the prediction goes on"
+
+READERS_PER_READ_PER_S = 0.5
+"""Concurrent reads for each read per second of the ceiling: enough while a reply takes half a second."""
+MIN_READERS, MAX_READERS = 32, 200
+"""Bounds of the greatest number of concurrent reads."""
 
 DEFAULT_RUN_S = 120.0
 """Usual run time in seconds of 5 seconds of video by an unknown model."""
@@ -66,10 +72,10 @@ class Watcher:
         provider: Builds them and parses the replies.
         clock: The session's clock.
         policy: Polling policy.
+        ceiling: Reads per second; infinite for no limit.
         rng: Draws jitter.
         observe: Publishes every change of status.
         forget_after: Seconds after which a prediction that has not ended is no longer watched.
-        readers: Greatest number of concurrent reads.
     """
 
     def __init__(
@@ -79,19 +85,22 @@ class Watcher:
         provider: Provider,
         clock: Clock,
         policy: WatchPolicy,
+        ceiling: float,
         rng: Random,
         observe: Observers,
         forget_after: float,
-        readers: int = 32,
     ) -> None:
         self._clock = clock
-        self._planner = Planner(policy, rng.random)
+        self._planner = Planner(policy, ceiling)
         self._reader = Reader(transport, provider)
+        self._least = policy.least
         self._backoff = Backoff(first=min(5.0, policy.most), cap=60.0, jitter=0.3)
         self._rng = rng
         self._observe = observe
         self._forget_after = forget_after
-        self._readers = readers
+        self._tasks: TaskGroup | None = None
+        self._readers = 0
+        self._max_readers = min(max(READERS_PER_READ_PER_S * ceiling, MIN_READERS), MAX_READERS)
         self._watched: dict[str, Watched] = {}
         self._recent: OrderedDict[str, Prediction] = OrderedDict()
         self._deadlines = Deadlines()
@@ -101,7 +110,6 @@ class Watcher:
         self._timer_wakes_at = math.inf
         self._failure: BaseException | None = None
         self._closed = False
-        self._failed_pages = 0
 
     @property
     def running(self) -> tuple[Prediction, ...]:
@@ -121,6 +129,7 @@ class Watcher:
             ended=self._planner.ended,
             told=self._planner.ended_via_webhook,
             delay=self._planner.delay,
+            ceiling=self._planner.rate.at(self._clock.monotonic()),
             watched=len(self._watched),
             waiting=sum(len(watched.waiters) for watched in self._watched.values()),
         )
@@ -190,7 +199,7 @@ class Watcher:
         if not newer(watched.prediction.status, prediction.status):
             return False
         self._handle(watched, prediction, via_webhook=True)
-        # Its run time may bring the reads of others forward.
+        # Its end may bring reads of others forward.
         self._wake_timer_for_reads()
         return True
 
@@ -260,9 +269,7 @@ class Watcher:
     async def run(self) -> None:
         """Watch until cancelled. An unexpected exception fails all waiters, as the cause of their errors."""
         try:
-            async with anyio.create_task_group() as tasks:
-                for _ in range(self._readers):
-                    tasks.start_soon(self._read_forever)
+            async with anyio.create_task_group() as self._tasks:
                 await self._run_timer()
         except Exception as error:  # noqa: BLE001 -- every waiter raises it
             self._failure = error
@@ -322,19 +329,26 @@ class Watcher:
             self._timer_wakes_at = -math.inf
             self._timer_sleep.cancel()
 
+    @property
+    def _may_read(self) -> bool:
+        """True if another read may be sent beside those in flight."""
+        return bool(self._idle_readers) or self._readers < self._max_readers
+
     def _wake_timer_for_reads(self) -> None:
         # A reader that becomes idle takes due reads itself, so the timer is needed only while one is idle.
-        if self._idle_readers:
+        if self._may_read:
             self._wake_timer_at(self._planner.next_due)
 
     async def _run_timer(self) -> NoReturn:
         while True:
             # A timer may fire a little early.
             now = self._clock.monotonic() + TIMER_RESOLUTION_S
-            self._hand_out(now)
+            if self._may_read:
+                self._ready += self._planner.due(now)
+                self._start_readers(len(self._ready))
             for waiter, watched in self._deadlines.pop_passed(now):
                 waiter.future.set_exception(watched.timed_out(waiter.job))
-            next_read = self._planner.next_due if self._idle_readers else math.inf
+            next_read = self._planner.next_due if self._may_read else math.inf
             self._timer_wakes_at = min(next_read, self._deadlines.next)
             with anyio.CancelScope() as self._timer_sleep:
                 if self._timer_wakes_at == math.inf:
@@ -342,22 +356,25 @@ class Watcher:
                 await self._clock.sleep(self._timer_wakes_at - now + TIMER_RESOLUTION_S)
             self._timer_sleep = None
 
-    def _hand_out(self, now: float) -> None:
-        """Queue the reads that are due, and wake as many readers."""
-        self._ready += self._planner.due(now)
-        for _ in range(min(len(self._ready), len(self._idle_readers))):
-            turn = self._idle_readers.popleft()
-            if not turn.done():
-                turn.set_result(None)
+    def _start_readers(self, count: int) -> None:
+        """Let so many further readers take a read that is ready."""
+        for _ in range(count):
+            if self._idle_readers:
+                turn = self._idle_readers.popleft()
+                if not turn.done():
+                    turn.set_result(None)
+            elif self._tasks is not None and self._readers < self._max_readers:
+                self._readers += 1
+                self._tasks.start_soon(self._read_forever)
 
     async def _read_forever(self) -> NoReturn:
         while True:
             look = await self._next_read()
-            pause = self._planner.held_until - self._clock.monotonic()
-            if pause > 0:
-                # The service has asked for a pause of all reads.
-                await self._clock.sleep(pause)
-            if isinstance(look, LookAtPage):
+            held_until = self._planner.held_until(look.kind)
+            if held_until > self._clock.monotonic():
+                # The service has asked for a pause since this look was queued. Reads of the other kind go on.
+                self._planner.postpone(look, held_until)
+            elif isinstance(look, LookAtPage):
                 await self._read_page(look)
             elif look.prediction_id in self._watched:
                 await self._read(self._watched[look.prediction_id])
@@ -366,7 +383,9 @@ class Watcher:
     async def _next_read(self) -> Look:
         """Wait for a read to be due, and return it."""
         while not self._ready:
-            self._hand_out(self._clock.monotonic() + TIMER_RESOLUTION_S)
+            self._ready += self._planner.due(self._clock.monotonic() + TIMER_RESOLUTION_S)
+            # The first is for this reader.
+            self._start_readers(len(self._ready) - 1)
             if not self._ready:
                 turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._idle_readers.append(turn)
@@ -377,21 +396,17 @@ class Watcher:
     async def _read(self, watched: Watched) -> None:
         prediction = watched.prediction
         match await self._reader.read(prediction.id, key=prediction.key, known_reply=watched.reply):
-            case PermanentFailure(error):
+            case FailedRead(error):
                 if watched.ended:
                     return
-                watched.missing += isinstance(error, NotFoundError)
-                if 0 < watched.missing < MAX_NOT_FOUND:
-                    # A lagging replica or a faulty gateway: an accepted prediction does not disappear at once.
-                    self._read_again(watched, self._pause(watched.missing))
+                watched.answers = answers = watched.answers or Answers(Kind.STATUS)
+                if answers.add(error, self._clock.monotonic()):
+                    self._end(watched, watched.unreadable(answers.raised(error, final=True)), cause=error)
                 else:
-                    self._end(watched, watched.unreadable(error), cause=error)
-            case TransientFailure(error):
-                # A passing error never fails a paid job.
-                watched.failures += 1
-                self._read_again(watched, self._pause(watched.failures, error))
+                    # A passing error never fails a paid job.
+                    self._read_again(watched, self._pause(Kind.STATUS, answers.count, error))
             case Reply(read, reply):
-                watched.failures = watched.missing = 0
+                watched.answers = None
                 if watched.ended:
                     return
                 if read is not None:
@@ -403,31 +418,34 @@ class Watcher:
                     self._forget_if_overdue(watched)
 
     async def _read_page(self, look: LookAtPage) -> None:
-        match await self._reader.read_page(look.number, look.size, look.before):
-            case PermanentFailure():
-                self._planner.pages_unsupported(look, self._clock.monotonic())
-            case TransientFailure(error):
-                self._failed_pages += 1
-                delay = self._pause(self._failed_pages, error)
+        try:
+            read = await self._reader.read_page(look.number, look.size, look.before)
+        except UnsupportedError:
+            self._planner.pages_unsupported(look, self._clock.monotonic())
+            return
+        match read:
+            case FailedRead(error):
+                delay = self._pause(Kind.PAGE, self._planner.page_failures + 1, error)
                 now = self._clock.monotonic()
                 self._planner.page_failed(look, now, now + delay)
             case page:
-                self._failed_pages = 0
                 self._planner.page_read(look, page, self._clock.monotonic())
                 for item in page.items:
                     watched = self._watched.get(item.id)
                     if watched is not None:
+                        watched.answers = None
                         self._handle(watched, item)
                         self._forget_if_overdue(watched)
 
-    def _pause(self, failures: int, error: KlingError | None = None) -> float:
-        """Return the seconds until the next attempt, at least `Retry-After`; a 429 pauses all reads."""
-        delay = self._backoff.delay(failures, self._rng.random())
-        if isinstance(error, ApiError):
-            delay = max(delay, error.retry_after or 0.0)
+    def _pause(self, kind: Kind, failures: int, error: ApiError | TransportError) -> float:
+        """Return the seconds until the next attempt. `Retry-After` pauses all reads of the kind; a 429 slows all."""
+        now = self._clock.monotonic()
         if isinstance(error, RateLimitedError):
-            self._planner.hold(self._clock.monotonic() + delay)
-        return delay
+            self._planner.rate.refused(now)
+        hint = error.retry_after if isinstance(error, ApiError) else None
+        if hint is not None:
+            self._planner.hold(kind, now + min(hint, MAX_READ_PAUSE_S))
+        return max(self._least, pause(failures, self._rng.random, hint, self._backoff))
 
     def _handle(self, watched: Watched, read: Prediction, *, single: bool = False, via_webhook: bool = False) -> None:
         """Handle a record of a prediction: from its single read, a page of the list, or a webhook."""
@@ -461,14 +479,7 @@ class Watcher:
     def _forget_if_overdue(self, watched: Watched) -> bool:
         """Stop watching a prediction after `forget_after` seconds; return whether it is no longer watched."""
         if not watched.ended and self._clock.monotonic() - watched.since > self._forget_after:
-            self._end(
-                watched,
-                PredictionTimeoutError(
-                    f"the prediction has not ended within {self._forget_after:.0f} s and is no longer watched",
-                    prediction=watched.prediction,
-                    key=watched.prediction.key,
-                ),
-            )
+            self._end(watched, watched.forgotten(self._forget_after))
         return watched.ended
 
     def _end(self, watched: Watched, error: KlingError | None, *, cause: BaseException | None = None) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 
+from kling_async._core.job_key import Key, checked_key
 from kling_async._core.states import Row, State
+from kling_async._log import log
 from kling_async._session.job_run import JobRun
-from kling_async._session.outcome import run_to_outcome
+from kling_async._session.outcome import publish_finished, run_to_outcome
 from kling_async._session.session import engine_of
 from kling_async._submission.drain import Drain
+from kling_async._tasks import is_cancelled
 from kling_async.errors import (
     ConfigurationError,
     KlingError,
@@ -30,11 +33,10 @@ if TYPE_CHECKING:
 
     from kling_async._core.content import Content
     from kling_async._core.prediction import Outcome
+    from kling_async._core.seen import Seen
     from kling_async._session.engine import SessionEngine
     from kling_async._session.session import KlingSession
     from kling_async.ledger.postgres import PostgresLedger
-
-log = logging.getLogger("kling_async")
 
 MAX_CLAIMED_AT_ONCE = 50
 """Greatest number of jobs that a worker claims in one transaction."""
@@ -61,6 +63,8 @@ class Worker:
         save_to: Folder for the videos, which are named by their keys, in folders named by their batches. None saves
             nothing.
         deadline: Seconds from acceptance to wait for each prediction.
+        seen: What to do with jobs that another batch of the ledger has paid for, as in `KlingSession`, unless `enqueue`
+            was told. A job that "stop" refuses is rejected, and says so. Default: the session's.
         again: Seconds until a job that could not be sent, settled or saved is tried again.
 
     Attributes:
@@ -77,6 +81,7 @@ class Worker:
         *,
         save_to: str | os.PathLike[str] | None = None,
         deadline: float = 1800.0,
+        seen: Seen | None = None,
         again: float = 60.0,
     ) -> None:
         for name, seconds in (("deadline", deadline), ("again", again)):
@@ -87,6 +92,7 @@ class Worker:
         self._kling = kling
         self._save_to = None if save_to is None else Path(save_to)
         self._deadline = deadline
+        self._seen: Seen | None = seen
         self._again = again
         self._runs: dict[tuple[str, str], JobRun | None] = {}
         self._in_doubt: set[tuple[str, str]] = set()
@@ -96,12 +102,13 @@ class Worker:
         """Claim jobs and run them until cancelled.
 
         Raises:
-            ConfigurationError: The session's ledger is not a shared one.
+            ConfigurationError: The session's ledger is not a shared one, or there is no such setting `seen`.
             KlingError: An account-wide error (API key, balance, budget) has stopped the worker. After an error about
                 money, running predictions are waited for first.
         """
         engine = engine_of(self._kling)
         ledger = shared_ledger(engine.ledger)
+        engine.seen(self._seen)
         async with anyio.create_task_group() as tasks:
             while self._drain.stopped is None:
                 news = ledger.news
@@ -123,7 +130,7 @@ class Worker:
         if self._drain.stopped is not None:
             raise self._drain.stopped
 
-    async def run_one(self, batch: str, key: str) -> KlingError | None:
+    async def run_one(self, batch: str, key: Key) -> KlingError | None:
         """Run one job of the ledger, or wait for the worker that has claimed it. Safe to call again.
 
         Args:
@@ -134,9 +141,11 @@ class Worker:
             None if the job has ended, successful or not; else the error because of which to run it again later.
 
         Raises:
+            InvalidJobError: The key is no text or whole number.
             LedgerError: There is no such job, or the ledger cannot be used.
         """
         engine = engine_of(self._kling)
+        key = checked_key(key)
         found = await engine.ledger.find(batch, key)
         if found is None:
             raise LedgerError(
@@ -169,18 +178,26 @@ class Worker:
             return []
         try:
             return await ledger.take(
-                room, engine.level, unsaved=self._save_to is not None, failures=engine.runner.retry_failed
+                room,
+                engine.level,
+                unsaved=self._save_to is not None,
+                failures=engine.runner.retry_failed,
+                senders=engine.senders.ids,
             )
-        except LedgerError as error:
-            log.warning("no jobs can be claimed, trying again: %s", error.message)
+        except (LedgerError, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                raise
+            log.warning("no jobs can be claimed, trying again: %s", _text(error))
             return []
 
     async def _run_claimed(self, engine: SessionEngine, ledger: PostgresLedger, row: Row, content: Content) -> None:
         """Run a claimed job and release it. A cancelled one stays claimed until the session closes and releases it."""
         try:
             outcome = await self._run(engine, row, content, drain=self._drain)
-        except LedgerError as trouble:
-            log.warning("job %s cannot be started, trying again in %.0f s: %s", row.key, self._again, trouble.message)
+        except (LedgerError, asyncio.CancelledError) as trouble:
+            if isinstance(trouble, asyncio.CancelledError) and is_cancelled():
+                raise
+            log.warning("job %s cannot be started, trying again in %.0f s: %s", row.key, self._again, _text(trouble))
             ledger.give_back(row.batch, row.key, again=self._again)
             return
         finally:
@@ -207,6 +224,7 @@ class Worker:
             key=row.key,
             batch=row.batch,
             deadline=self._deadline,
+            seen=row.seen or engine.seen(self._seen),
             drain=drain,
             content=recalled.content,
             recalled=True,
@@ -216,7 +234,12 @@ class Worker:
         if not isinstance(outcome.error, SkippedError):
             self.finished += 1
             self.failed += outcome.error is not None
+        publish_finished(engine, run, outcome)
         return outcome
+
+
+def _text(error: LedgerError | asyncio.CancelledError) -> str:
+    return error.message if isinstance(error, LedgerError) else "the ledger raised CancelledError"
 
 
 def _folder(where: Path, batch: str) -> Path:

@@ -11,6 +11,7 @@ import typer
 from kling_async._version import __version__
 
 from .binding import EPILOG, SETTINGS, Command, Group, LedgerGroup, command, execute, group
+from .choices import ProviderChoice
 from .options import (
     DemoOptions,
     DoubtOptions,
@@ -22,6 +23,7 @@ from .options import (
     GalleryOptions,
     Json,
     ModelsOptions,
+    Provider,
     ResumeOptions,
     RunOptions,
     StatusOptions,
@@ -29,11 +31,10 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from .interrupts import Exit
+    from .exits import Exit
 
 app = typer.Typer(
     cls=Group,
-    help="Kling image-to-video on WaveSpeedAI and GPTProto: many jobs at once, none paid twice, none lost.",
     epilog=EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -153,7 +154,7 @@ def models(options: ModelsOptions) -> Exit:
     """List the models with their prices, and the account levels with their limits."""
     from . import models as module  # noqa: PLC0415 -- see the module's docstring
 
-    return module.models(as_json=options.as_json)
+    return module.check(as_json=options.as_json) if options.check else module.models(as_json=options.as_json)
 
 
 @command(app, EmulatorOptions)
@@ -215,6 +216,14 @@ def give_up(context: typer.Context, key: Key, *, name: Name = None, yes: Yes = F
     execute(context, lambda: module.give_up(_of_job(context, name), key, yes=yes))
 
 
+@ledgers.command(name="same-account", cls=Command, epilog=EPILOG)
+def same_account(context: typer.Context, *, provider: Provider = ProviderChoice.WAVESPEED, yes: Yes = False) -> None:
+    """Say that the jobs of this ledger were sent by the account of the present API key."""
+    from . import accounts as module  # noqa: PLC0415 -- see the module's docstring
+
+    execute(context, lambda: module.same_account(_of_job(context, None), provider, yes=yes))
+
+
 @ledgers.command(cls=Command, epilog=EPILOG)
 def history(context: typer.Context, key: Key, *, name: Name = None, as_json: Json = False) -> None:
     """Show every recorded step of a job."""
@@ -222,6 +231,14 @@ def history(context: typer.Context, key: Key, *, name: Name = None, as_json: Jso
 
     options = _of_job(context, name)
     execute(context, lambda: module.history(attrs.evolve(options, as_json=options.as_json or as_json), key))
+
+
+@ledgers.command(name="declare-complete", cls=Command, epilog=EPILOG)
+def declare_complete(context: typer.Context, *, yes: Yes = False) -> None:
+    """Declare that a ledger file lacks no steps though no process closed it: a database tool or a backup wrote it."""
+    from . import copies as module  # noqa: PLC0415 -- see the module's docstring
+
+    execute(context, lambda: module.declare_complete(_of_job(context, None), yes=yes))
 
 
 def _of_job(context: typer.Context, name: str | None) -> DoubtOptions:

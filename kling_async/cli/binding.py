@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from kling_async.errors import (
+    AlreadyPaidError,
     ConfigurationError,
     InvalidJobError,
     KlingError,
@@ -20,10 +21,10 @@ from kling_async.errors import (
     UnsupportedError,
 )
 
-from .interrupts import Exit
+from .exits import Exit
 from .ledgers import LEDGER_VARIABLE
 from .options import Options
-from .output import print_error
+from .output import print_error, print_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,12 +71,16 @@ class Group(TyperGroup):
 class LedgerGroup(Group):
     """The group `ledger`. Its options may follow the file, as in `ledger run.db --json`.
 
-    After a subcommand the options are those of the subcommand.
+    After a subcommand the options are those of the subcommand, whose help needs no ledger.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments; without a file among them, take the ledger from the environment."""
-        ctx.allow_interspersed_args = not any(word in self.commands for word in args)
+        after = next((place for place, word in enumerate(args) if word in self.commands), len(args))
+        ctx.allow_interspersed_args = after == len(args)
+        if not set(args[after:]).isdisjoint(ctx.help_option_names):
+            # Prints the help of the subcommand and exits, before the ledger is looked for.
+            self.commands[args[after]].make_context(args[after], ctx.help_option_names[:1], parent=ctx)
         given, rest, _ = self.make_parser(ctx).parse_args(list(args))
         if LEDGER_VARIABLE in os.environ and given.get("ledger") in self.commands:
             # The first word is the subcommand, so the environment names the ledger.
@@ -175,11 +180,12 @@ def execute(context: typer.Context, work: Callable[[], Exit]) -> None:
         status = Exit.INTERRUPTED
     except BrokenPipeError:
         raise  # typer handles a closed pipe
-    except Exception as error:
-        if is_debug(context):
-            raise
+    except Exception as error:  # noqa: BLE001 -- printed, and turned into an exit status
         cause = _first_of(error)
-        print_error(cause)
+        if is_debug(context):
+            print_traceback(error)
+        else:
+            print_error(cause)
         status = _status_of(cause)
     raise typer.Exit(int(status))
 
@@ -192,7 +198,7 @@ def _first_of(error: Exception) -> Exception:
 
 
 def _status_of(error: Exception) -> Exit:
-    if isinstance(error, KlingError) and error.account_wide:
+    if isinstance(error, AlreadyPaidError) or (isinstance(error, KlingError) and error.account_wide):
         return Exit.NOTHING_DONE
     if isinstance(error, _BAD_INPUT):
         return Exit.BAD_INPUT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 
 class ProviderChoice(StrEnum):
@@ -10,6 +11,11 @@ class ProviderChoice(StrEnum):
 
     WAVESPEED = "wavespeed"
     GPTPROTO = "gptproto"
+
+    @property
+    def images(self) -> Literal["upload", "inline"]:
+        """Way in which image files are sent to it: GPTProto takes no uploads."""
+        return "inline" if self is ProviderChoice.GPTPROTO else "upload"
 
 
 class LevelChoice(StrEnum):
@@ -28,6 +34,22 @@ class ProfileChoice(StrEnum):
     TINY = "tiny"
 
 
+class NetworkChoice(StrEnum):
+    """Line between the emulator and its clients."""
+
+    WAN = "wan"
+    THIN = "thin"
+
+
+class PollingChoice(StrEnum):
+    """Policy by which the status of videos is read."""
+
+    BALANCED = "balanced"
+    GENTLE = "gentle"
+    EAGER = "eager"
+    LIST = "list"
+
+
 class FormatChoice(StrEnum):
     """Format written by `export`."""
 
@@ -36,3 +58,11 @@ class FormatChoice(StrEnum):
     STATS = "stats"
     METADATA = "metadata"
     PARQUET = "parquet"
+
+
+class SeenChoice(StrEnum):
+    """Treatment of jobs that another batch of the ledger has paid for."""
+
+    STOP = "stop"
+    REUSE = "reuse"
+    PAY = "pay"

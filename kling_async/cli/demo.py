@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import shlex
 import shutil
 import time
 from decimal import Decimal
@@ -16,12 +17,14 @@ import attrs
 from rich.text import Text
 
 from kling_async._core.job import Job, JobFields
+from kling_async._core.text import one_line
 from kling_async._images.preflight import preflight
 from kling_async._session.session import KlingSession
 from kling_async.errors import InvalidJobError, Problem
 
 from .choices import LevelChoice, ProfileChoice
-from .interrupts import Exit, interruptible, took_interrupt
+from .exits import Exit
+from .interrupts import interruptible, took_interrupt
 from .output import (
     format_duration,
     format_size,
@@ -31,7 +34,6 @@ from .output import (
     plural,
     print_panel,
     print_text,
-    printable,
     route_logs,
 )
 from .progress import model_name, progress
@@ -254,7 +256,7 @@ class _Demo:
             if outcome.error is not None:
                 # The display has shown the message; this is its meaning.
                 meaning = f"{outcome.error.spent.value}; {outcome.error.advice}"
-                name = (printable(outcome.key), "bold")
+                name = (one_line(outcome.key), "bold")
                 print_text(self._console, Text.assemble(name, (f" {status_of(outcome)}", "red"), f": {meaning}."))
         self._print_money(charges)
         saved = [outcome.saved.bytes for outcome in self._outcomes.values() if outcome.saved is not None]
@@ -278,7 +280,7 @@ class _Demo:
             inference = outcome.prediction.inference if outcome.prediction and outcome.ok else None
             name = Text("" if saved is None else Path(str(saved)).name, "cyan")
             table.add_row(
-                Text(printable(key), "bold"),
+                Text(one_line(key), "bold"),
                 model_name(job, provider).removeprefix("kling-v2.1-").removesuffix("-frame"),
                 f"{job.duration} s",
                 Text(status_of(outcome), "green" if outcome.ok else "red"),
@@ -329,7 +331,7 @@ def _print_next_steps(console: Console, manifest: Path | None) -> None:
     if manifest is not None:
         lines += [
             Text("The jobs at WaveSpeed as a file, to rehearse for nothing:"),
-            Text(f"  kling-async run {manifest} --out videos --emulator", "bold green"),
+            Text(f"  kling-async run {shlex.quote(str(manifest))} --out videos --emulator", "bold green"),
         ]
     else:
         lines += [
@@ -341,7 +343,7 @@ def _print_next_steps(console: Console, manifest: Path | None) -> None:
     lines += [
         Text("For real, with a key from wavespeed.ai/accesskey; the price is shown before anything is sent:"),
         Text("  export WAVESPEED_API_KEY=...", "bold green"),
-        Text(f"  kling-async run {jobs} --out videos", "bold green"),
+        Text(f"  kling-async run {shlex.quote(str(jobs))} --out videos", "bold green"),
         Text("Prices and limits: kling-async models", "dim"),
     ]
     print_panel(console, "next", lines, "green")

@@ -10,16 +10,17 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 import anyio
-import typer
 from rich.text import Text
 
 from kling_async._core.states import IN_DOUBT, Entry, State
+from kling_async._core.text import one_line
 from kling_async.errors import ConfigurationError, LedgerError, NotInHandError
 from kling_async.ledger import Doubt
 from kling_async.results import job_of
 
-from .interrupts import Exit
-from .output import format_usd, has_cursor, make_console, new_table, plural, print_text, printable
+from .asking import confirmed
+from .exits import Exit
+from .output import format_usd, has_cursor, make_console, new_table, plural, print_text
 from .reading import (
     format_iso_time,
     format_local_time,
@@ -79,15 +80,15 @@ def _print_jobs(console: Console, rows: list[Row]) -> None:
     batches = len({row.batch for row in rows}) > 1
     table = new_table(console, *(["batch"] if batches else []), "key", "prompt", "sent at", ">price", "candidates")
     for row in rows:
-        prompt = printable(str((job_of(row) or {}).get("prompt") or ""))
+        prompt = one_line(str((job_of(row) or {}).get("prompt") or ""))
         prompt = prompt if len(prompt) <= _MAX_PROMPT_CHARS else f"{prompt[: _MAX_PROMPT_CHARS - 1]}…"
         table.add_row(
-            *([printable(row.batch)] if batches else []),
-            Text(printable(row.key), "bold"),
+            *([one_line(row.batch)] if batches else []),
+            Text(one_line(row.key), "bold"),
             prompt,
             format_local_time(row.intent_at),
             format_usd(row.cost),
-            Text(("\n" if has_cursor(console) else " ").join(map(printable, row.candidates)) or "none"),
+            Text(("\n" if has_cursor(console) else " ").join(map(one_line, row.candidates)) or "none"),
         )
     console.print(table)
 
@@ -140,14 +141,14 @@ def history(options: DoubtOptions, key: str) -> Exit:
     table = new_table(console, "at", "state", ">attempt", "prediction", "message")
     for step in steps:
         cells = (format_local_time(step.at), step.state.label, str(step.attempt or ""), step.prediction_id, step.error)
-        table.add_row(*(printable(cell or "") for cell in cells))
+        table.add_row(*(one_line(cell or "") for cell in cells))
     console.print(table)
     spent = format_usd(row.spent or Decimal(0))
-    text = Text.assemble((printable(key), "bold"), f": {row.state.label}, {spent} spent")
+    text = Text.assemble((one_line(key), "bold"), f": {row.state.label}, {spent} spent")
     if row.refunded:
         text.append(f", {format_usd(row.refunded)} refunded")
     if row.path:
-        text.append(f", {printable(row.path)}", "dim")
+        text.append(f", {one_line(row.path)}", "dim")
     print_text(console, text)
     return Exit.WELL
 
@@ -285,15 +286,17 @@ def _to_settle(options: DoubtOptions, key: str, *, abandoned: bool = False) -> R
 def _settle(options: DoubtOptions, row: Row, step: Entry, means: str, *, yes: bool) -> Exit:
     """Print the consequences, ask, and record the step."""
     console = make_console()
-    print_text(console, Text(printable(f"{row.key}: {means}")))
-    if not yes:
-        if not sys.stdin.isatty():
-            raise ConfigurationError("no terminal to ask for confirmation", advice="confirm with --yes")
-        if not typer.confirm("Go on?"):
-            console.print("Nothing was changed.")
-            return Exit.NOTHING_DONE
+    if not confirmed(
+        console,
+        one_line(f"{row.key}: {means}"),
+        yes=yes,
+        purpose="ask before a doubt is settled",
+        undone="Nothing was changed or spent",
+        advice="add --yes to settle it without asking",
+    ):
+        return Exit.NOTHING_DONE
     anyio.run(_record, options.ledger_name, row, step)
-    print_text(console, Text(f"{printable(row.key)} is {step.state.label}.", "green"))
+    print_text(console, Text(f"{one_line(row.key)} is {step.state.label}.", "green"))
     return Exit.WELL
 
 

@@ -11,16 +11,16 @@ from rich.text import Text
 
 from kling_async._session.session import KlingSession
 from kling_async.errors import ApiError
-from kling_async.manifest import Kind
 
-from .interrupts import Exit
-from .output import make_console, plural
+from .exits import Exit
+from .output import make_console, plural, print_text
 from .plan import Plan, print_plan
 from .sources import print_warnings, read_source
 
 if TYPE_CHECKING:
     from kling_async._core.account import ServicePrice
     from kling_async._core.job import Job
+    from kling_async._core.prices import Kind
     from kling_async.manifest import Manifest
 
     from .options import EstimateOptions
@@ -41,9 +41,9 @@ def estimate(options: EstimateOptions) -> Exit:
         return Exit.WELL
     console = make_console()
     jobs = plural(len(manifest), "job")
-    console.print(Text.assemble((jobs, "bold"), f" from {manifest.name} at {options.provider}"))
+    print_text(console, Text.assemble((jobs, "bold"), f" from {manifest.name} at {options.provider}"))
     print_plan(console, plan, quoted=options.ask)
-    print_warnings(console, manifest)
+    print_warnings(console, manifest, options.provider)
     return Exit.WELL
 
 
@@ -57,7 +57,7 @@ async def _quotes(session: KlingSession, manifest: Manifest) -> dict[Kind, Servi
     """
     examples: dict[Kind, Job] = {}
     async for _, job in manifest:
-        examples.setdefault(Kind(job.model, job.duration, bool(job.sound)), job)
+        examples.setdefault(job.kind, job)
         if len(examples) == len(manifest.kinds):
             break
     quotes: dict[Kind, ServicePrice | None] = {}
@@ -81,7 +81,8 @@ def _as_json(manifest: Manifest, plan: Plan) -> dict[str, object]:
             {
                 "model": line.kind.model,
                 "duration": line.kind.duration,
-                "sound": line.kind.sound,
+                "sound": bool(line.kind.sound),
+                "resolution": line.kind.resolution or None,
                 "jobs": line.jobs,
                 "list_usd": None if line.price.usd is None else float(line.price.usd),
                 "certainty": line.price.certainty.value,
@@ -92,5 +93,8 @@ def _as_json(manifest: Manifest, plan: Plan) -> dict[str, object]:
         "list_usd": float(plan.usd),
         "unpriced_jobs": plan.unpriced,
         "account_usd": None if plan.quoted_usd is None else float(plan.quoted_usd),
-        "warnings": [str(warning) for warning in manifest.warnings],
+        "warnings": [
+            *(f"{plural(rows, 'job')}: {caution}" for caution, rows in manifest.cautions(plan.provider).items()),
+            *(str(warning) for warning in manifest.warnings),
+        ],
     }

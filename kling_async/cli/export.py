@@ -7,21 +7,24 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from kling_async._core.text import one_line
 from kling_async.results import Format
 from kling_async.results import export as write_files
 
-from .interrupts import Exit
-from .output import make_console, plural, print_text, printable
+from .exits import Exit
+from .hints import RunRecord, recorded_run
+from .output import make_console, plural, print_text
 from .results import print_command
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
     from pathlib import Path
 
     from rich.console import Console
 
     from kling_async.results import Exported
 
+    from .ledgers import LedgerName
     from .options import ExportOptions
 
 
@@ -35,28 +38,39 @@ def export(options: ExportOptions) -> Exit:
         print_text(console, Text(f"{_path(made, out)}: {plural(made.rows, 'job')}"))
         print_left_out(console, made)
         if made.format is Format.ERRORS and made.rows:
-            print_text(console, "They have no video, and none is on its way. This runs them again, and pays for them:")
-            print_command(console, rerun_command(made, out, out))
+            record = recorded_run(ledger, options.batch)
+            if record is None:
+                record = RunRecord(str(out), ("--emulator",) if ledger.is_rehearsal else ())
+            print_rerun(console, made, out, ledger=ledger, to=record.shown_out, more=record.options)
     return Exit.WELL
 
 
 def print_left_out(console: Console, made: Exported) -> None:
     """Print how many jobs are missing in a file, by reason."""
     for reason, count in made.left_out.items():
-        print_text(console, Text(f"  {plural(count, 'job')} left out: {printable(reason)}", "yellow"))
+        print_text(console, Text(f"  {plural(count, 'job')} left out: {one_line(reason)}", "yellow"))
 
 
-def rerun_command(made: Exported, folder: Path, out: str | Path, more: Sequence[str] = ()) -> str:
-    """Return the command that runs the jobs of an errors manifest.
+def print_rerun(
+    console: Console, made: Exported, folder: Path, *, ledger: LedgerName, to: str, more: Iterable[str]
+) -> None:
+    """Print the command that runs the jobs of an errors manifest, and whether they are paid for again.
 
     Args:
+        console: The console to print to.
         made: The manifest.
         folder: Folder of the manifest, as the user wrote it.
-        out: Destination of the videos.
+        ledger: Ledger of the jobs.
+        to: Destination of the videos.
         more: Further options of the run.
     """
-    words = ["kling-async", "run", str(_path(made, folder)), "--out", str(out), *more]
-    return shlex.join([*words, *(["--root", str(made.root)] if made.root else [])])
+    jobs, them = ("1 job has", "it") if made.rows == 1 else (f"{made.rows} jobs have", "them")
+    again = f"runs {them} again, and pays for {them} again"
+    if ledger.is_rehearsal:
+        again = f"rehearses {them} again, for nothing"
+    print_text(console, f"{jobs} no video and none is on its way. This {again}:")
+    words = ["kling-async", "run", str(_path(made, folder)), "--out", to, *ledger.option_for(to), *more]
+    print_command(console, shlex.join([*words, *(["--root", str(made.root)] if made.root else [])]))
 
 
 def _path(made: Exported, folder: Path) -> Path:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import anyio
 import attrs
 from rich.text import Text
 
+from kling_async._core.text import one_line
 from kling_async._session.session import KlingSession
 from kling_async.errors import ConfigurationError, KlingError
 
-from .interrupts import Exit, interruptible, took_interrupt
+from .exits import Exit
+from .interrupts import interruptible, took_interrupt
 from .output import (
     format_size,
     has_cursor,
@@ -20,11 +23,11 @@ from .output import (
     plural,
     print_error,
     print_text,
-    printable,
     route_logs,
 )
-from .places import destination
+from .places import destination, is_store
 from .reading import rows_of
+from .rehearsal import clear_names
 from .results import print_unsaved, unfetched
 
 if TYPE_CHECKING:
@@ -45,6 +48,7 @@ def fetch(options: FetchOptions) -> Exit:
     console = make_console()
     destination(options.out)
     ledger = options.ledger_name
+    ledger.require_real()
     exists = ledger.exists()
     if options.ledger is not None and not exists:
         raise ConfigurationError(f"there is no ledger {ledger}", advice="name the ledger of a run")
@@ -62,7 +66,15 @@ def fetch(options: FetchOptions) -> Exit:
         print_text(console, f"Nothing to fetch: {ledger} has no paid prediction without a video.")
         return Exit.WELL
     # The level limits starts, and nothing is started here.
-    session = KlingSession(provider=options.provider, ledger=ledger.create() if exists else None, level="ultra")
+    session = KlingSession(
+        provider=options.provider,
+        ledger=ledger.create() if exists else None,
+        level="ultra",
+        max_reply_bytes=options.max_reply_bytes,
+        max_output_bytes=options.max_output_bytes,
+    )
+    if not is_store(options.out):
+        clear_names(console, Path(options.out))
     route_logs(console, debug=options.debug)
     return interruptible(lambda: _Fetch(console, options, session, wanted, ledger if exists else None).run())
 
@@ -144,10 +156,10 @@ class _Fetch:
     def _print_saved(self, prediction_id: str, key: str, saved: SavedFile) -> None:
         self._saved += 1
         self._wanted.pop(prediction_id)
-        file = f"{saved} ({format_size(saved.bytes)})"
-        self._console.print(Text.assemble(("✓ ", "green"), printable(key), "  ", (file, "dim")), soft_wrap=True)
+        file = one_line(f"{saved} ({format_size(saved.bytes)})")
+        self._console.print(Text.assemble(("✓ ", "green"), one_line(key), "  ", (file, "dim")), soft_wrap=True)
 
     def _print_failed(self, key: str, error: KlingError) -> None:
         self._failed += 1
-        message = printable(str(error))
-        self._console.print(Text.assemble(("✗ ", "red"), printable(key), "  ", (message, "red")), soft_wrap=True)
+        message = one_line(str(error))
+        self._console.print(Text.assemble(("✗ ", "red"), one_line(key), "  ", (message, "red")), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Signals of a running command: drain, cancel, give up; and exit statuses."""
+"""Signals of a running command: drain, cancel, give up."""
 
 from __future__ import annotations
 
@@ -10,28 +10,17 @@ import signal
 import sys
 import time
 from contextvars import ContextVar
-from enum import IntEnum
 from typing import TYPE_CHECKING, Final
+
+from .exits import Exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
-
-__all__ = ["Exit", "drains", "interruptible", "took_interrupt"]
 
 _DUPLICATE_SIGNAL_WINDOW_S: Final = 0.3
 """`timeout` and some terminals send one signal twice."""
 _PRESSES_TO_GIVE_UP: Final = 3
 _INTERRUPTS: ContextVar[_Interrupts | None] = ContextVar("interrupts", default=None)
-
-
-class Exit(IntEnum):
-    """Exit status of a command."""
-
-    WELL = 0
-    SOME_FAILED = 1
-    BAD_INPUT = 2
-    NOTHING_DONE = 3
-    INTERRUPTED = 130
 
 
 def interruptible(work: Callable[[], Coroutine[object, object, Exit]]) -> Exit:
@@ -50,10 +39,9 @@ def interruptible(work: Callable[[], Coroutine[object, object, Exit]]) -> Exit:
             _INTERRUPTS.set(interrupts)
             for name in ("SIGINT", "SIGTERM", "SIGHUP"):
                 number = getattr(signal, name, None)
-                # An ignored signal (nohup) stays ignored.
-                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                    with contextlib.suppress(NotImplementedError):  # Windows lacks these; asyncio has its own
-                        asyncio.get_running_loop().add_signal_handler(number, interrupts.handle, number)
+                # An ignored signal (nohup) stays ignored. On Windows asyncio.run handles Ctrl-C alone.
+                if number is not None and sys.platform != "win32" and signal.getsignal(number) is not signal.SIG_IGN:
+                    asyncio.get_running_loop().add_signal_handler(number, interrupts.handle, number)
         return await work()
 
     status = asyncio.run(main())

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import attrs
 import typer
 
+from kling_async._core.frames import hides_arguments
 from kling_async.errors import ConfigurationError
 from kling_async.ledger import is_url, open_ledger
+
+from .places import is_store
 
 if TYPE_CHECKING:
     from kling_async.ledger import Ledger
 
 LEDGER_VARIABLE: Final = "KLING_LEDGER"
 """Environment variable with the ledger of commands that are given none."""
+REHEARSAL_FOLDER: Final = "rehearsal"
+"""Folder in OUT for everything that `run --emulator` writes."""
 REHEARSAL_FILE: Final = "rehearsal.db"
 """Ledger file of `run --emulator`. It cannot be resumed: its emulator ended with the run."""
 DEFAULT_ACCOUNT: Final = "default"
+
+
+def _use_selector_loop() -> None:
+    """Let commands run in event loops that the database driver can use; the default one of Windows is none of them."""
+    if sys.platform == "win32":
+        import asyncio  # noqa: PLC0415 -- slow to load, and needed only there
+
+        asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
 
 
 @attrs.frozen
@@ -37,6 +51,7 @@ class LedgerName:
     _secret: bool = attrs.field(default=False, alias="secret", kw_only=True)
 
     @classmethod
+    @hides_arguments
     def parse(cls, given: str) -> LedgerName:
         """Parse a ledger from the command line.
 
@@ -46,6 +61,7 @@ class LedgerName:
         if not is_url(given):
             return cls(Path(given))
         open_ledger(given)
+        _use_selector_loop()
         # `open_ledger` has checked that the driver is installed.
         from kling_async.ledger._postgres.connection import Address  # noqa: PLC0415 -- see above
 
@@ -80,6 +96,19 @@ class LedgerName:
         """True if an emulator that has ended wrote the ledger."""
         return self.path is not None and self.path.name == REHEARSAL_FILE
 
+    def require_real(self) -> None:
+        """Check that the ledger is not of a rehearsal.
+
+        Raises:
+            ConfigurationError: It is: the service knows none of its predictions.
+        """
+        if self.is_rehearsal:
+            raise ConfigurationError(
+                f"expected the ledger of a real run, got that of a rehearsal: {self}. Its predictions ended with their "
+                "emulator; nothing was spent",
+                advice="rehearse again with kling-async run --emulator, or name the ledger of a real run",
+            )
+
     @property
     def as_argument(self) -> list[str]:
         """Words that name the ledger in a command to copy; without it if the environment names the same one."""
@@ -89,6 +118,15 @@ class LedgerName:
     def as_option(self) -> list[str]:
         """Words that name the ledger as `--ledger` in a command to copy."""
         return ["--ledger", self._word, *self._account_option]
+
+    def option_for(self, out: str) -> list[str]:
+        """Return the words that name the ledger in a `run` or `fetch` to copy; none where it is the default.
+
+        Args:
+            out: Destination of the videos in that command.
+        """
+        default = self.path == Path(out) / "run.db" and not is_store(out)
+        return [] if default or self.is_rehearsal else self.as_option
 
     @property
     def _word(self) -> str:
@@ -107,9 +145,9 @@ class LedgerName:
         """
         if isinstance(self.where, Path):
             return self.where.exists()
-        from kling_async.ledger._postgres import reader  # noqa: PLC0415 -- needs an extra
+        from kling_async.ledger._postgres import connection, reader  # noqa: PLC0415 -- needs an extra
 
-        return reader.exists(self.where)
+        return reader.exists(connection.Address(self.where))
 
     def create(self) -> Ledger:
         """Return the ledger, not open yet.

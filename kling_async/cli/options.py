@@ -12,17 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Final
 import attrs
 import typer
 
-from .choices import FormatChoice, LevelChoice, ProfileChoice, ProviderChoice
+from kling_async._core.http import MAX_OUTPUT_BYTES, MAX_REPLY_BYTES
+from kling_async._core.polling import WATCH_VARIABLE
+
+from .choices import FormatChoice, LevelChoice, NetworkChoice, PollingChoice, ProfileChoice, ProviderChoice, SeenChoice
 from .ledgers import (
     DEFAULT_ACCOUNT,
     LEDGER_VARIABLE,
     REHEARSAL_FILE,
+    REHEARSAL_FOLDER,
     LedgerName,
     parse_existing_ledger,
     parse_ledger,
     required_ledger,
 )
-from .places import is_store, normalized
+from .places import below, is_store, normalized
 
 ROWS_PANEL: Final = "Rows"
 RESULTS_PANEL: Final = "Results"
@@ -55,6 +59,27 @@ Deadline = Annotated[
         min=1, help="Seconds to wait for each video; the service goes on with it after that.", show_default="1800"
     ),
 ]
+MaxUploads = Annotated[
+    int | None, typer.Option(min=1, help="Most pictures uploaded at once.", show_default="as many as pay")
+]
+MaxSaving = Annotated[
+    int | None, typer.Option(min=1, help="Most videos downloaded at once.", show_default="as many as pay")
+]
+Polling = Annotated[
+    PollingChoice,
+    typer.Option(
+        envvar=WATCH_VARIABLE,
+        help="How status is read: as the vendor asks, less or more often, or by its list, which it asks not to poll.",
+    ),
+]
+MaxReadsPerSecond = Annotated[
+    float | None,
+    typer.Option(min=0.1, help="Status reads per second.", show_default="a tenth of the videos at once, 100 to 400"),
+]
+MaxReplyBytes = Annotated[
+    int, typer.Option(min=1, help="Greatest size of a reply of the service.", show_default="16 MiB")
+]
+MaxOutputBytes = Annotated[int, typer.Option(min=1, help="Greatest size of a video.", show_default="2 GiB")]
 Speed = Annotated[
     float,
     typer.Option(min=0.1, max=1000, help="How many times as fast as the real service.", rich_help_panel=EMULATOR_PANEL),
@@ -72,6 +97,23 @@ RetryFailed = Annotated[
     typer.Option(
         min=0,
         help="Times to send, and pay for, a job again that failed through the service's fault.",
+        rich_help_panel=MONEY_PANEL,
+    ),
+]
+Seen = Annotated[
+    SeenChoice,
+    typer.Option(
+        help="Jobs that another batch of the ledger has paid for: stop, reuse the videos unpaid, or pay for others.",
+        rich_help_panel=MONEY_PANEL,
+    ),
+]
+IgnoredParameters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore-parameter",
+        metavar="NAME",
+        help="Parameter of pictures' URLs that makes no other job, such as token; can be repeated. The batch keeps it.",
+        show_default="the batch's own",
         rich_help_panel=MONEY_PANEL,
     ),
 ]
@@ -150,7 +192,13 @@ class BatchOptions(Options, ABC):
     max_in_flight: Annotated[
         int | None, typer.Option(min=1, help="Videos running at once.", show_default="the level's limit")
     ] = None
+    max_uploads: MaxUploads = None
+    max_saving: MaxSaving = None
     deadline: Deadline = None
+    polling: Polling = PollingChoice.BALANCED
+    max_reads_per_second: MaxReadsPerSecond = None
+    max_reply_bytes: MaxReplyBytes = MAX_REPLY_BYTES
+    max_output_bytes: MaxOutputBytes = MAX_OUTPUT_BYTES
     fit: Fit = False
     quiet: Quiet = False
     as_json: Annotated[
@@ -189,6 +237,8 @@ class BatchOptions(Options, ABC):
     ] = None
     allow_estimate: AllowEstimate = False
     retry_failed: RetryFailed = 0
+    seen: Seen = SeenChoice.STOP
+    ignored_parameters: IgnoredParameters = None
     audit: Annotated[
         bool,
         typer.Option(
@@ -210,9 +260,23 @@ class BatchOptions(Options, ABC):
         """Folder on this computer for results and gallery when the videos go to an object store."""
 
     @property
+    def videos(self) -> str:
+        """Folder or URL of the videos: `out`, and for a rehearsal a place of its own in it."""
+        return below(self.out, REHEARSAL_FOLDER) if self.rehearsal else self.out
+
+    @property
     def folder(self) -> Path:
-        """Folder of results and gallery: the videos' folder, if it is on this computer."""
-        return self.local_folder if is_store(self.out) else Path(self.out)
+        """Folder of the ledger, the gallery, and by default the results: the videos', if it is on this computer."""
+        return self._own(self.local_folder) if is_store(self.out) else Path(self.videos)
+
+    @property
+    def results_folder(self) -> Path:
+        """Folder of the result files."""
+        return self.folder if self.results is None else self._own(self.results)
+
+    def _own(self, folder: Path) -> Path:
+        """Return a folder, or what a rehearsal has instead of it."""
+        return folder / REHEARSAL_FOLDER if self.rehearsal else folder
 
     @property
     def rehearsal(self) -> bool:
@@ -230,6 +294,12 @@ class RunOptions(SourceOptions, BatchOptions):
     """Options of `run`."""
 
     ordered: Annotated[bool, typer.Option("--ordered", help="Report outcomes in the order of the manifest.")] = False
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the batch; that of an earlier one continues it.", show_default="the manifest's name"
+        ),
+    ] = None
     ledger: Annotated[
         LedgerName | None,
         typer.Option(
@@ -244,7 +314,7 @@ class RunOptions(SourceOptions, BatchOptions):
         bool,
         typer.Option(
             "--emulator",
-            help="Rehearse against an emulator on this computer, for nothing.",
+            help="Rehearse against an emulator on this computer, for nothing, in OUT/rehearsal.",
             rich_help_panel=EMULATOR_PANEL,
         ),
     ] = False
@@ -274,8 +344,8 @@ class RunOptions(SourceOptions, BatchOptions):
 
     @property
     def batch(self) -> str:
-        """Name of the batch: that of the manifest."""
-        return self.manifest.resolve().stem
+        """Name of the batch."""
+        return self.manifest.resolve().stem if self.name is None else self.name
 
 
 @attrs.frozen(kw_only=True, slots=False)
@@ -365,6 +435,8 @@ class FetchOptions(Options):
     account: Account = DEFAULT_ACCOUNT
     provider: Provider = ProviderChoice.WAVESPEED
     deadline: Deadline = None
+    max_reply_bytes: MaxReplyBytes = MAX_REPLY_BYTES
+    max_output_bytes: MaxOutputBytes = MAX_OUTPUT_BYTES
 
     @property
     def ledger_name(self) -> LedgerName:
@@ -435,6 +507,8 @@ class EnqueueOptions(SharedOptions):
         Path, typer.Argument(help="Jobs: .jsonl, .csv or .parquet, or a folder of images.", show_default=False)
     ]
     batch: Annotated[str | None, typer.Option(help="Name of the batch.", show_default="the manifest's name")] = None
+    seen: Seen = SeenChoice.STOP
+    ignored_parameters: IgnoredParameters = None
 
 
 @attrs.frozen(kw_only=True, slots=False)
@@ -452,6 +526,12 @@ class WorkerOptions(SharedOptions):
         int | None,
         typer.Option(min=1, help="Videos running at once, over all workers.", show_default="the level's limit"),
     ] = None
+    max_uploads: MaxUploads = None
+    max_saving: MaxSaving = None
+    polling: Polling = PollingChoice.BALANCED
+    max_reads_per_second: MaxReadsPerSecond = None
+    max_reply_bytes: MaxReplyBytes = MAX_REPLY_BYTES
+    max_output_bytes: MaxOutputBytes = MAX_OUTPUT_BYTES
     lease: Annotated[
         float, typer.Option(min=1, help="Seconds without a sign of life after which others take over a worker's jobs.")
     ] = 60.0
@@ -461,6 +541,7 @@ class WorkerOptions(SharedOptions):
     ] = None
     allow_estimate: AllowEstimate = False
     retry_failed: RetryFailed = 0
+    seen: Seen = SeenChoice.STOP
     sole_user: Annotated[
         bool,
         typer.Option("--sole-user", help="Only this ledger uses the key, so doubts can be settled by counting."),
@@ -472,6 +553,9 @@ class WorkerOptions(SharedOptions):
 class ModelsOptions(Options):
     """Options of `models`."""
 
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare with the service's own list of models. Needs the key.")
+    ] = False
     as_json: Json = False
 
 
@@ -480,6 +564,9 @@ class EmulatorOptions(Options):
     """Options of `emulator`."""
 
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
+    advertise: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Host name that clients use.", show_default="the address")
+    ] = None
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of WaveSpeed; 0 takes a free one.")] = 8787
     gptproto_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of GPTProto; 0 takes a free one.")] = 8788
     speed: Annotated[float, typer.Option(min=0.1, max=1000, help="How many times as fast as the real service.")] = 1.0
@@ -498,3 +585,11 @@ class EmulatorOptions(Options):
         float,
         typer.Option(min=0, max=1, metavar="RATE", help="Share of requests that meet a fault: 0.1 is one in ten."),
     ] = 0.0
+    network: Annotated[
+        NetworkChoice | None,
+        typer.Option(
+            metavar="LINE",
+            help="Line to the clients: wan, far from the service, or thin, the same with 2 MB/s for uploads.",
+            show_default="without latency",
+        ),
+    ] = None

@@ -5,21 +5,25 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, Final, Literal
+import traceback
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from rich import box
 from rich.console import Console, Group
 from rich.panel import Panel
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from kling_async._core.text import one_line, safe_lines
+from kling_async._log import log
 from kling_async.errors import InvalidJobError, KlingError, ManifestError, RowProblem, Spent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from decimal import Decimal
 
-    from rich.console import RenderableType
+    from rich.console import ConsoleOptions, RenderableType
 
 Justify = Literal["left", "right"]
 
@@ -28,20 +32,28 @@ _PIPE_WIDTH: Final = 200
 _MAX_PROBLEMS_SHOWN: Final = 1000
 
 
+class _Console(Console):
+    """Prints text as it is, without markup and emoji codes, and no control characters but its own and line feeds."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, markup=False, emoji=False, highlight=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Render an object into segments, whose texts are safe."""
+        for segment in super().render(renderable, options):
+            safe = segment.control or segment.text.isprintable()
+            yield segment if safe else Segment(safe_lines(segment.text), segment.style)
+
+
 def make_console(*, stderr: bool = False) -> Console:
     """Return a console as wide as the terminal; without a terminal, a wide one without colours."""
-    made = Console(stderr=stderr, highlight=False)
-    return made if has_cursor(made) else Console(stderr=stderr, highlight=False, width=_PIPE_WIDTH, no_color=True)
+    made = _Console(stderr=stderr)
+    return made if has_cursor(made) else _Console(stderr=stderr, width=_PIPE_WIDTH, no_color=True)
 
 
 def has_cursor(console: Console) -> bool:
     """Return whether the console is a terminal with a movable cursor."""
     return console.is_terminal and not console.is_dumb_terminal
-
-
-def printable(text: str) -> str:
-    """Replace control characters in text that comes from a service or a file."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def plural(number: int, word: str, many: Callable[[str], str] = lambda word: word + "s") -> str:
@@ -67,8 +79,10 @@ def format_size(count: int) -> str:
 
 
 def print_text(console: Console, text: Text | str) -> None:
-    """Print a sentence: wrapped between words in a terminal, on one line in a pipe."""
-    console.print(text, soft_wrap=not has_cursor(console), markup=False)
+    """Print a sentence: wrapped between words in a terminal, on one line in a pipe. Names in it have no line breaks."""
+    text = Text(text) if isinstance(text, str) else text
+    text.plain = one_line(text.plain)
+    console.print(text, soft_wrap=not has_cursor(console))
 
 
 def new_table(console: Console, *columns: str) -> Table:
@@ -99,7 +113,7 @@ def print_panel(console: Console, title: str, lines: Iterable[RenderableType], s
         heading = Text(title, f"bold {style}")
         console.print(Panel(body, title=heading, title_align="left", border_style=style, padding=(0, 1)))
     else:
-        console.print(f"\n{title}", markup=False)
+        console.print(f"\n{title}")
         for line in body.renderables:
             console.print(line, soft_wrap=True)
 
@@ -114,9 +128,9 @@ def print_error(error: Exception) -> None:
     elif isinstance(error, (OSError, ImportError)):
         reason, file = getattr(error, "strerror", None), getattr(error, "filename", None)
         text = f"{file}: {reason}" if reason and file else str(error) or type(error).__name__
-        print_panel(console, "error", [Text(printable(_without_period(text)))], "red")
+        print_panel(console, "error", [Text(one_line(_without_period(text)))], "red")
     else:
-        lines = [Text(printable(f"{type(error).__name__}: {_without_period(str(error))}"))]
+        lines = [Text(one_line(f"{type(error).__name__}: {_without_period(str(error))}"))]
         lines.append(Text("this is a bug in kling-async; kling-async --debug ... prints the traceback", "green"))
         print_panel(console, "error: unexpected", lines, "red")
 
@@ -124,20 +138,20 @@ def print_error(error: Exception) -> None:
 def _error_lines(error: KlingError) -> list[Text]:
     subjects = [(name, value) for name, value in (("job", error.key), ("prediction", error.prediction_id)) if value]
     problems = error.problems if isinstance(error, InvalidJobError) else (error.message,)
-    lines = [Text(printable(_without_period(str(problem)))) for problem in problems]
-    lines += [Text(f"{name} {printable(value)}", "dim") for name, value in subjects]
+    lines = [Text(one_line(_without_period(str(problem)))) for problem in problems]
+    lines += [Text(f"{name} {one_line(value)}", "dim") for name, value in subjects]
     # Where no request was sent it is obvious that nothing was spent.
     if error.spent is not Spent.NO or error.account_wide:
         lines.append(Text(_without_period(error.spent.value), "yellow"))
     if error.advice:
-        lines.append(Text(printable(_without_period(error.advice)), "green"))
+        lines.append(Text(one_line(_without_period(error.advice)), "green"))
     return lines
 
 
 def _print_problems(console: Console, problems: tuple[RowProblem, ...]) -> None:
     """Print one line per problem in the form `file:line field: message`, which editors can jump to."""
     for problem in problems[:_MAX_PROBLEMS_SHOWN]:
-        line = Text(printable(str(problem)))
+        line = Text(one_line(str(problem)))
         where = f"{problem.file}:{problem.line}" if problem.line else problem.file
         line.stylize("cyan", 0, len(where))
         line.stylize("bold", len(where), len(where) + len(problem.path) + 1)
@@ -157,6 +171,18 @@ def _title(error: KlingError) -> str:
     return "".join(f" {char.lower()}" if char.isupper() else char for char in name).strip()
 
 
+def print_traceback(error: BaseException) -> None:
+    """Print the traceback of an error on stderr, without control characters of what its messages quote."""
+    sys.stderr.write(safe_lines("".join(traceback.format_exception(error))))
+
+
+class _SafeFormatter(logging.Formatter):
+    """Formats records without control characters; only the traceback of an exception has lines of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return safe_lines(super().format(record))
+
+
 class _ConsoleHandler(logging.Handler):
     """Prints log records above a live display, which would otherwise overwrite them."""
 
@@ -165,7 +191,7 @@ class _ConsoleHandler(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = Text(printable(f"{record.levelname.lower()}: {record.getMessage()}"), "red")
+        text = Text(one_line(f"{record.levelname.lower()}: {record.getMessage()}"), "red")
         self._console.print(text, soft_wrap=True)
 
 
@@ -174,8 +200,9 @@ def route_logs(console: Console, *, debug: bool) -> None:
 
     Records below the level of an error are omitted because the display shows the same facts as events.
     """
-    log = logging.getLogger("kling_async")
-    log.handlers[:] = [logging.StreamHandler(sys.stderr) if debug else _ConsoleHandler(console)]
+    handler = logging.StreamHandler(sys.stderr) if debug else _ConsoleHandler(console)
+    handler.setFormatter(_SafeFormatter())
+    log.handlers[:] = [handler]
     log.setLevel(logging.DEBUG if debug else logging.ERROR)
     log.propagate = False
 

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from kling_async.gallery import gallery_of_ledger
 
-from .interrupts import Exit
+from .exits import Exit
 from .output import make_console, print_text
 
 if TYPE_CHECKING:

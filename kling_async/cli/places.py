@@ -19,6 +19,11 @@ def normalized(out: str) -> str:
     return out if is_store(out) else str(Path(out))
 
 
+def below(out: str, name: str) -> str:
+    """Return the destination of that name inside a folder or an object store."""
+    return f"{out.rstrip('/')}/{name}" if is_store(out) else str(Path(out) / name)
+
+
 def destination(out: str) -> Path | Outputs:
     """Return the value for a session's `save_to`.
 

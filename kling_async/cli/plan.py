@@ -11,11 +11,12 @@ from rich.text import Text
 
 from kling_async._core.account import ServicePrice
 from kling_async._core.budget import Budget
-from kling_async._core.catalogue import Certainty, Price, find_model
+from kling_async._core.catalogue import find_model
+from kling_async._core.prices import Certainty, Kind, Price
+from kling_async._core.text import one_line
 from kling_async.errors import UnsupportedError
-from kling_async.manifest import Kind
 
-from .output import format_duration, format_usd, new_table, plural, print_text, printable
+from .output import format_duration, format_usd, new_table, plural, print_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +31,7 @@ class Line:
     """Jobs of one kind.
 
     Attributes:
-        kind: Model, duration and sound, which determine the price.
+        kind: Model, duration, sound and resolution, which determine the price.
         jobs: Number of jobs.
         price: List price of one job.
         quote: Price of one job that the service quotes this account; None if it was not asked or gave no price.
@@ -45,7 +46,9 @@ class Line:
     def name(self) -> str:
         """Short name of the model."""
         row = find_model(self.kind.model)
-        return printable(row.name if row else self.kind.model) + (" with sound" if self.kind.sound else "")
+        resolution = f" at {self.kind.resolution}" if self.kind.resolution else ""
+        sound = " with sound" if self.kind.sound else ""
+        return one_line(row.name if row else self.kind.model) + resolution + sound
 
     @property
     def quoted_usd(self) -> Decimal | None:
@@ -98,9 +101,16 @@ class Plan:
         return sum(line.jobs for line in self.lines if line.price.usd is None)
 
     @property
-    def inferred(self) -> bool:
-        """True if a price was computed from other prices."""
-        return any(line.price.certainty is Certainty.INFERRED for line in self.lines)
+    def cost(self) -> str:
+        """Cost for a sentence: `≈ $0.56 at list price and 1 job of unknown price`."""
+        listed = f"{'≈ ' if self.approximate else ''}{format_usd(self.usd)} at list price"
+        unknown = f"{plural(self.unpriced, 'job')} of unknown price"
+        return listed if not self.unpriced else unknown if self.unpriced == self.jobs else f"{listed} and {unknown}"
+
+    @property
+    def approximate(self) -> bool:
+        """True if a price may differ from what is charged."""
+        return any(line.price.certainty.approximate for line in self.lines)
 
     @property
     def quoted_usd(self) -> Decimal | None:
@@ -114,23 +124,16 @@ def _list_price(kind: Kind, provider: str) -> Price:
     row = find_model(kind.model)
     if row is None:
         return Price(None, Certainty.UNKNOWN)
-    return row.price(kind.duration, provider=provider, sound=kind.sound)
+    return row.price_of(kind, provider)
 
 
-def parse_budget(usd: str | None, provider: str, *, allow_estimate: bool) -> Budget | None:
+def parse_budget(usd: str | None, *, allow_estimate: bool) -> Budget | None:
     """Parse the option `--budget`.
 
     Raises:
         ConfigurationError: It is not an amount.
-        UnsupportedError: The provider quotes no prices.
     """
-    if usd is None:
-        return None
-    if provider == "gptproto":
-        raise UnsupportedError(
-            "gptproto quotes no prices, so no budget can be kept", advice="leave out --budget to run without one"
-        )
-    return Budget(usd, allow_estimate=allow_estimate)
+    return None if usd is None else Budget(usd, allow_estimate=allow_estimate)
 
 
 def check_supported(kinds: Mapping[Kind, int], provider: str) -> None:
@@ -169,11 +172,11 @@ def print_plan(console: Console, plan: Plan, *, quoted: bool = False) -> None:
             cells += [str(line.quote or "no quote"), format_usd(None if each is None else each * line.jobs)]
         table.add_row(*cells)
     console.print(table)
-    text = Text.assemble("List price: ", (f"{'≈ ' if plan.inferred else ''}{format_usd(plan.usd)}", "bold"))
+    text = Text.assemble("List price: ", (f"{'≈ ' if plan.approximate else ''}{format_usd(plan.usd)}", "bold"))
     if plan.unpriced:
         text.append(f", and {plural(plan.unpriced, 'job')} of unknown price", "yellow")
-    if plan.inferred:
-        text.append("   (≈: computed from other prices; the vendor publishes none)", "dim")
+    if plan.approximate:
+        text.append("   (≈: read by third parties, or computed from other prices)", "dim")
     print_text(console, text)
     if quoted and plan.quoted_usd is not None:
         text = Text.assemble("Price for this account: ", (format_usd(plan.quoted_usd), "bold green"))

@@ -20,9 +20,10 @@ from rich.text import Text
 from kling_async import events
 from kling_async._core.job import Job
 from kling_async._core.prediction import Status
+from kling_async._core.text import one_line
 from kling_async.errors import SkippedError
 
-from .output import format_duration, format_size, format_usd, has_cursor, plural, printable
+from .output import format_duration, format_size, format_usd, has_cursor, plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,6 +89,7 @@ class Board:
         self.refused_before_acceptance = 0
         self.spent = Decimal(0)
         self.unpriced = 0
+        self.reused = 0
         self.note = ""
         self.waiting_reason: Callable[[], str] = str
         self.draining = False
@@ -159,6 +161,7 @@ class Board:
                 self.refused_before_acceptance += self.running.pop(name, None) is None
                 self.done += outcome.ok
                 self.failed += not outcome.ok
+                self.reused += outcome.reused and outcome.ok
                 self._end_times.append(event.at)
                 if outcome.ok and outcome.prediction is not None:
                     self.unsaved.pop(outcome.prediction.id, None)
@@ -268,8 +271,8 @@ class PlainProgress(QuietProgress):
                 word, rest = words
                 if isinstance(event, events.Accepted) and self.board.budget is not None:
                     rest += f", {format_budget(self.board.budget)}"
-                line = f"{event.at - self._start:8.1f} s  {word:<10}  {printable(event.key)}  {printable(rest)}"
-                self._console.print(line.rstrip(), markup=False, soft_wrap=True)
+                line = f"{event.at - self._start:8.1f} s  {word:<10}  {event.key}  {rest}"
+                self._console.print(one_line(line.rstrip()), markup=False, soft_wrap=True)
 
         return observe
 
@@ -341,8 +344,8 @@ class LiveProgress(QuietProgress):
             self.board.update(event, provider)
             if isinstance(event, events.Finished) and event.outcome.error and not self.board.is_repeat(event):
                 # Printed above the display, where it stays.
-                text = Text.assemble(("✗ ", "red"), (printable(event.key), "bold"), "  ")
-                self._console.print(text.append(printable(event.outcome.error.message), "red"))
+                text = Text.assemble(("✗ ", "red"), (one_line(event.key), "bold"), "  ")
+                self._console.print(text.append(one_line(event.outcome.error.message), "red"))
 
         return observe
 
@@ -359,7 +362,7 @@ class LiveProgress(QuietProgress):
             parts.append(Text(f"    and {len(jobs) - room} more", "dim"))
         note = board.note or board.waiting_reason()
         if note:
-            parts += [Text(), Text(printable(note), "yellow", no_wrap=True, overflow="ellipsis")]
+            parts += [Text(), Text(one_line(note), "yellow", no_wrap=True, overflow="ellipsis")]
         return Group(*parts)
 
     def _render_bar(self) -> Table:
@@ -427,10 +430,10 @@ class LiveProgress(QuietProgress):
             saving = job.state == "saving"
             grid.add_row(
                 Text("↓", "blue") if saving else self._spinner,
-                Text(printable(job.key), "bold"),
+                Text(one_line(job.key), "bold"),
                 Text(model_name(job.job, job.provider)),
                 Text(f"{job.job.duration} s"),
-                Text(printable(job.state), "blue" if saving else "cyan"),
+                Text(one_line(job.state), "blue" if saving else "cyan"),
                 Text(format_duration(now - job.since), "dim"),
             )
         return grid

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from kling_async._core.content import Identity, checked_identity
+from kling_async._core.signed_urls import parameter_names
 from kling_async.errors import ConfigurationError
-from kling_async.ledger import Row, State, read_ledger, read_steps
+from kling_async.ledger import Row, State, read_batches, read_identity, read_ledger, read_steps
 from kling_async.ledger._recall import RETENTION_S
-from kling_async.ledger._sqlite.lock import writer_of
+from kling_async.ledger._sqlite.reader import writer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from kling_async.ledger import Step
     from kling_async.ledger._postgres.reader import WorkerTally  # noqa: TC004 -- needs an extra; attrs does not resolve it
@@ -33,6 +35,32 @@ def rows_of(ledger: LedgerName, *, batch: str | None = None, states: Iterable[St
         LedgerError: There is no such ledger.
     """
     return read_ledger(ledger.where, account=ledger.account, batch=batch, states=states)
+
+
+def batches_of(ledger: LedgerName) -> set[str]:
+    """Return the names of the batches that have jobs in a ledger; "" is what was submitted outside of batches.
+
+    Raises:
+        LedgerError: There is no such ledger.
+    """
+    return read_batches(ledger.where, account=ledger.account)
+
+
+def identity_of(ledger: LedgerName, batch: str, ignored: Collection[str] | None) -> Identity:
+    """Return the identity that the jobs of a batch have in a run: the batch's own, or that of a new one.
+
+    Args:
+        ledger: The ledger; it need not exist.
+        batch: Name of the batch.
+        ignored: The parameters that its jobs are to ignore; None for those of the batch.
+
+    Raises:
+        ConfigurationError: The batch ignores other parameters, or a name cannot be one.
+        LedgerError: The ledger cannot be read, or a later version of the package began the batch.
+    """
+    names = parameter_names(ignored)
+    own = read_identity(ledger.where, batch, account=ledger.account) if ledger.exists() else None
+    return checked_identity(own or Identity(ignored=names or ()), batch, names)
 
 
 def steps_of(ledger: LedgerName, *, batch: str | None = None, key: str | None = None) -> Iterator[Step]:
@@ -68,9 +96,9 @@ def writers_of(ledger: LedgerName) -> Writers:
     """
     if isinstance(ledger.where, Path):
         return Writers(writer_of(ledger.where))
-    from kling_async.ledger._postgres import reader  # noqa: PLC0415 -- needs an extra
+    from kling_async.ledger._postgres import connection, reader  # noqa: PLC0415 -- needs an extra
 
-    return Writers(workers=tuple(reader.workers(ledger.where, ledger.account)))
+    return Writers(workers=tuple(reader.workers(connection.Address(ledger.where), ledger.account)))
 
 
 @attrs.define

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from rich.text import Text
 
 from kling_async._core.states import UNSAVED, State
+from kling_async._core.text import one_line
 from kling_async.errors import (
     KlingError,
     PredictionFailedError,
@@ -19,7 +20,7 @@ from kling_async.errors import (
     SubmissionUncertainError,
 )
 
-from .output import plural, print_panel, print_text, printable
+from .output import plural, print_panel, print_text
 from .reading import rows_of
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ _MAX_IDS_IN_COMMAND: Final = 4
 def status(outcome: Outcome) -> str:
     """Return the label of the state that a job has ended in, as far as its outcome says."""
     match outcome.error:
+        case None if outcome.reused:
+            return State.REUSED.label
         case None:
             return (State.COMPLETED if outcome.saved is None else State.DOWNLOADED).label
         case SkippedError():
@@ -70,7 +73,8 @@ def row(outcome: Outcome, folder: Path) -> dict[str, object]:
     if outcome.saved is not None:
         where = outcome.saved.location
         if isinstance(where, Path):
-            where = (where.relative_to(folder) if where.is_relative_to(folder) else where).as_posix()
+            path, parent = where.absolute(), folder.absolute()
+            where = (path.relative_to(parent) if path.is_relative_to(parent) else where).as_posix()
         file = where
     return {
         "key": outcome.key,
@@ -106,8 +110,8 @@ def fetch_command(ids: Mapping[str, str], out: str | Path, ledger: LedgerName | 
     """
     listed = list(ids) if len(ids) <= _MAX_IDS_IN_COMMAND or ledger is None else []
     words = ["kling-async", "fetch", *listed, "--out", str(out)]
-    if ledger is not None and ledger.path != Path(out) / "run.db":
-        words += ledger.as_option
+    if ledger is not None:
+        words += ledger.option_for(str(out))
     if provider != "wavespeed":
         words += ["--provider", provider]
     return shlex.join(words)
@@ -115,7 +119,7 @@ def fetch_command(ids: Mapping[str, str], out: str | Path, ledger: LedgerName | 
 
 def print_command(console: Console, command: str) -> None:
     """Print a command on one line, without a frame, so that it can be copied."""
-    console.print(Text(f"  {command}", "bold green"), soft_wrap=True)
+    console.print(Text(f"  {one_line(command)}", "bold green"), soft_wrap=True)
 
 
 def print_unsaved(
@@ -142,7 +146,7 @@ def print_unsaved(
     if not unsaved:
         return
     lines = [
-        Text(f"{prediction_id}  {printable(key)}") for prediction_id, key in list(unsaved.items())[:_MAX_IDS_LISTED]
+        Text(one_line(f"{prediction_id}  {key}")) for prediction_id, key in list(unsaved.items())[:_MAX_IDS_LISTED]
     ]
     if len(unsaved) > _MAX_IDS_LISTED:
         lines.append(Text(f"and {len(unsaved) - _MAX_IDS_LISTED} more", "dim"))

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import anyio
 from rich.text import Text
 
 from kling_async._clock import SystemClock
+from kling_async._session.seen import Found, look_up, named
 from kling_async.errors import ConfigurationError
 
-from .interrupts import Exit, interruptible
+from .choices import SeenChoice
+from .exits import Exit
+from .interrupts import interruptible
 from .ledgers import REHEARSAL_FILE
-from .output import make_console, plural, print_text, route_logs
+from .output import format_usd, make_console, plural, print_text, route_logs
 from .places import destination
 from .plan import Plan, parse_budget, print_level_hint, print_plan
-from .reading import rows_of
-from .runner import (
-    Work,
-    check_destination,
-    check_gallery,
-    confirm_spending,
-    new_session,
-    print_budget_warning,
-    run_batch,
-)
+from .reading import batches_of, identity_of
+from .rehearsal import remove_rehearsal
+from .runner import Work, check_destination, check_gallery, new_session, run_batch
 from .sources import print_warnings, read_source
+from .spending import Due, Payable, confirm_spending, due_of_manifest, print_budget_warning
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from kling_async._core.content import Identity
     from kling_async.manifest import Manifest
 
     from .options import RunOptions
@@ -37,10 +37,14 @@ if TYPE_CHECKING:
 def run(options: RunOptions) -> Exit:
     """Check and price the manifest, ask, run the batch and print its summary."""
     console = make_console(stderr=options.as_json)
-    if options.emulator and options.ledger_name.path is None:
+    if options.emulator and options.ledger is not None:
         raise ConfigurationError(
-            "--emulator: expected a ledger file, got a shared database", advice="leave out --ledger, or name a file"
+            "--emulator: expected no --ledger, got one: a rehearsal keeps a ledger of its own, apart from payments. "
+            "Nothing was sent",
+            advice=f"leave out --ledger; the rehearsal is in {options.videos}",
         )
+    if not options.emulator:
+        options.ledger_name.require_real()
     manifest = read_source(options, options.provider, as_json=options.as_json)
     if manifest is None:
         return Exit.BAD_INPUT
@@ -48,58 +52,102 @@ def run(options: RunOptions) -> Exit:
     session = new_session(options, api_key="-") if options.emulator else new_session(options)
     check_gallery(options)
     check_destination(options)
-    work = _work(manifest, options)
+    if options.emulator:
+        due, found = Due(Counter(manifest.kinds)), Found(options.batch)
+    else:
+        identity = identity_of(options.ledger_name, options.batch, options.ignored_parameters)
+        due = anyio.run(_due, manifest, options, identity)
+        found = _look_up(manifest, options, identity)
+    if options.seen is SeenChoice.REUSE:
+        due.kinds -= found.kinds
+    work = _work(manifest, options, due)
     if not options.quiet:
-        at = "the emulator, for nothing" if options.emulator else options.provider
-        console.print(Text.assemble((plural(len(manifest), "job"), "bold"), f" from {manifest.name} at {at}"))
-        print_plan(console, work.plan)
-        print_budget_warning(console, work)
-        print_warnings(console, manifest)
-        print_level_hint(console, manifest.kinds, session)
-    if not options.emulator:
-        _print_paid_before(console, options)
-        if not confirm_spending(console, options):
-            console.print("Nothing was sent.")
-            return Exit.NOTHING_DONE
+        at = f"the emulator, for nothing, in {options.videos}" if options.emulator else options.provider
+        print_text(console, Text.assemble((plural(len(manifest), "job"), "bold"), f" from {manifest.name} at {at}"))
+        if due.known:
+            text = f"{plural(due.known, 'job')} of an earlier run of this file in {options.ledger_name}"
+            print_text(console, Text(f"{text}: not paid for again.", "green"))
+        if due.kinds:
+            print_plan(console, work.plan)
+            print_budget_warning(console, work)
+        _print_seen(console, options, found)
+        print_warnings(console, manifest, options.provider)
+        print_level_hint(console, due.kinds, session)
+    if options.seen is SeenChoice.STOP and found.jobs:
+        raise found.error()
+    if not options.emulator and not confirm_spending(console, options, work):
+        return Exit.NOTHING_DONE
     route_logs(console, debug=options.debug)
     return interruptible(lambda: _run(console, options, work))
 
 
-def _work(manifest: Manifest, options: RunOptions) -> Work:
-    budget = parse_budget(options.budget, options.provider, allow_estimate=options.allow_estimate)
+async def _due(manifest: Manifest, options: RunOptions, identity: Identity) -> Due:
+    payable = Payable(options.ledger_name, options.retry_failed, options.seen)
+    return await due_of_manifest(manifest, options.batch, identity, payable)
+
+
+def _work(manifest: Manifest, options: RunOptions, due: Due) -> Work:
+    budget = parse_budget(options.budget, allow_estimate=options.allow_estimate)
     return Work(
         name=options.batch,
         total=len(manifest),
-        plan=Plan.of(manifest.kinds, options.provider),
+        due=due,
+        plan=Plan.of(due.kinds, options.provider),
         budget=budget,
         batch=lambda kling: kling.batch(
-            manifest,
+            # An iterator, because the manifest was looked up as a whole already.
+            aiter(manifest),
             name=options.batch,
             budget=budget,
-            save_to=destination(options.out),
+            seen=options.seen.value,
+            save_to=destination(options.videos),
             ordered=options.ordered,
             deadline=options.deadline,
         ),
     )
 
 
-def _print_paid_before(console: Console, options: RunOptions) -> None:
-    """Print the number of jobs that an earlier run of the manifest has paid for."""
-    ledger = options.ledger_name
-    if not ledger.exists():
+def _look_up(manifest: Manifest, options: RunOptions, identity: Identity) -> Found:
+    """Return which jobs of the manifest other batches of the ledger have paid for.
+
+    Raises:
+        LedgerError: The ledger cannot be opened.
+    """
+    ledger, batch = options.ledger_name, options.batch
+    # Without another batch, no image needs to be read.
+    if not ledger.exists() or batches_of(ledger) <= {batch}:
+        return Found(batch)
+
+    async def look() -> Found:
+        made = ledger.create()
+        await made.open()
+        try:
+            any_key = options.seen is SeenChoice.REUSE
+            return await look_up(made, manifest, batch, identity=identity, provider=options.provider, any_key=any_key)
+        finally:
+            await made.aclose()
+
+    return anyio.run(look)
+
+
+def _print_seen(console: Console, options: RunOptions, found: Found) -> None:
+    """Print what the run does with jobs that other batches have paid for."""
+    if not found.jobs or options.seen is SeenChoice.STOP:
         return
-    paid = sum(1 for row in rows_of(ledger, batch=options.batch) if row.prediction_id)
-    if paid:
-        text = f"{plural(paid, 'job')} of an earlier run of this file in {ledger}: not paid for again."
-        print_text(console, Text(text, "green"))
+    usd = "an unknown price" if found.usd is None else format_usd(found.usd)
+    batches = ", ".join(map(named, found.batches))
+    text = f"{plural(found.jobs, 'job')} sent before in {batches}, by {options.ledger_name}"
+    if options.seen is SeenChoice.REUSE:
+        print_text(console, Text(f"{text}: reused, {usd} of this is not paid again.", "green"))
+    else:
+        print_text(console, Text(f"{text}: {usd} of this pays for them again.", "yellow"))
 
 
 async def _run(console: Console, options: RunOptions, work: Work) -> Exit:
     if not options.emulator:
         return await run_batch(console, options, work, clock=SystemClock())
-    if options.ledger is None:
-        # The predictions of an earlier rehearsal ended with its emulator.
-        (options.folder / REHEARSAL_FILE).unlink(missing_ok=True)
+    # The predictions of an earlier rehearsal ended with its emulator.
+    remove_rehearsal(options.folder / REHEARSAL_FILE)
     from .serving import new_emulator  # noqa: PLC0415 -- only rehearsals need the server
 
     async with new_emulator(level=options.level, speed=options.speed, profile=options.profile) as emulator:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 import attrs
-import typer
 from rich.text import Text
 
 from kling_async._core.budget import Budget
@@ -21,12 +20,15 @@ from kling_async.errors import ApiError, KlingError, TransportError, Unsupported
 from kling_async.results import export
 
 from .audit import audit
-from .interrupts import Exit, drains, took_interrupt
-from .output import format_usd, plural, print_text
+from .hints import record_run
+from .interrupts import drains, took_interrupt
+from .output import plural, print_text
 from .places import destination
 from .plan import Plan
 from .progress import progress
+from .rehearsal import clear_names
 from .results import row
+from .spending import Due
 from .summary import Report, print_summary
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from kling_async._core.prediction import Outcome
     from kling_async.gallery import Gallery
 
+    from .exits import Exit
     from .options import BatchOptions
     from .progress import Progress
 
@@ -47,13 +50,15 @@ class Work:
     Attributes:
         name: Name of the batch.
         total: Number of jobs.
-        plan: Jobs that may have to be paid for.
+        due: Jobs that may have to be paid for.
+        plan: The same with prices.
         budget: Limit of the cost; None if there is none.
         batch: Creates the batch in an open session.
     """
 
     name: str
     total: int
+    due: Due
     plan: Plan
     budget: Budget | None
     batch: Callable[[KlingSession], Batch]
@@ -70,10 +75,17 @@ def new_session(options: BatchOptions, **more: Any) -> KlingSession:
         provider=options.provider,
         level=options.level,
         max_in_flight=options.max_in_flight,
+        max_uploads=options.max_uploads,
+        max_saving=options.max_saving,
+        watch=options.polling.value,
+        max_reads_per_second=options.max_reads_per_second,
+        max_reply_bytes=options.max_reply_bytes,
+        max_output_bytes=options.max_output_bytes,
         ledger=options.ledger_name.create(),
-        images="upload" if options.provider == "wavespeed" else "inline",
+        images=options.provider.images,
         fit=options.fit,
         retry_failed=options.retry_failed,
+        ignored_parameters=options.ignored_parameters,
         **more,
     )
 
@@ -85,7 +97,7 @@ def check_destination(options: BatchOptions) -> None:
         ConfigurationError: The URL of the object store is wrong, or obstore is not installed.
         OSError: The folder cannot be created.
     """
-    destination(options.out)
+    destination(options.videos)
     options.folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -101,20 +113,6 @@ def check_gallery(options: BatchOptions) -> None:
         prepare()
 
 
-def print_budget_warning(console: Console, work: Work) -> None:
-    """Print a warning if the budget is below the list price."""
-    if work.budget is not None and work.plan.usd > work.budget.usd:
-        text = f"The budget of {format_usd(work.budget.usd)} is less than that: once used up, nothing more is sent."
-        print_text(console, Text(text, "yellow"))
-
-
-def confirm_spending(console: Console, options: BatchOptions) -> bool:
-    """Return whether money may be spent; ask if there is a terminal."""
-    if options.yes or not sys.stdin.isatty() or not console.is_terminal:
-        return True
-    return typer.confirm("This costs real money. Go on?", err=options.as_json)
-
-
 async def run_batch(
     console: Console, options: BatchOptions, work: Work, *, clock: Clock, more: dict[str, Any] | None = None
 ) -> Exit:
@@ -127,6 +125,8 @@ async def run_batch(
         clock: Clock of the session.
         more: Further arguments of the session.
     """
+    if not options.rehearsal:
+        clear_names(console, options.folder)
     display = progress(console, clock, total=work.total, budget=work.budget, quiet=options.quiet)
     observers = [display.observer(options.provider)]
     page = _new_page(options, work, clock)
@@ -164,7 +164,7 @@ async def _export(options: BatchOptions, report: Report) -> None:
     """Write the result files, unless `--no-results` is given or nothing was recorded."""
     if options.no_results or not options.ledger_name.exists():
         return
-    ledger, folder = options.ledger_name, options.results or options.folder
+    ledger, folder = options.ledger_name, options.results_folder
     try:
         report.exported = await anyio.to_thread.run_sync(lambda: export(ledger.where, folder, account=ledger.account))
     except (KlingError, OSError) as error:
@@ -206,6 +206,7 @@ class _Run:
             if self._work.budget is not None and self._options.audit:
                 # Refunds since the last run are free to be spent again.
                 await self._audit(kling, began)
+            record_run(self._options, self._work.name)
             batch = self.report.batch = self._work.batch(kling)
             self._board.waiting_reason = lambda: _rate_limit_note(kling)
             with drains(self._drain):
@@ -251,7 +252,7 @@ class _Run:
 
     def _print_outcome(self, outcome: Outcome) -> None:
         if self._options.as_json:
-            sys.stdout.write(json.dumps(row(outcome, self._options.folder), ensure_ascii=False) + "\n")
+            sys.stdout.write(json.dumps(row(outcome, self._options.folder)) + "\n")
             sys.stdout.flush()
 
 

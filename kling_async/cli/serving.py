@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import anyio
 from rich.text import Text
 
+from kling_async._core.polling import WATCH_VARIABLE
 from kling_async.emulator import Chaos, Emulator, serve
 from kling_async.errors import ConfigurationError
+from kling_async.providers._v3 import is_this_machine
 
-from .interrupts import Exit
+from .exits import Exit
 from .output import bypass_proxy_for_loopback, make_console, print_panel
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ def serve_emulator(options: EmulatorOptions) -> Exit:
     console = make_console()
     emulator = new_emulator(
         host=options.host,
+        advertise=options.advertise,
         port=options.port,
         gptproto_port=options.gptproto_port,
         speed=options.speed,
@@ -52,6 +56,7 @@ def serve_emulator(options: EmulatorOptions) -> Exit:
         profile=options.profile,
         seed=options.seed,
         chaos=Chaos(options.chaos, options.seed or 0) if options.chaos else None,
+        network=None if options.network is None else options.network.value,
     )
     try:
         anyio.run(lambda: serve(emulator, ready=lambda ready: _announce(console, ready, options)))
@@ -77,13 +82,20 @@ def _announce(console: Console, emulator: Emulator, options: EmulatorOptions) ->
     if options.chaos:
         share = f"{options.chaos:.0%} of all requests meet a fault"
         lines.append(Text.assemble(("chaos      ", "dim"), (share, "yellow")))
+    if options.network:
+        lines.append(Text.assemble(("network    ", "dim"), (options.network.value, "yellow")))
     print_panel(console, "Kling on this computer, for nothing", lines)
     console.print("Paste this where your program runs:")
     console.print()
+    # The package sends no key to other machines over http:// unless it is told to.
+    host = urlsplit(emulator.base_url).hostname or ""
+    allow = "" if is_this_machine(host) else "KLING_ALLOW_HTTP=1 "
+    # What takes seconds here is first read after half a minute by default.
+    watch = f" {WATCH_VARIABLE}=eager" if options.speed > 1 else ""
     # Neither framed nor wrapped, so that they can be copied.
     for line in (
-        f"export WAVESPEED_BASE_URL={emulator.base_url} WAVESPEED_API_KEY={emulator.api_key}",
-        f"export GPTPROTO_BASE_URL={emulator.gptproto_url} GPTPROTO_API_KEY={emulator.gptproto_key}",
+        f"export {allow}WAVESPEED_BASE_URL={emulator.base_url} WAVESPEED_API_KEY={emulator.api_key}{watch}",
+        f"export {allow}GPTPROTO_BASE_URL={emulator.gptproto_url} GPTPROTO_API_KEY={emulator.gptproto_key}{watch}",
     ):
         console.print(Text(line, "green"), soft_wrap=True)
     console.print()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,14 +17,13 @@ from kling_async._worker.worker import Worker
 from kling_async.errors import KlingError
 from kling_async.manifest import read_manifest
 
-from .interrupts import Exit, interruptible, took_interrupt
+from .exits import Exit
+from .interrupts import interruptible, took_interrupt
 from .output import make_console, plural, print_error, print_text, route_logs
 from .plan import parse_budget
 from .progress import progress
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from kling_async.ledger.postgres import PostgresLedger
 
     from .options import EnqueueOptions, SharedOptions, WorkerOptions
@@ -45,23 +44,17 @@ def _shared_ledger(options: SharedOptions, *, lease: float = 60.0) -> PostgresLe
     return type(ledger)(str(name.where), account=name.account, lease=lease)
 
 
-@asynccontextmanager
-async def _opened(ledger: PostgresLedger) -> AsyncIterator[PostgresLedger]:
-    await ledger.open()
-    try:
-        yield ledger
-    finally:
-        await ledger.aclose()
-
-
 def enqueue(options: EnqueueOptions) -> Exit:
     """Check a manifest and add its jobs to the ledger."""
     manifest = read_manifest(options.manifest)
     batch = options.batch or Path(manifest.name).stem
 
     async def work() -> Exit:
-        async with _opened(_shared_ledger(options)) as ledger:
-            new = await enqueue_jobs(ledger, manifest, batch=batch)
+        async with aclosing(_shared_ledger(options)) as ledger:
+            await ledger.open()
+            new = await enqueue_jobs(
+                ledger, manifest, batch=batch, seen=options.seen.value, ignored_parameters=options.ignored_parameters
+            )
         known = len(manifest) - new
         text = f"{plural(new, 'new job')} in the batch {batch!r}"
         print_text(make_console(), Text(text + (f"; {plural(known, 'job')} already there" if known else "")))
@@ -80,11 +73,18 @@ def worker(options: WorkerOptions) -> Exit:
         provider=options.provider,
         level=options.level,
         max_in_flight=options.max_in_flight,
+        max_uploads=options.max_uploads,
+        max_saving=options.max_saving,
+        watch=options.polling.value,
+        max_reads_per_second=options.max_reads_per_second,
+        max_reply_bytes=options.max_reply_bytes,
+        max_output_bytes=options.max_output_bytes,
         ledger=ledger,
-        budget=parse_budget(options.budget, options.provider, allow_estimate=options.allow_estimate),
+        budget=parse_budget(options.budget, allow_estimate=options.allow_estimate),
         retry_failed=options.retry_failed,
+        seen=options.seen.value,
         sole_user=options.sole_user,
-        images="upload" if options.provider == "wavespeed" else "inline",
+        images=options.provider.images,
         observers=[display.observer(options.provider)],
     )
     if options.out is not None:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Final
 
 from rich.text import Text
 
+from kling_async._core.text import one_line
 from kling_async.errors import ManifestError
 from kling_async.manifest import Manifest, read_manifest
 
-from .output import plural, printable
+from .output import plural
 from .plan import check_supported
 from .results import problem_lines
 
@@ -54,9 +55,12 @@ def read_source(options: SourceOptions, provider: str, *, as_json: bool) -> Mani
     return manifest
 
 
-def print_warnings(console: Console, manifest: Manifest) -> None:
-    """Print the first warnings about images, and the number of the rest."""
+def print_warnings(console: Console, manifest: Manifest, provider: str) -> None:
+    """Print what may not be as expected at the provider, and the first warnings about images."""
+    for caution, rows in manifest.cautions(provider).items():
+        text = f"warning: {plural(rows, 'job')}: {caution}"
+        console.print(Text(one_line(text), "yellow"), soft_wrap=True)
     for warning in manifest.warnings[:_MAX_WARNINGS_SHOWN]:
-        console.print(Text(printable(f"warning: {warning}"), "yellow"), soft_wrap=True)
+        console.print(Text(one_line(f"warning: {warning}"), "yellow"), soft_wrap=True)
     if len(manifest.warnings) > _MAX_WARNINGS_SHOWN:
         console.print(Text(f"and {plural(len(manifest.warnings) - _MAX_WARNINGS_SHOWN, 'more warning')}", "dim"))

@@ -14,9 +14,11 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from kling_async._core.text import one_line
 from kling_async.ledger import State
 
-from .interrupts import Exit
+from .exits import Exit
+from .hints import recorded_run
 from .ledgers import LedgerName
 from .output import (
     format_duration,
@@ -25,7 +27,6 @@ from .output import (
     make_console,
     new_table,
     plural,
-    printable,
 )
 from .reading import Summary, Writers, expires_at, format_iso_time, summaries, the_batch
 
@@ -113,7 +114,7 @@ def _watch_lines(console: Console, options: StatusOptions) -> None:
         now = _read(options)
         shown = json.dumps(_as_json(now)) if options.as_json else "\n".join(_line(batch) for batch in now.batches)
         if shown != last:
-            console.print(shown, markup=False, soft_wrap=True)
+            console.print(shown, soft_wrap=True)
             console.file.flush()
             last = shown
         if now.over:
@@ -130,7 +131,7 @@ def _pause(begun: float) -> None:
 def _line(batch: Summary) -> str:
     counts = ", ".join(f"{count} {word}" for word, count in _counts(batch) if count)
     name = batch.name or "(no batch)"
-    return printable(f"{name}: {plural(batch.jobs, 'job')}: {counts}; {format_usd(batch.spent)} spent")
+    return one_line(f"{name}: {plural(batch.jobs, 'job')}: {counts}; {format_usd(batch.spent)} spent")
 
 
 def _counts(batch: Summary) -> tuple[tuple[str, int], ...]:
@@ -151,6 +152,7 @@ _STYLES: Final = {
     State.SUBMITTED.label: "cyan",
     State.COMPLETED.label: "blue",
     State.DOWNLOADED.label: "green",
+    State.REUSED.label: "green",
     State.SKIPPED.label: "dim",
     State.FAILED.label: "red",
     State.REJECTED.label: "red",
@@ -171,15 +173,16 @@ def _render(console: Console, now: _Status) -> RenderableType:
     table = new_table(console, "batch", ">jobs", *(f">{word}" for word in words), ">spent", *more)
     for batch, row in zip(now.batches, counts, strict=True):
         table.add_row(
-            Text(printable(batch.name) or "(no batch)", "bold cyan" if batch.name else "dim"),
+            Text(one_line(batch.name) or "(no batch)", "bold cyan" if batch.name else "dim"),
             str(batch.jobs),
             *(Text(str(count or ""), _STYLES[word]) for word, count in row if word in words),
             format_usd(batch.spent),
             *([format_usd(batch.refunded)] if more else []),
         )
     lines: list[RenderableType] = [table]
-    for batch in now.batches:
-        lines += _details(batch)
+    if now.in_progress or not now.ledger.is_rehearsal:
+        for batch in now.batches:
+            lines += _details(batch)
     lines += _describe_writers(now)
     if not now.in_progress:
         lines += _next_steps(now)
@@ -195,18 +198,18 @@ def _describe_writers(now: _Status) -> list[Text]:
         return []
     if not writers:
         return [] if now.over else [Text("No worker is alive.", "yellow")]
-    workers = ", ".join(f"{printable(one.name)} with {plural(one.jobs, 'job')}" for one in writers.workers)
+    workers = ", ".join(f"{one_line(one.name)} with {plural(one.jobs, 'job')}" for one in writers.workers)
     return [Text(f"{plural(len(writers.workers), 'worker')}: {workers}", "green")]
 
 
 def _details(batch: Summary) -> list[Text]:
     """Return what the counts of a batch do not show: running jobs, expiry, and money at stake."""
-    of = f" of {printable(batch.name)}" if batch.name else ""
+    of = f" of {one_line(batch.name)}" if batch.name else ""
     lines = []
     if batch.running:
         now = time.time()
         jobs = [
-            f"{printable(row.key)} for {format_duration(now - (row.submitted_at or row.updated_at))}"
+            f"{one_line(row.key)} for {format_duration(now - (row.submitted_at or row.updated_at))}"
             for row in batch.running
         ]
         more = batch.states[State.SUBMITTED] - len(jobs)
@@ -215,7 +218,7 @@ def _details(batch: Summary) -> list[Text]:
         row = batch.oldest
         left = expires_at(row) - time.time()
         when = f"in {_format_days(left)}" if left > 0 else "any moment, or has expired"
-        text = f"Oldest unsaved video{of}: {printable(row.key)} ({row.prediction_id}), expires {when}"
+        text = one_line(f"Oldest unsaved video{of}: {row.key} ({row.prediction_id}), expires {when}")
         lines.append(Text(text, "red" if left < _EXPIRY_WARNING_S else ""))
     if batch.in_doubt:
         lines.append(Text(f"In doubt{of}: {format_usd(batch.doubtful)} that may have been paid", "yellow"))
@@ -234,17 +237,21 @@ def _format_days(seconds: float) -> str:
 
 def _next_steps(now: _Status) -> list[Text]:
     """Return what to do next, as commands to copy."""
+    unfinished = sum(batch.unfinished for batch in now.batches)
+    if now.ledger.is_rehearsal and unfinished:
+        text = f"This was a rehearsal, and its emulator has ended with {plural(unfinished, 'job')} unfinished. "
+        return [Text(f"{text}None can be continued or fetched: rehearse again, which begins anew.")]
     lines: list[Text] = []
     for purpose, command in _commands(now):
-        lines += [Text(purpose), Text(f"  {command}", "bold green", no_wrap=True, overflow="ignore")]
-    if now.ledger.is_rehearsal and any(batch.unfinished for batch in now.batches):
-        lines.append(Text("This was a rehearsal, and its emulator has ended: run it again to rehearse the rest."))
+        lines += [Text(purpose), Text(f"  {one_line(command)}", "bold green", no_wrap=True, overflow="ignore")]
     return lines or [Text("All jobs have ended: nothing is left to do.", "green")]
 
 
 def _commands(now: _Status) -> list[tuple[str, str]]:
-    """Return purposes and commands."""
+    """Return purposes and commands; none for a rehearsal, whose predictions ended with its emulator."""
     ledger = now.ledger
+    if ledger.is_rehearsal:
+        return []
     # A database has no folder to suggest.
     out = "OUT" if ledger.path is None else str(ledger.path.parent)
     found: list[tuple[str, str]] = []
@@ -252,10 +259,14 @@ def _commands(now: _Status) -> list[tuple[str, str]]:
         purpose = "The jobs in doubt, and how to settle them by hand:"
         found.append((purpose, shlex.join(["kling-async", "ledger", *ledger.as_argument])))
     for batch in now.batches:
-        if batch.unfinished and not ledger.is_rehearsal:
-            of = f" of {printable(batch.name)}" if batch.name else ""
-            words = ["kling-async", "resume", *ledger.as_argument, "--out", out, "--name", batch.name]
-            found.append((f"{plural(batch.unfinished, 'job')}{of} to continue with:", shlex.join(words)))
+        if batch.unfinished:
+            of = f" of {one_line(batch.name)}" if batch.name else ""
+            record = recorded_run(ledger, batch.name)
+            to = out if record is None else record.shown_out
+            words = ["kling-async", "resume", *ledger.as_argument, "--out", to, "--name", batch.name]
+            words += () if record is None else record.options
+            unknown = "; add the --level and --budget of its run" if record is None else ""
+            found.append((f"{plural(batch.unfinished, 'job')}{of} to continue with{unknown}:", shlex.join(words)))
     if any(state.unsuccessful and count for batch in now.batches for state, count in batch.states.items()):
         where = ["--out", out] if ledger.path is None else []
         command = shlex.join(["kling-async", "export", *ledger.as_argument, *where, "--format", "errors"])

@@ -10,14 +10,15 @@ import attrs
 from rich.text import Text
 
 from kling_async._core.budget import Budget
+from kling_async._core.text import one_line
 from kling_async._session.batch import Batch
 from kling_async.errors import PriceUnknownError, SkippedError
 from kling_async.results import Exported, Format
 
 from .audit import Audit
-from .choices import LevelChoice
-from .export import print_left_out, rerun_command
-from .interrupts import Exit
+from .exits import Exit
+from .export import print_left_out, print_rerun
+from .hints import kept_options
 from .output import (
     format_duration,
     format_usd,
@@ -26,9 +27,7 @@ from .output import (
     plural,
     print_error,
     print_text,
-    printable,
 )
-from .places import is_store
 from .plan import Plan, format_difference
 from .progress import Board
 from .results import print_command, print_unsaved, status
@@ -163,8 +162,8 @@ def _print_failure_table(console: Console, failures: list[Outcome]) -> None:
     for outcome in failures:
         error = outcome.error
         advice = f" ({error.advice})" if error is not None and error.advice and has_cursor(console) else ""
-        message = printable((error.message if error is not None else "") + advice)
-        groups.setdefault((status(outcome), message), []).append(printable(outcome.key))
+        message = one_line((error.message if error is not None else "") + advice)
+        groups.setdefault((status(outcome), message), []).append(one_line(outcome.key))
     table = new_table(console, "failed jobs", "result", "message")
     largest = sorted(groups.items(), key=lambda item: -len(item[1]))
     for (result, message), keys in largest[:_MAX_FAILURES_SHOWN]:
@@ -184,8 +183,10 @@ def _print_counts(console: Console, options: BatchOptions, report: Report) -> No
     text = Text.assemble(
         ("Interrupted. " if report.interrupted else "", "bold yellow"),
         (videos, "bold green" if board.done else ""),
-        f" in {options.out}",
+        f" in {options.videos}",
     )
+    if board.reused:
+        text.append(f", {board.reused} reused", "green")
     if board.failed:
         text.append(f", {board.failed} failed", "red")
     if report.interrupted and never:
@@ -203,7 +204,7 @@ def _print_money(console: Console, report: Report) -> None:
     """Print the estimate, the cost, and the comparison with the service's bill."""
     plan, found = report.plan, report.audit
     if plan.jobs > plan.unpriced:
-        estimate = f"{'≈ ' if plan.inferred else ''}{format_usd(plan.usd)}"
+        estimate = f"{'≈ ' if plan.approximate else ''}{format_usd(plan.usd)}"
         text = Text(f"Money: {estimate} estimated, {format_usd(report.board.spent)} spent")
         if found is not None:
             text.append(f", {format_usd(found.refunded)} refunded")
@@ -213,7 +214,7 @@ def _print_money(console: Console, report: Report) -> None:
             text.append(f"; {format_usd(report.budget.left)} of {format_usd(report.budget.usd)} left")
         print_text(console, text)
     if report.audit_error:
-        print_text(console, Text(printable(report.audit_error), "yellow"))
+        print_text(console, Text(one_line(report.audit_error), "yellow"))
     elif found is not None and found.predictions:
         style = "" if found.difference else "dim"
         text = Text(f"The service's bill: {format_usd(found.deducted)} for ", style)
@@ -226,8 +227,8 @@ def _print_money(console: Console, report: Report) -> None:
 
 def _print_files(console: Console, options: BatchOptions, report: Report) -> None:
     if report.export_error:
-        print_text(console, Text(printable(report.export_error), "yellow"))
-    folder = options.results or options.folder
+        print_text(console, Text(one_line(report.export_error), "yellow"))
+    folder = options.results_folder
     written = [made for made in report.exported if made.rows]
     ledger = f"Ledger: {options.ledger_name}"
     if written:
@@ -238,12 +239,8 @@ def _print_files(console: Console, options: BatchOptions, report: Report) -> Non
         # Unsent jobs of a stopped run are sent by the same command, not from the errors manifest.
         if made.format is not Format.ERRORS or report.stopped:
             continue
-        jobs, them = ("1 job has", "it") if made.rows == 1 else (f"{made.rows} jobs have", "them")
-        print_text(
-            console, f"{jobs} no video and none is on its way. This runs {them} again, and pays for {them} again:"
-        )
         print_left_out(console, made)
-        print_command(console, rerun_command(made, folder, options.out, _rerun_options(options)))
+        print_rerun(console, made, folder, ledger=options.ledger_name, to=options.out, more=kept_options(options))
 
 
 def _print_continuation(console: Console, options: BatchOptions, report: Report) -> None:
@@ -253,24 +250,5 @@ def _print_continuation(console: Console, options: BatchOptions, report: Report)
         text += f", without the {plural(unread, 'job')} that only the manifest has"
     print_text(console, f"{text}:")
     words = ["kling-async", "resume", *options.ledger_name.as_argument, "--name", report.name, "--out", options.out]
-    for name, value in (
-        ("--provider", options.provider.value if options.provider != "wavespeed" else None),
-        ("--level", options.level.value if options.level is not LevelChoice.BRONZE else None),
-        ("--max-in-flight", options.max_in_flight),
-        ("--budget", options.budget),
-        ("--retry-failed", options.retry_failed or None),
-    ):
-        words += [] if value is None else [name, str(value)]
+    words += kept_options(options)
     print_command(console, shlex.join(words))
-
-
-def _rerun_options(options: BatchOptions) -> list[str]:
-    """Return the options that a run of the errors manifest needs to have in common with this one."""
-    words = ["--emulator"] if options.rehearsal else []
-    if not options.rehearsal and (is_store(options.out) or options.ledger_name.path != options.folder / "run.db"):
-        words += options.ledger_name.as_option
-    if options.provider != "wavespeed":
-        words += ["--provider", options.provider]
-    if options.level is not LevelChoice.BRONZE:
-        words += ["--level", options.level.value]
-    return words

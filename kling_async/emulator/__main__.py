@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from .chaos import Chaos
+from .network import NETWORKS
 from .server import Emulator, MissingRendererError, serve
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description="A local server for the WaveSpeedAI and GPTProto APIs. Renders real MP4s and costs nothing.",
     )
     parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--advertise", metavar="NAME", help="host name that clients use; default: the address")
     parser.add_argument("--port", type=int, default=8787, help="port of WaveSpeed; 0 selects a free one")
     parser.add_argument("--gptproto-port", type=int, default=8788, help="port of GPTProto; 0 selects a free one")
     parser.add_argument("--key", action="append", dest="keys", help="accepted API key; can be repeated")
@@ -31,6 +33,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="duration of every prediction, in emulator seconds")
     parser.add_argument("--seed", type=int, help="seed of times, ids and chaos, for reproducible runs")
     parser.add_argument("--chaos", type=float, metavar="RATE", help="share of requests with a random fault, 0 to 1")
+    parser.add_argument(
+        "--network", choices=tuple(NETWORKS), help="line to the clients; default: no latency, no limits"
+    )
     parser.add_argument("--profile", choices=("video", "tiny"), default="video")
     parser.add_argument("--resolution", choices=("small", "full"), default="small")
     parser.add_argument("--over-limit", choices=("reject", "queue"), default="reject")
@@ -59,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         emulator = Emulator(
             host=options.host,
+            advertise=options.advertise,
             port=options.port,
             gptproto_port=options.gptproto_port,
             keys=options.keys,
@@ -72,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             over_limit=options.over_limit,
             retry_after=options.retry_after,
             chaos=Chaos(options.chaos, options.seed or 0) if options.chaos else None,
+            network=options.network,
         )
         with contextlib.suppress(KeyboardInterrupt):
             anyio.run(lambda: serve(emulator, ready=_announce))

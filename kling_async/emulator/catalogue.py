@@ -1,192 +1,69 @@
 """Models of the emulator: inputs, limits and prices in USD.
 
 Deliberately independent of the SDK's model table: both were written from the vendor's pages, so each checks the other.
-A price marked `estimated` is not published on any page of the vendor.
+Prices of 1.6 and of O3 at 4k are on no page of the vendor.
 """
 
 from __future__ import annotations
 
-import re
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
+
+from .inputs import BASE_SECONDS, MAX_TEXT_CHARS, Field, InputError, joined
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["GPTPROTO", "WAVESPEED", "Field", "InputError", "Model"]
+__all__ = ["DISAGREEING", "GPTPROTO", "WAVESPEED", "Field", "InputError", "Model"]
 
-Kind = Literal["text", "image", "number", "seconds", "flag", "items"]
-"""Type of an input. `seconds` is an integer or a string of digits; `flag` is a boolean."""
-
-_MAX_TEXT_CHARS: Final = 2500
-_BASE_SECONDS: Final = 5
-_IMAGE_URL: Final = "^(https?://|data:)"
-_BASE64_IMAGE: Final = r"^[A-Za-z0-9+/ \r\n]{64,}={0,2}[ \r\n]*$"
-_IMAGE_PATTERNS: Final = (re.compile(_IMAGE_URL), re.compile(_BASE64_IMAGE))
+Resolution = Literal["720p", "1080p", "4k"]
 
 
-class InputError(ValueError):
-    """Inputs are invalid; the text is sent with HTTP 400."""
-
-
-@attrs.frozen
-class Field:
-    """One input of a model.
-
-    Attributes:
-        name: key on the wire.
-        kind: type of the value.
-        required: refuse inputs without it.
-        default: value used when it is absent; None adds no key.
-        low: lowest accepted `number`.
-        high: highest accepted `number`, or maximum length of `text` (characters) and `items`.
-        choices: accepted values; empty accepts all.
-    """
-
-    name: str
-    kind: Kind
-    required: bool = False
-    default: object = None
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[object, ...] = ()
-
-    def read(self, value: object) -> object:
-        """Validate a value and return it as the service stores it.
-
-        Raises:
-            InputError: if the value is of the wrong type or out of range.
-        """
-        match self.kind:
-            case "text":
-                return self._text(value)
-            case "image":
-                return self._image(value)
-            case "number":
-                return self._number(value)
-            case "seconds":
-                return self._seconds(value)
-            case "flag":
-                if not isinstance(value, bool):
-                    raise InputError(f"Invalid parameter: {self.name} must be a boolean")
-                return value
-            case "items":
-                if not isinstance(value, list) or (self.high is not None and len(value) > self.high):
-                    raise InputError(f"Invalid parameter: {self.name} must be an array of at most {self.high} items")
-                return value
-
-    def _text(self, value: object) -> str:
-        if not isinstance(value, str):
-            raise InputError(f"Invalid parameter: {self.name} must be a string")
-        if self.required and not value:
-            raise InputError(f"Missing parameter: {self.name} is required")
-        if self.high is not None and len(value) > self.high:
-            raise InputError(f"Invalid parameter: {self.name} must be at most {int(self.high)} characters")
-        if self.choices and value not in self.choices:
-            raise InputError(f"Invalid parameter: {self.name} must be one of {_joined(self.choices)}")
-        return value
-
-    def _image(self, value: object) -> str:
-        if self.required and value == "":
-            raise InputError(f"Missing parameter: {self.name} is required")
-        if isinstance(value, str) and any(pattern.match(value) for pattern in _IMAGE_PATTERNS):
-            return value
-        raise InputError(f"Invalid parameter: {self.name} must be a URL or a data URI of an image")
-
-    def _number(self, value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"Invalid parameter: {self.name} must be a number")
-        if (self.low is not None and not value >= self.low) or (self.high is not None and not value <= self.high):
-            raise InputError(f"Invalid parameter: {self.name} must be between {self.low} and {self.high}")
-        return value
-
-    def _seconds(self, value: object) -> int:
-        # The vendor's pages disagree on integer or string, so both are accepted.
-        if isinstance(value, str) and value in {str(choice) for choice in self.choices}:
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or value not in self.choices:
-            raise InputError(f"Invalid parameter: {self.name} must be one of {_joined(self.choices)}")
-        return value
-
-    def listing_schema(self) -> dict[str, object]:
-        """Return the JSON schema that `GET /models` lists for the field."""
-        types = {"number": "number", "seconds": "integer", "flag": "boolean", "items": "array"}
-        schema: dict[str, object] = {"type": types.get(self.kind, "string")}
-        if self.default is not None:
-            schema["default"] = self.default
-        if self.kind == "number":
-            schema |= {"minimum": self.low, "maximum": self.high}
-        elif self.kind == "text" and self.high is not None:
-            schema["maxLength"] = int(self.high)
-        if self.choices:
-            schema["enum"] = list(self.choices)
-        return schema
-
-    def request_schema(self) -> dict[str, object]:
-        """Return the JSON schema of the values that a submit accepts; it is wider than the listing."""
-        schema: dict[str, object]
-        match self.kind:
-            case "text" if self.choices:
-                schema = {"enum": list(self.choices)}
-            case "text":
-                schema = {
-                    "type": "string",
-                    "minLength": int(self.required),
-                    "maxLength": int(self.high or _MAX_TEXT_CHARS),
-                }
-            case "image":
-                schema = {"type": "string", "anyOf": [{"pattern": _IMAGE_URL}, {"pattern": _BASE64_IMAGE}]}
-            case "number":
-                schema = {"type": "number", "minimum": self.low, "maximum": self.high}
-            case "seconds":
-                schema = {"enum": [*self.choices, *(str(choice) for choice in self.choices)]}
-            case "flag":
-                schema = {"type": "boolean"}
-            case _:
-                schema = {"type": "array"}
-                if self.high is not None:
-                    schema["maxItems"] = int(self.high)
-        if not self.required:
-            schema = {"anyOf": [schema, {"type": "null"}]}
-        return schema if self.default is None else schema | {"default": self.default}
-
-
-def _joined(values: tuple[object, ...]) -> str:
-    return ", ".join(str(value) for value in values)
-
-
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class Model:
     """One row of the catalogue.
 
     Attributes:
         id: path under `/api/v3/`.
         fields: inputs, in the vendor's order.
-        base_price: price of a five-second video, in USD.
-        estimated: the price is not published on any page of the vendor.
-        resolution: resolution of the video.
+        base_price: price as `GET /models` lists it, in USD.
+        seconds: length of the video that it is for; 0 for any.
+        resolution: resolution of the video by default.
+        rates: USD per second at other resolutions.
         sound_factor: price factor of `sound: true`.
-        prompt_or_shots: require exactly one of `prompt` and `multi_prompt`.
+        prompts: which of `prompt` and `multi_prompt` are required: exactly `one`, `optional` for at most one, or `any`
+            for what their fields say.
+        hdr: resolutions that `dynamic_range` needs.
+        type: kind of model in `GET /models`.
+        price_type: unit of the price in GPTProto's list.
+        suffix: suffix of the output.
     """
 
     id: str
     fields: tuple[Field, ...]
     base_price: Decimal
-    estimated: bool = False
-    resolution: Literal["720p", "1080p", "4k"] = "1080p"
-    sound_factor: int = 1
-    prompt_or_shots: bool = False
+    seconds: int = 5
+    resolution: Resolution = "1080p"
+    rates: tuple[tuple[str, Decimal], ...] = ()
+    sound_factor: Decimal = Decimal(1)
+    prompts: Literal["one", "optional", "any"] = "any"
+    hdr: tuple[str, ...] = ()
+    type: str = "image-to-video"
+    price_type: Literal["per second", "per time"] = "per second"
+    suffix: str = ".mp4"
 
-    @property
-    def images(self) -> tuple[str, ...]:
-        """Names of the image fields, start frame first."""
-        return tuple(field.name for field in self.fields if field.kind == "image")
-
-    def images_in(self, inputs: Mapping[str, object]) -> tuple[str, ...]:
-        """Return the names of the image fields present in the inputs, start frame first."""
-        return tuple(name for name in self.images if name in inputs)
+    def pictures_in(self, inputs: Mapping[str, object]) -> dict[str, str]:
+        """Return the pictures of the inputs by field, start frame first and end frame last; `keyframes.0` in a list."""
+        found: dict[str, str] = {}
+        for field in sorted(self.fields, key=lambda field: _PICTURE_ORDER.get(field.name, 1)):
+            value = inputs.get(field.name)
+            if field.kind == "image" and isinstance(value, str):
+                found[field.name] = value
+            elif field.kind == "images" and isinstance(value, list):
+                found |= {f"{field.name}.{place}": str(item) for place, item in enumerate(value)}
+        return found
 
     def clean(self, raw: Mapping[str, object]) -> dict[str, object]:
         """Return the inputs as the service runs them: defaults filled in, unknown keys silently dropped.
@@ -203,56 +80,84 @@ class Model:
                 raise InputError(f"Missing parameter: {field.name} is required")
             elif field.default is not None:
                 inputs[field.name] = field.default
-        if self.prompt_or_shots and bool(inputs.get("prompt")) == bool(inputs.get("multi_prompt")):
+        prompt, shots = bool(inputs.get("prompt")), bool(inputs.get("multi_prompt"))
+        if self.prompts == "one" and prompt == shots:
             raise InputError("Invalid parameter: exactly one of prompt and multi_prompt is required")
-        if inputs.get("multi_prompt") and "end_image" in inputs:
+        if self.prompts == "optional" and prompt and shots:
+            raise InputError("Invalid parameter: prompt does not go together with multi_prompt")
+        if shots and "end_image" in inputs:
             raise InputError("Invalid parameter: end_image does not go together with multi_prompt")
+        if "dynamic_range" in inputs and inputs.get("resolution") not in self.hdr:
+            raise InputError(f"Invalid parameter: dynamic_range needs a resolution of {joined(self.hdr)}")
         return inputs
 
     def request_schema(self) -> dict[str, object]:
         """Return the JSON schema of the bodies that a submit accepts; `clean` raises for all others."""
-        schema: dict[str, object] = {
+        names = {field.name for field in self.fields}
+        rules: list[dict[str, object]] = []
+        shots = {"required": ["multi_prompt"], "properties": {"multi_prompt": {"type": "array", "minItems": 1}}}
+        no_shots: dict[str, object] = {"properties": {"multi_prompt": {"enum": [None, []]}}}
+        no_prompt = {"properties": {"prompt": {"enum": [None, ""]}}}
+        if self.prompts == "one":
+            prompt = {"required": ["prompt"], "properties": {"prompt": {"type": "string", "minLength": 1}}}
+            rules.append({"anyOf": [{"allOf": [prompt, no_shots]}, {"allOf": [shots, no_prompt]}]})
+        if self.prompts == "optional":
+            rules.append({"anyOf": [no_shots, no_prompt]})
+        if names >= {"multi_prompt", "end_image"}:
+            rules.append({"anyOf": [no_shots, {"properties": {"end_image": {"type": "null"}}}]})
+        if self.hdr:
+            wide = {"required": ["resolution"], "properties": {"resolution": {"enum": list(self.hdr)}}}
+            rules.append({"anyOf": [{"properties": {"dynamic_range": {"type": "null"}}}, wide]})
+        return {
             "type": "object",
             "required": [field.name for field in self.fields if field.required],
             "properties": {field.name: field.request_schema() for field in self.fields},
+            **({"allOf": rules} if rules else {}),
         }
-        if self.prompt_or_shots:
-            none = {"type": "null"}
-            prompt = {"prompt": {"type": "string", "minLength": 1}, "multi_prompt": {"enum": [None, []]}}
-            shots = {
-                "multi_prompt": {"type": "array", "minItems": 1},
-                "prompt": {"enum": [None, ""]},
-                "end_image": none,
-            }
-            schema["anyOf"] = [
-                {"required": ["prompt"], "properties": prompt},
-                {"required": ["multi_prompt"], "properties": shots},
-            ]
-        return schema
 
     def price(self, inputs: Mapping[str, object]) -> Decimal:
-        """Return the price of one run in USD: `base_price * duration / 5`, times `sound_factor` with sound.
+        """Return the price of one run in USD: seconds, times a rate by resolution, times `sound_factor` with sound.
 
         A missing or unreadable duration counts as five seconds.
         """
         seconds = inputs.get("duration")
         try:
-            length = int(seconds) if isinstance(seconds, str | int) and not isinstance(seconds, bool) else _BASE_SECONDS
+            length = int(seconds) if isinstance(seconds, str | int) and not isinstance(seconds, bool) else BASE_SECONDS
         except ValueError:
-            length = _BASE_SECONDS
-        factor = self.sound_factor if inputs.get("sound") is True else 1
-        return self.base_price * length * factor / _BASE_SECONDS
+            length = BASE_SECONDS
+        rate = dict(self.rates).get(str(inputs.get("resolution")))
+        usd = self.base_price * length / self.seconds if self.seconds else self.base_price
+        if self.price_type == "per time":
+            usd = self.base_price
+        elif rate is not None:
+            usd = rate * length
+        return usd * self.sound_factor if inputs.get("sound") is True else usd
+
+    @property
+    def formula(self) -> str:
+        """The JSONata expression of the price."""
+        factors = ["base_price"]
+        if self.seconds:
+            factors.append("duration" if self.seconds == 1 else f"duration / {self.seconds}")
+        if self.rates:
+            base, factor = self.base_price / self.seconds, "1"
+            for resolution, rate in reversed(self.rates):
+                factor = f'(resolution = "{resolution}" ? {rate} / {base} : {factor})'
+            factors.append(factor)
+        if self.sound_factor != 1:
+            factors.append(f"(sound ? {self.sound_factor} : 1)")
+        return f'{{"total_price": {" * ".join(factors)}}}'
 
     def listing(self, server: str) -> dict[str, object]:
         """Return the row as `GET /models` sends it."""
         return {
             "model_id": self.id,
             "name": self.id,
-            "description": "Kling image-to-video.",
-            "type": "image-to-video",
+            "description": f"{self.type}.",
+            "type": self.type,
             "base_price": float(self.base_price),
             "sort_order": 0,
-            "formula": '{"total_price": base_price * duration / 5}',
+            "formula": self.formula,
             "api_schema": {
                 "api_schemas": [
                     {
@@ -271,110 +176,236 @@ class Model:
             },
         }
 
+    def price_item(self, number: int) -> dict[str, object]:
+        """Return the row as GPTProto's public price list has it."""
+        vendor, _, path = self.id.partition("/")
+        usd = self.base_price if self.price_type == "per time" else self.base_price / self.seconds
+        return {
+            "id": number,
+            "modelManufacturerName": vendor,
+            "modelName": path if "/" in path else f"{path}/{self.type}",
+            "alias": path,
+            "platformInputPrice": "",
+            "platformOutPrice": "",
+            "platformLockPrice": str(usd),
+            "priceType": -1,
+            "priceTypeStr": self.price_type,
+            "modelTag": self.type,
+        }
 
-_PROMPT = Field("prompt", "text", required=True, high=_MAX_TEXT_CHARS)
-_OPTIONAL_PROMPT = Field("prompt", "text", high=_MAX_TEXT_CHARS)
-_NEGATIVE_PROMPT = Field("negative_prompt", "text", high=_MAX_TEXT_CHARS)
+
+_PICTURE_ORDER: Final = {"image": 0, "end_image": 2, "last_image": 2}
+_PROMPT = Field("prompt", "text", required=True, high=MAX_TEXT_CHARS)
+_OPTIONAL_PROMPT = Field("prompt", "text", high=MAX_TEXT_CHARS)
+_NEGATIVE_PROMPT = Field("negative_prompt", "text", high=MAX_TEXT_CHARS)
 _IMAGE = Field("image", "image", required=True)
 _END_IMAGE = Field("end_image", "image")
 _LAST_IMAGE = Field("last_image", "image")
 _GUIDANCE = Field("guidance_scale", "number", default=0.5, low=0.0, high=1.0)
 _CFG = Field("cfg_scale", "number", default=0.5, low=0.0, high=1.0)
-_DURATION = Field("duration", "seconds", default=5, choices=(5, 10))
-_LONG_DURATION = Field("duration", "seconds", default=5, choices=tuple(range(3, 16)))
 _SOUND = Field("sound", "flag", default=False)
+_MULTI_PROMPT = Field("multi_prompt", "items", high=6)
+_SHOT_TYPE = Field("shot_type", "text", default="customize", choices=("customize", "intelligent"))
+_ELEMENTS = Field("element_list", "items", high=3)
+_RESOLUTION = Field("resolution", "text", default="720p", choices=("720p", "1080p", "4k"))
 
-_START_FRAME_FIELDS = (_PROMPT, _NEGATIVE_PROMPT, _IMAGE, _GUIDANCE, _DURATION)
-_END_FRAME_FIELDS = (_PROMPT, _NEGATIVE_PROMPT, _IMAGE, _END_IMAGE, _GUIDANCE, _DURATION)
-_MULTI_SHOT_FIELDS = (
+
+def _seconds(low: int, high: int) -> Field:
+    return Field("duration", "seconds", default=BASE_SECONDS, choices=tuple(range(low, high + 1)))
+
+
+_DURATION = Field("duration", "seconds", default=BASE_SECONDS, choices=(5, 10))
+_START_FRAME = (_PROMPT, _NEGATIVE_PROMPT, _IMAGE, _GUIDANCE, _DURATION)
+_END_FRAME = (_PROMPT, _NEGATIVE_PROMPT, _IMAGE, _END_IMAGE, _GUIDANCE, _DURATION)
+_START_END_FRAME = (
+    _PROMPT,
+    _NEGATIVE_PROMPT,
+    _IMAGE,
+    attrs.evolve(_END_IMAGE, required=True),
+    _GUIDANCE,
+    _DURATION,
+)
+_MULTI_IMAGE = (
+    _PROMPT,
+    _NEGATIVE_PROMPT,
+    Field("images", "images", required=True, high=4),
+    Field("aspect_ratio", "text", default="1:1", choices=("1:1", "16:9", "9:16")),
+    _DURATION,
+)
+_V30 = (
     _OPTIONAL_PROMPT,
-    Field("multi_prompt", "items", high=6),
+    _MULTI_PROMPT,
     _NEGATIVE_PROMPT,
     _IMAGE,
     _END_IMAGE,
     _CFG,
-    _LONG_DURATION,
+    _seconds(3, 15),
     _SOUND,
-    Field("shot_type", "text", default="customize", choices=("customize", "intelligence")),
-    Field("element_list", "items", high=3),
+    _SHOT_TYPE,
+    _ELEMENTS,
 )
-_TURBO_FIELDS = (_OPTIONAL_PROMPT, Field("multi_prompt", "items", high=6), _IMAGE, _LONG_DURATION)
-_V26_PRO_FIELDS = (_PROMPT, _NEGATIVE_PROMPT, _IMAGE, _END_IMAGE, _CFG, _DURATION, _SOUND, Field("voice_list", "items"))
+_TURBO = (_OPTIONAL_PROMPT, _MULTI_PROMPT, _IMAGE, _seconds(3, 15))
+# The newest page has last_image; end_image, in an older page, is dropped.
+_V26_PRO = (
+    _PROMPT,
+    _NEGATIVE_PROMPT,
+    _IMAGE,
+    _LAST_IMAGE,
+    _CFG,
+    _DURATION,
+    _SOUND,
+    Field("voice_list", "items"),
+)
+_O3 = (_PROMPT, _MULTI_PROMPT, _IMAGE, _END_IMAGE, _seconds(3, 15), _SOUND, _SHOT_TYPE, _ELEMENTS)
+_O1 = (_PROMPT, _IMAGE, _LAST_IMAGE, _seconds(3, 10))
+_ASPECT_RATIO = Field("aspect_ratio", "text", choices=("16:9", "9:16", "1:1", "21:9"))
+_HDR = Field("dynamic_range", "text", choices=("hdr",))
+_V40 = (
+    _OPTIONAL_PROMPT,
+    _IMAGE,
+    Field("keyframes", "images", high=8),
+    _LAST_IMAGE,
+    _ASPECT_RATIO,
+    _seconds(3, 30),
+    _RESOLUTION,
+    _HDR,
+)
+
+
+def _row(id_: str, fields: tuple[Field, ...], usd: str, **more: Any) -> Model:
+    return Model(id=f"kwaivgi/{id_}", fields=fields, base_price=Decimal(usd), **more)
+
+
+_V40_PRICE: Final[Mapping[str, Any]] = {
+    "seconds": 1,
+    "resolution": "720p",
+    # No price at 4k was found.
+    "rates": (("1080p", Decimal("0.235")), ("4k", Decimal("0.47"))),
+}
 
 _ROWS = (
-    Model("kwaivgi/kling-v1.6-i2v-standard", _START_FRAME_FIELDS, Decimal("0.28"), estimated=True, resolution="720p"),
-    Model("kwaivgi/kling-v1.6-i2v-pro", _END_FRAME_FIELDS, Decimal("0.45"), estimated=True),
-    Model("kwaivgi/kling-v2.0-i2v-master", _END_FRAME_FIELDS, Decimal("1.30")),
-    Model("kwaivgi/kling-v2.1-i2v-standard", _START_FRAME_FIELDS, Decimal("0.28"), estimated=True, resolution="720p"),
-    Model("kwaivgi/kling-v2.1-i2v-pro", _START_FRAME_FIELDS, Decimal("0.45")),
-    Model("kwaivgi/kling-v2.1-i2v-master", _START_FRAME_FIELDS, Decimal("1.30")),
-    Model(
-        "kwaivgi/kling-v2.1-i2v-pro/start-end-frame",
-        (_PROMPT, _NEGATIVE_PROMPT, _IMAGE, attrs.evolve(_END_IMAGE, required=True), _GUIDANCE, _DURATION),
-        Decimal("0.45"),
-    ),
-    Model(
-        "kwaivgi/kling-v2.5-turbo-pro/image-to-video",
+    _row("kling-v1.6-i2v-standard", _START_FRAME, "0.28", resolution="720p"),
+    _row("kling-v1.6-i2v-pro", _END_FRAME, "0.45"),
+    _row("kling-v1.6-multi-i2v-standard", _MULTI_IMAGE, "0.28", resolution="720p"),
+    _row("kling-v1.6-multi-i2v-pro", _MULTI_IMAGE, "0.45"),
+    _row("kling-v2.0-i2v-master", _END_FRAME, "1.30"),
+    _row("kling-v2.1-i2v-standard", _START_FRAME, "0.25", resolution="720p"),
+    _row("kling-v2.1-i2v-pro", _START_FRAME, "0.45"),
+    _row("kling-v2.1-i2v-master", _START_FRAME, "1.30"),
+    _row("kling-v2.1-i2v-pro/start-end-frame", _START_END_FRAME, "0.45"),
+    _row(
+        "kling-v2.5-turbo-pro/image-to-video",
         (_PROMPT, _NEGATIVE_PROMPT, _IMAGE, _LAST_IMAGE, _GUIDANCE, _DURATION),
-        Decimal("0.35"),
+        "0.35",
     ),
-    Model("kwaivgi/kling-v2.5-turbo-std/image-to-video", _START_FRAME_FIELDS, Decimal("0.21"), resolution="720p"),
-    Model(
-        "kwaivgi/kling-v2.6-std/image-to-video",
+    _row("kling-v2.5-turbo-std/image-to-video", _START_FRAME, "0.21", resolution="720p"),
+    _row(
+        "kling-v2.6-std/image-to-video",
         (_OPTIONAL_PROMPT, _NEGATIVE_PROMPT, _IMAGE, _DURATION),
-        Decimal("0.21"),
+        "0.21",
         resolution="720p",
     ),
-    Model("kwaivgi/kling-v2.6-pro/image-to-video", _V26_PRO_FIELDS, Decimal("0.35"), sound_factor=2),
-    Model(
-        "kwaivgi/kling-v3.0-std/image-to-video",
-        _MULTI_SHOT_FIELDS,
-        Decimal("0.42"),
-        resolution="720p",
-        prompt_or_shots=True,
+    _row("kling-v2.6-pro/image-to-video", _V26_PRO, "0.35", sound_factor=Decimal(2)),
+    _row("kling-v3.0-std/image-to-video", _V30, "0.42", resolution="720p", prompts="one", sound_factor=Decimal("1.5")),
+    _row("kling-v3.0-pro/image-to-video", _V30, "0.56", prompts="one", sound_factor=Decimal("1.5")),
+    _row("kling-v3.0-4k/image-to-video", _V30, "0.42", seconds=1, resolution="4k", prompts="optional"),
+    _row("kling-v3-turbo-std/image-to-video", _TURBO, "0.112", seconds=1, resolution="720p", prompts="one"),
+    _row("kling-v3-turbo-pro/image-to-video", _TURBO, "0.14", seconds=1, prompts="one"),
+    # No price of O3 with sound was found.
+    _row("kling-video-o3-std/image-to-video", _O3, "0.42", resolution="720p", sound_factor=Decimal("1.5")),
+    _row("kling-video-o3-pro/image-to-video", _O3, "0.56", sound_factor=Decimal("1.5")),
+    _row("kling-video-o3-4k/image-to-video", _O3, "2.10", resolution="4k"),
+    _row("kling-video-o1-std/image-to-video", _O1, "0.42", resolution="720p"),
+    _row("kling-video-o1/image-to-video", _O1, "0.56"),
+    _row("kling-v4.0/image-to-video", _V40, "0.157", hdr=("1080p", "4k"), **_V40_PRICE),
+)
+_OTHER_ROWS = (
+    _row(
+        "kling-v4.0/text-to-video",
+        (_PROMPT, attrs.evolve(_ASPECT_RATIO, default="16:9"), _seconds(3, 30), _RESOLUTION),
+        "0.157",
+        type="text-to-video",
+        **_V40_PRICE,
     ),
-    Model("kwaivgi/kling-v3.0-pro/image-to-video", _MULTI_SHOT_FIELDS, Decimal("0.56"), prompt_or_shots=True),
-    Model(
-        "kwaivgi/kling-v3.0-4k/image-to-video",
-        _MULTI_SHOT_FIELDS,
-        Decimal("1.68"),
-        estimated=True,
-        resolution="4k",
-        prompt_or_shots=True,
+    # It answers the joined clip, and bills the new seconds.
+    _row(
+        "kling-v4.0/video-extend",
+        (Field("video", "video", required=True), _PROMPT, _LAST_IMAGE, _seconds(3, 30), _RESOLUTION),
+        "0.157",
+        type="video-to-video",
+        **_V40_PRICE,
     ),
     Model(
-        "kwaivgi/kling-v3-turbo-std/image-to-video",
-        _TURBO_FIELDS,
-        Decimal("0.35"),
-        estimated=True,
-        resolution="720p",
-        prompt_or_shots=True,
-    ),
-    Model(
-        "kwaivgi/kling-v3-turbo-pro/image-to-video",
-        _TURBO_FIELDS,
-        Decimal("0.45"),
-        estimated=True,
-        prompt_or_shots=True,
+        id="wavespeed-ai/flux-dev",
+        fields=(_PROMPT, Field("num_images", "number", default=1, low=1, high=4)),
+        base_price=Decimal("0.012"),
+        seconds=0,
+        type="text-to-image",
+        suffix=".png",
     ),
 )
+"""Models of other kinds, for clients that run any model by its schema."""
 
-WAVESPEED: Final[Mapping[str, Model]] = {row.id: row for row in _ROWS}
+WAVESPEED: Final[Mapping[str, Model]] = {row.id: row for row in (*_ROWS, *_OTHER_ROWS)}
 """Models of the WaveSpeed persona, by id."""
 
 _GPTPROTO_IDS = (
-    "kwaivgi/kling-v2.1-i2v-standard",
-    "kwaivgi/kling-v2.1-i2v-pro",
-    "kwaivgi/kling-v2.1-i2v-master",
-    "kwaivgi/kling-v2.5-turbo-pro/image-to-video",
-    "kwaivgi/kling-v2.5-turbo-std/image-to-video",
+    "kling-v2.1-i2v-standard",
+    "kling-v2.1-i2v-pro",
+    "kling-v2.1-i2v-master",
+    "kling-v2.1-i2v-pro/start-end-frame",
+    "kling-v2.5-turbo-pro/image-to-video",
+    "kling-v2.5-turbo-std/image-to-video",
+    "kling-v2.6-std/image-to-video",
+    "kling-v2.6-pro/image-to-video",
+    "kling-v3.0-std/image-to-video",
+    "kling-v3.0-pro/image-to-video",
+    "kling-video-o3-std/image-to-video",
+    "kling-video-o3-pro/image-to-video",
+    "kling-video-o1-std/image-to-video",
+    "kling-video-o1/image-to-video",
 )
-
-GPTPROTO: Final[Mapping[str, Model]] = {model_id: WAVESPEED[model_id] for model_id in _GPTPROTO_IDS} | {
-    "kwaivgi/kling-v2.6-pro/image-to-video": attrs.evolve(
-        WAVESPEED["kwaivgi/kling-v2.6-pro/image-to-video"],
-        # GPTProto names this one field differently.
-        fields=tuple(_LAST_IMAGE if field is _END_IMAGE else field for field in _V26_PRO_FIELDS),
-    )
+_INTELLIGENCE = attrs.evolve(_SHOT_TYPE, choices=("customize", "intelligence"))
+_GPTPROTO_FIELDS: Final[Mapping[str, Mapping[Field, Field]]] = {
+    "kling-v3.0-std/image-to-video": {
+        _IMAGE: attrs.evolve(_IMAGE, required=False),
+        _CFG: _GUIDANCE,
+        _SOUND: attrs.evolve(_SOUND, default=True),
+    },
 }
-"""Models of the GPTProto persona, by id. Its prices are unknown, so WaveSpeed's are used."""
+"""Inputs that differ at GPTProto: those of the two services, by model."""
+
+
+def _at_gptproto(id_: str) -> Model:
+    row = WAVESPEED[f"kwaivgi/{id_}"]
+    other = {_SHOT_TYPE: _INTELLIGENCE, **_GPTPROTO_FIELDS.get(id_, {})}
+    fields = tuple(other.get(field, field) for field in row.fields)
+    return attrs.evolve(row, fields=fields, price_type="per time" if id_ in _PER_RUN else "per second")
+
+
+_PER_RUN: Final = frozenset({"kling-v2.1-i2v-standard", "kling-v2.1-i2v-master"})
+"""Models that GPTProto charges by the run, whatever the length; its list does not say for which models that is so."""
+
+GPTPROTO: Final[Mapping[str, Model]] = {row.id: row for row in map(_at_gptproto, _GPTPROTO_IDS)}
+"""Models of the GPTProto persona, by id. What it charges is unknown, so the amounts are WaveSpeed's."""
+
+
+def _changed(rows: Mapping[str, Model]) -> dict[str, Model]:
+    """Return rows as a service may list them that has changed since."""
+    standard, pro = rows["kwaivgi/kling-v2.1-i2v-standard"], rows["kwaivgi/kling-v2.1-i2v-pro"]
+    turbo, v40 = rows["kwaivgi/kling-v2.5-turbo-std/image-to-video"], rows["kwaivgi/kling-v4.0/image-to-video"]
+    seed = Field("seed", "number", low=0, high=9)
+    changed = (
+        attrs.evolve(standard, fields=(*standard.fields, attrs.evolve(seed, required=True))),
+        attrs.evolve(pro, fields=tuple(_seconds(5, 12) if field is _DURATION else field for field in pro.fields)),
+        attrs.evolve(
+            turbo, base_price=Decimal("0.24"), fields=tuple(field for field in turbo.fields if field is not _GUIDANCE)
+        ),
+        attrs.evolve(v40, rates=(("1080p", Decimal("0.30")), ("4k", Decimal("0.47")))),
+        attrs.evolve(pro, id="kwaivgi/kling-v5.0/image-to-video"),
+    )
+    return {id_: row for id_, row in rows.items() if "v1.6" not in id_} | {row.id: row for row in changed}
+
+
+DISAGREEING: Final[Mapping[str, Model]] = _changed(WAVESPEED)
+"""Models that `GET /models` lists where the catalogue is to disagree with what is served."""

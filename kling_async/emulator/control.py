@@ -34,12 +34,14 @@ from .wire import Json, nanoseconds, reply
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
+    from aiohttp.typedefs import Handler, Middleware
+
     from .accounts import Account, Entry
     from .service import Service, Site
 
     RequestHandler = Callable[[web.Request], Awaitable[web.Response]]
 
-__all__ = ["install"]
+__all__ = ["install", "under_own_name"]
 
 _BAD_REQUEST: Final = 400
 _FORBIDDEN: Final = 403
@@ -76,6 +78,14 @@ def install(app: web.Application, service: Service, site: Site, default_key: str
         app.router.add_route(method, f"/__emulator__/{path}", control.guarded(handler))
 
 
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def _is_local(address: str) -> bool:
     try:
         return ipaddress.ip_address(address).is_loopback
@@ -90,6 +100,22 @@ def _host_and_port(value: str) -> tuple[str, int]:
         return ((parts.hostname or "").lower(), parts.port or 80) if parts.scheme == "http" else ("", 0)
     except ValueError:
         return "", 0
+
+
+def under_own_name(service: Service, site: Site) -> Middleware:
+    """Return a middleware that refuses requests for foreign host names, whose pages would be of the same origin.
+
+    An address in `Host` is nobody's name. Ports are not compared: containers map them.
+    """
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        host, _ = _host_and_port(request.headers.get("Host", "127.0.0.1"))
+        if not _is_address(host) and host not in {name for name, _ in service.origins}:
+            return site.persona.error(_FORBIDDEN, f"Not under this name; start the emulator with advertise={host!r}")
+        return await handler(request)
+
+    return check
 
 
 class _Control:

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchange", "Handler", "RefusedError", "json_object", "route"]
 
-_KEYLESS_ROUTES: Final = frozenset({"upload_put", "upload_get", "output"})
+_KEYLESS_ROUTES: Final = frozenset({"upload_put", "upload_get", "output", "price_list"})
+_MAX_PATH_CHARS: Final = 500
+"""Part of a path that is recorded: 100,000 requests are."""
 _KEY_HEADERS: Final = ("Authorization", "X-API-Key")
 _OK: Final = 200
 _BAD_REQUEST: Final = 400
@@ -65,6 +67,7 @@ class Exchange:
     request: web.Request
     call: Call
     faults: tuple[Fault, ...] = ()
+    _content: bytes | None = attrs.field(default=None, init=False)
 
     @property
     def now(self) -> float:
@@ -89,7 +92,15 @@ class Exchange:
         Raises:
             RefusedError: 400 if the body is not a JSON object.
         """
-        return json_object(await self.request.read())
+        return json_object(await self.read())
+
+    async def read(self) -> bytes:
+        """Return the request body, read as fast as the line carries it."""
+        if self.service.line is None:
+            return await self.request.read()
+        if self._content is None:
+            self._content = await self.service.line.receive(self.request)
+        return self._content
 
 
 Handler = Callable[[Exchange], Awaitable[web.Response]]
@@ -117,6 +128,10 @@ def route(
     """Return the aiohttp handler of a route: applies faults, calls `handler`, records the request."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
+        line = service.line
+        latency = 0.0 if line is None else line.latency(name)
+        if line is not None:
+            await line.sleep(latency / 2)
         at = service.clock.now()
         status: int | None = None
         if name in _KEYLESS_ROUTES:
@@ -125,13 +140,20 @@ def route(
         try:
             response = await _respond(exchange, handler)
             status = None if response is None else response.status
+            if line is not None:
+                await line.sleep(latency / 2)
+                # A body that was streamed by a fault has been sent.
+                if isinstance(response, web.Response):
+                    return await line.send(request, response)
             # On a connection that was closed on purpose, aiohttp writes this to nowhere.
             return web.Response() if response is None else response
         finally:
             service.counts[name] += 1
             faults = tuple(type(fault).__name__ for fault in exchange.faults)
             service.requests.append(
-                RequestRecord(request.method, request.path, status, at, name, site.persona.name, faults)
+                RequestRecord(
+                    request.method, request.path[:_MAX_PATH_CHARS], status, at, name, site.persona.name, faults
+                )
             )
 
     return handle
@@ -145,12 +167,12 @@ def _record_leaks(service: Service, request: web.Request, name: str, at: float) 
 
 async def _respond(exchange: Exchange, handler: Handler) -> web.StreamResponse | None:
     """Apply the faults and call the handler; return None if the connection was closed instead."""
-    request, service, name = exchange.request, exchange.service, exchange.call.route
+    service, name = exchange.service, exchange.call.route
     drawn = service.draw_chaos(name)
     if not service.faults.armed(name) and drawn is None:
         return await _call(exchange, handler)
     if service.faults.reads_first(name):
-        exchange.call = attrs.evolve(exchange.call, body=await _json_or_empty(request))
+        exchange.call = attrs.evolve(exchange.call, body=await _json_or_empty(exchange))
     # Scripted faults take precedence over random ones.
     faults = exchange.faults = service.faults.take(exchange.call) or (() if drawn is None else (drawn,))
     for delay in faults:
@@ -181,11 +203,11 @@ async def _call(exchange: Exchange, handler: Handler) -> web.Response:
         return persona.error(error.status)
 
 
-async def _json_or_empty(request: web.Request) -> Mapping[str, object]:
-    if request.content_type != "application/json":
+async def _json_or_empty(exchange: Exchange) -> Mapping[str, object]:
+    if exchange.request.content_type != "application/json":
         return {}
     try:
-        return json_object(await request.read())
+        return json_object(await exchange.read())
     except (RefusedError, web.HTTPException):
         return {}
 
@@ -198,13 +220,13 @@ async def _before_handler(exchange: Exchange) -> web.Response | kinds.Drop | kin
             _close_connection(request, reset=fault.reset)
             return fault
         if isinstance(fault, kinds.DropAfterReading):
-            await request.read()
+            await exchange.read()
             _close_connection(request, reset=fault.reset)
             return fault
         if isinstance(fault, kinds.StatusLag404) and exchange.call.route == "result":
             return exchange.site.persona.error(_NOT_FOUND)
         if isinstance(fault, kinds.Status | kinds.Html502 | kinds.EnvelopeCode) and not fault.accepted:
-            await request.read()
+            await exchange.read()
             return _error_response(exchange, fault)
     return None
 

@@ -16,7 +16,7 @@ from kling_async.emulator import bodies
 from .exchange import Exchange, RefusedError
 from .media import TICKET_SECONDS, StorageFullError, Ticket, media_kind
 from .serving import file_response
-from .tiny import TINY_MP4
+from .tiny import TINY_MP4, TINY_PNG
 from .wire import Json, iso, reply
 
 if TYPE_CHECKING:
@@ -84,11 +84,14 @@ async def upload_put(exchange: Exchange) -> web.Response:
     path = request.path.removeprefix("/storage")
     signature = parse_qs(request.query_string).get("X-Amz-Signature", [""])[0]
     ticket = service.media.redeem(signature, path, now)
-    content = await request.read()
     if "Authorization" in request.headers:
         return _storage_error(_BAD_REQUEST, "InvalidArgument", "Only one auth mechanism allowed")
+    # Before the body is read, which may be as large as the largest file: no key is needed to send one.
     if ticket is None:
         return _storage_error(_FORBIDDEN, "AccessDenied", "Request has expired or the signature does not match")
+    if "Content-Encoding" in request.headers:
+        return _storage_error(_BAD_REQUEST, "InvalidArgument", "Content-Encoding was not signed")
+    content = await exchange.read()
     if request.headers.get("Content-Type") != ticket.content_type:
         return _storage_error(_FORBIDDEN, "SignatureDoesNotMatch", "Content-Type differs from the signed one")
     if len(content) != ticket.size:
@@ -135,12 +138,16 @@ async def upload_binary(exchange: Exchange) -> web.Response:
 
 async def _file_part(exchange: Exchange) -> tuple[str, str | None, bytes] | None:
     """Return file name, declared media type and content of the multipart field `file`; None without that field."""
+    line = exchange.service.line
+    flow = None if line is None else line.upstream()
     async for part in await exchange.request.multipart():
         if not isinstance(part, aiohttp.BodyPartReader) or part.name != "file":
             continue
         content = bytearray()
         while chunk := await part.read_chunk(_CHUNK_BYTES):
             content += chunk
+            if flow is not None:
+                await flow.carry(len(chunk))
             if len(content) > exchange.service.rules.max_upload_bytes:
                 raise RefusedError(_TOO_LARGE, "File too large")
         content_type = part.headers.get("Content-Type")
@@ -165,6 +172,8 @@ async def output(exchange: Exchange) -> web.Response:
     prediction = service.store.by_output(exchange.request.match_info["file"], exchange.now)
     if prediction is None:
         return web.Response(status=_NOT_FOUND, text="Not found")
+    if prediction.model.suffix == ".png":
+        return file_response(exchange.request, TINY_PNG, "image/png", _TINY_TAG)
     if service.rules.tiny or service.renderer is None:
         return file_response(exchange.request, TINY_MP4, "video/mp4", _TINY_TAG)
     content = await _render(exchange, prediction)
@@ -179,7 +188,7 @@ async def _render(exchange: Exchange, prediction: Prediction) -> bytes:
     scene = Scene(
         pictures=pictures,
         seconds=prediction.length,
-        resolution=prediction.model.resolution,
+        resolution=str(prediction.inputs.get("resolution", prediction.model.resolution)),
         size=service.rules.resolution,
         prompt=str(prediction.inputs.get("prompt", "")),
     )

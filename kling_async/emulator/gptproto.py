@@ -42,7 +42,7 @@ class GPTProto:
         """Return `{"error": {"message": ..., "type": "<status>"}}` with the same HTTP status."""
         if status == _UNAUTHORIZED:
             message = "Invalid signature"
-        elif status == _TOO_MANY_REQUESTS:
+        elif status == _TOO_MANY_REQUESTS and message is None:
             message = "too many requests"
         return reply({"error": {"message": message or default_text(status), "type": str(status)}}, status)
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from kling_async.emulator import bodies
 
+from .catalogue import DISAGREEING
 from .exchange import Exchange, RefusedError
 from .faults import kinds
 from .predictions import Failure, Prediction
@@ -30,6 +31,7 @@ __all__ = [
     "delete_one",
     "models",
     "price",
+    "price_list",
     "pricing",
     "result",
     "search",
@@ -67,7 +69,7 @@ async def submit(exchange: Exchange) -> web.Response:
     refusal = account.refusal(now)
     if refusal is not None:
         headers = {"Retry-After": str(max(1, math.ceil(refusal.seconds)))} if service.rules.retry_after else None
-        raise RefusedError(_TOO_MANY_REQUESTS, refusal.message, headers)
+        raise RefusedError(_TOO_MANY_REQUESTS, refusal.message if persona.name == "wavespeed" else None, headers)
     cost = model.price(inputs) * (1 - service.rules.discount)
     if account.balance(now) < cost:
         if persona.name == "wavespeed":
@@ -86,13 +88,12 @@ async def submit(exchange: Exchange) -> web.Response:
         started_at=started,
         ends_at=started + work,
         price=cost,
-        output=service.store.new_file_name(),
+        output=service.store.new_file_name(model.suffix),
         webhook=webhook,
         shape=kinds.first_shape(exchange.faults),
     )
     _apply_faults(prediction, exchange)
-    images = tuple(str(inputs[name]) for name in model.images_in(inputs))
-    service.accept(prediction, images, now)
+    service.accept(prediction, tuple(model.pictures_in(inputs).values()), now)
     return persona.ok(persona.prediction(prediction, "created"))
 
 
@@ -209,9 +210,14 @@ async def balance(exchange: Exchange) -> web.Response:
 async def models(exchange: Exchange) -> web.Response:
     """`GET /api/v3/models`: list the models with their input schemas and prices."""
     exchange.account()
-    return exchange.site.persona.ok(
-        [row.listing(exchange.site.origin) for row in exchange.site.persona.models.values()]
-    )
+    rows = DISAGREEING if exchange.service.rules.disagreeing else exchange.site.persona.models
+    return exchange.site.persona.ok([row.listing(exchange.site.origin) for row in rows.values()])
+
+
+async def price_list(exchange: Exchange) -> web.Response:
+    """`GET /api/home-model-catalog`: list the prices of GPTProto's models, without a key."""
+    items = [row.price_item(number) for number, row in enumerate(exchange.site.persona.models.values(), 1)]
+    return exchange.site.persona.ok({"items": items})
 
 
 async def _model_and_inputs(exchange: Exchange) -> tuple[Model, Mapping[str, object]]:

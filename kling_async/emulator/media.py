@@ -100,7 +100,7 @@ class Media:
 
     def new_path(self, kind: str, filename: str, now: float) -> str:
         """Return a new path for an upload."""
-        suffix = PurePosixPath(filename).suffix.lower()
+        suffix = PurePosixPath(filename[-255:]).suffix.lower()
         letters = "".join(self._rng.choices("abcdefghijklmnopqrstuvwxyz", k=8))
         return f"/media/{_FOLDERS[kind]}/{int(now * 1e9)}_{letters}{suffix}"
 

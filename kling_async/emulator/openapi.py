@@ -359,7 +359,7 @@ def _submit_operation(route: Route, model: Model) -> Schema:
     success = _success(route.response) | {"links": _links()}
     return {
         "operationId": "submit_" + re.sub(r"\W+", "_", model.id),
-        "summary": f"Submit a prediction to {model.id}: ${model.base_price} for five seconds.",
+        "summary": f"Submit a prediction to {model.id}: ${model.price({})} for five seconds.",
         "tags": [route.name],
         "parameters": [webhook],
         "requestBody": {"required": True, "content": _json(model.request_schema())},

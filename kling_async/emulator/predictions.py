@@ -182,8 +182,10 @@ class Prediction:
 
     def set_fingerprint(self) -> None:
         """Compute the fingerprint from the inputs and the digests of the pictures."""
-        digests = dict(zip(self.model.images_in(self.inputs), self.pictures, strict=False))
-        inputs = self.inputs | {name: digest for name, digest in digests.items() if digest}
+        digests = dict(zip(self.model.pictures_in(self.inputs), self.pictures, strict=False))
+        lists = {name.partition(".")[0] for name in digests if "." in name}
+        inputs: dict[str, object] = {name: value for name, value in self.inputs.items() if name not in lists}
+        inputs |= {name: digest or self.model.pictures_in(self.inputs)[name] for name, digest in digests.items()}
         text = json.dumps([self.model.id, inputs], sort_keys=True)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -258,9 +260,9 @@ class PredictionStore:
         """Return a new prediction id: 32 lower-case hex digits."""
         return f"{self.rng.getrandbits(128):032x}"
 
-    def new_file_name(self) -> str:
-        """Return a new file name for a video."""
-        return f"{uuid.UUID(int=self.rng.getrandbits(128), version=4)}.mp4"
+    def new_file_name(self, suffix: str) -> str:
+        """Return a new file name for an output."""
+        return f"{uuid.UUID(int=self.rng.getrandbits(128), version=4)}{suffix}"
 
     def add(self, prediction: Prediction) -> None:
         """Store a prediction."""

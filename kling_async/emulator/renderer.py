@@ -83,8 +83,8 @@ class Scene:
     """Input of the renderer.
 
     Attributes:
-        pictures: encoded start frame, and end frame if there is one; empty renders a gradient, for pictures whose
-            content is no longer stored.
+        pictures: encoded frames: the start frame, and others through which the video passes at equal distances; empty
+            renders a gradient, for pictures whose content is no longer stored.
         seconds: length of the video.
         resolution: `720p`, `1080p` or `4k`.
         size: `small` or `full`.
@@ -166,6 +166,12 @@ def _end_frame_opacity(at: float) -> float:
     return _smoothstep(min(1.0, max(0.0, (at - low) / (high - low))))
 
 
+def _place(at: float, parts: int) -> tuple[int, float]:
+    """Return the part of a video that a moment lies in, and where in it; `at` is 0 to 1."""
+    part = min(int(at * parts), parts - 1)
+    return part, at * parts - part
+
+
 def render(scene: Scene, target: Path, stop: threading.Event | None = None) -> None:
     """Write the scene as H.264 in MP4 with its index first.
 
@@ -199,12 +205,14 @@ def render(scene: Scene, target: Path, stop: threading.Event | None = None) -> N
         for number in range(count):
             if stop is not None and stop.is_set():
                 raise RenderingStoppedError
-            at = number / (count - 1)
+            # The part of the video between two frames, and the place in it; one frame alone fills the video.
+            part, at = _place(number / (count - 1), max(1, len(pictures) - 1))
             eased = 0.4 * at + 0.6 * _smoothstep(at)
             opacity = _end_frame_opacity(at) if len(pictures) > 1 else 0.0
-            image = _frame(pictures[opacity == 1], size, move if opacity < 1 else _END_FRAME_MOVE, eased, filtering)
+            shown, shown_move = (part + 1, _END_FRAME_MOVE) if opacity == 1 else (part, move)
+            image = _frame(pictures[shown], size, shown_move, eased, filtering)
             if 0 < opacity < 1:
-                image = Image.blend(image, _frame(pictures[1], size, _END_FRAME_MOVE, eased, filtering), opacity)
+                image = Image.blend(image, _frame(pictures[part + 1], size, _END_FRAME_MOVE, eased, filtering), opacity)
             frame = av.VideoFrame.from_image(image).reformat(  # type: ignore[no-untyped-call]  # untyped in PyAV
                 format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
             )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .catalogue import Model
 
-__all__ = ["COMMON", "UNKNOWN", "WAVESPEED", "Route", "methods_of"]
+__all__ = ["COMMON", "GPTPROTO", "UNKNOWN", "WAVESPEED", "Route", "methods_of"]
 
 
 @attrs.frozen
@@ -70,6 +70,11 @@ WAVESPEED: Final = (
     Route("GET", "/media/{folder}/{file}", "upload_get", files.upload_get, kind="file"),
 )
 """Routes of WaveSpeed only."""
+
+GPTPROTO: Final = (
+    Route("GET", "/api/home-model-catalog", "price_list", handlers.price_list, "PriceList", kind="file"),
+)
+"""Routes of GPTProto only."""
 
 COMMON: Final = (
     Route("GET", "/api/v3/predictions/{prediction_id}/result", "result", handlers.result, "Prediction", errors=(404,)),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import email.utils
+import functools
 import importlib.util
 import random
 import signal
@@ -18,14 +20,16 @@ import anyio
 import anyio.lowlevel
 from aiohttp import web
 
-from kling_async.emulator import catalogue, control, routes
+from kling_async.emulator import control, routes
 
 from .accounts import LEVELS, Account, Charge, Level, LevelName
+from .catalogue import GPTPROTO, WAVESPEED
 from .chaos import Chaos, ChaosRun
 from .clock import Clock, RealClock, ScaledClock
 from .exchange import route
 from .gptproto import GPTProto
 from .media import Media
+from .network import NETWORKS, Line, Network, NetworkName
 from .predictions import PredictionRecord, PredictionStore, Timing, TimingSource
 from .routes import Route, methods_of
 from .service import Leak, RequestRecord, Rules, Service, Site
@@ -66,6 +70,14 @@ def _level(level: LevelName | Level) -> Level:
     return LEVELS[level]
 
 
+def _network(network: NetworkName | Network) -> Network:
+    if isinstance(network, Network):
+        return network
+    if network not in NETWORKS:
+        raise ValueError(f"network: expected a Network or one of {', '.join(NETWORKS)}, got {network!r}")
+    return NETWORKS[network]
+
+
 def _money(amount: float | Decimal) -> Decimal:
     return Decimal(str(amount))
 
@@ -103,8 +115,12 @@ class Emulator:
         webhook_refunds: refund a prediction after the last failed delivery of its webhook.
         downloads: download pictures from other hosts; False accepts them unchecked, so that only webhooks connect to
             other hosts.
+        catalogue: `GET /models` describes the models as they are, or `disagreeing`: with other fields, lengths, prices
+            and models, as after changes at the service. Submits and charges are unchanged.
         chaos: random faults, in addition to `faults`; None for none.
-        advertise: host name in URLs; None uses `host`, or 127.0.0.1 if that is all interfaces.
+        network: line to the clients: `wan`, `thin` or a `Network`; None is one without latency and limits.
+        advertise: host name in URLs, under which requests are answered, as they are under addresses and `localhost`;
+            None uses `host`, or 127.0.0.1 if that is all interfaces.
 
     Raises:
         MissingRendererError: if `profile` is `video` and PyAV or Pillow is missing.
@@ -139,7 +155,9 @@ class Emulator:
         unknown_model_status: Literal[400, 404] = 404,
         webhook_refunds: bool = True,
         downloads: bool = True,
+        catalogue: Literal["agreeing", "disagreeing"] = "agreeing",
         chaos: Chaos | None = None,
+        network: NetworkName | Network | None = None,
         advertise: str | None = None,
     ) -> None:
         if clock is not None and speed is not None:
@@ -147,6 +165,7 @@ class Emulator:
         for name, value, choices in (
             ("profile", profile, ("video", "tiny")),
             ("resolution", resolution, ("small", "full")),
+            ("catalogue", catalogue, ("agreeing", "disagreeing")),
             ("over_limit", over_limit, ("reject", "queue")),
         ):
             if value not in choices:
@@ -183,11 +202,13 @@ class Emulator:
                 unknown_model_status=unknown_model_status,
                 webhook_refunds=webhook_refunds,
                 downloads=downloads,
+                disagreeing=catalogue == "disagreeing",
             ),
+            line=None if network is None else Line(_network(network), clock, random.Random(f"{seed} network")),  # noqa: S311 -- not used for security
         )
-        wavespeed = WaveSpeed(catalogue.WAVESPEED)
+        wavespeed = WaveSpeed(WAVESPEED)
         self._wavespeed = Site(wavespeed, methods_of((*routes.WAVESPEED, *routes.COMMON), wavespeed.models))
-        self._gptproto = Site(GPTProto(catalogue.GPTPROTO), methods_of((), {}))
+        self._gptproto = Site(GPTProto(GPTPROTO), methods_of((), {}))
         self._webhooks = Webhooks(self._service, self._wavespeed.persona)
         self._service.webhooks = self._webhooks
         self.chaos = chaos
@@ -216,6 +237,11 @@ class Emulator:
     def chaos_counts(self) -> Mapping[tuple[str, str], int]:
         """Number of random faults so far, by route and kind."""
         return {} if self._service.chaos is None else dict(self._service.chaos.counts)
+
+    @property
+    def network(self) -> Network | None:
+        """The line to the clients; None is one without latency and limits."""
+        return None if self._service.line is None else self._service.line.network
 
     @property
     def base_url(self) -> str:
@@ -405,22 +431,32 @@ class Emulator:
             self._service.origins |= {(name, bound) for name in names}
 
     async def _stop(self) -> None:
-        while self._runners:
-            await self._runners.pop().cleanup()
+        # A cancellation, which `Task.cancel` delivers in spite of the shield, ends one of them early, not the others.
+        async with contextlib.AsyncExitStack() as stack:
+            while self._runners:
+                stack.push_async_callback(self._runners.pop().cleanup)
 
     def _wavespeed_app(self) -> web.Application:
-        app, site = self._application(), self._wavespeed
+        site = self._wavespeed
+        app = self._application(site)
         control.install(app, self._service, site, self.api_key)
         self._add_routes(app, site, (*routes.WAVESPEED, *routes.COMMON, routes.UNKNOWN))
         return app
 
     def _gptproto_app(self) -> web.Application:
-        app = self._application()
-        self._add_routes(app, self._gptproto, (*routes.COMMON, routes.UNKNOWN))
+        app = self._application(self._gptproto)
+        self._add_routes(app, self._gptproto, (*routes.GPTPROTO, *routes.COMMON, routes.UNKNOWN))
         return app
 
-    def _application(self) -> web.Application:
-        return web.Application(client_max_size=self._service.rules.max_upload_bytes + _MAX_SUBMIT_BYTES)
+    def _application(self, site: Site) -> web.Application:
+        limit = self._service.rules.max_upload_bytes + _MAX_SUBMIT_BYTES
+        app = web.Application(client_max_size=limit, middlewares=[control.under_own_name(self._service, site)])
+        app.on_response_prepare.append(self._set_date)
+        return app
+
+    async def _set_date(self, _: web.Request, response: web.StreamResponse) -> None:
+        """Send the time of the emulator's clock, instead of the computer's."""
+        response.headers["Date"] = _http_date(int(self.clock.now()))
 
     def _add_routes(self, app: web.Application, site: Site, table: tuple[Route, ...]) -> None:
         for row in table:
@@ -429,6 +465,11 @@ class Emulator:
                 app.router.add_get(row.path, handle)
             else:
                 app.router.add_route(row.method, row.path, handle)
+
+
+@functools.lru_cache(maxsize=1)
+def _http_date(at: int) -> str:
+    return email.utils.formatdate(at, usegmt=True)
 
 
 def _echo_routes(echo: bool | Literal["list", "result"]) -> frozenset[str]:  # noqa: FBT001 -- value of a public option

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .accounts import Account
     from .chaos import ChaosRun
     from .clock import Clock
+    from .network import Line
     from .renderer import Renderer
     from .webhooks import Webhooks
 
@@ -104,6 +105,7 @@ class Rules:
         unknown_model_status: HTTP status of a submit to an unknown model.
         webhook_refunds: refund a prediction after the last failed delivery of its webhook.
         downloads: download pictures from other hosts; False accepts them unchecked.
+        disagreeing: list other models than those that are served.
     """
 
     tiny: bool
@@ -118,6 +120,7 @@ class Rules:
     unknown_model_status: int
     webhook_refunds: bool
     downloads: bool
+    disagreeing: bool
 
 
 @attrs.define(eq=False)
@@ -146,12 +149,14 @@ class Service:
         store: PredictionStore,
         media: Media,
         rules: Rules,
+        line: Line | None,
     ) -> None:
         self.clock = clock
         self.accounts = accounts
         self.store = store
         self.media = media
         self.rules = rules
+        self.line = line
         self.faults = Faults()
         self.chaos: ChaosRun | None = None
         self.origins: set[tuple[str, int]] = set()

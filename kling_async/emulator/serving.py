@@ -12,7 +12,7 @@ __all__ = ["file_response"]
 _PARTIAL_CONTENT: Final = 206
 _NOT_MODIFIED: Final = 304
 _RANGE_NOT_SATISFIABLE: Final = 416
-_RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)\s*\Z")
+_RANGE: Final = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})\s*\Z")
 
 
 def file_response(request: web.Request, body: bytes, content_type: str, tag: str) -> web.Response:

@@ -1,11 +1,16 @@
-"""A 2 KB video for load tests: 160x90, five seconds, H.264, created once with PyAV."""
+"""Constant outputs: a 2 KB video of 160x90, five seconds, H.264, created once with PyAV, and an image of one pixel."""
 
 from __future__ import annotations
 
 import base64
 from typing import Final
 
-__all__ = ["TINY_MP4"]
+__all__ = ["TINY_MP4", "TINY_PNG"]
+
+TINY_PNG: Final = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+)
+"""One pixel."""
 
 TINY_MP4: Final = base64.b64decode(
     "AAAAIGZ0eXBpc29tAAACAGlzb21pc28yYXZjMW1wNDEAAAPFbW9vdgAAAGxtdmhkAAAAAAAAAAAAAAAAAAAD6AAAE4gAAQAAAQAA"

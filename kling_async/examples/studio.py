@@ -1,7 +1,8 @@
 """Example: a page that makes a video of an uploaded picture and shows its price first.
 
 `python -m kling_async.examples.studio --emulator` needs no key; without `--emulator` it uses the real, paid service.
-The page has no login, and every visitor can spend the account's money, so it listens on this computer only.
+The page has no login, and every visitor can spend the account's money, so it listens on this computer only, and answers
+only under this computer's names.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import anyio.lowlevel
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import FileResponse, JSONResponse
 
 from kling_async import MODELS, Job, KlingSession, UnknownJobError
@@ -41,6 +44,7 @@ HEADERS = {
 }
 MAX_PICTURE_BYTES = 10 * 2**20
 OFFERED_MODELS = MODELS[:3]
+NAMES = ("127.0.0.1", "localhost")
 
 
 async def picture(request: Request) -> bytes:
@@ -65,6 +69,8 @@ def studio(session: Callable[[], KlingSession], videos: Path) -> FastAPI:
     """
     app = FastAPI(title="Kling studio", lifespan=lifespan(session))
     add_error_handlers(app)
+    # Against DNS rebinding: the page of a foreign name that resolves to this computer would be of the same origin.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=NAMES, www_redirect=False)
 
     @app.get("/")
     async def page() -> FileResponse:
@@ -150,7 +156,11 @@ async def main() -> None:
         app = studio(lambda: KlingSession(**options), given.folder)
         print(f"Videos are saved in {given.folder.resolve()}.")  # noqa: T201 -- addressed to the user
         config = uvicorn.Config(app, port=given.port, log_level="warning", timeout_graceful_shutdown=3)
-        await Server(config).serve()
+        with suppress(asyncio.CancelledError):
+            await Server(config).serve()
+            # The server repeats the signal that ended it, which cancels this task at its next await: here, and not
+            # while the emulator closes its sockets.
+            await anyio.lowlevel.checkpoint()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import anyio
 import anyio.to_thread
 
 from kling_async._clock import SystemClock
+from kling_async._loops import LoopBinding
 
 from .cards import MAX_CARDS, Deck
 from .live import Live
@@ -54,6 +55,7 @@ class Gallery(anyio.AsyncContextManagerMixin):
 
     Raises:
         ConfigurationError: On entry: Jinja2 is not installed.
+        WrongLoopError: On entry: no event loop of asyncio runs.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Gallery(anyio.AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
+        LoopBinding("the gallery").bind()
         # Raises before any job is paid for.
         await anyio.to_thread.run_sync(prepare)
         raised: BaseException | None = None

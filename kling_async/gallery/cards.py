@@ -353,7 +353,8 @@ def _apply_outcome(card: Card, outcome: Outcome, at: float) -> None:
         _set_video(card, outcome.saved)
     match error:
         case None:
-            card.move(Stage.UNSAVED if outcome.saved is None else Stage.SAVED, finished=True)
+            stage = Stage.UNSAVED if outcome.saved is None else Stage.SAVED
+            card.move(stage, State.REUSED if outcome.reused else None, finished=True)
         case SkippedError():
             card.move(Stage.SKIPPED)
         case SubmissionUncertainError():
@@ -379,6 +380,7 @@ _STAGES = {
     State.SKIPPED: Stage.SKIPPED,
     State.EXPIRED: Stage.FAILED,
     State.DOWNLOADED: Stage.SAVED,
+    State.REUSED: Stage.SAVED,
 }
 
 
@@ -395,7 +397,7 @@ def fill(card: Card, row: Row, completed: float | None = None) -> None:
     card.move(_STAGES[state], state, finished=True if state is State.COMPLETED else None)
     model = find_model(row.model)
     card.model = row.model if model is None else model.name
-    card.prediction_id, card.attempts, card.cost = row.prediction_id, row.attempt, row.spent
+    card.prediction_id, card.attempts, card.cost = row.reused or row.prediction_id, row.attempt, row.spent
     card.begun, card.accepted = row.intent_at, row.submitted_at
     if row.state is State.DOWNLOADED:
         card.ended, card.saved, card.bytes = completed, row.updated_at, row.bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +34,7 @@ _HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+_NUMBER: Final = re.compile(r"[0-9]{1,12}")
 _MEDIA_TYPES: Final = {
     ".mp4": "video/mp4",
     ".webp": "image/webp",
@@ -140,7 +142,7 @@ class Live:
         response = web.StreamResponse(headers=_HEADERS | {"Content-Type": "text/event-stream"})
         await response.prepare(request)
         last = request.headers.get("Last-Event-ID", "")
-        seen = int(last) if last.isdecimal() and int(last) <= self._deck.version else 0
+        seen = int(last) if _NUMBER.fullmatch(last) and int(last) <= self._deck.version else 0
         try:
             await response.write(f"retry: {_RECONNECT_DELAY_MS}\n\n".encode())
             while True:

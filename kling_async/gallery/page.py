@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import attrs
 
+from kling_async._files import FOR_ALL, make_part
 from kling_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ def freeze(deck: Deck, cards: Iterable[Card], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / INDEX
     part = folder / f".{INDEX}.part"
+    make_part(part, mode=FOR_ALL)
     # A title may come from a file name, which need not be valid text.
     part.write_text(render(deck, cards, link=relative_to(folder)), "utf-8", "replace")
     part.replace(page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,7 @@ def _video(row: Row, folder: Path) -> Path | None:
         return None
     saved = Path(row.path)
     for path in (saved, folder / saved.name):
-        if path.is_file():
-            return path.absolute()
+        with contextlib.suppress(OSError, ValueError):
+            if path.is_file():
+                return path.absolute()
     return None

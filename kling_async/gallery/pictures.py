@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from kling_async._core.images import image_type
+from kling_async._files import FOR_ALL, make_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +26,9 @@ _POSTER_PIXELS: Final = 480
 """Longer side of a small copy: sharp on a dense screen at about 20 KB."""
 _MAX_CACHED_POSTERS: Final = 10_000
 _MAX_IMAGE_BYTES: Final = 32 * 2**20
-_MAX_IMAGE_PIXELS: Final = 100_000_000
+_MAX_JPEG_PIXELS: Final = 100_000_000
+_MAX_IMAGE_PIXELS: Final = 25_000_000
+"""Decoded whole, with two copies, this takes 300 MB; a JPEG is decoded at the size of its poster."""
 _SUFFIXES: Final = {"image/jpeg": ".jpg", "image/png": ".png"}
 
 
@@ -47,8 +50,8 @@ class Pictures:
         source, picture.source = picture.source, None
         if source is None:
             return
-        picture.label = label_of(source)
         try:
+            picture.label = label_of(source)
             picture.path = self._file(source)
             if picture.path is not None:
                 picture.poster = self._poster(picture.path)
@@ -87,6 +90,7 @@ class Pictures:
                 return None
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".part")
+            make_part(part, mode=FOR_ALL)
             part.write_bytes(content)
             part.replace(path)
         return path
@@ -122,7 +126,7 @@ def _small(content: bytes) -> bytes | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large images; the limit is below
             image = Pillow.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP"))
-            if image.width * image.height > _MAX_IMAGE_PIXELS:
+            if image.width * image.height > (_MAX_JPEG_PIXELS if image.format == "JPEG" else _MAX_IMAGE_PIXELS):
                 return None
             # Decoding a JPEG at a half or a quarter of its size is much faster.
             image.draft("RGB", (_POSTER_PIXELS, _POSTER_PIXELS))

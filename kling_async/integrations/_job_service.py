@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import secrets
 from collections import deque
@@ -16,13 +15,20 @@ import attrs
 
 from kling_async import events
 from kling_async._core.content import Content, image_digests, recalled
+from kling_async._core.job_key import Key, checked_batch, checked_key
 from kling_async._core.prediction import Prediction, Status
 from kling_async._core.states import UNFINISHED_ORDER, Entry, Row, State
+from kling_async._log import log
+from kling_async._loops import LoopBinding
 from kling_async._session.job_run import JobRun
-from kling_async._session.outcome import run_to_outcome
+from kling_async._session.keys import claim_job, content_of_row
+from kling_async._session.outcome import publish_finished, run_to_outcome
 from kling_async._session.session import engine_of, fresh_key
+from kling_async._submission.drain import Drain
+from kling_async._tasks import is_cancelled
 from kling_async.errors import (
     ConfigurationError,
+    InvalidJobError,
     KeyReusedError,
     KlingError,
     LedgerError,
@@ -43,8 +49,6 @@ if TYPE_CHECKING:
 
     from kling_async import KlingSession
     from kling_async._core.job import Job
-
-log = logging.getLogger("kling_async")
 
 JobState: TypeAlias = Literal["waiting", "running", "completed", "failed", "uncertain"]
 """State of a job for its client: a closed set. `uncertain` is final for the client; the operator can settle it."""
@@ -140,14 +144,14 @@ class JobService:
         kept: Number of ended jobs whose changes are kept in memory; older ones are read from the ledger.
 
     Raises:
-        ConfigurationError: A number is not positive.
+        ConfigurationError: A number is not positive, or the name is no text.
     """
 
     def __init__(self, *, batch: str = "web", queue: int = 100, retry_after: float = 15.0, kept: int = 1000) -> None:
         for name, number in (("queue", queue), ("retry_after", retry_after), ("kept", kept)):
             if number <= 0:
                 raise ConfigurationError(f"{name}: expected more than 0, got {number}")
-        self._batch = batch
+        self._batch = checked_batch(batch)
         self._queue = queue
         self._retry_after = retry_after
         self._kept = kept
@@ -156,6 +160,7 @@ class JobService:
         self._jobs: dict[str, _TrackedJob] = {}
         self._queued: set[str] = set()
         self._ended: deque[str] = deque()
+        self._loop = LoopBinding("the job service")
         self._kling: KlingSession | None = None
         self._tasks: TaskGroup | None = None
 
@@ -168,10 +173,13 @@ class JobService:
 
         Raises:
             LedgerError: The ledger cannot be read.
+            ConfigurationError: The batch ignores other parameters than the session.
         """
+        engine = engine_of(kling)
+        await engine.contents.identity(self._batch)
+        self._loop.bind()
         self._kling = kling
         kling.add_observer(self._observe)
-        engine = engine_of(kling)
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             try:
@@ -207,30 +215,30 @@ class JobService:
         """Number of jobs that wait for acceptance by the provider."""
         return len(self._queued)
 
-    async def submit(self, job: Job, *, key: str | None = None) -> JobStatus:
+    async def submit(self, job: Job, *, key: Key | None = None) -> JobStatus:
         """Accept a job, and return its state as soon as it is in the ledger. It runs even if the caller is cancelled.
 
         Submitting the same job with the same key again returns the state of the first one.
 
         Args:
             job: The job.
-            key: Key of the job. Default: a random key of 32 hex digits, which cannot be guessed.
+            key: Key of the job: text, or a whole number. Default: 32 random hex digits, which cannot be guessed.
 
         Raises:
             QueueFullError: The queue is full; nothing was sent.
-            InvalidJobError: An image cannot be read, or the provider would refuse it.
+            InvalidJobError: The key is no text or whole number, or an image cannot be read or would be refused.
             KeyReusedError: Another job has this key.
             KlingError: An image could not be uploaded, or the job could not be recorded; nothing was sent.
         """
-        tracked = await self._accept(job, key or fresh_key() + fresh_key())
+        tracked = await self._accept(job, key)
         return tracked.last
 
-    async def generate(self, job: Job, *, key: str | None = None) -> Prediction:
+    async def generate(self, job: Job, *, key: Key | None = None) -> Prediction:
         """Accept a job and wait for its prediction. It runs even if the caller is cancelled; `get` has its state.
 
         Args:
             job: The job.
-            key: Key of the job. Default: a random key of 32 hex digits, which cannot be guessed.
+            key: Key of the job: text, or a whole number. Default: 32 random hex digits, which cannot be guessed.
 
         Returns:
             The completed prediction.
@@ -239,10 +247,10 @@ class JobService:
             QueueFullError: The queue is full; nothing was sent.
             KlingError: As in `KlingSession.generate`.
         """
-        tracked = await self._accept(job, key or fresh_key() + fresh_key())
+        tracked = await self._accept(job, key)
         return await asyncio.shield(tracked.done)
 
-    async def get(self, key: str) -> JobStatus:
+    async def get(self, key: Key) -> JobStatus:
         """Return the state of a job of this process, or of an earlier one with the same ledger.
 
         Args:
@@ -250,22 +258,25 @@ class JobService:
 
         Raises:
             UnknownJobError: No job has this key.
+            LedgerError: The ledger cannot be read.
         """
+        self._loop.check()
+        try:
+            key = checked_key(key)
+        except InvalidJobError:
+            # No job can have it.
+            raise UnknownJobError("no job has this key") from None
         tracked = self._jobs.get(key)
         # A webhook may have settled an uncertain job meanwhile.
         if tracked is not None and tracked.recorded.done() and tracked.last.state != "uncertain":
             return tracked.last
-        try:
-            found = await engine_of(self.kling).ledger.find(self._batch, key)
-        except (LedgerError, ValueError):
-            # The ledger may be unable to store such a key.
-            found = None
+        found = await engine_of(self.kling).ledger.find(self._batch, key)
         if found is None:
             raise UnknownJobError("no job has this key", key=ascii(key)[:80])
         return _status_of(found[0])
 
     async def follow(
-        self, key: str, *, after: str | None = None, pulse: float = math.inf
+        self, key: Key, *, after: str | None = None, pulse: float = math.inf
     ) -> AsyncGenerator[Change | None, None]:
         """Yield a job's changes up to its end, beginning with earlier ones.
 
@@ -279,7 +290,7 @@ class JobService:
             UnknownJobError: No job has this key.
         """
         status = await self.get(key)
-        tracked = self._jobs.get(key)
+        tracked = self._jobs.get(status.key)
         if tracked is None:
             yield Change(f"{self._process_id}.0", status)
             return
@@ -318,15 +329,18 @@ class JobService:
             return min(int(number), tracked.count)
         return tracked.count - 1
 
-    async def _accept(self, job: Job, key: str) -> _TrackedJob:
+    async def _accept(self, job: Job, given: Key | None) -> _TrackedJob:
         tasks = self._tasks
         engine = engine_of(self.kling)
+        key = fresh_key() + fresh_key() if given is None else checked_key(given)
         assert tasks is not None  # noqa: S101 -- it is there with the session
         content = await engine.contents.read(job, self._batch)
         tracked = self._jobs.get(key)
         if tracked is not None and not (tracked.last.state == "failed" and tracked.last.prediction_id is None):
             if tracked.digest != content.digest:
-                raise KeyReusedError(key)
+                same = await content_of_row(engine.ledger, self._batch, key, content)
+                if same is None or tracked.digest != same.digest:
+                    raise KeyReusedError(key)
         else:
             if self.waiting >= self._queue:
                 raise QueueFullError(
@@ -360,15 +374,18 @@ class JobService:
                     uploads[sha256] = await engine.images.url(image, field=name, sha256=sha256)
                 elif isinstance(image, str):
                     uploads[sha256] = image
-            await engine.ledger.claim(self._batch, key, content=content, model=job.model, at=engine.clock.now())
+            await claim_job(engine.ledger, self._batch, key, content=content, model=job.model, at=engine.clock.now())
         except BaseException as error:
             # The job was not accepted: only the callers receive the error.
             self._queued.discard(key)
             if self._jobs.get(key) is tracked:
                 del self._jobs[key]
             if not isinstance(error, Exception):
-                _fail(tracked.recorded, SessionClosedError("the application is closing; the job was not accepted"))
-                raise
+                if not isinstance(error, asyncio.CancelledError) or is_cancelled():
+                    _fail(tracked.recorded, SessionClosedError("the application is closing; the job was not accepted"))
+                    raise
+                stray = KlingError("recording the job raised CancelledError; nothing was sent", key=key)
+                stray.__cause__, error = error, stray
             _fail(tracked.recorded, error)
             if not isinstance(error, KlingError):
                 log.exception("job %s could not be recorded; nothing was sent", key)
@@ -381,8 +398,9 @@ class JobService:
         """Run a job to its end."""
         # No deadline: waiting costs nothing. Its own drain: an account-wide error ends this job only, because the
         # account may be topped up before the next one.
-        run = JobRun(job=job, key=key, batch=self._batch, deadline=math.inf, content=content, recalled=True)
+        run = JobRun(job=job, key=key, drain=Drain(), batch=self._batch, content=content, recalled=True)
         outcome = await run_to_outcome(engine_of(self.kling), run)
+        publish_finished(engine_of(self.kling), run, outcome)
         error, prediction = outcome.error, outcome.prediction
         if isinstance(error, SessionClosedError):
             # The next process continues the job.

@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import anyio
 
+from kling_async._log import log
 from kling_async._session.session import KlingSession
 from kling_async.errors import ConfigurationError, KlingError
 from kling_async.webhooks import asgi_app
@@ -79,8 +80,6 @@ __all__ = [
     "lifespan",
     "problem",
 ]
-
-log = logging.getLogger("kling_async")
 
 _SERVICE_STATE: Final = "kling"
 """Name of the job service in the lifespan's state."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import attrs
 
 from kling_async import events
-from kling_async._session.session import engine_of
+from kling_async._session.session import requests_of
 from kling_async.errors import KlingError, SessionClosedError, SubmissionUncertainError
 
 from . import names
@@ -122,7 +122,7 @@ class Telemetry:
 
         def requests(_: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
             try:
-                yield metrics.Observation(engine_of(kling).watcher.requests)
+                yield metrics.Observation(requests_of(kling))
             except SessionClosedError:
                 return
 

@@ -23,14 +23,17 @@ import attrs
 import procrastinate
 from procrastinate import exceptions, jobs, tasks
 
-from kling_async._worker.enqueue import ANALYZE_AFTER_JOBS, portions
+from kling_async._core.signed_urls import parameter_names
+from kling_async._worker.enqueue import ANALYZE_AFTER_JOBS, new_portions, of_row
 from kling_async._worker.worker import Worker
 from kling_async.errors import ConfigurationError
 from kling_async.ledger.postgres import PostgresLedger
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Collection
 
+    from kling_async._core.seen import Seen
     from kling_async._core.states import Row
     from kling_async._session.batch import Jobs
     from kling_async._session.session import KlingSession
@@ -55,30 +58,43 @@ class KlingTasks:
     ledger: PostgresLedger
     task: tasks.Task[Any, Any, Any]
 
-    async def enqueue(self, jobs: Jobs, *, batch: str = "") -> int:
+    async def enqueue(
+        self,
+        jobs: Jobs,
+        *,
+        batch: str = "",
+        seen: Seen = "stop",
+        ignored_parameters: Collection[str] | None = None,
+    ) -> int:
         """Write jobs to the ledger and the queue, 2,000 per transaction.
 
         Args:
             jobs: Jobs as a batch takes them. Images are URLs, or files that the workers find under the same path.
             batch: The batch's name.
+            seen: What to do with jobs that another batch of the ledger has paid for, as in `kling_async.enqueue`.
+            ignored_parameters: Names of query parameters that are no part of a job's identity, as in `KlingSession`.
 
         Returns:
             Number of new jobs; existing ones are left unchanged.
 
         Raises:
+            AlreadyPaidError: Another batch has paid for jobs.
+            ConfigurationError: The batch ignores other parameters, or the application shares no transactions.
             InvalidJobError: An image cannot be read, or is given as bytes.
             KeyReusedError: A key names a job with other content.
             LedgerError: They cannot be written.
         """
+        self.ledger.check_loop()
         connector = self.app.connector
         if not isinstance(connector, procrastinate.PsycopgConnector):
             raise ConfigurationError("procrastinate: the application needs a PsycopgConnector to share a transaction")
         count = 0
         async with connector.pool.connection() as connection, connection.transaction():
-            identity = await self.ledger.identity(batch, connection=connection)
-        async for some in portions(jobs, identity=identity):
+            ignored = parameter_names(ignored_parameters)
+            identity = await self.ledger.identity(batch, ignored=ignored, connection=connection)
+        async for some in new_portions(self.ledger, jobs, batch=batch, identity=identity, seen=seen):
             async with connector.pool.connection() as connection, connection.transaction():
-                new = await self.ledger.enqueue(batch, some, at=time.time(), connection=connection)
+                new = await self.ledger.enqueue(batch, some, at=time.time(), seen=of_row(seen), connection=connection)
                 if new:
                     deferrer = self.task.configure(connection=connection)
                     await deferrer.batch_defer_async(*[_arguments(batch, key) for key in new])

@@ -6,23 +6,27 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, TypeGuard, runtime_checkable
 
+from kling_async._core.frames import hides_arguments
 from kling_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from decimal import Decimal
 
     from kling_async._core.budget import Cap
     from kling_async._core.catalogue import Level
-    from kling_async._core.content import Content
+    from kling_async._core.content import Content, Identity
     from kling_async._core.prediction import Prediction
     from kling_async._core.reconciliation import Doubt
-    from kling_async._core.states import MOVES, OPEN, Entry, Row, State, Step
+    from kling_async._core.sender import Sender
+    from kling_async._core.states import MOVES, OPEN, Entry, Known, Row, State, Step
 
+    from ._postgres.connection import Address
     from .memory import MemoryLedger
     from .sqlite import SQLiteLedger
 
@@ -32,10 +36,13 @@ __all__ = [
     "Content",
     "Doubt",
     "Entry",
+    "Identity",
+    "Known",
     "Ledger",
     "MemoryLedger",
     "Row",
     "SQLiteLedger",
+    "Sender",
     "SharedLedger",
     "State",
     "Step",
@@ -48,15 +55,25 @@ __all__ = [
 _MODULES = {
     name: module
     for module, names in {
-        "kling_async._core.content": "Content",
+        "kling_async._core.content": "Content Identity",
         "kling_async._core.reconciliation": "Doubt",
-        "kling_async._core.states": "MOVES OPEN Entry Row State Step",
+        "kling_async._core.sender": "Sender",
+        "kling_async._core.states": "MOVES OPEN Entry Known Row State Step",
         "kling_async.ledger.memory": "MemoryLedger",
         "kling_async.ledger.sqlite": "SQLiteLedger",
     }.items()
     for name in names.split()
 }
 """Modules of the names that are loaded when they are first used."""
+
+
+_MISSPELT_URL = re.compile(
+    r"""^[A-Za-z][A-Za-z0-9+.-]+:/     # a scheme, longer than the letter of a drive: postgres:/user@host
+      | (?<!^[A-Za-z]) : [^@]* @       # user info: postgresql//user:password@host
+      | \b (ssl)?password \s* =        # libpq's other form: host=db.example password=...
+    """,
+    re.VERBOSE | re.DOTALL,
+)
 
 
 def __getattr__(name: str) -> object:
@@ -92,19 +109,51 @@ class Ledger(Protocol):
         """
         ...
 
-    async def identity(self, batch: str) -> int:
-        """Return the version of the rule that a batch's digests and derived keys are made by.
+    async def identity(self, batch: str, *, ignored: tuple[str, ...] | None = None) -> Identity:
+        """Return the identity of a batch, by which its digests and derived keys are made.
 
-        A new batch gets the newest rule, recorded before this returns, and keeps it; contents for `claim` are made by
-        the rule of their batch.
+        A new batch gets `Identity(ignored=ignored or ())`, recorded before this returns, and keeps it; contents for
+        `claim` are made by the identity of their batch.
+
+        Args:
+            batch: Name of the batch.
+            ignored: Names of the query parameters in URLs of pictures that its jobs ignore, sorted. None for those of
+                the batch; a new batch ignores none then.
 
         Raises:
             LedgerError: It cannot be recorded, or a later version of the package began the batch.
+            ConfigurationError: The batch ignores other parameters.
+        """
+        ...
+
+    async def ignored_parameters(self) -> list[tuple[str, ...]]:
+        """Return the sets of parameters that batches ignore, each once, without the empty one.
+
+        Raises:
+            LedgerError: It cannot be read.
         """
         ...
 
     async def owner(self, prediction_id: str) -> Row | None:
         """Return the row of the job that the prediction is of, or None."""
+        ...
+
+    async def paid_elsewhere(self, batch: str, key: str, *, digests: Collection[str], any_key: bool) -> list[Row]:
+        """Return the jobs of other batches that a paid request for a job would pay for again.
+
+        They have the same content, and are paid for, or may be (`State.paid`), or a session that has claimed them
+        before the job is about to send them: of two jobs that are claimed, at most one gets an empty list. An index
+        finds them. A ledger that is not durable returns none.
+
+        Args:
+            batch: Name of the job's batch.
+            key: Name of the job.
+            digests: Digests of its content, one by each identity that batches have.
+            any_key: Return jobs of other names, too.
+
+        Raises:
+            LedgerError: It cannot be read.
+        """
         ...
 
     def unclaim(self, batch: str, key: str) -> None:
@@ -159,8 +208,20 @@ class Ledger(Protocol):
         """
         ...
 
-    async def known(self, prediction_ids: Iterable[str]) -> dict[str, tuple[str | None, str]]:
-        """Return those of the ids that a row has, each with the fingerprint of what was sent and the model's id."""
+    async def known(self, prediction_ids: Iterable[str]) -> dict[str, Known]:
+        """Return what is known of those of the ids that a job has, or had in an earlier attempt."""
+        ...
+
+    async def senders(self) -> list[Sender]:
+        """Return the senders of its jobs."""
+        ...
+
+    async def put_sender(self, sender: Sender) -> None:
+        """Record a sender, or that it is of the same account as another one.
+
+        Raises:
+            LedgerError: It cannot be written.
+        """
         ...
 
     async def aclose(self) -> None:
@@ -172,8 +233,13 @@ class Ledger(Protocol):
 class SharedLedger(Ledger, Protocol):
     """A ledger that several processes write: each job is claimed by one, and the account's slots are counted in it."""
 
-    async def claim_unowned(self, states: Iterable[State], batch: str | None) -> list[Row]:
-        """Claim the unowned jobs in these states, of a batch or of all, and return their rows."""
+    async def claim_unowned(self, states: Iterable[State], senders: Iterable[str] = ()) -> list[Row]:
+        """Claim the unowned jobs in these states and return their rows.
+
+        Args:
+            states: The states.
+            senders: Ids of the senders whose jobs to claim, besides those whose sender was not recorded.
+        """
         ...
 
     async def admit(
@@ -216,6 +282,7 @@ class SharedLedger(Ledger, Protocol):
         ...
 
 
+@hides_arguments
 def open_ledger(ledger: Ledger | str | os.PathLike[str] | None, *, account: str = "default") -> Ledger:
     """Return a ledger as it is, a path as SQLite, a URL as PostgreSQL, and None as memory.
 
@@ -241,6 +308,7 @@ def open_ledger(ledger: Ledger | str | os.PathLike[str] | None, *, account: str 
     return ledger
 
 
+@hides_arguments
 def read_ledger(
     ledger: str | os.PathLike[str],
     *,
@@ -266,14 +334,16 @@ def read_ledger(
         LedgerError: When it is iterated: there is no such ledger, or it cannot be read.
     """
     if is_url(ledger):
-        with _driver(ledger):
-            from ._postgres import reader as database  # noqa: PLC0415 -- it needs an extra
-        return database.rows(ledger, account, batch, states)
+        address = _address(ledger)
+        from ._postgres import reader as database  # noqa: PLC0415 -- it needs an extra
+
+        return database.rows(address, account, batch, states)
     from ._sqlite import reader  # noqa: PLC0415 -- many sessions have no file
 
     return reader.read_ledger(ledger, batch=batch, states=states)
 
 
+@hides_arguments
 def read_steps(
     ledger: str | os.PathLike[str], *, account: str = "default", batch: str | None = None, key: str | None = None
 ) -> Iterator[Step]:
@@ -290,15 +360,61 @@ def read_steps(
         LedgerError: When it is iterated: there is no such ledger, or it cannot be read.
     """
     if is_url(ledger):
-        with _driver(ledger):
-            from ._postgres import reader as database  # noqa: PLC0415 -- it needs an extra
-        return database.steps(ledger, account, batch, key)
+        address = _address(ledger)
+        from ._postgres import reader as database  # noqa: PLC0415 -- it needs an extra
+
+        return database.steps(address, account, batch, key)
     from ._sqlite import reader  # noqa: PLC0415 -- many sessions have no file
 
     return reader.read_steps(ledger, batch=batch, key=key)
 
 
-def origin_of(ledger: Ledger) -> object:
+@hides_arguments
+def read_identity(ledger: str | os.PathLike[str], batch: str, *, account: str = "default") -> Identity | None:
+    """Return the identity of a batch, also while others write the ledger; None if the ledger has no such batch.
+
+    Args:
+        ledger: The file, or the URL of a database.
+        batch: Name of the batch.
+        account: Name of the account in a database.
+
+    Raises:
+        ConfigurationError: The URL cannot be parsed, or the extra for its database is not installed.
+        LedgerError: There is no such ledger, or it cannot be read.
+    """
+    if is_url(ledger):
+        address = _address(ledger)
+        from ._postgres import reader as database  # noqa: PLC0415 -- it needs an extra
+
+        return database.identity(address, account, batch)
+    from ._sqlite import reader  # noqa: PLC0415 -- many sessions have no file
+
+    return reader.read_identity(ledger, batch)
+
+
+@hides_arguments
+def read_batches(ledger: str | os.PathLike[str], *, account: str = "default") -> set[str]:
+    """Return the names of the batches that have jobs in a ledger; "" is what was submitted outside of batches.
+
+    Args:
+        ledger: The file, or the URL of a database.
+        account: Name of the account in a database.
+
+    Raises:
+        ConfigurationError: The URL cannot be parsed, or the extra for its database is not installed.
+        LedgerError: There is no such ledger, or it cannot be read.
+    """
+    if is_url(ledger):
+        address = _address(ledger)
+        from ._postgres import reader as database  # noqa: PLC0415 -- it needs an extra
+
+        return database.batches(address, account)
+    from ._sqlite import reader  # noqa: PLC0415 -- many sessions have no file
+
+    return reader.read_batches(ledger)
+
+
+def ledger_identity(ledger: Ledger) -> object:
     """Return a value that is equal for ledgers with the same rows."""
     if not ledger.durable:
         return ledger
@@ -308,8 +424,33 @@ def origin_of(ledger: Ledger) -> object:
 
 
 def is_url(ledger: object) -> TypeGuard[str]:
-    """Return whether it is a URL, which may have a password, and not a path."""
-    return isinstance(ledger, str) and "://" in ledger
+    """Return whether it is a URL, which may have a password, and not a path.
+
+    Raises:
+        ConfigurationError: It is a text that looks like a misspelt URL: as a path, it would be shown, and made.
+    """
+    if not isinstance(ledger, str):
+        return False
+    if "://" not in ledger and _MISSPELT_URL.search(ledger):
+        # A traceback may show local variables.
+        del ledger
+        raise ConfigurationError(
+            "ledger: expected the path of a file, or postgresql://user:password@host/database, got what looks like a "
+            "misspelt URL, which is not shown",
+            advice="correct the URL; a file of such a name is given as a pathlib.Path",
+        )
+    return "://" in ledger
+
+
+def _address(url: str) -> Address:
+    """Return the address of a database.
+
+    Raises:
+        ConfigurationError: The URL cannot be parsed, or the extra for its database is not installed.
+    """
+    with _driver(url):
+        from ._postgres.connection import Address  # noqa: PLC0415 -- it needs an extra
+    return Address(url)
 
 
 @contextmanager

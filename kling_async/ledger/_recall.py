@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
@@ -9,13 +10,12 @@ import attrs
 from kling_async._core.content import IMAGES, Content, digests, files, recalled
 from kling_async._core.job import Job
 from kling_async._core.media import CONVERTED_SUFFIX
-from kling_async._core.prediction import Prediction, Status
+from kling_async._core.prediction import Prediction, SavedFile, Status
 from kling_async._core.states import RESUME_ORDER, Row, State
 from kling_async.errors import InvalidJobError, KeyReusedError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
-    from pathlib import Path
 
     from kling_async._core.clock import Clock
     from kling_async.ledger import Ledger
@@ -44,6 +44,20 @@ def prediction_of(row: Row) -> Prediction:
         code=row.code,
         key=row.key,
     )
+
+
+def saved_file(row: Row) -> SavedFile | None:
+    """Return the saved video of a row, or None if its file is gone; an object in a store is not looked at."""
+    if row.path is None:
+        return None
+    if "://" in row.path:
+        return SavedFile(row.path, row.bytes or 0, row.sha256 or "")
+    path = Path(row.path)
+    try:
+        there = path.stat().st_size == row.bytes
+    except OSError:
+        there = False
+    return SavedFile(path, row.bytes or 0, row.sha256 or "") if there else None
 
 
 @attrs.frozen
@@ -87,7 +101,7 @@ async def recall_one(ledger: Ledger, clock: Clock, row: Row, content: Content) -
             url = await ledger.uploaded(name, clock.now())
             if url is not None:
                 uploads[digest] = url
-    return Recalled(row, recalled(content, uploads), content)
+    return Recalled(row, recalled(content, uploads), attrs.evolve(content, digest=row.digest))
 
 
 async def check_images(job: Job, content: Content, key: str, digest: Callable[[Path], Awaitable[str]]) -> None:

@@ -6,14 +6,14 @@ from collections import OrderedDict
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from kling_async._core import content as contents
-from kling_async._core.content import Content
-from kling_async._core.states import Row, State
+from kling_async._core.content import Content, Identity, checked_identity
+from kling_async._core.states import Known, Row, State
 from kling_async.errors import KeyReusedError, LedgerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
+    from kling_async._core.sender import Sender
     from kling_async._core.states import Entry
 
 MAX_KNOWN_IDS = 30_000
@@ -27,7 +27,9 @@ class MemoryLedger:
 
     def __init__(self) -> None:
         self._rows: dict[tuple[str, str], Row] = {}
-        self._submitted: OrderedDict[str, tuple[str | None, str]] = OrderedDict()
+        self._submitted: OrderedDict[str, Known] = OrderedDict()
+        self._senders: dict[str, Sender] = {}
+        self._identities: dict[str, Identity] = {}
         self._open = False
 
     async def open(self) -> None:
@@ -59,10 +61,18 @@ class MemoryLedger:
             raise KeyReusedError(key)
         return row
 
-    async def identity(self, batch: str) -> int:
-        """Return the version of the newest rule: no earlier process began the batch."""
-        del batch
-        return contents.IDENTITY_VERSION
+    async def identity(self, batch: str, *, ignored: tuple[str, ...] | None = None) -> Identity:
+        """Return the identity of a batch; a new batch gets the newest rule, and ignores these parameters.
+
+        Raises:
+            ConfigurationError: The batch ignores other parameters.
+        """
+        identity = self._identities.setdefault(batch, Identity(ignored=ignored or ()))
+        return checked_identity(identity, batch, ignored)
+
+    async def ignored_parameters(self) -> list[tuple[str, ...]]:
+        """Return the sets of parameters that batches ignore, each once, without the empty one."""
+        return [*{identity.ignored for identity in self._identities.values() if identity.ignored}]
 
     async def find(self, batch: str, key: str) -> tuple[Row, Content] | None:
         """Return the row of a job that is under way, or None."""
@@ -73,6 +83,11 @@ class MemoryLedger:
         """Return None: ended jobs are forgotten."""
         del prediction_id
         return None
+
+    async def paid_elsewhere(self, batch: str, key: str, *, digests: Collection[str], any_key: bool) -> list[Row]:
+        """Return none: ended jobs are forgotten."""
+        del batch, key, digests, any_key
+        return []
 
     def unclaim(self, batch: str, key: str) -> None:
         """Remove a pending row."""
@@ -91,7 +106,7 @@ class MemoryLedger:
         except ValueError as error:
             raise LedgerError(str(error), key=entry.key) from None
         if row.state is State.SUBMITTED and row.prediction_id:
-            self._submitted[row.prediction_id] = row.fingerprint, row.model
+            self._submitted[row.prediction_id] = Known(row.fingerprint, row.model, row.sender)
             if len(self._submitted) > MAX_KNOWN_IDS:
                 self._submitted.popitem(last=False)
         if not row.state.ended or row.state is State.COMPLETED:
@@ -128,9 +143,17 @@ class MemoryLedger:
     def note_upload(self, digest: str, url: str, expires_at: float) -> None:
         """Do nothing: the session itself keeps the URLs of its uploads."""
 
-    async def known(self, prediction_ids: Iterable[str]) -> dict[str, tuple[str | None, str]]:
-        """Return those of the ids that this session has submitted, each with the fingerprint and the model's id."""
+    async def known(self, prediction_ids: Iterable[str]) -> dict[str, Known]:
+        """Return what is known of those of the ids that this session has submitted."""
         return {id_: self._submitted[id_] for id_ in prediction_ids if id_ in self._submitted}
+
+    async def senders(self) -> list[Sender]:
+        """Return the senders of its jobs."""
+        return [*self._senders.values()]
+
+    async def put_sender(self, sender: Sender) -> None:
+        """Record a sender."""
+        self._senders[sender.id] = sender
 
     async def aclose(self) -> None:
         """Release it for another session."""

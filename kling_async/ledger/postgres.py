@@ -12,25 +12,28 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from kling_async._core import content as contents
-from kling_async._core.content import Content, checked_identity
-from kling_async._core.states import ENDED, RELEASED, SENDABLE, Entry, Row, State
+from kling_async._core.content import Content, Identity, checked_identity
+from kling_async._core.frames import hides_arguments
+from kling_async._core.sender import Sender
+from kling_async._core.states import ENDED, RELEASED, SENDABLE, Entry, Known, Row, State
 from kling_async.errors import ConfigurationError, KeyReusedError, LedgerError
 
+from ._columns import check_names, restored_identity, restored_names, storable, stored_names
 from ._postgres import statements, tables
 from ._postgres.connection import Address, Connection, fetch
 from ._postgres.lease import WorkerLease
 from ._postgres.notifications import encode, notify
 from ._postgres.requests import SlotRequest, StepRequest, WorkRequest, lease_ended, not_owned
-from ._postgres.statements import Line, check_names, keeps_slot, line_of, storable, storable_text
+from ._postgres.statements import Line, keeps_slot, line_of, storable_text
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from kling_async._core.budget import Cap
     from kling_async._core.catalogue import Level
     from kling_async._core.prediction import Prediction
+    from kling_async._core.seen import Seen
 
     from ._postgres.notifications import Update
 
@@ -65,6 +68,7 @@ class PostgresLedger:
 
     durable = True
 
+    @hides_arguments
     def __init__(
         self,
         url: str,
@@ -83,8 +87,8 @@ class PostgresLedger:
         self._lease = WorkerLease(self.address, account, lease=lease, poll=poll, patience=patience, runs=runs)
         self._queue = self._lease.queue
         self._listener = self._lease.listener
-        # Cache of recorded identity rules, which never change.
-        self._identities: dict[str, int] = {}
+        # Cache of recorded identities, which never change.
+        self._identities: dict[str, Identity] = {}
 
     def __repr__(self) -> str:
         return f"<PostgresLedger {self.address}, account {self.account!r}>"
@@ -104,6 +108,14 @@ class PostgresLedger:
         self._identities.clear()
         await self._lease.open()
 
+    def check_loop(self) -> None:
+        """Check that the running event loop is the one that the ledger was opened in.
+
+        Raises:
+            WrongLoopError: It is another one.
+        """
+        self._queue.loop.check()
+
     async def aclose(self) -> None:
         """Commit what is left, and release the jobs of this worker: others follow them at once."""
         await self._lease.aclose()
@@ -117,7 +129,7 @@ class PostgresLedger:
             LedgerError: It cannot be written, or a later version of the package began the batch.
             KeyReusedError: The key names a job with other content.
         """
-        check_names(batch, key, model)
+        check_names(batch, key, model, text=storable_text)
         await self.identity(batch)
         digest = content.digest
 
@@ -159,31 +171,41 @@ class PostgresLedger:
         row = attrs.evolve(line.row, state=state)
         return attrs.evolve(line, row=row, worker_id=None, slot=state.open, wait=wait)
 
-    async def identity(self, batch: str, *, connection: Connection | None = None) -> int:
-        """Return the version of the rule that a batch's digests and keys are made by; a new batch gets the newest.
+    async def identity(
+        self, batch: str, *, ignored: tuple[str, ...] | None = None, connection: Connection | None = None
+    ) -> Identity:
+        """Return the identity of a batch; a new batch gets the newest rule, and ignores these parameters.
 
         Args:
             batch: Name of the batch.
+            ignored: As in `Ledger.identity`.
             connection: Connection in whose transaction to read and record it, instead of one of the ledger's own.
 
         Raises:
             LedgerError: It cannot be recorded, or a later version of the package began the batch.
+            ConfigurationError: The batch ignores other parameters.
         """
-        check_names(batch)
+        self.check_loop()
+        check_names(batch, text=storable_text)
 
-        async def work(connection: Connection) -> int:
+        async def work(connection: Connection) -> Identity:
             found = await fetch(connection, statements.IDENTITY, [self.account, batch])
             if not found:
-                new = [self.account, batch, contents.IDENTITY_VERSION]
-                found = await fetch(connection, statements.BEGIN_BATCH, new)
-            return int(found[0][0])
+                new = Identity(ignored=ignored or ())
+                values = [self.account, batch, new.rule, stored_names(new.ignored)]
+                found = await fetch(connection, statements.BEGIN_BATCH, values)
+            return restored_identity(*found[0])
 
         if connection is not None:
             await tables.read_version(connection, self.address)
-            return checked_identity(await work(connection), batch)
+            return checked_identity(await work(connection), batch, ignored)
         if batch not in self._identities:
             self._identities[batch] = await self._queue.do(work)
-        return checked_identity(self._identities[batch], batch)
+        return checked_identity(self._identities[batch], batch, ignored)
+
+    async def ignored_parameters(self) -> list[tuple[str, ...]]:
+        """Return the sets of parameters that the account's batches ignore, each once, without the empty one."""
+        return [restored_names(stored) for (stored,) in await self._queue.read(statements.IGNORED, [self.account])]
 
     async def record(self, entry: Entry) -> Row:
         """Record one step; return the row that it left, when it is committed.
@@ -215,7 +237,7 @@ class PostgresLedger:
         if not mine and line.worker_id is not None and not self._is_late_answer(line, entry):
             raise not_owned(entry.key)
         try:
-            row = line.row.after(storable(entry))
+            row = line.row.after(storable(entry, text=storable_text))
         except ValueError as error:
             raise LedgerError(str(error), key=entry.key, prediction_id=entry.prediction_id) from None
         # The worker that records an id watches it; a doubt that stays is left to the next worker.
@@ -234,22 +256,56 @@ class PostgresLedger:
 
     async def find(self, batch: str, key: str) -> tuple[Row, Content] | None:
         """Return the row of a job with its content, or None."""
-
-        async def work(connection: Connection) -> tuple[Row, Content] | None:
-            found = await fetch(connection, statements.FIND, [self.account, batch, key])
-            if not found:
-                return None
-            line = line_of(found[0])
-            ((_, text, files),) = await fetch(connection, statements.CONTENT, [[line.id]])
-            return line.row, Content(text, files)
-
-        found: tuple[Row, Content] | None = await self._queue.do(work)
-        return found
+        found = await self._queue.read(statements.FIND, [self.account, batch, key])
+        if not found:
+            return None
+        row = line_of(found[0]).row
+        return row, Content(row.job or "", row.files)
 
     async def owner(self, prediction_id: str) -> Row | None:
         """Return the row of the job that the prediction is of, or None."""
         found = await self._select("prediction_id = %s", prediction_id)
         return found[0] if found else None
+
+    async def paid_elsewhere(self, batch: str, key: str, *, digests: Collection[str], any_key: bool) -> list[Row]:
+        """Return the jobs of other batches that a paid request for a job would pay for again.
+
+        Without any, a job that this worker has claimed is marked, so that all other workers get it from now on.
+
+        Raises:
+            LedgerError: The database cannot be read.
+        """
+        wanted = [*digests]
+        values = {"account": self.account, "digests": wanted, "batch": batch, "key": key, "any_key": any_key}
+
+        async def work(connection: Connection) -> list[Row]:
+            # Two workers that look at the same time would both find nothing.
+            await fetch(connection, statements.LOCK_CONTENTS, [self.account, wanted])
+            found = [line_of(line).row for line in await fetch(connection, statements.PAID_ELSEWHERE, values)]
+            if not found:
+                await fetch(connection, statements.CLEAR, [self.account, batch, key, self._lease.worker_id])
+            return found
+
+        found: list[Row] = await self._queue.do(work)
+        return found
+
+    async def paid_among(self, batch: str, jobs: Iterable[tuple[str, Collection[str], bool]]) -> dict[str, str]:
+        """Return the keys of those jobs of a batch that others have paid for, or may have, each with such a batch.
+
+        Jobs that their own batch has sent already are not among them.
+
+        Args:
+            batch: Name of the batch.
+            jobs: Key of each job, the digests of its content by each identity, and whether jobs of other names
+                count, too.
+
+        Raises:
+            LedgerError: The database cannot be read.
+        """
+        wanted = [(key, digest, any_key) for key, digests, any_key in jobs for digest in digests]
+        keys, digests, any_key = map(list, zip(*wanted, strict=True)) if wanted else ([], [], [])
+        values = {"account": self.account, "batch": batch, "keys": keys, "digests": digests, "any_key": any_key}
+        return dict(await self._queue.read(statements.PAID_AMONG, values))
 
     async def rows(self, states: Iterable[State]) -> list[Row]:
         """Return all rows of the account in these states, of every batch and worker, by the time of their last step."""
@@ -277,19 +333,37 @@ class PostgresLedger:
     def note_upload(self, digest: str, url: str, expires_at: float) -> None:
         """Record the URL of an uploaded image with the next requests."""
         values = [self.account, digest, storable_text(url), expires_at]
-        self._queue.put(WorkRequest(None, lambda connection: fetch(connection, statements.PUT_UPLOAD, values)))
+        self._queue.do_later(lambda connection: fetch(connection, statements.PUT_UPLOAD, values))
 
-    async def known(self, prediction_ids: Iterable[str]) -> dict[str, tuple[str | None, str]]:
-        """Return those of the ids that a row has, each with the fingerprint of what was sent and the model's id."""
+    async def known(self, prediction_ids: Iterable[str]) -> dict[str, Known]:
+        """Return what is known of those of the ids that a job has, or had in an earlier attempt."""
         ids = [storable_text(id_) for id_ in prediction_ids]
         found = await self._queue.read(statements.KNOWN, {"account": self.account, "ids": ids})
-        return {id_: (sent, model) for id_, sent, model in found}
+        return {id_: Known(*known) for id_, *known in found}
+
+    async def senders(self) -> list[Sender]:
+        """Return the senders of the account's jobs."""
+        return [Sender(*values) for values in await self._queue.read(statements.SENDERS, [self.account])]
+
+    async def put_sender(self, sender: Sender) -> None:
+        """Record a sender, or that it is of the same account at the service as another one.
+
+        Raises:
+            LedgerError: It cannot be written.
+        """
+        values = [self.account, *attrs.astuple(sender)]
+        await self._queue.do(lambda connection: fetch(connection, statements.PUT_SENDER, values))
 
     # The protocol of a shared ledger
 
-    async def claim_unowned(self, states: Iterable[State], batch: str | None) -> list[Row]:
-        """Claim the unowned jobs in these states, of a batch or of all, and return their rows."""
-        values = {"account": self.account, "batch": batch, "states": [state.value for state in states]}
+    async def claim_unowned(self, states: Iterable[State], senders: Iterable[str] = ()) -> list[Row]:
+        """Claim the unowned jobs in these states and return their rows.
+
+        Args:
+            states: The states.
+            senders: Ids of the senders whose jobs to claim, besides those whose sender was not recorded.
+        """
+        values = {"account": self.account, "states": [state.value for state in states], "senders": [*senders]}
 
         async def work(connection: Connection) -> list[Line]:
             await self._lease.is_alive(connection)
@@ -333,10 +407,11 @@ class PostgresLedger:
         """Publish what a webhook has reported to the account's other sessions. A lost notification is polled for."""
         payload = encode(self._lease.worker_id, prediction, token_hash)
         if payload is not None:
-            self._queue.put(WorkRequest(None, lambda connection: notify(connection, self.account, payload)))
+            self._queue.do_later(lambda connection: notify(connection, self.account, payload))
 
     async def published(self) -> list[Update]:
         """Return what webhooks have reported to other sessions since the last call; waits at most `poll` seconds."""
+        self.check_loop()
         return await self._listener.updates()
 
     # For workers
@@ -348,10 +423,11 @@ class PostgresLedger:
 
     async def wait(self, news: asyncio.Event) -> None:
         """Wait for news, at most `poll` seconds, as a notification may get lost."""
+        self.check_loop()
         await self._listener.wait(news)
 
     async def take(
-        self, limit: int, level: Level, *, unsaved: bool = False, failures: int = 0
+        self, limit: int, level: Level, *, unsaved: bool = False, failures: int = 0, senders: Iterable[str] = ()
     ) -> list[tuple[Row, Content]]:
         """Claim jobs for a worker: unowned ones that run or are in doubt, and new ones as far as they may start.
 
@@ -362,8 +438,10 @@ class PostgresLedger:
             level: Limits of the account, for all of its workers together.
             unsaved: Claim completed jobs whose videos are not saved, too.
             failures: Claim jobs, too, of which at most so many predictions failed by the service's own fault.
+            senders: Ids of the senders whose running and doubtful jobs to claim, besides those whose sender was not
+                recorded: other accounts could neither read nor settle them.
         """
-        values = {**self._queue.limits(level), "failures": failures}
+        values = {**self._queue.limits(level), "failures": failures, "senders": [*senders]}
         unowned = [statements.CLAIM_OPEN]
         if unsaved:
             unowned.append(statements.CLAIM_UNSAVED)
@@ -424,6 +502,7 @@ class PostgresLedger:
         jobs: Sequence[tuple[str, Content, str]],
         *,
         at: float,
+        seen: Seen | None = None,
         connection: Connection | None = None,
     ) -> list[str]:
         """Insert new jobs for workers to claim.
@@ -432,6 +511,7 @@ class PostgresLedger:
             batch: Name of the batch.
             jobs: Key, content and model of each job.
             at: Time in seconds since the epoch.
+            seen: What their worker does with those that another batch has paid for; None leaves it to the worker.
             connection: Connection in whose transaction to insert them, instead of one of the ledger's own.
 
         Returns:
@@ -442,7 +522,7 @@ class PostgresLedger:
             KeyReusedError: A key names a job with other content; then none is written.
         """
         for key, _, model in jobs:
-            check_names(batch, key, model)
+            check_names(batch, key, model, text=storable_text)
         await self.identity(batch, connection=connection)
 
         async def work(connection: Connection) -> list[str]:
@@ -451,8 +531,10 @@ class PostgresLedger:
                 some = {
                     (batch, key): (content, model, at) for key, content, model in jobs[start : start + MAX_INSERT_JOBS]
                 }
-                values = {**statements.inserted_values(some), "account": self.account, "worker_id": None}
+                values = {**statements.inserted_values(some, seen), "account": self.account, "worker_id": None}
                 new += [key for _, _, key in await fetch(connection, statements.INSERT, values)]
+                if any(content.renews for content, _, _ in some.values()):
+                    await fetch(connection, statements.RENEW_TEXTS, values)
                 conflicts = await fetch(connection, statements.CONFLICTS, values)
                 if conflicts:
                     raise KeyReusedError(conflicts[0][0])

@@ -6,25 +6,31 @@ commit): durable, and faster than one by one without durability.
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from decimal import Decimal
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kling_async._core import content as contents
-from kling_async._core.content import Content, checked_identity
+import attrs
+
+from kling_async._core.content import Content, Identity, checked_identity
 from kling_async._core.copies import changed
-from kling_async._core.states import ENDED, Row, State
+from kling_async._core.sender import Sender
+from kling_async._core.states import ENDED, Known, Row, State
 from kling_async.errors import KeyReusedError, LedgerError
 
+from ._columns import check_names, restored_identity, restored_names, storable, stored_names
 from ._sqlite import statements
-from ._sqlite.statements import check_names, encodable, read_row
+from ._sqlite.statements import read_row, storable_text
 from ._sqlite.writer import Writer
 
 if TYPE_CHECKING:
     import asyncio
     import os
     import sqlite3
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from kling_async._core.states import Entry
 
@@ -40,9 +46,12 @@ class SQLiteLedger:
     """A ledger in a file.
 
     Args:
-        path: The file; created when it does not exist. Beside it are SQLite's `-wal` and `-shm` while it is open, and a
-            lock file that keeps a second writer out. Deleted while it is open, it is restored; when another file takes
-            its place, nothing more is sent, and its rows are saved beside it under a name that the errors say.
+        path: The file; created when it does not exist, for its owner only (mode 0600 on POSIX), since prompts stand in
+            it; the mode of an existing file is left. Beside it are SQLite's `-wal` and `-shm` while it is open, and a
+            lock file that keeps a second writer out. A second writer that comes all the same, because the lock file was
+            removed, takes the ledger over: the first one sends nothing more. Deleted while it is open, the file is
+            restored; when another file takes its place, nothing more is sent, and its rows are saved beside it under a
+            name that the errors say.
         lock_timeout: Seconds to wait for another program that has locked the file.
 
     Attributes:
@@ -55,9 +64,16 @@ class SQLiteLedger:
         self.path = Path(path)
         self._writer = Writer(self.path, lock_timeout=lock_timeout, reset=self._reset)
         self._deferred = self._writer.deferred
-        # Caches of the writer's thread; there is no other writer. Rows are those of jobs under way.
+        # Caches of the writer's thread, cleared when another connection writes. Rows are those of jobs under way.
         self._rows: dict[tuple[str, str], Row] = {}
-        self._identities: dict[str, int] = {}
+        self._identities: dict[str, Identity] = {}
+        self._ignored: list[tuple[str, ...]] | None = None
+        # Names of the batches in the file; None before they are read.
+        self._batches: set[str] | None = None
+        # Numbers of the claims of claimed jobs, by the digest of their content; the digests by the jobs' names.
+        self._claimed: defaultdict[str, dict[tuple[str, str], int]] = defaultdict(dict)
+        self._digests: dict[tuple[str, str], str] = {}
+        self._claims = count()
 
     async def open(self) -> None:
         """Open the file for writing; a file of an older version is migrated.
@@ -66,6 +82,8 @@ class SQLiteLedger:
             LedgerError: Another session or process writes it, it cannot be written, is no ledger, is damaged, or was
                 made by a later version.
         """
+        self._claimed.clear()
+        self._digests.clear()
         await self._writer.open()
 
     async def aclose(self) -> None:
@@ -79,12 +97,11 @@ class SQLiteLedger:
             LedgerError: It cannot be written, or a later version of the package began the batch.
             KeyReusedError: The key names a job with other content.
         """
-        check_names(batch, key, model)
+        check_names(batch, key, model, text=storable_text)
         digest = content.digest
 
         def work(connection: sqlite3.Connection) -> Row:
-            if self._writer.replaced:
-                raise self._writer.out_of_place()
+            self._writer.check_sending()
             if batch not in self._identities:
                 self._identity(connection, batch)
             row = self._rows.get((batch, key))
@@ -98,26 +115,48 @@ class SQLiteLedger:
             row = row or self._row(connection, batch, key)
             if row is None or row.digest != digest:
                 raise KeyReusedError(key)
+            if content.renews and not row.state.accepted:
+                self._deferred[statements.INSERT_CONTENT].append((batch, key, content.text, content.files))
             return row
 
         claimed: Row = await self._ask(work)
+        self._claimed[digest].setdefault((batch, key), next(self._claims))
+        self._digests[batch, key] = digest
         return claimed
 
     def unclaim(self, batch: str, key: str) -> None:
-        """Do nothing: a pending row stays in the file, for the next run."""
+        """Release a job that is not going to be submitted now; its row stays in the file, for the next run."""
+        digest = self._digests.pop((batch, key), None)
+        if digest is not None:
+            del self._claimed[digest][batch, key]
+            if not self._claimed[digest]:
+                del self._claimed[digest]
 
-    async def identity(self, batch: str) -> int:
-        """Return the version of the rule that a batch's digests and keys are made by; a new batch gets the newest.
+    async def identity(self, batch: str, *, ignored: tuple[str, ...] | None = None) -> Identity:
+        """Return the identity of a batch; a new batch gets the newest rule, and ignores these parameters.
 
         Raises:
             LedgerError: The file cannot be written, or a later version of the package began the batch.
+            ConfigurationError: The batch ignores other parameters.
         """
         self._writer.check_open()
         identity = self._identities.get(batch)
         if identity is None:
-            check_names(batch)
-            identity = await self._ask(lambda connection: self._identity(connection, batch))
-        return identity
+            check_names(batch, text=storable_text)
+            identity = await self._ask(lambda connection: self._identity(connection, batch, ignored or ()))
+        return checked_identity(identity, batch, ignored)
+
+    async def ignored_parameters(self) -> list[tuple[str, ...]]:
+        """Return the sets of parameters that batches ignore, each once, without the empty one."""
+
+        def work(connection: sqlite3.Connection) -> list[tuple[str, ...]]:
+            if self._ignored is None:
+                self._ignored = [restored_names(stored) for (stored,) in connection.execute(statements.IGNORED)]
+            return self._ignored
+
+        self._writer.check_open()
+        found: list[tuple[str, ...]] = await self._ask(work) if self._ignored is None else self._ignored
+        return found
 
     async def find(self, batch: str, key: str) -> tuple[Row, Content] | None:
         """Return the row of a job with its content, or None."""
@@ -138,11 +177,41 @@ class SQLiteLedger:
         query = f"{statements.SELECT} WHERE prediction_id = ?"
 
         def work(connection: sqlite3.Connection) -> Row | None:
-            found = connection.execute(query, (encodable(prediction_id),)).fetchone()
+            found = connection.execute(query, (storable_text(prediction_id),)).fetchone()
             return None if found is None else read_row(found)
 
         row: Row | None = await self._ask(work)
         return row
+
+    async def paid_elsewhere(self, batch: str, key: str, *, digests: Collection[str], any_key: bool) -> list[Row]:
+        """Return the jobs of other batches that a paid request for a job would pay for again.
+
+        Raises:
+            LedgerError: The file cannot be read.
+        """
+        if self._batches == {batch}:
+            # The usual case, at no cost.
+            return []
+        claimed = {name: number for digest in digests for name, number in self._claimed.get(digest, {}).items()}
+        own = claimed.get((batch, key), math.inf)
+        claimed_before = [
+            name
+            for name, number in claimed.items()
+            if number < own and name[0] != batch and (any_key or name[1] == key)
+        ]
+        values = [{"digest": digest, "batch": batch, "key": None if any_key else key} for digest in digests]
+
+        def work(connection: sqlite3.Connection) -> list[Row]:
+            paid = [
+                read_row(found)
+                for of_rule in values
+                for found in connection.execute(statements.PAID_ELSEWHERE, of_rule).fetchall()
+            ]
+            rows = (self._row(connection, *name) for name in claimed_before)
+            return paid + [row for row in rows if row is not None and row.state.sendable]
+
+        found: list[Row] = await self._ask(work)
+        return found
 
     async def record(self, entry: Entry) -> Row:
         """Record one step; return the row that it left, when it is on the disk.
@@ -197,20 +266,35 @@ class SQLiteLedger:
 
     def note_upload(self, digest: str, url: str, expires_at: float) -> None:
         """Record the URL of an uploaded image with the next group."""
-        values = (digest, encodable(url), expires_at)
+        values = (digest, storable_text(url), expires_at)
         self._writer.put(lambda connection: connection.execute(statements.PUT_UPLOAD, values))
 
-    async def known(self, prediction_ids: Iterable[str]) -> dict[str, tuple[str | None, str]]:
-        """Return those of the ids that a row has, each with the fingerprint of what was sent and the model's id."""
+    async def known(self, prediction_ids: Iterable[str]) -> dict[str, Known]:
+        """Return what is known of those of the ids that a job has, or had in an earlier attempt."""
         ids = list(prediction_ids)
 
-        def work(connection: sqlite3.Connection) -> dict[str, tuple[str | None, str]]:
+        def work(connection: sqlite3.Connection) -> dict[str, Known]:
             self._writer.flush(connection)
-            found = ((id_, connection.execute(statements.KNOWN, {"id": encodable(id_)}).fetchone()) for id_ in ids)
-            return {id_: row for id_, row in found if row is not None}
+            found = ((id_, connection.execute(statements.KNOWN, {"id": storable_text(id_)}).fetchone()) for id_ in ids)
+            return {id_: Known(*row) for id_, row in found if row is not None}
 
-        known: dict[str, tuple[str | None, str]] = await self._ask(work)
+        known: dict[str, Known] = await self._ask(work)
         return known
+
+    async def senders(self) -> list[Sender]:
+        """Return the senders of its jobs."""
+        found: list[tuple[str, ...]] = await self._ask(
+            lambda connection: connection.execute(statements.SENDERS).fetchall()
+        )
+        return [Sender(*values) for values in found]
+
+    async def put_sender(self, sender: Sender) -> None:
+        """Record a sender, or that it is of the same account as another one.
+
+        Raises:
+            LedgerError: It cannot be written.
+        """
+        await self._ask(lambda connection: connection.execute(statements.PUT_SENDER, attrs.astuple(sender)))
 
     def _ask(self, work: Work) -> asyncio.Future[Any]:
         return self._writer.ask(work)
@@ -224,26 +308,31 @@ class SQLiteLedger:
             row = None if found is None else read_row(found)
         return row
 
-    def _identity(self, connection: sqlite3.Connection, batch: str) -> int:
-        """Return the identity rule of a batch, recorded now if it is new.
+    def _identity(self, connection: sqlite3.Connection, batch: str, ignored: tuple[str, ...] = ()) -> Identity:
+        """Return the identity of a batch, recorded now if it is new.
 
         Raises:
             LedgerError: A later version of the package began the batch.
         """
-        connection.execute(statements.INSERT_BATCH, (batch, contents.IDENTITY_VERSION))
-        (identity,) = connection.execute("SELECT identity FROM batch WHERE name = ?", (batch,)).fetchone()
-        self._identities[batch] = checked_identity(identity, batch)
+        new = Identity(ignored=ignored)
+        connection.execute(statements.INSERT_BATCH, (batch, new.rule, stored_names(new.ignored)))
+        found = connection.execute(statements.IDENTITY, (batch,)).fetchone()
+        self._identities[batch] = checked_identity(restored_identity(*found), batch)
+        self._ignored = None
+        self._batches = {name for (name,) in connection.execute("SELECT name FROM batch")}
         return self._identities[batch]
 
     def _step(self, connection: sqlite3.Connection, entry: Entry) -> Row:
         name = (entry.batch, entry.key)
-        if self._writer.replaced and entry.state is State.INTENT:
-            raise self._writer.out_of_place()
+        if entry.state is State.INTENT:
+            self._writer.check_sending()
         row = self._row(connection, *name)
         if row is None:
             raise LedgerError(f"job {entry.key} was never claimed", key=entry.key)
+        if self._writer.successor is not None and not _is_late_answer(row, entry):
+            raise self._writer.superseded()
         try:
-            changes = row.changes(statements.storable(entry))
+            changes = row.changes(storable(entry, text=storable_text))
         except ValueError as error:
             raise LedgerError(str(error), key=entry.key, prediction_id=entry.prediction_id) from None
         connection.execute(statements.update(tuple(changes)), (*statements.columns(changes), *name))
@@ -262,3 +351,17 @@ class SQLiteLedger:
         """Clear the caches."""
         self._rows.clear()
         self._identities.clear()
+        self._batches = None
+        self._ignored = None
+
+
+def _is_late_answer(row: Row, entry: Entry) -> bool:
+    """Return whether a step answers a request that was sent before another process opened the ledger.
+
+    Nobody knows better, and its paid id must not be lost. A later attempt is another process's.
+    """
+    return (
+        entry.state is State.SUBMITTED
+        and (row.state.in_doubt or row.state is State.ABANDONED)
+        and entry.attempt == row.attempt
+    )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING
+
+from kling_async._tasks import is_cancelled
+from kling_async.errors import KlingError
 
 from .pause import MAX_PAUSE_S, Pause
 from .protocol import ListeningRateLimiter
@@ -59,7 +63,11 @@ class Gate:
         return self._accepted_at
 
     async def wait(self) -> None:
-        """Return when one more job may start."""
+        """Return when one more job may start.
+
+        Raises:
+            KlingError: The rate limiter failed; nothing was sent.
+        """
         self.waiting_for_pause += 1
         try:
             await self._pause.wait()
@@ -68,6 +76,14 @@ class Gate:
         self.waiting_for_rate += 1
         try:
             await self._limiter.acquire()
+        except asyncio.CancelledError as stray:
+            if is_cancelled():
+                raise
+            raise KlingError(
+                f"{type(self._limiter).__name__}.acquire raised CancelledError, and nobody had cancelled the job; "
+                "it was not sent",
+                advice="correct the rate limiter, then run the job again",
+            ) from stray
         finally:
             self.waiting_for_rate -= 1
 
@@ -98,9 +114,10 @@ class Gate:
             self._slots.record_refused(slot, limit)
             return None
         # Either none of this session's predictions will end, or the service named a time: waiting is what helps.
-        self._slots.record_refused(slot, limit if running else Limit.STARTS)
+        learned = limit if running and limit is not Limit.ELSEWHERE else Limit.STARTS
+        self._slots.record_refused(slot, learned)
         self.paused_by = limit
         seconds = self._pause.close(error.retry_after, jitter)
-        if limit is not Limit.RUNNING and isinstance(self._limiter, ListeningRateLimiter):
+        if limit in {Limit.STARTS, Limit.UNKNOWN} and isinstance(self._limiter, ListeningRateLimiter):
             await self._limiter.penalize(error.retry_after)
         return seconds

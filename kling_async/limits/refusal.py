@@ -13,10 +13,13 @@ class Limit(Enum):
     """Too many starts per time: waiting helps."""
     RUNNING = "running"
     """Too many running predictions: the end of one helps."""
+    ELSEWHERE = "elsewhere"
+    """None of the account's: GPTProto has 429 also for failures of its supplier, or without one at the moment."""
     UNKNOWN = "unknown"
-    """One of the two."""
+    """Too many starts, or too many running."""
 
 
+_ELSEWHERE = re.compile(r"upstream|\bno (available )?channel", re.IGNORECASE)
 _RUNNING = re.compile(r"concurren|simultaneous|in parallel|at once|too many running", re.IGNORECASE)
 _STARTS = re.compile(r"per\b.{0,9}\b(second|minute|hour|day)|rate limit", re.IGNORECASE)
 
@@ -31,6 +34,8 @@ def which_limit(message: str, *, running: int, quiet: bool) -> Limit:
         running: Number of the session's running predictions.
         quiet: Whether the session's last start is longer ago than any rate window.
     """
+    if _ELSEWHERE.search(message):
+        return Limit.ELSEWHERE
     if _RUNNING.search(message):
         return Limit.RUNNING
     # If nothing runs, no end can help.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import random
 import uuid
@@ -14,7 +13,10 @@ import anyio
 from pyrate_limiter import Rate, RateItem, RedisBucket
 from pyrate_limiter.buckets.redis_bucket import LuaScript
 
+from kling_async._core.frames import hides_arguments
 from kling_async._core.polling import Backoff
+from kling_async._log import log
+from kling_async._loops import LoopBinding
 from kling_async._tasks import finish
 from kling_async.errors import ConfigurationError, RateLimiterError
 
@@ -33,8 +35,6 @@ except ImportError as missing:
 if TYPE_CHECKING:
     from collections.abc import Awaitable
     from types import TracebackType
-
-log = logging.getLogger("kling_async")
 
 _REDIS_TIME_SCRIPT = """
 -- Runs the library's script in Redis's own time instead of the caller's, and converts the answer back.
@@ -93,6 +93,7 @@ class SharedStartsPerWindow:
         ConfigurationError: A number is not positive, or the URL cannot be parsed.
     """
 
+    @hides_arguments
     def __init__(
         self, url: str, starts: int, per: float = 60.0, *, key: str = "kling-async:starts", patience: float = 30.0
     ) -> None:
@@ -120,8 +121,10 @@ class SharedStartsPerWindow:
         self._bucket: RedisBucket | None = None
         self._queue = anyio.Lock()
         self._gave_up_at = -math.inf
+        self._loop = LoopBinding("the rate limiter")
 
     async def __aenter__(self) -> Self:
+        self._loop.bind_or_check()
         return self
 
     async def __aexit__(
@@ -130,7 +133,12 @@ class SharedStartsPerWindow:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections to Redis; a later `acquire` opens them again."""
+        """Close the connections to Redis; a later `acquire` opens them again.
+
+        Raises:
+            WrongLoopError: It is in use in another event loop.
+        """
+        self._loop.bind_or_check()
         await self._redis.aclose()
 
     async def acquire(self) -> None:
@@ -138,7 +146,9 @@ class SharedStartsPerWindow:
 
         Raises:
             RateLimiterError: Redis cannot be reached or refuses; nothing was started.
+            WrongLoopError: It is in use in another event loop.
         """
+        self._loop.bind_or_check()
         arrived_at = anyio.current_time()
         async with self._queue:
             wait = await self._try_with_retries(arrived_at)
@@ -151,7 +161,11 @@ class SharedStartsPerWindow:
 
         Args:
             retry_after: Seconds; None, when the service named no time, pauses none.
+
+        Raises:
+            WrongLoopError: It is in use in another event loop.
         """
+        self._loop.bind_or_check()
         if retry_after is None:
             return
         milliseconds = math.ceil(min(max(retry_after, 1.0), MAX_RETRY_AFTER_S) * 1000)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 import anyio
 
 from kling_async.errors import SessionClosedError
 
 from .capacity import Capacity
+from .doubts import DoubtWindow
 from .refusal import Limit
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from kling_async._core.adaptive import AdaptiveLimit
 
 
 class Slot:
@@ -20,21 +28,40 @@ class Slot:
 
     Attributes:
         running: Whether the service accepted its prediction.
+        doubtful: Whether its submit is in doubt, and being settled.
         round: Number of the refusal round in which it was last admitted.
     """
 
-    __slots__ = ("_slots", "round", "running")
+    __slots__ = ("_slots", "doubtful", "round", "running")
 
     def __init__(self, slots: Slots | None) -> None:
         self._slots = slots
         self.running = False
+        self.doubtful = False
         self.round = 0
 
     def mark_running(self) -> None:
         """Record that the service accepted its prediction."""
+        self.end_doubt(known=True)
         if self._slots is not None and not self.running:
             self.running = True
             self._slots.record_accepted()
+
+    def mark_doubtful(self) -> None:
+        """Record that the reply to its submit was lost: it keeps the slot, and is not an unanswered submit any more."""
+        if self._slots is not None and not self.doubtful:
+            self.doubtful = True
+            self._slots.record_lost()
+
+    def end_doubt(self, *, known: bool) -> None:
+        """Record the end of the settlement of its doubt, if it has one.
+
+        Args:
+            known: True if it is known now whether it was accepted.
+        """
+        if self._slots is not None and self.doubtful:
+            self.doubtful = False
+            self._slots.record_settled(known=known)
 
     async def turn(self) -> None:
         """Return when its job may be sent: immediately, unless it was refused.
@@ -64,15 +91,21 @@ class Slots:
 
     Attributes:
         adaptive: The argument `adaptive`.
+        doubts: Bound on submits whose replies are lost.
     """
 
     def __init__(self, ceiling: int, *, adaptive: bool = True) -> None:
         self.adaptive = adaptive
         self._capacity = Capacity(ceiling, adaptive=adaptive)
+        self.doubts = DoubtWindow()
         self._taken = 0
         # In order of arrival. anyio.CapacityLimiter cannot serve refused jobs first, and is slower.
         self._waiting: OrderedDict[Slot, asyncio.Future[None]] = OrderedDict()
         self._refused: dict[Slot, anyio.Event] = {}
+        # Jobs that upload pictures, or have done so and wait for a slot; and those that wait to do so.
+        self._preparing = 0
+        self._ahead = 0
+        self._to_prepare: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._running = 0
         self._round = 0
         self._closed = False
@@ -99,18 +132,65 @@ class Slots:
 
     @property
     def waiting(self) -> int:
-        """Number of jobs that wait for a slot, or for their turn after a refusal."""
-        return len(self._waiting) + len(self._refused)
+        """Number of jobs that wait for a slot, for their turn after a refusal, or to be prepared for a slot."""
+        return len(self._waiting) + len(self._refused) + len(self._to_prepare)
 
     def take(self) -> Slot:
         """Return a slot without waiting, for a prediction that runs already."""
-        if self._waiting or not self._has_room():
+        if self._waiting or self._taken - len(self._refused) >= self._capacity.total:
             # More run than is allowed now, since the level was lowered: the surplus is watched and not counted.
             return Slot(None)
         self._taken += 1
         slot = Slot(self)
         slot.mark_running()
         return slot
+
+    @contextlib.asynccontextmanager
+    async def preparation(self, ahead: int) -> AsyncIterator[None]:
+        """Wait until a job is among the next to start; the body prepares it and acquires its slot.
+
+        Args:
+            ahead: Number of jobs that may be prepared besides those for which slots are free.
+
+        Raises:
+            SessionClosedError: The session was closed meanwhile.
+        """
+        self._ahead = ahead
+        if self._to_prepare or not self._has_room_ahead():
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._to_prepare[turn] = None
+            try:
+                await turn
+            except BaseException:
+                if turn in self._to_prepare:
+                    del self._to_prepare[turn]
+                elif not turn.cancelled():
+                    self._end_preparation()
+                raise
+        else:
+            self._preparing += 1
+        try:
+            if self._closed:
+                raise SessionClosedError("the session closed before the job was prepared, nothing was sent")
+            yield
+        finally:
+            self._end_preparation()
+
+    def _end_preparation(self) -> None:
+        self._preparing -= 1
+        self._admit_ahead()
+
+    def _has_room_ahead(self) -> bool:
+        free = self._capacity.total - (self._taken - len(self._refused))
+        return self._closed or self._preparing < max(free, 0) + self._ahead
+
+    def _admit_ahead(self) -> None:
+        """Wake as many jobs that wait to be prepared as there is room for."""
+        while self._to_prepare and self._has_room_ahead():
+            turn, _ = self._to_prepare.popitem(last=False)
+            if not turn.done():
+                self._preparing += 1
+                turn.set_result(None)
 
     async def acquire(self) -> Slot:
         """Wait for a slot and return it."""
@@ -139,11 +219,36 @@ class Slots:
             self._admit_next()
         for event in self._refused.values():
             event.set()
+        self._admit_ahead()
+
+    @property
+    def unanswered(self) -> AdaptiveLimit:
+        """Limit on submits that are unanswered at once."""
+        return self._capacity.unanswered
+
+    @property
+    def are_held_back(self) -> bool:
+        """True while jobs wait although fewer are running or unanswered than may run."""
+        return bool(self._waiting) and self._taken - len(self._refused) < self._capacity.total
 
     def record_accepted(self) -> None:
         """Record that one more prediction runs."""
         self._running += 1
         self._capacity.record_accepted(self._running)
+        self._admit()
+
+    def record_lost(self) -> None:
+        """Record that the reply to a submit was lost."""
+        self.doubts.lost()
+        self._admit()
+
+    def record_settled(self, *, known: bool) -> None:
+        """Record the end of the settlement of a doubt.
+
+        Args:
+            known: True if it is known now whether it was accepted.
+        """
+        self.doubts.settled(known=known)
         self._admit()
 
     def record_refused(self, slot: Slot, limit: Limit) -> None:
@@ -179,6 +284,9 @@ class Slots:
     def release(self, slot: Slot) -> None:
         """Return a slot."""
         self._refused.pop(slot, None)
+        if slot.doubtful:
+            slot.doubtful = False
+            self.doubts.settled(known=False)
         if slot.running:
             self._running -= 1
         self._taken -= 1
@@ -194,10 +302,12 @@ class Slots:
             self._refused.pop(first).set()
         while self._waiting and self._has_room():
             self._admit_next()
+        self._admit_ahead()
 
     def _has_room(self) -> bool:
         """Return whether one more job may be sent; refused jobs do not count while they wait."""
-        return self._closed or self._taken - len(self._refused) < self._capacity.allowed(self._running)
+        answered = self._running + self.doubts.pending
+        return self._closed or self._taken - len(self._refused) < self._capacity.allowed(answered)
 
     def _admit_next(self) -> None:
         """Give a slot to the first waiter, unless it was just cancelled."""

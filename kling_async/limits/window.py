@@ -9,6 +9,7 @@ import anyio
 import anyio.lowlevel
 
 from kling_async._clock import SystemClock
+from kling_async._loops import LoopBinding
 from kling_async.errors import ConfigurationError
 
 from .pause import Pause
@@ -55,9 +56,15 @@ class StartsPerWindow:
         self._bucket = InMemoryBucket([Rate(starts, math.ceil(per * 1000))])
         self._queue = anyio.Lock()
         self._pause = Pause(self._clock)
+        self._loop = LoopBinding("the rate limiter")
 
     async def acquire(self) -> None:
-        """Return when one more job may start."""
+        """Return when one more job may start.
+
+        Raises:
+            WrongLoopError: It is in use in another event loop.
+        """
+        self._loop.bind_or_check()
         async with self._queue:
             while True:
                 await self._pause.wait()
@@ -75,7 +82,11 @@ class StartsPerWindow:
 
         Args:
             retry_after: Seconds; None, when the service named no time, pauses none.
+
+        Raises:
+            WrongLoopError: It is in use in another event loop.
         """
+        self._loop.bind_or_check()
         await anyio.lowlevel.checkpoint()
         if retry_after is not None:
             self._pause.close(retry_after, 0.0)

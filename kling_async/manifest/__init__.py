@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Final, Unpack, cast
 import anyio.to_thread
 import attrs
 
-from kling_async._core.catalogue import Certainty, Model, Price
+from kling_async._core.catalogue import Model
+from kling_async._core.prices import Certainty, Kind, Price
 from kling_async._images.preflight import require_pillow
-from kling_async.errors import ManifestError, RowProblem
+from kling_async.errors import ManifestError, Problem, RowProblem
 
-from ._check import Keyed, Kind, check_rows, job_of_row
+from ._check import Keyed, check_rows, job_of_row
 from ._row import NOTE, Source, located
 from ._sources import READERS, Folder, ManifestFile, source_of
 
@@ -62,6 +63,7 @@ class Manifest:
     _common: Mapping[str, object] = attrs.field(repr=False)
     _fit: bool = attrs.field(repr=False)
     _models: Mapping[str, Model] = attrs.field(repr=False)
+    _cautions: Mapping[tuple[str, Problem], int] = attrs.field(repr=False)
 
     def __len__(self) -> int:
         return sum(self.kinds.values())
@@ -85,12 +87,17 @@ class Manifest:
         """Return the list price of all rows, in USD; unknown if that of one row is unknown."""
         total, certainty = Decimal(0), Certainty.STATED
         for kind, count in self.kinds.items():
-            each = self._models[kind.model].price(kind.duration, provider=provider, sound=kind.sound)
+            each = self._models[kind.model].price_of(kind, provider)
             if each.usd is None:
                 return each
             total += each.usd * count
-            certainty = each.certainty if each.certainty is Certainty.INFERRED else certainty
+            if each.certainty.approximate:
+                certainty = max(certainty, each.certainty, key=lambda known: known.rank)
         return Price(total, certainty)
+
+    def cautions(self, provider: str = "wavespeed") -> dict[Problem, int]:
+        """Return what may not be as expected at a provider, and is not refused, with the number of rows."""
+        return {caution: rows for (name, caution), rows in self._cautions.items() if name == provider}
 
     async def __aiter__(self) -> AsyncGenerator[Keyed, None]:
         """Yield key and job of every row, read in a worker thread so that the event loop is not blocked."""
@@ -178,7 +185,9 @@ def _checked(source: Source, root: Path | None, common: Mapping[str, object], *,
         found.problems.append(RowProblem(source.name, None, "", "has no rows"))
     if found.problems:
         raise ManifestError(found.problems)
-    return Manifest(source.name, root, found.kinds, tuple(found.warnings), source, common, fit, found.models)
+    return Manifest(
+        source.name, root, found.kinds, tuple(found.warnings), source, common, fit, found.models, found.cautions
+    )
 
 
 def _chunk(items: Iterator[Keyed]) -> list[Keyed]:

@@ -16,6 +16,8 @@ import attrs
 
 from kling_async._core.catalogue import Model
 from kling_async._core.job import Job, JobFields
+from kling_async._core.job_key import key_or_problem
+from kling_async._core.prices import Kind
 from kling_async._images.preflight import preflight
 from kling_async.errors import InvalidJobError, Problem, RowProblem
 
@@ -39,21 +41,6 @@ _MAX_TEXT_IN_MESSAGE: Final = 120
 _KEY_BUCKETS: Final = 256
 
 
-@attrs.frozen
-class Kind:
-    """Properties that determine the price of a row.
-
-    Attributes:
-        model: Full id of the model.
-        duration: Seconds of video.
-        sound: True if sound is made too.
-    """
-
-    model: str
-    duration: int
-    sound: bool
-
-
 @attrs.define
 class Findings:
     """Result of checking every row.
@@ -63,12 +50,18 @@ class Findings:
         warnings: Properties of images that the service may not accept.
         kinds: Number of rows of each kind.
         models: Catalogue entries of the models, by id.
+        cautions: Number of rows for which something may not be as expected at a provider, by provider and message.
     """
 
     problems: list[RowProblem] = attrs.field(factory=list)
     warnings: list[RowProblem] = attrs.field(factory=list)
     kinds: Counter[Kind] = attrs.field(factory=Counter)
     models: dict[str, Model] = attrs.field(factory=dict)
+    cautions: Counter[tuple[str, Problem]] = attrs.field(factory=Counter)
+
+
+MAX_PROBLEMS: Final = 10_000
+"""Problems after which the rest of a source is not checked, since each takes memory."""
 
 
 def check_rows(source: Source, root: Path | None, common: Mapping[str, object], *, fit: bool) -> Findings:
@@ -82,18 +75,25 @@ def check_rows(source: Source, root: Path | None, common: Mapping[str, object], 
     check = functools.lru_cache(_MAX_CACHED_IMAGE_CHECKS)(functools.partial(_check_image, fit=fit))
     with closing(source.rows()) as rows:
         for row in rows:
-            key = row.fields.get("key")
-            if isinstance(key, str) and key:
+            key = _key_of(row)
+            if key is not None:
                 keys.add(key, row.line)
             warnings: list[Problem] = []
             found = job_of_row(row, root, common, fit=fit, check=check, warnings=warnings)
             findings.warnings += (located(source, row, warning) for warning in warnings)
             if isinstance(found, tuple):
                 _, job = found
-                findings.kinds[Kind(job.model, job.duration, bool(job.sound))] += 1
+                findings.kinds[job.kind] += 1
                 findings.models.setdefault(job.model, job.row)
+                findings.cautions.update(
+                    (provider, caution) for provider in job.row.providers for caution in job.cautions(provider)
+                )
             else:
                 findings.problems += (located(source, row, problem) for problem in found)
+            if len(findings.problems) >= MAX_PROBLEMS:
+                end = Problem("", f"the check ended here, after {len(findings.problems):,} problems")
+                findings.problems.append(located(source, row, end))
+                break
     findings.problems += _repeated_keys(source, keys)
     # Problems of a folder have no lines and are in its order already.
     findings.problems.sort(key=lambda problem: problem.line or 0)
@@ -125,12 +125,10 @@ def job_of_row(
     key = fields.pop("key", None)
     fields.pop(NOTE, None)
     problems: list[Problem] = []
-    if key is not None and not isinstance(key, str):
-        problems.append(Problem("key", f"expected text, got {type(key).__name__}"))
-    elif key == "":
-        problems.append(Problem("key", "is empty"))
-    elif key is not None and not _is_encodable(key):
-        problems.append(Problem("key", "has a lone surrogate, which cannot be encoded"))
+    if key is not None:
+        key = key_or_problem(key)
+        if isinstance(key, Problem):
+            problems.append(key)
     for name in _IMAGE_FIELDS:
         try:
             fields[name], messages = _image(fields.get(name), root, fit=fit, check=check)
@@ -170,14 +168,6 @@ def _image(value: object, root: Path | None, *, fit: bool, check: ImageCheck | N
         except InvalidJobError as error:
             raise ValueError(error.problems[0].message) from None
     return value, ()
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _check_image(image: Path | bytes, *, fit: bool) -> tuple[str, tuple[str, ...]]:
@@ -222,6 +212,13 @@ def _resolve_file(text: str, root: Path) -> Path:
     return Path(path)
 
 
+def _key_of(row: Row) -> str | None:
+    """Return the key of a row; None if it has none, or an invalid one."""
+    key = row.fields.get("key")
+    text = None if key is None else key_or_problem(key)
+    return text if isinstance(text, str) else None
+
+
 class _Keys:
     """Hashes of keys with their lines, in 16 bytes per key: a manifest may have millions.
 
@@ -259,8 +256,8 @@ def _repeated_keys(source: Source, keys: _Keys) -> Iterator[RowProblem]:
     first: dict[str, str] = {}
     with closing(source.rows()) as rows:
         for row in rows:
-            key = row.fields.get("key")
-            if row.line not in suspects or not isinstance(key, str) or not key:
+            key = _key_of(row)
+            if row.line not in suspects or key is None:
                 continue
             place = row.file or f"{source.unit} {row.line}"
             earlier = first.setdefault(key, place)

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Final, Protocol
 
 import attrs
 
+from kling_async._files import open_file
 from kling_async.errors import Problem
 
 from ._parquet import parquet_rows
@@ -63,10 +64,11 @@ class ManifestFile:
 
     def rows(self) -> Generator[Row, None, None]:
         """Yield all rows."""
-        with self.path.open("rb") as file:
-            if file.peek(2)[:2] in {b"\xff\xfe", b"\xfe\xff"}:
+        with open_file(self.path) as file:
+            if file.read(2) in {b"\xff\xfe", b"\xfe\xff"}:
                 yield Row(1, problems=(Problem("", "the file is UTF-16; save it as UTF-8"),))
                 return
+            file.seek(0)
             yield from READERS[self.path.suffix.lower()](file)
 
 
@@ -103,7 +105,7 @@ class Folder:
         fields: dict[str, object] = {"key": image.stem, "image": str(image.absolute())}
         text = image.with_suffix(".txt")
         try:
-            with text.open("rb") as file:
+            with open_file(text) as file:
                 prompt = file.read(_MAX_PROMPT_BYTES).decode("utf-8-sig").strip()
         except FileNotFoundError:
             return Row(number, fields, file=str(image))

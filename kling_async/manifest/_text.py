@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import IO, Final
 
 import attrs
 
@@ -15,13 +16,29 @@ from kling_async.errors import Problem
 
 from ._row import Row, header_problems, is_unknown
 
-JSON_FIELDS: Final = frozenset({"extra", "multi_prompt", "element_list", "voice_list"})
+JSON_FIELDS: Final = frozenset({"extra", "multi_prompt", "element_list", "voice_list", "keyframes", "images"})
 """Fields that a cell contains as JSON."""
 
 
-def _lines(file: Iterable[bytes]) -> Iterator[tuple[int, str, Problem | None]]:
-    """Yield numbered lines. Bytes that are not UTF-8 are a problem of their line and are replaced."""
-    for number, line in enumerate(file, 1):
+MAX_LINE_BYTES: Final = 2**26
+"""Greatest length of a line: two images of 10 MB as data URIs, and as much again."""
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, str, Problem | None]]:
+    """Yield numbered lines. Bytes that are not UTF-8 are a problem of their line and are replaced.
+
+    What is appended to the file meanwhile is not read, and nothing after a line that is too long.
+    """
+    remaining = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    for number in itertools.count(1):
+        line = file.readline(MAX_LINE_BYTES + 1) if remaining > 0 else b""
+        if not line:
+            return
+        remaining -= len(line)
+        if len(line) > MAX_LINE_BYTES:
+            yield number, "", Problem("", f"expected a line of at most {MAX_LINE_BYTES:,} bytes; the rest was not read")
+            return
         raw = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         try:
             yield number, raw.decode(), None
@@ -47,7 +64,7 @@ def _json_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 _JSON: Final = json.JSONDecoder(object_pairs_hook=_json_object)
 
 
-def json_rows(file: Iterable[bytes]) -> Iterator[Row]:
+def json_rows(file: IO[bytes]) -> Iterator[Row]:
     """Yield the rows of JSON lines; blank lines are skipped."""
     for number, line, undecoded in _lines(file):
         if undecoded is not None:
@@ -91,7 +108,7 @@ class _Decoded:
         return problems
 
 
-def csv_rows(file: Iterable[bytes]) -> Iterator[Row]:
+def csv_rows(file: IO[bytes]) -> Iterator[Row]:
     """Yield the rows of a CSV file with a header; rows without content are skipped."""
     lines = _lines(file)
     top = next(lines, None)

@@ -102,12 +102,15 @@ def moment(value: object) -> datetime | None:
 
     WaveSpeed writes RFC 3339 with up to 9 fractional digits, GPTProto UTC without `T` and zone.
     """
-    return _parse_moment(value) if isinstance(value, str) else None
+    # Cut for the cache, and refused where it was cut.
+    return _parse_moment(value[: _MAX_CACHED_CHARS + 1]) if isinstance(value, str) else None
 
 
 @lru_cache(maxsize=4096)
 def _parse_moment(text: str) -> datetime | None:
     # Cached, because every response about a prediction repeats its creation time.
+    if len(text) > _MAX_CACHED_CHARS:
+        return None
     try:
         moment = datetime.fromisoformat(_BEYOND_MICROSECONDS.sub(r"\1", text.strip()))
     except ValueError:
@@ -126,13 +129,17 @@ def register(cls: object, hook: Callable[[object, object], object]) -> None:
     _converter.register_structure_hook(cls, hook)
 
 
+_MAX_CACHED_CHARS = 64
+"""More than a time or the name of a field has; longer texts would fill the memory by these caches."""
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
-@lru_cache(maxsize=1024)
 def _snake(name: str) -> str:
     """Convert camel case to snake case: services use `createdAt` and `created_at`."""
     return _HUMP.sub("_", name).lower()
+
+
+_cached_snake = lru_cache(maxsize=1024)(_snake)
 
 
 def structure(payload: object, cls: type[T]) -> T:
@@ -151,19 +158,17 @@ def _fields(payload: object) -> dict[str, Any]:
     """Return the fields of an object by their snake-case names."""
     if not isinstance(payload, dict):
         raise ValueError(f"expected an object, got {type(payload).__name__}")  # noqa: TRY004 -- callers catch one kind
-    return dict(zip(map(_snake, payload), payload.values(), strict=True))
+    snake = _cached_snake if max(map(len, payload), default=0) <= _MAX_CACHED_CHARS else _snake
+    return dict(zip(map(snake, payload), payload.values(), strict=True))
 
 
-def read_prediction(
-    payload: object, secret: Secret | None, *, request_id: str | None = None, key: str | None = None
-) -> Prediction:
+def read_prediction(payload: object, *, request_id: str | None = None, key: str | None = None) -> Prediction:
     """Parse a prediction (api reference, "result") from an object or, as some integrators have seen, a list of one.
 
     Not built on `structure`, which is slower: every status request comes through here.
 
     Args:
         payload: The `data` of the response, or the body of a webhook.
-        secret: The API key, which is redacted from the error text; None where it is not known.
         request_id: The service's id of the request; copied into the prediction.
         key: The job's key; copied into the prediction.
 
@@ -179,7 +184,6 @@ def read_prediction(
     if not prediction_id.strip():
         raise ValueError("the record has no id")
     word = _text(get("status")) or "created"
-    error = _text(get("error"))
     timings = get("timings")
     inference = _seconds(timings.get("inference")) if isinstance(timings, dict) else None
     # List items and webhooks sometimes repeat the input of the run, under either name.
@@ -190,7 +194,7 @@ def read_prediction(
         status=Status.of(word),
         raw_status=word,
         outputs=_urls(get("outputs")),
-        error=(_redacted(secret, error) if error and secret is not None else error) or None,
+        error=_text(get("error")) or None,
         code=_number(get("code")) or None,
         nsfw=_flags(get("has_nsfw_contents")),
         created_at=moment(get("created_at")),
@@ -203,8 +207,21 @@ def read_prediction(
     )
 
 
-def _redacted(secret: Secret, text: str) -> str:
-    return secret.redact(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
+def decode(body: bytes, secret: Secret | None) -> object:
+    """Decode a JSON body of the service. Everything that is read from a body comes from here, without the API key.
+
+    Args:
+        body: The body.
+        secret: The API key, which services quote in errors; None where it is not known.
+
+    Raises:
+        ValueError: The body is not JSON, or is nested too deeply.
+    """
+    value = decode_json(body)
+    try:
+        return value if secret is None else secret.redact_json(body, value)
+    except RecursionError:
+        raise ValueError("JSON is nested too deeply") from None
 
 
 _SUCCESS = range(200, 300)
@@ -228,7 +245,7 @@ def _unwrapped(response: HttpResponse, secret: Secret) -> object:
     if response.status not in _SUCCESS:
         return read_error(response, secret)
     try:
-        body = response.json()
+        body = decode(response.body, secret)
     except ValueError:
         return ProtocolError(
             "the response is not JSON",
@@ -242,8 +259,11 @@ def _unwrapped(response: HttpResponse, secret: Secret) -> object:
     if (code is not None and code not in _SUCCESS and code != 0) or (
         code is None and "data" not in body and "error" in body
     ):
-        # A bare prediction has `error` too, but also an id and a status.
-        if "id" in body and "status" in body:
+        # A bare prediction has `error` too, but also an id and a status: one of the known words where it is an error by
+        # its code or text, which may have an id and a status of their own.
+        if "id" in body and (
+            Status.is_known(body.get("status")) or (code is None and "status" in body and not body["error"])
+        ):
             return body
         return read_error(response, secret)
     return body.get("data", body)
@@ -254,15 +274,15 @@ def read_error(response: HttpResponse, secret: Secret) -> ApiError:
 
     The text decides only where status and code are ambiguous: balance, and GPTProto's content policy.
     """
-    redacted = secret.redact(response.body)
     try:
-        body: object = decode_json(redacted)
+        body: object = decode(response.body, secret)
     except ValueError:
         body = None
     text, code = _error_text(body)
     cls = _error_class(response.status if response.status not in _SUCCESS else code or response.status, code, text)
     where = f"HTTP {response.status}" + (f", code {code}" if code not in {None, response.status} else "")
-    reason = text or _excerpt(redacted) or "no text"
+    excerpt = "" if text and body is not None else _excerpt(secret.redact(response.body))
+    reason = text or excerpt or "no text"
     return cls(
         f"the service refused ({where}): {reason}"
         if cls is not ServerError
@@ -271,8 +291,29 @@ def read_error(response: HttpResponse, secret: Secret) -> ApiError:
         code=code,
         retry_after=response.retry_after(),
         request_id=response.request_id,
-        raw=body if body is not None else _excerpt(redacted),
+        raw=body if body is not None else excerpt,
     )
+
+
+def record_beside(raw: object) -> tuple[str, object] | None:
+    """Return the id and the record of the prediction that an error has beside its code and text; None without one.
+
+    Args:
+        raw: The decoded body of the error.
+    """
+    if not isinstance(raw, dict):
+        return None
+    data = raw.get("data")
+    for record in (data[0] if isinstance(data, list) and data else data, raw):
+        # The id of an error itself may be that of the request, and its status that of the error.
+        if isinstance(record, dict) and (record is not raw or Status.is_known(record.get("status"))):
+            try:
+                found = _prediction_id(record.get("id"))
+            except ValueError:
+                continue
+            if found.strip():
+                return found, record
+    return None
 
 
 _GPTPROTO_MODERATION_TEXT = "may not meet the guidelines"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, cast
 
 from kling_async._core.media import UploadProvider
+from kling_async._core.secret import Secret
 from kling_async.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from kling_async._core.http import HttpRequest, HttpResponse
     from kling_async._core.job import Job
     from kling_async._core.prediction import Prediction
-    from kling_async._core.secret import Secret
 
 
 class Provider(Protocol):
@@ -192,6 +192,15 @@ def account_of(provider: Provider, endpoint: AccountEndpoint) -> AccountProvider
     raise UnsupportedError(
         f"{provider.name} has no {label}: {type(provider).__name__} does not define `{endpoint}` and `{reader}`"
     )
+
+
+def key_of(provider: Provider) -> Secret | None:
+    """Return the API key of a provider, its attribute `api_key`; None when it has none that is a `Secret`.
+
+    Ledgers tell accounts apart by it: without one, all sessions of a provider with the same base URL are one account.
+    """
+    key = getattr(provider, "api_key", None)
+    return key if isinstance(key, Secret) else None
 
 
 def uploads_of(provider: Provider | UploadProvider) -> UploadProvider:

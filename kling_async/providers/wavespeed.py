@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import attrs
 
+from kling_async._core.frames import hides_init_arguments
 from kling_async._core.http import Effect, HttpRequest, HttpResponse
 from kling_async._core.media import UploadTicket
 from kling_async._core.secret import Secret
@@ -40,6 +41,7 @@ def _for_pricing(image: Image | None) -> str | None:
     return _PRICING_IMAGE
 
 
+@hides_init_arguments
 @attrs.frozen(kw_only=True)
 class WaveSpeed(ApiV3):
     """Provider for WaveSpeedAI.
@@ -47,6 +49,7 @@ class WaveSpeed(ApiV3):
     Attributes:
         api_key: The account's API key (docs-authentication).
         base_url: Scheme and host; the key is sent nowhere else.
+        allow_http: Send the key unencrypted, if `base_url` is an `http://` URL of another machine.
     """
 
     name = "wavespeed"
@@ -123,7 +126,7 @@ class WaveSpeed(ApiV3):
         """Parse a page of the list. `total` is ignored: newer responses do not have it."""
 
         def read(item: object) -> Prediction:
-            return _wire.read_prediction(item, self.api_key, request_id=response.request_id)
+            return _wire.read_prediction(item, request_id=response.request_id)
 
         return self._page(response, ("items", "predictions"), read)
 
@@ -213,16 +216,13 @@ class WaveSpeed(ApiV3):
 
     def read_webhook_secret(self, response: HttpResponse) -> Secret:
         """Return the secret, in an envelope or bare. Errors do not quote the response: it may hold a secret."""
-        data = _wire.read_data(response, self.api_key)
-        secret = data.get("secret") if isinstance(data, Mapping) else data
-        try:
-            if isinstance(secret, str):
-                return Secret(secret)
-        except ConfigurationError:
-            pass
-        raise ProtocolError(
-            "cannot parse the response: no secret in it", status=response.status, request_id=response.request_id
-        )
+        secret = _signing_secret(_wire.read_data(response, self.api_key))
+        if secret is None:
+            # Raised here, where no local variable holds the data: error reporters print locals.
+            raise ProtocolError(
+                "cannot parse the response: no secret in it", status=response.status, request_id=response.request_id
+            )
+        return secret
 
     def _get(self, path: str) -> HttpRequest:
         return HttpRequest(method="GET", url=f"{self.base_url}/api/v3/{path}", headers=self._headers)
@@ -231,17 +231,19 @@ class WaveSpeed(ApiV3):
         """Build a read that is a POST; fields that are None are left out."""
         return self._post(path, {name: value for name, value in body.items() if value is not None}, Effect.READ)
 
-    def _read(self, response: HttpResponse, read: Callable[[object], T]) -> T:
-        data = _wire.read_data(response, self.api_key)
-        try:
-            return read(data)
-        except ValueError as error:
-            raise self._unreadable(response, str(error)) from None
-
     def _page(self, response: HttpResponse, names: tuple[str, ...], read: Callable[[object], T]) -> Page[T]:
         from . import _account  # noqa: PLC0415 -- its docstring says why
 
         return self._read(response, lambda data: _account.page(data, names, read, response.request_id))
+
+
+def _signing_secret(data: object) -> Secret | None:
+    """Return the secret in a response, or None."""
+    secret = data.get("secret") if isinstance(data, Mapping) else data
+    try:
+        return Secret(secret) if isinstance(secret, str) else None
+    except ConfigurationError:
+        return None
 
 
 def _download_url(data: object) -> str:

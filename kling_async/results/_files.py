@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Final, Protocol, cast
 import attrs
 
 from kling_async._core.job import Job, JobFields
+from kling_async._files import make_part
 from kling_async.errors import InvalidJobError
 from kling_async.ledger import State
 from kling_async.manifest import NOTE
@@ -81,9 +82,13 @@ class Writer(Protocol):
 
 @contextmanager
 def replaced(path: Path) -> Iterator[IO[str]]:
-    """Open a file that replaces `path` when the block ends; an error leaves `path` as it was."""
+    """Open a file that replaces `path` when the block ends; an error leaves `path` as it was.
+
+    It has the mode of `path`, or, if there is none, it is for its owner only.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
+        make_part(part, like=path)
         with part.open("w", encoding="utf-8") as file:
             yield file
         part.replace(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, cast
 
+from kling_async._files import make_part
 from kling_async.errors import ConfigurationError
 
 from ._files import Exported, Format
@@ -95,6 +96,7 @@ class Shards:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"part-{self._shard:05}.parquet"
         part = path.with_suffix(".part")
+        make_part(part, like=path)
         self._write(table, part, compression="zstd")
         part.replace(path)
         self._pending = []

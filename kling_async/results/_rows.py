@@ -55,11 +55,11 @@ def result_of(row: Row, folder: Path) -> dict[str, object]:
         "batch": row.batch,
         "model": row.model,
         "status": STATUS[row.state],
-        "prediction_id": row.prediction_id,
+        "prediction_id": row.reused or row.prediction_id,
         "file": None if row.path is None else relative(row.path, folder),
         "bytes": row.bytes,
         "sha256": row.sha256,
-        "cost_usd": None if row.spent is None else float(row.spent - (row.refunded or 0)),
+        "cost_usd": _cost(row),
         "prompt": job.get("prompt"),
         "duration": job.get("duration"),
         "attempts": row.attempt,
@@ -67,6 +67,13 @@ def result_of(row: Row, folder: Path) -> dict[str, object]:
         "updated_at": _iso_time(row.updated_at),
         "error": {"code": row.code, "message": row.error} if failed or row.error else None,
     }
+
+
+def _cost(row: Row) -> float | None:
+    """Return the USD that a job has cost, less what was given back; None if it was not sent or its price is unknown."""
+    if row.spent is None:
+        return 0.0 if row.state is State.REUSED else None
+    return float(row.spent - (row.refunded or 0))
 
 
 def relative(path: str, folder: Path) -> str:

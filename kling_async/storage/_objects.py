@@ -6,7 +6,6 @@ The texts of obstore's errors quote requests and responses, so only their kind a
 from __future__ import annotations
 
 import hashlib
-import itertools
 import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final
@@ -28,6 +27,7 @@ from kling_async._core.prediction import SavedFile
 from kling_async.errors import ConfigurationError, StorageError
 
 from ._part import Part, beside
+from .naming import MEDIA_TYPES, SUFFIX
 
 if TYPE_CHECKING:
     from typing import BinaryIO, Literal
@@ -40,21 +40,36 @@ _CONCURRENT_PARTS: Final = 1
 """Parts of one upload sent at once; several uploads run in parallel anyway, and more would only take memory."""
 _READ_BYTES: Final = 2**20
 
-_OBSTORE_ERRORS = (BaseError, OSError, NotImplementedError, ValueError)  # the third where a store lacks a feature
+_LACKS_FEATURE = (
+    NotImplementedError,  # obstore raises it where a store lacks something, such as a local folder attributes
+    NotSupportedError,
+)
+"""Errors by which obstore says that a store has no attributes, or no conditional puts."""
+_OBSTORE_ERRORS = (BaseError, OSError, ValueError, *_LACKS_FEATURE)
 """Errors that obstore raises."""
 
 
-@attrs.frozen
+_UNCONDITIONAL_STATUSES: Final = frozenset({"400", "405", "415", "422", "501"})
+"""HTTP statuses by which stores without conditional puts refuse one."""
+_UNCONDITIONAL_CODES: Final = frozenset({"MethodNotAllowed", "NotImplemented"})
+"""Error codes of such refusals, whatever the status."""
+
+
+@attrs.define
 class Bucket:
     """Object store, or a prefix in one.
 
     Attributes:
         url: Its URL, without a final slash.
         store: The obstore store.
+        conditional: False once the store has refused a conditional put and taken a plain one.
+        misled: True once it has said of an object that is not there that it exists, until a conditional put works.
     """
 
     url: str
     store: ObjectStore = attrs.field(repr=False)
+    conditional: bool = attrs.field(default=True, init=False, eq=False, repr=False)
+    misled: bool = attrs.field(default=False, init=False, eq=False, repr=False)
 
     @classmethod
     def at(cls, url: str, store: ObjectStore | None = None) -> Bucket:
@@ -117,13 +132,13 @@ class ObjectTarget:
         return Part(self.address)
 
     async def keep(self, part: Part) -> SavedFile:
-        """Check the file and put it.
+        """Put the file.
 
         The object becomes visible when it is complete. An interrupted multipart upload may leave parts in S3: let the
         bucket's lifecycle abort incomplete multipart uploads.
 
         Raises:
-            StorageError: It is not a complete MP4, could not be put, or both names exist with other content.
+            StorageError: It could not be put, or both names exist with other content.
         """
         file = await anyio.to_thread.run_sync(part.complete)
         if file is None:
@@ -163,28 +178,39 @@ class ObjectTarget:
     async def _put(self, name: str, file: BinaryIO, part: Part) -> bool:
         """Put the object; return False if one of that name has other content."""
         single = part.size <= _MAX_SINGLE_PUT_BYTES
+        create = single and not self.replace and self.bucket.conditional
         if not self.replace:
             try:
                 same = await self._has(name, part)
             except PermissionDeniedError:
                 # The credentials may write and not read, so the store itself must check, by a create-only request.
-                same, single = None, True
+                same, single, create = None, True, True
             if same is not None:
                 return same
         try:
-            await self._send(name, file, part, "create" if single and not self.replace else "overwrite", single=single)
-        except AlreadyExistsError:
-            return await self._has(name, part) is True
+            await self._send(name, file, part, "create" if create else "overwrite", single=single)
+        except _OBSTORE_ERRORS as error:
+            if not create or not _refuses_condition(error):
+                raise
+            same = await self._has(name, part)
+            if same is not None:
+                return same
+            await self._send(name, file, part, "overwrite", single=single)
+            # Another writer may have had such an object, and removed it; twice in a row it is the store.
+            self.bucket.conditional = isinstance(error, AlreadyExistsError) and not self.bucket.misled
+            self.bucket.misled = True
+        else:
+            self.bucket.misled = self.bucket.misled and not create
         await self._check_size(name, part)
         return True
 
     async def _send(
         self, name: str, file: BinaryIO, part: Part, mode: Literal["create", "overwrite"], *, single: bool
     ) -> None:
-        """Put the object with attributes and create-only mode, dropping those that the store does not support."""
-        wanted: dict[str, str] = {"Content-Type": "video/mp4", "sha256": part.sha256}
-        variants = list(itertools.product((wanted, None), dict.fromkeys((mode, "overwrite"))))
-        for attributes, variant_mode in variants:
+        """Put the object with attributes, or without them where the store has none."""
+        media_type = MEDIA_TYPES.get(PurePosixPath(name).suffix.lower(), MEDIA_TYPES[SUFFIX])
+        wanted: dict[str, str] = {"Content-Type": media_type, "sha256": part.sha256}
+        for attributes in (wanted, None):
             # Rewound each time: a refused attempt may have read a part of it.
             content = await anyio.to_thread.run_sync(_rewound, file, single)
             try:
@@ -193,12 +219,12 @@ class ObjectTarget:
                     name,
                     content,
                     attributes=attributes,
-                    mode=variant_mode,
+                    mode=mode,
                     chunk_size=_PART_BYTES,
                     max_concurrency=_CONCURRENT_PARTS,
                 )
-            except (NotImplementedError, NotSupportedError):  # the store lacks this variant: try the next one
-                if (attributes, variant_mode) == variants[-1]:
+            except _LACKS_FEATURE:
+                if attributes is None:
                     raise
             else:
                 return
@@ -241,6 +267,18 @@ def _rewound(file: BinaryIO, content: bool) -> bytes | BinaryIO:  # noqa: FBT001
 
 _STATUS = re.compile(r"status code: (\d{3}[A-Za-z ]*)")
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
+
+
+def _refuses_condition(error: Exception) -> bool:
+    """Return whether a store may have refused a put for its condition alone."""
+    # Stores also say of an object that is not there that it exists, by 304, 409 or 412.
+    if isinstance(error, (AlreadyExistsError, *_LACKS_FEATURE)):
+        return True
+    text = str(error)
+    status, code = _STATUS.search(text), _CODE.search(text)
+    return (status is not None and status[1][:3] in _UNCONDITIONAL_STATUSES) or (
+        code is not None and code[1] in _UNCONDITIONAL_CODES
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kling_async.errors import ConfigurationError
 
 from ._targets import FileTarget
-from .naming import SUFFIX, Template
+from .naming import MEDIA_TYPES, Template
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -41,8 +41,9 @@ class Outputs:
         name: The argument `name`.
 
     Args:
-        where: A folder; a file that ends in `.mp4`, for one output; or the URL of an object store: `s3://bucket/prefix`,
-            `gs://bucket/prefix`, `az://container/prefix` (extra `storage`).
+        where: A folder; a file that ends in `.mp4`, for one output (or `.png`, `.wav`, ..., as its model makes); or the
+            URL of an object store: `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix` (extra
+            `storage`).
         name: Relative name with fields in braces. `{key}` is the job's key, `{id}` the prediction's id, `{model}` the
             model's short name, `{batch}` the batch's name ("unnamed" without one), `{date}` the day of acceptance
             (UTC), `{shard}` two hex digits of the key's digest, for 256 folders. `.mp4` is added if it is missing,
@@ -70,7 +71,7 @@ class Outputs:
         self._template = Template(name)
         self._folder = os.fspath(where)
         self._file: str | None = None
-        if name == _DEFAULT_NAME and self._folder.lower().endswith(SUFFIX):
+        if name == _DEFAULT_NAME and self._folder.lower().endswith(tuple(MEDIA_TYPES)):
             head, slash, self._file = _split(self._folder)
             self._folder = head + slash or "."
         self._bucket = _bucket(where, self._folder, store)

@@ -10,13 +10,15 @@ import secrets
 import sys
 import tempfile
 import threading
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import BinaryIO, TypeVar
 
 from kling_async._core.prediction import SavedFile
+from kling_async._files import open_file
 from kling_async.errors import StorageError
 
-from ._mp4 import flaw
+from ._mp4 import Flaw, flaw, page_flaw
+from .naming import MEDIA_TYPES, SUFFIX
 
 _READ_BYTES = 2**20
 _WRITEBACK_BYTES = 16 * 2**20
@@ -56,9 +58,9 @@ class Part:
         return self._sha256.hexdigest()
 
     def open(self) -> None:
-        """Create the file; remove a leftover of a killed process for the same output."""
+        """Create the file, unless it is open; remove a leftover of a killed process for the same output."""
         with self._lock:
-            if self._done:
+            if self._done or self._file is not None:
                 return
             if self._target is None:
                 self._file = tempfile.TemporaryFile()  # noqa: SIM115 -- `discard` closes it
@@ -86,27 +88,36 @@ class Part:
                 self._sha256 = hashlib.sha256()
                 self.size = self._writeback_from = 0
 
-    def complete(self) -> BinaryIO | None:
-        """Check the file and return it rewound; None if it was discarded meanwhile.
-
-        Raises:
-            StorageError: It is empty, or not a complete MP4.
-        """
+    def flaw(self) -> Flaw | None:
+        """Return why the file is not a complete output, or None."""
         with self._lock:
-            return self._checked()
+            if self._file is None:
+                return None
+            if not self.size:
+                return Flaw("it is empty")
+            self._file.flush()
+            suffix = PurePosixPath(self.label).suffix.lower()
+            if suffix == SUFFIX:
+                return flaw(self._file, self.size)
+            return page_flaw(self._file) if suffix in MEDIA_TYPES else None
+
+    def complete(self) -> BinaryIO | None:
+        """Return the file rewound; None if it was discarded meanwhile."""
+        with self._lock:
+            return self._rewound()
 
     def keep(self, *, replace: bool) -> SavedFile:
-        """Check the file and rename it atomically.
+        """Rename the file atomically. `flaw` has checked it.
 
         Args:
             replace: Whether to replace an existing file with other content; if not, the part gets a name with its
                 digest next to it.
 
         Raises:
-            StorageError: It is empty, or not a complete MP4; or both names exist with other content.
+            StorageError: Both names exist with other content.
         """
         with self._lock:
-            target, file = self._target, self._checked()
+            target, file = self._target, self._rewound()
             if target is None or self._path is None or file is None:
                 raise StorageError("saving was cancelled", target=self.label)
             os.fsync(file.fileno())
@@ -121,41 +132,41 @@ class Part:
             _sync_folder(target.parent)
             return SavedFile(target, self.size, self.sha256)
 
+    def release(self) -> None:
+        """Remove the file and what it has; `open` creates it again. A download that waits keeps no file open."""
+        with self._lock:
+            if not self._done:
+                self._remove()
+                self._sha256 = hashlib.sha256()
+                self.size = self._writeback_from = 0
+
     def discard(self) -> None:
         """Remove the file, unless `keep` has renamed it."""
         with self._lock:
-            if self._done:
-                return
-            self._done = True
-            # Removed before it is closed: its lock, which is held until then, reserves the name.
-            if self._path is not None and os.name != "nt":
-                with contextlib.suppress(OSError):
-                    self._path.unlink()
-            if self._file is not None:
-                # Closing flushes, which fails on a full disk; the file is removed anyway.
-                with contextlib.suppress(OSError):
-                    self._file.close()
-                self._file = None
-            if self._path is not None and os.name == "nt":
-                with contextlib.suppress(OSError):
-                    self._path.unlink()
+            if not self._done:
+                self._done = True
+                self._remove()
 
-    def _checked(self) -> BinaryIO | None:
-        file = self._file
-        if file is None:
-            return None
-        if not self.size:
-            raise StorageError("the output is empty", target=self.label)
-        file.flush()
-        defect = flaw(file, self.size) if self.label.lower().endswith(".mp4") else None
-        if defect:
-            raise StorageError(
-                f"the output is not a complete MP4: {defect}",
-                target=self.label,
-                advice="save it again, or open the output's URL in a browser within 7 days; both are free",
-            )
-        file.seek(0)
-        return file
+    def _remove(self) -> None:
+        # Removed before it is closed: its lock, which is held until then, reserves the name.
+        if self._path is not None and os.name != "nt":
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+        if self._file is not None:
+            # Closing flushes, which fails on a full disk; the file is removed anyway.
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
+        if self._path is not None and os.name == "nt":
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+        self._path = None
+
+    def _rewound(self) -> BinaryIO | None:
+        if self._file is not None:
+            self._file.flush()
+            self._file.seek(0)
+        return self._file
 
     def _link_as(self, part: Path, target: Path) -> Path:
         """Rename the part without replacing other content, and return its new name."""
@@ -262,7 +273,7 @@ def _start_writeback(file: BinaryIO, start: int, end: int) -> None:
 def _has_content(path: Path, size: int, sha256: str) -> bool:
     """Return whether the file has that size and digest."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             if os.fstat(file.fileno()).st_size != size:
                 return False
             digest = hashlib.sha256()

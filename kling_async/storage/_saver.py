@@ -3,67 +3,151 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.to_thread
 import attrs
 
 from kling_async._core.states import Entry, Row, State
-from kling_async.errors import KlingError, NoOutputError, OutputGoneError, StorageError
+from kling_async._log import log
+from kling_async.errors import LedgerError, NoOutputError, OutputGoneError, StorageError
 from kling_async.events import Saved
-from kling_async.ledger._recall import RETENTION_S, prediction_of
+from kling_async.ledger._recall import RETENTION_S, prediction_of, saved_file
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import AsyncIterator
 
     from kling_async import storage
     from kling_async._core.clock import Clock
     from kling_async._core.prediction import Prediction, SavedFile
     from kling_async._core.transport import Transport
     from kling_async._observers import Observers
+    from kling_async._turns import Turns
     from kling_async.ledger import Ledger
 
 URGENT_BEFORE_DELETION_S = 86_400.0
 """A video that the service deletes in fewer seconds is saved before any other."""
+URGENT_DEADLINE_S = 60.0
+"""Seconds without progress after which such a video no longer delays the others; it is saved again in its turn."""
 
 
 class Saver:
     """Downloads the outputs of a session, saves them, and records their locations in the ledger.
+
+    The ledger is read and written best-effort: what is paid for is saved even where the ledger's disk is full.
 
     Args:
         transport: Sends the downloads.
         ledger: Has the jobs of predictions, and records locations.
         clock: The session's clock.
         observe: Publishes events.
-        at_once: Greatest number of outputs saved at once.
+        turns: Limit on the outputs that are saved at once.
+        max_bytes: Greatest size in bytes of an output.
     """
 
-    def __init__(self, *, transport: Transport, ledger: Ledger, clock: Clock, observe: Observers, at_once: int) -> None:
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        ledger: Ledger,
+        clock: Clock,
+        observe: Observers,
+        turns: Turns,
+        max_bytes: int,
+    ) -> None:
         self._transport = transport
         self._ledger = ledger
         self._clock = clock
         self._observe = observe
-        self._limiter = anyio.CapacityLimiter(at_once)
+        self._turns = turns
+        self._max_bytes = max_bytes
+        self._saving: set[anyio.CancelScope] = set()
+        self._closed = False
+
+    def close(self) -> None:
+        """End all saving, also what begins later: without a transport it would be tried again until its deadline."""
+        self._closed = True
+        for scope in self._saving:
+            scope.cancel()
 
     async def save(
-        self, prediction: Prediction, where: str | os.PathLike[str] | storage.Outputs, *, batch: str = ""
+        self,
+        prediction: Prediction,
+        where: str | os.PathLike[str] | storage.Outputs,
+        *,
+        deadline: float,
+        batch: str = "",
     ) -> SavedFile:
         """Save the output of a prediction, unless the ledger has it as saved and it is unchanged there.
 
         Args:
             prediction: The completed prediction.
             where: A path, a template, the URL of an object store, or an `Outputs`.
+            deadline: Seconds without progress after which the download is given up.
             batch: Name of the batch, if the ledger has no job of the prediction.
 
         Raises:
             ConfigurationError: `where` is none of these.
             NoOutputError: The prediction has no output.
-            StorageError: The output could not be downloaded, checked or written.
-            LedgerError: The ledger cannot be read.
+            StorageError: The output could not be downloaded, checked or written, or the session was closed.
         """
         from kling_async import storage  # noqa: PLC0415 -- many sessions save nothing
 
         outputs = storage.Outputs.of(where)
+        row = await self._row(prediction)
+        at = None if row is None else row.submitted_at
+        return await self._save(prediction, outputs, row, batch=batch, created_at=at, deadline=deadline)
+
+    async def save_reused(
+        self, prediction: Prediction, where: storage.Outputs | None, *, deadline: float, batch: str
+    ) -> SavedFile | None:
+        """Return the saved video of another batch's job that is handed out for a job; save it if there is no file.
+
+        Args:
+            prediction: The completed prediction, with the key of the job that it is handed out for.
+            where: Where to save the video; None saves nothing.
+            deadline: Seconds without progress after which the download is given up.
+            batch: Name of the batch of the job that it is handed out for.
+
+        Raises:
+            StorageError: The output could not be downloaded, checked or written.
+            LedgerError: The ledger cannot be read.
+        """
+        found = await self._ledger.find(batch, prediction.key or "")
+        own, other = None if found is None else found[0], await self._ledger.owner(prediction.id)
+        for each in (own, other):
+            saved = None if each is None else await anyio.to_thread.run_sync(saved_file, each)
+            if saved is not None:
+                return saved
+        if where is None:
+            return None
+        at = None if other is None else other.submitted_at
+        return await self._save(prediction, where, own, batch=batch, created_at=at, deadline=deadline)
+
+    async def _save(
+        self,
+        prediction: Prediction,
+        outputs: storage.Outputs,
+        row: Row | None,
+        *,
+        batch: str,
+        created_at: float | None,
+        deadline: float,
+    ) -> SavedFile:
+        """Save the output of a prediction, and record in a row where it is.
+
+        Args:
+            prediction: The completed prediction.
+            outputs: Where to save it.
+            row: Row of the job; None if the ledger has none.
+            batch: Name of the batch without a row.
+            created_at: Time of acceptance in seconds since the epoch; None if unknown.
+            deadline: Seconds without progress after which the download is given up.
+        """
+        from kling_async import storage  # noqa: PLC0415 -- many sessions save nothing
+
         name = prediction.key or prediction.id
         if prediction.output is None:
             raise NoOutputError(
@@ -71,8 +155,6 @@ class Saver:
                 prediction=prediction,
                 key=prediction.key,
             )
-        row = await self._ledger.owner(prediction.id)
-        created_at = row.submitted_at if row else None
         if created_at is None and prediction.created_at is not None:
             created_at = prediction.created_at.timestamp()
         target = outputs.target(
@@ -82,6 +164,7 @@ class Saver:
                 model=prediction.model or (row.model if row else ""),
                 batch=row.batch if row else batch,
                 at=self._clock.now() if created_at is None else created_at,
+                suffix=storage.suffix_of(prediction.output),
             )
         )
         if row is not None and row.state is State.DOWNLOADED:
@@ -89,20 +172,48 @@ class Saver:
             if kept is not None:
                 return kept
         try:
-            async with self._limiter:
-                since = self._clock.now()
+            since = self._clock.now()
+            async with self._until_closed(target.address):
                 saved = await storage.save_output(
-                    self._transport, prediction.output, target, self._clock, created_at=created_at
+                    self._transport,
+                    prediction.output,
+                    target,
+                    self._clock,
+                    deadline=deadline,
+                    turns=self._turns,
+                    created_at=created_at,
+                    max_bytes=self._max_bytes,
                 )
         except StorageError as error:
             error.prediction_id, error.key = prediction.id, prediction.key
             if isinstance(error, OutputGoneError) and row is not None and row.state.unsaved:
-                self._ledger.note(Entry(batch=row.batch, key=row.key, state=State.EXPIRED, at=self._clock.now()))
+                self._note(Entry(batch=row.batch, key=row.key, state=State.EXPIRED, at=self._clock.now()))
             raise
         self._observe(Saved, at=self._clock.now(), key=name, batch=row.batch if row else batch, file=saved, since=since)
         if row is not None:
-            self._note(row, prediction, saved)
+            self._note_saved(row, prediction, saved)
         return saved
+
+    @contextlib.asynccontextmanager
+    async def _until_closed(self, target: str) -> AsyncIterator[None]:
+        """Cancel the body when the session is closed.
+
+        Args:
+            target: Target file or URL, for the error.
+
+        Raises:
+            StorageError: The session was closed meanwhile.
+        """
+        with anyio.CancelScope() as scope:
+            self._saving.add(scope)
+            if self._closed:
+                scope.cancel()
+            try:
+                yield
+            finally:
+                self._saving.discard(scope)
+        if scope.cancelled_caught:
+            raise StorageError("the session was closed before the output was saved", target=target)
 
     async def save_expiring(self, batch: str, where: storage.Outputs) -> None:
         """Save the unsaved videos of a batch that the service is about to delete, those that expire soonest first.
@@ -112,17 +223,20 @@ class Saver:
         Args:
             batch: Name of the batch.
             where: Where to save them.
-
-        Raises:
-            LedgerError: The ledger cannot be read.
         """
-        urgent = [key for key in await self._ledger.keys(batch, [State.COMPLETED]) if await self._expires(batch, key)]
+        urgent: list[str] = []
+        with contextlib.suppress(LedgerError):
+            urgent += [
+                key for key in await self._ledger.keys(batch, [State.COMPLETED]) if await self._expires(batch, key)
+            ]
 
         async def save(key: str) -> None:
-            found = await self._ledger.find(batch, key)
-            if found is not None:
-                with contextlib.suppress(KlingError):
-                    await self.save(prediction_of(found[0]), where, batch=batch)
+            try:
+                found = await self._ledger.find(batch, key)
+                if found is not None:
+                    await self.save(prediction_of(found[0]), where, batch=batch, deadline=URGENT_DEADLINE_S)
+            except Exception as error:  # noqa: BLE001 -- one video ends neither the others nor the batch
+                log.warning("job %s: its video, which expires soon, was not saved: %s", key, error)
 
         async with anyio.create_task_group() as tasks:
             for key in urgent:
@@ -136,19 +250,31 @@ class Saver:
         row, _ = found
         return self._clock.now() - (row.submitted_at or row.updated_at) > RETENTION_S - URGENT_BEFORE_DELETION_S
 
-    def _note(self, row: Row, prediction: Prediction, saved: SavedFile) -> None:
+    async def _row(self, prediction: Prediction) -> Row | None:
+        """Return the row of the prediction's job; None if the ledger has none, or cannot be read."""
+        try:
+            return await self._ledger.owner(prediction.id)
+        except LedgerError as error:
+            log.warning("prediction %s is saved without its row in the ledger: %s", prediction.id, error.message)
+            return None
+
+    def _note_saved(self, row: Row, prediction: Prediction, saved: SavedFile) -> None:
         """Record where the video of a job was saved."""
+        of_file: dict[str, Any] = {"path": saved.address, "bytes": saved.bytes, "sha256": saved.sha256}
+        if row.state is State.REUSED:
+            at, output = self._clock.now(), prediction.output
+            self._note(Entry(batch=row.batch, key=row.key, state=State.REUSED, at=at, output=output, **of_file))
+            return
         step = Entry(
             batch=row.batch, key=row.key, state=State.COMPLETED, at=self._clock.now(), output=prediction.output
         )
         if row.state is not State.COMPLETED:
+            self._note(step)
+        self._note(attrs.evolve(step, state=State.DOWNLOADED, **of_file))
+
+    def _note(self, step: Entry) -> None:
+        """Record a step best-effort."""
+        try:
             self._ledger.note(step)
-        self._ledger.note(
-            attrs.evolve(
-                step,
-                state=State.DOWNLOADED,
-                path=saved.address,
-                bytes=saved.bytes,
-                sha256=saved.sha256,
-            )
-        )
+        except LedgerError as error:
+            log.warning("job %s: %s cannot be recorded: %s", step.key, step.state.value, error.message)

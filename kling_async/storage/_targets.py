@@ -26,10 +26,10 @@ class Target(Protocol):
         ...
 
     async def keep(self, part: Part) -> SavedFile:
-        """Check the part and move it to the destination atomically.
+        """Move the part, which is complete and checked, to the destination atomically.
 
         Raises:
-            StorageError: It is not a complete MP4, or the destination refused it.
+            StorageError: The destination refused it.
             OSError: The disk refused.
         """
         ...
@@ -62,7 +62,7 @@ class FileTarget:
         return Part(str(self.path), self.path)
 
     async def keep(self, part: Part) -> SavedFile:
-        """Check the part and rename it."""
+        """Rename the part."""
         return await anyio.to_thread.run_sync(lambda: part.keep(replace=self.replace))
 
     async def kept(self, address: str, size: int, sha256: str) -> SavedFile | None:

@@ -6,8 +6,9 @@ import hashlib
 import re
 import string
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -16,10 +17,29 @@ from kling_async.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
 __all__ = ["FIELDS", "Fields", "Template", "target_path"]
 
 SUFFIX = ".mp4"
+_YEAR_1, _YEAR_9999 = (datetime(year, 12, 31, tzinfo=UTC).timestamp() for year in (1, 9999))
+MEDIA_TYPES: Mapping[str, str] = {
+    SUFFIX: "video/mp4",
+    ".mov": "video/quicktime",
+    ".webm": "video/webm",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".webp": "image/webp",
+    ".gif": "image/gif",
+    ".mp3": "audio/mpeg",
+    ".wav": "audio/wav",
+    ".flac": "audio/flac",
+    ".m4a": "audio/mp4",
+    ".ogg": "audio/ogg",
+    ".glb": "model/gltf-binary",
+}
+"""Media types of outputs by suffix: those of Kling are MP4s, other models of the service make other files."""
 FIELDS = ("key", "model", "id", "batch", "date", "shard")
 """Fields that a template may contain."""
 
@@ -39,6 +59,7 @@ class Fields:
         model: The model's id, or empty.
         batch: The batch's name, or empty.
         at: Time of acceptance of the job, seconds since the epoch.
+        suffix: Suffix of the output.
     """
 
     key: str
@@ -46,6 +67,7 @@ class Fields:
     model: str = ""
     batch: str = ""
     at: float = 0.0
+    suffix: str = SUFFIX
 
     def value(self, field: str) -> str:
         """Return the value of a field of `FIELDS`."""
@@ -58,7 +80,7 @@ class Fields:
             case "batch":
                 return self.batch or "unnamed"
             case "date":
-                return datetime.fromtimestamp(self.at, UTC).date().isoformat()
+                return datetime.fromtimestamp(min(max(self.at, _YEAR_1), _YEAR_9999), UTC).date().isoformat()
             case _:
                 return _digest(self.key)[:2]
 
@@ -77,7 +99,7 @@ class Template:
     `{key}` is the job's key, `{id}` the prediction's id, `{model}` the model's short name, `{batch}` the batch's name
     ("unnamed" without one), `{date}` the day (UTC) of acceptance, `{shard}` two hex digits of the key's digest, which
     spread the files over 256 folders. `.mp4` is added if it is missing, `{key}` after a final slash. Double a literal
-    brace.
+    brace. Outputs of other kinds have their own suffix instead.
 
     Args:
         text: The template.
@@ -112,7 +134,17 @@ class Template:
         digest of the value is added.
         """
         *folders, last = (_rendered(component, fields) for component in self._components)
-        return "/".join([*map(_as_folder_name, folders), last + SUFFIX])
+        return "/".join([*map(_as_folder_name, folders), last + fields.suffix])
+
+
+def suffix_of(url: str) -> str:
+    """Return the suffix of an output by its URL; that of an MP4 if the URL tells none that is known."""
+    try:
+        suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
+    except ValueError:
+        # It is no URL: the download says so.
+        return SUFFIX
+    return suffix if suffix in MEDIA_TYPES else SUFFIX
 
 
 def target_path(where: str | os.PathLike[str], name: str, suffix: str = SUFFIX) -> Path:

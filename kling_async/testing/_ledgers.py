@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from decimal import Decimal
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import attrs
 
-from kling_async._core.content import IDENTITY_VERSION, Content
+from kling_async._core.content import Content, Identity
 from kling_async._core.reconciliation import Doubt
-from kling_async._core.states import MOVES, Entry, State
-from kling_async.errors import KeyReusedError, LedgerError
+from kling_async._core.secret import Secret
+from kling_async._core.sender import new_sender
+from kling_async._core.states import MOVES, Entry, Known, State
+from kling_async.errors import ConfigurationError, KeyReusedError, LedgerError
 
 from ._patience import require
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kling_async._core.sender import Sender
     from kling_async._core.states import Row
     from kling_async.ledger import Ledger
 
@@ -25,6 +29,7 @@ _CONCURRENT_JOBS = 100
 _BATCH = "check"
 _TEXT = '{"prompt":"a"}'
 _OTHER = '{"prompt":"b"}'
+_BOTH = '{"prompt":"c"}'
 _DIGEST = Content(_TEXT).digest
 
 
@@ -41,13 +46,14 @@ async def check_ledger(make: Callable[[], Ledger]) -> None:
     ledger = make()
     await ledger.open()
     try:
-        identity = await _identity(ledger)
+        await _identities(ledger)
         await _claims(ledger)
         await _moves(ledger)
         submitted = await _finds(ledger)
         await _concurrent_steps(ledger)
         await _retries(ledger)
         await _doubts(ledger)
+        senders = await _senders(ledger)
         ledger.note(_step("k", State.COMPLETED, 7.0, output="https://outputs.example/p.mp4"))
     finally:
         await ledger.aclose()
@@ -56,8 +62,7 @@ async def check_ledger(make: Callable[[], Ledger]) -> None:
     again = make()
     await again.open()
     try:
-        kept = await again.identity(_BATCH)
-        require(kept == identity, f"`identity` of a batch was {identity}, and is {kept} after opening it again")
+        await _identities(again)
         row = await _claim(again, "k")
         require(
             row.state is State.COMPLETED and row.output == "https://outputs.example/p.mp4",
@@ -72,16 +77,28 @@ async def check_ledger(make: Callable[[], Ledger]) -> None:
             len(open_) == _CONCURRENT_JOBS,
             f"{_CONCURRENT_JOBS} jobs were submitted, and {len(open_)} are found after opening it again",
         )
+        require(_by_id(await again.senders()) == senders, "`senders` has forgotten some after opening it again")
+        await _paid_elsewhere(again)
     finally:
         await again.aclose()
 
 
-async def _identity(ledger: Ledger) -> int:
-    identity = await ledger.identity(_BATCH)
-    require(identity == IDENTITY_VERSION, f"`identity` of a new batch is {IDENTITY_VERSION}, and was {identity}")
-    again = await ledger.identity(_BATCH)
-    require(again == identity, f"`identity` of a batch was {identity}, and then {again}")
-    return identity
+async def _identities(ledger: Ledger) -> None:
+    """Check that a batch keeps the identity that it was begun with, also in a ledger that is opened again."""
+    ignored = ("token", "v")
+    for batch, names in ((_BATCH, None), ("ignores", ignored), ("ignores too", ignored), ("ignores nothing", ())):
+        expected = Identity(ignored=names or ())
+        for asked in (names, None):
+            found = await ledger.identity(batch, ignored=asked)
+            require(found == expected, f"`identity` of the batch {batch!r} is {expected}, and was {found}")
+        try:
+            await ledger.identity(batch, ignored=("other",))
+        except ConfigurationError:
+            pass
+        else:
+            raise AssertionError("`identity` with other parameters than the batch's did not raise ConfigurationError")
+    sets = await ledger.ignored_parameters()
+    require(sets == [ignored], f"`ignored_parameters` is to give {[ignored]}, and gave {sets}")
 
 
 def _step(key: str, state: State, at: float = 1.0, **known: str | Decimal | int | Doubt | tuple[str, ...]) -> Entry:
@@ -138,9 +155,11 @@ async def _refused(ledger: Ledger, key: str, state: State, what: str) -> None:
 
 
 async def _finds(ledger: Ledger) -> Row:
-    row = await ledger.record(_step("k", State.INTENT, 5.0, attempt=1, fingerprint="f"))
-    actual = (row.state, row.attempt, row.fingerprint, row.intent_at, row.updated_at)
-    require(actual == (State.INTENT, 1, "f", 5.0, 5.0), f"`record` of an intent left (state, attempt, ...) {actual}")
+    row = await ledger.record(_step("k", State.INTENT, 5.0, attempt=1, fingerprint="f", sender="s"))
+    actual = (row.state, row.attempt, row.fingerprint, row.sender, row.intent_at, row.updated_at)
+    require(
+        actual == (State.INTENT, 1, "f", "s", 5.0, 5.0), f"`record` of an intent left (state, attempt, ...) {actual}"
+    )
     require(await _names(ledger, State.INTENT) == ["k"], "`rows` does not find an intent")
     row = await ledger.record(_step("k", State.SUBMITTED, 6.0, prediction_id="p", cost=Decimal("0.45")))
     submitted = (row.prediction_id, row.submitted_at, row.cost, row.fingerprint, row.attempt)
@@ -158,7 +177,8 @@ async def _finds(ledger: Ledger) -> Row:
     require(found == ["k", "k"], "`rows` is to find every batch's")
     known = await ledger.known(["p", "q"])
     require(
-        known == {"p": ("f", "model")}, f"`known` is to give ids with their fingerprint and model, and gave {known}"
+        known == {"p": Known("f", "model", "s")},
+        f"`known` is to give ids with their fingerprint, model and sender, and gave {known}",
     )
     owner = await ledger.owner("p")
     require(owner == row if ledger.durable else owner in (None, row), f"`owner` did not give the row: {owner!r}")
@@ -197,6 +217,58 @@ async def _doubts(ledger: Ledger) -> None:
         require(actual == (Doubt.WHOSE, candidates), f"a doubt was {(Doubt.WHOSE, candidates)}, and is {actual}")
     row = await ledger.record(_step("doubt", State.ABANDONED))
     require(row.state is State.ABANDONED, f"`record` of a job that is given up left it {row.state.value}")
+
+
+async def _paid_elsewhere(ledger: Ledger) -> None:
+    """Check that jobs of other batches are found, and that one of two claimed jobs at most is to be sent."""
+
+    async def names(batch: str, key: str, text: str = _TEXT, *, any_key: bool = False) -> list[tuple[str, str]]:
+        digests = [Content("unknown").digest, Content(text).digest]
+        found = await ledger.paid_elsewhere(batch, key, digests=digests, any_key=any_key)
+        return sorted((row.batch, row.key) for row in found)
+
+    async def gives(expected: list[tuple[str, str]], what: str, *of: str) -> None:
+        found = await names(*of)
+        require(found == expected, f"`paid_elsewhere` of {what} is to give {expected}, and gave {found}")
+
+    await gives([(_BATCH, "k")], "a job that another batch has paid for", "third", "k")
+    await gives([(_BATCH, "doubt")], "a job that another batch has given up in doubt", "third", "doubt")
+    await gives([], "a job that another batch has sent and that was refused", "third", "again")
+    await gives([], "a job that was never sent", "third", "given up")
+    await gives([], "a job that its own batch has paid for", _BATCH, "k")
+    await gives([], "a job with other content", "third", "k", _OTHER)
+    await gives([], "a job with another key", "third", "another")
+    found = await names("third", "another", any_key=True)
+    require((_BATCH, "k") in found, f"`paid_elsewhere` with any key is to give {(_BATCH, 'k')}, too, and gave {found}")
+    for batch in ("first", "second"):
+        await _claim(ledger, "both", batch=batch, text=_BOTH)
+    await gives([], "the first of two claimed jobs", "first", "both", _BOTH)
+    await gives([("first", "both")], "the second of two claimed jobs", "second", "both", _BOTH)
+    ledger.unclaim("first", "both")
+    await gives([], "a job when the other one was released", "second", "both", _BOTH)
+    ledger.unclaim("second", "both")
+    await _claim(ledger, "both", batch="second", text=_BOTH)
+    row = await ledger.record(attrs.evolve(_step("both", State.REUSED, reused="p"), batch="second"))
+    actual = (row.state, row.reused, row.spent)
+    require(actual == (State.REUSED, "p", None), f"`record` of a reused job left (state, reused, spent) {actual}")
+    await gives([], "a job that another batch has reused", "first", "both", _BOTH)
+    ledger.unclaim("second", "both")
+
+
+async def _senders(ledger: Ledger) -> list[Sender]:
+    """Check that senders are kept, and that the account of one can change."""
+    first = new_sender("wavespeed", "https://a.example", Secret("key-1"))
+    second = new_sender("wavespeed", "https://a.example", Secret("key-2"))
+    for sender in (first, second, attrs.evolve(second, same_as=first.id)):
+        await ledger.put_sender(sender)
+    expected = _by_id([first, attrs.evolve(second, same_as=first.id)])
+    found = _by_id(await ledger.senders())
+    require(found == expected, f"`senders` is to give {expected}, and gave {found}")
+    return expected
+
+
+def _by_id(senders: list[Sender]) -> list[Sender]:
+    return sorted(senders, key=attrgetter("id"))
 
 
 async def _names(ledger: Ledger, *states: State) -> list[str]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import anyio
 import attrs
 
-from kling_async._core.http import decode_json
 from kling_async._core.prediction import Prediction
+from kling_async._log import log
 from kling_async.errors import WebhookRefusal, WebhookRefusedError
 from kling_async.providers import _wire
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from kling_async._core.secret import Secret
 
     from .verifier import Verified, WebhookVerifier
-
-log = logging.getLogger("kling_async")
 
 MAX_BODY_BYTES = 2**20
 """Default limit of a body. A body repeats the inputs of the job, with images as URLs, and has a few KB."""
@@ -72,7 +70,7 @@ def parse(body: bytes, *, api_key: Secret | None = None) -> Prediction:
 
     Args:
         body: The received bytes; verify them first.
-        api_key: The account's key, which is redacted from the prediction's error; None if it is not known.
+        api_key: The account's key, which is redacted from the prediction; None if it is not known.
 
     Raises:
         WebhookRefusedError: There is no prediction in the body.
@@ -90,10 +88,10 @@ def parse(body: bytes, *, api_key: Secret | None = None) -> Prediction:
 
 def _parsed(body: bytes, api_key: Secret | None) -> Prediction | None:
     try:
-        record = decode_json(body)
+        record = _wire.decode(body, api_key)
         if isinstance(record, Mapping) and "id" not in record:
             record = record.get("data")
-        return _wire.read_prediction(record, api_key)
+        return _wire.read_prediction(record)
     except ValueError:
         return None
 
@@ -113,7 +111,7 @@ class WebhookReceiver:
         deliver: Called with each delivery; a function or a coroutine function. It may raise.
         max_body: Maximum number of bytes read from a body, whatever its headers say.
         patience: Seconds within which a body must be complete.
-        api_key: The account's key, which is redacted from a prediction's error; None if it is not known.
+        api_key: The account's key, which is redacted from predictions; None if it is not known.
 
     Attributes:
         taken: Number of deliveries for which `deliver` returned.

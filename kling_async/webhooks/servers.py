@@ -44,8 +44,8 @@ def aiohttp_handler(receiver: WebhookReceiver) -> Callable[[web.Request], Awaita
                 token=request.query.get(TOKEN_PARAMETER),
                 method=request.method,
             )
-        except (ClientError, HttpProcessingError, ConnectionError):
-            # The connection broke before the body was complete.
+        except (ClientError, HttpProcessingError, ConnectionError, web.RequestPayloadError):
+            # The connection broke before the body was complete, or the body is not encoded as it says.
             raise web.HTTPBadRequest from None
         return web.Response(status=status, headers={"Allow": _ALLOW} if status == _METHOD_NOT_ALLOWED else None)
 

@@ -25,6 +25,7 @@ from kling_async import (
 from kling_async.emulator import Emulator, Fault, ManualClock, faults
 from kling_async.ledger import State
 from support import leaps
+from support.manual import running
 from support.pictures import png
 
 pytestmark = pytest.mark.anyio
@@ -231,15 +232,16 @@ async def test_expired_output_raises_storage_error(tmp_path: Path) -> None:
     clock = ManualClock()
     async with (
         Emulator(level="gold", profile="tiny", clock=clock) as emulator,
-        KlingSession(emulator.api_key, base_url=emulator.base_url, level="gold") as kling,
+        KlingSession(emulator.api_key, base_url=emulator.base_url, level="gold", clock=clock) as kling,
     ):
         submitted = await kling.submit(prompt="x", image=png())
         await clock.advance(600)
         done = await kling.get(submitted.id)
         assert done.output
         await clock.advance(8 * 86400)
-        with pytest.raises(StorageError, match="7 days"):
-            await kling.save(done, tmp_path)
+        async with running(clock):
+            with pytest.raises(StorageError, match="7 days"):
+                await kling.save(done, tmp_path)
 
 
 @pytest.mark.promise(7)

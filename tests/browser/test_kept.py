@@ -255,7 +255,7 @@ async def test_run_view_shows_charts(kept: Path, visit: Open) -> None:
         cells = {row.split("\t")[0].strip(): re.split(r"\s+", row) for row in rows}
         assert set(cells) == {PRO, STANDARD}
         assert "$0.90" in cells[PRO]
-        assert "$1.12" in cells[STANDARD]
+        assert "$1.00" in cells[STANDARD]
         assert await page.locator("td.histogram path").count() == 2
         await page.locator(".picks").click(position={"x": 200, "y": 3})
         assert await page.get_by_role("dialog").is_visible()

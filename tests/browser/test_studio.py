@@ -63,7 +63,7 @@ async def test_studio_plays_video_of_uploaded_picture(tmp_path: Path, visit: Ope
     async with open_studio(tmp_path) as (url, emulator), visit(url) as tab:
         page = tab.page
         button = page.get_by_role("button", name="Make the video")
-        await page.wait_for_function("() => document.getElementById('price').textContent.includes('0.28')")
+        await page.wait_for_function("() => document.getElementById('price').textContent.includes('0.25')")
         await page.get_by_label("Model").select_option("kling-v2.1-pro")
         await page.get_by_label("Length").select_option("10")
         assert "$0.90" in await button.inner_text()

@@ -21,7 +21,7 @@ from support.patience import PATIENCE_S
 pytestmark = pytest.mark.anyio
 
 JOB = Job(prompt="Waves", image="https://pictures.example/face.png")
-USD = Decimal("0.28")
+USD = Decimal("0.25")
 SENT_AGAIN = Entry(batch="spring", key="a", state=State.INTENT, at=2.0, attempt=2, cost=USD)
 
 

@@ -74,6 +74,16 @@ def test_help_shows_type_of_ledger_argument(command: str) -> None:
     assert "LedgerName" not in shown
 
 
+@pytest.mark.parametrize("words", ["adopt --help", "run.db unaccepted -h", "give-up KEY --help", "--name b history -h"])
+def test_help_of_a_ledger_command_needs_no_ledger(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KLING_LEDGER", raising=False)
+    result = run("ledger", *words.split())
+    assert result.exit_code == 0
+    (name,) = [word for word in words.split() if word in {"adopt", "unaccepted", "give-up", "history"}]
+    assert f"ledger [ledger] {name} [OPTIONS]" in result.output
+    assert "Key of the job." in result.output
+
+
 def test_no_option_takes_a_key() -> None:
     assert all(
         "key" not in word for command in COMMANDS for word in run(command, "--help").output.split() if word[:2] == "--"
@@ -109,6 +119,9 @@ def test_models_fits_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         assert any(line.split()[:1] == [model.id] for line in lines), "ids are copied, so they are not broken"
         for seconds in (5, 10):
             assert any(str(model.price(seconds)) in line for line in lines if line.split()[:1] == [model.name])
+    assert max(map(len, lines)) <= 80
+    sounding = lines[1 + next(place for place, line in enumerate(lines) if line.split()[:1] == ["kling-v3.0-std"])]
+    assert sounding.split()[1:] == ["sound", "≈", "$0.63", "≈", "$1.26"]
 
 
 def test_version() -> None:
@@ -123,9 +136,16 @@ def test_choices_match_library() -> None:
 def test_models_prints_table_and_json() -> None:
     table = run("models").output
     assert all(model.id in table for model in MODELS)
-    assert "≈ $0.28" in table
+    assert "≈ $0.25" in table
     shown = json.loads(run("models", "--json").output)
     assert [model["name"] for model in shown["models"]] == [model.name for model in MODELS]
+    kling_4 = shown["models"][-1]
+    assert [(rate["resolution"], rate["usd"], rate["certainty"]) for rate in kling_4["usd_per_second"]] == [
+        ("720p", 0.157, "stated"),
+        ("1080p", 0.235, "stated"),
+        ("4k", None, "unknown"),
+    ]
+    assert {"keyframes", "resolution", "aspect_ratio", "dynamic_range"} <= set(kling_4["fields"])
     assert {level["name"]: level["in_flight"] for level in shown["levels"]} == {
         name: level.in_flight for name, level in LEVELS.items()
     }
@@ -152,10 +172,10 @@ def test_bad_manifest_is_reported_line_by_line(tmp_path: Path) -> None:
 
 
 def test_model_missing_at_provider_is_reported_before_run(tmp_path: Path) -> None:
-    path = jobs(tmp_path, {"model": "kling-v2.6-std"}, {"model": "kling-v2.6-std"})
+    path = jobs(tmp_path, {"model": "kling-v4.0"}, {"model": "kling-v4.0"})
     result = run("run", path, "--out", "videos", "--provider", "gptproto", "--emulator")
     assert result.exit_code == 2
-    assert "gptproto does not have kling-v2.6-std (2 jobs)" in result.stderr
+    assert "gptproto does not have kling-v4.0 (2 jobs)" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -165,6 +185,8 @@ def test_model_missing_at_provider_is_reported_before_run(tmp_path: Path) -> Non
         ("run", "jobs.jsonl"),
         ("run", "jobs.jsonl", "--out", "videos", "--level", "diamond"),
         ("run", "jobs.jsonl", "--out", "videos", "--max-in-flight", "0"),
+        ("run", "jobs.jsonl", "--out", "videos", "--max-uploads", "0"),
+        ("resume", "run.db", "--out", "videos", "--max-saving", "0"),
         ("demo", "missing.png"),
         ("paint",),
         ("fetch", "--out", "videos"),
@@ -223,3 +245,21 @@ def test_closed_pipe_prints_no_traceback(cli: Cli) -> None:
     process.wait(PATIENCE_S)
     with process:
         assert process.returncode in {0, 1}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("status", "LEDGER"), ("export", "LEDGER"), ("resume", "LEDGER"), ("run", "jobs.jsonl", "--ledger", "LEDGER")],
+    ids=lambda words: words[0],
+)
+@pytest.mark.parametrize("debug", [(), ("--debug",)], ids=["", "debug"])
+@pytest.mark.promise(8)
+def test_misspelt_url_of_a_database_is_not_printed(cli: Cli, words: tuple[str, ...], debug: tuple[str, ...]) -> None:
+    jobs(cli.folder, {})
+    url = "postgres:/user:password-of-it@db.example/jobs"
+    before = sorted(cli.folder.rglob("*"))
+    done = cli(*debug, *(url if word == "LEDGER" else word for word in words), WAVESPEED_API_KEY="wsk_key_of_the_test")
+    assert done.returncode == 2
+    assert "misspelt" in done.stdout + done.stderr
+    assert "password-of-it" not in done.stdout + done.stderr
+    assert sorted(cli.folder.rglob("*")) == before

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import shlex
 import signal
 import urllib.error
 import urllib.request
@@ -13,9 +15,10 @@ from pathlib import Path
 import av
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from kling_async._images.preflight import preflight
-from kling_async.cli.demo import _PICTURE_NAMES, _PICTURES, plan_jobs
+from kling_async.cli.demo import _PICTURE_NAMES, _PICTURES, _print_next_steps, plan_jobs
 from kling_async.manifest import read_manifest
 from support.cli import Cli
 from support.patience import PATIENCE_S
@@ -35,10 +38,17 @@ def test_quick_demo_makes_real_videos(cli: Cli) -> None:
             # A rendered picture, unlike a placeholder, has many colours.
             assert len(set(shown.resize((16, 16)).get_flattened_data())) > 30
     assert "desert-failing failed: the service refunds a failed prediction" in done.stdout
-    assert "The emulated service charged $1.46 for 4 predictions and refunded $0.28" in done.stdout
+    assert "The emulated service charged $1.40 for 4 predictions and refunded $0.25" in done.stdout
     assert "3 videos in kling-demo" in done.stdout
     assert "export WAVESPEED_API_KEY" in done.stdout
     assert [key for key, _ in read_manifest(folder / "jobs.jsonl")] == ["dawn-standard", "dawn-start-end"]
+
+
+def test_demo_prints_commands_that_can_be_pasted() -> None:
+    text = io.StringIO()
+    _print_next_steps(Console(file=text, width=200), Path("my demo/jobs.jsonl"))
+    found = [shlex.split(line)[2] for line in text.getvalue().splitlines() if line.startswith("  kling-async run")]
+    assert found == ["my demo/jobs.jsonl"] * 2
 
 
 def test_demo_uses_given_pictures(cli: Cli) -> None:

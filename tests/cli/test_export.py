@@ -10,7 +10,7 @@ from anyio.to_thread import run_sync
 
 from kling_async.emulator import Emulator, faults
 from kling_async.manifest import read_manifest
-from support.cli import Cli, asks_for, jobs
+from support.cli import EAGER, Cli, asks_for, jobs
 from support.pictures import jpeg
 
 
@@ -47,8 +47,9 @@ async def test_running_errors_manifest_completes_batch(cli: Cli) -> None:
         assert set(stats["phases"]) >= {"submitting", "generating", "downloading", "whole"}
 
         (command,) = [line for line in exported.stdout.splitlines() if line.strip().startswith("kling-async run")]
-        assert command.split()[1:] == ["run", "videos/errors.jsonl", "--out", "videos", "--root", str(cli.folder)]
-        again = await call(*command.split()[1:], "--level", "gold", "--quiet", "--yes")
+        words = ["run", "videos/errors.jsonl", "--out", "videos", "--level", "gold", *EAGER, "--root", str(cli.folder)]
+        assert command.split()[1:] == words
+        again = await call(*words, "--quiet", "--yes")
         assert (again.returncode, again.stderr) == (0, "")
         charged = len(emulator.charges())
     assert {path.stem for path in (cli.folder / "videos").glob("*.mp4")} == set(rows)
@@ -74,7 +75,7 @@ async def test_printed_rerun_commands_lead_to_complete_results(cli: Cli) -> None
         for _ in range(4):
             if not command:
                 break
-            done = await run_sync(partial(cli, *command, **env))
+            done = await run_sync(partial(cli, *command, "--yes", **env))
             assert "Traceback" not in done.stderr
             outputs.append(done.stdout)
             found = [line.split() for line in done.stdout.splitlines() if line.startswith("  kling-async run")]
@@ -94,7 +95,7 @@ async def test_printed_rerun_commands_lead_to_complete_results(cli: Cli) -> None
     assert (videos / "errors-3.jsonl").read_text() == ""
     stats = json.loads((videos / "stats.json").read_text())
     assert (stats["jobs"], stats["states"]) == (3, {"saved": 3})
-    assert stats["spent_usd"] == pytest.approx(6 * 0.28)
+    assert stats["spent_usd"] == pytest.approx(6 * 0.25)
     assert charged == 6, "no finished job was paid for again"
 
 
@@ -103,11 +104,15 @@ def test_results_options_redirect_or_disable_files(cli: Cli) -> None:
     path = jobs(cli.folder, {"key": "a", "image": "face.jpg"})
     run = ("run", path, "--emulator", "--speed", "900", "--profile", "tiny", "--level", "gold")
     assert cli(*run, "--out", "one", "--results", "reports").returncode == 0
-    assert {path.name for path in (cli.folder / "reports").iterdir()} == {"results.jsonl", "errors.jsonl", "stats.json"}
-    assert not list((cli.folder / "one").glob("*.json*"))
+    assert {path.name for path in (cli.folder / "reports" / "rehearsal").iterdir()} == {
+        "results.jsonl",
+        "errors.jsonl",
+        "stats.json",
+    }
+    assert not list((cli.folder / "one").rglob("*.json*"))
     done = cli(*run, "--out", "two", "--no-results")
     assert (done.returncode, "results.jsonl" in done.stdout) == (0, False)
-    assert not list((cli.folder / "two").glob("*.json*"))
+    assert not list((cli.folder / "two").rglob("*.json*"))
 
 
 def test_export_reports_unreadable_ledger(cli: Cli) -> None:

@@ -30,7 +30,7 @@ def test_page_of_run_and_page_from_ledger_match(cli: Cli) -> None:
     done = cli("run", path, "--out", "videos", "--gallery", *QUICK)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"^Gallery: http://127\.0\.0\.1:\d+/[\w-]{20,}/$", done.stdout, re.MULTILINE)
-    page = cli.folder / "videos" / "gallery" / "index.html"
+    page = cli.folder / "videos" / "rehearsal" / "gallery" / "index.html"
     assert f"Gallery: {page}" in done.stdout
     found = cards(page)
     assert set(found) == {"a", "b", "c/d"}
@@ -39,9 +39,9 @@ def test_page_of_run_and_page_from_ledger_match(cli: Cli) -> None:
         assert (page.parent / card["video"]).is_file()
         assert (page.parent / card["image"]["poster"]).is_file()
     page.unlink()
-    made = cli("gallery", "videos/rehearsal.db")
+    made = cli("gallery", "videos/rehearsal/rehearsal.db")
     assert (made.returncode, made.stderr) == (0, "")
-    assert "videos/gallery/index.html" in made.stdout
+    assert "videos/rehearsal/gallery/index.html" in made.stdout
     again = cards(page)
     assert {key: (card["prompt"], card["video"], card["image"]) for key, card in again.items()} == {
         key: (card["prompt"], card["video"], card["image"]) for key, card in found.items()
@@ -59,7 +59,7 @@ def test_interrupted_run_writes_page(cli: Cli) -> None:
         process.kill()
     assert process.returncode == 130
     assert "Traceback" not in printed
-    states = [card["state"] for card in cards(cli.folder / "videos" / "gallery" / "index.html").values()]
+    states = [card["state"] for card in cards(cli.folder / "videos" / "rehearsal" / "gallery" / "index.html").values()]
     assert states.count("running") >= 1
     assert "skipped" in states
 

@@ -17,7 +17,8 @@ APART_S = 0.5
 SCRIPT = textwrap.dedent(
     """
     import asyncio
-    from kling_async.cli.interrupts import Exit, interruptible, took_interrupt
+    from kling_async.cli.exits import Exit
+    from kling_async.cli.interrupts import interruptible, took_interrupt
 
     async def work():
         print("working", flush=True)
@@ -37,7 +38,8 @@ SCRIPT = textwrap.dedent(
 DRAINING = textwrap.dedent(
     """
     import asyncio
-    from kling_async.cli.interrupts import Exit, drains, interruptible, took_interrupt
+    from kling_async.cli.exits import Exit
+    from kling_async.cli.interrupts import drains, interruptible, took_interrupt
 
     async def work():
         empty = asyncio.Event()

@@ -6,14 +6,17 @@ import json
 import time
 from decimal import Decimal
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import attrs
 import pytest
 from anyio.to_thread import run_sync
 
-from kling_async import Job, State, read_ledger
+from kling_async import Job, KlingSession, State, read_ledger
 from kling_async._core.content import content_of
 from kling_async._core.reconciliation import Doubt, Held
+from kling_async._core.secret import Secret
+from kling_async._core.sender import new_sender
 from kling_async.emulator import Emulator
 from kling_async.ledger import Entry, SQLiteLedger
 from support.cli import Cli
@@ -86,7 +89,7 @@ async def test_doubts_are_listed_by_kind_and_settled_by_hand(cli: Cli) -> None:
         assert (refused.returncode, reason in refused.stderr) == (2, True), refused.stderr
     unasked = cli("ledger", "run.db", "adopt", "whose", "id-1")
     assert (unasked.returncode, "--yes" in unasked.stderr) == (2, True)
-    assert "$0.45 counts as spent" in unasked.stdout
+    assert "$0.45 counts as spent" in unasked.stderr
     assert states(path) == before
 
     adopted = cli("ledger", "run.db", "adopt", "whose", "id-3", "--yes")
@@ -106,6 +109,48 @@ async def test_doubts_are_listed_by_kind_and_settled_by_hand(cli: Cli) -> None:
     assert [step["state"] for step in history] == ["pending", "intent", "uncertain", "uncertain", "submitted"]
     assert (history[-1]["prediction_id"], history[3]["error"]) == ("id-3", WHOSE.message)
     assert "Nothing is in doubt" in cli("ledger", "run.db").stdout
+
+
+@pytest.mark.anyio
+@pytest.mark.promise(1)
+async def test_jobs_count_as_sent_by_this_account_when_the_user_says_so(cli: Cli) -> None:
+    path = cli.folder / "run.db"
+    ledger = SQLiteLedger(path)
+    await ledger.open()
+    await ledger.put_sender(new_sender("wavespeed", "https://old.example", Secret("wsk_rotated")))
+    (old,) = await ledger.senders()
+    await add(ledger, "lost", State.INTENT, State.UNCERTAIN)
+    await ledger.record(Entry(batch="faces", key="lost", state=State.UNCERTAIN, at=time.time(), sender=old.id))
+    await add(ledger, "unrecorded", State.INTENT, State.UNCERTAIN)
+    await ledger.aclose()
+    async with Emulator(profile="tiny", timing=0.01, downloads=False) as emulator:
+        env = {"WAVESPEED_BASE_URL": emulator.base_url, "WAVESPEED_API_KEY": emulator.api_key}
+
+        async def run(*words: str) -> CompletedProcess[str]:
+            return await run_sync(lambda: cli(*words, **env))
+
+        async def resume() -> dict[str, str | None]:
+            async with (
+                KlingSession(emulator.api_key, base_url=emulator.base_url, ledger=path, grace=0.1) as kling,
+                kling.resume(name="faces") as batch,
+            ):
+                return {outcome.key: outcome.error.message if outcome.error else None async for outcome in batch}
+
+        held = await resume()
+        assert emulator.charges() == ()
+        assert f"key {old.id[:6]}" in (held["lost"] or "")
+        assert "did not record the account" in (held["unrecorded"] or "")
+        asked = await run("ledger", "run.db", "same-account")
+        assert asked.returncode == 2
+        assert f"wavespeed at https://old.example, key {old.id[:6]}" in " ".join(asked.stdout.split())
+        assert "--yes" in asked.stderr
+        said = await run("ledger", "run.db", "same-account", "--yes")
+        assert "2 jobs are of this account now" in said.stdout
+        again = await run("ledger", "run.db", "same-account", "--yes")
+        assert "Nothing was changed" in again.stdout
+        assert await resume() == {"lost": None, "unrecorded": None}
+        assert len(emulator.charges()) == 2
+    assert set(states(path).values()) == {State.COMPLETED}
 
 
 @pytest.mark.anyio
@@ -164,4 +209,4 @@ async def test_open_ledger_is_shown_and_not_changed(cli: Cli) -> None:
     assert "2 batches: '' (outside of batches), faces" in several.stderr
     cli.folder.joinpath("run.db").rename(cli.folder / "rehearsal.db")
     rehearsal = cli("resume", "rehearsal.db", "--out", "videos", "--name", "faces", WAVESPEED_API_KEY="wsk_x")
-    assert (rehearsal.returncode, "is of a rehearsal" in rehearsal.stderr) == (2, True)
+    assert (rehearsal.returncode, "got that of a rehearsal" in rehearsal.stderr) == (2, True)

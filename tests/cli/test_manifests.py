@@ -23,8 +23,8 @@ def test_folder_with_one_prompt_needs_fit_for_gif(cli: Cli) -> None:
     assert "photos/b.gif image: expected a JPEG or PNG, got GIF; the option fit converts it" in refused.stderr
     done = cli(*words, "--fit", *REHEARSAL)
     assert (done.returncode, done.stderr) == (0, "")
-    assert {path.name for path in (cli.folder / "videos").glob("*.mp4")} == {"a.mp4", "b.mp4"}
-    found = {row.key: row for row in read_ledger(cli.folder / "videos" / "rehearsal.db", batch="photos")}
+    assert {path.name for path in (cli.folder / "videos" / "rehearsal").glob("*.mp4")} == {"a.mp4", "b.mp4"}
+    found = {row.key: row for row in read_ledger(cli.folder / "videos" / "rehearsal" / "rehearsal.db", batch="photos")}
     assert {row.model for row in found.values()} == {"kwaivgi/kling-v2.1-i2v-pro"}
     assert {str(row.cost) for row in found.values()} == {"0.90"}
 

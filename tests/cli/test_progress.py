@@ -11,7 +11,8 @@ from rich.console import Console
 
 from kling_async import AuthenticationError, Job, KlingError, Outcome, Prediction, RateLimitedError, SavedFile, Status
 from kling_async import events as ev
-from kling_async.cli.output import format_duration, format_size, printable
+from kling_async._core.text import one_line
+from kling_async.cli.output import format_duration, format_size
 from kling_async.cli.progress import Board, LiveProgress, PlainProgress, progress
 from kling_async.errors import SkippedError, SubmissionUncertainError
 from kling_async.testing import LoopClock
@@ -205,4 +206,4 @@ async def test_quiet_progress_counts_without_output() -> None:
 def test_formatters() -> None:
     assert [format_duration(seconds) for seconds in (0.2, 59.6, 3723)] == ["0:00", "1:00", "1:02:03"]
     assert [format_size(count) for count in (10, 81_200, 3_400_000)] == ["1 KB", "81 KB", "3.4 MB"]
-    assert printable("ü\u202e\x07") == "ü\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
+    assert one_line("ü\u202e\x07") == "ü\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"

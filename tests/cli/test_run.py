@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -63,15 +62,15 @@ def test_rehearsal_needs_no_key(cli: Cli) -> None:
     done = cli("run", path, "--out", "videos", "--emulator", "--speed", "500", "--profile", "tiny", "--level", "gold")
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
-    assert "3 jobs from jobs.jsonl at the emulator, for nothing" in done.stdout
-    assert "List price: ≈ $0.56, and 1 job of unknown price" in done.stdout
-    assert "3 of 3 videos in videos, $0.56 spent plus 1 job of unknown price" in done.stdout
-    found = rows(cli.folder / "videos" / "results.jsonl")
-    assert videos(cli.folder / "videos") == {row["file"] for row in found.values()}
+    assert "3 jobs from jobs.jsonl at the emulator, for nothing, in videos/rehearsal" in done.stdout
+    assert "List price: ≈ $0.50, and 1 job of unknown price" in done.stdout
+    assert "3 of 3 videos in videos/rehearsal, $0.50 spent plus 1 job of unknown price" in done.stdout
+    found = rows(cli.folder / "videos" / "rehearsal" / "results.jsonl")
+    assert videos(cli.folder / "videos" / "rehearsal") == {row["file"] for row in found.values()}
     assert found["a"]["file"] == "a.mp4"
-    assert found["a"]["cost_usd"] == 0.28
+    assert found["a"]["cost_usd"] == 0.25
     assert {row["status"] for row in found.values()} == {"saved"}
-    assert not (cli.folder / "videos" / "run.db").exists()
+    assert [path.name for path in (cli.folder / "videos").iterdir()] == ["rehearsal"]
 
 
 def test_low_level_prints_hint_once(cli: Cli) -> None:
@@ -87,9 +86,9 @@ async def test_failed_job_exits_1(cli: Cli) -> None:
     async with service() as emulator:
         failure = faults.FailTask(code=1200, message="refused")
         emulator.faults.add("submit", failure, when=lambda exchange: exchange.body.get("prompt") == "Fire")
-        done = await call(cli, "run", path, "--out", "videos", "--level", "gold", "--ordered", **at(emulator))
+        done = await call(cli, "run", path, "--out", "videos", "--level", "gold", "--ordered", "--yes", **at(emulator))
     assert done.returncode == 1
-    assert "2 of 3 videos in videos, 1 failed, $0.84 spent" in done.stdout
+    assert "2 of 3 videos in videos, 1 failed, $0.75 spent" in done.stdout
     found = rows(cli.folder / "videos" / "results.jsonl")
     assert found["b"]["status"] == "failed"
     assert found["b"]["error"] == {"code": 1200, "message": "refused"}
@@ -101,7 +100,7 @@ async def test_wrong_key_is_reported_once_and_exits_3(cli: Cli) -> None:
     path = manifest(cli.folder, *({"key": str(number)} for number in range(20)))
     async with service() as emulator:
         env = at(emulator) | {"WAVESPEED_API_KEY": "wrong-key"}
-        done = await call(cli, "run", path, "--out", "videos", "--level", "gold", **env)
+        done = await call(cli, "run", path, "--out", "videos", "--level", "gold", "--yes", **env)
         assert emulator.charges() == ()
     assert done.returncode == 3
     assert done.stderr.count("invalid API key") == 1
@@ -114,7 +113,7 @@ def test_json_option_prints_only_json_on_stdout(cli: Cli) -> None:
     done = cli("run", path, "--out", "videos", "--json", "--emulator", "--speed", "500", "--profile", "tiny")
     assert done.returncode == 0
     printed = [json.loads(line) for line in done.stdout.splitlines()]
-    kept = rows(cli.folder / "videos" / "results.jsonl")
+    kept = rows(cli.folder / "videos" / "rehearsal" / "results.jsonl")
     assert {row["key"] for row in printed} == set(kept) == {"a", "b"}
     for row in printed:
         assert {name: kept[row["key"]][name] for name in row} == row
@@ -125,7 +124,9 @@ def test_json_option_prints_only_json_on_stdout(cli: Cli) -> None:
 async def test_gptproto_receives_inline_pictures(cli: Cli) -> None:
     path = manifest(cli.folder, {"key": "a", "model": "kling-v2.1-pro"})
     async with service() as emulator:
-        done = await call(cli, "run", path, "--out", "videos", "--provider", "gptproto", "--quiet", **at(emulator))
+        done = await call(
+            cli, "run", path, "--out", "videos", "--provider", "gptproto", "--quiet", "--yes", **at(emulator)
+        )
         assert [charge.key for charge in emulator.charges()] == [emulator.gptproto_key]
     assert (done.returncode, videos(cli.folder / "videos")) == (0, {"a.mp4"})
     assert done.stdout.startswith("1 of 1 video in videos, $0.00 spent plus 1 job of unknown price")
@@ -138,7 +139,7 @@ async def test_second_interrupt_lists_running_ids_and_fetch_saves_them(cli: Cli,
     clock = ManualClock(time.time())
     async with service(clock=clock) as emulator:
         env = at(emulator)
-        process = cli.start("run", path, "--out", "videos", "--level", "gold", **env)
+        process = cli.start("run", path, "--out", "videos", "--level", "gold", "--yes", **env)
         with process:
             for _ in range(3):
                 await run_sync(cli.wait_for, process, "accepted")
@@ -151,7 +152,7 @@ async def test_second_interrupt_lists_running_ids_and_fetch_saves_them(cli: Cli,
         assert process.returncode == 130
         ids = {charge.prediction_id for charge in emulator.charges()}
         assert len(ids) == 3
-        assert "Interrupted. 0 of 3 videos in videos, $0.84 spent" in rest
+        assert "Interrupted. 0 of 3 videos in videos, $0.75 spent" in rest
         assert "3 paid predictions still running at the service" in rest
         assert all(prediction_id in rest for prediction_id in ids)
         assert "The ids are in videos/run.db." in rest
@@ -172,7 +173,7 @@ async def test_interrupt_leaves_no_partial_video(cli: Cli) -> None:
     path = manifest(cli.folder, {"key": "quick"}, {"key": "slow", "prompt": "Slowly"})
     async with service(timing=10.0) as emulator:
         emulator.faults.add("output", faults.SlowBody(seconds=6000.0), after=1, times=None)
-        with cli.start("run", path, "--out", "videos", "--level", "gold", **at(emulator)) as process:
+        with cli.start("run", path, "--out", "videos", "--level", "gold", "--yes", **at(emulator)) as process:
             await run_sync(cli.wait_for, process, "saved")
             with anyio.fail_after(PATIENCE_S):
                 await run_sync(_until_there, cli.folder / "videos", ".*.part", abandon_on_cancel=True)
@@ -187,9 +188,24 @@ async def test_interrupt_leaves_no_partial_video(cli: Cli) -> None:
 
 
 @pytest.mark.anyio
+async def test_video_larger_than_allowed_is_not_saved_until_more_is_allowed(cli: Cli) -> None:
+    path = manifest(cli.folder, {"key": "a"})
+    async with service(timing=1.0) as emulator:
+        words = ("run", path, "--out", "videos", "--yes", "--max-output-bytes", "100")
+        refused = await call(cli, *words, **at(emulator))
+        assert refused.returncode == 1
+        assert "bytes are announced, and max_output_bytes is 100" in refused.stdout
+        assert not videos(cli.folder / "videos")
+        fetched = await call(cli, "fetch", "--out", "videos", "--max-output-bytes", "1000000", **at(emulator))
+        assert fetched.returncode == 0, fetched.stderr
+        assert videos(cli.folder / "videos") == {"a.mp4"}
+        assert len(emulator.charges()) == 1
+
+
+@pytest.mark.anyio
 async def test_first_interrupt_drains_and_resume_sends_rest(cli: Cli) -> None:
     path = manifest(cli.folder, *({"key": f"job-{number}"} for number in range(6)))
-    options = ("--out", "videos", "--level", "gold", "--max-in-flight", "2")
+    options = ("--out", "videos", "--level", "gold", "--max-in-flight", "2", "--yes")
     clock = ManualClock(time.time())
     async with service(clock=clock) as emulator:
         env = at(emulator)
@@ -202,7 +218,7 @@ async def test_first_interrupt_drains_and_resume_sends_rest(cli: Cli) -> None:
                 rest += (await run_sync(process.communicate))[0]
         assert process.returncode == 130
         assert "Draining: 2 running videos are waited for, nothing more is sent. Ctrl-C again stops now.\n" in rest
-        assert "Interrupted. 2 of 6 videos in videos, 4 never sent, $0.56 spent" in rest
+        assert "Interrupted. 2 of 6 videos in videos, 4 never sent, $0.50 spent" in rest
         assert "FAILED" not in rest
         assert "Traceback" not in rest
         assert "still running" not in rest
@@ -215,7 +231,7 @@ async def test_first_interrupt_drains_and_resume_sends_rest(cli: Cli) -> None:
         assert left in " ".join(rest.split())
         (command,) = [line for line in rest.splitlines() if line.startswith("  kling-async resume ")]
         async with running(clock, pause=0.02):
-            done = await call(cli, *command.split()[1:], **env)
+            done = await call(cli, *command.split()[1:], "--yes", **env)
             assert done.returncode == 0
             assert len(emulator.charges()) == len(states)
             done = await call(cli, "run", path, *options, **env)
@@ -234,7 +250,7 @@ async def test_same_command_again_continues_without_paying_twice(cli: Cli) -> No
     clock = ManualClock(time.time())
     async with service(clock=clock) as emulator:
         env = at(emulator)
-        with cli.start("run", path, "--out", "videos", "--level", "gold", **env) as process:
+        with cli.start("run", path, "--out", "videos", "--level", "gold", "--yes", **env) as process:
             for _ in range(2):
                 await run_sync(cli.wait_for, process, "accepted")
             await run_sync(cli.stop, process)
@@ -242,14 +258,14 @@ async def test_same_command_again_continues_without_paying_twice(cli: Cli) -> No
         assert "The same command continues where this one stopped" in rest
         paid = len(emulator.charges())
         assert paid in {2, 3}
-        assert "\n  kling-async resume videos/run.db --name jobs --out videos --level gold\n" in rest
+        assert "\n  kling-async resume videos/run.db --name jobs --out videos --level gold --polling eager\n" in rest
         async with running(clock, pause=0.02):
-            done = await call(cli, "run", path, "--out", "videos", "--level", "gold", **env)
+            done = await call(cli, "run", path, "--out", "videos", "--level", "gold", "--yes", **env)
         assert done.returncode == 0
         assert f"{paid} jobs of an earlier run of this file in videos/run.db: not paid for again." in done.stdout
         assert videos(cli.folder / "videos") == {"job-0.mp4", "job-1.mp4", "job-2.mp4"}
         assert len(emulator.charges()) == 3
-        again = await call(cli, "run", path, "--out", "videos", "--level", "gold", **env)
+        again = await call(cli, "run", path, "--out", "videos", "--level", "gold", "--yes", **env)
         assert (again.returncode, len(emulator.charges())) == (0, 3)
         assert "3 of 3 videos" in again.stdout
 
@@ -267,47 +283,8 @@ async def test_fetch_exits_1_for_unknown_id_and_3_for_wrong_key(cli: Cli) -> Non
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
-@pytest.mark.anyio
-async def test_terminal_asks_before_spending(cli: Cli) -> None:
-    path = manifest(cli.folder, {"key": "a"})
-    async with service() as emulator:
-        printed, status = await run_sync(partial(_in_terminal, cli, path, "n\n", **at(emulator)))
-        assert "This costs real money. Go on?" in printed
-        assert (status, emulator.charges()) == (3, ())
-        printed, status = await run_sync(partial(_in_terminal, cli, path, "y\n", **at(emulator)))
-        assert (status, len(emulator.charges())) == (0, 1)
-    assert "● 1 running" in printed
-    assert "\x1b[?25h" in printed  # the cursor is back
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
 def test_terminal_shows_wait_for_rate_limit(cli: Cli) -> None:
     path = manifest(cli.folder, *({"key": f"job-{number}"} for number in range(3)))
     words = ("--emulator", "--speed", "50", "--profile", "tiny", "--level", "bronze", "--max-in-flight", "3")
-    printed, status = _in_terminal(cli, path, "", *words)
+    printed, _, status = cli.in_terminal("run", path, "--out", "videos", *words)
     assert (status, "waiting for the rate limit: 2 starts per 60 s" in printed) == (0, True)
-
-
-def _in_terminal(cli: Cli, path: str, answer: str, *words: str, **env: str) -> tuple[str, int]:
-    """Run in a pseudo-terminal; return the output and the exit status."""
-    master, slave = os.openpty()
-    process = subprocess.Popen(
-        cli.command("run", path, "--out", "videos", *words),
-        cwd=cli.folder,
-        env=cli.env | env | {"COLUMNS": "100", "LINES": "40"},
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        start_new_session=True,
-    )
-    os.close(slave)
-    os.write(master, answer.encode())
-    printed = b""
-    try:
-        while piece := os.read(master, 65536):
-            printed += piece
-    except OSError:
-        pass  # the process has exited
-    finally:
-        os.close(master)
-    return printed.decode(), process.wait(PATIENCE_S)

@@ -36,11 +36,11 @@ async def test_retry_failed_option_sends_job_again_after_service_fault(cli: Cli)
     async with Emulator(speed=100, timing=60, profile="tiny") as emulator:
         for prompt, code in (("busy", 5000), ("refused", 1200)):
             emulator.faults.add("submit", faults.FailTask(code=code, message=prompt), when=asks_for(prompt))
-        run = partial(cli, "run", path, "--out", "videos", "--level", "gold", **at(emulator))
+        run = partial(cli, "run", path, "--out", "videos", "--level", "gold", "--yes", **at(emulator))
         done = await run_sync(partial(run, "--retry-failed", "1"))
         paid = [charge.prediction_id for charge in emulator.charges()]
     assert done.returncode == 1
-    assert "2 of 3 videos in videos, 1 failed, $1.12 spent" in done.stdout
+    assert "2 of 3 videos in videos, 1 failed, $1.00 spent" in done.stdout
     assert len(paid) == 4
     results = (cli.folder / "videos" / "results.jsonl").read_text().splitlines()
     found = {row["key"]: (row["status"], row["attempts"]) for row in map(json.loads, results)}
@@ -51,7 +51,7 @@ async def test_status_watch_ends_with_run(cli: Cli) -> None:
     path = manifest(cli, "a", "b")
     clock = ManualClock(time.time())
     async with Emulator(clock=clock, timing=80, profile="tiny") as emulator:
-        with cli.start("run", path, "--out", "videos", "--level", "gold", **at(emulator)) as writing:
+        with cli.start("run", path, "--out", "videos", "--level", "gold", "--yes", **at(emulator)) as writing:
             for _ in range(2):
                 await run_sync(cli.wait_for, writing, "accepted")
             with cli.start("status", "videos/run.db", "--watch") as watching:
@@ -64,7 +64,7 @@ async def test_status_watch_ends_with_run(cli: Cli) -> None:
     assert watching.returncode == 0
     lines = (seen + rest_of_watch).splitlines()
     assert all(line.startswith("jobs: 2 jobs: ") for line in lines), lines
-    assert lines[-1] == "jobs: 2 jobs: 2 saved; $0.56 spent"
+    assert lines[-1] == "jobs: 2 jobs: 2 saved; $0.50 spent"
     assert len(lines) == len(set(lines)), "only changes are printed"
 
 
@@ -72,7 +72,7 @@ async def test_status_watch_ends_with_run(cli: Cli) -> None:
 async def test_status_watch_in_terminal_ends_with_ctrl_c(cli: Cli) -> None:
     path = manifest(cli, "a", "b")
     async with Emulator(speed=1, timing=600, profile="tiny") as emulator:
-        with cli.start("run", path, "--out", "videos", "--level", "gold", **at(emulator)) as writing:
+        with cli.start("run", path, "--out", "videos", "--level", "gold", "--yes", **at(emulator)) as writing:
             for _ in range(2):
                 await run_sync(cli.wait_for, writing, "accepted")
             shown, status = await run_sync(_watched, cli, "goes on with it")

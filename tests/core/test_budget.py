@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from kling_async import Budget, BudgetExceededError, ConfigurationError
-from kling_async._core.budget import Origin, Reservation, dollars, reserve
+from kling_async._core.budget import Origin, Reservation, reserve
+from kling_async._core.prices import dollars
 
 PRICES = st.sampled_from([Decimal("0.28"), Decimal("0.45"), Decimal("0.1"), Decimal("2.60")])
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kling_async.limits import Capacity, Limit, which_limit
+from kling_async.limits.capacity import MAX_UNANSWERED_SUBMITS
 
 
 def saturate(capacity: Capacity, limit: int, jobs: int) -> tuple[list[int], int]:
@@ -78,11 +79,25 @@ def test_starts_ramp_up_after_a_refusal() -> None:
     capacity.record_refused(100, certain=True)
     assert capacity.allowed(20) == 21
     for running in range(21, 60):
+        capacity.unanswered.record_done(1.0, 0.5, full=True)
         capacity.record_accepted(running)
     assert 24 <= capacity.allowed(20) <= 20 + 97 / 8
     capacity.slow_down()
     assert capacity.allowed(20) == 21
     assert capacity.total == 97
+
+
+def test_starts_grow_with_what_runs() -> None:
+    """An account that permits fewer than its level says refuses all that is unanswered when that shows."""
+    capacity = Capacity(3000)
+    for running in range(1, 301):
+        capacity.unanswered.record_done(1.0, 0.5, full=True)
+        capacity.record_accepted(running)
+        assert running + 4 <= capacity.allowed(running) <= running + 3000 / 16
+    assert capacity.allowed(300) == 300 + 3000 // 16
+    assert capacity.allowed(700) == 700 + 700 // 3
+    assert capacity.allowed(2000) == 2000 + MAX_UNANSWERED_SUBMITS
+    assert capacity.allowed(2990) == 3000
 
 
 def test_non_adaptive_capacity_stays_at_ceiling() -> None:
@@ -128,6 +143,8 @@ def test_total_stays_between_one_and_ceiling(ceiling: int, taken: list[tuple[str
         ("Too many concurrent tasks, rate limit applies", 3, False, Limit.RUNNING),
         ("Rate limit exceeded: 2 predictions per 1 minute", 3, True, Limit.STARTS),
         ("2 videos per minute", 3, False, Limit.STARTS),
+        ("No available channel for model kling", 3, False, Limit.ELSEWHERE),
+        ("upstream error: too many concurrent requests", 3, True, Limit.ELSEWHERE),
         ("Too many requests", 3, False, Limit.UNKNOWN),
         ("Too many requests", 0, False, Limit.STARTS),
         ("Too many requests", 3, True, Limit.RUNNING),

@@ -23,7 +23,8 @@ def row(name: str) -> Model:
 
 def job(name: str, **fields: object) -> Job:
     end = {"end_image": URL} if (taken := row(name).end_image) and taken.required else {}
-    return Job(**{"model": name, "prompt": "She smiles", "image": URL, **end, **fields})  # type: ignore[arg-type]  # any
+    image = {"image": URL} if row(name).image else {"images": [URL]}
+    return Job(**{"model": name, "prompt": "She smiles", **image, **end, **fields})  # type: ignore[arg-type]  # any
 
 
 # ---- every row ----
@@ -42,10 +43,20 @@ def test_row_invariants(model: Model) -> None:
     assert model.end_image is None or model.end_image.field in {"end_image", "last_image"}
     assert (model.price_per_5s is None) == (model.certainty is Certainty.UNKNOWN)
     assert model.price_per_5s is None or 0 < model.price_per_5s < 10
-    assert model.sound_factor >= 1
+    assert model.sound_factor is None or model.sound_factor >= 1
+    assert (model.sound_factor is None) == (model.sound_certainty is Certainty.UNKNOWN)
     assert model.resolution in {"720p", "1080p", "4k"}
     assert 30 <= model.usual <= 600
     assert model.source, "every row names its source"
+    assert model.image != (model.input("images") is not None), "one image, or several"
+    for rate in model.rates:
+        resolution = model.input("resolution")
+        assert resolution is not None
+        assert rate.resolution in resolution.choices
+        assert (rate.usd_per_second is None) == (rate.certainty is Certainty.UNKNOWN)
+    for price in (model.price(5), model.price(5, sound=True), *(model.price(5, resolution="4k") for _ in model.rates)):
+        assert (price.usd is None) == (price.certainty is Certainty.UNKNOWN)
+        assert price.source, "every price names its source"
 
 
 def test_names_are_unique() -> None:
@@ -68,13 +79,13 @@ def test_near_names_suggests_similar_names() -> None:
     assert find_model("zzz") is None
 
 
-# ---- prices (api-contract 9.2) ----
+# ---- prices (api-contract 0a.2, 0a.4, 0a.5, 9.2) ----
 
 
 @pytest.mark.parametrize(
     ("name", "five", "ten", "certainty"),
     [
-        ("kling-v2.1-standard", "0.28", "0.56", Certainty.INFERRED),
+        ("kling-v2.1-standard", "0.25", "0.50", Certainty.REPORTED),
         ("kling-v2.1-pro", "0.45", "0.90", Certainty.STATED),
         ("kling-v2.1-master", "1.30", "2.60", Certainty.STATED),
         ("kling-v2.1-pro-start-end-frame", "0.45", "0.90", Certainty.STATED),
@@ -85,7 +96,17 @@ def test_near_names_suggests_similar_names() -> None:
         ("kling-v2.6-pro", "0.35", "0.70", Certainty.STATED),
         ("kling-v3.0-std", "0.42", "0.84", Certainty.STATED),
         ("kling-v3.0-pro", "0.56", "1.12", Certainty.STATED),
+        ("kling-v3.0-4k", "2.10", "4.20", Certainty.REPORTED),
+        ("kling-v3-turbo-std", "0.56", "1.12", Certainty.STATED),
+        ("kling-v3-turbo-pro", "0.70", "1.40", Certainty.STATED),
         ("kling-v1.6-standard", "0.28", "0.56", Certainty.INFERRED),
+        ("kling-v1.6-multi-standard", "0.28", "0.56", Certainty.INFERRED),
+        ("kling-o3-std", "0.42", "0.84", Certainty.STATED),
+        ("kling-o3-pro", "0.56", "1.12", Certainty.STATED),
+        ("kling-o3-4k", "2.10", "4.20", Certainty.REPORTED),
+        ("kling-o1-std", "0.42", "0.84", Certainty.STATED),
+        ("kling-o1-pro", "0.56", "1.12", Certainty.STATED),
+        ("kling-v4.0", "0.785", "1.57", Certainty.STATED),
     ],
 )
 def test_prices_match_contract(name: str, five: str, ten: str, certainty: Certainty) -> None:
@@ -100,10 +121,52 @@ def test_price_is_proportional_to_duration() -> None:
     assert job("kling-v3.0-std", duration=7).price().usd == Decimal("0.588")
 
 
-def test_price_with_sound_is_inferred() -> None:
-    silent, loud = job("kling-v2.6-pro", sound=False).price(), job("kling-v2.6-pro", sound=True).price()
-    assert (silent.usd, loud.usd) == (Decimal("0.35"), Decimal("0.70"))
-    assert (silent.certainty, loud.certainty) == (Certainty.STATED, Certainty.INFERRED)
+@pytest.mark.parametrize(
+    ("name", "silent", "loud", "certainty"),
+    [
+        ("kling-v2.6-pro", "0.35", "0.70", Certainty.STATED),
+        ("kling-v3.0-std", "0.42", "0.63", Certainty.REPORTED),
+        ("kling-v3.0-pro", "0.56", "0.84", Certainty.REPORTED),
+        ("kling-v3.0-4k", "2.10", "2.10", Certainty.REPORTED),
+        ("kling-o3-pro", "0.56", None, Certainty.UNKNOWN),
+    ],
+)
+def test_disagreement_factor_of_sound(name: str, silent: str, loud: str | None, certainty: Certainty) -> None:
+    """2.6 pro doubles its price with sound; five resellers of 3.0 charge 1.5 times as much; 4K includes it."""
+    quiet, sounding = job(name, sound=False).price(), job(name, sound=True).price()
+    assert (quiet.usd, sounding.usd) == (Decimal(silent), None if loud is None else Decimal(loud))
+    assert sounding.certainty is certainty
+    assert sounding.source == (row(name).sound_source or row(name).source)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "usd", "certainty"),
+    [
+        (None, "0.157", Certainty.STATED),
+        ("720p", "0.157", Certainty.STATED),
+        ("1080p", "0.235", Certainty.STATED),
+        ("4k", None, Certainty.UNKNOWN),
+    ],
+)
+def test_disagreement_price_of_4_0_depends_on_resolution(
+    resolution: str | None, usd: str | None, certainty: Certainty
+) -> None:
+    for seconds in (3, 5, 30):
+        price = job("kling-v4.0", duration=seconds, resolution=resolution).price()
+        assert price.usd == (None if usd is None else Decimal(usd) * seconds)
+        assert price.certainty is certainty
+
+
+def test_disagreement_3_turbo_base_price_is_per_second() -> None:
+    """Its `base_price` of 0.112 is not that of five seconds."""
+    assert [job(f"kling-v3-turbo-{quality}", duration=3).price().usd for quality in ("std", "pro")] == [
+        Decimal("0.336"),
+        Decimal("0.42"),
+    ]
+
+
+def test_disagreement_standard_at_0_28_is_withdrawn() -> None:
+    assert str(job("kling-v2.1-standard").price()) == "≈ $0.25"
 
 
 @pytest.mark.parametrize(("name", "provider"), [("kling-v2.1-pro", "gptproto"), ("kling-v1.6-pro", "wavespeed")])
@@ -117,6 +180,9 @@ def test_missing_price_is_unknown_not_zero(name: str, provider: str) -> None:
 def test_price_str_shows_certainty() -> None:
     assert str(Price(Decimal("0.45"), Certainty.STATED)) == "$0.45"
     assert str(Price(Decimal("0.28"), Certainty.INFERRED)) == "≈ $0.28"
+    assert str(Price(Decimal("0.25"), Certainty.REPORTED)) == "≈ $0.25"
+    assert str(Price(Decimal("0.785"), Certainty.STATED)) == "$0.785"
+    assert str(Price(Decimal("1.1749999999999999999"), Certainty.STATED)) == "$1.175"
 
 
 # ---- levels (api-contract 8) ----
@@ -203,10 +269,169 @@ def test_disagreement_plain_pro_has_no_end_image() -> None:
         job("kling-v2.1-pro", end_image=URL)
 
 
-def test_disagreement_gptproto_lacks_start_end_frame() -> None:
-    assert row("kling-v2.1-pro-start-end-frame").providers == {"wavespeed"}
-    for name in KLING_21[:3]:
-        assert row(name).providers == {"wavespeed", "gptproto"}
+# ---- disagreements of api-contract 0a ----
+
+LAST = "https://pictures.example/last.png"
+
+
+def test_disagreement_end_frame_of_2_6_pro_has_two_names() -> None:
+    """The newest page says `last_image`, an older one and a copy of the schema `end_image`; other names are charged."""
+    two = job("kling-v2.6-pro", end_image=URL)
+    sent = two.inputs(URL, LAST)
+    assert (sent["end_image"], sent["last_image"]) == (LAST, LAST)
+    sent = two.inputs(URL, LAST, provider="gptproto")
+    assert sent["last_image"] == LAST
+    assert "end_image" not in sent
+    assert not {"end_image", "last_image"} & job("kling-v2.6-pro").inputs(URL, None).keys()
+
+
+@pytest.mark.promise(10)
+def test_only_2_6_pro_is_sent_a_name_that_may_be_unknown() -> None:
+    assert [model.name for model in MODELS if model.end_image and model.end_image.also] == ["kling-v2.6-pro"]
+
+
+def test_disagreement_end_frame_and_sound_of_2_6_pro_exclude_each_other() -> None:
+    [caution] = job("kling-v2.6-pro", end_image=URL, sound=True).cautions()
+    assert caution.path == "end_image"
+    assert "together with sound" in caution.message
+    assert not job("kling-v2.6-pro", end_image=URL, sound=False).cautions()
+    assert not job("kling-v2.6-pro", end_image=URL, sound=True).cautions("gptproto")
+
+
+def test_disagreement_prompt_of_2_6_std() -> None:
+    """Its schema and llms.txt require one, its page does not."""
+    [caution] = Job(model="kling-v2.6-std", image=URL).cautions()
+    assert caution.path == "prompt"
+    assert not job("kling-v2.6-std").cautions()
+
+
+def test_disagreement_gptproto_makes_sound_by_default() -> None:
+    [caution] = job("kling-v3.0-std").cautions("gptproto")
+    assert str(caution).startswith("sound: kling-v3.0-std makes sound by default at gptproto")
+    for sound in (True, False):
+        assert not job("kling-v3.0-std", sound=sound).cautions("gptproto")
+    assert not job("kling-v3.0-std").cautions("wavespeed")
+
+
+def test_disagreement_gptproto_names_the_scale_of_3_0_std() -> None:
+    scaled = job("kling-v3.0-std", guidance_scale=0.3)
+    assert scaled.inputs(URL, None)["cfg_scale"] == 0.3
+    there = scaled.inputs(URL, None, provider="gptproto")
+    assert there["guidance_scale"] == 0.3
+    assert "cfg_scale" not in there
+
+
+@pytest.mark.parametrize("name", ["kling-v3.0-std", "kling-v3.0-pro", "kling-o3-std", "kling-o3-pro"])
+@pytest.mark.parametrize("given", ["intelligent", "intelligence"])
+def test_disagreement_word_of_shot_type(name: str, given: str) -> None:
+    """WaveSpeed's newest pages say `intelligent`, GPTProto's OpenAPI `intelligence`."""
+    shots = job(name, shot_type=given)
+    assert shots.shot_type == given
+    assert shots.inputs(URL, None)["shot_type"] == "intelligent"
+    assert shots.inputs(URL, None, provider="gptproto")["shot_type"] == "intelligence"
+    assert job(name, shot_type="customize").inputs(URL, None)["shot_type"] == "customize"
+
+
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [
+        *((name, True) for name in KLING_21),
+        ("kling-v2.5-turbo-pro", True),
+        ("kling-v2.5-turbo-std", True),
+        ("kling-v2.6-pro", True),
+        ("kling-v2.6-std", True),
+        ("kling-v3.0-pro", True),
+        ("kling-v3.0-std", True),
+        ("kling-v3-omni-pro", True),
+        ("kling-v3-omni-std", True),
+        ("kling-o1-pro", True),
+        ("kling-o1-std", True),
+        ("kling-v4.0", False),
+        ("kling-v3.0-4k", False),
+    ],
+)
+def test_disagreement_models_of_gptproto(name: str, there: bool) -> None:  # noqa: FBT001 -- a case
+    assert ("gptproto" in row(name).providers) == there
+
+
+def test_disagreement_prompt_of_3_0_4k_is_optional() -> None:
+    assert Job(model="kling-v3.0-4k", image=URL).inputs(URL, None) == {"image": URL, "duration": 5}
+    with pytest.raises(InvalidJobError, match="prompt: required"):
+        Job(model="kling-v3.0-pro", image=URL)
+
+
+def test_kling_4_0_inputs() -> None:
+    frames = [f"https://pictures.example/{number}.png" for number in range(8)]
+    made = Job(
+        model="kling-v4.0",
+        image=URL,
+        end_image=LAST,
+        keyframes=frames,
+        resolution="4k",
+        aspect_ratio="21:9",
+        dynamic_range="hdr",
+        duration=30,
+    )
+    assert made.inputs(URL, LAST) == {
+        "image": URL,
+        "last_image": LAST,
+        "keyframes": frames,
+        "resolution": "4k",
+        "aspect_ratio": "21:9",
+        "dynamic_range": "hdr",
+        "duration": 30,
+    }
+    assert attrs.evolve(made) == made
+    assert hash(made)
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"duration": 2}, "duration: expected 3 to 30, got 2"),
+        ({"duration": 31}, "duration: expected 3 to 30, got 31"),
+        ({"sound": True}, "sound: not supported by kling-v4.0"),
+        ({"negative_prompt": "blur"}, "negative_prompt: not supported by kling-v4.0"),
+        ({"keyframes": [URL] * 9}, "keyframes: expected at most 8 items, got 9"),
+        ({"keyframes": URL}, "keyframes: expected a list of URLs, got str"),
+        ({"keyframes": [5]}, "keyframes.0: expected an http.s. URL, got int"),
+        ({"keyframes": ["data:image/png;base64,AAAA"]}, "keyframes.0: expected an http.s. URL, got a data URI"),
+        ({"resolution": "2k"}, "resolution: expected '720p' or '1080p' or '4k', got '2k'"),
+        ({"resolution": 720}, "resolution: expected string, got int"),
+        ({"aspect_ratio": "4:3"}, "aspect_ratio: expected '16:9'"),
+        ({"dynamic_range": "hdr"}, "dynamic_range: kling-v4.0 has it only with resolution '1080p' or '4k'"),
+        ({"images": [URL]}, "images: not supported by kling-v4.0"),
+        ({"extra": {"resolution": "4k"}}, "extra.resolution: is a field of Job: pass it by name"),
+    ],
+)
+def test_kling_4_0_rules(fields: dict[str, object], problem: str) -> None:
+    with pytest.raises(InvalidJobError, match=problem):
+        Job(model="kling-v4.0", image=URL, **fields)  # type: ignore[arg-type]  # wrong ones are the point
+
+
+def test_o3_takes_shots_beside_its_prompt() -> None:
+    made = job("kling-o3-pro", multi_prompt=["one", "two"], sound=True)
+    assert made.inputs(URL, None)["prompt"] == "She smiles"
+    with pytest.raises(InvalidJobError, match="prompt: required: 1 to 2500 characters"):
+        job("kling-o3-pro", prompt=None, multi_prompt=["one", "two"])
+
+
+def test_1_6_multi_takes_several_images() -> None:
+    made = Job(model="kling-v1.6-multi-pro", prompt="x", images=[URL, LAST], aspect_ratio="9:16")
+    assert made.image is None
+    assert made.inputs("", None) == {
+        "prompt": "x",
+        "images": [URL, LAST],
+        "aspect_ratio": "9:16",
+        "duration": 5,
+    }
+    for fields, problem in (
+        ({}, "images: required by kling-v1.6-multi-pro"),
+        ({"images": [URL] * 5}, "images: expected at most 4 items, got 5"),
+        ({"images": [URL], "image": URL}, "image: not supported by kling-v1.6-multi-pro"),
+    ):
+        with pytest.raises(InvalidJobError, match=problem):
+            Job(model="kling-v1.6-multi-pro", prompt="x", **fields)
 
 
 def test_catalogue_is_immutable() -> None:

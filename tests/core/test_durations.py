@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_async._core.durations import BUCKET_EDGES, MAX_LEARNED_ENDS, Durations, _bucket
+from kling_async._core.durations import BUCKET_EDGES, MAX_LEARNED_ENDS, PRIOR_MEDIAN, Durations, _bucket
 
 ages = st.floats(0, 1e5, allow_nan=False)
 
@@ -23,14 +23,33 @@ def learn(durations: Durations, seconds: float, every: float = 3.0) -> None:
         durations.ran((look - 1) * every, look * every)
 
 
-def test_prior_is_centred_on_usual_duration() -> None:
+def test_prior_has_its_median_somewhat_below_usual_duration() -> None:
     durations = Durations(120)
-    assert durations.chance(0, 120) == pytest.approx(0.5, abs=0.02)
-    assert durations.chance(0, 30) < 0.03
+    assert durations.chance(0, 120 * PRIOR_MEDIAN) == pytest.approx(0.5, abs=0.02)
+    assert durations.chance(0, 24) < 0.03
     assert 0.95 < durations.chance(0, 600) < 0.999
 
 
-@pytest.mark.parametrize(("ends", "off"), [(20, 0.12), (200, 0.06)])
+def test_end_is_assigned_to_ages_at_which_others_ended() -> None:
+    """A first read that comes late does not show that as many end at any age before it."""
+    durations = Durations(120)
+    for _ in range(50):
+        durations.ran(0, 60)
+        durations.ended(60, 60)
+    for _ in range(5):
+        durations.ended(0, 66)
+    assert durations.chance(0, 50) < 0.05
+    assert durations.chance(0, 66) > 0.8
+
+
+def test_one_long_run_does_not_show_that_long_ones_never_end() -> None:
+    durations = Durations(120)
+    before = durations.chance(400, 410)
+    durations.ran(0, 400)
+    assert durations.chance(400, 410) > before / 2
+
+
+@pytest.mark.parametrize(("ends", "off"), [(20, 0.2), (200, 0.07)])
 def test_few_ends_outweigh_prior(ends: int, off: float) -> None:
     rng, durations = random.Random(1), Durations(240)
     for _ in range(ends):

@@ -44,6 +44,8 @@ def every_error() -> list[errors.KlingError]:
         errors.PredictionFailedError: {"code": 1402, "prediction": Prediction(id="p1", status=Status.FAILED)},
         errors.StorageError: {"target": "out/k1.mp4"},
         errors.BudgetExceededError: {"budget": Decimal(50), "used": Decimal("49.9"), "price": Decimal("0.45")},
+        errors.AlreadyPaidError: {"batch": "spring", "jobs": 3, "cost": Decimal("0.84")},
+        errors.InDoubtElsewhereError: {"batch": "spring", "jobs": 1, "cost": None},
         errors.QueueFullError: {"retry_after": 7.5},
         errors.WebhookRefusedError: {"reason": errors.WebhookRefusal.FORGED},
     }
@@ -163,6 +165,21 @@ def test_str_and_repr_hide_signatures(error: errors.KlingError) -> None:
     assert "c2VjcmV0" not in str(error) + repr(error) + "".join(map(repr, error.__dict__.values()))
 
 
+@pytest.mark.parametrize("name", ["KlingError", *tree()])
+def test_error_is_one_line_without_control_characters(name: str) -> None:
+    """A service, a file or a user may be quoted; `raw` and the objects have what they said."""
+    hostile = "[/b]\x1b[2J\x9b31m\r\nforged\u2028\u202e\udc80"
+    kind = getattr(errors, name)
+    error = next(made for made in every_error() if type(made) is kind)
+    again = type(error).__new__(type(error))
+    again.__dict__.update(error.__dict__)
+    errors.KlingError.__init__(again, hostile, key=hostile, prediction_id=hostile, request_id=hostile, advice=hostile)
+    for shown in (str(again), again.message, repr(again), str(again.args)):
+        assert "forged" in shown
+        assert not re.search("[\x00-\x1f\x7f-\x9f\u2028\u202e\ud800-\udfff]", shown)
+    assert again.key == hostile
+
+
 def test_error_without_context_has_short_str() -> None:
     error = errors.KlingError("It broke.")
     assert str(error) == "It broke; nothing was spent."
@@ -175,6 +192,7 @@ def test_error_without_context_has_short_str() -> None:
         ("InvalidJobError", Spent.NO),
         ("ConnectFailedError", Spent.NO),
         ("ConnectionLostError", Spent.UNKNOWN),
+        ("ReplyTooLargeError", Spent.UNKNOWN),
         ("TransportTimeoutError", Spent.UNKNOWN),
         ("SubmissionUncertainError", Spent.UNKNOWN),
         ("LedgerError", Spent.NO),

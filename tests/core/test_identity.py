@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kling_async import Job, LedgerError, State
 from kling_async._core import content as contents
-from kling_async._core.content import Content, content_of
-from kling_async._core.images import Image
+from kling_async._core.content import Content, Identity, content_of
+from kling_async._session.keys import ContentReader
 from kling_async.ledger import Entry, MemoryLedger, SQLiteLedger
 from support.first_release import BATCH, STATES
 
@@ -22,15 +21,14 @@ JOB = Job(prompt="x", image="https://pictures.example/face.png?signature=1")
 
 
 @pytest.fixture
-def rule_2(monkeypatch: pytest.MonkeyPatch) -> None:
+def rule_3(monkeypatch: pytest.MonkeyPatch) -> None:
     """A later rule, by which URLs count without their query."""
 
-    def rule(job: Job, image_digest: Callable[[Image], str]) -> Content:
-        content = contents.RULES[1](job, image_digest)
-        return Content(content.text.replace("?signature=1", ""), content.files)
+    def rule(text: str) -> str:
+        return text.replace("?signature=1", "")
 
-    monkeypatch.setattr(contents, "RULES", {**contents.RULES, 2: rule})
-    monkeypatch.setattr(contents, "IDENTITY_VERSION", 2)
+    monkeypatch.setattr(contents, "RULES", {**contents.RULES, 3: rule})
+    monkeypatch.setattr(contents, "IDENTITY_VERSION", 3)
 
 
 async def opened(path: Path) -> SQLiteLedger:
@@ -46,34 +44,43 @@ def recorded(path: Path) -> dict[str, int]:
     return found
 
 
-def test_content_is_made_by_the_rule_of_the_batch(rule_2: None) -> None:
-    del rule_2
-    digests = [content_of(JOB, str, identity=identity).digest for identity in (1, 2)]
-    assert content_of(JOB, str).digest == digests[0], "by the rule of this version"
+def test_content_is_made_by_the_rule_of_the_batch(rule_3: None) -> None:
+    del rule_3
+    digests = [content_of(JOB, str, identity=Identity(rule)).digest for rule in (2, 3)]
+    assert content_of(JOB, str).digest == digests[1], "by the newest rule"
     assert digests[0] != digests[1]
-    with pytest.raises(LedgerError, match=r"later version of kling_async \(identity rule 3\).*upgrade"):
-        content_of(JOB, str, identity=3)
+    with pytest.raises(LedgerError, match=r"later version of kling_async \(identity rule 4\).*upgrade"):
+        content_of(JOB, str, identity=Identity(4))
 
 
-@pytest.mark.usefixtures("rule_2")
+@pytest.mark.usefixtures("rule_3")
 async def test_old_batches_keep_their_rule_and_new_ones_take_the_newest(tmp_path: Path) -> None:
     path = Path(shutil.copy(STATES, tmp_path / "run.db"))
     ledger = await opened(path)
-    assert [await ledger.identity(batch) for batch in ("", BATCH, "new", "new")] == [1, 1, 2, 2]
+    assert [(await ledger.identity(batch)).rule for batch in ("", BATCH, "new", "new")] == [1, 1, 3, 3]
     await ledger.claim("claimed", "k", content=Content("d"), model="m", at=0.0)
     await ledger.aclose()
-    assert recorded(path) == {"": 1, BATCH: 1, "new": 2, "claimed": 2}
+    assert recorded(path) == {"": 1, BATCH: 1, "new": 3, "claimed": 3}
+
+
+async def test_jobs_are_read_by_the_rule_of_their_batch(tmp_path: Path) -> None:
+    """Read by the newest rule, the jobs of an old batch would be new jobs, and paid for again."""
+    ledger = await opened(Path(shutil.copy(STATES, tmp_path / "run.db")))
+    reader = ContentReader(ledger)
+    read = [await reader.read(JOB, batch) for batch in (BATCH, "new", BATCH)]
+    await ledger.aclose()
+    assert read == [content_of(JOB, str, identity=Identity(rule)) for rule in (1, 2, 1)]
 
 
 async def test_new_batch_keeps_the_rule_when_a_later_one_comes(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     path = tmp_path / "run.db"
     ledger = await opened(path)
-    assert await ledger.identity("b") == 1
+    assert await ledger.identity("b") == Identity(2)
     await ledger.claim("claimed", "k", content=Content("d"), model="m", at=0.0)
     await ledger.aclose()
-    request.getfixturevalue("rule_2")
+    request.getfixturevalue("rule_3")
     ledger = await opened(path)
-    assert [await ledger.identity(batch) for batch in ("b", "claimed", "new")] == [1, 1, 2]
+    assert [(await ledger.identity(batch)).rule for batch in ("b", "claimed", "new")] == [2, 2, 3]
     await ledger.aclose()
 
 
@@ -94,18 +101,18 @@ async def test_batch_of_a_later_version_is_refused(tmp_path: Path) -> None:
     assert await ledger.find("b", "new") is None
     # What is known of its jobs is still written down, and other batches are not concerned.
     await ledger.record(Entry(batch="b", key="k", state=State.SKIPPED, at=1.0))
-    assert await ledger.identity("other") == 1
+    assert await ledger.identity("other") == Identity(2)
     await ledger.aclose()
 
 
-@pytest.mark.usefixtures("rule_2")
+@pytest.mark.usefixtures("rule_3")
 async def test_memory_has_the_newest_rule() -> None:
-    assert await MemoryLedger().identity("b") == 2
+    assert await MemoryLedger().identity("b") == Identity(3)
 
 
-async def test_name_that_no_file_can_hold_is_refused(tmp_path: Path) -> None:
+async def test_name_that_the_ledger_cannot_hold_is_refused(tmp_path: Path) -> None:
     ledger = await opened(tmp_path / "run.db")
-    with pytest.raises(LedgerError, match="no text that a file can hold"):
+    with pytest.raises(LedgerError, match="no text that the ledger can hold"):
         await ledger.identity("\ud800")
     await ledger.aclose()
     with pytest.raises(LedgerError, match="not open"):

@@ -19,12 +19,14 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from kling_async import KlingSession
+from kling_async._core.answers import RULES, Kind
 from kling_async._core.http import Effect, HttpRequest, HttpResponse
 from kling_async._core.images import MAX_IMAGE_BYTES
 from kling_async._core.media import ImageFacts, UploadTicket
-from kling_async._http.retry import pause, send_read
+from kling_async._http.reads import Reads
+from kling_async._http.retry import pause
 from kling_async._images import uploads as uploads_room
-from kling_async._images.preflight import preflight
+from kling_async._images.preflight import _start_of_pixels, preflight
 from kling_async._images.uploads import Images, digest
 from kling_async.errors import (
     ApiError,
@@ -75,6 +77,14 @@ class Clock:
         await anyio.lowlevel.checkpoint()
 
 
+STORED = {"etag": '"1"'}
+"""Headers of a storage's reply to a PUT."""
+
+
+def ranged(size: int) -> HttpResponse:
+    return HttpResponse(status=206, headers={"content-range": f"bytes 0-0/{size}"})
+
+
 class Uploads:
     """Provider and transport in one: issues tickets and accepts their uploads."""
 
@@ -87,6 +97,8 @@ class Uploads:
         self.ticket_hook = anyio.lowlevel.checkpoint
         self.together = self.most = 0
         self.supported = True
+        self.stored: dict[str, int] = {}
+        self.looks: list[str] = []
 
     def upload_ticket(self, *, filename: str, size: int, content_type: str) -> HttpRequest:
         if not self.supported:
@@ -96,7 +108,8 @@ class Uploads:
 
     def read_ticket(self, response: HttpResponse) -> UploadTicket:
         if response.status != 200:
-            raise AuthenticationError("no", status=response.status)
+            kind = AuthenticationError if response.status == 401 else RequestRejectedError
+            raise kind("no", status=response.status, raw={"code": response.status} if response.status == 401 else None)
         number = len(self.tickets)
         return UploadTicket(
             url=f"https://storage/{number}?signature=secret",
@@ -114,6 +127,10 @@ class Uploads:
         if request.url == "https://api/uploads":
             await self.ticket_hook()
             return self.reply(self.ticket_replies)
+        if request.method == "GET":
+            self.looks.append(request.url)
+            size = self.stored.get(request.url)
+            return HttpResponse(status=404) if size is None else ranged(size)
         self.puts.append(request)
         self.together += 1
         self.most = max(self.most, self.together)
@@ -128,7 +145,7 @@ class Uploads:
         reply = replies.pop(0) if replies else 200
         if isinstance(reply, TransportError):
             raise reply
-        return HttpResponse(status=reply)
+        return HttpResponse(status=reply, headers=STORED)
 
     def stream(self, request: HttpRequest) -> AbstractAsyncContextManager[StreamedResponse]:
         raise AssertionError("uploads neither stream nor close")
@@ -335,7 +352,7 @@ async def test_waiter_takes_over_cancelled_upload(images: Images, uploads: Uploa
 
 
 async def test_upload_failure_is_shared_and_not_cached(images: Images, uploads: Uploads) -> None:
-    uploads.ticket_replies = [401]
+    uploads.ticket_replies = [401] * 4
 
     async def all_wait() -> None:
         while sum(upload.waiting for upload in images._in_progress.values()) < 5:  # noqa: ASYNC110 -- there is no event for it
@@ -352,16 +369,17 @@ async def test_upload_failure_is_shared_and_not_cached(images: Images, uploads: 
     assert len({id(error) for error in errors}) == 5
     assert {str(error) for error in errors} == {str(errors[0])}
     assert len(uploads.tickets) == 1
+    assert not uploads.ticket_replies
     uploads.ticket_hook = anyio.lowlevel.checkpoint
     assert await images.url(PNG, field="image") == "https://cdn/2"
 
 
 async def test_upload_error_does_not_reference_content(images: Images, uploads: Uploads, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    uploads.put_replies = [403]
+    uploads.put_replies = [403] * 100
     for data in (PNG, picture(10, 10)):
         path.write_bytes(data)
-        with pytest.raises((RequestRejectedError, InvalidJobError)) as caught:
+        with pytest.raises((ServerError, InvalidJobError)) as caught:
             await images.url(path, field="image")
         frames = traceback.walk_tb(caught.value.__traceback__)
         names = {name for frame, _ in frames for name in frame.f_locals}
@@ -388,42 +406,117 @@ async def test_transient_upload_failures_are_retried(images: Images, uploads: Up
 
 async def test_upload_412_after_retry_is_success(images: Images, uploads: Uploads) -> None:
     uploads.put_replies = [ConnectionLostError("cut"), 412]
+    uploads.stored["https://cdn/1"] = len(PNG)
     assert await images.url(PNG, field="image") == "https://cdn/1"
+    assert len(uploads.looks) == 1
+
+
+@pytest.mark.parametrize("size", [None, len(PNG) - 1], ids=["absent", "shorter"])
+async def test_answer_of_a_proxy_is_no_upload(size: int | None, images: Images, uploads: Uploads) -> None:
+    uploads.put_replies = [412, 412]
+    if size is not None:
+        uploads.stored["https://cdn/1"] = size
+    assert await images.url(PNG, field="image") == "https://cdn/1"
+    assert (len(uploads.puts), len(uploads.looks)) == (3, 2)
 
 
 @pytest.mark.parametrize(
-    ("replies", "kind"),
-    [
-        ([403], RequestRejectedError),
-        ([302], RequestRejectedError),
-        ([429] * 4, RateLimitedError),
-        ([500] * 4, ServerError),
-    ],
+    ("status", "kind"), [(403, ServerError), (302, ServerError), (429, RateLimitedError), (500, ServerError)]
 )
-async def test_refused_upload_raises(
-    replies: list[int], kind: type[ApiError], images: Images, uploads: Uploads
+async def test_refused_upload_raises_at_its_bound(
+    status: int, kind: type[ApiError], images: Images, uploads: Uploads, clock: Clock
 ) -> None:
-    uploads.put_replies = list(replies)
+    uploads.put_replies = [status] * 100
     with pytest.raises(kind) as caught:
         await images.url(PNG, field="image")
-    assert caught.value.status == replies[0]
+    assert caught.value.status == status
+    assert caught.value.transient
     assert "storage/1" in str(caught.value)
+    assert f"{len(uploads.puts)} x HTTP {status}" in str(caught.value)
     assert "secret" not in str(caught.value)
-    assert not uploads.put_replies
+    assert 100 < clock.time <= RULES[Kind.UPLOAD].within
+
+
+async def test_wait_for_a_place_takes_nothing_from_the_time_of_an_upload(
+    images: Images, uploads: Uploads, clock: Clock
+) -> None:
+    uploads.put_replies = [502] * 4
+    places = images.turns.limit.total
+    for _ in range(places):
+        await images.turns.acquire()
+    made = asyncio.create_task(images.url(PNG, field="image"))
+    await anyio.wait_all_tasks_blocked()
+    clock.time += 10 * RULES[Kind.UPLOAD].within
+    for _ in range(places):
+        images.turns.release()
+    assert await made == "https://cdn/1"
+    assert len(uploads.puts) == 5
+
+
+@pytest.mark.parametrize("status", [302, 403, 408, 425, 429, 451, *range(520, 525)])
+async def test_passing_answers_fail_no_upload(status: int, images: Images, uploads: Uploads) -> None:
+    uploads.ticket_replies, uploads.put_replies = [status] * 4, [status] * 4
+    assert await images.url(PNG, field="image") == "https://cdn/1"
+    assert len(uploads.puts) == 5
+
+
+@pytest.mark.parametrize(("status", "limit"), [(503, 8), (429, 8), (403, 16)])
+async def test_refusals_of_too_many_uploads_halve_their_limit(
+    status: int, limit: int, images: Images, uploads: Uploads
+) -> None:
+    uploads.put_replies = [status]
+    await images.url(PNG, field="image")
+    assert images.turns.limit.total == limit
+
+
+async def test_upload_that_fails_for_one_caller_is_tried_by_those_that_came_later(
+    images: Images, uploads: Uploads, clock: Clock
+) -> None:
+    """Each caller of the same picture has its own two minutes."""
+    uploads.put_replies = [408] * 100
+    joined = asyncio.Event()
+
+    async def hook() -> None:
+        if clock.time > 100 and not joined.is_set():
+            joined.set()
+            later.append(asyncio.create_task(images.url(PNG, field="image")))
+            await asyncio.sleep(0.01)
+        if clock.time > 130:
+            uploads.put_replies = []
+        await anyio.lowlevel.checkpoint()
+
+    later: list[asyncio.Task[str]] = []
+    uploads.put_hook = hook
+    with pytest.raises(ServerError):
+        await images.url(PNG, field="image")
+    assert await later[0] == "https://cdn/2"
+    assert not images._in_progress
+
+
+async def test_transport_that_cancels_itself_fails_no_upload(images: Images, uploads: Uploads) -> None:
+    strays = iter([True, True])
+
+    async def stray() -> None:
+        await anyio.lowlevel.checkpoint()
+        if next(strays, False):
+            raise asyncio.CancelledError
+
+    uploads.put_hook = stray
+    assert set(await asyncio.gather(*(images.url(PNG, field="image") for _ in range(3)))) == {"https://cdn/1"}
+    assert len(uploads.puts) == 3
 
 
 async def test_upload_412_without_condition_is_refusal() -> None:
     ticket = UploadTicket(url="https://s/1", download_url="https://cdn/1")
     with pytest.raises(RequestRejectedError):
-        uploads_room._raise_unless_stored(HttpResponse(status=412), ticket, 0.0)
+        uploads_room._is_stored(HttpResponse(status=412), ticket, 0.0)
     assert "s/1?" not in repr(UploadTicket(url="https://s/1?signature=x", download_url=""))
 
 
 async def test_last_transport_error_is_raised(images: Images, uploads: Uploads) -> None:
-    uploads.put_replies = [ConnectionLostError("cut") for _ in range(4)]
-    with pytest.raises(ConnectionLostError):
+    uploads.put_replies = [ConnectionLostError("cut") for _ in range(100)]
+    with pytest.raises(ConnectionLostError, match="x connection lost"):
         await images.url(PNG, field="image")
-    assert not uploads.put_replies
 
 
 async def test_provider_without_uploads_raises_unsupported(images: Images, uploads: Uploads) -> None:
@@ -493,7 +586,7 @@ async def test_max_uploads_bounds_a_session() -> None:
             await full.wait()
             await anyio.sleep(0.01)
             together -= 1
-            return HttpResponse(status=200)
+            return HttpResponse(status=200, headers=STORED)
         tickets += 1
         upload = {"method": "PUT", "url": f"https://storage.example/{tickets}", "headers": {}}
         data = {"download_url": f"https://cdn.example/{tickets}.png", "upload": upload}
@@ -535,23 +628,11 @@ async def test_upload_memory_serves_later_sessions_until_expiry(uploads: Uploads
 # Retries.
 
 
-async def test_send_read_refuses_paid_requests(uploads: Uploads, clock: Clock) -> None:
+async def test_reads_refuse_paid_requests(uploads: Uploads, clock: Clock) -> None:
+    reads = Reads(uploads, clock, lambda: 0.0)
     with pytest.raises(ValueError, match="expected a read"):
-        await send_read(uploads, HttpRequest(method="POST", url="https://h/", effect=Effect.PAID), clock)
+        await reads.read(HttpRequest(method="POST", url="https://h/", effect=Effect.PAID), HttpResponse.json)
     assert not uploads.puts
-
-
-async def test_send_read_honours_retry_after(clock: Clock) -> None:
-    class Busy(Uploads):
-        async def send(self, request: HttpRequest) -> HttpResponse:
-            self.puts.append(request)
-            return HttpResponse(status=429, headers={"retry-after": "7"})
-
-    busy = Busy()
-    response = await send_read(busy, HttpRequest(method="GET", url="https://h/"), clock, attempts=3, rng=lambda: 0.0)
-    assert response.status == 429
-    assert clock.pauses == [7.0, 7.0]
-    assert len(busy.puts) == 3
 
 
 @given(st.integers(1, 5000), st.floats(0, 1, exclude_max=True))
@@ -559,3 +640,21 @@ def test_pauses_grow_up_to_cap(failures: int, drawn: float) -> None:
     longest = min(0.5 * 2 ** min(failures - 1, 10), 15.0)
     assert longest / 2 <= pause(failures, lambda: drawn) <= longest * 1.5
     assert pause(failures, lambda: drawn, 30.0) == 30.0
+
+
+class Counted(io.BytesIO):
+    """File that counts its reads."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        return super().read(size)
+
+
+@pytest.mark.parametrize("fill", [0, 1, 7, 251, 252, 253, 254, 255, 256, 257, 10**7])
+def test_fill_bytes_before_a_marker_are_skipped_in_blocks(fill: int) -> None:
+    app0 = b"\xff\xe0\x00\x04ab"
+    file = Counted(b"\xff\xd8" + app0 + b"\xff" * fill + app0 + b"\xff\xda\x00\x02pixels\xff\xd9")
+    assert _start_of_pixels(file) == 2 + 2 * len(app0) + fill
+    assert file.reads <= 4 + fill / 250

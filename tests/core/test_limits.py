@@ -12,7 +12,7 @@ from aiolimiter import AsyncLimiter
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kling_async import ConfigurationError, NoLimit, RateLimitedError, RateLimiter, StartsPerWindow
+from kling_async import ConfigurationError, NoLimit, RateLimitedError, RateLimiter, SessionClosedError, StartsPerWindow
 from kling_async.limits import Gate, Limit, Pause, Slot, Slots
 from kling_async.testing import LoopClock
 
@@ -319,7 +319,7 @@ async def test_burst_of_refusals_lowers_capacity_once() -> None:
     for _ in range(50):
         held.append(await slots.acquire())
         held[-1].mark_running()
-    burst = [await slots.acquire() for _ in range(8)]
+    burst = [await slots.acquire() for _ in range(4)]
     for slot in burst:
         slots.record_refused(slot, Limit.RUNNING)
     assert slots.total == 49
@@ -463,4 +463,63 @@ async def test_cancelled_scope_leaks_no_slot() -> None:
     assert (slots.taken, slots.waiting) == (1, 0)
     held.release()
     (await slots.acquire()).release()
+    assert slots.taken == 0
+
+
+async def prepared(slots: Slots, ahead: int, begun: list[int], number: int, ready: asyncio.Event) -> Slot:
+    async with slots.preparation(ahead):
+        begun.append(number)
+        await ready.wait()
+        return await slots.acquire()
+
+
+async def test_jobs_are_prepared_for_free_slots_and_a_few_more() -> None:
+    slots, begun, ready = Slots(3), list[int](), asyncio.Event()
+    tasks = [asyncio.create_task(prepared(slots, 2, begun, number, ready)) for number in range(10)]
+    await settled()
+    assert begun == [0, 1, 2, 3, 4], "three for the slots that are free, two ahead"
+    assert slots.waiting == 5
+    ready.set()
+    await settled()
+    assert begun == [0, 1, 2, 3, 4], "two are ready, and wait for a slot"
+    for number in range(7):
+        slot = await tasks[number]
+        slot.mark_running()
+        slot.release()
+        await settled()
+        assert begun[-1] == min(number + 5, 9), "one that gets a slot makes room for one more"
+    for task in tasks[7:]:
+        (await task).release()
+    assert (slots.taken, slots.waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("admitted", [False, True])
+async def test_cancelling_preparation_makes_room(*, admitted: bool) -> None:
+    slots, begun, ready = Slots(1), list[int](), asyncio.Event()
+    tasks = [asyncio.create_task(prepared(slots, 1, begun, number, ready)) for number in range(4)]
+    await settled()
+    assert begun == [0, 1]
+    tasks[0].cancel()
+    if admitted:
+        await asyncio.wait([tasks[0]])
+    tasks[2].cancel()
+    await settled()
+    assert begun == [0, 1, 3] or (admitted and begun == [0, 1, 2, 3])
+    ready.set()
+    slot = await tasks[1]
+    slot.mark_running()
+    slot.release()
+    (await tasks[3]).release()
+    assert (slots.taken, slots.waiting) == (0, 0)
+
+
+async def test_closing_ends_the_wait_for_preparation() -> None:
+    slots, begun, ready = Slots(1), list[int](), asyncio.Event()
+    tasks = [asyncio.create_task(prepared(slots, 1, begun, number, ready)) for number in range(4)]
+    await settled()
+    slots.close()
+    ready.set()
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(one, SessionClosedError) for one in ended)
+    assert begun == [0, 1]
     assert slots.taken == 0

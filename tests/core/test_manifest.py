@@ -46,7 +46,7 @@ def test_rows_become_jobs_with_urls_and_files(tmp_path: Path) -> None:
     assert first == ("a", Job(prompt="Waves", image=URL))
     assert second == (None, Job(prompt="Waves", image=tmp_path / "face.png", model="kling-v2.1-pro", duration=10))
     assert len(manifest) == 2
-    assert manifest.kinds == {Kind(STANDARD, 5, sound=False): 1, Kind("kwaivgi/kling-v2.1-i2v-pro", 10, sound=False): 1}
+    assert manifest.kinds == {Kind(STANDARD, 5, sound=None): 1, Kind("kwaivgi/kling-v2.1-i2v-pro", 10, sound=None): 1}
 
 
 def test_manifest_can_be_iterated_twice() -> None:
@@ -104,8 +104,8 @@ def test_repeated_keys_are_reported_with_both_lines() -> None:
     ]
 
 
-@pytest.mark.parametrize(("key", "message"), [("", "is empty"), (12, "expected text, got int")])
-def test_key_must_be_nonempty_text(key: object, message: str) -> None:
+@pytest.mark.parametrize(("key", "message"), [("", "is empty"), (1.5, "expected text or a whole number, got float")])
+def test_key_must_be_nonempty_text_or_a_whole_number(key: object, message: str) -> None:
     assert problems(jsonl({"key": key, "prompt": "Waves", "image": URL})) == [f"jobs.jsonl:1 key: {message}"]
 
 

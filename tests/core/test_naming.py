@@ -14,7 +14,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from kling_async import ConfigurationError, KlingSession, Outputs
-from kling_async.storage import Fields, Target, target_path
+from kling_async.storage import Fields, Target, suffix_of, target_path
 from kling_async.storage.naming import FIELDS, Template
 
 AT = 1_800_000_000.0
@@ -212,6 +212,29 @@ def test_distinct_keys_get_distinct_names(one: str, other: str) -> None:
         assert first != second
 
 
+@pytest.mark.parametrize(
+    ("url", "suffix"),
+    [
+        ("https://h/output/a.mp4", ".mp4"),
+        ("https://h/output/a.PNG?sig=1.wav", ".png"),
+        ("https://h/output/a.wav#x", ".wav"),
+        ("https://h/output/a", ".mp4"),
+        ("https://h/output/a.exe", ".mp4"),
+        ("https://h/output/..%2f.png/b", ".mp4"),
+    ],
+)
+def test_output_has_the_suffix_of_its_url(url: str, suffix: str) -> None:
+    assert suffix_of(url) == suffix
+    assert Outputs("out/", "{key}").target(fields("a", suffix=suffix)).address.endswith(f"a{suffix}")
+    # The name that was asked for is that of a video.
+    assert Outputs("out/", "{key}.mp4").target(fields("a", suffix=suffix)).address.endswith(f"/a{suffix}")
+
+
+@pytest.mark.parametrize("name", ["face.png", "face.WAV", "face.mp4"])
+def test_file_of_any_kind_may_be_named(name: str) -> None:
+    assert named(f"out/{name}") == str(Path("out", name))
+
+
 def test_shards_are_spread() -> None:
     shards = {Template("{shard}/{key}").render(fields(f"key-{number}"))[:2] for number in range(5000)}
     assert len(shards) == 256
@@ -312,3 +335,13 @@ def test_folder_may_contain_colon() -> None:
     assert named(Path("take:2")) == "take:2/shot-1.mp4"
     assert named("take:2") == "take:2/shot-1.mp4"
     assert named("C:/out") == "C:/out/shot-1.mp4"
+
+
+@pytest.mark.parametrize("url", ["http://[bad/x.png", "https://[::1/a.png"])
+def test_suffix_of_what_is_no_url_is_that_of_a_video(url: str) -> None:
+    assert suffix_of(url) == ".mp4"
+
+
+@pytest.mark.parametrize(("at", "date"), [(-1e13, "0001-12-31"), (1e15, "9999-12-31")])
+def test_date_beyond_dates_is_the_nearest(at: float, date: str) -> None:
+    assert Template("{date}").render(Fields(key="a", id="p", model="m", batch="b", at=at)) == f"{date}.mp4"

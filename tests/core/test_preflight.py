@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
-from PIL import ImageOps
+from PIL import ImageCms, ImageOps
 
 from kling_async import InvalidJobError
 from kling_async._core.images import MAX_IMAGE_BYTES
@@ -135,6 +135,50 @@ def test_fit_keeps_16_bit_grey_levels() -> None:
     assert Pillow.open(io.BytesIO(convert(encoded(picture, "PNG")))).getpixel((9, 9)) == pytest.approx(128, abs=2)
 
 
+@pytest.mark.parametrize(
+    ("mode", "levels", "shown"),
+    [
+        ("F", (0.0, 0.5, 1.0), (0, 127, 255)),
+        ("F", (0.0, 100.0, 255.0), (0, 100, 255)),
+        ("F", (-10.0, 0.0, 10.0), (0, 127, 255)),
+        ("I", (0, 100, 200), (0, 100, 200)),
+        ("I", (0, 32_768, 65_535), (0, 127, 255)),
+        ("I", (0, 500_000, 1_000_000), (0, 127, 255)),
+        ("I", (7_000_000,) * 3, (0, 0, 0)),
+    ],
+)
+def test_fit_scales_the_levels_of_deep_pictures(mode: str, levels: tuple[float, ...], shown: tuple[float, ...]) -> None:
+    picture = Pillow.new(mode, (480, 320))
+    for number, level in enumerate(levels):
+        picture.paste(level, (160 * number, 0, 160 * number + 160, 320))
+    fit = Pillow.open(io.BytesIO(convert(encoded(picture, "TIFF")))).convert("L")
+    assert [fit.getpixel((160 * number + 80, 160)) for number in range(3)] == pytest.approx(list(shown), abs=2)
+
+
+def swapped() -> bytes:
+    """Return a profile under which red is shown as green, and green as red."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile.replace(b"rXYZ", b"????", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"????", b"gXYZ", 1)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_fit_shows_the_colours_of_the_profile(mode: str) -> None:
+    picture = Pillow.new("RGB", (400, 400), (200, 60, 60)).convert(mode)
+    if mode == "RGBA":
+        picture.putpixel((0, 0), (0, 0, 0, 0))
+    fit = Pillow.open(io.BytesIO(convert(encoded(picture, "PNG", icc_profile=swapped()))))
+    assert fit.getpixel((200, 200)) == pytest.approx((60, 200, 60), abs=8)
+    assert "icc_profile" not in fit.info
+
+
+@pytest.mark.parametrize("profile", [swapped(), b"no profile"], ids=["of another space", "broken"])
+def test_fit_ignores_a_profile_that_does_not_fit(profile: bytes) -> None:
+    picture = Pillow.new("CMYK", (400, 400), (0, 200, 200, 0))
+    plain = Pillow.open(io.BytesIO(convert(encoded(picture, "TIFF"))))
+    fit = Pillow.open(io.BytesIO(convert(encoded(picture, "TIFF", icc_profile=profile))))
+    assert fit.getpixel((200, 200)) == plain.getpixel((200, 200)) == pytest.approx((255, 55, 55), abs=8)
+
+
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_fit_rotates_pixels_by_exif_orientation(orientation: int) -> None:
     picture = Pillow.linear_gradient("L").resize((500, 400))
@@ -168,3 +212,9 @@ def test_decompression_bombs_are_refused(tmp_path: Path) -> None:
     Pillow.new("L", (9_100, 9_100)).save(path, "TIFF", compression="packbits")
     with pytest.raises(InvalidJobError, match=re.escape("expected at most 80 million pixels, got 9100x9100")):
         preflight(path, fit=True)
+
+
+def test_fit_makes_pictures_of_many_pixels_smaller() -> None:
+    """Before their copies are made, which took gigabytes."""
+    with Pillow.open(io.BytesIO(convert(encoded(Pillow.new("RGBA", (6000, 5000)), "PNG")))) as picture:
+        assert picture.size == (4096, 3413)

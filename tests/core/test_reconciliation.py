@@ -16,8 +16,11 @@ from kling_async._core.reconciliation import (
     Intent,
     Orphan,
     Unaccepted,
+    _match,
+    echoed_fingerprints,
     fingerprint,
     settle,
+    without_images,
 )
 
 
@@ -31,6 +34,21 @@ def orphan(id_: str, *, content: str | None = None, at: float | None = 105.0, mo
 
 def names(intents: list[Intent]) -> set[tuple[str, str]]:
     return {one.name for one in intents}
+
+
+@given(st.dictionaries(st.integers(0, 5), st.lists(st.sampled_from("uvwxyz"), unique=True), max_size=6))
+def test_match_is_a_largest_one(wanted: dict[int, list[str]]) -> None:
+    candidates = {("b", str(number)): ids for number, ids in wanted.items()}
+
+    def largest(left: list[tuple[str, str]], free: frozenset[str]) -> int:
+        if not left:
+            return 0
+        without = largest(left[1:], free)
+        return max([without, *(1 + largest(left[1:], free - {id_}) for id_ in candidates[left[0]] if id_ in free)])
+
+    found = _match(candidates)
+    assert len(found) == len(set(found.values())) == largest([*candidates], frozenset("uvwxyz"))
+    assert all(id_ in candidates[name] for id_, name in found.items())
 
 
 def test_settle_adopts_echoed_input() -> None:
@@ -173,6 +191,106 @@ def test_order_of_intents_changes_no_settlement(history: dict[str, Any]) -> None
 def test_fingerprint_ignores_defaults_and_number_formats(echo: dict[str, object]) -> None:
     sent: dict[str, object] = {"prompt": "x", "image": "https://a/b.png", "duration": 10}
     assert fingerprint(sent | echo) == fingerprint(sent)
+
+
+BOTH = {"image": "https://a/b.png", "end_image": "https://a/c.png", "last_image": "https://a/c.png"}
+
+
+@pytest.mark.parametrize("kept", [("end_image",), ("last_image",), ("end_image", "last_image")])
+def test_echo_of_a_frame_with_two_names_may_drop_one(kept: tuple[str, ...]) -> None:
+    """2.6 pro is sent both; the service knows one."""
+    sent: dict[str, object] = {"prompt": "x", "duration": 5.0, **BOTH}
+    echo = {name: value for name, value in sent.items() if name in {"prompt", "duration", "image", *kept}}
+    assert fingerprint(sent) in echoed_fingerprints(echo)
+    other = echo | dict.fromkeys(kept, "https://a/other.png")
+    assert fingerprint(sent) not in echoed_fingerprints(other)
+    orphan = Orphan(id="o", model="m", created_at=None, fingerprint=fingerprint(echo), others=echoed_fingerprints(echo))
+    one = Intent(name=("b", "a"), model="m", fingerprint=fingerprint(sent), sent_from=0.0)
+    two = Intent(name=("b", "z"), model="m", fingerprint=fingerprint(sent | dict.fromkeys(kept, "y")), sent_from=0.0)
+    ends = settle([two, one], [orphan], ripe={one.name, two.name}, alone=False)
+    assert ends[one.name] == Adopted("o")
+    assert not isinstance(ends[two.name], Adopted)
+
+
+@pytest.mark.promise(1)
+def test_fingerprints_of_earlier_versions_match_echoes() -> None:
+    """They had two parts, and knew of no further inputs."""
+    sent: dict[str, object] = {
+        "prompt": "x",
+        "duration": 5,
+        "image": "https://a/b.png",
+        "last_image": "https://a/c.png",
+    }
+    plain, images, _ = fingerprint(sent).split(":")
+    for further in ({}, {"resolution": "4k"}, {"resolution": "720p", "keyframes": ["https://a/d.png"]}):
+        assert f"{plain}:{images}" in echoed_fingerprints(sent | further)
+        assert without_images(fingerprint(sent | further)) == plain, "further inputs exclude nothing"
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        {"resolution": "4k"},
+        {"dynamic_range": "hdr"},
+        {"keyframes": ["https://a/d.png"]},
+        {"multi_prompt": [{"prompt": "y"}]},
+        {"video": "https://a/clip.mp4"},
+        {"element_list": [{"element_id": 1}]},
+    ],
+)
+def test_further_inputs_tell_jobs_apart(further: dict[str, object]) -> None:
+    sent: dict[str, object] = {"prompt": "x", "image": "https://a/b.png"}
+    assert fingerprint(sent | further) != fingerprint(sent)
+    assert fingerprint(sent) not in echoed_fingerprints(sent | further)
+
+
+FURTHER = [
+    ({"aspect_ratio": "16:9"}, {"aspect_ratio": "9:16"}),
+    ({"multi_prompt": [{"prompt": "y"}]}, {"multi_prompt": [{"prompt": "z"}]}),
+    ({"video": "https://a/1.mp4"}, {"video": "https://a/2.mp4"}),
+]
+
+
+def further_intent(name: str, **further: object) -> Intent:
+    sent = {"image": "https://a/b.png", "duration": 5} | further
+    return Intent(name=("b", name), model="m", fingerprint=fingerprint(sent), sent_from=0.0)
+
+
+def further_orphan(**further: object) -> Orphan:
+    echo = {"image": "https://a/b.png", "duration": 5} | further
+    others = echoed_fingerprints(echo)
+    return Orphan(id="of-two", model="m", created_at=1.0, fingerprint=fingerprint(echo), others=others)
+
+
+@pytest.mark.promise(1)
+@pytest.mark.parametrize(("one", "two"), FURTHER, ids=["aspect ratio", "shots", "input of another model"])
+def test_jobs_that_differ_in_further_inputs_are_not_swapped(one: dict[str, object], two: dict[str, object]) -> None:
+    intents = [further_intent("1", **one), further_intent("2", **two)]
+    ends = settle(intents, [further_orphan(**two)], ripe=names(intents), alone=True)
+    assert ends == {("b", "1"): Unaccepted(), ("b", "2"): Adopted("of-two")}
+
+
+@pytest.mark.promise(1)
+@pytest.mark.parametrize(("one", "two"), FURTHER, ids=["aspect ratio", "shots", "input of another model"])
+def test_echo_without_further_inputs_settles_what_is_certain_alone(
+    one: dict[str, object], two: dict[str, object]
+) -> None:
+    """A service drops inputs that it does not know."""
+    intents = [further_intent("1", **one), further_intent("2", **two)]
+    ends = settle(intents, [further_orphan()], ripe=names(intents), alone=True)
+    assert all(isinstance(end, Held) for end in ends.values()), "either may have been accepted"
+    ends = settle(intents[:1], [further_orphan()], ripe=(), alone=False)
+    assert ends == {("b", "1"): Adopted("of-two")}
+    unreliable = attrs.evolve(further_orphan(**one), fingerprint=None)
+    assert isinstance(settle(intents[:1], [unreliable], ripe=(), alone=False)["b", "1"], Held)
+
+
+@pytest.mark.parametrize(
+    "filled", [{"resolution": "720p"}, {"aspect_ratio": "16:9"}, {"aspect_ratio": "1:1", "shot_type": "customize"}]
+)
+def test_defaults_that_a_service_fills_in_make_no_other_job(filled: dict[str, object]) -> None:
+    ends = settle([further_intent("1")], [further_orphan(**filled)], ripe=(), alone=False)
+    assert ends == {("b", "1"): Adopted("of-two")}
 
 
 @pytest.mark.parametrize(

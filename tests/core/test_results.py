@@ -35,6 +35,7 @@ PATHS = {
     State.INTENT: (State.INTENT,),
     State.UNCERTAIN: (State.INTENT, State.UNCERTAIN),
     State.REJECTED: (State.INTENT, State.REJECTED),
+    State.REUSED: (State.REUSED,),
     State.ABANDONED: (State.INTENT, State.UNCERTAIN, State.ABANDONED),
     State.SUBMITTED: TO_SUBMITTED,
     State.FAILED: (*TO_SUBMITTED, State.FAILED),

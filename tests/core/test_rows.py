@@ -98,8 +98,7 @@ def test_kling_3_accepts_3_to_15_seconds(name: str) -> None:
 def test_prices_per_second_and_unknown_prices() -> None:
     assert make(model="kling-v3.0-std", prompt="x", duration=3).price().usd == Decimal("0.252")
     assert make(model=V3, prompt="x", duration=15).price().usd == Decimal("1.68")
-    for name in ("kling-v3.0-4k", "kling-v3-turbo-std", "kling-v3-turbo-pro"):
-        assert make(model=name, prompt="x").price().usd is None
+    assert make(model="kling-v1.6-pro", prompt="x").price().usd is None
 
 
 def test_guidance_scale_uses_wire_name_of_row() -> None:
@@ -166,9 +165,9 @@ def test_shots_without_durations_use_total_duration() -> None:
         ({"multi_prompt": SHOTS, "duration": 5}, "duration", "expected 12, the total of the shots, got 5"),
         ({"multi_prompt": [*SHOTS, *SHOTS]}, "multi_prompt", "expected shots of 3 to 15 s in total, got 24 s"),
         (
-            {"prompt": "x", "shot_type": "intelligent"},
+            {"prompt": "x", "shot_type": "automatic"},
             "shot_type",
-            "expected 'customize' or 'intelligence', got 'intelligent'",
+            "expected 'customize' or 'intelligence', got 'automatic'",
         ),
         ({"prompt": "x", "element_list": [1, 2, 3, 4]}, "element_list", "expected at most 3 items, got 4"),
         ({"prompt": "x", "element_list": "7"}, "element_list", "expected a list, got str"),
@@ -426,13 +425,13 @@ def test_from_service_reads_shots() -> None:
 @pytest.mark.parametrize(
     "entry",
     [
-        ServiceModel(id="wavespeed-ai/flux-dev", schema={"properties": {"prompt": {}, "images": {}}}),
         ServiceModel(id="wavespeed-ai/flux-dev"),
+        ServiceModel(id="wavespeed-ai/flux-dev", schema={"properties": {}}),
         attrs.evolve(ENTRY, path="/api/v3/../balance"),
         attrs.evolve(ENTRY, id="not an id", path=""),
     ],
 )
-def test_model_without_image_input_is_refused(entry: ServiceModel) -> None:
+def test_unusable_description_is_refused(entry: ServiceModel) -> None:
     with pytest.raises(UnsupportedError, match="cannot be run"):
         Model.from_service(entry)
 

@@ -52,11 +52,27 @@ def test_redact_removes_quoted_key(key: str, before: str, after: str) -> None:
 @given(keys)
 def test_redact_removes_escaped_key_in_json(key: str) -> None:
     secret = Secret(key)
-    by_number = "".join(sign if sign.isalnum() else f"\\u{ord(sign):04X}" for sign in key)
+    by_number = "".join(f"\\u{ord(sign):04X}" for sign in key)
     quoted = json.dumps({"message": key})
     for body in (quoted, quoted.replace("/", "\\/"), f'{{"message": "{by_number}"}}'):
         assert json.loads(body) == {"message": key}
         assert json.loads(secret.redact(body.encode())) == {"message": "***"}
+        assert secret.redact_json(body.encode(), json.loads(body)) == {"message": "***"}
+
+
+@given(keys)
+def test_redact_json_removes_key_from_texts_and_names(key: str) -> None:
+    value = {key: [{"a": f"<{key}>"}, 7, None], "quoted again": json.dumps({"key": key}), "other": "\ud800"}
+    body = json.dumps(value).encode()
+    redacted = Secret(key).redact_json(body, json.loads(body))
+    expected = {"***": [{"a": "<***>"}, 7, None], "quoted again": '{"key": "***"}', "other": "\ud800"}
+    assert redacted == expected
+
+
+def test_short_key_is_a_placeholder_and_not_redacted() -> None:
+    body = b'{"id": "a-1"}'
+    assert Secret("-").redact(body) == body
+    assert Secret("-").redact_json(body, {"id": "a-1"}) == {"id": "a-1"}
 
 
 def test_redact_keeps_other_bodies() -> None:

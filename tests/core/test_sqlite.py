@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
@@ -19,6 +18,7 @@ from kling_async.ledger import (
     MOVES,
     Content,
     Entry,
+    Known,
     Ledger,
     MemoryLedger,
     Row,
@@ -27,12 +27,26 @@ from kling_async.ledger import (
     read_ledger,
     read_steps,
 )
+from kling_async.ledger._sqlite import connection as _connection
+from support.writers import start_writer
 
 pytestmark = pytest.mark.anyio
 
 
 def step(key: str, state: State, at: float = 1.0, **fields: object) -> Entry:
     return Entry(batch="b", key=key, state=state, at=at, **fields)  # type: ignore[arg-type]  # each by its test
+
+
+async def changed(path: Path, statement: str) -> Path:
+    """Make a ledger with one job, and change the file by a statement of SQL."""
+    ledger = SQLiteLedger(path)
+    await ledger.open()
+    await claim(ledger, "a")
+    await ledger.aclose()
+    with sqlite3.connect(path) as connection:
+        connection.execute(statement)
+    connection.close()
+    return path
 
 
 async def claim(ledger: Ledger, key: str, text: str = "d") -> Row:
@@ -55,7 +69,7 @@ async def test_steps_update_row(ledger: Ledger) -> None:
     assert (row.prediction_id, row.submitted_at, row.cost) == ("p", 6.0, Decimal("0.45"))
     assert await claim(ledger, "k") == row
     assert await ledger.owner("p") == (row if ledger.durable else None)
-    assert await ledger.known(["p", "q"]) == {"p": ("f", "m")}
+    assert await ledger.known(["p", "q"]) == {"p": Known("f", "m", None)}
     assert [found.key for found in await ledger.rows([State.SUBMITTED])] == ["k"]
     assert await ledger.rows([State.INTENT]) == []
 
@@ -103,6 +117,8 @@ def test_only_settled_states_return_to_pending() -> None:
         State.FAILED,
         # By hand alone.
         State.ABANDONED,
+        # Never sent.
+        State.REUSED,
     }
     assert State.INTENT not in MOVES[State.UNCERTAIN] | MOVES[State.SUBMITTED] | MOVES[State.COMPLETED]
 
@@ -202,32 +218,6 @@ async def test_file_is_readable_while_written_and_after_reopening(tmp_path: Path
     connection.close()
 
 
-OTHER = """
-import asyncio, os, sys
-from kling_async.ledger import Content, Entry, SQLiteLedger, State
-
-async def main():
-    ledger = SQLiteLedger(sys.argv[1])
-    await ledger.open()
-    print("open", flush=True)
-    number = 0
-    while True:
-        await ledger.claim("b", str(number), content=Content("d"), model="m", at=0.0)
-        await ledger.record(Entry(batch="b", key=str(number), state=State.INTENT, at=1.0))
-        print(number, flush=True)
-        number += 1
-
-asyncio.run(main())
-"""
-
-
-def start_other(path: Path) -> subprocess.Popen[str]:
-    other = subprocess.Popen([sys.executable, "-c", OTHER, str(path)], stdout=subprocess.PIPE, text=True)
-    assert other.stdout is not None
-    assert other.stdout.readline() == "open\n"
-    return other
-
-
 async def test_read_steps_returns_steps_in_order(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     ledger = SQLiteLedger(path)
@@ -252,7 +242,7 @@ async def test_read_steps_returns_steps_in_order(tmp_path: Path) -> None:
 
 async def test_second_writer_is_refused_until_first_ends(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
-    other = start_other(path)
+    other = start_writer(path)
     try:
         with pytest.raises(LedgerError, match=f"being written by process {other.pid}"):
             await SQLiteLedger(path).open()
@@ -268,7 +258,7 @@ async def test_second_writer_is_refused_until_first_ends(tmp_path: Path) -> None
 
 async def test_recorded_steps_survive_kill_9(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
-    other = start_other(path)
+    other = start_writer(path)
     assert other.stdout is not None
     for _ in range(50):
         other.stdout.readline()
@@ -304,13 +294,7 @@ async def test_open_refuses_other_files_with_advice(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="another program's database"):
         await SQLiteLedger(foreign).open()
 
-    newer = tmp_path / "newer.db"
-    ledger = SQLiteLedger(newer)
-    await ledger.open()
-    await ledger.aclose()
-    with sqlite3.connect(newer) as connection:
-        connection.execute("PRAGMA user_version = 99")
-    connection.close()
+    newer = await changed(tmp_path / "newer.db", "PRAGMA user_version = 99")
     with pytest.raises(LedgerError, match=r"later version.*upgrade"):
         await SQLiteLedger(newer).open()
     with pytest.raises(LedgerError, match="later version"):
@@ -386,7 +370,63 @@ async def test_id_with_lone_surrogate_is_stored(tmp_path: Path) -> None:
     assert known.keys() == {"p\ud800"}
 
 
+async def test_values_that_no_column_holds_are_replaced(tmp_path: Path) -> None:
+    ledger = SQLiteLedger(tmp_path / "run.db")
+    await ledger.open()
+    await claim(ledger, "a")
+    await ledger.record(step("a", State.INTENT))
+    await ledger.record(step("a", State.SUBMITTED, prediction_id="p"))
+    row = await ledger.record(step("a", State.FAILED, error="no\ud800", code=10**30))
+    await ledger.aclose()
+    assert (row.error, row.code) == ("no?", None)
+
+
 def test_rows_and_entries_are_hashable() -> None:
     rows = [Row(batch="", key="one", digest="", model="", state=State.PENDING, updated_at=0.0) for _ in range(2)]
     entries = [step("one", State.INTENT) for _ in range(2)]
     assert len({*rows}) == len({*entries}) == 1
+
+
+async def test_every_commit_is_to_outlast_a_power_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fullfsync` matters on macOS alone; without a write-ahead log only synchronous=EXTRA (3) syncs the folder."""
+    for maps, journal, synchronous in ((True, "wal", 2), (False, "delete", 3)):
+        monkeypatch.setattr(_connection, "_has_shared_maps", lambda _, maps=maps: maps)
+        path = tmp_path / f"{journal}.db"
+        with contextlib.closing(_connection.connect(path, 1.0, "token")) as made:
+
+            def pragma(name: str, made: sqlite3.Connection = made) -> object:
+                return made.execute(f"PRAGMA {name}").fetchone()[0]
+
+            assert pragma("journal_mode") == journal
+            assert pragma("synchronous") == synchronous
+            assert pragma("fullfsync") == 1
+            assert pragma("checkpoint_fullfsync") == 1
+        assert [found.name for found in tmp_path.iterdir() if found.name.startswith(".")] == []
+
+
+async def test_file_with_a_view_is_refused(tmp_path: Path) -> None:
+    """It may have rows without end."""
+    path = await changed(tmp_path / "run.db", "CREATE VIEW endless AS SELECT 1")
+    with pytest.raises(LedgerError, match="has views or triggers"):
+        list(read_ledger(path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "cost = 'abc'",
+        "spent = 'sNaN'",
+        "spent = 'NaN'",
+        "spent = '1E+999990'",
+        "refunded = x'00'",
+        "state = 'bogus'",
+        "doubt = 'bogus'",
+        "candidates = '" + "[" * 100_000 + "'",
+        "candidates = '5'",
+    ],
+    ids=lambda change: change[:24],
+)
+async def test_row_that_cannot_be_read_is_named(change: str, tmp_path: Path) -> None:
+    path = await changed(tmp_path / "run.db", f"UPDATE job SET {change}")
+    with pytest.raises(LedgerError, match="the row of job 'a' cannot be read"):
+        list(read_ledger(path))

@@ -55,13 +55,15 @@ BY_CLASS = {
     errors.TransportError: UNCERTAIN,
     errors.ConnectFailedError: AGAIN,
     errors.ConnectionLostError: UNCERTAIN,
+    errors.ReplyTooLargeError: UNCERTAIN,
     errors.TransportTimeoutError: UNCERTAIN,
 }
 
 
 @pytest.mark.parametrize("kind", BY_CLASS, ids=lambda kind: kind.__name__)
 def test_judge_decides_every_error_class(kind: type[ApiError | TransportError]) -> None:
-    error = kind("what came", status=400) if issubclass(kind, ApiError) else kind("what came")
+    raw = {"code": 400, "message": "no"}
+    error = kind("what came", status=400, raw=raw) if issubclass(kind, ApiError) else kind("what came")
     assert verdict(error) == BY_CLASS[kind]
 
 
@@ -70,34 +72,37 @@ def test_table_covers_every_error_class() -> None:
 
 
 @pytest.mark.promise(1)
-def test_only_connect_failures_and_429_allow_a_resend() -> None:
+def test_only_connect_failures_and_429_of_the_service_allow_a_resend() -> None:
     assert {kind for kind, end in BY_CLASS.items() if end == AGAIN} == {
         errors.ConnectFailedError,
         errors.RateLimitedError,
     }
 
 
-def by_status(status: int) -> str:
-    """Return the expected verdict for an HTTP status."""
+def by_status(status: int, refused: str) -> str:
+    """Return the expected verdict for an HTTP status; `refused` is that for a refusal."""
     if status == 429:
         return AGAIN
     if status < 400 or status in {408, 409, 425, 499}:
         # These concern the connection or another place, not the job.
         return UNCERTAIN
-    return REJECTED if 300 <= status <= 499 else UNCERTAIN
+    return refused if 300 <= status <= 499 else UNCERTAIN
 
 
 BODIES: dict[str, bytes | dict[str, object]] = {
     "empty": b"",
     "html": b"<html><title>Bad gateway</title></html>",
-    "own code": {"message": "no"},
+    "without a code": {"message": "no"},
+    "of the service": {"code": 1, "message": "no"},
 }
 
 
-@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-def test_judge_decides_every_http_status_from_300_to_599(body: bytes | dict[str, object]) -> None:
-    found = {status: verdict(reply(status, body)) for status in range(300, 600)}
-    assert found == {status: by_status(status) for status in range(300, 600)}
+@pytest.mark.parametrize("form", BODIES)
+def test_judge_decides_every_http_status_from_300_to_599(form: str) -> None:
+    """A refusal in another form than the service's is a gateway's, which may pass."""
+    refused = REJECTED if form == "of the service" else AGAIN
+    found = {status: verdict(reply(status, BODIES[form])) for status in range(300, 600)}
+    assert found == {status: by_status(status, refused) for status in range(300, 600)}
 
 
 @pytest.mark.parametrize(
@@ -162,3 +167,31 @@ def test_unreadable_http_200_is_uncertain(body: bytes | dict[str, object]) -> No
 def test_gptproto_content_refusal_with_503_is_rejected() -> None:
     text = "Input may not meet the guidelines. Please adjust and try again."
     assert verdict(reply(503, {"error": {"message": text, "type": "503"}})) == REJECTED
+
+
+@pytest.mark.promise(1, 2)
+@pytest.mark.parametrize("status", [200, 400, 404, 429, 500])
+@pytest.mark.parametrize("code", [400, 401, 429, 500, "400"])
+@pytest.mark.parametrize("data", [{"id": "p1"}, [{"id": "p1"}], {"id": "p1", "status": "failed"}], ids=str)
+def test_error_with_an_id_is_accepted(status: int, code: object, data: object) -> None:
+    """Sent again, it would be paid for twice; what became of it is seen by its id."""
+    end = judge(reply(status, {"code": code, "message": "Something is wrong", "data": data}))
+    assert isinstance(end, Accepted)
+    assert end.prediction.id == "p1"
+    assert end.prediction.raw_status == ("failed" if "failed" in str(data) else "created")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"code": 400, "message": "no", "id": "request-1"},
+        {"code": 400, "message": "no", "data": {"id": None}},
+        {"code": 400, "message": "no", "data": {"id": " "}},
+        {"code": 400, "message": "no", "data": {"error": "no"}},
+        {"code": 400, "message": "no", "data": []},
+    ],
+    ids=str,
+)
+def test_error_without_the_id_of_a_prediction_is_a_refusal(body: dict[str, object]) -> None:
+    assert verdict(reply(400, body)) == REJECTED
+    assert verdict(reply(200, body)) == REJECTED

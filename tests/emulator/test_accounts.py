@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kling_async.emulator import LEVELS, Emulator, Level, faults
+from kling_async.emulator.catalogue import WAVESPEED
 
 if TYPE_CHECKING:
     from emulator.conftest import Api
@@ -168,7 +169,7 @@ async def test_discount_reduces_price_and_charge(api: Api, emu: Emulator, image:
 
 async def test_models_lists_schemas_and_prices(api: Api) -> None:
     rows = {row["model_id"]: row for row in (await api.call("GET", "/api/v3/models")).data}
-    assert len(rows) == 16
+    assert set(rows) == set(WAVESPEED)
     schema = rows[PRO]["api_schema"]["api_schemas"][0]
     assert schema["api_path"] == f"/api/v3/{PRO}"
     assert schema["server"] == api.base

@@ -140,6 +140,29 @@ async def test_control_api_accepts_advertised_host_name() -> None:
         assert rule["hits"] == 0
 
 
+@pytest.mark.parametrize("persona", ["base_url", "gptproto_url"])
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example", 403),
+        ("evil.example:8787", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("localhost", 401),
+        ("LOCALHOST:1", 401),
+        ("10.0.0.7:9000", 401),
+        ("[fd00::7]:9000", 401),
+        ("emulator:8787", 401),
+    ],
+)
+async def test_api_answers_under_own_names_only(host: str, status: int, persona: str) -> None:
+    """The page of a foreign name that resolves to this computer would be of the same origin."""
+    async with Emulator(profile="tiny", advertise="emulator", host="127.0.0.1") as emu, aiohttp.ClientSession() as http:
+        url = getattr(emu, persona).replace("emulator", "127.0.0.1")
+        async with http.get(f"{url}/api/v3/predictions/p/result", headers={"Host": host}) as response:
+            assert response.status == status
+            assert ("advertise=" in await response.text()) is (status == 403)
+
+
 def test_new_rule_is_not_spent() -> None:
     assert Rule("submit", faults.Drop()).spent is False
 

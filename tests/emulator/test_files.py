@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import anyio
 import pytest
+from yarl import URL
+
+from support.patience import PATIENCE_S
 
 if TYPE_CHECKING:
     from emulator.conftest import Api, PngMaker
@@ -189,3 +194,17 @@ async def test_request_record_contains_no_secrets(api: Api, emu: Emulator, image
     assert api.key not in text
     assert "Signature" not in text
     assert emu.counts["submit"] == 1
+
+
+async def test_range_of_thousands_of_digits_is_none(http: aiohttp.ClientSession, url: str) -> None:
+    async with http.get(url, headers={"Range": f"bytes={'9' * 5000}-"}) as response:
+        assert response.status == 200
+
+
+async def test_upload_without_a_ticket_is_refused_before_it_is_read(api: Api) -> None:
+    address = URL(api.base)
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    writer.write(b"PUT /storage/media/images/a.png HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99999999\r\n\r\n")
+    with anyio.fail_after(PATIENCE_S):
+        assert b" 403 " in await reader.readline()
+    writer.close()

@@ -81,7 +81,8 @@ async def test_schemathesis_accepts_the_emulator(emu: Emulator, tmp_path: Path) 
     emu.faults.add("webhook", faults.Drop(), times=None)
     status, text = await schemathesis(emu, tmp_path, "--max-examples", "2")
     assert status == 0, text
-    assert "Tested: 33" in text, text
+    others = {(row.method, row.path) for row in (*routes.WAVESPEED, *routes.COMMON) if row.name != "submit"}
+    assert f"Tested: {len(others) + len(WAVESPEED)}" in text, text
     assert len(emu.requests) > 1000
     assert {record.route for record in emu.requests} >= {row.name for row in (*routes.WAVESPEED, *routes.COMMON)}
 

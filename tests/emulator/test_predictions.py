@@ -272,6 +272,8 @@ async def test_newer_models_check_inputs_and_prices(api: Api, emu: Emulator, ima
     assert (await api.submit(v26, image=image, sound=True, duration=10)).status == 200
     assert (await api.submit("kwaivgi/kling-v2.6-std/image-to-video", image=image, prompt=None)).status == 200
     assert [charge.amount for charge in emu.charges()] == [Decimal("1.68"), Decimal("1.40"), Decimal("0.21")]
+    await api.submit(v3, image=image, sound=True)
+    assert emu.charges()[-1].amount == Decimal("0.84"), "1.5 times the price with sound"
 
 
 async def test_list_pages_and_filters(api: Api, clock: ManualClock, image: str) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
+from urllib.parse import urlsplit
 
 import aiohttp
 import anyio
 import pytest
 
+from kling_async.emulator import Emulator
 from support.patience import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
@@ -83,3 +86,18 @@ async def test_tiny_profile_imports_no_extra() -> None:
     )
     result = await anyio.run_process([sys.executable, "-W", "error", "-c", code])
     assert b"numpy" not in result.stdout
+
+
+async def test_emulator_that_is_cancelled_while_it_closes_listens_no_more() -> None:
+    """`Task.cancel`, which an interrupt calls, is delivered in spite of a shield."""
+    emulator = Emulator(profile="tiny")
+    await emulator.__aenter__()
+    urls = [emulator.base_url, emulator.gptproto_url]
+    closing = asyncio.create_task(emulator.__aexit__(None, None, None))
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    for url in urls:
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", urlsplit(url).port)

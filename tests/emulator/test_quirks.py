@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from kling_async.emulator import Level, faults
+from kling_async.emulator.catalogue import WAVESPEED
 from support.patience import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ async def test_envelope_faults_rewrap_data(api: Api, emu: Emulator) -> None:
     assert bare == usual.data
     assert listed == usual.body | {"data": [usual.data]}
     emu.faults.add("models", faults.DataItems())
-    assert len((await api.call("GET", "/api/v3/models")).data["items"]) == 16
+    assert len((await api.call("GET", "/api/v3/models")).data["items"]) == len(WAVESPEED)
     # An error has no data.
     emu.faults.add("result", faults.DataList())
     assert (await api.result("nothing")).status == 404

@@ -181,7 +181,13 @@ async def test_reconnect_receives_only_missed_cards(http: aiohttp.ClientSession)
         assert [card["key"] for card in cards] == ["a", "b", "c"]
         script.accepted("b")
         everything = ["a", "c", "b"]
-        for number, expected in ((last, ["b"]), ("", everything), ("999999", everything), ("x", everything)):
+        for number, expected in (
+            (last, ["b"]),
+            ("", everything),
+            ("999999", everything),
+            ("x", everything),
+            ("9" * 5000, everything),
+        ):
             async with http.get(live.url + "events", headers={"Last-Event-ID": number or ""}) as reply:
                 cards, _ = await cards_of(reply)
             assert [card["key"] for card in cards] == expected

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import pytest
 
 from kling_async import Job, KlingSession
+from kling_async._core.text import one_line
 from kling_async.emulator import Emulator, faults
 from kling_async.emulator.tiny import TINY_MP4
 from kling_async.errors import LedgerError
@@ -61,7 +62,7 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     assert tags[0] == tags[1], "hostile text adds no elements or attributes"
     (card,) = data_of(render(hostile, hostile.cards, link=link))["cards"]
     assert card["key"] == card["prompt"] == card["batch"] == HOSTILE
-    assert HOSTILE in card["trouble"]["message"]
+    assert one_line(HOSTILE) in card["trouble"]["message"]
 
 
 def test_page_omits_url_signatures(tmp_path: Path) -> None:

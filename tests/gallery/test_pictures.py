@@ -101,3 +101,14 @@ def test_missing_pillow_makes_no_poster(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_name_of_url_omits_query_and_password() -> None:
     assert label_of("https://user:secret@pictures.example/a.png?signature=secret#x") == "https://pictures.example/a.png"
+
+
+def test_picture_that_is_no_url_has_no_name(tmp_path: Path) -> None:
+    assert made(tmp_path / "gallery", "http://[bad/x.png").label == ""
+
+
+@pytest.mark.parametrize(("kind", "has"), [("PNG", False), ("JPEG", True)])
+def test_large_picture_has_a_poster_only_where_it_is_decoded_small(kind: str, tmp_path: Path, *, has: bool) -> None:
+    out = io.BytesIO()
+    Image.new("L", (5100, 5000)).save(out, kind)
+    assert (made(tmp_path, out.getvalue()).poster is not None) is has

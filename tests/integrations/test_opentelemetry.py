@@ -120,7 +120,7 @@ async def test_job_span_is_child_of_caller_with_phases(tmp_path: Path) -> None:
     assert emulator.api_key not in everything
     assert backend.jobs() == {"accepted": 1, "completed": 1}
     assert [point.value for point in backend.metric(names.METRIC_RUNNING)] == [0]
-    assert [point.value for point in backend.metric(names.METRIC_SPEND)] == [pytest.approx(0.56)]
+    assert [point.value for point in backend.metric(names.METRIC_SPEND)] == [pytest.approx(0.50)]
     assert [point.count for point in backend.metric(names.METRIC_GENERATION)] == [1]
     assert [point.count for point in backend.metric(names.METRIC_WAITING)] == [2]
 

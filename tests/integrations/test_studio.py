@@ -38,11 +38,18 @@ async def test_command_serves_until_ctrl_c(tmp_path: Path) -> None:
                 async with http.get(url) as response:
                     assert "Kling studio" in await response.text()
                     assert "script-src 'self'" in response.headers["Content-Security-Policy"]
+                for path in ("", "/models", "/assets/studio.js"):
+                    for host in ("evil.example", "evil.example:8080", "127.0.0.1.evil.example"):
+                        async with http.get(url + path, headers={"Host": host}) as response:
+                            assert response.status == 400, "a foreign name that resolves to this computer"
                 asked = {"prompt": "Waves", "model": "kling-v2.1-pro", "duration": "5"}
                 for kind, status in (("image/png", 202), ("text/plain", 415)):
                     headers = {"Content-Type": kind}
                     async with http.post(f"{url}/videos", params=asked, data=png(), headers=headers) as response:
                         assert response.status == status, "what any site may send is not taken"
+                headers = {"Content-Type": "image/png", "Host": "evil.example"}
+                async with http.post(f"{url}/videos", params=asked, data=png(), headers=headers) as response:
+                    assert response.status == 400
                 async with http.post(
                     f"{url}/videos",
                     params=asked,

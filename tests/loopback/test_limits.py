@@ -65,3 +65,16 @@ async def test_429_for_starts_is_classified() -> None:
                 assert all([outcome.ok async for outcome in batch])
             assert set(kling._engine.gate.refusals) == {Limit.STARTS}
             assert kling._engine.slots.total == kling._engine.slots.ceiling
+
+
+async def test_statistics_tell_where_connections_stand() -> None:
+    async with (
+        Emulator(profile="tiny") as emulator,
+        KlingSession(emulator.api_key, base_url=emulator.base_url) as kling,
+    ):
+        assert kling.statistics().connections is None
+        await kling.balance()
+        found = kling.statistics().connections
+    assert found is not None
+    assert (found.limit, found.taken, found.waiting) == (100, 0, 0)
+    assert found.seconds > 0

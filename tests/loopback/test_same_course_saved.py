@@ -65,7 +65,10 @@ async def test_saved_job_runs_same_course(door: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("door", ["batch", "worker"])
 async def test_job_that_cannot_be_saved_runs_same_course(door: str, tmp_path: Path) -> None:
-    names, outcome, paid = await run(door, tmp_path, HttpResponse(status=403, headers={}, body=b""))
+    in_the_way = tmp_path / "out"
+    in_the_way.touch()
+    video = HttpResponse(status=200, headers={"content-type": "video/mp4"}, body=mp4(5_000))
+    names, outcome, paid = await run(door, in_the_way, video)
     assert names == [name for name in SAVED if name != "Saved"]
     assert isinstance(outcome.error, StorageError)
     assert (outcome.error.key, outcome.error.prediction_id, outcome.error.spent) == (KEY, paid, Spent.YES)

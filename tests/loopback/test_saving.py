@@ -25,6 +25,7 @@ from kling_async import (
     read_ledger,
 )
 from kling_async.emulator import Emulator, ManualClock
+from support.manual import running
 from support.outputs import SHORT
 from support.patience import PATIENCE_S
 from support.pictures import png
@@ -110,14 +111,15 @@ async def test_expired_output_differs_from_failure(tmp_path: Path) -> None:
     clock = ManualClock()
     async with (
         Emulator(level="gold", profile="tiny", clock=clock) as emulator,
-        KlingSession(emulator.api_key, base_url=emulator.base_url, level="gold") as kling,
+        KlingSession(emulator.api_key, base_url=emulator.base_url, level="gold", clock=clock) as kling,
     ):
         submitted = await kling.submit(prompt="x", image=png())
         await clock.advance(600)
         done = await kling.get(submitted.id)
         await clock.advance(8 * 86400)
-        with pytest.raises(OutputGoneError) as caught:
-            await kling.save(done, tmp_path)
+        async with running(clock):
+            with pytest.raises(OutputGoneError) as caught:
+                await kling.save(done, tmp_path)
     assert caught.value.prediction_id == done.id
     assert files(tmp_path) == []
 

@@ -230,7 +230,7 @@ async def test_symlink_in_place_of_part_is_not_followed(host: Host, tmp_path: Pa
 async def test_failure_keeps_existing_file(host: Host, tmp_path: Path) -> None:
     target = tmp_path / "video.mp4"
     target.write_bytes(b"old")
-    host.status(403)
+    host.status(403, 100)
     async with refused(target):
         await host.save(target)
     assert target.read_bytes() == b"old"
@@ -398,20 +398,19 @@ async def test_retry_after_is_honoured(host: Host, tmp_path: Path) -> None:
     assert host.clock.pauses == [7.0, 0.5]
 
 
-async def test_attempts_are_limited(host: Host, tmp_path: Path) -> None:
+@pytest.mark.promise(7)
+async def test_attempts_end_at_the_deadline(host: Host, tmp_path: Path) -> None:
+    """The last attempt is made at the deadline. What was new in the first one postpones it, and equal bytes do not."""
     target = tmp_path / "v.mp4"
-    for _ in range(3):
+    host.etag = None
+    for _ in range(100):
         host.cut(5)
     async with refused(target) as caught:
-        await host.save(target, attempts=3)
+        await host.save(target, deadline=60.0, rng=lambda: 0.5)
     assert isinstance(caught.value.__cause__, TransportError)
-    assert "3 times" in str(caught.value)
-    assert len(host.ranges) == 3
-    assert len(host.clock.pauses) == 2
-    for _ in range(2):
-        host.status(500)
-    async with refused(target):
-        await host.save(target, attempts=2)
+    assert host.clock.pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 28.5]
+    assert len(host.ranges) == 8
+    assert "8 attempts over 60 s" in str(caught.value)
 
 
 async def test_compressed_output_is_decoded(host: Host, tmp_path: Path) -> None:
@@ -425,17 +424,30 @@ async def test_compressed_output_is_decoded(host: Host, tmp_path: Path) -> None:
     assert saved.path.read_bytes() == SHORT
 
 
+# Redirects.
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+@pytest.mark.promise(8)
+async def test_redirected_url_is_not_requoted(*, absolute: bool, host: Host, tmp_path: Path) -> None:
+    """The signature covers the very characters of the path and the query."""
+    path = "/a%2Fb%7Ec/v%20(1).mp4?X-Amz-Signature=a%2Bb%2fc%3D~%7E&x=%41"
+    seen: list[str] = []
+
+    async def moved(request: web.BaseRequest) -> web.StreamResponse:
+        assert "Authorization" not in request.headers
+        seen.append(request.raw_path)
+        return web.Response(body=SHORT)
+
+    async with RawTestServer(moved) as other:
+        host.status(302, Location=str(other.make_url("/")).rstrip("/") + path if absolute else path)
+        host.replies.append(moved)
+        saved = await host.save(tmp_path / "v.mp4")
+    assert saved.path.read_bytes() == SHORT
+    assert seen == [path]
+
+
 # Errors.
-
-
-@pytest.mark.parametrize(("status", "message"), [(403, "read the prediction"), (304, "304")])
-async def test_refusal_is_not_retried(status: int, message: str, host: Host, tmp_path: Path) -> None:
-    host.status(status)
-    target = tmp_path / "v.mp4"
-    async with refused(target) as caught:
-        await host.save(target)
-    assert message in str(caught.value)
-    assert host.ranges == [None]
 
 
 DAY = 86_400.0
@@ -454,27 +466,37 @@ async def test_missing_output_is_retried(status: int, age: float | None, host: H
 
 @pytest.mark.parametrize("age", [0.0, 6.9 * DAY, None])
 async def test_missing_output_within_lifetime_is_not_expired(age: float | None, host: Host, tmp_path: Path) -> None:
-    for _ in range(5):
-        host.status(404)
+    host.status(404, 100)
     target = tmp_path / "v.mp4"
     async with refused(target) as caught:
         await host.save(target, created_at=None if age is None else host.clock.now() - age)
     assert not isinstance(caught.value, OutputGoneError)
-    assert "404" in str(caught.value)
-    assert len(host.ranges) == 5
+    assert f"404 ({len(host.ranges)} times)" in str(caught.value)
+    assert host.clock.elapsed == pytest.approx(1800.0)
 
 
 @pytest.mark.parametrize("status", [404, 410])
 async def test_missing_output_past_lifetime_is_expired(status: int, host: Host, tmp_path: Path) -> None:
+    """It is believed when it was said three times, and over a minute: what is expired is not asked for again."""
     target = tmp_path / "v.mp4"
-    host.status(status)
-    host.status(503)
-    host.status(status)
+    for _ in range(50):
+        host.status(status)
+        host.status(503)
     async with refused(target) as caught:
-        await host.save(target, created_at=host.clock.now() - 7 * DAY)
+        await host.save(target, rng=lambda: 0.5, created_at=host.clock.now() - 7 * DAY)
     assert isinstance(caught.value, OutputGoneError)
     assert "generated and paid for again" in str(caught.value)
-    assert len(host.ranges) == 3
+    assert host.clock.pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
+
+
+@pytest.mark.parametrize("pauses", [2, 7])
+async def test_output_past_lifetime_that_is_found_again_is_saved(pauses: int, host: Host, tmp_path: Path) -> None:
+    """Twice over more than a minute is not enough, nor is seven times within one."""
+    first = {"Retry_After": "90"} if pauses == 2 else {}
+    host.status(404, **first)
+    host.status(404, pauses - 1)
+    saved = await host.save(tmp_path / "v.mp4", rng=lambda: 0.0, created_at=host.clock.now() - 8 * DAY)
+    assert saved.bytes == len(VIDEO)
 
 
 async def test_single_miss_past_lifetime_is_retried(host: Host, tmp_path: Path) -> None:

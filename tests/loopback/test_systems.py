@@ -44,7 +44,7 @@ def length(path: Path) -> float:
 
 
 SYSTEMS = [
-    ("wavespeed", "kwaivgi/kling-v2.1-i2v-standard", 5, "0.28"),
+    ("wavespeed", "kwaivgi/kling-v2.1-i2v-standard", 5, "0.25"),
     ("wavespeed", "kwaivgi/kling-v2.1-i2v-pro", 5, "0.45"),
     ("wavespeed", "kwaivgi/kling-v2.1-i2v-pro", 10, "0.90"),
     ("wavespeed", "kwaivgi/kling-v2.1-i2v-master", 5, "1.30"),

@@ -23,8 +23,9 @@ from aiohttp import web
 from aiohttp.test_utils import RawTestServer
 
 from kling_async._core.http import Effect, HttpRequest, HttpResponse, Timeouts
-from kling_async._http import transport as _transport
-from kling_async._http.transport import AiohttpTransport, map_exception
+from kling_async._http import failures
+from kling_async._http.failures import map_exception
+from kling_async._http.transport import AiohttpTransport
 from kling_async.errors import (
     ConfigurationError,
     ConnectFailedError,
@@ -34,9 +35,13 @@ from kling_async.errors import (
     TransportTimeoutError,
 )
 from support import leaps
+from support.patience import PATIENCE_S
+from support.sockets import Handler, head_of, opened, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from kling_async._core.statistics import Concurrency
 
 pytestmark = pytest.mark.anyio
 
@@ -51,46 +56,6 @@ TIMEOUTS = Timeouts()
 TOO_LATE = 1000.0
 """Seconds after which every timeout has expired."""
 REPLY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Request-Id: r1\r\n\r\n{}"
-
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@contextlib.asynccontextmanager
-async def serving(handler: Handler, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
-    """Serve connections with `handler`, closing each afterwards; yield the URL."""
-
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        try:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                await handler(reader, writer)
-                writer.close()
-                await writer.wait_closed()
-        finally:
-            writer.transport.abort()
-
-    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
-    host, port = server.sockets[0].getsockname()
-    try:
-        yield f"http{'s' if tls else ''}://{host}:{port}"
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0.01)
-
-
-@contextlib.asynccontextmanager
-async def opened(transport: AiohttpTransport) -> AsyncIterator[AiohttpTransport]:
-    try:
-        yield transport
-    finally:
-        await transport.aclose()
 
 
 @contextlib.asynccontextmanager
@@ -143,10 +108,6 @@ async def failing(
 async def leap_at(event: asyncio.Event, seconds: float) -> None:
     await event.wait()
     leaps.leap(seconds)
-
-
-async def head_of(reader: asyncio.StreamReader) -> bytes:
-    return await reader.readuntil(b"\r\n\r\n")
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -293,6 +254,38 @@ async def test_connection_limit_is_per_host() -> None:
 
 
 # Failures before the request is sent.
+
+
+async def test_refused_connections_halve_their_limit() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/x"
+    async with opened(AiohttpTransport()) as transport:
+        assert transport.statistics() is None
+        with pytest.raises(ConnectFailedError):
+            await transport.send(plain(url))
+        now = transport.statistics()
+    assert now is not None
+    assert (now.limit, now.taken) == (50, 0)
+
+
+async def test_paid_request_waits_for_no_connection_of_others() -> None:
+    async with serving(hang) as url, opened(AiohttpTransport()) as transport, asyncio.TaskGroup() as tasks:
+        reads = [tasks.create_task(transport.send(plain(url))) for _ in range(103)]
+        await settle(transport.statistics, waiting=3)
+        paid_one = tasks.create_task(transport.send(paid(url)))
+        await settle(transport.statistics, waiting=3, taken=101)
+        for task in [*reads, paid_one]:
+            task.cancel()
+
+
+async def settle(statistics: Callable[[], Concurrency | None], **expected: int) -> None:
+    """Wait until statistics have some values."""
+    async with asyncio.timeout(PATIENCE_S):
+        while any(  # noqa: ASYNC110 -- nothing announces it
+            getattr(statistics(), name, None) != value for name, value in expected.items()
+        ):
+            await asyncio.sleep(0.001)
 
 
 async def test_connection_refused_is_not_sent() -> None:
@@ -584,6 +577,26 @@ async def test_stalled_upload_times_out() -> None:
     assert type(error) is TransportTimeoutError
 
 
+@pytest.mark.parametrize("drop", [b"x", b"HTTP/1.1 103 Early Hints\r\n\r\n"], ids=["header", "early hints"])
+async def test_headers_of_a_stream_that_arrive_drop_by_drop_end(drop: bytes) -> None:
+    """Each drop arrives within the timeout of a read."""
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nX: " if drop == b"x" else drop)
+        while True:
+            writer.write(drop)
+            await writer.drain()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            leaps.leap(TIMEOUTS.transfer / 2)
+
+    async with serving(handler) as url, opened(AiohttpTransport()) as transport:
+        with pytest.raises(TransportTimeoutError):
+            async with transport.stream(plain(url)):
+                pass
+
+
 async def test_stream_has_read_timeout_but_no_total_timeout() -> None:
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await head_of(reader)
@@ -723,13 +736,13 @@ def classes(module: object) -> list[type[BaseException]]:
 
 @pytest.mark.parametrize("cls", classes(aiohttp.client_exceptions))
 def test_every_client_exception_is_mapped(cls: type[BaseException]) -> None:
-    assert cls.__name__ in _transport.ERROR_TYPES
+    assert cls.__name__ in failures.ERROR_TYPES
 
 
 @pytest.mark.parametrize("cls", classes(aiohttp.http_exceptions))
 def test_every_parser_exception_maps_to_lost_connection(cls: type[BaseException]) -> None:
     assert issubclass(cls, aiohttp.http_exceptions.HttpProcessingError)
-    assert not {base.__name__ for base in cls.__mro__[:-3]} & _transport.ERROR_TYPES.keys() - {"HttpProcessingError"}
+    assert not {base.__name__ for base in cls.__mro__[:-3]} & failures.ERROR_TYPES.keys() - {"HttpProcessingError"}
 
 
 @pytest.mark.parametrize(

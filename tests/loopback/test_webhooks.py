@@ -315,6 +315,19 @@ async def test_broken_connection_leaves_no_trace(server: Server, caplog: pytest.
     assert not receiver.refused
 
 
+async def test_body_that_is_not_encoded_as_it_says_is_refused(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """It is no failure of ours: aiohttp logs that it could not read the rest, and no "Error handling request"."""
+    inbox = Inbox()
+    receiver = WebhookReceiver(WebhookVerifier(SECRET), inbox.deliver)
+    async with server(receiver) as url:
+        for _ in range(5):
+            async with connected(url) as (reader, writer):
+                writer.write(head(b"abcde", "Content-Encoding: gzip\r\nContent-Length: 5") + b"abcde")
+                assert 400 <= await status_of(reader) < 500
+    assert not inbox.got
+    assert not [record for record in caplog.records if record.getMessage().startswith("Error handling request")]
+
+
 # ---- logs ----
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def named(source: str) -> Iterator[tuple[str, int]]:
                     yield from ((node.name, ast.literal_eval(number)) for number in mark.args)
 
 
+@cache
 def holders() -> dict[int, list[str]]:
     """Return the tests of each promise."""
     found: dict[int, list[str]] = defaultdict(list)

@@ -36,7 +36,9 @@ def sets(tree: ast.AST) -> Iterator[int]:
 
 
 def is_state(node: ast.AST) -> bool:
-    """Return whether an expression is a member of `State`."""
+    """Return whether an expression is a member of `State`, or the value of one."""
+    if isinstance(node, ast.Attribute) and node.attr == "value":
+        node = node.value
     return isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "State"
 
 
@@ -79,7 +81,11 @@ def test_documentation_has_the_label_of_every_state() -> None:
         ("frozenset((State.A, State.B))", True),
         ("[State.A, 1, State.B]", True),
         ("match x:\n  case State.A | State.B: pass", True),
+        ("{State.A.value, State.B.value}", True),
+        ("(x, State.A.value, State.B)", True),
+        ("match x:\n  case State.A.value | State.B.value: pass", True),
         ("{State.A}", False),
+        ("{x.value, y.value}", False),
         ("{State.A: 1, State.B: 2}", False),
         ("x is State.A or x is State.B", False),
     ],

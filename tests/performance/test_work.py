@@ -11,6 +11,7 @@ import gc
 import itertools
 import json
 import logging
+import math
 import sqlite3
 import subprocess
 import sys
@@ -134,6 +135,7 @@ async def by_session(count: int) -> None:
             max_in_flight=20,
             rate_limiter=NoLimit(),
             watch=WatchPolicy.fixed(0.01),
+            max_reads_per_second=math.inf,
         ) as kling,
         kling.batch(asked) as batch,
     ):
@@ -146,7 +148,8 @@ def test_batch_job_work_is_bounded() -> None:
     """Covers a job from the input to its outcome: validation, admission, ledger, submit, watching, events."""
     ours = work_per(8, lambda count: run(lambda: by_session(count)))
     floor = work_per(8, lambda count: run(lambda: by_hand(count)))
-    assert ours / floor < 4.4
+    # 4.42, of which 0.02 find early ends and keep long texts of replies out of caches.
+    assert ours / floor < 4.45
 
 
 def test_response_parsing_work_is_bounded() -> None:
@@ -213,7 +216,7 @@ class Here(SQLiteLedger):
 def test_ledger_steps_work_is_bounded(tmp_path: Path) -> None:
     """Counts the writer's work per job, without the file."""
     ledger = Here(tmp_path / "ledger.sqlite")
-    ledger.connection = connect(ledger.path, 1.0)
+    ledger.connection = connect(ledger.path, 1.0, "token")
     numbers = itertools.count()
     content = content_of(Job(prompt="A wave", image=IMAGE), lambda _: "")
     digest = content.digest
@@ -250,7 +253,8 @@ def test_ledger_steps_work_is_bounded(tmp_path: Path) -> None:
     ours = work_per(8, lambda count: asyncio.run(steps(count)))
     floor = work_per(8, by_hand)
     ledger.connection.close()
-    assert ours / floor < 14
+    # 14.4, of which 1.1 keep other writers, other accounts and other batches from paying for a job twice.
+    assert ours / floor < 14.5
 
 
 def test_running_job_memory_is_bounded() -> None:

@@ -133,7 +133,7 @@ def test_upload_form_is_parsed_by_standard_library() -> None:
     assert part.get_content_type() == "image/png"
 
 
-@pytest.mark.parametrize("endpoint", ENDPOINTS)
+@pytest.mark.parametrize("endpoint", sorted(ENDPOINTS.keys() - {"price"}))
 def test_gptproto_has_no_account_endpoints(endpoint: AccountEndpoint) -> None:
     reader, label = ENDPOINTS[endpoint]
     assert not hasattr(GPTProto, endpoint)

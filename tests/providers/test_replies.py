@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from kling_async import (
     WaveSpeed,
 )
 from kling_async._core.media import UploadTicket
+from kling_async.providers import _wire
 
 SAMPLES = Path(__file__).parent / "samples"
 KEY = "wsk_a-key/of+the=test"
@@ -315,12 +317,13 @@ def test_echoed_key_is_redacted_in_errors(echo: str, status: int, shape: str) ->
     provider = WAVESPEED
     reply = HttpResponse(status=status, body=body.encode())
     try:
-        failure = provider.read_prediction(reply).failure()
+        prediction = provider.read_prediction(reply)
     except ApiError as error:
-        shown = [str(error), repr(error), repr(vars(error)), str(error.raw)]
+        shown = [str(error), repr(error), repr(vars(error)), str(error.raw), str(pickle.dumps(error))]
     else:
+        failure = prediction.failure()
         assert failure is not None
-        shown = [str(failure), repr(failure), repr(vars(failure))]
+        shown = [str(failure), repr(failure), repr(vars(failure)), str(prediction.raw), str(pickle.dumps(failure))]
     assert not [text for text in shown if KEY in text]
 
 
@@ -340,6 +343,30 @@ HOSTILE = {
     "utf-16": '{"data": {"id": "p1"}}'.encode("utf-16"),
     "byte order mark": b'\xef\xbb\xbf{"data": {"id": "p1"}}',
 }
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+@pytest.mark.parametrize("word", ["error", 500, "", None, ["failed"]])
+@pytest.mark.promise(6)
+def test_error_with_an_id_and_a_status_of_its_own_is_no_prediction(word: object, status: int) -> None:
+    """Its id may be that of the request."""
+    body = {"code": 500, "message": "Overloaded", "id": "r1", "status": word}
+    with pytest.raises(ApiError) as caught:
+        WAVESPEED.read_prediction(HttpResponse(status=status, body=json.dumps(body).encode()))
+    assert caught.value.prediction_id is None
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+@pytest.mark.promise(6)
+def test_flat_prediction_beside_an_error_is_one(status: int) -> None:
+    body = {"code": 500, "message": "Overloaded", "id": "p1", "status": "Created"}
+    assert WAVESPEED.read_prediction(HttpResponse(status=status, body=json.dumps(body).encode())).id == "p1"
+
+
+def test_flat_prediction_with_a_new_word_is_one() -> None:
+    """A new word must not end a paid job."""
+    body = b'{"id": "p1", "status": "warming", "error": ""}'
+    assert WAVESPEED.read_prediction(HttpResponse(status=200, body=body)).id == "p1"
 
 
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
@@ -431,3 +458,19 @@ def test_any_ticket_response_parses_or_raises_api_error(status: int, sent: dict[
         assert ticket.url
         assert ticket.download_url
         assert all(isinstance(text, str) for pair in ticket.headers.items() for text in pair)
+
+
+def test_long_texts_are_not_kept_in_memory() -> None:
+    def read(created_at: str, name: str) -> int:
+        body = {"data": {"id": "p1", "created_at": created_at, name: 1}}
+        prediction = WAVESPEED.read_prediction(HttpResponse(status=200, body=json.dumps(body).encode()))
+        assert prediction.created_at is None
+        return _wire._cached_snake.cache_info().currsize
+
+    kept = read("no time", "someName")
+    assert read("2026-01-01T00:00:00." + "0" * 10**6 + "Z", "x" * 10**6) == kept
+    before = _wire._parse_moment.cache_info().currsize
+    for end in "abc":
+        read("9" * 10**6 + end, end * 10**6)
+    assert _wire._parse_moment.cache_info().currsize <= before + 1, "cut, they are one"
+    assert _wire._cached_snake.cache_info().currsize == kept

@@ -24,6 +24,7 @@ from kling_async import (
 )
 from kling_async.providers import PROVIDERS, Provider
 from kling_async.providers.protocol import uploads_of
+from support.leaks import raised_by
 
 KEY = "wsk_0123456789abcdef"
 URL = "https://pictures.example/face.png?sig=1&x=ä"
@@ -37,6 +38,7 @@ JOB = Job(
     extra={"seed": 7},
 )
 FRAMES = Job(model="kling-v2.1-pro-start-end-frame", prompt="She turns", image=URL, end_image=URL)
+MASTER_20 = Job(model="kling-v2.0-master", prompt="She turns", image=URL)
 both = pytest.mark.parametrize("provider", [WaveSpeed(api_key=KEY), GPTProto(api_key=KEY)], ids=lambda one: one.name)
 
 
@@ -94,6 +96,53 @@ def test_base_url_may_end_with_slash(provider: WaveSpeed | GPTProto) -> None:
     assert local.base_url == "http://127.0.0.1:8000"
     assert local.submit(JOB, URL, None).url == "http://127.0.0.1:8000/api/v3/kwaivgi/kling-v2.1-i2v-pro"
     assert local.result("p1").url == "http://127.0.0.1:8000/api/v3/predictions/p1/result"
+
+
+REFUSED_URLS = {
+    "other machine": ("http://api.example", "'http://api.example': the API key would be sent unencrypted"),
+    "address of another machine": ("http://192.168.1.5:8000", "unencrypted"),
+    "capitals": ("HTTP://API.EXAMPLE", "unencrypted"),
+    "name that begins like this machine": ("http://localhost.example", "unencrypted"),
+    "no scheme": ("api.example", "got 'api.example'"),
+    "other scheme": ("ftp://api.example", "got 'ftp://api.example'"),
+    "no host": ("https:///api", "got 'https:///api'"),
+    "no address": ("https://[::1", "got 'https://"),
+    "user info": (f"https://me:{KEY}@api.example", "user info, which is not shown"),
+    "user info without a scheme": (f"me:{KEY}@api.example", "user info, which is not shown"),
+    "query": (f"https://api.example?key={KEY}", "'https://api.example' with a query"),
+    "query with an address": (f"https://api.example?to=a@b&key={KEY}", "user info, which is not shown"),
+    "empty query": ("https://api.example?", "with a query"),
+    "fragment": (f"https://api.example/#{KEY}", "'https://api.example/' with a query or a fragment"),
+}
+
+
+@both
+@pytest.mark.parametrize("name", REFUSED_URLS)
+@pytest.mark.promise(8)
+def test_base_url_that_could_leak_is_refused(provider: WaveSpeed | GPTProto, name: str) -> None:
+    url, said = REFUSED_URLS[name]
+    error = raised_by(lambda: type(provider)(api_key=KEY, base_url=url))
+    assert isinstance(error, ConfigurationError)
+    assert "base_url: expected https://host" in error.message
+    assert said in error.message
+    assert error.advice
+    # The URL that has the key stands in the frame of this test's lambda.
+    assert KEY not in str(error) + repr(error) + repr(vars(error))
+
+
+@both
+@pytest.mark.parametrize(
+    "url",
+    ["http://localhost:8000", "http://127.8.7.6", "http://[::1]:80", "http://a.localhost", "https://api.example/v"],
+)
+def test_https_and_this_machine_are_allowed(provider: WaveSpeed | GPTProto, url: str) -> None:
+    assert type(provider)(api_key=KEY, base_url=url).base_url == url
+
+
+@both
+def test_http_to_other_machines_is_allowed_in_words(provider: WaveSpeed | GPTProto) -> None:
+    allowed = type(provider)(api_key=KEY, base_url="http://emulator:8000", allow_http=True)
+    assert allowed.result("p1").url == "http://emulator:8000/api/v3/predictions/p1/result"
 
 
 # ---- result ----
@@ -165,11 +214,9 @@ def test_gptproto_submit_with_webhook_raises() -> None:
 
 
 def test_submit_of_unknown_model_names_model_and_provider() -> None:
-    with pytest.raises(
-        UnsupportedError, match=r"gptproto has no model kwaivgi/kling-v2\.1-i2v-pro/start-end-frame"
-    ) as caught:
-        GPTProto(api_key=KEY).submit(FRAMES, URL, URL)
-    assert caught.value.job is FRAMES
+    with pytest.raises(UnsupportedError, match=r"gptproto has no model kwaivgi/kling-v2\.0-i2v-master") as caught:
+        GPTProto(api_key=KEY).submit(MASTER_20, URL, None)
+    assert caught.value.job is MASTER_20
 
 
 # ---- the key ----
@@ -231,6 +278,14 @@ def test_providers_by_name() -> None:
         assert provider.base_url == cls.default_url
         assert cls.key_variable == f"{cls.name.upper()}_API_KEY"
         assert cls.url_variable == f"{cls.name.upper()}_BASE_URL"
+
+
+def test_disagreement_gptproto_base_url_has_two_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own SDK reads `GPTPROTO_API_BASE_URL`."""
+    monkeypatch.setenv("GPTPROTO_API_BASE_URL", "https://one.example")
+    assert KlingSession(KEY, provider="gptproto").provider.base_url == "https://one.example"
+    monkeypatch.setenv("GPTPROTO_BASE_URL", "https://two.example")
+    assert KlingSession(KEY, provider="gptproto").provider.base_url == "https://two.example"
 
 
 @both

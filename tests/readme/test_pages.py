@@ -26,7 +26,7 @@ CHARGES = {
     "docs/applications/workers.md": 2 + 1,
     "docs/getting-started.md": 1,
     "docs/guides/account.md": 1,
-    "docs/guides/batches.md": 3 + 3,
+    "docs/guides/batches.md": 3,
     "docs/guides/budgets.md": 3,
     "docs/guides/cli.md": 2 + 3 + 2,
     "docs/guides/gallery.md": 3,
@@ -45,7 +45,7 @@ FILES = {
     "README.md": {"out/*.mp4": 1 + 3, "videos/*.mp4": 3},
     "docs/applications/workers.md": {"videos/jobs/*.mp4": 2},
     "docs/getting-started.md": {"out/*.mp4": 1},
-    "docs/guides/cli.md": {"rehearsal/*.mp4": 2, "videos/**/*.parquet": 1, "videos/gallery/index.html": 1},
+    "docs/guides/cli.md": {"videos/rehearsal/*.mp4": 2, "videos/**/*.parquet": 1, "videos/gallery/index.html": 1},
     "docs/guides/gallery.md": {"out/gallery/index.html": 1},
     "docs/guides/manifests.md": {"out/results.jsonl": 1, "out/metadata.jsonl": 1},
     "docs/guides/storage.md": {"videos/*/kling-v2.1-standard/*.mp4": 3},
@@ -81,6 +81,7 @@ async def test_every_block_of_a_page_runs(
             "GPTPROTO_API_KEY": emulator.gptproto_key,
             "GPTPROTO_BASE_URL": emulator.gptproto_url,
             "NO_PROXY": "127.0.0.1",
+            "KLING_WATCH": "eager",
         }
         if "KLING_LEDGER" in text:
             environment["KLING_LEDGER"] = request.getfixturevalue("database")

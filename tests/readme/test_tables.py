@@ -6,6 +6,7 @@ import inspect
 import re
 
 from kling_async import LEVELS, MODELS, KlingSession, testing
+from support import model_table
 from support.pages import DOCS, pages
 from support.promises import PROMISES
 
@@ -20,6 +21,13 @@ def test_levels_page_holds_the_levels() -> None:
     for level in LEVELS.values():
         assert f'`"{level.name}"`' in text
         assert f"| {level.in_flight:,} | {level.starts:,} |" in text
+
+
+def test_models_page_holds_every_model() -> None:
+    lines = (DOCS / "guides" / "models.md").read_text().splitlines()
+    start = lines.index(model_table.HEAD[0])
+    assert lines[start + 2 : start + 2 + len(MODELS)] == model_table.rows()
+    assert not lines[start + 2 + len(MODELS)]
 
 
 def test_models_page_holds_the_prices() -> None:

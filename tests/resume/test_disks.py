@@ -524,7 +524,7 @@ async def test_clock_jump_during_batch_pays_nothing_twice(tmp_path: Path, jump: 
         outcomes += [outcome async for outcome in batch]
     assert dropped
     assert_once(service, path, outcomes, 16)
-    assert budget.spent == 16 * Decimal("0.28")
+    assert budget.spent == 16 * Decimal("0.25")
     assert_once(service, path, await run(service, path, 16, clock=clock), 16)
 
 

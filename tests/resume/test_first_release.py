@@ -90,10 +90,21 @@ def test_old_file_is_read_unmigrated(path: Path) -> None:
     assert [each.name for each in path.parent.iterdir()] == ["run.db"]
 
 
+async def test_file_of_version_2_is_read_unmigrated(path: Path) -> None:
+    rows, steps = list(read_ledger(path)), list(read_steps(path))
+    connection = sqlite3.connect(path, isolation_level=None)
+    for migration in tables.MIGRATIONS[1:2]:
+        migration(connection)
+    connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    assert (list(read_ledger(path)), list(read_steps(path))) == (rows, steps)
+    assert version_of(path) == 2
+
+
 async def test_migration_keeps_every_row_and_step(path: Path) -> None:
     rows, steps = list(read_ledger(path)), list(read_steps(path))
     await migrate(path)
-    assert version_of(path) == len(tables.MIGRATIONS) == 2
+    assert version_of(path) == len(tables.MIGRATIONS) == 3
     assert list(read_ledger(path)) == rows
     assert list(read_steps(path)) == steps
     with sqlite3.connect(path) as connection:
@@ -168,7 +179,10 @@ def _check(decided: dict[str, Any]) -> None:
     assert set(decided["retry, run"]["paid"]) == again | {"failed"}
     # Submissions missing from the history were not accepted, and are sent.
     unaccepted = {"intent", "uncertain", "whose", "whether", "whether-none"}
-    assert set(decided["reconcile, run"]["paid"]) == again | unaccepted
+    assert set(decided["reconcile own, run"]["paid"]) == again | unaccepted
+    # Unless they may be another account's: who sent them was not recorded.
+    assert set(decided["reconcile, run"]["paid"]) == again
+    assert {decided["reconcile, run"]["outcomes"][key][0] for key in unaccepted} == {"SubmissionUncertainError"}
     for run in decided.values():
         if isinstance(run, dict) and "paid" in run:
             assert max(run["paid"].values()) == 1
@@ -179,6 +193,7 @@ def _check(decided: dict[str, Any]) -> None:
 
 async def test_rerun_of_gate_ledger_costs_nothing(tmp_path: Path) -> None:
     """Run the same call over a ledger of the first release with PIL images, signed URLs and no keys."""
+    assert first_release.pillow_encodes_as_then(), "a PIL image is identified by the bytes that Pillow encodes"
     path = Path(shutil.copy(GATE, tmp_path / "run.db"))
     known = {row.key: row for row in read_ledger(path)}
     async with Emulator(
@@ -199,8 +214,3 @@ async def test_rerun_of_gate_ledger_costs_nothing(tmp_path: Path) -> None:
         assert outcome.prediction is not None
         assert outcome.prediction.id == known[outcome.key].prediction_id
         assert outcome.prediction.output == known[outcome.key].output
-
-
-def test_pillow_encoding_matches_first_release() -> None:
-    """Precondition of the test above: a PIL image is identified by the bytes that Pillow encodes."""
-    assert first_release.pillow_encodes_as_then()

@@ -38,6 +38,7 @@ from kling_async._core.http import Effect
 from kling_async.ledger import Entry, MemoryLedger
 from kling_async.ledger._recall import recall
 from kling_async.testing import LoopClock, json_response
+from support.clocks import AdjustedClock, FastClock
 from support.pictures import png
 from support.service import IMAGE, Service, open_session
 
@@ -58,24 +59,6 @@ def session(service: Service, **options: Any) -> KlingSession:
 async def resumed(kling: KlingSession, **options: Any) -> dict[str, Outcome]:
     async with kling.resume(**options) as batch:
         return {outcome.job.prompt: outcome async for outcome in batch}
-
-
-@attrs.define
-class Ours:
-    """Session clock `ahead` of the service's, with shortened sleeps."""
-
-    service: Service
-    ahead: float = 0.0
-    patience: float = 1.0
-
-    def now(self) -> float:
-        return self.service.clock.now() + self.ahead
-
-    def monotonic(self) -> float:
-        return self.service.clock.monotonic()
-
-    async def sleep(self, seconds: float) -> None:
-        await self.service.clock.sleep(seconds * self.patience)
 
 
 async def test_batch_resumes_without_input(tmp_path: Path) -> None:
@@ -254,7 +237,7 @@ async def test_failures_are_counted_across_processes(tmp_path: Path) -> None:
     service = Service(seconds=0.05, latency=0.001, failures={"number 0": {"code": 5000}})
     ledger = tmp_path / "run.db"
     for retry_failed, paid in ((0, 1), (0, 1), (1, 2), (1, 2), (2, 3)):
-        hasty = session(service, retry_failed=retry_failed, clock=Ours(service, patience=0.01), ledger=ledger)
+        hasty = session(service, retry_failed=retry_failed, clock=AdjustedClock(service, pace=0.01), ledger=ledger)
         async with hasty as kling, kling.batch(jobs(1), name="run") as batch:
             assert [outcome.ok async for outcome in batch] == [False]
         assert len(service.paid) == paid
@@ -278,7 +261,7 @@ async def test_prediction_deleted_by_service_expires_and_is_not_repaid(tmp_path:
 
     service.script = script
     for _ in range(2):
-        async with session(service, clock=Ours(service, ahead=8 * 86_400.0), ledger=ledger) as kling:
+        async with session(service, clock=FastClock(service, 8 * 86_400.0, pace=0.02), ledger=ledger) as kling:
             outcomes = await resumed(kling, name="run")
         assert sorted(outcome.ok for outcome in outcomes.values()) == [False, True], "our clock alone shows nothing"
         (error,) = [outcome.error for outcome in outcomes.values() if outcome.error is not None]
@@ -294,7 +277,7 @@ async def test_batches_of_one_session_begin_concurrently(tmp_path: Path) -> None
     budget = Budget(100)
 
     async def run(kling: KlingSession, name: str) -> list[bool]:
-        async with kling.batch(jobs(1), name=name, budget=budget) as batch:
+        async with kling.batch(jobs(1), name=name, budget=budget, seen="pay") as batch:
             return [outcome.ok async for outcome in batch]
 
     async with session(service, ledger=ledger) as kling:
@@ -407,7 +390,7 @@ class WithUploads(Service):
 
     async def __call__(self, request: HttpRequest) -> HttpResponse:
         if request.url.startswith("https://storage.example/"):
-            return HttpResponse(status=200, headers={}, body=b"")
+            return HttpResponse(status=200, headers={"etag": '"1"'})
         if request.url.endswith("media/uploads"):
             self.uploads += 1
             upload = {"url": f"https://storage.example/{self.uploads}", "method": "PUT", "headers": {}}
@@ -480,8 +463,28 @@ async def test_failed_job_with_edited_file_is_not_repaid(tmp_path: Path) -> None
     async with session(service, images="inline", ledger=ledger) as kling, kling.batch(given, name="run") as batch:
         assert not any([outcome.ok async for outcome in batch])
     (tmp_path / "a.png").write_bytes(png(333, 333))
-    hasty = session(service, images="inline", retry_failed=1, clock=Ours(service, patience=0.01), ledger=ledger)
+    hasty = session(service, images="inline", retry_failed=1, clock=AdjustedClock(service, pace=0.01), ledger=ledger)
     async with hasty as kling:
         outcomes = await resumed(kling, name="run")
     assert {type(outcome.error) for outcome in outcomes.values()} == {PredictionFailedError}
     assert [body["prompt"] for body in service.paid][2:] == ["b"]
+
+
+async def test_video_that_cannot_be_saved_before_it_expires_ends_no_batch(tmp_path: Path) -> None:
+    service = Service(seconds=0.1, latency=0.001)
+    ledger = tmp_path / "run.db"
+    async with session(service, ledger=ledger) as kling, kling.batch(jobs(1), name="run") as batch:
+        assert [outcome.ok async for outcome in batch] == [True]
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        del body
+        if request.url.startswith("https://outputs.example"):
+            raise ZeroDivisionError
+        return None
+
+    service.script = script
+    later = session(service, clock=FastClock(service, 6.5 * 86_400.0, pace=0.02), ledger=ledger)
+    async with later as kling, kling.batch(jobs(2), name="run", save_to=tmp_path / "out") as batch:
+        outcomes = [outcome async for outcome in batch]
+    assert len(outcomes) == 2
+    assert len(service.paid) == 2, "the second was sent"

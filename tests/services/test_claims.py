@@ -87,6 +87,7 @@ async def test_claim_cost_is_constant_and_uses_indexes(database: str) -> None:
             "states": ["submitted"],
             "batch": None,
             "failures": 1,
+            "senders": [],
         }
         looked_at = [pages(database, values)]
         first = await drain(ledger, CLAIMED, level)

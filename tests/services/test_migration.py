@@ -11,9 +11,9 @@ import anyio
 import psycopg
 import pytest
 
-from kling_async import LedgerError, State, read_ledger
+from kling_async import LedgerError, Prediction, State, read_ledger
 from kling_async._core import content as contents
-from kling_async.ledger import Content, Entry, read_steps
+from kling_async.ledger import Content, Entry, Identity, read_identity, read_steps
 from kling_async.ledger._postgres import statements, tables
 from kling_async.ledger.postgres import PostgresLedger
 from support import first_release, postgres
@@ -82,15 +82,25 @@ def test_old_tables_are_read_unmigrated(old: str) -> None:
     assert {row.key for row in read_ledger(old, states=[State.ABANDONED])} == {"given-up", "given-up-intent", "single"}
     assert [row.key for row in read_ledger(old, states=[State.REJECTED])] == ["rejected"]
     assert [step.state for step in read_steps(old, key="given-up")][-1] is State.ABANDONED
+    assert [read_identity(old, batch) for batch in (BATCH, "", "new")] == [Identity(1), Identity(1), None]
     assert everything(old) == before
     assert version_of(old) == 2
+
+
+def test_tables_of_version_3_are_read_unmigrated(old: str) -> None:
+    rows, steps = list(read_ledger(old)), list(read_steps(old))
+    postgres.rows(old, tables.MIGRATIONS[2])
+    postgres.rows(old, "UPDATE kling_version SET version = 3")
+    assert ([*read_ledger(old)], [*read_steps(old)]) == (rows, steps)
+    assert [read_identity(old, batch) for batch in (BATCH, "", "new")] == [Identity(1), Identity(1), None]
+    assert version_of(old) == 3
 
 
 async def test_migration_keeps_every_row_and_step(old: str) -> None:
     rows, steps = list(read_ledger(old)), list(read_steps(old))
     slots = postgres.rows(old, "SELECT key FROM kling_job WHERE slot ORDER BY key")
     await migrate(old)
-    assert version_of(old) == len(tables.MIGRATIONS) == 3
+    assert version_of(old) == len(tables.MIGRATIONS) == 4
     # Opening puts rows being sent in doubt, since their worker is gone.
     assert {row.key: row for row in read_ledger(old)} == {row.key: row for row in rows}
     assert list(read_steps(old)) == steps
@@ -114,7 +124,7 @@ async def test_workers_migrate_concurrently(old: str) -> None:
     ledgers = [PostgresLedger(old) for _ in range(5)]
     await asyncio.gather(*(ledger.open() for ledger in ledgers))
     await asyncio.gather(*(ledger.aclose() for ledger in ledgers))
-    assert version_of(old) == 3
+    assert version_of(old) == 4
 
 
 @pytest.mark.timeout(300)
@@ -154,7 +164,7 @@ async def test_database_refuses_open_workers_of_first_release(old: str, statemen
         assert everything(old) == before
 
 
-async def test_later_version_refuses_open_worker(database: str) -> None:
+async def test_later_version_refuses_open_worker(database: str, caplog: pytest.LogCaptureFixture) -> None:
     ledger = PostgresLedger(database)
     await ledger.open()
     row = await ledger.claim("b", "k", content=Content("d"), model="m", at=0.0)
@@ -168,7 +178,7 @@ async def test_later_version_refuses_open_worker(database: str) -> None:
         ledger.identity("new"),
         ledger.find("b", "k"),
         ledger.rows(State),
-        ledger.claim_unowned([State.SUBMITTED], None),
+        ledger.claim_unowned([State.SUBMITTED]),
         ledger.take(1, first_release.LEVEL),
         ledger.admit("b", "k", first_release.LEVEL),
         ledger.enqueue("b", [("other", Content("d"), "m")], at=0.0),
@@ -176,8 +186,13 @@ async def test_later_version_refuses_open_worker(database: str) -> None:
     ):
         with pytest.raises(LedgerError, match="later version"):
             await refused
+    ledger.note_upload("digest", "https://pictures.example/1.png", 9e9)
+    ledger.publish(Prediction(id="p", model="m"), None)
     await ledger.aclose()
+    unnoted = [record.getMessage() for record in caplog.records if "could not be noted" in record.getMessage()]
+    assert ["later version" in message for message in unnoted] == [True, True]
     assert everything(database) == before
+    assert postgres.rows(database, "SELECT 1 FROM kling_upload") == []
     assert postgres.rows(database, "SELECT 1 FROM kling_worker") == [(1,)], "its lease ends by itself"
 
 
@@ -227,11 +242,11 @@ async def test_workers_agree_on_identity_rule_of_new_batch(database: str, monkey
         await ledger.open()
     async with await psycopg.AsyncConnection.connect(database) as other:
         # A worker of another version, with another rule, that has not committed yet.
-        await other.execute(statements.BEGIN_BATCH.encode(), ["default", "b", 1])
+        await other.execute(statements.BEGIN_BATCH.encode(), ["default", "b", 1, '["token"]'])
         monkeypatch.setattr(contents, "RULES", {**contents.RULES, 2: contents.RULES[1]})
         monkeypatch.setattr(contents, "IDENTITY_VERSION", 2)
         async with anyio.create_task_group() as tasks:
-            found: list[int] = []
+            found: list[Identity] = []
 
             async def ask(ledger: PostgresLedger) -> None:
                 found.append(await ledger.identity("b"))
@@ -241,7 +256,7 @@ async def test_workers_agree_on_identity_rule_of_new_batch(database: str, monkey
             await anyio.sleep(0.2)
             assert found == []
             await other.commit()
-    assert found == [1, 1]
-    assert await ledgers[0].identity("new") == await ledgers[1].identity("new") == 2
+    assert found == 2 * [Identity(1, ("token",))]
+    assert await ledgers[0].identity("new") == await ledgers[1].identity("new") == Identity(2)
     for ledger in ledgers:
         await ledger.aclose()

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from kling_async import ConfigurationError, Job, KeyReusedError, KlingSession, LedgerError, Level
 from kling_async._core.budget import Cap
 from kling_async.emulator import Emulator
-from kling_async.ledger import Content, Entry, Row, SharedLedger, State, open_ledger
+from kling_async.ledger import Content, Entry, Row, SharedLedger, State, open_ledger, read_ledger, read_steps
 from kling_async.ledger._postgres import reader, statements
+from kling_async.ledger._postgres.connection import Address
 from kling_async.ledger.postgres import PostgresLedger
 from kling_async.testing import check_ledger
 from support import postgres
+from support.leaks import error_of, leaks, raised_by, stopped_at
 from support.patience import PATIENCE_S
 from support.workers import peak
 
@@ -70,6 +75,17 @@ async def test_postgres_ledger_satisfies_contract(database: str) -> None:
     assert isinstance(made, SharedLedger)
 
 
+async def test_values_that_no_column_holds_are_replaced(database: str) -> None:
+    async with opened(database) as ledger:
+        await claim(ledger, "k")
+        await ledger.record(step("k", State.INTENT, attempt=1))
+        await ledger.record(step("k", State.SUBMITTED, prediction_id="p\0"))
+        row = await ledger.record(step("k", State.FAILED, error="no\ud800", code=10**30))
+        assert (row.prediction_id, row.error, row.code) == ("p\N{REPLACEMENT CHARACTER}", "no?", None)
+        with pytest.raises(LedgerError, match="no text that the ledger can hold"):
+            await claim(ledger, "k\0")
+
+
 async def test_worker_waits_for_row_leased_by_another(database: str) -> None:
     async with opened(database) as one, opened(database) as other:
         assert (await claim(one, "k")).state is State.PENDING
@@ -115,16 +131,33 @@ async def test_close_hands_over_rows_and_death_waits_for_lease(database: str) ->
         await one.record(step("submitted", State.INTENT, attempt=1))
         await one.record(step("submitted", State.SUBMITTED, prediction_id="p"))
         await died(one)
-        assert await other.claim_unowned([State.SUBMITTED], None) == []
+        assert await other.claim_unowned([State.SUBMITTED]) == []
         postgres.end_leases(database, one._lease.worker_id)
         await other._lease.renew()
-        assert [row.key for row in await other.claim_unowned([State.SUBMITTED], None)] == ["submitted"]
+        assert [row.key for row in await other.claim_unowned([State.SUBMITTED])] == ["submitted"]
         (doubtful,) = await other.rows([State.UNCERTAIN])
         assert (doubtful.key, doubtful.error) == ("intent", "its worker ended while it was being submitted")
         assert (await claim(other, "pending")).state is State.PENDING
         async with opened(database) as third:
             await other.aclose()
-            assert [row.key for row in await third.claim_unowned([State.SUBMITTED], None)] == ["submitted"]
+            assert [row.key for row in await third.claim_unowned([State.SUBMITTED])] == ["submitted"]
+
+
+@pytest.mark.promise(1)
+async def test_jobs_that_another_account_has_sent_are_not_claimed(database: str) -> None:
+    async with opened(database) as ledger:
+        for key, sender in (("mine", "me"), ("theirs", "them"), ("unrecorded", None)):
+            await claim(ledger, key)
+            await ledger.record(step(key, State.INTENT, attempt=1, sender=sender))
+            await ledger.record(step(key, State.SUBMITTED, prediction_id=key))
+            await claim(ledger, f"{key} in doubt")
+            await ledger.record(step(f"{key} in doubt", State.INTENT, attempt=1, sender=sender))
+            await ledger.record(step(f"{key} in doubt", State.UNCERTAIN))
+    async with opened(database) as other:
+        taken = [row.key for row, _ in await other.take(9, LEVEL, senders=["me"])]
+        assert sorted(taken) == ["mine", "mine in doubt", "unrecorded", "unrecorded in doubt"]
+        assert await other.claim_unowned([State.SUBMITTED], ["me"]) == []
+        assert [row.key for row in await other.claim_unowned([State.SUBMITTED], ["them"])] == ["theirs"]
 
 
 async def test_fenced_worker_may_write_only_its_prediction_id(database: str) -> None:
@@ -282,7 +315,7 @@ async def test_enqueue_is_atomic_and_idempotent(database: str) -> None:
         assert await ledger.find("b", "k10") is None
         assert [row.state for row in await ledger.rows(State)] == [State.PENDING] * 4
         async with opened(database):
-            workers = reader.workers(database, "default")
+            workers = reader.workers(Address(database), "default")
         assert [(worker.jobs, worker.lease > 20) for worker in workers] == [(0, True)] * 2
 
 
@@ -319,6 +352,22 @@ async def test_later_tables_are_refused(database: str) -> None:
         await again._queue.read("UPDATE kling_version SET version = 99", [])
     with pytest.raises(LedgerError, match="later version"):
         await PostgresLedger(database).open()
+
+
+def test_parameters_of_the_url_take_precedence() -> None:
+    address = Address("postgresql://me@h/db?connect_timeout=7&keepalives_count=9")
+    parameters = conninfo_to_dict(address.parameters(name="reader", answer_within=1))
+    assert parameters == {
+        "user": "me",
+        "host": "h",
+        "dbname": "db",
+        "application_name": "reader",
+        "connect_timeout": "7",
+        "tcp_user_timeout": "1000",
+        "keepalives_idle": "1",
+        "keepalives_interval": "1",
+        "keepalives_count": "9",
+    }
 
 
 async def test_password_is_never_shown(database: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -482,7 +531,7 @@ async def test_rows_unrecorded_during_outage_are_resumed(database: str) -> None:
         # Otherwise the rows would stay owned but unattended for the life of the process.
         with anyio.fail_after(PATIENCE_S):
             assert (await claim(other, "unsent")).state is State.PENDING
-        assert [row.key for row in await other.claim_unowned([State.SUBMITTED], None)] == ["sent"]
+        assert [row.key for row in await other.claim_unowned([State.SUBMITTED])] == ["sent"]
         await one.aclose()
         tasks.cancel_scope.cancel()
 
@@ -529,7 +578,7 @@ async def test_claim_during_close_is_refused(database: str) -> None:
                 await claim(one, "after")
         one.unclaim("b", "before")
         assert await other._queue.read("SELECT 1 FROM kling_job WHERE worker_id IS NOT NULL", []) == []
-        assert len(reader.workers(database, "default")) == 1
+        assert len(reader.workers(Address(database), "default")) == 1
 
 
 async def test_open_ledger_cannot_be_reopened(database: str) -> None:
@@ -570,3 +619,26 @@ async def test_lease_expires_by_database_clock(database: str) -> None:
             await one.record(step("k", State.INTENT, attempt=1))
         await one._lease.renew()
         await one.record(step("k", State.INTENT, attempt=1))
+
+
+PASSWORD = "password-of-the-database"
+UNREACHABLE = f"postgresql://me:{PASSWORD}@127.0.0.1:1/db?connect_timeout=2"
+
+
+@pytest.mark.promise(8)
+async def test_error_of_the_driver_does_not_show_the_password() -> None:
+    errors = [await error_of(PostgresLedger(UNREACHABLE, patience=0.01).open())]
+    errors += [raised_by(partial(list, read(UNREACHABLE))) for read in (read_ledger, read_steps)]
+    for error in errors:
+        assert isinstance(error, LedgerError)
+        assert not leaks(error, [PASSWORD])
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.promise(8)
+async def test_cancelled_connecting_does_not_show_the_password(number: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        ledger = PostgresLedger(UNREACHABLE.replace(":1/", f":{silent.getsockname()[1]}/"))
+        error = await error_of(stopped_at(number, ledger.open(), None))
+    assert isinstance(error, asyncio.CancelledError)
+    assert not leaks(error, [PASSWORD])

@@ -13,7 +13,7 @@ import procrastinate
 import procrastinate.exceptions
 import pytest
 
-from kling_async import InvalidJobError, Job, KeyReusedError, KlingSession, State, Worker, enqueue
+from kling_async import ConfigurationError, InvalidJobError, Job, KeyReusedError, KlingSession, State, Worker, enqueue
 from kling_async.emulator import Emulator
 from kling_async.integrations.procrastinate import KlingTasks, install
 from kling_async.ledger.postgres import PostgresLedger
@@ -76,6 +76,12 @@ async def test_rows_and_queue_jobs_are_enqueued_atomically(database: str) -> Non
             await tasks.enqueue([("bytes", Job(prompt="a", image="data:image/png;base64,AAAA"))])
         assert [key for (key,) in postgres.rows(database, "SELECT key FROM kling_job")] == ["k"]
         assert postgres.rows(database, "SELECT args FROM procrastinate_jobs") == [({"batch": "", "key": "k"},)]
+        signed = [Job(prompt="b", image=f"https://p.example/a.png?token={token}") for token in range(3)]
+        assert await tasks.enqueue([signed[0]], batch="b", ignored_parameters=["token"]) == 1
+        assert await tasks.enqueue([signed[1]], batch="b") == 0
+        with pytest.raises(ConfigurationError, match="begun with"):
+            await tasks.enqueue([signed[2]], batch="b", ignored_parameters=["v"])
+        postgres.rows(database, "DELETE FROM kling_job WHERE batch = 'b'")
         # A job that the queue refuses is not in the ledger either.
         postgres.rows(database, "ALTER TABLE procrastinate_jobs ADD CHECK (args ->> 'key' <> 'refused')")
         with pytest.raises(procrastinate.exceptions.ConnectorException):

@@ -14,6 +14,7 @@ import pytest
 from kling_async import ConfigurationError, LedgerError
 from kling_async.ledger import Content, Entry, Ledger, SQLiteLedger, State, read_ledger, read_steps
 from kling_async.ledger._postgres import reader
+from kling_async.ledger._postgres.connection import Address
 from kling_async.ledger.postgres import PostgresLedger
 from kling_async.results import Format, export
 from support import postgres
@@ -56,11 +57,11 @@ async def test_database_reads_like_file(database: str, tmp_path: Path) -> None:
     assert [row.key for row in read_ledger(database)] == ["k2", "k1", "k0", "new"]
     assert list(read_ledger(database, account="other")) == []
     assert list(read_steps(database, account="other")) == []
-    assert [worker.name for worker in reader.workers(database, "default")] == [shared._lease.name]
-    assert reader.workers(database, "other") == []
+    assert [worker.name for worker in reader.workers(Address(database), "default")] == [shared._lease.name]
+    assert reader.workers(Address(database), "other") == []
     await file.aclose()
     await shared.aclose()
-    assert reader.workers(database, "default") == []
+    assert reader.workers(Address(database), "default") == []
 
 
 async def test_reader_holds_one_page_and_ends_its_transaction(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,12 +113,12 @@ async def test_reader_creates_no_tables_and_refuses_later_ones(database: str) ->
     for read in (read_ledger, read_steps):
         with pytest.raises(LedgerError, match="there is no ledger in postgresql://"):
             list(read(database))
-    assert not reader.exists(database)
+    assert not reader.exists(Address(database))
     assert postgres.rows(database, "SELECT 1 FROM pg_tables WHERE tablename LIKE 'kling%%'") == []
     ledger = PostgresLedger(database)
     await ledger.open()
     await ledger.aclose()
-    assert reader.exists(database)
+    assert reader.exists(Address(database))
     postgres.rows(database, "UPDATE kling_version SET version = 99")
     with pytest.raises(LedgerError, match="later version"):
         list(read_ledger(database))

@@ -33,7 +33,7 @@ async def test_run_saves_to_store_and_keeps_results_locally(cli: Cli) -> None:
             env |= server.environment() | {"NO_PROXY": "127.0.0.1"}
             emulator.faults.add("submit", faults.Status(400), when=lambda exchange: exchange.body.get("prompt") == "c")
             call = partial(run_sync, abandon_on_cancel=False)
-            done = await call(partial(cli, "run", path, "--out", out, "--level", "gold", "--gallery", **env))
+            done = await call(partial(cli, "run", path, "--out", out, "--level", "gold", "--gallery", "--yes", **env))
             assert (done.returncode, "Traceback" in done.stderr) == (1, False)
             assert f"2 of 3 videos in {out}, 1 failed" in done.stdout
             home = cli.folder / "kling-spring"
@@ -47,7 +47,7 @@ async def test_run_saves_to_store_and_keeps_results_locally(cli: Cli) -> None:
             assert not list(cli.folder.glob("s3:*"))
 
             (command,) = [line.split() for line in done.stdout.splitlines() if line.startswith("  kling-async run")]
-            again = await call(partial(cli, *command[1:], **env))
+            again = await call(partial(cli, *command[1:], "--yes", **env))
             assert (again.returncode, len(emulator.charges())) == (0, 3)
             results = [json.loads(line) for line in (home / "results.jsonl").read_text().splitlines()]
             assert {row["key"]: row["status"] for row in results} == dict.fromkeys("abc", "saved")

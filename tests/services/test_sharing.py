@@ -20,15 +20,19 @@ from kling_async import (
     Outcome,
     State,
     SubmissionUncertainError,
+    UnknownPredictionError,
     WatchPolicy,
     Worker,
+    enqueue,
 )
 from kling_async.emulator import Emulator, faults
 from kling_async.integrations.fastapi import JobDesk
+from kling_async.ledger import Entry, Row
 from kling_async.ledger.postgres import PostgresLedger
 from kling_async.webhooks import aiohttp_handler
 from support import postgres
 from support.patience import PATIENCE_S
+from support.pictures import png
 
 pytestmark = pytest.mark.anyio
 
@@ -134,7 +138,7 @@ async def test_open_sessions_take_over_rows_of_dead_session(database: str) -> No
         assert len(emulator.charges()) == 4
 
 
-UNWATCHED = WatchPolicy(price=1e6, least=86_000, most=86_400, pages=False, deliveries=1.0, scouts=False)
+UNWATCHED = WatchPolicy(price=1e6, least=86_000, most=86_400)
 """Watch policy that reads nothing during a test."""
 
 
@@ -239,6 +243,67 @@ async def test_budget_is_shared_by_all_workers(database: str) -> None:
         assert len(emulator.charges()) == 4
         await asyncio.gather(work(4), work(4))
         assert len(emulator.charges()) == 8
+
+
+class StrayLedger(PostgresLedger):
+    """Raises `CancelledError` once in each of the methods whose names are in `left`."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(url, **options)
+        self.left: list[str] = []
+
+    def stray(self, name: str) -> None:
+        if name in self.left:
+            self.left.remove(name)
+            raise asyncio.CancelledError
+
+    async def take(self, *args: Any, **options: Any) -> Any:
+        self.stray("take")
+        return await super().take(*args, **options)
+
+    async def uploaded(self, *args: Any) -> str | None:
+        self.stray("uploaded")
+        return await super().uploaded(*args)
+
+    async def record(self, entry: Entry) -> Row:
+        if entry.state is State.SUBMITTED:
+            self.stray("record")
+        return await super().record(entry)
+
+
+@pytest.mark.promise(2)
+async def test_stray_cancellations_inside_of_the_ledger_end_no_worker(database: str) -> None:
+    async with emulated() as emulator:
+        ledger = StrayLedger(database, lease=LEASE, poll=0.2)
+        async with session(emulator, database, ledger=ledger) as kling, working(kling, again=0.1):
+            picture = Job(model="kling-v2.1-pro", prompt="x", image=png())
+            jobs = [(key, await kling._engine.contents.read(picture, "b"), picture.model) for key in "abc"]
+            await kling.upload(png())
+            ledger.left += ["take", "uploaded", "record"]
+            await ledger.enqueue("b", jobs, at=0.0)
+            await until(database, State.COMPLETED, 3)
+        assert ledger.left == []
+        assert len(emulator.charges()) == 3
+
+
+@pytest.mark.promise(1)
+async def test_worker_of_a_restored_database_pays_for_no_job_of_later(database: str) -> None:
+    """The database has lost the rows of two jobs, as an older copy; the service echoes inputs."""
+    async with emulated(input_echo=True) as emulator:
+        async with session(emulator, database) as kling, working(kling):
+            await enqueue(ledger_of(kling), {key: job(key) for key in "abcd"}, batch="b")
+            await until(database, State.COMPLETED, 4)
+        lost = "(SELECT id FROM kling_job WHERE key IN ('c', 'd'))"
+        postgres.rows(database, f"DELETE FROM kling_step WHERE job IN {lost}")
+        postgres.rows(database, f"DELETE FROM kling_job WHERE id IN {lost}")
+        async with session(emulator, database) as kling:
+            await enqueue(ledger_of(kling), {key: job(key) for key in "abcde"}, batch="b")
+            with anyio.fail_after(PATIENCE_S), pytest.raises(UnknownPredictionError, match="older copy"):
+                await Worker(kling).run()
+        assert len(emulator.charges()) <= 5, "e may have been sent before"
+        async with session(emulator, database) as kling, working(kling, seen="pay"):
+            await until(database, State.COMPLETED, 5)
+        assert len(emulator.charges()) == 7, "c and d were paid for again, as told"
 
 
 async def test_next_worker_retries_failed_job(database: str) -> None:

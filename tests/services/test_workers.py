@@ -70,6 +70,9 @@ async def test_disconnected_worker_stops_and_reconnects(database: str) -> None:
         intended = {key for (key,) in postgres.rows(database, intents)}
         sent = {str(record.inputs["prompt"]).replace("number ", "job-") for record in workers.emulator.predictions()}
         assert sent <= intended, "it went on submitting what it could not write down"
+        paid = len(workers.emulator.predictions())
+        await anyio.sleep(CUT_OFF_S)
+        assert len(workers.emulator.predictions()) == paid, "it went on submitting after its lease had ended"
         # Another worker follows its sent jobs and settles its doubts.
         done = counts(database)[State.COMPLETED]
         other = await workers.start(database)

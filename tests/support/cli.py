@@ -7,13 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from kling_async.emulator.faults import Call
 from support.patience import PATIENCE_S
 
+EAGER = ("--polling", "eager")
+"""The options of what the environment of tests says, as shown in commands for later."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -25,6 +28,8 @@ class Cli:
         foreign = ("WAVESPEED_", "GPTPROTO_", "FORCE_COLOR", "NO_COLOR", "TTY_", "COLUMNS", "LINES")
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         self.env |= {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "TERM": "xterm-256color"}
+        # The videos of tests are made at once; by default, one that is alone is read first after half a minute.
+        self.env["KLING_WATCH"] = "eager"
         # Warnings of the package, such as an unclosed socket, become errors.
         self.env["PYTHONWARNINGS"] = "error::ResourceWarning,error::RuntimeWarning"
 
@@ -52,6 +57,45 @@ class Cli:
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    def in_terminal(
+        self, *words: str, answer: str = "", piped: Collection[str] = (), **env: str
+    ) -> tuple[str, str, int]:
+        """Run a command in a pseudo-terminal.
+
+        Args:
+            words: The command.
+            answer: Text that is typed.
+            piped: Streams that are no terminal: `stdin` is empty; what `stdout` and `stderr` get is returned.
+            env: Further variables.
+
+        Returns:
+            What the terminal showed, what the pipe got, and the exit status.
+        """
+        master, slave = os.openpty()
+        with tempfile.TemporaryFile() as pipe:
+            process = subprocess.Popen(
+                self.command(*words),
+                cwd=self.folder,
+                env=self.env | {"COLUMNS": "100", "LINES": "40"} | env,
+                stdin=subprocess.DEVNULL if "stdin" in piped else slave,
+                stdout=pipe if "stdout" in piped else slave,
+                stderr=pipe if "stderr" in piped else slave,
+                start_new_session=True,
+            )
+            os.close(slave)
+            os.write(master, answer.encode())
+            shown = b""
+            try:
+                while piece := os.read(master, 65536):
+                    shown += piece
+            except OSError:
+                pass  # the process has exited
+            finally:
+                os.close(master)
+            status = process.wait(PATIENCE_S)
+            pipe.seek(0)
+            return shown.decode(), pipe.read().decode(), status
 
     @staticmethod
     def command(*words: str) -> list[str]:

@@ -20,11 +20,12 @@ import psycopg
 from PIL import Image
 
 from kling_async import Budget, Job, KlingError, KlingSession, Level, Outcome, WatchPolicy, read_ledger
+from kling_async._core.sender import UNRECORDED
+from kling_async._session.session import engine_of
 from kling_async.cli import doubts, status
 from kling_async.cli.ledgers import LedgerName
 from kling_async.cli.options import DoubtOptions, StatusOptions
 from kling_async.emulator import ScaledClock
-from kling_async.ledger import read_steps
 from kling_async.results import Format, export
 from kling_async.testing import LoopClock
 from support.service import Service, open_session
@@ -129,6 +130,7 @@ async def decisions(fresh: Fresh, folder: Path) -> dict[str, Any]:
     runs: dict[str, dict[str, Any]] = {
         "hold": {"on_uncertain": "hold"},
         "reconcile": {"on_uncertain": "reconcile", "sole_user": True},
+        "reconcile own": {"on_uncertain": "reconcile", "sole_user": True, "own": True},
         "resubmit": {"on_uncertain": "resubmit"},
         "retry": {"on_uncertain": "hold", "retry_failed": 1},
     }
@@ -149,8 +151,15 @@ async def decisions(fresh: Fresh, folder: Path) -> dict[str, Any]:
     return found
 
 
-async def _run(ledger: Path | str, *, resumed: bool, **options: Any) -> dict[str, Any]:
-    """Run the batch again, with the same call or from its ledger."""
+async def _run(ledger: Path | str, *, resumed: bool, own: bool = False, **options: Any) -> dict[str, Any]:
+    """Run the batch again, with the same call or from its ledger.
+
+    Args:
+        ledger: The ledger.
+        resumed: Run it from its ledger.
+        own: Say first that the jobs of the first release, which did not record who sent them, are of this account.
+        options: Options of the session.
+    """
     epoch = START + 3600.0 - asyncio.get_running_loop().time()
     service = Service(seconds=0.2, latency=0.001, clock=LoopClock(epoch), epoch=epoch)
     service.accepted["id-submitted-1"] = (service.clock.monotonic(), 0.2, {"prompt": "About submitted"})
@@ -158,6 +167,8 @@ async def _run(ledger: Path | str, *, resumed: bool, **options: Any) -> dict[str
     session: KlingSession = open_session(service, watch=WatchPolicy.fixed(0.05), ledger=ledger, grace=0.01, **options)
     outcomes: dict[str, Outcome] = {}
     async with session as kling:
+        if own:
+            await engine_of(kling).senders.add([UNRECORDED])
         budget = options.get("budget")
         before = None if budget is None else (budget.spent, budget.held)
         jobs = {key: job(key) for key in KEYS}
@@ -213,14 +224,6 @@ def _status(ledger: Path | str) -> object:
 
 def _stripped(row: Any) -> object:
     return row.state, row.doubt, row.candidates, row.spent, row.cost, row.attempt, row.prediction_id
-
-
-def states_of_steps(ledger: Path | str) -> dict[str, list[str]]:
-    """Return the states that each job of `BATCH` went through."""
-    found: dict[str, list[str]] = {}
-    for step in read_steps(ledger, batch=BATCH):
-        found.setdefault(step.key, []).append(step.state.value)
-    return found
 
 
 def copies(source: Path, folder: Path) -> Fresh:

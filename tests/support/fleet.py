@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import random
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from statistics import NormalDist, fmean, median
 from typing import Any
 
 import anyio
 import attrs
+import looptime
 
 from kling_async import HttpRequest, HttpResponse, Job, Prediction, WatchPolicy
 from kling_async._core.polling import WatchStatistics
+from kling_async._core.read_rate import default_ceiling
 from kling_async._core.secret import Secret
 from kling_async._observers import Observers
 from kling_async._watching.watcher import Watcher
@@ -105,6 +109,12 @@ class Fleet:
         items = [self.prediction(record, self.stale) for record in reversed(page)]
         return json_response({"code": 200, "data": {"page": body["page"], "items": items}})
 
+    @property
+    def busiest(self) -> int:
+        """Most requests within any second."""
+        times = [at for at, _ in self.sent]
+        return max(bisect_left(times, at + 1) - number for number, at in enumerate(times))
+
     def prediction(self, record: Record, stale: float = 0.0) -> dict[str, Any]:
         """Return the prediction as it was `stale` seconds ago."""
         ended = self.now - stale >= record.ends
@@ -115,6 +125,7 @@ class Fleet:
             "status": "completed" if ended else "processing",
             "outputs": [f"https://outputs.example/{record.id}.mp4"] if ended else [],
             "created_at": created.isoformat(timespec="microseconds"),
+            "timings": {"inference": int(1000 * record.seconds) if ended else 0},
         }
 
 
@@ -126,15 +137,20 @@ class Figures:
         requests: requests per prediction.
         singles: number of single reads.
         pages: number of list requests.
-        delay: mean seconds from the end of a prediction to its notification.
+        delays: seconds from the end of each prediction to its notification, by its id.
         watched: the watcher's own statistics.
     """
 
     requests: float
     singles: int
     pages: int
-    delay: float
+    delays: Mapping[str, float]
     watched: WatchStatistics
+
+    @property
+    def delay(self) -> float:
+        """Mean delay in seconds."""
+        return fmean(self.delays.values())
 
 
 def ids() -> Callable[[], str]:
@@ -152,9 +168,14 @@ def fleet(times: Sequence[float], *, apart: float = 0.01, foreign: int = 0, **op
     return Fleet(records, **options)
 
 
-def log_normal(count: int, median: float, sigma: float, seed: int = 1) -> list[float]:
+def log_normal(count: int, middle: float, sigma: float, seed: int = 1) -> list[float]:
     rng = random.Random(seed)
-    return [median * rng.lognormvariate(0, sigma) for _ in range(count)]
+    return [middle * rng.lognormvariate(0, sigma) for _ in range(count)]
+
+
+def quantiles(count: int, middle: float, sigma: float) -> list[float]:
+    """Return `count` equally probable log-normal durations."""
+    return [middle * math.exp(NormalDist(0, sigma).inv_cdf((number + 0.5) / count)) for number in range(count)]
 
 
 def fixed(times: Sequence[float], interval: float, latency: float = 0.2) -> tuple[float, float]:
@@ -178,11 +199,99 @@ def exponential(
     return requests / len(times), delays / len(times)
 
 
+def growing_intervals() -> Iterator[tuple[float, float, float]]:
+    """Yield the first interval, growth and cap of fixed and growing intervals, to compare with."""
+    yield from ((interval / 4, 1.0, interval / 4) for interval in range(4, 240))
+    for first in (1.0, 2.0, 5.0, 10.0, 20.0):
+        for growth in (1.1, 1.25, 1.5, 2.0):
+            caps = (5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 60.0, math.inf)
+            yield from ((first, growth, cap) for cap in caps if cap >= first)
+
+
+def dominating(times: Sequence[float], requests: float, delay: float) -> list[tuple[float, float, float]]:
+    """Return the fixed and growing intervals that send no more requests and add no more delay than given."""
+    computed = {interval: exponential(times, *interval) for interval in growing_intervals()}
+    return [interval for interval, (sent, late) in computed.items() if sent <= requests and late <= delay]
+
+
+def run_watch(service: Fleet, policy: WatchPolicy, **options: Any) -> Figures:
+    """Run `watch` on an event loop of its own, in virtual time."""
+    # There is no real I/O, so time may advance without idle iterations of the loop.
+    loop = looptime.new_event_loop(noop_cycles=1)
+    try:
+        return loop.run_until_complete(watch(service, policy, **options))
+    finally:
+        loop.close()
+
+
+@attrs.frozen
+class Compared:
+    """Figures of watching beside those of a fixed 5 s interval for the same durations.
+
+    Attributes:
+        requests: requests per prediction.
+        delays: seconds from the ends to their notification, ascending.
+        fixed: requests per prediction and mean delay of the fixed interval.
+    """
+
+    requests: float
+    delays: Sequence[float]
+    fixed: tuple[float, float]
+
+    @property
+    def delay(self) -> float:
+        """Mean delay in seconds."""
+        return fmean(self.delays)
+
+    @property
+    def request_share(self) -> float:
+        """Requests over those of the fixed interval."""
+        return self.requests / self.fixed[0]
+
+    @property
+    def delay_share(self) -> float:
+        """Mean delay over that of the fixed interval."""
+        return self.delay / self.fixed[1]
+
+    def percentile(self, share: float) -> float:
+        """Return the delay that a share of the predictions does not exceed, in seconds."""
+        return self.delays[min(int(share * len(self.delays)), len(self.delays) - 1)]
+
+
+def alone(
+    policy: WatchPolicy, times: Sequence[float], *, others: int = 0, sessions: int = 1, sigma: float = 0.0
+) -> Compared:
+    """Watch one prediction at a time: the first of its session, or the one after `others` of the same kind.
+
+    The reads of a prediction do not depend on when it will end. So each session ends with a prediction that runs on,
+    and the figures of all `times` follow from its reads.
+
+    Args:
+        policy: policy of the sessions.
+        times: durations of the prediction.
+        others: number of predictions before it, one after the other.
+        sessions: number of sessions.
+        sigma: sigma of the log-normal durations of the others; their median is that of `times`.
+    """
+    requests, delays = 0, []
+    for seed in range(sessions):
+        before = log_normal(others, median(times), sigma, seed=seed)
+        service = fleet([*before, 2 * max(times)], apart=3600.0, lists=False)
+        run_watch(service, policy)
+        last = service.records[-1]
+        reads = [at + service.latency - last.created for at, what in service.sent if what == last.id]
+        found = [bisect_left(reads, seconds) for seconds in times]
+        requests += sum(found) + len(found)
+        delays += [reads[read] - seconds for read, seconds in zip(found, times, strict=True)]
+    return Compared(requests / len(delays), sorted(delays), fixed(times, 5.0))
+
+
 async def watch(
     service: Fleet,
     policy: WatchPolicy,
     *,
     provider: Provider | None = None,
+    ceiling: float | None = None,
     delivered: Callable[[Record], bool] = lambda _: False,
 ) -> Figures:
     """Watch all predictions of this process until they have ended.
@@ -191,11 +300,12 @@ async def watch(
         service: the service with the predictions.
         policy: policy of the watcher.
         provider: provider of the predictions; None uses WaveSpeed.
+        ceiling: reads per second; None uses the default of as many slots as there are predictions.
         delivered: predicate that selects the predictions whose end a webhook reports, one second later.
     """
     clock = service.clock
     service.begun = clock.monotonic()
-    delays: list[float] = []
+    delays: dict[str, float] = {}
     ours = [record for record in service.records if record.ours]
     done = anyio.Event()
     watcher = Watcher(
@@ -203,6 +313,7 @@ async def watch(
         provider=provider or WaveSpeed(api_key=Secret("wsk_key_of_the_test")),
         clock=clock,
         policy=policy,
+        ceiling=default_ceiling(len(ours)) if ceiling is None else ceiling,
         rng=random.Random(3),
         observe=Observers(()),
         forget_after=1e6,
@@ -211,7 +322,7 @@ async def watch(
     def ended(record: Record) -> Callable[[Prediction], None]:
         def on_end(last: Prediction) -> None:
             assert last.status.ended, "the watcher reported an end too early"
-            delays.append(service.now - record.ends)
+            delays[record.id] = service.now - record.ends
             if len(delays) == len(ours):
                 done.set()
 
@@ -239,6 +350,6 @@ async def watch(
         requests=len(service.sent) / len(ours),
         singles=len(service.sent) - pages,
         pages=pages,
-        delay=sum(delays) / len(delays),
+        delays=delays,
         watched=watcher.statistics(),
     )

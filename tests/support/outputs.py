@@ -16,6 +16,7 @@ from aiohttp.test_utils import RawTestServer
 from kling_async._core.http import Timeouts
 from kling_async._core.prediction import SavedFile
 from kling_async._http.transport import AiohttpTransport
+from kling_async._turns import Turns
 from kling_async.storage import Target, save_output
 from support.videos import mp4
 
@@ -25,18 +26,26 @@ KEY = "signature"
 
 
 class QuickClock:
-    """Clock whose sleeps return immediately and are recorded."""
+    """Clock whose sleeps return immediately, are recorded, and advance it.
+
+    Attributes:
+        pauses: seconds of each sleep.
+        elapsed: seconds by which it has advanced.
+    """
 
     def __init__(self) -> None:
         self.pauses: list[float] = []
+        self.elapsed = 0.0
 
     def now(self) -> float:
-        return 1_000_000.0
+        return 1_000_000.0 + self.elapsed
 
-    monotonic = now
+    def monotonic(self) -> float:
+        return self.elapsed
 
     async def sleep(self, seconds: float, /) -> None:
         self.pauses.append(seconds)
+        self.elapsed += seconds
         await anyio.lowlevel.checkpoint()
 
 
@@ -56,12 +65,20 @@ class Host:
     async def save(
         self,
         target: Path | Target,
-        attempts: int = 5,
+        deadline: float = 1800.0,
         rng: Callable[[], float] = random.random,
         created_at: float | None = None,
+        turns: Turns | None = None,
     ) -> SavedFile:
         return await save_output(
-            self.transport, self.url, target, self.clock, attempts=attempts, rng=rng, created_at=created_at
+            self.transport,
+            self.url,
+            target,
+            self.clock,
+            deadline=deadline,
+            rng=rng,
+            created_at=created_at,
+            turns=turns,
         )
 
     def cut(self, after: int) -> None:
@@ -94,13 +111,13 @@ class Host:
         self.replies.append(reply)
         return stopped
 
-    def status(self, status: int, **headers: str) -> None:
-        """Send the next response with this status and no body."""
+    def status(self, status: int, times: int = 1, /, **headers: str) -> None:
+        """Send the next `times` responses with this status and no body."""
 
         async def reply(_: web.BaseRequest) -> web.StreamResponse:
             return web.Response(status=status, headers={name.replace("_", "-"): headers[name] for name in headers})
 
-        self.replies.append(reply)
+        self.replies += [reply] * times
 
     def whole_or_rest(self, request: web.BaseRequest) -> tuple[web.StreamResponse, bytes]:
         byte_range = request.headers.get("Range")

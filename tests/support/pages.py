@@ -127,11 +127,13 @@ def _name(words: list[str]) -> str:
 
 
 def _added(name: str) -> list[str]:
-    """Options for free ports and shorter waits."""
+    """Options for free ports, for shorter waits, and for payments without a terminal to ask."""
     if name == "emulator":
         return ["--port", "0", "--gptproto-port", "0"]
     if name == "studio":
         return ["--port", "0"]
+    if name in {"run", "resume"}:
+        return ["--yes"]
     return ["--quick", "--speed", "200"] if name == "demo" else []
 
 

@@ -64,6 +64,9 @@ class Service:
             return self.accept(body, request.url.partition("/api/v3/")[2])
         if request.url.endswith("/api/v3/predictions"):
             return self.history(body)
+        if request.url.endswith("/api/v3/billings/search"):
+            # Empty: it confirms what the history lacks.
+            return json_response({"code": 200, "message": "success", "data": {"page": 1, "items": []}})
         return self.read(request.url.rsplit("/", 2)[-2])
 
     def accept(self, body: dict[str, Any], model: str = "kwaivgi/kling-v2.1-i2v-standard") -> HttpResponse:

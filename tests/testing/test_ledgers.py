@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import attrs
 import pytest
 
 from kling_async import KeyReusedError, LedgerError
-from kling_async.ledger import Content, Entry, MemoryLedger, Row, SQLiteLedger, State
+from kling_async.ledger import Content, Entry, Identity, Known, MemoryLedger, Row, Sender, SQLiteLedger, State
 from kling_async.testing import check_ledger
 
 pytestmark = pytest.mark.anyio
@@ -79,13 +79,18 @@ class NeverClaimed(MemoryLedger):
 
 
 class ForgetsIds(MemoryLedger):
-    async def known(self, prediction_ids: Iterable[str]) -> dict[str, tuple[str | None, str]]:
+    async def known(self, prediction_ids: Iterable[str]) -> dict[str, Known]:
         return {}
 
 
+class ForgetsSenders(MemoryLedger):
+    async def put_sender(self, sender: Sender) -> None:
+        pass
+
+
 class KnowsEverything(MemoryLedger):
-    async def known(self, prediction_ids: Iterable[str]) -> dict[str, tuple[str | None, str]]:
-        return dict.fromkeys(prediction_ids, ("f", "model"))
+    async def known(self, prediction_ids: Iterable[str]) -> dict[str, Known]:
+        return dict.fromkeys(prediction_ids, Known("f", "model", None))
 
 
 class AllRows(MemoryLedger):
@@ -98,9 +103,30 @@ class NoCost(MemoryLedger):
         return await super().record(attrs.evolve(entry, cost=None))
 
 
-class NoIdentity(MemoryLedger):
-    async def identity(self, batch: str) -> int:
-        return 1 + await super().identity(batch)
+class OldRule(MemoryLedger):
+    async def identity(self, batch: str, *, ignored: tuple[str, ...] | None = None) -> Identity:
+        return attrs.evolve(await super().identity(batch, ignored=ignored), rule=1)
+
+
+class AnyIgnored(MemoryLedger):
+    async def identity(self, batch: str, *, ignored: tuple[str, ...] | None = None) -> Identity:
+        found = await super().identity(batch, ignored=None if batch in self._identities else ignored)
+        return found if ignored is None else attrs.evolve(found, ignored=ignored)
+
+
+class IgnoresNothing(MemoryLedger):
+    async def identity(self, batch: str, *, ignored: tuple[str, ...] | None = None) -> Identity:
+        return attrs.evolve(await super().identity(batch, ignored=ignored), ignored=())
+
+
+class ForgetsIgnored(MemoryLedger):
+    async def ignored_parameters(self) -> list[tuple[str, ...]]:
+        return []
+
+
+class EverySetOfIgnored(MemoryLedger):
+    async def ignored_parameters(self) -> list[tuple[str, ...]]:
+        return [identity.ignored for identity in self._identities.values()]
 
 
 class ForgetsDoubts(MemoryLedger):
@@ -137,10 +163,15 @@ class OwnsEverything(MemoryLedger):
         (ForgetsIds, "`known` is to give"),
         (KnowsEverything, "`known` is to give"),
         (AllRows, "`rows`"),
-        (NoIdentity, "`identity` of a new batch is"),
+        (OldRule, "`identity` of the batch 'check' is"),
+        (AnyIgnored, "`identity` with other parameters than the batch's did not raise"),
+        (IgnoresNothing, "`identity` of the batch 'ignores' is"),
+        (ForgetsIgnored, "`ignored_parameters` is to give"),
+        (EverySetOfIgnored, "`ignored_parameters` is to give"),
         (ForgetsDoubts, "a doubt was"),
         (NoCost, "`record` of a submission left"),
         (SaysItIsDurable, "is not there when it is opened again"),
+        (ForgetsSenders, "`senders` is to give"),
         (OwnerForgets, "`owner` did not give the row"),
         (OwnsEverything, "`owner` of an unknown id is to be None"),
     ],
@@ -148,6 +179,61 @@ class OwnsEverything(MemoryLedger):
 async def test_contract_check_detects_broken_ledger(broken: type[MemoryLedger], said: str) -> None:
     with pytest.raises(AssertionError, match=said):
         await check_ledger(broken)
+
+
+class ForgetsOtherBatches(SQLiteLedger):
+    async def paid_elsewhere(self, batch: str, key: str, *, digests: Collection[str], any_key: bool) -> list[Row]:
+        return []
+
+
+class FindsOwnBatch(SQLiteLedger):
+    async def paid_elsewhere(self, batch: str, key: str, *, digests: Collection[str], any_key: bool) -> list[Row]:
+        return await super().paid_elsewhere(f"not {batch}", key, digests=digests, any_key=any_key)
+
+
+class OneRuleOnly(SQLiteLedger):
+    async def paid_elsewhere(self, batch: str, key: str, *, digests: Collection[str], any_key: bool) -> list[Row]:
+        return await super().paid_elsewhere(batch, key, digests=list(digests)[:1], any_key=any_key)
+
+
+class AnyKey(SQLiteLedger):
+    async def paid_elsewhere(self, batch: str, key: str, *, digests: Collection[str], any_key: bool) -> list[Row]:
+        return await super().paid_elsewhere(batch, key, digests=digests, any_key=True)
+
+
+class OwnKeyOnly(SQLiteLedger):
+    async def paid_elsewhere(self, batch: str, key: str, *, digests: Collection[str], any_key: bool) -> list[Row]:
+        return await super().paid_elsewhere(batch, key, digests=digests, any_key=False)
+
+
+class SentOnly(SQLiteLedger):
+    async def paid_elsewhere(self, batch: str, key: str, *, digests: Collection[str], any_key: bool) -> list[Row]:
+        found = await super().paid_elsewhere(batch, key, digests=digests, any_key=any_key)
+        return [row for row in found if row.state.paid]
+
+
+class KeepsClaims(SQLiteLedger):
+    def unclaim(self, batch: str, key: str) -> None:
+        del batch, key
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (ForgetsOtherBatches, "that another batch has paid for is to give"),
+        (FindsOwnBatch, "that its own batch has paid for is to give"),
+        (OneRuleOnly, "that another batch has paid for is to give"),
+        (AnyKey, "that another batch has paid for is to give"),
+        (OwnKeyOnly, "with any key is to give"),
+        (SentOnly, "the second of two claimed jobs is to give"),
+        (KeepsClaims, "when the other one was released"),
+    ],
+)
+async def test_contract_check_detects_ledger_that_mistakes_other_batches(
+    tmp_path: Path, broken: type[SQLiteLedger], said: str
+) -> None:
+    with pytest.raises(AssertionError, match=said):
+        await check_ledger(lambda: broken(tmp_path / "run.db"))
 
 
 class LosesNotes(SQLiteLedger):

@@ -23,7 +23,7 @@ from kling_async import (
     SubmissionUncertainError,
 )
 from kling_async._core.http import Effect
-from kling_async._submission.submitter import MAX_CONCURRENT_SUBMITS
+from kling_async.limits.capacity import MAX_UNANSWERED_SUBMITS
 from kling_async.testing import json_response
 from support.service import IMAGE, Service, open_session
 
@@ -147,9 +147,9 @@ async def test_concurrent_submits_are_capped_independently_of_slots() -> None:
         return service.accept(body)
 
     service.script = lambda request, body: slow(request, body) if request.effect is Effect.PAID else None
-    async with open_session(service, max_in_flight=500, adaptive=False) as kling:
-        await asyncio.gather(*(kling.generate(job) for job in jobs(200)))
-    assert peak == MAX_CONCURRENT_SUBMITS == 32
+    async with open_session(service, max_in_flight=2000, adaptive=False) as kling:
+        await asyncio.gather(*(kling.generate(job) for job in jobs(1500)))
+    assert peak == MAX_UNANSWERED_SUBMITS == 256
 
 
 @pytest.mark.promise(5)
@@ -236,7 +236,7 @@ async def test_failed_job_is_returned_as_outcome() -> None:
         assert len(batch.failures) == 1
         statistics = batch.statistics()
     assert (statistics.completed, statistics.failed, statistics.read) == (4, 1, 5)
-    assert str(statistics.spent) == "1.40"
+    assert str(statistics.spent) == "1.25"
 
 
 async def test_batch_keeps_failures_up_to_limit() -> None:

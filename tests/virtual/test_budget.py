@@ -25,7 +25,7 @@ from kling_async import (
     SubmissionUncertainError,
 )
 from kling_async._core.http import Effect
-from kling_async.ledger import MemoryLedger
+from kling_async.ledger import Content, Entry, MemoryLedger, Row
 from kling_async.testing import json_response
 from support.service import IMAGE, Service, open_session
 
@@ -200,6 +200,81 @@ async def test_unlisted_price_is_requested_once_per_kind() -> None:
     assert len(asked) == 1
 
 
+async def test_price_that_was_read_meanwhile_is_used_at_once() -> None:
+    service = Service()
+    known = False
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        del body
+        if not request.url.endswith("/api/v3/model/price"):
+            return None
+        if not known:
+            return json_response({"code": 404, "message": "not found"}, status=404)
+        data = {"price": 0.30, "discounted_price": 0.27}
+        return json_response({"code": 200, "message": "success", "data": data})
+
+    service.script = script
+    budget, job = Budget(1), Job(model="kling-v2.1-standard", prompt="a", image=IMAGE)
+    async with open_session(service, budget=budget) as kling:
+        with pytest.raises(PriceUnknownError):
+            await kling.submit(job)
+        known = True
+        assert (await kling.price(job)).discounted == Decimal("0.27")
+        await kling.submit(job)
+    assert budget.spent == Decimal("0.27")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"price": -0.30, "discounted_price": -0.27}, "expected at least 0"),
+        ({"price": 2.1, "discounted_price": 2.1, "currency": "CNY"}, "budgets are in USD"),
+    ],
+    ids=["negative", "other currency"],
+)
+async def test_price_that_no_budget_can_count_is_unknown(data: dict[str, Any], said: str) -> None:
+    service = Service()
+    service.script = lambda request, _: (
+        json_response({"code": 200, "message": "success", "data": data})
+        if request.url.endswith("/api/v3/model/price")
+        else None
+    )
+    budget = Budget(1)
+    async with open_session(service, budget=budget) as kling:
+        with pytest.raises(PriceUnknownError, match=said):
+            await kling.submit(model="kling-v2.1-standard", prompt="a", image=IMAGE)
+    assert (service.paid, budget.spent) == ([], Decimal(0))
+
+
+async def test_price_that_cannot_be_read_is_asked_again_after_a_minute() -> None:
+    service = Service()
+    asked: list[float] = []
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        del body
+        if not request.url.endswith("/api/v3/model/price"):
+            return None
+        asked.append(service.clock.monotonic())
+        if service.clock.monotonic() < 100:
+            return json_response({"code": 404, "message": "not found"}, status=404)
+        return json_response({"code": 200, "message": "success", "data": {"price": 0.30, "discounted_price": 0.27}})
+
+    service.script = script
+    budget = Budget(10, allow_estimate=True)
+    async with open_session(service, budget=budget) as kling:
+
+        async def submit(count: int) -> None:
+            for number in range(count):
+                await kling.submit(model="kling-v2.1-standard", prompt=f"{number}", image=IMAGE)
+
+        await submit(5)
+        assert max(asked) - min(asked) < 5, "the jobs do not wait for the price one after the other"
+        assert budget.spent == 5 * Decimal("0.25")
+        await asyncio.sleep(120)
+        await submit(1)
+        assert budget.spent == 5 * Decimal("0.25") + Decimal("0.27")
+
+
 @pytest.mark.parametrize("estimate", [False, True])
 async def test_unknown_price_is_refused_or_estimated(estimate: bool) -> None:  # noqa: FBT001 -- a case
     service = Service()
@@ -215,7 +290,7 @@ async def test_unknown_price_is_refused_or_estimated(estimate: bool) -> None:  #
     async with open_session(service, budget=budget) as kling:
         if estimate:
             await kling.generate(model="kling-v2.1-standard", prompt="a", image=IMAGE)
-            assert budget.spent == Decimal("0.28")
+            assert budget.spent == Decimal("0.25")
         else:
             with pytest.raises(PriceUnknownError, match="allow_estimate"):
                 await kling.generate(model="kling-v2.1-standard", prompt="a", image=IMAGE)
@@ -275,6 +350,39 @@ async def test_resubmission_without_budget_records_price() -> None:
         await kling.submit(model=PRO, prompt="a", image=IMAGE)
         (row,) = await ledger.rows([State.SUBMITTED])
     assert (row.cost, row.spent) == (Decimal("0.45"), Decimal("0.45"))
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+async def test_doubt_settled_by_another_process_is_charged_or_released(accepted: bool) -> None:  # noqa: FBT001 -- a case
+    """In a shared ledger another process may settle a doubt right after this one has read its row."""
+
+    class Settled(MemoryLedger):
+        async def claim(self, batch: str, key: str, *, content: Content, model: str, at: float) -> Row:
+            row = await super().claim(batch, key, content=content, model=model, at=at)
+            if row.state is State.UNCERTAIN:
+                state, id_ = (State.SUBMITTED, "p00000") if accepted else (State.PENDING, None)
+                await self.record(Entry(batch=batch, key=key, state=state, at=at, prediction_id=id_))
+            return row
+
+    service, ledger = Service(), Settled()
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID:
+            if accepted:
+                service.accept(body, request.url.partition("/api/v3/")[2])
+            raise ConnectionLostError("dropped")
+        return None
+
+    service.script = script
+    async with open_session(service, ledger=ledger, on_uncertain="hold") as kling:
+        with pytest.raises(SubmissionUncertainError):
+            await kling.generate(model=PRO, prompt="a", image=IMAGE, key="a")
+    service.script = None
+    budget = Budget("0.90")
+    async with open_session(service, ledger=ledger, budget=budget) as kling:
+        assert (await kling.generate(model=PRO, prompt="a", image=IMAGE, key="a")).id == "p00000"
+    assert [budget.spent, budget.reserved, budget.held] == [Decimal("0.45"), 0, 0]
+    assert len(service.paid) == 1
 
 
 @pytest.mark.parametrize("accepted", [True, False])

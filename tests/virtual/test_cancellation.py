@@ -13,39 +13,12 @@ import pytest
 
 from kling_async import HttpRequest, HttpResponse, SessionClosedError, events, read_ledger
 from kling_async._core.http import Effect
-from kling_async.ledger import Entry, MemoryLedger, Row, State
+from kling_async.ledger import State
 from kling_async.testing import json_response
 from support.service import IMAGE, Service, open_session
+from support.slow import STEP, SlowLedger, SlowLimiter
 
 pytestmark = pytest.mark.anyio
-
-STEP = 0.5
-
-
-class SlowLedger(MemoryLedger):
-    """Ledger with slow writes, so that there is an await before and after the request; keeps every entry."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.entries: list[Entry] = []
-
-    async def record(self, entry: Entry) -> Row:
-        await asyncio.sleep(STEP)
-        self.entries.append(entry)
-        return await super().record(entry)
-
-    def note(self, entry: Entry) -> None:
-        self.entries.append(entry)
-        super().note(entry)
-
-    async def aclose(self) -> None:
-        await asyncio.sleep(STEP)
-
-
-class SlowLimiter:
-    async def acquire(self) -> None:
-        await asyncio.sleep(STEP)
-
 
 Way = Callable[[Callable[[], Awaitable[object]], float], Awaitable[None]]
 
@@ -191,8 +164,7 @@ def check_books(service: Service, ledger: SlowLedger) -> None:
     states: dict[str, list[State]] = {}
     for entry in ledger.entries:
         states.setdefault(entry.key, []).append(entry.state)
-    recorded = {entry.prediction_id for entry in ledger.entries if entry.state is State.SUBMITTED}
-    assert recorded == set(service.accepted)
+    assert set(ledger.recorded) == set(service.accepted)
     for steps in states.values():
         assert steps[:1] == [State.INTENT]
         assert len(steps) > 1, "an intent was left without an end"

@@ -107,7 +107,7 @@ async def test_slots_follow_hidden_account_limit() -> None:
     assert account.peak == 100, "what there is was used"
     assert seconds < 1.4 * ideal
     assert fixed_done == 400
-    assert fixed.refused > 1000
+    assert fixed.refused > 4 * account.refused
 
 
 async def test_concurrency_429_waits_for_free_slot_without_pausing_others() -> None:

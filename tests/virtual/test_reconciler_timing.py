@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import attrs
@@ -130,16 +131,66 @@ async def test_intent_in_the_future_excludes_no_orphan_in_a_later_session() -> N
     assert len(service.paid) == 1
 
 
-async def test_prediction_from_long_before_the_request_is_no_candidate() -> None:
-    service = aligned()
+async def of_others(service: Service, age: float) -> None:
+    """Let the service accept a prediction of somebody else, some seconds ago."""
     await service(HttpRequest(method="POST", url="https://x/api/v3/other", effect=Effect.PAID, body=b'{"prompt": "o"}'))
     since, seconds, body = service.accepted["p00000"]
-    service.accepted["p00000"] = (since - 3 * CLOCK_SLACK_S, seconds, body)
+    service.accepted["p00000"] = (since - age, seconds, body)
     service.paid.clear()
-    lose_reply(service, accepted=False)
+
+
+@pytest.mark.parametrize("service_ahead", [0.0, 2 * 86_400.0, -2 * 86_400.0])
+async def test_steady_service_clock_excludes_predictions_from_long_before_the_request(service_ahead: float) -> None:
+    """Jobs that were accepted before the doubt and after it agree about the service's clock."""
+    service = aligned()
+    service.epoch += service_ahead
+    await of_others(service, age=3600)
     async with open_session(service) as kling:
-        assert (await kling.generate(prompt="a", image=IMAGE)).id == "p00001"
-    assert len(service.paid) == 1
+        await kling.submit(prompt="before", image=IMAGE)
+        lose_reply(service, accepted=False)
+        doubtful = asyncio.create_task(kling.submit(prompt="a", image=IMAGE))
+        await asyncio.sleep(30)
+        await kling.submit(prompt="after", image=IMAGE)
+        assert (await doubtful).id == "p00003"
+    assert len(service.paid) == 3
+
+
+@pytest.mark.parametrize("known", ["nothing", "before", "after"])
+async def test_unproven_service_clock_excludes_nothing(known: str) -> None:
+    service = aligned()
+    await of_others(service, age=3600)
+    async with open_session(service) as kling:
+        if known == "before":
+            await kling.submit(prompt="before", image=IMAGE)
+        lose_reply(service, accepted=False)
+        doubtful = asyncio.create_task(kling.submit(prompt="a", image=IMAGE))
+        await asyncio.sleep(30)
+        if known == "after":
+            await kling.submit(prompt="after", image=IMAGE)
+        with pytest.raises(SubmissionUncertainError) as caught:
+            await doubtful
+    assert caught.value.candidates == ("p00000",)
+
+
+@pytest.mark.promise(1)
+@pytest.mark.parametrize("step", [-2 * 86_400.0, -7200.0, 7200.0, 2 * 86_400.0])
+async def test_service_clock_that_is_set_during_the_request_excludes_nothing(step: float) -> None:
+    service = aligned()
+    lost = lose_reply(service, accepted=True)
+    script = service.script
+    service.script = None
+    async with open_session(service) as kling:
+        await kling.submit(prompt="before", image=IMAGE)
+        service.epoch += step
+        service.script = script
+        doubtful = asyncio.create_task(kling.submit(prompt="a", image=IMAGE))
+        await asyncio.sleep(30)
+        await kling.submit(prompt="after", image=IMAGE)
+        with pytest.raises(SubmissionUncertainError) as caught:
+            await doubtful
+    assert caught.value.candidates == ("p00001",)
+    assert lost
+    assert len(service.paid) == 3
 
 
 @pytest.mark.promise(1)
@@ -154,7 +205,7 @@ async def test_look_for_one_job_proves_nothing_about_a_later_doubt() -> None:
             if body["prompt"] == "late":
                 service.accept(body, request.url.partition("/api/v3/")[2])
             raise ConnectionLostError("dropped")
-        if request.url.endswith("/api/v3/predictions") and service.clock.monotonic() < lost["late"] + 60:
+        if request.url.endswith("/api/v3/predictions") and service.clock.monotonic() < lost.get("late", math.inf) + 60:
             return json_response({"code": 200, "message": "success", "data": {"page": 1, "items": []}})
         return None
 
@@ -198,33 +249,46 @@ async def test_prediction_that_appears_between_two_looks_is_adopted() -> None:
     assert len(service.paid) == 1
 
 
-async def test_history_that_cannot_be_read_is_asked_again_after_a_pause() -> None:
+async def test_history_that_cannot_be_read_is_asked_again_after_a_pause(caplog: pytest.LogCaptureFixture) -> None:
     service = aligned(echo=lambda inputs: inputs)
 
     def history(look: int) -> HttpResponse | None:
-        return json_response({"code": 400, "message": "no"}, status=400) if look == 1 else None
+        # Said until the session takes it for final.
+        refused = "history could not be read" not in caplog.text
+        return json_response({"code": 400, "message": "no"}, status=400) if refused else None
 
     looks = lose_reply(service, accepted=True, history=history)
     async with open_session(service) as kling:
         assert (await kling.generate(prompt="a", image=IMAGE)).id == "p00000"
-    assert looks[1] - looks[0] > BETWEEN_LOOKS_S
+    assert len(looks) > 3
+    # The first look begins 5 seconds after the doubt and ends with the final refusal; the next begins after 30 seconds.
+    assert looks[-1] - looks[0] >= 24.9
 
 
-async def test_request_for_the_history_reaches_two_hours_back() -> None:
-    """The start by the session's clock must not exclude predictions that the service dates back."""
+@pytest.mark.parametrize("steady", [False, True])
+async def test_history_is_read_whole_unless_the_service_clock_is_known_to_be_steady(*, steady: bool) -> None:
     service = aligned()
-    starts: list[float] = []
-    lose_reply(service, accepted=True)
-    script = service.script
-    assert script is not None
+    starts: list[float | None] = []
 
-    def spying(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | Awaitable[HttpResponse] | None:
+    def spying(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
         if request.url.endswith("/api/v3/predictions"):
-            starts.append(datetime.fromisoformat(body["created_after"]).timestamp())
-        return script(request, body)
+            after = body.get("created_after")
+            starts.append(None if after is None else datetime.fromisoformat(after).timestamp())
+        return losing(request, body)
 
-    service.script = spying
     async with open_session(service, sole_user=True) as kling:
-        await kling.generate(prompt="a", image=IMAGE)
-    sent = service.epoch + service.accepted["p00000"][0]
-    assert starts[0] <= sent - 2 * CLOCK_SLACK_S
+        if steady:
+            await kling.submit(prompt="before", image=IMAGE)
+            await asyncio.sleep(10_000)
+        lose_reply(service, accepted=True)
+        losing = cast("Callable[[HttpRequest, dict[str, Any]], HttpResponse | None]", service.script)
+        service.script = spying
+        sent = service.clock.now()
+        doubtful = asyncio.create_task(kling.submit(prompt="a", image=IMAGE))
+        await asyncio.sleep(30)
+        if steady:
+            await kling.submit(prompt="after", image=IMAGE)
+        await doubtful
+    # The looks before anything was accepted after it are whole too.
+    assert starts[0] is None
+    assert (starts[-1] is not None and sent - 200 < starts[-1] < sent) if steady else starts[-1] is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import attrs
 import pytest
@@ -14,40 +13,9 @@ from kling_async._session.session import engine_of
 from kling_async.ledger import Entry, MemoryLedger, Row, State
 from kling_async.testing import json_response
 from support.service import IMAGE, Service, open_session
+from support.slow import STEP, SlowLedger, SlowLimiter
 
 pytestmark = pytest.mark.anyio
-
-STEP = 0.5
-
-
-class SlowLedger(MemoryLedger):
-    """A ledger whose writes take `STEP` seconds.
-
-    Attributes:
-        recorded: ids that the ledger has.
-        closed: True after `aclose` has run to its end.
-        on_record: called with each paid id when its write begins.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.recorded: list[str | None] = []
-        self.closed = False
-        self.on_record: Callable[[], None] = lambda: None
-
-    async def record(self, entry: Entry) -> Row:
-        if entry.state is State.SUBMITTED:
-            self.on_record()
-        await asyncio.sleep(STEP)
-        row = await super().record(entry)
-        if entry.state is State.SUBMITTED:
-            self.recorded.append(entry.prediction_id)
-        return row
-
-    async def aclose(self) -> None:
-        await asyncio.sleep(STEP)
-        await super().aclose()
-        self.closed = True
 
 
 @pytest.mark.promise(2)
@@ -57,7 +25,7 @@ async def test_accepted_job_is_recorded_before_it_is_watched_or_published() -> N
 
     def observe(event: events.Event) -> None:
         if isinstance(event, events.Accepted):
-            accepted.append((event.prediction.id, list(ledger.recorded)))
+            accepted.append((event.prediction.id, ledger.recorded))
 
     async with open_session(service, ledger=ledger, observers=[observe]) as kling:
         watched: list[tuple[Prediction, ...]] = []
@@ -197,6 +165,8 @@ async def test_cancelled_close_still_runs_to_its_end(after: float) -> None:
     closing = _Closing()
     kling = await open_session(closing.service, ledger=closing.ledger).__aenter__()
     engine = engine_of(kling)
+    watching_done: list[bool] = []
+    closing.ledger.on_close = lambda: watching_done.append(engine._watching.done())
     submit = asyncio.create_task(kling.submit(prompt="x", image=IMAGE))
     await asyncio.sleep(0)
     close = asyncio.create_task(kling.aclose())
@@ -208,7 +178,7 @@ async def test_cancelled_close_still_runs_to_its_end(after: float) -> None:
     assert closing.ledger.recorded == list(closing.service.accepted)
     assert [prediction.id for prediction in kling.left_running] == list(closing.service.accepted)
     assert engine.watcher.running == ()
-    assert engine._watching.done()
+    assert watching_done == [True], "the ledger closed while predictions, which it records the ends of, were watched"
     await asyncio.wait([submit])
 
 
@@ -244,16 +214,11 @@ async def test_failed_open_leaves_no_task_behind() -> None:
     assert asyncio.all_tasks() == tasks
 
 
-class Limiter:
-    async def acquire(self) -> None:
-        await asyncio.sleep(STEP)
-
-
 @pytest.mark.promise(2)
 async def test_submit_that_critical_tasks_refuse_releases_slot_turn_and_claim() -> None:
     """The session closes while the job waits for the rate limit, after it has its slot."""
     service = Service()
-    kling = await open_session(service, rate_limiter=Limiter(), max_in_flight=1).__aenter__()
+    kling = await open_session(service, rate_limiter=SlowLimiter(), max_in_flight=1).__aenter__()
     engine = engine_of(kling)
     submit = asyncio.create_task(kling.submit(prompt="x", image=IMAGE, key="x"))
     await asyncio.sleep(STEP / 2)
@@ -264,8 +229,9 @@ async def test_submit_that_critical_tasks_refuse_releases_slot_turn_and_claim() 
     assert not service.paid
     assert engine.slots.taken == 0
     assert ("", "x") not in engine._claims
-    turns = [engine._submitter.acquire_turn() for _ in range(32)]
-    await asyncio.wait_for(asyncio.gather(*turns), 32 * STEP)
+    free = engine.slots.unanswered.total
+    turns = [engine._submitter.acquire_turn() for _ in range(free)]
+    await asyncio.wait_for(asyncio.gather(*turns), 2 * free * STEP)
 
 
 @pytest.mark.promise(4)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import functools
 import math
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+import anyio
 import attrs
 import pytest
 
@@ -16,6 +19,7 @@ from kling_async import (
     ConnectionLostError,
     HttpRequest,
     HttpResponse,
+    InsufficientBalanceError,
     Job,
     KlingError,
     KlingSession,
@@ -24,13 +28,13 @@ from kling_async import (
     PredictionTimeoutError,
     SkippedError,
     Spent,
+    Status,
     SubmissionUncertainError,
     Worker,
     events,
 )
 from kling_async._core.content import content_of
 from kling_async._core.http import Effect
-from kling_async._session.job_run import JobRun
 from kling_async._session.session import engine_of
 from kling_async._submission.drain import Drain
 from kling_async.integrations import _job_service as job_service
@@ -91,11 +95,36 @@ def fail_once(service: Service, request: HttpRequest, body: dict[str, Any]) -> H
     return None
 
 
+@attrs.define
 class BrokenLimiter:
-    """Rate limiter that raises because of a bug."""
+    """Rate limiter that raises because of a bug, after `works` starts."""
+
+    works: int = 0
 
     async def acquire(self) -> None:
-        raise ZeroDivisionError("a mistake")
+        if not self.works:
+            raise ZeroDivisionError("a mistake")
+        self.works -= 1
+
+
+class CancellingLimiter:
+    """Rate limiter that raises `CancelledError` although nobody has cancelled the job."""
+
+    async def acquire(self) -> None:
+        raise asyncio.CancelledError
+
+
+def answer_reads_from_proxy(service: Service, request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+    del body
+    passes = request.effect is Effect.PAID or service.clock.monotonic() > 300.0
+    return None if passes else HttpResponse(status=407, body=b"<html>Please sign in</html>")
+
+
+def cancel_reads(service: Service, request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+    del body
+    if request.effect is Effect.PAID or service.clock.monotonic() > 60.0:
+        return None
+    raise asyncio.CancelledError
 
 
 BEGIN = ["Admitted", "Begun", "Uploaded"]
@@ -104,9 +133,18 @@ SENT = [*BEGIN, "Submitting"]
 RUN = ["Accepted", "Left", "Changed", "Changed"]
 COURSES = {
     "accepted": Course([*SENT, *RUN, "Finished"], cost=PRICE),
+    "accepted, and read through a proxy": Course(
+        [*SENT, "Accepted", "Left", "Changed", "Finished"], cost=PRICE, script=answer_reads_from_proxy
+    ),
+    "accepted, and read by a transport that cancels itself": Course(
+        [*SENT, "Accepted", "Left", "Changed", "Finished"], cost=PRICE, script=cancel_reads
+    ),
+    "cancelled by its rate limiter": Course(
+        [*BEGIN, "Left", "Finished"], KlingError, options={"rate_limiter": CancellingLimiter()}, spent=Spent.NO
+    ),
     "refused": Course([*SENT, "Refused", "Left", "Finished"], AuthenticationError, script=refuse, spent=Spent.NO),
     "in doubt and adopted": Course(
-        [*SENT, "Uncertain", "Accepted", "Left", "Changed", "Finished"],
+        [*SENT, "Uncertain", *RUN, "Finished"],
         cost=PRICE,
         script=accept_and_drop,
         options={"grace": 90.0},
@@ -145,6 +183,15 @@ COURSES = {
     "a mistake in the program": Course(
         [*BEGIN, "Left", "Finished"], KlingError, options={"rate_limiter": BrokenLimiter()}, spent=Spent.UNKNOWN
     ),
+    "a mistake in the program after acceptance": Course(
+        [*SENT, *RUN, "Retrying", *BEGIN[1:], "Left", "Finished"],
+        KlingError,
+        cost=PRICE,
+        options={"retry_failed": 1, "rate_limiter": BrokenLimiter(works=1)},
+        failures={"a": {"code": 5000}},
+        spent=Spent.YES,
+        has_id=True,
+    ),
 }
 
 
@@ -174,7 +221,7 @@ async def through_service(kling: KlingSession, course: Course, monkeypatch: pyte
     drain = Drain()
     if course.drained:
         drain.stopped = AuthenticationError("no", status=401)
-        monkeypatch.setattr(job_service, "JobRun", functools.partial(JobRun, drain=drain))
+        monkeypatch.setattr(job_service, "Drain", lambda: drain)
     async with service.open(kling):
         if course.error is None:
             assert (await service.generate(JOB, key=KEY)).output
@@ -196,7 +243,9 @@ async def test_job_runs_same_course_through_every_entry_point(
     if course.script is not None:
         service.script = functools.partial(course.script, service)
     published: list[events.Event] = []
-    async with open_session(service, ledger=MemoryLedger(), observers=[published.append], **course.options) as kling:
+    # A rate limiter counts, and the courses are used again.
+    options = copy.deepcopy(course.options)
+    async with open_session(service, ledger=MemoryLedger(), observers=[published.append], **options) as kling:
         if door == "batch":
             await through_batch(kling, course)
         elif door == "worker":
@@ -221,6 +270,31 @@ async def test_job_runs_same_course_through_every_entry_point(
 
 
 @pytest.mark.parametrize("door", ["batch", "worker"])
+async def test_finished_job_is_counted_before_its_event(door: str) -> None:
+    counts: list[tuple[int, int]] = []
+    count: Callable[[], tuple[int, int]] = lambda: (0, 0)  # noqa: E731 -- replaced below
+
+    def observe(event: events.Event) -> None:
+        if isinstance(event, events.Finished):
+            counts.append(count())
+
+    async with open_session(Service(), ledger=MemoryLedger(), observers=[observe]) as kling:
+        engine = engine_of(kling)
+        if door == "batch":
+            async with kling.batch({KEY: JOB}, name="b") as batch:
+                count = lambda: (batch.statistics().completed, batch.statistics().running)  # noqa: E731 -- as above
+                assert [outcome.ok async for outcome in batch] == [True]
+        else:
+            await engine.ledger.claim("b", KEY, content=content_of(JOB, str), model=JOB.model, at=0.0)
+            found = await engine.ledger.find("b", KEY)
+            assert found is not None
+            worker = Worker(kling)
+            count = lambda: (worker.finished, 0)  # noqa: E731 -- as above
+            await worker._run(engine, *found, drain=worker._drain)
+    assert counts == [(1, 0)]
+
+
+@pytest.mark.parametrize("door", ["batch", "worker"])
 async def test_caller_deadline_ends_wait_but_not_prediction(door: str) -> None:
     """The job service has no deadline: its client decides how long it polls."""
     service = Service(seconds=600.0)
@@ -240,14 +314,43 @@ async def test_caller_deadline_ends_wait_but_not_prediction(door: str) -> None:
         assert (await kling.wait(outcome.prediction.id, deadline=math.inf)).output
 
 
-async def test_account_error_stops_only_its_own_drain() -> None:
+@pytest.mark.parametrize("door", ["batch", "worker"])
+async def test_outcome_of_a_broken_retry_has_the_failed_prediction(door: str) -> None:
+    """The error is not of the prediction, so the outcome's prediction is the one that was read last."""
+    course = COURSES["a mistake in the program after acceptance"]
+    published: list[events.Event] = []
+    options = copy.deepcopy(course.options)
+    async with open_session(
+        Service(failures=dict(course.failures)), ledger=MemoryLedger(), observers=[published.append], **options
+    ) as kling:
+        await (through_batch if door == "batch" else through_worker)(kling, course)
+    (outcome,) = [event.outcome for event in published if isinstance(event, events.Finished)]
+    assert outcome.prediction is not None
+    assert (outcome.prediction.status, outcome.prediction.code) == (Status.FAILED, 5000)
+
+
+async def test_first_account_error_stops_its_batch_and_no_later_one() -> None:
+    """Three requests are under way when the first is refused, and the two others are refused for another reason."""
     service = Service()
-    service.script = functools.partial(refuse, service)
+    answers = [("key", 401, 1.0), ("money", 402, 2.0), ("money", 402, 3.0)]
+
+    async def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse:
+        del request, body
+        message, status, seconds = answers.pop(0)
+        await anyio.sleep(seconds)
+        return json_response({"code": status, "message": message}, status=status)
+
+    service.script = script
     async with open_session(service, ledger=MemoryLedger()) as kling:
-        async with kling.batch([JOB, JOB, JOB], name="b") as batch:
+        async with kling.batch([JOB, JOB, JOB, JOB], name="b", window=3) as batch:
             outcomes = [outcome async for outcome in batch]
-        assert isinstance(batch.stopped, AuthenticationError)
-        assert AuthenticationError in {type(outcome.error) for outcome in outcomes}
+        assert [type(outcome.error) for outcome in outcomes] == [
+            AuthenticationError,
+            SkippedError,
+            InsufficientBalanceError,
+            InsufficientBalanceError,
+        ]
+        assert batch.stopped is outcomes[0].error
         service.script = None
         # A client of the job service gets the error of its own job; the next job may meet an account that works again.
         async with kling.batch([JOB], name="c") as later:

@@ -10,6 +10,7 @@ import pytest
 
 from kling_async import HttpRequest, HttpResponse, Job, KlingSession, StartsPerWindow
 from kling_async._core.http import Effect
+from kling_async._core.statistics import Concurrency
 from kling_async.testing import json_response
 from support.service import IMAGE, Service, open_session
 
@@ -80,3 +81,27 @@ async def test_statistics_count_unconsumed_outcomes() -> None:
         assert batch.statistics().ready == 4
         assert [outcome.ok async for outcome in batch] == [True] * 10
         assert kling.statistics().waiting_for_window == 0
+
+
+async def test_statistics_tell_where_limits_stand() -> None:
+    service = Service(latency=2.0)
+    async with open_session(service, max_in_flight=50, max_uploads=3, max_saving=5) as kling:
+        before = kling.statistics()
+        assert (before.uploads.limit, before.submits.limit, before.downloads.limit) == (3, 4, 5)
+        assert before.connections is None
+        tasks = [asyncio.create_task(kling.generate(job)) for job in jobs(60)]
+        await asyncio.sleep(1)
+        first = kling.statistics().submits
+        assert (first.limit, first.taken, first.waiting, first.seconds) == (4, 4, 56, 0)
+        await asyncio.sleep(2)
+        second = kling.statistics().submits
+        assert second.limit == 8
+        assert second.seconds == pytest.approx(2.0)
+        await asyncio.gather(*tasks)
+        assert kling.statistics().submits.taken == 0
+
+
+async def test_limits_of_uploads_and_downloads_are_found_out_by_default() -> None:
+    async with open_session(Service()) as kling:
+        now = kling.statistics()
+    assert now.uploads == now.downloads == Concurrency(limit=16, taken=0, waiting=0, seconds=0)

@@ -24,7 +24,7 @@ from kling_async import (
     SubmissionUncertainError,
 )
 from kling_async._core.http import Effect
-from kling_async.events import Event, Uncertain
+from kling_async.events import Accepted, Event, Uncertain
 from kling_async.ledger import Content, Entry, MemoryLedger, Row, State
 from kling_async.testing import json_response
 from kling_async.webhooks import TOKEN_PARAMETER, Delivery, token_hash
@@ -329,6 +329,40 @@ async def test_billed_but_unlisted_submission_is_neither_resent_nor_adopted(*, s
     assert asked
 
 
+@pytest.mark.parametrize(("kind", "age"), [("deduct", 60.0), ("refund", -50.0)], ids=["charge from before", "refund"])
+async def test_line_of_the_bill_that_cannot_be_the_submission_holds_nothing(kind: str, age: float) -> None:
+    """Jobs that were accepted before and after the doubt prove the times of the service's clock."""
+    service = Service(seconds=5)
+    service.epoch = service.clock.now() - service.clock.monotonic()
+    lost = ["a"]
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.url.endswith("/api/v3/billings/search"):
+            line = {
+                "uuid": "b",
+                "billing_type": kind,
+                "price": 0.28,
+                "prediction": {"uuid": "of-others"},
+                "created_at": str(int((began - age) * 1000)),
+            }
+            items = [line] if body["page"] == 1 else []
+            return json_response({"code": 200, "message": "success", "data": {"page": 1, "items": items}})
+        if request.effect is Effect.PAID and body["prompt"] in lost:
+            lost.clear()
+            raise ConnectionLostError("dropped")
+        return None
+
+    service.script = script
+    began = service.clock.now()
+    async with open_session(service) as kling:
+        await kling.generate(prompt="before", image=IMAGE)
+        doubt = asyncio.create_task(kling.generate(prompt="a", image=IMAGE))
+        await asyncio.sleep(1)
+        await kling.generate(prompt="after", image=IMAGE)
+        assert (await doubt).output
+    assert sorted(body["prompt"] for body in service.paid) == ["a", "after", "before"]
+
+
 async def test_unreadable_bill_is_retried() -> None:
     service = Service()
     troubles = [503, 503]
@@ -429,13 +463,15 @@ async def test_possibly_paid_submission_is_never_reported_unsent() -> None:
 
 
 async def test_charges_during_history_read_delay_no_job() -> None:
-    """Others keep submitting meanwhile, and their charges appear on the bill first."""
+    """Others keep submitting meanwhile: the bill has what the history shows only when it is read again."""
     service = Service()
+    shown: list[str] = []
     service.epoch = service.clock.now() - service.clock.monotonic()
     lost = ["a"]
 
     def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
         if request.url.endswith("/api/v3/billings/search"):
+            shown.append("fresh")
             line = {
                 "uuid": "b",
                 "billing_type": "deduct",
@@ -444,6 +480,9 @@ async def test_charges_during_history_read_delay_no_job() -> None:
                 "created_at": str(int(service.clock.now() * 1000)),
             }
             return json_response({"code": 200, "message": "success", "data": {"page": 1, "items": [line]}})
+        if request.url.endswith("/api/v3/predictions"):
+            items = [{"id": id_, "status": "processing", "outputs": []} for id_ in shown] if body["page"] == 1 else []
+            return json_response({"code": 200, "message": "success", "data": {"page": body["page"], "items": items}})
         if request.effect is Effect.PAID and lost:
             lost.clear()
             raise ConnectionLostError("dropped")
@@ -493,6 +532,35 @@ async def test_verdict_on_one_attempt_does_not_apply_to_next() -> None:
         assert {(await each).id for each in made} == set(service.accepted)
         assert (await ledger.known(service.accepted)).keys() == service.accepted.keys()
     assert sent == {"a": 2, "b": 2}
+
+
+@pytest.mark.promise(1)
+async def test_doubt_about_a_later_attempt_is_not_settled_by_a_bill_read_for_the_first() -> None:
+    """In a shared ledger another process settles the job, sends it again, and loses that reply too."""
+    service = Service(seconds=600)
+    ledger = MemoryLedger()
+    states: list[State] = []
+
+    async def sent_again() -> HttpResponse:
+        if not states:
+            moves = (State.PENDING, None), (State.INTENT, 2), (State.UNCERTAIN, None)
+            for state, attempt in moves:
+                step = Entry(batch="", key="a", state=state, at=service.clock.now(), attempt=attempt, fingerprint="f")
+                await ledger.record(step)
+        states.append(State.UNCERTAIN)
+        return json_response({"code": 200, "message": "success", "data": {"page": 1, "items": []}})
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | Awaitable[HttpResponse] | None:
+        if request.effect is Effect.PAID:
+            raise ConnectionLostError("dropped")
+        return sent_again() if request.url.endswith("billings/search") else None
+
+    service.script = script
+    async with open_session(service, ledger=ledger) as kling:
+        with pytest.raises(SubmissionUncertainError):
+            await kling.submit(prompt="a", image=IMAGE, key="a")
+        (row,) = await ledger.rows(State)
+    assert (row.state, row.attempt, len(states)) == (State.UNCERTAIN, 2, 1)
 
 
 async def test_job_given_up_before_reconciliation_is_not_resent() -> None:
@@ -560,3 +628,41 @@ async def test_webhook_before_reconciliation_settles_doubt(waits: bool) -> None:
             == Job(prompt="a", image=IMAGE).price("wavespeed").usd
         )
     assert len(service.paid) == 1
+
+
+async def test_doubt_settled_while_waiting_for_slot_is_published() -> None:
+    service = Service(seconds=lambda body: 2000 if body["prompt"] == "a" else 1000)
+    hooks: list[str] = []
+
+    def script(request: HttpRequest, body: dict[str, Any]) -> HttpResponse | None:
+        if request.effect is Effect.PAID and body["prompt"] == "a":
+            hooks.extend(parse_qs(urlsplit(request.url).query)["webhook"])
+            service.accept(body)
+            raise ConnectionLostError("dropped")
+        return json_response({"code": 500}, status=500) if request.url.endswith("/api/v3/predictions") else None
+
+    service.script = script
+    seen: list[Event] = []
+    ledger = MemoryLedger()
+    async with open_session(
+        service, ledger=ledger, on_uncertain="hold", webhook_url="https://me.example/hook"
+    ) as kling:
+        with pytest.raises(SubmissionUncertainError):
+            await kling.generate(prompt="a", image=IMAGE, key="a")
+    async with open_session(
+        service, ledger=ledger, on_uncertain="resubmit", max_in_flight=1, observers=[seen.append]
+    ) as kling:
+        busy = asyncio.create_task(kling.generate(prompt="b", image=IMAGE, key="b"))
+        await asyncio.sleep(1)
+        doubtful = asyncio.create_task(kling.generate(prompt="a", image=IMAGE, key="a"))
+        # The history cannot be read: the job is about to be sent again once there is a slot.
+        await asyncio.sleep(800)
+        assert kling.statistics().waiting_for_slot == 1
+        (token,) = parse_qs(urlsplit(hooks[0]).query)[TOKEN_PARAMETER]
+        told = Prediction(id="p00000", model="")
+        await kling.deliver(Delivery(prediction=told, token_hash=token_hash(token), webhook_id="w", sent_at=0))
+        assert (await doubtful).id == "p00000"
+        await busy
+    assert len(service.paid) == 2
+    published = [event.prediction.id for event in seen if isinstance(event, Accepted) and event.key == "a"]
+    assert published == ["p00000"]

@@ -30,13 +30,14 @@ from kling_async.testing import LoopClock, ScriptedTransport, json_response
 pytestmark = pytest.mark.anyio
 
 
-def watcher(reply: Callable[[HttpRequest], object]) -> tuple[Watcher, ScriptedTransport]:
+def watcher(reply: Callable[[HttpRequest], object], interval: float = 10.0) -> tuple[Watcher, ScriptedTransport]:
     transport = ScriptedTransport(reply)  # type: ignore[arg-type]  # a response, or what awaits one
     made = Watcher(
         transport=transport,
         provider=WaveSpeed(api_key=Secret("wsk_key_of_the_test")),
         clock=LoopClock(),
-        policy=WatchPolicy.fixed(10),
+        policy=WatchPolicy.fixed(interval),
+        ceiling=100.0,
         rng=random.Random(3),
         observe=Observers(()),
         forget_after=1e9,
@@ -191,21 +192,28 @@ async def test_passing_trouble_of_reads_fails_no_wait(trouble: str) -> None:
     running.cancel()
 
 
-@pytest.mark.parametrize(("count", "gone"), [(3, False), (4, True)])
-async def test_prediction_is_taken_for_deleted_after_four_not_found(count: int, *, gone: bool) -> None:
-    reads = 0
+@pytest.mark.parametrize(("lag", "gone"), [(59.0, False), (10_000.0, True)])
+@pytest.mark.parametrize("interval", [1.0, 10.0])
+async def test_prediction_is_taken_for_deleted_after_a_minute_of_not_found(
+    lag: float, interval: float, *, gone: bool
+) -> None:
+    """However close to one another the reads are: a lag of half a minute after a submit loses no job."""
+    clock = LoopClock()
+    times: list[float] = []
 
     def reply(_: HttpRequest) -> HttpResponse:
-        nonlocal reads
-        reads += 1
-        return LATE["not found"]() if reads <= count else LATE["completed again"]()
+        times.append(clock.monotonic())
+        return LATE["not found"]() if times[-1] - times[0] < lag else LATE["completed again"]()
 
-    made, _ = watcher(reply)
+    made, _ = watcher(reply, interval)
     running = asyncio.create_task(made.run())
     wait = asyncio.create_task(made.wait(prediction("p"), deadline=10_000))
     await asyncio.wait([wait])
-    assert (wait.exception() is not None) == gone
-    assert reads == 4
+    error = wait.exception()
+    assert (error is not None) == gone
+    if gone:
+        assert 60 <= times[-1] - times[0] <= 240
+        assert f"answers within {times[-1] - times[0]:.0f} s: {len(times)} x HTTP 404" in str(error)
     running.cancel()
 
 
@@ -238,8 +246,8 @@ async def test_reads_that_fail_are_apart() -> None:
     running = asyncio.create_task(made.run())
     assert (await made.wait(prediction("p"), deadline=10_000)).output
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    # From 5 s, doubled up to 60 s, and three tenths to either side.
-    assert all(gap >= 0.69 * pause for gap, pause in zip(gaps, (5, 10, 20, 40, 60), strict=True))
+    # From 5 s, doubled up to 60 s, and three tenths to either side; no sooner than the policy's interval.
+    assert all(gap >= max(10, 0.69 * pause) for gap, pause in zip(gaps, (5, 10, 20, 40, 60), strict=True))
     running.cancel()
 
 

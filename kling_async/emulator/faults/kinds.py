@@ -53,6 +53,7 @@ ROUTES: Final = frozenset(
         "delete",
         "models",
         "price",
+        "price_list",
         "balance",
         "billings",
         "usage",

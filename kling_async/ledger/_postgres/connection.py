@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import re
 import socket
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -13,12 +12,12 @@ from urllib.parse import quote
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from kling_async._core.frames import hides_arguments, without_frames
+from kling_async._log import log
 from kling_async.errors import ConfigurationError, LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-
-log = logging.getLogger("kling_async")
 
 T = TypeVar("T")
 Connection: TypeAlias = "psycopg.AsyncConnection[tuple[Any, ...]]"
@@ -41,6 +40,7 @@ class Address:
         ConfigurationError: The URL cannot be parsed.
     """
 
+    @hides_arguments
     def __init__(self, url: str) -> None:
         try:
             known = {name: str(value) for name, value in conninfo_to_dict(url).items() if value is not None}
@@ -57,13 +57,22 @@ class Address:
         hidden = sorted({*secrets, *(quote(secret, safe="") for secret in secrets), url}, key=len, reverse=True)
         self._hidden = re.compile("|".join(map(re.escape, hidden)))
 
-    def parameters(self, **more: object) -> str:
-        """Return the connection string for libpq, with the password.
+    def parameters(self, *, name: str, answer_within: int) -> str:
+        """Return the connection string for libpq, with the password. Parameters of the URL take precedence.
 
         Args:
-            more: Parameters for those that the URL does not set.
+            name: Name of the connection in the server's lists.
+            answer_within: Seconds after which a server that does not answer is given up.
         """
-        return make_conninfo("", **{**self._known, **{k: str(v) for k, v in more.items() if k not in self._known}})
+        ours = {
+            "application_name": name,
+            "connect_timeout": str(max(2, answer_within)),
+            "tcp_user_timeout": str(1000 * answer_within),
+            "keepalives_idle": str(answer_within),
+            "keepalives_interval": str(answer_within),
+            "keepalives_count": "3",
+        }
+        return make_conninfo("", **{**ours, **self._known})
 
     def redact(self, text: object) -> str:
         """Return a text on one line and without the password."""
@@ -104,25 +113,33 @@ class Database:
         """Return the connection, made now if there is none.
 
         Raises:
+            LedgerError: The driver cannot use the running event loop.
             psycopg.Error: The database cannot be reached.
         """
         if self._connection is None or self._connection.closed:
+            self._check_loop()
             seconds = max(1, round(self._within))
-            self._connection = connection = await psycopg.AsyncConnection.connect(
-                self._address.parameters(
-                    application_name=self._name,
-                    connect_timeout=max(2, seconds),
-                    tcp_user_timeout=1000 * seconds,
-                    keepalives_idle=seconds,
-                    keepalives_interval=seconds,
-                    keepalives_count=3,
-                ),
-                autocommit=True,
-            )
+            connection = await _connect(self._address.parameters(name=self._name, answer_within=seconds))
+            if isinstance(connection, BaseException):
+                raise without_frames(connection)
+            self._connection = connection
             with self._guarded(connection, self._within):
                 # The locks of a worker that is cut off within a transaction must not outlive it.
                 await fetch(connection, f"SET idle_in_transaction_session_timeout = {1000 * seconds}")
         return self._connection
+
+    def _check_loop(self) -> None:
+        """Raise if the running event loop is the default one of Windows, which psycopg refuses at every attempt.
+
+        Raises:
+            LedgerError: It is.
+        """
+        if any(cls.__name__ == "ProactorEventLoop" for cls in type(asyncio.get_running_loop()).__mro__):
+            raise LedgerError(
+                f"the ledger {self._address} cannot be used in a ProactorEventLoop, the default of Windows; nothing "
+                "was sent",
+                advice="run asyncio.Runner(loop_factory=asyncio.SelectorEventLoop).run(main())",
+            )
 
     async def run(
         self,
@@ -146,7 +163,8 @@ class Database:
         loop = asyncio.get_running_loop()
         until = loop.time() + patience
         delay = FIRST_RETRY_S
-        while True:
+        failure: LedgerError | None = None
+        while failure is None:
             try:
                 connection = await self.connect()
                 with self._guarded(connection, answer_within or self._within):
@@ -156,14 +174,18 @@ class Database:
                 raise
             except (psycopg.OperationalError, psycopg.InterfaceError, OSError) as trouble:
                 # It is gone, or asks for another attempt: deadlock, shutdown, too many connections.
-                if loop.time() + delay > until:
-                    raise self.error("cannot be reached", trouble) from None
-                log.info("the ledger %s is asked again: %s", self._address, self._address.redact(trouble))
+                if loop.time() + delay <= until:
+                    log.info("the ledger %s is asked again: %s", self._address, self._address.redact(trouble))
+                else:
+                    failure = self.error("cannot be reached", trouble)
             except psycopg.Error as trouble:
-                raise self.error("refused", trouble) from None
-            await self.aclose()
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, MAX_RETRY_S)
+                failure = self.error("refused", trouble)
+            if failure is None:
+                await self.aclose()
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, MAX_RETRY_S)
+        # Raised outside of the except blocks: the driver's exceptions have the password in their attributes.
+        raise failure
 
     def error(self, what: str, trouble: Exception) -> LedgerError:
         """Return the error for a failed statement or connection, without the password."""
@@ -186,6 +208,18 @@ class Database:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+
+async def _connect(parameters: str) -> Connection | BaseException:
+    """Return a connection, or the exception to raise in its place: its frames have the password.
+
+    Args:
+        parameters: Connection string for libpq, with the password.
+    """
+    try:
+        return await psycopg.AsyncConnection.connect(parameters, autocommit=True)
+    except BaseException as error:  # noqa: BLE001 -- raised by the caller
+        return error
 
 
 def _shut(connection: Connection) -> None:

@@ -7,13 +7,13 @@ written.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 import uuid
 from typing import TYPE_CHECKING, Any
 
 from kling_async._core.states import State
+from kling_async._log import log
 from kling_async.errors import LedgerError
 
 from . import statements, tables
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from .connection import Address
     from .requests import Name
     from .statements import Line
-
-log = logging.getLogger("kling_async")
 
 OPEN_PATIENCE_S = 5.0
 """Seconds that opening waits for a database that cannot be reached."""
@@ -91,6 +89,7 @@ class WorkerLease:
         """
         if self.queue.is_open:
             raise LedgerError(f"the ledger {self._address} is open already", advice="each session needs one of its own")
+        self.queue.loop.bind()
         self._reset()
         self.former.clear()
         patience = min(OPEN_PATIENCE_S, self._patience)
@@ -116,6 +115,7 @@ class WorkerLease:
         """Commit what is left, and release the jobs: others follow them at once."""
         if not self.queue.is_open:
             return
+        self.queue.loop.check()
         released: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.queue.put(WorkRequest(released, self._release_all))
         # Later requests would claim jobs that nobody releases.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 from collections import deque
 from contextlib import aclosing
 from hashlib import sha256
@@ -14,13 +13,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import psycopg
 
 from kling_async._core.prediction import Prediction, Status
+from kling_async._log import log
 
 from .connection import Address, Connection, Database, fetch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-log = logging.getLogger("kling_async")
 
 Update: TypeAlias = "tuple[Prediction, str | None]"
 """A prediction as a webhook reported it, and the digest of the token in the webhook's URL."""

@@ -13,6 +13,7 @@ import psycopg
 
 from kling_async._core.budget import CapUsage, reserve_caps
 from kling_async._core.states import Row, State
+from kling_async._loops import LoopBinding
 from kling_async.errors import BudgetExceededError, LedgerError
 
 from . import statements, tables
@@ -51,12 +52,14 @@ class RequestQueue:
 
     Attributes:
         is_open: True while requests are taken.
+        loop: The event loop that the ledger was opened in.
     """
 
     def __init__(
         self, database: Database, address: Address, lease: WorkerLease, *, patience: float, runs: float
     ) -> None:
         self.is_open = False
+        self.loop = LoopBinding(f"the ledger {address}")
         self._database = database
         self._address = address
         self._lease = lease
@@ -81,6 +84,7 @@ class RequestQueue:
 
         Raises:
             LedgerError: The ledger is not open, or was opened before a fork.
+            WrongLoopError: It was opened in another event loop.
         """
         if not self.is_open:
             raise LedgerError(f"the ledger {self._address} is not open")
@@ -89,6 +93,7 @@ class RequestQueue:
                 f"the ledger {self._address} was opened before a fork",
                 advice="make the session in the process that uses it",
             )
+        self.loop.check()
 
     def put(self, request: Request) -> None:
         """Add a request; requests are done in their order.
@@ -111,12 +116,20 @@ class RequestQueue:
 
     async def do(self, work: Callable[[Connection], Awaitable[Any]]) -> Any:
         """Return the result of work, done in a transaction of its own; it may be done several times."""
+        return await self.ask(lambda future: WorkRequest(future, self._checked(work)))
+
+    def do_later(self, work: Callable[[Connection], Awaitable[Any]]) -> None:
+        """Do work in a transaction of its own, with nobody waiting for it; a failure is logged."""
+        self.put(WorkRequest(None, self._checked(work)))
+
+    def _checked(self, work: Callable[[Connection], Awaitable[Any]]) -> Callable[[Connection], Awaitable[Any]]:
+        """Return work that is refused when a later version has migrated the tables."""
 
         async def checked(connection: Connection) -> Any:
             await tables.read_version(connection, self._address)
             return await work(connection)
 
-        return await self.ask(lambda future: WorkRequest(future, checked))
+        return checked
 
     async def read(self, query: str, values: Sequence[object] | Mapping[str, object]) -> list[tuple[Any, ...]]:
         """Return the rows of a query."""
@@ -323,7 +336,11 @@ class RequestQueue:
         return {name: line and attrs.evolve(line, wait=0.0) for name, line in lines.items()}, results
 
     async def _insert(self, connection: Connection, group: list[StepRequest], lines: dict[Name, Line | None]) -> None:
-        """Insert the jobs that there are none of, and add their lines."""
+        """Insert the jobs that there are none of, and add their lines; renew the texts of the others."""
+        known = {step.name: step.new for step in group if step.new is not None and step.new[0].renews}
+        if known:
+            values = {**statements.inserted_values(known), "account": self._lease.account}
+            await fetch(connection, statements.RENEW_TEXTS, values)
         new = {step.name: step.new for step in group if step.new is not None and step.name not in self._lease.lines}
         if not new:
             return

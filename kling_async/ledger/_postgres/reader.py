@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import psycopg
 
+from kling_async._core.frames import without_frames
 from kling_async._core.states import State, Step
 from kling_async.errors import LedgerError
+from kling_async.ledger._columns import restored_identity
 
 from . import statements, tables
-from .connection import Address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from kling_async._core.content import Identity
     from kling_async._core.states import Row
+
+    from .connection import Address
 
 PAGE_SIZE = 1_000
 """Rows that are fetched together, and in memory at once."""
@@ -40,43 +44,62 @@ class WorkerTally:
     jobs: int
 
 
-def rows(url: str, account: str, batch: str | None, states: Iterable[State] | None) -> Iterator[Row]:
+def rows(address: Address, account: str, batch: str | None, states: Iterable[State] | None) -> Iterator[Row]:
     """Yield the rows of an account, each with its job's content, by the time of their last step.
 
     Raises:
         LedgerError: The database cannot be reached, or has no ledger.
     """
     words = [state.value for state in (State if states is None else states)]
-    for line in _found(Address(url), statements.READ_ROWS, [account, batch, words]):
+    for line in _found(address, statements.READ_ROWS, [account, batch, words]):
         yield statements.line_of(line).row
 
 
-def steps(url: str, account: str, batch: str | None, key: str | None) -> Iterator[Step]:
+def steps(address: Address, account: str, batch: str | None, key: str | None) -> Iterator[Step]:
     """Yield the steps of an account's jobs: all of a job one after another, in the order in which they were written.
 
     Raises:
         LedgerError: The database cannot be reached, or has no ledger.
     """
-    for of, name, state, *rest in _found(Address(url), statements.READ_STEPS, [account, batch, key]):
+    for of, name, state, *rest in _found(address, statements.READ_STEPS, [account, batch, key]):
         yield Step(of, name, State(state), *rest)
 
 
-def workers(url: str, account: str) -> list[WorkerTally]:
+def identity(address: Address, account: str, batch: str) -> Identity | None:
+    """Return the identity of a batch of an account; None if there is no such batch.
+
+    Raises:
+        LedgerError: The database cannot be reached, or has no ledger.
+    """
+    found = [*_found(address, statements.IDENTITY, [account, batch])]
+    return restored_identity(*found[0]) if found else None
+
+
+def batches(address: Address, account: str) -> set[str]:
+    """Return the names of the batches that have jobs of an account.
+
+    Raises:
+        LedgerError: The database cannot be reached, or has no ledger.
+    """
+    return {batch for (batch,) in _found(address, statements.BATCHES, [account])}
+
+
+def workers(address: Address, account: str) -> list[WorkerTally]:
     """Return the workers and sessions of an account whose leases run.
 
     Raises:
         LedgerError: The database cannot be reached, or has no ledger.
     """
-    return [WorkerTally(*values) for values in _found(Address(url), statements.WORKERS, [account])]
+    return [WorkerTally(*values) for values in _found(address, statements.WORKERS, [account])]
 
 
-def exists(url: str) -> bool:
+def exists(address: Address) -> bool:
     """Return whether the database has a ledger.
 
     Raises:
         LedgerError: The database cannot be reached.
     """
-    with _connected(Address(url)) as connection:
+    with _connected(address) as connection:
         return _is_ledger(connection)
 
 
@@ -102,6 +125,14 @@ def _is_ledger(connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
     return bool(connection.execute(tables.EXISTS.encode()).fetchall()[0][0])
 
 
+def _connect(address: Address) -> psycopg.Connection[tuple[Any, ...]] | BaseException:
+    """Return a connection, or the exception to raise in its place: its frames have the password."""
+    try:
+        return psycopg.connect(address.parameters(name="kling_async reader", answer_within=ANSWER_WITHIN_S))
+    except BaseException as error:  # noqa: BLE001 -- raised by the caller
+        return error
+
+
 @contextmanager
 def _connected(address: Address) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
     """Yield a connection whose only transaction cannot write.
@@ -109,21 +140,19 @@ def _connected(address: Address) -> Iterator[psycopg.Connection[tuple[Any, ...]]
     Raises:
         LedgerError: The database cannot be reached, or refused a statement.
     """
-    options = {
-        "application_name": "kling_async reader",
-        "connect_timeout": ANSWER_WITHIN_S,
-        "tcp_user_timeout": 1000 * ANSWER_WITHIN_S,
-        "keepalives_idle": ANSWER_WITHIN_S,
-        "keepalives_interval": ANSWER_WITHIN_S,
-        "keepalives_count": 3,
-    }
+    opened = _connect(address)
     try:
-        with psycopg.connect(address.parameters(**options)) as connection:
+        if isinstance(opened, BaseException):
+            raise without_frames(opened)
+        with opened as connection:
             connection.read_only = True
             yield connection
+            return
     except psycopg.Error as trouble:
         what = "cannot be reached" if isinstance(trouble, psycopg.OperationalError) else "refused"
-        raise LedgerError(
+        failure = LedgerError(
             f"the ledger {address} {what}: {address.redact(trouble)}",
             advice="look whether the database runs and takes this user",
-        ) from None
+        )
+    # Raised outside of the except block: the driver's exceptions have the password in their attributes.
+    raise failure

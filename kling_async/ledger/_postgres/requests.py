@@ -14,14 +14,13 @@ from kling_async._core.budget import Cap
 from kling_async._core.catalogue import Level
 from kling_async._core.content import Content
 from kling_async._core.states import Entry
+from kling_async._log import log
 from kling_async.errors import LedgerError, NotInHandError
 
 from .connection import Connection
 
 if TYPE_CHECKING:
     from .statements import Line
-
-log = logging.getLogger("kling_async")
 
 Name: TypeAlias = tuple[str, str]
 """Batch and key of a job."""

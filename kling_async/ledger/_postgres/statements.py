@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from kling_async._core.prediction import RETRYABLE_CODES
-from kling_async._core.states import ENDED, OPEN, RELEASED, SENDABLE, Row, State
-from kling_async.errors import LedgerError
+from kling_async._core.states import ACCEPTED, ENDED, OPEN, PAID, RELEASED, SENDABLE, UNSENT, Row, State
 from kling_async.ledger._columns import quoted, restore, stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from kling_async._core.content import Content
-    from kling_async._core.states import Entry
+    from kling_async._core.seen import Seen
 
 _TYPES: dict[str, str] = {
     "state": "text",
@@ -29,6 +28,7 @@ _TYPES: dict[str, str] = {
     "intent_at": "float8",
     "submitted_at": "float8",
     "prediction_id": "text",
+    "reused": "text",
     "cost": "numeric",
     "spent": "numeric",
     "refunded": "numeric",
@@ -38,14 +38,16 @@ _TYPES: dict[str, str] = {
     "error": "text",
     "doubt": "text",
     "candidates": "text",
+    "sender": "text",
     "path": "text",
     "bytes": "bigint",
     "sha256": "text",
 }
 """Columns of a row that change, with their types."""
-_FIXED = ("batch", "key", "digest", "model")
+_FIXED = ("batch", "key", "digest", "model", "seen")
 _FIELDS = (*_FIXED, *_TYPES)
 _WITH_CONTENT = (*_FIELDS, "job", "files")
+
 
 _LINE = ", ".join(f"j.{name}" for name in ("id", "worker_id", "slot", *_FIELDS))
 """Columns of a line."""
@@ -55,8 +57,8 @@ WITH given AS (
   SELECT * FROM unnest(%(batch)s::text[], %(key)s::text[], %(digest)s::text[], %(model)s::text[], %(at)s::float8[],
     %(text)s::text[], %(files)s::text[]) AS g(batch, key, digest, model, at, text, files)),
 made AS (
-  INSERT INTO kling_job(account, batch, key, digest, model, state, updated_at, worker_id)
-  SELECT %(account)s, batch, key, digest, model, 'pending', at, %(worker_id)s FROM given
+  INSERT INTO kling_job(account, batch, key, digest, model, state, updated_at, worker_id, seen)
+  SELECT %(account)s, batch, key, digest, model, 'pending', at, %(worker_id)s, %(seen)s FROM given
   ON CONFLICT (account, batch, key) DO NOTHING RETURNING id, batch, key),
 put AS (INSERT INTO kling_content SELECT made.id, text, files FROM made JOIN given USING (batch, key)),
 noted AS (
@@ -66,13 +68,14 @@ SELECT id, batch, key FROM made
 """
 """Insert new jobs and return them; existing ones are not changed."""
 
-IDENTITY = "SELECT identity FROM kling_batch WHERE account = %s AND batch = %s"
-"""The version of a batch's identity rule."""
+IDENTITY = "SELECT identity, ignored FROM kling_batch WHERE account = %s AND batch = %s"
 BEGIN_BATCH = """
-INSERT INTO kling_batch(account, batch, identity) VALUES (%s, %s, %s)
-ON CONFLICT (account, batch) DO UPDATE SET identity = kling_batch.identity RETURNING identity
+INSERT INTO kling_batch(account, batch, identity, ignored) VALUES (%s, %s, %s, %s)
+ON CONFLICT (account, batch) DO UPDATE SET identity = kling_batch.identity RETURNING identity, ignored
 """
-"""Record the identity rule of a new batch; return the rule of the worker that was first."""
+"""Record the identity of a new batch; return that of the worker that was first."""
+IGNORED = "SELECT DISTINCT ignored FROM kling_batch WHERE account = %s AND ignored IS NOT NULL"
+"""The sets of parameters that batches ignore."""
 
 CONFLICTS = """
 SELECT g.key FROM unnest(%(batch)s::text[], %(key)s::text[], %(digest)s::text[]) AS g(batch, key, digest)
@@ -80,17 +83,54 @@ JOIN kling_job j ON j.account = %(account)s AND j.batch = g.batch AND j.key = g.
 """
 """A key that names a job with other content."""
 
+RENEW_TEXTS = f"""
+UPDATE kling_content c SET text = g.text
+FROM unnest(%(batch)s::text[], %(key)s::text[], %(digest)s::text[], %(text)s::text[]) AS g(batch, key, digest, text)
+JOIN kling_job j ON j.account = %(account)s AND j.batch = g.batch AND j.key = g.key AND j.digest = g.digest
+WHERE c.job = j.id AND c.text <> g.text AND j.state NOT IN ({quoted(ACCEPTED)})
+"""
+"""Replace the texts of jobs that were not accepted by others of equal jobs, whose signatures are newer."""
+
 LOCK_LINES = f"""
 SELECT {_LINE} FROM unnest(%s::text[], %s::text[]) AS g(batch, key)
 JOIN kling_job j ON j.account = %s AND j.batch = g.batch AND j.key = g.key ORDER BY j.id FOR UPDATE OF j
 """
 """Lines by their names, locked."""
-FIND = f"SELECT {_LINE} FROM kling_job j WHERE account = %s AND batch = %s AND key = %s"
 SELECT = f"SELECT {_LINE} FROM kling_job j WHERE account = %s AND "
+LOCK_CONTENTS = """
+SELECT pg_advisory_xact_lock(id) FROM (
+  SELECT DISTINCT hashtextextended('kling_async ' || %s || ' ' || digest, 0) AS id FROM unnest(%s::text[]) AS d(digest)
+  ORDER BY id) AS locks
+"""
+"""Lock contents of an account, until the transaction ends."""
+PAID_ELSEWHERE = f"""
+SELECT {_LINE} FROM kling_job j
+WHERE account = %(account)s AND digest = ANY(%(digests)s) AND (intent_at IS NOT NULL OR cleared)
+AND batch <> %(batch)s AND (%(any_key)s OR key = %(key)s)
+AND (state IN ({quoted(PAID)}) OR (cleared AND state IN ({quoted(SENDABLE)})))
+"""
+"""Lines of other batches that are paid for, or may be, or that a worker is about to send."""
+PAID_AMONG = f"""
+SELECT g.key, min(j.batch)
+FROM unnest(%(keys)s::text[], %(digests)s::text[], %(any_key)s::bool[]) AS g(key, digest, any_key)
+JOIN kling_job j ON j.account = %(account)s AND j.digest = g.digest AND (j.intent_at IS NOT NULL OR j.cleared)
+  AND j.batch <> %(batch)s AND (g.any_key OR j.key = g.key) AND j.state IN ({quoted(PAID)})
+WHERE NOT EXISTS (
+  SELECT FROM kling_job own WHERE own.account = %(account)s AND own.batch = %(batch)s AND own.key = g.key
+  AND own.state NOT IN ({quoted(UNSENT)}))
+GROUP BY g.key
+"""
+"""Keys of those jobs that are not sent and that other batches have paid for, each with such a batch."""
+CLEAR = "UPDATE kling_job SET cleared = true WHERE account = %s AND batch = %s AND key = %s AND worker_id = %s"
 SPENT = """
 SELECT sum(coalesce(spent, 0) - coalesce(refunded, 0)) FROM kling_job WHERE account = %s AND batch = coalesce(%s, batch)
 """
 UPLOAD = "SELECT url FROM kling_upload WHERE account = %s AND digest = %s AND expires_at > %s"
+SENDERS = "SELECT id, provider, origin, salt, same_as FROM kling_sender WHERE account = %s"
+PUT_SENDER = """
+INSERT INTO kling_sender(account, id, provider, origin, salt, same_as) VALUES (%s, %s, %s, %s, %s, %s)
+ON CONFLICT (account, id) DO UPDATE SET same_as = excluded.same_as
+"""
 PUT_UPLOAD = """
 INSERT INTO kling_upload VALUES (%s, %s, %s, %s)
 ON CONFLICT (account, digest) DO UPDATE SET url = excluded.url, expires_at = excluded.expires_at
@@ -99,10 +139,13 @@ KEYS = """
 SELECT key FROM kling_job WHERE account = %s AND batch = %s AND state = ANY(%s)
 ORDER BY submitted_at NULLS LAST, updated_at, id
 """
+_SELECT_WITH_CONTENT = f"SELECT {_LINE}, c.text, c.files FROM kling_job j LEFT JOIN kling_content c ON c.job = j.id "
+FIND = _SELECT_WITH_CONTENT + "WHERE j.account = %s AND j.batch = %s AND j.key = %s"
 READ_ROWS = f"""
-SELECT {_LINE}, c.text, c.files FROM kling_job j LEFT JOIN kling_content c ON c.job = j.id
+{_SELECT_WITH_CONTENT}
 WHERE j.account = %s AND j.batch = coalesce(%s, j.batch) AND j.state = ANY(%s) ORDER BY j.updated_at, j.id
 """
+BATCHES = "SELECT DISTINCT batch FROM kling_job WHERE account = %s"
 READ_STEPS = """
 SELECT j.batch, j.key, s.state, s.at, s.attempt, s.prediction_id, s.error
 FROM kling_step s JOIN kling_job j ON j.id = s.job
@@ -115,6 +158,7 @@ _SET = ", ".join(f"{name} = n.{name}" for name in _TYPES)
 
 WRITE = f"""
 UPDATE kling_job AS j SET {_SET}, worker_id = n.worker, slot = n.slot,
+  cleared = j.cleared AND n.worker IS NOT NULL,
   started_at = CASE WHEN n.state = 'intent' AND j.state <> 'intent' THEN clock_timestamp() ELSE j.started_at END,
   due_at = CASE WHEN n.wait > 0 THEN clock_timestamp() + n.wait * interval '1 second' ELSE j.due_at END
 FROM unnest(%(id)s::bigint[], %(was_worker)s::text[], %(was_attempt)s::bigint[], %(was_state)s::text[],
@@ -151,7 +195,7 @@ SELECT id FROM kling_worker WHERE account = %s AND lease_until < clock_timestamp
 _RELEASED_STATES = " ".join(f"WHEN {quoted([before])} THEN {quoted([after])}" for before, after in RELEASED.items())
 _RELEASE = f"""
 released AS (
-  UPDATE kling_job SET worker_id = NULL, slot = state IN ({quoted(OPEN)}),
+  UPDATE kling_job SET worker_id = NULL, cleared = false, slot = state IN ({quoted(OPEN)}),
     state = CASE state {_RELEASED_STATES} ELSE state END,
     updated_at = CASE WHEN state = 'intent' THEN extract(epoch FROM clock_timestamp()) ELSE updated_at END,
     error = CASE state WHEN 'intent' THEN 'its worker ended while it was being submitted' ELSE error END
@@ -206,10 +250,11 @@ UPDATE kling_job AS j SET worker_id = %(worker_id)s
 WHERE j.id = ANY(ARRAY(
   SELECT id FROM kling_job
   WHERE account = %(account)s AND slot AND worker_id IS NULL AND due_at <= statement_timestamp()
+  AND (sender IS NULL OR sender = ANY(%(senders)s))
   ORDER BY due_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
 RETURNING {_LINE}
 """
-"""Claim unowned jobs that are running or in doubt."""
+"""Claim unowned jobs that are running or in doubt, of these senders or of none that is known."""
 CLAIM_UNSAVED = f"""
 UPDATE kling_job AS j SET worker_id = %(worker_id)s
 WHERE j.id = ANY(ARRAY(
@@ -235,10 +280,10 @@ UPDATE kling_job AS j SET worker_id = %(worker_id)s
 WHERE j.id = ANY(ARRAY(
   SELECT id FROM kling_job
   WHERE account = %(account)s AND slot AND worker_id IS NULL AND due_at <= statement_timestamp()
-  AND state = ANY(%(states)s) AND batch = coalesce(%(batch)s, batch) FOR UPDATE SKIP LOCKED))
+  AND state = ANY(%(states)s) AND (sender IS NULL OR sender = ANY(%(senders)s)) FOR UPDATE SKIP LOCKED))
 RETURNING {_LINE}
 """
-"""Claim all unowned jobs in some states."""
+"""Claim all unowned jobs in some states, of these senders or of none that is known."""
 GIVE_SLOTS = """
 UPDATE kling_job AS j SET slot = true, cost = coalesce(n.cost, j.cost)
 FROM unnest(%s::bigint[], %s::numeric[]) AS n(id, cost) WHERE j.id = n.id AND j.worker_id = %s RETURNING j.id
@@ -252,8 +297,9 @@ FROM kling_job WHERE account = %s AND (%s::text[] IS NULL OR batch = ANY(%s))
 """USD that was spent, may have been spent, and is reserved. A job that is to start has its price in its line."""
 
 KNOWN = """
-SELECT prediction_id, fingerprint, model FROM kling_job WHERE account = %(account)s AND prediction_id = ANY(%(ids)s)
-UNION ALL SELECT s.prediction_id, NULL, j.model FROM kling_step s JOIN kling_job j ON j.id = s.job
+SELECT prediction_id, fingerprint, model, sender FROM kling_job
+WHERE account = %(account)s AND prediction_id = ANY(%(ids)s)
+UNION ALL SELECT s.prediction_id, NULL, j.model, NULL FROM kling_step s JOIN kling_job j ON j.id = s.job
 WHERE s.state = 'failed' AND s.prediction_id = ANY(%(ids)s) AND j.account = %(account)s
 AND s.prediction_id IS DISTINCT FROM j.prediction_id
 """
@@ -314,9 +360,10 @@ def written_values(lines: Iterable[tuple[Line, Line]]) -> dict[str, list[Any]]:
     return given
 
 
-def inserted_values(new: dict[tuple[str, str], tuple[Content, str, float]]) -> dict[str, list[Any]]:
-    """Return the parameters of `INSERT`, from jobs with their content, model and time."""
+def inserted_values(new: dict[tuple[str, str], tuple[Content, str, float]], seen: Seen | None = None) -> dict[str, Any]:
+    """Return the parameters of `INSERT`, from jobs with their content, model and time, and their common setting."""
     return {
+        "seen": seen,
         "batch": [batch for batch, _ in new],
         "key": [key for _, key in new],
         "digest": [content.digest for content, _, _ in new.values()],
@@ -343,33 +390,6 @@ WHERE w.account = %s AND w.lease_until > clock_timestamp() GROUP BY w.id ORDER B
 """Name, seconds of lease, and number of jobs of the workers that are alive."""
 
 
-_LARGEST = 2**62
-
-
 def storable_text(text: str) -> str:
     """Return the text with lone surrogates and NUL, which the database cannot store, replaced."""
     return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
-
-
-def check_names(*names: str) -> None:
-    """Check that names can be stored.
-
-    Raises:
-        LedgerError: One has a lone surrogate or NUL.
-    """
-    for name in names:
-        if storable_text(name) != name:
-            raise LedgerError(f"{name!r} is no text that the ledger can hold", key=ascii(name))
-
-
-def storable(entry: Entry) -> Entry:
-    """Return the step with texts and numbers that the database cannot store, as a service may send them, replaced."""
-    names = ("prediction_id", "output", "error", "path")
-    changed: dict[str, Any] = {
-        name: storable_text(value)
-        for name in names
-        if (value := getattr(entry, name)) is not None and storable_text(value) != value
-    }
-    if entry.code is not None and abs(entry.code) > _LARGEST:
-        changed["code"] = None
-    return attrs.evolve(entry, **changed) if changed else entry

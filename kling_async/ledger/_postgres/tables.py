@@ -2,6 +2,7 @@
 
 Besides the job itself, a line of `kling_job` has the worker that claimed it (`worker_id`) and whether it occupies one
 of the account's slots (`slot`): the lines are the semaphore, because a prediction outlives the worker that started it.
+`cleared` is true while the worker that has claimed a job is to send it, and no other batch has paid for the same job.
 A line of `kling_worker` is a lease: until it ends, by the database's clock, the jobs of the worker are its own.
 """
 
@@ -73,6 +74,17 @@ UPDATE kling_step SET state = {_OLD_STATE} WHERE state = 'rejected';
 CREATE TABLE kling_batch(account text, batch text, identity bigint NOT NULL, PRIMARY KEY(account, batch));
 INSERT INTO kling_batch SELECT DISTINCT account, batch, 1 FROM kling_job;
 """,
+    """
+ALTER TABLE kling_job ADD COLUMN sender text, ADD COLUMN reused text, ADD COLUMN seen text,
+  ADD COLUMN cleared boolean NOT NULL DEFAULT false;
+CREATE TABLE kling_sender(
+  account text, id text, provider text NOT NULL, origin text NOT NULL, salt text NOT NULL, same_as text NOT NULL,
+  PRIMARY KEY(account, id));
+CREATE INDEX kling_job_sent ON kling_job(account, digest) WHERE intent_at IS NOT NULL OR cleared;
+-- Names of query parameters: a JSON array; NULL for none.
+ALTER TABLE kling_batch ADD COLUMN ignored text;
+CREATE INDEX kling_batch_ignored ON kling_batch(account, ignored) WHERE ignored IS NOT NULL;
+""",
 )
 """From nothing to the newest tables, one step each, all of them in one transaction. A released step is never changed.
 
@@ -94,11 +106,15 @@ _MAKE_VERSION = """
 CREATE TABLE IF NOT EXISTS kling_version(version bigint NOT NULL);
 INSERT INTO kling_version SELECT 0 WHERE NOT EXISTS (SELECT FROM kling_version)
 """
+_WITH_DOUBTS = 3
+"""Version whose jobs have the columns of a doubt, and no sender."""
 _UNCHANGED = (
     "id, account, slot, batch, key, digest, model, updated_at, attempt, fingerprint, token_hash, intent_at, "
     "submitted_at, prediction_id, cost, spent, refunded, failures, output, code, error, path, bytes, sha256"
 )
 """Columns that version 3 has in common with those before."""
+_ADDED = "NULL::text AS sender, NULL::text AS reused, NULL::text AS seen"
+"""Columns that versions up to 3 do not have."""
 
 
 async def read_version(connection: Connection, address: Address) -> int:
@@ -155,10 +171,16 @@ def as_newest(version: int) -> str:
     """Return the WITH clause under which queries for the newest tables read those of a version."""
     if version >= len(MIGRATIONS):
         return ""
+    if version >= _WITH_DOUBTS:
+        return f"""
+WITH kling_job AS (SELECT *, {_ADDED} FROM kling_job),
+kling_batch AS (SELECT *, NULL::text AS ignored FROM kling_batch)
+"""
     return f"""
 WITH kling_job AS (
-  SELECT {_UNCHANGED}, owner AS worker_id, {_OLD_STATE} AS state, {_OLD_DOUBT} AS doubt,
+  SELECT {_UNCHANGED}, {_ADDED}, owner AS worker_id, {_OLD_STATE} AS state, {_OLD_DOUBT} AS doubt,
     {_OLD_CANDIDATES} AS candidates FROM kling_job),
 kling_step AS (
-  SELECT id, job, {_OLD_STATE} AS state, at, attempt, prediction_id, error FROM kling_step)
+  SELECT id, job, {_OLD_STATE} AS state, at, attempt, prediction_id, error FROM kling_step),
+kling_batch AS (SELECT DISTINCT account, batch, 1 AS identity, NULL::text AS ignored FROM kling_job)
 """

@@ -1,1 +1,1 @@
-"""Parts of the embedded ledger: `lock`, `connection`, `tables`, `statements`, `writer`, `reader`."""
+"""Parts of the embedded ledger, a file or a thread each."""

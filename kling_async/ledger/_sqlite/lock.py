@@ -1,117 +1,63 @@
-"""Lock file beside a ledger: one writer at a time, released with its process, however that ends."""
+"""Lock file beside a ledger: one writer at a time, released with its process, however that ends.
+
+It refuses a second writer before anything is done. It does not protect a ledger that has several names, or whose lock
+file was removed: the registration in the ledger itself does.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
 
+from filelock import FileLock, Timeout
+
+from kling_async._files import make_private
 from kling_async.errors import LedgerError
 
-from .connection import unusable
+from .connection import LOCK, beside, unusable
+from .reader import writer_of
 
-if TYPE_CHECKING:
-    from typing import Self
-
-_PID_DIGITS = 20
+ACQUIRE_S = 0.2
+"""Seconds to wait for the lock. An owner that has just ended may have removed the file that was opened here."""
 
 
-class FileLock:
-    """Lock of a ledger file, held. Made by `acquire`.
+def acquire(ledger: Path) -> FileLock:
+    """Lock a ledger file.
 
-    Attributes:
-        path: The lock file; it has the id of the process that holds it.
+    Raises:
+        LedgerError: Another process holds the lock, or the lock file cannot be written.
     """
-
-    def __init__(self, path: Path, file: IO[str]) -> None:
-        self.path = path
-        self._file = file
-
-    @classmethod
-    def acquire(cls, ledger: Path) -> Self:
-        """Lock a ledger file.
-
-        Raises:
-            LedgerError: Another process holds the lock, or the lock file cannot be written.
-        """
-        path = _lock_path(ledger)
-        file: IO[str] | None = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            while True:
-                file = path.open("a+", encoding="ascii")
-                if not _try_lock(file):
-                    file.seek(0)
-                    owner = file.read(_PID_DIGITS).strip() or "unknown"
-                    file.close()
-                    raise LedgerError(
-                        f"the ledger {ledger} is being written by process {owner}",
-                        advice="end that process, or name another file; reading with read_ledger() is always possible",
-                    )
-                # The previous owner may have removed the file between its opening and its locking here.
-                with contextlib.suppress(FileNotFoundError):
-                    if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                        break
-                file.close()
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-        except OSError as error:
-            if file is not None:
-                file.close()
-            raise unusable(ledger, error) from error
-        return cls(path, file)
-
-    def release(self) -> None:
-        """Unlock, and remove the file unless it is another writer's by now."""
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
-                self.path.unlink()
-        self.close()
-
-    def close(self) -> None:
-        """Unlock and leave the file alone."""
-        self._file.close()
-
-
-def writer_of(ledger: str | os.PathLike[str]) -> int | None:
-    """Return the id of the process that has a ledger file open for writing, or None.
-
-    The id is read, not proven: locking the file, even for a moment, could refuse a writer that opens just then.
-    """
+    path = beside(ledger, LOCK)
+    # A soft lock, which takes the place of a missing `flock`, would stay after a crash.
+    lock = FileLock(path, timeout=ACQUIRE_S, thread_local=False, fallback_to_soft=False)
     try:
-        owner = int(_lock_path(Path(ledger)).read_text(encoding="ascii")[:_PID_DIGITS])
-        if os.name == "posix":
-            # Killed processes leave the file behind. (Elsewhere this call would be a signal.)
-            with contextlib.suppress(PermissionError):
-                os.kill(owner, 0)
-    except (OSError, ValueError, OverflowError):
-        return None
-    return owner
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # `FileLock` knows one mode, not that of the ledger: who shares a ledger shares its lock.
+        make_private(path, like=ledger)
+        lock.acquire()
+    except Timeout:
+        if not path.exists():
+            # It waits for a file that cannot be made, too.
+            raise unusable(ledger, OSError(f"unable to open {path}")) from None
+        owner = writer_of(ledger)
+        raise LedgerError(
+            f"the ledger {ledger} is being written by {'another process' if owner is None else f'process {owner}'}",
+            advice="end that process, or name another file; reading with read_ledger() is always possible",
+        ) from None
+    except OSError as error:
+        raise unusable(ledger, error) from error
+    return lock
 
 
-def _lock_path(ledger: Path) -> Path:
-    return ledger.with_name(f"{ledger.name}.lock")
+def release(lock: FileLock, *, remove: bool = True) -> None:
+    """Unlock.
 
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover -- Windows
-    import msvcrt
-
-    def _try_lock(lock: IO[str]) -> bool:
-        try:
-            msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]  # there only
-        except OSError:
-            return False
-        return True
-
-else:
-
-    def _try_lock(lock: IO[str]) -> bool:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+    Args:
+        lock: The lock, held.
+        remove: Whether to remove its file; False when the file may be another writer's.
+    """
+    # Before unlocking: afterwards the file may be another writer's. (Windows has it removed by `FileLock`.)
+    if remove:
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink()
+    lock.release()

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kling_async._core.states import Row, State, Step
+from kling_async.ledger._columns import restored_identity
 
 from . import statements
-from .connection import reading
+from .connection import LOCK, beside, closed_by, connect_reader, reading
+from .registration import registered
 from .tables import as_newest
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Iterator
+
+    from kling_async._core.content import Identity
 
 
 def read_ledger(
@@ -56,6 +62,51 @@ def read_steps(path: str | os.PathLike[str], *, batch: str | None = None, key: s
     """
     for of, name, state, at, attempt, prediction_id, error in _found(Path(path), statements.STEPS, (batch, key)):
         yield Step(of, name, State(state), at, attempt, prediction_id, error)
+
+
+def read_identity(path: str | os.PathLike[str], batch: str) -> Identity | None:
+    """Return the identity of a batch of a ledger file; None if the file has no such batch.
+
+    Raises:
+        LedgerError: There is no such file, or it is no ledger.
+    """
+    found = [*_found(Path(path), statements.IDENTITY, [batch])]
+    return restored_identity(*found[0]) if found else None
+
+
+def read_batches(path: str | os.PathLike[str]) -> set[str]:
+    """Return the names of the batches that have jobs in a ledger file.
+
+    Raises:
+        LedgerError: There is no such file, or it is no ledger.
+    """
+    return {batch for (batch,) in _found(Path(path), "SELECT DISTINCT batch FROM job", ())}
+
+
+def writer_of(ledger: str | os.PathLike[str]) -> int | None:
+    """Return the id of the process of this computer that has a ledger file open for writing, or None.
+
+    The id is read, not proven: locking the file, even for a moment, could refuse a writer that opens just then.
+    """
+    path = Path(ledger)
+    # A copy has no lock file.
+    if not path.is_file() or not beside(path, LOCK).exists():
+        return None
+    try:
+        with contextlib.closing(connect_reader(path)) as connection:
+            writer = registered(connection)
+    except sqlite3.Error:
+        return None
+    if writer is None or not writer.here or writer.token == closed_by(path):
+        return None
+    try:
+        if os.name == "posix":
+            # Killed processes stay registered. (Elsewhere this call would be a signal.)
+            with contextlib.suppress(PermissionError):
+                os.kill(writer.process, 0)
+    except (OSError, OverflowError):
+        return None
+    return writer.process
 
 
 def _found(path: Path, query: str, values: Iterable[object]) -> Iterator[tuple[Any, ...]]:

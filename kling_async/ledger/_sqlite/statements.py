@@ -7,23 +7,23 @@ from __future__ import annotations
 
 from decimal import Decimal
 from functools import cache
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from kling_async._core.states import Row
-from kling_async.errors import LedgerError
-from kling_async.ledger._columns import restore, stored
+from kling_async._core.states import PAID, Row
+from kling_async.ledger._columns import quoted, restore, stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from kling_async._core.states import Entry, State
+    from kling_async._core.states import State
 
 _CONTENT = ("job", "files")
 """Attributes of a row that are in the table `content`."""
-_COLUMNS = tuple(name for name in attrs.fields_dict(Row) if name not in _CONTENT)
+_ENQUEUED = ("seen",)
+"""Attributes of a row that only shared ledgers have."""
+_COLUMNS = tuple(name for name in attrs.fields_dict(Row) if name not in (*_CONTENT, *_ENQUEUED))
 
 SELECT = f"SELECT {', '.join(_COLUMNS)} FROM job "
 SELECT_WITH_CONTENT = (
@@ -37,19 +37,37 @@ INSERT = (
 INSERT_STEP = "INSERT INTO step(batch, key, state, at, attempt, prediction_id, error)"
 # REPLACE: content left behind by a row that somebody deleted must not undo the whole group.
 INSERT_CONTENT = "INSERT OR REPLACE INTO content(batch, key, job, files)"
-INSERT_BATCH = "INSERT INTO batch(name, identity) VALUES (?, ?) ON CONFLICT DO NOTHING"
+INSERT_BATCH = "INSERT INTO batch(name, identity, ignored) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+IDENTITY = "SELECT identity, ignored FROM batch WHERE name = ?"
+IGNORED = "SELECT DISTINCT ignored FROM batch WHERE ignored IS NOT NULL"
+SENDERS = "SELECT id, provider, origin, salt, same_as FROM sender"
+PUT_SENDER = "INSERT OR REPLACE INTO sender(id, provider, origin, salt, same_as) VALUES (?, ?, ?, ?, ?)"
 PUT_UPLOAD = "INSERT OR REPLACE INTO upload(digest, url, expires_at) VALUES (?, ?, ?)"
 # Sums of decimals would become floats in SQLite; there are few different amounts.
 AMOUNTS = "SELECT spent, refunded, count(*) FROM job WHERE batch = coalesce(?, batch) GROUP BY spent, refunded"
 # The prediction of an earlier attempt, which failed, is still the job's own.
 KNOWN = """
-SELECT fingerprint, model FROM job WHERE prediction_id = :id UNION ALL
-SELECT NULL, job.model FROM step JOIN job USING (batch, key)
+SELECT fingerprint, model, sender FROM job WHERE prediction_id = :id UNION ALL
+SELECT NULL, job.model, NULL FROM step JOIN job USING (batch, key)
 WHERE step.prediction_id = :id AND step.state = 'failed' LIMIT 1
+"""
+# INDEXED BY: an error, instead of a scan of the table, should the planner want one.
+PAID_ELSEWHERE = f"""{SELECT} INDEXED BY job_sent
+WHERE digest = :digest AND intent_at IS NOT NULL AND batch <> :batch AND key = coalesce(:key, key)
+AND state IN ({quoted(PAID)})
 """
 STEPS = """
 SELECT batch, key, state, at, attempt, prediction_id, error FROM step
 WHERE batch = coalesce(?, batch) AND key = coalesce(?, key) ORDER BY batch, key, rowid
+"""
+
+# Each step is written together with its row, so that another one shows pages of different moments.
+MISMATCHED = """
+SELECT job.key FROM job LEFT JOIN (
+  SELECT batch, key, state, at, attempt, prediction_id, max(rowid) FROM step GROUP BY batch, key) AS last
+USING (batch, key)
+WHERE last.state IS NOT job.state OR last.at IS NOT job.updated_at OR last.attempt IS NOT job.attempt
+  OR last.prediction_id IS NOT job.prediction_id LIMIT 1
 """
 
 
@@ -84,58 +102,11 @@ def _column(name: str, value: object) -> object:
     return str(value) if isinstance(value, Decimal) else stored(name, value)
 
 
-_AMOUNTS = tuple(_COLUMNS.index(name) for name in ("cost", "spent", "refunded"))
-
-
 def read_row(values: tuple[Any, ...]) -> Row:
     """Return a row, with its content when that was selected too."""
-    fields = dict(zip((*_COLUMNS, *_CONTENT), values, strict=False))
-    for place in _AMOUNTS:
-        if values[place] is not None:
-            fields[_COLUMNS[place]] = Decimal(values[place])
-    return Row(**restore(fields))
+    return Row(**restore(dict(zip((*_COLUMNS, *_CONTENT), values, strict=False))))
 
 
-def check_names(*names: str) -> None:
-    """Check that names can be stored.
-
-    Raises:
-        LedgerError: One has a lone surrogate.
-    """
-    for name in names:
-        if not _is_encodable(name):
-            raise LedgerError(f"{name!r} is no text that a file can hold", key=ascii(name))
-
-
-def encodable(text: str) -> str:
-    """Return the text with lone surrogates replaced."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def storable(entry: Entry) -> Entry:
-    """Return the step with lone surrogates and too large numbers, as a service may send them, replaced."""
-    texts = _texts(entry)
-    for text in texts:
-        if text is not None and not text.isascii():
-            break
-    else:
-        if entry.code is None or abs(entry.code) <= _LARGEST:
-            return entry
-    changed: dict[str, Any] = {
-        name: encodable(text) for name, text in zip(_TEXTS, texts, strict=True) if text is not None
-    }
-    changed["code"] = None if entry.code is None or abs(entry.code) > _LARGEST else entry.code
-    return attrs.evolve(entry, **changed)
-
-
-_TEXTS = ("prediction_id", "output", "error", "path")
-_texts = attrgetter(*_TEXTS)
-_LARGEST = 2**62
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def storable_text(text: str) -> str:
+    """Return the text with lone surrogates, which a file cannot hold, replaced."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -57,11 +57,34 @@ INSERT INTO batch SELECT DISTINCT batch, 1 FROM job;
     )
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create, _separate_state_from_text)
+def _add_senders_and_writer(connection: sqlite3.Connection) -> None:
+    """Add who sent each job, what was reused for it, an index of what was sent, what batches ignore, and the writer."""
+    _run(
+        connection,
+        """
+ALTER TABLE job ADD COLUMN sender TEXT;
+ALTER TABLE job ADD COLUMN reused TEXT;
+CREATE TABLE sender(
+  id TEXT PRIMARY KEY, provider TEXT NOT NULL, origin TEXT NOT NULL, salt TEXT NOT NULL, same_as TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX job_sent ON job(digest) WHERE intent_at IS NOT NULL;
+-- Names of query parameters: a JSON array; NULL for none.
+ALTER TABLE batch ADD COLUMN ignored TEXT;
+-- A row while the file is open for writing, and after a crash.
+CREATE TABLE writer(token TEXT NOT NULL, process INTEGER NOT NULL, host TEXT NOT NULL, journal TEXT NOT NULL);
+""",
+    )
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
+    _create,
+    _separate_state_from_text,
+    _add_senders_and_writer,
+)
 """From an empty file to the newest tables, one step each, all of them in one transaction.
 
-A released step is never changed. A file of version 1 that is opened for writing is migrated at once, and is refused by
-older versions of the package from then on; `read_ledger` and `read_steps` read it as it is.
+A released step is never changed. A file of an older version that is opened for writing is migrated at once, and is
+refused by older versions of the package from then on; `read_ledger` and `read_steps` read it as it is.
 """
 
 
@@ -78,14 +101,21 @@ def as_newest(connection: sqlite3.Connection, version: int) -> str:
     """Return the WITH clause under which queries for the newest tables read those of a version."""
     if version >= len(MIGRATIONS):
         return ""
+    if version > 1:
+        return """
+WITH job AS (SELECT *, NULL AS sender, NULL AS reused FROM main.job),
+batch AS (SELECT *, NULL AS ignored FROM main.batch)
+"""
     _define_functions(connection)
     return """
 WITH job AS (
   SELECT batch, key, digest, model, old_state(state, error) AS state, updated_at, attempt, fingerprint, token_hash,
     intent_at, submitted_at, prediction_id, cost, spent, refunded, failures, output, code, error,
-    old_doubt(state, error) AS doubt, old_candidates(state, error) AS candidates, path, bytes, sha256 FROM main.job),
+    old_doubt(state, error) AS doubt, old_candidates(state, error) AS candidates, NULL AS sender, NULL AS reused,
+    path, bytes, sha256 FROM main.job),
 step AS (
-  SELECT rowid, batch, key, old_state(state, error) AS state, at, attempt, prediction_id, error FROM main.step)
+  SELECT rowid, batch, key, old_state(state, error) AS state, at, attempt, prediction_id, error FROM main.step),
+batch AS (SELECT DISTINCT batch AS name, 1 AS identity, NULL AS ignored FROM main.job)
 """
 
 

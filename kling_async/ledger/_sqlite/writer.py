@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import sqlite3
+import stat
 import threading
 import time
+import uuid
 from collections import defaultdict
 from itertools import chain, count
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 import attrs
 
+from kling_async._files import make_part
+from kling_async._log import log
+from kling_async._loops import LoopBinding
 from kling_async.errors import LedgerError
 
-from .connection import BESIDE, connect, unwritable
-from .lock import FileLock
+from . import lock
+from .connection import BESIDE, CLOSED, beside, checkpoint, connect, unwritable
+from .registration import registered, unregister
 from .statements import values_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-log = logging.getLogger("kling_async")
+    from filelock import FileLock
 
 MAX_GROUP_STEPS = 512
 """Requests that are committed together."""
@@ -46,7 +51,6 @@ class _Request:
 
     work: Work
     future: asyncio.Future[Any] | None
-    loop: asyncio.AbstractEventLoop
 
 
 class Writer:
@@ -55,15 +59,14 @@ class Writer:
     Args:
         path: The file.
         lock_timeout: Seconds to wait for another program that has locked the file.
-        reset: Called in the writer's thread when rows may differ from what was read before: after opening, and after a
-            rollback.
+        reset: Called in the writer's thread when rows may differ from what was read before: after opening, after a
+            rollback, and after a commit of another program.
 
     Attributes:
         path: The file.
         deferred: Rows to insert before the group is committed, by their statement: between two statements the event
             loop may take the interpreter, and one statement takes no longer than another.
-        replaced: True when another file has taken the place of the ledger: nothing more may be sent, since the next run
-            would read that one.
+        successor: Whoever has opened the file since, as a phrase; None as long as nobody has.
     """
 
     def __init__(self, path: Path, *, lock_timeout: float, reset: Callable[[], None]) -> None:
@@ -74,12 +77,19 @@ class Writer:
         # Where the rows are: beside `path`, once another file has taken its place.
         self._actual_path = path
         self._file: os.stat_result | None = None
-        self.replaced = False
+        self._replaced = False
+        self._token = ""
+        self.successor: str | None = None
+        # Whether the registration is in the ledger file itself. (In the `-wal` file alone, no copy without it has it.)
+        self._registered = False
+        # Changes with each commit of another connection.
+        self._data_version: int | None = None
         self._queue: SimpleQueue[_Request | None] = SimpleQueue()
         self._lock: FileLock | None = None
         self._thread: threading.Thread | None = None
         self._ended: asyncio.Future[None] | None = None
         self._pid = os.getpid()
+        self._loop = LoopBinding(f"the ledger {path}")
 
     async def open(self) -> None:
         """Lock, open and migrate the file, and start the thread.
@@ -93,7 +103,9 @@ class Writer:
                 f"the ledger {self.path} is open in another session",
                 advice="end that one first, or give this one another file",
             )
+        self._loop.bind()
         self._queue = SimpleQueue()
+        self._token, self.successor = uuid.uuid4().hex, None
         loop = asyncio.get_running_loop()
         opened: asyncio.Future[None] = loop.create_future()
         self._ended = loop.create_future()
@@ -113,9 +125,14 @@ class Writer:
             raise
 
     async def aclose(self) -> None:
-        """Commit what was requested, and release the file."""
+        """Commit what was requested, and release the file.
+
+        Raises:
+            WrongLoopError: It was opened in another event loop.
+        """
         if self._thread is None or self._ended is None:
             return
+        self._loop.check()
         self._thread = None
         self._queue.put(None)
         await self._ended
@@ -125,6 +142,7 @@ class Writer:
 
         Raises:
             LedgerError: The ledger is not open, or was opened before a fork.
+            WrongLoopError: It was opened in another event loop.
         """
         if self._thread is None:
             raise LedgerError(f"the ledger {self.path} is not open")
@@ -133,6 +151,7 @@ class Writer:
                 f"the ledger {self.path} was opened before a fork and has no writer in this process",
                 advice="make the session in the process that uses it",
             )
+        self._loop.check()
 
     def ask(self, work: Work) -> asyncio.Future[Any]:
         """Return the future result of work: it is done in the writer's thread, and resolved when it is on the disk.
@@ -140,17 +159,36 @@ class Writer:
         What a piece of work refuses by a `LedgerError` must not have changed anything.
         """
         self.check_open()
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-        self._queue.put(_Request(work, future, loop))
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._queue.put(_Request(work, future))
         return future
 
     def put(self, work: Work) -> None:
         """Do work with the next group; a failure is logged."""
         self.check_open()
-        self._queue.put(_Request(work, None, asyncio.get_running_loop()))
+        self._queue.put(_Request(work, None))
 
     # In the writer's thread
+
+    def superseded(self) -> LedgerError:
+        """Return the error for when another process has opened the ledger: it sends the jobs that wait here, too."""
+        return LedgerError(
+            f"{self.successor} has opened the ledger {self.path} for writing since process {os.getpid()} opened it; "
+            "only the later one may send its jobs",
+            advice="let that process end; then run the same call again with this ledger: what was accepted is not paid "
+            "for again. Do not remove the lock file beside an open ledger",
+        )
+
+    def check_sending(self) -> None:
+        """Check that a paid request may be sent.
+
+        Raises:
+            LedgerError: Another file has taken the place of the ledger, or another process has opened it.
+        """
+        if self._replaced:
+            raise self._out_of_place()
+        if self.successor is not None:
+            raise self.superseded()
 
     def flush(self, connection: sqlite3.Connection) -> None:
         """Insert the deferred rows."""
@@ -166,7 +204,7 @@ class Writer:
 
     def _run(self, loop: asyncio.AbstractEventLoop, opened: asyncio.Future[None], ended: asyncio.Future[None]) -> None:
         try:
-            self._lock = FileLock.acquire(self.path)
+            self._lock = lock.acquire(self.path)
             try:
                 connection = self._connect(self.path)
                 self._reset()
@@ -186,20 +224,37 @@ class Writer:
             more = True
             while more:
                 group, more = self._next_group(gather=len(group) > 1)
-                connection = self._commit(connection, group)
+                connection = self._commit(connection, group, loop)
         finally:
-            connection.close()
-            self._unlock()
+            self._close(connection)
             _resolve(loop, [(ended, None, None)])
 
     def _connect(self, path: Path) -> sqlite3.Connection:
-        connection = connect(path, self._lock_timeout)
-        self._actual_path, self._file, self.replaced = path, path.stat(), path != self.path
+        connection = connect(path, self._lock_timeout, self._token)
+        self._actual_path, self._file, self._replaced = path, path.stat(), path != self.path
+        self._data_version = None
+        self._registered = checkpoint(connection)
         return connection
+
+    def _close(self, connection: sqlite3.Connection) -> None:
+        """Unregister, close the file, and unlock it."""
+        # First all steps, then that it is closed: a copy made in between is known to be one.
+        complete = checkpoint(connection)
+        try:
+            unregister(connection, self._token)
+        except sqlite3.Error:
+            # Another program holds the file.
+            log.exception("the ledger %s cannot be closed as it should", self.path)
+            if complete and self.successor is None:
+                # Not in the lock file: some versions of filelock empty it when they lock it.
+                with contextlib.suppress(OSError):
+                    beside(self.path, CLOSED).write_text(self._token, encoding="ascii")
+        connection.close()
+        self._unlock()
 
     def _unlock(self) -> None:
         if self._lock is not None:
-            self._lock.release()
+            lock.release(self._lock, remove=self.successor is None)
             self._lock = None
 
     def _next_group(self, *, gather: bool) -> tuple[list[_Request], bool]:
@@ -219,7 +274,9 @@ class Writer:
                 group.append(request)
         return group, True
 
-    def _commit(self, connection: sqlite3.Connection, group: list[_Request]) -> sqlite3.Connection:
+    def _commit(
+        self, connection: sqlite3.Connection, group: list[_Request], loop: asyncio.AbstractEventLoop
+    ) -> sqlite3.Connection:
         """Do the requests in one transaction and resolve their futures; return the connection for the next group."""
         results: list[tuple[_Request, Any, Exception | None]] = []
         try:
@@ -227,6 +284,7 @@ class Writer:
             if not group:
                 return connection
             connection.execute("BEGIN IMMEDIATE")
+            self._look_for_other_writers(connection)
             for request in group:
                 try:
                     results.append((request, request.work(connection), None))
@@ -237,6 +295,8 @@ class Writer:
                     results.append((request, None, LedgerError(f"the ledger {self.path} refused a step: {error}")))
             self.flush(connection)
             connection.execute("COMMIT")
+            if not self._registered:
+                self._registered = checkpoint(connection)
         except Exception as trouble:
             self.deferred.clear()
             with contextlib.suppress(sqlite3.Error):
@@ -246,15 +306,30 @@ class Writer:
                 log.exception("the ledger %s cannot be closed as it should", self.path)
             # An error of its own for each caller, who adds the job to it.
             results = [(request, None, unwritable(self.path, trouble)) for request in group]
-        by_loop: defaultdict[asyncio.AbstractEventLoop, list[_Result]] = defaultdict(list)
+        resolved: list[_Result] = []
         for request, result, failure in results:
             if request.future is not None:
-                by_loop[request.loop].append((request.future, result, failure))
+                resolved.append((request.future, result, failure))
             elif failure is not None:
                 log.error("a step could not be noted in the ledger: %s", failure)
-        for loop, resolved in by_loop.items():
-            _resolve(loop, resolved)
+        _resolve(loop, resolved)
         return connection
+
+    def _look_for_other_writers(self, connection: sqlite3.Connection) -> None:
+        """Drop what was read before another connection wrote, and find out whether another process is the writer now.
+
+        In the transaction of a group, so that nobody can open the ledger between this and its commit.
+        """
+        (version,) = connection.execute("PRAGMA data_version").fetchone()
+        if version == self._data_version:
+            return
+        self._data_version = version
+        self._reset()
+        writer = registered(connection)
+        if self.successor is None and (writer is None or writer.token != self._token):
+            # One that has ended is not registered any more.
+            self.successor = f"another writer, {writer}," if writer else "another writer"
+            log.error("%s", self.superseded())
 
     def _in_place(self, connection: sqlite3.Connection) -> sqlite3.Connection:
         """Return the connection to a file that is found under its name, restoring the file when it was deleted.
@@ -269,27 +344,29 @@ class Writer:
         if found is not None and self._file is not None and os.path.samestat(found, self._file):
             return connection
         path = self._actual_path if found is None else _free_path(self.path)
-        if found is None and self._lock is not None and not self._lock.path.exists():
-            deleted, self._lock = self._lock, FileLock.acquire(self.path)
-            deleted.close()
+        if found is None and self._lock is not None and not Path(self._lock.lock_file).exists():
+            deleted, self._lock = self._lock, lock.acquire(self.path)
+            lock.release(deleted, remove=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         copy = path.with_name(f"{path.name}.part")
-        copy.unlink(missing_ok=True)
+        make_part(copy)
+        if self._file is not None:
+            copy.chmod(stat.S_IMODE(self._file.st_mode))
         with contextlib.closing(sqlite3.connect(copy)) as copied:
             connection.backup(copied)
         copy.replace(path)
         connection.close()
         for suffix in BESIDE:
             # Left behind, these would be replayed into another file of this name.
-            self._actual_path.with_name(self._actual_path.name + suffix).unlink(missing_ok=True)
+            beside(self._actual_path, suffix).unlink(missing_ok=True)
         connection = self._connect(path)
-        if self.replaced:
-            log.error("%s", self.out_of_place())
+        if self._replaced:
+            log.error("%s", self._out_of_place())
         else:
             log.error("the ledger %s was deleted while it was open, and was put back", self.path)
         return connection
 
-    def out_of_place(self) -> LedgerError:
+    def _out_of_place(self) -> LedgerError:
         """Return the error for when another file has taken the place of the ledger."""
         return LedgerError(
             f"another file took the place of the ledger {self.path} while it was open; "

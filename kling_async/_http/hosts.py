@@ -1,0 +1,73 @@
+"""Turns of requests, by host: how many connections each has is found out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kling_async._clock import SystemClock
+from kling_async._core.adaptive import AdaptiveLimit
+from kling_async._core.http import Effect, HttpRequest, HttpResponse
+from kling_async._files import max_open_files
+from kling_async._turns import Turns
+from kling_async.errors import ConnectFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from yarl import URL
+
+    from kling_async._core.statistics import Concurrency
+
+INITIAL_CONNECTIONS = 100
+"""Requests that may be under way to a host at once at first."""
+MAX_CONNECTIONS = 1000
+"""Requests that may be under way to a host at once at most; half of the files that the process may open, if fewer."""
+
+
+class Hosts:
+    """The turns of every host that requests were sent to."""
+
+    def __init__(self) -> None:
+        self._clock = SystemClock()
+        self._hosts: dict[tuple[str | None, int | None], Turns] = {}
+
+    def turns(self, url: URL) -> Turns:
+        """Return the turns of the host of a URL."""
+        host = url.host, url.port
+        if host not in self._hosts:
+            most = max(INITIAL_CONNECTIONS, min(MAX_CONNECTIONS, max_open_files() // 2))
+            self._hosts[host] = Turns(AdaptiveLimit(INITIAL_CONNECTIONS, most), self._clock)
+        return self._hosts[host]
+
+    def statistics(self) -> Concurrency | None:
+        """Return where the limit of the host with the most requests stands; None before the first request."""
+        return max((turns.statistics() for turns in self._hosts.values()), key=lambda one: one.taken, default=None)
+
+
+async def in_turn(
+    turns: Turns, request: HttpRequest, exchange: Awaitable[HttpResponse | BaseException]
+) -> HttpResponse | BaseException:
+    """Return the result of an exchange, begun when it is its turn. A paid request has its turn at once.
+
+    Args:
+        turns: The turns of its host.
+        request: The request.
+        exchange: The exchange, not begun yet.
+    """
+    limit = turns.limit
+    if request.effect is Effect.PAID:
+        # How many paid requests are under way is limited before they come here.
+        turns.taken += 1
+        epoch = limit.epoch
+    else:
+        epoch = await turns.acquire()
+    began = turns.clock.monotonic()
+    try:
+        result = await exchange
+        if isinstance(result, HttpResponse):
+            limit.record_done(1.0, turns.clock.monotonic() - began, full=turns.full)
+        elif isinstance(result, ConnectFailedError):
+            limit.record_refused(epoch)
+        return result
+    finally:
+        turns.release()
