@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import coverage
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -12,8 +14,12 @@ from support.promises import PROMISES
 
 ROOT = Path(__file__).parents[1]
 FOUND = pytest.StashKey[frozenset[str]]()
-# Both would measure the machine.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A number repeats what tests draw at random; `random` draws anew in every run, which looks for what no run has met yet.
+SEED = os.environ.get("KLING_TEST_SEED", "0")
+# Deadlines and slowness would measure the machine.
+settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=SEED != "random"
+)
 settings.load_profile("untimed")
 
 
@@ -38,6 +44,35 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if left and not hasattr(session.config, "workerinput"):
         session.config.get_terminal_writer().line(f"\nleft in the checkout by a test: {', '.join(left)}", red=True)
         session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+
+class Seeded(random.Random):
+    """Generators that a session makes for its pauses, which draw the same in every run of a test."""
+
+    def __init__(self, seed: float | str | bytes | bytearray | None = None) -> None:
+        super().__init__(SEED if seed is None else seed)
+
+
+@pytest.fixture(autouse=True)
+def same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    if SEED != "random":
+        random.seed(SEED)
+        monkeypatch.setattr(random, "Random", Seeded)
+
+
+@pytest.fixture(autouse=True)
+def unmeasured_repeats(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Pause coverage, which takes as long again, for tests that take a course many times."""
+    measuring = coverage.Coverage.current()
+    if measuring is None or request.node.get_closest_marker("repeats") is None:
+        yield
+        return
+    monkeypatch.delenv("COVERAGE_PROCESS_START")
+    measuring.stop()
+    try:
+        yield
+    finally:
+        measuring.start()
 
 
 @pytest.fixture

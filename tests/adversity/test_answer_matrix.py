@@ -147,6 +147,7 @@ def cases(route: str, folder: Callable[[str], Path]) -> list[Case]:
 @pytest.mark.promise(6)
 @pytest.mark.parametrize("duration", ["once", "while"])
 @pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.repeats
 async def test_no_answer_fails_a_job_that_the_service_has_made(
     route: str, duration: Duration, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -25,6 +25,7 @@ SEED = int(os.environ.get("KLING_SEED", "7"))
     ids=["echo", "no echo", "wan"],
 )
 @pytest.mark.promise(1, 2)
+@pytest.mark.repeats
 async def test_batch_survives_faults(
     tmp_path: Path, *, echo: bool, rate: float, network: NetworkName | None, slots: int
 ) -> None:

@@ -172,6 +172,7 @@ def of_jsonata(text: str, inputs: dict[str, Any], base: float) -> float | None:
 @settings(max_examples=1000)
 @given(scaled, given_inputs)
 @example(("(sound ? 1.5 : 1) * duration / 5", "base_price * ({})"), {"sound": True, "duration": 10})
+@pytest.mark.repeats
 def test_price_is_that_of_jsonata_or_unknown(formula: tuple[str, str], inputs: dict[str, Any]) -> None:
     text = formula[1].format(formula[0])
     found = price(text, inputs)
@@ -185,6 +186,7 @@ def test_price_is_that_of_jsonata_or_unknown(formula: tuple[str, str], inputs: d
 
 @settings(max_examples=1000)
 @given(st.text(st.characters(codec="ascii"), max_size=60) | st.text(), st.decimals(allow_nan=True))
+@pytest.mark.repeats
 def test_any_text_is_read_or_unknown(text: str, base: Decimal) -> None:
     Formula(text, base, INPUTS).price({"duration": 5})
 
@@ -278,6 +280,7 @@ def test_pictures_of_one_number_are_of_one_kind() -> None:
 
 @settings(max_examples=1000)
 @given(schemas, st.lists(st.sampled_from(["image", "duration", "images", "prompt"])), scaled, st.booleans())
+@pytest.mark.repeats
 def test_any_schema_and_formula_make_a_row(
     properties: dict[str, Any],
     required: list[str],

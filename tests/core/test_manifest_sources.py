@@ -375,6 +375,7 @@ print(peak() - before)
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.repeats
 def test_process_memory_does_not_grow_with_rows(suffix: str) -> None:
     def write(rows: int) -> str:
         name = f"{rows}.{suffix}"

@@ -294,6 +294,7 @@ def test_azure_account_from_environment(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @given(values)
+@pytest.mark.repeats
 def test_key_stays_in_prefix(key: str) -> None:
     address = Outputs.of("s3://bucket/a/b").target(fields(key)).address
     assert re.fullmatch(r"s3://bucket/a/b/[A-Za-z0-9_][A-Za-z0-9._-]*\.mp4", address)

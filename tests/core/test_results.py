@@ -329,6 +329,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.repeats
 async def test_process_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
     few = await write(tmp_path / "few.db", {"state": State.DOWNLOADED}, {"state": State.FAILED})
     many = await write(tmp_path / "many.db", {"state": State.DOWNLOADED, "key": "first"})

@@ -76,6 +76,7 @@ UNLIMITED = {"timing": 0.0, "level": Level(10**6, 10**6), "balance": 1e9, "downl
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("settings", [UNLIMITED])
+@pytest.mark.repeats
 async def test_schemathesis_accepts_the_emulator(emu: Emulator, tmp_path: Path) -> None:
     # The tool invents callback URLs; none of them must be called.
     emu.faults.add("webhook", faults.Drop(), times=None)

@@ -166,6 +166,7 @@ def count_tasks() -> int:
     return sum("_read_forever" not in task.get_name() for task in asyncio.all_tasks())
 
 
+@pytest.mark.repeats
 async def test_500_concurrent_requests_leave_no_tasks_or_files() -> None:
     async with emulated(speed=20, timing=5.0) as emulator:
         async with site(emulator, max_in_flight=200) as web:

@@ -74,6 +74,7 @@ async def main(count: int) -> Counter[str]:
         pytest.param({"loop_factory": uvloop.new_event_loop}, 1, 800, id="uvloop"),
     ],
 )
+@pytest.mark.repeats
 def test_many_jobs_have_one_outcome_each_without_leaks(options: dict[str, Any], runs: int, jobs: int) -> None:
     before = open_sockets()
     with warnings.catch_warnings():

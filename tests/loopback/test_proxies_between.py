@@ -31,6 +31,7 @@ def stand_between(emulator: Emulator, status: int) -> None:
 
 @pytest.mark.promise(6)
 @pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.repeats
 async def test_batch_outlives_a_proxy(status: int) -> None:
     async with service() as emulator, session(emulator) as kling:
         stand_between(emulator, status)

@@ -173,6 +173,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.repeats
 async def test_memory_of_109_uploads_of_10_megabytes(tmp_path: Path) -> None:
     """109 are what ultra needs at once, where an upload takes 1.3 s. All are under way before the first is read."""
     folder = tmp_path / "pictures"

@@ -56,6 +56,7 @@ SYSTEMS = [
 
 
 @pytest.mark.parametrize(("provider", "model", "duration", "price"), SYSTEMS)
+@pytest.mark.repeats
 async def test_image_becomes_video(tmp_path: Path, provider: str, model: str, duration: int, price: str | None) -> None:
     face = tmp_path / "face.png"
     face.write_bytes(png(480, 320))

@@ -156,6 +156,8 @@ async def test_prediction_that_runs_in_another_account_is_neither_polled_nor_sen
     assert (caught.value.spent, caught.value.prediction_id) == (Spent.YES, "p00000")
     assert not elsewhere.paid
     assert not elsewhere.reads
+    since, _, inputs = service.accepted["p00000"]
+    service.accepted["p00000"] = (since, 0.0, inputs)
     async with session(service, SQLiteLedger(where), FIRST) as kling:
         assert (await kling.generate(JOB, key="k")).id == "p00000"
     assert len(service.paid) == 1

@@ -91,6 +91,7 @@ def moving(first: int, last: int) -> Callable[[int], int]:
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.repeats
 async def test_slots_follow_hidden_account_limit() -> None:
     """The limit is 100, then 40, then 100 again, with 4,000 jobs and a ceiling of 300."""
     account = Account(seconds=log_normal(60), limit=moving(1400, 2400))

@@ -117,6 +117,7 @@ def jobs(count: int, *, urls: bool) -> list[Job]:
         ("gold", 3000, True, 11.0),
     ],
 )
+@pytest.mark.repeats
 async def test_first_starts_take_seconds(*, level: str, count: int, urls: bool, seconds: float) -> None:
     """As many as the level lets start at once: with 4 uploads at once, gold would take a quarter of an hour."""
     account = FarAccount(level)
@@ -132,6 +133,7 @@ async def test_first_starts_take_seconds(*, level: str, count: int, urls: bool, 
     assert account.refused == 0
 
 
+@pytest.mark.repeats
 async def test_starts_go_on_at_the_rate_of_the_level() -> None:
     """Ultra: 5,000 in the first minute, and as many as the window lets go in the second, with their pictures ready."""
     account = FarAccount("ultra")

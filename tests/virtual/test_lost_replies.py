@@ -49,6 +49,7 @@ def losing(service: Service, first: int, count: float) -> dict[str, float]:
 
 @pytest.mark.parametrize("first", [0, 100], ids=["at the start", "in the middle"])
 @pytest.mark.parametrize("count", [4, 32, 100])
+@pytest.mark.repeats
 async def test_no_other_job_waits_for_doubts(first: int, count: int) -> None:
     """Each request takes 0.1 s; a doubt is settled 5 s later at best, by its echo."""
     service = Service(seconds=1000, echo=lambda inputs: inputs)

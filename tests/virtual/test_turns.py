@@ -66,6 +66,7 @@ def of_all_sizes(rng: random.Random) -> int:
     return int(10 ** rng.uniform(5, 7))
 
 
+@pytest.mark.repeats
 async def test_latency_is_hidden_by_more_at_once() -> None:
     line = Line(latency=1.3, bytes_per_s=125 * MEGABYTE)
     taken = await seconds_of(2000, line, hundred_kilobytes, download_turns(None, LoopClock()))
@@ -77,6 +78,7 @@ async def test_latency_is_hidden_by_more_at_once() -> None:
     ("count", "size", "most"),
     [(1000, hundred_kilobytes, 200), (60, lambda _: 10 * MEGABYTE, 64), (250, of_all_sizes, 120)],
 )
+@pytest.mark.repeats
 async def test_thin_line_is_filled_and_not_crowded(count: int, size: Callable[[random.Random], int], most: int) -> None:
     line, rng = Line(latency=1.3, bytes_per_s=2 * MEGABYTE), random.Random(1)
     ideal = sum(size(rng) for _ in range(count)) / line.bytes_per_s

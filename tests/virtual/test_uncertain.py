@@ -170,6 +170,7 @@ def jobs(count: int) -> Iterator[Job]:
 @pytest.mark.parametrize("echo", [True, False])
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.promise(1)
+@pytest.mark.repeats
 async def test_random_faults_neither_pay_twice_nor_lose_jobs(seed: int, *, echo: bool) -> None:
     rng = random.Random(seed)
     service = Service(echo=same if echo else None)

@@ -66,6 +66,7 @@ def test_caller_who_waits_for_one_video_pays_nothing_for_patience(median: float)
 
 
 @pytest.mark.parametrize("median", [60.0, 120.0])
+@pytest.mark.repeats
 def test_learned_durations_save_requests_at_the_same_delay(median: float) -> None:
     ours = alone(WatchPolicy.balanced(), quantiles(3000, median, 0.4), others=50, sessions=20, sigma=0.4)
     assert ours.delay_share <= 1.15
@@ -74,6 +75,7 @@ def test_learned_durations_save_requests_at_the_same_delay(median: float) -> Non
 
 
 @pytest.mark.parametrize("sigma", [SIGMA, 0.4, 0.15])
+@pytest.mark.repeats
 def test_thousand_pending_are_read_within_the_ceiling(sigma: float) -> None:
     times = log_normal(1000, MEDIAN, sigma)
     service = fleet(times, lists=False)
@@ -132,6 +134,7 @@ async def test_fixed_interval_policy_matches_stated_baseline() -> None:
         pytest.param({"apart": 0.5}, id="grows"),
     ],
 )
+@pytest.mark.repeats
 async def test_all_ends_are_found_with_any_list_behaviour(options: dict[str, Any]) -> None:
     times = log_normal(200, MEDIAN, SIGMA)
     service = fleet(times, **options)

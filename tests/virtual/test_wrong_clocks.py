@@ -207,6 +207,7 @@ async def tally(cases: list[Case]) -> tuple[list[Case], Counter[str]]:
 
 @pytest.mark.parametrize("date", Date)
 @pytest.mark.parametrize("echo", [False, True])
+@pytest.mark.repeats
 async def test_wrong_clocks_pay_nothing_twice(echo: bool, date: Date) -> None:  # noqa: FBT001 -- a case
     cases = random.Random(f"{echo} {date}").sample(list(matrix(echo=echo, date=date)), SAMPLE)
     twice, held = await tally(cases)
