@@ -65,6 +65,16 @@ class Model:
                 found |= {f"{field.name}.{place}": str(item) for place, item in enumerate(value)}
         return found
 
+    def media_in(self, inputs: Mapping[str, object]) -> list[tuple[str, str]]:
+        """Return kind (`video` or `audio`) and URL of the videos and sounds of the inputs."""
+        found: list[tuple[str, str]] = []
+        for field in self.fields:
+            value = inputs.get(field.name)
+            if field.kind in {"video", "videos", "audios"}:
+                urls = value if isinstance(value, list) else [value] if isinstance(value, str) else []
+                found += [(field.kind.removesuffix("s"), url) for url in urls]
+        return found
+
     def clean(self, raw: Mapping[str, object]) -> dict[str, object]:
         """Return the inputs as the service runs them: defaults filled in, unknown keys silently dropped.
 
@@ -333,6 +343,21 @@ _OTHER_ROWS = (
         (Field("video", "video", required=True), _PROMPT, _LAST_IMAGE, _seconds(3, 30), _RESOLUTION),
         "0.157",
         type="video-to-video",
+        **_V40_PRICE,
+    ),
+    # What it costs is on no page that was found.
+    _row(
+        "kling-v4.0/reference-to-video",
+        (
+            _PROMPT,
+            Field("images", "images", high=10),
+            Field("videos", "videos", high=5),
+            Field("audios", "audios", high=3),
+            _seconds(3, 30),
+            _RESOLUTION,
+        ),
+        "0.157",
+        type="reference-to-video",
         **_V40_PRICE,
     ),
     Model(

@@ -14,7 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from kling_async.emulator import bodies
 
 from .exchange import Exchange, RefusedError
-from .media import TICKET_SECONDS, StorageFullError, Ticket, media_kind
+from .media import TICKET_SECONDS, StorageFullError, Ticket, media_kind, own_path
 from .serving import file_response
 from .tiny import TINY_MP4, TINY_PNG
 from .wire import Json, iso, reply
@@ -184,6 +184,7 @@ async def _render(exchange: Exchange, prediction: Prediction) -> bytes:
     from .renderer import RenderingStoppedError, Scene  # noqa: PLC0415 -- PyAV and Pillow are optional
 
     service = exchange.service
+    video = prediction.inputs.get("video")
     pictures = tuple(content for digest in prediction.pictures if (content := service.media.content(digest)))
     scene = Scene(
         pictures=pictures,
@@ -191,6 +192,7 @@ async def _render(exchange: Exchange, prediction: Prediction) -> bytes:
         resolution=str(prediction.inputs.get("resolution", prediction.model.resolution)),
         size=service.rules.resolution,
         prompt=str(prediction.inputs.get("prompt", "")),
+        clip=await _clip(exchange, video) if isinstance(video, str) else None,
     )
     if service.renderer is None:
         raise RefusedError(_NOT_FOUND)
@@ -198,3 +200,14 @@ async def _render(exchange: Exchange, prediction: Prediction) -> bytes:
         return await service.renderer.video(scene)
     except RenderingStoppedError:
         raise RefusedError(_UNAVAILABLE) from None
+
+
+async def _clip(exchange: Exchange, url: str) -> bytes | None:
+    """Return the video that is to be extended; None if it is on another host, or gone."""
+    service, now = exchange.service, exchange.now
+    path = own_path(url, service.origins) or ""
+    made = service.store.by_output(path.removeprefix("/output/"), now)
+    if made is not None:
+        return await _render(exchange, made)
+    upload = service.media.upload(path, now)
+    return None if upload is None else service.media.content(upload.digest)

@@ -93,7 +93,7 @@ async def submit(exchange: Exchange) -> web.Response:
         shape=kinds.first_shape(exchange.faults),
     )
     _apply_faults(prediction, exchange)
-    service.accept(prediction, tuple(model.pictures_in(inputs).values()), now)
+    service.accept(prediction, now)
     return persona.ok(persona.prediction(prediction, "created"))
 
 

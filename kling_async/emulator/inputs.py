@@ -12,19 +12,23 @@ if TYPE_CHECKING:
 
 __all__ = ["BASE_SECONDS", "MAX_TEXT_CHARS", "Field", "InputError", "joined"]
 
-Kind = Literal["text", "image", "images", "video", "number", "seconds", "flag", "items"]
+Kind = Literal["text", "image", "images", "video", "videos", "audios", "number", "seconds", "flag", "items"]
 """Type of an input. `seconds` is an integer or a string of digits; `flag` is a boolean."""
 
 MAX_TEXT_CHARS: Final = 2500
 BASE_SECONDS: Final = 5
 _IMAGE_URL: Final = "^(https?://|data:)"
-_VIDEO_URL: Final = "^https?://"
+_MEDIA_URL: Final = "^https?://"
+_MEDIA_NAMES: Final = {"video": "a video", "videos": "a video", "audios": "a sound"}
 _BASE64_IMAGE: Final = r"^[A-Za-z0-9+/ \r\n]{64,}={0,2}[ \r\n]*$"
 _IMAGE_SCHEMA: Final[Mapping[str, object]] = {
     "type": "string",
     "anyOf": [{"pattern": _IMAGE_URL}, {"pattern": _BASE64_IMAGE}],
 }
 _IMAGE_PATTERNS: Final = (re.compile(_IMAGE_URL), re.compile(_BASE64_IMAGE))
+
+
+_LISTS: Final = frozenset({"items", "images", "videos", "audios"})
 
 
 class InputError(ValueError):
@@ -41,7 +45,7 @@ class Field:
         required: refuse inputs without it.
         default: value used when it is absent; None adds no key.
         low: lowest accepted `number`.
-        high: highest accepted `number`, or maximum length of `text` (characters), `items` and `images`.
+        high: highest accepted `number`, or maximum length of `text` (characters) and of lists.
         choices: accepted values; empty accepts all.
     """
 
@@ -66,10 +70,8 @@ class Field:
                 return self._image(value)
             case "images":
                 return self._images(value)
-            case "video":
-                if isinstance(value, str) and re.match(_VIDEO_URL, value):
-                    return value
-                raise InputError(f"Invalid parameter: {self.name} must be a URL of a video")
+            case "video" | "videos" | "audios":
+                return self._media(value)
             case "number":
                 return self._number(value)
             case "seconds":
@@ -108,6 +110,18 @@ class Field:
             raise InputError(f"Missing parameter: {self.name} is required")
         return [self._image(item) for item in value]
 
+    def _media(self, value: object) -> object:
+        if self.kind == "video":
+            return self._url(value)
+        if not isinstance(value, list) or (self.high is not None and len(value) > self.high):
+            raise InputError(f"Invalid parameter: {self.name} must be an array of at most {self.high} URLs")
+        return [self._url(item) for item in value]
+
+    def _url(self, value: object) -> str:
+        if isinstance(value, str) and re.match(_MEDIA_URL, value):
+            return value
+        raise InputError(f"Invalid parameter: {self.name} must be a URL of {_MEDIA_NAMES[self.kind]}")
+
     def _number(self, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InputError(f"Invalid parameter: {self.name} must be a number")
@@ -125,7 +139,7 @@ class Field:
 
     def listing_schema(self) -> dict[str, object]:
         """Return the JSON schema that `GET /models` lists for the field."""
-        types = {"number": "number", "seconds": "integer", "flag": "boolean", "items": "array", "images": "array"}
+        types = {"number": "number", "seconds": "integer", "flag": "boolean"} | dict.fromkeys(_LISTS, "array")
         schema: dict[str, object] = {"type": types.get(self.kind, "string")}
         if self.default is not None:
             schema["default"] = self.default
@@ -133,7 +147,7 @@ class Field:
             schema |= {"minimum": self.low, "maximum": self.high}
         elif self.kind == "text" and self.high is not None:
             schema["maxLength"] = int(self.high)
-        elif self.kind in {"items", "images"} and self.high is not None:
+        elif self.kind in _LISTS and self.high is not None:
             schema["maxItems"] = int(self.high)
         if self.choices:
             schema["enum"] = list(self.choices)
@@ -157,7 +171,10 @@ class Field:
                 limits = {"minItems": int(self.required)} | ({} if self.high is None else {"maxItems": int(self.high)})
                 schema = {"type": "array", "items": _IMAGE_SCHEMA, **limits}
             case "video":
-                schema = {"type": "string", "pattern": _VIDEO_URL}
+                schema = {"type": "string", "pattern": _MEDIA_URL}
+            case "videos" | "audios":
+                limit = {} if self.high is None else {"maxItems": int(self.high)}
+                schema = {"type": "array", "items": {"type": "string", "pattern": _MEDIA_URL}, **limit}
             case "number":
                 schema = {"type": "number", "minimum": self.low, "maximum": self.high}
             case "seconds":

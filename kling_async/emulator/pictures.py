@@ -14,6 +14,7 @@ __all__ = [
     "MEDIA_ACCESS_CODE",
     "PictureError",
     "check",
+    "check_media",
     "decode_inline",
 ]
 
@@ -57,6 +58,20 @@ def check(content: bytes) -> tuple[int, int]:
     if min(size) < _MIN_SIDE_PIXELS:
         raise PictureError(_INVALID_PARAMETER_CODE, "Invalid image: width and height must be at least 300 pixels.")
     return size
+
+
+def check_media(kind: str, content: bytes) -> None:
+    """Check that content is a `video` or an `audio`.
+
+    Raises:
+        PictureError: if it is another file.
+    """
+    video = content[4:8] in {b"ftyp", b"moov", b"mdat", b"wide"} or content.startswith(b"\x1aE\xdf\xa3")
+    audio = content.startswith((b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")) or (
+        content.startswith(b"RIFF") and content[8:12] == b"WAVE"
+    )
+    if not {"video": video, "audio": audio}[kind]:
+        raise PictureError(_INVALID_PARAMETER_CODE, f"Invalid {kind}: the format of the file is not supported.")
 
 
 def decode_inline(value: str) -> bytes:

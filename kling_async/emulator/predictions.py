@@ -182,10 +182,11 @@ class Prediction:
 
     def set_fingerprint(self) -> None:
         """Compute the fingerprint from the inputs and the digests of the pictures."""
-        digests = dict(zip(self.model.pictures_in(self.inputs), self.pictures, strict=False))
+        pictures = self.model.pictures_in(self.inputs)
+        digests = dict(zip(pictures, self.pictures, strict=False))
         lists = {name.partition(".")[0] for name in digests if "." in name}
         inputs: dict[str, object] = {name: value for name, value in self.inputs.items() if name not in lists}
-        inputs |= {name: digest or self.model.pictures_in(self.inputs)[name] for name, digest in digests.items()}
+        inputs |= {name: digest or pictures[name] for name, digest in digests.items()}
         text = json.dumps([self.model.id, inputs], sort_keys=True)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
 

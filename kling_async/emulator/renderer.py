@@ -5,6 +5,7 @@ The only module that needs PyAV and Pillow (the extra `emulator`); it is importe
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -19,13 +20,14 @@ import anyio
 import anyio.to_thread
 import attrs
 import av
+from av.error import FFmpegError
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageOps
 
 from .scratch import Scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 __all__ = ["FRAMES_PER_SECOND", "Renderer", "RenderingStoppedError", "Scene", "Size", "render"]
 
@@ -89,6 +91,7 @@ class Scene:
         resolution: `720p`, `1080p` or `4k`.
         size: `small` or `full`.
         prompt: selects the camera move.
+        clip: video that is continued from its last frame, and joined with what is new; None for none.
     """
 
     pictures: tuple[bytes, ...]
@@ -96,11 +99,12 @@ class Scene:
     resolution: str = "1080p"
     size: Size = "small"
     prompt: str = ""
+    clip: bytes | None = None
 
     @property
     def move(self) -> Move:
         """Camera move over the start frame."""
-        if len(self.pictures) > 1:
+        if len(self.pictures) + (self.clip is not None) > 1:
             return _START_FRAME_MOVE
         prompt = self.prompt.lower()
         for phrases, move in _PROMPT_MOVES:
@@ -115,6 +119,8 @@ class Scene:
         digest = hashlib.sha256(f"{self.seconds} {self.resolution} {self.size} {self.move}".encode())
         for picture in self.pictures:
             digest.update(hashlib.sha256(picture).digest())
+        if self.clip is not None:
+            digest.update(hashlib.sha256(self.clip).digest() + b"clip")
         return digest.hexdigest()
 
 
@@ -157,6 +163,14 @@ def _frame(
     return image.resize(size, filtering, box=box)
 
 
+def _frames_of(clip: bytes) -> Iterator[Image.Image]:
+    """Yield the frames of a video, as pictures whose sides are even; none of a file that cannot be decoded."""
+    with contextlib.suppress(FFmpegError), av.open(io.BytesIO(clip), "r") as container:
+        for frame in container.decode(video=0):
+            image: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]  # untyped in PyAV
+            yield image.crop((0, 0, image.width // 2 * 2, image.height // 2 * 2))
+
+
 def _smoothstep(at: float) -> float:
     return at * at * (3 - 2 * at)
 
@@ -186,10 +200,11 @@ def render(scene: Scene, target: Path, stop: threading.Event | None = None) -> N
         RenderingStoppedError: if `stop` was set; the file is incomplete.
     """
     side = 2 * (_SMALL_SIDE_PIXELS[scene.resolution] if scene.size == "small" else _MAX_SIDE_PIXELS)
-    decoded = [_decode(picture, side) for picture in scene.pictures] or [_gradient()]
-    size = frame_size(*decoded[0].size, scene.resolution, scene.size)
-    source_size = (round(size[0] * _ZOOM_HEADROOM), round(size[1] * _ZOOM_HEADROOM))
-    pictures = [ImageOps.fit(image, source_size, Image.Resampling.LANCZOS) for image in decoded]
+    decoded = [_decode(picture, side) for picture in scene.pictures]
+    first = next(_frames_of(scene.clip), None) if scene.clip is not None else None
+    if first is None and not decoded:
+        decoded = [_gradient()]
+    size = frame_size(*decoded[0].size, scene.resolution, scene.size) if first is None else first.size
     move, count = scene.move, scene.seconds * FRAMES_PER_SECOND
     quick = scene.size == "small"
     filtering = Image.Resampling.BILINEAR if quick else Image.Resampling.BICUBIC
@@ -202,9 +217,25 @@ def render(scene: Scene, target: Path, stop: threading.Event | None = None) -> N
         context.time_base = Fraction(1, FRAMES_PER_SECOND)
         context.color_range = ColorRange.MPEG
         context.color_primaries = context.color_trc = context.colorspace = _BT709
-        for number in range(count):
+
+        def write(image: Image.Image, number: int) -> None:
             if stop is not None and stop.is_set():
                 raise RenderingStoppedError
+            frame = av.VideoFrame.from_image(image).reformat(  # type: ignore[no-untyped-call]  # untyped in PyAV
+                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+            )
+            frame.pts = number
+            frame.time_base = Fraction(1, FRAMES_PER_SECOND)
+            container.mux(stream.encode(frame))
+
+        before, last = 0, None
+        for last in () if scene.clip is None else _frames_of(scene.clip):
+            write(last, before)
+            before += 1
+        decoded = [*([] if last is None else [last]), *decoded]
+        source_size = (round(size[0] * _ZOOM_HEADROOM), round(size[1] * _ZOOM_HEADROOM))
+        pictures = [ImageOps.fit(image, source_size, Image.Resampling.LANCZOS) for image in decoded]
+        for number in range(count):
             # The part of the video between two frames, and the place in it; one frame alone fills the video.
             part, at = _place(number / (count - 1), max(1, len(pictures) - 1))
             eased = 0.4 * at + 0.6 * _smoothstep(at)
@@ -213,12 +244,7 @@ def render(scene: Scene, target: Path, stop: threading.Event | None = None) -> N
             image = _frame(pictures[shown], size, shown_move, eased, filtering)
             if 0 < opacity < 1:
                 image = Image.blend(image, _frame(pictures[part + 1], size, _END_FRAME_MOVE, eased, filtering), opacity)
-            frame = av.VideoFrame.from_image(image).reformat(  # type: ignore[no-untyped-call]  # untyped in PyAV
-                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-            )
-            frame.pts = number
-            frame.time_base = Fraction(1, FRAMES_PER_SECOND)
-            container.mux(stream.encode(frame))
+            write(image, before + number)
         container.mux(stream.encode())
 
 

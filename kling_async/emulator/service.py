@@ -20,6 +20,7 @@ from .pictures import (
     MEDIA_ACCESS_CODE,
     PictureError,
     check,
+    check_media,
     decode_inline,
 )
 from .predictions import Failure, Prediction, PredictionStore
@@ -212,17 +213,19 @@ class Service:
         if self.renderer is not None:
             await self.renderer.close()
 
-    def accept(self, prediction: Prediction, pictures: tuple[str, ...], now: float) -> None:
-        """Accept a prediction: check its pictures, charge it, schedule its webhook and refund.
+    def accept(self, prediction: Prediction, now: float) -> None:
+        """Accept a prediction: check its pictures, videos and sounds, charge it, schedule its webhook and refund.
 
         Args:
             prediction: the prediction, with its times drawn.
-            pictures: values of its image fields, start frame first.
             now: Unix seconds.
         """
         remote = False
         digests: list[str] = []
+        pictures = tuple(prediction.model.pictures_in(prediction.inputs).values())
         try:
+            for kind, url in prediction.model.media_in(prediction.inputs):
+                self._check_media(kind, url, now)
             for value in pictures:
                 digest = self._local_digest(value, now)
                 remote = remote or digest is None
@@ -267,6 +270,24 @@ class Service:
                 raise upload.problem
             return upload.digest
         return self._check_and_cache(decode_inline(value))
+
+    def _check_media(self, kind: str, url: str, now: float) -> None:
+        """Check an uploaded video or sound, or an output of this emulator; other hosts are not asked.
+
+        Raises:
+            PictureError: if it is not there, or of another kind.
+        """
+        path = own_path(url, self.origins)
+        if path is None:
+            return
+        if path.startswith("/output/"):
+            if self.store.by_output(path.removeprefix("/output/"), now) is None:
+                raise PictureError(MEDIA_ACCESS_CODE, f"Failed to download {kind} from the provided URL.")
+            return
+        upload = self.media.upload(path, now)
+        if upload is None:
+            raise PictureError(MEDIA_ACCESS_CODE, f"Failed to download {kind} from the provided URL.")
+        check_media(kind, self.media.content(upload.digest) or b"")
 
     def _check_and_cache(self, content: bytes) -> str:
         check(content)

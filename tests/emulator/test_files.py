@@ -11,6 +11,7 @@ import anyio
 import pytest
 from yarl import URL
 
+from kling_async.emulator.tiny import TINY_MP4
 from support.patience import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -208,3 +209,29 @@ async def test_upload_without_a_ticket_is_refused_before_it_is_read(api: Api) ->
     with anyio.fail_after(PATIENCE_S):
         assert b" 403 " in await reader.readline()
     writer.close()
+
+
+@pytest.mark.parametrize(
+    ("field", "content", "status"),
+    [
+        ("video", TINY_MP4, "completed"),
+        ("video", b"no video", "failed"),
+        ("videos", TINY_MP4, "completed"),
+        ("audios", b"ID3" + bytes(99), "completed"),
+        ("audios", TINY_MP4, "failed"),
+    ],
+)
+async def test_uploaded_videos_and_sounds_are_checked(
+    api: Api, clock: ManualClock, field: str, content: bytes, status: str
+) -> None:
+    model = f"kwaivgi/kling-v4.0/{'video-extend' if field == 'video' else 'reference-to-video'}"
+    filename = "a.mp3" if field == "audios" else "a.mp4"
+    form = aiohttp.FormData()
+    form.add_field("file", content, filename=filename, content_type="application/octet-stream")
+    url = (await api.call("POST", "/api/v3/media/upload/binary", data=form)).data["download_url"]
+    inputs = {"prompt": "x", field: url if field == "video" else [url]}
+    made = await api.post(f"/api/v3/{model}", inputs)
+    assert made.status == 200
+    await clock.advance(10_000)
+    assert (await api.result(made.data["id"])).data["status"] == status
+    assert (await api.post(f"/api/v3/{model}", {**inputs, field: 5})).status == 400

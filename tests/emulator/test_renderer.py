@@ -185,6 +185,23 @@ def test_frame_size_keeps_aspect_ratio() -> None:
     assert frame_size(10000, 300, "720p", "small") == (852, 24)
 
 
+def test_clip_is_continued_from_its_last_frame(tmp_path: Path) -> None:
+    """In its own size, to a last frame if there is one; what cannot be decoded is left out."""
+    last = picture(400, 300, (0, 255, 0))
+    render(Scene((last,), 1, clip=TINY_MP4), tmp_path / "a.mp4")
+    before = frames(TINY_MP4)[1]
+    _, seen = frames((tmp_path / "a.mp4").read_bytes())
+    assert len(seen) == len(before) + 24
+    assert {image.size for image in seen} == {before[0].size}
+    for place in (0, len(before) - 1, len(before)):
+        shown, source = mean(seen[place]), mean(before[min(place, len(before) - 1)])
+        assert all(abs(one - other) < 25 for one, other in zip(shown, source, strict=True)), place
+    assert mean(seen[-1])[1] > 2 * max(mean(seen[-1])[0], 20)
+    render(Scene((last,), 1, clip=b"no video"), tmp_path / "a.mp4")
+    assert len(frames((tmp_path / "a.mp4").read_bytes())[1]) == 24
+    assert Scene((last,), 1, clip=b"a").digest != Scene((last,), 1, clip=b"b").digest != Scene((last,), 1).digest
+
+
 def test_scene_selects_move_by_prompt_and_hashes_inputs() -> None:
     left = Scene((b"x",), 5, prompt="The camera pans left over the bay").move
     assert left.across[0] > left.across[1]
