@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import defaultdict
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from kling_async.errors import (
     BudgetExceededError,
     KlingError,
     PriceUnknownError,
+    ProtocolError,
     TransportError,
     UnsupportedError,
 )
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from kling_async._core.account import Billing, ServicePrice
     from kling_async._core.budget import Budget, Origin
     from kling_async._core.clock import Clock
+    from kling_async._core.http import HttpResponse
     from kling_async._core.job import Job
     from kling_async._http.reads import Reads
     from kling_async.providers import Provider
@@ -68,6 +71,8 @@ class Prices:
         self._prices: dict[Kind, ServicePrice] = {}
         # The error of the last read of a price, and the monotonic time until which it is not read again.
         self._unreadable: dict[Kind, tuple[KlingError, float]] = {}
+        # Replies to requests that are the same for every job, such as a public list of prices.
+        self._lists: dict[str, HttpResponse] = {}
         self._price_lock = anyio.Lock()
         self._refund_lock = anyio.Lock()
         self._refunds_read_at = -REFUND_CHECK_INTERVAL_S
@@ -164,9 +169,23 @@ class Prices:
     async def _read_price(self, job: Job, kind: Kind) -> ServicePrice:
         if kind not in self._prices:
             provider = account_of(self._provider, "price")
-            self._prices[kind] = await self._reads.read(
-                provider.price(job), lambda reply: provider.read_price(reply, job)
-            )
+            request = provider.price(job)
+            if request.method != "GET":
+                self._prices[kind] = await self._reads.read(request, lambda reply: provider.read_price(reply, job))
+                return self._prices[kind]
+
+            def parse(reply: HttpResponse) -> HttpResponse:
+                try:
+                    provider.read_price(reply, job)
+                except ProtocolError:
+                    # It may have the prices of other jobs.
+                    if not _is_object(reply):
+                        raise
+                return reply
+
+            if request.url not in self._lists:
+                self._lists[request.url] = await self._reads.read(request, parse)
+            self._prices[kind] = provider.read_price(self._lists[request.url], job)
         return self._prices[kind]
 
     async def _refunded(self, budgets: Sequence[Budget]) -> bool:
@@ -220,3 +239,11 @@ class Prices:
                 if read.size < 2 * MAX_IDS_PER_PAGE:
                     break
         return lines
+
+
+def _is_object(reply: HttpResponse) -> bool:
+    """Return whether a reply is a JSON object, and not the page of a portal."""
+    try:
+        return isinstance(json.loads(reply.body), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -101,11 +101,24 @@ def _values(row: Model, facts: Facts) -> Iterator[str]:
         yield f"{row.scale}: {spans[0]} in the catalogue, {spans[1]} at the service"
     if facts.max_text is not None and row.max_text != facts.max_text:
         yield f"prompt: {row.max_text} characters in the catalogue, {facts.max_text} at the service"
+    yield from _item_counts(row, facts)
     described = {field.name: field.choices for field in facts.more}
     for field in _further(row):
         choices = described.get(field.name, ())
         if choices and set(choices) != set(field.choices):
             yield f"{field.name}: {_listed(field.choices)} in the catalogue, {_listed(choices)} at the service"
+
+
+def _item_counts(row: Model, facts: Facts) -> Iterator[str]:
+    """Yield lists of which the two take other numbers of items; a schema that states none differs from none."""
+    ours = {"multi_prompt": row.shots, "element_list": row.elements}
+    ours |= {field.name: field.max_length for field in _further(row) if field.type == "array" and field.max_length}
+    units = {"multi_prompt": "shots", "element_list": "elements"}
+    for name, most in ours.items():
+        theirs = facts.most_items.get(name)
+        if most and theirs is not None and theirs != most:
+            unit = units.get(name, "items")
+            yield f"{name}: at most {most} {unit} in the catalogue, {theirs} at the service"
 
 
 def _prices(row: Model, entry: ServiceModel, facts: Facts) -> Iterator[str]:

@@ -99,6 +99,7 @@ class Facts:
 
     Attributes:
         unsupported: Why the model cannot be run; empty if it can.
+        most_items: Most items of the lists whose number the schema states, by input.
         formula_inputs: All inputs, as a formula of the price sees them.
         all_required: Names of all required inputs.
     """
@@ -124,6 +125,7 @@ class Facts:
     voices: bool = False
     required: frozenset[str] = frozenset()
     more: tuple[Field, ...] = ()
+    most_items: Mapping[str, int] = attrs.field(factory=dict)
     formula_inputs: tuple[FormulaInput, ...] = ()
     all_required: frozenset[str] = frozenset()
 
@@ -169,6 +171,9 @@ def read_schema(schema: Mapping[str, object]) -> Facts:
             if name not in _JOB_INPUTS
             or (name in (*_END_IMAGE_NAMES, *_SCALE_NAMES) and name not in {last_frame, scale})
         ),
+        most_items={
+            name: most for name, rule in properties.items() if (most := _whole(rule.get("maxItems"))) is not None
+        },
         formula_inputs=tuple(_formula_input(name, rule) for name, rule in properties.items()),
         all_required=frozenset(required),
     )

@@ -66,6 +66,14 @@ def test_agreeing_row_has_no_differences() -> None:
             ["shot_type: customize, intelligent in the catalogue, customize, intelligence at the service"],
         ),
         (entry(cfg_scale={"maximum": 2}), ["cfg_scale: 0 to 1 in the catalogue, 0 to 2 at the service"]),
+        (
+            entry(multi_prompt={"type": "array", "maxItems": 4}, element_list={"type": "array", "maxItems": 7}),
+            [
+                "multi_prompt: at most 6 shots in the catalogue, 4 at the service",
+                "element_list: at most 3 elements in the catalogue, 7 at the service",
+            ],
+        ),
+        (entry(multi_prompt={"type": "array"}, element_list={}), []),
         (entry(prompt={"maxLength": 99}), ["prompt: 2500 characters in the catalogue, 99 at the service"]),
         (
             entry(formula="base_price * duration / 5 * (sound ? 2 : 1)"),
@@ -105,7 +113,8 @@ def test_either_name_of_a_frame_that_has_two_agrees() -> None:
 
 def test_choices_and_prices_by_resolution() -> None:
     properties: dict[str, Any] = {
-        **{name: {} for name in ("prompt", "image", "last_image", "keyframes", "dynamic_range")},
+        **{name: {} for name in ("prompt", "image", "last_image", "dynamic_range")},
+        "keyframes": {"type": "array", "maxItems": 9},
         "duration": {"enum": list(range(3, 31)), "default": 5},
         "resolution": {"type": "string", "enum": ["720p", "1080p"], "default": "720p"},
         "aspect_ratio": {"type": "string", "enum": ["16:9", "9:16", "1:1", "21:9"]},
@@ -117,6 +126,7 @@ def test_choices_and_prices_by_resolution() -> None:
         schema={"required": ["image"], "properties": properties},
     )
     assert row("kling-v4.0").check(described) == (
+        "keyframes: at most 8 items in the catalogue, 9 at the service",
         "resolution: 720p, 1080p, 4k in the catalogue, 720p, 1080p at the service",
         "price: 3 s, 1080p: $0.705 in the catalogue, $0.942 at the service",
     )

@@ -188,6 +188,18 @@ async def test_gptproto_budget_reads_the_public_list_without_the_key() -> None:
         assert len(emulator.charges()) == 2
 
 
+async def test_public_list_is_downloaded_once_whatever_it_tells() -> None:
+    async with service() as emulator, session(emulator, "gptproto", budget=Budget(10)) as kling:
+        # The first answer is a failure of the service, which is no list.
+        emulator.faults.add("price_list", faults.EnvelopeCode(500))
+        with pytest.raises(PriceUnknownError, match="with sound: pass sound=False"):
+            await kling.submit(model="kling-v3.0-std", prompt="a", image=IMAGE)
+        for seconds in (5, 10):
+            await kling.submit(model="kling-v2.1-pro", prompt="b", image=IMAGE, duration=seconds)
+        assert emulator.counts["price_list"] == 2
+        assert sum(charge.amount for charge in emulator.charges()) == Decimal("1.35")
+
+
 # ---- warnings ----
 
 
