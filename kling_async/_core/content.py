@@ -1,7 +1,7 @@
 """Content of a job as text: it identifies the job, and the job can be made of it again without the input.
 
-Images that are not URLs are represented by their digests, so that the text does not depend on the names of files; the
-paths of files are kept beside the text.
+Files, and images that are not URLs, are represented by their digests, so that the text does not depend on the names of
+files; the paths of files are kept beside the text.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import attrs
 from kling_async.errors import ConfigurationError, LedgerError
 
 from .catalogue import find_model
-from .job import Job, Shot
-from .job_validation import URL_LISTS
+from .input_files import replaced
+from .job import IMAGES, TREES, Job, Shot, job_of_fields
+from .job_validation import IMAGE_LISTS
 from .model import Model
 from .released_rows import released_row
 from .signed_urls import may_be_signed, without_parameters, without_signature
@@ -34,10 +35,11 @@ if TYPE_CHECKING:
 IDENTITY_VERSION = 2
 """Version of the identity rule for new batches, in `RULES`."""
 PREFIX = "sha256:"
-"""Prefix of the digest of an image that is not a URL."""
-IMAGES = ("image", "end_image")
+"""Prefix of the digest of a file, or of an image that is not a URL."""
+_FILES = "files"
+"""Field of texts, and of no job: places of the files in JSON values, where any text may stand. Only with such files."""
 _SHORT = ("negative_prompt", "guidance_scale", "sound", "shot_type", "resolution", "aspect_ratio", "dynamic_range")
-_LISTS = ("element_list", "voice_list", *URL_LISTS)
+_LISTS = ("element_list", "voice_list", *IMAGE_LISTS)
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -74,8 +76,8 @@ class Content:
     """Content of a job.
 
     Attributes:
-        text: Fields of the job as JSON, always in the same order; images as URLs, sent as they are, or as digests.
-        files: Paths of its image files, as a JSON object from field to absolute path; None without image files.
+        text: Fields of the job as JSON, always in the same order; files as digests, and URLs as they are.
+        files: Paths of its files, as a JSON object from their places (`Job.files`) to absolute paths; None without any.
         digest: SHA-256 in hex of what identifies the job: equal for equal jobs, by the identity rule of their batch.
             Default: that of the whole text.
     """
@@ -95,7 +97,7 @@ def content_of(job: Job, image_digest: Callable[[Image], str], *, identity: Iden
 
     Args:
         job: The job.
-        image_digest: Returns the SHA-256 of an image's content in hex; not called for URLs.
+        image_digest: Returns the SHA-256 of a file's content in hex; not called for URLs.
         identity: The identity of the batch (`Ledger.identity`). Default: that of a new batch.
 
     Raises:
@@ -135,27 +137,26 @@ def checked_identity(identity: Identity, batch: str = "", ignored: tuple[str, ..
 
 
 def _text_of(job: Job, image_digest: Callable[[Image], str]) -> tuple[str, str | None]:
-    """Return text and files of a job's content: all fields as given; images that are no URLs by their digests."""
+    """Return text and files of a job's content: all fields as given; files and data URIs by their digests."""
+    given = job.files
+    digested = job.with_files({place: PREFIX + image_digest(file) for place, file in given.items()}) if given else job
     fields: dict[str, object] = {"model": job.model, "prompt": job.prompt, "duration": job.duration}
-    files: dict[str, str] = {}
-    for name in IMAGES:
-        image: Image | None = getattr(job, name)
-        if image is None:
-            continue
-        plain = isinstance(image, str) and not image.startswith("data:")
-        fields[name] = image if plain else PREFIX + image_digest(image)
-        if isinstance(image, Path):
-            files[name] = str(image.absolute())
-    fields |= {name: value for name in _SHORT if (value := getattr(job, name)) is not None}
-    fields |= {name: list(value) for name in _LISTS if (value := getattr(job, name))}
+    fields |= {name: value for name in (*IMAGES, *_SHORT) if (value := getattr(digested, name)) is not None}
+    fields |= {name: list(value) for name in _LISTS if (value := getattr(digested, name))}
     if job.multi_prompt:
         fields["multi_prompt"] = [attrs.asdict(shot) for shot in job.multi_prompt]
     if job.extra:
-        fields["extra"] = dict(job.extra)
+        fields["extra"] = dict(digested.extra)
     if job.own_row is not None:
         fields["own_row"] = _rows().unstructure(job.own_row)
+    if not given:
+        return _json(fields), None
+    marked = sorted(place for place in given if place.startswith(TREES))
+    if marked:
+        fields[_FILES] = marked
+    paths = {place: str(file.absolute()) for place, file in given.items() if isinstance(file, Path)}
     # A path may hold bytes that are no text: JSON writes them in ASCII.
-    return _json(fields), json.dumps(files) if files else None
+    return _json(fields), json.dumps(paths) if paths else None
 
 
 def _as_released(text: str) -> str:
@@ -188,7 +189,7 @@ def _with_urls(text: str, change: Callable[[str], str]) -> str:
         return text
     fields: dict[str, Any] = json.loads(text)
     changed = fields | {name: change(url) for name in IMAGES if isinstance(url := fields.get(name), str)}
-    changed |= {name: [change(url) for url in fields[name]] for name in URL_LISTS if name in fields}
+    changed |= {name: [change(url) for url in fields[name]] for name in IMAGE_LISTS if name in fields}
     return text if changed == fields else _json(changed)
 
 
@@ -221,50 +222,61 @@ def recalled(content: Content, uploads: Mapping[str, str]) -> Job:
 
     Args:
         content: The content.
-        uploads: URLs of images that were given as bytes, by digest; an image without a URL is empty, and the job cannot
-            be sent.
+        uploads: URLs of files that were given as bytes, by digest; one without a URL is empty, and the job cannot be
+            sent.
     """
     fields: dict[str, Any] = _loads(content.text)
-    files: dict[str, str] = _loads(content.files or "{}")
-    for name in IMAGES:
-        image: str | None = fields.get(name)
-        if image is None:
-            fields[name] = None
-        elif name in files:
-            fields[name] = Path(files[name])
-        elif image.startswith(PREFIX):
-            fields[name] = uploads.get(image.removeprefix(PREFIX), b"")
+    paths: dict[str, str] = _loads(content.files or "{}")
+    found = {
+        place: Path(paths[place]) if place in paths else uploads.get(digest, b"")
+        for place, digest in _digests_in(fields).items()
+    }
+    fields |= {name: found.get(name, fields.get(name)) for name in IMAGES}
     fields["multi_prompt"] = tuple(Shot(**shot) for shot in fields.get("multi_prompt", ()))
     fields |= {name: tuple(fields.get(name, ())) for name in _LISTS}
     fields |= {name: fields.get(name) for name in _SHORT}
     fields["extra"] = fields.get("extra", {})
+    fields.pop(_FILES, None)
     row = fields.get("own_row")
     fields["own_row"] = None if row is None else _rows().structure(row, Model)
-    job = object.__new__(Job)
-    job.__attrs_init__(**fields)  # pyright: ignore[reportAttributeAccessIssue]  # attrs makes it
-    return job
+    return job_of_fields(fields).with_files({place: file for place, file in found.items() if place not in IMAGES})
 
 
 def files(content: Content) -> list[tuple[Path, str]]:
-    """Return the paths of the image files, each with the digest that the file had."""
-    fields: dict[str, str] = _loads(content.text)
-    found: dict[str, str] = _loads(content.files or "{}")
-    return [(Path(path), fields[name].removeprefix(PREFIX)) for name, path in found.items()]
+    """Return the paths of the files, each with the digest that the file had."""
+    paths: dict[str, str] = _loads(content.files or "{}")
+    found = file_digests(content)
+    return [(Path(path), found[place]) for place, path in paths.items()]
 
 
-def image_digests(content: Content) -> dict[str, str]:
-    """Return the digests of the images that are no URLs, by field."""
-    fields: dict[str, Any] = _loads(content.text)
-    found = {name: fields.get(name) or "" for name in IMAGES}
-    return {name: image.removeprefix(PREFIX) for name, image in found.items() if image.startswith(PREFIX)}
+def file_digests(content: Content) -> dict[str, str]:
+    """Return the digests of the files, and of the images that are no URLs, by their places."""
+    return _digests_in(_loads(content.text))
 
 
 def digests(content: Content) -> frozenset[str]:
-    """Return the digests of the images that were given as bytes."""
-    fields: dict[str, Any] = _loads(content.text)
-    files: dict[str, str] = _loads(content.files or "{}")
-    images = (fields.get(name) or "" for name in IMAGES if name not in files)
-    return frozenset(image.removeprefix(PREFIX) for image in images if image.startswith(PREFIX))
+    """Return the digests of the files that were given as bytes."""
+    paths: dict[str, str] = _loads(content.files or "{}")
+    return frozenset(digest for place, digest in file_digests(content).items() if place not in paths)
+
+
+def _digests_in(fields: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digests in the fields of a text, by their places in a job."""
+    found = {name: fields.get(name) or "" for name in IMAGES}
+    for name in IMAGE_LISTS:
+        found |= {f"{name}[{number}]": image for number, image in enumerate(fields.get(name, ()))}
+    found = {place: image for place, image in found.items() if image.startswith(PREFIX)}
+    marked = fields.get(_FILES, ())
+    if marked:
+
+        def keep(place: str, value: object) -> object:
+            if place in marked:
+                found[place] = str(value)
+            return value
+
+        for name in TREES:
+            replaced(fields.get(name), name, keep)
+    return {place: digest.removeprefix(PREFIX) for place, digest in found.items()}
 
 
 def _json(value: object) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Unpack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
 
 import attrs
 
@@ -12,7 +13,8 @@ from kling_async.errors import Problem
 
 from .catalogue import find_model
 from .images import Image, image_repr
-from .job_validation import FURTHER_INPUTS, URL_LISTS, JobFields, Shot, checked_fields, text_repr
+from .input_files import MEDIA, files_in, inputs_repr, is_url, media_type, with_values
+from .job_validation import FURTHER_INPUTS, IMAGE_LISTS, JobFields, Shot, checked_fields, text_repr
 from .model import Model
 from .prices import Kind, Price
 
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from .formula import Formula
 
 __all__ = ["Job", "JobFields", "Shot"]
+
+
+def _images_repr(images: tuple[Image, ...]) -> str:
+    return f"({', '.join(map(image_repr, images))}{',' if len(images) == 1 else ''})"
 
 
 @attrs.frozen(kw_only=True, init=False)
@@ -48,10 +54,13 @@ class Job:
         resolution: Resolution of the video, such as "1080p", for models that have several; it determines the price.
         aspect_ratio: Aspect ratio of the video, such as "16:9", for models that have several.
         dynamic_range: "hdr" for models that support it.
-        keyframes: URLs of frames between the first and the last one, in their order, for models that support them.
-        images: URLs of several images, for models that take them instead of `image`.
+        keyframes: Frames between the first and the last one, in their order, as for `image`, for models that support
+            them.
+        images: Several images, as for `image`, for models that take them instead of it.
         extra: Further inputs, sent unchecked unless the model lists its inputs (`Model.from_service`). The service
-            ignores unknown names and charges all the same: use it for inputs newer than the catalogue.
+            ignores unknown names and charges all the same: use it for inputs newer than the catalogue. Any value in it,
+            at any depth, may be a `Path`, bytes or an open file: a picture as for `image`, a video (MP4, MOV, WebM) or
+            a sound (MP3, WAV) of at most 300 MB. It is uploaded and sent as its URL.
         own_row: The `Model` that was passed as `model`, unless the catalogue has the same one; None otherwise.
 
     Raises:
@@ -68,14 +77,14 @@ class Job:
     sound: bool | None
     multi_prompt: tuple[Shot, ...]
     shot_type: str | None
-    element_list: tuple[object, ...] = attrs.field(hash=False)
-    voice_list: tuple[object, ...] = attrs.field(hash=False)
+    element_list: tuple[object, ...] = attrs.field(hash=False, repr=inputs_repr)
+    voice_list: tuple[object, ...] = attrs.field(hash=False, repr=inputs_repr)
     resolution: str | None
     aspect_ratio: str | None
     dynamic_range: str | None
-    keyframes: tuple[str, ...]
-    images: tuple[str, ...]
-    extra: Mapping[str, object] = attrs.field(hash=False)
+    keyframes: tuple[Image, ...] = attrs.field(repr=_images_repr)
+    images: tuple[Image, ...] = attrs.field(repr=_images_repr)
+    extra: Mapping[str, object] = attrs.field(hash=False, repr=inputs_repr)
     own_row: Model | None = attrs.field(repr=False)
 
     def __init__(self, /, **fields: Unpack[JobFields]) -> None:
@@ -97,17 +106,73 @@ class Job:
             text = self._priced_inputs(row.formula)
         elif self.own_row is not None and self.extra:
             # Any of them may determine the price.
-            text = json.dumps(dict(self.extra), sort_keys=True, default=str)
+            text = json.dumps(dict(self._with_sample_urls().extra), sort_keys=True, default=str)
         return Kind(self.model, self.duration, self.sound, self.resolution or "", text)
 
     def _priced_inputs(self, formula: Formula) -> str:
         """Return the inputs that a formula names, without the duration, as JSON; empty without any."""
-        inputs = self.inputs(
+        sample = self._with_sample_urls()
+        inputs = sample.inputs(
             _ANY_URL if self.image is not None else "", _ANY_URL if self.end_image is not None else None
         )
-        inputs |= {name: [_ANY_URL] * len(urls) for name in URL_LISTS if isinstance(urls := inputs.get(name), list)}
+        inputs |= {name: [_ANY_URL] * len(urls) for name in IMAGE_LISTS if isinstance(urls := inputs.get(name), list)}
         priced = {name: inputs[name] for name in sorted(formula.names & inputs.keys()) if name != "duration"}
         return json.dumps(priced) if priced else ""
+
+    @property
+    def files(self) -> Mapping[str, Image]:
+        """Inputs that are no URLs, in the order in which they are uploaded: files, bytes, and images as data URIs.
+
+        The keys are their places: `image`, `keyframes[0]`, `extra.videos[1]`.
+        """
+        found: dict[str, Image] = {}
+        # Most jobs have none, and all of them are asked.
+        if (
+            not (self.extra or self.keyframes or self.images or self.element_list or self.voice_list)
+            and is_url(self.image)
+            and (self.end_image is None or is_url(self.end_image))
+        ):
+            return found
+        for name in IMAGES:
+            image: Image | None = getattr(self, name)
+            if image is not None and not is_url(image):
+                found[name] = image
+        for name in IMAGE_LISTS:
+            images: tuple[Image, ...] = getattr(self, name)
+            found |= {f"{name}[{place}]": image for place, image in enumerate(images) if not is_url(image)}
+        for name in TREES:
+            if value := getattr(self, name):
+                found |= files_in(value, name)
+        return found
+
+    def with_files(self, values: Mapping[str, Image]) -> Job:
+        """Return the job with other values in place of its files, such as the URLs of their uploads.
+
+        Args:
+            values: Values by the keys of `files`; other files stay.
+        """
+        if not values:
+            return self
+        fields: dict[str, Any] = with_values(
+            {field.name: getattr(self, field.name) for field in attrs.fields(Job)}, values
+        )
+        # Copied lists are lists.
+        fields |= {name: tuple(fields[name]) for name in _TUPLES}
+        return job_of_fields(fields)
+
+    def _with_sample_urls(self) -> Job:
+        """Return the job as it is priced: with a URL in place of every file."""
+        return self.with_files({place: _sample_url(file) for place, file in self.files.items()})
+
+    def priced_inputs(self, provider: str = "wavespeed") -> dict[str, object]:
+        """Return a request body with which the price can be asked for; files are not uploaded for it."""
+        sample = self._with_sample_urls()
+        image, end_image = sample.image, sample.end_image
+        return sample.inputs(
+            image if isinstance(image, str) else "",
+            end_image if isinstance(end_image, str) else None,
+            provider=provider,
+        )
 
     def price(self, provider: str = "wavespeed") -> Price:
         """Return the price by the price list, in USD."""
@@ -168,11 +233,34 @@ class Job:
     def _further_inputs(self) -> dict[str, object]:
         given: dict[str, object] = {}
         for name in FURTHER_INPUTS:
-            value: str | tuple[str, ...] | None = getattr(self, name)
+            value: str | tuple[Image, ...] | None = getattr(self, name)
             if value:
                 given[name] = list(value) if isinstance(value, tuple) else value
         return given
 
 
+IMAGES = ("image", "end_image")
+"""Fields with one image."""
+TREES = ("element_list", "voice_list", "extra")
+"""Fields with JSON values, in which files may stand anywhere."""
+_TUPLES = ("element_list", "voice_list", *IMAGE_LISTS)
 _ANY_URL = "https://example.com/image.png"
 """Stands for an image in prices: formulas ask at most whether there is one, or how many."""
+
+
+def _sample_url(file: Image) -> str:
+    """Return a URL that stands for a file in prices: that of a picture, a video or a sound."""
+    suffix = ""
+    if isinstance(file, Path):
+        suffix = file.suffix.lower()
+    elif isinstance(file, bytes):
+        suffix = MEDIA.get(media_type(file) or "", ("", "", ""))[2]
+    is_picture = suffix not in {each for kind, _, each in MEDIA.values() if kind != "picture"}
+    return _ANY_URL if is_picture else f"https://example.com/file{suffix}"
+
+
+def job_of_fields(fields: Mapping[str, Any]) -> Job:
+    """Return a job of checked fields, without checking them again."""
+    job = object.__new__(Job)
+    job.__attrs_init__(**fields)  # pyright: ignore[reportAttributeAccessIssue]  # attrs makes it
+    return job

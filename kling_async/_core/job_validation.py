@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import secrets
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, cast
@@ -13,7 +14,8 @@ import attrs
 from kling_async.errors import InvalidJobError, Problem
 
 from .catalogue import DEFAULT_MODEL, find_model, near_names
-from .images import ImageSource, check_image
+from .images import Image, ImageSource, check_image
+from .input_files import check_file, is_file_source, replaced
 from .model import MAX_TEXT_LENGTH, Model
 from .schema import numbers
 
@@ -57,8 +59,8 @@ class JobFields(TypedDict, total=False):
     resolution: str
     aspect_ratio: str
     dynamic_range: str
-    keyframes: Sequence[str]
-    images: Sequence[str]
+    keyframes: Sequence[ImageSource]
+    images: Sequence[ImageSource]
     extra: Mapping[str, object]
 
 
@@ -66,8 +68,8 @@ _FIELDS = frozenset(JobFields.__annotations__)
 _RARE_FIELDS = frozenset({"shot_type", "element_list", "voice_list"})
 FURTHER_INPUTS = ("resolution", "aspect_ratio", "dynamic_range", "keyframes", "images")
 """Fields that have the names of their inputs; `Model.input` describes them."""
-URL_LISTS = ("keyframes", "images")
-_LIST_FIELDS = frozenset({"multi_prompt", "element_list", "voice_list", *URL_LISTS})
+IMAGE_LISTS = ("keyframes", "images")
+_LIST_FIELDS = frozenset({"multi_prompt", "element_list", "voice_list", *IMAGE_LISTS})
 _SYNONYMS = {
     "cfg_scale": "guidance_scale",
     "last_image": "end_image",
@@ -78,6 +80,8 @@ _SYNONYMS = {
     "text": "prompt",
 }
 _DEFAULT_DURATIONS_S = (5, 10)
+_MARK = f"{secrets.token_hex(16)}:"
+"""Beginning of what stands for a file while a JSON value is copied; no text of a caller begins so."""
 _MAX_NUMBER_LENGTH = 9
 """Most characters of a number given as text; `int` raises an error of its own for thousands of digits."""
 
@@ -114,7 +118,7 @@ def checked_fields(fields: dict[str, Any]) -> dict[str, Any]:
         "shot_type": None,
         "element_list": (),
         "voice_list": (),
-        **{name: () if name in URL_LISTS else None for name in FURTHER_INPUTS},
+        **{name: () if name in IMAGE_LISTS else None for name in FURTHER_INPUTS},
         "extra": {},
         "own_row": None if row is None or _is_in_catalogue(row) else row,
     }
@@ -174,7 +178,10 @@ def _model(name: object, own_row: Model | None, problems: list[Problem]) -> Mode
         return None
     row = find_model(name)
     if row is None:
-        problems.append(Problem("model", f"unknown model {name[:80]!r}; did you mean {' or '.join(near_names(name))}?"))
+        # Whoever writes a path may mean a model that the service alone lists.
+        other = "; others of the service: Model.from_service, or --from-service" if "/" in name else ""
+        near = " or ".join(near_names(name))
+        problems.append(Problem("model", f"unknown model {name[:80]!r}; did you mean {near}?{other}"))
     return row
 
 
@@ -223,7 +230,7 @@ def _shots(given: dict[str, Any], row: Model | None, problems: list[Problem]) ->
     if row is not None and len(value) > row.shots:
         problems.append(Problem("multi_prompt", f"expected 1 to {row.shots} shots, got {len(value)}"))
         return ()
-    shots = tuple(_shot(f"multi_prompt.{place}", shot, row, problems) for place, shot in enumerate(value))
+    shots = tuple(_shot(f"multi_prompt[{place}]", shot, row, problems) for place, shot in enumerate(value))
     if len({shot.duration is None for shot in shots}) > 1:
         problems.append(Problem("multi_prompt", "expected a duration for every shot or for none, got some"))
     return shots
@@ -330,11 +337,34 @@ def _rare_fields(given: dict[str, Any], row: Model | None, checked: dict[str, An
 
 
 def _json_copy(path: str, value: Any, problems: list[Problem]) -> Any:
-    """Return a deep copy of a JSON value, so that the caller cannot change a checked job; None when it is not JSON."""
+    """Return a deep copy of a JSON value with files, so that the caller cannot change a checked job.
+
+    None when it is not JSON.
+    """
+    files: list[object] = []
+
+    def hold(file: object) -> str:
+        if not is_file_source(file):
+            raise TypeError(f"Object of type {type(file).__name__} is not JSON serializable")
+        files.append(file)
+        return f"{_MARK}{len(files) - 1}"
+
+    # By identity: an open file can be read only once.
+    kept: dict[int, object] = {}
+
+    def take(place: str, item: object) -> object:
+        if not isinstance(item, str) or not item.startswith(_MARK):
+            return item
+        source = files[int(item.removeprefix(_MARK))]
+        if id(source) not in kept:
+            kept[id(source)] = check_file(place, source, problems)
+        return kept[id(source)]
+
     try:
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False, default=hold)
         text.encode()
-        return json.loads(text)
+        copied = json.loads(text)
+        return replaced(copied, path, take) if files else copied
     except (TypeError, ValueError, RecursionError) as error:
         problems.append(Problem(path, f"is not JSON: {error}"))
         return None
@@ -381,8 +411,8 @@ def _further_inputs(given: dict[str, Any], row: Model, checked: dict[str, Any], 
                 problems.append(Problem(name, f"required by {row.name}"))
         elif field is None:
             problems.append(_unsupported(name, row))
-        elif name in URL_LISTS:
-            checked[name] = _urls(name, value, field, problems)
+        elif name in IMAGE_LISTS:
+            checked[name] = _images(name, value, field, problems)
         elif problem := field.problem(value) or ("" if isinstance(value, str) else "expected text"):
             problems.append(Problem(name, problem))
         else:
@@ -393,23 +423,17 @@ def _further_inputs(given: dict[str, Any], row: Model, checked: dict[str, Any], 
             problems.append(Problem(rule.field, f"{row.name} has it only with {rule.other} {values}"))
 
 
-def _urls(name: str, value: object, field: Field, problems: list[Problem]) -> tuple[str, ...]:
-    """Return the URLs of a list of images."""
+def _images(name: str, value: object, field: Field, problems: list[Problem]) -> tuple[Image, ...]:
+    """Return the images of a list."""
     if not isinstance(value, (list, tuple)):
-        problems.append(Problem(name, f"expected a list of URLs, got {type(value).__name__}"))
+        problems.append(Problem(name, f"expected a list of images, got {type(value).__name__}"))
         return ()
     problem = field.problem(list(value))
     if problem:
         problems.append(Problem(name, problem))
-    urls = []
-    for place, url in enumerate(value):
-        path = f"{name}.{place}"
-        if not isinstance(url, str) or url.startswith("data:"):
-            got = "a data URI" if isinstance(url, str) else type(url).__name__
-            problems.append(Problem(path, f"expected an http(s) URL, got {got}: upload files with kling.upload"))
-        elif isinstance(checked := check_image(path, url, problems), str):
-            urls.append(checked)
-    return tuple(urls)
+        # Reading files that are not sent takes time.
+        return ()
+    return tuple(check_image(f"{name}[{place}]", image, problems) for place, image in enumerate(value))
 
 
 def _extra(extra: object, row: Model | None, checked: dict[str, Any], problems: list[Problem]) -> None:
@@ -437,13 +461,22 @@ def _belongs_to_a_field(name: object, row: Model | None, checked: dict[str, Any]
     return name in JobFields.__annotations__
 
 
+def _input_problem(field: Field, value: object) -> str:
+    """Return the problem with the value of an input in `extra`, or an empty text. A file is sent as its URL."""
+    if not is_file_source(value):
+        return field.problem(value)
+    if field.choices:
+        return f"expected {' or '.join(map(repr, field.choices))}, got a file"
+    return "" if field.type in {None, "string"} else f"expected {field.type}, got a file"
+
+
 def _extra_inputs(extra: Mapping[str, object], row: Model, checked: dict[str, Any], problems: list[Problem]) -> None:
     """Check `extra` against the model's further inputs."""
     fields = row.more or ()
     known = {field.name: field for field in fields}
     for name, value in extra.items():
         if name in known:
-            problem = known[name].problem(value)
+            problem = _input_problem(known[name], value)
         elif _belongs_to_a_field(name, row, checked):
             continue
         else:

@@ -1,4 +1,4 @@
-"""Image uploads: values and protocols shared by providers, the uploader and ledgers."""
+"""Uploads: values and protocols shared by providers, the uploader and ledgers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,29 @@ from .images import MAX_IMAGE_BYTES
 
 if TYPE_CHECKING:
     from .http import HttpRequest, HttpResponse
+
+
+@attrs.frozen
+class FileFacts:
+    """Properties of a video or a sound that are read without decoding it.
+
+    Attributes:
+        type: Media type.
+        bytes: Length in bytes.
+    """
+
+    type: str
+    bytes: int
+
+    @property
+    def unfit(self) -> bool:
+        """False, because only images are converted."""
+        return False
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """None, because its content is not looked at."""
+        return ()
 
 
 @attrs.frozen
@@ -91,7 +114,7 @@ class UploadTicket:
 
 @runtime_checkable
 class UploadProvider(Protocol):
-    """Optional members of a provider: upload of image files."""
+    """Optional members of a provider: upload of files."""
 
     def upload_ticket(self, *, filename: str, size: int, content_type: str) -> HttpRequest:
         """Return the request for a ticket.

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
-from .job_validation import URL_LISTS
+from .job_validation import IMAGE_LISTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -135,11 +135,11 @@ def fingerprint(inputs: Mapping[str, object]) -> str:
     if images.get("end_image") == images.get("last_image"):
         # Sent under both names, since the vendor's pages disagree.
         images.pop("last_image", None)
-    lists = {name: value for name in URL_LISTS if (value := inputs.get(name))}
+    lists = {name: value for name in IMAGE_LISTS if (value := inputs.get(name))}
     further = {
         name: _comparable(value)
         for name, value in inputs.items()
-        if name not in {*_DOCUMENTED, *URL_LISTS, *_OF_THE_SERVICE} and _is_given(name, value)
+        if name not in {*_DOCUMENTED, *IMAGE_LISTS, *_OF_THE_SERVICE} and _is_given(name, value)
     }
     return f"{_sha256(_plain(inputs))}:{_sha256(images | lists)}:{_sha256(further)}"
 

@@ -9,6 +9,7 @@ import stat
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from kling_async._core.images import MAX_IMAGE_BYTES, MIN_IMAGE_SIDE
+from kling_async._core.input_files import MAX_UPLOAD_BYTES
 from kling_async._core.media import ACCEPTED_IMAGE_TYPES, ImageFacts
 from kling_async.errors import ConfigurationError, InvalidJobError, Problem
 
@@ -103,14 +104,14 @@ def read(image: Path | bytes, field: str, *, most: int = MAX_CONVERTED_BYTES) ->
 
 
 def sha256(image: Path | bytes, field: str) -> str:
-    """Return the SHA-256 of an image's content in hex.
+    """Return the SHA-256 of the content of a file of any kind in hex.
 
     Raises:
         InvalidJobError: It cannot be read.
     """
     # In pieces: many files may be hashed at once, and only those that are uploaded may take memory.
     whole = hashlib.sha256()
-    for piece in _read_pieces(image, field):
+    for piece in _read_pieces(image, field, MAX_UPLOAD_BYTES):
         whole.update(piece)
     return whole.hexdigest()
 
@@ -134,6 +135,11 @@ def changed(image: Path, field: str, *, expected: str, found: str) -> InvalidJob
         f"{image!s} has changed since the job's key was made from it: expected SHA-256 {expected[:16]}..., "
         f"got {found[:16]}...",
     )
+
+
+def is_known_picture(head: bytes) -> bool:
+    """Return whether a file is a picture of a known format, by its first bytes."""
+    return _media_type(head) is not None
 
 
 def _problem(kind: str | None, size: int, *, fit: bool) -> str:

@@ -1,4 +1,4 @@
-"""Upload images: read, check, convert, and upload each content once."""
+"""Upload files: read, check, convert pictures, and upload each content once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import copy
 import random
 from collections import OrderedDict
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,21 +16,26 @@ import attrs
 
 from kling_async._core.answers import RULES, Kind
 from kling_async._core.http import Effect, HttpRequest
-from kling_async._core.images import MAX_IMAGE_BYTES
-from kling_async._core.media import CONVERTED_SUFFIX, ImageFacts
+from kling_async._core.images import MAX_IMAGE_BYTES, check_image
+from kling_async._core.input_files import MEDIA, check_file, is_picture
+from kling_async._core.media import CONVERTED_SUFFIX, FileFacts, ImageFacts, UploadProvider
 from kling_async._core.transport import StreamingTransport, loggable_url
 from kling_async._http.reads import Reads, send_once
 from kling_async._log import log
 from kling_async._turns import upload_turns
 from kling_async.errors import (
     ApiError,
+    InvalidJobError,
     KlingError,
+    Problem,
     RateLimitedError,
     RequestRejectedError,
     ServerError,
+    UnsupportedError,
 )
 from kling_async.providers.protocol import uploads_of
 
+from .inspection import inspect
 from .preflight import changed, preflight, read, sha256
 from .streams import PIECE_BYTES, ImageStream
 
@@ -40,7 +45,7 @@ if TYPE_CHECKING:
     from kling_async._core.clock import Clock
     from kling_async._core.http import HttpResponse
     from kling_async._core.images import Image
-    from kling_async._core.media import UploadMemory, UploadProvider, UploadTicket
+    from kling_async._core.media import UploadMemory, UploadTicket
     from kling_async._core.transport import Transport
     from kling_async._turns import Turn
     from kling_async.providers import Provider
@@ -64,10 +69,10 @@ MAX_UPLOADS_FROM_MEMORY = 8
 
 
 async def digest(image: Image, *, field: str = "image") -> str:
-    """Return the SHA-256 of an image's content in hex; a URL is returned as it is.
+    """Return the SHA-256 of the content of an image, or of another file, in hex; a URL is returned as it is.
 
     Args:
-        image: The image. A file is read in a worker thread.
+        image: The image or file. It is read in a worker thread.
         field: Name of the field in errors.
 
     Raises:
@@ -80,16 +85,16 @@ async def digest(image: Image, *, field: str = "image") -> str:
 
 @attrs.frozen
 class _PreparedImage:
-    """An image to send.
+    """A file to send.
 
     Attributes:
         content: The bytes to send, or the file that has them.
-        facts: Type, dimensions and size of the content.
-        digest: SHA-256 of the original image in hex, before conversion.
+        facts: Type and size of the content, and dimensions of a picture.
+        digest: SHA-256 of the original file in hex, before conversion.
     """
 
     content: bytes | ImageStream = attrs.field(repr=False)
-    facts: ImageFacts
+    facts: FileFacts | ImageFacts
     digest: str
 
 
@@ -109,14 +114,14 @@ class _SharedUpload:
 
 
 class Images:
-    """Uploads images, each content once, and returns their URLs.
+    """Uploads images and other files, each content once, and returns their URLs.
 
     Args:
         transport: Sends the uploads.
         provider: Builds their requests and parses the replies.
         clock: The session's clock.
         limit: Greatest number of concurrent uploads; None for as many as pay.
-        inline: Return files and bytes as data URIs instead of uploading them.
+        inline: Return images as data URIs instead of uploading them; a provider without uploads needs it.
         fit: Convert images that the service would refuse, or that are rotated by EXIF. Needs Pillow.
         memory: Records uploads for later sessions; None without one.
         rng: Draws jitter from [0, 1).
@@ -143,7 +148,10 @@ class Images:
         self.turns = upload_turns(limit, clock)
         self._streams = isinstance(transport, StreamingTransport)
         self._in_memory = anyio.CapacityLimiter(MAX_UPLOADS_FROM_MEMORY)
-        self._inline = inline
+        self._uploads = isinstance(provider, UploadProvider)
+        self._asked_inline = inline
+        self._large_in_memory = anyio.CapacityLimiter(1)
+        self._inline = inline or not self._uploads
         self._fit = fit
         self._converting = anyio.CapacityLimiter(MAX_CONCURRENT_CONVERSIONS)
         self._memory = memory
@@ -152,19 +160,19 @@ class Images:
         self._in_progress: dict[str, _SharedUpload] = {}
 
     async def url(self, image: Image, *, field: str, sha256: str | None = None) -> str:
-        """Return the URL of an image: a URL as it is; a file or bytes after checking and uploading them.
+        """Return the URL of an image: a URL as it is; a file of any kind or bytes after checking and uploading them.
 
         Concurrent calls with equal content share one upload and its final failure. If the call that uploads is
         cancelled, or fails by what may pass, another one takes over while its own time lasts.
 
         Args:
-            image: The image.
-            field: Name of the field in errors: `image` or `end_image`.
+            image: The image or file.
+            field: Its place in the job, for errors: `image`, or `extra.videos[1]`.
             sha256: SHA-256 from which the job's key was made, in hex; None if the image was not read before.
 
         Raises:
             InvalidJobError: The file cannot be read, has changed, or the service would refuse the image.
-            UnsupportedError: The provider has no uploads.
+            UnsupportedError: The provider has no uploads, and it is no image.
             ApiError: The service or its storage refused the upload.
             TransportError: The service or its storage could not be reached.
         """
@@ -177,9 +185,51 @@ class Images:
             failure = error.with_traceback(None)
         raise failure
 
+    async def upload(self, source: object) -> str:
+        """Upload a picture, a video or a sound as callers may pass it, and return its URL; a URL is returned as it is.
+
+        Raises:
+            InvalidJobError: It cannot be read, or the service would refuse it.
+            UnsupportedError: The provider has no uploads.
+            ApiError: The service or its storage refused the upload.
+            TransportError: The service or its storage could not be reached.
+        """
+        problems: list[Problem] = []
+        check = check_image if isinstance(source, str) else check_file
+        file: Image = check("file", source, problems)
+        if problems:
+            raise InvalidJobError(problems)
+        if not isinstance(file, str) and not self._asked_inline:
+            uploads_of(self._provider)
+        return await self.url(file, field="file")
+
+    async def check(self, file: Path | bytes, *, field: str) -> None:
+        """Check a file as `url` does, without sending anything.
+
+        Raises:
+            InvalidJobError: The file cannot be read, or the service would refuse it.
+            UnsupportedError: The provider has no uploads, and it is no image.
+        """
+        facts = await anyio.to_thread.run_sync(lambda: inspect(file, field=field, fit=self._fit))
+        self._check_way(facts, field)
+
+    def _check_way(self, facts: FileFacts | ImageFacts, field: str) -> None:
+        """Raise if there is no way to send a file."""
+        if not is_picture(facts.type) and not self._uploads:
+            kind, name, _ = MEDIA[facts.type]
+            # A provider has a name, and what only uploads has none.
+            at = getattr(self._provider, "name", "the provider")
+            raise UnsupportedError(
+                f"{field}: {at} takes no uploads, and a {kind} ({name}) cannot be sent in the request as pictures are; "
+                "nothing was sent",
+                advice="give it as a URL that the service can read",
+            )
+
     async def _url(self, image: Path | bytes, field: str, sha256: str | None) -> str:
         if self._inline:
-            return await self._data_uri(image, field, sha256)
+            uri = await self._data_uri(image, field, sha256)
+            if uri is not None:
+                return uri
         sha256 = sha256 or await digest(image, field=field)
         cache_key = self._cache_key(sha256)
         upload = self._in_progress.setdefault(cache_key, _SharedUpload())
@@ -216,7 +266,7 @@ class Images:
         asked = self._clock.monotonic()
         async with self.turns.take() as turn:
             prepared = await anyio.to_thread.run_sync(_prepare, image, field, sha256, self._fit)
-            async with self._in_memory if self._is_from_memory(prepared) else nullcontext():
+            async with self._memory_for(prepared):
                 until += self._clock.monotonic() - asked
                 prepared = await self._converted(prepared, image, field)
                 for warning in prepared.facts.warnings:
@@ -227,15 +277,29 @@ class Images:
                     upload.failure = error
                     raise
 
-    async def _data_uri(self, image: Path | bytes, field: str, sha256: str | None) -> str:
-        """Read, check and, if needed, convert an image, and return it as a data URI."""
+    async def _data_uri(self, image: Path | bytes, field: str, sha256: str | None) -> str | None:
+        """Read, check and, if needed, convert an image, and return it as a data URI; None for a file to upload.
+
+        Raises:
+            UnsupportedError: It is no image, and the provider has no uploads.
+        """
         prepared = await anyio.to_thread.run_sync(_prepare, image, field, sha256, self._fit)
+        self._check_way(prepared.facts, field)
+        if not is_picture(prepared.facts.type):
+            return None
         return await anyio.to_thread.run_sync(_as_data_uri, await self._converted(prepared, image, field))
 
     def _is_from_memory(self, prepared: _PreparedImage) -> bool:
         """Return whether an image that is not in memory yet has to be, while it is uploaded."""
         streamed = isinstance(prepared.content, ImageStream)
         return self._is_unfit(prepared) or (streamed and not (self._streams and self._use_tickets))
+
+    def _memory_for(self, prepared: _PreparedImage) -> AbstractAsyncContextManager[object]:
+        """Return what to wait for before a file is read into memory."""
+        if not self._is_from_memory(prepared):
+            return nullcontext()
+        large = prepared.facts.bytes > MAX_IMAGE_BYTES and not is_picture(prepared.facts.type)
+        return self._large_in_memory if large else self._in_memory
 
     def _is_unfit(self, prepared: _PreparedImage) -> bool:
         return self._fit and prepared.facts.unfit
@@ -253,7 +317,7 @@ class Images:
     async def _upload(self, prepared: _PreparedImage, until: float, turn: Turn) -> str:
         facts = prepared.facts
         # The name of the user's file is private.
-        filename = prepared.digest[:16] + {"image/jpeg": ".jpg", "image/png": ".png"}[facts.type]
+        filename = prepared.digest[:16] + MEDIA[facts.type][2]
         url = await self._upload_by_ticket(filename, prepared, until, turn) if self._use_tickets else None
         if url is None:
             url = await self._upload_as_form(filename, prepared, until, turn)
@@ -313,10 +377,10 @@ class Images:
         whole = reply.headers.get("content-range", "").rpartition("/")[2] or reply.headers.get("content-length")
         if reply.status not in _FOUND or whole != str(size):
             raise ServerError(
-                f"the upload of an image to {loggable_url(ticket.url)} was answered, but the image is not there",
+                f"the upload of a file to {loggable_url(ticket.url)} was answered, but the file is not there",
                 status=reply.status,
                 request_id=reply.request_id,
-                advice="try again, or give the image as a URL; a proxy may have answered instead of the storage",
+                advice="try again, or give the file as a URL; a proxy may have answered instead of the storage",
             )
 
     async def _upload_as_form(self, filename: str, prepared: _PreparedImage, until: float, turn: Turn) -> str:
@@ -378,23 +442,23 @@ def _is_stored(response: HttpResponse, ticket: UploadTicket, now: float) -> bool
         kind = ServerError
     # Without the body, because storages quote the signature in it.
     raise kind(
-        f"the upload of an image to {loggable_url(ticket.url)} was refused with status {status}",
+        f"the upload of a file to {loggable_url(ticket.url)} was refused with status {status}",
         status=status,
         retry_after=response.retry_after(now),
         request_id=response.request_id,
-        advice="try again, or give the image as a URL",
+        advice="try again, or give the file as a URL",
     )
 
 
 def _bytes_of(content: bytes | ImageStream) -> bytes:
-    """Return the content of an image.
+    """Return the content of a file.
 
     Raises:
-        InvalidJobError: The file has changed, or cannot be read.
+        InvalidJobError: It has changed, or cannot be read.
     """
     if isinstance(content, bytes):
         return content
-    found = read(content.path, content.field, most=MAX_IMAGE_BYTES)
+    found = read(content.path, content.field, most=content.size)
     _verified(content.path, found, content.field, content.sha256)
     return found
 
@@ -405,10 +469,10 @@ def _as_data_uri(prepared: _PreparedImage) -> str:
 
 
 def _prepare(image: Path | bytes, field: str, expected: str | None, fit: bool) -> _PreparedImage:  # noqa: FBT001 -- option
-    """Check an image, and read it unless it is a large file.
+    """Check an image or another file, and read it unless it is a large file.
 
     Args:
-        image: The image.
+        image: The image or file.
         field: Field of the job.
         expected: SHA-256 from which the job's key was made, in hex; None if the image was not read before.
         fit: Whether it will be converted if it has to be.
@@ -418,9 +482,9 @@ def _prepare(image: Path | bytes, field: str, expected: str | None, fit: bool) -
     """
     content = read(image, field, most=PIECE_BYTES)
     if isinstance(image, bytes) or len(content) <= PIECE_BYTES:
-        facts = preflight(content, field=field, fit=fit)
+        facts = inspect(content, field=field, fit=fit)
         return _PreparedImage(content, facts, _verified(image, content, field, expected))
-    facts = preflight(image, field=field, fit=fit)
+    facts = inspect(image, field=field, fit=fit)
     found = expected or sha256(image, field)
     return _PreparedImage(ImageStream(image, field, facts.bytes, found), facts, found)
 

@@ -15,7 +15,7 @@ from kling_async._budget.reservations import Reservations
 from kling_async._core.answers import Kind
 from kling_async._core.catalogue import Level
 from kling_async._core.clock import Clock
-from kling_async._core.content import image_digests
+from kling_async._core.content import file_digests
 from kling_async._core.polling import Backoff
 from kling_async._core.prediction import RETRYABLE_CODES, Prediction, Status
 from kling_async._core.reconciliation import fingerprint
@@ -62,6 +62,9 @@ from .keys import ContentReader, claim_job
 from .seen import SeenJobs
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from kling_async._core.job import Job
 
     from .job_run import JobRun
@@ -322,11 +325,12 @@ class JobRunner:
                     await check_images(job, run.content, run.key, digest)
                 self._warn(run)
                 reserved = await self.money.reserve(name, job, run.budget)
-                async with self._preparation(job):
-                    image, end_image = await self._upload(run)
+                local = {place: file for place, file in job.files.items() if not isinstance(file, str)}
+                async with self._preparation(local):
+                    sent_job, image, end_image = await self._upload(run, local)
                     webhook, token_hash = self._new_webhook()
-                    request = self.provider.submit(job, image, end_image, webhook=webhook)
-                    sent = fingerprint(job.inputs(image, end_image))
+                    request = self.provider.submit(sent_job, image, end_image, webhook=webhook)
+                    sent = fingerprint(sent_job.inputs(image, end_image))
                     if run.seen != "pay" and not row.attempt:
                         await self.unknown.check(sent, run.key)
                     price = job.price(self.provider.name).usd
@@ -372,28 +376,36 @@ class JobRunner:
                 self.cautioned.add(caution)
                 log.warning("job %s: %s", run.key, caution)
 
-    def _preparation(self, job: Job) -> AbstractAsyncContextManager[None]:
-        """Return what to wait for before a job's pictures are uploaded: that it is among the next to start."""
-        if isinstance(job.image, str | None) and isinstance(job.end_image, str | None):
+    def _preparation(self, local: Mapping[str, Path | bytes]) -> AbstractAsyncContextManager[None]:
+        """Return what to wait for before a job's files are uploaded: that it is among the next to start."""
+        if not local:
             return nullcontext()
         # By Little's law, this is how many jobs start during an upload and a submit.
         seconds = (self.images.turns.limit.seconds or 1.0) + self.slots.unanswered.seconds
         starts = min(self.level.starts / self.level.per, self.slots.total / MIN_PREDICTION_S) * seconds
         return self.slots.preparation(max(MIN_AHEAD, math.ceil(AHEAD_FACTOR * starts)))
 
-    async def _upload(self, run: JobRun) -> tuple[str, str | None]:
-        """Upload a job's images and return their URLs; an empty one for a job without a first frame."""
+    async def _upload(self, run: JobRun, local: Mapping[str, Path | bytes]) -> tuple[Job, str, str | None]:
+        """Upload a job's files, and return the job with their URLs, its first frame, or "", and its last one.
+
+        Args:
+            run: The job.
+            local: Its files that have to be uploaded, by their places.
+        """
         job, since = run.job, self.clock.now()
         # Reading them out of the content costs time, and URLs have none.
-        urls = isinstance(job.image, str | None) and isinstance(job.end_image, str | None)
-        digests = {} if urls or run.content is None else image_digests(run.content)
-        image, end_image = "", None
-        if job.image is not None:
-            image = await self.images.url(job.image, field="image", sha256=digests.get("image"))
-        if job.end_image is not None:
-            end_image = await self.images.url(job.end_image, field="end_image", sha256=digests.get("end_image"))
+        digests = {} if not local or run.content is None else file_digests(run.content)
+        if len(local) > 1:
+            # Before the first is uploaded.
+            for place, file in local.items():
+                await self.images.check(file, field=place)
+        urls: dict[str, str] = {}
+        for place, file in local.items():
+            urls[place] = await self.images.url(file, field=place, sha256=digests.get(place))
+        sent = job.with_files(urls)
         self.observe(Uploaded, at=self.clock.now(), key=run.key, batch=run.batch, since=since)
-        return image, end_image
+        image, end_image = sent.image, sent.end_image
+        return sent, image if isinstance(image, str) else "", end_image if isinstance(end_image, str) else None
 
     async def _submit_until_accepted(self, run: JobRun, row: Row, pending: PendingSubmission) -> Prediction:
         """Send the paid request until it is accepted, and return the prediction, which is being watched.

@@ -21,17 +21,20 @@ KEY_LENGTH = 16
 
 
 async def read_content(job: Job, *, identity: Identity) -> Content:
-    """Return a job's content; image files are read for their digests.
+    """Return a job's content; files are read for their digests.
 
     Args:
         job: The job.
         identity: Identity of its batch.
 
     Raises:
-        InvalidJobError: An image file cannot be read.
+        InvalidJobError: A file cannot be read.
     """
-    digests = {image: await digest(image) for image in (job.image, job.end_image) if image is not None}
-    return content_of(job, digests.__getitem__, identity=identity)
+    # By identity: hashing the bytes of a video takes time.
+    digests: dict[int, str] = {}
+    for place, file in job.files.items():
+        digests[id(file)] = await digest(file, field=place)
+    return content_of(job, lambda file: digests[id(file)], identity=identity)
 
 
 def is_derived(key: str, content: Content) -> bool:

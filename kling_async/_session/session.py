@@ -13,7 +13,6 @@ from kling_async._core.answers import Kind
 from kling_async._core.catalogue import Model
 from kling_async._core.frames import hides_arguments
 from kling_async._core.http import MAX_OUTPUT_BYTES, MAX_REPLY_BYTES, Timeouts
-from kling_async._core.images import load_image
 from kling_async._core.job import Job, JobFields
 from kling_async._core.job_key import checked_batch, checked_key
 from kling_async._core.signed_urls import parameter_names
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from kling_async._core.catalogue import Level
     from kling_async._core.clock import Clock
     from kling_async._core.images import ImageSource
+    from kling_async._core.input_files import FileSource
     from kling_async._core.job_key import Key
     from kling_async._core.polling import WatchPolicy
     from kling_async._core.prediction import Prediction, SavedFile
@@ -150,8 +150,8 @@ class KlingSession(ServiceCalls):
             and 5004; never moderation, parameters or media).
         webhook_url: The https URL at which the service reaches `webhook_receiver()`. It is sent with every job, with a
             token of the job's own in the query. None for polling alone.
-        images: "upload" uploads image files to the provider's storage; "inline" sends them in the request as data
-            URIs, for providers without uploads.
+        images: "upload" uploads files to the provider's storage; "inline" sends image files in the request as data
+            URIs, as is done at any provider without uploads. Videos and sounds are always uploaded.
         fit: Convert image files that the service would refuse: formats other than JPEG and PNG, more than 10 MB, or
             rotated by EXIF. Needs Pillow (extra `images`).
         max_uploads: Greatest number of images uploaded at once. Default: found out, as many as bring more per second.
@@ -562,22 +562,22 @@ class KlingSession(ServiceCalls):
         where, seconds = Outputs.of(where), self._deadline(deadline)
         return await engine.saver.save(_unwrap(await engine.find(prediction), None), where, deadline=seconds)
 
-    async def upload(self, image: ImageSource) -> str:
-        """Upload an image and return its URL, which the service keeps for 7 days. Equal content is uploaded once.
+    async def upload(self, file: ImageSource | FileSource) -> str:
+        """Upload a file and return its URL, which the service keeps for 7 days. Equal content is uploaded once.
 
-        Jobs upload their images themselves.
+        Jobs upload their files themselves.
 
         Args:
-            image: The image, as for `Job.image`. A URL is returned as it is.
+            file: A picture as for `Job.image`, a video (MP4, MOV, WebM) or a sound (MP3, WAV). A URL is returned as it
+                is.
 
         Raises:
-            InvalidJobError: The image cannot be read, or the service would refuse it.
+            InvalidJobError: The file cannot be read, or the service would refuse it.
             UnsupportedError: The provider has no uploads.
             ApiError: The service refused the upload.
             TransportError: The service could not be reached.
         """
-        images = self._engine.images
-        return await images.url(load_image(image), field="image")
+        return await self._engine.images.upload(file)
 
     async def deliver(self, delivery: Delivery) -> None:
         """Handle a verified webhook delivery: update its prediction, and settle the submission that it was sent for.

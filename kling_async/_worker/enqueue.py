@@ -150,17 +150,15 @@ async def portions(jobs: Jobs, *, identity: Identity) -> AsyncGenerator[Portion]
 
 
 def _refuse_bytes(job: Job) -> None:
-    """Raise if a worker could not read an image of the job.
+    """Raise if a worker could not read a file of the job.
 
     Raises:
-        InvalidJobError: An image is given as bytes.
+        InvalidJobError: A file is given as bytes.
     """
-    for field in ("image", "end_image"):
-        image = getattr(job, field)
-        if isinstance(image, bytes) or (isinstance(image, str) and image.startswith("data:")):
-            raise InvalidJobError(
-                [Problem(field, "expected a URL or a file, got bytes, which the ledger does not keep")], job=job
-            )
+    expected = "expected a URL or a file, got bytes, which the ledger does not keep"
+    problems = [Problem(place, expected) for place, file in job.files.items() if isinstance(file, (bytes, str))]
+    if problems:
+        raise InvalidJobError(problems, job=job)
 
 
 def shared_ledger(ledger: Ledger | str) -> PostgresLedger:

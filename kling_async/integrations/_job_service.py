@@ -14,7 +14,7 @@ import anyio
 import attrs
 
 from kling_async import events
-from kling_async._core.content import Content, image_digests, recalled
+from kling_async._core.content import Content, file_digests, recalled
 from kling_async._core.job_key import Key, checked_batch, checked_key
 from kling_async._core.prediction import Prediction, Status
 from kling_async._core.states import UNFINISHED_ORDER, Entry, Row, State
@@ -43,7 +43,6 @@ from ._problems import answer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
-    from pathlib import Path
 
     from anyio.abc import TaskGroup
 
@@ -364,16 +363,17 @@ class JobService:
         return tracked
 
     async def _record(self, tracked: _TrackedJob, key: str, job: Job, content: Content) -> None:
-        """Upload the job's images, record it, and run it."""
+        """Upload the job's files, record it, and run it."""
         engine = engine_of(self.kling)
         try:
             uploads: dict[str, str] = {}
-            for name, sha256 in image_digests(content).items():
-                image: str | bytes | Path = getattr(job, name)
-                if isinstance(image, bytes):
-                    uploads[sha256] = await engine.images.url(image, field=name, sha256=sha256)
-                elif isinstance(image, str):
-                    uploads[sha256] = image
+            files = job.files
+            for place, sha256 in file_digests(content).items():
+                file = files[place]
+                if isinstance(file, bytes):
+                    uploads[sha256] = await engine.images.url(file, field=place, sha256=sha256)
+                elif isinstance(file, str):
+                    uploads[sha256] = file
             await claim_job(engine.ledger, self._batch, key, content=content, model=job.model, at=engine.clock.now())
         except BaseException as error:
             # The job was not accepted: only the callers receive the error.
@@ -391,7 +391,7 @@ class JobService:
                 log.exception("job %s could not be recorded; nothing was sent", key)
             return
         tracked.recorded.set_result(None)
-        # With URLs instead of the images' bytes, which would take memory while it waits.
+        # With URLs instead of the files' bytes, which would take memory while it waits.
         await self._run(tracked, key, recalled(content, uploads), content)
 
     async def _run(self, tracked: _TrackedJob, key: str, job: Job, content: Content) -> None:

@@ -212,9 +212,7 @@ class Telemetry:
             links=[] if link is None else [Link(link)],
             start_time=_ns(at),
         )
-        uploads = definition is not None and any(
-            not isinstance(image, str | None) for image in (definition.image, definition.end_image)
-        )
+        uploads = definition is not None and any(not isinstance(file, str) for file in definition.files.values())
         job = self._open[name] = _OpenJob(span, model, at, uploads)
         return job
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from kling_async._core.content import IMAGES, Content, digests, files, recalled
+from kling_async._core.content import Content, digests, files, recalled
 from kling_async._core.job import Job
 from kling_async._core.media import CONVERTED_SUFFIX
 from kling_async._core.prediction import Prediction, SavedFile, Status
@@ -66,8 +66,8 @@ class Recalled:
 
     Attributes:
         row: Its row.
-        job: The job; an image that was given as bytes, and whose upload has expired, is empty.
-        content: Its content in the ledger; its image files are compared with it before the job is sent.
+        job: The job; a file that was given as bytes, and whose upload has expired, is empty.
+        content: Its content in the ledger; its files are compared with it before the job is sent.
     """
 
     row: Row
@@ -105,22 +105,22 @@ async def recall_one(ledger: Ledger, clock: Clock, row: Row, content: Content) -
 
 
 async def check_images(job: Job, content: Content, key: str, digest: Callable[[Path], Awaitable[str]]) -> None:
-    """Raise unless the images of a job from a ledger have not changed.
+    """Raise unless the files of a job from a ledger have not changed.
 
     Args:
         job: The job.
         content: Its content in the ledger.
         key: Key of the job.
-        digest: Returns the present digest of an image file.
+        digest: Returns the present digest of a file.
 
     Raises:
-        InvalidJobError: An image file cannot be read, or an image is missing.
-        KeyReusedError: An image file has changed.
+        InvalidJobError: A file cannot be read, or is missing.
+        KeyReusedError: A file has changed.
     """
-    missing = [name for name in IMAGES if getattr(job, name) == b""]
+    missing = [place for place, file in job.files.items() if file == b""]
     if missing:
         gone = (
-            "the image is missing: it was given as bytes, which the ledger does not keep, and its upload has expired; "
+            "the file is missing: it was given as bytes, which the ledger does not keep, and its upload has expired; "
             "run the batch with its input"
         )
         raise InvalidJobError([Problem(name, gone) for name in missing], job=job, key=key)

@@ -7,8 +7,9 @@ manifest = read_rows(dataset, model="kling-v2.1-pro")
 async with kling.batch(manifest, save_to="videos/") as batch: ...
 ```
 
-A row has the fields of `Job`, and optionally `key`. An image is a URL, or a file below the manifest's folder. In a
-folder every image is a row: its key is the name of the file, and its prompt is in a text file beside it, `anna.txt`
+A row has the fields of `Job`, and optionally `key`. An image is a URL, or a file below the manifest's folder; in
+`extra`, `element_list` and `voice_list`, a text `file:clips/walk.mp4` is such a file, and every other text is sent. In
+a folder every image is a row: its key is the name of the file, and its prompt is in a text file beside it, `anna.txt`
 beside `anna.png`.
 """
 
@@ -53,16 +54,18 @@ class Manifest:
         root: Folder of the image files; None if files are given as `Path`s only.
         kinds: Number of rows of each kind.
         warnings: Properties of images that the service may not accept.
+        models: The models that rows have, by id.
     """
 
     name: str
     root: Path | None
     kinds: Mapping[Kind, int]
     warnings: tuple[RowProblem, ...]
+    models: Mapping[str, Model]
     _source: Source = attrs.field(repr=False)
     _common: Mapping[str, object] = attrs.field(repr=False)
     _fit: bool = attrs.field(repr=False)
-    _models: Mapping[str, Model] = attrs.field(repr=False)
+    _own_models: Mapping[str, Model] = attrs.field(repr=False)
     _cautions: Mapping[tuple[str, Problem], int] = attrs.field(repr=False)
 
     def __len__(self) -> int:
@@ -77,7 +80,7 @@ class Manifest:
         """
         with closing(self._source.rows()) as rows:
             for row in rows:
-                found = job_of_row(row, self.root, self._common, fit=self._fit)
+                found = job_of_row(row, self.root, self._common, fit=self._fit, models=self._own_models)
                 if isinstance(found, tuple):
                     yield found
                 else:
@@ -87,7 +90,7 @@ class Manifest:
         """Return the list price of all rows, in USD; unknown if that of one row is unknown."""
         total, certainty = Decimal(0), Certainty.STATED
         for kind, count in self.kinds.items():
-            each = self._models[kind.model].price_of(kind, provider)
+            each = self.models[kind.model].price_of(kind, provider)
             if each.usd is None:
                 return each
             total += each.usd * count
@@ -115,19 +118,22 @@ def read_manifest(
     *,
     root: str | os.PathLike[str] | None = None,
     fit: bool = False,
+    models: Iterable[Model] = (),
     **common: Unpack[JobFields],
 ) -> Manifest:
-    """Read a manifest and check every row, including its image files.
+    """Read a manifest and check every row, including its files.
 
-    The whole file is read now, and again by every iteration; rows are not kept in memory. Of an image only the first
+    The whole file is read now, and again by every iteration; rows are not kept in memory. Of a file only the first
     and last bytes are read.
 
     Args:
         path: JSON lines (`.jsonl`, `.ndjson`) or CSV with a header (`.csv`), in UTF-8; Parquet (`.parquet`, extra
             `parquet`), whose problems have rows instead of lines; or a folder of images.
-        root: Folder of the image files; files outside of it are refused. By default the manifest's own folder.
+        root: Folder of the files; files outside of it are refused. By default the manifest's own folder.
         fit: Accept other formats and larger images, which are converted: files by the session, which needs `fit=True`
             too, bytes in rows during iteration.
+        models: Models that the catalogue does not have, such as those of `Model.from_service`; rows name them by their
+            ids.
         common: Fields of `Job` for rows that do not have them.
 
     Raises:
@@ -144,7 +150,7 @@ def read_manifest(
             message = f"{expected}, got {where.suffix or 'no suffix'}"
             raise ManifestError([RowProblem(source.name, None, "", message)])
     try:
-        return _checked(source, (folder if root is None else Path(root)).resolve(), common, fit=fit)
+        return _checked(source, (folder if root is None else Path(root)).resolve(), common, fit=fit, models=models)
     except (OSError, RuntimeError) as error:
         # Until Python 3.13 a loop of symbolic links is a RuntimeError.
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
@@ -157,6 +163,7 @@ def read_rows(
     name: str = "rows",
     root: str | os.PathLike[str] | None = None,
     fit: bool = False,
+    models: Iterable[Model] = (),
     **common: Unpack[JobFields],
 ) -> Manifest:
     """Check rows from any source: dictionaries of a database, a data frame, a data set.
@@ -168,25 +175,31 @@ def read_rows(
         root: Folder of the files that rows name by strings; files outside of it are refused. Without it a string is a
             URL, and files are given as `Path`s.
         fit: As for `read_manifest`.
+        models: As for `read_manifest`.
         common: As for `read_manifest`.
 
     Raises:
         ManifestError: Rows are wrong; `problems` has all problems of all rows.
         TypeError: A row of an iterator cannot be pickled.
     """
-    return _checked(source_of(name, rows), None if root is None else Path(root).resolve(), common, fit=fit)
+    return _checked(
+        source_of(name, rows), None if root is None else Path(root).resolve(), common, fit=fit, models=models
+    )
 
 
-def _checked(source: Source, root: Path | None, common: Mapping[str, object], *, fit: bool) -> Manifest:
+def _checked(
+    source: Source, root: Path | None, common: Mapping[str, object], *, fit: bool, models: Iterable[Model]
+) -> Manifest:
     if fit:
         require_pillow()
-    found = check_rows(source, root, common, fit=fit)
+    own = {name: model for model in models for name in (model.id, model.name, *model.aliases)}
+    found = check_rows(source, root, common, fit=fit, models=own)
     if not found.problems and not found.kinds:
         found.problems.append(RowProblem(source.name, None, "", "has no rows"))
     if found.problems:
         raise ManifestError(found.problems)
     return Manifest(
-        source.name, root, found.kinds, tuple(found.warnings), source, common, fit, found.models, found.cautions
+        source.name, root, found.kinds, tuple(found.warnings), found.models, source, common, fit, own, found.cautions
     )
 
 
@@ -196,7 +209,7 @@ def _chunk(items: Iterator[Keyed]) -> list[Keyed]:
     size = 0
     for item in itertools.islice(items, _MAX_CHUNK_ROWS):
         chunk.append(item)
-        size += sum(len(image) for image in (item[1].image, item[1].end_image) if isinstance(image, (str, bytes)))
+        size += sum(len(file) for file in item[1].files.values() if isinstance(file, (str, bytes)))
         if size > _MAX_CHUNK_BYTES:
             break
     return chunk

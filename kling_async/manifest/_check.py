@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 import attrs
 
 from kling_async._core.catalogue import Model
-from kling_async._core.job import Job, JobFields
+from kling_async._core.input_files import HEAD_BYTES, MEDIA, media_type, replaced
+from kling_async._core.job import IMAGES, TREES, Job, JobFields
 from kling_async._core.job_key import key_or_problem
+from kling_async._core.job_validation import IMAGE_LISTS
+from kling_async._core.media import ImageFacts
 from kling_async._core.prices import Kind
+from kling_async._images.inspection import inspect
 from kling_async._images.preflight import preflight
 from kling_async.errors import InvalidJobError, Problem, RowProblem
 
@@ -30,13 +34,15 @@ if TYPE_CHECKING:
 
 Keyed: TypeAlias = tuple[str | None, Job]
 """Key of a row, None if it has none, and its job."""
-ImageCheck: TypeAlias = "Callable[[Path | bytes], tuple[str, tuple[str, ...]]]"
-"""Returns the problem of an image, empty if it has none, and its warnings."""
+FileCheck: TypeAlias = "Callable[[Path | bytes, str], tuple[str, tuple[str, ...]]]"
+"""Returns the problem of a file at a place in a job, empty if it has none, and its warnings."""
 
-_IMAGE_FIELDS: Final = ("image", "end_image")
+FILE_PREFIX: Final = "file:"
+"""Beginning of a text in a JSON value of a row that names a file."""
+_MEDIA_SUFFIX = re.compile(r"[^\n]{1,4096}\.(jpe?g|png|webp|gif|mp4|mov|webm|mp3|wav)", re.IGNORECASE)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
 _PLACEHOLDER: Final = Path()
-_MAX_CACHED_IMAGE_CHECKS: Final = 4096
+_MAX_CACHED_FILE_CHECKS: Final = 4096
 _MAX_TEXT_IN_MESSAGE: Final = 120
 _KEY_BUCKETS: Final = 256
 
@@ -64,22 +70,31 @@ MAX_PROBLEMS: Final = 10_000
 """Problems after which the rest of a source is not checked, since each takes memory."""
 
 
-def check_rows(source: Source, root: Path | None, common: Mapping[str, object], *, fit: bool) -> Findings:
-    """Check every row and every image file.
+def check_rows(
+    source: Source, root: Path | None, common: Mapping[str, object], *, fit: bool, models: Mapping[str, Model]
+) -> Findings:
+    """Check every row and every file.
+
+    Args:
+        source: The rows.
+        root: Folder of their files; None if strings are URLs only.
+        common: Fields used where a row has none.
+        fit: Convert images that the service would not accept.
+        models: Models outside of the catalogue that rows may name, by name.
 
     Raises:
         OSError: The source cannot be read.
     """
     findings = Findings()
     keys = _Keys()
-    check = functools.lru_cache(_MAX_CACHED_IMAGE_CHECKS)(functools.partial(_check_image, fit=fit))
+    check = functools.lru_cache(_MAX_CACHED_FILE_CHECKS)(functools.partial(_check_file, fit=fit))
     with closing(source.rows()) as rows:
         for row in rows:
             key = _key_of(row)
             if key is not None:
                 keys.add(key, row.line)
             warnings: list[Problem] = []
-            found = job_of_row(row, root, common, fit=fit, check=check, warnings=warnings)
+            found = job_of_row(row, root, common, fit=fit, models=models, check=check, warnings=warnings)
             findings.warnings += (located(source, row, warning) for warning in warnings)
             if isinstance(found, tuple):
                 _, job = found
@@ -106,18 +121,20 @@ def job_of_row(
     common: Mapping[str, object],
     *,
     fit: bool,
-    check: ImageCheck | None = None,
+    models: Mapping[str, Model],
+    check: FileCheck | None = None,
     warnings: list[Problem] | None = None,
 ) -> Keyed | list[Problem]:
     """Return the key and the job of a row, or its problems.
 
     Args:
         row: The row.
-        root: Folder of its image files; None if strings are URLs only.
+        root: Folder of its files; None if strings are URLs only.
         common: Fields used where the row has none.
         fit: Convert image bytes that the service would not accept.
-        check: Checks the images, whose place in the job a placeholder takes; None leaves them as they are.
-        warnings: Receives the warnings about images.
+        models: Models outside of the catalogue that it may name, by name.
+        check: Checks the files, whose place in the job a placeholder takes; None leaves them as they are.
+        warnings: Receives the warnings about files.
     """
     if row.problems:
         return list(row.problems)
@@ -129,16 +146,27 @@ def job_of_row(
         key = key_or_problem(key)
         if isinstance(key, Problem):
             problems.append(key)
-    for name in _IMAGE_FIELDS:
+
+    def take(place: str, value: object) -> object:
         try:
-            fields[name], messages = _image(fields.get(name), root, fit=fit, check=check)
+            taken, messages = _file(value, root, place, fit=fit, check=check)
         except ValueError as error:
-            problems.append(Problem(name, str(error)))
+            problems.append(Problem(place, str(error)))
             # Lets the job check its other fields.
-            fields[name] = _PLACEHOLDER
-        else:
-            if warnings is not None:
-                warnings += (Problem(name, message) for message in messages)
+            return _PLACEHOLDER
+        if warnings is not None:
+            warnings.extend(Problem(place, message) for message in messages)
+        return taken
+
+    for name in IMAGES:
+        fields[name] = take(name, fields.get(name))
+    for name in (*IMAGE_LISTS, *TREES):
+        if fields.get(name):
+            try:
+                fields[name] = replaced(fields[name], name, take)
+            except RecursionError:
+                problems.append(Problem(name, "is nested too deeply"))
+    fields["model"] = _model(fields.get("model"), models)
     try:
         job = Job(**cast("JobFields", fields))
     except InvalidJobError as error:
@@ -146,23 +174,33 @@ def job_of_row(
     return problems or (cast("str | None", key), job)
 
 
-def _image(value: object, root: Path | None, *, fit: bool, check: ImageCheck | None) -> tuple[object, tuple[str, ...]]:
-    """Return an image for the job, and its warnings.
+def _model(name: object, models: Mapping[str, Model]) -> object:
+    return models.get(name, name) if isinstance(name, str) else name
+
+
+def _file(
+    value: object, root: Path | None, place: str, *, fit: bool, check: FileCheck | None
+) -> tuple[object, tuple[str, ...]]:
+    """Return a file for the job, or any other value as it is, and its warnings.
 
     Raises:
-        ValueError: The image has a problem.
+        ValueError: The file has a problem.
     """
-    if isinstance(value, str) and root is not None and not _URL.match(value):
-        value = _resolve_file(value, root)
+    in_tree = place.startswith(TREES)
+    if isinstance(value, str):
+        if in_tree:
+            value = _named_file(value, root)
+        elif root is not None and not _URL.match(value):
+            value = _resolve_file(value, root)
     if not isinstance(value, (Path, bytes)):
         return value, ()
     if check is not None:
-        problem, messages = check(value)
+        problem, messages = check(value, place)
         if problem:
             raise ValueError(problem)
         # The job would check the original, which may still have to be converted.
-        return _PLACEHOLDER, messages
-    if fit and isinstance(value, bytes):
+        return value if isinstance(value, Path) else _placeholder(value), messages
+    if fit and isinstance(value, bytes) and media_type(value[:HEAD_BYTES]) is None:
         try:
             value = _converted(value)
         except InvalidJobError as error:
@@ -170,12 +208,39 @@ def _image(value: object, root: Path | None, *, fit: bool, check: ImageCheck | N
     return value, ()
 
 
-def _check_image(image: Path | bytes, *, fit: bool) -> tuple[str, tuple[str, ...]]:
+def _placeholder(content: bytes) -> Path:
+    """Return a file that stands for bytes; its suffix tells the kind, which may determine the price."""
+    return Path(f"file{MEDIA[kind][2]}") if (kind := media_type(content[:HEAD_BYTES])) else _PLACEHOLDER
+
+
+def _named_file(text: str, root: Path | None) -> str | Path:
+    """Return the file that a text in a JSON value names, or the text.
+
+    Raises:
+        ValueError: There is no such file, or the text is the name of one without saying so.
+    """
+    if text.startswith(FILE_PREFIX):
+        if root is None:
+            raise ValueError("expected a Path for a file, because these rows have no folder")
+        return _resolve_file(text.removeprefix(FILE_PREFIX).removeprefix("//"), root)
+    if root is not None and _MEDIA_SUFFIX.fullmatch(text) and not _URL.match(text):
+        try:
+            _resolve_file(text, root)
+        except ValueError:
+            return text
+        # It would be sent as a text, and charged.
+        raise ValueError(
+            f"{text[:_MAX_TEXT_IN_MESSAGE]!r} is a file here: to send it, write {FILE_PREFIX + text!r:.200}"
+        )
+    return text
+
+
+def _check_file(file: Path | bytes, place: str, *, fit: bool) -> tuple[str, tuple[str, ...]]:
     try:
-        facts = preflight(image, fit=fit)
+        facts = inspect(file, field=place, fit=fit)
     except InvalidJobError as error:
         return error.problems[0].message, ()
-    return "", (attrs.evolve(facts, turned=False) if fit else facts).warnings
+    return "", (attrs.evolve(facts, turned=False) if fit and isinstance(facts, ImageFacts) else facts).warnings
 
 
 def _converted(content: bytes) -> bytes:

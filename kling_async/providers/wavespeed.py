@@ -24,21 +24,10 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from kling_async._core.account import Billing, Page, ServiceModel, ServicePrice, Usage
-    from kling_async._core.images import Image
     from kling_async._core.job import Job
     from kling_async._core.prediction import Prediction
 
 T = TypeVar("T")
-
-_PRICING_IMAGE = "https://example.com/image.png"
-"""URL sent in place of a file when only the price is requested; the service does not fetch it."""
-
-
-def _for_pricing(image: Image | None) -> str | None:
-    """Return the image's own URL, or a placeholder for a file, which is not uploaded for a price."""
-    if image is None or (isinstance(image, str) and not image.startswith("data:")):
-        return image
-    return _PRICING_IMAGE
 
 
 @hides_init_arguments
@@ -158,10 +147,7 @@ class WaveSpeed(ApiV3):
 
     def price(self, job: Job) -> HttpRequest:
         """Build `POST /api/v3/model/price` (docs: pricing-api), with all inputs: else it returns the base price."""
-        image, end_image = _for_pricing(job.image) or "", _for_pricing(job.end_image)
-        return self._query(
-            "model/price", {"model_id": job.model, "inputs": job.inputs(image, end_image, provider=self.name)}
-        )
+        return self._query("model/price", {"model_id": job.model, "inputs": job.priced_inputs(self.name)})
 
     def read_price(self, response: HttpResponse, job: Job) -> ServicePrice:
         """Parse the price before and after discounts."""

@@ -13,13 +13,15 @@ from typing import IO, TYPE_CHECKING, Final, Protocol, cast
 
 import attrs
 
+from kling_async._core.content import Content, file_digests, recalled
+from kling_async._core.input_files import with_values
 from kling_async._core.job import Job, JobFields
 from kling_async._files import make_part
 from kling_async.errors import InvalidJobError
 from kling_async.ledger import State
 from kling_async.manifest import NOTE
 
-from ._rows import AGAIN, STATUS, job_of, relative, result_of
+from ._rows import AGAIN, STATUS, job_of, paths_of, relative, result_of, with_paths
 
 if TYPE_CHECKING:
     from kling_async.ledger import Row
@@ -152,26 +154,23 @@ class Errors(Lines):
             return "the ledger does not have its content"
         if row.key in self.keys:
             return "its key is in two batches: export one of them"
-        images: dict[str, Path] = {}
-        for name in ("image", "end_image"):
-            image = fields.get(name)
-            if not isinstance(image, str):
-                continue
-            if image.startswith("sha256:"):
-                return "its image was given as bytes, which the ledger does not keep"
-            if Path(image).is_absolute():
-                images[name] = Path(image)
-        if not all(image.is_file() for image in images.values()):
-            return "its image file is gone"
+        content, paths = Content(row.job or "{}", row.files), paths_of(row)
+        files = {place: Path(path) for place, path in paths.items()}
+        for place in file_digests(content):
+            if place not in files:
+                return f"its {place} was given as bytes, which the ledger does not keep"
+            if not files[place].is_file():
+                return f"its {place} file is gone"
+        own = recalled(content, {}).own_row if '"own_row":' in content.text else None
         try:
-            Job(**cast("JobFields", {**fields, **images}))
+            Job(**cast("JobFields", {**with_values(fields, files), **({"model": own} if own else {})}))
         except InvalidJobError as error:
             return f"it is not valid by itself: {error.problems[0]}"
         self.keys.add(row.key)
-        self.folders.update(image.parent for image in images.values())
-        paths = {name: relative(str(image), self.path.parent) for name, image in images.items()}
+        self.folders.update(file.parent for file in files.values())
+        fields = with_paths(row.job or "{}", {place: relative(path, self.path.parent) for place, path in paths.items()})
         note = {"status": STATUS[row.state], "code": row.code, "message": row.error}
-        return {"key": row.key, **fields, **paths, NOTE: note}
+        return {"key": row.key, **fields, NOTE: note}
 
     def end(self) -> Exported:
         root = Path(os.path.commonpath(self.folders)) if self.folders else None

@@ -7,6 +7,8 @@ import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from kling_async._core.input_files import with_values
+from kling_async._core.job import TREES
 from kling_async._core.states import UNSENT, UNSUCCESSFUL, State
 
 if TYPE_CHECKING:
@@ -31,14 +33,31 @@ among them: the run itself, called again, continues it.
 def job_of(row: Row) -> dict[str, object] | None:
     """Return the fields of a row's job, as a manifest has them; None if the ledger does not have its content.
 
-    An image file is its path; an image given as bytes is only `sha256:` and its digest.
+    A file is its path, in JSON values after `file:`; one given as bytes is only `sha256:` and its digest.
     """
-    if row.job is None:
-        return None
-    fields: dict[str, object] = json.loads(row.job)
-    # The entry of a model outside of the catalogue is not a field of a manifest.
+    return None if row.job is None else with_paths(row.job, paths_of(row))
+
+
+def paths_of(row: Row) -> dict[str, str]:
+    """Return the absolute paths of the files of a row's job, by their places in the job."""
+    paths: dict[str, str] = json.loads(row.files or "{}")
+    return paths
+
+
+def with_paths(text: str, paths: Mapping[str, str]) -> dict[str, object]:
+    """Return the fields of a job as a manifest has them.
+
+    Args:
+        text: Text of the job's content.
+        paths: Paths of its files, by their places.
+    """
+    fields: dict[str, object] = json.loads(text)
+    # Neither the entry of a model outside of the catalogue nor the places of files are fields of a manifest.
     fields.pop("own_row", None)
-    return fields | json.loads(row.files) if row.files else fields
+    fields.pop("files", None)
+    return with_values(
+        fields, {place: ("file:" if place.startswith(TREES) else "") + path for place, path in paths.items()}
+    )
 
 
 def result_of(row: Row, folder: Path) -> dict[str, object]:

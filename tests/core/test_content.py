@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kling_async import Field, Job, LedgerError, Model, ServiceModel, Shot
 from kling_async._core.catalogue import find_model
-from kling_async._core.content import Content, Identity, content_of, digests, files, image_digests, recalled
+from kling_async._core.content import Content, Identity, content_of, digests, file_digests, files, recalled
 from kling_async._core.images import Image
 from support.service import IMAGE
 
@@ -286,7 +286,7 @@ def test_rows_under_other_names_keep_digests_of_first_release(change: Callable[[
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"model": ', "", "5"], ids=["deep", "cut", "empty", "a number"])
-@pytest.mark.parametrize("read", [lambda content: recalled(content, {}), files, image_digests, digests])
+@pytest.mark.parametrize("read", [lambda content: recalled(content, {}), files, file_digests, digests])
 def test_content_that_cannot_be_read_is_an_error_of_the_ledger(text: str, read: Callable[[Content], object]) -> None:
     with pytest.raises(LedgerError, match="the content of a job in the ledger cannot be read"):
         read(Content(text))

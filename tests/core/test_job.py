@@ -9,6 +9,7 @@ import io
 import json
 import math
 import pickle
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -468,14 +469,13 @@ def deep() -> object:
     [
         {"a": math.nan},
         {"a": math.inf},
-        {"a": b"bytes"},
         {"a": object()},
         {("a", "b"): 1},
         {"a": "half \ud83c"},
         {"half \ud83c": 1},
         {"a": deep()},
     ],
-    ids=["nan", "inf", "bytes", "object", "tuple key", "surrogate", "surrogate key", "deep"],
+    ids=["nan", "inf", "object", "tuple key", "surrogate", "surrogate key", "deep"],
 )
 def test_extra_must_be_json(extra: object) -> None:
     assert refusals(extra=extra)["extra"].startswith("is not JSON")
@@ -623,9 +623,7 @@ def test_any_input_is_a_valid_job_or_invalid_job_error(fields: dict[str, Any]) -
     if error is not None:
         known = {*fields, "prompt", "image", "end_image"}
         assert error.problems
-        assert all(
-            problem.path in known or problem.path.startswith(("extra.", "multi_prompt.")) for problem in error.problems
-        )
+        assert all(problem.path in known or re.match(r"extra\.|\w+\[", problem.path) for problem in error.problems)
         assert "nothing was spent" in str(error)
     if job is not None:
         assert job == attrs.evolve(job)

@@ -303,3 +303,20 @@ def test_fingerprint_depends_on_inputs(other: dict[str, object]) -> None:
 
 def test_intents_compare_by_value() -> None:
     assert attrs.evolve(intent("1")) == intent("1")
+
+
+@pytest.mark.parametrize("field", ["video", "videos", "keyframes"])
+def test_own_copies_of_files_leave_a_doubt_and_no_second_payment(field: str) -> None:
+    """A service that echoes the URLs of its own copies of files: the job may be that one, whatever the URLs say."""
+
+    def sent(url: str) -> str:
+        return fingerprint({"prompt": "x", "duration": 5, field: url if field == "video" else [url]})
+
+    mine, echo = intent("1", content=sent("https://cdn.example/1.mp4")), sent("https://copies.example/7.mp4")
+    copy = orphan("p", content=echo)
+    assert settle([mine], [copy], ripe={mine.name}, alone=False) == {mine.name: Held(Doubt.WHETHER, ("p",))}
+    assert settle([mine], [copy], ripe={mine.name}, alone=True) == {mine.name: Adopted("p")}
+    other = intent("2", content=sent("https://cdn.example/2.mp4"))
+    faithful = orphan("q", content=sent("https://cdn.example/2.mp4"))
+    ends = settle([mine, other], [copy, faithful], ripe={mine.name, other.name}, alone=True)
+    assert ends == {mine.name: Adopted("p"), other.name: Adopted("q")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from aiohttp import web
 from aiohttp.test_utils import RawTestServer
 
 from kling_async import HttpRequest, HttpResponse, InvalidJobError, KlingSession
+from kling_async._core.transport import StreamedBody
 from kling_async._images.streams import PIECE_BYTES
 from kling_async.testing import ScriptedTransport, json_response
+from support.media import video
 from support.pictures import png
 
 pytestmark = pytest.mark.anyio
@@ -87,6 +90,34 @@ async def test_file_arrives_as_it_is_with_its_length(tmp_path: Path, size: int) 
         await kling.upload(path)
     assert storage.stored == [digest(path)]
     assert storage.lengths == [str(size)]
+
+
+async def test_video_is_streamed_with_its_type(tmp_path: Path) -> None:
+    """A video of more than a picture may have is read piece by piece, and named by its content."""
+    path, tickets, bodies = tmp_path / "walk.jpg", list[dict[str, object]](), list[StreamedBody]()
+    path.write_bytes(video("webm"))
+    with path.open("r+b") as file:
+        file.truncate(12 * MEGABYTE)
+
+    class Streams(ScriptedTransport):
+        async def send_stream(self, request: HttpRequest, body: StreamedBody) -> HttpResponse:
+            assert request.body is None
+            bodies.append(body)
+            return HttpResponse(status=200, headers={"etag": '"1"'})
+
+    async def service(request: HttpRequest) -> HttpResponse:
+        tickets.append(json.loads(request.body or b""))
+        upload = {"method": "PUT", "url": "https://storage.example/1", "headers": {}}
+        data = {"download_url": "https://cdn.example/1.webm", "upload": upload}
+        return json_response({"code": 200, "message": "success", "data": data})
+
+    async with KlingSession("-", transport=Streams(service)) as kling:
+        await kling.upload(path)
+    [ticket], [body] = tickets, bodies
+    assert (ticket["filename"], ticket["content_type"]) == (f"{digest(path)[:16]}.webm", "video/webm")
+    pieces = [piece async for piece in body]
+    assert hashlib.sha256(b"".join(pieces)).hexdigest() == digest(path)
+    assert (body.size, max(map(len, pieces))) == (12 * MEGABYTE, PIECE_BYTES)
 
 
 async def test_refused_upload_begins_anew(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ CHARGES = {
     "docs/guides/budgets.md": 3,
     "docs/guides/cli.md": 2 + 3 + 2,
     "docs/guides/gallery.md": 3,
+    "docs/guides/images.md": 1,
     "docs/guides/ledger.md": 3,
     "docs/guides/limits.md": 1,
     "docs/guides/manifests.md": 3,

@@ -28,6 +28,7 @@ from sybil.example import Example
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
 from support.cli import Cli
+from support.media import video
 from support.patience import PATIENCE_S
 from support.pictures import png
 from support.pytests import run_pytest
@@ -142,7 +143,7 @@ class PageRun:
     """Run of one page in its own folder.
 
     Attributes:
-        folder: The working directory, with face.png and photos/.
+        folder: The working directory, with face.png, clips/ and photos/.
         environment: Environment of the processes.
         prediction_id: Returns the id that stands for every id in a command.
         ran: Executed blocks, in order.
@@ -159,6 +160,9 @@ class PageRun:
 
     def __attrs_post_init__(self) -> None:
         (self.folder / "face.png").write_bytes(png())
+        (self.folder / "clips").mkdir()
+        for kind in ("mp4", "mov"):
+            (self.folder / "clips" / f"walk.{kind}").write_bytes(video(kind))
         (self.folder / "photos").mkdir()
         for number, name in enumerate(PICTURES):
             (self.folder / "photos" / f"{name}.png").write_bytes(png(colour=(50 * number, 80, 120)))

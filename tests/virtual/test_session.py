@@ -39,7 +39,7 @@ from kling_async._core.http import Effect
 from kling_async.ledger import Entry, MemoryLedger, Row
 from kling_async.providers import WaveSpeed
 from kling_async.testing import ScriptedTransport, json_response
-from support.pictures import png
+from support.media import video
 from support.service import IMAGE, Service, open_session
 
 pytestmark = pytest.mark.anyio
@@ -430,11 +430,11 @@ async def test_missing_image_file_is_refused_before_sending(tmp_path: Path) -> N
 
 
 async def test_gptproto_refuses_unsupported_features_before_sending(tmp_path: Path) -> None:
-    (tmp_path / "face.png").write_bytes(png())
+    (tmp_path / "walk.mp4").write_bytes(video())
     service = Service()
     async with open_session(service, provider="gptproto") as kling:
-        with pytest.raises(UnsupportedError, match="gptproto takes no uploads"):
-            await kling.generate(prompt="x", image=tmp_path / "face.png")
+        with pytest.raises(UnsupportedError, match=r"extra\.video: gptproto takes no uploads, and a video \(MP4\)"):
+            await kling.generate(prompt="x", image=IMAGE, extra={"video": tmp_path / "walk.mp4"})
         with pytest.raises(UnsupportedError, match="gptproto has no model"):
             await kling.generate(model="kling-v2.0-master", prompt="x", image=IMAGE)
     assert not service.paid
