@@ -35,7 +35,7 @@ def estimate(options: EstimateOptions) -> Exit:
     if options.ask:
         session = KlingSession(provider=options.provider)
         quotes = anyio.run(_quotes, session, manifest)
-    plan = Plan.of(manifest.kinds, options.provider, quotes)
+    plan = Plan.of(manifest.kinds, options.provider, quotes, models=manifest.models)
     if options.as_json:
         sys.stdout.write(json.dumps(_as_json(manifest, plan), indent=2) + "\n")
         return Exit.WELL

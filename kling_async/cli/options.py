@@ -143,11 +143,19 @@ class SourceOptions(Options):
     duration: Annotated[
         int | None, typer.Option(help="Seconds of video, for rows without a duration.", rich_help_panel=ROWS_PANEL)
     ] = None
+    from_service: Annotated[
+        bool,
+        typer.Option(
+            "--from-service",
+            help="Take the models that the catalogue lacks from the service's own list. Needs the key.",
+            rich_help_panel=ROWS_PANEL,
+        ),
+    ] = False
     root: Annotated[
         Path | None,
         typer.Option(
             file_okay=False,
-            help="Folder of the image files; files outside of it are refused.",
+            help="Folder of the files that rows name; files outside of it are refused.",
             show_default="the manifest's folder",
             rich_help_panel=ROWS_PANEL,
         ),

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from kling_async._core.account import ServicePrice
 from kling_async._core.budget import Budget
-from kling_async._core.catalogue import find_model
+from kling_async._core.catalogue import Model, find_model
 from kling_async._core.prices import Certainty, Kind, Price
 from kling_async._core.text import one_line
 from kling_async.errors import UnsupportedError
@@ -70,7 +70,12 @@ class Plan:
 
     @classmethod
     def of(
-        cls, kinds: Mapping[Kind, int], provider: str, quotes: Mapping[Kind, ServicePrice | None] | None = None
+        cls,
+        kinds: Mapping[Kind, int],
+        provider: str,
+        quotes: Mapping[Kind, ServicePrice | None] | None = None,
+        *,
+        models: Mapping[str, Model] | None = None,
     ) -> Self:
         """Return the plan for a number of jobs of each kind.
 
@@ -78,9 +83,10 @@ class Plan:
             kinds: Number of jobs of each kind.
             provider: Name of the provider.
             quotes: The service's price for each kind.
+            models: Models that are not in the catalogue, by id.
         """
         lines = (
-            Line(kind, jobs, _list_price(kind, provider), (quotes or {}).get(kind))
+            Line(kind, jobs, _list_price(kind, provider, models or {}), (quotes or {}).get(kind))
             for kind, jobs in sorted(kinds.items(), key=lambda item: attrs.astuple(item[0]))
         )
         return cls(tuple(lines), provider)
@@ -120,8 +126,8 @@ class Plan:
         return sum(known, Decimal(0)) if len(known) == len(quotes) else None
 
 
-def _list_price(kind: Kind, provider: str) -> Price:
-    row = find_model(kind.model)
+def _list_price(kind: Kind, provider: str, models: Mapping[str, Model]) -> Price:
+    row = models.get(kind.model) or find_model(kind.model)
     if row is None:
         return Price(None, Certainty.UNKNOWN)
     return row.price_of(kind, provider)

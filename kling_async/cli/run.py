@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 from rich.text import Text
@@ -22,7 +22,7 @@ from .plan import Plan, parse_budget, print_level_hint, print_plan
 from .reading import batches_of, identity_of
 from .rehearsal import remove_rehearsal
 from .runner import Work, check_destination, check_gallery, new_session, run_batch
-from .sources import print_warnings, read_source
+from .sources import emulated, print_warnings, read_source
 from .spending import Due, Payable, confirm_spending, due_of_manifest, print_budget_warning
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def run(options: RunOptions) -> Exit:
         )
     if not options.emulator:
         options.ledger_name.require_real()
-    manifest = read_source(options, options.provider, as_json=options.as_json)
+    manifest = read_source(options, options.provider, as_json=options.as_json, rehearsal=options.emulator)
     if manifest is None:
         return Exit.BAD_INPUT
     # Created now so that a missing key is reported before anything is printed.
@@ -92,7 +92,7 @@ def _work(manifest: Manifest, options: RunOptions, due: Due) -> Work:
         name=options.batch,
         total=len(manifest),
         due=due,
-        plan=Plan.of(due.kinds, options.provider),
+        plan=Plan.of(due.kinds, options.provider, models=manifest.models),
         budget=budget,
         batch=lambda kling: kling.batch(
             # An iterator, because the manifest was looked up as a whole already.
@@ -151,9 +151,5 @@ async def _run(console: Console, options: RunOptions, work: Work) -> Exit:
     from .serving import new_emulator  # noqa: PLC0415 -- only rehearsals need the server
 
     async with new_emulator(level=options.level, speed=options.speed, profile=options.profile) as emulator:
-        real = options.provider == "wavespeed"
-        more: dict[str, Any] = {
-            "base_url": emulator.base_url if real else emulator.gptproto_url,
-            "api_key": emulator.api_key if real else emulator.gptproto_key,
-        }
+        more = emulated(emulator, options.provider)
         return await run_batch(console, options, work, clock=emulator.clock, more=more)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import anyio
 from rich.text import Text
 
+from kling_async._core.catalogue import Model, find_model
 from kling_async._core.text import one_line
-from kling_async.errors import ManifestError
+from kling_async._session.session import KlingSession
+from kling_async.errors import ManifestError, UnsupportedError
 from kling_async.manifest import Manifest, read_manifest
 
+from .choices import LevelChoice, ProfileChoice
 from .output import plural
 from .plan import check_supported
 from .results import problem_lines
@@ -19,23 +24,27 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from kling_async._core.job import JobFields
+    from kling_async.emulator import Emulator
 
     from .options import SourceOptions
 
 _MAX_WARNINGS_SHOWN: Final = 10
 
 
-def read_source(options: SourceOptions, provider: str, *, as_json: bool) -> Manifest | None:
+def read_source(options: SourceOptions, provider: str, *, as_json: bool, rehearsal: bool = False) -> Manifest | None:
     """Read and check a manifest.
 
     Args:
         options: The manifest, and defaults for its rows.
         provider: Name of the provider, which must have every model.
         as_json: Write problems to stdout as JSON lines and return None instead of raising `ManifestError`.
+        rehearsal: Ask an emulator in this process, and not the service, for models that the catalogue lacks.
 
     Raises:
         ManifestError: Rows are wrong.
-        UnsupportedError: The provider lacks a model.
+        UnsupportedError: The provider lacks a model, or has no list of models.
+        ApiError: The service refused to list its models.
+        TransportError: The service could not be reached.
     """
     defaults: JobFields = {}
     if options.prompt is not None:
@@ -44,8 +53,9 @@ def read_source(options: SourceOptions, provider: str, *, as_json: bool) -> Mani
         defaults["model"] = options.model
     if options.duration is not None:
         defaults["duration"] = options.duration
+    models = anyio.run(_emulated_models if rehearsal else _service_models, provider) if options.from_service else ()
     try:
-        manifest = read_manifest(options.manifest, root=options.root, fit=options.fit, **defaults)
+        manifest = read_manifest(options.manifest, root=options.root, fit=options.fit, models=models, **defaults)
     except ManifestError as error:
         if not as_json:
             raise
@@ -53,6 +63,34 @@ def read_source(options: SourceOptions, provider: str, *, as_json: bool) -> Mani
         return None
     check_supported(manifest.kinds, provider)
     return manifest
+
+
+async def _service_models(provider: str, **more: Any) -> tuple[Model, ...]:
+    """Return the models of the service that the catalogue lacks, and that can be run."""
+    found: list[Model] = []
+    async with KlingSession(provider=provider, **more) as kling:
+        for entry in await kling.models():
+            if find_model(entry.model) is None:
+                with contextlib.suppress(UnsupportedError):
+                    found.append(Model.from_service(entry, provider=provider))
+    return tuple(found)
+
+
+async def _emulated_models(provider: str) -> tuple[Model, ...]:
+    """Return the models of an emulator that the catalogue lacks."""
+    from .serving import new_emulator  # noqa: PLC0415 -- only rehearsals need the server
+
+    async with new_emulator(level=LevelChoice.GOLD, profile=ProfileChoice.TINY) as emulator:
+        return await _service_models(provider, **emulated(emulator, provider))
+
+
+def emulated(emulator: Emulator, provider: str) -> dict[str, str]:
+    """Return the arguments of a session at an emulator."""
+    real = provider == "wavespeed"
+    return {
+        "base_url": emulator.base_url if real else emulator.gptproto_url,
+        "api_key": emulator.api_key if real else emulator.gptproto_key,
+    }
 
 
 def print_warnings(console: Console, manifest: Manifest, provider: str) -> None:
