@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kling_async import Field, InvalidJobError, Job, Model, WaveSpeed
-from kling_async._core.content import Content, content_of, digests, file_digests, files, recalled
+from kling_async._core.content import Content, Identity, content_of, digests, file_digests, files, recalled
 from kling_async._core.images import Image
 from kling_async._core.input_files import EXPECTED, MAX_UPLOAD_BYTES, media_type
 from kling_async._images.inspection import inspect
 from kling_async._images.preflight import sha256
+from kling_async._worker.enqueue import portions
 from support.media import sound, video, wav
 from support.pictures import encoded, jpeg, png
 
@@ -315,3 +316,12 @@ def test_jobs_survive_the_ledger(extra: dict[str, Any]) -> None:
     assert sorted(files(content)) == sorted((file, sha(file)) for file in job.files.values() if isinstance(file, Path))
     again = content_of(recalled(Content(content.text, content.files), {}), lambda _: "")
     assert json.loads(again.files or "") == json.loads(content.files or "")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("extra", [{"a": [video()]}, {"a": [io.BytesIO(video())]}])
+async def test_workers_get_no_bytes(extra: dict[str, Any]) -> None:
+    jobs = [Job(model="kling-v4.0", prompt="x", image=URL, keyframes=[png()], extra=extra)]
+    with pytest.raises(InvalidJobError) as caught:
+        [portion async for portion in portions(jobs, identity=Identity())]
+    assert [problem.path for problem in caught.value.problems] == ["keyframes[0]", "extra.a[0]"]

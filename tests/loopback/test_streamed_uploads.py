@@ -163,6 +163,10 @@ async def test_file_that_changes_while_it_is_sent_is_not_stored(tmp_path: Path, 
 
 async def test_transport_without_streams_gets_bytes(tmp_path: Path) -> None:
     path, bodies = picture(tmp_path / "a.png", MEGABYTE), list[bytes | None]()
+    clip = tmp_path / "long.webm"
+    clip.write_bytes(video("webm"))
+    with clip.open("r+b") as file:
+        file.truncate(12 * MEGABYTE)
 
     async def service(request: HttpRequest) -> HttpResponse:
         if request.method == "PUT":
@@ -174,7 +178,8 @@ async def test_transport_without_streams_gets_bytes(tmp_path: Path) -> None:
 
     async with KlingSession("-", transport=ScriptedTransport(service)) as kling:
         await kling.upload(path)
-    assert bodies == [path.read_bytes()]
+        await kling.upload(clip)
+    assert bodies == [path.read_bytes(), clip.read_bytes()]
 
 
 SCRIPT = """
