@@ -24,12 +24,9 @@ from kling_async._http.reads import Reads, send_once
 from kling_async._log import log
 from kling_async._turns import upload_turns
 from kling_async.errors import (
-    ApiError,
     InvalidJobError,
     KlingError,
     Problem,
-    RateLimitedError,
-    RequestRejectedError,
     ServerError,
     UnsupportedError,
 )
@@ -37,6 +34,7 @@ from kling_async.providers.protocol import uploads_of
 
 from .inspection import inspect
 from .preflight import changed, preflight, read, sha256
+from .stored import is_stored
 from .streams import PIECE_BYTES, ImageStream
 
 if TYPE_CHECKING:
@@ -357,7 +355,7 @@ class Images:
 
         async def store() -> None:
             reply = await send_once(self._reads.transport, put, body)
-            if not _is_stored(reply, ticket, self._clock.now()):
+            if not is_stored(reply, ticket, self._clock.now()):
                 await self._check_stored(ticket, facts.bytes)
 
         await self._reads.repeat(store, Kind.UPLOAD, within=until - self._clock.monotonic(), turn=turn)
@@ -418,36 +416,6 @@ class Images:
         self._url_cache[cache_key] = url, until
         if len(self._url_cache) > MAX_CACHED_UPLOADS:
             self._url_cache.popitem(last=False)
-
-
-def _is_stored(response: HttpResponse, ticket: UploadTicket, now: float) -> bool:
-    """Return whether the storage certainly has the file; False if only a look can tell.
-
-    Raises:
-        ApiError: It refused it.
-    """
-    status = response.status
-    if 200 <= status < 300:  # noqa: PLR2004 -- success, whichever
-        # Every object store sends it; a portal that answers anything with its own page does not.
-        return "etag" in response.headers
-    # With `If-None-Match: *` at an address made for this file, 412 means that an earlier attempt, whose reply was lost,
-    # has stored it; or a proxy says so. aiohttp itself also sends a PUT again when a pooled connection turns out to be
-    # closed.
-    if status == 412 and any(name.lower() == "if-none-match" for name in ticket.headers):  # noqa: PLR2004
-        return False
-    kind: type[ApiError] = RequestRejectedError
-    if status == 429:  # noqa: PLR2004 -- as the standard names it
-        kind = RateLimitedError
-    elif status >= 500:  # noqa: PLR2004 -- the same
-        kind = ServerError
-    # Without the body, because storages quote the signature in it.
-    raise kind(
-        f"the upload of a file to {loggable_url(ticket.url)} was refused with status {status}",
-        status=status,
-        retry_after=response.retry_after(now),
-        request_id=response.request_id,
-        advice="try again, or give the file as a URL",
-    )
 
 
 def _bytes_of(content: bytes | ImageStream) -> bytes:

@@ -27,6 +27,7 @@ from kling_async._http.reads import Reads
 from kling_async._http.retry import pause
 from kling_async._images import uploads as uploads_room
 from kling_async._images.preflight import _start_of_pixels, preflight
+from kling_async._images.stored import is_stored
 from kling_async._images.uploads import Images, digest
 from kling_async.errors import (
     ApiError,
@@ -509,7 +510,7 @@ async def test_transport_that_cancels_itself_fails_no_upload(images: Images, upl
 async def test_upload_412_without_condition_is_refusal() -> None:
     ticket = UploadTicket(url="https://s/1", download_url="https://cdn/1")
     with pytest.raises(RequestRejectedError):
-        uploads_room._is_stored(HttpResponse(status=412), ticket, 0.0)
+        is_stored(HttpResponse(status=412), ticket, 0.0)
     assert "s/1?" not in repr(UploadTicket(url="https://s/1?signature=x", download_url=""))
 
 
