@@ -7,9 +7,11 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
+import attrs
 from rich.text import Text
 
 from kling_async._core.catalogue import Model, find_model
+from kling_async._core.prices import Certainty
 from kling_async._core.text import one_line
 from kling_async._session.session import KlingSession
 from kling_async.errors import ManifestError, UnsupportedError
@@ -72,8 +74,19 @@ async def _service_models(provider: str, **more: Any) -> tuple[Model, ...]:
         for entry in await kling.models():
             if find_model(entry.model) is None:
                 with contextlib.suppress(UnsupportedError):
-                    found.append(Model.from_service(entry, provider=provider))
+                    found.append(without_price(Model.from_service(entry, provider=provider)))
     return tuple(found)
+
+
+def without_price(row: Model) -> Model:
+    """Return a row of the service that has its price in the formula alone.
+
+    The row is part of the identity of its jobs, and the formula is not: after a change of the price, the same list
+    would have other jobs, which would be paid for again.
+    """
+    return attrs.evolve(
+        row, price_per_5s=None, certainty=Certainty.UNKNOWN, source="the service's own catalogue of models"
+    )
 
 
 async def _emulated_models(provider: str) -> tuple[Model, ...]:

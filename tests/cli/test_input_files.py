@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from kling_async import Job, Model, ServiceModel
+from kling_async._core.content import content_of
 from kling_async.cli.app import app
+from kling_async.cli.sources import without_price
 from support.cli import jobs
 from support.media import video
 from support.pictures import png
@@ -54,6 +58,18 @@ def test_rehearsal_with_models_of_the_service(tmp_path: Path) -> None:
     assert {file.stem for file in Path("v/rehearsal").glob("*.mp4")} == {"frames", "sound", "on"}
     rows = [json.loads(line) for line in Path("v/rehearsal/results.jsonl").read_text().splitlines()]
     assert {row["key"]: row["cost_usd"] for row in rows} == {"frames": 0.471, "sound": None, "on": 0.471}
+
+
+def test_new_price_of_the_service_makes_no_other_job() -> None:
+    contents, prices = set[str](), list[Decimal | None]()
+    for base_price in (Decimal("0.157"), Decimal("0.2")):
+        schema = {"properties": {"prompt": {"type": "string"}, "duration": {"type": "integer", "enum": [3, 5]}}}
+        entry = ServiceModel(id=EXTEND, base_price=base_price, formula="base_price * duration", schema=schema)
+        job = Job(model=without_price(Model.from_service(entry)), prompt="x", duration=3)
+        contents.add(content_of(job, str).digest)
+        prices.append(job.price().usd)
+    assert len(contents) == 1
+    assert prices == [Decimal("0.471"), Decimal("0.6")]
 
 
 def test_models_that_only_the_service_has_are_named_with_the_option(tmp_path: Path) -> None:
