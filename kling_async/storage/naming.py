@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import string
+import unicodedata
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -130,8 +131,8 @@ class Template:
     def render(self, fields: Fields) -> str:
         """Return the relative name of an output, with slashes.
 
-        A value never adds a path component: characters other than ASCII letters, digits and `._-` are replaced, and a
-        digest of the value is added.
+        A value never adds a path component: characters other than letters and digits of any script and `._-` are
+        replaced, and a digest of the value is added.
         """
         *folders, last = (_rendered(component, fields) for component in self._components)
         return "/".join([*map(_as_folder_name, folders), last + fields.suffix])
@@ -152,8 +153,9 @@ def target_path(where: str | os.PathLike[str], name: str, suffix: str = SUFFIX) 
 
     Args:
         where: A file if it ends in `suffix`, else a folder.
-        name: Name in the folder, usually a job's key. It cannot lead out of the folder: characters other than ASCII
-            letters, digits and `._-` are replaced, and a digest of `name` is added, so that names stay distinct.
+        name: Name in the folder, usually a job's key. It cannot lead out of the folder: characters other than letters
+            and digits of any script and `._-` are replaced, and a digest of `name` is added, so that names stay
+            distinct.
         suffix: The suffix of the file.
     """
     path = Path(where)
@@ -163,22 +165,39 @@ def target_path(where: str | os.PathLike[str], name: str, suffix: str = SUFFIX) 
 
 
 _UNSAFE = re.compile(r"^[.-]+|[^A-Za-z0-9._-]")
+_UNSAFE_IN_WORDS = re.compile(r"^[.-]+|[\x00-\x2c/:-@\x5b-\x5e`\x7b-\x7f]")
+"""The same for texts in which characters outside of ASCII are safe."""
+_KEPT = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "Nd", "Mn", "Mc"})
+"""Categories of the characters outside of ASCII that names have: letters, digits, and marks on them."""
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)", re.IGNORECASE)
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|]')
 
 
 def _safe(value: str, longest: int) -> str:
     """Return a value as part of a name: unchanged if it is valid on every system, else with its digest."""
-    safe = _UNSAFE.sub("_", value)
-    if safe == value and value and len(safe) <= longest and not _RESERVED.match(safe):
+    safe = _UNSAFE.sub("_", value) if value.isascii() else _safe_word(value)
+    if safe == value and value and len(safe.encode()) <= longest and not _RESERVED.match(safe):
         return safe
-    return _with_digest(safe, value)[:longest]
+    return _cut(_with_digest(safe, value), longest)
+
+
+def _safe_word(value: str) -> str:
+    """Return a value in any script as part of a name: letters, digits, and marks on them, are kept."""
+    # One form of the accents: some file systems do not tell the two apart.
+    plain = unicodedata.normalize("NFC", value)
+    safe = "".join(one if one.isascii() or unicodedata.category(one) in _KEPT else "_" for one in plain)
+    return _UNSAFE_IN_WORDS.sub("_", safe)
 
 
 def _with_digest(text: str, value: str) -> str:
     # The digest precedes the first dot, because Windows reserves CON.mp4 and CON.a.mp4 like CON.
     stem, dot, rest = text.partition(".")
-    return f"{stem[:40] or 'output'}-{_digest(value)[:10]}{dot}{rest}"
+    return f"{_cut(stem, 40) or 'output'}-{_digest(value)[:10]}{dot}{rest}"
+
+
+def _cut(text: str, longest: int) -> str:
+    """Return the beginning of a text, at most so many bytes long: file systems limit bytes, not characters."""
+    return text if len(text) * 4 <= longest else text.encode(errors="replace")[:longest].decode(errors="ignore")
 
 
 def _digest(value: str) -> str:
@@ -232,8 +251,7 @@ def _rendered(component: list[_Piece], fields: Fields) -> str:
         piece.text if piece.field is None else _safe(fields.value(piece.field), longest) for piece in component
     )
     if _RESERVED.match(name) or name.startswith("..") or len(name.encode()) > _MAX_COMPONENT_BYTES:
-        # Cut in bytes: file systems limit bytes, not characters.
-        return _with_digest(name.encode()[:100].decode(errors="ignore").strip(". "), name)
+        return _with_digest(_cut(name, 100).strip(". "), name)
     return name
 
 
