@@ -72,6 +72,7 @@ Every error has its subject (`job`, `key`, `prediction_id`, `request_id`), `spen
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -80,7 +81,7 @@ import attrs
 from kling_async._core.text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from decimal import Decimal
 
     from kling_async._core.job import Job
@@ -229,6 +230,44 @@ class RowProblem:
         return f"{where} {self.path}: {self.message}" if self.path else f"{where}: {self.message}"
 
 
+@attrs.frozen
+class ProblemGroup:
+    """Equal problems of several rows; those that differ only in quoted values, such as names of files, are alike.
+
+    Attributes:
+        problems: The problems, in the order of the lines.
+    """
+
+    problems: tuple[RowProblem, ...]
+    _MAX_SHOWN: ClassVar[int] = 3
+
+    def __str__(self) -> str:
+        """Return the message with the first rows: `jobs.csv duration: expected 5, got 6: rows 3, 9, 14 and 97 more`."""
+        first = self.problems[0]
+        if len(self.problems) == 1:
+            return str(first)
+        shown = [problem.file if problem.line is None else str(problem.line) for problem in self.problems]
+        more = len(shown) - self._MAX_SHOWN
+        places = ", ".join(shown[: self._MAX_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+        head = f"{first.path}: {first.message}" if first.path else first.message
+        alike = "" if all(problem.message == first.message for problem in self.problems) else ", and the like"
+        if first.line is None:
+            return f"{head}{alike}: {places}"
+        return f"{first.file}{' ' if first.path else ': '}{head}{alike}: rows {places}"
+
+
+def group_problems(problems: Iterable[RowProblem]) -> list[ProblemGroup]:
+    """Return problems in groups, in the order of the first of each."""
+    groups: dict[tuple[str, str, str], list[RowProblem]] = {}
+    for problem in problems:
+        file = "" if problem.line is None else problem.file
+        groups.setdefault((file, problem.path, _QUOTED.sub("''", problem.message)), []).append(problem)
+    return [ProblemGroup(tuple(group)) for group in groups.values()]
+
+
+_QUOTED = re.compile(r"'[^']*'")
+
+
 class ManifestError(KlingError, ValueError):
     """A manifest has invalid rows or cannot be read; no job of it was sent.
 
@@ -236,13 +275,14 @@ class ManifestError(KlingError, ValueError):
         problems: All problems, in the order of the lines.
     """
 
-    default_advice = "correct the lines and run it again"
+    default_advice = "correct the lines and run it again, or leave them out with skip_invalid=True (--skip-invalid)"
     _MAX_SHOWN: ClassVar[int] = 20
 
     def __init__(self, problems: Sequence[RowProblem], **about: Any) -> None:
         self.problems = tuple(problems)
-        more = len(self.problems) - self._MAX_SHOWN
-        said = "; ".join(map(str, self.problems[: self._MAX_SHOWN])) + (f"; and {more} more" if more > 0 else "")
+        groups = group_problems(self.problems)
+        more = sum(len(group.problems) for group in groups[self._MAX_SHOWN :])
+        said = "; ".join(map(str, groups[: self._MAX_SHOWN])) + (f"; and {more:,} more" if more > 0 else "")
         super().__init__(f"invalid manifest: {said}", **about)
 
 

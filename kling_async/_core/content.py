@@ -80,11 +80,13 @@ class Content:
         files: Paths of its files, as a JSON object from their places (`Job.files`) to absolute paths; None without any.
         digest: SHA-256 in hex of what identifies the job: equal for equal jobs, by the identity rule of their batch.
             Default: that of the whole text.
+        labels: The caller's own values as a JSON object, which identify nothing; None without any.
     """
 
     text: str
     files: str | None = None
     digest: str = attrs.Factory(lambda self: _sha256(self.text), takes_self=True)
+    labels: str | None = None
 
     @property
     def renews(self) -> bool:
@@ -105,7 +107,8 @@ def content_of(job: Job, image_digest: Callable[[Image], str], *, identity: Iden
     """
     identity = checked_identity(identity or Identity())
     text, paths = _text_of(job, image_digest)
-    return Content(text, paths, identity.digest(text))
+    labels = json.dumps(dict(job.labels), ensure_ascii=False) if job.labels else None
+    return Content(text, paths, identity.digest(text), labels)
 
 
 def checked_identity(identity: Identity, batch: str = "", ignored: tuple[str, ...] | None = None) -> Identity:
@@ -237,6 +240,7 @@ def recalled(content: Content, uploads: Mapping[str, str]) -> Job:
     fields |= {name: fields.get(name) for name in _SHORT}
     fields["extra"] = fields.get("extra", {})
     fields.pop(_FILES, None)
+    fields["labels"] = _loads(content.labels or "{}")
     row = fields.get("own_row")
     fields["own_row"] = None if row is None else _rows().structure(row, Model)
     return job_of_fields(fields).with_files({place: file for place, file in found.items() if place not in IMAGES})

@@ -62,6 +62,7 @@ class JobFields(TypedDict, total=False):
     keyframes: Sequence[ImageSource]
     images: Sequence[ImageSource]
     extra: Mapping[str, object]
+    labels: Mapping[str, object]
 
 
 _FIELDS = frozenset(JobFields.__annotations__)
@@ -120,6 +121,7 @@ def checked_fields(fields: dict[str, Any]) -> dict[str, Any]:
         "voice_list": (),
         **{name: () if name in IMAGE_LISTS else None for name in FURTHER_INPUTS},
         "extra": {},
+        "labels": _labels(given["labels"], problems) if "labels" in given else {},
         "own_row": None if row is None or _is_in_catalogue(row) else row,
     }
     _image(given, row, checked, problems)
@@ -450,6 +452,13 @@ def _extra(extra: object, row: Model | None, checked: dict[str, Any], problems: 
     checked["extra"] = (_json_copy("extra", dict(extra), problems) or {}) if extra else {}
 
 
+def _labels(labels: object, problems: list[Problem]) -> Mapping[str, object]:
+    if not isinstance(labels, Mapping):
+        problems.append(Problem("labels", f"expected a mapping, got {type(labels).__name__}"))
+        return {}
+    return (_json_copy("labels", dict(labels), problems) or {}) if labels else {}
+
+
 def _belongs_to_a_field(name: object, row: Model | None, checked: dict[str, Any]) -> bool:
     """Return whether a name in `extra` has to be passed as a field.
 
@@ -458,7 +467,8 @@ def _belongs_to_a_field(name: object, row: Model | None, checked: dict[str, Any]
     """
     if name in FURTHER_INPUTS and row is not None and not _is_in_catalogue(row):
         return bool(checked[str(name)]) or any(field.name == name for field in row.inputs)
-    return name in JobFields.__annotations__
+    # Labels are not sent, so an input may have their name.
+    return name in JobFields.__annotations__ and name != "labels"
 
 
 def _input_problem(field: Field, value: object) -> str:

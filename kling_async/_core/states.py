@@ -328,6 +328,7 @@ class Row:
         sha256: Digest of the file.
         job: Its content as JSON, images as URLs or digests; None unless it was asked for.
         files: Paths of its image files as JSON; None unless they were asked for, or without image files.
+        labels: The caller's own values as JSON; None unless they were asked for, or without any.
     """
 
     batch: str
@@ -359,6 +360,7 @@ class Row:
     seen: Seen | None = None
     job: str | None = attrs.field(default=None, repr=False)
     files: str | None = attrs.field(default=None, repr=False)
+    labels: str | None = attrs.field(default=None, repr=False)
 
     @property
     def version(self) -> tuple[State, int]:

@@ -64,11 +64,20 @@ def print_rerun(
         to: Destination of the videos.
         more: Further options of the run.
     """
-    jobs, them = ("1 job has", "it") if made.rows == 1 else (f"{made.rows} jobs have", "them")
-    again = f"runs {them} again, and pays for {them} again"
-    if ledger.is_rehearsal:
-        again = f"rehearses {them} again, for nothing"
-    print_text(console, f"{jobs} no video and none is on its way. This {again}:")
+    count = made.rows - made.invalid
+    if made.invalid:
+        rows = "1 row was" if made.invalid == 1 else f"{made.invalid} rows were"
+        print_text(
+            console, Text(f"{rows} left out: mend them in {_path(made, folder)}, where _error says why.", "yellow")
+        )
+    if count:
+        jobs, them = ("1 job has", "it") if count == 1 else (f"{count} jobs have", "them")
+        again = f"runs {them} again, and pays for {them} again"
+        if ledger.is_rehearsal:
+            again = f"rehearses {them} again, for nothing"
+        print_text(console, f"{jobs} no video and none is on its way. This {again}:")
+    else:
+        print_text(console, "Then this runs them:")
     words = ["kling-async", "run", str(_path(made, folder)), "--out", to, *ledger.option_for(to), *more]
     print_command(console, shlex.join([*words, *(["--root", str(made.root)] if made.root else [])]))
 

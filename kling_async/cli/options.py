@@ -44,6 +44,14 @@ else:
 Out = Annotated[
     str, typer.Option(metavar="FOLDER|URL", help="Folder for the videos, or s3://, gs://, az://...", show_default=False)
 ]
+Manifests = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="LIST|FOLDER|PICTURE...",
+        help="Jobs: .xlsx, .csv, .tsv, .jsonl, .json or .parquet, - for stdin; or a folder of pictures, or pictures.",
+        show_default=False,
+    ),
+]
 Provider = Annotated[ProviderChoice, typer.Option(help="Service that makes the videos.")]
 Account = Annotated[str, typer.Option(help="Name of the account in a shared database.")]
 Fit = Annotated[
@@ -135,9 +143,28 @@ class Options:
 class SourceOptions(Options):
     """Manifest of jobs, and defaults for its rows."""
 
-    manifest: Annotated[
-        Path, typer.Argument(help="Jobs: .jsonl, .csv or .parquet, or a folder of images.", show_default=False)
-    ]
+    manifest: Manifests
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column",
+            metavar="FIELD=COLUMN",
+            help="Column of a field, such as image=Filename; can be repeated.",
+            show_default="by their names",
+            rich_help_panel=ROWS_PANEL,
+        ),
+    ] = None
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Take the pictures in subfolders, too.", rich_help_panel=ROWS_PANEL)
+    ] = False
+    skip_invalid: Annotated[
+        bool,
+        typer.Option(
+            "--skip-invalid",
+            help="Leave rows with problems out, into errors.jsonl, instead of refusing all.",
+            rich_help_panel=ROWS_PANEL,
+        ),
+    ] = False
     prompt: Annotated[str | None, typer.Option(help="For rows without a prompt.", rich_help_panel=ROWS_PANEL)] = None
     model: Annotated[str | None, typer.Option(help="For rows without a model.", rich_help_panel=ROWS_PANEL)] = None
     duration: Annotated[
@@ -353,7 +380,12 @@ class RunOptions(SourceOptions, BatchOptions):
     @property
     def batch(self) -> str:
         """Name of the batch."""
-        return self.manifest.resolve().stem if self.name is None else self.name
+        if self.name is not None:
+            return self.name
+        # Imported here: commands are listed without it.
+        from kling_async.manifest import batch_name  # noqa: PLC0415 -- see above
+
+        return batch_name(self.manifest)
 
 
 @attrs.frozen(kw_only=True, slots=False)
@@ -511,9 +543,7 @@ class SharedOptions(Options):
 class EnqueueOptions(SharedOptions):
     """Options of `enqueue`."""
 
-    manifest: Annotated[
-        Path, typer.Argument(help="Jobs: .jsonl, .csv or .parquet, or a folder of images.", show_default=False)
-    ]
+    manifest: Manifests
     batch: Annotated[str | None, typer.Option(help="Name of the batch.", show_default="the manifest's name")] = None
     seen: Seen = SeenChoice.STOP
     ignored_parameters: IgnoredParameters = None

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from kling_async._core.text import one_line, safe_lines
 from kling_async._log import log
-from kling_async.errors import InvalidJobError, KlingError, ManifestError, RowProblem, Spent
+from kling_async.errors import InvalidJobError, KlingError, ManifestError, Spent, group_problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
     from rich.console import ConsoleOptions, RenderableType
 
+    from kling_async.errors import ProblemGroup
+
 Justify = Literal["left", "right"]
 
 _PIPE_WIDTH: Final = 200
 """Columns assumed for a pipe or a file, so that no table cell is cut."""
-_MAX_PROBLEMS_SHOWN: Final = 1000
+_MAX_GROUPS_SHOWN: Final = 50
 
 
 class _Console(Console):
@@ -122,7 +124,7 @@ def print_error(error: Exception) -> None:
     """Print an error on stderr: what happened, whether money was spent, what to do next."""
     console = make_console(stderr=True)
     if isinstance(error, ManifestError):
-        _print_problems(console, error.problems)
+        _print_problems(console, error)
     elif isinstance(error, KlingError):
         print_panel(console, f"error: {_title(error)}", _error_lines(error), "red")
     elif isinstance(error, (OSError, ImportError)):
@@ -148,17 +150,27 @@ def _error_lines(error: KlingError) -> list[Text]:
     return lines
 
 
-def _print_problems(console: Console, problems: tuple[RowProblem, ...]) -> None:
-    """Print one line per problem in the form `file:line field: message`, which editors can jump to."""
-    for problem in problems[:_MAX_PROBLEMS_SHOWN]:
-        line = Text(one_line(str(problem)))
-        where = f"{problem.file}:{problem.line}" if problem.line else problem.file
+def _print_problems(console: Console, error: ManifestError) -> None:
+    """Print one line per group of problems; a single one as `file:line field: message`, which editors can jump to."""
+    problems = error.problems
+    groups = group_problems(problems)
+    for group in groups[:_MAX_GROUPS_SHOWN]:
+        console.print(problem_line(group), soft_wrap=True)
+    shown = "" if len(groups) <= _MAX_GROUPS_SHOWN else f", the first {_MAX_GROUPS_SHOWN} kinds shown"
+    print_text(console, Text(f"{plural(len(problems), 'problem')} in the list{shown}; nothing was sent.", "red"))
+    every = "; run and estimate list every problem with --json" if len(groups) < len(problems) else ""
+    print_text(console, Text(one_line(error.advice + every), "green"))
+
+
+def problem_line(group: ProblemGroup) -> Text:
+    """Return a group of problems on one line, with the file and the field set off."""
+    first = group.problems[0]
+    line = Text(one_line(str(group)))
+    where = f"{first.file}:{first.line}" if first.line and len(group.problems) == 1 else first.file
+    if line.plain.startswith(where):
         line.stylize("cyan", 0, len(where))
-        line.stylize("bold", len(where), len(where) + len(problem.path) + 1)
-        console.print(line, soft_wrap=True)
-    more = len(problems) - _MAX_PROBLEMS_SHOWN
-    shown = f" ({more} more not shown)" if more > 0 else ""
-    print_text(console, Text(f"{plural(len(problems), 'problem')} in the manifest{shown}; nothing was sent.", "red"))
+        line.stylize("bold", len(where), len(where) + len(first.path) + 1)
+    return line
 
 
 def _without_period(text: str) -> str:

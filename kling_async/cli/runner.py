@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from kling_async._core.clock import Clock
     from kling_async._core.prediction import Outcome
     from kling_async.gallery import Gallery
+    from kling_async.results import Exported
 
     from .exits import Exit
     from .options import BatchOptions
@@ -54,6 +55,7 @@ class Work:
         plan: The same with prices.
         budget: Limit of the cost; None if there is none.
         batch: Creates the batch in an open session.
+        invalid: Returns the rows that were left out of the manifest, for `errors.jsonl`; None without a manifest.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Work:
     plan: Plan
     budget: Budget | None
     batch: Callable[[KlingSession], Batch]
+    invalid: Callable[[], Iterable[Mapping[str, object]]] | None = None
 
 
 def new_session(options: BatchOptions, **more: Any) -> KlingSession:
@@ -144,7 +147,7 @@ async def run_batch(
         if options.debug:
             raise
         report.error = error
-    await _export(options, report)
+    await _export(options, work, report)
     report.left_running = len(session.left_running)
     report.seconds = report.seconds or run.elapsed
     report.gallery = page.index if page is not None and page.index.exists() else None
@@ -160,13 +163,18 @@ def _new_page(options: BatchOptions, work: Work, clock: Clock) -> Gallery | None
     return Gallery(options.folder / "gallery", title=work.name, total=work.total, clock=clock)
 
 
-async def _export(options: BatchOptions, report: Report) -> None:
+async def _export(options: BatchOptions, work: Work, report: Report) -> None:
     """Write the result files, unless `--no-results` is given or nothing was recorded."""
     if options.no_results or not options.ledger_name.exists():
         return
     ledger, folder = options.ledger_name, options.results_folder
+
+    def write() -> list[Exported]:
+        invalid = None if work.invalid is None else work.invalid()
+        return export(ledger.where, folder, account=ledger.account, invalid=invalid)
+
     try:
-        report.exported = await anyio.to_thread.run_sync(lambda: export(ledger.where, folder, account=ledger.account))
+        report.exported = await anyio.to_thread.run_sync(write)
     except (KlingError, OSError) as error:
         report.export_error = f"The results could not be written: {error}"
 

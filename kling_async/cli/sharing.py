@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -15,7 +14,7 @@ from kling_async._worker.enqueue import enqueue as enqueue_jobs
 from kling_async._worker.enqueue import shared_ledger
 from kling_async._worker.worker import Worker
 from kling_async.errors import KlingError
-from kling_async.manifest import read_manifest
+from kling_async.manifest import batch_name, read_manifest
 
 from .exits import Exit
 from .interrupts import interruptible, took_interrupt
@@ -47,7 +46,7 @@ def _shared_ledger(options: SharedOptions, *, lease: float = 60.0) -> PostgresLe
 def enqueue(options: EnqueueOptions) -> Exit:
     """Check a manifest and add its jobs to the ledger."""
     manifest = read_manifest(options.manifest)
-    batch = options.batch or Path(manifest.name).stem
+    batch = options.batch or batch_name(options.manifest)
 
     async def work() -> Exit:
         async with aclosing(_shared_ledger(options)) as ledger:

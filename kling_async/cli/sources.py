@@ -14,15 +14,17 @@ from kling_async._core.catalogue import Model, find_model
 from kling_async._core.prices import Certainty
 from kling_async._core.text import one_line
 from kling_async._session.session import KlingSession
-from kling_async.errors import ManifestError, UnsupportedError
+from kling_async.errors import ConfigurationError, ManifestError, UnsupportedError, group_problems
 from kling_async.manifest import Manifest, read_manifest
 
 from .choices import LevelChoice, ProfileChoice
-from .output import plural
+from .output import plural, print_text, problem_line
 from .plan import check_supported
 from .results import problem_lines
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.console import Console
 
     from kling_async._core.job import JobFields
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from .options import SourceOptions
 
 _MAX_WARNINGS_SHOWN: Final = 10
+_MAX_COLUMNS_SHOWN: Final = 12
 
 
 def read_source(options: SourceOptions, provider: str, *, as_json: bool, rehearsal: bool = False) -> Manifest | None:
@@ -48,6 +51,7 @@ def read_source(options: SourceOptions, provider: str, *, as_json: bool, rehears
         ApiError: The service refused to list its models.
         TransportError: The service could not be reached.
     """
+    columns = _columns(options.columns or ())
     defaults: JobFields = {}
     if options.prompt is not None:
         defaults["prompt"] = options.prompt
@@ -57,7 +61,16 @@ def read_source(options: SourceOptions, provider: str, *, as_json: bool, rehears
         defaults["duration"] = options.duration
     models = anyio.run(_emulated_models if rehearsal else _service_models, provider) if options.from_service else ()
     try:
-        manifest = read_manifest(options.manifest, root=options.root, fit=options.fit, models=models, **defaults)
+        manifest = read_manifest(
+            options.manifest,
+            root=options.root,
+            fit=options.fit,
+            models=models,
+            columns=columns,
+            recursive=options.recursive,
+            skip_invalid=options.skip_invalid,
+            **defaults,
+        )
     except ManifestError as error:
         if not as_json:
             raise
@@ -106,8 +119,40 @@ def emulated(emulator: Emulator, provider: str) -> dict[str, str]:
     }
 
 
+def _columns(given: Iterable[str]) -> dict[str, str]:
+    """Parse the options `--column`.
+
+    Raises:
+        ConfigurationError: One is not FIELD=COLUMN.
+    """
+    columns: dict[str, str] = {}
+    for text in given:
+        field, equals, column = text.partition("=")
+        if not equals or not field or not column or field in columns:
+            raise ConfigurationError(
+                f"--column: expected FIELD=COLUMN, each field once, got {text}",
+                advice="such as --column image=Filename",
+            )
+        columns[field] = column
+    return columns
+
+
 def print_warnings(console: Console, manifest: Manifest, provider: str) -> None:
-    """Print what may not be as expected at the provider, and the first warnings about images."""
+    """Print what is left out or travels along, what may not be as expected, and the first warnings about images."""
+    for group in group_problems(manifest.invalid)[:_MAX_WARNINGS_SHOWN]:
+        console.print(problem_line(group), soft_wrap=True)
+    if manifest.skipped:
+        text = f"{plural(manifest.skipped, 'row')} with problems left out; a run writes them into errors.jsonl"
+        print_text(console, Text(text, "yellow"))
+    if manifest.left_out:
+        files = ", ".join(f"{count} x {one_line(kind)}" for kind, count in sorted(manifest.left_out.items()))
+        hint = "; --recursive takes the pictures in subfolders" if "subfolders" in manifest.left_out else ""
+        print_text(console, Text(f"Left out of {manifest.name}: {files}{hint}", "yellow"))
+    if manifest.columns:
+        names = ", ".join(manifest.columns[:_MAX_COLUMNS_SHOWN]) + (
+            "..." if manifest.columns[_MAX_COLUMNS_SHOWN:] else ""
+        )
+        print_text(console, Text(one_line(f"Columns kept for the results, and not sent: {names}"), "dim"))
     for caution, rows in manifest.cautions(provider).items():
         text = f"warning: {plural(rows, 'job')}: {caution}"
         console.print(Text(one_line(text), "yellow"), soft_wrap=True)

@@ -55,6 +55,7 @@ class MemoryLedger:
                 updated_at=at,
                 job=content.text,
                 files=content.files,
+                labels=content.labels,
             )
             self._rows[batch, key] = row
         elif row.digest != content.digest:
@@ -77,7 +78,7 @@ class MemoryLedger:
     async def find(self, batch: str, key: str) -> tuple[Row, Content] | None:
         """Return the row of a job that is under way, or None."""
         row = self._rows.get((batch, key))
-        return None if row is None else (row, Content(row.job or "", row.files))
+        return None if row is None else (row, Content(row.job or "", row.files, labels=row.labels))
 
     async def owner(self, prediction_id: str) -> Row | None:
         """Return None: ended jobs are forgotten."""

@@ -260,7 +260,7 @@ class PostgresLedger:
         if not found:
             return None
         row = line_of(found[0]).row
-        return row, Content(row.job or "", row.files)
+        return row, Content(row.job or "", row.files, labels=row.labels)
 
     async def owner(self, prediction_id: str) -> Row | None:
         """Return the row of the job that the prediction is of, or None."""
@@ -464,7 +464,7 @@ class PostgresLedger:
                 found += await fetch(connection, statements.CLAIM, {**mine, "limit": limit - len(found)})
             lines = sorted((line_of(line) for line in found), key=lambda line: line.id)
             texts = await fetch(connection, statements.CONTENT, [[line.id for line in lines]])
-            return lines, {id_: Content(text, files) for id_, text, files in texts}
+            return lines, {id_: Content(text, files, labels=labels) for id_, text, files, labels in texts}
 
         lines, content = await self._queue.ask(lambda future: WorkRequest(future, work, hold))
         return [(line.row, content[line.id]) for line in lines]
@@ -535,6 +535,8 @@ class PostgresLedger:
                 new += [key for _, _, key in await fetch(connection, statements.INSERT, values)]
                 if any(content.renews for content, _, _ in some.values()):
                     await fetch(connection, statements.RENEW_TEXTS, values)
+                if any(content.labels is not None for content, _, _ in some.values()):
+                    await fetch(connection, statements.RENEW_LABELS, values)
                 conflicts = await fetch(connection, statements.CONFLICTS, values)
                 if conflicts:
                     raise KeyReusedError(conflicts[0][0])

@@ -108,7 +108,7 @@ class SQLiteLedger:
             if row is None and connection.execute(statements.INSERT, (batch, key, digest, model, at)).rowcount:
                 row = Row(batch=batch, key=key, digest=digest, model=model, state=State.PENDING, updated_at=at)
                 step = (batch, key, row.state.value, at, row.attempt, None, None)
-                self._deferred[statements.INSERT_CONTENT].append((batch, key, content.text, content.files))
+                self._put_content(batch, key, content)
                 self._deferred[statements.INSERT_STEP].append(step)
                 self._rows[batch, key] = row
                 return row
@@ -116,7 +116,9 @@ class SQLiteLedger:
             if row is None or row.digest != digest:
                 raise KeyReusedError(key)
             if content.renews and not row.state.accepted:
-                self._deferred[statements.INSERT_CONTENT].append((batch, key, content.text, content.files))
+                self._put_content(batch, key, content)
+            elif content.labels is not None:
+                connection.execute(statements.RENEW_LABELS, (content.labels, batch, key, content.labels))
             return row
 
         claimed: Row = await self._ask(work)
@@ -170,7 +172,7 @@ class SQLiteLedger:
         if found is None:
             return None
         row = read_row(found)
-        return row, Content(row.job or "", row.files)
+        return row, Content(row.job or "", row.files, labels=row.labels)
 
     async def owner(self, prediction_id: str) -> Row | None:
         """Return the row of the job that the prediction is of, or None."""
@@ -300,6 +302,10 @@ class SQLiteLedger:
         return self._writer.ask(work)
 
     # In the writer's thread
+
+    def _put_content(self, batch: str, key: str, content: Content) -> None:
+        values = (batch, key, content.text, content.files, content.labels)
+        self._deferred[statements.INSERT_CONTENT].append(values)
 
     def _row(self, connection: sqlite3.Connection, batch: str, key: str) -> Row | None:
         row = self._rows.get((batch, key))

@@ -1,22 +1,24 @@
 """Manifests: read jobs from a file, a folder of images or an iterable, and check all of them first.
 
 ```python
-manifest = read_manifest("jobs.jsonl")          # or jobs.csv, jobs.parquet
-manifest = read_manifest("photos/", prompt="She turns and smiles")
+manifest = read_manifest("products.xlsx", columns={"image": "Filename"})  # or .csv, .tsv, .jsonl, .json, .parquet
+manifest = read_manifest("photos/", prompt="She turns and smiles")        # or photos/*.jpg, or ["a.jpg", "b.jpg"]
 manifest = read_rows(dataset, model="kling-v2.1-pro")
 async with kling.batch(manifest, save_to="videos/") as batch: ...
 ```
 
-A row has the fields of `Job`, and optionally `key`. An image is a URL, or a file below the manifest's folder; in
-`extra`, `element_list` and `voice_list`, a text `file:clips/walk.mp4` is such a file, and every other text is sent. In
-a folder every image is a row: its key is the name of the file, and its prompt is in a text file beside it, `anna.txt`
-beside `anna.png`.
+A row has the fields of `Job`, and optionally `key`; without one it is called after its picture. Other columns travel
+along as `Job.labels` into the results. An image is a URL, or a file below the manifest's folder; in `extra`,
+`element_list` and `voice_list`, a text `file:clips/walk.mp4` is such a file, and every other text is sent. In a folder
+every image is a row: its key is the name of the file, and its prompt is in a text file beside it, `anna.txt` beside
+`anna.png`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Mapping
+import os
+from collections.abc import AsyncGenerator, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
@@ -31,15 +33,16 @@ from kling_async._images.preflight import require_pillow
 from kling_async.errors import ManifestError, Problem, RowProblem
 
 from ._check import Keyed, check_rows, job_of_row
+from ._columns import Columns
+from ._invalid import as_line, problems_of_row
+from ._names import RepeatedNames
 from ._row import NOTE, Source, located
-from ._sources import READERS, Folder, ManifestFile, source_of
+from ._sources import batch_name, source_of_paths, source_of_rows
 
 if TYPE_CHECKING:
-    import os
-
     from kling_async._core.job import JobFields
 
-__all__ = ["NOTE", "Kind", "Manifest", "read_manifest", "read_rows"]
+__all__ = ["NOTE", "Keyed", "Kind", "Manifest", "batch_name", "read_manifest", "read_rows"]
 
 _MAX_CHUNK_ROWS: Final = 64
 _MAX_CHUNK_BYTES: Final = 2**20
@@ -55,6 +58,9 @@ class Manifest:
         kinds: Number of rows of each kind.
         warnings: Properties of images that the service may not accept.
         models: The models that rows have, by id.
+        columns: Names of the columns that are no fields, and travel along.
+        left_out: What lies in a folder and is no row, by suffix or kind, with how often.
+        invalid: Problems of the rows that `skip_invalid` leaves out, the first 10,000 of them.
     """
 
     name: str
@@ -62,14 +68,28 @@ class Manifest:
     kinds: Mapping[Kind, int]
     warnings: tuple[RowProblem, ...]
     models: Mapping[str, Model]
-    _source: Source = attrs.field(repr=False)
-    _common: Mapping[str, object] = attrs.field(repr=False)
-    _fit: bool = attrs.field(repr=False)
-    _own_models: Mapping[str, Model] = attrs.field(repr=False)
-    _cautions: Mapping[tuple[str, Problem], int] = attrs.field(repr=False)
+    columns: tuple[str, ...]
+    left_out: Mapping[str, int]
+    invalid: tuple[RowProblem, ...]
+    _source: Source = attrs.field(repr=False, alias="source")
+    _common: Mapping[str, object] = attrs.field(repr=False, alias="common")
+    _fit: bool = attrs.field(repr=False, alias="fit")
+    _own_models: Mapping[str, Model] = attrs.field(repr=False, alias="own_models")
+    _cautions: Mapping[tuple[str, Problem], int] = attrs.field(repr=False, alias="cautions")
+    _skipped: Collection[int] = attrs.field(repr=False, alias="skipped")
+    _repeated_names: RepeatedNames = attrs.field(repr=False, alias="repeated_names")
 
     def __len__(self) -> int:
         return sum(self.kinds.values())
+
+    @property
+    def skipped(self) -> int:
+        """Number of rows that `skip_invalid` leaves out."""
+        return len(self._skipped)
+
+    def is_repeated_name(self, name: str) -> bool:
+        """Return whether several rows without a key have pictures of a name, or a row has it as its key."""
+        return name in self._repeated_names
 
     def __iter__(self) -> Iterator[Keyed]:
         """Yield key and job of every row. Rows are checked again, since files may have changed.
@@ -80,11 +100,29 @@ class Manifest:
         """
         with closing(self._source.rows()) as rows:
             for row in rows:
+                if row.line in self._skipped:
+                    continue
                 found = job_of_row(row, self.root, self._common, fit=self._fit, models=self._own_models)
                 if isinstance(found, tuple):
                     yield found
                 else:
                     raise ManifestError([located(self._source, row, problem) for problem in found])
+
+    def invalid_rows(self) -> Iterator[dict[str, object]]:
+        """Yield the rows that `skip_invalid` leaves out as rows of a manifest, each with its problems as `_error`.
+
+        Image files have absolute paths. What JSON does not have, such as bytes, is left out.
+
+        Raises:
+            OSError: The file cannot be read any more.
+        """
+        if not self._skipped:
+            return
+        with closing(self._source.rows()) as rows:
+            for row in rows:
+                if row.line in self._skipped:
+                    found = problems_of_row(row, self.root, self._common, fit=self._fit, models=self._own_models)
+                    yield as_line(self._source, row, found, self.root)
 
     def price(self, provider: str = "wavespeed") -> Price:
         """Return the list price of all rows, in USD; unknown if that of one row is unknown."""
@@ -114,47 +152,53 @@ class Manifest:
 
 
 def read_manifest(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     root: str | os.PathLike[str] | None = None,
     fit: bool = False,
     models: Iterable[Model] = (),
+    columns: Mapping[str, str] | None = None,
+    recursive: bool = False,
+    skip_invalid: bool = False,
     **common: Unpack[JobFields],
 ) -> Manifest:
     """Read a manifest and check every row, including its files.
 
     The whole file is read now, and again by every iteration; rows are not kept in memory. Of a file only the first
-    and last bytes are read.
+    and last bytes are read. The defaults and the header are checked first.
 
     Args:
-        path: JSON lines (`.jsonl`, `.ndjson`) or CSV with a header (`.csv`), in UTF-8; Parquet (`.parquet`, extra
-            `parquet`), whose problems have rows instead of lines; or a folder of images.
+        path: A table with a header (`.csv`, `.tsv`; `.xlsx` and `.parquet` with the extras of these names), objects
+            (`.jsonl`, `.ndjson`, or `.json` with an array), texts also packed (`.csv.gz`), `"-"` for what is piped
+            into the process; or a folder of pictures, a picture, several, or a pattern such as `photos/*.jpg`.
         root: Folder of the files; files outside of it are refused. By default the manifest's own folder.
         fit: Accept other formats and larger images, which are converted: files by the session, which needs `fit=True`
             too, bytes in rows during iteration.
         models: Models that the catalogue does not have, such as those of `Model.from_service`; rows name them by their
             ids.
+        columns: Names of columns by fields, such as `{"image": "Filename"}`, where they are not the fields' own; by any
+            other name, a column travels along under it.
+        recursive: Of a folder, take the pictures in its subfolders, too.
+        skip_invalid: Leave rows with problems out, instead of refusing all: `Manifest.invalid` has the problems. A
+            manifest without a valid row is refused.
         common: Fields of `Job` for rows that do not have them.
 
     Raises:
         ManifestError: Rows are wrong; `problems` has all problems of all lines.
-        ConfigurationError: pyarrow, for Parquet, or Pillow, for `fit`, is not installed.
+        ConfigurationError: python-calamine, pyarrow, or Pillow, for `fit`, is not installed; or a name in `columns` is
+            nearly that of a field.
     """
-    where = Path(path)
-    source: Source = ManifestFile(where)
-    folder = where.parent
-    if where.suffix.lower() not in READERS:
-        source, folder = Folder(where), where
-        if not where.is_dir():
-            expected = f"expected a folder of images, or a file of {', '.join(READERS)}"
-            message = f"{expected}, got {where.suffix or 'no suffix'}"
-            raise ManifestError([RowProblem(source.name, None, "", message)])
+    own = _by_name(models)
+    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    name = str(paths[0]) if paths else ""
     try:
-        return _checked(source, (folder if root is None else Path(root)).resolve(), common, fit=fit, models=models)
+        source, folder = source_of_paths(paths, _columns(columns, common, own), recursive=recursive)
+        where = (folder if root is None else Path(root)).resolve()
+        return _checked(source, where, common, fit=fit, models=own, skip_invalid=skip_invalid)
     except (OSError, RuntimeError) as error:
         # Until Python 3.13 a loop of symbolic links is a RuntimeError.
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise ManifestError([RowProblem(source.name, None, "", f"cannot be read: {reason}")]) from error
+        raise ManifestError([RowProblem(name, None, "", f"cannot be read: {reason}")]) from error
 
 
 def read_rows(
@@ -164,9 +208,13 @@ def read_rows(
     root: str | os.PathLike[str] | None = None,
     fit: bool = False,
     models: Iterable[Model] = (),
+    columns: Mapping[str, str] | None = None,
+    skip_invalid: bool = False,
     **common: Unpack[JobFields],
 ) -> Manifest:
     """Check rows from any source: dictionaries of a database, a data frame, a data set.
+
+    Numbers of numpy and missing values of pandas are understood.
 
     Args:
         rows: Mappings with the fields of `Job`, and optionally `key`. A list or another repeatable iterable is read
@@ -176,31 +224,72 @@ def read_rows(
             URL, and files are given as `Path`s.
         fit: As for `read_manifest`.
         models: As for `read_manifest`.
+        columns: As for `read_manifest`.
+        skip_invalid: As for `read_manifest`.
         common: As for `read_manifest`.
 
     Raises:
         ManifestError: Rows are wrong; `problems` has all problems of all rows.
+        ConfigurationError: A name in `columns` is nearly that of a field.
         TypeError: A row of an iterator cannot be pickled.
     """
-    return _checked(
-        source_of(name, rows), None if root is None else Path(root).resolve(), common, fit=fit, models=models
-    )
+    own = _by_name(models)
+    source = source_of_rows(name, rows, _columns(columns, common, own))
+    where = None if root is None else Path(root).resolve()
+    return _checked(source, where, common, fit=fit, models=own, skip_invalid=skip_invalid)
+
+
+def _by_name(models: Iterable[Model]) -> dict[str, Model]:
+    return {name: model for model in models for name in (model.id, model.name, *model.aliases)}
+
+
+def _columns(given: Mapping[str, str] | None, common: Mapping[str, object], models: Mapping[str, Model]) -> Columns:
+    model = common.get("model")
+    return Columns(given, {**common, "model": models.get(model, model)} if isinstance(model, str) else common)
 
 
 def _checked(
-    source: Source, root: Path | None, common: Mapping[str, object], *, fit: bool, models: Iterable[Model]
+    source: Source,
+    root: Path | None,
+    common: Mapping[str, object],
+    *,
+    fit: bool,
+    models: Mapping[str, Model],
+    skip_invalid: bool,
 ) -> Manifest:
     if fit:
         require_pillow()
-    own = {name: model for model in models for name in (model.id, model.name, *model.aliases)}
-    found = check_rows(source, root, common, fit=fit, models=own)
+    found = check_rows(source, root, common, fit=fit, models=models, skip_invalid=skip_invalid)
     if not found.problems and not found.kinds:
-        found.problems.append(RowProblem(source.name, None, "", "has no rows"))
-    if found.problems:
+        found.problems.append(RowProblem(source.name, None, "", _nothing_in(source)))
+    if found.problems and not (skip_invalid and found.kinds):
         raise ManifestError(found.problems)
     return Manifest(
-        source.name, root, found.kinds, tuple(found.warnings), found.models, source, common, fit, own, found.cautions
+        name=source.name,
+        root=root,
+        kinds=found.kinds,
+        warnings=tuple(found.warnings),
+        columns=tuple(found.columns),
+        left_out=dict(source.left_out),
+        invalid=tuple(found.problems),
+        source=source,
+        common=common,
+        fit=fit,
+        models=found.models,
+        own_models=models,
+        cautions=found.cautions,
+        skipped=found.skipped,
+        repeated_names=found.repeated_names,
     )
+
+
+def _nothing_in(source: Source) -> str:
+    """Return that a source has no rows, and what it has instead."""
+    if not source.left_out:
+        return "has no rows"
+    there = ", ".join(f"{count} x {kind}" for kind, count in source.left_out.items())
+    advice = "; recursive=True (--recursive) takes those in subfolders" if "subfolders" in source.left_out else ""
+    return f"has no pictures; it has {there}{advice}"
 
 
 def _chunk(items: Iterator[Keyed]) -> list[Keyed]:
@@ -209,7 +298,7 @@ def _chunk(items: Iterator[Keyed]) -> list[Keyed]:
     size = 0
     for item in itertools.islice(items, _MAX_CHUNK_ROWS):
         chunk.append(item)
-        size += sum(len(file) for file in item[1].files.values() if isinstance(file, (str, bytes)))
+        size += sum(len(image) for image in (item[1].image, item[1].end_image) if isinstance(image, (str, bytes)))
         if size > _MAX_CHUNK_BYTES:
             break
     return chunk

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
-import stat
 from array import array
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
@@ -20,15 +19,18 @@ from kling_async._core.job import IMAGES, TREES, Job, JobFields
 from kling_async._core.job_key import key_or_problem
 from kling_async._core.job_validation import IMAGE_LISTS
 from kling_async._core.media import ImageFacts
+from kling_async._core.picture_names import picture_name
 from kling_async._core.prices import Kind
 from kling_async._images.inspection import inspect
 from kling_async._images.preflight import preflight
-from kling_async.errors import InvalidJobError, Problem, RowProblem
+from kling_async.errors import InvalidJobError, ManifestError, Problem, RowProblem
 
+from ._files import URL, content_of_base64, find_file, shown
+from ._names import Names, RepeatedNames
 from ._row import NOTE, located
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from ._row import Row, Source
 
@@ -40,10 +42,9 @@ FileCheck: TypeAlias = "Callable[[Path | bytes, str], tuple[str, tuple[str, ...]
 FILE_PREFIX: Final = "file:"
 """Beginning of a text in a JSON value of a row that names a file."""
 _MEDIA_SUFFIX = re.compile(r"[^\n]{1,4096}\.(jpe?g|png|webp|gif|mp4|mov|webm|mp3|wav)", re.IGNORECASE)
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
+_FILE_FIELDS: Final = frozenset({*IMAGES, *IMAGE_LISTS, *TREES})
 _PLACEHOLDER: Final = Path()
 _MAX_CACHED_FILE_CHECKS: Final = 4096
-_MAX_TEXT_IN_MESSAGE: Final = 120
 _KEY_BUCKETS: Final = 256
 
 
@@ -52,11 +53,14 @@ class Findings:
     """Result of checking every row.
 
     Attributes:
-        problems: Reasons to refuse the manifest.
+        problems: Reasons to refuse the manifest, or, of rows that are left out, to leave them out.
         warnings: Properties of images that the service may not accept.
         kinds: Number of rows of each kind.
         models: Catalogue entries of the models, by id.
         cautions: Number of rows for which something may not be as expected at a provider, by provider and message.
+        skipped: Positions of the rows that are left out.
+        columns: Names under which other columns travel along.
+        repeated_names: Names that pictures of rows without a key have in common, or share with a key.
     """
 
     problems: list[RowProblem] = attrs.field(factory=list)
@@ -64,16 +68,45 @@ class Findings:
     kinds: Counter[Kind] = attrs.field(factory=Counter)
     models: dict[str, Model] = attrs.field(factory=dict)
     cautions: Counter[tuple[str, Problem]] = attrs.field(factory=Counter)
+    skipped: set[int] = attrs.field(factory=set)
+    columns: dict[str, None] = attrs.field(factory=dict)
+    repeated_names: RepeatedNames = attrs.field(factory=RepeatedNames)
+
+    _cautious: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
+    """Providers of each model that jobs may have cautions at."""
+
+    def add(self, job: Job, *, times: int = 1) -> None:
+        """Count a job."""
+        self.kinds[job.kind] += times
+        if job.model not in self.models:
+            self.models[job.model] = row = job.row
+            self._cautious[job.model] = tuple(
+                name for name in row.providers if row.cautions or row.at_provider(name).sound_by_default
+            )
+        for provider in job.row.providers if job.own_row is not None else self._cautious[job.model]:
+            for caution in job.cautions(provider):
+                self.cautions[provider, caution] += times
 
 
 MAX_PROBLEMS: Final = 10_000
 """Problems after which the rest of a source is not checked, since each takes memory."""
+_MAX_COLUMNS: Final = 1_000
+_HEADER_FIRST: Final = (
+    "correct the header, or name columns with columns={FIELD: COLUMN} (--column FIELD=COLUMN); the rows are checked "
+    "after it"
+)
 
 
 def check_rows(
-    source: Source, root: Path | None, common: Mapping[str, object], *, fit: bool, models: Mapping[str, Model]
+    source: Source,
+    root: Path | None,
+    common: Mapping[str, object],
+    *,
+    fit: bool,
+    models: Mapping[str, Model],
+    skip_invalid: bool = False,
 ) -> Findings:
-    """Check every row and every file.
+    """Check the defaults, then the header, then every row and every file.
 
     Args:
         source: The rows.
@@ -81,38 +114,76 @@ def check_rows(
         common: Fields used where a row has none.
         fit: Convert images that the service would not accept.
         models: Models outside of the catalogue that rows may name, by name.
+        skip_invalid: Leave invalid rows out. Problems of the defaults, the header and the whole file stay reasons to
+            refuse the manifest.
 
     Raises:
         OSError: The source cannot be read.
+        ManifestError: The defaults, the header or the file are wrong.
     """
     findings = Findings()
+    _check_common(source, {**common, "model": _model(common["model"], models)} if "model" in common else common)
     keys = _Keys()
-    check = functools.lru_cache(_MAX_CACHED_FILE_CHECKS)(functools.partial(_check_file, fit=fit))
+    names = Names()
+    check = functools.lru_cache(_MAX_CACHED_FILE_CHECKS)(functools.partial(check_file, fit=fit))
     with closing(source.rows()) as rows:
         for row in rows:
-            key = _key_of(row)
-            if key is not None:
-                keys.add(key, row.line)
+            if row.header or (skip_invalid and row.problems and not row.line):
+                wrong = [located(source, row, problem) for problem in row.problems]
+                raise ManifestError(wrong, advice=_HEADER_FIRST if row.header else "correct the file, and run it again")
+            if row.labels and len(findings.columns) < _MAX_COLUMNS:
+                findings.columns.update(dict.fromkeys(row.labels))
             warnings: list[Problem] = []
             found = job_of_row(row, root, common, fit=fit, models=models, check=check, warnings=warnings)
-            findings.warnings += (located(source, row, warning) for warning in warnings)
+            key = found[0] if isinstance(found, tuple) else _key_of(row)
+            if key is not None:
+                keys.add(key, row.line)
+            names.add(key if key is not None else picture_name(row.fields.get("image", common.get("image"))))
             if isinstance(found, tuple):
-                _, job = found
-                findings.kinds[job.kind] += 1
-                findings.models.setdefault(job.model, job.row)
-                findings.cautions.update(
-                    (provider, caution) for provider in job.row.providers for caution in job.cautions(provider)
-                )
-            else:
+                findings.warnings += (located(source, row, warning) for warning in warnings)
+                findings.add(found[1])
+                continue
+            if skip_invalid:
+                findings.skipped.add(row.line)
+            if not skip_invalid or len(findings.problems) < MAX_PROBLEMS:
                 findings.problems += (located(source, row, problem) for problem in found)
-            if len(findings.problems) >= MAX_PROBLEMS:
+            if not skip_invalid and len(findings.problems) >= MAX_PROBLEMS:
                 end = Problem("", f"the check ended here, after {len(findings.problems):,} problems")
                 findings.problems.append(located(source, row, end))
                 break
-    findings.problems += _repeated_keys(source, keys)
+    for row, problem in _repeated_keys(source, keys, findings.skipped):
+        findings.problems.append(located(source, row, problem))
+        if skip_invalid:
+            findings.skipped.add(row.line)
+            again = job_of_row(row, root, common, fit=fit, models=models, check=check)
+            if isinstance(again, tuple):
+                findings.add(again[1], times=-1)
+    findings.kinds = +findings.kinds
+    findings.cautions = +findings.cautions
+    findings.repeated_names = names.repeated()
     # Problems of a folder have no lines and are in its order already.
     findings.problems.sort(key=lambda problem: problem.line or 0)
     return findings
+
+
+def _check_common(source: Source, common: Mapping[str, object]) -> None:
+    """Raise if the fields for rows without them are wrong, whatever the rows are.
+
+    Raises:
+        ManifestError: They are.
+    """
+    try:
+        Job(**cast("JobFields", {"prompt": "x", "image": _PLACEHOLDER, **common}))
+    except InvalidJobError as error:
+        # Without a model among them, rows may have one that takes the others.
+        certain = [
+            RowProblem(source.name, None, problem.path, f"{problem.message} (given for rows without it)")
+            for problem in error.problems
+            if problem.path in common.keys() - _FILE_FIELDS
+            and ("model" in common or problem.path not in JobFields.__annotations__)
+        ]
+        if certain:
+            raise ManifestError(certain, advice="correct the options; the rows are checked after them") from None
 
 
 def job_of_row(
@@ -138,7 +209,7 @@ def job_of_row(
     """
     if row.problems:
         return list(row.problems)
-    fields = {**common, **{name: value for name, value in row.fields.items() if value is not None}}
+    fields = _fields(row, common)
     key = fields.pop("key", None)
     fields.pop(NOTE, None)
     problems: list[Problem] = []
@@ -174,6 +245,14 @@ def job_of_row(
     return problems or (cast("str | None", key), job)
 
 
+def _fields(row: Row, common: Mapping[str, object]) -> dict[str, object]:
+    fields = {**common, **{name: value for name, value in row.fields.items() if value is not None}}
+    if row.labels:
+        own = fields.get("labels", {})
+        fields["labels"] = {**row.labels, **own} if isinstance(own, Mapping) else own
+    return fields
+
+
 def _model(name: object, models: Mapping[str, Model]) -> object:
     return models.get(name, name) if isinstance(name, str) else name
 
@@ -186,12 +265,8 @@ def _file(
     Raises:
         ValueError: The file has a problem.
     """
-    in_tree = place.startswith(TREES)
     if isinstance(value, str):
-        if in_tree:
-            value = _named_file(value, root)
-        elif root is not None and not _URL.match(value):
-            value = _resolve_file(value, root)
+        value = _named_file(value, root) if place.startswith(TREES) else _named(value, root)
     if not isinstance(value, (Path, bytes)):
         return value, ()
     if check is not None:
@@ -222,20 +297,33 @@ def _named_file(text: str, root: Path | None) -> str | Path:
     if text.startswith(FILE_PREFIX):
         if root is None:
             raise ValueError("expected a Path for a file, because these rows have no folder")
-        return _resolve_file(text.removeprefix(FILE_PREFIX).removeprefix("//"), root)
-    if root is not None and _MEDIA_SUFFIX.fullmatch(text) and not _URL.match(text):
+        return find_file(text.removeprefix(FILE_PREFIX).removeprefix("//"), root)
+    if root is not None and _MEDIA_SUFFIX.fullmatch(text) and not URL.match(text):
         try:
-            _resolve_file(text, root)
+            find_file(text, root)
         except ValueError:
             return text
         # It would be sent as a text, and charged.
-        raise ValueError(
-            f"{text[:_MAX_TEXT_IN_MESSAGE]!r} is a file here: to send it, write {FILE_PREFIX + text!r:.200}"
-        )
+        raise ValueError(f"{shown(text)} is a file here: to send it, write {FILE_PREFIX + text!r:.200}")
     return text
 
 
-def _check_file(file: Path | bytes, place: str, *, fit: bool) -> tuple[str, tuple[str, ...]]:
+def _named(text: str, root: Path | None) -> str | Path | bytes:
+    """Return the image that a text of a row means: a URL, a file below the root, or the content itself.
+
+    Raises:
+        ValueError: It has a problem.
+    """
+    content = content_of_base64(text)
+    if content is not None:
+        return content
+    if root is None or (URL.match(text) and not text.startswith("file:")):
+        return text
+    return find_file(text, root)
+
+
+def check_file(file: Path | bytes, place: str, *, fit: bool) -> tuple[str, tuple[str, ...]]:
+    """Return the problem of a file at a place in a job, empty if it has none, and its warnings."""
     try:
         facts = inspect(file, field=place, fit=fit)
     except InvalidJobError as error:
@@ -249,32 +337,6 @@ def _converted(content: bytes) -> bytes:
     from kling_async._images.convert import convert  # noqa: PLC0415 -- Pillow is an extra
 
     return convert(content)
-
-
-def _resolve_file(text: str, root: Path) -> Path:
-    """Return the file that a row names.
-
-    Raises:
-        ValueError: It does not exist, is no regular file, or is outside of the root.
-    """
-    if not text.strip():
-        raise ValueError("is empty")
-    shown = repr(text[:_MAX_TEXT_IN_MESSAGE])
-    # As strings: with many rows, path objects would take most of the time.
-    base = str(root)
-    # Resolved, so that neither `..` nor a symbolic link leads out of the root.
-    path = os.path.realpath(os.path.join(base, text))  # noqa: PTH118 -- see above
-    if not path.startswith(base.rstrip(os.sep) + os.sep):
-        raise ValueError(f"{shown} is outside of {root}")
-    try:
-        found = os.stat(path)  # noqa: PTH116 -- see above
-    except FileNotFoundError:
-        raise ValueError(f"{shown} does not exist (in {root})") from None
-    except OSError as error:
-        raise ValueError(f"{shown} cannot be read: {error.strerror or error}") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"{shown} is not a file (in {root})")
-    return Path(path)
 
 
 def _key_of(row: Row) -> str | None:
@@ -313,19 +375,20 @@ class _Keys:
         return suspects
 
 
-def _repeated_keys(source: Source, keys: _Keys) -> Iterator[RowProblem]:
-    """Read the source again and yield a problem for every repeated key."""
+def _repeated_keys(source: Source, keys: _Keys, skipped: set[int]) -> Iterator[tuple[Row, Problem]]:
+    """Read the source again and yield every row whose key an earlier one has; rows that are left out have none."""
     suspects = keys.suspects()
     if not suspects:
         return
     first: dict[str, str] = {}
     with closing(source.rows()) as rows:
         for row in rows:
+            if row.line not in suspects or row.line in skipped:
+                continue
             key = _key_of(row)
-            if row.line not in suspects or key is None:
+            if key is None:
                 continue
             place = row.file or f"{source.unit} {row.line}"
             earlier = first.setdefault(key, place)
             if earlier != place:
-                shown = repr(key[:_MAX_TEXT_IN_MESSAGE])
-                yield located(source, row, Problem("key", f"{shown} is already the key of {earlier}"))
+                yield row, Problem("key", f"{shown(key)} is already the key of {earlier}")

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from decimal import Decimal
 from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 from kling_async.errors import ConfigurationError, Problem
 
-from ._row import Row, header_problems, is_unknown
-from ._text import JSON_FIELDS, parse_json_cell
+from ._row import Row
+from ._values import JSON_FIELDS, json_cell, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from ._columns import Columns, Resolved
 
 _MAX_BATCH_BYTES: Final = 8 * 2**20
 _MAX_BATCH_ROWS: Final = 1024
 
 
-def parquet_rows(file: IO[bytes]) -> Iterator[Row]:
+def parquet_rows(file: IO[bytes], columns: Columns) -> Iterator[Row]:
     """Yield the rows; `line` is the number of the row.
 
     Raises:
@@ -36,16 +36,15 @@ def parquet_rows(file: IO[bytes]) -> Iterator[Row]:
         # `pre_buffer=True` would read whole row groups ahead.
         table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
         names: list[str] = table.schema_arrow.names
-        problems = header_problems(names)
+        resolved, problems = columns.header(names)
         if problems:
-            yield Row(0, problems=problems)
-        if len(set(names)) < len(names):
+            yield Row(0, problems=problems, header=True)
             return
-        known = [name for name in names if not is_unknown(name)]
-        for batch in table.iter_batches(batch_size=_batch_rows(table.metadata), columns=known, use_threads=False):
-            for fields in batch.to_pylist():
+        wanted = [name for name in names if name in resolved.fields or name in resolved.labels]
+        for batch in table.iter_batches(batch_size=_batch_rows(table.metadata), columns=wanted, use_threads=False):
+            for values in batch.to_pylist():
                 number += 1
-                yield _row(number, fields)
+                yield _row(number, values, resolved)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -59,18 +58,21 @@ def _batch_rows(metadata: Any) -> int:
     return max(1, min(_MAX_BATCH_ROWS, int(_MAX_BATCH_BYTES / (size + 1))))
 
 
-def _row(number: int, values: Mapping[str, object]) -> Row:
+def _row(number: int, values: Mapping[str, object], resolved: Resolved) -> Row:
     fields: dict[str, object] = {}
     problems: list[Problem] = []
-    for name, value in values.items():
+    for name, field in resolved.fields.items():
         try:
-            field = _field(name, value)
+            value = _field(field, values[name])
         except ValueError as error:
-            problems.append(Problem(name, str(error)))
+            problems.append(Problem(field, str(error)))
         else:
-            if field is not None:
-                fields[name] = field
-    return Row(number, fields, tuple(problems))
+            if value is not None:
+                fields[field] = value
+    labels = {label: plain("", values[name]) for name, label in resolved.labels.items()}
+    return Row(
+        number, fields, tuple(problems), labels={name: value for name, value in labels.items() if value is not None}
+    )
 
 
 def _field(name: str, value: object) -> object:
@@ -81,23 +83,15 @@ def _field(name: str, value: object) -> object:
     """
     match value:
         case str() if name in JSON_FIELDS:
-            return parse_json_cell(name, value) if value.strip() else None
-        case float() if math.isnan(value):
-            return None
-        case float() if name == "duration" and value.is_integer():
-            # pandas writes an integer column with gaps as floats.
-            return int(value)
-        case Decimal():
-            return float(value)
-        case {"bytes": content, "path": path} if name in {"image", "end_image"}:
-            # The `Image` feature of Hugging Face's datasets.
-            return content if content is not None else path
-        case [*pairs] if name == "extra":
+            return json_cell(name, value) if value.strip() else None
+        case {"bytes": _, "path": _} if name in {"image", "end_image"}:
+            return plain(name, value)
+        case [*pairs] if name in {"extra", "labels"}:
             # A column of maps.
             return dict(cast("list[tuple[str, object]]", pairs))
         case dict():
             # A struct has every field in every row.
-            return {field: item for field, item in value.items() if item is not None}
+            return {field: plain(field, item) for field, item in value.items() if item is not None}
         case [*items]:
-            return [_field("", item) for item in items]
-    return value
+            return [_field("multi_prompt", item) if not isinstance(item, str) else item for item in items]
+    return plain(name, value)

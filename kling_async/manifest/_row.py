@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Generator, Mapping
-from typing import Protocol, cast
+from types import MappingProxyType
+from typing import Final, Protocol
 
 import attrs
 
-from kling_async._core.job import Job, JobFields
-from kling_async.errors import InvalidJobError, Problem, RowProblem
+from kling_async._core.job import JobFields
+from kling_async.errors import Problem, RowProblem
 
-NOTE = "_error"
+NOTE: Final = "_error"
 """Optional field that says why the job failed before; it is for readers and not part of the job."""
-_NON_JOB_FIELDS = frozenset({"key", NOTE})
+FIELDS: Final = frozenset({"key", NOTE, *JobFields.__annotations__})
+"""Fields of a row."""
+
+
+_NONE: Final[Mapping[str, object]] = MappingProxyType({})
 
 
 @attrs.frozen
@@ -25,12 +29,16 @@ class Row:
         fields: Its fields, unchecked.
         problems: Reasons why it could not be read; `fields` is then ignored.
         file: In a folder: the file that the row was made of; else None.
+        labels: Values of its other columns.
+        header: True if the problems are those of the header: the rows after it are not read.
     """
 
     line: int
     fields: Mapping[str, object] = attrs.field(factory=dict)
     problems: tuple[Problem, ...] = ()
     file: str | None = None
+    labels: Mapping[str, object] = _NONE
+    header: bool = False
 
 
 class Source(Protocol):
@@ -46,6 +54,11 @@ class Source(Protocol):
         """Name of a position in the source: line, row or file."""
         ...
 
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """Number of things in the source that are no rows, by kind; known once its rows were read."""
+        ...
+
     def rows(self) -> Generator[Row, None, None]:
         """Yield all rows, from the first.
 
@@ -58,21 +71,3 @@ class Source(Protocol):
 def located(source: Source, row: Row, problem: Problem) -> RowProblem:
     """Return a problem with its position."""
     return RowProblem(row.file or source.name, None if row.file else row.line or None, problem.path, problem.message)
-
-
-def is_unknown(name: str) -> bool:
-    """Return whether no row has a field of that name."""
-    return name not in _NON_JOB_FIELDS and name not in JobFields.__annotations__
-
-
-def header_problems(header: list[str]) -> tuple[Problem, ...]:
-    """Return the problems of column names: repeated and unknown ones."""
-    problems = [
-        Problem(name, "is the name of two columns") for name, times in Counter(header).items() if name and times > 1
-    ]
-    try:
-        Job(**cast("JobFields", dict.fromkeys((name for name in header if name and name not in _NON_JOB_FIELDS), None)))
-    except InvalidJobError as error:
-        # Reported once here; the rows skip these columns.
-        problems += (problem for problem in error.problems if problem.path in header and is_unknown(problem.path))
-    return tuple(problems)

@@ -1,9 +1,11 @@
-"""Sources of rows: a file, a folder of images, or an iterable."""
+"""Sources of rows: a file, stdin, pictures, or an iterable."""
 
 from __future__ import annotations
 
 import os
 import pickle
+import shutil
+import sys
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,14 +15,19 @@ from typing import IO, TYPE_CHECKING, Final, Protocol
 import attrs
 
 from kling_async._files import open_file
-from kling_async.errors import Problem
+from kling_async.errors import ManifestError, Problem, RowProblem
 
+from ._bytes import GZIP, as_utf8, unpacked
+from ._columns import Columns
+from ._json import json_array_rows
 from ._parquet import parquet_rows
+from ._pictures import NamedPictures, Pictures, is_pattern, is_picture, matches
 from ._row import Row
+from ._spreadsheet import xlsx_rows
 from ._text import csv_rows, json_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from ._row import Source
 
@@ -28,115 +35,83 @@ if TYPE_CHECKING:
 class Reader(Protocol):
     """Reads the rows of one format."""
 
-    def __call__(self, file: IO[bytes], /) -> Iterator[Row]:
+    def __call__(self, file: IO[bytes], columns: Columns, /) -> Iterator[Row]:
         """Yield the rows of a file that is open at its beginning."""
         ...
 
 
-READERS: Final[Mapping[str, Reader]] = {
+_TEXTS: Final[Mapping[str, Reader]] = {
+    ".csv": csv_rows,
+    ".tsv": csv_rows,
     ".jsonl": json_rows,
     ".ndjson": json_rows,
-    ".csv": csv_rows,
-    ".parquet": parquet_rows,
+    ".json": json_array_rows,
 }
-IMAGE_SUFFIXES: Final = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
+READERS: Final[Mapping[str, Reader]] = {**_TEXTS, ".parquet": parquet_rows, ".xlsx": xlsx_rows}
+"""Readers by the suffixes of files; that of a text may be followed by `.gz`."""
+STDIN: Final = "-"
+_EXPECTED: Final = (
+    f"expected a folder of pictures, pictures, a pattern such as photos/*.jpg, or a file of {', '.join(READERS)} "
+    "(also packed: .csv.gz)"
 )
-"""Suffixes of files that are rows of a folder; the content is checked later."""
-_MAX_PROMPT_BYTES: Final = 2**16
+_MAGIC: Final[Mapping[bytes, str]] = {b"PAR1": ".parquet", b"PK\x03\x04": ".xlsx", b"[": ".json", b"{": ".json"}
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class ManifestFile:
-    """A file of rows."""
+    """A file of rows.
+
+    Attributes:
+        path: The file.
+        columns: The meaning of its columns.
+        suffix: Suffix that names its format.
+        name: Name of the source.
+    """
 
     path: Path
-
-    @property
-    def name(self) -> str:
-        """Path as given."""
-        return str(self.path)
+    columns: Columns
+    suffix: str
+    name: str
+    left_out: Mapping[str, int] = attrs.field(factory=dict, init=False)
 
     @property
     def unit(self) -> str:
         """Name of a position: line, or row in a file without lines."""
-        return "row" if self.path.suffix.lower() == ".parquet" else "line"
+        return "line" if READERS[self.suffix] in {csv_rows, json_rows} else "row"
 
     def rows(self) -> Generator[Row, None, None]:
         """Yield all rows."""
         with open_file(self.path) as file:
-            if file.read(2) in {b"\xff\xfe", b"\xfe\xff"}:
-                yield Row(1, problems=(Problem("", "the file is UTF-16; save it as UTF-8"),))
-                return
-            file.seek(0)
-            yield from READERS[self.path.suffix.lower()](file)
+            if self.suffix in _TEXTS:
+                yield from READERS[self.suffix](as_utf8(unpacked(file)), self.columns)
+            else:
+                yield from READERS[self.suffix](file, self.columns)
 
 
-@attrs.frozen
-class Folder:
-    """A folder with one row per image, sorted by name. Hidden files and subfolders are ignored.
-
-    The key is the file's name without its suffix. A text file of the same name contains its prompt.
-    """
-
-    path: Path
-    unit: str = attrs.field(default="file", init=False)
-
-    @property
-    def name(self) -> str:
-        """Path as given."""
-        return str(self.path)
-
-    def rows(self) -> Generator[Row, None, None]:
-        """Yield all rows."""
-        with os.scandir(self.path) as entries:
-            names = sorted(
-                entry.name
-                for entry in entries
-                if not entry.name.startswith(".")
-                and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 -- far faster for a million
-                and not entry.is_dir()
-            )
-        for number, name in enumerate(names, 1):
-            yield self._row(number, self.path / name)
-
-    def _row(self, number: int, image: Path) -> Row:
-        # An absolute path is found from any root, and refused outside of it.
-        fields: dict[str, object] = {"key": image.stem, "image": str(image.absolute())}
-        text = image.with_suffix(".txt")
-        try:
-            with open_file(text) as file:
-                prompt = file.read(_MAX_PROMPT_BYTES).decode("utf-8-sig").strip()
-        except FileNotFoundError:
-            return Row(number, fields, file=str(image))
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            return Row(number, fields, (Problem("prompt", f"cannot be read: {reason}"),), str(text))
-        return Row(number, {**fields, "prompt": prompt}, file=str(image))
-
-
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Repeatable:
     """An iterable that can be iterated over repeatedly."""
 
     name: str
     items: Iterable[Mapping[str, object]]
+    columns: Columns
     unit: str = attrs.field(default="row", init=False)
+    left_out: Mapping[str, int] = attrs.field(factory=dict, init=False)
 
     def rows(self) -> Generator[Row, None, None]:
         """Yield all rows."""
-        yield from _numbered(self.items)
+        yield from _numbered(self.items, self.columns)
 
 
 class Spooled:
     """An iterator, whose rows are kept in a temporary file until this object is garbage-collected."""
 
-    def __init__(self, name: str, items: Iterator[Mapping[str, object]]) -> None:
+    def __init__(self, name: str, items: Iterator[Mapping[str, object]], columns: Columns) -> None:
         self.name = name
         self.unit = "row"
-        descriptor, path = tempfile.mkstemp(prefix="kling-async-")
-        self._path = Path(path)
-        weakref.finalize(self, self._path.unlink, missing_ok=True)
+        self.left_out: Mapping[str, int] = {}
+        self._columns = columns
+        descriptor, self._path = _temporary(self)
         with os.fdopen(descriptor, "wb") as file:
             for number, item in enumerate(items, 1):
                 try:
@@ -149,12 +124,133 @@ class Spooled:
     def rows(self) -> Generator[Row, None, None]:
         """Yield all rows."""
         with self._path.open("rb") as file:
-            yield from _numbered(_unpickled(file))
+            yield from _numbered(_unpickled(file), self._columns)
 
 
-def source_of(name: str, rows: Iterable[Mapping[str, object]]) -> Source:
+class Piped:
+    """A list that was piped into the process, kept in a temporary file until this object is garbage-collected."""
+
+    def __init__(self, file: IO[bytes], columns: Columns) -> None:
+        self.name = "stdin"
+        descriptor, path = _temporary(self)
+        with os.fdopen(descriptor, "wb") as copy:
+            shutil.copyfileobj(file, copy)
+        self._file = ManifestFile(path, columns, _suffix_by_content(path), self.name)
+        self.unit = self._file.unit
+        self.left_out: Mapping[str, int] = {}
+
+    def rows(self) -> Generator[Row, None, None]:
+        """Yield all rows."""
+        yield from self._file.rows()
+
+
+def source_of_rows(name: str, rows: Iterable[Mapping[str, object]], columns: Columns) -> Source:
     """Return the source for an iterable of any kind."""
-    return Spooled(name, rows) if isinstance(rows, Iterator) else Repeatable(name, rows)
+    return Spooled(name, rows, columns) if isinstance(rows, Iterator) else Repeatable(name, rows, columns)
+
+
+def source_of_paths(
+    paths: Sequence[str | os.PathLike[str]], columns: Columns, *, recursive: bool
+) -> tuple[Source, Path]:
+    """Return the source that paths name, and the folder of its pictures.
+
+    Raises:
+        ManifestError: They name none.
+        OSError: A folder cannot be read.
+    """
+    names = [os.fspath(path) for path in paths]
+    if len(names) == 1:
+        return _source_of_path(names[0], columns, recursive=recursive)
+    pictures: list[Path] = []
+    for path in names:
+        found = matches(path) if is_pattern(path) else [Path(path)]
+        pictures += found
+        wrong = next((one for one in found if not is_picture(one) or one.is_dir()), None)
+        if wrong is not None or not found:
+            got = wrong or "a pattern that matches none"
+            raise _refused(path, f"expected one list, one folder, or pictures alone, got {got}")
+    if not pictures:
+        raise _refused("", _EXPECTED)
+    return _named(pictures)
+
+
+def batch_name(paths: Sequence[str | os.PathLike[str]]) -> str:
+    """Return the name of the batch of a list: of a file or folder its own, of several pictures that of their folder."""
+    if len(paths) == 1:
+        path = os.fspath(paths[0])
+        if path == STDIN:
+            return "stdin"
+        if not is_pattern(path):
+            name = Path(path).resolve()
+            return Path(name.stem).stem if name.suffix == ".gz" else name.stem
+    return _common(_fixed_part(os.fspath(path)) for path in paths).name or "pictures"
+
+
+def _source_of_path(path: str, columns: Columns, *, recursive: bool) -> tuple[Source, Path]:
+    where = Path(path)
+    if path == STDIN:
+        return Piped(sys.stdin.buffer, columns), Path()
+    if is_pattern(path):
+        found = matches(path)
+        if not found:
+            raise _refused(path, "no picture matches the pattern")
+        source, _ = _named(found)
+        return attrs.evolve(source, name=path), _fixed_part(path)
+    suffix = where.suffix.lower()
+    if suffix == ".gz":
+        suffix = Path(where.stem).suffix.lower()
+        if suffix not in _TEXTS:
+            got = suffix or "no suffix"
+            raise _refused(path, f"expected a packed file of {', '.join(_TEXTS)}, got {got} before .gz")
+    if suffix in READERS:
+        return ManifestFile(where, columns, suffix, str(where)), where.parent
+    if where.is_dir():
+        return Pictures(where, recursive), where
+    if is_picture(where):
+        return _named([where])
+    raise _refused(path, f"{_EXPECTED}, got {where.suffix or 'no suffix'}")
+
+
+def _named(pictures: list[Path]) -> tuple[NamedPictures, Path]:
+    once = tuple(dict.fromkeys(picture.absolute() for picture in pictures))
+    folder = _common(picture.parent for picture in once)
+    name = str(pictures[0]) if len(once) == 1 else str(folder)
+    return NamedPictures(once, name), folder
+
+
+def _common(folders: Iterable[Path]) -> Path:
+    return Path(os.path.commonpath([folder.resolve() for folder in folders]))
+
+
+def _fixed_part(path: str) -> Path:
+    """Return the folder of a path, or of a pattern that below which its wildcards begin."""
+    folder = Path(path).parent
+    while is_pattern(str(folder)):
+        folder = folder.parent
+    return folder
+
+
+def _refused(name: str, message: str) -> ManifestError:
+    return ManifestError([RowProblem(name, None, "", message)])
+
+
+def _suffix_by_content(path: Path) -> str:
+    """Return the suffix of the format that a file has by its content; that of a CSV file for anything unknown."""
+    with path.open("rb") as file:
+        head = file.read(4)
+        file.seek(0)
+        if not head.startswith(GZIP) and head in _MAGIC:
+            return _MAGIC[head]
+        text = as_utf8(unpacked(file)).read(2**16).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return _MAGIC.get(text[:1], ".csv")
+
+
+def _temporary(owner: object) -> tuple[int, Path]:
+    """Return a descriptor and the path of a new temporary file, which is deleted with its owner."""
+    descriptor, name = tempfile.mkstemp(prefix="kling-async-")
+    path = Path(name)
+    weakref.finalize(owner, path.unlink, missing_ok=True)
+    return descriptor, path
 
 
 def _unpickled(file: IO[bytes]) -> Iterator[Mapping[str, object]]:
@@ -166,15 +262,14 @@ def _unpickled(file: IO[bytes]) -> Iterator[Mapping[str, object]]:
         yield item
 
 
-def _numbered(items: Iterable[object]) -> Iterator[Row]:
+def _numbered(items: Iterable[object], columns: Columns) -> Iterator[Row]:
     for number, item in enumerate(items, 1):
-        problem: Problem | None = None
-        fields: dict[str, object] = {}
         if not isinstance(item, Mapping):
             problem = Problem("", f"expected a mapping of fields, got {type(item).__name__}")
+            yield Row(number, problems=(problem,))
         elif not all(isinstance(name, str) for name in item):
             wrong = next(name for name in item if not isinstance(name, str))
             problem = Problem("", f"expected names of fields as text, got {type(wrong).__name__}")
+            yield Row(number, problems=(problem,))
         else:
-            fields = dict(item)
-        yield Row(number, fields, () if problem is None else (problem,))
+            yield columns.row(number, item)

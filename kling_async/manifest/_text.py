@@ -1,36 +1,41 @@
-"""Rows of text files: JSON lines, and CSV with a header."""
+"""Rows of text files: JSON lines, a JSON array, and CSV with a header."""
 
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import IO, Final
+import re
+from collections.abc import Iterator
+from typing import IO, Final, TypeAlias
 
 import attrs
 
 from kling_async.errors import Problem
 
-from ._row import Row, header_problems, is_unknown
-
-JSON_FIELDS: Final = frozenset({"extra", "multi_prompt", "element_list", "voice_list", "keyframes", "images"})
-"""Fields that a cell contains as JSON."""
-
+from ._columns import Columns, Resolved
+from ._row import Row
+from ._values import DECODER, RepeatedFieldError, cell
 
 MAX_LINE_BYTES: Final = 2**26
 """Greatest length of a line: two images of 10 MB as data URIs, and as much again."""
+_SEPARATOR: Final = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
+"""First line by which Excel is told the separator."""
+_Line: TypeAlias = tuple[int, str, Problem | None]
+"""Number of a line, its text, and the problem with its bytes."""
 
 
-def _lines(file: IO[bytes]) -> Iterator[tuple[int, str, Problem | None]]:
+def _lines(file: IO[bytes]) -> Iterator[_Line]:
     """Yield numbered lines. Bytes that are not UTF-8 are a problem of their line and are replaced.
 
-    What is appended to the file meanwhile is not read, and nothing after a line that is too long.
+    What is appended to an ordinary file meanwhile is not read, and nothing after a line that is too long.
     """
-    remaining = file.seek(0, os.SEEK_END)
-    file.seek(0)
+    remaining: float = float("inf")
+    if isinstance(file, io.BufferedReader) and file.seekable():
+        remaining = file.seek(0, os.SEEK_END)
+        file.seek(0)
     for number in itertools.count(1):
         line = file.readline(MAX_LINE_BYTES + 1) if remaining > 0 else b""
         if not line:
@@ -43,28 +48,12 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, str, Problem | None]]:
         try:
             yield number, raw.decode(), None
         except UnicodeDecodeError as error:
-            message = f"is not UTF-8 (byte 0x{raw[error.start]:02x} at position {error.start + 1}); save it as UTF-8"
+            said = f"is not UTF-8 (byte 0x{raw[error.start]:02x} at position {error.start + 1})"
+            message = f'{said}; save it as UTF-8, which Excel calls "CSV UTF-8"'
             yield number, raw.decode(errors="replace"), Problem("", message)
 
 
-class _RepeatedFieldError(ValueError):
-    pass
-
-
-def _json_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    # By default the last of repeated fields would be used silently, and it may cost more.
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        repeated = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
-        raise _RepeatedFieldError(repeated)
-    return fields
-
-
-# Shared: `json.loads` with a hook creates a decoder per call.
-_JSON: Final = json.JSONDecoder(object_pairs_hook=_json_object)
-
-
-def json_rows(file: IO[bytes]) -> Iterator[Row]:
+def json_rows(file: IO[bytes], columns: Columns) -> Iterator[Row]:
     """Yield the rows of JSON lines; blank lines are skipped."""
     for number, line, undecoded in _lines(file):
         if undecoded is not None:
@@ -74,8 +63,8 @@ def json_rows(file: IO[bytes]) -> Iterator[Row]:
             continue
         try:
             # Without the line break, an object that is cut off ends at its last column, not on the next line.
-            value = _JSON.decode(line.rstrip())
-        except _RepeatedFieldError as error:
+            value = DECODER.decode(line.rstrip())
+        except RepeatedFieldError as error:
             problem = Problem(str(error), "is given twice")
         except json.JSONDecodeError as error:
             problem = Problem("", f"is not JSON: {error.msg} (column {error.colno})")
@@ -83,7 +72,7 @@ def json_rows(file: IO[bytes]) -> Iterator[Row]:
             problem = Problem("", f"cannot be parsed as JSON: {error}")
         else:
             if isinstance(value, dict):
-                yield Row(number, value)
+                yield columns.row(number, value)
                 continue
             problem = Problem("", f"expected one JSON object per line, got {type(value).__name__}")
         yield Row(number, problems=(problem,))
@@ -93,7 +82,7 @@ def json_rows(file: IO[bytes]) -> Iterator[Row]:
 class _Decoded:
     """Lines for the CSV reader, which takes several when a quoted cell spans them."""
 
-    lines: Iterator[tuple[int, str, Problem | None]]
+    lines: Iterator[_Line]
     problems: list[Problem] = attrs.field(factory=list)
 
     def __iter__(self) -> Iterator[str]:
@@ -108,19 +97,16 @@ class _Decoded:
         return problems
 
 
-def csv_rows(file: IO[bytes]) -> Iterator[Row]:
+def csv_rows(file: IO[bytes], columns: Columns) -> Iterator[Row]:
     """Yield the rows of a CSV file with a header; rows without content are skipped."""
     lines = _lines(file)
-    top = next(lines, None)
-    while top is not None and not top[1].strip():
-        top = next(lines, None)
+    top, separator = _top(lines)
     if top is None:
         return
     decoded = _Decoded(itertools.chain([top], lines))
-    # Spreadsheets write semicolons in many countries. Field names contain none of the three.
-    cells = csv.reader(decoded, delimiter=max(",;\t", key=top[1].count), strict=True)
+    cells = csv.reader(decoded, delimiter=separator, strict=True)
     skipped = top[0] - 1
-    header: list[str] | None = None
+    header: Header | None = None
     while True:
         line = skipped + cells.line_num + 1
         try:
@@ -134,69 +120,73 @@ def csv_rows(file: IO[bytes]) -> Iterator[Row]:
             continue
         problems = decoded.new_problems()
         if header is None:
-            header = [name.strip() for name in row]
-            problems += header_problems(header)
+            header = Header.of(row, columns)
+            problems += header.problems
             if problems:
-                yield Row(line, problems=problems)
+                yield Row(line, problems=problems, header=True)
+                return
         elif problems:
             yield Row(line, problems=problems)
-        elif any(cell.strip() for cell in row):
-            yield _csv_row(line, header, row)
+        elif any(text.strip() for text in row):
+            yield header.row(line, row)
 
 
-def _csv_row(line: int, header: list[str], row: list[str]) -> Row:
-    fields: dict[str, object] = {}
-    problems: list[Problem] = []
-    for place, cell in enumerate(row):
-        name = header[place] if place < len(header) else ""
-        if not cell.strip() or (name and is_unknown(name)):
-            continue
-        if not name:
-            problems.append(Problem("", f"column {place + 1} has no name in the header"))
-            continue
-        try:
-            fields[name] = _cell(name, cell)
-        except ValueError as error:
-            problems.append(Problem(name, str(error)))
-    return Row(line, fields, tuple(problems))
+def _top(lines: Iterator[_Line]) -> tuple[_Line | None, str]:
+    """Return the line that the header begins on, None in an empty file, and the separator of the cells."""
+    told = ""
+    for line in lines:
+        match = _SEPARATOR.fullmatch(line[1].rstrip())
+        if match is not None:
+            told = match[1]
+        elif line[1].strip():
+            # Spreadsheets write semicolons in many countries. Field names contain none of the three.
+            return line, told or max(",;\t", key=line[1].count)
+    return None, ""
 
 
-def _cell(name: str, cell: str) -> object:
-    """Return the value of a cell.
+@attrs.frozen
+class Header:
+    """Header of a table.
 
-    Raises:
-        ValueError: The text is not a value of the field.
+    Attributes:
+        names: Names of the columns, in their order.
+        resolved: Their meaning.
+        problems: Problems with it.
     """
-    text = cell.strip()
-    match name:
-        case "guidance_scale":
-            try:
-                return float(text)
-            except ValueError:
-                raise ValueError(f"expected a number from 0 to 1, got {text[:40]!r}") from None
-        case "sound":
-            if text.lower() not in _BOOLEANS:
-                raise ValueError(f"expected true or false, got {text[:40]!r}")
-            return _BOOLEANS[text.lower()]
-        case _ if name in JSON_FIELDS:
-            return parse_json_cell(name, text)
-        case "prompt" | "negative_prompt":
-            return cell
-        case _:
-            return text
 
+    names: list[str]
+    resolved: Resolved
+    problems: tuple[Problem, ...]
 
-def parse_json_cell(name: str, text: str) -> object:
-    """Return the value of a cell with JSON.
+    @classmethod
+    def of(cls, cells: list[str], columns: Columns) -> Header:
+        """Return the header that a row is."""
+        names = [name.strip() for name in cells]
+        return cls(names, *columns.header([name for name in names if name]))
 
-    Raises:
-        ValueError: The text is not JSON.
-    """
-    try:
-        return _JSON.decode(text)
-    except (ValueError, RecursionError):
-        kind = "object" if name == "extra" else "list"
-        raise ValueError(f"expected a JSON {kind}, got {text[:40]!r}") from None
+    def row(self, line: int, cells: list[str]) -> Row:
+        """Return a row of texts."""
+        fields: dict[str, object] = {}
+        labels: dict[str, object] = {}
+        problems: list[Problem] = []
+        for place, text in enumerate(cells):
+            if not text or text.isspace():
+                continue
+            name = self.names[place] if place < len(self.names) else ""
+            field = self.resolved.fields.get(name)
+            if field is not None:
+                try:
+                    fields[field] = cell(field, text)
+                except ValueError as error:
+                    problems.append(Problem(field, str(error)))
+            elif name in self.resolved.labels:
+                labels[self.resolved.labels[name]] = text.strip()
+            elif not name and (place or self.names[0]):
+                # A first column without a name is the number of the row, as pandas writes it.
+                problems.append(Problem("", self._nameless(place)))
+        return Row(line, fields, tuple(problems), labels=labels)
 
-
-_BOOLEANS: Final[Mapping[str, bool]] = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    def _nameless(self, place: int) -> str:
+        if place < len(self.names):
+            return f"column {place + 1} has no name in the header"
+        return f"column {place + 1} has no name in the header: put a text with the separator in it into double quotes"

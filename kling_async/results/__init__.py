@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, cast
 
 from kling_async.ledger import is_url, read_ledger, read_steps
 
-from ._files import LINES, Exported, Format, Writer, replaced
+from ._files import LINES, Errors, Exported, Format, Writer, invalid_rows_in, replaced
 from ._parquet import SHARD_ROWS, Shards
 from ._rows import job_of, result_of
 from ._stats import Stats
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Generator, Iterable
+    from collections.abc import Generator, Iterable, Mapping
 
     from kling_async.ledger import Row
 
@@ -39,6 +39,7 @@ def export(
     *,
     account: str = "default",
     batch: str | None = None,
+    invalid: Iterable[Mapping[str, object]] | None = None,
 ) -> list[Exported]:
     """Write files from a ledger, even while another process writes the ledger.
 
@@ -50,6 +51,8 @@ def export(
         formats: Formats to write.
         account: Name of the account in a database.
         batch: Name of the only batch to export; "" is jobs submitted outside of batches, None is all.
+        invalid: Rows that the run left out of its manifest (`Manifest.invalid_rows`), for `errors.jsonl`; by default
+            those that the file has from an earlier export.
 
     Raises:
         LedgerError: There is no such ledger.
@@ -71,8 +74,15 @@ def export(
                     writers.append(Stats(folder, lambda: read_steps(ledger, account=account, batch=batch)))
                 case Format.PARQUET:
                     writers.append(Shards(folder))
+                case Format.ERRORS:
+                    path = folder / f"{reruns.next_name}.jsonl"
+                    left_out = invalid_rows_in(path) if invalid is None else invalid
+                    errors = Errors(wanted, path, stack.enter_context(replaced(path)), shared=is_url(ledger))
+                    for fields in left_out:
+                        errors.add_invalid(fields)
+                    writers.append(errors)
                 case _:
-                    path = folder / f"{reruns.next_name if wanted is Format.ERRORS else wanted.value}.jsonl"
+                    path = folder / f"{wanted.value}.jsonl"
                     file = stack.enter_context(replaced(path))
                     writers.append(LINES[wanted](wanted, path, file, shared=is_url(ledger)))
         for row in () if first is None else chain((first,), rows):

@@ -56,6 +56,7 @@ class Exported:
         rows: Number of jobs in it.
         left_out: Number of jobs that are missing in it, by reason.
         root: Of a manifest: the folder to read it with, if its images are not below its own folder; else None.
+        invalid: Number of `rows` that are no jobs yet, since they were left out of the run's manifest.
     """
 
     format: Format
@@ -63,6 +64,7 @@ class Exported:
     rows: int
     left_out: Mapping[str, int] = attrs.field(factory=dict)
     root: Path | None = None
+    invalid: int = 0
 
 
 class Writer(Protocol):
@@ -143,6 +145,20 @@ class Errors(Lines):
 
     keys: set[str] = attrs.field(factory=set)
     folders: set[Path] = attrs.field(factory=set)
+    invalid: int = 0
+
+    def add_invalid(self, fields: Mapping[str, object]) -> None:
+        """Write a row that was left out of the run's manifest, with its problems as the note."""
+        images = {
+            name: Path(image)
+            for name in ("image", "end_image")
+            if isinstance(image := fields.get(name), str) and os.path.isabs(image)  # noqa: PTH117 -- it may be no path
+        }
+        self.folders.update(image.parent for image in images.values())
+        paths = {name: relative(str(image), self.path.parent) for name, image in images.items()}
+        self.file.write(json.dumps({**fields, **paths}) + "\n")
+        self.rows += 1
+        self.invalid += 1
 
     def line(self, row: Row) -> dict[str, object] | str | None:
         if row.state not in AGAIN:
@@ -168,14 +184,37 @@ class Errors(Lines):
             return f"it is not valid by itself: {error.problems[0]}"
         self.keys.add(row.key)
         self.folders.update(file.parent for file in files.values())
+        labels = {"labels": fields["labels"]} if "labels" in fields else {}
         fields = with_paths(row.job or "{}", {place: relative(path, self.path.parent) for place, path in paths.items()})
         note = {"status": STATUS[row.state], "code": row.code, "message": row.error}
-        return {"key": row.key, **fields, NOTE: note}
+        return {"key": row.key, **fields, **labels, NOTE: note}
 
     def end(self) -> Exported:
         root = Path(os.path.commonpath(self.folders)) if self.folders else None
         below = root is None or root.is_relative_to(self.path.parent)
-        return attrs.evolve(super().end(), root=None if below else root)
+        return attrs.evolve(super().end(), root=None if below else root, invalid=self.invalid)
+
+
+INVALID: Final = "invalid"
+"""Status of rows that were left out of a manifest."""
+
+
+def invalid_rows_in(path: Path) -> list[dict[str, object]]:
+    """Return the rows of an earlier errors manifest that were left out of a run."""
+    found: list[dict[str, object]] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    for line in lines:
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        note = fields.get(NOTE) if isinstance(fields, dict) else None
+        if isinstance(note, dict) and note.get("status") == INVALID:
+            found.append(fields)
+    return found
 
 
 @attrs.define
@@ -208,6 +247,5 @@ class Metadata(Lines):
 
 LINES: Final[Mapping[Format, type[Lines]]] = {
     Format.RESULTS: Lines,
-    Format.ERRORS: Errors,
     Format.METADATA: Metadata,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Final, cast
 
 from kling_async._files import make_part
@@ -27,6 +28,7 @@ _COLUMNS: Final = {
     "bytes": "whole",
     "sha256": "text",
     "cost_usd": "number",
+    "image": "text",
     "prompt": "text",
     "duration": "whole",
     "attempts": "whole",
@@ -34,6 +36,7 @@ _COLUMNS: Final = {
     "updated_at": "time",
     "error_code": "whole",
     "error_message": "text",
+    "labels": "text",
 }
 
 
@@ -75,6 +78,7 @@ class Shards:
             return
         result = result_of(row, self._out)
         error = cast("dict[str, object]", result.pop("error") or {"code": None, "message": None})
+        result["labels"] = json.dumps(result["labels"], ensure_ascii=False)
         result |= {"error_code": error["code"], "error_message": error["message"]}
         result |= {"submitted_at": as_datetime(row.submitted_at), "updated_at": as_datetime(row.updated_at)}
         self._pending.append(result)

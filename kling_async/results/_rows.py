@@ -35,7 +35,12 @@ def job_of(row: Row) -> dict[str, object] | None:
 
     A file is its path, in JSON values after `file:`; one given as bytes is only `sha256:` and its digest.
     """
-    return None if row.job is None else with_paths(row.job, paths_of(row))
+    if row.job is None:
+        return None
+    fields = with_paths(row.job, paths_of(row))
+    if row.labels:
+        fields["labels"] = json.loads(row.labels)
+    return fields
 
 
 def paths_of(row: Row) -> dict[str, str]:
@@ -79,13 +84,20 @@ def result_of(row: Row, folder: Path) -> dict[str, object]:
         "bytes": row.bytes,
         "sha256": row.sha256,
         "cost_usd": _cost(row),
+        "image": _shown(job.get("image"), folder),
         "prompt": job.get("prompt"),
         "duration": job.get("duration"),
         "attempts": row.attempt,
         "submitted_at": _iso_time(row.submitted_at),
         "updated_at": _iso_time(row.updated_at),
         "error": {"code": row.code, "message": row.error} if failed or row.error else None,
+        "labels": job.get("labels", {}),
     }
+
+
+def _shown(image: object, folder: Path) -> str | None:
+    """Return the first frame of a job: its URL, or its path, relative to a folder that it lies below."""
+    return relative(image, folder) if isinstance(image, str) else None
 
 
 def _cost(row: Row) -> float | None:

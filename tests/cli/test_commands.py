@@ -167,7 +167,8 @@ def test_bad_manifest_is_reported_line_by_line(tmp_path: Path) -> None:
         "jobs.jsonl:1 duration: expected 5 or 10, got 15",
         "jobs.jsonl:2 prompt: required: 1 to 2500 characters",
         f"jobs.jsonl:3 image: '../face.png' is outside of {tmp_path.resolve()}",
-        "3 problems in the manifest; nothing was sent.",
+        "3 problems in the list; nothing was sent.",
+        "correct the lines and run it again, or leave them out with skip_invalid=True (--skip-invalid)",
     ]
 
 

@@ -144,7 +144,7 @@ def test_every_limit_is_kept() -> None:
     files = "--results 'my reports' --no-results --gallery"
     money = "--budget 5 --allow-estimate --retry-failed 2 --ignore-parameter token --ignore-parameter v --no-audit"
     assert shlex.join(kept_options(options)) == f"{limits} {reads} {sizes} {files} {money}"
-    assert kept_options(RunOptions(manifest=Path("jobs.jsonl"), out="videos", ordered=True)) == []
+    assert kept_options(RunOptions(manifest=[Path("jobs.jsonl")], out="videos", ordered=True)) == []
 
 
 def test_account_is_kept_with_database() -> None:

@@ -90,7 +90,7 @@ async def test_commands_refuse_rehearsals_without_asking_the_service(cli: Cli) -
 
 
 def test_rehearsal_of_object_store_has_prefix_of_its_own() -> None:
-    options = RunOptions(manifest=Path("jobs.jsonl"), out="s3://bucket/videos/", emulator=True)
+    options = RunOptions(manifest=[Path("jobs.jsonl")], out="s3://bucket/videos/", emulator=True)
     assert options.videos == "s3://bucket/videos/rehearsal"
     assert options.ledger_name.path == Path("kling-jobs/rehearsal/rehearsal.db")
     assert options.results_folder == Path("kling-jobs/rehearsal")

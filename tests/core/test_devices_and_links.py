@@ -18,6 +18,7 @@ from kling_async.gallery.page import freeze
 from kling_async.ledger import Content, SQLiteLedger
 from kling_async.ledger._sqlite.connection import closed_by
 from kling_async.manifest import _check, _text, read_manifest
+from kling_async.manifest._columns import Columns
 from kling_async.results import Format, export
 from support.pictures import png
 
@@ -70,7 +71,7 @@ def test_file_that_grows_while_it_is_read_ends(tmp_path: Path) -> None:
     path.write_text(ROW * 3)
     found = 0
     with path.open("rb") as file, path.open("a") as growing:
-        for _ in _text.json_rows(file):
+        for _ in _text.json_rows(file, Columns()):
             found += 1
             growing.write(ROW)
             growing.flush()

@@ -225,7 +225,31 @@ def test_manifest_error_shows_first_problems_and_count() -> None:
     problems = [RowProblem("jobs.csv", line, "prompt", "required") for line in range(1, 1001)]
     error = errors.ManifestError(problems)
     assert len(error.problems) == 1000
-    assert "jobs.csv:20 prompt: required; and 980 more" in str(error)
+    assert "invalid manifest: jobs.csv prompt: required: rows 1, 2, 3 and 997 more;" in str(error)
+    various = [RowProblem("jobs.csv", line, "prompt", f"required: {line} characters") for line in range(1, 1001)]
+    assert "jobs.csv:20 prompt: required: 20 characters; and 980 more;" in str(errors.ManifestError(various))
+
+
+def test_alike_problems_are_grouped_with_their_places() -> None:
+    def problem(line: int | None, message: str, path: str = "image", file: str = "jobs.csv") -> RowProblem:
+        return RowProblem(file, line, path, message)
+
+    problems = [
+        problem(3, "'a.png' does not exist"),
+        problem(4, "required", "prompt"),
+        problem(5, "'b.png' does not exist"),
+        problem(9, "required", "prompt"),
+        problem(None, "is truncated", file="photos/a.png"),
+        problem(None, "is truncated", file="photos/b.png"),
+        problem(12, "is not JSON", ""),
+        problem(13, "is not JSON", ""),
+    ]
+    assert [str(group) for group in errors.group_problems(problems)] == [
+        "jobs.csv image: 'a.png' does not exist, and the like: rows 3, 5",
+        "jobs.csv prompt: required: rows 4, 9",
+        "image: is truncated: photos/a.png, photos/b.png",
+        "jobs.csv: is not JSON: rows 12, 13",
+    ]
 
 
 def test_every_error_class_is_used() -> None:

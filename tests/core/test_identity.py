@@ -17,18 +17,20 @@ from support.first_release import BATCH, STATES
 
 pytestmark = pytest.mark.anyio
 
+NEWEST = contents.IDENTITY_VERSION
+LATER = NEWEST + 1
 JOB = Job(prompt="x", image="https://pictures.example/face.png?signature=1")
 
 
 @pytest.fixture
-def rule_3(monkeypatch: pytest.MonkeyPatch) -> None:
+def later_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     """A later rule, by which URLs count without their query."""
 
     def rule(text: str) -> str:
         return text.replace("?signature=1", "")
 
-    monkeypatch.setattr(contents, "RULES", {**contents.RULES, 3: rule})
-    monkeypatch.setattr(contents, "IDENTITY_VERSION", 3)
+    monkeypatch.setattr(contents, "RULES", {**contents.RULES, LATER: rule})
+    monkeypatch.setattr(contents, "IDENTITY_VERSION", LATER)
 
 
 async def opened(path: Path) -> SQLiteLedger:
@@ -44,23 +46,23 @@ def recorded(path: Path) -> dict[str, int]:
     return found
 
 
-def test_content_is_made_by_the_rule_of_the_batch(rule_3: None) -> None:
-    del rule_3
-    digests = [content_of(JOB, str, identity=Identity(rule)).digest for rule in (2, 3)]
+def test_content_is_made_by_the_rule_of_the_batch(later_rule: None) -> None:
+    del later_rule
+    digests = [content_of(JOB, str, identity=Identity(rule)).digest for rule in (NEWEST, LATER)]
     assert content_of(JOB, str).digest == digests[1], "by the newest rule"
     assert digests[0] != digests[1]
-    with pytest.raises(LedgerError, match=r"later version of kling_async \(identity rule 4\).*upgrade"):
-        content_of(JOB, str, identity=Identity(4))
+    with pytest.raises(LedgerError, match=r"later version of kling_async \(identity rule 9\).*upgrade"):
+        content_of(JOB, str, identity=Identity(9))
 
 
-@pytest.mark.usefixtures("rule_3")
+@pytest.mark.usefixtures("later_rule")
 async def test_old_batches_keep_their_rule_and_new_ones_take_the_newest(tmp_path: Path) -> None:
     path = Path(shutil.copy(STATES, tmp_path / "run.db"))
     ledger = await opened(path)
-    assert [(await ledger.identity(batch)).rule for batch in ("", BATCH, "new", "new")] == [1, 1, 3, 3]
+    assert [(await ledger.identity(batch)).rule for batch in ("", BATCH, "new", "new")] == [1, 1, LATER, LATER]
     await ledger.claim("claimed", "k", content=Content("d"), model="m", at=0.0)
     await ledger.aclose()
-    assert recorded(path) == {"": 1, BATCH: 1, "new": 3, "claimed": 3}
+    assert recorded(path) == {"": 1, BATCH: 1, "new": LATER, "claimed": LATER}
 
 
 async def test_jobs_are_read_by_the_rule_of_their_batch(tmp_path: Path) -> None:
@@ -69,18 +71,18 @@ async def test_jobs_are_read_by_the_rule_of_their_batch(tmp_path: Path) -> None:
     reader = ContentReader(ledger)
     read = [await reader.read(JOB, batch) for batch in (BATCH, "new", BATCH)]
     await ledger.aclose()
-    assert read == [content_of(JOB, str, identity=Identity(rule)) for rule in (1, 2, 1)]
+    assert read == [content_of(JOB, str, identity=Identity(rule)) for rule in (1, NEWEST, 1)]
 
 
 async def test_new_batch_keeps_the_rule_when_a_later_one_comes(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     path = tmp_path / "run.db"
     ledger = await opened(path)
-    assert await ledger.identity("b") == Identity(2)
+    assert await ledger.identity("b") == Identity(NEWEST)
     await ledger.claim("claimed", "k", content=Content("d"), model="m", at=0.0)
     await ledger.aclose()
-    request.getfixturevalue("rule_3")
+    request.getfixturevalue("later_rule")
     ledger = await opened(path)
-    assert [(await ledger.identity(batch)).rule for batch in ("b", "claimed", "new")] == [2, 2, 3]
+    assert [(await ledger.identity(batch)).rule for batch in ("b", "claimed", "new")] == [NEWEST, NEWEST, LATER]
     await ledger.aclose()
 
 
@@ -101,13 +103,13 @@ async def test_batch_of_a_later_version_is_refused(tmp_path: Path) -> None:
     assert await ledger.find("b", "new") is None
     # What is known of its jobs is still written down, and other batches are not concerned.
     await ledger.record(Entry(batch="b", key="k", state=State.SKIPPED, at=1.0))
-    assert await ledger.identity("other") == Identity(2)
+    assert await ledger.identity("other") == Identity(NEWEST)
     await ledger.aclose()
 
 
-@pytest.mark.usefixtures("rule_3")
+@pytest.mark.usefixtures("later_rule")
 async def test_memory_has_the_newest_rule() -> None:
-    assert await MemoryLedger().identity("b") == Identity(3)
+    assert await MemoryLedger().identity("b") == Identity(LATER)
 
 
 async def test_name_that_the_ledger_cannot_hold_is_refused(tmp_path: Path) -> None:

@@ -78,16 +78,17 @@ def test_every_problem_is_reported_with_file_line_and_field() -> None:
     )
     messages = problems(path)
     assert messages[0] == "jobs.jsonl:1 duration: expected 5 or 10, got 15"
-    assert messages[1].startswith("jobs.jsonl:3 guidance: unknown field")
-    assert messages[2] == "jobs.jsonl:3 prompt: required: 1 to 2500 characters"
-    assert messages[3] == "jobs.jsonl:4: is not JSON: Expecting property name enclosed in double quotes (column 2)"
-    assert messages[4] == "jobs.jsonl:5: expected one JSON object per line, got list"
-    assert len(messages) == 5
+    assert messages[1].startswith(
+        "jobs.jsonl:3 guidance: unknown field: the service would ignore it and charge; did you"
+    )
+    assert messages[2] == "jobs.jsonl:4: is not JSON: Expecting property name enclosed in double quotes (column 2)"
+    assert messages[3] == "jobs.jsonl:5: expected one JSON object per line, got list"
+    assert len(messages) == 4
 
 
 def test_manifest_error_is_value_error_and_pickles() -> None:
     path = jsonl(*({"prompt": "Waves", "image": URL, "duration": 15} for _ in range(50)))
-    with pytest.raises(ValueError, match=r"jobs\.jsonl:1 duration: .*; and 30 more") as caught:
+    with pytest.raises(ValueError, match=r"jobs\.jsonl duration: .* got 15: rows 1, 2, 3 and 47 more;") as caught:
         read_manifest(path)
     error = caught.value
     assert isinstance(error, ManifestError)
@@ -122,7 +123,7 @@ def test_key_must_be_nonempty_text_or_a_whole_number(key: object, message: str) 
         ("nul\0byte", "embedded null"),
         ("x" * 5000, "cannot be read"),
         ("", "is empty"),
-        ("file:///etc/passwd", "expected an http(s) URL"),
+        ("file:///etc/passwd", "is outside of"),
         ("data:text/plain;base64,aGk=", "expected a data URI"),
         (5, "expected a URL"),
         (["face.png"], "expected a URL"),
@@ -178,9 +179,10 @@ def test_truncated_json_is_reported_at_end_of_line() -> None:
 
 
 @pytest.mark.parametrize("name", ["self", "job", "__class__", "fields"])
-def test_hostile_field_names_are_unknown_fields(name: str) -> None:
-    (messages,) = problems(jsonl({"prompt": "Waves", "image": URL, name: 1}))
-    assert messages.startswith(f"jobs.jsonl:1 {name}: unknown field")
+def test_hostile_names_of_columns_travel_along(name: str) -> None:
+    ((_, job),) = read_manifest(jsonl({"prompt": "Waves", "image": URL, name: 1}))
+    assert job == Job(prompt="Waves", image=URL)
+    assert job.labels == {name: 1}
 
 
 def test_deep_or_huge_json_is_a_problem() -> None:
@@ -200,12 +202,6 @@ def test_invalid_utf8_is_reported_with_line(suffix: str) -> None:
     assert messages[1].startswith(f"jobs.{suffix}:3 ")
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
-def test_utf16_is_reported(suffix: str) -> None:
-    Path(f"jobs.{suffix}").write_bytes("prompt,image\n".encode("utf-16"))
-    assert problems(f"jobs.{suffix}") == [f"jobs.{suffix}:1: the file is UTF-16; save it as UTF-8"]
-
-
 @pytest.mark.parametrize("name", ["jobs.jsonl", "jobs.csv"])
 def test_byte_order_mark_and_crlf_are_accepted(name: str) -> None:
     text = (
@@ -221,8 +217,11 @@ def test_byte_order_mark_and_crlf_are_accepted(name: str) -> None:
         ("missing.jsonl", "missing.jsonl: cannot be read: No such file or directory"),
         ("folder.csv", "folder.csv: cannot be read: Is a directory"),
         (
-            "jobs.xlsx",
-            "jobs.xlsx: expected a folder of images, or a file of .jsonl, .ndjson, .csv, .parquet, got .xlsx",
+            "jobs.xls",
+            (
+                "jobs.xls: expected a folder of pictures, pictures, a pattern such as photos/*.jpg, or a file of .csv, "
+                ".tsv, .jsonl, .ndjson, .json, .parquet, .xlsx (also packed: .csv.gz), got .xls"
+            ),
         ),
         ("empty.jsonl", "empty.jsonl: has no rows"),
         ("empty.csv", "empty.csv: has no rows"),
@@ -276,15 +275,18 @@ def test_csv_problem_has_first_line_of_row() -> None:
     assert problems(path) == [
         "jobs.csv:4 guidance_scale: expected a number from 0 to 1, got 'high'",
         "jobs.csv:4 sound: expected true or false, got 'maybe'",
-        "jobs.csv:7: column 6 has no name in the header",
+        "jobs.csv:7: column 6 has no name in the header: put a text with the separator in it into double quotes",
     ]
 
 
 def test_csv_header_problems_are_reported_once() -> None:
-    path = csv(f"prompt,image,seconds,prompt\nWaves,{URL},5,\nWaves,{URL},5,\n")
+    path = csv(f"prompt,image,duratoin,prompt\nWaves,{URL},5,\nWaves,{URL},5,\n")
     assert problems(path) == [
         "jobs.csv:1 prompt: is the name of two columns",
-        "jobs.csv:1 seconds: unknown field: the service would ignore it and charge; did you mean duration?",
+        (
+            "jobs.csv:1 duratoin: unknown field: the service would ignore it and charge; did you mean duration? Then "
+            "say --column duration=duratoin; to keep it for the results alone, --column duratoin=duratoin"
+        ),
     ]
 
 

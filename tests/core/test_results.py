@@ -56,7 +56,8 @@ async def write(path: Path, *jobs: dict[str, Any]) -> Path:
         start = START + job.get("start", 0)
         fields = {"image": URL, "prompt": "Waves", "model": STANDARD, "duration": 5} | job.get("job", {})
         files = json.dumps(job["files"]) if "files" in job else None
-        await ledger.claim(batch, key, content=Content(json.dumps(fields), files), model=STANDARD, at=start)
+        content = Content(json.dumps(fields), files, labels=job.get("labels"))
+        await ledger.claim(batch, key, content=content, model=STANDARD, at=start)
         for step in PATHS[state]:
             await ledger.record(
                 Entry(
@@ -103,16 +104,62 @@ async def test_results_have_line_per_job(tmp_path: Path) -> None:
         "bytes": 5,
         "sha256": "ab" * 32,
         "cost_usd": 0.45,
+        "image": URL,
         "prompt": "Waves",
         "duration": 5,
         "attempts": 1,
         "submitted_at": "2027-01-15T08:00:02.000+00:00",
         "updated_at": "2027-01-15T08:01:06.000+00:00",
         "error": None,
+        "labels": {},
     }
     assert rows["b"]["error"] == {"code": 1200, "message": "the input is refused"}
     assert {row["status"] for row in rows.values()} == set(STATUS.values())
     assert list(out.iterdir()) == [made.path], "no partial file"
+
+
+async def test_results_join_videos_with_pictures_and_columns(tmp_path: Path) -> None:
+    ledger = await write(
+        tmp_path / "run.db",
+        {"key": "a", "state": State.REJECTED, "labels": '{"SKU": 1000}', "files": {"image": str(tmp_path / "a.png")}},
+        {"key": "b", "state": State.REJECTED, "labels": '{"SKU": 1001}'},
+    )
+    (tmp_path / "a.png").write_bytes(png())
+    export(ledger, tmp_path, [Format.RESULTS, Format.ERRORS, Format.PARQUET])
+    found = {row["key"]: (row["image"], row["labels"]) for row in lines(tmp_path / "results.jsonl")}
+    assert found == {"a": ("a.png", {"SKU": 1000}), "b": (URL, {"SKU": 1001})}
+    table = parquet.read_table(tmp_path / "results").to_pylist()
+    assert {(row["image"], row["labels"]) for row in table} == {("a.png", '{"SKU": 1000}'), (URL, '{"SKU": 1001}')}
+    assert {key: job.labels for key, job in read_manifest(tmp_path / "errors.jsonl")} == {
+        "a": {"SKU": 1000},
+        "b": {"SKU": 1001},
+    }
+
+
+async def test_columns_of_a_later_run_replace_those_before(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    await write(path, {"key": "a", "state": State.DOWNLOADED, "labels": '{"SKU": 1}'})
+    ledger = SQLiteLedger(path)
+    await ledger.open()
+    (row,) = read_ledger(path)
+    for labels in ('{"SKU": 2}', None):
+        await ledger.claim("spring", "a", content=Content(row.job or "", labels=labels), model=STANDARD, at=START)
+    await ledger.aclose()
+    assert [row.labels for row in read_ledger(path)] == ['{"SKU": 2}'], "without columns, they stay"
+
+
+async def test_rows_left_out_of_a_run_stay_in_its_errors(tmp_path: Path) -> None:
+    ledger = await write(tmp_path / "run.db", {"key": "a", "state": State.REJECTED})
+    rows = [
+        {"image": str(tmp_path / "photos" / "b.png"), "prompt": "x", "_error": {"status": "invalid", "message": "?"}}
+    ]
+    (made,) = export(ledger, tmp_path / "out", [Format.ERRORS], invalid=rows)
+    assert (made.rows, made.invalid, made.root) == (2, 1, tmp_path / "photos")
+    (again,) = export(ledger, tmp_path / "out", [Format.ERRORS])
+    assert (again.rows, again.invalid) == (2, 1), "an export without the list keeps them"
+    assert lines(made.path)[0] == rows[0]
+    (mended,) = export(ledger, tmp_path / "out", [Format.ERRORS], invalid=[])
+    assert (mended.rows, mended.invalid) == (1, 0)
 
 
 async def test_errors_manifest_reads_back_as_same_jobs(tmp_path: Path) -> None:

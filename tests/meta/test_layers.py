@@ -53,6 +53,7 @@ ROOMS_OF = {
     "orjson": {"_core"},
     "pyarrow": {"manifest", "results"},
     "pyrate_limiter": {"limits"},
+    "python_calamine": {"manifest"},
     "redis": {"limits"},
     "psycopg": {"ledger"},
     "procrastinate": {"integrations"},
@@ -73,6 +74,7 @@ ROOMS_OF = {
 DISTRIBUTIONS = {
     "aiohttp_socks": "aiohttp-socks",
     "pyrate_limiter": "pyrate-limiter",
+    "python_calamine": "python-calamine",
     "PIL": "pillow",
     "yarl": "aiohttp",
     "click": "typer",
@@ -89,6 +91,7 @@ OPTIONAL = {
     "PIL",
     "jinja2",
     "pyarrow",
+    "python_calamine",
     "redis",
     "psycopg",
     "procrastinate",

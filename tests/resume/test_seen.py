@@ -226,8 +226,8 @@ async def test_batch_of_an_older_rule_is_found(tmp_path: Path, monkeypatch: pyte
     service = fast()
     async with session(service, tmp_path / "run.db") as kling:
         await run(kling, UNKEYED, "a")
-    monkeypatch.setattr(contents, "RULES", {**contents.RULES, 2: lambda text: text + " "})
-    monkeypatch.setattr(contents, "IDENTITY_VERSION", 2)
+    monkeypatch.setattr(contents, "RULES", {**contents.RULES, 9: lambda text: text + " "})
+    monkeypatch.setattr(contents, "IDENTITY_VERSION", 9)
     async with session(service, tmp_path / "run.db") as kling:
         assert not any(outcome.ok for outcome in (await run(kling, UNKEYED, "b")).values())
     assert len(service.paid) == 3

@@ -100,7 +100,7 @@ async def test_migration_keeps_every_row_and_step(old: str) -> None:
     rows, steps = list(read_ledger(old)), list(read_steps(old))
     slots = postgres.rows(old, "SELECT key FROM kling_job WHERE slot ORDER BY key")
     await migrate(old)
-    assert version_of(old) == len(tables.MIGRATIONS) == 4
+    assert version_of(old) == len(tables.MIGRATIONS) == 5
     # Opening puts rows being sent in doubt, since their worker is gone.
     assert {row.key: row for row in read_ledger(old)} == {row.key: row for row in rows}
     assert list(read_steps(old)) == steps
@@ -124,7 +124,7 @@ async def test_workers_migrate_concurrently(old: str) -> None:
     ledgers = [PostgresLedger(old) for _ in range(5)]
     await asyncio.gather(*(ledger.open() for ledger in ledgers))
     await asyncio.gather(*(ledger.aclose() for ledger in ledgers))
-    assert version_of(old) == 4
+    assert version_of(old) == 5
 
 
 @pytest.mark.timeout(300)
@@ -243,8 +243,8 @@ async def test_workers_agree_on_identity_rule_of_new_batch(database: str, monkey
     async with await psycopg.AsyncConnection.connect(database) as other:
         # A worker of another version, with another rule, that has not committed yet.
         await other.execute(statements.BEGIN_BATCH.encode(), ["default", "b", 1, '["token"]'])
-        monkeypatch.setattr(contents, "RULES", {**contents.RULES, 2: contents.RULES[1]})
-        monkeypatch.setattr(contents, "IDENTITY_VERSION", 2)
+        monkeypatch.setattr(contents, "RULES", {**contents.RULES, 9: contents.RULES[1]})
+        monkeypatch.setattr(contents, "IDENTITY_VERSION", 9)
         async with anyio.create_task_group() as tasks:
             found: list[Identity] = []
 
@@ -257,6 +257,6 @@ async def test_workers_agree_on_identity_rule_of_new_batch(database: str, monkey
             assert found == []
             await other.commit()
     assert found == 2 * [Identity(1, ("token",))]
-    assert await ledgers[0].identity("new") == await ledgers[1].identity("new") == Identity(2)
+    assert await ledgers[0].identity("new") == await ledgers[1].identity("new") == Identity(9)
     for ledger in ledgers:
         await ledger.aclose()

@@ -26,7 +26,8 @@ async def fill(ledger: Ledger) -> None:
     await ledger.open()
     for number, batch in enumerate(("b", "a", "b")):
         key, at = f"k{number}", 100.0 - number
-        await ledger.claim(batch, key, content=Content(f'{{"n": {number}}}', '{"image": "/p.png"}'), model="m", at=at)
+        content = Content(f'{{"n": {number}}}', '{"image": "/p.png"}', labels=f'{{"sku": {number}}}')
+        await ledger.claim(batch, key, content=content, model="m", at=at)
         for state in (State.INTENT, State.SUBMITTED, State.COMPLETED)[: number + 1]:
             await ledger.record(
                 Entry(
@@ -55,6 +56,12 @@ async def test_database_reads_like_file(database: str, tmp_path: Path) -> None:
             found = list(read_steps(database, batch=batch, key=key))
             assert sorted(found, key=lambda step: (step.batch, step.key)) == steps
     assert [row.key for row in read_ledger(database)] == ["k2", "k1", "k0", "new"]
+    assert [row.labels for row in read_ledger(database)] == ['{"sku": 2}', '{"sku": 1}', '{"sku": 0}', None]
+    found_again = await shared.find("b", "k2")
+    assert found_again is not None
+    assert found_again[1].labels == '{"sku": 2}'
+    await shared.enqueue("b", [("k2", Content('{"n": 2}', labels='{"sku": 9}'), "m")], at=1.0)
+    assert next(iter(read_ledger(database))).labels == '{"sku": 9}'
     assert list(read_ledger(database, account="other")) == []
     assert list(read_steps(database, account="other")) == []
     assert [worker.name for worker in reader.workers(Address(database), "default")] == [shared._lease.name]

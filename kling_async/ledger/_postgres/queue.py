@@ -341,6 +341,10 @@ class RequestQueue:
         if known:
             values = {**statements.inserted_values(known), "account": self._lease.account}
             await fetch(connection, statements.RENEW_TEXTS, values)
+        labelled = {step.name: step.new for step in group if step.new is not None and step.new[0].labels is not None}
+        if labelled:
+            values = {**statements.inserted_values(labelled), "account": self._lease.account}
+            await fetch(connection, statements.RENEW_LABELS, values)
         new = {step.name: step.new for step in group if step.new is not None and step.name not in self._lease.lines}
         if not new:
             return

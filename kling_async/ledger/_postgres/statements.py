@@ -46,7 +46,7 @@ _TYPES: dict[str, str] = {
 """Columns of a row that change, with their types."""
 _FIXED = ("batch", "key", "digest", "model", "seen")
 _FIELDS = (*_FIXED, *_TYPES)
-_WITH_CONTENT = (*_FIELDS, "job", "files")
+_WITH_CONTENT = (*_FIELDS, "job", "files", "labels")
 
 
 _LINE = ", ".join(f"j.{name}" for name in ("id", "worker_id", "slot", *_FIELDS))
@@ -55,12 +55,15 @@ _LINE = ", ".join(f"j.{name}" for name in ("id", "worker_id", "slot", *_FIELDS))
 INSERT = """
 WITH given AS (
   SELECT * FROM unnest(%(batch)s::text[], %(key)s::text[], %(digest)s::text[], %(model)s::text[], %(at)s::float8[],
-    %(text)s::text[], %(files)s::text[]) AS g(batch, key, digest, model, at, text, files)),
+    %(text)s::text[], %(files)s::text[], %(labels)s::text[])
+    AS g(batch, key, digest, model, at, text, files, labels)),
 made AS (
   INSERT INTO kling_job(account, batch, key, digest, model, state, updated_at, worker_id, seen)
   SELECT %(account)s, batch, key, digest, model, 'pending', at, %(worker_id)s, %(seen)s FROM given
   ON CONFLICT (account, batch, key) DO NOTHING RETURNING id, batch, key),
-put AS (INSERT INTO kling_content SELECT made.id, text, files FROM made JOIN given USING (batch, key)),
+put AS (
+  INSERT INTO kling_content(job, text, files, labels)
+  SELECT made.id, text, files, labels FROM made JOIN given USING (batch, key)),
 noted AS (
   INSERT INTO kling_step(job, state, at, attempt, worker)
   SELECT made.id, 'pending', at, 0, '' FROM made JOIN given USING (batch, key))
@@ -90,6 +93,14 @@ JOIN kling_job j ON j.account = %(account)s AND j.batch = g.batch AND j.key = g.
 WHERE c.job = j.id AND c.text <> g.text AND j.state NOT IN ({quoted(ACCEPTED)})
 """
 """Replace the texts of jobs that were not accepted by others of equal jobs, whose signatures are newer."""
+RENEW_LABELS = """
+UPDATE kling_content c SET labels = g.labels
+FROM unnest(%(batch)s::text[], %(key)s::text[], %(digest)s::text[], %(labels)s::text[])
+  AS g(batch, key, digest, labels)
+JOIN kling_job j ON j.account = %(account)s AND j.batch = g.batch AND j.key = g.key AND j.digest = g.digest
+WHERE c.job = j.id AND g.labels IS NOT NULL AND c.labels IS DISTINCT FROM g.labels
+"""
+"""Replace the callers' own values of jobs by the latest."""
 
 LOCK_LINES = f"""
 SELECT {_LINE} FROM unnest(%s::text[], %s::text[]) AS g(batch, key)
@@ -139,7 +150,9 @@ KEYS = """
 SELECT key FROM kling_job WHERE account = %s AND batch = %s AND state = ANY(%s)
 ORDER BY submitted_at NULLS LAST, updated_at, id
 """
-_SELECT_WITH_CONTENT = f"SELECT {_LINE}, c.text, c.files FROM kling_job j LEFT JOIN kling_content c ON c.job = j.id "
+_SELECT_WITH_CONTENT = (
+    f"SELECT {_LINE}, c.text, c.files, c.labels FROM kling_job j LEFT JOIN kling_content c ON c.job = j.id "
+)
 FIND = _SELECT_WITH_CONTENT + "WHERE j.account = %s AND j.batch = %s AND j.key = %s"
 READ_ROWS = f"""
 {_SELECT_WITH_CONTENT}
@@ -304,7 +317,7 @@ WHERE s.state = 'failed' AND s.prediction_id = ANY(%(ids)s) AND j.account = %(ac
 AND s.prediction_id IS DISTINCT FROM j.prediction_id
 """
 """Those of the ids that a job has, or had in an earlier attempt."""
-CONTENT = "SELECT job, text, files FROM kling_content WHERE job = ANY(%s)"
+CONTENT = "SELECT job, text, files, labels FROM kling_content WHERE job = ANY(%s)"
 
 
 NOTIFIED = ENDED | {State.SUBMITTED}
@@ -371,6 +384,7 @@ def inserted_values(new: dict[tuple[str, str], tuple[Content, str, float]], seen
         "at": [at for _, _, at in new.values()],
         "text": [content.text for content, _, _ in new.values()],
         "files": [content.files for content, _, _ in new.values()],
+        "labels": [content.labels for content, _, _ in new.values()],
     }
 
 

@@ -85,6 +85,10 @@ CREATE INDEX kling_job_sent ON kling_job(account, digest) WHERE intent_at IS NOT
 ALTER TABLE kling_batch ADD COLUMN ignored text;
 CREATE INDEX kling_batch_ignored ON kling_batch(account, ignored) WHERE ignored IS NOT NULL;
 """,
+    """
+-- The caller's own values of each job: a JSON object; NULL for none.
+ALTER TABLE kling_content ADD COLUMN labels text;
+""",
 )
 """From nothing to the newest tables, one step each, all of them in one transaction. A released step is never changed.
 
@@ -108,6 +112,9 @@ INSERT INTO kling_version SELECT 0 WHERE NOT EXISTS (SELECT FROM kling_version)
 """
 _WITH_DOUBTS = 3
 """Version whose jobs have the columns of a doubt, and no sender."""
+_WITH_SENDERS = 4
+"""Version whose jobs have senders, and no labels."""
+_CONTENT = "kling_content AS (SELECT *, NULL::text AS labels FROM kling_content)\n"
 _UNCHANGED = (
     "id, account, slot, batch, key, digest, model, updated_at, attempt, fingerprint, token_hash, intent_at, "
     "submitted_at, prediction_id, cost, spent, refunded, failures, output, code, error, path, bytes, sha256"
@@ -171,13 +178,17 @@ def as_newest(version: int) -> str:
     """Return the WITH clause under which queries for the newest tables read those of a version."""
     if version >= len(MIGRATIONS):
         return ""
+    if version == _WITH_SENDERS:
+        return f"WITH {_CONTENT}"
     if version >= _WITH_DOUBTS:
         return f"""
-WITH kling_job AS (SELECT *, {_ADDED} FROM kling_job),
+WITH {_CONTENT},
+kling_job AS (SELECT *, {_ADDED} FROM kling_job),
 kling_batch AS (SELECT *, NULL::text AS ignored FROM kling_batch)
 """
     return f"""
-WITH kling_job AS (
+WITH {_CONTENT},
+kling_job AS (
   SELECT {_UNCHANGED}, {_ADDED}, owner AS worker_id, {_OLD_STATE} AS state, {_OLD_DOUBT} AS doubt,
     {_OLD_CANDIDATES} AS candidates FROM kling_job),
 kling_step AS (

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from kling_async._core.states import State
 
-_CONTENT = ("job", "files")
+_CONTENT = ("job", "files", "labels")
 """Attributes of a row that are in the table `content`."""
 _ENQUEUED = ("seen",)
 """Attributes of a row that only shared ledgers have."""
@@ -27,7 +27,7 @@ _COLUMNS = tuple(name for name in attrs.fields_dict(Row) if name not in (*_CONTE
 
 SELECT = f"SELECT {', '.join(_COLUMNS)} FROM job "
 SELECT_WITH_CONTENT = (
-    f"SELECT {', '.join(f'job.{name}' for name in _COLUMNS)}, content.job, content.files "
+    f"SELECT {', '.join(f'job.{name}' for name in _COLUMNS)}, {', '.join(f'content.{name}' for name in _CONTENT)} "
     "FROM job LEFT JOIN content ON content.batch = job.batch AND content.key = job.key "
 )
 INSERT = (
@@ -36,7 +36,8 @@ INSERT = (
 )
 INSERT_STEP = "INSERT INTO step(batch, key, state, at, attempt, prediction_id, error)"
 # REPLACE: content left behind by a row that somebody deleted must not undo the whole group.
-INSERT_CONTENT = "INSERT OR REPLACE INTO content(batch, key, job, files)"
+INSERT_CONTENT = "INSERT OR REPLACE INTO content(batch, key, job, files, labels)"
+RENEW_LABELS = "UPDATE content SET labels = ? WHERE batch = ? AND key = ? AND labels IS NOT ?"
 INSERT_BATCH = "INSERT INTO batch(name, identity, ignored) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 IDENTITY = "SELECT identity, ignored FROM batch WHERE name = ?"
 IGNORED = "SELECT DISTINCT ignored FROM batch WHERE ignored IS NOT NULL"

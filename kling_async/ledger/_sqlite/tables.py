@@ -14,6 +14,11 @@ APPLICATION_ID: Final = 0x4B4C4E47
 """`KLNG`, in the header of every ledger file."""
 
 
+_WITH_SENDERS: Final = 3
+"""Version whose jobs have senders, and no labels."""
+_CONTENT: Final = "content AS (SELECT *, NULL AS labels FROM main.content)\n"
+
+
 def _create(connection: sqlite3.Connection) -> None:
     """Make the tables of version 1."""
     _run(
@@ -76,10 +81,16 @@ CREATE TABLE writer(token TEXT NOT NULL, process INTEGER NOT NULL, host TEXT NOT
     )
 
 
+def _add_labels(connection: sqlite3.Connection) -> None:
+    """Add the caller's own values of each job, a JSON object."""
+    _run(connection, "ALTER TABLE content ADD COLUMN labels TEXT")
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _create,
     _separate_state_from_text,
     _add_senders_and_writer,
+    _add_labels,
 )
 """From an empty file to the newest tables, one step each, all of them in one transaction.
 
@@ -101,14 +112,18 @@ def as_newest(connection: sqlite3.Connection, version: int) -> str:
     """Return the WITH clause under which queries for the newest tables read those of a version."""
     if version >= len(MIGRATIONS):
         return ""
+    if version == _WITH_SENDERS:
+        return f"WITH {_CONTENT}"
     if version > 1:
-        return """
-WITH job AS (SELECT *, NULL AS sender, NULL AS reused FROM main.job),
+        return f"""
+WITH {_CONTENT},
+job AS (SELECT *, NULL AS sender, NULL AS reused FROM main.job),
 batch AS (SELECT *, NULL AS ignored FROM main.batch)
-"""
+"""  # noqa: S608 -- put together of constants
     _define_functions(connection)
-    return """
-WITH job AS (
+    return f"""
+WITH {_CONTENT},
+job AS (
   SELECT batch, key, digest, model, old_state(state, error) AS state, updated_at, attempt, fingerprint, token_hash,
     intent_at, submitted_at, prediction_id, cost, spent, refunded, failures, output, code, error,
     old_doubt(state, error) AS doubt, old_candidates(state, error) AS candidates, NULL AS sender, NULL AS reused,
@@ -116,7 +131,7 @@ WITH job AS (
 step AS (
   SELECT rowid, batch, key, old_state(state, error) AS state, at, attempt, prediction_id, error FROM main.step),
 batch AS (SELECT DISTINCT batch AS name, 1 AS identity, NULL AS ignored FROM main.job)
-"""
+"""  # noqa: S608 -- put together of constants
 
 
 def _run(connection: sqlite3.Connection, script: str) -> None:
