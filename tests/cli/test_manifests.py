@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import pytest
+
+from kling_async import ConfigurationError
+from kling_async.cli.options import EstimateOptions
+from kling_async.cli.output import make_console
+from kling_async.cli.sources import print_warnings, read_source
 from kling_async.ledger import read_ledger
 from support.cli import Cli, jobs
 from support.pictures import encoded, png
+from support.sheets import write_xlsx
 
 REHEARSAL = ("--emulator", "--speed", "500", "--profile", "tiny", "--level", "gold", "--quiet")
 
@@ -42,6 +50,47 @@ def test_json_option_prints_problems_as_json_lines(cli: Cli) -> None:
     assert problems[0]["message"] == "expected 5 or 10, got 15"
     assert problems[1]["message"] == "'a' is already the key of line 1"
     assert not (cli.folder / "videos").exists()
+
+
+def test_spreadsheet_becomes_videos_named_after_its_pictures(cli: Cli) -> None:
+    """Wrong headers, a bad row, a picture in another script; told before it runs, and found in the results."""
+    (cli.folder / "shots").mkdir()
+    for name in ("SKU-1.png", "猫.png"):
+        (cli.folder / "shots" / name).write_bytes(png())
+    rows: list[list[object]] = [["Filename", "Motion prompt", "Seconds", "SKU"]]
+    rows += [["shots\\SKU-1.png", "Waves", 5, 1], ["shots/猫.png", "Wind", 10, 2], ["shots/gone.png", "Wind", 15, 3]]
+    write_xlsx(cli.folder / "products.xlsx", rows)
+    words = ("run", "products.xlsx", "--out", "videos", *REHEARSAL[:-1])
+    refused = cli(*words, "--budget", "1")
+    assert refused.returncode == 2
+    assert "did you mean prompt? Then say --column 'prompt=Motion prompt'" in refused.stderr
+    done = cli(*words, "--column", "prompt=Motion prompt", "--skip-invalid")
+    assert done.returncode == 0, done.stderr
+    assert "products.xlsx:4 duration: expected 5 or 10, got 15" in done.stdout
+    assert "1 row with problems left out; a run writes them into errors.jsonl" in done.stdout
+    assert "Columns kept for the results, and not sent: SKU" in done.stdout
+    assert "1 row was left out: mend them in videos/rehearsal/errors.jsonl, where _error says why." in done.stdout
+    made = cli.folder / "videos" / "rehearsal"
+    assert {path.name for path in made.glob("*.mp4")} == {"SKU-1.mp4", "猫.mp4"}
+    results = [json.loads(line) for line in (made / "results.jsonl").read_text().splitlines()]
+    assert {(row["file"], row["labels"]["SKU"]) for row in results} == {("SKU-1.mp4", 1), ("猫.mp4", 2)}
+    (left_out,) = [json.loads(line) for line in (made / "errors.jsonl").read_text().splitlines()]
+    assert left_out["labels"] == {"SKU": 3}
+    assert "duration: expected 5 or 10, got 15" in left_out["_error"]["message"]
+
+
+def test_options_of_lists_are_checked_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigurationError, match="--column: expected FIELD=COLUMN, each field once, got image"):
+        read_source(EstimateOptions(manifest=[tmp_path], columns=["image"]), "wavespeed", as_json=False)
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "clip.mov").touch()
+    (tmp_path / "below").mkdir()
+    options = EstimateOptions(manifest=[tmp_path], prompt="x")
+    manifest = read_source(options, "wavespeed", as_json=False)
+    assert manifest is not None
+    print_warnings(make_console(), manifest, "wavespeed")
+    said = f"Left out of {tmp_path}: 1 x .mov, 1 x subfolders; --recursive takes the pictures in subfolders"
+    assert said in capsys.readouterr().out.replace("\n", "")
 
 
 def test_root_option_and_warnings(cli: Cli) -> None:
