@@ -18,6 +18,7 @@ import attrs
 from kling_async.errors import ConfigurationError, LedgerError
 
 from .catalogue import find_model
+from .images import EncodedImage
 from .input_files import replaced
 from .job import IMAGES, TREES, Job, Shot, job_of_fields
 from .job_validation import IMAGE_LISTS
@@ -41,6 +42,9 @@ PREFIX = "sha256:"
 """Prefix of the digest of a file, or of an image that is not a URL."""
 _FILES = "files"
 """Field of texts, and of no job: places of the files in JSON values, where any text may stand. Only with such files."""
+_FORMERLY = "formerly"
+"""Field of texts, and of no job: digests that earlier rules made of images which were encoded otherwise then."""
+_FORMERLY_SIGN = f'"{_FORMERLY}":'
 _SHORT = ("negative_prompt", "guidance_scale", "sound", "shot_type", "resolution", "aspect_ratio", "dynamic_range")
 _LISTS = ("element_list", "voice_list", *IMAGE_LISTS)
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -154,6 +158,10 @@ def _text_of(job: Job, image_digest: Callable[[Image], str]) -> tuple[str, str |
     fields: dict[str, object] = {"model": job.model, "prompt": job.prompt, "duration": job.duration}
     fields |= {name: value for name in (*IMAGES, *_SHORT) if (value := getattr(digested, name)) is not None}
     fields |= {name: list(value) for name in _LISTS if (value := getattr(digested, name))}
+    if isinstance(job.image, EncodedImage) or isinstance(job.end_image, EncodedImage):
+        former = {name: getattr(getattr(job, name), "former", "") for name in IMAGES}
+        if digests := {name: PREFIX + digest for name, digest in former.items() if digest}:
+            fields[_FORMERLY] = digests
     if job.multi_prompt:
         fields["multi_prompt"] = [attrs.asdict(shot) for shot in job.multi_prompt]
     if job.extra:
@@ -175,6 +183,7 @@ def _as_released(text: str) -> str:
 
     What a later version knows of a model besides, above all its price, makes no other job.
     """
+    text = _with_images(text, former=True)
     if '"own_row":' not in text:
         return text
     fields: dict[str, Any] = json.loads(text)
@@ -194,6 +203,20 @@ def _unsigned(text: str) -> str:
     return _with_urls(_as_released(text), without_signature) if may_be_signed(text) else _as_released(text)
 
 
+def _as_encoded(text: str) -> str:
+    """Return the text of a content without signatures, its images by the digests of what is sent."""
+    return _unsigned(_with_images(text, former=False))
+
+
+def _with_images(text: str, *, former: bool) -> str:
+    """Return the text of a content with the present or the former digests of its images alone."""
+    if _FORMERLY_SIGN not in text:
+        return text
+    fields: dict[str, Any] = json.loads(text)
+    digests = fields.pop(_FORMERLY, {})
+    return _json(fields | digests if former else fields)
+
+
 def _with_urls(text: str, change: Callable[[str], str]) -> str:
     """Return the text of a content with the queries of its URLs changed."""
     if "?" not in text:
@@ -209,12 +232,14 @@ def same_but_for_signatures(one: Content, other: Content) -> bool:
     return _unsigned(one.text) == _unsigned(other.text)
 
 
-RULES: dict[int, Callable[[str], str]] = {1: _as_released, 2: _unsigned, 3: _unsigned}
+RULES: dict[int, Callable[[str], str]] = {1: _as_released, 2: _unsigned, 3: _as_encoded}
 """Rules that make, of the text of a content, the text whose SHA-256 is the digest; by version.
 
-The first takes the text as its version wrote it. From the third on, a job without a key is called after its picture
-(`Identity.names_pictures`), before that by its digest. A batch keeps the rule it was begun with: under another one its
-jobs would be new jobs, and paid for again. A rule that was released is never changed.
+The first takes the text as its version wrote it, the second leaves out signatures. From the third on, a job without a
+key is called after its picture (`Identity.names_pictures`), before that by its digest, and PIL images are known by what
+they look like: before, those with transparency, more than 8 bits or other colour spaces were encoded otherwise. A batch
+keeps the rule it was begun with: under another one its jobs would be new jobs, and paid for again. A rule that was
+released is never changed.
 """
 
 
@@ -246,6 +271,7 @@ def recalled(content: Content, uploads: Mapping[str, str]) -> Job:
         for place, digest in _digests_in(fields).items()
     }
     fields |= {name: found.get(name, fields.get(name)) for name in IMAGES}
+    fields.pop(_FORMERLY, None)
     fields["multi_prompt"] = tuple(Shot(**shot) for shot in fields.get("multi_prompt", ()))
     fields |= {name: tuple(fields.get(name, ())) for name in _LISTS}
     fields |= {name: fields.get(name) for name in _SHORT}

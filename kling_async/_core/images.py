@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeAlias, cast
+from typing import IO, Any, Protocol, Self, TypeAlias
 from urllib.parse import urlsplit
 
 from kling_async.errors import InvalidJobError, Problem
 
-MAX_IMAGE_BYTES = 10 * 1024 * 1024
-"""Most bytes of an input image (Kling 2.1 pages)."""
-MIN_IMAGE_SIDE = 300
-"""Fewest pixels of each side of an input image (Kling 2.1 pages)."""
+from .media import MAX_CONVERTED_BYTES
+from .picture_facts import HEAD_BYTES, facts_of_bytes, media_type
+from .picture_urls import url_caution
 
 
 class PillowImage(Protocol):
-    """The part of `PIL.Image.Image` that is used."""
+    """The part of `PIL.Image.Image` by which one is known."""
 
     @property
     def mode(self) -> str:
@@ -29,21 +27,28 @@ class PillowImage(Protocol):
         """Write the image to `fp`, encoded."""
         ...
 
-    def convert(self, mode: str) -> PillowImage:
-        """Return a copy in another pixel format."""
-        ...
 
-    def getexif(self) -> Any:
-        """Return the EXIF data by tag number."""
-        ...
+class EncodedImage(bytes):
+    """An image that was encoded here, with the digest by which earlier versions know it.
 
-    def transpose(self, method: Any) -> PillowImage:
-        """Return a copy, rotated or mirrored."""
-        ...
+    Attributes:
+        former: SHA-256 in hex of the bytes that versions with the identity rules 1 and 2 made of it; empty for these.
+    """
+
+    former: str
+
+    def __new__(cls, content: bytes, former: str = "") -> Self:
+        """Return the image with its former digest."""
+        made = super().__new__(cls, content)
+        made.former = former
+        return made
+
+    def __getnewargs__(self) -> tuple[bytes, str]:  # type: ignore[override]  # bytes have one argument
+        return bytes(self), self.former
 
 
 Image: TypeAlias = str | Path | bytes
-"""An input image as a job keeps it: a URL, a file, or the bytes of a JPEG or PNG. A string never opens a file."""
+"""An input image as a job keeps it: a URL, a file, or the bytes of one. A string never opens a file."""
 ImageSource: TypeAlias = str | Path | bytes | bytearray | memoryview | IO[bytes] | PillowImage
 """An image as callers may pass it: an `Image`, an open binary file or a PIL image; the last two are read at once."""
 
@@ -86,9 +91,11 @@ def check_image(field: str, source: object, problems: list[Problem]) -> Image:
         case Path():
             return source
         case str():
-            problem = _url_problem(source)
+            url, problem = _data_uri(source) if source.startswith("data:") else (source, _url_problem(source))
             if not problem:
-                return source
+                return url
+        case EncodedImage():
+            return source
         case bytes() | bytearray() | memoryview():
             problem = bytes_problem(bytes(source))
             if not problem:
@@ -100,11 +107,11 @@ def check_image(field: str, source: object, problems: list[Problem]) -> Image:
             if not problem:
                 return content
         case _ if hasattr(source, "save") and hasattr(source, "mode"):
-            content, problem = _encoded(cast("PillowImage", source))
+            content, problem = _encoded(source)
             if not problem:
                 return content
         case _:
-            problem = f"expected a URL, a Path, bytes, a binary file or a PIL image, got {type(source).__name__}"
+            problem = _unknown(source)
     problems.append(Problem(field, problem))
     return b""
 
@@ -112,7 +119,7 @@ def check_image(field: str, source: object, problems: list[Problem]) -> Image:
 def _read(file: Any) -> tuple[bytes, str]:
     """Return the content of an open file, and the problem with it or an empty text."""
     try:
-        content = file.read(MAX_IMAGE_BYTES + 1)
+        content = file.read(MAX_CONVERTED_BYTES + 1)
     except UnicodeDecodeError:
         # Opened in text mode: no image decodes as text.
         content = ""
@@ -126,37 +133,73 @@ def _read(file: Any) -> tuple[bytes, str]:
     return b"", "expected a file opened in binary mode"
 
 
-def _encoded(image: PillowImage) -> tuple[bytes, str]:
-    """Return a PIL image as PNG, or as JPEG of quality 95 if the PNG is too large; and the problem or an empty text."""
-    buffer = io.BytesIO()
+def _encoded(image: object) -> tuple[bytes, str]:
+    """Return a PIL image encoded as a viewer shows it, and the problem with it or an empty text."""
     try:
-        # The encoded bytes carry no EXIF data, so the rotation is applied to the pixels.
-        transpose = _TRANSPOSE_BY_ORIENTATION.get(image.getexif().get(_EXIF_ORIENTATION))
-        upright = image if transpose is None else image.transpose(transpose)
-        flat = upright if upright.mode in {"RGB", "L"} else upright.convert("RGB")
-        flat.save(buffer, "PNG")
-        if buffer.tell() > MAX_IMAGE_BYTES:
-            buffer = io.BytesIO()
-            flat.save(buffer, "JPEG", quality=95)
+        from PIL import Image as Pillow  # noqa: PLC0415 -- an extra, which whoever has a PIL image has
+
+        from .pixels import encoded  # noqa: PLC0415 -- see above
+    except ImportError:
+        return b"", _unknown(image)
+    if not isinstance(image, Pillow.Image):
+        return b"", _unknown(image)
+    try:
+        return encoded(image), ""
     except Exception as error:  # noqa: BLE001 -- Pillow raises many types for files that it cannot decode
         return b"", f"the PIL image cannot be encoded: {type(error).__name__}: {error}"
-    return buffer.getvalue(), bytes_problem(buffer.getvalue())
 
 
-_EXIF_ORIENTATION = 0x0112
-_TRANSPOSE_BY_ORIENTATION = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
-"""Member of `PIL.Image.Transpose` that undoes each EXIF orientation."""
+def _unknown(source: object) -> str:
+    return f"expected a URL, a Path, bytes, a binary file or a PIL image, got {type(source).__name__}"
+
+
+def picture_cautions(image: Image | None, *, fit: bool) -> tuple[str, ...]:
+    """Return what a service may not reach of an image, or show otherwise than a viewer; files are not opened.
+
+    Args:
+        image: The image.
+        fit: Whether it is converted unless it is a URL.
+    """
+    if isinstance(image, str) and not image.startswith("data:"):
+        caution = url_caution(image)
+        return (caution,) if caution else ()
+    if fit or image is None or isinstance(image, Path):
+        return ()
+    facts = facts_of_bytes(image if isinstance(image, bytes) else content_of_uri(image))
+    return () if facts is None else facts.cautions
+
+
+def is_decoded(source: object) -> bool:
+    """Return whether an image is a file or a PIL image, which take time to read or to encode."""
+    return hasattr(source, "read") or (hasattr(source, "save") and hasattr(source, "mode"))
+
+
+def content_of_uri(uri: str) -> bytes:
+    """Return the content of a data URI in base64.
+
+    Raises:
+        ValueError: It is not base64.
+    """
+    return base64.b64decode(uri.partition(",")[2], validate=True)
+
+
+def _data_uri(uri: str) -> tuple[str, str]:
+    """Return a data URI as it is sent, and the problem with it or an empty text."""
+    header, comma, payload = uri.partition(",")
+    header = header.replace("data:image/jpg", "data:image/jpeg", 1)
+    if not comma or not header.endswith(";base64") or not header.startswith("data:image/"):
+        return "", "expected a data URI of an image in base64: data:image/jpeg;base64,..."
+    # E-mails have it in lines of 76 characters.
+    sent = f"{header},{''.join(payload.split())}"
+    try:
+        problem = bytes_problem(content_of_uri(sent))
+    except ValueError:
+        return "", "the data URI is not base64"
+    # The same string if nothing was mended: it may be large.
+    return uri if sent == uri else sent, problem
 
 
 def _url_problem(url: str) -> str:
-    if url.startswith("data:"):
-        header, comma, payload = url.partition(",")
-        if not comma or not header.endswith(";base64") or not header.startswith(("data:image/jpeg", "data:image/png")):
-            return "expected a data URI of image/jpeg or image/png in base64"
-        try:
-            return bytes_problem(base64.b64decode(payload, validate=True))
-        except ValueError:
-            return "the data URI is not base64"
     try:
         parts = urlsplit(url)
         # Reading the port raises if it is not a number.
@@ -170,20 +213,20 @@ def _url_problem(url: str) -> str:
 
 
 def bytes_problem(content: bytes) -> str:
-    """Return the problem with an image by its first bytes and length, or an empty text. Pixels are checked later."""
+    """Return the problem with an image by its first bytes and length, or an empty text.
+
+    Whether it has to be converted is known to the session that sends it.
+    """
     if not content:
         return "is empty"
-    if len(content) > MAX_IMAGE_BYTES:
-        return f"expected at most {MAX_IMAGE_BYTES // 2**20} MB, got more"
-    if image_type(content) is None:
+    if len(content) > MAX_CONVERTED_BYTES:
+        return f"expected at most {MAX_CONVERTED_BYTES // 2**20} MB, got more"
+    if media_type(content[:HEAD_BYTES]) is None:
         return "expected a JPEG or PNG, the bytes are neither"
     return ""
 
 
 def image_type(content: bytes) -> str | None:
     """Return the media type of a JPEG or PNG by its first bytes; None for anything else."""
-    if content.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if content.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    return None
+    kind = media_type(content[:HEAD_BYTES])
+    return kind if kind in {"image/jpeg", "image/png"} else None

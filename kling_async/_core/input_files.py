@@ -10,7 +10,8 @@ from typing import IO, Any, Final, TypeAlias, cast
 
 from kling_async.errors import Problem
 
-from .images import MAX_IMAGE_BYTES, Image, bytes_problem, check_image, image_repr
+from .images import Image, bytes_problem, check_image, image_repr
+from .media import MAX_CONVERTED_BYTES
 
 File: TypeAlias = Path | bytes
 """A file of any kind as a job keeps it."""
@@ -142,8 +143,8 @@ def _content_problem(place: str, content: bytes) -> str:
 def _read(file: Any) -> tuple[bytes, str]:
     """Return the content of an open file, and the problem with it or an empty text."""
     try:
-        content: object = file.read(MAX_IMAGE_BYTES + 1)
-        if isinstance(content, bytes) and len(content) > MAX_IMAGE_BYTES and media_type(content[:HEAD_BYTES]):
+        content: object = file.read(MAX_CONVERTED_BYTES + 1)
+        if isinstance(content, bytes) and len(content) > MAX_CONVERTED_BYTES and media_type(content[:HEAD_BYTES]):
             # Only videos and sounds may be larger.
             content += file.read(MAX_UPLOAD_BYTES + 1 - len(content))
     except UnicodeDecodeError:

@@ -12,7 +12,7 @@ import attrs
 from kling_async.errors import Problem
 
 from .catalogue import find_model
-from .images import Image, image_repr
+from .images import Image, image_repr, picture_cautions
 from .input_files import MEDIA, files_in, inputs_repr, is_url, media_type, with_values
 from .job_validation import FURTHER_INPUTS, IMAGE_LISTS, JobFields, Shot, checked_fields, text_repr
 from .model import Model
@@ -37,7 +37,9 @@ class Job:
             for a model that is not in the catalogue.
         prompt: 1 to 2,500 characters; empty only where the model allows it, and with `multi_prompt`.
         image: First frame: a URL, a `Path`, or the bytes of a JPEG or PNG of at most 10 MB and at least 300 x 300
-            pixels. A file object or a PIL image is read when the job is created. None for models without one.
+            pixels; other formats and up to 100 MB for sessions with `fit`. A file object is read when the job is
+            created. A PIL image is then encoded as a viewer shows it: upright, on white, in 8 bits and in sRGB. None
+            for models without one.
         end_image: Last frame, for models that support it; None without.
         negative_prompt: Content to avoid, at most 2,500 characters; None leaves it to the service.
         guidance_scale: 0 to 1; None leaves the service's default of 0.5.
@@ -181,8 +183,15 @@ class Job:
         """Return the price by the price list, in USD."""
         return self.row.price_of(self.kind, provider)
 
-    def cautions(self, provider: str = "wavespeed") -> tuple[Problem, ...]:
-        """Return what may not be as expected at a provider, and is not refused; each names a field."""
+    def cautions(self, provider: str = "wavespeed", *, fit: bool = False) -> tuple[Problem, ...]:
+        """Return what may not be as expected at a provider, and is not refused; each names a field.
+
+        Files are not opened for it: `Manifest.cautions` has what was found in them.
+
+        Args:
+            provider: Name of the provider.
+            fit: Whether images are converted, which settles what the service might show otherwise than a viewer.
+        """
         row = self.row
         found = [
             Problem((*caution.given, *caution.missing)[0], caution.message)
@@ -194,7 +203,16 @@ class Job:
         if self.sound is None and row.at_provider(provider).sound_by_default:
             said = f"{row.name} makes sound by default at {provider}, which may cost more"
             found.append(Problem("sound", f"{said}: say sound=False for none, or sound=True"))
-        return tuple(found)
+        return tuple(found + self.picture_cautions(fit=fit))
+
+    def picture_cautions(self, *, fit: bool = False) -> list[Problem]:
+        """Return those of `cautions` that are about images, and the same at every provider."""
+        found = [Problem("image", said) for said in picture_cautions(self.image, fit=fit)]
+        if self.end_image is not None:
+            found += [Problem("end_image", said) for said in picture_cautions(self.end_image, fit=fit)]
+        for name in IMAGE_LISTS if self.keyframes or self.images else ():
+            found += [Problem(name, said) for url in getattr(self, name) for said in picture_cautions(url, fit=fit)]
+        return found
 
     def inputs(self, image: str, end_image: str | None, *, provider: str = "wavespeed") -> dict[str, object]:
         """Return the request body; fields that were not given are left to the service's defaults.

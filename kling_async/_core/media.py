@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import attrs
 
-from .images import MAX_IMAGE_BYTES
-
 if TYPE_CHECKING:
     from .http import HttpRequest, HttpResponse
+
+
+MAX_IMAGE_BYTES = 10 * 1024 * 1024
+"""Most bytes of an input image (Kling 2.1 pages)."""
+MIN_IMAGE_SIDE = 300
+"""Fewest pixels of each side of an input image (Kling 2.1 pages)."""
+MAX_CONVERTED_BYTES = 100 * 1024 * 1024
+"""Most bytes of an image that is converted before it is sent."""
 
 
 @attrs.frozen
@@ -35,6 +41,11 @@ class FileFacts:
         """None, because its content is not looked at."""
         return ()
 
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """None either."""
+        return ()
+
 
 @attrs.frozen
 class ImageFacts:
@@ -46,6 +57,9 @@ class ImageFacts:
         height: Height in pixels, after the rotation by EXIF data.
         bytes: Length in bytes.
         turned: Whether EXIF data rotates or mirrors it.
+        transparent: Whether a PNG has an alpha channel, or a transparent colour.
+        deep: Whether a PNG has 16 bits a channel.
+        cmyk: Whether a JPEG has the four channels of printing.
     """
 
     type: str
@@ -53,25 +67,34 @@ class ImageFacts:
     height: int
     bytes: int
     turned: bool = False
+    transparent: bool = False
+    deep: bool = False
+    cmyk: bool = False
 
     @property
     def unfit(self) -> bool:
-        """True if it needs conversion: another format, too many bytes, or rotated by EXIF data."""
-        return self.type not in ACCEPTED_IMAGE_TYPES or self.bytes > MAX_IMAGE_BYTES or self.turned
+        """True if it needs conversion: another format, too many bytes, or the service may show it otherwise."""
+        return self.type not in ACCEPTED_IMAGE_TYPES or self.bytes > MAX_IMAGE_BYTES or bool(self.cautions)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Properties that may make the service refuse or misread the image."""
-        said = []
-        if max(self.width, self.height) > MAX_ASPECT_RATIO * min(self.width, self.height):
-            said.append(
-                f"{self.width}x{self.height} is longer than {MAX_ASPECT_RATIO}:1, the limit on the pages of most "
-                "models: the service may refuse it"
-            )
-        if self.turned:
-            said.append("its EXIF data rotates it, which the service may ignore: fit rotates the pixels instead")
-        return tuple(said)
+        """Properties that may make the service refuse the image, and that no conversion changes."""
+        if max(self.width, self.height) <= MAX_ASPECT_RATIO * min(self.width, self.height):
+            return ()
+        limit = f"{MAX_ASPECT_RATIO}:1, the limit on the pages of most models"
+        return (f"{self.width}x{self.height} is longer than {limit}: the service may refuse it",)
 
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """Properties that may make the service show the image otherwise than a viewer does; `fit` settles them."""
+        found = {_TURNED: self.turned, _TRANSPARENT: self.transparent, _CMYK: self.cmyk, _DEEP: self.deep}
+        return tuple(said for said, true in found.items() if true)
+
+
+_TURNED = "its EXIF data rotates it, which the service may ignore: fit rotates the pixels instead"
+_TRANSPARENT = "has transparency, which the service may show as black or as hidden colours: fit lays it on white"
+_CMYK = "has the colours of printing (CMYK), which the service may show inverted or refuse: fit converts them to sRGB"
+_DEEP = "has 16 bits a channel, which the service may show as white or black: fit makes it 8 bits"
 
 ACCEPTED_IMAGE_TYPES = frozenset({"image/jpeg", "image/png"})
 """Media types that the service accepts."""
@@ -79,8 +102,17 @@ MAX_ASPECT_RATIO = 2.5
 """Largest ratio of the longer side to the shorter (pages of Kling 1.6, 2.0, 2.5 and 3; those of 2.1 do not say)."""
 
 
-CONVERTED_SUFFIX = "-fit"
-"""Suffix of the digest under which the upload of a converted image is stored."""
+CONVERTED_SUFFIX = "-fit2"
+"""Suffix of the digest under which the upload of a converted image is stored.
+
+It changes with what is converted, and how: an upload of an earlier version is another picture.
+"""
+OTHER_GROUND_SUFFIX = "-fit2-other"
+"""Suffix of the digest under which the last upload of an image that lies on a colour of the caller's is stored, too."""
+RECALLED_SUFFIXES = ("-fit", "", OTHER_GROUND_SUFFIX, CONVERTED_SUFFIX)
+"""Suffixes of the uploads of an image that is known by its digest alone, also of earlier versions; the last wins."""
+WHITE = "white"
+"""Colour that transparent images are laid on."""
 
 
 class UploadMemory(Protocol):

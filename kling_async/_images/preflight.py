@@ -8,19 +8,25 @@ import io
 import stat
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from kling_async._core.images import MAX_IMAGE_BYTES, MIN_IMAGE_SIDE
 from kling_async._core.input_files import MAX_UPLOAD_BYTES
-from kling_async._core.media import ACCEPTED_IMAGE_TYPES, ImageFacts
+from kling_async._core.media import ACCEPTED_IMAGE_TYPES, MAX_CONVERTED_BYTES, MAX_IMAGE_BYTES, MIN_IMAGE_SIDE
+from kling_async._core.picture_facts import FORMAT_NAMES, HEAD_BYTES, media_type, read_facts
 from kling_async.errors import ConfigurationError, InvalidJobError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-MAX_CONVERTED_BYTES: Final = 100 * 1024 * 1024
-"""Greatest size in bytes of an image to convert."""
-MAX_CONVERTED_PIXELS: Final = 80_000_000
-"""Greatest number of pixels of an image to convert; decoding takes up to four bytes of memory per pixel."""
+    from kling_async._core.media import ImageFacts
+
+MAX_CONVERTED_PIXELS: Final = 250_000_000
+"""Greatest number of pixels of a JPEG or HEIC to convert; a large JPEG is decoded at a smaller size."""
+MAX_DECODED_PIXELS: Final = 120_000_000
+"""Greatest number of pixels of another image to convert; decoding takes up to four bytes of memory per pixel."""
+PHONE_TYPES: Final = frozenset({"image/jpeg", "image/heic"})
+"""Formats of the largest pictures of phones."""
+VERIFIED_PIXELS: Final = 50_000_000
+"""Greatest number of pixels of an image that is decoded to its end before it is sent, unless that is asked for."""
 
 _READ_BYTES: Final = 2**18
 """Bytes per read of a file."""
@@ -28,15 +34,6 @@ _SEGMENT_BYTES: Final = 256
 """Bytes that are read of a JPEG's segment for its marker, its length and the fill bytes before them."""
 _TAIL_BYTES: Final = 2**15
 """Bytes at the end of a file that are searched for the end of the picture first."""
-_FORMAT_NAMES: Final = {
-    "image/webp": "WebP",
-    "image/gif": "GIF",
-    "image/bmp": "BMP",
-    "image/tiff": "TIFF",
-    "image/avif": "AVIF",
-    "image/heic": "HEIC",
-}
-_CONVERTIBLE_TYPES: Final = frozenset(_FORMAT_NAMES) - {"image/heic"}
 
 
 def preflight(image: Path | bytes, *, field: str = "image", fit: bool = False) -> ImageFacts:
@@ -51,42 +48,65 @@ def preflight(image: Path | bytes, *, field: str = "image", fit: bool = False) -
         InvalidJobError: It cannot be read, has an unsupported format, too many bytes or too few pixels, is truncated,
             or its dimensions cannot be read.
     """
-    import imagesize  # type: ignore[import-untyped]  # noqa: PLC0415 -- has no types; not every job has a file
-
     with open_image(image, field) as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
-        head = file.read(64)
-        kind = _media_type(head)
+        kind = media_type(file.read(HEAD_BYTES))
         problem = _problem(kind, size, fit=fit)
         if problem or kind is None:
             raise invalid(field, problem)
+        facts: ImageFacts | None
         try:
-            facts = imagesize.get_info(file, dpi=False, colors=False, channels=False)
-            width, height = int(facts.width), int(facts.height)
-        except Exception:  # noqa: BLE001 -- hostile bytes let imagesize raise many kinds
-            raise invalid(field, "is damaged: its width and height cannot be read") from None
-        if width <= 0 or height <= 0:
+            facts = read_facts(file, kind)
+        except ValueError:
+            facts = _facts_by_decoder(file, kind) if fit and kind not in ACCEPTED_IMAGE_TYPES else None
+        if facts is None:
             raise invalid(field, "is damaged: its width and height cannot be read")
-        if min(width, height) < MIN_IMAGE_SIDE:
-            raise invalid(field, f"expected at least {MIN_IMAGE_SIDE}x{MIN_IMAGE_SIDE} pixels, got {width}x{height}")
+        if min(facts.width, facts.height) < MIN_IMAGE_SIDE:
+            got = f"{facts.width}x{facts.height}"
+            raise invalid(field, f"expected at least {MIN_IMAGE_SIDE}x{MIN_IMAGE_SIDE} pixels, got {got}")
         if _is_truncated(file, kind, size):
             raise invalid(field, "is truncated: the end of the picture is missing")
-    found = ImageFacts(kind, width, height, size, turned=facts.rotation in range(2, 9))
-    if fit and found.unfit and width * height > MAX_CONVERTED_PIXELS:
-        limit = f"at most {MAX_CONVERTED_PIXELS // 10**6} million pixels"
-        raise invalid(field, f"cannot be converted: expected {limit}, got {width}x{height}")
-    return found
+    most = MAX_CONVERTED_PIXELS if kind in PHONE_TYPES else MAX_DECODED_PIXELS
+    if fit and facts.unfit and facts.width * facts.height > most:
+        limit = f"at most {most // 10**6} million pixels"
+        raise invalid(field, f"cannot be converted: expected {limit}, got {facts.width}x{facts.height}")
+    return facts
 
 
-def require_pillow() -> None:
-    """Raise unless images can be converted.
+def _facts_by_decoder(file: BinaryIO, kind: str) -> ImageFacts | None:
+    """Return the facts of an image as its decoder reads them, which knows more layouts; None if it is damaged."""
+    from .convert import decoder_facts  # noqa: PLC0415 -- Pillow is an extra
+
+    return decoder_facts(file, kind)
+
+
+def has_pillow() -> bool:
+    """Return whether Pillow is installed."""
+    return _is_installed("PIL")
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:
+        # Named in `sys.modules`, and not there: an application has made it unavailable.
+        return False
+
+
+def require_pillow(option: str = "fit") -> None:
+    """Raise unless images can be decoded.
+
+    Args:
+        option: Name of the option that needs it.
 
     Raises:
         ConfigurationError: Pillow is not installed.
     """
-    if importlib.util.find_spec("PIL") is None:
-        raise ConfigurationError("fit: needs Pillow, which is not installed", advice="install kling-async[images]")
+    if not has_pillow():
+        raise ConfigurationError(
+            f"{option}: needs Pillow, which is not installed", advice="install kling-async[images]"
+        )
 
 
 def read(image: Path | bytes, field: str, *, most: int = MAX_CONVERTED_BYTES) -> bytes:
@@ -139,7 +159,7 @@ def changed(image: Path, field: str, *, expected: str, found: str) -> InvalidJob
 
 def is_known_picture(head: bytes) -> bool:
     """Return whether a file is a picture of a known format, by its first bytes."""
-    return _media_type(head) is not None
+    return media_type(head) is not None
 
 
 def _problem(kind: str | None, size: int, *, fit: bool) -> str:
@@ -148,34 +168,15 @@ def _problem(kind: str | None, size: int, *, fit: bool) -> str:
         return "is empty"
     most = MAX_CONVERTED_BYTES if fit else MAX_IMAGE_BYTES
     if size > most:
-        return f"expected at most {most // 2**20} MB, got more"
+        hint = "" if fit or kind is None or size > MAX_CONVERTED_BYTES else "; the option fit makes it smaller"
+        return f"expected at most {most // 2**20} MB, got more{hint}"
     if kind is None:
         return "expected a JPEG or PNG, the bytes are neither"
-    if kind in ACCEPTED_IMAGE_TYPES or (fit and kind in _CONVERTIBLE_TYPES):
+    heic = kind == "image/heic" and not _is_installed("pillow_heif")
+    if kind in ACCEPTED_IMAGE_TYPES or (fit and not heic):
         return ""
-    hint = "" if fit or kind not in _CONVERTIBLE_TYPES else "; the option fit converts it"
-    return f"expected a JPEG or PNG, got {_FORMAT_NAMES[kind]}{hint}"
-
-
-def _media_type(head: bytes) -> str | None:
-    """Return the media type by the first bytes; None if it is unknown."""
-    if head.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return "image/webp"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "image/gif"
-    if head.startswith((b"II*\0", b"MM\0*")):
-        return "image/tiff"
-    if head[4:8] == b"ftyp":
-        brands = head[8:64]
-        return "image/avif" if b"avif" in brands else "image/heic" if b"hei" in brands or b"mif1" in brands else None
-    # Many files begin with these two letters; in a bitmap the four bytes after the length are zero too.
-    if head.startswith(b"BM") and head[6:10] == bytes(4):
-        return "image/bmp"
-    return None
+    hint = "install kling-async[heic], with which the option fit converts it" if heic else "the option fit converts it"
+    return f"expected a JPEG or PNG, got {FORMAT_NAMES[kind]}; {hint}"
 
 
 def _is_truncated(file: BinaryIO, kind: str, size: int) -> bool:

@@ -16,9 +16,17 @@ import attrs
 
 from kling_async._core.answers import RULES, Kind
 from kling_async._core.http import Effect, HttpRequest
-from kling_async._core.images import MAX_IMAGE_BYTES, check_image
+from kling_async._core.images import check_image, content_of_uri, is_decoded
 from kling_async._core.input_files import MEDIA, check_file, is_picture
-from kling_async._core.media import CONVERTED_SUFFIX, FileFacts, ImageFacts, UploadProvider
+from kling_async._core.media import (
+    CONVERTED_SUFFIX,
+    MAX_IMAGE_BYTES,
+    OTHER_GROUND_SUFFIX,
+    WHITE,
+    FileFacts,
+    ImageFacts,
+    UploadProvider,
+)
 from kling_async._core.transport import StreamingTransport, loggable_url
 from kling_async._http.reads import Reads, send_once
 from kling_async._log import log
@@ -33,9 +41,10 @@ from kling_async.errors import (
 from kling_async.providers.protocol import uploads_of
 
 from .inspection import inspect
-from .preflight import changed, preflight, read, sha256
+from .preflight import sha256
+from .prepare import Preparation, PreparedImage, bytes_of
 from .stored import is_stored
-from .streams import PIECE_BYTES, ImageStream
+from .streams import ImageStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,8 +69,6 @@ NO_TICKET_STATUSES = frozenset({404, 405})
 """Statuses of a service without upload tickets. The older, documented upload in one request is used then."""
 _FOUND = frozenset({200, 206})
 """Statuses of a file that is there, whole or in part."""
-MAX_CONCURRENT_CONVERSIONS = 2
-"""Images converted at once: each takes up to 1.3 GB of memory, at 80 million pixels."""
 MAX_UPLOADS_FROM_MEMORY = 8
 """Images of more than a piece that are in memory while they are uploaded: converted ones, and those of forms."""
 
@@ -79,21 +86,6 @@ async def digest(image: Image, *, field: str = "image") -> str:
     if isinstance(image, str):
         return image
     return await anyio.to_thread.run_sync(sha256, image, field)
-
-
-@attrs.frozen
-class _PreparedImage:
-    """A file to send.
-
-    Attributes:
-        content: The bytes to send, or the file that has them.
-        facts: Type and size of the content, and dimensions of a picture.
-        digest: SHA-256 of the original file in hex, before conversion.
-    """
-
-    content: bytes | ImageStream = attrs.field(repr=False)
-    facts: FileFacts | ImageFacts
-    digest: str
 
 
 @attrs.define(eq=False)
@@ -120,7 +112,9 @@ class Images:
         clock: The session's clock.
         limit: Greatest number of concurrent uploads; None for as many as pay.
         inline: Return images as data URIs instead of uploading them; a provider without uploads needs it.
-        fit: Convert images that the service would refuse, or that are rotated by EXIF. Needs Pillow.
+        fit: Convert images that the service would refuse, or show otherwise than a viewer does. Needs Pillow.
+        background: Colour that `fit` lays transparent images on.
+        verify: Decode images to their end before they are sent. None for those that are not too large, with Pillow.
         memory: Records uploads for later sessions; None without one.
         rng: Draws jitter from [0, 1).
 
@@ -137,6 +131,8 @@ class Images:
         limit: int | None = None,
         inline: bool = False,
         fit: bool = False,
+        background: str = WHITE,
+        verify: bool | None = None,
         memory: UploadMemory | None = None,
         rng: Callable[[], float] = random.random,
     ) -> None:
@@ -150,8 +146,7 @@ class Images:
         self._asked_inline = inline
         self._large_in_memory = anyio.CapacityLimiter(1)
         self._inline = inline or not self._uploads
-        self._fit = fit
-        self._converting = anyio.CapacityLimiter(MAX_CONCURRENT_CONVERSIONS)
+        self._prepare = Preparation(fit=fit, background=background, verify=verify)
         self._memory = memory
         self._use_tickets = True
         self._url_cache: OrderedDict[str, tuple[str, float]] = OrderedDict()
@@ -174,9 +169,11 @@ class Images:
             ApiError: The service or its storage refused the upload.
             TransportError: The service or its storage could not be reached.
         """
-        if isinstance(image, str):
+        if isinstance(image, str) and not image.startswith("data:"):
             return image
         try:
+            if isinstance(image, str):
+                return await self._checked_uri(image, field)
             return await self._url(image, field, sha256)
         except KlingError as error:
             # The traceback's frames hold the image, and the error may be kept for long.
@@ -194,7 +191,12 @@ class Images:
         """
         problems: list[Problem] = []
         check = check_image if isinstance(source, str) else check_file
-        file: Image = check("file", source, problems)
+        file: Image
+        if is_decoded(source):
+            # Encoding a PIL image takes seconds.
+            file = await anyio.to_thread.run_sync(check, "file", source, problems)
+        else:
+            file = check("file", source, problems)
         if problems:
             raise InvalidJobError(problems)
         if not isinstance(file, str) and not self._asked_inline:
@@ -208,7 +210,7 @@ class Images:
             InvalidJobError: The file cannot be read, or the service would refuse it.
             UnsupportedError: The provider has no uploads, and it is no image.
         """
-        facts = await anyio.to_thread.run_sync(lambda: inspect(file, field=field, fit=self._fit))
+        facts = await anyio.to_thread.run_sync(lambda: inspect(file, field=field, fit=self._prepare.fit))
         self._check_way(facts, field)
 
     def _check_way(self, facts: FileFacts | ImageFacts, field: str) -> None:
@@ -263,12 +265,11 @@ class Images:
         """
         asked = self._clock.monotonic()
         async with self.turns.take() as turn:
-            prepared = await anyio.to_thread.run_sync(_prepare, image, field, sha256, self._fit)
+            prepared = await self._prepare.read(image, field, sha256)
             async with self._memory_for(prepared):
                 until += self._clock.monotonic() - asked
-                prepared = await self._converted(prepared, image, field)
-                for warning in prepared.facts.warnings:
-                    log.warning("%s: %s", image if not isinstance(image, bytes) else field, warning)
+                prepared = await self._prepare.converted(prepared, image, field)
+                _warn(prepared.facts, image if isinstance(image, Path) else field)
                 try:
                     return await self._upload(prepared, until, turn)
                 except KlingError as error:
@@ -281,38 +282,36 @@ class Images:
         Raises:
             UnsupportedError: It is no image, and the provider has no uploads.
         """
-        prepared = await anyio.to_thread.run_sync(_prepare, image, field, sha256, self._fit)
+        prepared = await self._prepare.read(image, field, sha256)
         self._check_way(prepared.facts, field)
         if not is_picture(prepared.facts.type):
             return None
-        return await anyio.to_thread.run_sync(_as_data_uri, await self._converted(prepared, image, field))
+        prepared = await self._prepare.converted(prepared, image, field)
+        _warn(prepared.facts, image if isinstance(image, Path) else field)
+        return await anyio.to_thread.run_sync(_as_data_uri, prepared)
 
-    def _is_from_memory(self, prepared: _PreparedImage) -> bool:
+    async def _checked_uri(self, uri: str, field: str) -> str:
+        """Return a data URI after checking it: the same, unless it is converted."""
+        content = await anyio.to_thread.run_sync(content_of_uri, uri)
+        prepared = await self._prepare.read(content, field, None)
+        unfit = prepared.unfit
+        prepared = await self._prepare.converted(prepared, content, field)
+        _warn(prepared.facts, field)
+        return await anyio.to_thread.run_sync(_as_data_uri, prepared) if unfit else uri
+
+    def _is_from_memory(self, prepared: PreparedImage) -> bool:
         """Return whether an image that is not in memory yet has to be, while it is uploaded."""
         streamed = isinstance(prepared.content, ImageStream)
-        return self._is_unfit(prepared) or (streamed and not (self._streams and self._use_tickets))
+        return prepared.unfit or (streamed and not (self._streams and self._use_tickets))
 
-    def _memory_for(self, prepared: _PreparedImage) -> AbstractAsyncContextManager[object]:
+    def _memory_for(self, prepared: PreparedImage) -> AbstractAsyncContextManager[object]:
         """Return what to wait for before a file is read into memory."""
         if not self._is_from_memory(prepared):
             return nullcontext()
         large = prepared.facts.bytes > MAX_IMAGE_BYTES and not is_picture(prepared.facts.type)
         return self._large_in_memory if large else self._in_memory
 
-    def _is_unfit(self, prepared: _PreparedImage) -> bool:
-        return self._fit and prepared.facts.unfit
-
-    async def _converted(self, prepared: _PreparedImage, image: Path | bytes, field: str) -> _PreparedImage:
-        """Return an image converted if needed.
-
-        Raises:
-            InvalidJobError: It has changed, or cannot be converted.
-        """
-        if not self._is_unfit(prepared):
-            return prepared
-        return await anyio.to_thread.run_sync(_convert, image, field, prepared.digest, limiter=self._converting)
-
-    async def _upload(self, prepared: _PreparedImage, until: float, turn: Turn) -> str:
+    async def _upload(self, prepared: PreparedImage, until: float, turn: Turn) -> str:
         facts = prepared.facts
         # The name of the user's file is private.
         filename = prepared.digest[:16] + MEDIA[facts.type][2]
@@ -326,9 +325,12 @@ class Images:
         self._cache(cache_key, url, expires_at)
         if self._memory is not None:
             self._memory.note_upload(cache_key, url, expires_at)
+            if self._prepare.fit and self._prepare.background != WHITE:
+                # For jobs whose image is known by its digest alone.
+                self._memory.note_upload(prepared.digest + OTHER_GROUND_SUFFIX, url, expires_at)
         return url
 
-    async def _upload_by_ticket(self, filename: str, prepared: _PreparedImage, until: float, turn: Turn) -> str | None:
+    async def _upload_by_ticket(self, filename: str, prepared: PreparedImage, until: float, turn: Turn) -> str | None:
         """Upload a file with a ticket and return its URL; None if the service has no tickets."""
         provider, facts = uploads_of(self._provider), prepared.facts
         asked = provider.upload_ticket(filename=filename, size=facts.bytes, content_type=facts.type)
@@ -344,7 +346,7 @@ class Images:
         if isinstance(content, ImageStream) and self._streams:
             body = content
         elif isinstance(content, ImageStream):
-            content = await anyio.to_thread.run_sync(_bytes_of, content)
+            content = await anyio.to_thread.run_sync(bytes_of, content)
         put = HttpRequest(
             method=ticket.method,
             url=ticket.url,
@@ -381,12 +383,12 @@ class Images:
                 advice="try again, or give the file as a URL; a proxy may have answered instead of the storage",
             )
 
-    async def _upload_as_form(self, filename: str, prepared: _PreparedImage, until: float, turn: Turn) -> str:
+    async def _upload_as_form(self, filename: str, prepared: PreparedImage, until: float, turn: Turn) -> str:
         """Upload a file as a form and return its URL."""
         provider, facts = uploads_of(self._provider), prepared.facts
         request = await anyio.to_thread.run_sync(
             lambda: provider.upload_binary(
-                filename=filename, content=_bytes_of(prepared.content), content_type=facts.type
+                filename=filename, content=bytes_of(prepared.content), content_type=facts.type
             )
         )
         url = await self._read(request, provider.read_upload, until, turn)
@@ -399,7 +401,10 @@ class Images:
 
     def _cache_key(self, sha256: str) -> str:
         """Return the key of an upload in the cache: a converted image is another file than the original."""
-        return sha256 + CONVERTED_SUFFIX if self._fit else sha256
+        if not self._prepare.fit:
+            return sha256
+        ground = self._prepare.background
+        return sha256 + CONVERTED_SUFFIX + ("" if ground == WHITE else f"-{ground}")
 
     async def _cached_url(self, cache_key: str) -> str | None:
         now = self._clock.now()
@@ -418,65 +423,12 @@ class Images:
             self._url_cache.popitem(last=False)
 
 
-def _bytes_of(content: bytes | ImageStream) -> bytes:
-    """Return the content of a file.
-
-    Raises:
-        InvalidJobError: It has changed, or cannot be read.
-    """
-    if isinstance(content, bytes):
-        return content
-    found = read(content.path, content.field, most=content.size)
-    _verified(content.path, found, content.field, content.sha256)
-    return found
+def _warn(facts: FileFacts | ImageFacts, name: Path | str) -> None:
+    """Log what the service may refuse about a file that is sent, or show otherwise."""
+    for warning in (*facts.warnings, *facts.cautions):
+        log.warning("%s: %s", name, warning)
 
 
-def _as_data_uri(prepared: _PreparedImage) -> str:
-    content = base64.b64encode(_bytes_of(prepared.content)).decode("ascii")
+def _as_data_uri(prepared: PreparedImage) -> str:
+    content = base64.b64encode(bytes_of(prepared.content)).decode("ascii")
     return f"data:{prepared.facts.type};base64,{content}"
-
-
-def _prepare(image: Path | bytes, field: str, expected: str | None, fit: bool) -> _PreparedImage:  # noqa: FBT001 -- option
-    """Check an image or another file, and read it unless it is a large file.
-
-    Args:
-        image: The image or file.
-        field: Field of the job.
-        expected: SHA-256 from which the job's key was made, in hex; None if the image was not read before.
-        fit: Whether it will be converted if it has to be.
-
-    Raises:
-        InvalidJobError: It has changed, or the service would refuse it.
-    """
-    content = read(image, field, most=PIECE_BYTES)
-    if isinstance(image, bytes) or len(content) <= PIECE_BYTES:
-        facts = inspect(content, field=field, fit=fit)
-        return _PreparedImage(content, facts, _verified(image, content, field, expected))
-    facts = inspect(image, field=field, fit=fit)
-    found = expected or sha256(image, field)
-    return _PreparedImage(ImageStream(image, field, facts.bytes, found), facts, found)
-
-
-def _convert(image: Path | bytes, field: str, expected: str) -> _PreparedImage:
-    # Imported here: Pillow is an extra.
-    from .convert import convert  # noqa: PLC0415
-
-    content = read(image, field)
-    found = _verified(image, content, field, expected)
-    fit = convert(content, field=field)
-    return _PreparedImage(fit, preflight(fit, field=field), found)
-
-
-def _verified(image: Path | bytes, content: bytes, field: str, expected: str | None) -> str:
-    """Return the digest of an image's content, the same as when its job was keyed.
-
-    Raises:
-        InvalidJobError: The file has changed since.
-    """
-    if expected is not None and isinstance(image, bytes):
-        # Bytes cannot change.
-        return expected
-    found = sha256(content, field)
-    if expected is not None and found != expected and isinstance(image, Path):
-        raise changed(image, field, expected=expected, found=found)
-    return found

@@ -113,6 +113,8 @@ class SessionEngine:
             limit=options.max_uploads,
             inline=options.images == "inline",
             fit=options.fit,
+            background=options.background,
+            verify=options.verify,
             memory=ledger,
         )
         self.contents = ContentReader(ledger, options.ignored_parameters)

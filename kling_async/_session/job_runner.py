@@ -371,7 +371,8 @@ class JobRunner:
 
     def _warn(self, run: JobRun) -> None:
         """Log what may not be as the job expects, once per session."""
-        for caution in run.job.cautions(self.provider.name):
+        # What a service may show otherwise is logged where an image is sent, with the name of the file.
+        for caution in run.job.cautions(self.provider.name, fit=True):
             if caution not in self.cautioned:
                 self.cautioned.add(caution)
                 log.warning("job %s: %s", run.key, caution)

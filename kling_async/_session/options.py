@@ -9,6 +9,7 @@ import attrs
 
 from kling_async._core.budget import Budget
 from kling_async._core.catalogue import LEVELS, Level
+from kling_async._core.media import WHITE
 from kling_async._core.polling import WATCH_VARIABLE, WatchPolicy
 from kling_async._core.seen import Seen
 from kling_async.errors import ConfigurationError, UnsupportedError
@@ -88,6 +89,8 @@ class SessionOptions:
     webhook_url: str | None = attrs.field(repr=False)
     images: str = attrs.field(validator=_one_of("upload", "inline"))
     fit: bool
+    background: str
+    verify: bool | None
     max_uploads: int | None = attrs.field(validator=attrs.validators.optional(_at_least(1)))
     deadline: float = attrs.field(validator=_positive)
     forget_after: float = attrs.field(validator=_positive)
@@ -108,8 +111,22 @@ class SessionOptions:
             from kling_async._images.preflight import require_pillow  # noqa: PLC0415 -- see above
 
             require_pillow()
+        if self.background != WHITE:
+            self._check_background()
+        if self.verify:
+            from kling_async._images.preflight import require_pillow  # noqa: PLC0415 -- see above
+
+            require_pillow("verify")
         if self.webhook_url is not None:
             _check_webhooks(self.provider, self.webhook_url)
+
+    def _check_background(self) -> None:
+        if not self.fit:
+            raise ConfigurationError("background: needs fit=True, which lays transparent images on it")
+        # Imported here: Pillow is an extra.
+        from kling_async._images.convert import check_background  # noqa: PLC0415 -- see above
+
+        check_background(self.background)
 
 
 def provider_of(

@@ -9,7 +9,7 @@ import attrs
 
 from kling_async._core.content import Content, digests, files, recalled
 from kling_async._core.job import Job
-from kling_async._core.media import CONVERTED_SUFFIX
+from kling_async._core.media import RECALLED_SUFFIXES
 from kling_async._core.prediction import Prediction, SavedFile, Status
 from kling_async._core.states import RESUME_ORDER, Row, State
 from kling_async.errors import InvalidJobError, KeyReusedError, Problem
@@ -97,8 +97,8 @@ async def recall_one(ledger: Ledger, clock: Clock, row: Row, content: Content) -
     """Return one job from its ledger."""
     uploads: dict[str, str] = {}
     for digest in digests(content):
-        for name in (digest, digest + CONVERTED_SUFFIX):
-            url = await ledger.uploaded(name, clock.now())
+        for suffix in RECALLED_SUFFIXES:
+            url = await ledger.uploaded(digest + suffix, clock.now())
             if url is not None:
                 uploads[digest] = url
     return Recalled(row, recalled(content, uploads), attrs.evolve(content, digest=row.digest))

@@ -18,7 +18,7 @@ from kling_async._core.input_files import HEAD_BYTES, MEDIA, media_type, replace
 from kling_async._core.job import IMAGES, TREES, Job, JobFields
 from kling_async._core.job_key import key_or_problem
 from kling_async._core.job_validation import IMAGE_LISTS
-from kling_async._core.media import ImageFacts
+from kling_async._core.media import ACCEPTED_IMAGE_TYPES, MAX_IMAGE_BYTES, FileFacts, ImageFacts
 from kling_async._core.picture_names import picture_name
 from kling_async._core.prices import Kind
 from kling_async._images.inspection import inspect
@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 Keyed: TypeAlias = tuple[str | None, Job]
 """Key of a row, None if it has none, and its job."""
-FileCheck: TypeAlias = "Callable[[Path | bytes, str], tuple[str, tuple[str, ...]]]"
-"""Returns the problem of a file at a place in a job, empty if it has none, and its warnings."""
+Facts: TypeAlias = FileFacts | ImageFacts
+FileCheck: TypeAlias = "Callable[[Path | bytes, str], Facts | str]"
+"""Returns the facts of a file at a place in a job, or its problem."""
 
 FILE_PREFIX: Final = "file:"
 """Beginning of a text in a JSON value of a row that names a file."""
@@ -75,16 +76,25 @@ class Findings:
     _cautious: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
     """Providers of each model that jobs may have cautions at."""
 
-    def add(self, job: Job, *, times: int = 1) -> None:
-        """Count a job."""
+    def add(self, job: Job, facts: Mapping[str, Facts], *, fit: bool, times: int = 1) -> None:
+        """Count a job.
+
+        Args:
+            job: The job.
+            facts: Facts of its files, by their places.
+            fit: Whether images are converted.
+            times: 1, or -1 to take it back.
+        """
         self.kinds[job.kind] += times
         if job.model not in self.models:
             self.models[job.model] = row = job.row
             self._cautious[job.model] = tuple(
                 name for name in row.providers if row.cautions or row.at_provider(name).sound_by_default
             )
-        for provider in job.row.providers if job.own_row is not None else self._cautious[job.model]:
-            for caution in job.cautions(provider):
+        shown = [Problem(place, said) for place, each in facts.items() for said in each.cautions if not fit]
+        everywhere = shown or job.own_row is not None or job.picture_cautions(fit=fit)
+        for provider in job.row.providers if everywhere else self._cautious[job.model]:
+            for caution in (*job.cautions(provider, fit=fit), *shown):
                 self.cautions[provider, caution] += times
 
 
@@ -133,15 +143,16 @@ def check_rows(
                 raise ManifestError(wrong, advice=_HEADER_FIRST if row.header else "correct the file, and run it again")
             if row.labels and len(findings.columns) < _MAX_COLUMNS:
                 findings.columns.update(dict.fromkeys(row.labels))
-            warnings: list[Problem] = []
-            found = job_of_row(row, root, common, fit=fit, models=models, check=check, warnings=warnings)
+            facts: dict[str, Facts] = {}
+            found = job_of_row(row, root, common, fit=fit, models=models, check=check, facts=facts)
             key = found[0] if isinstance(found, tuple) else _key_of(row)
             if key is not None:
                 keys.add(key, row.line)
             names.add(key if key is not None else picture_name(row.fields.get("image", common.get("image"))))
             if isinstance(found, tuple):
+                warnings = (Problem(place, said) for place, known in facts.items() for said in known.warnings)
                 findings.warnings += (located(source, row, warning) for warning in warnings)
-                findings.add(found[1])
+                findings.add(found[1], facts, fit=fit)
                 continue
             if skip_invalid:
                 findings.skipped.add(row.line)
@@ -155,9 +166,10 @@ def check_rows(
         findings.problems.append(located(source, row, problem))
         if skip_invalid:
             findings.skipped.add(row.line)
-            again = job_of_row(row, root, common, fit=fit, models=models, check=check)
+            facts = {}
+            again = job_of_row(row, root, common, fit=fit, models=models, check=check, facts=facts)
             if isinstance(again, tuple):
-                findings.add(again[1], times=-1)
+                findings.add(again[1], facts, fit=fit, times=-1)
     findings.kinds = +findings.kinds
     findings.cautions = +findings.cautions
     findings.repeated_names = names.repeated()
@@ -194,7 +206,7 @@ def job_of_row(
     fit: bool,
     models: Mapping[str, Model],
     check: FileCheck | None = None,
-    warnings: list[Problem] | None = None,
+    facts: dict[str, Facts] | None = None,
 ) -> Keyed | list[Problem]:
     """Return the key and the job of a row, or its problems.
 
@@ -205,7 +217,7 @@ def job_of_row(
         fit: Convert image bytes that the service would not accept.
         models: Models outside of the catalogue that it may name, by name.
         check: Checks the files, whose place in the job a placeholder takes; None leaves them as they are.
-        warnings: Receives the warnings about files.
+        facts: Receives the facts of the checked files, by their places.
     """
     if row.problems:
         return list(row.problems)
@@ -220,13 +232,13 @@ def job_of_row(
 
     def take(place: str, value: object) -> object:
         try:
-            taken, messages = _file(value, root, place, fit=fit, check=check)
+            taken, known = _file(value, root, place, fit=fit, check=check)
         except ValueError as error:
             problems.append(Problem(place, str(error)))
             # Lets the job check its other fields.
             return _PLACEHOLDER
-        if warnings is not None:
-            warnings.extend(Problem(place, message) for message in messages)
+        if facts is not None and known is not None:
+            facts[place] = known
         return taken
 
     for name in IMAGES:
@@ -259,8 +271,8 @@ def _model(name: object, models: Mapping[str, Model]) -> object:
 
 def _file(
     value: object, root: Path | None, place: str, *, fit: bool, check: FileCheck | None
-) -> tuple[object, tuple[str, ...]]:
-    """Return a file for the job, or any other value as it is, and its warnings.
+) -> tuple[object, Facts | None]:
+    """Return a file for the job, or any other value as it is, and its facts if it was checked.
 
     Raises:
         ValueError: The file has a problem.
@@ -268,19 +280,19 @@ def _file(
     if isinstance(value, str):
         value = _named_file(value, root) if place.startswith(TREES) else _named(value, root)
     if not isinstance(value, (Path, bytes)):
-        return value, ()
+        return value, None
     if check is not None:
-        problem, messages = check(value, place)
-        if problem:
-            raise ValueError(problem)
-        # The job would check the original, which may still have to be converted.
-        return value if isinstance(value, Path) else _placeholder(value), messages
+        facts = check(value, place)
+        if isinstance(facts, str):
+            raise ValueError(facts)
+        # The job would keep the original.
+        return value if isinstance(value, Path) else _placeholder(value), facts
     if fit and isinstance(value, bytes) and media_type(value[:HEAD_BYTES]) is None:
         try:
             value = _converted(value)
         except InvalidJobError as error:
             raise ValueError(error.problems[0].message) from None
-    return value, ()
+    return value, None
 
 
 def _placeholder(content: bytes) -> Path:
@@ -322,17 +334,22 @@ def _named(text: str, root: Path | None) -> str | Path | bytes:
     return find_file(text, root)
 
 
-def check_file(file: Path | bytes, place: str, *, fit: bool) -> tuple[str, tuple[str, ...]]:
-    """Return the problem of a file at a place in a job, empty if it has none, and its warnings."""
+def check_file(file: Path | bytes, place: str, *, fit: bool) -> Facts | str:
+    """Return the facts of a file at a place in a job, or its problem."""
     try:
-        facts = inspect(file, field=place, fit=fit)
+        return inspect(file, field=place, fit=fit)
     except InvalidJobError as error:
-        return error.problems[0].message, ()
-    return "", (attrs.evolve(facts, turned=False) if fit and isinstance(facts, ImageFacts) else facts).warnings
+        return error.problems[0].message
 
 
 def _converted(content: bytes) -> bytes:
-    if not preflight(content, fit=True).unfit:
+    """Return image bytes of a row as they identify its job: of another format, too many, or rotated, converted.
+
+    All others that need conversion are left to the session.
+    """
+    facts = preflight(content, fit=True)
+    rotated = facts.turned and facts.type == "image/jpeg"
+    if facts.type in ACCEPTED_IMAGE_TYPES and facts.bytes <= MAX_IMAGE_BYTES and not rotated:
         return content
     from kling_async._images.convert import convert  # noqa: PLC0415 -- Pillow is an extra
 

@@ -57,9 +57,9 @@ def with_paths(text: str, paths: Mapping[str, str]) -> dict[str, object]:
         paths: Paths of its files, by their places.
     """
     fields: dict[str, object] = json.loads(text)
-    # Neither the entry of a model outside of the catalogue nor the places of files are fields of a manifest.
-    fields.pop("own_row", None)
-    fields.pop("files", None)
+    # No fields of a manifest: the entry of a model outside of the catalogue, places of files, digests of earlier rules.
+    for name in ("own_row", "files", "formerly"):
+        fields.pop(name, None)
     return with_values(
         fields, {place: ("file:" if place.startswith(TREES) else "") + path for place, path in paths.items()}
     )

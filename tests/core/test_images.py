@@ -21,8 +21,7 @@ from PIL import Image as Pillow
 from kling_async import KlingSession
 from kling_async._core.answers import RULES, Kind
 from kling_async._core.http import Effect, HttpRequest, HttpResponse
-from kling_async._core.images import MAX_IMAGE_BYTES
-from kling_async._core.media import ImageFacts, UploadTicket
+from kling_async._core.media import MAX_IMAGE_BYTES, ImageFacts, UploadTicket
 from kling_async._http.reads import Reads
 from kling_async._http.retry import pause
 from kling_async._images import uploads as uploads_room
@@ -262,7 +261,7 @@ async def test_oversized_file_is_not_read_to_its_end(tmp_path: Path, images: Ima
 
 @pytest.mark.promise(9)
 async def test_strings_are_never_opened(images: Images, uploads: Uploads) -> None:
-    for url in ("https://h/a.png", "data:image/png;base64,AA=="):
+    for url in ("https://h/a.png", f"data:image/png;base64,{base64.b64encode(PNG).decode()}"):
         assert await images.url(url, field="image") == url
     assert not uploads.tickets
 

@@ -23,8 +23,9 @@ from PIL import ImageOps
 from kling_async import InvalidJobError, Job
 from kling_async._core.catalogue import MAX_TEXT_LENGTH, MODELS
 from kling_async._core.content import content_of
-from kling_async._core.images import MAX_IMAGE_BYTES, Image, load_image
+from kling_async._core.images import Image, load_image
 from kling_async._core.job import JobFields
+from kling_async._core.media import MAX_CONVERTED_BYTES
 
 URL = "https://pictures.example/face.png"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
@@ -314,7 +315,7 @@ def test_pil_image_becomes_png_of_same_size(mode: str) -> None:
 
 
 def test_pil_image_becomes_jpeg_if_png_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kling_async._core.images.MAX_IMAGE_BYTES", 70_000)
+    monkeypatch.setattr("kling_async._core.pixels.MAX_IMAGE_BYTES", 70_000)
     noise = Pillow.effect_noise((300, 300), 20)
     assert len(cast("bytes", make(image=noise).image)) < 70_000
     assert cast("bytes", make(image=noise).image).startswith(b"\xff\xd8\xff")
@@ -336,9 +337,9 @@ def test_pil_image_becomes_jpeg_if_png_is_too_large(monkeypatch: pytest.MonkeyPa
         ("https://pictures.example/face.png\r\nX: y", "expected an http(s) URL"),
         ("", "expected an http(s) URL"),
         (b"", "is empty"),
-        (b"GIF89a", "expected a JPEG or PNG, the bytes are neither"),
+        (b"%PDF-1.7", "expected a JPEG or PNG, the bytes are neither"),
         (PNG[:7], "expected a JPEG or PNG, the bytes are neither"),
-        (PNG + bytes(MAX_IMAGE_BYTES), "expected at most 10 MB, got more"),
+        (PNG + bytes(MAX_CONVERTED_BYTES), "expected at most 100 MB, got more"),
         (5, "expected a URL, a Path, bytes, a binary file or a PIL image, got int"),
         (["https://pictures.example/face.png"], "got list"),
         (Pillow.Image, "expected an image, got the class Image"),
@@ -363,8 +364,8 @@ def test_oversized_file_is_not_read_to_its_end() -> None:
 
     file = Endless()
     file.asked = []
-    assert refusals(image=file) == {"image": "expected at most 10 MB, got more"}
-    assert file.asked == [MAX_IMAGE_BYTES + 1]
+    assert refusals(image=file) == {"image": "expected at most 100 MB, got more"}
+    assert file.asked == [MAX_CONVERTED_BYTES + 1]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
@@ -399,6 +400,8 @@ def test_data_uri_accepts_jpeg_and_png() -> None:
     for kind, content in (("png", PNG), ("jpeg", JPEG)):
         uri = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
         assert make(image=uri).image == uri
+        wrapped = f"data:image/{kind.replace('jpeg', 'jpg')};base64,\r\n{base64.encodebytes(content).decode()}"
+        assert make(image=wrapped).image == uri
 
 
 @pytest.mark.parametrize(
@@ -407,11 +410,10 @@ def test_data_uri_accepts_jpeg_and_png() -> None:
         ("data:image/png;base64,!!!!", "the data URI is not base64"),
         ("data:image/png;base64,\N{LATIN SMALL LETTER E WITH ACUTE}", "the data URI is not base64"),
         ("data:image/png;base64,", "is empty"),
-        ("data:image/png;base64,R0lGODlh", "expected a JPEG or PNG, the bytes are neither"),
-        ("data:image/png,abc", "expected a data URI of image/jpeg or image/png in base64"),
-        ("data:image/gif;base64,R0lGODlh", "expected a data URI of image/jpeg or image/png in base64"),
-        ("data:text/html;base64,R0lGODlh", "expected a data URI of image/jpeg or image/png in base64"),
-        ("data:", "expected a data URI of image/jpeg or image/png in base64"),
+        ("data:image/png;base64,JVBERi0x", "expected a JPEG or PNG, the bytes are neither"),
+        ("data:image/png,abc", "expected a data URI of an image in base64: data:image/jpeg;base64,..."),
+        ("data:text/html;base64,R0lGODlh", "expected a data URI of an image in base64: data:image/jpeg;base64,..."),
+        ("data:", "expected a data URI of an image in base64: data:image/jpeg;base64,..."),
     ],
 )
 def test_bad_data_uri_is_refused(uri: str, said: str) -> None:

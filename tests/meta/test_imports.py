@@ -190,6 +190,7 @@ def test_package_works_without_extras() -> None:
     needs_extras = (
         "kling_async.cli.",
         "kling_async.emulator.renderer",
+        "kling_async._core.pixels",
         "kling_async._images.convert",
         "kling_async.limits.shared",
         "kling_async.storage._objects",
@@ -201,7 +202,7 @@ def test_package_works_without_extras() -> None:
     assert (
         fresh(
             WITHOUT,
-            "typer,click,rich,av,PIL,numpy,pyarrow,redis,obstore,jinja2,fastapi,starlette,opentelemetry,uvicorn",
+            "typer,click,rich,av,PIL,pillow_heif,numpy,pyarrow,redis,obstore,jinja2,fastapi,starlette,opentelemetry,uvicorn",
             *modules,
         )
         == {}
