@@ -115,3 +115,13 @@ def chaos(session: nox.Session) -> None:
     long = {"KLING_CHAOS_JOBS": "10000", "KLING_KILL_JOBS": "2000", "KLING_KILLS": "50", "KLING_MATRIX": "all"}
     rooms = ("tests/adversity/test_chaos.py", "tests/adversity/test_answer_matrix.py", "tests/resume/test_kill.py")
     session.run("python", "-m", "pytest", "-s", "--timeout", "3600", *rooms, *session.posargs, env=long)
+
+
+@nox.session
+def pictures(session: nox.Session) -> None:
+    """Send every picture of six source distributions, over 1,000, through `fit`, and compare them with Pillow's."""
+    install(session, ".[heic]", "numpy")
+    folder = session.create_tmp()
+    sources = ("pillow", "pillow-heif", "imagesize", "imageio", "exifread", "thumbor")
+    session.run("pip", "download", "--no-binary", ":all:", "--no-deps", "-d", folder, *sources)
+    session.run("python", str(ROOT / "benchmarks" / "pictures.py"), folder, *session.posargs)
