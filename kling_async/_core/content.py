@@ -24,7 +24,7 @@ from .job import IMAGES, TREES, Job, Shot, job_of_fields
 from .job_validation import IMAGE_LISTS
 from .model import Model
 from .picture_names import picture_name
-from .released_rows import released_row
+from .released_rows import released_row, row_as_sent
 from .signed_urls import may_be_signed, without_parameters, without_signature
 
 if TYPE_CHECKING:
@@ -203,9 +203,14 @@ def _unsigned(text: str) -> str:
     return _with_urls(_as_released(text), without_signature) if may_be_signed(text) else _as_released(text)
 
 
-def _as_encoded(text: str) -> str:
-    """Return the text of a content without signatures, its images by the digests of what is sent."""
-    return _unsigned(_with_images(text, former=False))
+def _as_sent(text: str) -> str:
+    """Return the text of a content without signatures, with what is sent of its images and of a model of its own."""
+    sent = _with_images(text, former=False)
+    if '"own_row":' in sent:
+        fields: dict[str, Any] = json.loads(sent)
+        row = fields.get("own_row")
+        sent = _json(fields | {"own_row": row_as_sent(row)}) if isinstance(row, dict) else sent
+    return _with_urls(sent, without_signature) if may_be_signed(sent) else sent
 
 
 def _with_images(text: str, *, former: bool) -> str:
@@ -232,14 +237,14 @@ def same_but_for_signatures(one: Content, other: Content) -> bool:
     return _unsigned(one.text) == _unsigned(other.text)
 
 
-RULES: dict[int, Callable[[str], str]] = {1: _as_released, 2: _unsigned, 3: _as_encoded}
+RULES: dict[int, Callable[[str], str]] = {1: _as_released, 2: _unsigned, 3: _as_sent}
 """Rules that make, of the text of a content, the text whose SHA-256 is the digest; by version.
 
 The first takes the text as its version wrote it, the second leaves out signatures. From the third on, a job without a
-key is called after its picture (`Identity.names_pictures`), before that by its digest, and PIL images are known by what
-they look like: before, those with transparency, more than 8 bits or other colour spaces were encoded otherwise. A batch
-keeps the rule it was begun with: under another one its jobs would be new jobs, and paid for again. A rule that was
-released is never changed.
+key is called after its picture (`Identity.names_pictures`), before that by its digest; PIL images are known by what
+they look like (before, those with transparency, more than 8 bits or other colour spaces were encoded otherwise); and of
+a model of a job's own counts what shapes the request, and no price. A batch keeps the rule it was begun with: under
+another one its jobs would be new jobs, and paid for again. A rule that was released is never changed.
 """
 
 

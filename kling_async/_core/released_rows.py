@@ -41,6 +41,8 @@ _NAMES: Final = frozenset(
     }
 )
 """Attributes of `Model` that texts had when the identity rules 1 and 2 were made."""
+_SENT: Final = frozenset({"id", "duration_type", "scale", "end_image"})
+"""Attributes of `Model` that shape a request: its path, and the names and types of its inputs."""
 _END_IMAGE_NAMES: Final = frozenset({"field", "required", "elsewhere"})
 _DOCS: Final = "wavespeed.ai/docs/docs-api/kwaivgi"
 _WITHOUT_PRICE: Final = {"certainty": None, "price_per_5s": None}
@@ -101,3 +103,12 @@ def released_row(row: Mapping[str, object], now: Callable[[str], Mapping[str, ob
             then.pop(name, None)
             then |= {} if was is None else {name: was}
     return then
+
+
+def row_as_sent(row: Mapping[str, object]) -> dict[str, object]:
+    """Return what shapes the requests of a row; its price and its limits make no other job.
+
+    Args:
+        row: The row in the text of a job.
+    """
+    return {name: value for name, value in row.items() if name in _SENT}

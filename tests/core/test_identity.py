@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from decimal import Decimal
 from pathlib import Path
 
+import attrs
 import pytest
 
-from kling_async import Job, LedgerError, State
+from kling_async import EndImage, Job, LedgerError, Model, State
 from kling_async._core import content as contents
 from kling_async._core.content import Content, Identity, content_of
 from kling_async._session.keys import ContentReader
@@ -53,6 +55,26 @@ def test_content_is_made_by_the_rule_of_the_batch(later_rule: None) -> None:
     assert digests[0] != digests[1]
     with pytest.raises(LedgerError, match=r"later version of kling_async \(identity rule 9\).*upgrade"):
         content_of(JOB, str, identity=Identity(9))
+
+
+def test_price_and_limits_of_an_own_model_make_no_other_job() -> None:
+    """The service's list has another price tomorrow, and the same list would be paid for again."""
+    row = Model(
+        id="acme/v1",
+        image_required=False,
+        end_image=EndImage("tail"),
+        price_per_5s=Decimal("0.2"),
+        source="the list of today",
+    )
+    same = attrs.evolve(row, price_per_5s=Decimal("0.3"), source="the list of tomorrow", durations=(5, 10, 15))
+    others = [attrs.evolve(row, end_image=EndImage("last")), attrs.evolve(row, scale="cfg"), attrs.evolve(row, id="b")]
+    digests = {
+        rule: [content_of(Job(model=each, prompt="x"), str, identity=Identity(rule)).digest for each in (row, same)]
+        for rule in (2, NEWEST)
+    }
+    assert digests[2][0] != digests[2][1], "a batch of before keeps its rule"
+    assert digests[NEWEST][0] == digests[NEWEST][1]
+    assert digests[NEWEST][0] not in {content_of(Job(model=each, prompt="x"), str).digest for each in others}
 
 
 @pytest.mark.usefixtures("later_rule")
