@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         OutputGoneError,
         PermissionDeniedError,
         PredictionError,
+        PredictionExpiredError,
         PredictionFailedError,
         PredictionTimeoutError,
         PriceUnknownError,
@@ -148,6 +149,7 @@ __all__ = [
     "PermissionDeniedError",
     "Prediction",
     "PredictionError",
+    "PredictionExpiredError",
     "PredictionFailedError",
     "PredictionTimeoutError",
     "Price",
@@ -212,11 +214,11 @@ _MODULE_OF = {
         "._core.prices": "Certainty Price Rate",
         "._core.clock": "Clock",
         ".errors": (
-            "AlreadyPaidError ApiError AuthenticationError BudgetExceededError ConfigurationError "
-            "ConnectFailedError ConnectionLostError InDoubtElsewhereError InsufficientBalanceError "
-            "InvalidJobError KeyReusedError KlingError LedgerError LineLostError ManifestError ModerationError "
-            "NoOutputError NotFoundError NotInHandError OtherAccountError OutputGoneError PermissionDeniedError "
-            "PredictionError PredictionFailedError PredictionTimeoutError PriceUnknownError Problem "
+            "AlreadyPaidError ApiError AuthenticationError BudgetExceededError ConfigurationError ConnectFailedError "
+            "ConnectionLostError InDoubtElsewhereError InsufficientBalanceError InvalidJobError KeyReusedError "
+            "KlingError LedgerError LineLostError ManifestError ModerationError NoOutputError NotFoundError "
+            "NotInHandError OtherAccountError OutputGoneError PermissionDeniedError PredictionError "
+            "PredictionExpiredError PredictionFailedError PredictionTimeoutError PriceUnknownError Problem "
             "ProtocolError QueueFullError RateLimitedError RateLimiterError ReplyTooLargeError RequestRejectedError "
             "RowProblem ServerError SessionClosedError SkippedError Spent StorageError SubmissionUncertainError "
             "TransportError TransportTimeoutError UnknownJobError UnknownPredictionError UnsupportedError "

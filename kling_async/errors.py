@@ -35,6 +35,7 @@ KlingError
 ├── PredictionError                      a paid prediction exists and gave no video
 │   ├── PredictionFailedError            it ended as failed, cancelled, timeout or deleted
 │   ├── PredictionTimeoutError (TimeoutError)  the wait ended; the prediction still runs
+│   ├── PredictionExpiredError            the service has deleted it: it keeps predictions for 7 days
 │   └── NoOutputError                    it completed without an output
 ├── LedgerError                          the ledger cannot be used, so nothing was sent
 │   ├── KeyReusedError (ValueError)      the key belongs to a job with other content
@@ -524,17 +525,25 @@ class SubmissionUncertainError(KlingError):
     Attributes:
         sent_at: Time of the request in seconds since the epoch, to find it in the account's history; None if unknown.
         candidates: Ids of the predictions that may have come from it.
+        given_up: True if it was given up by hand: it is neither looked for nor sent again.
     """
 
     default_spent = Spent.UNKNOWN
     default_advice = "check the account's prediction history before submitting again"
 
     def __init__(
-        self, message: str, *, sent_at: float | None = None, candidates: Sequence[str] = (), **about: Any
+        self,
+        message: str,
+        *,
+        sent_at: float | None = None,
+        candidates: Sequence[str] = (),
+        given_up: bool = False,
+        **about: Any,
     ) -> None:
         super().__init__(message, **about)
         self.sent_at = sent_at
         self.candidates = tuple(candidates)
+        self.given_up = given_up
 
 
 class LineLostError(SubmissionUncertainError):
@@ -580,6 +589,12 @@ class PredictionTimeoutError(PredictionError, TimeoutError):
     """The deadline of the wait passed. The prediction has not failed: it still runs and can be waited for again."""
 
     default_advice = "wait(prediction_id) continues to wait for it"
+
+
+class PredictionExpiredError(PredictionError):
+    """The service has deleted the prediction before its video was saved: it keeps predictions for 7 days."""
+
+    default_advice = "to generate, and pay for, it again, give the job another key"
 
 
 class NoOutputError(PredictionError):

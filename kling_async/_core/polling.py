@@ -8,6 +8,10 @@ import attrs
 
 WATCH_VARIABLE = "KLING_WATCH"
 """Environment variable with the name of the policy of sessions and commands that are given none."""
+DEADLINE_S = 1800.0
+"""Default of the seconds from acceptance to wait for the end of a prediction."""
+FORGET_AFTER_S = 7200.0
+"""Default of the seconds after which a prediction that has not ended is no longer polled."""
 
 
 @attrs.frozen(kw_only=True)

@@ -16,6 +16,7 @@ from kling_async._core.answers import Kind
 from kling_async._core.catalogue import Level
 from kling_async._core.clock import Clock
 from kling_async._core.content import file_digests
+from kling_async._core.endings import stops
 from kling_async._core.polling import Backoff
 from kling_async._core.prediction import RETRYABLE_CODES, Prediction, Status
 from kling_async._core.reconciliation import fingerprint
@@ -37,14 +38,13 @@ from kling_async._tasks import CriticalTasks
 from kling_async._watching.watcher import Watcher
 from kling_async.errors import (
     AlreadyPaidError,
-    BudgetExceededError,
     InvalidJobError,
     KeyReusedError,
     KlingError,
     LineLostError,
     NotFoundError,
     OtherAccountError,
-    PredictionError,
+    PredictionExpiredError,
     Problem,
     SkippedError,
     Spent,
@@ -223,11 +223,12 @@ class JobRunner:
                     prediction = await self._known(run, row)
                 else:
                     prediction = await self._prepare_and_submit(run, row, claim, check=run.recalled and not retries)
-            except (SkippedError, BudgetExceededError, AlreadyPaidError) as error:
-                error.job, error.key = job, run.key
-                # A drained batch leaves its rows as they are, so that it can be resumed.
-                if row.state.unsent and row.state is not State.SKIPPED and not run.drain.drained:
-                    self._note(run, State.SKIPPED, error=error.message)
+            except KlingError as error:
+                if isinstance(error, SkippedError) or stops(error):
+                    error.job, error.key = job, run.key
+                    # A drained batch leaves its rows as they are, so that it can be resumed.
+                    if row.state.unsent and row.state is not State.SKIPPED and not run.drain.drained:
+                        self._note(run, State.SKIPPED, error=error.message)
                 raise
         if prediction.id != run.prediction_id:
             run.prediction_id = prediction.id
@@ -240,7 +241,7 @@ class JobRunner:
         """Return the prediction of a job that was accepted before.
 
         Raises:
-            PredictionError: The service has deleted it.
+            PredictionExpiredError: The service has deleted it.
             OtherAccountError: It runs in another account.
         """
         if row.state is State.EXPIRED:
@@ -315,7 +316,12 @@ class JobRunner:
         """
         if row.state is State.ABANDONED:
             raise SubmissionUncertainError(
-                row.error or "", sent_at=row.intent_at, candidates=row.candidates or (), job=run.job, key=run.key
+                row.error or "",
+                sent_at=row.intent_at,
+                candidates=row.candidates or (),
+                given_up=True,
+                job=run.job,
+                key=run.key,
             )
         name, job = (run.batch, run.key), run.job
         try:
@@ -586,11 +592,10 @@ def _line_lost(doubt: SubmissionUncertainError) -> LineLostError:
     )
 
 
-def _expired(run: JobRun, row: Row) -> PredictionError:
-    return PredictionError(
+def _expired(run: JobRun, row: Row) -> PredictionExpiredError:
+    return PredictionExpiredError(
         "its prediction expired before its video was saved: the service keeps predictions for 7 days",
         prediction_id=row.prediction_id,
         job=run.job,
         key=run.key,
-        advice="to generate, and pay for, it again, give the job another key",
     )

@@ -19,6 +19,7 @@ from kling_async._core.images import is_decoded
 from kling_async._core.job import Job, JobFields
 from kling_async._core.job_key import checked_batch, checked_key
 from kling_async._core.media import WHITE
+from kling_async._core.polling import DEADLINE_S, FORGET_AFTER_S
 from kling_async._core.signed_urls import parameter_names
 from kling_async._log import log
 from kling_async._loops import LoopBinding
@@ -225,8 +226,8 @@ class KlingSession(ServiceCalls):
         background: str = WHITE,
         verify: bool | None = None,
         max_uploads: int | None = None,
-        deadline: float = 1800.0,
-        forget_after: float = 7200.0,
+        deadline: float = DEADLINE_S,
+        forget_after: float = FORGET_AFTER_S,
         watch: WatchPolicy | str | None = None,
         max_reads_per_second: float | None = None,
         timeouts: Timeouts | None = None,

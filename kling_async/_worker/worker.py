@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from kling_async._core.job_key import Key, checked_key
+from kling_async._core.polling import DEADLINE_S
 from kling_async._core.states import Row, State
 from kling_async._log import log
 from kling_async._session.job_run import JobRun
@@ -80,7 +81,7 @@ class Worker:
         kling: KlingSession,
         *,
         save_to: str | os.PathLike[str] | None = None,
-        deadline: float = 1800.0,
+        deadline: float = DEADLINE_S,
         seen: Seen | None = None,
         again: float = 60.0,
     ) -> None:

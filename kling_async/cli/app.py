@@ -21,14 +21,13 @@ from .options import (
     ExportOptions,
     FetchOptions,
     GalleryOptions,
-    Json,
     ModelsOptions,
-    Provider,
     ResumeOptions,
     RunOptions,
     StatusOptions,
     WorkerOptions,
 )
+from .parameters import Json, Provider  # noqa: TC001 -- typer reads the annotations
 
 if TYPE_CHECKING:
     from .exits import Exit
@@ -73,7 +72,9 @@ def demo(options: DemoOptions) -> Exit:
 
 @command(app, RunOptions)
 def run(options: RunOptions) -> Exit:
-    """Make the videos of a manifest. Every row is checked and priced before the first job is sent.
+    """Make videos of images or of a manifest. Every row is checked and priced before the first job is sent.
+
+    kling-async run face.png --out videos --prompt "She smiles"
 
     A row: {"key": "face-1", "model": "kling-v2.1-pro", "prompt": "She smiles", "image": "face.png", "duration": 5}
     """
@@ -168,7 +169,7 @@ def emulator(options: EmulatorOptions) -> Exit:
 app.add_typer(ledgers, name="ledger")
 
 Key = Annotated[str, typer.Argument(help="Key of the job.", show_default=False)]
-Name = Annotated[str | None, typer.Option(help="Batch of the job.", show_default="the only one")]
+Name = Annotated[str | None, typer.Option(metavar="NAME", help="Batch of the job.", show_default="the only one")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 
 

@@ -52,20 +52,20 @@ if TYPE_CHECKING:
 
 
 class Command(TyperCommand):
-    """A command whose help shows no type for flags."""
+    """A command whose help shows types that people read."""
 
     # typer brings its own copy of click or imports click, depending on its version: the types cannot be named.
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return the parameters, flags without a type."""
-        return _without_flag_types(super().get_params(ctx))
+        """Return the parameters."""
+        return _with_readable_types(super().get_params(ctx))
 
 
 class Group(TyperGroup):
-    """A group of commands whose help shows no type for flags."""
+    """A group of commands whose help shows types that people read."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return the parameters, flags without a type."""
-        return _without_flag_types(super().get_params(ctx))
+        """Return the parameters."""
+        return _with_readable_types(super().get_params(ctx))
 
 
 class LedgerGroup(Group):
@@ -89,11 +89,13 @@ class LedgerGroup(Group):
         return super().parse_args(ctx, args)
 
 
-def _without_flag_types(params: list[Any]) -> list[Any]:
-    """Blank the metavar of flags, for which typer prints `<bool>`."""
+def _with_readable_types(params: list[Any]) -> list[Any]:
+    """Blank the types of flags and of lists of arguments, for which typer prints `<bool>` and `<list[Path]>`."""
     for param in params:
         if getattr(param, "is_flag", False):
             param.metavar = ""
+        elif param.param_type_name == "argument" and param.nargs != 1:
+            param.display_type_rich = lambda ctx: None  # noqa: ARG005 -- the signature of typer's method
     return params
 
 

@@ -16,6 +16,7 @@ import anyio
 import attrs
 from rich.text import Text
 
+from kling_async._core.endings import state_of
 from kling_async._core.job import Job, JobFields
 from kling_async._core.text import one_line
 from kling_async._images.preflight import preflight
@@ -37,7 +38,6 @@ from .output import (
     route_logs,
 )
 from .progress import model_name, progress
-from .results import status as status_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -257,7 +257,7 @@ class _Demo:
                 # The display has shown the message; this is its meaning.
                 meaning = f"{outcome.error.spent.value}; {outcome.error.advice}"
                 name = (one_line(outcome.key), "bold")
-                print_text(self._console, Text.assemble(name, (f" {status_of(outcome)}", "red"), f": {meaning}."))
+                print_text(self._console, Text.assemble(name, (f" {state_of(outcome).label}", "red"), f": {meaning}."))
         self._print_money(charges)
         saved = [outcome.saved.bytes for outcome in self._outcomes.values() if outcome.saved is not None]
         done = sum(outcome.ok for outcome in self._outcomes.values())
@@ -283,7 +283,7 @@ class _Demo:
                 Text(one_line(key), "bold"),
                 model_name(job, provider).removeprefix("kling-v2.1-").removesuffix("-frame"),
                 f"{job.duration} s",
-                Text(status_of(outcome), "green" if outcome.ok else "red"),
+                Text(state_of(outcome).label, "green" if outcome.ok else "red"),
                 "" if inference is None else format_duration(inference),
                 str(job.price(provider)),
                 *([name] if wide else []),

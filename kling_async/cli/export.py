@@ -34,11 +34,11 @@ def export(options: ExportOptions) -> Exit:
     formats = [Format(choice.value) for choice in options.formats or ()]
     formats = formats or [Format.RESULTS, Format.ERRORS, Format.STATS]
     ledger, out = options.ledger_name, options.out or options.ledger_name.folder
-    for made in write_files(ledger.where, out, formats, account=ledger.account, batch=options.batch):
+    for made in write_files(ledger.where, out, formats, account=ledger.account, batch=options.name):
         print_text(console, Text(f"{_path(made, out)}: {plural(made.rows, 'job')}"))
         print_left_out(console, made)
         if made.format is Format.ERRORS and made.rows:
-            record = recorded_run(ledger, options.batch)
+            record = recorded_run(ledger, options.name)
             if record is None:
                 record = RunRecord(str(out), ("--emulator",) if ledger.is_rehearsal else ())
             print_rerun(console, made, out, ledger=ledger, to=record.shown_out, more=record.options)

@@ -29,6 +29,7 @@ _LEFT_OUT: Final = frozenset(
     {
         *("out", "ledger", "account", "name"),  # every command names these itself
         *("manifest", "prompt", "model", "duration", "root"),  # of the rows, which the ledger has
+        "redo",  # done once
         *("yes", "quiet", "as_json", "debug"),  # of one call; who pastes a command is asked again
     }
 )

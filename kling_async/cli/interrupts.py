@@ -16,6 +16,7 @@ from .exits import Exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
+    from typing import IO
 
 _DUPLICATE_SIGNAL_WINDOW_S: Final = 0.3
 """`timeout` and some terminals send one signal twice."""
@@ -69,6 +70,27 @@ def drains(drain: Callable[[], None]) -> Iterator[None]:
         interrupts.drain = None
 
 
+def close_output(stream: IO[str]) -> bool:
+    """Interrupt the command: nobody reads its output any more, as in `run --json | head`. Nothing more is written.
+
+    Jobs that were sent are recorded, as after a closed terminal.
+
+    Args:
+        stream: The stream whose reader is gone.
+
+    Returns:
+        False if no command runs that can be interrupted.
+    """
+    interrupts = _INTERRUPTS.get()
+    if interrupts is None:
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+    interrupts.cancel()
+    return True
+
+
 def took_interrupt() -> None:
     """Mark the cancellation of the current task as handled, so that later awaits are not treated as cancelled."""
     task = asyncio.current_task()
@@ -91,6 +113,12 @@ class _Interrupts:
         self._drained_at = 0.0
         self._cancelled = False
 
+    def cancel(self) -> None:
+        """Cancel the task, once."""
+        if not self._cancelled:
+            self._cancelled = True
+            self._task.cancel()
+
     def handle(self, number: int) -> None:
         """Handle a signal."""
         now = time.monotonic()
@@ -101,9 +129,7 @@ class _Interrupts:
                 return
             if now - self._drained_at < _DUPLICATE_SIGNAL_WINDOW_S:
                 return
-        if not self._cancelled:
-            self._cancelled = True
-            self._task.cancel()
+        self.cancel()
         if number != signal.SIGINT or now - self._pressed_at < _DUPLICATE_SIGNAL_WINDOW_S:
             return
         self._pressed_at = now

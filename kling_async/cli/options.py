@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import attrs
 import typer
 
 from kling_async._core.http import MAX_OUTPUT_BYTES, MAX_REPLY_BYTES
-from kling_async._core.polling import WATCH_VARIABLE
+from kling_async._core.polling import DEADLINE_S, FORGET_AFTER_S
 
 from .choices import FormatChoice, LevelChoice, NetworkChoice, PollingChoice, ProfileChoice, ProviderChoice, SeenChoice
 from .ledgers import (
@@ -26,106 +26,53 @@ from .ledgers import (
     parse_ledger,
     required_ledger,
 )
+from .parameters import (
+    EMULATOR_PANEL,
+    LEVEL_NAMES,
+    MONEY_PANEL,
+    RESULTS_PANEL,
+    ROWS_PANEL,
+    Account,
+    AllowEstimate,
+    AnyLedger,
+    BatchBudget,
+    BatchName,
+    Columns,
+    Deadline,
+    Fit,
+    ForgetAfter,
+    FromService,
+    IgnoredParameters,
+    Json,
+    Level,
+    Manifests,
+    MaxInFlight,
+    MaxOutputBytes,
+    MaxReadsPerSecond,
+    MaxReplyBytes,
+    MaxSaving,
+    MaxUploads,
+    NewBatchName,
+    Out,
+    Polling,
+    Provider,
+    Quiet,
+    Recursive,
+    Redo,
+    RetryFailed,
+    Root,
+    Seen,
+    SkipInvalid,
+    Speed,
+    WorkersBudget,
+)
 from .places import below, is_store, normalized
-
-ROWS_PANEL: Final = "Rows"
-RESULTS_PANEL: Final = "Results"
-MONEY_PANEL: Final = "Money"
-EMULATOR_PANEL: Final = "Emulator"
-LEVEL_NAMES: Final = " or ".join(", ".join(LevelChoice).rsplit(", ", 1))
-
 
 if TYPE_CHECKING:
     _LedgerArgument = LedgerName
 else:
     # For an argument with a parser, typer's help prints the name of the type and ignores `metavar`.
     _LedgerArgument = type("file|url", (), {})
-
-Out = Annotated[
-    str, typer.Option(metavar="FOLDER|URL", help="Folder for the videos, or s3://, gs://, az://...", show_default=False)
-]
-Manifests = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="LIST|FOLDER|PICTURE...",
-        help="Jobs: .xlsx, .csv, .tsv, .jsonl, .json or .parquet, - for stdin; or a folder of pictures, or pictures.",
-        show_default=False,
-    ),
-]
-Provider = Annotated[ProviderChoice, typer.Option(help="Service that makes the videos.")]
-Account = Annotated[str, typer.Option(help="Name of the account in a shared database.")]
-Fit = Annotated[
-    bool, typer.Option("--fit", help="Convert images of other formats, over 10 MB, or rotated by EXIF data.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-BatchName = Annotated[
-    str | None, typer.Option(help="Only this batch; a run's batch has its manifest's name.", show_default="all")
-]
-Deadline = Annotated[
-    float | None,
-    typer.Option(
-        min=1, help="Seconds to wait for each video; the service goes on with it after that.", show_default="1800"
-    ),
-]
-MaxUploads = Annotated[
-    int | None, typer.Option(min=1, help="Most pictures uploaded at once.", show_default="as many as pay")
-]
-MaxSaving = Annotated[
-    int | None, typer.Option(min=1, help="Most videos downloaded at once.", show_default="as many as pay")
-]
-Polling = Annotated[
-    PollingChoice,
-    typer.Option(
-        envvar=WATCH_VARIABLE,
-        help="How status is read: as the vendor asks, less or more often, or by its list, which it asks not to poll.",
-    ),
-]
-MaxReadsPerSecond = Annotated[
-    float | None,
-    typer.Option(min=0.1, help="Status reads per second.", show_default="a tenth of the videos at once, 100 to 400"),
-]
-MaxReplyBytes = Annotated[
-    int, typer.Option(min=1, help="Greatest size of a reply of the service.", show_default="16 MiB")
-]
-MaxOutputBytes = Annotated[int, typer.Option(min=1, help="Greatest size of a video.", show_default="2 GiB")]
-Speed = Annotated[
-    float,
-    typer.Option(min=0.1, max=1000, help="How many times as fast as the real service.", rich_help_panel=EMULATOR_PANEL),
-]
-AllowEstimate = Annotated[
-    bool,
-    typer.Option(
-        "--allow-estimate",
-        help="Let an estimated price count against the budget where the service quotes none.",
-        rich_help_panel=MONEY_PANEL,
-    ),
-]
-RetryFailed = Annotated[
-    int,
-    typer.Option(
-        min=0,
-        help="Times to send, and pay for, a job again that failed through the service's fault.",
-        rich_help_panel=MONEY_PANEL,
-    ),
-]
-Seen = Annotated[
-    SeenChoice,
-    typer.Option(
-        help="Jobs that another batch of the ledger has paid for: stop, reuse the videos unpaid, or pay for others.",
-        rich_help_panel=MONEY_PANEL,
-    ),
-]
-IgnoredParameters = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--ignore-parameter",
-        metavar="NAME",
-        help="Parameter of pictures' URLs that makes no other job, such as token; can be repeated. The batch keeps it.",
-        show_default="the batch's own",
-        rich_help_panel=MONEY_PANEL,
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the summary.")]
 
 
 @attrs.frozen(kw_only=True, slots=False)
@@ -141,53 +88,43 @@ class Options:
 
 @attrs.frozen(kw_only=True, slots=False)
 class SourceOptions(Options):
-    """Manifest of jobs, and defaults for its rows."""
+    """Jobs, and defaults for their rows."""
 
     manifest: Manifests
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--column",
-            metavar="FIELD=COLUMN",
-            help="Column of a field, such as image=Filename; can be repeated.",
-            show_default="by their names",
-            rich_help_panel=ROWS_PANEL,
-        ),
+    columns: Columns = None
+    recursive: Recursive = False
+    skip_invalid: SkipInvalid = False
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="For rows without a prompt.", rich_help_panel=ROWS_PANEL)
     ] = None
-    recursive: Annotated[
-        bool, typer.Option("--recursive", help="Take the pictures in subfolders, too.", rich_help_panel=ROWS_PANEL)
-    ] = False
-    skip_invalid: Annotated[
-        bool,
-        typer.Option(
-            "--skip-invalid",
-            help="Leave rows with problems out, into errors.jsonl, instead of refusing all.",
-            rich_help_panel=ROWS_PANEL,
-        ),
-    ] = False
-    prompt: Annotated[str | None, typer.Option(help="For rows without a prompt.", rich_help_panel=ROWS_PANEL)] = None
-    model: Annotated[str | None, typer.Option(help="For rows without a model.", rich_help_panel=ROWS_PANEL)] = None
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="For rows without a model.", rich_help_panel=ROWS_PANEL)
+    ] = None
     duration: Annotated[
-        int | None, typer.Option(help="Seconds of video, for rows without a duration.", rich_help_panel=ROWS_PANEL)
+        int | None,
+        typer.Option(metavar="SECONDS", help="Length, for rows without a duration.", rich_help_panel=ROWS_PANEL),
     ] = None
-    from_service: Annotated[
-        bool,
-        typer.Option(
-            "--from-service",
-            help="Take the models that the catalogue lacks from the service's own list. Needs the key.",
-            rich_help_panel=ROWS_PANEL,
-        ),
-    ] = False
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            file_okay=False,
-            help="Folder of the files that rows name; files outside of it are refused.",
-            show_default="the manifest's folder",
-            rich_help_panel=ROWS_PANEL,
-        ),
-    ] = None
+    from_service: FromService = False
+    root: Root = None
     fit: Fit = False
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class NewBatchOptions(SourceOptions):
+    """Jobs that become a batch of a ledger."""
+
+    name: NewBatchName = None
+    ignored_parameters: IgnoredParameters = None
+
+    @property
+    def batch(self) -> str:
+        """Name of the batch."""
+        if self.name is not None:
+            return self.name
+        # Imported here: commands are listed without it.
+        from kling_async.manifest import batch_name  # noqa: PLC0415 -- see above
+
+        return batch_name(self.manifest)
 
 
 @attrs.frozen(kw_only=True, slots=False)
@@ -216,26 +153,33 @@ class LedgerOptions(Options):
 
 
 @attrs.frozen(kw_only=True, slots=False)
-class BatchOptions(Options, ABC):
-    """Options of the commands that run a batch."""
+class SessionOptions(Options):
+    """Options of the session in which jobs are sent, the same for `run`, `resume` and `worker`."""
 
-    out: Out = attrs.field(converter=normalized)
     provider: Provider = ProviderChoice.WAVESPEED
-    level: Annotated[LevelChoice, typer.Option(metavar="LEVEL", help=f"Account level: {LEVEL_NAMES}.")] = (
-        LevelChoice.BRONZE
-    )
-    max_in_flight: Annotated[
-        int | None, typer.Option(min=1, help="Videos running at once.", show_default="the level's limit")
-    ] = None
+    level: Level = LevelChoice.BRONZE
+    fit: Fit = False
+    quiet: Quiet = False
+    max_in_flight: MaxInFlight = None
     max_uploads: MaxUploads = None
     max_saving: MaxSaving = None
-    deadline: Deadline = None
+    deadline: Deadline = DEADLINE_S
+    forget_after: ForgetAfter = FORGET_AFTER_S
     polling: Polling = PollingChoice.BALANCED
     max_reads_per_second: MaxReadsPerSecond = None
     max_reply_bytes: MaxReplyBytes = MAX_REPLY_BYTES
     max_output_bytes: MaxOutputBytes = MAX_OUTPUT_BYTES
-    fit: Fit = False
-    quiet: Quiet = False
+    budget: BatchBudget = None
+    allow_estimate: AllowEstimate = False
+    retry_failed: RetryFailed = 0
+    seen: Seen = SeenChoice.STOP
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class BatchOptions(SessionOptions, ABC):
+    """Options of the commands that run a batch."""
+
+    out: Out = attrs.field(converter=normalized)
     as_json: Annotated[
         bool, typer.Option("--json", help="Print results as JSON lines on stdout, all else on stderr.")
     ] = False
@@ -264,15 +208,6 @@ class BatchOptions(Options, ABC):
             rich_help_panel=RESULTS_PANEL,
         ),
     ] = False
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="USD", help="Most that the batch may cost, earlier runs included.", rich_help_panel=MONEY_PANEL
-        ),
-    ] = None
-    allow_estimate: AllowEstimate = False
-    retry_failed: RetryFailed = 0
-    seen: Seen = SeenChoice.STOP
     ignored_parameters: IgnoredParameters = None
     audit: Annotated[
         bool,
@@ -325,25 +260,12 @@ class BatchOptions(Options, ABC):
 
 
 @attrs.frozen(kw_only=True, slots=False)
-class RunOptions(SourceOptions, BatchOptions):
+class RunOptions(NewBatchOptions, BatchOptions):
     """Options of `run`."""
 
     ordered: Annotated[bool, typer.Option("--ordered", help="Report outcomes in the order of the manifest.")] = False
-    name: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of the batch; that of an earlier one continues it.", show_default="the manifest's name"
-        ),
-    ] = None
-    ledger: Annotated[
-        LedgerName | None,
-        typer.Option(
-            parser=parse_ledger,
-            metavar="FILE|URL",
-            help="Record of paid jobs: a file, or a shared database postgresql://...",
-            show_default="OUT/run.db",
-        ),
-    ] = None
+    redo: Redo = None
+    ledger: AnyLedger = None
     account: Account = DEFAULT_ACCOUNT
     emulator: Annotated[
         bool,
@@ -377,16 +299,6 @@ class RunOptions(SourceOptions, BatchOptions):
         """True if an emulator in this process makes the videos."""
         return self.emulator
 
-    @property
-    def batch(self) -> str:
-        """Name of the batch."""
-        if self.name is not None:
-            return self.name
-        # Imported here: commands are listed without it.
-        from kling_async.manifest import batch_name  # noqa: PLC0415 -- see above
-
-        return batch_name(self.manifest)
-
 
 @attrs.frozen(kw_only=True, slots=False)
 class ResumeOptions(LedgerOptions, BatchOptions):
@@ -395,6 +307,7 @@ class ResumeOptions(LedgerOptions, BatchOptions):
     name: Annotated[
         str | None,
         typer.Option(
+            metavar="NAME",
             help="The batch to resume; a run's batch has its manifest's name.",
             show_default="the only one",
         ),
@@ -463,18 +376,10 @@ class FetchOptions(Options):
         typer.Argument(metavar="ID...", help="Prediction ids; by default the ledger's unsaved ones."),
     ] = None
     out: Out = attrs.field(converter=normalized)
-    ledger: Annotated[
-        LedgerName | None,
-        typer.Option(
-            parser=parse_ledger,
-            metavar="FILE|URL",
-            help="Ledger of the run: a file, or a shared database postgresql://...",
-            show_default="OUT/run.db",
-        ),
-    ] = None
+    ledger: AnyLedger = None
     account: Account = DEFAULT_ACCOUNT
     provider: Provider = ProviderChoice.WAVESPEED
-    deadline: Deadline = None
+    deadline: Deadline = DEADLINE_S
     max_reply_bytes: MaxReplyBytes = MAX_REPLY_BYTES
     max_output_bytes: MaxOutputBytes = MAX_OUTPUT_BYTES
 
@@ -498,7 +403,7 @@ class ExportOptions(LedgerOptions):
         list[FormatChoice] | None,
         typer.Option("--format", help="What to write; can be repeated.", show_default="results, errors and stats"),
     ] = None
-    batch: BatchName = None
+    name: BatchName = None
 
 
 @attrs.frozen(kw_only=True, slots=False)
@@ -509,7 +414,7 @@ class GalleryOptions(LedgerOptions):
         Path | None,
         typer.Option(file_okay=False, help="Folder for the page.", show_default="gallery beside the ledger"),
     ] = None
-    batch: BatchName = None
+    name: BatchName = None
     provider: Provider = ProviderChoice.WAVESPEED
 
 
@@ -527,7 +432,7 @@ class SharedOptions(Options):
             show_default=False,
         ),
     ] = None
-    account: Annotated[str, typer.Option(help="Name of the account in the database.")] = DEFAULT_ACCOUNT
+    account: Account = DEFAULT_ACCOUNT
 
     @property
     def ledger_name(self) -> LedgerName:
@@ -540,51 +445,38 @@ class SharedOptions(Options):
 
 
 @attrs.frozen(kw_only=True, slots=False)
-class EnqueueOptions(SharedOptions):
+class EnqueueOptions(NewBatchOptions, SharedOptions):
     """Options of `enqueue`."""
 
-    manifest: Manifests
-    batch: Annotated[str | None, typer.Option(help="Name of the batch.", show_default="the manifest's name")] = None
+    provider: Provider = ProviderChoice.WAVESPEED
     seen: Seen = SeenChoice.STOP
-    ignored_parameters: IgnoredParameters = None
+    quiet: Quiet = False
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the counts as JSON on stdout, or the problems of rows as JSON lines.")
+    ] = False
 
 
 @attrs.frozen(kw_only=True, slots=False)
-class WorkerOptions(SharedOptions):
+class WorkerOptions(SharedOptions, SessionOptions):
     """Options of `worker`."""
 
     out: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Folder for the videos; without it none is saved.")
+        Path | None,
+        typer.Option(file_okay=False, metavar="FOLDER", help="Folder for the videos; without it none is saved."),
     ] = None
-    provider: Provider = ProviderChoice.WAVESPEED
-    level: Annotated[
-        LevelChoice, typer.Option(metavar="LEVEL", help=f"Account level, shared by all workers: {LEVEL_NAMES}.")
-    ] = LevelChoice.BRONZE
-    max_in_flight: Annotated[
-        int | None,
-        typer.Option(min=1, help="Videos running at once, over all workers.", show_default="the level's limit"),
-    ] = None
-    max_uploads: MaxUploads = None
-    max_saving: MaxSaving = None
-    polling: Polling = PollingChoice.BALANCED
-    max_reads_per_second: MaxReadsPerSecond = None
-    max_reply_bytes: MaxReplyBytes = MAX_REPLY_BYTES
-    max_output_bytes: MaxOutputBytes = MAX_OUTPUT_BYTES
+    budget: WorkersBudget = None
     lease: Annotated[
-        float, typer.Option(min=1, help="Seconds without a sign of life after which others take over a worker's jobs.")
+        float,
+        typer.Option(
+            min=1,
+            metavar="SECONDS",
+            help="Time without a sign of life after which others take over a worker's jobs.",
+        ),
     ] = 60.0
-    budget: Annotated[
-        str | None,
-        typer.Option(metavar="USD", help="Most that the jobs of all workers may cost.", rich_help_panel=MONEY_PANEL),
-    ] = None
-    allow_estimate: AllowEstimate = False
-    retry_failed: RetryFailed = 0
-    seen: Seen = SeenChoice.STOP
     sole_user: Annotated[
         bool,
         typer.Option("--sole-user", help="Only this ledger uses the key, so doubts can be settled by counting."),
     ] = False
-    quiet: Quiet = False
 
 
 @attrs.frozen(kw_only=True, slots=False)

@@ -46,6 +46,14 @@ class _Console(Console):
             safe = segment.control or segment.text.isprintable()
             yield segment if safe else Segment(safe_lines(segment.text), segment.style)
 
+    def on_broken_pipe(self) -> None:
+        """Interrupt the command whose output nobody reads; rich ends the process at once, in whatever task it is."""
+        from .interrupts import close_output  # noqa: PLC0415 -- it loads asyncio, and `--help` does not need it
+
+        self.quiet = True
+        if not close_output(self.file):
+            super().on_broken_pipe()
+
 
 def make_console(*, stderr: bool = False) -> Console:
     """Return a console as wide as the terminal; without a terminal, a wide one without colours."""

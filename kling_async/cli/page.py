@@ -19,6 +19,6 @@ def page(options: GalleryOptions) -> Exit:
     """Write the page and print its path."""
     ledger = options.ledger_name
     out = options.out or options.ledger_name.folder / "gallery"
-    made = gallery_of_ledger(ledger.where, out, account=ledger.account, batch=options.batch, provider=options.provider)
+    made = gallery_of_ledger(ledger.where, out, account=ledger.account, batch=options.name, provider=options.provider)
     print_text(make_console(), Text.assemble("Gallery: ", (str(made), "bold cyan")))
     return Exit.WELL

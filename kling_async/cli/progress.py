@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
@@ -18,10 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from kling_async import events
+from kling_async._core.endings import state_of
 from kling_async._core.job import Job
 from kling_async._core.prediction import Status
+from kling_async._core.states import State
 from kling_async._core.text import one_line
-from kling_async.errors import SkippedError
+from kling_async.errors import PredictionTimeoutError, SkippedError
 
 from .output import format_duration, format_size, format_usd, has_cursor, plural
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from kling_async._core.budget import Budget
     from kling_async._core.clock import Clock
+    from kling_async._core.prediction import Outcome
     from kling_async.errors import KlingError
     from kling_async.events import Event, Observer
 
@@ -76,17 +79,18 @@ class Board:
 
     Attributes:
         waiting_reason: Returns why waiting jobs are not sent, if no event says so; else an empty string.
-        draining: Nothing more is sent, so skipped jobs do not count as begun.
+        draining: Nothing more is sent.
         running: Accepted jobs without an outcome, by batch and key.
+        endings: Number of jobs whose outcome is an error, by the state in which it leaves them.
         unsaved: Ids and keys of paid predictions that may have a video which is not saved.
-        uncertain: Keys of jobs whose acceptance is unknown.
+        uncertain: Batches and keys of jobs whose acceptance is unknown.
     """
 
     def __init__(self, total: int | None = None, budget: Budget | None = None) -> None:
         self.total = total
         self.budget = budget
-        self.admitted = self.accepted = self.done = self.failed = 0
-        self.refused_before_acceptance = 0
+        self.admitted = self.accepted = self.done = 0
+        self.endings: Counter[State] = Counter()
         self.spent = Decimal(0)
         self.unpriced = 0
         self.reused = 0
@@ -95,14 +99,17 @@ class Board:
         self.draining = False
         self.running: dict[tuple[str, str], RunningJob] = {}
         self.unsaved: dict[str, str] = {}
-        self.uncertain: list[str] = []
+        self.uncertain: set[tuple[str, str]] = set()
+        self._settled_unaccepted = 0
         self._shown_account_error: KlingError | None = None
         self._end_times: deque[float] = deque(maxlen=_RATE_WINDOW_JOBS)
 
     @property
     def waiting(self) -> int:
-        """Number of jobs taken from the input and not accepted yet."""
-        return self.admitted - self.accepted - self.refused_before_acceptance
+        """Number of jobs that were not accepted and are still to be sent, by this run or the next."""
+        # Without a total, a job that could not be sent is admitted again.
+        begun = self.total or self.admitted - self.endings[State.PENDING]
+        return begun - self.accepted - self._settled_unaccepted
 
     @property
     def saving(self) -> int:
@@ -111,8 +118,8 @@ class Board:
 
     @property
     def ended(self) -> int:
-        """Number of jobs with an outcome."""
-        return self.done + self.failed
+        """Number of jobs with an outcome, but for those that are still to be sent."""
+        return self.done + self.endings.total() - self.endings[State.PENDING]
 
     def observer(self, provider: str) -> Observer:
         """Return an observer for a session.
@@ -135,6 +142,7 @@ class Board:
             case events.Accepted(job=job, prediction=prediction):
                 # Counted once per job: a retried job is accepted, and paid for, more than once.
                 self.accepted += name not in self.running
+                self.uncertain.discard(name)
                 self.note = ""
                 price = job.price(provider).usd
                 self.spent += price or 0
@@ -146,7 +154,7 @@ class Board:
             case events.Refused(error=error, again=again) if again is not None:
                 self.note = f"not accepted yet, next attempt in {again:.0f} s: {error.message}"
             case events.Uncertain():
-                self.uncertain.append(event.key)
+                self.uncertain.add(name)
             case events.Changed(prediction=prediction):
                 running = self.running.get(name)
                 if running is not None:
@@ -155,16 +163,26 @@ class Board:
                     self.unsaved.pop(prediction.id, None)
             case events.Retrying(again=again):
                 self.note = f"{event.key} failed at the service; sent and paid for again in {again:.0f} s"
-            case events.Finished(outcome=outcome) if self.draining and isinstance(outcome.error, SkippedError):
-                self.admitted -= 1
             case events.Finished(outcome=outcome):
-                self.refused_before_acceptance += self.running.pop(name, None) is None
-                self.done += outcome.ok
-                self.failed += not outcome.ok
-                self.reused += outcome.reused and outcome.ok
-                self._end_times.append(event.at)
-                if outcome.ok and outcome.prediction is not None:
-                    self.unsaved.pop(outcome.prediction.id, None)
+                self._finish(name, outcome, event.at)
+
+    def _finish(self, name: tuple[str, str], outcome: Outcome, at: float) -> None:
+        accepted = self.running.pop(name, None) is not None
+        state = state_of(outcome)
+        if state is State.UNCERTAIN:
+            self.uncertain.add(name)
+        else:
+            self.uncertain.discard(name)
+        if state is not State.PENDING:
+            self._settled_unaccepted += not accepted
+            self._end_times.append(at)
+        if not outcome.ok:
+            self.endings[state] += 1
+            return
+        self.done += 1
+        self.reused += outcome.reused
+        if outcome.prediction is not None:
+            self.unsaved.pop(outcome.prediction.id, None)
 
     def rate(self, now: float) -> float | None:
         """Return how many jobs end per second, from the latest ends; None if they are too few.
@@ -298,9 +316,16 @@ def _describe(event: Event, provider: str) -> tuple[str, str] | None:
         case events.Saved(file=file):
             return "saved", f"{file} ({format_size(file.bytes)})"
         case events.Finished(outcome=outcome) if outcome.error is not None:
-            return "FAILED", outcome.error.message
+            state = state_of(outcome)
+            return state.label.upper() if state.unsuccessful else state.label, _reason(outcome.error)
         case _:
             return None
+
+
+def _reason(error: KlingError) -> str:
+    """Return the message of an error; of a prediction past its deadline, that others wait for its slot."""
+    slot = "; it keeps its slot until it ends" if isinstance(error, PredictionTimeoutError) else ""
+    return error.message + slot
 
 
 class LiveProgress(QuietProgress):
@@ -345,7 +370,7 @@ class LiveProgress(QuietProgress):
             if isinstance(event, events.Finished) and event.outcome.error and not self.board.is_repeat(event):
                 # Printed above the display, where it stays.
                 text = Text.assemble(("✗ ", "red"), (one_line(event.key), "bold"), "  ")
-                self._console.print(text.append(one_line(event.outcome.error.message), "red"))
+                self._console.print(text.append(one_line(_reason(event.outcome.error)), "red"))
 
         return observe
 
@@ -385,15 +410,22 @@ class LiveProgress(QuietProgress):
 
     def _render_counts(self) -> Text:
         board = self.board
-        saving = board.saving
-        waiting = max(board.waiting, (board.total or 0) - board.accepted - board.refused_before_acceptance)
-        counts = (
-            ("○", waiting, "not sent" if board.draining else "waiting", "dim"),
-            ("●", len(board.running) - saving, "running", "cyan"),
+        saving, endings = board.saving, board.endings
+        counts = [
+            ("○", board.waiting, "not sent" if board.draining else "waiting", "dim"),
+            ("●", len(board.running) - saving + endings[State.SUBMITTED], "running", "cyan"),
             ("↓", saving, "saving", "blue"),
             ("✓", board.done, "done", "green"),
-            ("✗", board.failed, "failed", "red"),
+            ("✗", endings[State.FAILED], "failed", "red"),
+        ]
+        rare = (
+            ("✗", endings[State.REJECTED], State.REJECTED.label, "red"),
+            ("✗", endings[State.EXPIRED], State.EXPIRED.label, "red"),
+            ("-", endings[State.SKIPPED], State.SKIPPED.label, "yellow"),
+            ("?", len(board.uncertain), State.UNCERTAIN.label, "yellow"),
+            ("!", endings[State.COMPLETED], State.COMPLETED.label, "yellow"),
         )
+        counts += [each for each in rare if each[1]]
         separator = Text("   ", no_wrap=True, overflow="ellipsis")
         return separator.join(
             Text(f"{mark} {number} {word}", style if number else "dim") for mark, number, word, style in counts

@@ -9,16 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 from rich.text import Text
 
-from kling_async._core.states import UNSAVED, State
+from kling_async._core.endings import state_of
+from kling_async._core.states import UNSAVED
 from kling_async._core.text import one_line
-from kling_async.errors import (
-    KlingError,
-    PredictionFailedError,
-    PredictionTimeoutError,
-    SkippedError,
-    StorageError,
-    SubmissionUncertainError,
-)
 
 from .output import plural, print_panel, print_text
 from .reading import rows_of
@@ -36,29 +29,6 @@ if TYPE_CHECKING:
 
 _MAX_IDS_LISTED: Final = 10
 _MAX_IDS_IN_COMMAND: Final = 4
-
-
-def status(outcome: Outcome) -> str:
-    """Return the label of the state that a job has ended in, as far as its outcome says."""
-    match outcome.error:
-        case None if outcome.reused:
-            return State.REUSED.label
-        case None:
-            return (State.COMPLETED if outcome.saved is None else State.DOWNLOADED).label
-        case SkippedError():
-            return State.SKIPPED.label
-        case SubmissionUncertainError():
-            return State.UNCERTAIN.label
-        case PredictionTimeoutError():
-            return State.SUBMITTED.label
-        case StorageError():
-            return State.COMPLETED.label
-        case PredictionFailedError(prediction=prediction) if prediction is not None:
-            return prediction.status.value
-        case KlingError(prediction_id=None):
-            return State.REJECTED.label
-        case _:
-            return "unknown"
 
 
 def row(outcome: Outcome, folder: Path) -> dict[str, object]:
@@ -79,7 +49,7 @@ def row(outcome: Outcome, folder: Path) -> dict[str, object]:
     return {
         "key": outcome.key,
         "model": outcome.job.model,
-        "status": status(outcome),
+        "status": state_of(outcome).label,
         "prediction_id": outcome.prediction.id if outcome.prediction else error.prediction_id if error else None,
         "file": file,
         "cost_usd": None if outcome.cost is None else float(outcome.cost),

@@ -17,7 +17,7 @@ from .output import make_console, plural, print_text, route_logs
 from .places import destination
 from .plan import Plan, parse_budget, print_level_hint, print_plan
 from .reading import identity_of, rows_of, the_batch
-from .runner import Work, check_destination, check_gallery, new_session, run_batch
+from .runner import Work, check_destination, check_gallery, new_batch_session, run_batch
 from .spending import Payable, confirm_spending, due_of_rows, print_budget_warning
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def resume(options: ResumeOptions) -> Exit:
     console = make_console(stderr=options.as_json)
     ledger = options.ledger_name
     ledger.require_real()
-    session = new_session(options)
+    session = new_batch_session(options)
     check_gallery(options)
     check_destination(options)
     found = the_batch(ledger, options.name)
@@ -48,9 +48,7 @@ def resume(options: ResumeOptions) -> Exit:
         batch=lambda kling: kling.resume(
             name=found.name,
             budget=budget,
-            seen=options.seen.value,
             save_to=destination(options.out),
-            deadline=options.deadline,
         ),
     )
     if not options.quiet:

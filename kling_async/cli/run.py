@@ -23,7 +23,7 @@ from .places import destination
 from .plan import Plan, parse_budget, print_level_hint, print_plan
 from .reading import batches_of, identity_of
 from .rehearsal import remove_rehearsal
-from .runner import Work, check_destination, check_gallery, new_session, run_batch
+from .runner import Work, check_destination, check_gallery, new_batch_session, run_batch
 from .sources import emulated, print_warnings, read_source
 from .spending import Due, Payable, confirm_spending, due_of_manifest, print_budget_warning
 
@@ -53,7 +53,7 @@ def run(options: RunOptions) -> Exit:
     if manifest is None:
         return Exit.BAD_INPUT
     # Created now so that a missing key is reported before anything is printed.
-    session = new_session(options, api_key="-") if options.emulator else new_session(options)
+    session = new_batch_session(options, api_key="-") if options.emulator else new_batch_session(options)
     check_gallery(options)
     check_destination(options)
     if options.emulator:
@@ -103,10 +103,8 @@ def _work(manifest: Manifest, options: RunOptions, due: Due) -> Work:
             LookedUp(manifest),
             name=options.batch,
             budget=budget,
-            seen=options.seen.value,
             save_to=destination(options.videos),
             ordered=options.ordered,
-            deadline=options.deadline,
         ),
     )
 

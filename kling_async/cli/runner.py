@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
@@ -21,8 +21,8 @@ from kling_async.results import export
 
 from .audit import audit
 from .hints import record_run
-from .interrupts import drains, took_interrupt
-from .output import plural, print_text
+from .interrupts import close_output, drains, took_interrupt
+from .output import format_duration, plural, print_text
 from .places import destination
 from .plan import Plan
 from .progress import progress
@@ -37,11 +37,12 @@ if TYPE_CHECKING:
     from kling_async._core.clock import Clock
     from kling_async._core.prediction import Outcome
     from kling_async.gallery import Gallery
+    from kling_async.ledger import Ledger
     from kling_async.results import Exported
 
     from .exits import Exit
-    from .options import BatchOptions
-    from .progress import Progress
+    from .options import BatchOptions, SessionOptions
+    from .progress import Board, Progress
 
 
 @attrs.frozen(kw_only=True)
@@ -67,11 +68,12 @@ class Work:
     invalid: Callable[[], Iterable[Mapping[str, object]]] | None = None
 
 
-def new_session(options: BatchOptions, **more: Any) -> KlingSession:
+def new_session(options: SessionOptions, ledger: Ledger, **more: Any) -> KlingSession:
     """Return a session with the options of a command, not open yet.
 
     Args:
         options: Options of the command.
+        ledger: The session's ledger.
         more: Further arguments of the session.
     """
     return KlingSession(
@@ -80,17 +82,29 @@ def new_session(options: BatchOptions, **more: Any) -> KlingSession:
         max_in_flight=options.max_in_flight,
         max_uploads=options.max_uploads,
         max_saving=options.max_saving,
+        deadline=options.deadline,
+        forget_after=options.forget_after,
         watch=options.polling.value,
         max_reads_per_second=options.max_reads_per_second,
         max_reply_bytes=options.max_reply_bytes,
         max_output_bytes=options.max_output_bytes,
-        ledger=options.ledger_name.create(),
+        ledger=ledger,
         images=options.provider.images,
         fit=options.fit,
         retry_failed=options.retry_failed,
-        ignored_parameters=options.ignored_parameters,
+        seen=options.seen.value,
         **more,
     )
+
+
+def new_batch_session(options: BatchOptions, **more: Any) -> KlingSession:
+    """Return the session of a batch, not open yet.
+
+    Args:
+        options: Options of the command.
+        more: Further arguments of the session.
+    """
+    return new_session(options, options.ledger_name.create(), ignored_parameters=options.ignored_parameters, **more)
 
 
 def check_destination(options: BatchOptions) -> None:
@@ -135,7 +149,7 @@ async def run_batch(
     page = _new_page(options, work, clock)
     if page is not None:
         observers.append(page.observer(options.provider))
-    session = new_session(options, observers=observers, clock=clock, **(more or {}))
+    session = new_batch_session(options, observers=observers, clock=clock, **(more or {}))
     run = _Run(console, options, work, display, clock, page=page)
     report = run.report
     try:
@@ -216,8 +230,7 @@ class _Run:
                 await self._audit(kling, began)
             record_run(self._options, self._work.name)
             batch = self.report.batch = self._work.batch(kling)
-            self._board.waiting_reason = lambda: _rate_limit_note(kling)
-            with drains(self._drain):
+            with explained(self._board, kling, self._options), drains(self._drain):
                 async with batch:
                     async for outcome in batch:
                         self._print_outcome(outcome)
@@ -259,13 +272,42 @@ class _Run:
             self.report.audit_error = f"The service's bill could not be read: {error.message}"
 
     def _print_outcome(self, outcome: Outcome) -> None:
-        if self._options.as_json:
+        if not self._options.as_json:
+            return
+        try:
             sys.stdout.write(json.dumps(row(outcome, self._options.folder)) + "\n")
             sys.stdout.flush()
+        except BrokenPipeError:
+            close_output(sys.stdout)
 
 
-def _rate_limit_note(kling: KlingSession) -> str:
-    """Return a note if the rate limit holds jobs back; else an empty string."""
-    if not kling.statistics().waiting_for_rate:
-        return ""
-    return f"waiting for the rate limit: {plural(kling.level.starts, 'start')} per {kling.level.per:g} s"
+@contextmanager
+def explained(board: Board, kling: KlingSession, options: SessionOptions) -> Iterator[None]:
+    """Show during the block why jobs wait. The display outlives the session, whose figures end with it."""
+    board.waiting_reason = lambda: waiting_note(kling, board, forget_after=options.forget_after)
+    try:
+        yield
+    finally:
+        board.waiting_reason = str
+
+
+def waiting_note(kling: KlingSession, board: Board, *, forget_after: float) -> str:
+    """Return why jobs wait, if the rate limit or predictions that do not end hold them back; else an empty string.
+
+    Args:
+        kling: The session, open.
+        board: Counters of the run.
+        forget_after: Seconds after which a prediction that has not ended frees its slot.
+    """
+    figures = kling.statistics()
+    # Of those that no job waits for any more.
+    held = figures.running - len(board.running) + board.saving
+    if held > 0 and figures.waiting_for_slot and figures.running >= figures.slots:
+        waiting = plural(figures.waiting_for_slot, "job waits", lambda _: "jobs wait")
+        return (
+            f"{waiting} for a slot: {held} of {figures.slots} are held by predictions past their deadline, each until "
+            f"{format_duration(forget_after)} after its start (--forget-after)"
+        )
+    if figures.waiting_for_rate:
+        return f"waiting for the rate limit: {plural(kling.level.starts, 'start')} per {kling.level.per:g} s"
+    return ""

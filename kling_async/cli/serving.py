@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -63,12 +64,40 @@ def serve_emulator(options: EmulatorOptions) -> Exit:
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        raise ConfigurationError(
-            f"port {options.port} or {options.gptproto_port} on {options.host} is already in use",
-            advice="choose others with --port and --gptproto-port; 0 takes a free one",
-        ) from None
+        name, port = (
+            ("--port", options.port)
+            if is_taken(options.host, options.port)
+            else (
+                "--gptproto-port",
+                options.gptproto_port,
+            )
+        )
+        raise port_in_use(options.host, port, option=name) from None
     console.print("The emulator has ended.")
     return Exit.WELL
+
+
+def is_taken(host: str, port: int) -> bool:
+    """Return whether another program listens on a port."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return False
+
+
+def port_in_use(host: str, port: int, *, option: str) -> ConfigurationError:
+    """Return the error for a port that another program listens on.
+
+    Args:
+        host: Address of the port.
+        port: The port.
+        option: Option that chooses another one.
+    """
+    return ConfigurationError(
+        f"port {port} on {host} is in use by another program",
+        advice=f"end that program, or choose another port with {option}; 0 takes a free one",
+    )
 
 
 def _announce(console: Console, emulator: Emulator, options: EmulatorOptions) -> None:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from kling_async._clock import SystemClock
-from kling_async._session.session import KlingSession
 from kling_async._worker.enqueue import enqueue as enqueue_jobs
 from kling_async._worker.enqueue import shared_ledger
 from kling_async._worker.worker import Worker
 from kling_async.errors import KlingError
-from kling_async.manifest import batch_name, read_manifest
 
 from .exits import Exit
 from .interrupts import interruptible, took_interrupt
 from .output import make_console, plural, print_error, print_text, route_logs
-from .plan import parse_budget
+from .plan import Plan, parse_budget, print_plan
 from .progress import progress
+from .runner import explained, new_session
+from .sources import print_warnings, read_source
 
 if TYPE_CHECKING:
     from kling_async.ledger.postgres import PostgresLedger
@@ -44,19 +46,32 @@ def _shared_ledger(options: SharedOptions, *, lease: float = 60.0) -> PostgresLe
 
 
 def enqueue(options: EnqueueOptions) -> Exit:
-    """Check a manifest and add its jobs to the ledger."""
-    manifest = read_manifest(options.manifest)
-    batch = options.batch or batch_name(options.manifest)
+    """Check and price the jobs, and add them to the ledger."""
+    console = make_console(stderr=options.as_json)
+    manifest = read_source(options, options.provider, as_json=options.as_json)
+    if manifest is None:
+        return Exit.BAD_INPUT
+    if not options.quiet:
+        jobs = plural(len(manifest), "job")
+        print_text(console, Text.assemble((jobs, "bold"), f" from {manifest.name}, for workers at {options.provider}"))
+        print_plan(console, Plan.of(manifest.kinds, options.provider, models=manifest.models))
+        print_warnings(console, manifest, options.provider)
 
     async def work() -> Exit:
         async with aclosing(_shared_ledger(options)) as ledger:
             await ledger.open()
             new = await enqueue_jobs(
-                ledger, manifest, batch=batch, seen=options.seen.value, ignored_parameters=options.ignored_parameters
+                ledger,
+                manifest,
+                batch=options.batch,
+                seen=options.seen.value,
+                ignored_parameters=options.ignored_parameters,
             )
         known = len(manifest) - new
-        text = f"{plural(new, 'new job')} in the batch {batch!r}"
-        print_text(make_console(), Text(text + (f"; {plural(known, 'job')} already there" if known else "")))
+        if options.as_json:
+            sys.stdout.write(json.dumps({"batch": options.batch, "new": new, "known": known}) + "\n")
+        text = f"{plural(new, 'new job')} in the batch {options.batch!r}"
+        print_text(console, Text(text + (f"; {plural(known, 'job')} already there" if known else "")))
         return Exit.WELL
 
     return interruptible(work)
@@ -68,22 +83,11 @@ def worker(options: WorkerOptions) -> Exit:
     clock = SystemClock()
     display = progress(console, clock, total=None, quiet=options.quiet)
     ledger = _shared_ledger(options, lease=options.lease)
-    session = KlingSession(
-        provider=options.provider,
-        level=options.level,
-        max_in_flight=options.max_in_flight,
-        max_uploads=options.max_uploads,
-        max_saving=options.max_saving,
-        watch=options.polling.value,
-        max_reads_per_second=options.max_reads_per_second,
-        max_reply_bytes=options.max_reply_bytes,
-        max_output_bytes=options.max_output_bytes,
-        ledger=ledger,
+    session = new_session(
+        options,
+        ledger,
         budget=parse_budget(options.budget, allow_estimate=options.allow_estimate),
-        retry_failed=options.retry_failed,
-        seen=options.seen.value,
         sole_user=options.sole_user,
-        images=options.provider.images,
         observers=[display.observer(options.provider)],
     )
     if options.out is not None:
@@ -91,12 +95,13 @@ def worker(options: WorkerOptions) -> Exit:
     route_logs(console, debug=options.debug)
 
     async def work() -> Exit:
-        made, status = Worker(session, save_to=options.out), Exit.WELL
+        made, status = Worker(session, save_to=options.out, deadline=options.deadline), Exit.WELL
         try:
             async with display, session:
                 text = f"Worker of account {ledger.account!r} at {ledger.address}. Ctrl-C or SIGTERM drains it."
                 print_text(console, text)
-                await made.run()
+                with explained(display.board, session, options):
+                    await made.run()
         except asyncio.CancelledError:
             took_interrupt()
         except KlingError as error:

@@ -1,4 +1,4 @@
-"""Read the manifest that `run` and `estimate` are given."""
+"""Read the jobs that `run`, `enqueue` and `estimate` are given."""
 
 from __future__ import annotations
 

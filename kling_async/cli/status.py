@@ -143,10 +143,10 @@ def _counts(batch: Summary) -> tuple[tuple[str, int], ...]:
     unowned = batch.in_doubt - batch.states[State.UNCERTAIN]
     counts[State.INTENT.label] -= unowned
     counts[State.UNCERTAIN.label] += unowned
-    return tuple((label, counts[label]) for label in _STYLES)
+    return tuple((label, counts[label]) for label in STYLES)
 
 
-_STYLES: Final = {
+STYLES: Final = {
     State.PENDING.label: "dim",
     State.INTENT.label: "cyan",
     State.SUBMITTED.label: "cyan",
@@ -175,7 +175,7 @@ def _render(console: Console, now: _Status) -> RenderableType:
         table.add_row(
             Text(one_line(batch.name) or "(no batch)", "bold cyan" if batch.name else "dim"),
             str(batch.jobs),
-            *(Text(str(count or ""), _STYLES[word]) for word, count in row if word in words),
+            *(Text(str(count or ""), STYLES[word]) for word, count in row if word in words),
             format_usd(batch.spent),
             *([format_usd(batch.refunded)] if more else []),
         )

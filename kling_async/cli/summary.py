@@ -10,6 +10,8 @@ import attrs
 from rich.text import Text
 
 from kling_async._core.budget import Budget
+from kling_async._core.endings import state_of
+from kling_async._core.states import State
 from kling_async._core.text import one_line
 from kling_async._session.batch import Batch
 from kling_async.errors import PriceUnknownError, SkippedError
@@ -30,7 +32,8 @@ from .output import (
 )
 from .plan import Plan, format_difference
 from .progress import Board
-from .results import print_command, print_unsaved, status
+from .results import print_command, print_unsaved
+from .status import STYLES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,9 +92,9 @@ class Report:
             return Exit.INTERRUPTED
         if self.error is not None:
             return Exit.SOME_FAILED if board.accepted else Exit.BAD_INPUT
-        if board.failed and not board.accepted and not board.done and not board.uncertain:
+        if board.endings and not board.accepted and not board.done and not board.uncertain:
             return Exit.NOTHING_DONE
-        return Exit.SOME_FAILED if board.failed else Exit.WELL
+        return Exit.SOME_FAILED if board.endings else Exit.WELL
 
     @property
     def stopped(self) -> bool:
@@ -126,7 +129,7 @@ def print_summary(console: Console, options: BatchOptions, report: Report) -> No
     if report.board.uncertain and not options.rehearsal:
         print_text(console, "The uncertain jobs, and how to settle them by hand:")
         print_command(console, shlex.join(["kling-async", "ledger", *options.ledger_name.as_argument]))
-    if report.interrupted and not options.rehearsal:
+    if (report.interrupted or report.board.endings[State.PENDING]) and not options.rehearsal:
         _print_continuation(console, options, report)
     if report.error is not None:
         print_error(report.error)
@@ -143,9 +146,7 @@ def _print_failures(console: Console, options: BatchOptions, report: Report) -> 
         print_text(console, "--allow-estimate reserves the list price where the service quotes none.")
     if batch.stopped is not None:
         print_error(batch.stopped)
-        refused = sum(outcome.error is not None and outcome.error.account_wide for outcome in failures)
-        never = batch.statistics().skipped + refused
-        text = f"{plural(never, 'job')} never submitted: each would fail with the same error."
+        text = f"{plural(report.board.endings[State.SKIPPED], 'job')} skipped: each would fail with the same error."
         console.print(Text(text, "red"))
 
 
@@ -163,13 +164,13 @@ def _print_failure_table(console: Console, failures: list[Outcome]) -> None:
         error = outcome.error
         advice = f" ({error.advice})" if error is not None and error.advice and has_cursor(console) else ""
         message = one_line((error.message if error is not None else "") + advice)
-        groups.setdefault((status(outcome), message), []).append(one_line(outcome.key))
-    table = new_table(console, "failed jobs", "result", "message")
+        groups.setdefault((state_of(outcome).label, message), []).append(one_line(outcome.key))
+    table = new_table(console, "without a video", "state", "message")
     largest = sorted(groups.items(), key=lambda item: -len(item[1]))
     for (result, message), keys in largest[:_MAX_FAILURES_SHOWN]:
         more = len(keys) - _MAX_KEYS_PER_FAILURE
         names = ", ".join(keys[:_MAX_KEYS_PER_FAILURE]) + (f" and {more} more" if more > 0 else "")
-        table.add_row(names, Text(result, "red"), message)
+        table.add_row(names, Text(result, STYLES[result]), message)
     console.print(table)
     if len(largest) > _MAX_FAILURES_SHOWN:
         rest = sum(len(keys) for _, keys in largest[_MAX_FAILURES_SHOWN:])
@@ -178,7 +179,6 @@ def _print_failure_table(console: Console, failures: list[Outcome]) -> None:
 
 def _print_counts(console: Console, options: BatchOptions, report: Report) -> None:
     board = report.board
-    never = board.total - board.accepted - board.refused_before_acceptance if board.total else 0
     videos = f"{board.done} of {plural(board.total or board.admitted, 'video')}"
     text = Text.assemble(
         ("Interrupted. " if report.interrupted else "", "bold yellow"),
@@ -187,12 +187,13 @@ def _print_counts(console: Console, options: BatchOptions, report: Report) -> No
     )
     if board.reused:
         text.append(f", {board.reused} reused", "green")
-    if board.failed:
-        text.append(f", {board.failed} failed", "red")
-    if report.interrupted and never:
-        text.append(f", {never} never sent", "yellow")
-    if board.uncertain:
-        text.append(f", {len(board.uncertain)} uncertain", "red")
+    # The words and numbers of `status` and of the result files.
+    for state in State:
+        count = len(board.uncertain) if state is State.UNCERTAIN else board.endings[state]
+        if count and state is not State.PENDING:
+            text.append(f", {count} {state.label}", STYLES[state.label])
+    if board.waiting and (report.interrupted or board.endings[State.PENDING]):
+        text.append(f", {board.waiting} never sent" if report.interrupted else f", {board.waiting} waiting", "yellow")
     text.append(f", {format_usd(board.spent)} spent")
     if board.unpriced:
         text.append(f" plus {plural(board.unpriced, 'job')} of unknown price")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
+import socket
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,7 +34,6 @@ from kling_async.integrations.fastapi import (
 )
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
 HERE = Path(__file__).parent
@@ -145,6 +146,12 @@ async def main() -> None:
         help="folder for the videos and the ledger; default: videos",
     )
     given = parser.parse_args()
+    try:
+        listener = socket.create_server(("127.0.0.1", given.port))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        parser.error(f"port {given.port} is in use by another program; choose another one with --port")
     given.folder.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         options: dict[str, Any] = {"ledger": given.folder / "studio.db"}
@@ -155,9 +162,9 @@ async def main() -> None:
             options["level"] = "gold"
         app = studio(lambda: KlingSession(**options), given.folder)
         print(f"Videos are saved in {given.folder.resolve()}.")  # noqa: T201 -- addressed to the user
-        config = uvicorn.Config(app, port=given.port, log_level="warning", timeout_graceful_shutdown=3)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
         with suppress(asyncio.CancelledError):
-            await Server(config).serve()
+            await Server(config).serve(sockets=[listener])
             # The server repeats the signal that ended it, which cancels this task at its next await: here, and not
             # while the emulator closes its sockets.
             await anyio.lowlevel.checkpoint()

@@ -11,11 +11,11 @@ import attrs
 
 from kling_async import events
 from kling_async._core.catalogue import find_model
+from kling_async._core.endings import state_after, state_of
 from kling_async._core.images import Image
 from kling_async._core.prediction import Prediction, Status
 from kling_async.errors import (
     KlingError,
-    PredictionTimeoutError,
     SkippedError,
     Spent,
     SubmissionUncertainError,
@@ -269,7 +269,7 @@ class Deck:
             case events.Refused(error=error, again=again) if again is not None:
                 card.note = f"Not accepted yet, next attempt in {again:.0f} s: {error.message}"
             case events.Refused(error=error):
-                card.move(Stage.FAILED, State.REJECTED)
+                _move_to(card, state_after(error))
                 card.trouble, card.note = Trouble.of(error), ""
             case events.Uncertain(error=error):
                 card.move(Stage.UNCERTAIN)
@@ -351,19 +351,15 @@ def _apply_outcome(card: Card, outcome: Outcome, at: float) -> None:
         card.prediction_id = outcome.prediction.id
     if outcome.saved is not None:
         _set_video(card, outcome.saved)
-    match error:
-        case None:
-            stage = Stage.UNSAVED if outcome.saved is None else Stage.SAVED
-            card.move(stage, State.REUSED if outcome.reused else None, finished=True)
-        case SkippedError():
-            card.move(Stage.SKIPPED)
-        case SubmissionUncertainError():
-            card.move(Stage.UNCERTAIN)
-        case PredictionTimeoutError():
-            card.move(Stage.RUNNING)  # only the wait has ended, not the prediction
-        case _:
-            card.move(Stage.FAILED, State.REJECTED if card.prediction_id is None else State.FAILED)
-            card.ended = card.ended or at
+    state = state_of(outcome)
+    _move_to(card, state)
+    if state.unsuccessful:
+        card.ended = card.ended or at
+
+
+def _move_to(card: Card, state: State) -> None:
+    """Set the stage and the label of a job that the session has finished with; what still runs goes on."""
+    card.move(_STAGES[state], state, finished=None if state is State.SUBMITTED else True)
 
 
 _FINISHED = frozenset({Stage.SAVED, Stage.FAILED, Stage.UNCERTAIN, Stage.SKIPPED})

@@ -153,7 +153,7 @@ async def test_nothing_to_pay_needs_no_question(cli: Cli, words: tuple[str, ...]
         done = await run_sync(partial(cli, *words, *options, **at(emulator)))
         assert emulator.charges() == ()
     assert "--yes" not in done.stdout + done.stderr
-    assert "0 of 4 videos in videos, 4 failed, $0.00 spent" in done.stdout
+    assert "0 of 4 videos in videos, 1 failed, 2 expired, 1 abandoned, $0.00 spent" in done.stdout
 
 
 @TERMINALS

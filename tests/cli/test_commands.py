@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,11 +95,34 @@ def test_help_shows_no_type_for_flags() -> None:
     assert all("bool" not in run(*command.split(), "--help").output for command in ("", *COMMANDS))
 
 
-@pytest.mark.parametrize("command", ["run", "resume"])
-def test_help_of_batch_commands_has_common_options(command: str) -> None:
-    shown = run(command, "--help").output
-    for option in ("--out", "--level", "--fit", "--budget", "--retry-failed", "--gallery", "--json", "--yes"):
-        assert shown.count(f"{option} ") == 1
+def options_of(command: str) -> set[str]:
+    """Return the options that the help of a command lists."""
+    return set(re.findall(r"^│[ *]+(--[a-z-]+)", run(command, "--help").output, re.MULTILINE))
+
+
+def test_commands_that_run_jobs_share_their_options() -> None:
+    ran, resumed, worked, enqueued = map(options_of, ("run", "resume", "worker", "enqueue"))
+    session = {"--provider", "--level", "--fit", "--quiet", "--max-in-flight", "--max-uploads", "--max-saving"}
+    session |= {"--deadline", "--forget-after", "--polling", "--max-reads-per-second", "--max-reply-bytes"}
+    session |= {"--max-output-bytes", "--budget", "--allow-estimate", "--retry-failed", "--seen"}
+    assert session < ran & resumed & worked
+    batch = {"--out", "--results", "--no-results", "--gallery", "--ignore-parameter", "--audit", "--yes", "--json"}
+    assert resumed >= session | batch
+    assert ran > resumed
+    rows = {"--prompt", "--model", "--duration", "--root", "--fit", "--name", "--seen", "--ignore-parameter"}
+    assert rows | {"--provider", "--quiet", "--json"} < ran & enqueued
+    # A batch is named by the same option everywhere.
+    for command in COMMANDS:
+        assert "--batch" not in options_of(command)
+
+
+def test_level_and_provider_come_from_the_environment() -> None:
+    words = ["run", "jobs.jsonl", "--out", "videos"]
+    refused = CliRunner().invoke(app, words, env={"KLING_LEVEL": "goldy", "COLUMNS": "200"})
+    assert (refused.exit_code, "KLING_LEVEL" in refused.stderr) == (2, True)
+    jobs(Path(), {"key": "a"})
+    other = CliRunner().invoke(app, words, env={"KLING_PROVIDER": "gptproto", "COLUMNS": "200"})
+    assert "no API key for gptproto" in other.stderr
 
 
 @pytest.mark.parametrize("command", ["resume --out videos", "status", "ledger", "export", "gallery", "worker"])

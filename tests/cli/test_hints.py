@@ -121,6 +121,7 @@ def test_every_limit_is_kept() -> None:
         max_uploads=4,
         max_saving=8,
         deadline=60.0,
+        forget_after=600.0,
         polling=PollingChoice.LIST,
         max_reads_per_second=50.0,
         max_reply_bytes=10**6,
@@ -138,12 +139,13 @@ def test_every_limit_is_kept() -> None:
         as_json=True,
         yes=True,
     )
-    limits = "--provider gptproto --level silver --max-in-flight 2 --max-uploads 4 --max-saving 8 --deadline 60"
-    reads = "--polling list --max-reads-per-second 50"
-    sizes = "--max-reply-bytes 1000000 --max-output-bytes 1000000000 --fit"
+    limits = "--provider gptproto --level silver --fit --max-in-flight 2 --max-uploads 4 --max-saving 8 --deadline 60"
+    reads = "--forget-after 600 --polling list --max-reads-per-second 50"
+    sizes = "--max-reply-bytes 1000000 --max-output-bytes 1000000000"
     files = "--results 'my reports' --no-results --gallery"
-    money = "--budget 5 --allow-estimate --retry-failed 2 --ignore-parameter token --ignore-parameter v --no-audit"
-    assert shlex.join(kept_options(options)) == f"{limits} {reads} {sizes} {files} {money}"
+    money = "--budget 5 --allow-estimate --retry-failed 2"
+    own = "--ignore-parameter token --ignore-parameter v --no-audit"
+    assert shlex.join(kept_options(options)) == f"{limits} {reads} {sizes} {money} {files} {own}"
     assert kept_options(RunOptions(manifest=[Path("jobs.jsonl")], out="videos", ordered=True)) == []
 
 

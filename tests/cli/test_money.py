@@ -110,14 +110,18 @@ def test_used_up_budget_stops_run_and_summary_shows_money(cli: Cli) -> None:
     assert done.returncode == 1
     assert "The budget of $1.00 is less than that" in done.stdout
     assert "$0.90 of $1.00 spent" in done.stdout
-    assert "2 jobs never submitted" in done.stdout
-    assert "2 of 4 videos in videos/rehearsal, 2 failed, $0.90 spent" in done.stdout
+    assert "2 jobs skipped: each would fail with the same error." in done.stdout
+    assert "2 of 4 videos in videos/rehearsal, 2 skipped, $0.90 spent" in done.stdout
+    folder = cli.folder / "videos" / "rehearsal"
+    for name, states in (("results", ["saved", "saved", "skipped", "skipped"]), ("errors", ["skipped", "skipped"])):
+        rows = map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())
+        assert sorted((row.get("_error") or row)["status"] for row in rows) == states
     assert "Money: $1.80 estimated, $0.90 spent, $0.00 refunded; $0.10 of $1.00 left" in done.stdout
     assert "The service's bill: $0.90 for 2 of 2 predictions, as listed" in done.stdout
     assert done.stderr.startswith("\nerror: budget exceeded\n")
     assert "bill" not in cli(*run, "--no-audit").stdout
     there = cli(*run, "--provider", "gptproto", "--budget", "1")
-    assert (there.returncode, "2 of 4 videos in videos/rehearsal, 2 failed" in there.stdout) == (1, True), there.stderr
+    assert (there.returncode, "2 of 4 videos in videos/rehearsal, 2 skipped" in there.stdout) == (1, True), there.stderr
     assert cli(*run, "--budget", "much").returncode == 2
 
 
@@ -183,7 +187,7 @@ async def test_resume_from_ledger_spends_refunds_again(cli: Cli) -> None:
 
     assert "4 jobs of faces in videos/run.db: 1 saved, 1 running, 1 failed, 1 to be sent to wavespeed" in poor.stdout
     assert (poor.returncode, "the budget of $1.70 is used up: $1.35 spent" in poor.stderr) == (1, True)
-    assert "2 of 4 videos in videos, 2 failed, $0.00 spent" in poor.stdout
+    assert "2 of 4 videos in videos, 1 failed, 1 skipped, $0.00 spent" in poor.stdout
     assert "$0.00 refunded and $0.45 still due for failed jobs" in poor.stdout
     assert (ledger.parent / "runs.mp4").exists() or (ledger.parent / "waits.mp4").exists()
 

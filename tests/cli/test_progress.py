@@ -11,10 +11,17 @@ from rich.console import Console
 
 from kling_async import AuthenticationError, Job, KlingError, Outcome, Prediction, RateLimitedError, SavedFile, Status
 from kling_async import events as ev
+from kling_async._core.states import State
 from kling_async._core.text import one_line
 from kling_async.cli.output import format_duration, format_size
 from kling_async.cli.progress import Board, LiveProgress, PlainProgress, progress
-from kling_async.errors import SkippedError, SubmissionUncertainError
+from kling_async.errors import (
+    ConnectFailedError,
+    PredictionFailedError,
+    RequestRejectedError,
+    SkippedError,
+    SubmissionUncertainError,
+)
 from kling_async.testing import LoopClock
 
 JOB = Job(model="kling-v2.1-pro", prompt="Waves", image="https://e.com/a.png")
@@ -67,7 +74,7 @@ def test_board_counts_job_from_waiting_to_done() -> None:
     ):
         board.update(event, "wavespeed")
         seen.append((board.waiting, len(board.running) - board.saving, board.saving, board.done))
-    assert seen == [(1, 0, 0, 0), (0, 1, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
+    assert seen == [(2, 0, 0, 0), (1, 1, 0, 0), (1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1)]
     assert board.spent == Decimal("0.45")
     assert board.unsaved == {}
 
@@ -76,7 +83,7 @@ def test_refused_job_costs_nothing() -> None:
     board = Board()
     for event in (admitted("a"), finished("a", refusal(), paid=False)):
         board.update(event, "wavespeed")
-    assert (board.waiting, board.failed, board.spent) == (0, 1, Decimal(0))
+    assert (board.waiting, board.endings, board.spent) == (0, {State.SKIPPED: 1}, Decimal(0))
     assert not board.unsaved
 
 
@@ -95,7 +102,7 @@ def test_unpriced_and_uncertain_jobs_are_counted_separately() -> None:
     board = Board()
     board.update(accepted("a"), "gptproto")
     board.update(ev.Uncertain(at=1.0, key="b", job=JOB, error=SubmissionUncertainError("?")), "gptproto")
-    assert (board.spent, board.unpriced, board.uncertain) == (Decimal(0), 1, ["b"])
+    assert (board.spent, board.unpriced, board.uncertain) == (Decimal(0), 1, {("", "b")})
 
 
 def test_time_left_follows_latest_rate() -> None:
@@ -116,15 +123,27 @@ def test_time_left_follows_latest_rate() -> None:
     assert (unknown.rate(110.0), unknown.seconds_left(110.0)) == (1.0, None)
 
 
-def test_jobs_skipped_by_drain_are_not_counted_as_admitted() -> None:
+def test_doubt_that_was_settled_is_not_counted() -> None:
+    board = Board()
+    for event in (
+        ev.Uncertain(at=1.0, key="a", job=JOB, error=SubmissionUncertainError("?")),
+        accepted("a"),
+        ev.Uncertain(at=1.0, key="b", job=JOB, error=SubmissionUncertainError("?")),
+        finished("b", RequestRejectedError("too long", status=400), paid=False),
+    ):
+        board.update(event, "wavespeed")
+    assert (board.uncertain, board.endings) == (set(), {State.REJECTED: 1})
+
+
+def test_jobs_that_could_not_be_sent_are_still_waiting() -> None:
     board = Board(4)
     for event in (admitted("a"), accepted("a"), admitted("b"), admitted("c")):
         board.update(event, "wavespeed")
     board.draining = True
     for event in (finished("b", SkippedError("drained"), paid=False), finished("a")):
         board.update(event, "wavespeed")
-    board.update(finished("c", KlingError("refused"), paid=False), "wavespeed")
-    assert (board.admitted, board.waiting, board.done, board.failed, board.refused_before_acceptance) == (2, 0, 1, 1, 1)
+    board.update(finished("c", ConnectFailedError("no connection"), paid=False), "wavespeed")
+    assert (board.waiting, board.done, board.ended, board.endings) == (3, 1, 1, {State.PENDING: 2})
 
 
 def test_same_key_in_two_batches_is_two_jobs() -> None:
@@ -149,7 +168,8 @@ def test_plain_progress_prints_one_line_per_event() -> None:
         changed("a", Status.PROCESSING),
         saved,
         finished("a"),
-        finished("[red]b\x1b[2J\n", KlingError("no\nvideo")),
+        finished("[red]b\x1b[2J\n", PredictionFailedError("no\nvideo")),
+        finished("c", ConnectFailedError("no connection"), paid=False),
     ):
         observe(event)
     assert text.getvalue().replace("\N{REPLACEMENT CHARACTER}", "?").splitlines() == [
@@ -158,6 +178,7 @@ def test_plain_progress_prints_one_line_per_event() -> None:
         "    30.0 s  processing  a",
         "    39.0 s  saved       a  videos/a.mp4 (1.2 MB)",
         "    40.0 s  FAILED      [red]b?[2J?  no?video",
+        "    40.0 s  waiting     c  no connection",
     ]
 
 
@@ -166,7 +187,7 @@ def test_account_wide_error_is_printed_once() -> None:
     observe = progress(Console(file=text, width=200), StillClock()).observer("wavespeed")
     for number in range(5):
         observe(finished(f"job {number}", refusal() if number < 3 else SkippedError("stopped"), paid=False))
-    assert text.getvalue().count("FAILED") == 1
+    assert text.getvalue().count("skipped") == 1
 
 
 @pytest.mark.anyio
@@ -181,12 +202,15 @@ async def test_live_progress_draws_and_failures_stay() -> None:
             observe(admitted(f"job-{number}"))
             observe(accepted(f"job-{number}", at=60.0 + number))
         observe(changed("job-29", Status.COMPLETED))
-        observe(finished("job-3", KlingError("no video")))
+        observe(finished("job-3", PredictionFailedError("no video")))
+        stopped = SkippedError("never submitted")
+        stopped.__cause__ = refusal()
+        observe(finished("job-30", stopped, paid=False))
         display.board.waiting_reason = lambda: "waiting for the rate"
         display._live.refresh()
     shown = re.sub(" +", " ", text.getvalue())
     assert "waiting for the rate" in shown
-    assert "10 waiting ● 28 running ↓ 1 saving ✓ 0 done ✗ 1 failed" in shown
+    assert "9 waiting ● 28 running ↓ 1 saving ✓ 0 done ✗ 1 failed - 1 skipped" in shown
     assert "$13.50 spent" in shown
     assert "job-29 kling-v2.1-pro 5 s saving 0:11" in shown
     assert "job-0 kling-v2.1-pro 5 s created 0:40" in shown

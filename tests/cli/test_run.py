@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -166,6 +167,39 @@ async def test_second_interrupt_lists_running_ids_and_fetch_saves_them(cli: Cli,
         assert len(emulator.charges()) == 3
         again = await call(cli, "fetch", "--out", "videos", **env)
         assert (again.returncode, again.stdout[:16]) == (0, "Nothing to fetch")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+@pytest.mark.anyio
+async def test_second_ctrl_c_in_a_terminal_ends_with_the_summary_alone(cli: Cli) -> None:
+    path = manifest(cli.folder, {"key": "a"}, {"key": "b"})
+    async with service(clock=ManualClock(time.time())) as emulator:
+        words = ("run", path, "--out", "videos", "--level", "gold", "--yes")
+        press = partial(cli.in_terminal, *words, presses=["2 running", "Draining"], **at(emulator))
+        shown, _, status = await run_sync(press)
+        ids = {charge.prediction_id for charge in emulator.charges()}
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    assert (status, "Interrupted. 0 of 2 videos in videos, $0.50 spent" in shown) == (130, True), shown
+    assert all(id_ in shown for id_ in ids)
+    assert "error" not in shown
+    assert shown.rstrip().endswith("--level gold --polling eager")
+
+
+@pytest.mark.anyio
+async def test_reader_of_json_that_goes_away_interrupts_quietly(cli: Cli) -> None:
+    path = manifest(cli.folder, {"key": "a"}, {"key": "b"})
+    words = ("run", path, "--out", "videos", "--level", "gold", "--max-in-flight", "1", "--yes", "--json")
+    async with service(timing=1.0) as emulator:
+        with cli.start(*words, merged=False, **at(emulator)) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            said = await run_sync(process.stderr.read)
+        paid = {charge.prediction_id for charge in emulator.charges()}
+    assert (process.returncode, "Interrupted. " in said) == (130, True), said
+    assert "error" not in said
+    assert "Traceback" not in said
+    assert {row.prediction_id for row in read_ledger(cli.folder / "videos" / "run.db")} >= paid
 
 
 @pytest.mark.anyio

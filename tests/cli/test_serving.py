@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import socket
 
 import anyio
 import anyio.to_thread
+import attrs
 import pytest
 from rich.console import Console
 
-from kling_async import KlingSession
+from kling_async import ConfigurationError, KlingSession
 from kling_async.cli import serving
 from kling_async.cli.choices import NetworkChoice, ProfileChoice
 from kling_async.cli.options import EmulatorOptions
@@ -51,6 +53,16 @@ async def test_option_network_sets_the_line(network: NetworkChoice | None, monke
         _announce(printed, emulator, options)
     assert isinstance(printed.file, io.StringIO)
     assert ("network" in printed.file.getvalue()) == (network is not None)
+
+
+@pytest.mark.parametrize(("taken", "option"), [("port", "--port"), ("gptproto_port", "--gptproto-port")])
+async def test_used_port_is_named(taken: str, option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        options = attrs.evolve(EmulatorOptions(port=0, gptproto_port=0, profile=ProfileChoice.TINY), **{taken: port})
+        with pytest.raises(ConfigurationError, match=f"port {port} on 127.0.0.1 is in use") as refused:
+            await anyio.to_thread.run_sync(serve_emulator, options)
+    assert f"choose another port with {option};" in refused.value.advice
 
 
 def test_option_network_has_every_named_line() -> None:

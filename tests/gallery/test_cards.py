@@ -9,9 +9,12 @@ import pytest
 from kling_async import Status, events
 from kling_async.emulator.tiny import TINY_MP4
 from kling_async.errors import (
+    AuthenticationError,
+    ConnectFailedError,
     KlingError,
     PredictionTimeoutError,
     RateLimitedError,
+    RequestRejectedError,
     SkippedError,
     SubmissionUncertainError,
 )
@@ -52,10 +55,12 @@ def test_card_follows_job_through_stages(deck: Deck, script: Script, tmp_path: P
 @pytest.mark.parametrize(
     ("error", "stage"),
     [
-        (SkippedError("the batch had stopped"), Stage.SKIPPED),
+        (SkippedError("the batch was drained"), Stage.WAITING),
+        (AuthenticationError("wrong key", status=401), Stage.SKIPPED),
+        (ConnectFailedError("no connection"), Stage.WAITING),
         (SubmissionUncertainError("the reply was lost"), Stage.UNCERTAIN),
         (PredictionTimeoutError("it still runs"), Stage.RUNNING),
-        (KlingError("something else"), Stage.FAILED),
+        (RequestRejectedError("too long", status=400), Stage.FAILED),
     ],
 )
 def test_error_sets_stage_and_trouble(deck: Deck, script: Script, error: KlingError, stage: Stage) -> None:

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import aiohttp
 import anyio
 import pytest
 
+from kling_async.examples.studio import main
 from support.patience import PATIENCE_S
 from support.pictures import png
 
@@ -65,3 +67,12 @@ async def test_command_serves_until_ctrl_c(tmp_path: Path) -> None:
         if process.returncode is None:
             process.kill()
         await process.aclose()
+
+
+async def test_used_port_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setattr(sys, "argv", ["studio", "--port", str(port)])
+        with pytest.raises(SystemExit):
+            await main()
+    assert f"port {port} is in use by another program; choose another one with --port" in capsys.readouterr().err

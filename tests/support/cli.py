@@ -9,12 +9,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from kling_async.emulator.faults import Call
 from support.patience import PATIENCE_S
 
+APART_S = 0.5
+"""Seconds between two presses of Ctrl-C: in quick succession, they count as one."""
 EAGER = ("--polling", "eager")
 """The options of what the environment of tests says, as shown in commands for later."""
 ROOT = Path(__file__).parents[2]
@@ -46,26 +48,27 @@ class Cli:
             timeout=PATIENCE_S,
         )
 
-    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
-        """Start a command with stderr merged into stdout."""
+    def start(self, *words: str, merged: bool = True, **env: str) -> subprocess.Popen[str]:
+        """Start a command, by default with stderr merged into stdout."""
         return subprocess.Popen(
             self.command(*words),
             cwd=self.folder,
             env=self.env | env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.STDOUT if merged else subprocess.PIPE,
             text=True,
         )
 
     def in_terminal(
-        self, *words: str, answer: str = "", piped: Collection[str] = (), **env: str
+        self, *words: str, answer: str = "", presses: Sequence[str] = (), piped: Collection[str] = (), **env: str
     ) -> tuple[str, str, int]:
         """Run a command in a pseudo-terminal.
 
         Args:
             words: The command.
             answer: Text that is typed.
+            presses: Texts upon each of which, one after another, Ctrl-C is pressed.
             piped: Streams that are no terminal: `stdin` is empty; what `stdout` and `stderr` get is returned.
             env: Further variables.
 
@@ -85,10 +88,16 @@ class Cli:
             )
             os.close(slave)
             os.write(master, answer.encode())
-            shown = b""
+            shown, left, seen = b"", [*presses], 0
             try:
                 while piece := os.read(master, 65536):
                     shown += piece
+                    if left and left[0].encode() in shown[seen:]:
+                        if len(left) < len(presses):
+                            time.sleep(APART_S)
+                        del left[0]
+                        seen = len(shown)
+                        process.send_signal(signal.SIGINT)
             except OSError:
                 pass  # the process has exited
             finally:
@@ -129,8 +138,7 @@ class Cli:
         """Interrupt a run twice, so that it does not drain; return the output up to the first."""
         process.send_signal(number)
         printed = cls.wait_for(process, "Draining: ")
-        # Two signals in quick succession count as one.
-        time.sleep(0.5)
+        time.sleep(APART_S)
         process.send_signal(number)
         return printed
 
