@@ -646,7 +646,10 @@ class KeyReusedError(LedgerError, ValueError):
     """The key belongs to a job with other content in this ledger; an edited image file counts as other content."""
 
     permanent = True
-    default_advice = "use a new key or another batch name for the new content"
+    default_advice = (
+        "use a new key or another batch name for the new content, or pay for it under this key: "
+        "kling-async run --redo KEY"
+    )
 
     def __init__(self, key: str, **about: Any) -> None:
         super().__init__(f"the key {key!r} belongs to a job with other content in the ledger", key=key, **about)

@@ -175,6 +175,10 @@ ACCEPTED = UNSAVED | {State.DOWNLOADED, State.FAILED, State.EXPIRED}
 ENDED = frozenset(State) - WAITING - OPEN
 PAID = IN_DOUBT | UNSAVED | {State.DOWNLOADED, State.ABANDONED}
 SENDABLE = frozenset(state for state, moves in MOVES.items() if State.INTENT in moves)
+KEPT = frozenset({State.COMPLETED, State.DOWNLOADED, State.ABANDONED})
+"""States in which a job whose key gets other content stays under another key: its prediction is paid for, or may be."""
+RENEWABLE = SENDABLE - {State.CLAIMED} | {State.EXPIRED, State.REUSED}
+"""States in which a job can get other content: nothing that was made for it is left."""
 _LABELS: Mapping[State, str] = {
     State.PENDING: "waiting",
     State.CLAIMED: "waiting",
@@ -390,7 +394,7 @@ class Row:
         changes: dict[str, Any] = {"state": entry.state, "updated_at": entry.at}
         if entry.state is State.INTENT:
             # A new attempt has neither the id nor the error of the one before it.
-            changes |= {name: None for name in _OF_ATTEMPT if getattr(self, name) is not None}
+            changes |= {name: None for name in OF_ATTEMPT if getattr(self, name) is not None}
             changes["intent_at"] = entry.at
         elif entry.state is State.SUBMITTED and not stays:
             changes |= {"submitted_at": entry.at, "error": None}
@@ -399,7 +403,7 @@ class Row:
         elif entry.state is State.REUSED:
             changes |= {"error": None, "code": None}
         if self.state is State.REUSED and not stays:
-            changes |= dict.fromkeys(_OF_REUSE)
+            changes |= dict.fromkeys(OF_REUSE)
         if self.doubt is not None and entry.state not in _DOUBTFUL:
             changes |= {"doubt": None, "candidates": ()}
         changes |= {name: value for name, value in zip(_CARRIED, _carried(entry), strict=True) if value is not None}
@@ -409,8 +413,8 @@ class Row:
         return changes
 
 
-_OF_ATTEMPT = ("prediction_id", "error", "code", "output", "token_hash", "submitted_at")
-_OF_REUSE = ("reused", "output", "path", "bytes", "sha256")
+OF_ATTEMPT = ("prediction_id", "error", "code", "output", "token_hash", "submitted_at")
+OF_REUSE = ("reused", "output", "path", "bytes", "sha256")
 _DOUBTFUL = frozenset({State.UNCERTAIN, State.ABANDONED})
 """States that keep the kind of the doubt and its candidates."""
 _CARRIED = (

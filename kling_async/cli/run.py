@@ -22,6 +22,7 @@ from .output import format_usd, make_console, plural, print_text, route_logs
 from .places import destination
 from .plan import Plan, parse_budget, print_level_hint, print_plan
 from .reading import batches_of, identity_of
+from .redo import Redo, jobs_to_redo, print_redo, renew
 from .rehearsal import remove_rehearsal
 from .runner import Work, check_destination, check_gallery, new_batch_session, run_batch
 from .sources import emulated, print_warnings, read_source
@@ -57,10 +58,11 @@ def run(options: RunOptions) -> Exit:
     check_gallery(options)
     check_destination(options)
     if options.emulator:
-        due, found = Due(Counter(manifest.kinds)), Found(options.batch)
+        due, found, redo = Due(Counter(manifest.kinds)), Found(options.batch), list[Redo]()
     else:
         identity = identity_of(options.ledger_name, options.batch, options.ignored_parameters)
-        due = anyio.run(_due, manifest, options, identity)
+        redo = anyio.run(jobs_to_redo, console, manifest, options, identity)
+        due = anyio.run(_due, manifest, options, identity, {job.row.key for job in redo})
         found = _look_up(manifest, options, identity)
     if options.seen is SeenChoice.REUSE:
         due.kinds -= found.kinds
@@ -75,6 +77,7 @@ def run(options: RunOptions) -> Exit:
             print_plan(console, work.plan)
             print_budget_warning(console, work)
         _print_seen(console, options, found)
+        print_redo(console, redo)
         print_warnings(console, manifest, options.provider)
         print_level_hint(console, due.kinds, session)
     if options.seen is SeenChoice.STOP and found.jobs:
@@ -82,12 +85,12 @@ def run(options: RunOptions) -> Exit:
     if not options.emulator and not confirm_spending(console, options, work):
         return Exit.NOTHING_DONE
     route_logs(console, debug=options.debug)
-    return interruptible(lambda: _run(console, options, work))
+    return interruptible(lambda: _run(console, options, work, redo))
 
 
-async def _due(manifest: Manifest, options: RunOptions, identity: Identity) -> Due:
+async def _due(manifest: Manifest, options: RunOptions, identity: Identity, redo: set[str]) -> Due:
     payable = Payable(options.ledger_name, options.retry_failed, options.seen)
-    return await due_of_manifest(manifest, options.batch, identity, payable)
+    return await due_of_manifest(manifest, options.batch, identity, payable, redo=redo)
 
 
 def _work(manifest: Manifest, options: RunOptions, due: Due) -> Work:
@@ -159,8 +162,9 @@ def _print_seen(console: Console, options: RunOptions, found: Found) -> None:
         print_text(console, Text(f"{text}: {usd} of this pays for them again.", "yellow"))
 
 
-async def _run(console: Console, options: RunOptions, work: Work) -> Exit:
+async def _run(console: Console, options: RunOptions, work: Work, redo: list[Redo]) -> Exit:
     if not options.emulator:
+        await renew(console, options, redo)
         return await run_batch(console, options, work, clock=SystemClock())
     # The predictions of an earlier rehearsal ended with its emulator.
     remove_rehearsal(options.folder / REHEARSAL_FILE)

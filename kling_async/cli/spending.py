@@ -24,7 +24,7 @@ from .output import format_usd, plural, print_text
 from .reading import rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Container, Iterable
 
     from rich.console import Console
 
@@ -114,7 +114,9 @@ def _kind(row: Row) -> Kind:
     return Kind(row.model, seconds, sound if isinstance(sound, bool) else None, str(fields.get("resolution") or ""))
 
 
-async def due_of_manifest(manifest: Manifest, batch: str, identity: Identity, payable: Payable) -> Due:
+async def due_of_manifest(
+    manifest: Manifest, batch: str, identity: Identity, payable: Payable, *, redo: Container[str] = ()
+) -> Due:
     """Return what a run of a manifest may pay for.
 
     Image files are read only if the ledger has the batch, and only for rows without a key, whose content tells it.
@@ -124,6 +126,7 @@ async def due_of_manifest(manifest: Manifest, batch: str, identity: Identity, pa
         batch: Name of the batch.
         identity: Identity of the batch.
         payable: Decides on each job that its ledger has; the ledger need not exist.
+        redo: Keys of jobs that are paid for again on request.
 
     Raises:
         InvalidJobError: An image file cannot be read any more.
@@ -133,7 +136,8 @@ async def due_of_manifest(manifest: Manifest, batch: str, identity: Identity, pa
     due, known, ledger = Due(), dict[str, _Known](), payable.ledger
     for row in rows_of(ledger, batch=batch) if ledger.exists() else ():
         due.spent += (row.spent or 0) - (row.refunded or 0)
-        known[row.key] = _Known(row.digest, row.state, payable(row))
+        # A job that is made again on request has another content, and is still its own row's.
+        known[row.key] = _Known(row.digest, row.state, payable=payable(row) or row.key in redo)
     if not known:
         due.kinds.update(manifest.kinds)
         return due

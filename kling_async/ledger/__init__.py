@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kling_async._core.budget import Cap
     from kling_async._core.catalogue import Level
     from kling_async._core.content import Content, Identity
+    from kling_async._core.marks import Mark, Marked
     from kling_async._core.prediction import Prediction
     from kling_async._core.reconciliation import Doubt
     from kling_async._core.sender import Sender
@@ -282,6 +283,30 @@ class SharedLedger(Ledger, Protocol):
         ...
 
 
+@runtime_checkable
+class EditableLedger(Ledger, Protocol):
+    """A ledger on disk, whose jobs can get other content, and whose videos can be marked."""
+
+    async def renew(self, batch: str, key: str, *, content: Content, model: str, at: float) -> Row | None:
+        """Give the key of a job other content, so that it is sent, and paid for, again.
+
+        Returns:
+            The row of the job as it stays under another key, when there is a prediction of it; else None.
+
+        Raises:
+            LedgerError: There is no such job, it is being sent, runs or is in doubt, or it cannot be written.
+        """
+        ...
+
+    async def put_mark(self, prediction_id: str, mark: Mark | None, at: float) -> None:
+        """Record the mark of a video; None removes it.
+
+        Raises:
+            LedgerError: It cannot be written.
+        """
+        ...
+
+
 @hides_arguments
 def open_ledger(ledger: Ledger | str | os.PathLike[str] | None, *, account: str = "default") -> Ledger:
     """Return a ledger as it is, a path as SQLite, a URL as PostgreSQL, and None as memory.
@@ -412,6 +437,28 @@ def read_batches(ledger: str | os.PathLike[str], *, account: str = "default") ->
     from ._sqlite import reader  # noqa: PLC0415 -- many sessions have no file
 
     return reader.read_batches(ledger)
+
+
+@hides_arguments
+def read_marks(ledger: str | os.PathLike[str], *, account: str = "default") -> dict[str, Marked]:
+    """Return the marks of the videos of a ledger, by prediction, also while others write it.
+
+    Args:
+        ledger: The file, or the URL of a database.
+        account: Name of the account in a database.
+
+    Raises:
+        ConfigurationError: The URL cannot be parsed, or the extra for its database is not installed.
+        LedgerError: There is no such ledger, or it cannot be read.
+    """
+    if is_url(ledger):
+        address = _address(ledger)
+        from ._postgres import reader as database  # noqa: PLC0415 -- it needs an extra
+
+        return database.marks(address, account)
+    from ._sqlite import reader  # noqa: PLC0415 -- many sessions have no file
+
+    return reader.read_marks(ledger)
 
 
 def ledger_identity(ledger: Ledger) -> object:

@@ -99,6 +99,11 @@ def check_names(*names: str, text: Callable[[str], str]) -> None:
             raise LedgerError(f"{name!r} is no text that the ledger can hold", key=ascii(name))
 
 
+def no_job(batch: str, key: str) -> LedgerError:
+    """Return the error for a job that a ledger does not have."""
+    return LedgerError(f"the ledger has no job {key!r} in the batch {batch!r}", key=key)
+
+
 def storable(entry: Entry, *, text: Callable[[str], str]) -> Entry:
     """Return the step with texts and numbers that cannot be stored, as a service may send them, replaced.
 

@@ -19,7 +19,7 @@ from kling_async._core.states import ENDED, RELEASED, SENDABLE, Entry, Known, Ro
 from kling_async.errors import ConfigurationError, KeyReusedError, LedgerError
 
 from ._columns import check_names, restored_identity, restored_names, storable, stored_names
-from ._postgres import statements, tables
+from ._postgres import edits, statements, tables
 from ._postgres.connection import Address, Connection, fetch
 from ._postgres.lease import WorkerLease
 from ._postgres.notifications import encode, notify
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from kling_async._core.budget import Cap
     from kling_async._core.catalogue import Level
+    from kling_async._core.marks import Mark
     from kling_async._core.prediction import Prediction
     from kling_async._core.seen import Seen
 
@@ -353,6 +354,27 @@ class PostgresLedger:
         """
         values = [self.account, *attrs.astuple(sender)]
         await self._queue.do(lambda connection: fetch(connection, statements.PUT_SENDER, values))
+
+    async def renew(self, batch: str, key: str, *, content: Content, model: str, at: float) -> Row | None:
+        """Give the key of a job other content; return the row under which the job stays, or None if nothing is left.
+
+        Raises:
+            LedgerError: There is no such job, a worker has claimed it, it is being sent, runs or is in doubt, or the
+                database cannot be written.
+        """
+        check_names(model, text=storable_text)
+        kept: Row | None = await self._queue.do(
+            lambda connection: edits.renew(connection, self.account, batch, key, content, model=model, at=at)
+        )
+        return kept
+
+    async def put_mark(self, prediction_id: str, mark: Mark | None, at: float) -> None:
+        """Record the mark of a video; None removes it.
+
+        Raises:
+            LedgerError: The database cannot be written.
+        """
+        await self._queue.do(lambda connection: edits.put_mark(connection, self.account, prediction_id, mark, at))
 
     # The protocol of a shared ledger
 

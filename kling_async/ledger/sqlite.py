@@ -21,8 +21,8 @@ from kling_async._core.sender import Sender
 from kling_async._core.states import ENDED, Known, Row, State
 from kling_async.errors import KeyReusedError, LedgerError
 
-from ._columns import check_names, restored_identity, restored_names, storable, stored_names
-from ._sqlite import statements
+from ._columns import check_names, no_job, restored_identity, restored_names, storable, stored_names
+from ._sqlite import edits, statements
 from ._sqlite.statements import read_row, storable_text
 from ._sqlite.writer import Writer
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Collection, Iterable
 
+    from kling_async._core.marks import Mark
     from kling_async._core.states import Entry
 
     from ._sqlite.writer import Work
@@ -297,6 +298,34 @@ class SQLiteLedger:
             LedgerError: It cannot be written.
         """
         await self._ask(lambda connection: connection.execute(statements.PUT_SENDER, attrs.astuple(sender)))
+
+    async def renew(self, batch: str, key: str, *, content: Content, model: str, at: float) -> Row | None:
+        """Give the key of a job other content; return the row under which the job stays, or None if nothing is left.
+
+        Raises:
+            LedgerError: There is no such job, it is being sent, runs or is in doubt, or the file cannot be written.
+        """
+        check_names(model, text=storable_text)
+
+        def work(connection: sqlite3.Connection) -> Row | None:
+            self._writer.check_sending()
+            self._writer.flush(connection)
+            row = self._row(connection, batch, key)
+            if row is None:
+                raise no_job(batch, key)
+            self._rows.pop((batch, key), None)
+            return edits.renew(connection, row, content, model=model, at=at)
+
+        kept: Row | None = await self._ask(work)
+        return kept
+
+    async def put_mark(self, prediction_id: str, mark: Mark | None, at: float) -> None:
+        """Record the mark of a video; None removes it.
+
+        Raises:
+            LedgerError: The file cannot be written.
+        """
+        await self._ask(lambda connection: edits.put_mark(connection, prediction_id, mark, at))
 
     def _ask(self, work: Work) -> asyncio.Future[Any]:
         return self._writer.ask(work)

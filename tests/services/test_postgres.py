@@ -26,6 +26,7 @@ from kling_async.ledger._postgres.connection import Address
 from kling_async.ledger.postgres import PostgresLedger
 from kling_async.testing import check_ledger
 from support import postgres
+from support.edits import check_edits
 from support.leaks import error_of, leaks, raised_by, stopped_at
 from support.patience import PATIENCE_S
 from support.workers import peak
@@ -73,6 +74,10 @@ async def test_postgres_ledger_satisfies_contract(database: str) -> None:
     made = open_ledger(database)
     assert isinstance(made, PostgresLedger)
     assert isinstance(made, SharedLedger)
+
+
+async def test_ledger_can_be_edited(database: str) -> None:
+    await check_edits(lambda: PostgresLedger(database), database)
 
 
 async def test_values_that_no_column_holds_are_replaced(database: str) -> None:

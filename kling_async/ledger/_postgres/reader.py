@@ -9,6 +9,7 @@ import attrs
 import psycopg
 
 from kling_async._core.frames import without_frames
+from kling_async._core.marks import Mark, Marked
 from kling_async._core.states import State, Step
 from kling_async.errors import LedgerError
 from kling_async.ledger._columns import restored_identity
@@ -82,6 +83,15 @@ def batches(address: Address, account: str) -> set[str]:
         LedgerError: The database cannot be reached, or has no ledger.
     """
     return {batch for (batch,) in _found(address, statements.BATCHES, [account])}
+
+
+def marks(address: Address, account: str) -> dict[str, Marked]:
+    """Return the marks of the videos of an account, by prediction.
+
+    Raises:
+        LedgerError: The database cannot be reached, or has no ledger.
+    """
+    return {id_: Marked(Mark(mark), at) for id_, mark, at in _found(address, statements.MARKS, [account])}
 
 
 def workers(address: Address, account: str) -> list[WorkerTally]:

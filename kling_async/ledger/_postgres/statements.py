@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from kling_async._core.prediction import RETRYABLE_CODES
-from kling_async._core.states import ACCEPTED, ENDED, OPEN, PAID, RELEASED, SENDABLE, UNSENT, Row, State
+from kling_async._core.states import (
+    ACCEPTED,
+    ENDED,
+    OF_ATTEMPT,
+    OF_REUSE,
+    OPEN,
+    PAID,
+    RELEASED,
+    SENDABLE,
+    UNSENT,
+    Row,
+    State,
+)
 from kling_async.ledger._columns import quoted, restore, stored
 
 if TYPE_CHECKING:
@@ -142,6 +154,26 @@ PUT_SENDER = """
 INSERT INTO kling_sender(account, id, provider, origin, salt, same_as) VALUES (%s, %s, %s, %s, %s, %s)
 ON CONFLICT (account, id) DO UPDATE SET same_as = excluded.same_as
 """
+MARKS = "SELECT prediction_id, mark, at FROM kling_mark WHERE account = %s"
+PUT_MARK = """
+INSERT INTO kling_mark VALUES (%s, %s, %s, %s)
+ON CONFLICT (account, prediction_id) DO UPDATE SET mark = excluded.mark, at = excluded.at
+"""
+REMOVE_MARK = "DELETE FROM kling_mark WHERE account = %s AND prediction_id = %s"
+KEYS_BELOW = "SELECT key FROM kling_job WHERE account = %s AND batch = %s AND starts_with(key, %s)"
+RENAME = "UPDATE kling_job SET key = %s WHERE id = %s"
+_OF_PREDICTION = tuple(
+    name for name in ("fingerprint", "intent_at", "doubt", "candidates", *OF_ATTEMPT, *OF_REUSE) if name in _TYPES
+)
+NEW_CONTENT = f"""
+WITH renewed AS (
+  UPDATE kling_job SET digest = %(digest)s, model = %(model)s, state = 'pending', updated_at = %(at)s,
+    {", ".join(f"{name} = NULL" for name in dict.fromkeys(_OF_PREDICTION))}, slot = false, cleared = false
+  WHERE id = %(id)s RETURNING id, attempt),
+put AS (UPDATE kling_content SET text = %(text)s, files = %(files)s, labels = %(labels)s WHERE job = %(id)s)
+INSERT INTO kling_step(job, state, at, attempt, worker) SELECT id, 'pending', %(at)s, attempt, '' FROM renewed
+"""
+"""Give a job other content; what it has cost and how often it was sent stay."""
 PUT_UPLOAD = """
 INSERT INTO kling_upload VALUES (%s, %s, %s, %s)
 ON CONFLICT (account, digest) DO UPDATE SET url = excluded.url, expires_at = excluded.expires_at

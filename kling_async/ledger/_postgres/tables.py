@@ -89,6 +89,11 @@ CREATE INDEX kling_batch_ignored ON kling_batch(account, ignored) WHERE ignored 
 -- The caller's own values of each job: a JSON object; NULL for none.
 ALTER TABLE kling_content ADD COLUMN labels text;
 """,
+    """
+CREATE TABLE kling_mark(
+  account text, prediction_id text, mark text NOT NULL, at double precision NOT NULL,
+  PRIMARY KEY(account, prediction_id));
+""",
 )
 """From nothing to the newest tables, one step each, all of them in one transaction. A released step is never changed.
 
@@ -114,6 +119,8 @@ _WITH_DOUBTS = 3
 """Version whose jobs have the columns of a doubt, and no sender."""
 _WITH_SENDERS = 4
 """Version whose jobs have senders, and no labels."""
+_WITH_LABELS = 5
+"""Version whose jobs have labels, without marks of videos."""
 _CONTENT = "kling_content AS (SELECT *, NULL::text AS labels FROM kling_content)\n"
 _UNCHANGED = (
     "id, account, slot, batch, key, digest, model, updated_at, attempt, fingerprint, token_hash, intent_at, "
@@ -178,16 +185,22 @@ def as_newest(version: int) -> str:
     """Return the WITH clause under which queries for the newest tables read those of a version."""
     if version >= len(MIGRATIONS):
         return ""
+    marks = (
+        "WITH kling_mark AS (SELECT NULL::text AS account, NULL::text AS prediction_id, NULL::text AS mark, "
+        "NULL::float8 AS at WHERE false)"
+    )
+    if version >= _WITH_LABELS:
+        return marks + " "
     if version == _WITH_SENDERS:
-        return f"WITH {_CONTENT}"
+        return f"{marks}, {_CONTENT}"
     if version >= _WITH_DOUBTS:
-        return f"""
-WITH {_CONTENT},
+        return f"""{marks},
+{_CONTENT},
 kling_job AS (SELECT *, {_ADDED} FROM kling_job),
 kling_batch AS (SELECT *, NULL::text AS ignored FROM kling_batch)
 """
-    return f"""
-WITH {_CONTENT},
+    return f"""{marks},
+{_CONTENT},
 kling_job AS (
   SELECT {_UNCHANGED}, {_ADDED}, owner AS worker_id, {_OLD_STATE} AS state, {_OLD_DOUBT} AS doubt,
     {_OLD_CANDIDATES} AS candidates FROM kling_job),

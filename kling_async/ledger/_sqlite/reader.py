@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kling_async._core.marks import Mark, Marked
 from kling_async._core.states import Row, State, Step
 from kling_async.ledger._columns import restored_identity
 
@@ -81,6 +82,15 @@ def read_batches(path: str | os.PathLike[str]) -> set[str]:
         LedgerError: There is no such file, or it is no ledger.
     """
     return {batch for (batch,) in _found(Path(path), "SELECT DISTINCT batch FROM job", ())}
+
+
+def read_marks(path: str | os.PathLike[str]) -> dict[str, Marked]:
+    """Return the marks of videos of a ledger file, by prediction.
+
+    Raises:
+        LedgerError: There is no such file, or it is no ledger.
+    """
+    return {id_: Marked(Mark(mark), at) for id_, mark, at in _found(Path(path), statements.MARKS, ())}
 
 
 def writer_of(ledger: str | os.PathLike[str]) -> int | None:

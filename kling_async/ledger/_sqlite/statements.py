@@ -43,6 +43,11 @@ IDENTITY = "SELECT identity, ignored FROM batch WHERE name = ?"
 IGNORED = "SELECT DISTINCT ignored FROM batch WHERE ignored IS NOT NULL"
 SENDERS = "SELECT id, provider, origin, salt, same_as FROM sender"
 PUT_SENDER = "INSERT OR REPLACE INTO sender(id, provider, origin, salt, same_as) VALUES (?, ?, ?, ?, ?)"
+MARKS = "SELECT prediction_id, mark, at FROM mark"
+PUT_MARK = "INSERT OR REPLACE INTO mark(prediction_id, mark, at) VALUES (?, ?, ?)"
+REMOVE_MARK = "DELETE FROM mark WHERE prediction_id = ?"
+RENAME = tuple(f"UPDATE {table} SET key = ? WHERE batch = ? AND key = ?" for table in ("job", "content", "step"))
+"""Give a job another key."""
 PUT_UPLOAD = "INSERT OR REPLACE INTO upload(digest, url, expires_at) VALUES (?, ?, ?)"
 # Sums of decimals would become floats in SQLite; there are few different amounts.
 AMOUNTS = "SELECT spent, refunded, count(*) FROM job WHERE batch = coalesce(?, batch) GROUP BY spent, refunded"

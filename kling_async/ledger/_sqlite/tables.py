@@ -1,5 +1,8 @@
 """Tables of a ledger file, and the migrations that lead to them."""
 
+# The statements are put together of names of our own.
+# ruff: noqa: S608
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
@@ -86,11 +89,20 @@ def _add_labels(connection: sqlite3.Connection) -> None:
     _run(connection, "ALTER TABLE content ADD COLUMN labels TEXT")
 
 
+def _add_marks(connection: sqlite3.Connection) -> None:
+    """Add marks of videos."""
+    _run(
+        connection,
+        "CREATE TABLE mark(prediction_id TEXT PRIMARY KEY, mark TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID",
+    )
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _create,
     _separate_state_from_text,
     _add_senders_and_writer,
     _add_labels,
+    _add_marks,
 )
 """From an empty file to the newest tables, one step each, all of them in one transaction.
 
@@ -112,17 +124,20 @@ def as_newest(connection: sqlite3.Connection, version: int) -> str:
     """Return the WITH clause under which queries for the newest tables read those of a version."""
     if version >= len(MIGRATIONS):
         return ""
+    marks = "WITH mark AS (SELECT NULL AS prediction_id, NULL AS mark, NULL AS at WHERE 0)"
+    if version > _WITH_SENDERS:
+        return marks + " "
     if version == _WITH_SENDERS:
-        return f"WITH {_CONTENT}"
+        return f"{marks}, {_CONTENT}"
     if version > 1:
-        return f"""
-WITH {_CONTENT},
+        return f"""{marks},
+{_CONTENT},
 job AS (SELECT *, NULL AS sender, NULL AS reused FROM main.job),
 batch AS (SELECT *, NULL AS ignored FROM main.batch)
-"""  # noqa: S608 -- put together of constants
+"""
     _define_functions(connection)
-    return f"""
-WITH {_CONTENT},
+    return f"""{marks},
+{_CONTENT},
 job AS (
   SELECT batch, key, digest, model, old_state(state, error) AS state, updated_at, attempt, fingerprint, token_hash,
     intent_at, submitted_at, prediction_id, cost, spent, refunded, failures, output, code, error,
@@ -131,7 +146,7 @@ job AS (
 step AS (
   SELECT rowid, batch, key, old_state(state, error) AS state, at, attempt, prediction_id, error FROM main.step),
 batch AS (SELECT DISTINCT batch AS name, 1 AS identity, NULL AS ignored FROM main.job)
-"""  # noqa: S608 -- put together of constants
+"""
 
 
 def _run(connection: sqlite3.Connection, script: str) -> None:

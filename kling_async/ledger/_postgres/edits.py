@@ -1,0 +1,58 @@
+"""Edits of a shared ledger on request: other content for a key, and marks of videos."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from kling_async._core.renewal import free_key, is_kept
+from kling_async.ledger._columns import no_job
+
+from . import statements
+from .connection import fetch
+from .requests import not_owned
+from .statements import line_of
+
+if TYPE_CHECKING:
+    from kling_async._core.content import Content
+    from kling_async._core.marks import Mark
+    from kling_async._core.states import Row
+
+    from .connection import Connection
+
+
+async def renew(
+    connection: Connection, account: str, batch: str, key: str, content: Content, *, model: str, at: float
+) -> Row | None:
+    """Give the key of a job other content; return the row under which the job stays, or None if nothing is left of it.
+
+    Raises:
+        LedgerError: There is no such job, a worker has claimed it, or it is being sent, runs or is in doubt.
+    """
+    found = await fetch(connection, statements.LOCK_LINES, [[batch], [key], account])
+    if not found:
+        raise no_job(batch, key)
+    line = line_of(found[0])
+    keep = is_kept(line.row)
+    if line.worker_id is not None:
+        raise not_owned(key)
+    if not keep:
+        values = {"id": line.id, "digest": content.digest, "model": model, "at": at}
+        values |= {"text": content.text, "files": content.files, "labels": content.labels}
+        await fetch(connection, statements.NEW_CONTENT, values)
+        return None
+    others = await fetch(connection, statements.KEYS_BELOW, [account, batch, f"{key}~"])
+    free = free_key(key, {other for (other,) in others}.__contains__)
+    await fetch(connection, statements.RENAME, [free, line.id])
+    new = statements.inserted_values({(batch, key): (content, model, at)})
+    await fetch(connection, statements.INSERT, {**new, "account": account, "worker_id": None})
+    return attrs.evolve(line.row, key=free)
+
+
+async def put_mark(connection: Connection, account: str, prediction_id: str, mark: Mark | None, at: float) -> None:
+    """Record the mark of a video; None removes it."""
+    if mark is None:
+        await fetch(connection, statements.REMOVE_MARK, [account, prediction_id])
+    else:
+        await fetch(connection, statements.PUT_MARK, [account, prediction_id, mark.value, at])

@@ -1,0 +1,54 @@
+"""`run --redo`: the same row with new content, paid for again knowingly."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+from anyio.to_thread import run_sync
+
+from kling_async import Job, KlingSession
+from kling_async.emulator import Emulator
+from kling_async.ledger import State, read_ledger
+from support.cli import Cli, jobs
+from support.pictures import jpeg
+
+pytestmark = pytest.mark.anyio
+
+
+async def first_run(emulator: Emulator, folder: Path) -> None:
+    clock, watch = emulator.clock, "eager"
+    options = {"level": "gold", "clock": clock, "watch": watch, "ledger": folder / "videos" / "run.db"}
+    async with KlingSession(emulator.api_key, base_url=emulator.base_url, **options) as kling:
+        (folder / "face.jpg").write_bytes(jpeg())
+        made = {key: Job(prompt="before", image=folder / "face.jpg") for key in ("a", "b")}
+        async with kling.batch(made, name="jobs", save_to=folder / "videos") as batch:
+            async for outcome in batch:
+                assert outcome.ok
+
+
+async def test_redo_pays_for_new_content_once_and_keeps_what_was_made(cli: Cli) -> None:
+    async with Emulator(speed=100, timing=30, profile="tiny") as emulator:
+        await first_run(emulator, cli.folder)
+        (before, *_) = [row for row in read_ledger(cli.folder / "videos" / "run.db") if row.key == "a"]
+        prompts = (("a", "after"), ("b", "before"))
+        path = jobs(cli.folder, *({"key": key, "prompt": prompt, "image": "face.jpg"} for key, prompt in prompts))
+        env = {"WAVESPEED_BASE_URL": emulator.base_url, "WAVESPEED_API_KEY": emulator.api_key, "NO_PROXY": "127.0.0.1"}
+        run = partial(cli, "run", path, "--out", "videos", "--level", "gold", "--redo", "a", **env)
+        asked = await run_sync(run)
+        assert (asked.returncode, len(emulator.charges())) == (2, 2)
+        assert "To be paid now: 1 job, ≈ $0.25 at list price." in asked.stderr
+        assert f"a is made again; before: saved, prediction {before.prediction_id}, $0.25" in asked.stdout
+        done = await run_sync(partial(run, "--yes"))
+        assert (done.returncode, len(emulator.charges())) == (0, 3), done.stdout
+        again = await run_sync(partial(run, "--redo", "b"))
+        assert (again.returncode, len(emulator.charges())) == (0, 3)
+        assert "--redo a: the job has the same content as when it was sent" in again.stdout
+        unknown = await run_sync(partial(run, "--redo", "c"))
+        assert (unknown.returncode, "expected keys of rows of jobs.jsonl, got c" in unknown.stderr) == (2, True)
+    rows = {row.key: row for row in read_ledger(cli.folder / "videos" / "run.db")}
+    assert {key: row.state for key, row in rows.items()} == dict.fromkeys(["a", "a~1", "b"], State.DOWNLOADED)
+    assert rows["a~1"].prediction_id == before.prediction_id
+    assert Path(rows["a~1"].path or "").is_file()
+    assert rows["a"].prediction_id != before.prediction_id
