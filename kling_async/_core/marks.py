@@ -8,7 +8,7 @@ import attrs
 
 
 class Mark(StrEnum):
-    """What somebody thought of a video."""
+    """Opinion on a video."""
 
     GOOD = "good"
     BAD = "bad"

@@ -53,6 +53,5 @@ def renewed(row: Row, content: Content, *, model: str, at: float) -> Row:
     What it has cost and how often it was sent stay.
     """
     names = (*OF_ATTEMPT, *OF_REUSE, "fingerprint", "intent_at", "doubt")
-    changes: dict[str, object] = dict.fromkeys(names)
-    changes |= {"digest": content.digest, "model": model, "state": State.PENDING, "updated_at": at, "candidates": ()}
-    return changed(row, **changes)
+    own = {"digest": content.digest, "model": model, "state": State.PENDING, "updated_at": at, "candidates": ()}
+    return changed(row, **dict.fromkeys(names), **own)

@@ -55,6 +55,7 @@ class FormatChoice(StrEnum):
 
     RESULTS = "results"
     ERRORS = "errors"
+    AGAIN = "again"
     STATS = "stats"
     METADATA = "metadata"
     PARQUET = "parquet"

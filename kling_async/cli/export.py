@@ -37,12 +37,29 @@ def export(options: ExportOptions) -> Exit:
     for made in write_files(ledger.where, out, formats, account=ledger.account, batch=options.name):
         print_text(console, Text(f"{_path(made, out)}: {plural(made.rows, 'job')}"))
         print_left_out(console, made)
+        if made.format is Format.AGAIN:
+            _print_again(console, made, options)
         if made.format is Format.ERRORS and made.rows:
             record = recorded_run(ledger, options.name)
             if record is None:
                 record = RunRecord(str(out), ("--emulator",) if ledger.is_rehearsal else ())
             print_rerun(console, made, out, ledger=ledger, to=record.shown_out, more=record.options)
     return Exit.WELL
+
+
+def _print_again(console: Console, made: Exported, options: ExportOptions) -> None:
+    """Print what to do with the manifest of videos to make again."""
+    if not made.rows:
+        print_text(console, "No video is marked to be made again; kling-async gallery LEDGER --serve marks them.")
+        return
+    ledger, out = options.ledger_name, options.out or options.ledger_name.folder
+    record = recorded_run(ledger, options.name) or RunRecord(str(out), ())
+    words = ["kling-async", "run", str(_path(made, out)), "--out", record.shown_out]
+    words += [*ledger.option_for(record.shown_out), *record.options]
+    words += [] if "--seen" in record.options else ["--seen", "pay"]
+    words += ["--root", str(made.root)] if made.root else []
+    print_text(console, "Edit its prompts as you like. This makes these videos again, and pays for them again:")
+    print_command(console, shlex.join(words))
 
 
 def print_left_out(console: Console, made: Exported) -> None:

@@ -416,6 +416,13 @@ class GalleryOptions(LedgerOptions):
     ] = None
     name: BatchName = None
     provider: Provider = ProviderChoice.WAVESPEED
+    serve: Annotated[
+        bool,
+        typer.Option("--serve", help="Serve the page on this computer, to mark videos as good, bad or again."),
+    ] = False
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port of --serve; 0 takes a free one.")
+    ] = 0
 
 
 @attrs.frozen(kw_only=True, slots=False)

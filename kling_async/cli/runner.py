@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
@@ -32,6 +33,8 @@ from .spending import Due
 from .summary import Report, print_summary
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from kling_async._core.clock import Clock
@@ -164,7 +167,10 @@ async def run_batch(
     await _export(options, work, report)
     report.left_running = len(session.left_running)
     report.seconds = report.seconds or run.elapsed
-    report.gallery = page.index if page is not None and page.index.exists() else None
+    if page is None:
+        report.gallery = await _kept_page(options)
+    elif await anyio.Path(page.index).exists():
+        report.gallery = page.index
     print_summary(console, options, report)
     return report.exit_status
 
@@ -174,7 +180,38 @@ def _new_page(options: BatchOptions, work: Work, clock: Clock) -> Gallery | None
         return None
     from kling_async.gallery import Gallery  # noqa: PLC0415 -- only for runs with a page
 
-    return Gallery(options.folder / "gallery", title=work.name, total=work.total, clock=clock)
+    ledger = options.ledger_name
+    return Gallery(
+        options.folder / "gallery",
+        title=work.name,
+        total=work.total,
+        clock=clock,
+        ledger=ledger.where,
+        account=ledger.account,
+    )
+
+
+async def _kept_page(options: BatchOptions) -> Path | None:
+    """Bring the page of an earlier run up to date, or remove it; return its path, or None if there is none.
+
+    Without this it would show as running what has ended since.
+    """
+    index = options.folder / "gallery" / "index.html"
+    ledger = options.ledger_name
+    if not await anyio.Path(index).exists() or not ledger.exists():
+        return None
+    try:
+        from kling_async.gallery import gallery_of_ledger  # noqa: PLC0415 -- only for folders with a page
+
+        return await anyio.to_thread.run_sync(
+            lambda: gallery_of_ledger(
+                ledger.where, index.parent, account=ledger.account, provider=options.provider.value
+            )
+        )
+    except (KlingError, OSError):
+        with contextlib.suppress(OSError):
+            await anyio.Path(index).unlink()
+        return None
 
 
 async def _export(options: BatchOptions, work: Work, report: Report) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import socket
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -12,11 +11,11 @@ from rich.text import Text
 
 from kling_async._core.polling import WATCH_VARIABLE
 from kling_async.emulator import Chaos, Emulator, serve
-from kling_async.errors import ConfigurationError
 from kling_async.providers._v3 import is_this_machine
 
 from .exits import Exit
 from .output import bypass_proxy_for_loopback, make_console, print_panel
+from .ports import is_taken, port_in_use
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,29 +74,6 @@ def serve_emulator(options: EmulatorOptions) -> Exit:
         raise port_in_use(options.host, port, option=name) from None
     console.print("The emulator has ended.")
     return Exit.WELL
-
-
-def is_taken(host: str, port: int) -> bool:
-    """Return whether another program listens on a port."""
-    try:
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        return error.errno == errno.EADDRINUSE
-    return False
-
-
-def port_in_use(host: str, port: int, *, option: str) -> ConfigurationError:
-    """Return the error for a port that another program listens on.
-
-    Args:
-        host: Address of the port.
-        port: The port.
-        option: Option that chooses another one.
-    """
-    return ConfigurationError(
-        f"port {port} on {host} is in use by another program",
-        advice=f"end that program, or choose another port with {option}; 0 takes a free one",
-    )
 
 
 def _announce(console: Console, emulator: Emulator, options: EmulatorOptions) -> None:

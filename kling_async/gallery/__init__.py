@@ -21,23 +21,26 @@ import anyio.to_thread
 
 from kling_async._clock import SystemClock
 from kling_async._loops import LoopBinding
+from kling_async.errors import LedgerError
+from kling_async.ledger import read_marks
 
 from .cards import MAX_CARDS, Deck
 from .live import Live
 from .page import INDEX, freeze, prepare
-from .past import gallery_of_ledger
+from .past import gallery_of_ledger, serve_gallery
 from .pictures import Pictures
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from kling_async._core.clock import Clock
+    from kling_async._core.marks import Marked
     from kling_async.events import Event, Observer
 
     from .cards import Card
 
-__all__ = ["Gallery", "gallery_of_ledger"]
+__all__ = ["Gallery", "gallery_of_ledger", "serve_gallery"]
 
 
 class Gallery(anyio.AsyncContextManagerMixin):
@@ -52,6 +55,8 @@ class Gallery(anyio.AsyncContextManagerMixin):
         live: Serve the page during the block.
         port: Port on loopback; 0 takes a free one.
         limit: Maximum number of jobs on the page; beyond it the oldest ended ones are dropped.
+        ledger: Ledger of the sessions, as file or URL; the page shows the marks that its videos have.
+        account: Name of the account in a database.
 
     Raises:
         ConfigurationError: On entry: Jinja2 is not installed.
@@ -68,12 +73,16 @@ class Gallery(anyio.AsyncContextManagerMixin):
         live: bool = True,
         port: int = 0,
         limit: int = MAX_CARDS,
+        ledger: str | os.PathLike[str] | None = None,
+        account: str = "default",
     ) -> None:
         self.folder = Path(folder).absolute()
         self._deck = Deck(title, total=total, limit=limit)
         self._pictures = Pictures(self.folder)
         self._live = Live(self._deck, clock or SystemClock()) if live else None
         self._port = port
+        self._ledger = ledger
+        self._account = account
         self._pending: deque[Card] = deque()
         self._has_pending = asyncio.Event()
 
@@ -104,6 +113,8 @@ class Gallery(anyio.AsyncContextManagerMixin):
         LoopBinding("the gallery").bind()
         # Raises before any job is paid for.
         await anyio.to_thread.run_sync(prepare)
+        if self._ledger is not None:
+            self._deck.marks = await anyio.to_thread.run_sync(self._read_marks, self._ledger)
         raised: BaseException | None = None
         async with AsyncExitStack() as stack:
             if self._live is not None:
@@ -122,6 +133,12 @@ class Gallery(anyio.AsyncContextManagerMixin):
                     tasks.cancel_scope.cancel()
             if raised is not None:
                 raise raised
+
+    def _read_marks(self, ledger: str | os.PathLike[str]) -> Mapping[str, Marked]:
+        try:
+            return read_marks(ledger, account=self._account)
+        except LedgerError:
+            return {}  # a new one; the session says what is wrong with another
 
     def _notify(self) -> None:
         if self._live is not None:

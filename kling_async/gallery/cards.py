@@ -13,6 +13,7 @@ from kling_async import events
 from kling_async._core.catalogue import find_model
 from kling_async._core.endings import state_after, state_of
 from kling_async._core.images import Image
+from kling_async._core.marks import Mark
 from kling_async._core.prediction import Prediction, Status
 from kling_async.errors import (
     KlingError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from kling_async._core.job import Job
+    from kling_async._core.marks import Marked
     from kling_async._core.prediction import Outcome, SavedFile
     from kling_async.events import Event, Observer
     from kling_async.ledger import Row
@@ -117,6 +119,7 @@ class Card:
         in_batch: The job belongs to a batch, which may save its video.
         label: Label of the state.
         finished: The session does nothing more for the job.
+        mark: Mark of its video; None if it has none.
     """
 
     number: int
@@ -146,6 +149,7 @@ class Card:
     in_batch: bool = False
     label: str = Stage.WAITING.value
     finished: bool = False
+    mark: Mark | None = None
 
     def move(self, stage: Stage, state: State | None = None, *, finished: bool | None = None) -> None:
         """Set the stage and the label of the state.
@@ -199,17 +203,21 @@ class Deck:
         title: Title of the page.
         total: Number of jobs; None if unknown.
         limit: Maximum number of cards.
+        past: The cards are of a run that has ended, and change only by marks.
 
     Attributes:
         dropped: Number of cards dropped because of the limit.
         now: Time of the latest event, in seconds since the epoch.
+        marks: Marks of videos, by prediction.
     """
 
-    def __init__(self, title: str, *, total: int | None = None, limit: int = MAX_CARDS) -> None:
+    def __init__(self, title: str, *, total: int | None = None, limit: int = MAX_CARDS, past: bool = False) -> None:
         self.title = title
         self.total = total
+        self.past = past
         self.dropped = 0
         self.now = 0.0
+        self.marks: Mapping[str, Marked] = {}
         self._limit = limit
         self._numbered = 0
         self._version = 0
@@ -282,6 +290,8 @@ class Deck:
                 _set_video(card, file)
             case events.Finished(outcome=outcome):
                 _apply_outcome(card, outcome, event.at)
+        marked = self.marks.get(card.prediction_id or "")
+        card.mark = None if marked is None else marked.mark
         self.touch(card)
         return card
 

@@ -13,10 +13,13 @@ import anyio
 import anyio.to_thread
 from aiohttp import web
 
+from kling_async._core.marks import Mark
+from kling_async.errors import KlingError
+
 from .page import about, as_data, policy, prepare, render
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
     from pathlib import Path
 
     from kling_async._core.clock import Clock
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 _HOST: Final = "127.0.0.1"
 _CARDS_PER_MESSAGE: Final = 500
 _SHUTDOWN_TIMEOUT_S: Final = 2.0
+_MAX_MARK_BYTES: Final = 1024
 _RECONNECT_DELAY_MS: Final = 1000
 _HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -55,21 +59,33 @@ class Live:
         clock: Clock of the session, for the elapsed time on the page.
         refresh: Minimum seconds between two messages to a page.
         pulse: Maximum seconds between two messages to a page, which advance its clock.
+        keep: Keeps the mark of a card, or without one removes it; None if the page takes no marks.
     """
 
-    def __init__(self, deck: Deck, clock: Clock, *, refresh: float = 0.25, pulse: float = 1.0) -> None:
+    def __init__(
+        self,
+        deck: Deck,
+        clock: Clock,
+        *,
+        refresh: float = 0.25,
+        pulse: float = 1.0,
+        keep: Callable[[Card, Mark | None], Awaitable[None]] | None = None,
+    ) -> None:
         self._deck = deck
         self._clock = clock
         self._refresh = refresh
         self._pulse = pulse
+        self._keep = keep
         self._secret = secrets.token_urlsafe(16)
         self._hosts: frozenset[str] = frozenset()
         self._changed = asyncio.Event()
         self._kept: str | None = None
-        app = web.Application(middlewares=[self._guard])
+        app = web.Application(middlewares=[self._guard], client_max_size=_MAX_MARK_BYTES)
         app.router.add_get("/{secret}/", self._page)
         app.router.add_get("/{secret}/events", self._events)
         app.router.add_get("/{secret}/files/{number:[0-9]{1,12}}/{name:[a-z-]+}", self._file)
+        if keep is not None:
+            app.router.add_post("/{secret}/marks", self._mark)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_TIMEOUT_S)
         self.url = ""
 
@@ -125,7 +141,8 @@ class Live:
     async def _page(self, request: web.Request) -> web.Response:
         del request
         headers = _HEADERS | {"Content-Security-Policy": policy(live=True) + "; frame-ancestors 'none'"}
-        return web.Response(text=render(self._deck), content_type="text/html", headers=headers)
+        html = render(self._deck, marks=self._keep is not None)
+        return web.Response(text=html, content_type="text/html", headers=headers)
 
     async def _file(self, request: web.Request) -> web.StreamResponse:
         card = self._deck.numbered(int(request.match_info["number"]))
@@ -136,6 +153,30 @@ class Live:
         media_type = {"Content-Type": _MEDIA_TYPES.get(path.suffix.lower(), "application/octet-stream")}
         sandbox = {"Content-Security-Policy": "default-src 'none'; sandbox", "Cache-Control": "no-cache"}
         return web.FileResponse(path, headers=_HEADERS | media_type | sandbox)
+
+    async def _mark(self, request: web.Request) -> web.Response:
+        """Keep a mark of a video; 409 with the reason if it cannot be kept."""
+        # Forms of other sites can neither send JSON nor name this origin.
+        origin = request.headers.get("Origin")
+        if request.content_type != "application/json" or origin not in {None, f"http://{request.host}"}:
+            return web.Response(status=403, text="Wrong origin.", headers=_HEADERS)
+        try:
+            given = json.loads(await request.text())
+            number, name = given["n"], given["mark"]
+            mark = None if name is None else Mark(name)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return web.Response(status=400, text="Expected a number and a mark.", headers=_HEADERS)
+        card = self._deck.numbered(number) if isinstance(number, int) else None
+        if card is None or card.prediction_id is None or self._keep is None:
+            return web.Response(status=404, text="There is no such video.", headers=_HEADERS)
+        try:
+            await self._keep(card, mark)
+        except (KlingError, OSError) as error:
+            return web.Response(status=409, text=str(error), headers=_HEADERS)
+        card.mark = mark
+        self._deck.touch(card)
+        self.notify()
+        return web.json_response({"mark": mark}, headers=_HEADERS)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """Send all cards, or after a reconnect those changed since; then every change."""
@@ -152,7 +193,8 @@ class Live:
                     chunk = cards[first : first + _CARDS_PER_MESSAGE]
                     seen = chunk[-1].version
                     await response.write(_message("cards", [as_data(card, _links(card)) for card in chunk], seen))
-                await response.write(_message("about", about(self._deck) | {"now": self._clock.now()}))
+                shown = about(self._deck, marks=self._keep is not None)
+                await response.write(_message("about", shown | {"now": self._clock.now()}))
                 if kept is not None:
                     await response.write(_message("end", kept))
                     return response

@@ -64,6 +64,7 @@ def as_data(card: Card, link: Link) -> dict[str, Any]:
         "bytes": card.bytes,
         "cost": None if card.cost is None else float(card.cost),
         "id": card.prediction_id,
+        "mark": card.mark,
         "attempts": card.attempts,
         "times": [card.begun, card.accepted, card.ended, card.saved],
         "note": card.note,
@@ -81,9 +82,15 @@ def _picture(picture: Picture | None, link: Link) -> dict[str, str | None] | Non
     }
 
 
-def about(deck: Deck) -> dict[str, Any]:
-    """Return the data of the whole run."""
-    return {"title": deck.title, "total": deck.total, "dropped": deck.dropped, "now": deck.now}
+def about(deck: Deck, *, marks: bool = False) -> dict[str, Any]:
+    """Return the data of the whole run.
+
+    Args:
+        deck: The run.
+        marks: Whether videos can be marked on the page.
+    """
+    shown = {"title": deck.title, "total": deck.total, "dropped": deck.dropped, "now": deck.now}
+    return {**shown, "past": deck.past, "marks": marks}
 
 
 @cache
@@ -108,20 +115,22 @@ def policy(*, live: bool) -> str:
     )
 
 
-def render(deck: Deck, cards: Iterable[Card] = (), *, link: Link | None = None) -> str:
+def render(deck: Deck, cards: Iterable[Card] = (), *, link: Link | None = None, marks: bool = False) -> str:
     """Return the page as HTML.
 
     Args:
         deck: The run.
         cards: Cards of a frozen page; a live page receives them as events.
         link: Makes the links of a frozen page; None for a live page.
+        marks: Whether videos can be marked on the page.
 
     Raises:
         ConfigurationError: Jinja2 is not installed.
     """
     style, script, _, _ = _assets()
     live = link is None
-    data = about(deck) | {"live": live, "cards": [] if link is None else [as_data(card, link) for card in cards]}
+    frozen = [] if link is None else [as_data(card, link) for card in cards]
+    data = about(deck, marks=marks) | {"live": live, "cards": frozen}
     return _template().render(
         title=deck.title, style=style, script=script, policy=None if live else policy(live=False), data=data
     )

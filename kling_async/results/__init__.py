@@ -16,9 +16,9 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from kling_async.ledger import is_url, read_ledger, read_steps
+from kling_async.ledger import is_url, read_ledger, read_marks, read_steps
 
-from ._files import LINES, Errors, Exported, Format, Writer, invalid_rows_in, replaced
+from ._files import LINES, Again, Errors, Exported, Format, Writer, invalid_rows_in, replaced
 from ._parquet import SHARD_ROWS, Shards
 from ._rows import job_of, result_of
 from ._stats import Stats
@@ -65,13 +65,20 @@ def export(
         rows = stack.enter_context(closing(read))
         # Read before a file is created, since the ledger may not exist.
         first = next(rows, None)
-        reruns = _Reruns(ledger, account)
+        reruns = _Reruns(ledger, account, "errors")
         folder.mkdir(parents=True, exist_ok=True)
         writers: list[Writer] = []
         for wanted in dict.fromkeys(formats):
             match wanted:
                 case Format.STATS:
                     writers.append(Stats(folder, lambda: read_steps(ledger, account=account, batch=batch)))
+                case Format.AGAIN:
+                    rounds = _Reruns(ledger, account, "again")
+                    path = folder / f"{rounds.next_name}.jsonl"
+                    file = stack.enter_context(replaced(path))
+                    marks = read_marks(ledger, account=account)
+                    again = Again(wanted, path, file, shared=False, marks=marks, remade=rounds.was_remade)
+                    writers.append(again)
                 case Format.PARQUET:
                     writers.append(Shards(folder))
                 case Format.ERRORS:
@@ -96,20 +103,32 @@ def export(
 class _Reruns:
     """Jobs that were run again from `errors.jsonl`, `errors-2.jsonl` and so on, in batches of these names.
 
+    Args:
+        ledger: The ledger.
+        account: Name of the account in a database.
+        name: First of the names.
+
     Attributes:
         next_name: The first of the names that no batch has.
     """
 
-    def __init__(self, ledger: str | os.PathLike[str], account: str) -> None:
+    def __init__(self, ledger: str | os.PathLike[str], account: str, name: str) -> None:
+        self._updated: dict[str, float] = {}
         self._last: dict[str, tuple[int, str]] = {}
         self._rounds: dict[str, int] = {}
         for number in count(1):
-            self.next_name = "errors" if number == 1 else f"errors-{number}"
+            self.next_name = name if number == 1 else f"{name}-{number}"
             for row in read_ledger(ledger, account=account, batch=self.next_name):
                 self._last[row.key] = (number, row.digest)
+                self._updated[row.key] = row.updated_at
                 self._rounds[self.next_name] = number
             if self.next_name not in self._rounds:
                 break
+
+    def was_remade(self, row: Row, at: float) -> bool:
+        """Return whether a job of that key was run again after a time, in seconds since the epoch."""
+        number, _ = self._last.get(row.key, (0, ""))
+        return number > self._rounds.get(row.batch, 0) and self._updated[row.key] > at
 
     def is_last(self, row: Row) -> bool:
         """Return whether the job was not run again after this row."""

@@ -5,26 +5,24 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final, Protocol, cast
+from typing import IO, Final, Protocol, cast
 
 import attrs
 
 from kling_async._core.content import Content, file_digests, recalled
 from kling_async._core.input_files import with_values
 from kling_async._core.job import Job, JobFields
+from kling_async._core.marks import Mark, Marked
 from kling_async._files import make_part
 from kling_async.errors import InvalidJobError
-from kling_async.ledger import State
+from kling_async.ledger import Row, State
 from kling_async.manifest import NOTE
 
 from ._rows import AGAIN, STATUS, job_of, paths_of, relative, result_of, with_paths
-
-if TYPE_CHECKING:
-    from kling_async.ledger import Row
 
 
 class Format(Enum):
@@ -37,6 +35,11 @@ class Format(Enum):
 
     Once a batch was run from it, the next is `errors-2.jsonl`, and so on: a batch has the name of its manifest, and a
     job that failed under one name is not sent again under the same.
+    """
+    AGAIN = "again"
+    """`again.jsonl`: a manifest of the jobs whose videos are marked to be made again, with prompts to edit.
+
+    Once a batch was run from it, the next is `again-2.jsonl`, and so on.
     """
     STATS = "stats"
     """`stats.json`: counts, money, times, errors."""
@@ -163,6 +166,10 @@ class Errors(Lines):
     def line(self, row: Row) -> dict[str, object] | str | None:
         if row.state not in AGAIN:
             return None
+        return self.job_line(row, {"status": STATUS[row.state], "code": row.code, "message": row.error})
+
+    def job_line(self, row: Row, note: dict[str, object]) -> dict[str, object] | str:
+        """Return the line that runs the job of a row again, with a note for readers; the reason if it cannot be run."""
         if self.shared and row.state.waiting:
             return "a worker may still take it"
         fields = job_of(row)
@@ -186,7 +193,6 @@ class Errors(Lines):
         self.folders.update(file.parent for file in files.values())
         labels = {"labels": fields["labels"]} if "labels" in fields else {}
         fields = with_paths(row.job or "{}", {place: relative(path, self.path.parent) for place, path in paths.items()})
-        note = {"status": STATUS[row.state], "code": row.code, "message": row.error}
         return {"key": row.key, **fields, **labels, NOTE: note}
 
     def end(self) -> Exported:
@@ -215,6 +221,27 @@ def invalid_rows_in(path: Path) -> list[dict[str, object]]:
         if isinstance(note, dict) and note.get("status") == INVALID:
             found.append(fields)
     return found
+
+
+@attrs.define
+class Again(Errors):
+    """Writes `again.jsonl`, the manifest of videos to make again.
+
+    Attributes:
+        marks: Marks of videos, by prediction.
+        remade: Returns whether the job of a row was run again after a time, in seconds since the epoch.
+    """
+
+    marks: Mapping[str, Marked] = attrs.field(kw_only=True)
+    remade: Callable[[Row, float], bool] = attrs.field(kw_only=True)
+
+    def line(self, row: Row) -> dict[str, object] | str | None:
+        id_ = row.reused or row.prediction_id
+        marked = self.marks.get(id_ or "")
+        if marked is None or marked.mark is not Mark.AGAIN or self.remade(row, marked.at):
+            return None
+        message = f"marked to be made again: prediction {id_}"
+        return self.job_line(row, {"status": STATUS[row.state], "code": None, "message": message})
 
 
 @attrs.define

@@ -154,12 +154,12 @@ async def test_filters_are_kept_in_address(kept: Path, visit: Open) -> None:
     async with visit(kept) as tab:
         page = tab.page
         assert len(await tab.keys()) == 6
-        await page.locator("[data-state=failed]").click()
+        await page.locator("[data-name=failed]").click()
         await tab.set("1 job of 6")
         assert await tab.keys() == ["storm"]
-        await page.locator("[data-state=saved]").click()
+        await page.locator("[data-name=saved]").click()
         await tab.set("")
-        await page.locator("[data-state=failed]").click()
+        await page.locator("[data-name=failed]").click()
         await page.locator("#model").select_option(PRO)
         await tab.set("1 job of 6")
         assert await tab.keys() == ["dawn"]
@@ -318,7 +318,7 @@ HERE = """(expected) => {
 
 REACHED = """() => {
   const at = document.activeElement;
-  return at.id || at.dataset.state || at.className;
+  return at.id || at.dataset.name || at.className;
 }"""
 
 CONTRAST = """() => {

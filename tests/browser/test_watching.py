@@ -127,14 +127,14 @@ async def test_page_handles_five_thousand_jobs(tmp_path: Path, visit: Open) -> N
         await tab.set("1 job of 5,000")
         assert await tab.keys() == ["product-2345"]
         await page.get_by_role("searchbox").fill("")
-        await page.locator("[data-state=failed]").click()
+        await page.locator("[data-name=failed]").click()
         await tab.set("100 jobs of 5,000")
         await page.get_by_role("tab", name="Run").click()
         await page.get_by_role("img", name="Every job as a line").wait_for()
         assert await page.locator("*").count() < 1_500
         # The visible tiles exist at every scroll position.
         await page.get_by_role("tab", name="Videos").click()
-        await page.locator("[data-state=failed]").click()
+        await page.locator("[data-name=failed]").click()
         for share in (0.2, 0.77, 0.4, 1.0):
             await page.evaluate("share => scrollTo(0, share * document.documentElement.scrollHeight)", share)
             await page.wait_for_function(FILLED)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import signal
+import socket
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from kling_async import ConfigurationError
+from kling_async.cli.ledgers import LedgerName
+from kling_async.cli.options import GalleryOptions
+from kling_async.cli.page import page as page_of_ledger
+from kling_async.ledger import SQLiteLedger
 from support.cli import Cli, jobs
 from support.patience import PATIENCE_S
 from support.pictures import jpeg
@@ -46,6 +56,43 @@ def test_page_of_run_and_page_from_ledger_match(cli: Cli) -> None:
     assert {key: (card["prompt"], card["video"], card["image"]) for key, card in again.items()} == {
         key: (card["prompt"], card["video"], card["image"]) for key, card in found.items()
     }
+
+
+def test_run_without_page_leaves_no_stale_one(cli: Cli) -> None:
+    page = cli.folder / "videos" / "rehearsal" / "gallery" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("of an earlier run")
+    done = cli("run", manifest(cli.folder, "a"), "--out", "videos", *QUICK)
+    assert (done.returncode, f"Gallery: {page}" in done.stdout) == (0, True), done.stdout
+    assert {key: card["state"] for key, card in cards(page).items()} == {"a": "saved"}
+
+
+def test_served_page_says_how_to_go_on(cli: Cli) -> None:
+    asyncio.run(_empty_ledger(cli.folder / "run.db"))
+    with cli.start("gallery", "run.db", "--serve") as process:
+        printed = cli.wait_for(process, "Ctrl-C ends it")
+        process.send_signal(signal.SIGINT)
+        printed += process.communicate(timeout=PATIENCE_S)[0]
+    assert process.returncode == 0
+    assert re.search(r"^Gallery: http://127\.0\.0\.1:\d+/[\w-]{20,}/$", printed, re.MULTILINE)
+    assert "\n  kling-async export run.db --format again\n" in printed
+    assert "Traceback" not in printed
+    assert (cli.folder / "gallery" / "index.html").is_file()
+
+
+def test_used_port_of_served_page_is_named(tmp_path: Path) -> None:
+    asyncio.run(_empty_ledger(tmp_path / "run.db"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        options = GalleryOptions(ledger=LedgerName(tmp_path / "run.db"), serve=True, port=port)
+        with pytest.raises(ConfigurationError, match=f"port {port} on 127.0.0.1 is in use"):
+            page_of_ledger(options)
+
+
+async def _empty_ledger(path: Path) -> None:
+    ledger = SQLiteLedger(path)
+    await ledger.open()
+    await ledger.aclose()
 
 
 def test_interrupted_run_writes_page(cli: Cli) -> None:

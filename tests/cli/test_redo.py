@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from anyio.to_thread import run_sync
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 async def first_run(emulator: Emulator, folder: Path) -> None:
     clock, watch = emulator.clock, "eager"
-    options = {"level": "gold", "clock": clock, "watch": watch, "ledger": folder / "videos" / "run.db"}
+    options: dict[str, Any] = {"level": "gold", "clock": clock, "watch": watch, "ledger": folder / "videos" / "run.db"}
     async with KlingSession(emulator.api_key, base_url=emulator.base_url, **options) as kling:
         (folder / "face.jpg").write_bytes(jpeg())
         made = {key: Job(prompt="before", image=folder / "face.jpg") for key in ("a", "b")}

@@ -190,7 +190,7 @@ async def test_reader_of_json_that_goes_away_interrupts_quietly(cli: Cli) -> Non
     path = manifest(cli.folder, {"key": "a"}, {"key": "b"})
     words = ("run", path, "--out", "videos", "--level", "gold", "--max-in-flight", "1", "--yes", "--json")
     async with service(timing=1.0) as emulator:
-        with cli.start(*words, merged=False, **at(emulator)) as process:
+        with cli.start_apart(*words, **at(emulator)) as process:
             assert process.stdout is not None
             assert process.stderr is not None
             process.stdout.close()

@@ -62,6 +62,7 @@ UNBOUND = {
     "Target": "a protocol",
     "WebhookReceiver": "holds no future; the `deliver` of a session checks, and the service sends the webhook again",
     "save_output": "uses the loop that it is called in",
+    "serve_gallery": "uses the loop that it is called in",
 }
 """Public classes and functions with `async` that work in any loop, with the reason."""
 

@@ -48,15 +48,22 @@ class Cli:
             timeout=PATIENCE_S,
         )
 
-    def start(self, *words: str, merged: bool = True, **env: str) -> subprocess.Popen[str]:
-        """Start a command, by default with stderr merged into stdout."""
+    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
+        """Start a command with stderr merged into stdout."""
+        return self._start(words, env, subprocess.STDOUT)
+
+    def start_apart(self, *words: str, **env: str) -> subprocess.Popen[str]:
+        """Start a command with pipes of their own for stdout and stderr."""
+        return self._start(words, env, subprocess.PIPE)
+
+    def _start(self, words: Sequence[str], env: dict[str, str], errors: int) -> subprocess.Popen[str]:
         return subprocess.Popen(
             self.command(*words),
             cwd=self.folder,
             env=self.env | env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+            stderr=errors,
             text=True,
         )
 

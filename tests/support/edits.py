@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ async def check_edits(make: Callable[[], EditableLedger], where: Path | str) -> 
             found = await ledger.find("n", key)
             assert found is not None
             assert found[1] == NEW
-            about = {"batch": "n", "key": key, "at": 11.0}
+            about: dict[str, Any] = {"batch": "n", "key": key, "at": 11.0}
             await ledger.record(Entry(**about, state=State.INTENT, attempt=attempt + 1, cost=PRICE))
             await ledger.record(Entry(**about, state=State.SUBMITTED, prediction_id=f"q-{key}"))
         assert await ledger.spent("n") == 5 * PRICE
@@ -77,7 +78,7 @@ async def check_edits(make: Callable[[], EditableLedger], where: Path | str) -> 
 
 async def _sent(ledger: EditableLedger, key: str, states: list[State]) -> None:
     await ledger.claim("n", key, content=OLD, model=MODEL, at=1.0)
-    about = {"batch": "n", "key": key, "at": 2.0}
+    about: dict[str, Any] = {"batch": "n", "key": key, "at": 2.0}
     await ledger.record(Entry(**about, state=State.INTENT, attempt=1, cost=PRICE))
     await ledger.record(Entry(**about, state=State.SUBMITTED, prediction_id=f"p-{key}"))
     for state in states:

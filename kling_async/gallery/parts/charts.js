@@ -25,10 +25,12 @@ class Charts {
     if (this.box.hidden || !width) return;
     this.shown = performance.now();
     const figures = this.store.figures;
-    const cards = [...this.store.cards.values()].filter((card) => card.times[0] !== null)
+    // What was never sent has no time to show.
+    const begun = [...this.store.cards.values()].filter((card) => card.times[0] !== null);
+    const cards = begun.filter((card) => this.store.phases(card).some((seconds) => seconds !== null))
       .sort((a, b) => a.times[0] - b.times[0] || (a.times[1] ?? Infinity) - (b.times[1] ?? Infinity) || a.n - b.n);
     if (!cards.length) {
-      this.box.replaceChildren(element("p", {class: "none panel whole"}, "No jobs yet."));
+      this.box.replaceChildren(element("p", {class: "none panel whole"}, begun.length ? "Nothing was sent." : "No jobs yet."));
       return;
     }
     const end = this.store.live && !this.store.about.over ? Math.max(figures.last, this.store.about.now) : figures.last;

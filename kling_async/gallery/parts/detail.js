@@ -1,10 +1,11 @@
 // Dialog of one job: input and video side by side, and every known fact.
 
 class Detail {
-  constructor(store, {neighbour, closed}) {
+  constructor(store, {neighbour, place, mark, closed}) {
     this.store = store;
     this.dialog = $("detail");
     this.neighbour = neighbour;
+    this.place = place;
     this.card = null;
     const step = (by) => {
       const card = this.neighbour(this.card, by);
@@ -14,12 +15,16 @@ class Detail {
       element("button", {class: "quiet", type: "button", "aria-label": label, title: label, "aria-keyshortcuts": keys, onclick: act}, icon(name));
     this.title = element("h2", {id: "detail-title", dir: "auto", tabindex: -1});
     this.state = element("span", {class: "state"});
+    this.position = element("span", {class: "position"});
     this.previous = button("previous", "Previous", () => step(-1), "ArrowLeft");
     this.next = button("next", "Next", () => step(1), "ArrowRight");
     const close = button("close", "Close", () => this.dialog.close(), "Escape");
     this.body = element("div", {class: "body"});
     this.pair = element("div", {class: "pair"});
-    this.dialog.append(element("div", {class: "head"}, this.title, this.state, this.previous, this.next, close), this.body);
+    this.marks = element("div", {class: "marks", role: "group", "aria-label": "Mark"}, ...Object.entries(MARKS).map(([name, word]) =>
+      element("button", {type: "button", class: `is-${name}`, "data-mark": name, "aria-keyshortcuts": name[0], onclick: () => mark(this.card, name)}, icon(name), word, element("kbd", {"aria-hidden": true}, name[0].toUpperCase()))));
+    const said = element("p", {class: "said", role: "status"});
+    this.dialog.append(element("div", {class: "head"}, this.title, this.state, this.position, this.previous, this.next, close), said, this.body);
     this.dialog.addEventListener("close", () => {
       const {card} = this;
       this.pair.replaceChildren();
@@ -33,6 +38,7 @@ class Detail {
       if (event.altKey || event.ctrlKey || event.metaKey || event.target.closest("video")) return;
       if (event.key === "ArrowLeft") step(-1);
       else if (event.key === "ArrowRight") step(1);
+      else if (markOf(event.key)) mark(this.card, markOf(event.key));
       else if (event.key === " " && !event.target.closest("button")) this.toggle();
       else return;
       event.preventDefault();
@@ -57,7 +63,7 @@ class Detail {
   update() {
     if (!this.card) return;
     const card = this.store.cards.get(this.card.n);
-    if (!card) return;
+    if (!card || (card === this.card && !this.store.live)) return;
     this.card = card;
     this.fill();
   }
@@ -67,12 +73,18 @@ class Detail {
     setText(this.title, card.key);
     this.state.className = `state of-${card.state}`;
     this.state.replaceChildren(element("span", {class: "dot"}), capitalized(card.label));
+    setText(this.position, this.place(card));
+    for (const button of this.marks.children) button.setAttribute("aria-pressed", card.mark === button.dataset.mark);
     this.previous.disabled = !this.neighbour(card, -1);
     this.next.disabled = !this.neighbour(card, 1);
     this.fillPair(card);
+    const held = document.activeElement;
     const asked = element("div", {}, element("h3", {}, "Prompt"), element("p", {class: "prompt", dir: "auto"}, card.prompt || "Unknown: the ledger does not have it."));
     const known = element("div", {}, ...this.times(card), facts(card));
-    this.body.replaceChildren(this.pair, ...trouble(card), element("div", {class: "columns"}, asked, known));
+    const marks = store.about.marks && card.id ? [this.marks] : card.mark ? [element("p", {class: `marked is-${card.mark}`}, icon(card.mark), MARKS[card.mark])] : [];
+    this.body.replaceChildren(this.pair, ...marks, ...trouble(card), element("div", {class: "columns"}, asked, known));
+    // Elements that were there before keep the focus.
+    if (held !== document.activeElement && this.dialog.contains(held)) held.focus({preventScroll: true});
   }
 
   fillPair(card) {
@@ -97,7 +109,8 @@ class Detail {
       };
       shown = element("p", {}, why[card.state]);
     }
-    return figure("Video", [card.file, size(card.bytes)].filter(Boolean).join(", "), shown);
+    const save = card.video ? element("a", {class: "save", href: card.video, download: card.file ?? "", title: "Download"}, icon("download"), "Download") : null;
+    return figure("Video", [card.file, size(card.bytes)].filter(Boolean).join(", "), shown, save);
   }
 
   times(card) {
@@ -116,8 +129,8 @@ class Detail {
   }
 }
 
-function figure(name, label, shown) {
-  const caption = element("figcaption", {}, element("b", {}, name), label ? element("span", {dir: "auto", title: label}, label) : null);
+function figure(name, label, shown, beside = null) {
+  const caption = element("figcaption", {}, element("b", {}, name), label ? element("span", {dir: "auto", title: label}, label) : null, beside);
   return element("figure", {}, caption, element("div", {class: "frame"}, shown));
 }
 
@@ -162,6 +175,21 @@ function facts(card) {
     ["Started", begun === null ? "" : moment(begun)],
     ["Note", card.note],
   ].filter(([, value]) => value);
-  const list = rows.flatMap(([name, value, kind]) => [element("dt", {}, name), element("dd", {dir: "auto", class: kind}, value)]);
+  const list = rows.flatMap(([name, value, kind]) => [element("dt", {}, name), element("dd", {dir: "auto", class: kind}, value, name === "Prediction" ? copyButton(value) : null)]);
   return element("dl", {class: "facts-list"}, ...list);
+}
+
+function copyButton(text) {
+  const button = element("button", {type: "button", class: "copy", "aria-label": "Copy id", title: "Copy id"}, icon("copy", 14));
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(text);
+      say("Copied.");
+    } catch {
+      // Not allowed here: select it, so that the keyboard can copy it.
+      getSelection().selectAllChildren(button.parentNode);
+      say("Selected: copy it with the keyboard.");
+    }
+  });
+  return button;
 }

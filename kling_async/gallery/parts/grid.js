@@ -4,9 +4,10 @@
 const NARROW = 148, WIDE = 232, GAP = 20, CAPTION = 70, ROWS_BEYOND = 2;
 
 class Grid {
-  constructor(store, open) {
+  constructor(store, open, mark) {
     this.store = store;
     this.open = open;
+    this.mark = mark;
     this.box = $("grid");
     this.cards = [];
     this.tiles = new Map();
@@ -98,6 +99,12 @@ class Grid {
       ArrowLeft: -1, ArrowRight: 1, ArrowUp: -this.columns, ArrowDown: this.columns,
       PageUp: -page, PageDown: page, Home: -Infinity, End: Infinity,
     };
+    const mark = markOf(event.key);
+    if (mark && event.target.closest(".tile")) {
+      event.preventDefault();
+      this.mark(event.target.closest(".tile").card, mark);
+      return;
+    }
     const step = steps[event.key];
     if (step === undefined) return;
     event.preventDefault();
@@ -121,19 +128,20 @@ class Grid {
 
 function makeTile() {
   const mat = element("span", {class: "mat"});
-  const [key, time, prompt, state, facts, cost] = Array.from({length: 6}, () => element("span"));
+  const [key, time, prompt, state, word, facts, cost] = Array.from({length: 7}, () => element("span"));
+  word.className = "hidden";
   key.className = "cut key"; time.className = "dim"; prompt.className = "cut dim"; facts.className = "cut";
   key.dir = prompt.dir = "auto";
-  const low = element("span", {class: "facts"}, state, facts, cost);
+  const low = element("span", {class: "facts"}, state, word, facts, cost);
   const caption = element("span", {class: "caption"}, element("span", {}, key, time), element("span", {}, prompt), low);
   const button = element("button", {type: "button", tabindex: -1}, mat, caption);
   const tile = element("div", {class: "tile", role: "listitem"}, button);
-  return Object.assign(tile, {button, mat, parts: {key, time, prompt, state, facts, cost, low}});
+  return Object.assign(tile, {button, mat, parts: {key, time, prompt, state, word, facts, cost, low}});
 }
 
 function fillTile(tile, card, store) {
   tile.card = card;
-  const {key, time, prompt, state, facts, cost, low} = tile.parts;
+  const {key, time, prompt, state, word: said, facts, cost, low} = tile.parts;
   const [, generating] = store.phases(card);
   const word = capitalized(card.label);
   const unusual = card.state !== "saved";
@@ -146,7 +154,8 @@ function fillTile(tile, card, store) {
   state.hidden = !unusual;
   low.className = unusual ? `facts of-${card.state}` : "facts";
   facts.className = card.state === "failed" || card.state === "uncertain" ? "cut message" : "cut";
-  tile.button.setAttribute("aria-label", [card.key, word, card.trouble?.message, card.prompt.slice(0, 200), card.model].filter(Boolean).join(", "));
+  // What is shown is the name of the button; this is what only colours and icons say.
+  setText(said, [word, MARKS[card.mark]].filter(Boolean).join(", "));
   fillMat(tile, card);
 }
 
@@ -157,7 +166,7 @@ const brief = (message) => message?.replace(/^the prediction ended as \S+?(?: wi
 function fillMat(tile, card) {
   tile.button.className = `of-${card.state}`;
   const poster = card.image?.poster ?? card.image?.full;
-  const looks = `${card.state} ${poster ?? ""} ${card.video ?? ""}`;
+  const looks = `${card.state} ${card.mark} ${poster ?? ""} ${card.video ?? ""}`;
   if (tile.looks === looks) return;
   tile.looks = looks;
   const parts = [];
@@ -169,6 +178,7 @@ function fillMat(tile, card) {
   }
   if (card.state === "running" || (card.state === "unsaved" && !card.finished)) parts.push(element("span", {class: "line"}));
   if (card.state === "failed" || card.state === "uncertain") parts.push(element("span", {class: "mark"}, icon(card.state, 28)));
+  if (card.mark) parts.push(element("span", {class: `badge is-${card.mark}`}, icon(card.mark, 14)));
   tile.mat.replaceChildren(...parts);
 }
 

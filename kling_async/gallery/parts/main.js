@@ -2,9 +2,14 @@
 
 const data = JSON.parse($("data").textContent);
 const store = new Store(data);
-const grid = new Grid(store, (card) => openCard(card));
+const grid = new Grid(store, (card) => openCard(card), (card, name) => markCard(card, name));
 const charts = new Charts(store, (card) => openCard(card));
 const detail = new Detail(store, {
+  mark: (card, name) => markCard(card, name),
+  place: (card) => {
+    const place = grid.cards.findIndex((other) => other.n === card.n);
+    return place < 0 ? "" : `${number(place + 1)} of ${number(grid.cards.length)}`;
+  },
   neighbour: (card, by) => grid.cards[grid.cards.findIndex((other) => other.n === card.n) + by],
   closed: (card) => {
     if (location.hash.includes("job=")) address();
@@ -61,7 +66,7 @@ function showFigures() {
   if (counts.failed) parts.push(figure(number(counts.failed), "", "failed", "bad"));
   if (counts.uncertain) parts.push(figure(number(counts.uncertain), "", "uncertain", "warn"));
   if (counts.skipped) parts.push(figure(number(counts.skipped), "", "skipped"));
-  parts.push(figure(money(spent), unpriced ? ` + ${number(unpriced)} unpriced` : "", "list price"));
+  parts.push(figure(money(spent), unpriced ? ` + ${number(unpriced)} unpriced` : "", "spent (list price)"));
   if (times.length) parts.push(figure(span(quantile(times, 0.5)), "", "median to generate"));
   if (first < Infinity) parts.push(figure(span(end - first), "", store.live && !about.over ? "so far" : "in total"));
   $("figures").replaceChildren(...parts);
@@ -79,23 +84,30 @@ function showFigures() {
   for (const rest of [...$("bar").children].slice(shares.filter(([, count]) => count).length)) rest.remove();
 }
 
-function showTools() {
-  const {counts, models} = store.figures;
-  const states = $("states");
-  for (const state of Object.keys(STATES)) {
-    let button = states.querySelector(`[data-state="${state}"]`);
-    const there = counts[state] || store.look.states.has(state);
+// Show a button for every name that there are cards of, in the order of the names.
+function showChoices(box, names, counts, chosen, look) {
+  const order = Object.keys(names);
+  for (const name of order) {
+    let button = box.querySelector(`[data-name="${name}"]`);
+    const there = counts[name] || chosen.has(name);
     if (!button && there) {
-      button = element("button", {type: "button", class: `of-${state}`, "data-state": state}, element("span", {class: "dot"}), element("span"), element("em"));
-      const later = [...states.children].find((other) => Object.keys(STATES).indexOf(other.dataset.state) > Object.keys(STATES).indexOf(state));
-      states.insertBefore(button, later ?? null);
+      button = element("button", {type: "button", class: look.class(name), "data-name": name}, look.mark(name), element("span"), element("em"));
+      const later = [...box.children].find((other) => order.indexOf(other.dataset.name) > order.indexOf(name));
+      box.insertBefore(button, later ?? null);
     }
     if (!button) continue;
     button.hidden = !there;
-    button.setAttribute("aria-pressed", store.look.states.has(state));
-    setText(button.children[1], STATES[state]);
-    setText(button.children[2], number(counts[state]));
+    button.setAttribute("aria-pressed", chosen.has(name));
+    setText(button.children[1], names[name]);
+    setText(button.children[2], number(counts[name]));
   }
+}
+
+function showTools() {
+  const {counts, marks, models} = store.figures;
+  showChoices($("states"), STATES, counts, store.look.states, {class: (name) => `of-${name}`, mark: () => element("span", {class: "dot"})});
+  showChoices($("marks"), MARKS, marks, store.look.marks, {class: (name) => `is-${name}`, mark: (name) => icon(name, 14)});
+  $("marks").hidden = !Object.values(marks).some(Boolean) && !store.look.marks.size;
   const select = $("model");
   const names = models.map(({model}) => model).filter(Boolean).sort();
   if (select.dataset.names !== names.join("\n") || !select.options.length) {
@@ -122,11 +134,11 @@ function showVideos() {
 }
 
 function showLife() {
-  const {live, over, kept, lost, now} = store.about;
+  const {live, past, over, kept, lost, now} = store.about;
   const life = $("life");
-  life.className = `life ${live && !over ? lost ? "lost" : "live" : ""}`;
+  life.className = `life ${live && !over && (lost || !past) ? lost ? "lost" : "live" : ""}`;
   const at = store.figures.last > -Infinity ? moment(store.figures.last) : now ? moment(now) : "";
-  setText(life, live ? over ? kept ? `Ended. Kept as ${kept}` : "Ended" : lost ? "Connection lost, trying again" : "Live" : at);
+  setText(life, live ? over ? kept ? `Ended. Kept as ${kept}` : "Ended" : lost ? "Connection lost, trying again" : past ? at : "Live" : at);
 }
 
 function showView() {
@@ -156,11 +168,12 @@ function soon() {
 // Address
 
 function address(push = false) {
-  const {q, states, model, sort} = store.look;
+  const {q, states, marks, model, sort} = store.look;
   const params = new URLSearchParams();
   if (view !== "videos") params.set("view", view);
   if (q) params.set("q", q);
   if (states.size) params.set("state", [...states].join(","));
+  if (marks.size) params.set("mark", [...marks].join(","));
   if (model) params.set("model", model);
   if (sort !== "order") params.set("sort", sort);
   if (detail.card) params.set("job", detail.card.n);
@@ -175,6 +188,7 @@ function readAddress() {
   store.look = {
     q: params.get("q") ?? "",
     states: new Set((params.get("state") ?? "").split(",").filter((state) => Object.hasOwn(STATES, state))),
+    marks: new Set((params.get("mark") ?? "").split(",").filter((mark) => Object.hasOwn(MARKS, mark))),
     model: params.get("model") ?? "",
     sort: params.get("sort") ?? "order",
   };
@@ -190,6 +204,33 @@ function openCard(card) {
   address(true);
 }
 
+// Marks
+
+const markOf = (key) => Object.keys(MARKS).find((mark) => mark[0] === key.toLowerCase());
+
+function say(text) {
+  for (const node of document.querySelectorAll(".said")) setText(node, text);
+}
+
+// Mark a video, or take the same mark away again. Shown at once, and taken back if it cannot be kept.
+async function markCard(card, name) {
+  if (!store.about.marks || !card.id) return;
+  const before = card.mark, mark = before === name ? null : name;
+  const put = (value) => {
+    store.apply([{...store.cards.get(card.n), mark: value}]);
+    soon();
+  };
+  put(mark);
+  say("");
+  try {
+    const answer = await fetch("marks", {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({n: card.n, mark})});
+    if (!answer.ok) throw new Error(await answer.text());
+  } catch (error) {
+    put(before);
+    say(`The mark was not kept: ${error.message}`);
+  }
+}
+
 // Input
 
 function look(change) {
@@ -203,14 +244,16 @@ $("q").addEventListener("input", () => look({q: $("q").value}));
 $("model").addEventListener("change", () => look({model: $("model").value}));
 $("sort").addEventListener("change", () => look({sort: $("sort").value}));
 $("tools").addEventListener("submit", (event) => event.preventDefault());
-$("clear").addEventListener("click", () => look({q: "", states: new Set(), model: ""}));
-$("states").addEventListener("click", (event) => {
-  const state = event.target.closest("button")?.dataset.state;
-  if (!state) return;
-  const states = new Set(store.look.states);
-  if (!states.delete(state)) states.add(state);
-  look({states});
-});
+$("clear").addEventListener("click", () => look({q: "", states: new Set(), marks: new Set(), model: ""}));
+for (const kind of ["states", "marks"]) {
+  $(kind).addEventListener("click", (event) => {
+    const name = event.target.closest("button")?.dataset.name;
+    if (!name) return;
+    const chosen = new Set(store.look[kind]);
+    if (!chosen.delete(name)) chosen.add(name);
+    look({[kind]: chosen});
+  });
+}
 for (const name of ["videos", "run"]) {
   $(`tab-${name}`).addEventListener("click", () => {
     view = name;

@@ -4,7 +4,7 @@ class Store {
   constructor(data) {
     this.cards = new Map();
     this.about = data;
-    this.look = {q: "", states: new Set(), model: "", sort: "order"};
+    this.look = {q: "", states: new Set(), marks: new Set(), model: "", sort: "order"};
     this.apply(data.cards);
   }
 
@@ -17,7 +17,8 @@ class Store {
     this.counted = null;
   }
 
-  get live() { return this.about.live; }
+  // A page of an earlier run is served to be marked, and nothing on it runs.
+  get live() { return this.about.live && !this.about.past; }
 
   // Seconds of waiting, generating and downloading; null if unknown.
   phases(card) {
@@ -37,11 +38,12 @@ class Store {
 
   // Cards that match the filter, in the chosen order.
   seen() {
-    const {q, states, model, sort} = this.look;
+    const {q, states, marks, model, sort} = this.look;
     const words = q.toLowerCase().split(/\s+/).filter(Boolean);
     const found = [];
     for (const card of this.cards.values()) {
       if (states.size && !states.has(card.state)) continue;
+      if (marks.size && !marks.has(card.mark)) continue;
       if (model && card.model !== model) continue;
       if (words.every((word) => card.text.includes(word))) found.push(card);
     }
@@ -61,11 +63,13 @@ class Store {
   get figures() {
     if (this.counted) return this.counted;
     const counts = Object.fromEntries(Object.keys(STATES).map((state) => [state, 0]));
+    const marks = Object.fromEntries(Object.keys(MARKS).map((mark) => [mark, 0]));
     const models = new Map();
     const times = [];
     let spent = 0, unpriced = 0, first = Infinity, last = -Infinity;
     for (const card of this.cards.values()) {
       counts[card.state] += 1;
+      if (card.mark) marks[card.mark] += 1;
       if (card.cost !== null) spent += card.cost;
       else if (card.id) unpriced += 1;
       for (const at of card.times) {
@@ -93,7 +97,7 @@ class Store {
     for (const model of models.values()) model.times.sort(ascending);
     const shown = this.cards.size + this.about.dropped;
     this.counted = {
-      counts, spent, unpriced, times, first, last, shown,
+      counts, marks, spent, unpriced, times, first, last, shown,
       total: Math.max(this.about.total ?? 0, shown),
       models: [...models.values()].sort((a, b) => b.jobs - a.jobs || (a.model < b.model ? -1 : 1)),
     };

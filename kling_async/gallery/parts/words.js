@@ -4,6 +4,7 @@
 const STATES = {
   waiting: "Waiting", running: "Running", unsaved: "Unsaved", saved: "Saved", failed: "Failed", uncertain: "Uncertain", skipped: "Skipped",
 };
+const MARKS = {good: "Good", bad: "Bad", again: "Again"};
 const capitalized = (word) => word[0].toUpperCase() + word.slice(1);
 const $ = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
@@ -56,6 +57,11 @@ const ICONS = {
   close: "M4 4l8 8M12 4l-8 8",
   previous: "M10 3L5 8l5 5",
   next: "M6 3l5 5-5 5",
+  good: "M3 8.500l3.200 3.200L13 5",
+  bad: "M4 4l8 8M12 4l-8 8",
+  again: "M12.500 6A5 5 0 103 8.500M12.500 2.500V6H9",
+  copy: "M5.500 5.500V3h7.500v7.500h-2.500M3 5.500h7.500V13H3z",
+  download: "M8 2v8M4.500 7L8 10.500 11.500 7M3 13.500h10",
   light: "M8 5a3 3 0 100 6 3 3 0 000-6zM8 1v1.5M8 13.5V15M1 8h1.5M13.5 8H15M3 3l1 1M12 12l1 1M13 3l-1 1M4 12l-1 1",
   dark: "M13.5 9.6A5.8 5.8 0 016.4 2.5a5.8 5.8 0 107.1 7.1z",
   auto: "M8 2a6 6 0 100 12A6 6 0 008 2zM8 2v12M8 5h5M8 8h6M8 11h5",
