@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 _WATCH_INTERVAL_S: Final = 1.0
 _MAX_READING_SHARE: Final = 0.1
 """Share of the time that reading may take: a long ledger is read less often."""
+_ANY_WIDTH: Final = 10_000
+"""Columns that hold every table."""
 _EXPIRY_WARNING_S: Final = 86_400
 
 
@@ -131,7 +133,8 @@ def _pause(begun: float) -> None:
 def _line(batch: Summary) -> str:
     counts = ", ".join(f"{count} {word}" for word, count in _counts(batch) if count)
     name = batch.name or "(no batch)"
-    return one_line(f"{name}: {plural(batch.jobs, 'job')}: {counts}; {format_usd(batch.spent)} spent")
+    refunded = f", {format_usd(batch.refunded)} refunded" if batch.refunded else ""
+    return one_line(f"{name}: {plural(batch.jobs, 'job')}: {counts}; {format_usd(batch.spent)} spent{refunded}")
 
 
 def _counts(batch: Summary) -> tuple[tuple[str, int], ...]:
@@ -179,7 +182,12 @@ def _render(console: Console, now: _Status) -> RenderableType:
             format_usd(batch.spent),
             *([format_usd(batch.refunded)] if more else []),
         )
-    lines: list[RenderableType] = [table]
+    # A table with broken words and numbers is worse than sentences.
+    wide = (
+        has_cursor(console)
+        and console.measure(table, options=console.options.update(width=_ANY_WIDTH)).maximum > console.width
+    )
+    lines: list[RenderableType] = [Text(_line(batch)) for batch in now.batches] if wide else [table]
     if now.in_progress or not now.ledger.is_rehearsal:
         for batch in now.batches:
             lines += _details(batch)

@@ -176,7 +176,7 @@ class Live:
         card.mark = mark
         self._deck.touch(card)
         self.notify()
-        return web.json_response({"mark": mark}, headers=_HEADERS)
+        return web.json_response({"v": card.version}, headers=_HEADERS)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """Send all cards, or after a reconnect those changed since; then every change."""

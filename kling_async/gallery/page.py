@@ -47,6 +47,7 @@ def as_data(card: Card, link: Link) -> dict[str, Any]:
     """Return a card as the page's script reads it."""
     return {
         "n": card.number,
+        "v": card.version,
         "key": card.key,
         "batch": card.batch,
         "state": card.stage.value,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from kling_async import AuthenticationError, Job, KlingError, Outcome, Predictio
 from kling_async import events as ev
 from kling_async._core.states import State
 from kling_async._core.text import one_line
+from kling_async.cli.ledgers import LedgerName
 from kling_async.cli.output import format_duration, format_size
 from kling_async.cli.progress import Board, LiveProgress, PlainProgress, progress
+from kling_async.cli.reading import Summary, Writers
+from kling_async.cli.status import _render, _Status
 from kling_async.errors import (
     ConnectFailedError,
     PredictionFailedError,
@@ -231,3 +235,20 @@ def test_formatters() -> None:
     assert [format_duration(seconds) for seconds in (0.2, 59.6, 3723)] == ["0:00", "1:00", "1:02:03"]
     assert [format_size(count) for count in (10, 81_200, 3_400_000)] == ["1 KB", "81 KB", "3.4 MB"]
     assert one_line("ü\u202e\x07") == "ü\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
+
+
+def test_status_of_many_states_holds_at_80_columns() -> None:
+    counts = Counter({state: 100 + place for place, state in enumerate(State)})
+    batch = Summary("spring", states=counts, spent=Decimal("123.45"), refunded=Decimal("1.50"))
+    few = Summary("again", states=Counter({State.DOWNLOADED: 7}), spent=Decimal("1.75"))
+
+    def shown(*batches: Summary) -> str:
+        text = io.StringIO()
+        console = Console(file=text, width=80, force_terminal=True, color_system=None)
+        console.print(_render(console, _Status(LedgerName(Path("run.db")), Writers(), batches)))
+        return text.getvalue()
+
+    assert re.search(r"batch +jobs +saved +spent", shown(few))
+    words = " ".join(shown(batch, few).split())
+    assert "spring: 1378 jobs: 201 waiting, " in words
+    assert "$123.45 spent, $1.50 refunded again: 7 jobs: 7 saved; $1.75 spent" in words

@@ -46,7 +46,7 @@ async def test_enqueue_worker_status_and_drain(database: str, tmp_path: Path) ->
             while await anyio.to_thread.run_sync(postgres.rows, database, query, state) < [(count,)]:  # noqa: ASYNC110 -- another process's
                 await anyio.sleep(0.05)
 
-    first = await run("enqueue", manifest, "--name", "spring")
+    first = await run("enqueue", manifest, "--name", "spring", "--quiet")
     assert (first.returncode, first.stdout) == (0, "12 new jobs in the batch 'spring'\n")
     assert (
         "0 new jobs in the batch 'spring'; 12 jobs already there"

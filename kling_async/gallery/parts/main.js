@@ -214,21 +214,28 @@ function say(text) {
 
 // Mark a video, or take the same mark away again. Shown at once, and taken back if it cannot be kept.
 async function markCard(card, name) {
-  if (!store.about.marks || !card.id) return;
-  const before = card.mark, mark = before === name ? null : name;
-  const put = (value) => {
-    store.apply([{...store.cards.get(card.n), mark: value}]);
+  card = store.cards.get(card.n);
+  if (!store.about.marks || !card?.id) return;
+  const before = card.mark, asked = {mark: before === name ? null : name};
+  const put = (changes) => {
+    store.apply([{...store.cards.get(card.n), ...changes}]);
     soon();
   };
-  put(mark);
+  store.asked.set(card.n, asked);
+  put(asked);
   say("");
+  let changes = {mark: before};
   try {
-    const answer = await fetch("marks", {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({n: card.n, mark})});
+    const answer = await fetch("marks", {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({n: card.n, ...asked})});
     if (!answer.ok) throw new Error(await answer.text());
+    changes = {...asked, ...await answer.json()};
   } catch (error) {
-    put(before);
     say(`The mark was not kept: ${error.message}`);
   }
+  // A later mark of the same video has its own answer.
+  if (store.asked.get(card.n) !== asked) return;
+  store.asked.delete(card.n);
+  put(changes);
 }
 
 // Input

@@ -4,12 +4,17 @@ class Store {
   constructor(data) {
     this.cards = new Map();
     this.about = data;
+    // Marks that were given and not answered yet, by card.
+    this.asked = new Map();
     this.look = {q: "", states: new Set(), marks: new Set(), model: "", sort: "order"};
     this.apply(data.cards);
   }
 
   apply(cards) {
     for (const card of cards) {
+      // The answer to a mark may overtake an event from before it.
+      if (card.v < this.cards.get(card.n)?.v) continue;
+      if (this.asked.has(card.n)) card.mark = this.asked.get(card.n).mark;
       const trouble = card.trouble ? `${card.trouble.kind} ${card.trouble.message}` : "";
       card.text = `${card.key}\n${card.prompt}\n${card.model}\n${card.id ?? ""}\n${trouble}`.toLowerCase();
       this.cards.set(card.n, card);
