@@ -122,7 +122,7 @@ class SessionOptions:
 
     def _check_background(self) -> None:
         if not self.fit:
-            raise ConfigurationError("background: needs fit=True, which lays transparent images on it")
+            raise ConfigurationError("background: needs fit=True (--fit), which lays transparent images on it")
         # Imported here: Pillow is an extra.
         from kling_async._images.convert import check_background  # noqa: PLC0415 -- see above
 

@@ -13,6 +13,7 @@ import attrs
 import typer
 
 from kling_async._core.http import MAX_OUTPUT_BYTES, MAX_REPLY_BYTES
+from kling_async._core.media import WHITE
 from kling_async._core.polling import DEADLINE_S, FORGET_AFTER_S
 
 from .choices import FormatChoice, LevelChoice, NetworkChoice, PollingChoice, ProfileChoice, ProviderChoice, SeenChoice
@@ -35,6 +36,7 @@ from .parameters import (
     Account,
     AllowEstimate,
     AnyLedger,
+    Background,
     BatchBudget,
     BatchName,
     Columns,
@@ -64,6 +66,7 @@ from .parameters import (
     Seen,
     SkipInvalid,
     Speed,
+    Verify,
     WorkersBudget,
 )
 from .places import below, is_store, normalized
@@ -159,6 +162,8 @@ class SessionOptions(Options):
     provider: Provider = ProviderChoice.WAVESPEED
     level: Level = LevelChoice.BRONZE
     fit: Fit = False
+    background: Background = WHITE
+    verify: Verify = None
     quiet: Quiet = False
     max_in_flight: MaxInFlight = None
     max_uploads: MaxUploads = None

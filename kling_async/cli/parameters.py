@@ -95,7 +95,24 @@ Root = Annotated[
     ),
 ]
 Fit = Annotated[
-    bool, typer.Option("--fit", help="Convert images of other formats, over 10 MB, or rotated by EXIF data.")
+    bool, typer.Option("--fit", help="Convert images that the service refuses, or may show otherwise than a viewer.")
+]
+Background = Annotated[
+    str,
+    typer.Option(
+        metavar="COLOUR",
+        help="Colour under transparent images with --fit: a name or #rrggbb.",
+        rich_help_panel=ROWS_PANEL,
+    ),
+]
+Verify = Annotated[
+    bool | None,
+    typer.Option(
+        "--verify/--no-verify",
+        help="Decode images to their end, so that damaged ones are not paid for.",
+        show_default="up to 50 megapixels",
+        rich_help_panel=ROWS_PANEL,
+    ),
 ]
 Level = Annotated[
     LevelChoice, typer.Option(metavar="LEVEL", envvar="KLING_LEVEL", help=f"Account level: {LEVEL_NAMES}.")

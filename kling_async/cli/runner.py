@@ -94,6 +94,8 @@ def new_session(options: SessionOptions, ledger: Ledger, **more: Any) -> KlingSe
         ledger=ledger,
         images=options.provider.images,
         fit=options.fit,
+        background=options.background,
+        verify=options.verify,
         retry_failed=options.retry_failed,
         seen=options.seen.value,
         **more,
