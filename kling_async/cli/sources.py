@@ -142,7 +142,7 @@ def print_warnings(console: Console, manifest: Manifest, provider: str) -> None:
     for group in group_problems(manifest.invalid)[:_MAX_WARNINGS_SHOWN]:
         console.print(problem_line(group), soft_wrap=True)
     if manifest.skipped:
-        text = f"{plural(manifest.skipped, 'row')} with problems left out; a run writes them into errors.jsonl"
+        text = f"{plural(manifest.skipped, 'row')} with problems left out: mend them, and give the list again"
         print_text(console, Text(text, "yellow"))
     if manifest.left_out:
         files = ", ".join(f"{count} x {one_line(kind)}" for kind, count in sorted(manifest.left_out.items()))

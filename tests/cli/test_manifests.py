@@ -67,7 +67,7 @@ def test_spreadsheet_becomes_videos_named_after_its_pictures(cli: Cli) -> None:
     done = cli(*words, "--column", "prompt=Motion prompt", "--skip-invalid")
     assert done.returncode == 0, done.stderr
     assert "products.xlsx:4 duration: expected 5 or 10, got 15" in done.stdout
-    assert "1 row with problems left out; a run writes them into errors.jsonl" in done.stdout
+    assert "1 row with problems left out: mend them, and give the list again" in done.stdout
     assert "Columns kept for the results, and not sent: SKU" in done.stdout
     assert "1 row was left out: mend them in videos/rehearsal/errors.jsonl, where _error says why." in done.stdout
     made = cli.folder / "videos" / "rehearsal"
