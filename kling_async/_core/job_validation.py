@@ -338,15 +338,15 @@ def _rare_fields(given: dict[str, Any], row: Model | None, checked: dict[str, An
             checked[name] = tuple(_json_copy(name, list(value), problems) or ()) if value else ()
 
 
-def _json_copy(path: str, value: Any, problems: list[Problem]) -> Any:
-    """Return a deep copy of a JSON value with files, so that the caller cannot change a checked job.
+def _json_copy(path: str, value: Any, problems: list[Problem], *, may_have_files: bool = True) -> Any:
+    """Return a deep copy of a JSON value, by default with files, so that the caller cannot change a checked job.
 
     None when it is not JSON.
     """
     files: list[object] = []
 
     def hold(file: object) -> str:
-        if not is_file_source(file):
+        if not (may_have_files and is_file_source(file)):
             raise TypeError(f"Object of type {type(file).__name__} is not JSON serializable")
         files.append(file)
         return f"{_MARK}{len(files) - 1}"
@@ -456,7 +456,7 @@ def _labels(labels: object, problems: list[Problem]) -> Mapping[str, object]:
     if not isinstance(labels, Mapping):
         problems.append(Problem("labels", f"expected a mapping, got {type(labels).__name__}"))
         return {}
-    return (_json_copy("labels", dict(labels), problems) or {}) if labels else {}
+    return (_json_copy("labels", dict(labels), problems, may_have_files=False) or {}) if labels else {}
 
 
 def _belongs_to_a_field(name: object, row: Model | None, checked: dict[str, Any]) -> bool:

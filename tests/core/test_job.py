@@ -483,6 +483,11 @@ def test_extra_must_be_json(extra: object) -> None:
     assert refusals(extra=extra)["extra"].startswith("is not JSON")
 
 
+@pytest.mark.parametrize("value", [Path("a.png"), b"", [b"a"]])
+def test_labels_have_no_files(value: object) -> None:
+    assert refusals(labels={"a": value})["labels"].startswith("is not JSON")
+
+
 @pytest.mark.parametrize("extra", ["seed=1", 5, ["seed"], [("seed", 1)]])
 def test_extra_must_be_a_mapping(extra: object) -> None:
     assert refusals(extra=extra) == {"extra": f"expected a mapping, got {type(extra).__name__}"}
