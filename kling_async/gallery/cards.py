@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 from enum import Enum
 from pathlib import Path
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 MAX_CARDS = 20_000
 """Cards of a page; beyond them the oldest ended ones are dropped."""
+_MAX_LABEL = 500
+"""Characters of a label's value on the page; a column may have whole texts, and the results have all of them."""
 
 
 class Stage(Enum):
@@ -102,6 +105,7 @@ class Card:
         prompt: The prompt, or the prompts of the shots.
         seconds: Requested seconds of video; None if unknown.
         settings: Further fields of the job, by label.
+        labels: Labels of the job as text, without empty ones.
         image: First frame; None if there is none, or it is unknown.
         end_image: Last frame; None if there is none, or it is unknown.
         prediction_id: Id of the paid prediction; None before acceptance.
@@ -132,6 +136,7 @@ class Card:
     prompt: str = ""
     seconds: int | None = None
     settings: dict[str, str] = attrs.field(factory=dict)
+    labels: dict[str, str] = attrs.field(factory=dict)
     image: Picture | None = None
     end_image: Picture | None = None
     prediction_id: str | None = None
@@ -178,6 +183,7 @@ class Card:
             "Shots": len(job.multi_prompt) or None,
         }
         self.settings = {name: str(value) for name, value in settings.items() if value is not None}
+        self.labels = {name: text for name, value in job.labels.items() if (text := _label(value))}
 
     @property
     def files(self) -> Mapping[str, Path | None]:
@@ -194,6 +200,12 @@ class Card:
         for picture in (self.image, self.end_image):
             if picture is not None:
                 yield picture
+
+
+def _label(value: object) -> str:
+    """Return the value of a label as text, in full precision; empty if there is none."""
+    text = "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _MAX_LABEL else f"{text[:_MAX_LABEL]}\N{HORIZONTAL ELLIPSIS}"
 
 
 class Deck:

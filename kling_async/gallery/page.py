@@ -45,7 +45,9 @@ def relative_to(folder: Path) -> Link:
 
 def as_data(card: Card, link: Link) -> dict[str, Any]:
     """Return a card as the page's script reads it."""
-    return {
+    # In pairs, since objects of JavaScript put names that are numbers first.
+    labels = {"labels": list(card.labels.items())} if card.labels else {}
+    return labels | {
         "n": card.number,
         "v": card.version,
         "key": card.key,

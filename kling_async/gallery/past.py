@@ -129,7 +129,7 @@ def _deck(ledger: str | os.PathLike[str], folder: Path, *, account: str, batch: 
     for row in rows:
         card = deck.card(row.batch, row.key, provider)
         if row.job is not None:
-            card.describe(recalled(Content(row.job, row.files), {}))
+            card.describe(recalled(Content(row.job, row.files, labels=row.labels), {}))
         fill(card, row, ended.get((row.batch, row.key)))
         card.video = _video(row, videos)
         if card.video is None:

@@ -55,7 +55,8 @@ async def run_of_the_past(folder: Path) -> Path:
                 "image": f"sha256:{'0' * 64}",
             }
         )
-        content = Content(text, json.dumps({"image": str(picture)}))
+        labels = '{"sku": "N-1000", "7": "<b>blue</b>"}' if key == "noon" else None
+        content = Content(text, json.dumps({"image": str(picture)}), labels=labels)
         await ledger.claim("spring", key, content=content, model="kwaivgi/kling-v2.1-i2v-pro", at=at)
         about: dict[str, Any] = {"batch": "spring", "key": key}
         if key not in ends:
@@ -98,6 +99,7 @@ async def test_keyboard_marks_videos(tmp_path: Path, visit: Open) -> None:
         await marked("noon", "again")
         await page.keyboard.press("Enter")
         dialog = page.get_by_role("dialog", name="noon")
+        assert (await dialog.locator(".labels").inner_text()).split() == ["sku", "N-1000", "7", "<b>blue</b>"]
         assert "2 of 6" in await dialog.inner_text()
         assert await dialog.get_by_role("button", name="Again").get_attribute("aria-pressed") == "true"
         assert await dialog.get_by_role("link", name="Download").get_attribute("download") == "noon.mp4"
@@ -118,6 +120,13 @@ async def test_keyboard_marks_videos(tmp_path: Path, visit: Open) -> None:
         assert kept == {"id-of-dawn": "good", "id-of-noon": "again", "id-of-night": "bad"}
     async with visit(tmp_path / "gallery" / "index.html") as tab:
         await tab.page.wait_for_function(MARKED, arg=["noon", "again"])
+        search = tab.page.get_by_role("searchbox")
+        await search.fill("sku n-10 blue")
+        await tab.set("1 job of 6")
+        assert await tab.keys() == ["noon"]
+        await search.fill("")
+        await tab.set("")
+        await search.blur()
         await tab.page.keyboard.press("/")
         await tab.page.keyboard.press("ArrowDown")
         await tab.page.keyboard.press("b")

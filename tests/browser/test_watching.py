@@ -75,7 +75,7 @@ async def test_live_page_follows_run_to_its_end(tmp_path: Path, visit: Open) -> 
             cut(gallery)
             await page.get_by_text("Connection lost").wait_for()
             script.failed("b", "the lights went out")
-            script.admitted("c")
+            script.admitted("c", labels={"sku": 1000})
             await page.context.set_offline(False)
             await reach("b", "failed")
             await reach("c", "waiting")
@@ -87,6 +87,7 @@ async def test_live_page_follows_run_to_its_end(tmp_path: Path, visit: Open) -> 
             await page.locator(".tile").last.click()
             script.accepted("c")
             await page.locator(".state", has_text="Running").wait_for()
+            assert await page.locator(".labels").inner_text() == "sku\n1000"
             await page.keyboard.press("Escape")
             await run.aclose()
             await page.get_by_text(f"Ended. Kept as {gallery.index}").wait_for()

@@ -51,8 +51,9 @@ def frozen(deck: Deck, folder: Path) -> dict[str, Any]:
 
 def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     plain, hostile = Deck("x"), Deck(HOSTILE)
-    Script(plain.observer("wavespeed")).failed("a", "b", prompt="c")
-    Script(hostile.observer("wavespeed"), batch=HOSTILE).failed(HOSTILE, HOSTILE, prompt=HOSTILE)
+    Script(plain.observer("wavespeed")).failed("a", "b", prompt="c", labels={"d": "e"})
+    script = Script(hostile.observer("wavespeed"), batch=HOSTILE)
+    script.failed(HOSTILE, HOSTILE, prompt=HOSTILE, labels={HOSTILE: HOSTILE})
     link = relative_to(tmp_path)
     tags = []
     for deck in (plain, hostile):
@@ -62,7 +63,21 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     assert tags[0] == tags[1], "hostile text adds no elements or attributes"
     (card,) = data_of(render(hostile, hostile.cards, link=link))["cards"]
     assert card["key"] == card["prompt"] == card["batch"] == HOSTILE
+    assert card["labels"] == [[HOSTILE, HOSTILE]]
     assert one_line(HOSTILE) in card["trouble"]["message"]
+
+
+def test_labels_are_text_in_their_order(tmp_path: Path) -> None:
+    deck = Deck("x")
+    script = Script(deck.observer("wavespeed"))
+    given = {"sku": 2**60 + 1, "2": "blue", "1": 0.5, "none": None, "empty": "", "sold": False, "sizes": ["ü", 7]}
+    script.admitted("a", labels=given | {"about": "long " * 200})
+    script.admitted("b")
+    labelled, bare = frozen(deck, tmp_path)["cards"]
+    *short, (about, text) = labelled["labels"]
+    assert short == [["sku", str(2**60 + 1)], ["2", "blue"], ["1", "0.5"], ["sold", "false"], ["sizes", '["ü", 7]']]
+    assert (about, text[:10], len(text)) == ("about", "long long ", 501)
+    assert "labels" not in bare
 
 
 def test_page_omits_url_signatures(tmp_path: Path) -> None:

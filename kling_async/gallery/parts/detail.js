@@ -79,7 +79,7 @@ class Detail {
     this.next.disabled = !this.neighbour(card, 1);
     this.fillPair(card);
     const held = document.activeElement;
-    const asked = element("div", {}, element("h3", {}, "Prompt"), element("p", {class: "prompt", dir: "auto"}, card.prompt || "Unknown: the ledger does not have it."));
+    const asked = element("div", {}, element("h3", {}, "Prompt"), element("p", {class: "prompt", dir: "auto"}, card.prompt || "Unknown: the ledger does not have it."), ...labels(card));
     const known = element("div", {}, ...this.times(card), facts(card));
     const marks = store.about.marks && card.id ? [this.marks] : card.mark ? [element("p", {class: `marked is-${card.mark}`}, icon(card.mark), MARKS[card.mark])] : [];
     this.body.replaceChildren(this.pair, ...marks, ...trouble(card), element("div", {class: "columns"}, asked, known));
@@ -177,6 +177,12 @@ function facts(card) {
   ].filter(([, value]) => value);
   const list = rows.flatMap(([name, value, kind]) => [element("dt", {}, name), element("dd", {dir: "auto", class: kind}, value, name === "Prediction" ? copyButton(value) : null)]);
   return element("dl", {class: "facts-list"}, ...list);
+}
+
+function labels(card) {
+  if (!card.labels) return [];
+  const list = card.labels.flatMap(([name, value]) => [element("dt", {dir: "auto"}, name), element("dd", {dir: "auto"}, value)]);
+  return [element("h3", {}, "Labels"), element("dl", {class: "facts-list labels"}, ...list)];
 }
 
 function copyButton(text) {

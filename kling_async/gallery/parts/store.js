@@ -16,7 +16,8 @@ class Store {
       if (card.v < this.cards.get(card.n)?.v) continue;
       if (this.asked.has(card.n)) card.mark = this.asked.get(card.n).mark;
       const trouble = card.trouble ? `${card.trouble.kind} ${card.trouble.message}` : "";
-      card.text = `${card.key}\n${card.prompt}\n${card.model}\n${card.id ?? ""}\n${trouble}`.toLowerCase();
+      const labels = (card.labels ?? []).map(([name, value]) => `${name}: ${value}`);
+      card.text = [card.key, card.prompt, card.model, card.id ?? "", trouble, ...labels].join("\n").toLowerCase();
       this.cards.set(card.n, card);
     }
     this.counted = null;
