@@ -57,6 +57,16 @@ def refusal(file: Path | bytes, field: str = "extra.video") -> str:
     return problem.message
 
 
+def without_tag(content: bytes) -> bytes:
+    """Return an MP3 from its first frame on."""
+    return content[content.index(b"\xff\xfb") :]
+
+
+def without_bytes(value: object) -> str | None:
+    """Return an id for a case that holds a file, which differs between processes; None for pytest's own."""
+    return "file" if isinstance(value, bytes) else None
+
+
 # ---- by content ----
 
 
@@ -70,7 +80,7 @@ def refusal(file: Path | bytes, field: str = "extra.video") -> str:
         (video("matroska"), "video/x-matroska"),
         (video("avi"), "video/x-msvideo"),
         (sound("mp3", "libmp3lame"), "audio/mpeg"),
-        (sound("mp3", "libmp3lame")[45:], "audio/mpeg"),
+        (without_tag(sound("mp3", "libmp3lame")), "audio/mpeg"),
         (sound("adts", "aac"), "audio/aac"),
         (sound("ipod", "aac"), "audio/mp4"),
         (sound("flac", "flac"), "audio/flac"),
@@ -81,6 +91,7 @@ def refusal(file: Path | bytes, field: str = "extra.video") -> str:
         (b"", None),
         (b"%PDF-1.7", None),
     ],
+    ids=without_bytes,
 )
 def test_type_is_told_by_content(content: bytes, expected: str | None) -> None:
     assert media_type(content[:64]) == expected
@@ -92,7 +103,9 @@ def test_any_beginning_has_a_type_or_none(head: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [video("mp4"), video("mov"), video("webm"), sound("mp3", "libmp3lame"), wav(), png()]
+    "content",
+    [video("mp4"), video("mov"), video("webm"), sound("mp3", "libmp3lame"), wav(), png()],
+    ids=without_bytes,
 )
 def test_file_and_bytes_are_taken_whatever_the_name(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "clip.txt"
@@ -116,6 +129,7 @@ def test_file_and_bytes_are_taken_whatever_the_name(content: bytes, tmp_path: Pa
         (video()[:-20], "extra.video", "is truncated: the end of the video is missing"),
         (video()[:40], "extra.video", "is damaged, or is truncated: it has no description of its content"),
     ],
+    ids=without_bytes,
 )
 def test_what_cannot_be_sent_is_refused_with_its_place(content: bytes, field: str, said: str) -> None:
     assert refusal(content, field) == said
@@ -274,7 +288,7 @@ def test_identity_of_jobs_without_files_in_json_is_as_before() -> None:
         ),
     }
     for digest, job in jobs.items():
-        assert content_of(job, lambda _: sample).digest == digest
+        assert content_of(job, lambda _: sample, identity=Identity(2)).digest == digest
 
 
 def test_text_that_looks_like_a_digest_is_no_file() -> None:

@@ -250,8 +250,8 @@ def test_given_columns_go_before_their_own_names() -> None:
             "jobs.csv:1 image: no column is image; the columns are Bild, prompt: name it, as in --column im",
         ),
         (
-            "image,Titel",
-            "jobs.csv:1 prompt: no column is prompt; the columns are image, Titel: name it, as in --column",
+            "image,Titre",
+            "jobs.csv:1 prompt: no column is prompt; the columns are image, Titre: name it, as in --column",
         ),
         (
             "image,Promt",
@@ -267,8 +267,8 @@ def test_header_is_checked_first_and_alone(header: str, said: str) -> None:
 
 
 def test_missing_columns_are_no_problem_where_the_model_or_a_default_has_them() -> None:
-    assert len(read_manifest(write("jobs.csv", f"image,Titel\n{URL},a\n"), prompt="Waves")) == 1
-    assert len(read_manifest(write("jobs.csv", "key,Titel\na,b\n"), prompt="Waves", image=URL)) == 1
+    assert len(read_manifest(write("jobs.csv", f"image,Titre\n{URL},a\n"), prompt="Waves")) == 1
+    assert len(read_manifest(write("jobs.csv", "key,Titre\na,b\n"), prompt="Waves", image=URL)) == 1
     assert "jobs.csv:2 image: required" in problems(write("jobs.csv", "model,prompt\nkling-v2.1-pro,a\n"))[0]
 
 

@@ -23,13 +23,11 @@ from kling_async import (
     UnsupportedError,
 )
 from kling_async.testing import ScriptedTransport, VirtualClock, json_response
+from support.pictures import png
 
 pytestmark = pytest.mark.anyio
 
-PNG = bytes.fromhex(
-    "89504e470d0a1a0a0000000d494844520000012c0000012c0800000000d8bd21a90000000a49444154789c6360000000020001e221bc33"
-    "0000000049454e44ae426082"
-)
+PNG = png()
 
 
 class CoreProvider:

@@ -35,7 +35,7 @@ async def test_run_saves_to_store_and_keeps_results_locally(cli: Cli) -> None:
             call = partial(run_sync, abandon_on_cancel=False)
             done = await call(partial(cli, "run", path, "--out", out, "--level", "gold", "--gallery", "--yes", **env))
             assert (done.returncode, "Traceback" in done.stderr) == (1, False)
-            assert f"2 of 3 videos in {out}, 1 failed" in done.stdout
+            assert f"2 of 3 videos in {out}, 1 rejected" in done.stdout
             home = cli.folder / "kling-spring"
             rows = {row["key"]: row for row in map(json.loads, (home / "results.jsonl").read_text().splitlines())}
             assert {key: row["file"] for key, row in rows.items()} == {
