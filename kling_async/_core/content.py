@@ -23,7 +23,6 @@ from .input_files import replaced
 from .job import IMAGES, TREES, Job, Shot, job_of_fields
 from .job_validation import IMAGE_LISTS
 from .model import Model
-from .picture_names import picture_name
 from .released_rows import released_row, row_as_sent
 from .signed_urls import may_be_signed, without_parameters, without_signature
 
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
 
 IDENTITY_VERSION = 3
 """Version of the identity rule for new batches, in `RULES`."""
-_NAMES_PICTURES = 3
-"""First version of the rule by which jobs without a key are called after their pictures."""
 PREFIX = "sha256:"
 """Prefix of the digest of a file, or of an image that is not a URL."""
 _FILES = "files"
@@ -65,11 +62,6 @@ class Identity:
 
     rule: int = attrs.Factory(lambda: IDENTITY_VERSION)
     ignored: tuple[str, ...] = ()
-
-    @property
-    def names_pictures(self) -> bool:
-        """True if jobs without a key are called after their pictures; else after their digests."""
-        return self.rule >= _NAMES_PICTURES
 
     def digest(self, text: str) -> str:
         """Return the SHA-256 in hex of what identifies a job.
@@ -238,12 +230,11 @@ def same_but_for_signatures(one: Content, other: Content) -> bool:
 
 
 RULES: dict[int, Callable[[str], str]] = {1: _as_released, 2: _unsigned, 3: _as_sent}
-"""Rules that make, of the text of a content, the text whose SHA-256 is the digest; by version.
+"""Rules that make, of the text of a content, the text whose SHA-256 is the digest, hence the derived key; by version.
 
-The first takes the text as its version wrote it, the second leaves out signatures. From the third on, a job without a
-key is called after its picture (`Identity.names_pictures`), before that by its digest; PIL images are known by what
-they look like (before, those with transparency, more than 8 bits or other colour spaces were encoded otherwise); and of
-a model of a job's own counts what shapes the request, and no price. A batch keeps the rule it was begun with: under
+The first takes the text as its version wrote it, the second leaves out signatures. By the third, PIL images are known
+by what they look like (before, those with transparency, more than 8 bits or other colours were encoded otherwise), and
+of a model of a job's own counts what shapes the request, and no price. A batch keeps the rule it was begun with: under
 another one its jobs would be new jobs, and paid for again. A rule that was released is never changed.
 """
 
@@ -255,9 +246,7 @@ def possible_digests(content: Content, ignored: Iterable[tuple[str, ...]]) -> fr
         content: The content.
         ignored: The sets of parameters that batches ignore (`Ledger.ignored_parameters`).
     """
-    # Of rules that make the same text, one is enough.
-    rules = {make: rule for rule, make in RULES.items()}.values()
-    identities = (Identity(rule, names) for rule in rules for names in ((), *ignored))
+    identities = (Identity(rule, names) for rule in RULES for names in ((), *ignored))
     return frozenset({content.digest, *(identity.digest(content.text) for identity in identities)})
 
 
@@ -293,16 +282,6 @@ def files(content: Content) -> list[tuple[Path, str]]:
     paths: dict[str, str] = _loads(content.files or "{}")
     found = file_digests(content)
     return [(Path(path), found[place]) for place, path in paths.items()]
-
-
-def name_of(content: Content) -> str | None:
-    """Return the name of the first frame; None if it has none."""
-    fields: dict[str, Any] = _loads(content.text)
-    found: dict[str, str] = _loads(content.files or "{}")
-    if "image" in found:
-        return picture_name(Path(found["image"]))
-    image = str(fields.get("image", PREFIX))
-    return None if image.startswith(PREFIX) else picture_name(image)
 
 
 def file_digests(content: Content) -> dict[str, str]:

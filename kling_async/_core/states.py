@@ -175,9 +175,9 @@ ACCEPTED = UNSAVED | {State.DOWNLOADED, State.FAILED, State.EXPIRED}
 ENDED = frozenset(State) - WAITING - OPEN
 PAID = IN_DOUBT | UNSAVED | {State.DOWNLOADED, State.ABANDONED}
 SENDABLE = frozenset(state for state, moves in MOVES.items() if State.INTENT in moves)
-KEPT = frozenset({State.COMPLETED, State.DOWNLOADED, State.ABANDONED})
+KEPT = frozenset({State.COMPLETED, State.DOWNLOADED, State.EXPIRED, State.ABANDONED})
 """States in which a job whose key gets other content stays under another key: its prediction is paid for, or may be."""
-RENEWABLE = SENDABLE - {State.CLAIMED} | {State.EXPIRED, State.REUSED}
+RENEWABLE = SENDABLE - {State.CLAIMED} | {State.REUSED}
 """States in which a job can get other content: nothing that was made for it is left."""
 _LABELS: Mapping[State, str] = {
     State.PENDING: "waiting",

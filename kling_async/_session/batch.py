@@ -22,7 +22,7 @@ from kling_async.errors import AlreadyPaidError, KlingError, SkippedError, Submi
 from kling_async.ledger._recall import Recalled, recall
 
 from .job_run import JobRun
-from .keys import KeyAssigner, LedgerKeys, repeated_names
+from .keys import KeyAssigner
 from .outcome import publish_finished, run_to_outcome
 from .seen import look_up
 
@@ -118,7 +118,7 @@ class Batch(anyio.AsyncContextManagerMixin):
         self._window_free = window
         self._window_opens: asyncio.Future[None] | None = None
         # A batch over a ledger on disk may be run again, so every key must stay the same.
-        self._max_keys = math.inf if engine.ledger.durable else MAX_KEYS_IN_MEMORY
+        self._keys = KeyAssigner(math.inf if engine.ledger.durable else MAX_KEYS_IN_MEMORY)
         self._runs: set[JobRun] = set()
         self._ready: list[tuple[int, Outcome]] = []
         self._arrived = 0
@@ -142,17 +142,11 @@ class Batch(anyio.AsyncContextManagerMixin):
         if self._jobs is None:
             await self._engine.require(self.name)
         identity = await self._engine.contents.identity(self.name)
-        keys = KeyAssigner(
-            LedgerKeys(self._engine.ledger, self.name),
-            identity,
-            is_repeated=repeated_names(self._jobs),
-            max_remembered=self._max_keys,
-        )
         if self._seen == "stop":
             await self._stop_if_seen(identity)
         raised: BaseException | None = None
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._feed, keys)
+            tasks.start_soon(self._feed)
             try:
                 yield self
             except asyncio.CancelledError:
@@ -250,12 +244,12 @@ class Batch(anyio.AsyncContextManagerMixin):
         if found.jobs:
             raise found.error()
 
-    async def _feed(self, keys: KeyAssigner) -> None:
+    async def _feed(self) -> None:
         """Read jobs from the input as the window allows, and return when all have ended."""
         # Not anyio's task group: it takes 2 KB more per task, and there may be thousands.
         async with asyncio.TaskGroup() as tasks:
             try:
-                await self._read_all(tasks, keys)
+                await self._read_all(tasks)
             except asyncio.CancelledError as stray:
                 if is_cancelled():
                     raise
@@ -271,7 +265,7 @@ class Batch(anyio.AsyncContextManagerMixin):
                 self._exhausted = True
                 self._changed.set()
 
-    async def _read_all(self, tasks: asyncio.TaskGroup, keys: KeyAssigner) -> None:
+    async def _read_all(self, tasks: asyncio.TaskGroup) -> None:
         engine, index = self._engine, 0
         if self._save_to is not None:
             await engine.saver.save_expiring(self.name, self._save_to)
@@ -284,7 +278,7 @@ class Batch(anyio.AsyncContextManagerMixin):
                         item = await anext(items)
                 except (StopAsyncIteration, SkippedError):
                     break
-                run, refused = await self._run_of(item, index, keys)
+                run, refused = await self._run_of(item, index)
                 self._read += 1
                 tasks.create_task(self._run(index, run, refused))
                 index += 1
@@ -301,7 +295,7 @@ class Batch(anyio.AsyncContextManagerMixin):
                 self._engine.full_windows -= 1
         self._window_free -= 1
 
-    async def _run_of(self, item: Item | Recalled, index: int, keys: KeyAssigner) -> tuple[JobRun, KlingError | None]:
+    async def _run_of(self, item: Item | Recalled, index: int) -> tuple[JobRun, KlingError | None]:
         """Return the run of an item of the input, and the error of a job that cannot be run.
 
         Raises:
@@ -316,9 +310,9 @@ class Batch(anyio.AsyncContextManagerMixin):
         try:
             key = None if given is None else checked_key(given, position=index)
             content = await self._engine.contents.read(job, self.name)
-            assigned = await keys.assign(key, job, content, index)
         except KlingError as error:
             return self._new_run(job, key or f"unreadable-{index}", None), error
+        assigned = self._keys.assign(key, content, index)
         return self._new_run(job, assigned.key, content), assigned.duplicate
 
     def _new_run(self, job: Job, key: str, content: Content | None, *, recalled: bool = False) -> JobRun:

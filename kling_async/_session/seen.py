@@ -18,7 +18,7 @@ from kling_async.errors import AlreadyPaidError, InDoubtElsewhereError, InvalidJ
 from kling_async.ledger import Ledger
 from kling_async.ledger._recall import RETENTION_S, saved_file
 
-from .keys import KeyAssigner, LedgerKeys, is_derived, read_content, repeated_names
+from .keys import KeyAssigner, is_derived, read_content
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable
@@ -126,7 +126,7 @@ async def look_up(
     Raises:
         LedgerError: The ledger cannot be read.
     """
-    keys = KeyAssigner(LedgerKeys(ledger, batch), identity, is_repeated=repeated_names(items))
+    keys = KeyAssigner()
     found, position = Found(batch), 0
     async for given, job in items:
         try:
@@ -135,7 +135,7 @@ async def look_up(
             continue
         finally:
             position += 1
-        key = (await keys.assign(given, job, content, position - 1)).key
+        key = keys.assign(given, content, position - 1).key
         rows = await paid_elsewhere(ledger, batch, key, content, any_key=any_key)
         if rows:
             own = await ledger.find(batch, key)

@@ -661,8 +661,8 @@ class KlingSession(ServiceCalls):
 
         Args:
             jobs: Jobs, pairs of a key and a job, or a mapping of keys to jobs: any iterable or async iterable, of any
-                length. It is read only as far ahead as the window allows. Without a key, a job is called after
-                its picture, or after a hash of its content where that is not unique.
+                length. It is read only as far ahead as the window allows. Without a key, a job gets a hash of its
+                content.
             name: Name of the batch in ledger and events. Unnamed batches of one ledger share their keys.
             ledger: No longer supported: a batch writes the session's ledger.
             budget: Limit on the cost of the batch, including what the ledger has of it: a `Budget`, or USD. None for

@@ -9,7 +9,7 @@ from kling_async._core.content import Content, Identity, possible_digests, recal
 from kling_async._core.job_key import checked_batch, checked_key
 from kling_async._core.signed_urls import parameter_names
 from kling_async._session.batch import Jobs, iterate
-from kling_async._session.keys import KeyAssigner, LedgerKeys, is_derived, read_content, repeated_names
+from kling_async._session.keys import KeyAssigner, is_derived, read_content
 from kling_async._session.seen import Found
 from kling_async.errors import ConfigurationError, InvalidJobError, Problem
 from kling_async.ledger import SharedLedger, open_ledger
@@ -95,11 +95,11 @@ async def new_portions(
     """
     if seen == "stop" and isinstance(jobs, Manifest):
         found = Found(batch)
-        async for portion in portions(ledger, jobs, batch=batch, identity=identity):
+        async for portion in portions(jobs, identity=identity):
             found = await _with_paid(ledger, portion, found)
         if found.jobs:
             raise found.error()
-    async for portion in portions(ledger, jobs, batch=batch, identity=identity):
+    async for portion in portions(jobs, identity=identity):
         if seen == "stop":
             found = await _with_paid(ledger, portion, Found(batch))
             if found.jobs:
@@ -118,27 +118,25 @@ async def _with_paid(ledger: PostgresLedger, portion: Portion, found: Found) -> 
     return found
 
 
-async def portions(ledger: Ledger, jobs: Jobs, *, batch: str, identity: Identity) -> AsyncGenerator[Portion]:
+async def portions(jobs: Jobs, *, identity: Identity) -> AsyncGenerator[Portion]:
     """Yield key, content and model of jobs, in portions for one transaction each.
 
     Args:
-        ledger: The ledger, open.
         jobs: The jobs, as for `KlingSession.batch`.
-        batch: Name of their batch.
         identity: Identity of their batch.
 
     Raises:
         InvalidJobError: An image cannot be read or is given as bytes, or two jobs have the same key.
     """
     portion: Portion = []
-    keys = KeyAssigner(LedgerKeys(ledger, batch), identity, is_repeated=repeated_names(jobs))
+    keys = KeyAssigner()
     position = 0
     async for item in iterate(jobs):
         given, job = item if isinstance(item, tuple) else (None, item)
         key = None if given is None else checked_key(given, position=position)
         _refuse_bytes(job)
         content = await read_content(job, identity=identity)
-        assigned = await keys.assign(key, job, content, position)
+        assigned = keys.assign(key, content, position)
         if assigned.duplicate is not None:
             assigned.duplicate.job = job
             raise assigned.duplicate

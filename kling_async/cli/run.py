@@ -6,13 +6,11 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import anyio
-import attrs
 from rich.text import Text
 
 from kling_async._clock import SystemClock
 from kling_async._session.seen import Found, look_up, named
 from kling_async.errors import ConfigurationError
-from kling_async.manifest import Manifest
 
 from .choices import SeenChoice
 from .exits import Exit
@@ -29,12 +27,10 @@ from .sources import emulated, print_warnings, read_source
 from .spending import Due, Payable, confirm_spending, due_of_manifest, print_budget_warning
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from rich.console import Console
 
     from kling_async._core.content import Identity
-    from kling_async.manifest import Keyed
+    from kling_async.manifest import Manifest
 
     from .options import RunOptions
 
@@ -103,27 +99,14 @@ def _work(manifest: Manifest, options: RunOptions, due: Due) -> Work:
         budget=budget,
         invalid=manifest.invalid_rows,
         batch=lambda kling: kling.batch(
-            LookedUp(manifest),
+            # An iterator, because the manifest was looked up as a whole already.
+            aiter(manifest),
             name=options.batch,
             budget=budget,
             save_to=destination(options.videos),
             ordered=options.ordered,
         ),
     )
-
-
-@attrs.frozen
-class LookedUp:
-    """A manifest that was looked up as a whole already, so that the batch does not do it again."""
-
-    manifest: Manifest
-
-    def __aiter__(self) -> AsyncIterator[Keyed]:
-        return aiter(self.manifest)
-
-    def is_repeated_name(self, name: str) -> bool:
-        """Return whether several rows without a key have pictures of a name, or a row has it as its key."""
-        return self.manifest.is_repeated_name(name)
 
 
 def _look_up(manifest: Manifest, options: RunOptions, identity: Identity) -> Found:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -24,11 +23,11 @@ from .output import format_usd, plural, print_text
 from .reading import rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Container, Iterable
+    from collections.abc import Container, Iterable
 
     from rich.console import Console
 
-    from kling_async._core.content import Content, Identity
+    from kling_async._core.content import Identity
     from kling_async.ledger import Row
     from kling_async.manifest import Manifest
 
@@ -119,7 +118,7 @@ async def due_of_manifest(
 ) -> Due:
     """Return what a run of a manifest may pay for.
 
-    Image files are read only if the ledger has the batch, and only for rows without a key, whose content tells it.
+    Image files are read only if the ledger has the batch, and only for rows without a key: their keys are hashes.
 
     Args:
         manifest: The jobs.
@@ -133,45 +132,21 @@ async def due_of_manifest(
         LedgerError: The ledger cannot be read.
         ManifestError: The manifest has changed, and is not valid any more.
     """
-    due, known, ledger = Due(), dict[str, _Known](), payable.ledger
+    due, known, ledger = Due(), dict[str, tuple[State, bool]](), payable.ledger
     for row in rows_of(ledger, batch=batch) if ledger.exists() else ():
         due.spent += (row.spent or 0) - (row.refunded or 0)
         # A job that is made again on request has another content, and is still its own row's.
-        known[row.key] = _Known(row.digest, row.state, payable=payable(row) or row.key in redo)
+        known[row.key] = row.state, payable(row) or row.key in redo
     if not known:
         due.kinds.update(manifest.kinds)
         return due
-    keys, position = KeyAssigner(_Recorded(known), identity, is_repeated=manifest.is_repeated_name), 0
+    keys, position = KeyAssigner(), 0
     async for given, job in manifest:
-        key = given or (await keys.assign(None, job, await read_content(job, identity=identity), position)).key
+        key = given or keys.assign(None, await read_content(job, identity=identity), position).key
         position += 1
-        found = known.get(key)
-        due.add(job.kind, None if found is None else found.state, payable=found is None or found.payable)
+        state, may_pay = known.get(key, (None, True))
+        due.add(job.kind, state, payable=may_pay)
     return due
-
-
-@attrs.frozen
-class _Known:
-    """Digest of the content of a job in a ledger, its state, and whether a run may pay for it."""
-
-    digest: str
-    state: State
-    payable: bool
-
-
-@attrs.frozen
-class _Recorded:
-    """Keys that a batch has, without its ledger."""
-
-    jobs: Mapping[str, _Known]
-
-    async def hashes(self) -> Collection[int]:
-        """Return the hashes of all keys."""
-        return frozenset(map(hash, self.jobs))
-
-    async def is_same(self, key: str, content: Content) -> bool:
-        """Return whether the job of a key has a content."""
-        return key in self.jobs and self.jobs[key].digest == content.digest
 
 
 def print_budget_warning(console: Console, work: Work) -> None:

@@ -101,7 +101,11 @@ def check_names(*names: str, text: Callable[[str], str]) -> None:
 
 def no_job(batch: str, key: str) -> LedgerError:
     """Return the error for a job that a ledger does not have."""
-    return LedgerError(f"the ledger has no job {key!r} in the batch {batch!r}", key=key)
+    return LedgerError(
+        f"the ledger has no job {key!r} in the batch {batch!r}",
+        key=key,
+        advice="kling-async export writes the keys that it has",
+    )
 
 
 def storable(entry: Entry, *, text: Callable[[str], str]) -> Entry:

@@ -7,8 +7,8 @@ manifest = read_rows(dataset, model="kling-v2.1-pro")
 async with kling.batch(manifest, save_to="videos/") as batch: ...
 ```
 
-A row has the fields of `Job`, and optionally `key`; without one it is called after its picture. Other columns travel
-along as `Job.labels` into the results. An image is a URL, or a file below the manifest's folder; in `extra`,
+A row has the fields of `Job`, and optionally `key`; without one it is called by a hash of its content. Other columns
+travel along as `Job.labels` into the results. An image is a URL, or a file below the manifest's folder; in `extra`,
 `element_list` and `voice_list`, a text `file:clips/walk.mp4` is such a file, and every other text is sent. In a folder
 every image is a row: its key is the name of the file, and its prompt is in a text file beside it, `anna.txt` beside
 `anna.png`.
@@ -35,7 +35,6 @@ from kling_async.errors import ManifestError, Problem, RowProblem
 from ._check import Keyed, check_rows, job_of_row
 from ._columns import Columns
 from ._invalid import as_line, problems_of_row
-from ._names import RepeatedNames
 from ._row import NOTE, Source, located
 from ._sources import batch_name, source_of_paths, source_of_rows
 
@@ -77,7 +76,6 @@ class Manifest:
     _own_models: Mapping[str, Model] = attrs.field(repr=False, alias="own_models")
     _cautions: Mapping[tuple[str, Problem], int] = attrs.field(repr=False, alias="cautions")
     _skipped: Collection[int] = attrs.field(repr=False, alias="skipped")
-    _repeated_names: RepeatedNames = attrs.field(repr=False, alias="repeated_names")
 
     def __len__(self) -> int:
         return sum(self.kinds.values())
@@ -86,10 +84,6 @@ class Manifest:
     def skipped(self) -> int:
         """Number of rows that `skip_invalid` leaves out."""
         return len(self._skipped)
-
-    def is_repeated_name(self, name: str) -> bool:
-        """Return whether several rows without a key have pictures of a name, or a row has it as its key."""
-        return name in self._repeated_names
 
     def __iter__(self) -> Iterator[Keyed]:
         """Yield key and job of every row. Rows are checked again, since files may have changed.
@@ -279,7 +273,6 @@ def _checked(
         own_models=models,
         cautions=found.cautions,
         skipped=found.skipped,
-        repeated_names=found.repeated_names,
     )
 
 

@@ -19,14 +19,12 @@ from kling_async._core.job import IMAGES, TREES, Job, JobFields
 from kling_async._core.job_key import key_or_problem
 from kling_async._core.job_validation import IMAGE_LISTS
 from kling_async._core.media import ACCEPTED_IMAGE_TYPES, MAX_IMAGE_BYTES, FileFacts, ImageFacts
-from kling_async._core.picture_names import picture_name
 from kling_async._core.prices import Kind
 from kling_async._images.inspection import inspect
 from kling_async._images.preflight import preflight
 from kling_async.errors import InvalidJobError, ManifestError, Problem, RowProblem
 
 from ._files import URL, content_of_base64, find_file, shown
-from ._names import Names, RepeatedNames
 from ._row import NOTE, located
 
 if TYPE_CHECKING:
@@ -61,7 +59,6 @@ class Findings:
         cautions: Number of rows for which something may not be as expected at a provider, by provider and message.
         skipped: Positions of the rows that are left out.
         columns: Names under which other columns travel along.
-        repeated_names: Names that pictures of rows without a key have in common, or share with a key.
     """
 
     problems: list[RowProblem] = attrs.field(factory=list)
@@ -71,7 +68,6 @@ class Findings:
     cautions: Counter[tuple[str, Problem]] = attrs.field(factory=Counter)
     skipped: set[int] = attrs.field(factory=set)
     columns: dict[str, None] = attrs.field(factory=dict)
-    repeated_names: RepeatedNames = attrs.field(factory=RepeatedNames)
 
     _cautious: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
     """Providers of each model that jobs may have cautions at."""
@@ -134,7 +130,6 @@ def check_rows(
     findings = Findings()
     _check_common(source, {**common, "model": _model(common["model"], models)} if "model" in common else common)
     keys = _Keys()
-    names = Names()
     check = functools.lru_cache(_MAX_CACHED_FILE_CHECKS)(functools.partial(check_file, fit=fit))
     with closing(source.rows()) as rows:
         for row in rows:
@@ -148,7 +143,6 @@ def check_rows(
             key = found[0] if isinstance(found, tuple) else _key_of(row)
             if key is not None:
                 keys.add(key, row.line)
-            names.add(key if key is not None else picture_name(row.fields.get("image", common.get("image"))))
             if isinstance(found, tuple):
                 warnings = (Problem(place, said) for place, known in facts.items() for said in known.warnings)
                 findings.warnings += (located(source, row, warning) for warning in warnings)
@@ -172,7 +166,6 @@ def check_rows(
                 findings.add(again[1], facts, fit=fit, times=-1)
     findings.kinds = +findings.kinds
     findings.cautions = +findings.cautions
-    findings.repeated_names = names.repeated()
     # Problems of a folder have no lines and are in its order already.
     findings.problems.sort(key=lambda problem: problem.line or 0)
     return findings

@@ -17,7 +17,7 @@ from kling_async.errors import Problem
 from ._row import Row
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
 IMAGE_SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".jpg_large", ".png", ".webp", ".gif", ".bmp"}
@@ -91,7 +91,7 @@ class NamedPictures:
             fields: dict[str, object] = {"image": path}
             if stems[path.stem.casefold()] == 1:
                 fields["key"] = path.stem
-            sidecar = beside[folder].get(_sidecar(path.name, beside[folder]), "")
+            sidecar = _sidecar(path.name, beside[folder])
             yield _with_prompt(Row(number, fields, file=str(path)), path, sidecar)
 
 
@@ -112,12 +112,12 @@ def is_picture(path: Path) -> bool:
 
 
 def _folders(top: Path, left_out: Counter[str], *, recursive: bool) -> Iterator[tuple[Path, list[str], dict[str, str]]]:
-    """Yield folders with the names of their pictures, sorted, and of their other files by these names in lower case."""
+    """Yield folders with the names of their pictures, sorted, and of their other files (`_by_name`)."""
     waiting = [top]
     while waiting:
         folder = waiting.pop()
         names: list[str] = []
-        other: dict[str, str] = {}
+        rest: list[str] = []
         below: list[str] = []
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -129,7 +129,8 @@ def _folders(top: Path, left_out: Counter[str], *, recursive: bool) -> Iterator[
                 elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and not entry.is_dir():  # noqa: PTH122 -- far faster for a million
                     names.append(entry.name)
                 else:
-                    other[entry.name.lower()] = entry.name
+                    rest.append(entry.name)
+        other = _by_name(rest)
         if not _RESULTS.isdisjoint(other):
             # Where a run wrote its videos, there are pictures of its own.
             below = [name for name in below if name not in {"gallery", "rehearsal"}]
@@ -152,33 +153,48 @@ def _rows(
     *,
     prefix: str,
 ) -> Iterator[Row]:
-    stems = Counter(Path(name).stem.casefold() for name in names)
+    stems = Counter(Path(name).stem for name in names)
     used: set[str] = set()
     for name in names:
         image = folder / name
         # An absolute path is found from any root, and refused outside of it.
         fields: dict[str, object] = {"image": str(image.absolute())}
-        if stems[image.stem.casefold()] == 1:
+        if stems[image.stem] == 1:
             fields["key"] = prefix + image.stem
         sidecar = _sidecar(name, other)
         if sidecar:
             used.add(sidecar)
         row = Row(next(numbers), fields, file=str(image))
-        yield _with_prompt(row, image, other[sidecar] if sidecar else "")
-    for lower in other.keys() - used:
-        left_out[os.path.splitext(lower)[1] or "no suffix"] += 1  # noqa: PTH122 -- as above
+        yield _with_prompt(row, image, sidecar)
+    for left in set(other.values()) - used:
+        left_out[os.path.splitext(left)[1].lower() or "no suffix"] += 1  # noqa: PTH122 -- as above
 
 
-def _sidecar(name: str, others: Collection[str]) -> str:
-    """Return the name, in lower case, of the text file with the prompt of a picture; empty if there is none."""
+def _by_name(names: Iterable[str]) -> dict[str, str]:
+    """Return the names of files by themselves, and by their lower case where one file alone has it."""
+    names = list(names)
+    counts = Counter(map(str.lower, names))
+    return {lower: name for name in names if counts[lower := name.lower()] == 1} | {name: name for name in names}
+
+
+def _sidecar(name: str, others: Mapping[str, str]) -> str:
+    """Return the name of the text file with the prompt of a picture; empty if there is none.
+
+    `Anna.txt` goes with `Anna.png`, and with `anna.png` only where there is no `anna.txt`.
+    """
     stem = os.path.splitext(name)[0]  # noqa: PTH122 -- as above
-    return next((lower for form in SIDECARS if (lower := form.format(stem=stem, name=name).lower()) in others), "")
+    for form in SIDECARS:
+        beside = form.format(stem=stem, name=name)
+        found = others.get(beside) or others.get(beside.lower())
+        if found:
+            return found
+    return ""
 
 
 def _texts_in(folder: Path) -> dict[str, str]:
     try:
         with os.scandir(folder) as entries:
-            return {entry.name.lower(): entry.name for entry in entries}
+            return _by_name(entry.name for entry in entries)
     except OSError:
         # The picture is not there either, and its check says so.
         return {}

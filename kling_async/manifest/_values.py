@@ -91,7 +91,8 @@ def cell(name: str, text: str) -> object:
         ValueError: The text is not a value of the field.
     """
     bare = text.strip()
-    if not bare or bare.lower() in _NOTHING:
+    # A key may be a name such as Nat.
+    if not bare or (bare.lower() in _NOTHING and name != "key"):
         return None
     match name:
         case "guidance_scale":

@@ -52,28 +52,29 @@ def test_json_option_prints_problems_as_json_lines(cli: Cli) -> None:
     assert not (cli.folder / "videos").exists()
 
 
-def test_spreadsheet_becomes_videos_named_after_its_pictures(cli: Cli) -> None:
+def test_spreadsheet_becomes_videos_named_after_its_articles(cli: Cli) -> None:
     """Wrong headers, a bad row, a picture in another script; told before it runs, and found in the results."""
     (cli.folder / "shots").mkdir()
     for name in ("SKU-1.png", "猫.png"):
         (cli.folder / "shots" / name).write_bytes(png())
-    rows: list[list[object]] = [["Filename", "Motion prompt", "Seconds", "SKU"]]
-    rows += [["shots\\SKU-1.png", "Waves", 5, 1], ["shots/猫.png", "Wind", 10, 2], ["shots/gone.png", "Wind", 15, 3]]
+    rows: list[list[object]] = [["Filename", "Motion prompt", "Seconds", "Article", "SKU"]]
+    rows += [["shots\\SKU-1.png", "Waves", 5, "A-1", 1], ["shots/猫.png", "Wind", 10, "猫", 2]]
+    rows += [["shots/gone.png", "Wind", 15, "A-3", 3]]
     write_xlsx(cli.folder / "products.xlsx", rows)
     words = ("run", "products.xlsx", "--out", "videos", *REHEARSAL[:-1])
     refused = cli(*words, "--budget", "1")
     assert refused.returncode == 2
     assert "did you mean prompt? Then say --column 'prompt=Motion prompt'" in refused.stderr
-    done = cli(*words, "--column", "prompt=Motion prompt", "--skip-invalid")
+    done = cli(*words, "--column", "prompt=Motion prompt", "--column", "key=Article", "--skip-invalid")
     assert done.returncode == 0, done.stderr
     assert "products.xlsx:4 duration: expected 5 or 10, got 15" in done.stdout
     assert "1 row with problems left out: mend them, and give the list again" in done.stdout
     assert "Columns kept for the results, and not sent: SKU" in done.stdout
     assert "1 row was left out: mend them in videos/rehearsal/errors.jsonl, where _error says why." in done.stdout
     made = cli.folder / "videos" / "rehearsal"
-    assert {path.name for path in made.glob("*.mp4")} == {"SKU-1.mp4", "猫.mp4"}
+    assert {path.name for path in made.glob("*.mp4")} == {"A-1.mp4", "猫.mp4"}
     results = [json.loads(line) for line in (made / "results.jsonl").read_text().splitlines()]
-    assert {(row["file"], row["labels"]["SKU"]) for row in results} == {("SKU-1.mp4", 1), ("猫.mp4", 2)}
+    assert {(row["file"], row["labels"]["SKU"]) for row in results} == {("A-1.mp4", 1), ("猫.mp4", 2)}
     (left_out,) = [json.loads(line) for line in (made / "errors.jsonl").read_text().splitlines()]
     assert left_out["labels"] == {"SKU": 3}
     assert "duration: expected 5 or 10, got 15" in left_out["_error"]["message"]

@@ -22,7 +22,6 @@ from kling_async._core.input_files import EXPECTED, MAX_UPLOAD_BYTES, media_type
 from kling_async._images.inspection import inspect
 from kling_async._images.preflight import sha256
 from kling_async._worker.enqueue import portions
-from kling_async.ledger import MemoryLedger
 from support.media import sound, video, wav
 from support.pictures import encoded, jpeg, png
 
@@ -338,5 +337,5 @@ def test_jobs_survive_the_ledger(extra: dict[str, Any]) -> None:
 async def test_workers_get_no_bytes(extra: dict[str, Any]) -> None:
     jobs = [Job(model="kling-v4.0", prompt="x", image=URL, keyframes=[png()], extra=extra)]
     with pytest.raises(InvalidJobError) as caught:
-        [portion async for portion in portions(MemoryLedger(), jobs, batch="", identity=Identity())]
+        [portion async for portion in portions(jobs, identity=Identity())]
     assert [problem.path for problem in caught.value.problems] == ["keyframes[0]", "extra.a[0]"]

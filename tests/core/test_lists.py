@@ -177,6 +177,26 @@ def test_sidecars_of_any_usual_name_have_the_prompt(name: str) -> None:
     assert read_manifest("photos").left_out == {}
 
 
+def test_names_that_differ_by_case_have_their_own_prompts() -> None:
+    Path("photos").mkdir()
+    for stem in ("Anna", "anna"):
+        Path("photos", f"{stem}.jpg").write_bytes(jpeg())
+        Path("photos", f"{stem}.txt").write_text(f"{stem} smiles")
+    if len(list(Path("photos").iterdir())) < 4:
+        pytest.skip("this file system has one file of each name")
+    assert [(key, job.prompt) for key, job in read_manifest("photos")] == [
+        ("Anna", "Anna smiles"),
+        ("anna", "anna smiles"),
+    ]
+    assert [job.prompt for _, job in read_manifest("photos/*.jpg")] == ["Anna smiles", "anna smiles"]
+
+
+@pytest.mark.parametrize("key", ["Nat", "NaN", "#N/A"])
+def test_words_for_nothing_are_keys_all_the_same(key: str) -> None:
+    """Another key would pay for the row again."""
+    assert [found for found, _ in read_manifest(write("jobs.csv", f"key,image,prompt\n{key},{URL},x\n"))] == [key]
+
+
 def test_pictures_and_patterns_are_lists() -> None:
     wanted = [("SKU-1", "SKU-1.jpg", "x", 5), ("SKU-2", "SKU-2.png", "x", 5)]
     sources: list[Any] = [["SKU-1.jpg", Path("SKU-2.png"), "SKU-1.jpg"], "SKU-*", "./*", ["SKU-1*", "SKU-2.png"]]

@@ -80,6 +80,18 @@ async def test_ledger_can_be_edited(database: str) -> None:
     await check_edits(lambda: PostgresLedger(database), database)
 
 
+async def test_job_whose_video_is_being_saved_gets_no_other_content(database: str) -> None:
+    """Another process would record the old video in the new row."""
+    async with opened(database) as ledger:
+        await claim(ledger, "k")
+        await ledger.record(step("k", State.INTENT, attempt=1))
+        await ledger.record(step("k", State.SUBMITTED, prediction_id="p"))
+        await ledger.record(step("k", State.COMPLETED))
+        ledger.unclaim("b", "k")
+        with pytest.raises(LedgerError, match="not saved yet, so it is not made again now; nothing was sent"):
+            await ledger.renew("b", "k", content=Content("new"), model="m", at=9.0)
+
+
 async def test_values_that_no_column_holds_are_replaced(database: str) -> None:
     async with opened(database) as ledger:
         await claim(ledger, "k")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import attrs
 
 from kling_async._core.renewal import free_key, is_kept
+from kling_async._core.states import State
+from kling_async.errors import LedgerError
 from kling_async.ledger._columns import no_job
 
 from . import statements
@@ -37,6 +39,13 @@ async def renew(
     keep = is_kept(line.row)
     if line.worker_id is not None:
         raise not_owned(key)
+    if line.row.state is State.COMPLETED:
+        # Whoever saves it would record the file in the new row.
+        raise LedgerError(
+            f"job {key!r} has a video that is not saved yet, so it is not made again now; nothing was sent",
+            key=key,
+            advice="let it be saved first: the same command without --redo does that",
+        )
     if not keep:
         values = {"id": line.id, "digest": content.digest, "model": model, "at": at}
         values |= {"text": content.text, "files": content.files, "labels": content.labels}
