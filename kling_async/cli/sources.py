@@ -94,8 +94,8 @@ async def _service_models(provider: str, **more: Any) -> tuple[Model, ...]:
 def without_price(row: Model) -> Model:
     """Return a row of the service that has its price in the formula alone.
 
-    The row is part of the identity of its jobs, and the formula is not: after a change of the price, the same list
-    would have other jobs, which would be paid for again.
+    In batches of the identity rules 1 and 2, a price beside the formula is part of the identity of a job: after its
+    change, the same list would have other jobs, which would be paid for again.
     """
     return attrs.evolve(
         row, price_per_5s=None, certainty=Certainty.UNKNOWN, source="the service's own catalogue of models"
