@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, Self, TypeAlias
 from urllib.parse import urlsplit
 
-from kling_async.errors import InvalidJobError, Problem
+from kling_async.errors import Problem
 
 from .media import MAX_CONVERTED_BYTES
 from .picture_facts import HEAD_BYTES, facts_of_bytes, media_type
@@ -69,19 +69,6 @@ def _without_credentials(url: str) -> str:
     scheme, separator, rest = url.partition("?")[0].partition("://")
     host, slash, path = rest.partition("/")
     return (scheme + separator + host.rpartition("@")[2] + slash + path)[:120]
-
-
-def load_image(source: ImageSource) -> Image:
-    """Return an image as a URL, a path or bytes; file objects and PIL images are read.
-
-    Raises:
-        InvalidJobError: The models do not accept it.
-    """
-    problems: list[Problem] = []
-    image = check_image("image", source, problems)
-    if problems:
-        raise InvalidJobError(problems)
-    return image
 
 
 def check_image(field: str, source: object, problems: list[Problem]) -> Image:

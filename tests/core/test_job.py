@@ -23,7 +23,7 @@ from PIL import ImageOps
 from kling_async import InvalidJobError, Job
 from kling_async._core.catalogue import MAX_TEXT_LENGTH, MODELS
 from kling_async._core.content import content_of
-from kling_async._core.images import Image, load_image
+from kling_async._core.images import Image, check_image
 from kling_async._core.job import JobFields
 from kling_async._core.media import MAX_CONVERTED_BYTES
 
@@ -287,7 +287,7 @@ def test_image_sources_are_normalised(source: Any, stored: Image) -> None:
     job = make(image=source)
     assert job.image == stored
     assert type(job.image) is type(stored)
-    assert load_image(source) == stored
+    assert check_image("image", source, []) == stored
 
 
 def test_job_copies_bytearray() -> None:
