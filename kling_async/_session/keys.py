@@ -85,7 +85,7 @@ async def content_of_row(ledger: Ledger, batch: str, key: str, content: Content)
     job shows whether that is all they differ in.
     """
     found = await ledger.find(batch, key)
-    if found is None or not same_but_for_signatures(found[1], content):
+    if found is None or not same_but_for_signatures(found[1], content, await ledger.identity(batch)):
         return None
     return attrs.evolve(content, digest=found[0].digest)
 

@@ -67,7 +67,7 @@ async def jobs_to_redo(console: Console, manifest: Manifest, options: RunOptions
             continue
         wanted.discard(key)
         row, content = rows.get(key), await read_content(job, identity=identity)
-        if row is None or row.digest == content.digest or _is_same(row, content):
+        if row is None or row.digest == content.digest or _is_same(row, content, identity):
             known = "was not sent yet" if row is None else "has the same content as when it was sent"
             print_text(console, Text(f"--redo {key}: the job {known}, so there is nothing to redo.", "yellow"))
             continue
@@ -81,8 +81,8 @@ async def jobs_to_redo(console: Console, manifest: Manifest, options: RunOptions
     return found
 
 
-def _is_same(row: Row, content: Content) -> bool:
-    return same_but_for_signatures(Content(row.job or "", row.files), content)
+def _is_same(row: Row, content: Content, identity: Identity) -> bool:
+    return same_but_for_signatures(Content(row.job or "", row.files), content, identity)
 
 
 def print_redo(console: Console, jobs: list[Redo]) -> None:
