@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from kling_async._core.content import Identity
+    from kling_async._session.keys import FileDigests
     from kling_async.ledger import Row
     from kling_async.manifest import Manifest
 
@@ -114,7 +115,13 @@ def _kind(row: Row) -> Kind:
 
 
 async def due_of_manifest(
-    manifest: Manifest, batch: str, identity: Identity, payable: Payable, *, redo: Container[str] = ()
+    manifest: Manifest,
+    batch: str,
+    identity: Identity,
+    payable: Payable,
+    *,
+    redo: Container[str] = (),
+    files: FileDigests | None = None,
 ) -> Due:
     """Return what a run of a manifest may pay for.
 
@@ -126,6 +133,7 @@ async def due_of_manifest(
         identity: Identity of the batch.
         payable: Decides on each job that its ledger has; the ledger need not exist.
         redo: Keys of jobs that are paid for again on request.
+        files: Digests of image files that were read before; None to read all.
 
     Raises:
         InvalidJobError: An image file cannot be read any more.
@@ -142,7 +150,7 @@ async def due_of_manifest(
         return due
     keys, position = KeyAssigner(), 0
     async for given, job in manifest:
-        key = given or keys.assign(None, await read_content(job, identity=identity), position).key
+        key = given or keys.assign(None, await read_content(job, identity=identity, known=files), position).key
         position += 1
         state, may_pay = known.get(key, (None, True))
         due.add(job.kind, state, payable=may_pay)
