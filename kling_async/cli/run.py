@@ -24,9 +24,10 @@ from .plan import Plan, parse_budget, print_level_hint, print_plan
 from .reading import batches_of, identity_of
 from .redo import Redo, jobs_to_redo, print_redo, renew
 from .rehearsal import remove_rehearsal
-from .runner import Work, check_destination, check_gallery, new_batch_session, run_batch
+from .runner import check_destination, check_gallery, new_batch_session, run_batch
 from .sources import emulated, print_warnings, read_source
-from .spending import Due, Payable, confirm_spending, due_of_manifest, print_budget_warning
+from .spending import Payable, confirm_spending, due_of_manifest, print_budget_warning
+from .work import Due, Work
 
 if TYPE_CHECKING:
     from rich.console import Console
