@@ -162,7 +162,7 @@ sys.addaudithook(count)
 
 
 async def test_pictures_are_read_no_more_often_beside_other_batches(cli: Cli, tmp_path: Path) -> None:
-    """What is to be paid and what others have paid for is looked up by digests, which the batch needs as well."""
+    """Jobs that are due, and those that others have paid for, are looked up by digests that the batch needs as well."""
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(COUNTED)

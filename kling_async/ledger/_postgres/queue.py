@@ -40,7 +40,7 @@ _History: TypeAlias = "tuple[Name, Entry, Line]"
 
 
 class Lease(Protocol):
-    """What the requests of a worker need of its lease.
+    """The part of a worker's lease that its requests need.
 
     Attributes:
         account: Name of the account.
