@@ -28,6 +28,7 @@ import anyio.to_thread
 import attrs
 
 from kling_async._core.catalogue import Model
+from kling_async._core.picture_names import UniqueNames
 from kling_async._core.prices import Certainty, Kind, Price
 from kling_async._images.preflight import require_pillow
 from kling_async.errors import ManifestError, Problem, RowProblem
@@ -76,6 +77,7 @@ class Manifest:
     _own_models: Mapping[str, Model] = attrs.field(repr=False, alias="own_models")
     _cautions: Mapping[tuple[str, Problem], int] = attrs.field(repr=False, alias="cautions")
     _skipped: Collection[int] = attrs.field(repr=False, alias="skipped")
+    _unique_names: UniqueNames = attrs.field(repr=False, alias="unique_names")
 
     def __len__(self) -> int:
         return sum(self.kinds.values())
@@ -84,6 +86,11 @@ class Manifest:
     def skipped(self) -> int:
         """Number of rows that `skip_invalid` leaves out."""
         return len(self._skipped)
+
+    @property
+    def unique_names(self) -> UniqueNames:
+        """Names of pictures that no other row has, as its picture's or as its key."""
+        return self._unique_names
 
     def __iter__(self) -> Iterator[Keyed]:
         """Yield key and job of every row. Rows are checked again, since files may have changed.
@@ -273,6 +280,7 @@ def _checked(
         own_models=models,
         cautions=found.cautions,
         skipped=found.skipped,
+        unique_names=found.unique_names,
     )
 
 
