@@ -372,10 +372,10 @@ class Batch(anyio.AsyncContextManagerMixin):
 
 def unique_names(jobs: Jobs) -> UniqueNames | None:
     """Return the names of pictures that one job of an input has; None for an input that cannot be read twice."""
-    from kling_async.manifest import Manifest  # noqa: PLC0415 -- see above
-
-    if isinstance(jobs, Manifest):
-        return jobs.unique_names
+    known = getattr(jobs, "unique_names", None)
+    if isinstance(known, UniqueNames):
+        # Of a manifest.
+        return known
     if not isinstance(jobs, (list, tuple)):
         return None
     names = NameCounter()

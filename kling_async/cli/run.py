@@ -11,6 +11,7 @@ from rich.text import Text
 from kling_async._clock import SystemClock
 from kling_async._session.seen import Found, look_up, named
 from kling_async.errors import ConfigurationError
+from kling_async.manifest import LookedUp
 
 from .choices import SeenChoice
 from .exits import Exit
@@ -99,8 +100,7 @@ def _work(manifest: Manifest, options: RunOptions, due: Due) -> Work:
         budget=budget,
         invalid=manifest.invalid_rows,
         batch=lambda kling: kling.batch(
-            # An iterator, because the manifest was looked up as a whole already.
-            aiter(manifest),
+            LookedUp(manifest),
             name=options.batch,
             budget=budget,
             save_to=destination(options.videos),

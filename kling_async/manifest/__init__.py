@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import AsyncGenerator, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
@@ -150,6 +150,26 @@ class Manifest:
                     yield item
         finally:
             cast("Generator[Keyed, None, None]", items).close()
+
+
+@attrs.frozen
+class LookedUp:
+    """Rows of a manifest for a batch that is not to look them up in its ledger first, since that was done.
+
+    Attributes:
+        manifest: The manifest.
+    """
+
+    manifest: Manifest
+
+    @property
+    def unique_names(self) -> UniqueNames:
+        """Names of pictures that no other row has."""
+        return self.manifest.unique_names
+
+    def __aiter__(self) -> AsyncIterator[Keyed]:
+        """Yield key and job of every row."""
+        return aiter(self.manifest)
 
 
 def read_manifest(

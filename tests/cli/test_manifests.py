@@ -75,6 +75,8 @@ def test_spreadsheet_becomes_videos_named_after_its_articles(cli: Cli) -> None:
     assert {path.name for path in made.glob("*.mp4")} == {"A-1.mp4", "猫.mp4"}
     results = [json.loads(line) for line in (made / "results.jsonl").read_text().splitlines()]
     assert {(row["file"], row["labels"]["SKU"]) for row in results} == {("A-1.mp4", 1), ("猫.mp4", 2)}
+    assert cli(*words, "--column", "prompt=Motion prompt", "--skip-invalid").returncode == 0
+    assert {path.name for path in made.glob("*.mp4")} == {"SKU-1.mp4", "猫.mp4"}, "without keys, after the pictures"
     (left_out,) = [json.loads(line) for line in (made / "errors.jsonl").read_text().splitlines()]
     assert left_out["labels"] == {"SKU": 3}
     assert "duration: expected 5 or 10, got 15" in left_out["_error"]["message"]
