@@ -24,7 +24,7 @@ from .reading import batches_of, identity_of
 from .redo import Redo, jobs_to_redo, print_redo, renew
 from .rehearsal import remove_rehearsal
 from .runner import Work, check_destination, check_gallery, new_batch_session, run_batch
-from .sources import emulated, print_warnings, read_source
+from .sources import at_this_machine, emulated, print_warnings, read_source
 from .spending import Due, Payable, confirm_spending, due_of_manifest, print_budget_warning
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def run(options: RunOptions) -> Exit:
             print_budget_warning(console, work)
         _print_seen(console, options, found)
         print_redo(console, redo)
-        print_warnings(console, manifest, options.provider)
+        print_warnings(console, manifest, options.provider, local=options.emulator or at_this_machine(options.provider))
         print_level_hint(console, due.kinds, session)
     if options.seen is SeenChoice.STOP and found.jobs:
         raise found.error()

@@ -75,7 +75,7 @@ class Manifest:
     _common: Mapping[str, object] = attrs.field(repr=False, alias="common")
     _fit: bool = attrs.field(repr=False, alias="fit")
     _own_models: Mapping[str, Model] = attrs.field(repr=False, alias="own_models")
-    _cautions: Mapping[tuple[str, Problem], int] = attrs.field(repr=False, alias="cautions")
+    _cautions: Mapping[tuple[str, bool, Problem], int] = attrs.field(repr=False, alias="cautions")
     _skipped: Collection[int] = attrs.field(repr=False, alias="skipped")
     _unique_names: UniqueNames = attrs.field(repr=False, alias="unique_names")
 
@@ -137,9 +137,16 @@ class Manifest:
                 certainty = max(certainty, each.certainty, key=lambda known: known.rank)
         return Price(total, certainty)
 
-    def cautions(self, provider: str = "wavespeed") -> dict[Problem, int]:
-        """Return what may not be as expected at a provider, and is not refused, with the number of rows."""
-        return {caution: rows for (name, caution), rows in self._cautions.items() if name == provider}
+    def cautions(self, provider: str = "wavespeed", *, local: bool = False) -> dict[Problem, int]:
+        """Return what may not be as expected at a provider, and is not refused, with the number of rows.
+
+        Args:
+            provider: Name of the provider.
+            local: It is an emulator on this machine, which reaches pictures that the real one does not.
+        """
+        return {
+            caution: rows for (name, at, caution), rows in self._cautions.items() if (name, at) == (provider, local)
+        }
 
     async def __aiter__(self) -> AsyncGenerator[Keyed, None]:
         """Yield key and job of every row, read in a worker thread so that the event loop is not blocked."""

@@ -57,7 +57,8 @@ class Findings:
         warnings: Properties of images that the service may not accept.
         kinds: Number of rows of each kind.
         models: Catalogue entries of the models, by id.
-        cautions: Number of rows for which something may not be as expected at a provider, by provider and message.
+        cautions: Number of rows for which something may not be as expected at a provider, by provider, whether it is
+            an emulator on this machine, and message.
         skipped: Positions of the rows that are left out.
         columns: Names under which other columns travel along.
         unique_names: Names of pictures that no other row has, as its picture's or as its key.
@@ -67,7 +68,7 @@ class Findings:
     warnings: list[RowProblem] = attrs.field(factory=list)
     kinds: Counter[Kind] = attrs.field(factory=Counter)
     models: dict[str, Model] = attrs.field(factory=dict)
-    cautions: Counter[tuple[str, Problem]] = attrs.field(factory=Counter)
+    cautions: Counter[tuple[str, bool, Problem]] = attrs.field(factory=Counter)
     skipped: set[int] = attrs.field(factory=set)
     columns: dict[str, None] = attrs.field(factory=dict)
     unique_names: UniqueNames = attrs.field(factory=UniqueNames)
@@ -93,8 +94,9 @@ class Findings:
         shown = [Problem(place, said) for place, each in facts.items() for said in each.cautions if not fit]
         everywhere = shown or job.own_row is not None or job.picture_cautions(fit=fit)
         for provider in job.row.providers if everywhere else self._cautious[job.model]:
-            for caution in (*job.cautions(provider, fit=fit), *shown):
-                self.cautions[provider, caution] += times
+            for local in (False, True):
+                for caution in (*job.cautions(provider, fit=fit, local=local), *shown):
+                    self.cautions[provider, local, caution] += times
 
 
 MAX_PROBLEMS: Final = 10_000
