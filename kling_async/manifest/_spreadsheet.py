@@ -78,4 +78,4 @@ def _row(number: int, header: Header, values: Sequence[object]) -> Row:
             labels[header.resolved.labels[name]] = plain("", value)
         elif not name and (place or header.names[0]):
             problems.append(Problem("", f"column {place + 1} has no name in the header"))
-    return Row(number, fields, tuple(problems), labels=labels)
+    return header.resolved.row(number, fields, labels, tuple(problems))

@@ -202,7 +202,7 @@ class Header:
             elif not name and (place or self.names[0]):
                 # A first column without a name is the number of the row, as pandas writes it.
                 problems.append(Problem("", self._nameless(place)))
-        return Row(line, fields, tuple(problems), labels=labels)
+        return self.resolved.row(line, fields, labels, tuple(problems))
 
     def _nameless(self, place: int) -> str:
         if place < len(self.names):
