@@ -70,6 +70,7 @@ class Resolved:
         problems: Problems of single columns.
         exact: True if every column has the name of its field.
         nested: True if columns are single inputs of `extra`.
+        meant: Fields that misspelt columns may mean, which are problems.
     """
 
     fields: Mapping[str, str]
@@ -77,6 +78,7 @@ class Resolved:
     problems: tuple[Problem, ...]
     exact: bool
     nested: bool = False
+    meant: frozenset[str] = frozenset()
 
     def row(
         self, line: int, fields: dict[str, object], labels: dict[str, object], problems: tuple[Problem, ...]
@@ -121,11 +123,11 @@ class Columns:
             for field, column in self._given.items()
             if _normal(column) not in {_normal(name) for name in names}
         )
-        if not problems:
-            problems += (
-                Problem(field, f"no column is {field}; the columns are {found}: name it, as in --column {field}=COLUMN")
-                for field in self._missing(resolved.fields.values())
-            )
+        named = {*resolved.fields.values(), *resolved.meant, *self._given}
+        problems += (
+            Problem(field, f"no column is {field}; the columns are {found}: name it, as in --column {field}=COLUMN")
+            for field in self._missing(named)
+        )
         return resolved, tuple(problems)
 
     def row(self, line: int, values: Mapping[str, object]) -> Row:
@@ -170,17 +172,20 @@ class Columns:
             for field, same in _grouped(fields)
             if len(same) > 1
         ]
+        meant: set[str] = set()
         for column, name in columns.items():
             if column in fields or column in labels:
                 continue
-            problem = _unknown(column, name, set(fields.values()))
+            near = None if name in _OF_SERVICES else _near(name, set(fields.values()))
+            problem = _unknown(column, name, near)
             if problem:
                 problems.append(Problem(column, problem))
+                meant.update([near] if near else [])
             else:
                 labels[column] = column
         exact = not problems and not labels and len(fields) == len(names) and all(c == f for c, f in fields.items())
         nested = any(field.startswith(INPUT) for field in fields.values())
-        return Resolved(fields, labels, tuple(problems), exact and not nested, nested)
+        return Resolved(fields, labels, tuple(problems), exact and not nested, nested, frozenset(meant))
 
     def _missing(self, present: Iterable[str]) -> list[str]:
         """Return the fields that every row lacks, as far as the header tells."""
@@ -263,15 +268,20 @@ def _near(name: str, taken: Collection[str] = ()) -> str | None:
     return near[0] if near and near[0] not in taken else None
 
 
-def _unknown(column: str, name: str, taken: set[str]) -> str:
-    """Return the problem of a column that is no field; empty if it may travel along."""
+def _unknown(column: str, name: str, near: str | None) -> str:
+    """Return the problem of a column that is no field; empty if it may travel along.
+
+    Args:
+        column: The column.
+        name: Its name in the form of a field's.
+        near: The field that it may mean.
+    """
     keep = f"to keep it for the results alone, --column {_option(column, column)}"
     if name in _OF_SERVICES:
         return (
             "unknown field: the service would ignore it and charge; inputs of your model that no field has go into "
             f"extra; {keep}"
         )
-    near = _near(name, taken)
     if near is None:
         return ""
     return (

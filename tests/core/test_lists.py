@@ -535,3 +535,23 @@ def test_unknown_model_is_the_only_problem_of_its_row() -> None:
     path = write("jobs.jsonl", json.dumps({"image": URL, "prompt": "x", "model": "klng", "duration": 7, "sound": True}))
     (problem,) = problems(path)
     assert problem.startswith("jobs.jsonl:1 model: unknown model 'klng'; did you mean ")
+
+
+def test_header_names_all_that_is_missing_at_once() -> None:
+    """Otherwise each round names one column more."""
+    path = write("jobs.csv", "Bild,Motion Prompt\nSKU-1.jpg,Waves\n")
+    said = problems(path)
+    assert len(said) == 2
+    assert "--column 'prompt=Motion Prompt'" in said[0]
+    assert "no column is image; the columns are Bild, Motion Prompt: name it, as in --column image=COLUMN" in said[1]
+
+
+def test_files_in_a_subfolder_name_the_option_for_it() -> None:
+    Path("photos").mkdir()
+    Path("SKU-1.jpg").rename("photos/SKU-1.jpg")
+    path = write("jobs.csv", "image,prompt\nSKU-1.jpg,Waves\n")
+    (said,) = problems(path)
+    assert said.endswith("; 'photos/SKU-1.jpg' is there: name the folder of the files, --root photos")
+    Path("more").mkdir()
+    Path("more/SKU-1.jpg").write_bytes(jpeg())
+    assert "--root" not in problems(path)[0], "which of two is not known"
