@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio.lowlevel
+import attrs
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
@@ -86,7 +87,11 @@ def studio(session: Callable[[], KlingSession], videos: Path) -> FastAPI:
     @app.get("/models")
     async def models() -> list[dict[str, Any]]:
         return [
-            {"name": model.name, "prices": {seconds: str(model.price(seconds)) for seconds in model.durations}}
+            {
+                "name": model.name,
+                "prices": {seconds: str(model.price(seconds)) for seconds in model.durations},
+                "negative": model.negative_prompt,
+            }
             for model in OFFERED_MODELS
         ]
 
@@ -97,10 +102,14 @@ def studio(session: Callable[[], KlingSession], videos: Path) -> FastAPI:
         prompt: str,
         model: str,
         duration: int,
+        negative_prompt: str | None = None,
         request: Request,
         jobs: Jobs,
     ) -> JSONResponse:
-        status = await jobs.submit(Job(model=model, prompt=prompt, image=image, duration=duration))
+        job = Job(model=model, prompt=prompt, image=image, duration=duration)
+        if negative_prompt:
+            job = attrs.evolve(job, negative_prompt=negative_prompt)
+        status = await jobs.submit(job)
         return accepted(status, location=str(request.url_for("look", key=status.key)))
 
     @app.get("/videos/{key}")
