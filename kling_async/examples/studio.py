@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio.lowlevel
-import attrs
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
@@ -36,6 +35,8 @@ from kling_async.integrations.fastapi import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from kling_async._core.job import JobFields
 
 HERE = Path(__file__).parent
 HEADERS = {
@@ -106,10 +107,10 @@ def studio(session: Callable[[], KlingSession], videos: Path) -> FastAPI:
         request: Request,
         jobs: Jobs,
     ) -> JSONResponse:
-        job = Job(model=model, prompt=prompt, image=image, duration=duration)
+        fields: JobFields = {"model": model, "prompt": prompt, "image": image, "duration": duration}
         if negative_prompt:
-            job = attrs.evolve(job, negative_prompt=negative_prompt)
-        status = await jobs.submit(job)
+            fields["negative_prompt"] = negative_prompt
+        status = await jobs.submit(Job(**fields))
         return accepted(status, location=str(request.url_for("look", key=status.key)))
 
     @app.get("/videos/{key}")

@@ -139,7 +139,7 @@ class Template:
 
     @property
     def ends_in_key(self) -> bool:
-        """Whether the key is part of the file's name, and not only of its folders'."""
+        """True if the key is part of the file's name, and not only of its folders'."""
         return any(piece.field == "key" for piece in self._components[-1])
 
     def render(self, fields: Fields) -> str:

@@ -531,7 +531,7 @@ def test_columns_of_single_inputs_become_extra() -> None:
 
 
 def test_unknown_model_is_the_only_problem_of_its_row() -> None:
-    """What is wrong besides depends on the model: the limits of the default one are no reason to change anything."""
+    """The limits of the default model are no reason to change anything: what else is wrong depends on the model."""
     path = write("jobs.jsonl", json.dumps({"image": URL, "prompt": "x", "model": "klng", "duration": 7, "sound": True}))
     (problem,) = problems(path)
     assert problem.startswith("jobs.jsonl:1 model: unknown model 'klng'; did you mean ")
