@@ -141,15 +141,16 @@ def _unknown(source: object) -> str:
     return f"expected a URL, a Path, bytes, a binary file or a PIL image, got {type(source).__name__}"
 
 
-def picture_cautions(image: Image | None, *, fit: bool) -> tuple[str, ...]:
+def picture_cautions(image: Image | None, *, fit: bool, local: bool = False) -> tuple[str, ...]:
     """Return what a service may not reach of an image, or show otherwise than a viewer; files are not opened.
 
     Args:
         image: The image.
         fit: Whether it is converted unless it is a URL.
+        local: The service is an emulator on this machine.
     """
     if isinstance(image, str) and not image.startswith("data:"):
-        caution = url_caution(image)
+        caution = url_caution(image, local=local)
         return (caution,) if caution else ()
     if fit or image is None or isinstance(image, Path):
         return ()

@@ -184,7 +184,7 @@ class Job:
         """Return the price by the price list, in USD."""
         return self.row.price_of(self.kind, provider)
 
-    def cautions(self, provider: str = "wavespeed", *, fit: bool = False) -> tuple[Problem, ...]:
+    def cautions(self, provider: str = "wavespeed", *, fit: bool = False, local: bool = False) -> tuple[Problem, ...]:
         """Return what may not be as expected at a provider, and is not refused; each names a field.
 
         Files are not opened for it: `Manifest.cautions` has what was found in them.
@@ -192,6 +192,7 @@ class Job:
         Args:
             provider: Name of the provider.
             fit: Whether images are converted, which settles what the service might show otherwise than a viewer.
+            local: The service is an emulator on this machine, which reaches pictures that the real one does not.
         """
         row = self.row
         found = [
@@ -204,15 +205,19 @@ class Job:
         if self.sound is None and row.at_provider(provider).sound_by_default:
             said = f"{row.name} makes sound by default at {provider}, which may cost more"
             found.append(Problem("sound", f"{said}: say sound=False for none, or sound=True"))
-        return tuple(found + self.picture_cautions(fit=fit))
+        return tuple(found + self.picture_cautions(fit=fit, local=local))
 
-    def picture_cautions(self, *, fit: bool = False) -> list[Problem]:
+    def picture_cautions(self, *, fit: bool = False, local: bool = False) -> list[Problem]:
         """Return those of `cautions` that are about images, and the same at every provider."""
-        found = [Problem("image", said) for said in picture_cautions(self.image, fit=fit)]
+        found = [Problem("image", said) for said in picture_cautions(self.image, fit=fit, local=local)]
         if self.end_image is not None:
-            found += [Problem("end_image", said) for said in picture_cautions(self.end_image, fit=fit)]
+            found += [Problem("end_image", said) for said in picture_cautions(self.end_image, fit=fit, local=local)]
         for name in IMAGE_LISTS if self.keyframes or self.images else ():
-            found += [Problem(name, said) for url in getattr(self, name) for said in picture_cautions(url, fit=fit)]
+            found += [
+                Problem(name, said)
+                for url in getattr(self, name)
+                for said in picture_cautions(url, fit=fit, local=local)
+            ]
         return found
 
     def inputs(self, image: str, end_image: str | None, *, provider: str = "wavespeed") -> dict[str, object]:

@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from decimal import Decimal
 from typing import TYPE_CHECKING, Self, TypeAlias, cast
@@ -16,6 +16,7 @@ import attrs
 
 from kling_async._core.job import Job
 from kling_async._core.job_key import Key, checked_key
+from kling_async._core.picture_names import NameCounter, UniqueNames, picture_name
 from kling_async._submission.drain import Drain
 from kling_async._tasks import is_cancelled
 from kling_async.errors import AlreadyPaidError, KlingError, SkippedError, SubmissionUncertainError
@@ -119,6 +120,7 @@ class Batch(anyio.AsyncContextManagerMixin):
         self._window_opens: asyncio.Future[None] | None = None
         # A batch over a ledger on disk may be run again, so every key must stay the same.
         self._keys = KeyAssigner(math.inf if engine.ledger.durable else MAX_KEYS_IN_MEMORY)
+        self._unique_names: UniqueNames | None = None
         self._runs: set[JobRun] = set()
         self._ready: list[tuple[int, Outcome]] = []
         self._arrived = 0
@@ -144,6 +146,8 @@ class Batch(anyio.AsyncContextManagerMixin):
         identity = await self._engine.contents.identity(self.name)
         if self._seen == "stop":
             await self._stop_if_seen(identity)
+        if self._save_to is not None and self._jobs is not None:
+            self._unique_names = await anyio.to_thread.run_sync(unique_names, self._jobs)
         raised: BaseException | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._feed)
@@ -313,7 +317,9 @@ class Batch(anyio.AsyncContextManagerMixin):
         except KlingError as error:
             return self._new_run(job, key or f"unreadable-{index}", None), error
         assigned = self._keys.assign(key, content, index)
-        return self._new_run(job, assigned.key, content), assigned.duplicate
+        run = self._new_run(job, assigned.key, content)
+        run.named_alone = self._unique_names is not None and picture_name(job.image) in self._unique_names
+        return run, assigned.duplicate
 
     def _new_run(self, job: Job, key: str, content: Content | None, *, recalled: bool = False) -> JobRun:
         return JobRun(
@@ -362,6 +368,21 @@ class Batch(anyio.AsyncContextManagerMixin):
         if self._window_opens is not None and not self._window_opens.done():
             self._window_opens.set_result(None)
         return outcome
+
+
+def unique_names(jobs: Jobs) -> UniqueNames | None:
+    """Return the names of pictures that one job of an input has; None for an input that cannot be read twice."""
+    known = getattr(jobs, "unique_names", None)
+    if isinstance(known, UniqueNames):
+        # Of a manifest.
+        return known
+    if not isinstance(jobs, (list, tuple)):
+        return None
+    names = NameCounter()
+    for item in cast("Sequence[object]", jobs):
+        key, job = item if isinstance(item, tuple) else (None, item)
+        names.add(str(key) if key is not None else picture_name(getattr(job, "image", None)))
+    return names.unique()
 
 
 async def iterate(jobs: Jobs) -> AsyncGenerator[Item, None]:

@@ -32,6 +32,7 @@ class JobRun:
         prediction_id: Id of the latest accepted prediction; None before the first.
         cost: USD of all accepted predictions by the price list; None when there is none with a known price.
         failures: Number of its predictions that failed, in earlier runs too.
+        named_alone: True if the video may be named after the picture alone: no other job of the input has such a name.
         reused: True when the video of another batch's job is handed out for this one.
     """
 
@@ -48,6 +49,7 @@ class JobRun:
     cost: Decimal | None = None
     failures: int = 0
     reused: bool = False
+    named_alone: bool = False
 
     @property
     def content_read(self) -> Content:

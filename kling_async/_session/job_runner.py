@@ -57,6 +57,7 @@ from kling_async.ledger._recall import RETENTION_S, check_images, prediction_of
 from kling_async.limits import Gate, Slots
 from kling_async.limits.doubts import MAX_BLIND_SUBMITS
 from kling_async.providers import Provider
+from kling_async.providers._v3 import is_local
 
 from .keys import ContentReader, claim_job
 from .seen import SeenJobs
@@ -378,7 +379,7 @@ class JobRunner:
     def _warn(self, run: JobRun) -> None:
         """Log what may not be as the job expects, once per session."""
         # What a service may show otherwise is logged where an image is sent, with the name of the file.
-        for caution in run.job.cautions(self.provider.name, fit=True):
+        for caution in run.job.cautions(self.provider.name, fit=True, local=is_local(self.provider.base_url)):
             if caution not in self.cautioned:
                 self.cautioned.add(caution)
                 log.warning("job %s: %s", run.key, caution)

@@ -10,6 +10,7 @@ import anyio.to_thread
 import attrs
 
 from kling_async._core.content import Content, Identity, content_of, same_but_for_signatures
+from kling_async._core.job_key import DERIVED_KEY_LENGTH
 from kling_async._images.preflight import sha256
 from kling_async._images.uploads import digest
 from kling_async.errors import InvalidJobError, KeyReusedError, Problem
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from kling_async._core.states import Row
     from kling_async.ledger import Ledger
 
-KEY_LENGTH = 16
-"""Hex digits of the content hash that make a key."""
 MAX_KNOWN_FILES = 50_000
 """Files whose digests are kept, in about 25 MB; any others are read each time."""
 
@@ -77,11 +76,6 @@ async def read_content(job: Job, *, identity: Identity, known: FileDigests | Non
         else:
             digests[id(file)] = await digest(file, field=place)
     return content_of(job, lambda file: digests[id(file)], identity=identity)
-
-
-def is_derived(key: str, content: Content) -> bool:
-    """Return whether a key was derived from a job's content, because its caller gave it none."""
-    return key == content.digest[:KEY_LENGTH] or key.startswith(f"{content.digest[:KEY_LENGTH]}-")
 
 
 class ContentReader:
@@ -189,7 +183,7 @@ class KeyAssigner:
             content: The job's content.
             position: Position of the job in the input, from 0.
         """
-        key = content.digest[:KEY_LENGTH] if given is None else given
+        key = content.digest[:DERIVED_KEY_LENGTH] if given is None else given
         count = self._counts.get(hash(key), 0) + 1
         if count > 1 or len(self._counts) < self._max_remembered:
             self._counts[hash(key)] = count

@@ -11,6 +11,7 @@ import attrs
 
 from kling_async._core.clock import Clock
 from kling_async._core.content import possible_digests
+from kling_async._core.job_key import is_derived
 from kling_async._core.prices import Kind
 from kling_async._core.states import REUSE_ORDER, Entry, Row, State
 from kling_async._http.reads import ServiceReads
@@ -18,7 +19,7 @@ from kling_async.errors import AlreadyPaidError, InDoubtElsewhereError, InvalidJ
 from kling_async.ledger import Ledger
 from kling_async.ledger._recall import RETENTION_S, saved_file
 
-from .keys import KeyAssigner, is_derived, read_content
+from .keys import KeyAssigner, read_content
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable
@@ -50,7 +51,7 @@ async def paid_elsewhere(ledger: Ledger, batch: str, key: str, content: Content,
         LedgerError: The ledger cannot be read.
     """
     digests = possible_digests(content, await ledger.ignored_parameters())
-    return await ledger.paid_elsewhere(batch, key, digests=digests, any_key=any_key or is_derived(key, content))
+    return await ledger.paid_elsewhere(batch, key, digests=digests, any_key=any_key or is_derived(key, content.digest))
 
 
 @attrs.frozen

@@ -505,24 +505,31 @@ class ModelsOptions(Options):
 class EmulatorOptions(Options):
     """Options of `emulator`."""
 
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1"
     advertise: Annotated[
         str | None, typer.Option(metavar="NAME", help="Host name that clients use.", show_default="the address")
     ] = None
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of WaveSpeed; 0 takes a free one.")] = 8787
-    gptproto_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of GPTProto; 0 takes a free one.")] = 8788
-    speed: Annotated[float, typer.Option(min=0.1, max=1000, help="How many times as fast as the real service.")] = 1.0
+    port: Annotated[
+        int, typer.Option(metavar="PORT", min=0, max=65535, help="Port of WaveSpeed; 0 takes a free one.")
+    ] = 8787
+    gptproto_port: Annotated[
+        int, typer.Option(metavar="PORT", min=0, max=65535, help="Port of GPTProto; 0 takes a free one.")
+    ] = 8788
+    speed: Annotated[
+        float, typer.Option(metavar="TIMES", min=0.1, max=1000, help="How many times as fast as the real service.")
+    ] = 1.0
     seconds: Annotated[
-        float | None, typer.Option(min=0, help="Seconds to make every video.", show_default="as the real service")
+        float | None,
+        typer.Option(metavar="SECONDS", min=0, help="Seconds to make every video.", show_default="as the real service"),
     ] = None
     level: Annotated[LevelChoice, typer.Option(metavar="LEVEL", help=f"Level of the accounts: {LEVEL_NAMES}.")] = (
         LevelChoice.GOLD
     )
-    balance: Annotated[float, typer.Option(help="USD on each account.")] = 1000.0
+    balance: Annotated[float, typer.Option(metavar="USD", help="USD on each account.")] = 1000.0
     profile: Annotated[ProfileChoice, typer.Option(help="Real videos, or one tiny file.")] = ProfileChoice.VIDEO
-    seed: Annotated[int | None, typer.Option(help="Repeat the same times, ids and faults.", show_default="random")] = (
-        None
-    )
+    seed: Annotated[
+        int | None, typer.Option(metavar="NUMBER", help="Repeat the same times, ids and faults.", show_default="random")
+    ] = None
     chaos: Annotated[
         float,
         typer.Option(min=0, max=1, metavar="RATE", help="Share of requests that meet a fault: 0.1 is one in ten."),

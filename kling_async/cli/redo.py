@@ -72,7 +72,8 @@ async def jobs_to_redo(
         wanted.discard(key)
         row, content = rows.get(key), await read_content(job, identity=identity, known=files)
         if row is None or row.digest == content.digest or _is_same(row, content, identity):
-            known = "was not sent yet" if row is None else "has the same content as when it was sent"
+            sent = row is not None and row.attempt
+            known = "has the same content as when it was sent" if sent else "was not sent yet"
             print_text(console, Text(f"--redo {key}: the job {known}, so there is nothing to redo.", "yellow"))
             continue
         is_kept(row)  # raises if it cannot be made again now
@@ -94,7 +95,7 @@ def print_redo(console: Console, jobs: list[Redo]) -> None:
     for job in jobs[:_MAX_SHOWN]:
         row = job.row
         before = f"prediction {row.prediction_id}, {format_usd(row.cost)}" if row.prediction_id else "without a video"
-        stays = ", which stays in the ledger" if row.prediction_id else ""
+        stays = ", which stays in the ledger" if is_kept(row) else ""
         print_text(console, Text(f"{row.key} is made again; before: {row.state.label}, {before}{stays}.", "yellow"))
     if len(jobs) > _MAX_SHOWN:
         print_text(console, Text(f"and {len(jobs) - _MAX_SHOWN} more", "yellow"))

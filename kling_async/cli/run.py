@@ -13,6 +13,7 @@ from kling_async._session.keys import FileDigests
 from kling_async._session.seen import Found, look_up, named
 from kling_async._session.session import engine_of
 from kling_async.errors import ConfigurationError
+from kling_async.manifest import LookedUp
 
 from .choices import SeenChoice
 from .exits import Exit
@@ -25,7 +26,7 @@ from .reading import batches_of, identity_of
 from .redo import Redo, jobs_to_redo, print_redo, renew
 from .rehearsal import remove_rehearsal
 from .runner import check_destination, check_gallery, new_batch_session, run_batch
-from .sources import emulated, print_warnings, read_source
+from .sources import at_this_machine, emulated, print_warnings, read_source
 from .spending import Payable, confirm_spending, due_of_manifest, print_budget_warning
 from .work import Due, Work
 
@@ -80,7 +81,7 @@ def run(options: RunOptions) -> Exit:
             print_budget_warning(console, work)
         _print_seen(console, options, found)
         print_redo(console, redo)
-        print_warnings(console, manifest, options.provider)
+        print_warnings(console, manifest, options.provider, local=options.emulator or at_this_machine(options.provider))
         print_level_hint(console, due.kinds, session)
     if options.seen is SeenChoice.STOP and found.jobs:
         raise found.error()
@@ -101,8 +102,7 @@ def _work(manifest: Manifest, options: RunOptions, due: Due, files: FileDigests)
     def batch(kling: KlingSession) -> Batch:
         engine_of(kling).contents.known = files
         return kling.batch(
-            # An iterator, because the manifest was looked up as a whole already.
-            aiter(manifest),
+            LookedUp(manifest),
             name=options.batch,
             budget=budget,
             save_to=destination(options.videos),

@@ -22,7 +22,7 @@ from .output import make_console, plural, print_error, print_text, route_logs
 from .plan import Plan, parse_budget, print_plan
 from .progress import progress
 from .runner import explained, new_session
-from .sources import print_warnings, read_source
+from .sources import at_this_machine, print_warnings, read_source
 
 if TYPE_CHECKING:
     from kling_async.ledger.postgres import PostgresLedger
@@ -55,7 +55,7 @@ def enqueue(options: EnqueueOptions) -> Exit:
         jobs = plural(len(manifest), "job")
         print_text(console, Text.assemble((jobs, "bold"), f" from {manifest.name}, for workers at {options.provider}"))
         print_plan(console, Plan.of(manifest.kinds, options.provider, models=manifest.models))
-        print_warnings(console, manifest, options.provider)
+        print_warnings(console, manifest, options.provider, local=at_this_machine(options.provider))
 
     async def work() -> Exit:
         async with aclosing(_shared_ledger(options)) as ledger:

@@ -36,6 +36,8 @@ from kling_async.integrations.fastapi import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kling_async._core.job import JobFields
+
 HERE = Path(__file__).parent
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -86,7 +88,11 @@ def studio(session: Callable[[], KlingSession], videos: Path) -> FastAPI:
     @app.get("/models")
     async def models() -> list[dict[str, Any]]:
         return [
-            {"name": model.name, "prices": {seconds: str(model.price(seconds)) for seconds in model.durations}}
+            {
+                "name": model.name,
+                "prices": {seconds: str(model.price(seconds)) for seconds in model.durations},
+                "negative": model.negative_prompt,
+            }
             for model in OFFERED_MODELS
         ]
 
@@ -97,10 +103,14 @@ def studio(session: Callable[[], KlingSession], videos: Path) -> FastAPI:
         prompt: str,
         model: str,
         duration: int,
+        negative_prompt: str | None = None,
         request: Request,
         jobs: Jobs,
     ) -> JSONResponse:
-        status = await jobs.submit(Job(model=model, prompt=prompt, image=image, duration=duration))
+        fields: JobFields = {"model": model, "prompt": prompt, "image": image, "duration": duration}
+        if negative_prompt:
+            fields["negative_prompt"] = negative_prompt
+        status = await jobs.submit(Job(**fields))
         return accepted(status, location=str(request.url_for("look", key=status.key)))
 
     @app.get("/videos/{key}")

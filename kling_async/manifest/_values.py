@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import math
@@ -108,6 +109,11 @@ def cell(name: str, text: str) -> object:
             return bare.partition(".")[0] or bare
         case _ if name in JSON_FIELDS:
             return json_cell(name, bare)
+        case _ if name.startswith("extra."):
+            # A number or a truth value, where it is one.
+            with contextlib.suppress(ValueError, RecursionError):
+                return DECODER.decode(bare)
+            return bare
         case "prompt" | "negative_prompt":
             return text
         case _:

@@ -58,7 +58,6 @@ def test_minimal_job_uses_cheapest_model() -> None:
 def test_all_problems_are_reported_with_paths() -> None:
     with pytest.raises(InvalidJobError) as caught:
         Job(  # type: ignore[call-arg]  # an unknown field is the point
-            model="kling-v9",
             prompt="",
             image="face.png",
             negative_prompt=cast("str", 5),
@@ -70,7 +69,6 @@ def test_all_problems_are_reported_with_paths() -> None:
         )
     assert [problem.path for problem in caught.value.problems] == [
         "seed",
-        "model",
         "prompt",
         "duration",
         "image",
