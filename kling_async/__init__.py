@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         ApiError,
         AuthenticationError,
         BudgetExceededError,
+        CallerLimitError,
         ConfigurationError,
         ConnectFailedError,
         ConnectionLostError,
@@ -91,7 +92,7 @@ if TYPE_CHECKING:
         WrongLoopError,
     )
     from .ledger import Ledger, Row, State, read_ledger
-    from .limits import NoLimit, RateLimiter, StartsPerWindow
+    from .limits import CallerLimits, NoLimit, RateLimiter, StartsPerWindow
     from .providers import GPTProto, Provider, WaveSpeed
     from .storage import Outputs
 
@@ -108,6 +109,8 @@ __all__ = [
     "Billing",
     "Budget",
     "BudgetExceededError",
+    "CallerLimitError",
+    "CallerLimits",
     "Caution",
     "Certainty",
     "Clock",
@@ -214,10 +217,10 @@ _MODULE_OF = {
         "._core.prices": "Certainty Price Rate",
         "._core.clock": "Clock",
         ".errors": (
-            "AlreadyPaidError ApiError AuthenticationError BudgetExceededError ConfigurationError ConnectFailedError "
-            "ConnectionLostError InDoubtElsewhereError InsufficientBalanceError InvalidJobError KeyReusedError "
-            "KlingError LedgerError LineLostError ManifestError ModerationError NoOutputError NotFoundError "
-            "NotInHandError OtherAccountError OutputGoneError PermissionDeniedError PredictionError "
+            "AlreadyPaidError ApiError AuthenticationError BudgetExceededError CallerLimitError ConfigurationError "
+            "ConnectFailedError ConnectionLostError InDoubtElsewhereError InsufficientBalanceError InvalidJobError "
+            "KeyReusedError KlingError LedgerError LineLostError ManifestError ModerationError NoOutputError "
+            "NotFoundError NotInHandError OtherAccountError OutputGoneError PermissionDeniedError PredictionError "
             "PredictionExpiredError PredictionFailedError PredictionTimeoutError PriceUnknownError Problem "
             "ProtocolError QueueFullError RateLimitedError RateLimiterError ReplyTooLargeError RequestRejectedError "
             "RowProblem ServerError SessionClosedError SkippedError Spent StorageError SubmissionUncertainError "
@@ -236,7 +239,7 @@ _MODULE_OF = {
         "._worker.enqueue": "enqueue",
         "._worker.worker": "Worker",
         ".ledger": "Ledger Row State read_ledger",
-        ".limits": "NoLimit RateLimiter StartsPerWindow",
+        ".limits": "CallerLimits NoLimit RateLimiter StartsPerWindow",
         ".providers": "GPTProto Provider WaveSpeed",
         ".storage": "Outputs",
     }.items()

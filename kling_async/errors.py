@@ -10,6 +10,7 @@ KlingError
 ├── WrongLoopError (RuntimeError)        used from another event loop, thread or library; nothing was sent
 ├── SkippedError                         never submitted: its batch had stopped or was drained
 ├── QueueFullError                       too many jobs are queued; nothing was sent; `retry_after`
+│   └── CallerLimitError                 ... of this caller; `caller`
 ├── UnknownJobError                      no job has this key
 ├── BudgetExceededError                  the job costs more than the budget has left
 ├── PriceUnknownError                    there is a budget, and no price to reserve
@@ -326,6 +327,22 @@ class QueueFullError(KlingError):
     def __init__(self, message: str, *, retry_after: float, **about: Any) -> None:
         super().__init__(message, **about)
         self.retry_after = retry_after
+
+
+class CallerLimitError(QueueFullError):
+    """A caller has as many jobs waiting as `CallerLimits.queued` allows; the job was not accepted.
+
+    Attributes:
+        caller: Name of the caller.
+        queued: Number of jobs that may wait.
+    """
+
+    default_advice = "try again once some of them have started; other callers are not affected"
+
+    def __init__(self, message: str, *, caller: str, queued: int, retry_after: float, **about: Any) -> None:
+        super().__init__(message, retry_after=retry_after, **about)
+        self.caller = caller
+        self.queued = queued
 
 
 class UnknownJobError(KlingError):

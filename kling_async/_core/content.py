@@ -272,6 +272,7 @@ def recalled(content: Content, uploads: Mapping[str, str]) -> Job:
     fields["extra"] = fields.get("extra", {})
     fields.pop(_FILES, None)
     fields["labels"] = _loads(content.labels or "{}")
+    fields |= {"caller": "", "priority": 0}
     row = fields.get("own_row")
     fields["own_row"] = None if row is None else _rows().structure(row, Model)
     return job_of_fields(fields).with_files({place: file for place, file in found.items() if place not in IMAGES})

@@ -34,7 +34,7 @@ from kling_async._turns import Turns, download_turns
 from kling_async._watching.watcher import Watcher
 from kling_async.errors import LedgerError, SessionClosedError, Spent
 from kling_async.ledger import SharedLedger, ledger_identity, open_ledger
-from kling_async.limits import Gate, Slots, StartsPerWindow
+from kling_async.limits import Callers, Gate, Slots, StartsPerWindow
 
 from .job_runner import JobRunner
 from .keys import ContentReader
@@ -100,7 +100,7 @@ class SessionEngine:
             starts=options.level.starts if options.rate_limiter is None else sys.maxsize,
             per=options.level.per + WINDOW_SLACK_S,
         )
-        self.slots = Slots(options.max_in_flight, adaptive=options.adaptive)
+        self.slots = Slots(options.max_in_flight, adaptive=options.adaptive, callers=Callers(options.callers))
         limiter = options.rate_limiter or StartsPerWindow(self.level.starts, self.level.per, clock=clock)
         self.gate = Gate(limiter, self.slots, clock)
 

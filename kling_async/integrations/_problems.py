@@ -11,6 +11,7 @@ from kling_async._core.prediction import INPUT_CODES
 from kling_async.errors import (
     AuthenticationError,
     BudgetExceededError,
+    CallerLimitError,
     ConnectFailedError,
     InsufficientBalanceError,
     InvalidJobError,
@@ -79,6 +80,7 @@ _KINDS: dict[type[KlingError], _Kind] = {
     OutputGoneError: _Kind(410, "The video has expired"),
     WebhookRefusedError: _Kind(400, "The webhook was refused"),
     RateLimitedError: _Kind(429, "The service takes no more jobs at the moment", retry=True),
+    CallerLimitError: _Kind(429, "Too many of your jobs are waiting", retry=True),
     QueueFullError: _Kind(503, "Too many jobs are waiting", retry=True),
     RateLimiterError: _Kind(503, "Jobs cannot be started at the moment", operator=True, retry=True),
     LedgerError: _Kind(503, "Jobs cannot be recorded at the moment", operator=True, retry=True),

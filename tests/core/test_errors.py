@@ -47,6 +47,7 @@ def every_error() -> list[errors.KlingError]:
         errors.AlreadyPaidError: {"batch": "spring", "jobs": 3, "cost": Decimal("0.84")},
         errors.InDoubtElsewhereError: {"batch": "spring", "jobs": 1, "cost": None},
         errors.QueueFullError: {"retry_after": 7.5},
+        errors.CallerLimitError: {"retry_after": 7.5, "caller": "alice", "queued": 3},
         errors.WebhookRefusedError: {"reason": errors.WebhookRefusal.FORGED},
     }
     for name in ["KlingError", *tree()]:
