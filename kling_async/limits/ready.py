@@ -71,10 +71,10 @@ _Turn = tuple[float, int, _Line]
 class ReadyQueue(Generic[T]):
     """Items that wait, each at a place. Callers take turns by their weights, however much each has waiting.
 
-    The rule is worst-case fair weighted fair queueing (WF2Q+, Bennett and Zhang, 1997): of the callers whose next item
+    The rule is worst-case fair weighted fair queueing (WF2Q+, Bennett and Zhang, 1996): of the callers whose next item
     is due by virtual time, the one goes first whose item is to be served earliest. Nobody is thereby ahead of or behind
-    their share by more than about one start, and who comes later is served next, without credit for the time before. A
-    caller alone gets everything.
+    their share by more than about one start, and who comes later is served within one round, without credit for the time
+    before. A caller alone gets everything.
 
     Args:
         weight: Returns the weight of a caller, above 0.
