@@ -70,6 +70,11 @@ class Callers:
             return self._limits.get(caller, _DEFAULT)
         return self._limits(caller)
 
+    def share(self, caller: str) -> tuple[float, int | None]:
+        """Return the weight of a caller, and the number of slots that it may have; None for no limit."""
+        limits = self.limits(caller)
+        return limits.weight, limits.running
+
     def weight(self, caller: str) -> float:
         """Return the weight of a caller."""
         return self.limits(caller).weight

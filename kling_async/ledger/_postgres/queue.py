@@ -352,7 +352,16 @@ class RequestQueue:
         values = {**statements.inserted_values(new), "account": self._lease.account, "worker_id": worker_id}
         for id_, batch, key in await fetch(connection, statements.INSERT, values):
             content, model, at = new[batch, key]
-            row = Row(batch=batch, key=key, digest=content.digest, model=model, state=State.PENDING, updated_at=at)
+            row = Row(
+                batch=batch,
+                key=key,
+                digest=content.digest,
+                model=model,
+                state=State.PENDING,
+                updated_at=at,
+                caller=content.caller,
+                priority=content.priority,
+            )
             lines[batch, key] = Line(id_, worker_id, slot=False, row=row)
 
 

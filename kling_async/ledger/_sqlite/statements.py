@@ -31,12 +31,12 @@ SELECT_WITH_CONTENT = (
     "FROM job LEFT JOIN content ON content.batch = job.batch AND content.key = job.key "
 )
 INSERT = (
-    "INSERT INTO job(batch, key, digest, model, updated_at, state, attempt, failures) "
-    "VALUES (?, ?, ?, ?, ?, 'pending', 0, 0) ON CONFLICT(batch, key) DO NOTHING"
+    "INSERT INTO job(batch, key, digest, model, updated_at, caller, priority, state, attempt, failures) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, 'pending', 0, 0) ON CONFLICT(batch, key) DO NOTHING"
 )
 INSERT_STEP = "INSERT INTO step(batch, key, state, at, attempt, prediction_id, error)"
 # REPLACE: content left behind by a row that somebody deleted must not undo the whole group.
-INSERT_CONTENT = "INSERT OR REPLACE INTO content(batch, key, job, files, labels)"
+INSERT_CONTENT = f"INSERT OR REPLACE INTO content(batch, key, {', '.join(_CONTENT)})"
 RENEW_LABELS = "UPDATE content SET labels = ? WHERE batch = ? AND key = ? AND labels IS NOT ?"
 INSERT_BATCH = "INSERT INTO batch(name, identity, ignored) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 IDENTITY = "SELECT identity, ignored FROM batch WHERE name = ?"
