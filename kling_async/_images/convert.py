@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from PIL.ImageFile import ImageFile
 
-    from kling_async._core.images import EncodedImage
-
 _MANY_PIXELS: Final = 25_000_000
 _SHRINKABLE_MODES: Final = frozenset({"RGB", "RGBA", "L", "LA", "CMYK"})
 _MAX_OTHER_PIXELS: Final = 80_000_000
@@ -61,7 +59,7 @@ def check_background(background: str) -> None:
         ) from None
 
 
-def convert(content: bytes, *, field: str = "image", background: str = "white") -> EncodedImage:
+def convert(content: bytes, *, field: str = "image", background: str = "white") -> bytes:
     """Return an image as a viewer shows it, in sRGB, as a JPEG of at most 10 MB, or a PNG where a JPEG would lose much.
 
     It is rotated as its EXIF data says, with transparency on a ground, and without a colour profile.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kling_async._core.job import Job
 
     from .job_run import JobRun
+    from .keys import FileDigests
 
 POLL_S = 2.0
 """Seconds between two looks at a job that another batch is sending."""
@@ -109,6 +110,7 @@ async def look_up(
     identity: Identity,
     provider: str,
     any_key: bool = False,
+    known: FileDigests | None = None,
 ) -> Found:
     """Return which jobs of an input other batches have paid for. Nothing is sent or written.
 
@@ -122,6 +124,7 @@ async def look_up(
         identity: Identity of the batch.
         provider: Name of the provider, for the prices.
         any_key: As in `paid_elsewhere`.
+        known: Digests of files that were read before; None to read all.
 
     Raises:
         LedgerError: The ledger cannot be read.
@@ -130,7 +133,7 @@ async def look_up(
     found, position = Found(batch), 0
     async for given, job in items:
         try:
-            content = await read_content(job, identity=identity)
+            content = await read_content(job, identity=identity, known=known)
         except InvalidJobError:
             continue
         finally:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from kling_async._core.sender import Sender
     from kling_async._core.states import MOVES, OPEN, Entry, Known, Row, State, Step
 
-    from ._postgres.connection import Address
+    from ._postgres.reader import DatabaseReader
+    from ._sqlite.reader import FileReader
     from .memory import MemoryLedger
     from .sqlite import SQLiteLedger
 
@@ -358,14 +359,7 @@ def read_ledger(
         ConfigurationError: The URL cannot be parsed, or the extra for its database is not installed.
         LedgerError: When it is iterated: there is no such ledger, or it cannot be read.
     """
-    if is_url(ledger):
-        address = _address(ledger)
-        from ._postgres import reader as database  # noqa: PLC0415 -- it needs an extra
-
-        return database.rows(address, account, batch, states)
-    from ._sqlite import reader  # noqa: PLC0415 -- many sessions have no file
-
-    return reader.read_ledger(ledger, batch=batch, states=states)
+    return _reader(ledger, account).rows(batch, states)
 
 
 @hides_arguments
@@ -384,14 +378,7 @@ def read_steps(
         ConfigurationError: The URL cannot be read, or the extra for its database is not installed.
         LedgerError: When it is iterated: there is no such ledger, or it cannot be read.
     """
-    if is_url(ledger):
-        address = _address(ledger)
-        from ._postgres import reader as database  # noqa: PLC0415 -- it needs an extra
-
-        return database.steps(address, account, batch, key)
-    from ._sqlite import reader  # noqa: PLC0415 -- many sessions have no file
-
-    return reader.read_steps(ledger, batch=batch, key=key)
+    return _reader(ledger, account).steps(batch, key)
 
 
 @hides_arguments
@@ -407,14 +394,7 @@ def read_identity(ledger: str | os.PathLike[str], batch: str, *, account: str = 
         ConfigurationError: The URL cannot be parsed, or the extra for its database is not installed.
         LedgerError: There is no such ledger, or it cannot be read.
     """
-    if is_url(ledger):
-        address = _address(ledger)
-        from ._postgres import reader as database  # noqa: PLC0415 -- it needs an extra
-
-        return database.identity(address, account, batch)
-    from ._sqlite import reader  # noqa: PLC0415 -- many sessions have no file
-
-    return reader.read_identity(ledger, batch)
+    return _reader(ledger, account).identity(batch)
 
 
 @hides_arguments
@@ -429,14 +409,7 @@ def read_batches(ledger: str | os.PathLike[str], *, account: str = "default") ->
         ConfigurationError: The URL cannot be parsed, or the extra for its database is not installed.
         LedgerError: There is no such ledger, or it cannot be read.
     """
-    if is_url(ledger):
-        address = _address(ledger)
-        from ._postgres import reader as database  # noqa: PLC0415 -- it needs an extra
-
-        return database.batches(address, account)
-    from ._sqlite import reader  # noqa: PLC0415 -- many sessions have no file
-
-    return reader.read_batches(ledger)
+    return _reader(ledger, account).batches()
 
 
 @hides_arguments
@@ -451,14 +424,7 @@ def read_marks(ledger: str | os.PathLike[str], *, account: str = "default") -> d
         ConfigurationError: The URL cannot be parsed, or the extra for its database is not installed.
         LedgerError: There is no such ledger, or it cannot be read.
     """
-    if is_url(ledger):
-        address = _address(ledger)
-        from ._postgres import reader as database  # noqa: PLC0415 -- it needs an extra
-
-        return database.marks(address, account)
-    from ._sqlite import reader  # noqa: PLC0415 -- many sessions have no file
-
-    return reader.read_marks(ledger)
+    return _reader(ledger, account).marks()
 
 
 def ledger_identity(ledger: Ledger) -> object:
@@ -489,15 +455,20 @@ def is_url(ledger: object) -> TypeGuard[str]:
     return "://" in ledger
 
 
-def _address(url: str) -> Address:
-    """Return the address of a database.
+def _reader(ledger: str | os.PathLike[str], account: str) -> FileReader | DatabaseReader:
+    """Return the reader of a ledger.
 
     Raises:
         ConfigurationError: The URL cannot be parsed, or the extra for its database is not installed.
     """
-    with _driver(url):
+    if not is_url(ledger):
+        from ._sqlite.reader import FileReader  # noqa: PLC0415 -- many sessions have no file
+
+        return FileReader(ledger)
+    with _driver(ledger):
         from ._postgres.connection import Address  # noqa: PLC0415 -- it needs an extra
-    return Address(url)
+        from ._postgres.reader import DatabaseReader  # noqa: PLC0415 -- it needs an extra
+    return DatabaseReader(Address(ledger), account)
 
 
 @contextmanager

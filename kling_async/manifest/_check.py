@@ -344,9 +344,12 @@ def _converted(content: bytes) -> bytes:
     rotated = facts.turned and facts.type == "image/jpeg"
     if facts.type in ACCEPTED_IMAGE_TYPES and facts.bytes <= MAX_IMAGE_BYTES and not rotated:
         return content
-    from kling_async._images.convert import convert  # noqa: PLC0415 -- Pillow is an extra
+    # Imported here: Pillow is an extra.
+    from kling_async._core.former_pictures import MAX_FORMER_PIXELS, former_bytes, with_former  # noqa: PLC0415 -- see above
+    from kling_async._images.convert import convert  # noqa: PLC0415 -- see above
 
-    return convert(content)
+    rules = (1, 2) if facts.width * facts.height <= MAX_FORMER_PIXELS else ()
+    return with_former(convert(content), {rule: former_bytes(content, rule) for rule in rules})
 
 
 def _key_of(row: Row) -> str | None:

@@ -190,6 +190,7 @@ def test_package_works_without_extras() -> None:
     needs_extras = (
         "kling_async.cli.",
         "kling_async.emulator.renderer",
+        "kling_async._core.former_pictures",
         "kling_async._core.pixels",
         "kling_async._images.convert",
         "kling_async.limits.shared",

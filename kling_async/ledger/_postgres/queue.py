@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections import deque
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import attrs
 import psycopg
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from kling_async._core.states import Entry
 
     from .connection import Address, Database
-    from .lease import WorkerLease
     from .requests import Name
 
 MAX_GROUP_STEPS = 512
@@ -38,6 +37,34 @@ MAX_GROUP_STEPS = 512
 
 _Result: TypeAlias = "tuple[StepRequest, Line | LedgerError | None]"
 _History: TypeAlias = "tuple[Name, Entry, Line]"
+
+
+class Lease(Protocol):
+    """The part of a worker's lease that its requests need.
+
+    Attributes:
+        account: Name of the account.
+        name: Host and process.
+        worker_id: Id of the worker; another one after a lease that was lost.
+        lines: Lines of the jobs that this worker owns, as they are in the database.
+    """
+
+    account: str
+    name: str
+    worker_id: str
+    lines: dict[Name, Line]
+
+    async def is_alive(self, connection: Connection) -> bool:
+        """Return whether the lease runs; nobody can claim a job of this worker until the transaction ends.
+
+        Raises:
+            LedgerError: A later version of the package has migrated the tables.
+        """
+        ...
+
+    def disown(self, name: Name) -> None:
+        """Remove a line whose step could not be written: renewing the lease releases it."""
+        ...
 
 
 class RequestQueue:
@@ -55,9 +82,7 @@ class RequestQueue:
         loop: The event loop that the ledger was opened in.
     """
 
-    def __init__(
-        self, database: Database, address: Address, lease: WorkerLease, *, patience: float, runs: float
-    ) -> None:
+    def __init__(self, database: Database, address: Address, lease: Lease, *, patience: float, runs: float) -> None:
         self.is_open = False
         self.loop = LoopBinding(f"the ledger {address}")
         self._database = database
