@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         ApiError,
         AuthenticationError,
         BudgetExceededError,
+        CallerBudgetExceededError,
         CallerLimitError,
         ConfigurationError,
         ConnectFailedError,
@@ -109,6 +110,7 @@ __all__ = [
     "Billing",
     "Budget",
     "BudgetExceededError",
+    "CallerBudgetExceededError",
     "CallerLimitError",
     "CallerLimits",
     "Caution",
@@ -217,15 +219,15 @@ _MODULE_OF = {
         "._core.prices": "Certainty Price Rate",
         "._core.clock": "Clock",
         ".errors": (
-            "AlreadyPaidError ApiError AuthenticationError BudgetExceededError CallerLimitError ConfigurationError "
-            "ConnectFailedError ConnectionLostError InDoubtElsewhereError InsufficientBalanceError InvalidJobError "
-            "KeyReusedError KlingError LedgerError LineLostError ManifestError ModerationError NoOutputError "
-            "NotFoundError NotInHandError OtherAccountError OutputGoneError PermissionDeniedError PredictionError "
-            "PredictionExpiredError PredictionFailedError PredictionTimeoutError PriceUnknownError Problem "
-            "ProtocolError QueueFullError RateLimitedError RateLimiterError ReplyTooLargeError RequestRejectedError "
-            "RowProblem ServerError SessionClosedError SkippedError Spent StorageError SubmissionUncertainError "
-            "TransportError TransportTimeoutError UnknownJobError UnknownPredictionError UnsupportedError "
-            "WebhookRefusal WebhookRefusedError WrongLoopError"
+            "AlreadyPaidError ApiError AuthenticationError BudgetExceededError CallerBudgetExceededError "
+            "CallerLimitError ConfigurationError ConnectFailedError ConnectionLostError InDoubtElsewhereError "
+            "InsufficientBalanceError InvalidJobError KeyReusedError KlingError LedgerError LineLostError "
+            "ManifestError ModerationError NoOutputError NotFoundError NotInHandError OtherAccountError "
+            "OutputGoneError PermissionDeniedError PredictionError PredictionExpiredError PredictionFailedError "
+            "PredictionTimeoutError PriceUnknownError Problem ProtocolError QueueFullError RateLimitedError "
+            "RateLimiterError ReplyTooLargeError RequestRejectedError RowProblem ServerError SessionClosedError "
+            "SkippedError Spent StorageError SubmissionUncertainError TransportError TransportTimeoutError "
+            "UnknownJobError UnknownPredictionError UnsupportedError WebhookRefusal WebhookRefusedError WrongLoopError"
         ),
         "._core.http": "Effect HttpRequest HttpResponse Timeouts",
         "._core.job": "Job Shot",

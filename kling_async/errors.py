@@ -13,6 +13,7 @@ KlingError
 │   └── CallerLimitError                 ... of this caller; `caller`
 ├── UnknownJobError                      no job has this key
 ├── BudgetExceededError                  the job costs more than the budget has left
+│   └── CallerBudgetExceededError        ... of its caller; other callers go on; `caller`
 ├── PriceUnknownError                    there is a budget, and no price to reserve
 ├── AlreadyPaidError                     another batch of the ledger has paid for the job; nothing was sent; `batch`
 │   └── InDoubtElsewhereError            another batch's job with the same content is in doubt, so it cannot be reused
@@ -367,6 +368,22 @@ class BudgetExceededError(KlingError):
         self.budget = budget
         self.used = used
         self.price = price
+
+
+class CallerBudgetExceededError(BudgetExceededError):
+    """The job's price exceeds what is left of the budget of its caller (`CallerLimits.usd`); other callers go on.
+
+    Attributes:
+        caller: Name of the caller.
+    """
+
+    account_wide = False
+    insufficient_funds = False
+    default_advice = "raise the caller's budget and run again: jobs that were paid for are not paid for again"
+
+    def __init__(self, message: str, *, caller: str, **about: Any) -> None:
+        super().__init__(message, **about)
+        self.caller = caller
 
 
 class PriceUnknownError(KlingError):

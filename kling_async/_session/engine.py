@@ -127,6 +127,7 @@ class SessionEngine:
             ledger=ledger,
             ledger_identity=ledger_identity(ledger),
             budget=options.budget,
+            callers=self.callers,
         )
         self.watcher = Watcher(
             transport=transport,

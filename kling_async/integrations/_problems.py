@@ -11,6 +11,7 @@ from kling_async._core.prediction import INPUT_CODES
 from kling_async.errors import (
     AuthenticationError,
     BudgetExceededError,
+    CallerBudgetExceededError,
     CallerLimitError,
     ConnectFailedError,
     InsufficientBalanceError,
@@ -71,6 +72,7 @@ _KINDS: dict[type[KlingError], _Kind] = {
     ManifestError: _Kind(422, "The manifest is not valid"),
     RequestRejectedError: _Kind(422, "The service refused the job"),
     ModerationError: _Kind(422, "The content was refused"),
+    CallerBudgetExceededError: _Kind(402, "Your budget is used up"),
     BudgetExceededError: _Kind(402, "The budget is used up", operator=True),
     InsufficientBalanceError: _Kind(402, "The account cannot pay for the job", operator=True),
     PriceUnknownError: _Kind(402, "The job has no price that the budget can reserve"),

@@ -133,9 +133,9 @@ class MemoryLedger:
         """Return the keys of a batch's jobs under way in these states."""
         return [row.key for row in await self.rows(states) if row.batch == batch]
 
-    async def spent(self, batch: str | None) -> Decimal:
+    async def spent(self, batch: str | None, *, caller: str | None = None) -> Decimal:
         """Return 0: there was no earlier process."""
-        del batch
+        del batch, caller
         return Decimal(0)
 
     async def uploaded(self, digest: str, now: float) -> str | None:

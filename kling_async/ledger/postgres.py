@@ -322,9 +322,9 @@ class PostgresLedger:
         values = [self.account, batch, [state.value for state in states]]
         return [key for (key,) in await self._queue.read(statements.KEYS, values)]
 
-    async def spent(self, batch: str | None) -> Decimal:
+    async def spent(self, batch: str | None, *, caller: str | None = None) -> Decimal:
         """Return the USD that a batch, or everything, has cost so far by the price list, less what was given back."""
-        ((spent,),) = await self._queue.read(statements.SPENT, [self.account, batch])
+        ((spent,),) = await self._queue.read(statements.SPENT, [self.account, batch, caller])
         return spent or Decimal(0)
 
     async def uploaded(self, digest: str, now: float) -> str | None:

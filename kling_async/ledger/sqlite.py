@@ -263,11 +263,14 @@ class SQLiteLedger:
         )
         return keys
 
-    async def spent(self, batch: str | None) -> Decimal:
+    async def spent(self, batch: str | None, *, caller: str | None = None) -> Decimal:
         """Return the USD that a batch, or everything, has cost so far by the price list, less what was given back."""
 
         def work(connection: sqlite3.Connection) -> Decimal:
-            amounts = connection.execute(statements.AMOUNTS, (batch,)).fetchall()
+            query, values = (
+                (statements.AMOUNTS, (batch,)) if caller is None else (statements.AMOUNTS_OF, (caller, batch))
+            )
+            amounts = connection.execute(query, values).fetchall()
             return sum(
                 (count * (Decimal(spent or 0) - Decimal(refunded or 0)) for spent, refunded, count in amounts),
                 Decimal(0),

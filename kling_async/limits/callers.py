@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any, TypeAlias
 
 import attrs
 
+from kling_async._core.budget import CallerBudget
 from kling_async.errors import CallerLimitError, ConfigurationError
 
 RETRY_AFTER_S = 30.0
@@ -22,6 +24,10 @@ class CallerLimits:
         weight: Share of the free slots while several callers wait, relative to the others' weights; above 0.
         running: Maximum number of the caller's predictions that run at once in this session; None for no limit but the
             account's.
+        usd: Most that the caller's jobs may cost in USD, those in the ledger included; a job for which it does not
+            suffice is refused, unpaid, with a `CallerBudgetExceededError`, and other callers go on. None for no limit.
+        allow_estimate: Whether to use the catalogue's estimate for a price that neither the vendor's pages nor the
+            service states.
         queued: Maximum number of the caller's jobs that wait for a slot; one more is refused, unpaid, with a
             `CallerLimitError`. None for no limit.
 
@@ -32,6 +38,8 @@ class CallerLimits:
     weight: float = 1.0
     running: int | None = None
     queued: int | None = None
+    usd: Decimal | str | float | None = None
+    allow_estimate: bool = False
 
     def __attrs_post_init__(self) -> None:
         for name in ("weight", "running", "queued"):
@@ -42,6 +50,16 @@ class CallerLimits:
             if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < float("inf"):
                 expected = "a number above 0" if name == "weight" else "a whole number above 0, or None"
                 raise ConfigurationError(f"callers: {name}: expected {expected}, got {value!r:.40}")
+        if self.usd is not None:
+            self.budget("")
+
+    def budget(self, caller: str) -> CallerBudget | None:
+        """Return a budget of a caller with these limits, of which nothing is counted yet; None without one.
+
+        Raises:
+            ConfigurationError: The cap is not an amount.
+        """
+        return None if self.usd is None else CallerBudget(caller, self.usd, allow_estimate=self.allow_estimate)
 
 
 LimitsByCaller: TypeAlias = Mapping[str, CallerLimits] | Callable[[str], CallerLimits]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from decimal import Decimal
 from itertools import accumulate
 
 import anyio
 import pytest
 
-from kling_async import Level
+from kling_async import CallerBudgetExceededError, Level
+from kling_async._core.budget import Cap
 from kling_async._core.content import Content
 from kling_async._core.states import Entry, State
 from kling_async.ledger.postgres import PostgresLedger
@@ -93,6 +95,35 @@ async def test_priorities_order_the_jobs_of_a_caller(database: str) -> None:
         await ledger.aclose()
     assert [key for key in keys if key.startswith("a")] == ["a 9", "a 0", "a -9"]
     assert Counter(key[0] for key in keys[:4]) == {"a": 2, "b": 2}
+
+
+async def test_a_callers_budget_holds_over_all_workers(database: str) -> None:
+    ledgers = [PostgresLedger(database) for _ in range(2)]
+    for ledger in ledgers:
+        await ledger.open()
+    price = Decimal("0.45")
+    try:
+        await enqueue(ledgers[0], [(caller, number) for caller in ("few", "many") for number in range(4)])
+        admitted, refused = Counter[str](), Counter[str]()
+        for ledger in ledgers:
+            for row, found in await ledger.take(4, LEVEL):
+                caps = [Cap(Decimal("1.00"), None, found.caller)] if found.caller == "few" else []
+                try:
+                    await ledger.admit("b", row.key, LEVEL, price, caps)
+                except CallerBudgetExceededError as error:
+                    refused[error.caller] += 1
+                    continue
+                admitted[found.caller] += 1
+                await ledger.record(Entry(batch="b", key=row.key, state=State.INTENT, at=1.0, cost=price))
+                await ledger.record(
+                    Entry(batch="b", key=row.key, state=State.SUBMITTED, at=2.0, prediction_id=f"p-{row.key}")
+                )
+        assert admitted == {"few": 2, "many": 4}
+        assert refused == {"few": 2}
+        assert await ledgers[0].spent(None, caller="few") == 2 * price
+    finally:
+        for ledger in ledgers:
+            await ledger.aclose()
 
 
 async def test_a_callers_limit_holds_over_all_workers(database: str) -> None:

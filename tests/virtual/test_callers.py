@@ -12,7 +12,14 @@ from zlib import crc32
 import anyio
 import pytest
 
-from kling_async import CallerLimitError, CallerLimits, ConfigurationError, InvalidJobError, Job, KlingSession
+from kling_async import (
+    CallerLimitError,
+    CallerLimits,
+    ConfigurationError,
+    InvalidJobError,
+    Job,
+    KlingSession,
+)
 from support.pictures import png
 from support.service import IMAGE, Service, open_session
 
@@ -171,10 +178,10 @@ def test_callers_and_priorities_are_checked(fields: dict[str, Any], path: str) -
 
 
 @pytest.mark.parametrize(
-    "limits", [{"weight": 0}, {"weight": float("inf")}, {"running": 0}, {"queued": 1.5}, {"running": True}]
+    "limits", [{"usd": -1}, {"weight": 0}, {"weight": float("inf")}, {"running": 0}, {"queued": 1.5}, {"running": True}]
 )
 def test_limits_are_checked(limits: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match=f"callers: {next(iter(limits))}: expected"):
+    with pytest.raises(ConfigurationError, match=r"(callers: \w+|budget): expected"):
         CallerLimits(**limits)
 
 

@@ -257,9 +257,9 @@ class RequestQueue:
         for request, line in wanted:
             for cap in request.caps:
                 if cap not in usages:
-                    batches = cap.batches and list(cap.batches)
-                    ((spent, held, reserved),) = await fetch(connection, statements.MONEY, [account, batches, batches])
-                    usages[cap] = CapUsage(cap.usd, spent, held, reserved)
+                    of = {"account": account, "batches": cap.batches and list(cap.batches), "caller": cap.caller}
+                    ((spent, held, reserved),) = await fetch(connection, statements.MONEY, of)
+                    usages[cap] = CapUsage(cap.usd, spent, held, reserved, cap.caller)
             if line.id in too_many:
                 continue
             try:

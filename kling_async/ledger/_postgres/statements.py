@@ -154,7 +154,8 @@ GROUP BY g.key
 """Keys of those jobs that are not sent and that other batches have paid for, each with such a batch."""
 CLEAR = "UPDATE kling_job SET cleared = true WHERE account = %s AND batch = %s AND key = %s AND worker_id = %s"
 SPENT = """
-SELECT sum(coalesce(spent, 0) - coalesce(refunded, 0)) FROM kling_job WHERE account = %s AND batch = coalesce(%s, batch)
+SELECT sum(coalesce(spent, 0) - coalesce(refunded, 0)) FROM kling_job
+WHERE account = %s AND batch = coalesce(%s, batch) AND caller = coalesce(%s, caller)
 """
 UPLOAD = "SELECT url FROM kling_upload WHERE account = %s AND digest = %s AND expires_at > %s"
 SENDERS = "SELECT id, provider, origin, salt, same_as FROM kling_sender WHERE account = %s"
@@ -375,7 +376,9 @@ MONEY = f"""
 SELECT coalesce(sum(coalesce(spent, 0) - coalesce(refunded, 0)), 0),
   coalesce(sum(cost) FILTER (WHERE slot AND state = 'uncertain'), 0),
   coalesce(sum(cost) FILTER (WHERE slot AND state IN ({quoted(SENDABLE | {State.INTENT})})), 0)
-FROM kling_job WHERE account = %s AND (%s::text[] IS NULL OR batch = ANY(%s))
+FROM kling_job
+WHERE account = %(account)s AND (%(batches)s::text[] IS NULL OR batch = ANY(%(batches)s))
+AND caller = coalesce(%(caller)s, caller)
 """
 """USD that was spent, may have been spent, and is reserved. A job that is to start has its price in its line."""
 

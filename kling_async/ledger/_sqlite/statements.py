@@ -51,6 +51,9 @@ RENAME = tuple(f"UPDATE {table} SET key = ? WHERE batch = ? AND key = ?" for tab
 PUT_UPLOAD = "INSERT OR REPLACE INTO upload(digest, url, expires_at) VALUES (?, ?, ?)"
 # Sums of decimals would become floats in SQLite; there are few different amounts.
 AMOUNTS = "SELECT spent, refunded, count(*) FROM job WHERE batch = coalesce(?, batch) GROUP BY spent, refunded"
+AMOUNTS_OF = (
+    "SELECT spent, refunded, count(*) FROM job WHERE caller = ? AND batch = coalesce(?, batch) GROUP BY spent, refunded"
+)
 # The prediction of an earlier attempt, which failed, is still the job's own.
 KNOWN = """
 SELECT fingerprint, model, sender FROM job WHERE prediction_id = :id UNION ALL
