@@ -63,7 +63,7 @@ class JobFields(TypedDict, total=False):
     images: Sequence[ImageSource]
     extra: Mapping[str, object]
     labels: Mapping[str, object]
-    caller: str
+    caller: str | int
     priority: int
 
 
@@ -470,6 +470,8 @@ def _labels(labels: object, problems: list[Problem]) -> Mapping[str, object]:
 
 
 def _caller(caller: object, problems: list[Problem]) -> str:
+    if isinstance(caller, int) and not isinstance(caller, bool):
+        caller = str(caller)
     if not isinstance(caller, str):
         problems.append(Problem("caller", f"expected text, got {type(caller).__name__}"))
     elif len(caller) > MAX_CALLER_LENGTH or not caller.isprintable():

@@ -163,7 +163,8 @@ async def consume_nothing(kling: KlingSession) -> None:
 @pytest.mark.parametrize(
     ("fields", "path"),
     [
-        ({"caller": 7}, "caller"),
+        ({"caller": 7.5}, "caller"),
+        ({"caller": True}, "caller"),
         ({"caller": "x" * 201}, "caller"),
         ({"caller": "a\nb"}, "caller"),
         ({"priority": "high"}, "priority"),
