@@ -44,6 +44,8 @@ if TYPE_CHECKING:
         ApiError,
         AuthenticationError,
         BudgetExceededError,
+        CallerBudgetExceededError,
+        CallerLimitError,
         ConfigurationError,
         ConnectFailedError,
         ConnectionLostError,
@@ -91,7 +93,7 @@ if TYPE_CHECKING:
         WrongLoopError,
     )
     from .ledger import Ledger, Row, State, read_ledger
-    from .limits import NoLimit, RateLimiter, StartsPerWindow
+    from .limits import CallerLimits, NoLimit, RateLimiter, StartsPerWindow
     from .providers import GPTProto, Provider, WaveSpeed
     from .storage import Outputs
 
@@ -108,6 +110,9 @@ __all__ = [
     "Billing",
     "Budget",
     "BudgetExceededError",
+    "CallerBudgetExceededError",
+    "CallerLimitError",
+    "CallerLimits",
     "Caution",
     "Certainty",
     "Clock",
@@ -214,15 +219,15 @@ _MODULE_OF = {
         "._core.prices": "Certainty Price Rate",
         "._core.clock": "Clock",
         ".errors": (
-            "AlreadyPaidError ApiError AuthenticationError BudgetExceededError ConfigurationError ConnectFailedError "
-            "ConnectionLostError InDoubtElsewhereError InsufficientBalanceError InvalidJobError KeyReusedError "
-            "KlingError LedgerError LineLostError ManifestError ModerationError NoOutputError NotFoundError "
-            "NotInHandError OtherAccountError OutputGoneError PermissionDeniedError PredictionError "
-            "PredictionExpiredError PredictionFailedError PredictionTimeoutError PriceUnknownError Problem "
-            "ProtocolError QueueFullError RateLimitedError RateLimiterError ReplyTooLargeError RequestRejectedError "
-            "RowProblem ServerError SessionClosedError SkippedError Spent StorageError SubmissionUncertainError "
-            "TransportError TransportTimeoutError UnknownJobError UnknownPredictionError UnsupportedError "
-            "WebhookRefusal WebhookRefusedError WrongLoopError"
+            "AlreadyPaidError ApiError AuthenticationError BudgetExceededError CallerBudgetExceededError "
+            "CallerLimitError ConfigurationError ConnectFailedError ConnectionLostError InDoubtElsewhereError "
+            "InsufficientBalanceError InvalidJobError KeyReusedError KlingError LedgerError LineLostError "
+            "ManifestError ModerationError NoOutputError NotFoundError NotInHandError OtherAccountError "
+            "OutputGoneError PermissionDeniedError PredictionError PredictionExpiredError PredictionFailedError "
+            "PredictionTimeoutError PriceUnknownError Problem ProtocolError QueueFullError RateLimitedError "
+            "RateLimiterError ReplyTooLargeError RequestRejectedError RowProblem ServerError SessionClosedError "
+            "SkippedError Spent StorageError SubmissionUncertainError TransportError TransportTimeoutError "
+            "UnknownJobError UnknownPredictionError UnsupportedError WebhookRefusal WebhookRefusedError WrongLoopError"
         ),
         "._core.http": "Effect HttpRequest HttpResponse Timeouts",
         "._core.job": "Job Shot",
@@ -236,7 +241,7 @@ _MODULE_OF = {
         "._worker.enqueue": "enqueue",
         "._worker.worker": "Worker",
         ".ledger": "Ledger Row State read_ledger",
-        ".limits": "NoLimit RateLimiter StartsPerWindow",
+        ".limits": "CallerLimits NoLimit RateLimiter StartsPerWindow",
         ".providers": "GPTProto Provider WaveSpeed",
         ".storage": "Outputs",
     }.items()

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import cattrs
 
     from .images import Image
+    from .states import Row
 
 IDENTITY_VERSION = 3
 """Version of the identity rule for new batches, in `RULES`."""
@@ -85,12 +86,16 @@ class Content:
         digest: SHA-256 in hex of what identifies the job: equal for equal jobs, by the identity rule of their batch.
             Default: that of the whole text.
         labels: The caller's own values as a JSON object, which identify nothing; None without any.
+        caller: Name of who asked for it; empty for nobody in particular.
+        priority: Its priority among the caller's jobs.
     """
 
     text: str
     files: str | None = None
     digest: str = attrs.Factory(lambda self: _sha256(self.text), takes_self=True)
     labels: str | None = None
+    caller: str = ""
+    priority: int = 0
 
     @property
     def renews(self) -> bool:
@@ -112,7 +117,12 @@ def content_of(job: Job, image_digest: Callable[[Image], str], *, identity: Iden
     identity = checked_identity(identity or Identity())
     text, paths = _text_of(job, image_digest)
     labels = json.dumps(dict(job.labels), ensure_ascii=False) if job.labels else None
-    return Content(text, paths, identity.digest(text), labels)
+    return Content(text, paths, identity.digest(text), labels, job.caller, job.priority)
+
+
+def recorded_content(row: Row) -> Content:
+    """Return the content in a row that was read with it."""
+    return Content(row.job or "", row.files, labels=row.labels, caller=row.caller, priority=row.priority)
 
 
 def checked_identity(identity: Identity, batch: str = "", ignored: tuple[str, ...] | None = None) -> Identity:
@@ -279,6 +289,7 @@ def recalled(content: Content, uploads: Mapping[str, str]) -> Job:
     fields["extra"] = fields.get("extra", {})
     fields.pop(_FILES, None)
     fields["labels"] = _loads(content.labels or "{}")
+    fields |= {"caller": content.caller, "priority": content.priority}
     row = fields.get("own_row")
     fields["own_row"] = None if row is None else _rows().structure(row, Model)
     return job_of_fields(fields).with_files({place: file for place, file in found.items() if place not in IMAGES})

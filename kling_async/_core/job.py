@@ -66,6 +66,11 @@ class Job:
         labels: Your own values, as JSON: a product's number, a price. They are recorded in the ledger, stand in the
             results and the gallery, are not sent, and are no part of what identifies the job: equal jobs may have
             others.
+        caller: Name of who asked for it, up to 200 characters (a whole number becomes its digits), where several share
+            an account: free slots go round the callers by their weights (`KlingSession(callers=...)`). Recorded, not
+            sent, and no part of the identity.
+        priority: Among a caller's own jobs, higher ones start first; 0 without one. Not sent, and no part of the
+            identity.
         own_row: The `Model` that was passed as `model`, unless the catalogue has the same one; None otherwise.
 
     Raises:
@@ -91,6 +96,8 @@ class Job:
     images: tuple[Image, ...] = attrs.field(repr=_images_repr)
     extra: Mapping[str, object] = attrs.field(hash=False, repr=inputs_repr)
     labels: Mapping[str, object] = attrs.field(eq=False)
+    caller: str = attrs.field(eq=False)
+    priority: int = attrs.field(eq=False)
     own_row: Model | None = attrs.field(repr=False)
 
     def __init__(self, /, **fields: Unpack[JobFields]) -> None:

@@ -63,6 +63,8 @@ class JobFields(TypedDict, total=False):
     images: Sequence[ImageSource]
     extra: Mapping[str, object]
     labels: Mapping[str, object]
+    caller: str | int
+    priority: int
 
 
 _FIELDS = frozenset(JobFields.__annotations__)
@@ -70,6 +72,12 @@ _RARE_FIELDS = frozenset({"shot_type", "element_list", "voice_list"})
 FURTHER_INPUTS = ("resolution", "aspect_ratio", "dynamic_range", "keyframes", "images")
 """Fields that have the names of their inputs; `Model.input` describes them."""
 IMAGE_LISTS = ("keyframes", "images")
+UNSENT_FIELDS = frozenset({"labels", "caller", "priority"})
+"""Fields that are about the job alone: they are not sent, so inputs in `extra` may have their names."""
+MAX_CALLER_LENGTH = 200
+"""Characters of a caller's name."""
+MAX_PRIORITY = 1_000_000
+"""Highest priority; the lowest is its negative."""
 _LIST_FIELDS = frozenset({"multi_prompt", "element_list", "voice_list", *IMAGE_LISTS})
 _SYNONYMS = {
     "cfg_scale": "guidance_scale",
@@ -124,6 +132,8 @@ def checked_fields(fields: dict[str, Any]) -> dict[str, Any]:
         **{name: () if name in IMAGE_LISTS else None for name in FURTHER_INPUTS},
         "extra": {},
         "labels": _labels(given["labels"], problems) if "labels" in given else {},
+        "caller": _caller(given["caller"], problems) if "caller" in given else "",
+        "priority": _priority(given["priority"], problems) if "priority" in given else 0,
         "own_row": None if _is_in_catalogue(row) else row,
     }
     _image(given, row, checked, problems)
@@ -460,6 +470,27 @@ def _labels(labels: object, problems: list[Problem]) -> Mapping[str, object]:
     return (_json_copy("labels", dict(labels), problems, may_have_files=False) or {}) if labels else {}
 
 
+def _caller(caller: object, problems: list[Problem]) -> str:
+    if isinstance(caller, int) and not isinstance(caller, bool):
+        caller = str(caller)
+    if not isinstance(caller, str):
+        problems.append(Problem("caller", f"expected text, got {type(caller).__name__}"))
+    elif len(caller) > MAX_CALLER_LENGTH or not caller.isprintable():
+        expected = f"at most {MAX_CALLER_LENGTH} printable characters"
+        problems.append(Problem("caller", f"expected {expected}, got {caller!r:.60}"))
+    else:
+        return caller
+    return ""
+
+
+def _priority(priority: object, problems: list[Problem]) -> int:
+    if isinstance(priority, int) and not isinstance(priority, bool) and abs(priority) <= MAX_PRIORITY:
+        return priority
+    expected = f"a whole number from -{MAX_PRIORITY:,} to {MAX_PRIORITY:,}"
+    problems.append(Problem("priority", f"expected {expected}, got {priority!r:.60}"))
+    return 0
+
+
 def _belongs_to_a_field(name: object, row: Model, checked: dict[str, Any]) -> bool:
     """Return whether a name in `extra` has to be passed as a field.
 
@@ -468,8 +499,7 @@ def _belongs_to_a_field(name: object, row: Model, checked: dict[str, Any]) -> bo
     """
     if name in FURTHER_INPUTS and not _is_in_catalogue(row):
         return bool(checked[str(name)]) or any(field.name == name for field in row.inputs)
-    # Labels are not sent, so an input may have their name.
-    return name in JobFields.__annotations__ and name != "labels"
+    return name in _FIELDS and name not in UNSENT_FIELDS
 
 
 def _input_problem(field: Field, value: object) -> str:

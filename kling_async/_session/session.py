@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from kling_async.events import Observer
     from kling_async.ledger import Ledger
     from kling_async.limits import RateLimiter
+    from kling_async.limits.callers import LimitsByCaller
     from kling_async.providers import Provider
     from kling_async.storage import Outputs
     from kling_async.webhooks import Delivery, WebhookReceiver
@@ -130,6 +131,8 @@ class KlingSession(ServiceCalls):
             disk is full of them.
         rate_limiter: Limits how often jobs are submitted. Default: the level's starts per window, counted in this
             process.
+        callers: Weights and limits of callers who share the account, by name, or a function that returns them. Free
+            slots go round the callers whose jobs wait (`Job.caller`); those that are not named have `CallerLimits()`.
         ledger: Record of jobs, paid ids and costs: the path of an SQLite file, from which a later session can resume;
             the URL of a PostgreSQL database (`postgresql://...`), which several processes can share; or a `Ledger`.
             Default: memory, which ends with the session.
@@ -212,6 +215,7 @@ class KlingSession(ServiceCalls):
         max_saving: int | None = None,
         max_output_bytes: int = MAX_OUTPUT_BYTES,
         rate_limiter: RateLimiter | None = None,
+        callers: LimitsByCaller | None = None,
         ledger: Ledger | str | os.PathLike[str] | None = None,
         on_uncertain: OnUncertain = "reconcile",
         grace: float = 90.0,
@@ -251,6 +255,7 @@ class KlingSession(ServiceCalls):
             max_saving=max_saving,
             max_output_bytes=max_output_bytes,
             rate_limiter=rate_limiter,
+            callers=callers,
             ledger=ledger,
             on_uncertain=on_uncertain,
             grace=grace,

@@ -348,6 +348,7 @@ class JobService:
                     job=job,
                     key=key,
                 )
+            engine.slots.check_queue(job.caller, retry_after=self._retry_after, job=job, key=key)
             tracked = self._track(key, content.digest)
             tasks.start_soon(self._record, tracked, key, job, content)
         # In a separate task, because concurrent requests with the same key wait for it, and none may cancel it.

@@ -187,8 +187,13 @@ class Ledger(Protocol):
         """Return the keys of a batch's jobs in these states, by the time of submission: the first expire first."""
         ...
 
-    async def spent(self, batch: str | None) -> Decimal:
-        """Return the USD that a batch, or everything, has cost so far by the price list, less what was given back."""
+    async def spent(self, batch: str | None, *, caller: str | None = None) -> Decimal:
+        """Return the USD that a batch, or everything, has cost so far by the price list, less what was given back.
+
+        Args:
+            batch: Name of the batch; None for all.
+            caller: Name of the caller whose jobs alone count; None for those of all.
+        """
         ...
 
     async def uploaded(self, digest: str, now: float) -> str | None:

@@ -28,6 +28,7 @@ CHARGES = {
     "docs/guides/account.md": 1,
     "docs/guides/batches.md": 3,
     "docs/guides/budgets.md": 3,
+    "docs/guides/callers.md": 1,
     "docs/guides/cli.md": 1 + 2 + 3 + 2,
     "docs/guides/gallery.md": 3,
     "docs/guides/images.md": 1,

@@ -257,9 +257,9 @@ class RequestQueue:
         for request, line in wanted:
             for cap in request.caps:
                 if cap not in usages:
-                    batches = cap.batches and list(cap.batches)
-                    ((spent, held, reserved),) = await fetch(connection, statements.MONEY, [account, batches, batches])
-                    usages[cap] = CapUsage(cap.usd, spent, held, reserved)
+                    of = {"account": account, "batches": cap.batches and list(cap.batches), "caller": cap.caller}
+                    ((spent, held, reserved),) = await fetch(connection, statements.MONEY, of)
+                    usages[cap] = CapUsage(cap.usd, spent, held, reserved, cap.caller)
             if line.id in too_many:
                 continue
             try:
@@ -377,7 +377,16 @@ class RequestQueue:
         values = {**statements.inserted_values(new), "account": self._lease.account, "worker_id": worker_id}
         for id_, batch, key in await fetch(connection, statements.INSERT, values):
             content, model, at = new[batch, key]
-            row = Row(batch=batch, key=key, digest=content.digest, model=model, state=State.PENDING, updated_at=at)
+            row = Row(
+                batch=batch,
+                key=key,
+                digest=content.digest,
+                model=model,
+                state=State.PENDING,
+                updated_at=at,
+                caller=content.caller,
+                priority=content.priority,
+            )
             lines[batch, key] = Line(id_, worker_id, slot=False, row=row)
 
 
