@@ -124,11 +124,20 @@ def lifespan(
     return run
 
 
+_NO_LIFESPAN: Final = (
+    "the application has no session, because its lifespan did not run: expected FastAPI(lifespan=lifespan(...)) under "
+    "a server that runs it. In tests, enter Starlette's client (`with TestClient(app) as http:`), or give "
+    "httpx.ASGITransport the result of `kling_async.testing.started(app)`; `uvicorn --lifespan off` runs none. Nothing "
+    "was sent"
+)
+
+
 # Coroutine functions, because FastAPI would run plain functions in a thread for every request.
 async def _job_service(connection: HTTPConnection) -> JobService:
     jobs = getattr(connection.state, _SERVICE_STATE, None)
     if not isinstance(jobs, JobService):
-        raise ConfigurationError("the application has no session", advice="FastAPI(lifespan=lifespan(...))")
+        # No KlingError: the handler of those would answer with a 500 without words, which no test client raises.
+        raise RuntimeError(_NO_LIFESPAN)  # noqa: TRY004 -- it is missing, rather than of another type
     return jobs
 
 

@@ -66,7 +66,7 @@ ROOMS_OF = {
     "jinja2": {"gallery"},
     "obstore": {"storage"},
     "fastapi": {"examples", "integrations"},
-    "uvicorn": {"examples"},
+    "uvicorn": {"examples", "testing"},
     "starlette": {"integrations"},
     "opentelemetry": {"integrations"},
     "pytest": {"testing"},
