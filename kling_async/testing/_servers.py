@@ -23,15 +23,14 @@ if TYPE_CHECKING:
 
     from kling_async.emulator import Charge, Clock, Faults, RequestRecord
 
+    # ASGI's own types are mappings of any values, too.
+    _Message: TypeAlias = MutableMapping[str, Any]
+    AsgiApp: TypeAlias = Callable[
+        [_Message, Callable[[], Awaitable[_Message]], Callable[[_Message], Awaitable[None]]], Awaitable[None]
+    ]
+
 T = TypeVar("T")
 
-# ASGI's own types are mappings of any values, too.
-_Message: TypeAlias = "MutableMapping[str, Any]"
-AsgiApp: TypeAlias = (
-    "Callable[[MutableMapping[str, Any], Callable[[], Awaitable[MutableMapping[str, Any]]], "
-    "Callable[[MutableMapping[str, Any]], Awaitable[None]]], Awaitable[None]]"
-)
-"""Type of an ASGI application."""
 
 _LOCAL: Final = "127.0.0.1"
 

@@ -17,7 +17,7 @@ ROWS = (
     {"__main__"},
     {"cli", "examples", "testing"},
     {"integrations"},
-    {"gallery"},
+    {"blocking", "gallery"},
     {""},  # the package itself: the public names
     {"_worker"},
     {"_session"},

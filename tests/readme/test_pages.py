@@ -27,6 +27,7 @@ CHARGES = {
     "docs/getting-started.md": 1,
     "docs/guides/account.md": 1,
     "docs/guides/batches.md": 3,
+    "docs/guides/blocking.md": 1 + 3 + 2,
     "docs/guides/budgets.md": 3,
     "docs/guides/cli.md": 1 + 2 + 3 + 2,
     "docs/guides/gallery.md": 3,
