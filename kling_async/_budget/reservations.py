@@ -52,7 +52,7 @@ class Reservations:
         self.prices = Prices(provider=provider, clock=clock, reads=reads, record_refund=self._record_refund)
         self._ledger = ledger
         self._ledger_identity = ledger_identity
-        self._budget = budget
+        self.budget = budget
         self._reserved: dict[tuple[str, str], tuple[Reservation, ...]] = {}
         # The parts of the ledger (a batch; None for the whole) counted in each budget.
         self._counted: set[tuple[str | None, Budget]] = set()
@@ -72,7 +72,7 @@ class Reservations:
         Raises:
             LedgerError: The ledger cannot be read.
         """
-        for each in dict.fromkeys((self._budget, budget)):
+        for each in dict.fromkeys((self.budget, budget)):
             if each is not None:
                 await self._recall(each, batch, claimed)
 
@@ -187,7 +187,7 @@ class Reservations:
     def _budgets_without_reservation(self, name: tuple[str, str], budget: Budget | None) -> list[Budget]:
         """Return the budgets in which nothing is reserved for a job."""
         covered = {each for reservation in self.of(name) for each in reservation.budgets}
-        return [each for each in dict.fromkeys((self._budget, budget)) if each is not None and each not in covered]
+        return [each for each in dict.fromkeys((self.budget, budget)) if each is not None and each not in covered]
 
     def _origin(self, name: tuple[str, str]) -> Origin:
         """Return the identity of a job's row."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 from ._thread import Held, next_of
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
     from types import TracebackType
 
     from kling_async import KlingSession as AsyncSession
@@ -42,6 +43,9 @@ class SessionBase:
 
     def __repr__(self) -> str:
         return repr(self._session).replace("<KlingSession", "<blocking KlingSession", 1)
+
+    def _repr_html_(self) -> str:
+        return self._session._repr_html_()
 
     @property
     def provider(self) -> Provider:
@@ -103,6 +107,16 @@ class BatchBase:
         return self._batch.name
 
     @property
+    def total(self) -> int | None:
+        """Number of jobs of the input; None if it has no length."""
+        return self._batch.total
+
+    @property
     def failures(self) -> tuple[Outcome, ...]:
         """Latest outcomes that did not succeed."""
         return self._thread.ask(lambda: tuple(self._batch.failures))
+
+
+def iterate_as(batch: BatchBase, wrap: Callable[[AsyncBatch], AsyncIterator[Outcome]]) -> Iterator[Outcome]:
+    """Yield the items of an asynchronous iterator over a batch, for other modules of this package."""
+    return batch._thread.iterate(wrap(batch._batch))  # noqa: SLF001 -- the same module

@@ -18,6 +18,7 @@ from kling_async._core.budget import Budget
 from kling_async._session.batch import Batch
 from kling_async._session.session import KlingSession
 from kling_async.errors import ApiError, KlingError, TransportError, UnsupportedError
+from kling_async.progress._display import new_display
 from kling_async.results import export
 
 from .audit import audit
@@ -26,7 +27,6 @@ from .interrupts import close_output, drains, took_interrupt
 from .output import format_duration, plural, print_text
 from .places import destination
 from .plan import Plan
-from .progress import progress
 from .rehearsal import clear_names
 from .results import row
 from .spending import Due
@@ -41,11 +41,12 @@ if TYPE_CHECKING:
     from kling_async._core.prediction import Outcome
     from kling_async.gallery import Gallery
     from kling_async.ledger import Ledger
+    from kling_async.progress._board import Board
+    from kling_async.progress._display import Display
     from kling_async.results import Exported
 
     from .exits import Exit
     from .options import BatchOptions, SessionOptions
-    from .progress import Board, Progress
 
 
 @attrs.frozen(kw_only=True)
@@ -149,7 +150,7 @@ async def run_batch(
     """
     if not options.rehearsal:
         clear_names(console, options.folder)
-    display = progress(console, clock, total=work.total, budget=work.budget, quiet=options.quiet)
+    display = new_display(console, clock, total=work.total, budget=work.budget, quiet=options.quiet)
     observers = [display.observer(options.provider)]
     page = _new_page(options, work, clock)
     if page is not None:
@@ -240,7 +241,7 @@ class _Run:
         console: Console,
         options: BatchOptions,
         work: Work,
-        display: Progress,
+        display: Display,
         clock: Clock,
         *,
         page: Gallery | None,

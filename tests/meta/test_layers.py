@@ -17,6 +17,7 @@ ROWS = (
     {"__main__"},
     {"cli", "examples", "testing"},
     {"integrations"},
+    {"progress"},
     {"blocking", "gallery"},
     {""},  # the package itself: the public names
     {"_worker"},
@@ -60,7 +61,8 @@ ROOMS_OF = {
     "procrastinate": {"integrations"},
     "typer": {"cli"},
     "click": {"cli"},
-    "rich": {"cli"},
+    "IPython": {"progress"},
+    "rich": {"cli", "progress"},
     "av": {"emulator"},
     "PIL": {"_core", "_images", "emulator", "cli", "gallery"},
     "jinja2": {"gallery"},
@@ -73,6 +75,7 @@ ROOMS_OF = {
 }
 """Third-party packages by the parts that may import them; all others are forbidden."""
 DISTRIBUTIONS = {
+    "IPython": "ipython",
     "aiohttp_socks": "aiohttp-socks",
     "pyrate_limiter": "pyrate-limiter",
     "python_calamine": "python-calamine",
@@ -84,6 +87,7 @@ DISTRIBUTIONS = {
     "opentelemetry": "opentelemetry-api",
 }
 OPTIONAL = {
+    "IPython",
     "aiohttp_socks",
     "typer",
     "click",

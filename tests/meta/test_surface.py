@@ -25,6 +25,7 @@ PUBLIC_MODULES = (
     "kling_async.ledger.postgres",
     "kling_async.limits",
     "kling_async.manifest",
+    "kling_async.progress",
     "kling_async.providers",
     "kling_async.results",
     "kling_async.storage",

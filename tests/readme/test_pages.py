@@ -36,6 +36,7 @@ CHARGES = {
     "docs/guides/limits.md": 1,
     "docs/guides/manifests.md": 3,
     "docs/guides/models.md": 1,
+    "docs/guides/notebooks.md": 3 + 1,
     "docs/guides/polling.md": 1,
     "docs/guides/step-by-step.md": 1 + 1,
     "docs/guides/storage.md": 3,

@@ -49,6 +49,7 @@ from kling_async.ledger import MemoryLedger, Row, SQLiteLedger
 from kling_async.limits import ListeningRateLimiter
 from kling_async.limits.shared import SharedStartsPerWindow
 from kling_async.manifest import Manifest, read_manifest
+from kling_async.progress import progress
 from kling_async.providers import AccountProvider, UploadProvider
 from kling_async.testing import LoopClock, ScriptedTransport, json_response
 
@@ -209,3 +210,9 @@ def blocking(kling: BlockingSession, path: Path) -> None:
         assert_type(batch.stopped, KlingError | None)
     BlockingSession(levl="gold")  # type: ignore[call-arg]  # no such option
     BlockingSession(client_session=None)  # type: ignore[call-arg]  # left out
+
+
+async def shown(batch: Batch, other: BlockingBatch) -> None:
+    assert_type(progress(batch), AsyncIterator[Outcome])
+    assert_type(progress(other, total=3), Iterator[Outcome])
+    assert_type(batch.total, int | None)
