@@ -36,6 +36,7 @@ class LoopThread:
 
     def __init__(self) -> None:
         self._portal: BlockingPortal | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._stack = ExitStack()
         self._was_open = False
 
@@ -56,6 +57,7 @@ class LoopThread:
         with ExitStack() as stack:
             self._portal = stack.enter_context(start_blocking_portal("asyncio", name="kling-session"))
             stack.callback(self._forget)
+            self._loop = self._portal.call(asyncio.get_running_loop)
             held = Held(self, context)
             held.enter()
             stack.callback(held.leave)
@@ -78,13 +80,17 @@ class LoopThread:
             SessionClosedError: The thread does not run.
             WrongLoopError: An event loop runs in the calling thread.
         """
-        future = self._start(work)
+        call = _Call(work)
         try:
-            _wait(future)
-            return future.result()
+            self._start(call.run)
+            _wait(call.result)
         except BaseException:
-            future.cancel()
+            # Wherever in these lines the interrupt came: the call may have begun without us having noticed.
+            if self._loop is not None:
+                with contextlib.suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(call.cancel)
             raise
+        return call.result.result()
 
     def ask(self, work: Callable[[], T]) -> T:
         """Call a function in the event loop, and return its result; without a thread, call it here.
@@ -112,14 +118,43 @@ class LoopThread:
                 with contextlib.suppress(RuntimeError):
                     portal.start_task_soon(items.aclose)
 
-    def _start(self, work: Callable[[], Awaitable[T]]) -> Future[T]:
+    def _start(self, work: Callable[[], Awaitable[None]]) -> None:
         refuse_event_loop()
         portal = self._portal
         if portal is not None:
             # A portal that another thread closes meanwhile.
             with contextlib.suppress(RuntimeError):
-                return portal.start_task_soon(work)
+                portal.start_task_soon(work)
+                return
         raise SessionClosedError("the session is closed" if self._was_open else "the session is not open yet")
+
+
+class _Call(Generic[T]):
+    """A call into the event loop, which can be cancelled before it has begun."""
+
+    def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
+        self.result: Future[T] = concurrent.futures.Future()
+        self._work = work
+        self._cancelled = False
+        self._scope: anyio.CancelScope | None = None
+
+    async def run(self) -> None:
+        """Await the work, in the event loop."""
+        with anyio.CancelScope() as self._scope:
+            if self._cancelled:
+                self._scope.cancel()
+            try:
+                self.result.set_result(await self._work())
+            except BaseException as error:
+                self.result.set_exception(error)
+                if not isinstance(error, Exception):
+                    raise
+
+    def cancel(self) -> None:
+        """Cancel the work, in the event loop."""
+        self._cancelled = True
+        if self._scope is not None:
+            self._scope.cancel()
 
 
 class Held(Generic[T]):

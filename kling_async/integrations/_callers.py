@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ._job_service import JobStatus
 
 
-def prefix_of(caller: str | None) -> str:
+def prefix_of(caller: object) -> str:
     """Return the beginning of a caller's keys in the ledger; that of all keys without one.
 
     Raises:

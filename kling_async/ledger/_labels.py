@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def label_texts(labels: Mapping[str, object] | None) -> dict[str, str]:
+def label_texts(labels: Mapping[object, object] | Mapping[str, object] | None) -> dict[str, str]:
     """Return the labels that rows must have, with their values as texts: `1742` is "1742", and True is "true".
 
     Raises:

@@ -366,7 +366,7 @@ class _NotebookScreen:
     def start(self, *, refresh: bool) -> None:
         from IPython.display import DisplayHandle  # noqa: PLC0415 -- only in a notebook, where it is loaded
 
-        self._handle = DisplayHandle()
+        self._handle = DisplayHandle()  # type: ignore[no-untyped-call]  # IPython's
         if refresh:
             self._handle.display(self._picture(), raw=True)  # type: ignore[no-untyped-call]  # IPython's
 

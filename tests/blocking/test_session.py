@@ -261,6 +261,43 @@ def test_ctrl_c_ends_the_wait_and_keeps_what_was_paid_for(tmp_path: Path, kind: 
     assert len(charges) == 1
 
 
+ABANDONED = """
+import os, signal, sys
+import anyio
+from kling_async.blocking._thread import LoopThread
+
+ended = []
+
+class Nothing:
+    async def __aenter__(self): pass
+    async def __aexit__(self, *_): print("left after", ended)
+
+async def work():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        await anyio.sleep_forever()
+    finally:
+        ended.append("the cancelled call")
+
+thread = LoopThread()
+thread.open(Nothing())
+try:
+    thread.run(work)
+except KeyboardInterrupt:
+    print("interrupted")
+thread.ask(lambda: None)
+thread.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="os.kill sends no SIGINT there")
+def test_ctrl_c_cancels_the_call_in_the_event_loop() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", ABANDONED], capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    )
+    assert ran.stdout.splitlines() == ["interrupted", "left after ['the cancelled call']"]
+
+
 def test_lost_reply_is_settled_and_paid_once(server: EmulatorThread) -> None:
     server.faults.add("submit", faults.AcceptThenDrop())
     with session(server, rate_limiter=NoLimit(), sole_user=True, grace=1) as kling:

@@ -44,12 +44,10 @@ def test_prefect_flow_runs_again_and_pays_once(
 ) -> None:
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     monkeypatch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    pytest.importorskip("prefect")
-    from prefect.testing.utilities import prefect_test_harness  # noqa: PLC0415 -- it may be missing
-
+    harness = pytest.importorskip("prefect.testing.utilities").prefect_test_harness
     names = names_of("prefect", "from prefect import")
     rows = [{"key": f"order-{number}", "prompt": "Waves", "image": IMAGE} for number in range(3)]
-    with prefect_test_harness(server_startup_timeout=120):
+    with harness(server_startup_timeout=120):
         first = asyncio.run(names["videos"](rows, str(tmp_path / "videos")))
         again = asyncio.run(names["videos"](rows, str(tmp_path / "videos")))
     assert first == again == [str(tmp_path / "videos" / f"order-{number}.mp4") for number in range(3)]
@@ -62,9 +60,8 @@ def test_prefect_task_that_failed_after_paying_is_retried_without_paying(
 ) -> None:
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     prefect = pytest.importorskip("prefect")
-    from prefect.testing.utilities import prefect_test_harness  # noqa: PLC0415 -- it may be missing
-
-    submit, calls = names_of("prefect", "from prefect import")["submit"], []
+    harness = pytest.importorskip("prefect.testing.utilities").prefect_test_harness
+    submit, calls = names_of("prefect", "from prefect import")["submit"], list[str]()
 
     async def fails_at_first(*given: str) -> str:
         calls.append(await submit.fn(*given))
@@ -74,10 +71,10 @@ def test_prefect_task_that_failed_after_paying_is_retried_without_paying(
 
     task = prefect.task(fails_at_first, retries=1, retry_delay_seconds=0)
 
-    async def flow() -> str:
+    async def flow() -> object:
         return await task("order-1", "Waves", IMAGE)
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with harness(server_startup_timeout=120):
         found = asyncio.run(prefect.flow(flow)())
     assert calls == [found, found]
     assert [charge.prediction_id for charge in server.charges()] == [found]
@@ -111,15 +108,14 @@ def test_ray_data_maps_blocks_and_pays_once(server: EmulatorThread) -> None:
 
 def test_temporal_activities_are_retried_cancelled_and_resumed(server: EmulatorThread, tmp_path: Path) -> None:
     testing = pytest.importorskip("temporalio.testing")
-    from temporalio.exceptions import ApplicationError  # noqa: PLC0415 -- it may be missing
-
+    refusal = pytest.importorskip("temporalio.exceptions").ApplicationError
     names = names_of("temporal", "import activity", "import workflow")
     file = str(tmp_path / "order-1.mp4")
 
     async def run() -> None:
         ids = [await testing.ActivityEnvironment().run(names["submit"], "order-1", "Waves", IMAGE) for _ in range(2)]
         assert len(set(ids)) == 1
-        with pytest.raises(ApplicationError) as refused:
+        with pytest.raises(refusal) as refused:
             await testing.ActivityEnvironment().run(names["submit"], "order-1", "Wind", IMAGE)
         assert (refused.value.type, refused.value.non_retryable) == ("KeyReusedError", True)
 
