@@ -57,7 +57,7 @@ class Reservations:
         self.prices = Prices(provider=provider, clock=clock, reads=reads, record_refund=self._record_refund)
         self._ledger = ledger
         self._ledger_identity = ledger_identity
-        self._budget = budget
+        self.budget = budget
         self._callers = callers
         self._of_callers: dict[str, CallerBudget] = {}
         self._counting = anyio.Lock()
@@ -80,7 +80,7 @@ class Reservations:
         Raises:
             LedgerError: The ledger cannot be read.
         """
-        for each in dict.fromkeys((self._budget, budget)):
+        for each in dict.fromkeys((self.budget, budget)):
             if each is not None:
                 await self._recall(each, batch, claimed)
 
@@ -214,7 +214,7 @@ class Reservations:
     def _budgets_without_reservation(self, name: tuple[str, str], *budgets: Budget | None) -> list[Budget]:
         """Return the budgets, with the session's, in which nothing is reserved for a job."""
         covered = {each for reservation in self.of(name) for each in reservation.budgets}
-        given = dict.fromkeys((self._budget, *budgets))
+        given = dict.fromkeys((self.budget, *budgets))
         return [each for each in given if each is not None and each not in covered]
 
     def _origin(self, name: tuple[str, str]) -> Origin:

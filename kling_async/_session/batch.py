@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence, Sized
 from contextlib import aclosing, asynccontextmanager
 from decimal import Decimal
 from typing import TYPE_CHECKING, Self, TypeAlias, cast
@@ -14,9 +14,13 @@ from typing import TYPE_CHECKING, Self, TypeAlias, cast
 import anyio
 import attrs
 
+from kling_async._core import html
+from kling_async._core.budget import Budget
+from kling_async._core.clock import Clock
 from kling_async._core.job import Job
 from kling_async._core.job_key import Key, checked_key
 from kling_async._core.picture_names import NameCounter, UniqueNames, picture_name
+from kling_async._observers import Observers
 from kling_async._submission.drain import Drain
 from kling_async._tasks import is_cancelled
 from kling_async.errors import AlreadyPaidError, KlingError, SkippedError, SubmissionUncertainError
@@ -28,9 +32,8 @@ from .outcome import publish_finished, run_to_outcome
 from .seen import look_up
 
 if TYPE_CHECKING:
-    from kling_async._core.budget import Budget
     from kling_async._core.content import Content, Identity
-    from kling_async._core.prediction import Outcome, Prediction
+    from kling_async._core.prediction import Outcome, Prediction, SavedFile
     from kling_async._core.seen import Seen
     from kling_async.storage import Outputs
 
@@ -40,6 +43,8 @@ Item: TypeAlias = Job | tuple[Key | None, Job]
 Jobs: TypeAlias = Iterable[Item] | AsyncIterable[Item] | Mapping[str, Job] | Mapping[int, Job]
 """Input of a batch: jobs, pairs of a key and a job, or a mapping of keys to jobs. Keys are texts or whole numbers."""
 
+LATEST_SHOWN = 6
+"""Saved videos that a batch shows in a notebook."""
 MAX_KEYS_IN_MEMORY = 100_000
 """Keys kept for finding duplicates in a batch without a ledger on disk."""
 
@@ -88,6 +93,7 @@ class Batch(anyio.AsyncContextManagerMixin):
 
     Attributes:
         name: Name of the batch.
+        total: Number of jobs of the input; None if it has no length.
         failures: Latest outcomes that did not succeed.
     """
 
@@ -106,6 +112,7 @@ class Batch(anyio.AsyncContextManagerMixin):
         failures_kept: int,
     ) -> None:
         self.name = name
+        self.total = len(jobs) if isinstance(jobs, Sized) else None
         self.failures: deque[Outcome] = deque(maxlen=failures_kept)
         self._drain = Drain()
         self._engine = engine
@@ -133,6 +140,7 @@ class Batch(anyio.AsyncContextManagerMixin):
         self._read = 0
         self._completed = self._failed = self._uncertain = self._skipped = 0
         self._spent = Decimal(0)
+        self._latest: deque[SavedFile] = deque(maxlen=LATEST_SHOWN)
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
@@ -231,6 +239,21 @@ class Batch(anyio.AsyncContextManagerMixin):
             spent=sum((run.cost for run in self._runs if run.cost is not None), self._spent),
             exhausted=self._exhausted,
         )
+
+    def _repr_html_(self) -> str:
+        """Return progress, counts, and the latest saved videos and errors, by which a notebook shows the batch."""
+        counts = self.statistics()
+        rows: list[tuple[str, object]] = [
+            (name, getattr(counts, name)) for name in ("waiting", "running", "completed", "failed")
+        ]
+        parts = [
+            html.heading(f"batch {self.name}" if self.name else "batch"),
+            html.bar(counts.completed + counts.failed, self.total or (counts.read if counts.exhausted else 0)),
+            html.table([*rows, ("spent", f"${counts.spent:.2f}")]),
+            *(html.video(each.location, each.bytes) for each in self._latest),
+            *(html.note(f"{each.key}: {each.error}") for each in list(self.failures)[-LATEST_SHOWN:]),
+        ]
+        return "".join(parts)
 
     async def _stop_if_seen(self, identity: Identity) -> None:
         """Raise if the input is a manifest, and another batch of the ledger has paid for jobs of it.
@@ -350,6 +373,8 @@ class Batch(anyio.AsyncContextManagerMixin):
     def _deliver(self, index: int, outcome: Outcome) -> None:
         if outcome.ok:
             self._completed += 1
+            if outcome.saved is not None:
+                self._latest.append(outcome.saved)
         else:
             self._failed += 1
             self._uncertain += isinstance(outcome.error, SubmissionUncertainError)
@@ -383,6 +408,37 @@ def unique_names(jobs: Jobs) -> UniqueNames | None:
         key, job = item if isinstance(item, tuple) else (None, item)
         names.add(str(key) if key is not None else picture_name(getattr(job, "image", None)))
     return names.unique()
+
+
+@attrs.frozen(kw_only=True)
+class Scene:
+    """Parts of a session that a display of a batch needs beside its events.
+
+    Attributes:
+        provider: Name of the provider, for list prices.
+        clock: Clock of the session.
+        total: Number of jobs of the input; None if it has no length.
+        budget: Budget of the batch, or else of the session; None without one.
+        observers: Observers of the session.
+    """
+
+    provider: str
+    clock: Clock
+    total: int | None
+    budget: Budget | None
+    observers: Observers
+
+
+def scene_of(batch: Batch) -> Scene:
+    """Return what a display of a batch needs of its session, for other modules of this package."""
+    engine = batch._engine  # noqa: SLF001 -- the same module
+    return Scene(
+        provider=engine.provider.name,
+        clock=engine.clock,
+        total=batch.total,
+        budget=engine.money.budget if batch._budget is None else batch._budget,  # noqa: SLF001 -- the same module
+        observers=engine.observe,
+    )
 
 
 async def iterate(jobs: Jobs) -> AsyncGenerator[Item, None]:

@@ -11,6 +11,7 @@ import anyio.to_thread
 import attrs
 
 from kling_async._clock import SystemClock
+from kling_async._core import html
 from kling_async._core.answers import Kind
 from kling_async._core.catalogue import Model
 from kling_async._core.frames import hides_arguments
@@ -289,6 +290,15 @@ class KlingSession(ServiceCalls):
     def __repr__(self) -> str:
         state = "open" if self._lifetime.engine else "closed" if self._lifetime.used else "not open yet"
         return f"<KlingSession {self.provider.name} at {self.provider.base_url}, {state}>"
+
+    def _repr_html_(self) -> str:
+        """Return the state and its figures, by which a notebook shows the session."""
+        rows: list[tuple[str, object]] = [("level", self.level.name), ("slots", self.max_in_flight)]
+        engine = self._lifetime.engine
+        if engine is not None:
+            figures = engine.statistics()
+            rows += [("running", figures.running), ("spent", f"${figures.spent:.2f}")]
+        return html.heading(repr(self).strip("<>")) + html.table(rows)
 
     async def __aenter__(self) -> Self:
         if self._lifetime.used:

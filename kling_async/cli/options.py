@@ -15,6 +15,7 @@ import typer
 from kling_async._core.http import MAX_OUTPUT_BYTES, MAX_REPLY_BYTES
 from kling_async._core.media import WHITE
 from kling_async._core.polling import DEADLINE_S, FORGET_AFTER_S
+from kling_async.errors import ConfigurationError
 
 from .choices import FormatChoice, LevelChoice, NetworkChoice, PollingChoice, ProfileChoice, ProviderChoice, SeenChoice
 from .ledgers import (
@@ -46,6 +47,7 @@ from .parameters import (
     FromService,
     IgnoredParameters,
     Json,
+    Labels,
     Level,
     Manifests,
     MaxInFlight,
@@ -360,8 +362,26 @@ class StatusOptions(LedgerOptions):
     """Options of `status`."""
 
     name: BatchName = None
+    label: Labels = None
     as_json: Json = False
     watch: Annotated[bool, typer.Option("--watch", help="Repeat until nothing changes any more.")] = False
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels that counted jobs have.
+
+        Raises:
+            ConfigurationError: One is not NAME=VALUE.
+        """
+        found: dict[str, str] = {}
+        for text in self.label or ():
+            name, equals, value = text.partition("=")
+            if not equals or not name:
+                raise ConfigurationError(
+                    f"--label: expected NAME=VALUE, got {text}", advice="such as --label order=1742"
+                )
+            found[name] = value
+        return found
 
 
 @attrs.frozen(kw_only=True, slots=False)

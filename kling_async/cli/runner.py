@@ -14,6 +14,7 @@ from rich.text import Text
 
 from kling_async._session.session import KlingSession
 from kling_async.errors import ApiError, KlingError, TransportError, UnsupportedError
+from kling_async.progress._display import new_display
 from kling_async.results import export
 
 from .audit import audit
@@ -21,7 +22,6 @@ from .hints import record_run
 from .interrupts import close_output, drains, took_interrupt
 from .output import format_duration, plural, print_text
 from .places import destination
-from .progress import progress
 from .rehearsal import clear_names
 from .results import row
 from .summary import Report, print_summary
@@ -36,11 +36,12 @@ if TYPE_CHECKING:
     from kling_async._core.prediction import Outcome
     from kling_async.gallery import Gallery
     from kling_async.ledger import Ledger
+    from kling_async.progress._board import Board
+    from kling_async.progress._display import Display
     from kling_async.results import Exported
 
     from .exits import Exit
     from .options import BatchOptions, SessionOptions
-    from .progress import Board, Progress
     from .work import Work
 
 
@@ -122,7 +123,7 @@ async def run_batch(
     """
     if not options.rehearsal:
         clear_names(console, options.folder)
-    display = progress(console, clock, total=work.total, budget=work.budget, quiet=options.quiet)
+    display = new_display(console, clock, total=work.total, budget=work.budget, quiet=options.quiet)
     observers = [display.observer(options.provider)]
     page = _new_page(options, work, clock)
     if page is not None:
@@ -213,7 +214,7 @@ class _Run:
         console: Console,
         options: BatchOptions,
         work: Work,
-        display: Progress,
+        display: Display,
         clock: Clock,
         *,
         page: Gallery | None,

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Protocol, TypeGuard, runtime_checkable
 from kling_async._core.frames import hides_arguments
 from kling_async.errors import ConfigurationError
 
+from ._labels import label_texts
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from decimal import Decimal
 
     from kling_async._core.budget import Cap
@@ -346,6 +348,7 @@ def read_ledger(
     account: str = "default",
     batch: str | None = None,
     states: Iterable[State] | None = None,
+    labels: Mapping[str, object] | None = None,
 ) -> Iterator[Row]:
     """Return the rows of a ledger by the time of their last step, also while others write it. Memory stays flat.
 
@@ -356,15 +359,37 @@ def read_ledger(
         account: Name of the account in a database.
         batch: Only this batch's; "" is what was submitted outside of batches.
         states: Only rows in these states.
+        labels: Only rows of jobs with all of these labels. Values are compared as texts: 1742 and "1742" are equal.
 
     Returns:
         The rows, each with its job's content.
 
     Raises:
-        ConfigurationError: The URL cannot be parsed, or the extra for its database is not installed.
+        ConfigurationError: The URL cannot be parsed, or the extra for its database is not installed, or a label has no
+            value to compare.
         LedgerError: When it is iterated: there is no such ledger, or it cannot be read.
     """
-    return _reader(ledger, account).rows(batch, states)
+    return _reader(ledger, account).rows(batch, states, label_texts(labels))
+
+
+def page_reader(ledger: Ledger) -> Callable[..., list[Row]] | None:
+    """Return a function that reads a page of a ledger's rows, to be called in a thread; None for one in memory.
+
+    Its arguments are a batch, and by name `prefix` and `after` (keys), `labels` (texts) and `limit`.
+    """
+    from .sqlite import SQLiteLedger  # noqa: PLC0415 -- as above
+
+    if isinstance(ledger, SQLiteLedger):
+        return _reader(ledger.path, "").page
+    if not ledger.durable:
+        return None
+    from .postgres import PostgresLedger  # noqa: PLC0415 -- it needs an extra
+
+    if isinstance(ledger, PostgresLedger):
+        from ._postgres.reader import DatabaseReader  # noqa: PLC0415 -- it needs an extra
+
+        return DatabaseReader(ledger.address, ledger.account).page
+    return None
 
 
 @hides_arguments

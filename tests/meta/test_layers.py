@@ -17,7 +17,8 @@ ROWS = (
     {"__main__"},
     {"cli", "examples", "testing"},
     {"integrations"},
-    {"gallery"},
+    {"progress"},
+    {"blocking", "gallery"},
     {""},  # the package itself: the public names
     {"_worker"},
     {"_session"},
@@ -60,19 +61,21 @@ ROOMS_OF = {
     "procrastinate": {"integrations"},
     "typer": {"cli"},
     "click": {"cli"},
-    "rich": {"cli"},
+    "IPython": {"progress"},
+    "rich": {"cli", "progress"},
     "av": {"emulator"},
     "PIL": {"_core", "_images", "emulator", "cli", "gallery"},
     "jinja2": {"gallery"},
     "obstore": {"storage"},
     "fastapi": {"examples", "integrations"},
-    "uvicorn": {"examples"},
+    "uvicorn": {"examples", "testing"},
     "starlette": {"integrations"},
     "opentelemetry": {"integrations"},
     "pytest": {"testing"},
 }
 """Third-party packages by the parts that may import them; all others are forbidden."""
 DISTRIBUTIONS = {
+    "IPython": "ipython",
     "aiohttp_socks": "aiohttp-socks",
     "pyrate_limiter": "pyrate-limiter",
     "python_calamine": "python-calamine",
@@ -84,6 +87,7 @@ DISTRIBUTIONS = {
     "opentelemetry": "opentelemetry-api",
 }
 OPTIONAL = {
+    "IPython",
     "aiohttp_socks",
     "typer",
     "click",

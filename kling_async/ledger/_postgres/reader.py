@@ -18,7 +18,7 @@ from . import statements, tables
 from .connection import Address
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from kling_async._core.content import Identity
     from kling_async._core.states import Row
@@ -56,15 +56,29 @@ class DatabaseReader:
     address: Address
     account: str
 
-    def rows(self, batch: str | None, states: Iterable[State] | None) -> Iterator[Row]:
+    def rows(
+        self, batch: str | None, states: Iterable[State] | None, labels: Mapping[str, str] | None = None
+    ) -> Iterator[Row]:
         """Yield the rows of an account, each with its job's content, by the time of their last step.
 
         Raises:
             LedgerError: The database cannot be reached, or has no ledger.
         """
         words = [state.value for state in (State if states is None else states)]
-        for line in _found(self.address, statements.READ_ROWS, [self.account, batch, words]):
+        query, values = statements.READ_ROWS, [self.account, batch, words]
+        if labels:
+            query, values = statements.READ_LABELLED, [*values, [*labels], [*labels.values()]]
+        for line in _found(self.address, query, values):
             yield statements.line_of(line).row
+
+    def page(self, batch: str, *, prefix: str, after: str, labels: Mapping[str, str], limit: int) -> list[Row]:
+        """Return rows of a batch by their keys: `limit` of those that begin with a prefix and come after a key.
+
+        Raises:
+            LedgerError: The database cannot be reached, or has no ledger.
+        """
+        values = [self.account, batch, prefix, after, [*labels], [*labels.values()], limit]
+        return [statements.line_of(line).row for line in _found(self.address, statements.READ_PAGE, values)]
 
     def steps(self, batch: str | None, key: str | None) -> Iterator[Step]:
         """Yield the steps of an account's jobs: all of a job together, in the order in which they were written.

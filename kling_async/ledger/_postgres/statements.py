@@ -200,6 +200,22 @@ READ_ROWS = f"""
 {_SELECT_WITH_CONTENT}
 WHERE j.account = %s AND j.batch = coalesce(%s, j.batch) AND j.state = ANY(%s) ORDER BY j.updated_at, j.id
 """
+READ_LABELLED = f"""
+{_SELECT_WITH_CONTENT}
+WHERE j.account = %s AND j.batch = coalesce(%s, j.batch) AND j.state = ANY(%s)
+  AND NOT EXISTS (
+    SELECT FROM unnest(%s::text[], %s::text[]) AS w(name, value)
+    WHERE (c.labels::jsonb ->> w.name) IS DISTINCT FROM w.value)
+ORDER BY j.updated_at, j.id
+"""
+READ_PAGE = f"""
+{_SELECT_WITH_CONTENT}
+WHERE j.account = %s AND j.batch = %s AND starts_with(j.key, %s) AND j.key COLLATE "C" > %s
+  AND NOT EXISTS (
+    SELECT FROM unnest(%s::text[], %s::text[]) AS w(name, value)
+    WHERE (c.labels::jsonb ->> w.name) IS DISTINCT FROM w.value)
+ORDER BY j.key COLLATE "C" LIMIT %s
+"""
 BATCHES = "SELECT DISTINCT batch FROM kling_job WHERE account = %s"
 READ_STEPS = """
 SELECT j.batch, j.key, s.state, s.at, s.attempt, s.prediction_id, s.error

@@ -15,12 +15,12 @@ from kling_async._core.states import Row, State, Step
 from kling_async.ledger._columns import restored_identity
 
 from . import statements
-from .connection import LOCK, beside, closed_by, connect_reader, reading
+from .connection import LOCK, beside, closed_by, connect_reader, reading, unusable
 from .registration import registered
 from .tables import as_newest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from kling_async._core.content import Identity
 
@@ -35,12 +35,15 @@ class FileReader:
 
     path: str | os.PathLike[str]
 
-    def rows(self, batch: str | None, states: Iterable[State] | None) -> Iterator[Row]:
+    def rows(
+        self, batch: str | None, states: Iterable[State] | None, labels: Mapping[str, str] | None = None
+    ) -> Iterator[Row]:
         """Yield the rows of a ledger file, each with its job's content, by the time of their last step.
 
         Args:
             batch: Only this batch's; "" is what was submitted outside of batches.
             states: Only rows in these states.
+            labels: Only rows with these labels, values as texts.
 
         Raises:
             LedgerError: There is no such file, or it is no ledger.
@@ -54,9 +57,37 @@ class FileReader:
             condition, words = statements.is_in(states)
             conditions.append(condition)
             values += words
+        for label in (labels or {}).items():
+            conditions.append(statements.HAS_LABEL)
+            values += label
         query = f"{statements.SELECT_WITH_CONTENT} WHERE {' AND '.join(conditions)} ORDER BY updated_at"
         for row in _found(Path(self.path), query, values):
             yield statements.read_row(row)
+
+    def page(self, batch: str, *, prefix: str, after: str, labels: Mapping[str, str], limit: int) -> list[Row]:
+        """Return rows of a batch by their keys: `limit` of those that begin with a prefix and come after a key.
+
+        The file is one that this process has open for writing, so it is neither checked, which reads all of it, nor
+        older.
+
+        Raises:
+            LedgerError: It cannot be read.
+        """
+        # A range of the primary key; SQLite compares texts as their bytes in UTF-8.
+        conditions = "job.batch = ? AND job.key > ?"
+        values: list[object] = [batch, after]
+        if prefix:
+            conditions += " AND job.key < ?"
+            values.append(prefix[:-1] + chr(ord(prefix[-1]) + 1))
+        for label in labels.items():
+            conditions += f" AND {statements.HAS_LABEL}"
+            values += label
+        query = f"{statements.SELECT_WITH_CONTENT} WHERE {conditions} ORDER BY job.key LIMIT ?"
+        try:
+            with contextlib.closing(connect_reader(Path(self.path))) as connection:
+                return [statements.read_row(row) for row in connection.execute(query, [*values, limit])]
+        except sqlite3.Error as error:
+            raise unusable(Path(self.path), error) from error
 
     def steps(self, batch: str | None, key: str | None) -> Iterator[Step]:
         """Yield the steps of a ledger file: all of a job together, in the order in which they were written.

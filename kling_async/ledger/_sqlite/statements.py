@@ -30,6 +30,10 @@ SELECT_WITH_CONTENT = (
     f"SELECT {', '.join(f'job.{name}' for name in _COLUMNS)}, {', '.join(f'content.{name}' for name in _CONTENT)} "
     "FROM job LEFT JOIN content ON content.batch = job.batch AND content.key = job.key "
 )
+HAS_LABEL = (
+    "EXISTS (SELECT 1 FROM json_each(content.labels) AS label WHERE label.key = ? AND "
+    "CASE label.type WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE CAST(label.atom AS TEXT) END = ?)"
+)
 INSERT = (
     "INSERT INTO job(batch, key, digest, model, updated_at, caller, priority, state, attempt, failures) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, 'pending', 0, 0) ON CONFLICT(batch, key) DO NOTHING"
