@@ -86,10 +86,12 @@ if TYPE_CHECKING:
         UnknownJobError,
         UnknownPredictionError,
         UnsupportedError,
+        VideoError,
         WebhookRefusal,
         WebhookRefusedError,
         WrongLoopError,
     )
+    from .films import Film, join
     from .ledger import Ledger, Row, State, read_ledger
     from .limits import NoLimit, RateLimiter, StartsPerWindow
     from .providers import GPTProto, Provider, WaveSpeed
@@ -118,6 +120,7 @@ __all__ = [
     "Effect",
     "EndImage",
     "Field",
+    "Film",
     "Formula",
     "FormulaInput",
     "GPTProto",
@@ -189,6 +192,7 @@ __all__ = [
     "UnknownPredictionError",
     "UnsupportedError",
     "Usage",
+    "VideoError",
     "WatchPolicy",
     "WatchStatistics",
     "WaveSpeed",
@@ -199,6 +203,7 @@ __all__ = [
     "enqueue",
     "errors",
     "events",
+    "join",
     "read_ledger",
 ]
 
@@ -222,7 +227,7 @@ _MODULE_OF = {
             "ProtocolError QueueFullError RateLimitedError RateLimiterError ReplyTooLargeError RequestRejectedError "
             "RowProblem ServerError SessionClosedError SkippedError Spent StorageError SubmissionUncertainError "
             "TransportError TransportTimeoutError UnknownJobError UnknownPredictionError UnsupportedError "
-            "WebhookRefusal WebhookRefusedError WrongLoopError"
+            "VideoError WebhookRefusal WebhookRefusedError WrongLoopError"
         ),
         "._core.http": "Effect HttpRequest HttpResponse Timeouts",
         "._core.job": "Job Shot",
@@ -235,6 +240,7 @@ _MODULE_OF = {
         "._session.session": "KlingSession",
         "._worker.enqueue": "enqueue",
         "._worker.worker": "Worker",
+        ".films": "Film join",
         ".ledger": "Ledger Row State read_ledger",
         ".limits": "NoLimit RateLimiter StartsPerWindow",
         ".providers": "GPTProto Provider WaveSpeed",
