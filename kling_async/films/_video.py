@@ -106,7 +106,8 @@ def _errors_of(path: Path) -> Iterator[None]:
     except FFmpegError as error:
         raise VideoError(f"{path}: {EXPECTED}, and it cannot be read: {error.strerror}", path=path) from error
     except OSError as error:
-        raise VideoError(f"{path}: {EXPECTED}, and it cannot be opened: {error.strerror}", path=path) from error
+        text = f"{path}: {EXPECTED}, and it cannot be opened: {error.strerror or error}"
+        raise VideoError(text, path=path, advice="check the path") from error
 
 
 def turns(frame: VideoFrame, path: Path) -> tuple[Step, ...]:
