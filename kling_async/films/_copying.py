@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from av import Packet
-    from av.container import OutputContainer
     from av.stream import Stream
 
     from ._clips import Clip
@@ -44,7 +43,10 @@ def copy(clips: Sequence[Clip], target: Path, step: Callable[[float], None]) -> 
         start = done = Fraction(0)
         for number, clip in enumerate(clips):
             following = number + 1 < len(clips)
-            for packet in _packets(clip, output, places):
+            for streams, packet in _packets(clip):
+                if not places:
+                    places = {stream.type: _Place(output.add_stream_from_template(stream)) for stream in streams}
+                    output.start_encoding()
                 place = places[packet.stream.type]
                 time = _seconds(packet, packet.pts) - clip.first
                 step(float((done + min(max(time, Fraction(0)), clip.seconds)) / whole))
@@ -119,17 +121,14 @@ class _Place:
         packet.duration = round(length / self.tick)
 
 
-def _packets(clip: Clip, output: OutputContainer, places: dict[str, _Place]) -> Iterator[Packet[Stream]]:
-    """Yield the packets of a clip; the first clip makes the streams of the output."""
+def _packets(clip: Clip) -> Iterator[tuple[Sequence[Stream], Packet[Stream]]]:
+    """Yield the packets of a clip, each with all streams of the clip."""
     with open_video(clip.path) as video:
         streams: list[Stream] = [video.stream]
         streams += video.container.streams.audio[:1] if clip.sound is not None else []
-        if not places:
-            places.update((stream.type, _Place(output.add_stream_from_template(stream))) for stream in streams)
-            output.start_encoding()
         for packet in video.container.demux(streams):
             if packet.pts is not None and packet.dts is not None:
-                yield packet
+                yield streams, packet
 
 
 def _seconds(packet: Packet[Stream], ticks: int | None) -> Fraction:
