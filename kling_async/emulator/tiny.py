@@ -1,6 +1,6 @@
 """Constant outputs: a video of 3 KB, and an image of one pixel.
 
-The video has 544x304 pixels, so that its frames can be inputs, and five seconds of H.264; it was created once with PyAV.
+The video has 544x304 pixels, so that its frames can be inputs, and five seconds of H.264. PyAV created it once.
 """
 
 from __future__ import annotations

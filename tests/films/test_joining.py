@@ -64,16 +64,18 @@ def numbers(path: Path, whole: Pixels) -> list[int]:
 def times(path: Path) -> tuple[list[Fraction], list[Fraction]]:
     """Return when frames are shown, in their order, and when packets are decoded, in that of the file."""
     with av.open(str(path)) as container:
-        packets = [packet for packet in container.demux(video=0) if packet.pts is not None]
-    base = packets[0].time_base
-    return sorted(packet.pts * base for packet in packets), [packet.dts * base for packet in packets]
+        base = container.streams.video[0].time_base or Fraction(0)
+        ticks = [(packet.pts, packet.dts) for packet in container.demux(video=0)]
+    found = [(shown * base, decoded * base) for shown, decoded in ticks if shown is not None and decoded is not None]
+    return sorted(shown for shown, _ in found), [decoded for _, decoded in found]
 
 
 def lengths(path: Path) -> tuple[float, float]:
     """Return seconds of the picture and of the sound."""
     with av.open(str(path)) as container:
         video, sound = container.streams.video[0], container.streams.audio[0]
-        return float(video.duration * video.time_base), float(sound.duration * sound.time_base)
+        found = [float((stream.duration or 0) * (stream.time_base or 0)) for stream in (video, sound)]
+    return found[0], found[1]
 
 
 def grows(row: Sequence[Fraction]) -> bool:
@@ -234,7 +236,7 @@ async def test_wrong_arguments(clips: list[Path], tmp_path: Path, others: dict[s
         ([clips[0], others["one"]], film, {}, "one.mp4: expected at least 2 frames, got 1"),
     ):
         with pytest.raises(VideoError, match=said) as raised:
-            await join(given, target, **options)  # type: ignore[arg-type]  # wrong on purpose
+            await join(given, target, **options)
         assert raised.value.spent is Spent.NO
     assert {path.name for path in tmp_path.iterdir()} == {"own.mp4", "same.mp4", "text.mp4"}
     assert own.read_bytes() == clips[0].read_bytes()
@@ -276,7 +278,12 @@ async def test_cancelled_call_leaves_no_file(
         assert scope.cancelled_caught
     else:
         begun = asyncio.Event()
-        work = asyncio.create_task(joined(lambda: begun.set() or work.cancel()))
+
+        def cancel() -> None:
+            begun.set()
+            work.cancel()
+
+        work = asyncio.create_task(joined(cancel))
         if way == "twice":
             await begun.wait()
             work.cancel()
