@@ -24,6 +24,7 @@ import anyio.to_thread
 import attrs
 import av
 from av.error import FFmpegError
+from av.filter import Graph
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageOps
 
@@ -224,7 +225,7 @@ def _frames_of(clip: bytes) -> Iterator[Image.Image]:
 
 def _tone(hertz: int) -> Iterator[av.AudioFrame]:
     """Yield a quiet tone without end, in pieces as long as a frame of the video."""
-    graph = av.filter.Graph()
+    graph = Graph()
     samples = _SAMPLES_PER_SECOND // FRAMES_PER_SECOND
     graph.link_nodes(
         graph.add("sine", f"frequency={hertz}:sample_rate={_SAMPLES_PER_SECOND}:samples_per_frame={samples}"),

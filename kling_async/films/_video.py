@@ -18,6 +18,8 @@ from kling_async.storage._mp4 import flaw as mp4_flaw
 try:
     import av
     from av.container import InputContainer
+    from av.error import BlockingIOError as NothingReadyError
+    from av.error import EOFError as EndOfStreamError
     from av.error import FFmpegError
     from av.sidedata.sidedata import SideData
     from av.stream import Disposition
@@ -205,7 +207,7 @@ def pulled(graph: Graph, kind: type[Frame]) -> Iterator[Frame]:
     while True:
         try:
             frame = graph.pull()
-        except (av.error.BlockingIOError, av.error.EOFError):
+        except (NothingReadyError, EndOfStreamError):
             return
         if isinstance(frame, kind):
             yield frame
@@ -218,10 +220,10 @@ def filtered(frames: Iterable[Frame], kind: type[Frame], build: Callable[[Frame]
         graph = graph or build(frame)
         try:
             graph.push(frame)
-        except av.error.EOFError:
+        except EndOfStreamError:
             return
         yield from pulled(graph, kind)
     if graph is not None:
-        with contextlib.suppress(av.error.EOFError):
+        with contextlib.suppress(EndOfStreamError):
             graph.push(None)
         yield from pulled(graph, kind)

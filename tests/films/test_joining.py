@@ -119,6 +119,23 @@ async def test_sound_stays_with_the_picture(clips: list[Path], tmp_path: Path, o
         assert abs(picture - sound) < 1 / RATE
 
 
+@pytest.mark.parametrize(("offset", "silent", "heard"), [("0.5", 0.4, 0.6), ("-0.5", None, 0.2)])
+async def test_sound_that_begins_at_another_time(
+    clips: list[Path], tmp_path: Path, offset: str, silent: float | None, heard: float
+) -> None:
+    """Later or earlier than the picture, and with another number of samples a second."""
+    tone = ("-itsoffset", offset, "-f", "lavfi", "-i", "sine=frequency=600:d=1:r=44100")
+    shape = ("-map", "0:v", "-map", "1:a", "-c:v", "copy", "-c:a", "aac", "-avoid_negative_ts", "disabled")
+    ffmpeg("-i", str(clips[0]), *tone, *shape, str(tmp_path / "shifted.mp4"))
+    film = await join([clips[0], tmp_path / "shifted.mp4", clips[2]], tmp_path / "film.mp4")
+    assert film.is_encoded
+    sound = sound_of(film.path)
+    begin = LAST / RATE
+    assert silent is None or hertz_at(sound, begin + silent) == 0
+    assert abs(hertz_at(sound, begin + heard) - 600) < 15
+    assert abs(hertz_at(sound, 2 * begin + 0.1) - TONES[2]) < 15
+
+
 async def test_sound_does_not_drift_over_many_cuts(clips: list[Path], tmp_path: Path) -> None:
     """Packets of sound do not fit the frames: a third of a packet too many at each cut would be half a second here."""
     film = await join([clips[number % 3] for number in range(60)], tmp_path / "film.mp4")
