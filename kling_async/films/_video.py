@@ -23,11 +23,11 @@ try:
     from av.error import FFmpegError
     from av.sidedata.sidedata import SideData
     from av.stream import Disposition
-    from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
+    from av.video.reformatter import ColorRange
     from av.video.stream import VideoStream
 except ImportError as missing:
     raise ConfigurationError(
-        "frames and joining need PyAV, which is not installed", advice="pip install 'kling-async[film]'"
+        "frames and joining need PyAV 17.1 or later, which is not installed", advice="pip install 'kling-async[film]'"
     ) from missing
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ _MATRICES: Final = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m"
 _UNSPECIFIED: Final = 2
 _RGB: Final = 0
 _BT2020: Final = {9, 10}
-_HDR_TRANSFERS: Final = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
+_BT2020_PRIMARIES: Final = 9
+_HDR_TRANSFERS: Final = {16: "PQ", 18: "HLG"}
+"""Transfer curves by their numbers there, too."""
 _HD_LINES: Final = 720
 _TURNS: Final = {
     (1, 0, 0, 1): (),
@@ -122,10 +124,14 @@ def turns(frame: VideoFrame, path: Path) -> tuple[Step, ...]:
     if not isinstance(matrix, SideData):
         return ()
     a, b, _, c, d, *_ = struct.unpack("9i", bytes(matrix))
-    signs = tuple((value > 0) - (value < 0) for value in (a, b, c, d))
+    signs = (_sign(a), _sign(b), _sign(c), _sign(d))
     if signs not in _TURNS:
         raise VideoError(f"{path}: expected a rotation by a multiple of 90 degrees, got another one", path=path)
     return _TURNS[signs]
+
+
+def _sign(value: int) -> int:
+    return (value > 0) - (value < 0)
 
 
 def is_quarter(steps: Iterable[Step]) -> bool:
@@ -146,8 +152,8 @@ def colours(frame: VideoFrame, path: Path) -> tuple[str, str]:
     Raises:
         VideoError: It is HDR, or has a matrix that is not known.
     """
-    hdr = _HDR_TRANSFERS.get(ColorTrc(frame.color_trc)) if frame.color_trc in set(ColorTrc) else None
-    if hdr or frame.colorspace in _BT2020 or frame.color_primaries == ColorPrimaries.BT2020:
+    hdr = _HDR_TRANSFERS.get(frame.color_trc)
+    if hdr or frame.colorspace in _BT2020 or frame.color_primaries == _BT2020_PRIMARIES:
         raise VideoError(
             f"{path}: expected a video in BT.709 or BT.601, got HDR ({hdr or 'BT.2020'})",
             path=path,

@@ -302,7 +302,8 @@ async def test_cancelled_call_leaves_no_file(
 
         work = asyncio.create_task(joined(cancel))
         if way == "twice":
-            await begun.wait()
+            async with asyncio.timeout(PATIENCE_S):
+                await begun.wait()
             work.cancel()
         with pytest.raises(asyncio.CancelledError):
             await work
