@@ -165,7 +165,7 @@ def test_bytes_are_the_same_each_time(tmp_path: Path) -> None:
 
 
 def test_large_pictures_become_jpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clip = make_clip(tmp_path / "a.mp4", size="320x240", filters="noise=alls=40,format=yuv444p", count=3)
+    clip = make_clip(tmp_path / "a.mp4", size="320x240", filters="noise=c0s=40:c1s=40:c2s=40,format=yuv444p", count=3)
     png = extract_frame(clip, "last")
     monkeypatch.setattr(frames, "MAX_PNG_BYTES", len(png) - 1)
     content = extract_frame(clip, "last")
