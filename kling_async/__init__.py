@@ -88,10 +88,12 @@ if TYPE_CHECKING:
         UnknownJobError,
         UnknownPredictionError,
         UnsupportedError,
+        VideoError,
         WebhookRefusal,
         WebhookRefusedError,
         WrongLoopError,
     )
+    from .films import Film, join
     from .ledger import Ledger, Row, State, read_ledger
     from .limits import CallerLimits, NoLimit, RateLimiter, StartsPerWindow
     from .providers import GPTProto, Provider, WaveSpeed
@@ -123,6 +125,7 @@ __all__ = [
     "Effect",
     "EndImage",
     "Field",
+    "Film",
     "Formula",
     "FormulaInput",
     "GPTProto",
@@ -194,6 +197,7 @@ __all__ = [
     "UnknownPredictionError",
     "UnsupportedError",
     "Usage",
+    "VideoError",
     "WatchPolicy",
     "WatchStatistics",
     "WaveSpeed",
@@ -204,6 +208,7 @@ __all__ = [
     "enqueue",
     "errors",
     "events",
+    "join",
     "read_ledger",
 ]
 
@@ -227,7 +232,8 @@ _MODULE_OF = {
             "PredictionTimeoutError PriceUnknownError Problem ProtocolError QueueFullError RateLimitedError "
             "RateLimiterError ReplyTooLargeError RequestRejectedError RowProblem ServerError SessionClosedError "
             "SkippedError Spent StorageError SubmissionUncertainError TransportError TransportTimeoutError "
-            "UnknownJobError UnknownPredictionError UnsupportedError WebhookRefusal WebhookRefusedError WrongLoopError"
+            "UnknownJobError UnknownPredictionError UnsupportedError VideoError WebhookRefusal "
+            "WebhookRefusedError WrongLoopError"
         ),
         "._core.http": "Effect HttpRequest HttpResponse Timeouts",
         "._core.job": "Job Shot",
@@ -240,6 +246,7 @@ _MODULE_OF = {
         "._session.session": "KlingSession",
         "._worker.enqueue": "enqueue",
         "._worker.worker": "Worker",
+        ".films": "Film join",
         ".ledger": "Ledger Row State read_ledger",
         ".limits": "CallerLimits NoLimit RateLimiter StartsPerWindow",
         ".providers": "GPTProto Provider WaveSpeed",

@@ -47,6 +47,7 @@ KlingError
 ├── RateLimiterError                     the shared rate limiter cannot be reached: nothing was sent
 ├── StorageError                         an output could not be downloaded, checked or written
 │   └── OutputGoneError                  the output is older than 7 days and has been deleted
+├── VideoError (ValueError)              a video on this computer gives no frame, or cannot be joined; `path`
 └── WebhookRefusedError                  a webhook is not authentic or cannot be read; `reason`
 ```
 
@@ -86,6 +87,7 @@ from kling_async._core.text import one_line
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from decimal import Decimal
+    from pathlib import Path
 
     from kling_async._core.job import Job
     from kling_async._core.prediction import Prediction
@@ -708,6 +710,20 @@ class OutputGoneError(StorageError):
     """The output is older than 7 days, and its host reported repeatedly that it is gone."""
 
     default_advice = "to get the video, it has to be generated and paid for again"
+
+
+class VideoError(KlingError, ValueError):
+    """A video on this computer gives no frame, or cannot be joined with others; nothing was sent or written.
+
+    Attributes:
+        path: The video; None if it is not about a single one.
+    """
+
+    default_advice = "play the file to see whether it is whole; one that is paid for can be saved again at no cost"
+
+    def __init__(self, message: str, *, path: Path | None = None, **about: Any) -> None:
+        super().__init__(message, **about)
+        self.path = path
 
 
 class WebhookRefusal(Enum):

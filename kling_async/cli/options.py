@@ -451,6 +451,29 @@ class GalleryOptions(LedgerOptions):
 
 
 @attrs.frozen(kw_only=True, slots=False)
+class JoinOptions(Options):
+    """Options of `join`."""
+
+    clips: Annotated[
+        list[Path],
+        typer.Argument(metavar="CLIP", help="Videos in their order: MP4, MOV or WebM.", show_default=False),
+    ]
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The film, ending in .mp4.", show_default=False)]
+    crossfade: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Time for which two clips fade into each other.")
+    ] = 0.0
+    fit: Annotated[
+        bool,
+        typer.Option("--fit", help="Fit clips of other sizes and frame rates into those of the first one."),
+    ] = False
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Replace an existing file; otherwise the film gets a name beside it."),
+    ] = False
+    as_json: Json = False
+
+
+@attrs.frozen(kw_only=True, slots=False)
 class SharedOptions(Options):
     """Ledger in a database that several workers share."""
 

@@ -16,6 +16,7 @@ from kling_async import errors, events
 PUBLIC_MODULES = (
     "kling_async",
     "kling_async.blocking",
+    "kling_async.films",
     "kling_async.gallery",
     "kling_async.integrations.fastapi",
     "kling_async.integrations.names",
