@@ -11,6 +11,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+def scalar_labels(labels: str) -> list[tuple[str, str]]:
+    """Return those labels of a job that can be looked for, with their values as texts.
+
+    Args:
+        labels: The labels as a JSON object.
+    """
+    return [
+        (name, value if isinstance(value, str) else json.dumps(value))
+        for name, value in json.loads(labels).items()
+        if isinstance(value, (str, int, float))
+    ]
+
+
 def label_texts(labels: Mapping[object, object] | Mapping[str, object] | None) -> dict[str, str]:
     """Return the labels that rows must have, with their values as texts: `1742` is "1742", and True is "true".
 

@@ -22,6 +22,7 @@ from kling_async._core.states import ENDED, Known, Row, State
 from kling_async.errors import KeyReusedError, LedgerError
 
 from ._columns import check_names, no_job, restored_identity, restored_names, storable, stored_names
+from ._labels import scalar_labels
 from ._sqlite import edits, statements
 from ._sqlite.statements import read_row, storable_text
 from ._sqlite.writer import Writer
@@ -130,6 +131,7 @@ class SQLiteLedger:
                 self._put_content(batch, key, content)
             elif content.labels is not None:
                 connection.execute(statements.RENEW_LABELS, (content.labels, batch, key, content.labels))
+                self._put_labels(batch, key, content)
             caller, priority = content.caller, content.priority
             if (caller or priority) and (caller, priority) != (row.caller, row.priority):
                 # The latest counts, as with labels; a job given without them keeps what it has.
@@ -353,6 +355,13 @@ class SQLiteLedger:
     def _put_content(self, batch: str, key: str, content: Content) -> None:
         values = (batch, key, content.text, content.files, content.labels)
         self._deferred[statements.INSERT_CONTENT].append(values)
+        self._put_labels(batch, key, content)
+
+    def _put_labels(self, batch: str, key: str, content: Content) -> None:
+        """Add the labels of a job to the table in which jobs are found by them."""
+        if content.labels is not None:
+            rows = [(name, value, batch, key) for name, value in scalar_labels(content.labels)]
+            self._deferred[statements.INSERT_LABEL] += rows
 
     def _row(self, connection: sqlite3.Connection, batch: str, key: str) -> Row | None:
         row = self._rows.get((batch, key))

@@ -19,6 +19,8 @@ LABELS = [
     {"order": 1742, 'a "quoted" name': 'and $."value"'},
     {"order": 1743, "rush": True, "weight": 1.5},
     {},
+    # No database of JSON can hold it; it is not to be in the way of others.
+    {"nul": "\0"},
 ]
 WANTED: list[tuple[dict[str, object], list[str]]] = [
     ({"order": "1742"}, ["a/0", "a/1"]),
@@ -28,14 +30,14 @@ WANTED: list[tuple[dict[str, object], list[str]]] = [
     ({'a "quoted" name': 'and $."value"'}, ["a/1"]),
     ({"order": "1742' OR 1=1 --"}, []),
     ({"": "x"}, []),
-    ({}, ["a/0", "a/1", "b/2", "b/3"]),
+    ({}, ["a/0", "a/1", "b/2", "b/3", "c/4"]),
 ]
 
 
 async def fill(ledger: Ledger) -> None:
     await ledger.open()
     for number, labels in enumerate(LABELS):
-        key = f"{'ab'[number // 2]}/{number}"
+        key = f"{'abc'[number // 2]}/{number}"
         content = Content(f'{{"n": {number}}}', labels=json.dumps(labels) if labels else None)
         await ledger.claim("web", key, content=content, model="m", at=100.0 + number)
 
@@ -47,7 +49,7 @@ def check_pages(ledger: Ledger) -> None:
     def keys(prefix: str, after: str = "", limit: int = 10, **labels: str) -> list[str]:
         return [row.key for row in read("web", prefix=prefix, after=after or prefix, labels=labels, limit=limit)]
 
-    assert keys("") == ["a/0", "a/1", "b/2", "b/3"]
+    assert keys("") == ["a/0", "a/1", "b/2", "b/3", "c/4"]
     assert keys("a/") == ["a/0", "a/1"]
     assert keys("a/", limit=1) == ["a/0"]
     assert keys("a/", after="a/0") == ["a/1"]

@@ -65,10 +65,16 @@ class DatabaseReader:
             LedgerError: The database cannot be reached, or has no ledger.
         """
         words = [state.value for state in (State if states is None else states)]
-        query, values = statements.READ_ROWS, [self.account, batch, words]
-        if labels:
-            query, values = statements.READ_LABELLED, [*values, [*labels], [*labels.values()]]
-        for line in _found(self.address, query, values):
+        found = (
+            _found(
+                self.address,
+                statements.READ_LABELLED,
+                statements.label_values(labels) | {"account": self.account, "batch": batch, "states": words},
+            )
+            if labels
+            else _found(self.address, statements.READ_ROWS, [self.account, batch, words])
+        )
+        for line in found:
             yield statements.line_of(line).row
 
     def page(self, batch: str, *, prefix: str, after: str, labels: Mapping[str, str], limit: int) -> list[Row]:
@@ -77,8 +83,10 @@ class DatabaseReader:
         Raises:
             LedgerError: The database cannot be reached, or has no ledger.
         """
-        values = [self.account, batch, prefix, after, [*labels], [*labels.values()], limit]
-        return [statements.line_of(line).row for line in _found(self.address, statements.READ_PAGE, values)]
+        query = statements.READ_LABELLED_PAGE if labels else statements.READ_PAGE
+        values = statements.label_values(labels) | {"account": self.account, "batch": batch}
+        values |= {"prefix": prefix, "after": after, "limit": limit}
+        return [statements.line_of(line).row for line in _found(self.address, query, values)]
 
     def steps(self, batch: str | None, key: str | None) -> Iterator[Step]:
         """Yield the steps of an account's jobs: all of a job together, in the order in which they were written.
@@ -134,7 +142,7 @@ def exists(address: Address) -> bool:
         return _is_ledger(connection)
 
 
-def _found(address: Address, query: str, values: Sequence[object]) -> Iterator[tuple[Any, ...]]:
+def _found(address: Address, query: str, values: Sequence[object] | Mapping[str, object]) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of a query for the newest tables, from tables of any version; a page is in memory at once.
 
     Raises:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -26,7 +27,7 @@ from kling_async._core.states import (
 from kling_async.ledger._columns import quoted, restore, stored
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from kling_async._core.content import Content
     from kling_async._core.seen import Seen
@@ -200,22 +201,30 @@ READ_ROWS = f"""
 {_SELECT_WITH_CONTENT}
 WHERE j.account = %s AND j.batch = coalesce(%s, j.batch) AND j.state = ANY(%s) ORDER BY j.updated_at, j.id
 """
-READ_LABELLED = f"""
-{_SELECT_WITH_CONTENT}
-WHERE j.account = %s AND j.batch = coalesce(%s, j.batch) AND j.state = ANY(%s)
+HAVE_LABELS = "c.labels IS NOT NULL AND position('\\u0000' IN c.labels) = 0"
+"""Condition of the index `kling_content_labels`: jsonb cannot hold NUL."""
+# OFFSET: a fence, without which the planner reads all jobs in their order until enough have the labels.
+_SELECT_LABELLED = f"""
+SELECT {_LINE}, c.text, c.files, c.labels FROM (
+  SELECT * FROM kling_content c
+  WHERE {HAVE_LABELS} AND (c.labels::jsonb @> %(first)s::jsonb OR c.labels::jsonb @> %(also)s::jsonb)
   AND NOT EXISTS (
-    SELECT FROM unnest(%s::text[], %s::text[]) AS w(name, value)
-    WHERE (c.labels::jsonb ->> w.name) IS DISTINCT FROM w.value)
+    SELECT FROM unnest(%(names)s::text[], %(values)s::text[]) AS w(name, value)
+    WHERE (c.labels::jsonb ->> w.name) IS DISTINCT FROM w.value) OFFSET 0) AS c
+JOIN kling_job j ON j.id = c.job
+"""
+"""Jobs with labels; by the first of these, as a text and as JSON, they are found in an index."""
+READ_LABELLED = f"""
+{_SELECT_LABELLED}
+WHERE j.account = %(account)s AND j.batch = coalesce(%(batch)s, j.batch) AND j.state = ANY(%(states)s)
 ORDER BY j.updated_at, j.id
 """
-READ_PAGE = f"""
-{_SELECT_WITH_CONTENT}
-WHERE j.account = %s AND j.batch = %s AND starts_with(j.key, %s) AND j.key COLLATE "C" > %s
-  AND NOT EXISTS (
-    SELECT FROM unnest(%s::text[], %s::text[]) AS w(name, value)
-    WHERE (c.labels::jsonb ->> w.name) IS DISTINCT FROM w.value)
-ORDER BY j.key COLLATE "C" LIMIT %s
+_PAGE = """
+WHERE j.account = %(account)s AND j.batch = %(batch)s AND starts_with(j.key, %(prefix)s)
+AND j.key COLLATE "C" > %(after)s ORDER BY j.key COLLATE "C" LIMIT %(limit)s
 """
+READ_PAGE = _SELECT_WITH_CONTENT + _PAGE
+READ_LABELLED_PAGE = _SELECT_LABELLED + _PAGE
 BATCHES = "SELECT DISTINCT batch FROM kling_job WHERE account = %s"
 READ_STEPS = """
 SELECT j.batch, j.key, s.state, s.at, s.attempt, s.prediction_id, s.error
@@ -476,6 +485,23 @@ def inserted_values(new: dict[tuple[str, str], tuple[Content, str, float]], seen
         "labels": [content.labels for content, _, _ in new.values()],
         "caller": [content.caller for content, _, _ in new.values()],
         "priority": [content.priority for content, _, _ in new.values()],
+    }
+
+
+def label_values(labels: Mapping[str, str]) -> dict[str, object]:
+    """Return the parameters of statements for jobs with labels; empty without any."""
+    if not labels:
+        return {}
+    name, value = next(iter(labels.items()))
+    try:
+        other = json.loads(value)
+    except ValueError:
+        other = value
+    return {
+        "names": [*labels],
+        "values": [*labels.values()],
+        "first": json.dumps({name: value}),
+        "also": json.dumps({name: other if isinstance(other, (int, float)) else value}),
     }
 
 

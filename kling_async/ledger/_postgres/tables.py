@@ -101,6 +101,11 @@ CREATE INDEX kling_job_ready ON kling_job(account, caller, priority DESC, due_at
 DROP INDEX kling_job_due;
 DROP INDEX kling_job_slot;
 CREATE INDEX kling_job_slot ON kling_job(account, caller) WHERE slot;
+CREATE INDEX kling_job_caller ON kling_job(account, caller, id) WHERE caller <> '';
+CREATE INDEX kling_job_page ON kling_job(account, batch, key COLLATE "C");
+-- jsonb cannot hold NUL. Without fastupdate: as long as much is pending, the planner reads the whole table instead.
+CREATE INDEX kling_content_labels ON kling_content USING gin ((labels::jsonb) jsonb_path_ops)
+  WITH (fastupdate = off) WHERE labels IS NOT NULL AND position('\\u0000' IN labels) = 0;
 -- Turns of callers, as `FairTurns` counts them.
 CREATE TABLE kling_caller(
   account text, caller text, start double precision NOT NULL, PRIMARY KEY(account, caller)) WITH (fillfactor = 50);

@@ -8,6 +8,7 @@ import attrs
 
 from kling_async._core.renewal import free_key, is_kept, renewed
 from kling_async._core.states import Row, State
+from kling_async.ledger._labels import scalar_labels
 
 from . import statements
 
@@ -27,7 +28,9 @@ def renew(connection: sqlite3.Connection, row: Row, content: Content, *, model: 
     name = (row.batch, row.key)
     kept: Row | None = None
     attempt = row.attempt
+    labels: str | None = None
     if is_kept(row):
+        (labels,) = connection.execute(statements.LABELS, name).fetchone() or (None,)
         taken = "SELECT 1 FROM job WHERE batch = ? AND key = ?"
         key = free_key(row.key, lambda key: connection.execute(taken, (row.batch, key)).fetchone() is not None)
         for rename in statements.RENAME:
@@ -48,7 +51,18 @@ def renew(connection: sqlite3.Connection, row: Row, content: Content, *, model: 
     )
     connection.execute(put, (*name, content.text, content.files, content.labels))
     connection.execute(step, (*name, State.PENDING.value, at, attempt, None, None))
+    put_labels(connection, *name, content.labels)
+    if kept is not None:
+        put_labels(connection, row.batch, kept.key, labels)
     return kept
+
+
+def put_labels(connection: sqlite3.Connection, batch: str, key: str, labels: str | None) -> None:
+    """Add the labels of a job to the table in which jobs are found by them."""
+    rows = [] if labels is None else [(name, value, batch, key) for name, value in scalar_labels(labels)]
+    if rows:
+        put = statements.values_of(statements.INSERT_LABEL, len(rows), 4)
+        connection.execute(put, [value for label in rows for value in label])
 
 
 def put_mark(connection: sqlite3.Connection, prediction_id: str, mark: Mark | None, at: float) -> None:

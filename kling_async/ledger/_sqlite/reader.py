@@ -59,7 +59,7 @@ class FileReader:
             values += words
         for label in (labels or {}).items():
             conditions.append(statements.HAS_LABEL)
-            values += label
+            values += label * 2
         query = f"{statements.SELECT_WITH_CONTENT} WHERE {' AND '.join(conditions)} ORDER BY updated_at"
         for row in _found(Path(self.path), query, values):
             yield statements.read_row(row)
@@ -74,14 +74,16 @@ class FileReader:
             LedgerError: It cannot be read.
         """
         # A range of the primary key; SQLite compares texts as their bytes in UTF-8.
-        conditions = "job.batch = ? AND job.key > ?"
+        # With labels, jobs are looked up one by one instead: a plus keeps a condition from choosing the way.
+        plus = "+" if labels else ""
+        conditions = f"{plus}job.batch = ? AND {plus}job.key > ?"
         values: list[object] = [batch, after]
         if prefix:
-            conditions += " AND job.key < ?"
+            conditions += f" AND {plus}job.key < ?"
             values.append(prefix[:-1] + chr(ord(prefix[-1]) + 1))
         for label in labels.items():
             conditions += f" AND {statements.HAS_LABEL}"
-            values += label
+            values += label * 2
         query = f"{statements.SELECT_WITH_CONTENT} WHERE {conditions} ORDER BY job.key LIMIT ?"
         try:
             with contextlib.closing(connect_reader(Path(self.path))) as connection:

@@ -30,10 +30,13 @@ SELECT_WITH_CONTENT = (
     f"SELECT {', '.join(f'job.{name}' for name in _COLUMNS)}, {', '.join(f'content.{name}' for name in _CONTENT)} "
     "FROM job LEFT JOIN content ON content.batch = job.batch AND content.key = job.key "
 )
+# The table `label` may have more than there is: what was replaced stays in it.
 HAS_LABEL = (
-    "EXISTS (SELECT 1 FROM json_each(content.labels) AS label WHERE label.key = ? AND "
-    "CASE label.type WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE CAST(label.atom AS TEXT) END = ?)"
+    "(job.batch, job.key) IN (SELECT batch, key FROM label WHERE name = ? AND value = ?) AND "
+    "EXISTS (SELECT 1 FROM json_each(content.labels) AS own WHERE own.key = ? AND "
+    "CASE own.type WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE CAST(own.atom AS TEXT) END = ?)"
 )
+"""Condition that a job has a label: its values are name, value, name and value."""
 INSERT = (
     "INSERT INTO job(batch, key, digest, model, updated_at, caller, priority, state, attempt, failures) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, 'pending', 0, 0) ON CONFLICT(batch, key) DO NOTHING"
@@ -41,6 +44,8 @@ INSERT = (
 INSERT_STEP = "INSERT INTO step(batch, key, state, at, attempt, prediction_id, error)"
 # REPLACE: content left behind by a row that somebody deleted must not undo the whole group.
 INSERT_CONTENT = f"INSERT OR REPLACE INTO content(batch, key, {', '.join(_CONTENT)})"
+LABELS = "SELECT labels FROM content WHERE batch = ? AND key = ?"
+INSERT_LABEL = "INSERT OR IGNORE INTO label(name, value, batch, key)"
 RENEW_LABELS = "UPDATE content SET labels = ? WHERE batch = ? AND key = ? AND labels IS NOT ?"
 INSERT_BATCH = "INSERT INTO batch(name, identity, ignored) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 IDENTITY = "SELECT identity, ignored FROM batch WHERE name = ?"

@@ -26,6 +26,15 @@ _CONTENT: Final = "content AS (SELECT *, NULL AS labels FROM main.content)\n"
 _JOBS: Final = f"job AS (SELECT *, {_NO_CALLERS} FROM main.job)\n"
 
 
+_LABELS: Final = """label AS (
+  SELECT own.key AS name,
+    CASE own.type WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE CAST(own.atom AS TEXT) END AS value,
+    content.batch AS batch, content.key AS key
+  FROM main.content AS content, json_each(content.labels) AS own WHERE own.atom IS NOT NULL)
+"""
+_NO_LABELS: Final = "label AS (SELECT NULL AS name, NULL AS value, NULL AS batch, NULL AS key WHERE 0)\n"
+
+
 def _create(connection: sqlite3.Connection) -> None:
     """Make the tables of version 1."""
     _run(
@@ -101,6 +110,19 @@ def _add_marks(connection: sqlite3.Connection) -> None:
     )
 
 
+def _index_labels(connection: sqlite3.Connection) -> None:
+    """Add a table of labels by name and value."""
+    _run(
+        connection,
+        f"""
+CREATE TABLE label(
+  name TEXT NOT NULL, value TEXT NOT NULL, batch TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY(name, value, batch, key)
+) WITHOUT ROWID;
+WITH {_LABELS} INSERT OR IGNORE INTO main.label SELECT name, value, batch, key FROM label;
+""",
+    )
+
+
 def _add_callers(connection: sqlite3.Connection) -> None:
     """Add who asked for each job, and its priority among that caller's jobs."""
     _run(
@@ -120,6 +142,7 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _add_labels,
     _add_marks,
     _add_callers,
+    _index_labels,
 )
 """From an empty file to the newest tables, one step each, all of them in one transaction.
 
@@ -142,21 +165,21 @@ def as_newest(connection: sqlite3.Connection, version: int) -> str:
     if version >= len(MIGRATIONS):
         return ""
     if version == _WITH_MARKS:
-        return f"WITH {_JOBS}"
+        return f"WITH {_JOBS}, {_LABELS}"
     marks = "WITH mark AS (SELECT NULL AS prediction_id, NULL AS mark, NULL AS at WHERE 0)"
     if version > _WITH_SENDERS:
-        return f"{marks}, {_JOBS}"
+        return f"{marks}, {_JOBS}, {_LABELS}"
     if version == _WITH_SENDERS:
-        return f"{marks}, {_JOBS}, {_CONTENT}"
+        return f"{marks}, {_JOBS}, {_CONTENT}, {_NO_LABELS}"
     if version > 1:
         return f"""{marks},
-{_CONTENT},
+{_CONTENT}, {_NO_LABELS},
 job AS (SELECT *, NULL AS sender, NULL AS reused, {_NO_CALLERS} FROM main.job),
 batch AS (SELECT *, NULL AS ignored FROM main.batch)
 """
     _define_functions(connection)
     return f"""{marks},
-{_CONTENT},
+{_CONTENT}, {_NO_LABELS},
 job AS (
   SELECT batch, key, digest, model, old_state(state, error) AS state, updated_at, attempt, fingerprint, token_hash,
     intent_at, submitted_at, prediction_id, cost, spent, refunded, failures, output, code, error,
