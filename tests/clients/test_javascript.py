@@ -56,7 +56,7 @@ def call(folder: Path, emu: Emulator) -> Call:
     async def run(method: str, *args: object) -> Any:
         request = json.dumps({"key": emu.api_key, "base": emu.base_url, "call": method, "args": args})
         with anyio.fail_after(PATIENCE_S):
-            process = await anyio.run_process([*NODE, "call.js", request], cwd=folder, check=False)
+            process = await anyio.run_process([str(NODE), "call.js", request], cwd=folder, check=False)
         assert process.returncode == 0, process.stderr.decode()
         return json.loads(process.stdout)
 
