@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 import re
 from enum import Enum
 from functools import cache
@@ -23,12 +24,14 @@ from kling_async import errors
 from kling_async.cli.app import app
 from kling_async.emulator import faults
 from kling_async.ledger import State
-from pictures import rooms_picture, tree_picture
+from pictures import bars_picture, rooms_picture, tree_picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 DOCS = Path(__file__).parents[1]
+ROOT = DOCS.parent
+RESULTS = ROOT / "benchmarks" / "results"
 PACKAGE = Path(kling_async.__file__).parent
 PART = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 FLAGS = ("account_wide", "insufficient_funds", "permanent", "refused", "transient")
@@ -170,7 +173,7 @@ def error_flags() -> str:
     for one in error_classes():
         held = [f"`{flag}`" for flag in FLAGS if getattr(one, flag, False) is True]
         if held:
-            rows.append((f"[`{one.__name__}`](#kling_async.errors.{one.__name__})", ", ".join(held)))
+            rows.append((f"[`{one.__name__}`][kling_async.errors.{one.__name__}]", ", ".join(held)))
     return table(("error", "is"), rows)
 
 
@@ -186,6 +189,66 @@ def fault_list() -> str:
             )
             rows.append((f"`faults.{name}({given})`", first_line(what)))
     return table(("fault", "the emulator"), rows)
+
+
+# Figures of the benchmarks
+
+
+def results(name: str) -> dict[str, Any]:
+    """Return what a benchmark measured last."""
+    read: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return read
+
+
+def median(found: Mapping[str, Any], part: str, name: str, unit: str) -> float:
+    """Return one figure of a benchmark."""
+    (one,) = (
+        figure["median"]
+        for figure in found["figures"]
+        if (figure["part"], figure["name"], figure["unit"]) == (part, name, unit)
+    )
+    return float(one)
+
+
+def figures() -> str:
+    """Return three figures, each with what it is compared with and its day."""
+    peers, memory, watching = map(results, ("peers", "memory", "watching"))
+    cpu = [median(peers, TEN_SECONDS, name, CPU) for name in ("kling_async", "wavespeed, threads", "fal-client")]
+    waiting = "Waiting for one video, 120 s in the middle"
+    policy = '`"balanced"` (default), after 50 others'
+    reads, delay = (
+        median(watching, waiting, policy, f"of the {unit} of a fixed 5 s interval") for unit in ("requests", "delay")
+    )
+    resident = median(memory, "Memory of running jobs", "kling_async", "KiB resident per job")
+    rows: list[tuple[object, ...]] = [
+        (
+            f"{cpu[0]:.2g} ms",
+            f"of CPU for a job of 10 s, default settings; wavespeed in threads {cpu[1]:.3g}, fal-client {cpu[2]:.3g}",
+            peers["date"],
+        ),
+        (
+            f"{100 * reads:.0f} %",
+            f"of the status requests of a read every 5 s, at {delay:.2g} times its delay",
+            watching["date"],
+        ),
+        (f"{resident:.2g} KiB", "of memory for a running job", memory["date"]),
+    ]
+    return table(("figure", "meaning", "measured"), rows)
+
+
+TEN_SECONDS = "Jobs of 10 s, default settings"
+CPU = "ms of CPU per job"
+
+
+def peers_chart() -> str:
+    """Return the picture of the CPU that a job takes, of this package and its peers."""
+    found = results("peers")
+    bars = [
+        (one["name"], one["median"], one["name"].startswith("kling_async"))
+        for one in found["figures"]
+        if one["part"] == TEN_SECONDS and one["unit"] == CPU and "a look a second" not in one["name"]
+    ]
+    return bars_picture(f"{TEN_SECONDS}: {CPU}", bars, f"Measured on {found['date']}, 2 cores; less is better.")
 
 
 # Pictures
@@ -269,14 +332,15 @@ PARTS = {
     "predicates": predicates,
     "error-flags": error_flags,
     "faults": fault_list,
+    "figures": figures,
 }
-PICTURES = {"assets/errors.svg": tree, "assets/rooms.svg": rooms}
+PICTURES = {"assets/errors.svg": tree, "assets/rooms.svg": rooms, "assets/peers.svg": peers_chart}
 
 
 def generated() -> dict[Path, str]:
     """Return the text of every file that this script writes."""
     found = {DOCS / name: make() for name, make in PICTURES.items()}
-    for page in sorted(DOCS.rglob("*.md")):
+    for page in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]:
         text = page.read_text()
         if PART.search(text):
             found[page] = PART.sub(lambda match: f"{match[1]}\n{PARTS[match['name']]()}\n\n{match[3]}", text)

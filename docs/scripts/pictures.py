@@ -6,7 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 WIDTH = 900
 STYLE = """
@@ -14,6 +14,8 @@ STYLE = """
   .line { fill: none; stroke: #b6bec8; stroke-width: 1.2; }
   .box { fill: #eef2ff; stroke: #6673c9; }
   .private { fill: #f6f8fa; stroke: #8c959f; }
+  .other { fill: #9aa5b1; }
+  .ours { fill: #4556c8; }
   text { font-family: ui-sans-serif, system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2328; }
   .name { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: 13px; }
   .said { font-size: 12.5px; fill: #57606a; }
@@ -22,6 +24,8 @@ STYLE = """
     .line { stroke: #525c68; }
     .box { fill: #232b4d; stroke: #8490ea; }
     .private { fill: #21262d; stroke: #6e7681; }
+    .other { fill: #6e7681; }
+    .ours { fill: #8490ea; }
     text { fill: #e6edf3; }
     .said { fill: #9da7b3; }
   }
@@ -67,6 +71,30 @@ def tree_picture(root: tuple[str, str, list[Any]]) -> str:
 
     draw(root, 0)
     return _svg(40 + row * ROW, body, "The tree of errors")
+
+
+def bars_picture(title: str, bars: Sequence[tuple[str, float, bool]], said: str) -> str:
+    """Return bars, the smallest first.
+
+    Args:
+        title: What they measure, with the unit.
+        bars: Name, length, and whether it is this package's.
+        said: Where and when they were measured.
+    """
+    body = [f'<text class="name" x="20" y="30">{escape(title)}</text>']
+    most = max(length for _, length, _ in bars)
+    for row, (name, length, ours) in enumerate(sorted(bars, key=lambda bar: bar[1])):
+        y = 50 + row * 26
+        wide = max(2.0, (WIDTH - 330) * length / most)
+        weight = ' font-weight="700"' if ours else ""
+        body += [
+            f'<text class="said" x="220" y="{y + 13}" text-anchor="end"{weight}>{escape(name)}</text>',
+            f'<rect class="{"ours" if ours else "other"}" x="230" y="{y}" width="{wide:.1f}" height="17" rx="3"/>',
+            f'<text class="said" x="{238 + wide:.1f}" y="{y + 13}"{weight}>{length:.3g}</text>',
+        ]
+    end = 50 + len(bars) * 26
+    body.append(f'<text class="said" x="20" y="{end + 18}">{escape(said)}</text>')
+    return _svg(end + 34, body, title)
 
 
 def _levels(imports: Mapping[str, set[str]]) -> dict[str, int]:

@@ -139,7 +139,7 @@ def _added(name: str) -> list[str]:
         return ["--port", "0"]
     if name in {"run", "resume"}:
         return ["--yes"]
-    return ["--quick", "--speed", "200"] if name == "demo" else []
+    return ["--quick"] if name == "demo" else []
 
 
 @attrs.define
