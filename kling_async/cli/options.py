@@ -520,9 +520,7 @@ class EmulatorOptions(Options):
     )
     balance: Annotated[float, typer.Option(help="USD on each account.")] = 1000.0
     profile: Annotated[ProfileChoice, typer.Option(help="Real videos, or one tiny file.")] = ProfileChoice.VIDEO
-    seed: Annotated[int | None, typer.Option(help="Repeat the same times, ids and faults.", show_default="random")] = (
-        None
-    )
+    seed: Annotated[int | None, typer.Option(help="Repeat times, ids and faults.", show_default="random")] = None
     chaos: Annotated[
         float,
         typer.Option(min=0, max=1, metavar="RATE", help="Share of requests that meet a fault: 0.1 is one in ten."),

@@ -1,4 +1,4 @@
-"""Example: a spreadsheet of products in, videos called after their articles and a table of results out.
+"""Example: a spreadsheet of products in, videos named after their articles and a table of results out.
 
 `python -m kling_async.examples.spreadsheet products.csv` takes columns `Article`, `Photo` and `Prompt`; `.xlsx` needs
 the extra `xlsx`. All rows are checked before the first is sent; those with problems are left out, and listed.

@@ -22,7 +22,7 @@ from ._values import DECODER, RepeatedFieldError, cell
 MAX_LINE_BYTES: Final = 2**26
 """Greatest length of a line: two images of 10 MB as data URIs, and as much again."""
 _SEPARATOR: Final = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
-"""First line by which Excel is told the separator."""
+"""First line that names the separator to Excel."""
 _Line: TypeAlias = tuple[int, str, Problem | None]
 """Number of a line, its text, and the problem with its bytes."""
 
