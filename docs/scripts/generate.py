@@ -24,7 +24,7 @@ from kling_async import errors
 from kling_async.cli.app import app
 from kling_async.emulator import faults
 from kling_async.ledger import State
-from pictures import bars_picture, rooms_picture, tree_picture
+from svg import bars_picture, rooms_picture, tree_picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

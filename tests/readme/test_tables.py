@@ -25,6 +25,8 @@ def test_levels_page_holds_the_levels() -> None:
 
 def test_models_page_holds_every_model() -> None:
     lines = (DOCS / "guides" / "models.md").read_text().splitlines()
+    missing = [row for row in model_table.rows() if row not in lines]
+    assert not missing, "put into docs/guides/models.md:\n" + "\n".join(missing)
     start = lines.index(model_table.HEAD[0])
     assert lines[start + 2 : start + 2 + len(MODELS)] == model_table.rows()
     assert not lines[start + 2 + len(MODELS)]
