@@ -46,6 +46,13 @@ def services(session: nox.Session) -> None:
 
 
 @nox.session
+def orchestrators(session: nox.Session) -> None:
+    """Run the pages of Ray Data, Prefect and Temporal with the real libraries, in processes of this computer alone."""
+    install(session, ".[demo]", "--group", "test", "--group", "orchestrators")
+    session.run("python", "-m", "pytest", "tests/orchestrators", "-n", "0", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     install(session, "--group", "lint")
     session.run("pre-commit", "run", "--all-files", "--show-diff-on-failure", *session.posargs)

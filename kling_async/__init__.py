@@ -44,6 +44,8 @@ if TYPE_CHECKING:
         ApiError,
         AuthenticationError,
         BudgetExceededError,
+        CallerBudgetExceededError,
+        CallerLimitError,
         ConfigurationError,
         ConnectFailedError,
         ConnectionLostError,
@@ -86,12 +88,14 @@ if TYPE_CHECKING:
         UnknownJobError,
         UnknownPredictionError,
         UnsupportedError,
+        VideoError,
         WebhookRefusal,
         WebhookRefusedError,
         WrongLoopError,
     )
+    from .films import Film, join
     from .ledger import Ledger, Row, State, read_ledger
-    from .limits import NoLimit, RateLimiter, StartsPerWindow
+    from .limits import CallerLimits, NoLimit, RateLimiter, StartsPerWindow
     from .providers import GPTProto, Provider, WaveSpeed
     from .storage import Outputs
 
@@ -108,6 +112,9 @@ __all__ = [
     "Billing",
     "Budget",
     "BudgetExceededError",
+    "CallerBudgetExceededError",
+    "CallerLimitError",
+    "CallerLimits",
     "Caution",
     "Certainty",
     "Clock",
@@ -118,6 +125,7 @@ __all__ = [
     "Effect",
     "EndImage",
     "Field",
+    "Film",
     "Formula",
     "FormulaInput",
     "GPTProto",
@@ -189,6 +197,7 @@ __all__ = [
     "UnknownPredictionError",
     "UnsupportedError",
     "Usage",
+    "VideoError",
     "WatchPolicy",
     "WatchStatistics",
     "WaveSpeed",
@@ -199,6 +208,7 @@ __all__ = [
     "enqueue",
     "errors",
     "events",
+    "join",
     "read_ledger",
 ]
 
@@ -214,15 +224,16 @@ _MODULE_OF = {
         "._core.prices": "Certainty Price Rate",
         "._core.clock": "Clock",
         ".errors": (
-            "AlreadyPaidError ApiError AuthenticationError BudgetExceededError ConfigurationError ConnectFailedError "
-            "ConnectionLostError InDoubtElsewhereError InsufficientBalanceError InvalidJobError KeyReusedError "
-            "KlingError LedgerError LineLostError ManifestError ModerationError NoOutputError NotFoundError "
-            "NotInHandError OtherAccountError OutputGoneError PermissionDeniedError PredictionError "
-            "PredictionExpiredError PredictionFailedError PredictionTimeoutError PriceUnknownError Problem "
-            "ProtocolError QueueFullError RateLimitedError RateLimiterError ReplyTooLargeError RequestRejectedError "
-            "RowProblem ServerError SessionClosedError SkippedError Spent StorageError SubmissionUncertainError "
-            "TransportError TransportTimeoutError UnknownJobError UnknownPredictionError UnsupportedError "
-            "WebhookRefusal WebhookRefusedError WrongLoopError"
+            "AlreadyPaidError ApiError AuthenticationError BudgetExceededError CallerBudgetExceededError "
+            "CallerLimitError ConfigurationError ConnectFailedError ConnectionLostError InDoubtElsewhereError "
+            "InsufficientBalanceError InvalidJobError KeyReusedError KlingError LedgerError LineLostError "
+            "ManifestError ModerationError NoOutputError NotFoundError NotInHandError OtherAccountError "
+            "OutputGoneError PermissionDeniedError PredictionError PredictionExpiredError PredictionFailedError "
+            "PredictionTimeoutError PriceUnknownError Problem ProtocolError QueueFullError RateLimitedError "
+            "RateLimiterError ReplyTooLargeError RequestRejectedError RowProblem ServerError SessionClosedError "
+            "SkippedError Spent StorageError SubmissionUncertainError TransportError TransportTimeoutError "
+            "UnknownJobError UnknownPredictionError UnsupportedError VideoError WebhookRefusal "
+            "WebhookRefusedError WrongLoopError"
         ),
         "._core.http": "Effect HttpRequest HttpResponse Timeouts",
         "._core.job": "Job Shot",
@@ -235,8 +246,9 @@ _MODULE_OF = {
         "._session.session": "KlingSession",
         "._worker.enqueue": "enqueue",
         "._worker.worker": "Worker",
+        ".films": "Film join",
         ".ledger": "Ledger Row State read_ledger",
-        ".limits": "NoLimit RateLimiter StartsPerWindow",
+        ".limits": "CallerLimits NoLimit RateLimiter StartsPerWindow",
         ".providers": "GPTProto Provider WaveSpeed",
         ".storage": "Outputs",
     }.items()

@@ -39,6 +39,10 @@ class Observers:
         """Add an observer of later events."""
         self._observers += (observer,)
 
+    def remove(self, observer: Observer) -> None:
+        """Publish no later events to an observer."""
+        self._observers = tuple(each for each in self._observers if each is not observer)
+
     def __call__(self, kind: Callable[P, Event], *arguments: P.args, **fields: P.kwargs) -> None:
         """Publish an event, given as its type and its fields.
 

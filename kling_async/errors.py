@@ -10,8 +10,10 @@ KlingError
 ├── WrongLoopError (RuntimeError)        used from another event loop, thread or library; nothing was sent
 ├── SkippedError                         never submitted: its batch had stopped or was drained
 ├── QueueFullError                       too many jobs are queued; nothing was sent; `retry_after`
+│   └── CallerLimitError                 ... of this caller; `caller`
 ├── UnknownJobError                      no job has this key
 ├── BudgetExceededError                  the job costs more than the budget has left
+│   └── CallerBudgetExceededError        ... of its caller; other callers go on; `caller`
 ├── PriceUnknownError                    there is a budget, and no price to reserve
 ├── AlreadyPaidError                     another batch of the ledger has paid for the job; nothing was sent; `batch`
 │   └── InDoubtElsewhereError            another batch's job with the same content is in doubt, so it cannot be reused
@@ -45,6 +47,7 @@ KlingError
 ├── RateLimiterError                     the shared rate limiter cannot be reached: nothing was sent
 ├── StorageError                         an output could not be downloaded, checked or written
 │   └── OutputGoneError                  the output is older than 7 days and has been deleted
+├── VideoError (ValueError)              a video on this computer gives no frame, or cannot be joined; `path`
 └── WebhookRefusedError                  a webhook is not authentic or cannot be read; `reason`
 ```
 
@@ -84,6 +87,7 @@ from kling_async._core.text import one_line
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from decimal import Decimal
+    from pathlib import Path
 
     from kling_async._core.job import Job
     from kling_async._core.prediction import Prediction
@@ -328,6 +332,22 @@ class QueueFullError(KlingError):
         self.retry_after = retry_after
 
 
+class CallerLimitError(QueueFullError):
+    """A caller has as many jobs waiting as `CallerLimits.queued` allows; the job was not accepted.
+
+    Attributes:
+        caller: Name of the caller.
+        queued: Number of jobs that may wait.
+    """
+
+    default_advice = "try again once some of them have started; other callers are not affected"
+
+    def __init__(self, message: str, *, caller: str, queued: int, retry_after: float, **about: Any) -> None:
+        super().__init__(message, retry_after=retry_after, **about)
+        self.caller = caller
+        self.queued = queued
+
+
 class UnknownJobError(KlingError):
     """No job has this key: it never existed, or its ledger no longer has it."""
 
@@ -350,6 +370,22 @@ class BudgetExceededError(KlingError):
         self.budget = budget
         self.used = used
         self.price = price
+
+
+class CallerBudgetExceededError(BudgetExceededError):
+    """The job's price exceeds what is left of the budget of its caller (`CallerLimits.usd`); other callers go on.
+
+    Attributes:
+        caller: Name of the caller.
+    """
+
+    account_wide = False
+    insufficient_funds = False
+    default_advice = "raise the caller's budget and run again: jobs that were paid for are not paid for again"
+
+    def __init__(self, message: str, *, caller: str, **about: Any) -> None:
+        super().__init__(message, **about)
+        self.caller = caller
 
 
 class PriceUnknownError(KlingError):
@@ -674,6 +710,20 @@ class OutputGoneError(StorageError):
     """The output is older than 7 days, and its host reported repeatedly that it is gone."""
 
     default_advice = "to get the video, it has to be generated and paid for again"
+
+
+class VideoError(KlingError, ValueError):
+    """A video on this computer gives no frame, or cannot be joined with others; nothing was sent or written.
+
+    Attributes:
+        path: The video; None if it is not about a single one.
+    """
+
+    default_advice = "play the file to see whether it is whole; one that is paid for can be saved again at no cost"
+
+    def __init__(self, message: str, *, path: Path | None = None, **about: Any) -> None:
+        super().__init__(message, **about)
+        self.path = path
 
 
 class WebhookRefusal(Enum):

@@ -7,7 +7,9 @@ from collections import defaultdict
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from kling_async._core.budget import Budget, Cap, Origin, Reservation
+import anyio
+
+from kling_async._core.budget import Budget, CallerBudget, Cap, Origin, Reservation
 from kling_async._core.states import MAYBE_ACCEPTED, Entry, State
 from kling_async._log import log
 from kling_async.errors import LedgerError, PriceUnknownError
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from kling_async._core.job import Job
     from kling_async._http.reads import Reads
     from kling_async.ledger import Ledger
+    from kling_async.limits import Callers
     from kling_async.providers import Provider
 
 
@@ -34,6 +37,7 @@ class Reservations:
         ledger: Has earlier costs, and records refunds.
         ledger_identity: Identity of the ledger's rows: equal for all sessions over the same rows.
         budget: The session's budget, beside those of batches; None without one.
+        callers: Limits of the callers, who may have budgets of their own.
 
     Attributes:
         prices: Prices of jobs.
@@ -48,11 +52,15 @@ class Reservations:
         ledger: Ledger,
         ledger_identity: object,
         budget: Budget | None,
+        callers: Callers,
     ) -> None:
         self.prices = Prices(provider=provider, clock=clock, reads=reads, record_refund=self._record_refund)
         self._ledger = ledger
         self._ledger_identity = ledger_identity
-        self._budget = budget
+        self.budget = budget
+        self._callers = callers
+        self._of_callers: dict[str, CallerBudget] = {}
+        self._counting = anyio.Lock()
         self._reserved: dict[tuple[str, str], tuple[Reservation, ...]] = {}
         # The parts of the ledger (a batch; None for the whole) counted in each budget.
         self._counted: set[tuple[str | None, Budget]] = set()
@@ -72,7 +80,7 @@ class Reservations:
         Raises:
             LedgerError: The ledger cannot be read.
         """
-        for each in dict.fromkeys((self._budget, budget)):
+        for each in dict.fromkeys((self.budget, budget)):
             if each is not None:
                 await self._recall(each, batch, claimed)
 
@@ -81,10 +89,11 @@ class Reservations:
         part = budget.scope(identity, batch)
         if (part, budget) in self._counted:
             return
+        caller = budget.caller if isinstance(budget, CallerBudget) else None
         in_doubt = {
             Origin(identity, row.batch, row.key): row
             for row in await ledger.rows([State.UNCERTAIN])
-            if part in {None, row.batch}
+            if part in {None, row.batch} and caller in {None, row.caller}
         }
         settled: list[Reservation] = []
         for origin, reservation in budget.doubts.items():
@@ -92,7 +101,7 @@ class Reservations:
                 found = await ledger.find(origin.batch, origin.key)
                 if found is not None and found[0].state not in MAYBE_ACCEPTED:
                     settled.append(reservation)
-        spent = await ledger.spent(part)
+        spent = await (ledger.spent(part) if caller is None else ledger.spent(part, caller=caller))
         # No await from here on, so that a cancellation cannot leave it half counted.
         self._counted.add((part, budget))
         if ledger.durable:
@@ -123,6 +132,9 @@ class Reservations:
         """
         caps = []
         for budget in dict.fromkeys(each for reservation in reserved for each in reservation.budgets):
+            if isinstance(budget, CallerBudget):
+                caps.append(Cap(budget.usd, None, budget.caller))
+                continue
             parts = {part for part, each in self._counted if each is budget}
             batches = {batch, *(part for part in parts if part is not None)}
             caps.append(Cap(budget.usd, None if None in parts else tuple(sorted(batches))))
@@ -135,7 +147,7 @@ class Reservations:
             BudgetExceededError: A budget does not cover the job.
             PriceUnknownError: Neither the catalogue nor the service has a price.
         """
-        budgets = self._budgets_without_reservation(name, budget)
+        budgets = self._budgets_without_reservation(name, budget, await self._budget_of(job.caller))
         if budgets:
             reservation = await self.prices.reserve(job, budgets, self._origin(name))
             self._reserved[name] = (*self.of(name), reservation)
@@ -159,7 +171,7 @@ class Reservations:
 
     async def resume(self, name: tuple[str, str], job: Job, budget: Budget | None) -> None:
         """Reserve the price of a job in doubt before it is settled, so that other jobs wait for the result."""
-        budgets = self._budgets_without_reservation(name, budget)
+        budgets = self._budgets_without_reservation(name, budget, await self._budget_of(job.caller))
         if budgets:
             # A job may have been sent without a known price.
             with contextlib.suppress(PriceUnknownError):
@@ -184,10 +196,26 @@ class Reservations:
         if held:
             self._reserved[name] = held
 
-    def _budgets_without_reservation(self, name: tuple[str, str], budget: Budget | None) -> list[Budget]:
-        """Return the budgets in which nothing is reserved for a job."""
+    async def _budget_of(self, caller: str) -> CallerBudget | None:
+        """Return the budget of a caller, with what the ledger has of it counted; None without one.
+
+        Raises:
+            LedgerError: The ledger cannot be read.
+        """
+        found = self._of_callers.get(caller)
+        if found is None and (budget := self._callers.limits(caller).budget(caller)) is not None:
+            async with self._counting:
+                if caller not in self._of_callers:
+                    await self._recall(budget, None, ())
+                    self._of_callers[caller] = budget
+                found = self._of_callers[caller]
+        return found
+
+    def _budgets_without_reservation(self, name: tuple[str, str], *budgets: Budget | None) -> list[Budget]:
+        """Return the budgets, with the session's, in which nothing is reserved for a job."""
         covered = {each for reservation in self.of(name) for each in reservation.budgets}
-        return [each for each in dict.fromkeys((self._budget, budget)) if each is not None and each not in covered]
+        given = dict.fromkeys((self.budget, *budgets))
+        return [each for each in given if each is not None and each not in covered]
 
     def _origin(self, name: tuple[str, str]) -> Origin:
         """Return the identity of a job's row."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from kling_async.errors import BudgetExceededError, ConfigurationError
+from kling_async.errors import BudgetExceededError, CallerBudgetExceededError, ConfigurationError
 
 from .prices import dollars
 
@@ -187,6 +187,27 @@ class Budget:
             callback()
 
 
+class CallerBudget(Budget):
+    """A cap in USD on what one caller spends.
+
+    Args:
+        caller: Name of the caller.
+        usd: The cap in USD.
+        allow_estimate: As for `Budget`.
+
+    Attributes:
+        caller: Name of the caller.
+    """
+
+    def __init__(self, caller: str, usd: Decimal | str | float, *, allow_estimate: bool = False) -> None:
+        super().__init__(usd, allow_estimate=allow_estimate)
+        self.caller = caller
+
+    def exceeded_error(self, usd: Decimal) -> BudgetExceededError:
+        """Return the error of a job of the caller that costs `usd`, which the budget does not have."""
+        return exceeded_error(self.usd, self.spent, self.held, usd, caller=self.caller)
+
+
 class Reservation:
     """An amount set aside in one or more budgets for one paid request.
 
@@ -274,10 +295,12 @@ class Cap:
     Attributes:
         usd: The cap in USD.
         batches: Names of the batches that it covers; None for the whole account of the ledger.
+        caller: Name of the caller whose jobs alone it covers; None for those of all.
     """
 
     usd: Decimal
     batches: tuple[str, ...] | None
+    caller: str | None = None
 
 
 @attrs.define
@@ -289,12 +312,14 @@ class CapUsage:
         spent: USD of accepted jobs, less refunds.
         held: USD of submissions in doubt.
         reserved: USD of requests on their way.
+        caller: Name of the caller whose jobs alone it covers; None for those of all.
     """
 
     usd: Decimal
     spent: Decimal
     held: Decimal
     reserved: Decimal
+    caller: str | None = None
 
 
 def reserve_caps(caps: Sequence[CapUsage], usd: Decimal) -> bool:
@@ -306,7 +331,7 @@ def reserve_caps(caps: Sequence[CapUsage], usd: Decimal) -> bool:
     for cap in caps:
         remaining = cap.usd - cap.spent - cap.held - usd
         if remaining < 0:
-            raise exceeded_error(cap.usd, cap.spent, cap.held, usd)
+            raise exceeded_error(cap.usd, cap.spent, cap.held, usd, caller=cap.caller)
         if remaining < cap.reserved:
             return False
     for cap in caps:
@@ -314,16 +339,27 @@ def reserve_caps(caps: Sequence[CapUsage], usd: Decimal) -> bool:
     return True
 
 
-def exceeded_error(cap: Decimal, spent: Decimal, held: Decimal, usd: Decimal) -> BudgetExceededError:
-    """Return the error of a job that costs `usd`, which a cap does not have; all amounts in USD."""
-    return BudgetExceededError(
-        f"the budget of {dollars(cap)} is used up: {dollars(spent)} spent"
+def exceeded_error(
+    cap: Decimal, spent: Decimal, held: Decimal, usd: Decimal, *, caller: str | None = None
+) -> BudgetExceededError:
+    """Return the error of a job that costs `usd`, which a cap does not have; all amounts in USD.
+
+    Args:
+        cap: The cap.
+        spent: What was spent of it.
+        held: What may have been spent of it besides.
+        usd: Price of the job.
+        caller: Name of the caller whose cap it is; None for one of all.
+    """
+    whose = "" if caller is None else f" of caller {caller!r}"
+    message = (
+        f"the budget of {dollars(cap)}{whose} is used up: {dollars(spent)} spent"
         + (f" and {dollars(held)} that may have been" if held else "")
-        + f", and the job costs {dollars(usd)}",
-        budget=cap,
-        used=spent + held,
-        price=usd,
+        + f", and the job costs {dollars(usd)}"
     )
+    if caller is None:
+        return BudgetExceededError(message, budget=cap, used=spent + held, price=usd)
+    return CallerBudgetExceededError(message, caller=caller, budget=cap, used=spent + held, price=usd)
 
 
 def reserve(budgets: Sequence[Budget], usd: Decimal, origin: Origin | None = None) -> Reservation | Budget:

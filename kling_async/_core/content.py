@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import cattrs
 
     from .images import Image
+    from .states import Row
 
 IDENTITY_VERSION = 3
 """Version of the identity rule for new batches, in `RULES`."""
@@ -40,7 +41,7 @@ PREFIX = "sha256:"
 _FILES = "files"
 """Field of texts, and of no job: places of the files in JSON values, where any text may stand. Only with such files."""
 _FORMERLY = "formerly"
-"""Field of texts, and of no job: digests that earlier rules made of images which were encoded otherwise then."""
+"""Field of texts, and of no job: digests of images which were encoded otherwise under earlier rules, by rule."""
 _FORMERLY_SIGN = f'"{_FORMERLY}":'
 _SHORT = ("negative_prompt", "guidance_scale", "sound", "shot_type", "resolution", "aspect_ratio", "dynamic_range")
 _LISTS = ("element_list", "voice_list", *IMAGE_LISTS)
@@ -85,12 +86,16 @@ class Content:
         digest: SHA-256 in hex of what identifies the job: equal for equal jobs, by the identity rule of their batch.
             Default: that of the whole text.
         labels: The caller's own values as a JSON object, which identify nothing; None without any.
+        caller: Name of who asked for it; empty for nobody in particular.
+        priority: Its priority among the caller's jobs.
     """
 
     text: str
     files: str | None = None
     digest: str = attrs.Factory(lambda self: _sha256(self.text), takes_self=True)
     labels: str | None = None
+    caller: str = ""
+    priority: int = 0
 
     @property
     def renews(self) -> bool:
@@ -112,7 +117,12 @@ def content_of(job: Job, image_digest: Callable[[Image], str], *, identity: Iden
     identity = checked_identity(identity or Identity())
     text, paths = _text_of(job, image_digest)
     labels = json.dumps(dict(job.labels), ensure_ascii=False) if job.labels else None
-    return Content(text, paths, identity.digest(text), labels)
+    return Content(text, paths, identity.digest(text), labels, job.caller, job.priority)
+
+
+def recorded_content(row: Row) -> Content:
+    """Return the content in a row that was read with it."""
+    return Content(row.job or "", row.files, labels=row.labels, caller=row.caller, priority=row.priority)
 
 
 def checked_identity(identity: Identity, batch: str = "", ignored: tuple[str, ...] | None = None) -> Identity:
@@ -150,10 +160,11 @@ def _text_of(job: Job, image_digest: Callable[[Image], str]) -> tuple[str, str |
     fields: dict[str, object] = {"model": job.model, "prompt": job.prompt, "duration": job.duration}
     fields |= {name: value for name in (*IMAGES, *_SHORT) if (value := getattr(digested, name)) is not None}
     fields |= {name: list(value) for name in _LISTS if (value := getattr(digested, name))}
-    if isinstance(job.image, EncodedImage) or isinstance(job.end_image, EncodedImage):
-        former = {name: getattr(getattr(job, name), "former", "") for name in IMAGES}
-        if digests := {name: PREFIX + digest for name, digest in former.items() if digest}:
-            fields[_FORMERLY] = digests
+    images = {name: image for name in IMAGES if isinstance(image := getattr(job, name), EncodedImage)}
+    if former := {name: image.former for name, image in images.items() if image.former}:
+        fields[_FORMERLY] = {
+            name: {str(rule): PREFIX + digest for rule, digest in by_rule.items()} for name, by_rule in former.items()
+        }
     if job.multi_prompt:
         fields["multi_prompt"] = [attrs.asdict(shot) for shot in job.multi_prompt]
     if job.extra:
@@ -170,12 +181,12 @@ def _text_of(job: Job, image_digest: Callable[[Image], str]) -> tuple[str, str |
     return _json(fields), json.dumps(paths) if paths else None
 
 
-def _as_released(text: str) -> str:
-    """Return the text of a content with a model of its own as the versions wrote it that made the rules.
+def _as_released(text: str, rule: int) -> str:
+    """Return the text of a content as the versions wrote it that made a rule: its images, and a model of its own.
 
     What a later version knows of a model besides, above all its price, makes no other job.
     """
-    text = _with_images(text, former=True)
+    text = _with_images(text, rule)
     if '"own_row":' not in text:
         return text
     fields: dict[str, Any] = json.loads(text)
@@ -190,14 +201,15 @@ def _catalogue_row(model: str) -> Mapping[str, object]:
     return {} if row is None else _rows().unstructure(row)
 
 
-def _unsigned(text: str) -> str:
-    """Return the text of a content without the signatures of object stores in its URLs."""
-    return _with_urls(_as_released(text), without_signature) if may_be_signed(text) else _as_released(text)
+def _unsigned(text: str, rule: int) -> str:
+    """Return the text of a content as by an earlier rule, without the signatures of object stores in its URLs."""
+    released = _as_released(text, rule)
+    return _with_urls(released, without_signature) if may_be_signed(text) else released
 
 
 def _as_sent(text: str) -> str:
     """Return the text of a content without signatures, with what is sent of its images and of a model of its own."""
-    sent = _with_images(text, former=False)
+    sent = _with_images(text, 3)
     if '"own_row":' in sent:
         fields: dict[str, Any] = json.loads(sent)
         row = fields.get("own_row")
@@ -205,13 +217,16 @@ def _as_sent(text: str) -> str:
     return _with_urls(sent, without_signature) if may_be_signed(sent) else sent
 
 
-def _with_images(text: str, *, former: bool) -> str:
-    """Return the text of a content with the present or the former digests of its images alone."""
+def _with_images(text: str, rule: int) -> str:
+    """Return the text of a content with the digests that a rule made of its images, alone."""
     if _FORMERLY_SIGN not in text:
         return text
     fields: dict[str, Any] = json.loads(text)
-    digests = fields.pop(_FORMERLY, {})
-    return _json(fields | digests if former else fields)
+    for name, former in fields.pop(_FORMERLY, {}).items():
+        # Some texts have one digest for both of the first rules.
+        by_rule = {"1": former, "2": former} if isinstance(former, str) else former
+        fields[name] = by_rule.get(str(rule), fields[name])
+    return _json(fields)
 
 
 def _with_urls(text: str, change: Callable[[str], str]) -> str:
@@ -224,12 +239,7 @@ def _with_urls(text: str, change: Callable[[str], str]) -> str:
     return text if changed == fields else _json(changed)
 
 
-def same_but_for_signatures(one: Content, other: Content) -> bool:
-    """Return whether two contents differ at most in the signatures of object stores, whatever rule made them."""
-    return _unsigned(one.text) == _unsigned(other.text)
-
-
-RULES: dict[int, Callable[[str], str]] = {1: _as_released, 2: _unsigned, 3: _as_sent}
+RULES: dict[int, Callable[[str], str]] = {1: partial(_as_released, rule=1), 2: partial(_unsigned, rule=2), 3: _as_sent}
 """Rules that make, of the text of a content, the text whose SHA-256 is the digest, hence the derived key; by version.
 
 The first takes the text as its version wrote it, the second leaves out signatures. By the third, PIL images are known
@@ -237,6 +247,13 @@ by what they look like (before, those with transparency, more than 8 bits or oth
 of a model of a job's own counts what shapes the request, and no price. A batch keeps the rule it was begun with: under
 another one its jobs would be new jobs, and paid for again. A rule that was released is never changed.
 """
+
+
+def same_but_for_signatures(one: Content, other: Content, identity: Identity) -> bool:
+    """Return whether two contents of a batch differ at most in the signatures of object stores, by its rule."""
+    # Only the first rule tells jobs apart by them.
+    plain = partial(_unsigned, rule=1) if identity.rule == 1 else RULES[identity.rule]
+    return plain(one.text) == plain(other.text)
 
 
 def possible_digests(content: Content, ignored: Iterable[tuple[str, ...]]) -> frozenset[str]:
@@ -272,6 +289,7 @@ def recalled(content: Content, uploads: Mapping[str, str]) -> Job:
     fields["extra"] = fields.get("extra", {})
     fields.pop(_FILES, None)
     fields["labels"] = _loads(content.labels or "{}")
+    fields |= {"caller": content.caller, "priority": content.priority}
     row = fields.get("own_row")
     fields["own_row"] = None if row is None else _rows().structure(row, Model)
     return job_of_fields(fields).with_files({place: file for place, file in found.items() if place not in IMAGES})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import IO, Any, Protocol, Self, TypeAlias
 from urllib.parse import urlsplit
@@ -29,21 +29,22 @@ class PillowImage(Protocol):
 
 
 class EncodedImage(bytes):
-    """An image that was encoded here, with the digest by which earlier versions know it.
+    """An image that was encoded here, with the digests by which earlier versions know it.
 
     Attributes:
-        former: SHA-256 in hex of the bytes that versions with the identity rules 1 and 2 made of it; empty for these.
+        former: SHA-256 in hex of the bytes that versions with an earlier identity rule made of it, by rule; without
+            those rules that made these bytes, or refused it.
     """
 
-    former: str
+    former: Mapping[int, str]
 
-    def __new__(cls, content: bytes, former: str = "") -> Self:
-        """Return the image with its former digest."""
+    def __new__(cls, content: bytes, former: Mapping[int, str] | None = None) -> Self:
+        """Return the image with its former digests."""
         made = super().__new__(cls, content)
-        made.former = former
+        made.former = former or {}
         return made
 
-    def __getnewargs__(self) -> tuple[bytes, str]:  # type: ignore[override]  # bytes have one argument
+    def __getnewargs__(self) -> tuple[bytes, Mapping[int, str]]:  # type: ignore[override]  # bytes have one argument
         return bytes(self), self.former
 
 
@@ -140,15 +141,16 @@ def _unknown(source: object) -> str:
     return f"expected a URL, a Path, bytes, a binary file or a PIL image, got {type(source).__name__}"
 
 
-def picture_cautions(image: Image | None, *, fit: bool) -> tuple[str, ...]:
+def picture_cautions(image: Image | None, *, fit: bool, local: bool = False) -> tuple[str, ...]:
     """Return what a service may not reach of an image, or show otherwise than a viewer; files are not opened.
 
     Args:
         image: The image.
         fit: Whether it is converted unless it is a URL.
+        local: The service is an emulator on this machine.
     """
     if isinstance(image, str) and not image.startswith("data:"):
-        caution = url_caution(image)
+        caution = url_caution(image, local=local)
         return (caution,) if caution else ()
     if fit or image is None or isinstance(image, Path):
         return ()

@@ -66,6 +66,11 @@ class Job:
         labels: Your own values, as JSON: a product's number, a price. They are recorded in the ledger, are in the
             results and the gallery, are not sent, and are no part of what identifies the job: equal jobs may have
             others.
+        caller: Name of who asked for it, up to 200 characters (a whole number becomes its digits), where several share
+            an account: free slots go round the callers by their weights (`KlingSession(callers=...)`). Recorded, not
+            sent, and no part of the identity.
+        priority: Among a caller's own jobs, higher ones start first; 0 without one. Not sent, and no part of the
+            identity.
         own_row: The `Model` that was passed as `model`, unless the catalogue has the same one; None otherwise.
 
     Raises:
@@ -91,6 +96,8 @@ class Job:
     images: tuple[Image, ...] = attrs.field(repr=_images_repr)
     extra: Mapping[str, object] = attrs.field(hash=False, repr=inputs_repr)
     labels: Mapping[str, object] = attrs.field(eq=False)
+    caller: str = attrs.field(eq=False)
+    priority: int = attrs.field(eq=False)
     own_row: Model | None = attrs.field(repr=False)
 
     def __init__(self, /, **fields: Unpack[JobFields]) -> None:
@@ -184,7 +191,7 @@ class Job:
         """Return the price by the price list, in USD."""
         return self.row.price_of(self.kind, provider)
 
-    def cautions(self, provider: str = "wavespeed", *, fit: bool = False) -> tuple[Problem, ...]:
+    def cautions(self, provider: str = "wavespeed", *, fit: bool = False, local: bool = False) -> tuple[Problem, ...]:
         """Return what may not be as expected at a provider, and is not refused; each names a field.
 
         Files are not opened for it: `Manifest.cautions` has what was found in them.
@@ -192,6 +199,7 @@ class Job:
         Args:
             provider: Name of the provider.
             fit: Whether images are converted, which settles what the service might show otherwise than a viewer.
+            local: The service is an emulator on this machine, which reaches pictures that the real one does not.
         """
         row = self.row
         found = [
@@ -204,15 +212,19 @@ class Job:
         if self.sound is None and row.at_provider(provider).sound_by_default:
             said = f"{row.name} makes sound by default at {provider}, which may cost more"
             found.append(Problem("sound", f"{said}: say sound=False for none, or sound=True"))
-        return tuple(found + self.picture_cautions(fit=fit))
+        return tuple(found + self.picture_cautions(fit=fit, local=local))
 
-    def picture_cautions(self, *, fit: bool = False) -> list[Problem]:
+    def picture_cautions(self, *, fit: bool = False, local: bool = False) -> list[Problem]:
         """Return those of `cautions` that are about images, and the same at every provider."""
-        found = [Problem("image", said) for said in picture_cautions(self.image, fit=fit)]
+        found = [Problem("image", said) for said in picture_cautions(self.image, fit=fit, local=local)]
         if self.end_image is not None:
-            found += [Problem("end_image", said) for said in picture_cautions(self.end_image, fit=fit)]
+            found += [Problem("end_image", said) for said in picture_cautions(self.end_image, fit=fit, local=local)]
         for name in IMAGE_LISTS if self.keyframes or self.images else ():
-            found += [Problem(name, said) for url in getattr(self, name) for said in picture_cautions(url, fit=fit)]
+            found += [
+                Problem(name, said)
+                for url in getattr(self, name)
+                for said in picture_cautions(url, fit=fit, local=local)
+            ]
         return found
 
     def inputs(self, image: str, end_image: str | None, *, provider: str = "wavespeed") -> dict[str, object]:

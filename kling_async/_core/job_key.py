@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from typing import TypeAlias
 
 from kling_async.errors import ConfigurationError, InvalidJobError, Problem
@@ -10,8 +11,21 @@ from kling_async.errors import ConfigurationError, InvalidJobError, Problem
 Key: TypeAlias = str | int
 """A key as callers may pass it; a whole number becomes its digits."""
 
+DERIVED_KEY_LENGTH = 16
+"""Hex digits of the content hash that make a key."""
+_DERIVED = re.compile(rf"[0-9a-f]{{{DERIVED_KEY_LENGTH}}}(-(at-)?[0-9]+)?")
 MAX_KEY_BYTES = 2_000
 """Most bytes of a key in UTF-8. An index of PostgreSQL takes 2,704 bytes for account, batch and key together."""
+
+
+def is_derived(key: str, digest: str) -> bool:
+    """Return whether a key was derived from the digest of a job's content, because its caller gave it none."""
+    return key == digest[:DERIVED_KEY_LENGTH] or key.startswith(f"{digest[:DERIVED_KEY_LENGTH]}-")
+
+
+def looks_derived(key: str) -> bool:
+    """Return whether a key has the form of one that was derived from a job's content."""
+    return _DERIVED.fullmatch(key) is not None
 
 
 def checked_key(key: object, *, position: int | None = None) -> str:

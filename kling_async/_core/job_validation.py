@@ -16,7 +16,7 @@ from kling_async.errors import InvalidJobError, Problem
 from .catalogue import DEFAULT_MODEL, find_model, near_names
 from .images import Image, ImageSource, check_image
 from .input_files import check_file, is_file_source, replaced
-from .model import MAX_TEXT_LENGTH, Model
+from .model import Model
 from .schema import numbers
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ class JobFields(TypedDict, total=False):
     images: Sequence[ImageSource]
     extra: Mapping[str, object]
     labels: Mapping[str, object]
+    caller: str | int
+    priority: int
 
 
 _FIELDS = frozenset(JobFields.__annotations__)
@@ -70,6 +72,12 @@ _RARE_FIELDS = frozenset({"shot_type", "element_list", "voice_list"})
 FURTHER_INPUTS = ("resolution", "aspect_ratio", "dynamic_range", "keyframes", "images")
 """Fields that have the names of their inputs; `Model.input` describes them."""
 IMAGE_LISTS = ("keyframes", "images")
+UNSENT_FIELDS = frozenset({"labels", "caller", "priority"})
+"""Fields that are about the job alone: they are not sent, so inputs in `extra` may have their names."""
+MAX_CALLER_LENGTH = 200
+"""Characters of a caller's name."""
+MAX_PRIORITY = 1_000_000
+"""Highest priority; the lowest is its negative."""
 _LIST_FIELDS = frozenset({"multi_prompt", "element_list", "voice_list", *IMAGE_LISTS})
 _SYNONYMS = {
     "cfg_scale": "guidance_scale",
@@ -80,7 +88,6 @@ _SYNONYMS = {
     "seconds": "duration",
     "text": "prompt",
 }
-_DEFAULT_DURATIONS_S = (5, 10)
 _MARK = f"{secrets.token_hex(16)}:"
 """Beginning of what stands for a file while a JSON value is copied; no text of a caller begins so."""
 _MAX_NUMBER_LENGTH = 9
@@ -104,10 +111,13 @@ def checked_fields(fields: dict[str, Any]) -> dict[str, Any]:
         problems.append(Problem(name, f"unknown field: the service would ignore it and charge; {hint}"))
 
     row = _model(given.get("model", DEFAULT_MODEL), own_row, problems)
+    if row is None:
+        # All other checks depend on the model.
+        raise InvalidJobError(problems)
     prompt = _prompt(given, row, problems)
     shots = _shots(given, row, problems)
     checked: dict[str, Any] = {
-        "model": row.id if row else "",
+        "model": row.id,
         "prompt": prompt,
         "image": None,
         "end_image": None,
@@ -122,12 +132,14 @@ def checked_fields(fields: dict[str, Any]) -> dict[str, Any]:
         **{name: () if name in IMAGE_LISTS else None for name in FURTHER_INPUTS},
         "extra": {},
         "labels": _labels(given["labels"], problems) if "labels" in given else {},
-        "own_row": None if row is None or _is_in_catalogue(row) else row,
+        "caller": _caller(given["caller"], problems) if "caller" in given else "",
+        "priority": _priority(given["priority"], problems) if "priority" in given else 0,
+        "own_row": None if _is_in_catalogue(row) else row,
     }
     _image(given, row, checked, problems)
     _end_image(given, row, checked, problems)
     if "negative_prompt" in given:
-        if row is not None and not row.negative_prompt:
+        if not row.negative_prompt:
             problems.append(_unsupported("negative_prompt", row))
         checked["negative_prompt"] = _text("negative_prompt", given["negative_prompt"], row, problems)
     if "guidance_scale" in given:
@@ -136,10 +148,9 @@ def checked_fields(fields: dict[str, Any]) -> dict[str, Any]:
         checked["sound"] = _sound(given["sound"], row, problems)
     if not _RARE_FIELDS.isdisjoint(given):
         _rare_fields(given, row, checked, problems)
-    if row is not None:
-        _further_inputs(given, row, checked, problems)
+    _further_inputs(given, row, checked, problems)
     _extra(given.get("extra", {}), row, checked, problems)
-    if row is not None and not row.required <= given.keys():
+    if not row.required <= given.keys():
         problems.extend(Problem(name, f"required by {row.name}") for name in sorted(row.required - given.keys()))
     if problems:
         raise InvalidJobError(problems)
@@ -187,11 +198,11 @@ def _model(name: object, own_row: Model | None, problems: list[Problem]) -> Mode
     return row
 
 
-def _text(path: str, text: object, row: Model | None, problems: list[Problem]) -> str:
+def _text(path: str, text: object, row: Model, problems: list[Problem]) -> str:
     if not isinstance(text, str):
         problems.append(Problem(path, f"expected text, got {type(text).__name__}"))
         return ""
-    most = MAX_TEXT_LENGTH if row is None else row.max_text
+    most = row.max_text
     if len(text) > most:
         problems.append(Problem(path, f"expected at most {most} characters, got {len(text)}"))
     try:
@@ -201,35 +212,35 @@ def _text(path: str, text: object, row: Model | None, problems: list[Problem]) -
     return text
 
 
-def _prompt(given: dict[str, Any], row: Model | None, problems: list[Problem]) -> str:
+def _prompt(given: dict[str, Any], row: Model, problems: list[Problem]) -> str:
     text = given.get("prompt", "")
     prompt = _text("prompt", text, row, problems)
-    if row is not None and not row.prompt and prompt:
+    if not row.prompt and prompt:
         problems.append(_unsupported("prompt", row))
     if not isinstance(text, str):
         return prompt
-    if "multi_prompt" in given and not (row is not None and row.prompt_beside_shots):
+    if "multi_prompt" in given and not row.prompt_beside_shots:
         if prompt.strip():
             problems.append(Problem("prompt", "expected either prompt or multi_prompt, got both"))
         return ""
-    if not prompt.strip() and (row is None or row.prompt_required):
-        most = MAX_TEXT_LENGTH if row is None else row.max_text
-        alternative = ", or multi_prompt" if row is not None and row.shots and not row.prompt_beside_shots else ""
+    if not prompt.strip() and row.prompt_required:
+        most = row.max_text
+        alternative = ", or multi_prompt" if row.shots and not row.prompt_beside_shots else ""
         problems.append(Problem("prompt", f"required: 1 to {most} characters{alternative}"))
     return prompt
 
 
-def _shots(given: dict[str, Any], row: Model | None, problems: list[Problem]) -> tuple[Shot, ...]:
+def _shots(given: dict[str, Any], row: Model, problems: list[Problem]) -> tuple[Shot, ...]:
     if "multi_prompt" not in given:
         return ()
     value = given["multi_prompt"]
-    if row is not None and not row.shots:
+    if not row.shots:
         problems.append(_unsupported("multi_prompt", row))
         return ()
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
         problems.append(Problem("multi_prompt", f"expected a list of shots, got {type(value).__name__}"))
         return ()
-    if row is not None and len(value) > row.shots:
+    if len(value) > row.shots:
         problems.append(Problem("multi_prompt", f"expected 1 to {row.shots} shots, got {len(value)}"))
         return ()
     shots = tuple(_shot(f"multi_prompt[{place}]", shot, row, problems) for place, shot in enumerate(value))
@@ -238,7 +249,7 @@ def _shots(given: dict[str, Any], row: Model | None, problems: list[Problem]) ->
     return shots
 
 
-def _shot(path: str, value: object, row: Model | None, problems: list[Problem]) -> Shot:
+def _shot(path: str, value: object, row: Model, problems: list[Problem]) -> Shot:
     prompt: object
     duration: object
     match value:
@@ -272,19 +283,19 @@ def _positive_int(value: object) -> int | None:
     return number if isinstance(number, int) and not isinstance(number, bool) and number > 0 else None
 
 
-def _total_duration(given: dict[str, Any], row: Model | None, shots: tuple[Shot, ...], problems: list[Problem]) -> int:
+def _total_duration(given: dict[str, Any], row: Model, shots: tuple[Shot, ...], problems: list[Problem]) -> int:
     """Return the seconds to send and be charged for: as given, else the sum of the shots, else the model's default."""
-    if row is not None and not row.durations:
+    if not row.durations:
         # Copying a job without a duration passes 0.
         if given.get("duration", 0) != 0:
             problems.append(_unsupported("duration", row))
         return 0
-    durations = row.durations if row is not None else _DEFAULT_DURATIONS_S
+    durations = row.durations
     total = sum(shot.duration or 0 for shot in shots) if all(shot.duration for shot in shots) else 0
     if total and total not in durations:
         problems.append(Problem("multi_prompt", f"expected shots of {numbers(durations)} s in total, got {total} s"))
         return 0
-    usual = _DEFAULT_DURATIONS_S[0] if row is None else row.default_duration
+    usual = row.default_duration
     default = total or (usual if usual in durations else durations[0])
     seconds = _duration(given.get("duration", default), durations, problems)
     if total and seconds not in {0, total}:
@@ -301,10 +312,10 @@ def _duration(value: object, durations: tuple[int, ...], problems: list[Problem]
     return seconds
 
 
-def _guidance_scale(value: object, row: Model | None, problems: list[Problem]) -> float | None:
-    if row is not None and row.scale is None:
+def _guidance_scale(value: object, row: Model, problems: list[Problem]) -> float | None:
+    if row.scale is None:
         problems.append(_unsupported("guidance_scale", row))
-    low, high = (0.0, 1.0) if row is None else row.scale_range
+    low, high = row.scale_range
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         problems.append(
             Problem("guidance_scale", f"expected a number from {low:g} to {high:g}, got {_short_repr(value)}")
@@ -313,24 +324,24 @@ def _guidance_scale(value: object, row: Model | None, problems: list[Problem]) -
     return float(value)
 
 
-def _rare_fields(given: dict[str, Any], row: Model | None, checked: dict[str, Any], problems: list[Problem]) -> None:
+def _rare_fields(given: dict[str, Any], row: Model, checked: dict[str, Any], problems: list[Problem]) -> None:
     """Check the fields that few models take."""
     kind = given.get("shot_type")
     if kind is not None:
-        if row is not None and not row.shot_types:
+        if not row.shot_types:
             problems.append(_unsupported("shot_type", row))
-        elif not isinstance(kind, str) or (row is not None and kind not in {*row.shot_types, *row.shot_synonyms}):
-            expected = " or ".join(map(repr, row.shot_types)) if row is not None else "text"
+        elif not isinstance(kind, str) or kind not in {*row.shot_types, *row.shot_synonyms}:
+            expected = " or ".join(map(repr, row.shot_types))
             problems.append(Problem("shot_type", f"expected {expected}, got {_short_repr(kind)}"))
         checked["shot_type"] = kind
     for name, most in (
-        ("element_list", row.elements if row is not None else None),
-        ("voice_list", (None if row.voices else 0) if row is not None else None),
+        ("element_list", row.elements),
+        ("voice_list", None if row.voices else 0),
     ):
         value = given.get(name, ())
         if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
             problems.append(Problem(name, f"expected a list, got {type(value).__name__}"))
-        elif value and row is not None and most == 0:
+        elif value and most == 0:
             problems.append(_unsupported(name, row))
         elif most is not None and len(value) > most:
             problems.append(Problem(name, f"expected at most {most} items, got {len(value)}"))
@@ -372,30 +383,30 @@ def _json_copy(path: str, value: Any, problems: list[Problem], *, may_have_files
         return None
 
 
-def _sound(value: object, row: Model | None, problems: list[Problem]) -> bool | None:
+def _sound(value: object, row: Model, problems: list[Problem]) -> bool | None:
     if not isinstance(value, bool):
         problems.append(Problem("sound", f"expected True or False, got {_short_repr(value)}"))
         return None
-    if row is not None and not row.sound:
+    if not row.sound:
         problems.append(_unsupported("sound", row))
     return value
 
 
-def _image(given: dict[str, Any], row: Model | None, checked: dict[str, Any], problems: list[Problem]) -> None:
+def _image(given: dict[str, Any], row: Model, checked: dict[str, Any], problems: list[Problem]) -> None:
     if "image" in given:
-        if row is not None and not row.image:
+        if not row.image:
             problems.append(_unsupported("image", row))
         checked["image"] = check_image("image", given["image"], problems)
-    elif row is None or (row.image and row.image_required):
+    elif row.image and row.image_required:
         problems.append(Problem("image", "required: a URL, a Path, or the bytes of a JPEG or PNG"))
 
 
-def _end_image(given: dict[str, Any], row: Model | None, checked: dict[str, Any], problems: list[Problem]) -> None:
+def _end_image(given: dict[str, Any], row: Model, checked: dict[str, Any], problems: list[Problem]) -> None:
     if "end_image" not in given:
-        if row is not None and row.end_image is not None and row.end_image.required:
+        if row.end_image is not None and row.end_image.required:
             problems.append(Problem("end_image", f"required by {row.name}: a URL, a Path, or bytes"))
         return
-    if row is not None and row.end_image is None:
+    if row.end_image is None:
         problems.append(_unsupported("end_image", row))
     elif given.get("multi_prompt"):
         problems.append(Problem("end_image", "expected either end_image or multi_prompt, got both"))
@@ -438,7 +449,7 @@ def _images(name: str, value: object, field: Field, problems: list[Problem]) -> 
     return tuple(check_image(f"{name}[{place}]", image, problems) for place, image in enumerate(value))
 
 
-def _extra(extra: object, row: Model | None, checked: dict[str, Any], problems: list[Problem]) -> None:
+def _extra(extra: object, row: Model, checked: dict[str, Any], problems: list[Problem]) -> None:
     if not isinstance(extra, Mapping):
         problems.append(Problem("extra", f"expected a mapping, got {type(extra).__name__}"))
         return
@@ -447,7 +458,7 @@ def _extra(extra: object, row: Model | None, checked: dict[str, Any], problems: 
         for name in extra
         if _belongs_to_a_field(name, row, checked)
     )
-    if row is not None and row.more is not None:
+    if row.more is not None:
         _extra_inputs(extra, row, checked, problems)
     checked["extra"] = (_json_copy("extra", dict(extra), problems) or {}) if extra else {}
 
@@ -459,16 +470,36 @@ def _labels(labels: object, problems: list[Problem]) -> Mapping[str, object]:
     return (_json_copy("labels", dict(labels), problems, may_have_files=False) or {}) if labels else {}
 
 
-def _belongs_to_a_field(name: object, row: Model | None, checked: dict[str, Any]) -> bool:
+def _caller(caller: object, problems: list[Problem]) -> str:
+    if isinstance(caller, int) and not isinstance(caller, bool):
+        caller = str(caller)
+    if not isinstance(caller, str):
+        problems.append(Problem("caller", f"expected text, got {type(caller).__name__}"))
+    elif len(caller) > MAX_CALLER_LENGTH or not caller.isprintable():
+        expected = f"at most {MAX_CALLER_LENGTH} printable characters"
+        problems.append(Problem("caller", f"expected {expected}, got {caller!r:.60}"))
+    else:
+        return caller
+    return ""
+
+
+def _priority(priority: object, problems: list[Problem]) -> int:
+    if isinstance(priority, int) and not isinstance(priority, bool) and abs(priority) <= MAX_PRIORITY:
+        return priority
+    expected = f"a whole number from -{MAX_PRIORITY:,} to {MAX_PRIORITY:,}"
+    problems.append(Problem("priority", f"expected {expected}, got {priority!r:.60}"))
+    return 0
+
+
+def _belongs_to_a_field(name: object, row: Model, checked: dict[str, Any]) -> bool:
     """Return whether a name in `extra` has to be passed as a field.
 
     Jobs with a row of their own may have `FURTHER_INPUTS` in `extra`, as in earlier versions: in another place they
     would be another job, which would be paid for again.
     """
-    if name in FURTHER_INPUTS and row is not None and not _is_in_catalogue(row):
+    if name in FURTHER_INPUTS and not _is_in_catalogue(row):
         return bool(checked[str(name)]) or any(field.name == name for field in row.inputs)
-    # Labels are not sent, so an input may have their name.
-    return name in JobFields.__annotations__ and name != "labels"
+    return name in _FIELDS and name not in UNSENT_FIELDS
 
 
 def _input_problem(field: Field, value: object) -> str:

@@ -42,14 +42,18 @@ _OTHER_FORMAT: Final = re.compile(
 _ACCEPTED_SUFFIXES: Final = ("jpg", "jpeg", "png")
 
 
-def url_caution(url: str) -> str:
+def url_caution(url: str, *, local: bool = False) -> str:
     """Return why the service will probably get no picture from an http(s) URL; empty if nothing is wrong by its looks.
 
     The text has no query and no user info, which may be credentials.
+
+    Args:
+        url: The URL.
+        local: The service is an emulator on this machine, which reaches what this machine reaches.
     """
     # Manifests have millions of them, most from a few hosts.
     caution, is_page = _of_authority(url.split("/", 3)[2])
-    if caution:
+    if caution and not local:
         return caution
     if not is_page and url.endswith(_ACCEPTED_SUFFIXES):
         return ""

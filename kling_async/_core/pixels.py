@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import statistics
@@ -10,8 +9,9 @@ from functools import lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, Final, cast
 
-from PIL import Image, ImageChops, ImageCms, ImageOps, ImageStat
+from PIL import Image, ImageChops, ImageCms, ImageStat
 
+from .former_pictures import former_orientation, former_pil_image, with_former
 from .images import EncodedImage
 from .media import MAX_IMAGE_BYTES, MIN_IMAGE_SIDE
 
@@ -78,16 +78,20 @@ def encoded(image: Picture) -> EncodedImage:
         OSError: The pixels cannot be decoded.
         ValueError: A level is infinite, or the image cannot be made small enough.
     """
+    before = _as_opened(image)
     upright = _upright(image)
     if _is_plain(upright) and (upright is image or isinstance(image.getexif().get(_ORIENTATION), int)):
         # With its profile, as ever.
-        return EncodedImage(_png_or_jpeg(upright if upright.mode in {"RGB", "L"} else upright.convert("RGB")))
-    content = _png_or_jpeg(as_shown(image), icc_profile=None)
-    former = _formerly(image)
-    return EncodedImage(content, "" if former in {b"", content} else hashlib.sha256(former).hexdigest())
+        content = _png_or_jpeg(upright if upright.mode in {"RGB", "L"} else upright.convert("RGB"))
+        if before == _as_opened(image):
+            return EncodedImage(content)
+    else:
+        content = _png_or_jpeg(as_shown(image), icc_profile=None)
+    former = b"" if before is None else former_pil_image(image, *before)
+    return with_former(content, {1: former, 2: former})
 
 
-def fitted(picture: Picture) -> EncodedImage:
+def fitted(picture: Picture) -> bytes:
     """Return a picture as a JPEG of quality 95, or as a PNG where a JPEG would be another picture: at most 10 MB.
 
     It is made smaller only if it has more bytes. A JPEG loses what palettes, dithering and small graphics are made of.
@@ -103,9 +107,9 @@ def fitted(picture: Picture) -> EncodedImage:
         picture = _smaller(picture)
         content = _jpeg(picture)
     if _loss(picture, content) <= MAX_LOSS:
-        return EncodedImage(content)
+        return content
     exact = _png(picture, icc_profile=None)
-    return EncodedImage(content) if exact is None else EncodedImage(exact, hashlib.sha256(content).hexdigest())
+    return content if exact is None else exact
 
 
 @lru_cache(64)
@@ -131,6 +135,15 @@ def _is_plain(image: Picture) -> bool:
     profile = image.info.get("icc_profile")
     opaque = image.mode in {"RGB", "L", "P", "1"} and not image.has_transparency_data
     return opaque and (not profile or is_srgb(profile, "L" if image.mode in {"L", "1"} else "RGB"))
+
+
+def _as_opened(image: Picture) -> tuple[str, object] | None:
+    """Return the mode and orientation of an image, which decoding may change; None if they cannot be read."""
+    try:
+        orientation = former_orientation(image)
+    except Exception:  # noqa: BLE001 -- hostile EXIF data lets Pillow raise many kinds
+        return None
+    return image.mode, orientation
 
 
 def _upright(image: Picture) -> Picture:
@@ -290,21 +303,3 @@ class _Capped(io.BytesIO):
         if self.tell() > self._most:
             raise _FullError
         return written
-
-
-def _formerly(image: Picture) -> bytes:
-    """Return the bytes that versions with the identity rules 1 and 2 encoded an image to; empty if they refused it.
-
-    A batch that they began knows the image by these bytes. This is never changed.
-    """
-    buffer = io.BytesIO()
-    try:
-        turned = ImageOps.exif_transpose(image)
-        flat = turned if turned.mode in {"RGB", "L"} else turned.convert("RGB")
-        flat.save(buffer, "PNG")
-        if buffer.tell() > MAX_IMAGE_BYTES:
-            buffer = io.BytesIO()
-            flat.save(buffer, "JPEG", quality=_JPEG_QUALITY)
-    except Exception:  # noqa: BLE001 -- Pillow raises many kinds
-        return b""
-    return buffer.getvalue() if buffer.tell() <= MAX_IMAGE_BYTES else b""

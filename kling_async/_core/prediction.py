@@ -12,6 +12,7 @@ import attrs
 
 from kling_async.errors import KlingError, NoOutputError, PredictionFailedError, Spent, StorageError
 
+from . import html
 from .job import Job
 
 
@@ -198,6 +199,10 @@ class SavedFile:
     def __fspath__(self) -> str:
         return str(self.path)
 
+    def _repr_html_(self) -> str:
+        """Return a player, by which a notebook shows the file."""
+        return html.video(self.location, self.bytes)
+
 
 @attrs.frozen(kw_only=True)
 class Outcome:
@@ -222,6 +227,15 @@ class Outcome:
     saved: SavedFile | None = None
     cost: Decimal | None = None
     reused: bool = False
+
+    def _repr_html_(self) -> str:
+        """Return the key with the video, or with the error, by which a notebook shows the outcome."""
+        below = html.note(str(self.error)) if self.error is not None else ""
+        if self.saved is not None:
+            below += html.video(self.saved.location, self.saved.bytes)
+        elif self.prediction is not None:
+            below += html.note(f"prediction {self.prediction.id}: {self.prediction.raw_status}")
+        return html.heading(self.key) + below
 
     @property
     def ok(self) -> bool:

@@ -330,6 +330,8 @@ class Row:
         path: Path of the file.
         bytes: Length of the file in bytes.
         sha256: Digest of the file.
+        caller: Name of who asked for it; empty for nobody in particular.
+        priority: Its priority among the caller's jobs.
         job: Its content as JSON, images as URLs or digests; None unless it was asked for.
         files: Paths of its image files as JSON; None unless they were asked for, or without image files.
         labels: The caller's own values as JSON; None unless they were asked for, or without any.
@@ -362,6 +364,8 @@ class Row:
     bytes: int | None = None
     sha256: str | None = None
     seen: Seen | None = None
+    caller: str = ""
+    priority: int = 0
     job: str | None = attrs.field(default=None, repr=False)
     files: str | None = attrs.field(default=None, repr=False)
     labels: str | None = attrs.field(default=None, repr=False)

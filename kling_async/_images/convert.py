@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from PIL.ImageFile import ImageFile
 
-    from kling_async._core.images import EncodedImage
-
 _MANY_PIXELS: Final = 25_000_000
 _SHRINKABLE_MODES: Final = frozenset({"RGB", "RGBA", "L", "LA", "CMYK"})
 _MAX_OTHER_PIXELS: Final = 80_000_000
@@ -61,7 +59,7 @@ def check_background(background: str) -> None:
         ) from None
 
 
-def convert(content: bytes, *, field: str = "image", background: str = "white") -> EncodedImage:
+def convert(content: bytes, *, field: str = "image", background: str = "white") -> bytes:
     """Return an image as a viewer shows it, in sRGB, as a JPEG of at most 10 MB, or a PNG where a JPEG would lose much.
 
     It is rotated as its EXIF data says, with transparency on a ground, and without a colour profile.
@@ -136,7 +134,7 @@ def decoder_facts(file: BinaryIO, kind: str) -> ImageFacts | None:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     try:
-        with (_heic if kind == "image/heic" else _FILES[kind])(file) as image:
+        with (open_heic if kind == "image/heic" else _FILES[kind])(file) as image:
             return ImageFacts(kind, image.width, image.height, size)
     except Exception:  # noqa: BLE001 -- hostile files let Pillow raise many kinds
         return None
@@ -153,7 +151,7 @@ def _opened(file: BinaryIO) -> ImageFile:
     """
     kind = media_type(file.read(HEAD_BYTES)) or ""
     file.seek(0)
-    image = _heic(file) if kind == "image/heic" else _FILES[kind](file)
+    image = open_heic(file) if kind == "image/heic" else _FILES[kind](file)
     pixels = image.width * image.height
     # A progressive JPEG is kept whole while it is decoded.
     if kind in PHONE_TYPES and not image.info.get("progressive"):
@@ -165,7 +163,12 @@ def _opened(file: BinaryIO) -> ImageFile:
     return image
 
 
-def _heic(file: BinaryIO) -> ImageFile:
+def open_heic(file: BinaryIO) -> ImageFile:
+    """Open a HEIC picture.
+
+    Raises:
+        ImportError: pillow-heif is not installed.
+    """
     from pillow_heif import HeifImageFile  # noqa: PLC0415 -- an extra of its own
 
     return HeifImageFile(file)  # type: ignore[no-untyped-call]  # has no types there

@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence, Sized
 from contextlib import aclosing, asynccontextmanager
 from decimal import Decimal
 from typing import TYPE_CHECKING, Self, TypeAlias, cast
@@ -14,8 +14,13 @@ from typing import TYPE_CHECKING, Self, TypeAlias, cast
 import anyio
 import attrs
 
+from kling_async._core import html
+from kling_async._core.budget import Budget
+from kling_async._core.clock import Clock
 from kling_async._core.job import Job
 from kling_async._core.job_key import Key, checked_key
+from kling_async._core.picture_names import NameCounter, UniqueNames, picture_name
+from kling_async._observers import Observers
 from kling_async._submission.drain import Drain
 from kling_async._tasks import is_cancelled
 from kling_async.errors import AlreadyPaidError, KlingError, SkippedError, SubmissionUncertainError
@@ -27,9 +32,8 @@ from .outcome import publish_finished, run_to_outcome
 from .seen import look_up
 
 if TYPE_CHECKING:
-    from kling_async._core.budget import Budget
     from kling_async._core.content import Content, Identity
-    from kling_async._core.prediction import Outcome, Prediction
+    from kling_async._core.prediction import Outcome, Prediction, SavedFile
     from kling_async._core.seen import Seen
     from kling_async.storage import Outputs
 
@@ -39,6 +43,8 @@ Item: TypeAlias = Job | tuple[Key | None, Job]
 Jobs: TypeAlias = Iterable[Item] | AsyncIterable[Item] | Mapping[str, Job] | Mapping[int, Job]
 """Input of a batch: jobs, pairs of a key and a job, or a mapping of keys to jobs. Keys are texts or whole numbers."""
 
+LATEST_SHOWN = 6
+"""Saved videos that a batch shows in a notebook."""
 MAX_KEYS_IN_MEMORY = 100_000
 """Keys kept for finding duplicates in a batch without a ledger on disk."""
 
@@ -87,6 +93,7 @@ class Batch(anyio.AsyncContextManagerMixin):
 
     Attributes:
         name: Name of the batch.
+        total: Number of jobs of the input; None if it has no length.
         failures: Latest outcomes that did not succeed.
     """
 
@@ -105,6 +112,7 @@ class Batch(anyio.AsyncContextManagerMixin):
         failures_kept: int,
     ) -> None:
         self.name = name
+        self.total = len(jobs) if isinstance(jobs, Sized) else None
         self.failures: deque[Outcome] = deque(maxlen=failures_kept)
         self._drain = Drain()
         self._engine = engine
@@ -119,6 +127,7 @@ class Batch(anyio.AsyncContextManagerMixin):
         self._window_opens: asyncio.Future[None] | None = None
         # A batch over a ledger on disk may be run again, so every key must stay the same.
         self._keys = KeyAssigner(math.inf if engine.ledger.durable else MAX_KEYS_IN_MEMORY)
+        self._unique_names: UniqueNames | None = None
         self._runs: set[JobRun] = set()
         self._ready: list[tuple[int, Outcome]] = []
         self._arrived = 0
@@ -131,6 +140,7 @@ class Batch(anyio.AsyncContextManagerMixin):
         self._read = 0
         self._completed = self._failed = self._uncertain = self._skipped = 0
         self._spent = Decimal(0)
+        self._latest: deque[SavedFile] = deque(maxlen=LATEST_SHOWN)
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self, None]:
@@ -144,6 +154,8 @@ class Batch(anyio.AsyncContextManagerMixin):
         identity = await self._engine.contents.identity(self.name)
         if self._seen == "stop":
             await self._stop_if_seen(identity)
+        if self._save_to is not None and self._jobs is not None:
+            self._unique_names = await anyio.to_thread.run_sync(unique_names, self._jobs)
         raised: BaseException | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._feed)
@@ -227,6 +239,21 @@ class Batch(anyio.AsyncContextManagerMixin):
             spent=sum((run.cost for run in self._runs if run.cost is not None), self._spent),
             exhausted=self._exhausted,
         )
+
+    def _repr_html_(self) -> str:
+        """Return progress, counts, and the latest saved videos and errors, by which a notebook shows the batch."""
+        counts = self.statistics()
+        rows: list[tuple[str, object]] = [
+            (name, getattr(counts, name)) for name in ("waiting", "running", "completed", "failed")
+        ]
+        parts = [
+            html.heading(f"batch {self.name}" if self.name else "batch"),
+            html.bar(counts.completed + counts.failed, self.total or (counts.read if counts.exhausted else 0)),
+            html.table([*rows, ("spent", f"${counts.spent:.2f}")]),
+            *(html.video(each.location, each.bytes) for each in self._latest),
+            *(html.note(f"{each.key}: {each.error}") for each in list(self.failures)[-LATEST_SHOWN:]),
+        ]
+        return "".join(parts)
 
     async def _stop_if_seen(self, identity: Identity) -> None:
         """Raise if the input is a manifest, and another batch of the ledger has paid for jobs of it.
@@ -313,7 +340,9 @@ class Batch(anyio.AsyncContextManagerMixin):
         except KlingError as error:
             return self._new_run(job, key or f"unreadable-{index}", None), error
         assigned = self._keys.assign(key, content, index)
-        return self._new_run(job, assigned.key, content), assigned.duplicate
+        run = self._new_run(job, assigned.key, content)
+        run.named_alone = self._unique_names is not None and picture_name(job.image) in self._unique_names
+        return run, assigned.duplicate
 
     def _new_run(self, job: Job, key: str, content: Content | None, *, recalled: bool = False) -> JobRun:
         return JobRun(
@@ -344,6 +373,8 @@ class Batch(anyio.AsyncContextManagerMixin):
     def _deliver(self, index: int, outcome: Outcome) -> None:
         if outcome.ok:
             self._completed += 1
+            if outcome.saved is not None:
+                self._latest.append(outcome.saved)
         else:
             self._failed += 1
             self._uncertain += isinstance(outcome.error, SubmissionUncertainError)
@@ -362,6 +393,52 @@ class Batch(anyio.AsyncContextManagerMixin):
         if self._window_opens is not None and not self._window_opens.done():
             self._window_opens.set_result(None)
         return outcome
+
+
+def unique_names(jobs: Jobs) -> UniqueNames | None:
+    """Return the names of pictures that one job of an input has; None for an input that cannot be read twice."""
+    known = getattr(jobs, "unique_names", None)
+    if isinstance(known, UniqueNames):
+        # Of a manifest.
+        return known
+    if not isinstance(jobs, (list, tuple)):
+        return None
+    names = NameCounter()
+    for item in cast("Sequence[object]", jobs):
+        key, job = item if isinstance(item, tuple) else (None, item)
+        names.add(str(key) if key is not None else picture_name(getattr(job, "image", None)))
+    return names.unique()
+
+
+@attrs.frozen(kw_only=True)
+class Scene:
+    """Parts of a session that a display of a batch needs beside its events.
+
+    Attributes:
+        provider: Name of the provider, for list prices.
+        clock: Clock of the session.
+        total: Number of jobs of the input; None if it has no length.
+        budget: Budget of the batch, or else of the session; None without one.
+        observers: Observers of the session.
+    """
+
+    provider: str
+    clock: Clock
+    total: int | None
+    budget: Budget | None
+    observers: Observers
+
+
+def scene_of(batch: Batch) -> Scene:
+    """Return what a display of a batch needs of its session, for other modules of this package."""
+    engine = batch._engine  # noqa: SLF001 -- the same module
+    return Scene(
+        provider=engine.provider.name,
+        clock=engine.clock,
+        total=batch.total,
+        budget=engine.money.budget if batch._budget is None else batch._budget,  # noqa: SLF001 -- the same module
+        observers=engine.observe,
+    )
 
 
 async def iterate(jobs: Jobs) -> AsyncGenerator[Item, None]:

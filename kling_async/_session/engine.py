@@ -34,7 +34,7 @@ from kling_async._turns import Turns, download_turns
 from kling_async._watching.watcher import Watcher
 from kling_async.errors import LedgerError, SessionClosedError, Spent
 from kling_async.ledger import SharedLedger, ledger_identity, open_ledger
-from kling_async.limits import Gate, Slots, StartsPerWindow
+from kling_async.limits import Callers, Gate, Slots, StartsPerWindow
 
 from .job_runner import JobRunner
 from .keys import ContentReader
@@ -69,6 +69,7 @@ class SessionEngine:
         takeover: Takes over jobs that other processes left.
         watcher: Polls predictions.
         ledger: Records intents, paid ids and results.
+        callers: Weights and limits of the callers.
         senders: The senders of the session's account.
         no_drain: The drain of all jobs outside of batches: nobody drains it, and one of its own costs memory.
         left_running: After closing: the predictions that still ran.
@@ -100,7 +101,8 @@ class SessionEngine:
             starts=options.level.starts if options.rate_limiter is None else sys.maxsize,
             per=options.level.per + WINDOW_SLACK_S,
         )
-        self.slots = Slots(options.max_in_flight, adaptive=options.adaptive)
+        self.callers = Callers(options.callers)
+        self.slots = Slots(options.max_in_flight, adaptive=options.adaptive, callers=self.callers)
         limiter = options.rate_limiter or StartsPerWindow(self.level.starts, self.level.per, clock=clock)
         self.gate = Gate(limiter, self.slots, clock)
 
@@ -125,6 +127,7 @@ class SessionEngine:
             ledger=ledger,
             ledger_identity=ledger_identity(ledger),
             budget=options.budget,
+            callers=self.callers,
         )
         self.watcher = Watcher(
             transport=transport,

@@ -12,6 +12,7 @@ from kling_async._core.content import Content
 from kling_async._core.job import Job
 from kling_async._core.seen import Seen
 from kling_async._submission.drain import Drain
+from kling_async.limits.ready import ANYWHERE, Place
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -32,6 +33,8 @@ class JobRun:
         prediction_id: Id of the latest accepted prediction; None before the first.
         cost: USD of all accepted predictions by the price list; None when there is none with a known price.
         failures: Number of its predictions that failed, in earlier runs too.
+        named_alone: True if the video may be named after the picture alone: no other job of the input has such a name.
+        rank: Rank among the caller's jobs of equal priority that wait for slots.
         reused: True when the video of another batch's job is handed out for this one.
     """
 
@@ -47,7 +50,17 @@ class JobRun:
     prediction_id: str | None = None
     cost: Decimal | None = None
     failures: int = 0
+    rank: float = math.inf
     reused: bool = False
+    named_alone: bool = False
+
+    @property
+    def place(self) -> Place:
+        """Its place among the jobs that wait for slots."""
+        job = self.job
+        if job.caller or job.priority or self.rank != math.inf:
+            return Place(job.caller, job.priority, self.rank)
+        return ANYWHERE
 
     @property
     def content_read(self) -> Content:

@@ -57,6 +57,7 @@ from kling_async.ledger._recall import RETENTION_S, check_images, prediction_of
 from kling_async.limits import Gate, Slots
 from kling_async.limits.doubts import MAX_BLIND_SUBMITS
 from kling_async.providers import Provider
+from kling_async.providers._v3 import is_local
 
 from .keys import ContentReader, claim_job
 from .seen import SeenJobs
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kling_async._core.job import Job
+    from kling_async.limits.ready import Place
 
     from .job_run import JobRun
 
@@ -332,7 +334,11 @@ class JobRunner:
                 self._warn(run)
                 reserved = await self.money.reserve(name, job, run.budget)
                 local = {place: file for place, file in job.files.items() if not isinstance(file, str)}
-                async with self._preparation(local):
+                place = run.place
+                if not run.batch:
+                    # A batch waits in its input instead.
+                    self.slots.check_queue(place.caller, job=job, key=run.key)
+                async with self._preparation(local, place):
                     sent_job, image, end_image = await self._upload(run, local)
                     webhook, token_hash = self._new_webhook()
                     request = self.provider.submit(sent_job, image, end_image, webhook=webhook)
@@ -340,7 +346,7 @@ class JobRunner:
                     if run.seen != "pay" and not row.attempt:
                         await self.unknown.check(sent, run.key)
                     price = job.price(self.provider.name).usd
-                    slot = await self.slots.acquire()
+                    slot = await self.slots.acquire(place)
             pending = PendingSubmission(
                 job=job,
                 key=run.key,
@@ -378,19 +384,19 @@ class JobRunner:
     def _warn(self, run: JobRun) -> None:
         """Log what may not be as the job expects, once per session."""
         # What a service may show otherwise is logged where an image is sent, with the name of the file.
-        for caution in run.job.cautions(self.provider.name, fit=True):
+        for caution in run.job.cautions(self.provider.name, fit=True, local=is_local(self.provider.base_url)):
             if caution not in self.cautioned:
                 self.cautioned.add(caution)
                 log.warning("job %s: %s", run.key, caution)
 
-    def _preparation(self, local: Mapping[str, Path | bytes]) -> AbstractAsyncContextManager[None]:
+    def _preparation(self, local: Mapping[str, Path | bytes], place: Place) -> AbstractAsyncContextManager[None]:
         """Return what to wait for before a job's files are uploaded: that it is among the next to start."""
         if not local:
             return nullcontext()
         # By Little's law, this is how many jobs start during an upload and a submit.
         seconds = (self.images.turns.limit.seconds or 1.0) + self.slots.unanswered.seconds
         starts = min(self.level.starts / self.level.per, self.slots.total / MIN_PREDICTION_S) * seconds
-        return self.slots.preparation(max(MIN_AHEAD, math.ceil(AHEAD_FACTOR * starts)))
+        return self.slots.preparation(max(MIN_AHEAD, math.ceil(AHEAD_FACTOR * starts)), place)
 
     async def _upload(self, run: JobRun, local: Mapping[str, Path | bytes]) -> tuple[Job, str, str | None]:
         """Upload a job's files, and return the job with their URLs, its first frame, or "", and its last one.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio.to_thread
 import attrs
 
 from kling_async._core.content import Content, Identity, content_of, same_but_for_signatures
+from kling_async._core.job_key import DERIVED_KEY_LENGTH
+from kling_async._images.preflight import sha256
 from kling_async._images.uploads import digest
 from kling_async.errors import InvalidJobError, KeyReusedError, Problem
 
@@ -16,16 +20,50 @@ if TYPE_CHECKING:
     from kling_async._core.states import Row
     from kling_async.ledger import Ledger
 
-KEY_LENGTH = 16
-"""Hex digits of the content hash that make a key."""
+MAX_KNOWN_FILES = 50_000
+"""Files whose digests are kept, in about 25 MB; any others are read each time."""
 
 
-async def read_content(job: Job, *, identity: Identity) -> Content:
+class FileDigests:
+    """Digests of files that are looked at several times, such as by a command before it asks, and by its batch.
+
+    A file is read again if it was replaced or written meanwhile. What is sent of it is compared with the digest anyway.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str | int, ...], str] = {}
+
+    def of(self, path: Path, field: str) -> str:
+        """Return the SHA-256 of a file in hex.
+
+        Args:
+            path: The file.
+            field: Its place in a job, for errors.
+
+        Raises:
+            InvalidJobError: It cannot be read.
+        """
+        try:
+            found = path.stat()
+        except (OSError, ValueError):
+            # Reading it says why.
+            return sha256(path, field)
+        version = (str(path), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        known = self._known.get(version)
+        if known is None:
+            known = sha256(path, field)
+            if len(self._known) < MAX_KNOWN_FILES:
+                self._known[version] = known
+        return known
+
+
+async def read_content(job: Job, *, identity: Identity, known: FileDigests | None = None) -> Content:
     """Return a job's content; files are read for their digests.
 
     Args:
         job: The job.
         identity: Identity of its batch.
+        known: Digests of files that were read before; None to read all.
 
     Raises:
         InvalidJobError: A file cannot be read.
@@ -33,13 +71,11 @@ async def read_content(job: Job, *, identity: Identity) -> Content:
     # By identity: hashing the bytes of a video takes time.
     digests: dict[int, str] = {}
     for place, file in job.files.items():
-        digests[id(file)] = await digest(file, field=place)
+        if known is not None and isinstance(file, Path):
+            digests[id(file)] = await anyio.to_thread.run_sync(known.of, file, place)
+        else:
+            digests[id(file)] = await digest(file, field=place)
     return content_of(job, lambda file: digests[id(file)], identity=identity)
-
-
-def is_derived(key: str, content: Content) -> bool:
-    """Return whether a key was derived from a job's content, because its caller gave it none."""
-    return key == content.digest[:KEY_LENGTH] or key.startswith(f"{content.digest[:KEY_LENGTH]}-")
 
 
 class ContentReader:
@@ -48,9 +84,13 @@ class ContentReader:
     Args:
         ledger: Records the identity of each batch.
         ignored: Parameters that the jobs of all batches ignore; None for those of each batch.
+
+    Attributes:
+        known: Digests of files that were read before; None to read all.
     """
 
     def __init__(self, ledger: Ledger, ignored: tuple[str, ...] | None = None) -> None:
+        self.known: FileDigests | None = None
         self._ledger = ledger
         self._ignored = ignored
         self._identities: dict[str, Identity] = {}
@@ -75,7 +115,7 @@ class ContentReader:
             LedgerError: The identity of the batch cannot be read.
             ConfigurationError: The batch ignores other parameters.
         """
-        return await read_content(job, identity=await self.identity(batch))
+        return await read_content(job, identity=await self.identity(batch), known=self.known)
 
 
 async def content_of_row(ledger: Ledger, batch: str, key: str, content: Content) -> Content | None:
@@ -85,7 +125,7 @@ async def content_of_row(ledger: Ledger, batch: str, key: str, content: Content)
     job shows whether that is all they differ in.
     """
     found = await ledger.find(batch, key)
-    if found is None or not same_but_for_signatures(found[1], content):
+    if found is None or not same_but_for_signatures(found[1], content, await ledger.identity(batch)):
         return None
     return attrs.evolve(content, digest=found[0].digest)
 
@@ -143,7 +183,7 @@ class KeyAssigner:
             content: The job's content.
             position: Position of the job in the input, from 0.
         """
-        key = content.digest[:KEY_LENGTH] if given is None else given
+        key = content.digest[:DERIVED_KEY_LENGTH] if given is None else given
         count = self._counts.get(hash(key), 0) + 1
         if count > 1 or len(self._counts) < self._max_remembered:
             self._counts[hash(key)] = count

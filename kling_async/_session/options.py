@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kling_async.events import Observer
     from kling_async.ledger import Ledger
     from kling_async.limits import RateLimiter
+    from kling_async.limits.callers import LimitsByCaller
 
 ALLOW_HTTP_VARIABLE = "KLING_ALLOW_HTTP"
 """Environment variable that allows an `http://` base URL of another machine when it is 1: it may set that URL, too."""
@@ -78,6 +79,7 @@ class SessionOptions:
     max_saving: int | None = attrs.field(validator=attrs.validators.optional(_at_least(1)))
     max_output_bytes: int = attrs.field(validator=_at_least(1))
     rate_limiter: RateLimiter | None
+    callers: LimitsByCaller | None
     ledger: Ledger | str | os.PathLike[str] | None = attrs.field(repr=False)
     on_uncertain: OnUncertain = attrs.field(validator=_one_of("reconcile", "hold", "resubmit"))
     grace: float

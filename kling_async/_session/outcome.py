@@ -47,9 +47,23 @@ async def run_to_outcome(
         prediction = await engine.runner.run(run)
         error = prediction.failure(job=run.job)
         if error is None and run.reused:
-            saved = await engine.saver.save_reused(prediction, save_to, batch=run.batch, deadline=run.deadline)
+            saved = await engine.saver.save_reused(
+                prediction,
+                save_to,
+                deadline=run.deadline,
+                batch=run.batch,
+                content=run.content,
+                named_alone=run.named_alone,
+            )
         elif error is None and save_to is not None:
-            saved = await engine.saver.save(prediction, save_to, batch=run.batch, deadline=run.deadline)
+            saved = await engine.saver.save(
+                prediction,
+                save_to,
+                deadline=run.deadline,
+                batch=run.batch,
+                content=run.content,
+                named_alone=run.named_alone,
+            )
     except KlingError as caught:
         error = caught
         if caught.spent is Spent.NO and run.prediction_id is not None:

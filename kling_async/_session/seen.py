@@ -11,6 +11,7 @@ import attrs
 
 from kling_async._core.clock import Clock
 from kling_async._core.content import possible_digests
+from kling_async._core.job_key import is_derived
 from kling_async._core.prices import Kind
 from kling_async._core.states import REUSE_ORDER, Entry, Row, State
 from kling_async._http.reads import ServiceReads
@@ -18,7 +19,7 @@ from kling_async.errors import AlreadyPaidError, InDoubtElsewhereError, InvalidJ
 from kling_async.ledger import Ledger
 from kling_async.ledger._recall import RETENTION_S, saved_file
 
-from .keys import KeyAssigner, is_derived, read_content
+from .keys import KeyAssigner, read_content
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from kling_async._core.job import Job
 
     from .job_run import JobRun
+    from .keys import FileDigests
 
 POLL_S = 2.0
 """Seconds between two looks at a job that another batch is sending."""
@@ -49,7 +51,7 @@ async def paid_elsewhere(ledger: Ledger, batch: str, key: str, content: Content,
         LedgerError: The ledger cannot be read.
     """
     digests = possible_digests(content, await ledger.ignored_parameters())
-    return await ledger.paid_elsewhere(batch, key, digests=digests, any_key=any_key or is_derived(key, content))
+    return await ledger.paid_elsewhere(batch, key, digests=digests, any_key=any_key or is_derived(key, content.digest))
 
 
 @attrs.frozen
@@ -109,6 +111,7 @@ async def look_up(
     identity: Identity,
     provider: str,
     any_key: bool = False,
+    known: FileDigests | None = None,
 ) -> Found:
     """Return which jobs of an input other batches have paid for. Nothing is sent or written.
 
@@ -122,6 +125,7 @@ async def look_up(
         identity: Identity of the batch.
         provider: Name of the provider, for the prices.
         any_key: As in `paid_elsewhere`.
+        known: Digests of files that were read before; None to read all.
 
     Raises:
         LedgerError: The ledger cannot be read.
@@ -130,7 +134,7 @@ async def look_up(
     found, position = Found(batch), 0
     async for given, job in items:
         try:
-            content = await read_content(job, identity=identity)
+            content = await read_content(job, identity=identity, known=known)
         except InvalidJobError:
             continue
         finally:

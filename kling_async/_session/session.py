@@ -11,6 +11,7 @@ import anyio.to_thread
 import attrs
 
 from kling_async._clock import SystemClock
+from kling_async._core import html
 from kling_async._core.answers import Kind
 from kling_async._core.catalogue import Model
 from kling_async._core.frames import hides_arguments
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from kling_async.events import Observer
     from kling_async.ledger import Ledger
     from kling_async.limits import RateLimiter
+    from kling_async.limits.callers import LimitsByCaller
     from kling_async.providers import Provider
     from kling_async.storage import Outputs
     from kling_async.webhooks import Delivery, WebhookReceiver
@@ -130,6 +132,8 @@ class KlingSession(ServiceCalls):
             disk is full of them.
         rate_limiter: Limits how often jobs are submitted. Default: the level's starts per window, counted in this
             process.
+        callers: Weights and limits of callers who share the account, by name, or a function that returns them. Free
+            slots go round the callers whose jobs wait (`Job.caller`); those that are not named have `CallerLimits()`.
         ledger: Record of jobs, paid ids and costs: the path of an SQLite file, from which a later session can resume;
             the URL of a PostgreSQL database (`postgresql://...`), which several processes can share; or a `Ledger`.
             Default: memory, which ends with the session.
@@ -212,6 +216,7 @@ class KlingSession(ServiceCalls):
         max_saving: int | None = None,
         max_output_bytes: int = MAX_OUTPUT_BYTES,
         rate_limiter: RateLimiter | None = None,
+        callers: LimitsByCaller | None = None,
         ledger: Ledger | str | os.PathLike[str] | None = None,
         on_uncertain: OnUncertain = "reconcile",
         grace: float = 90.0,
@@ -251,6 +256,7 @@ class KlingSession(ServiceCalls):
             max_saving=max_saving,
             max_output_bytes=max_output_bytes,
             rate_limiter=rate_limiter,
+            callers=callers,
             ledger=ledger,
             on_uncertain=on_uncertain,
             grace=grace,
@@ -284,6 +290,15 @@ class KlingSession(ServiceCalls):
     def __repr__(self) -> str:
         state = "open" if self._lifetime.engine else "closed" if self._lifetime.used else "not open yet"
         return f"<KlingSession {self.provider.name} at {self.provider.base_url}, {state}>"
+
+    def _repr_html_(self) -> str:
+        """Return the state and its figures, by which a notebook shows the session."""
+        rows: list[tuple[str, object]] = [("level", self.level.name), ("slots", self.max_in_flight)]
+        engine = self._lifetime.engine
+        if engine is not None:
+            figures = engine.statistics()
+            rows += [("running", figures.running), ("spent", f"${figures.spent:.2f}")]
+        return html.heading(repr(self).strip("<>")) + html.table(rows)
 
     async def __aenter__(self) -> Self:
         if self._lifetime.used:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from kling_async._clock import SystemClock
 from kling_async._core.content import Content, Identity, possible_digests, recalled
-from kling_async._core.job_key import checked_batch, checked_key
+from kling_async._core.job_key import checked_batch, checked_key, is_derived
 from kling_async._core.signed_urls import parameter_names
 from kling_async._session.batch import Jobs, iterate
-from kling_async._session.keys import KeyAssigner, is_derived, read_content
+from kling_async._session.keys import KeyAssigner, read_content
 from kling_async._session.seen import Found
 from kling_async.errors import ConfigurationError, InvalidJobError, Problem
 from kling_async.ledger import SharedLedger, open_ledger
@@ -110,7 +110,7 @@ async def new_portions(
 async def _with_paid(ledger: PostgresLedger, portion: Portion, found: Found) -> Found:
     """Add those jobs of a portion that other batches have paid for."""
     ignored = await ledger.ignored_parameters()
-    wanted = [(key, possible_digests(content, ignored), is_derived(key, content)) for key, content, _ in portion]
+    wanted = [(key, possible_digests(content, ignored), is_derived(key, content.digest)) for key, content, _ in portion]
     paid = await ledger.paid_among(found.batch, wanted)
     for key, content, _ in portion:
         if key in paid:

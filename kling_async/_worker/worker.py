@@ -184,6 +184,7 @@ class Worker:
                 unsaved=self._save_to is not None,
                 failures=engine.runner.retry_failed,
                 senders=engine.senders.ids,
+                callers=engine.callers.share,
             )
         except (LedgerError, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and is_cancelled():

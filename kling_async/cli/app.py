@@ -21,6 +21,7 @@ from .options import (
     ExportOptions,
     FetchOptions,
     GalleryOptions,
+    JoinOptions,
     ModelsOptions,
     ResumeOptions,
     RunOptions,
@@ -132,6 +133,17 @@ def gallery(options: GalleryOptions) -> Exit:
     from . import page as module  # noqa: PLC0415 -- see the module's docstring
 
     return module.page(options)
+
+
+@command(app, JoinOptions)
+def join(options: JoinOptions) -> Exit:
+    """Join clips into one film, in their order and with their sound.
+
+    Equal clips are copied without a new encoding. With --crossfade, or where they differ, they are encoded once.
+    """
+    from . import join as module  # noqa: PLC0415 -- see the module's docstring
+
+    return module.join(options)
 
 
 @command(app, EnqueueOptions)

@@ -19,6 +19,7 @@ from kling_async.errors import (
     LedgerError,
     ManifestError,
     UnsupportedError,
+    VideoError,
 )
 
 from .exits import Exit
@@ -41,6 +42,7 @@ _BAD_INPUT: Final = (
     LedgerError,
     ManifestError,
     UnsupportedError,
+    VideoError,
     OSError,
     ImportError,
 )

@@ -22,6 +22,7 @@ from kling_async._core.text import one_line
 from kling_async._images.preflight import preflight
 from kling_async._session.session import KlingSession
 from kling_async.errors import InvalidJobError, Problem
+from kling_async.progress._display import model_name, new_display
 
 from .choices import LevelChoice, ProfileChoice
 from .exits import Exit
@@ -37,7 +38,6 @@ from .output import (
     print_text,
     route_logs,
 )
-from .progress import model_name, progress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -220,7 +220,7 @@ class _Demo:
 
         failure = faults.FailTask(code=1405, message="on purpose, to show that the others go on")
         emulator.faults.add("submit", failure, times=None, when=_is_failing)
-        display = progress(self._console, emulator.clock, total=len(self._jobs))
+        display = new_display(self._console, emulator.clock, total=len(self._jobs))
         wavespeed = KlingSession(
             emulator.api_key,
             base_url=emulator.base_url,

@@ -15,7 +15,7 @@ from kling_async.errors import ApiError
 from .exits import Exit
 from .output import make_console, plural, print_text
 from .plan import Plan, print_plan
-from .sources import print_warnings, read_source
+from .sources import at_this_machine, print_warnings, read_source
 
 if TYPE_CHECKING:
     from kling_async._core.account import ServicePrice
@@ -43,7 +43,7 @@ def estimate(options: EstimateOptions) -> Exit:
     jobs = plural(len(manifest), "job")
     print_text(console, Text.assemble((jobs, "bold"), f" from {manifest.name} at {options.provider}"))
     print_plan(console, plan, quoted=options.ask)
-    print_warnings(console, manifest, options.provider)
+    print_warnings(console, manifest, options.provider, local=at_this_machine(options.provider))
     return Exit.WELL
 
 
@@ -94,7 +94,10 @@ def _as_json(manifest: Manifest, plan: Plan) -> dict[str, object]:
         "unpriced_jobs": plan.unpriced,
         "account_usd": None if plan.quoted_usd is None else float(plan.quoted_usd),
         "warnings": [
-            *(f"{plural(rows, 'job')}: {caution}" for caution, rows in manifest.cautions(plan.provider).items()),
+            *(
+                f"{plural(rows, 'job')}: {caution}"
+                for caution, rows in manifest.cautions(plan.provider, local=at_this_machine(plan.provider)).items()
+            ),
             *(str(warning) for warning in manifest.warnings),
         ],
     }

@@ -58,6 +58,7 @@ def _print_again(console: Console, made: Exported, options: ExportOptions) -> No
     words += [*ledger.option_for(record.shown_out), *record.options]
     words += [] if "--seen" in record.options else ["--seen", "pay"]
     words += ["--root", str(made.root)] if made.root else []
+    words += ["--from-service"] if made.own_models else []
     print_text(console, "Edit its prompts as you like. This makes these videos again, and pays for them again:")
     print_command(console, shlex.join(words))
 
@@ -96,7 +97,9 @@ def print_rerun(
     else:
         print_text(console, "Then this runs them:")
     words = ["kling-async", "run", str(_path(made, folder)), "--out", to, *ledger.option_for(to), *more]
-    print_command(console, shlex.join([*words, *(["--root", str(made.root)] if made.root else [])]))
+    words += ["--root", str(made.root)] if made.root else []
+    words += ["--from-service"] if made.own_models else []
+    print_command(console, shlex.join(words))
 
 
 def _path(made: Exported, folder: Path) -> Path:

@@ -15,6 +15,7 @@ import typer
 from kling_async._core.http import MAX_OUTPUT_BYTES, MAX_REPLY_BYTES
 from kling_async._core.media import WHITE
 from kling_async._core.polling import DEADLINE_S, FORGET_AFTER_S
+from kling_async.errors import ConfigurationError
 
 from .choices import FormatChoice, LevelChoice, NetworkChoice, PollingChoice, ProfileChoice, ProviderChoice, SeenChoice
 from .ledgers import (
@@ -46,6 +47,7 @@ from .parameters import (
     FromService,
     IgnoredParameters,
     Json,
+    Labels,
     Level,
     Manifests,
     MaxInFlight,
@@ -360,8 +362,26 @@ class StatusOptions(LedgerOptions):
     """Options of `status`."""
 
     name: BatchName = None
+    label: Labels = None
     as_json: Json = False
     watch: Annotated[bool, typer.Option("--watch", help="Repeat until nothing changes any more.")] = False
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels that counted jobs have.
+
+        Raises:
+            ConfigurationError: One is not NAME=VALUE.
+        """
+        found: dict[str, str] = {}
+        for text in self.label or ():
+            name, equals, value = text.partition("=")
+            if not equals or not name:
+                raise ConfigurationError(
+                    f"--label: expected NAME=VALUE, got {text}", advice="such as --label order=1742"
+                )
+            found[name] = value
+        return found
 
 
 @attrs.frozen(kw_only=True, slots=False)
@@ -428,6 +448,29 @@ class GalleryOptions(LedgerOptions):
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="PORT", help="Port of --serve; 0 takes a free one.")
     ] = 0
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class JoinOptions(Options):
+    """Options of `join`."""
+
+    clips: Annotated[
+        list[Path],
+        typer.Argument(metavar="CLIP", help="Videos in their order: MP4, MOV or WebM.", show_default=False),
+    ]
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The film, ending in .mp4.", show_default=False)]
+    crossfade: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Time for which two clips fade into each other.")
+    ] = 0.0
+    fit: Annotated[
+        bool,
+        typer.Option("--fit", help="Fit clips of other sizes and frame rates into those of the first one."),
+    ] = False
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Replace an existing file; otherwise the film gets a name beside it."),
+    ] = False
+    as_json: Json = False
 
 
 @attrs.frozen(kw_only=True, slots=False)
@@ -505,22 +548,31 @@ class ModelsOptions(Options):
 class EmulatorOptions(Options):
     """Options of `emulator`."""
 
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1"
     advertise: Annotated[
         str | None, typer.Option(metavar="NAME", help="Host name that clients use.", show_default="the address")
     ] = None
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of WaveSpeed; 0 takes a free one.")] = 8787
-    gptproto_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of GPTProto; 0 takes a free one.")] = 8788
-    speed: Annotated[float, typer.Option(min=0.1, max=1000, help="How many times as fast as the real service.")] = 1.0
+    port: Annotated[
+        int, typer.Option(metavar="PORT", min=0, max=65535, help="Port of WaveSpeed; 0 takes a free one.")
+    ] = 8787
+    gptproto_port: Annotated[
+        int, typer.Option(metavar="PORT", min=0, max=65535, help="Port of GPTProto; 0 takes a free one.")
+    ] = 8788
+    speed: Annotated[
+        float, typer.Option(metavar="TIMES", min=0.1, max=1000, help="How many times as fast as the real service.")
+    ] = 1.0
     seconds: Annotated[
-        float | None, typer.Option(min=0, help="Seconds to make every video.", show_default="as the real service")
+        float | None,
+        typer.Option(metavar="SECONDS", min=0, help="Seconds to make every video.", show_default="as the real service"),
     ] = None
     level: Annotated[LevelChoice, typer.Option(metavar="LEVEL", help=f"Level of the accounts: {LEVEL_NAMES}.")] = (
         LevelChoice.GOLD
     )
-    balance: Annotated[float, typer.Option(help="USD on each account.")] = 1000.0
+    balance: Annotated[float, typer.Option(metavar="USD", help="USD on each account.")] = 1000.0
     profile: Annotated[ProfileChoice, typer.Option(help="Real videos, or one tiny file.")] = ProfileChoice.VIDEO
-    seed: Annotated[int | None, typer.Option(help="Repeat times, ids and faults.", show_default="random")] = None
+    seed: Annotated[
+        int | None, typer.Option(metavar="NUMBER", help="Repeat times, ids and faults.", show_default="random")
+    ] = None
     chaos: Annotated[
         float,
         typer.Option(min=0, max=1, metavar="RATE", help="Share of requests that meet a fault: 0.1 is one in ten."),

@@ -18,14 +18,31 @@ from rich.text import Text
 from kling_async._core.text import one_line, safe_lines
 from kling_async._log import log
 from kling_async.errors import InvalidJobError, KlingError, ManifestError, Spent, group_problems
+from kling_async.progress._words import format_duration, format_size, format_usd, has_cursor, plural
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from decimal import Decimal
+    from collections.abc import Iterable, Iterator
 
     from rich.console import ConsoleOptions, RenderableType
 
     from kling_async.errors import ProblemGroup
+
+__all__ = [
+    "bypass_proxy_for_loopback",
+    "format_duration",
+    "format_size",
+    "format_usd",
+    "has_cursor",
+    "make_console",
+    "new_table",
+    "plural",
+    "print_error",
+    "print_panel",
+    "print_text",
+    "print_traceback",
+    "problem_line",
+    "route_logs",
+]
 
 Justify = Literal["left", "right"]
 
@@ -59,33 +76,6 @@ def make_console(*, stderr: bool = False) -> Console:
     """Return a console as wide as the terminal; without a terminal, a wide one without colours."""
     made = _Console(stderr=stderr)
     return made if has_cursor(made) else _Console(stderr=stderr, width=_PIPE_WIDTH, no_color=True)
-
-
-def has_cursor(console: Console) -> bool:
-    """Return whether the console is a terminal with a movable cursor."""
-    return console.is_terminal and not console.is_dumb_terminal
-
-
-def plural(number: int, word: str, many: Callable[[str], str] = lambda word: word + "s") -> str:
-    """Format a count with its noun: `1 job`, `2 jobs`."""
-    return f"{number} {word if number == 1 else many(word)}"
-
-
-def format_usd(amount: Decimal | None) -> str:
-    """Format an amount; None is `unknown`."""
-    return "unknown" if amount is None else f"${amount:.2f}"
-
-
-def format_duration(seconds: float) -> str:
-    """Format a duration: `0:07`, `12:30`, `1:02:03`."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def format_size(count: int) -> str:
-    """Format a number of bytes: `812 KB`, `3.4 MB`."""
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{max(1, round(count / 1e3))} KB"  # noqa: PLR2004 -- a million
 
 
 def print_text(console: Console, text: Text | str) -> None:

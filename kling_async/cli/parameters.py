@@ -65,6 +65,15 @@ Columns = Annotated[
         rich_help_panel=ROWS_PANEL,
     ),
 ]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label",
+        metavar="NAME=VALUE",
+        help="Only jobs with this label, such as order=1742; can be repeated.",
+        show_default=False,
+    ),
+]
 Recursive = Annotated[
     bool, typer.Option("--recursive", help="Take the pictures in subfolders, too.", rich_help_panel=ROWS_PANEL)
 ]

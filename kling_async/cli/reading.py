@@ -18,7 +18,7 @@ from kling_async.ledger._recall import RETENTION_S
 from kling_async.ledger._sqlite.reader import writer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from kling_async.ledger import Step
     from kling_async.ledger._postgres.reader import WorkerTally  # noqa: TC004 -- needs an extra; attrs does not resolve it
@@ -28,13 +28,19 @@ if TYPE_CHECKING:
 _MAX_RUNNING_SHOWN: Final = 5
 
 
-def rows_of(ledger: LedgerName, *, batch: str | None = None, states: Iterable[State] | None = None) -> Iterator[Row]:
+def rows_of(
+    ledger: LedgerName,
+    *,
+    batch: str | None = None,
+    states: Iterable[State] | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Iterator[Row]:
     """Read the rows of a ledger, each with its job's content.
 
     Raises:
         LedgerError: There is no such ledger.
     """
-    return read_ledger(ledger.where, account=ledger.account, batch=batch, states=states)
+    return read_ledger(ledger.where, account=ledger.account, batch=batch, states=states, labels=labels)
 
 
 def batches_of(ledger: LedgerName) -> set[str]:
@@ -181,15 +187,19 @@ def expires_at(row: Row) -> float:
     return (row.submitted_at or row.updated_at) + RETENTION_S
 
 
-def summaries(ledger: LedgerName, *, batch: str | None = None) -> tuple[Writers, dict[str, Summary]]:
+def summaries(
+    ledger: LedgerName, *, batch: str | None = None, labels: Mapping[str, str] | None = None
+) -> tuple[Writers, dict[str, Summary]]:
     """Return the processes that write a ledger now, and a summary of each batch, sorted by name.
+
+    Only jobs with the labels are counted, if there are any.
 
     Raises:
         LedgerError: There is no such ledger.
     """
     writers = writers_of(ledger)
     found: dict[str, Summary] = {}
-    for row in rows_of(ledger, batch=batch):
+    for row in rows_of(ledger, batch=batch, labels=labels):
         if row.batch not in found:
             found[row.batch] = Summary(row.batch)
         found[row.batch].add(row, written=bool(writers))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from kling_async._core.content import Identity
+    from kling_async._session.keys import FileDigests
     from kling_async.manifest import Manifest
 
     from .options import RunOptions
@@ -43,7 +44,9 @@ class Redo:
     model: str
 
 
-async def jobs_to_redo(console: Console, manifest: Manifest, options: RunOptions, identity: Identity) -> list[Redo]:
+async def jobs_to_redo(
+    console: Console, manifest: Manifest, options: RunOptions, identity: Identity, files: FileDigests
+) -> list[Redo]:
     """Return the jobs that `--redo` names and whose rows have new content; print which of them have none.
 
     Args:
@@ -51,6 +54,7 @@ async def jobs_to_redo(console: Console, manifest: Manifest, options: RunOptions
         manifest: The jobs.
         options: Options of the command.
         identity: Identity of the batch.
+        files: Digests of files that were read before.
 
     Raises:
         ConfigurationError: The manifest has no such key.
@@ -66,9 +70,10 @@ async def jobs_to_redo(console: Console, manifest: Manifest, options: RunOptions
         if key not in wanted:
             continue
         wanted.discard(key)
-        row, content = rows.get(key), await read_content(job, identity=identity)
-        if row is None or row.digest == content.digest or _is_same(row, content):
-            known = "was not sent yet" if row is None else "has the same content as when it was sent"
+        row, content = rows.get(key), await read_content(job, identity=identity, known=files)
+        if row is None or row.digest == content.digest or _is_same(row, content, identity):
+            sent = row is not None and row.attempt
+            known = "has the same content as when it was sent" if sent else "was not sent yet"
             print_text(console, Text(f"--redo {key}: the job {known}, so there is nothing to redo.", "yellow"))
             continue
         is_kept(row)  # raises if it cannot be made again now
@@ -81,8 +86,8 @@ async def jobs_to_redo(console: Console, manifest: Manifest, options: RunOptions
     return found
 
 
-def _is_same(row: Row, content: Content) -> bool:
-    return same_but_for_signatures(Content(row.job or "", row.files), content)
+def _is_same(row: Row, content: Content, identity: Identity) -> bool:
+    return same_but_for_signatures(Content(row.job or "", row.files), content, identity)
 
 
 def print_redo(console: Console, jobs: list[Redo]) -> None:
@@ -90,7 +95,7 @@ def print_redo(console: Console, jobs: list[Redo]) -> None:
     for job in jobs[:_MAX_SHOWN]:
         row = job.row
         before = f"prediction {row.prediction_id}, {format_usd(row.cost)}" if row.prediction_id else "without a video"
-        stays = ", which stays in the ledger" if row.prediction_id else ""
+        stays = ", which stays in the ledger" if is_kept(row) else ""
         print_text(console, Text(f"{row.key} is made again; before: {row.state.label}, {before}{stays}.", "yellow"))
     if len(jobs) > _MAX_SHOWN:
         print_text(console, Text(f"and {len(jobs) - _MAX_SHOWN} more", "yellow"))

@@ -17,8 +17,9 @@ from .output import make_console, plural, print_text, route_logs
 from .places import destination
 from .plan import Plan, parse_budget, print_level_hint, print_plan
 from .reading import identity_of, rows_of, the_batch
-from .runner import Work, check_destination, check_gallery, new_batch_session, run_batch
+from .runner import check_destination, check_gallery, new_batch_session, run_batch
 from .spending import Payable, confirm_spending, due_of_rows, print_budget_warning
+from .work import Work
 
 if TYPE_CHECKING:
     from rich.console import Console

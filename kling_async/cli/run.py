@@ -9,8 +9,11 @@ import anyio
 from rich.text import Text
 
 from kling_async._clock import SystemClock
+from kling_async._session.keys import FileDigests
 from kling_async._session.seen import Found, look_up, named
+from kling_async._session.session import engine_of
 from kling_async.errors import ConfigurationError
+from kling_async.manifest import LookedUp
 
 from .choices import SeenChoice
 from .exits import Exit
@@ -22,14 +25,17 @@ from .plan import Plan, parse_budget, print_level_hint, print_plan
 from .reading import batches_of, identity_of
 from .redo import Redo, jobs_to_redo, print_redo, renew
 from .rehearsal import remove_rehearsal
-from .runner import Work, check_destination, check_gallery, new_batch_session, run_batch
-from .sources import emulated, print_warnings, read_source
-from .spending import Due, Payable, confirm_spending, due_of_manifest, print_budget_warning
+from .runner import check_destination, check_gallery, new_batch_session, run_batch
+from .sources import at_this_machine, emulated, print_warnings, read_source
+from .spending import Payable, confirm_spending, due_of_manifest, print_budget_warning
+from .work import Due, Work
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from kling_async import KlingSession
     from kling_async._core.content import Identity
+    from kling_async._session.batch import Batch
     from kling_async.manifest import Manifest
 
     from .options import RunOptions
@@ -53,16 +59,17 @@ def run(options: RunOptions) -> Exit:
     session = new_batch_session(options, api_key="-") if options.emulator else new_batch_session(options)
     check_gallery(options)
     check_destination(options)
+    files = FileDigests()
     if options.emulator:
         due, found, redo = Due(Counter(manifest.kinds)), Found(options.batch), list[Redo]()
     else:
         identity = identity_of(options.ledger_name, options.batch, options.ignored_parameters)
-        redo = anyio.run(jobs_to_redo, console, manifest, options, identity)
-        due = anyio.run(_due, manifest, options, identity, {job.row.key for job in redo})
-        found = _look_up(manifest, options, identity)
+        redo = anyio.run(jobs_to_redo, console, manifest, options, identity, files)
+        due = anyio.run(_due, manifest, options, identity, {job.row.key for job in redo}, files)
+        found = _look_up(manifest, options, identity, files)
     if options.seen is SeenChoice.REUSE:
         due.kinds -= found.kinds
-    work = _work(manifest, options, due)
+    work = _work(manifest, options, due, files)
     if not options.quiet:
         at = f"the emulator, for nothing, in {options.videos}" if options.emulator else options.provider
         print_text(console, Text.assemble((plural(len(manifest), "job"), "bold"), f" from {manifest.name} at {at}"))
@@ -74,7 +81,7 @@ def run(options: RunOptions) -> Exit:
             print_budget_warning(console, work)
         _print_seen(console, options, found)
         print_redo(console, redo)
-        print_warnings(console, manifest, options.provider)
+        print_warnings(console, manifest, options.provider, local=options.emulator or at_this_machine(options.provider))
         print_level_hint(console, due.kinds, session)
     if options.seen is SeenChoice.STOP and found.jobs:
         raise found.error()
@@ -84,13 +91,24 @@ def run(options: RunOptions) -> Exit:
     return interruptible(lambda: _run(console, options, work, redo))
 
 
-async def _due(manifest: Manifest, options: RunOptions, identity: Identity, redo: set[str]) -> Due:
+async def _due(manifest: Manifest, options: RunOptions, identity: Identity, redo: set[str], files: FileDigests) -> Due:
     payable = Payable(options.ledger_name, options.retry_failed, options.seen)
-    return await due_of_manifest(manifest, options.batch, identity, payable, redo=redo)
+    return await due_of_manifest(manifest, options.batch, identity, payable, redo=redo, files=files)
 
 
-def _work(manifest: Manifest, options: RunOptions, due: Due) -> Work:
+def _work(manifest: Manifest, options: RunOptions, due: Due, files: FileDigests) -> Work:
     budget = parse_budget(options.budget, allow_estimate=options.allow_estimate)
+
+    def batch(kling: KlingSession) -> Batch:
+        engine_of(kling).contents.known = files
+        return kling.batch(
+            LookedUp(manifest),
+            name=options.batch,
+            budget=budget,
+            save_to=destination(options.videos),
+            ordered=options.ordered,
+        )
+
     return Work(
         name=options.batch,
         total=len(manifest),
@@ -98,18 +116,11 @@ def _work(manifest: Manifest, options: RunOptions, due: Due) -> Work:
         plan=Plan.of(due.kinds, options.provider, models=manifest.models),
         budget=budget,
         invalid=manifest.invalid_rows,
-        batch=lambda kling: kling.batch(
-            # An iterator, because the manifest was looked up as a whole already.
-            aiter(manifest),
-            name=options.batch,
-            budget=budget,
-            save_to=destination(options.videos),
-            ordered=options.ordered,
-        ),
+        batch=batch,
     )
 
 
-def _look_up(manifest: Manifest, options: RunOptions, identity: Identity) -> Found:
+def _look_up(manifest: Manifest, options: RunOptions, identity: Identity, files: FileDigests) -> Found:
     """Return which jobs of the manifest other batches of the ledger have paid for.
 
     Raises:
@@ -125,7 +136,9 @@ def _look_up(manifest: Manifest, options: RunOptions, identity: Identity) -> Fou
         await made.open()
         try:
             any_key = options.seen is SeenChoice.REUSE
-            return await look_up(made, manifest, batch, identity=identity, provider=options.provider, any_key=any_key)
+            return await look_up(
+                made, manifest, batch, identity=identity, provider=options.provider, any_key=any_key, known=files
+            )
         finally:
             await made.aclose()
 

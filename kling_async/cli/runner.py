@@ -6,18 +6,15 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
-import attrs
 from rich.text import Text
 
-from kling_async._core.budget import Budget
-from kling_async._session.batch import Batch
 from kling_async._session.session import KlingSession
 from kling_async.errors import ApiError, KlingError, TransportError, UnsupportedError
+from kling_async.progress._display import new_display
 from kling_async.results import export
 
 from .audit import audit
@@ -25,14 +22,12 @@ from .hints import record_run
 from .interrupts import close_output, drains, took_interrupt
 from .output import format_duration, plural, print_text
 from .places import destination
-from .plan import Plan
-from .progress import progress
 from .rehearsal import clear_names
 from .results import row
-from .spending import Due
 from .summary import Report, print_summary
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterator
     from pathlib import Path
 
     from rich.console import Console
@@ -41,34 +36,13 @@ if TYPE_CHECKING:
     from kling_async._core.prediction import Outcome
     from kling_async.gallery import Gallery
     from kling_async.ledger import Ledger
+    from kling_async.progress._board import Board
+    from kling_async.progress._display import Display
     from kling_async.results import Exported
 
     from .exits import Exit
     from .options import BatchOptions, SessionOptions
-    from .progress import Board, Progress
-
-
-@attrs.frozen(kw_only=True)
-class Work:
-    """A batch to run.
-
-    Attributes:
-        name: Name of the batch.
-        total: Number of jobs.
-        due: Jobs that may have to be paid for.
-        plan: The same with prices.
-        budget: Limit of the cost; None if there is none.
-        batch: Creates the batch in an open session.
-        invalid: Returns the rows that were left out of the manifest, for `errors.jsonl`; None without a manifest.
-    """
-
-    name: str
-    total: int
-    due: Due
-    plan: Plan
-    budget: Budget | None
-    batch: Callable[[KlingSession], Batch]
-    invalid: Callable[[], Iterable[Mapping[str, object]]] | None = None
+    from .work import Work
 
 
 def new_session(options: SessionOptions, ledger: Ledger, **more: Any) -> KlingSession:
@@ -149,7 +123,7 @@ async def run_batch(
     """
     if not options.rehearsal:
         clear_names(console, options.folder)
-    display = progress(console, clock, total=work.total, budget=work.budget, quiet=options.quiet)
+    display = new_display(console, clock, total=work.total, budget=work.budget, quiet=options.quiet)
     observers = [display.observer(options.provider)]
     page = _new_page(options, work, clock)
     if page is not None:
@@ -240,7 +214,7 @@ class _Run:
         console: Console,
         options: BatchOptions,
         work: Work,
-        display: Progress,
+        display: Display,
         clock: Clock,
         *,
         page: Gallery | None,

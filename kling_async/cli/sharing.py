@@ -15,14 +15,14 @@ from kling_async._worker.enqueue import enqueue as enqueue_jobs
 from kling_async._worker.enqueue import shared_ledger
 from kling_async._worker.worker import Worker
 from kling_async.errors import KlingError
+from kling_async.progress._display import new_display
 
 from .exits import Exit
 from .interrupts import interruptible, took_interrupt
 from .output import make_console, plural, print_error, print_text, route_logs
 from .plan import Plan, parse_budget, print_plan
-from .progress import progress
 from .runner import explained, new_session
-from .sources import print_warnings, read_source
+from .sources import at_this_machine, print_warnings, read_source
 
 if TYPE_CHECKING:
     from kling_async.ledger.postgres import PostgresLedger
@@ -55,7 +55,7 @@ def enqueue(options: EnqueueOptions) -> Exit:
         jobs = plural(len(manifest), "job")
         print_text(console, Text.assemble((jobs, "bold"), f" from {manifest.name}, for workers at {options.provider}"))
         print_plan(console, Plan.of(manifest.kinds, options.provider, models=manifest.models))
-        print_warnings(console, manifest, options.provider)
+        print_warnings(console, manifest, options.provider, local=at_this_machine(options.provider))
 
     async def work() -> Exit:
         async with aclosing(_shared_ledger(options)) as ledger:
@@ -81,7 +81,7 @@ def worker(options: WorkerOptions) -> Exit:
     """Run jobs of the ledger until a signal ends the worker."""
     console = make_console(stderr=True)
     clock = SystemClock()
-    display = progress(console, clock, total=None, quiet=options.quiet)
+    display = new_display(console, clock, total=None, quiet=options.quiet)
     ledger = _shared_ledger(options, lease=options.lease)
     session = new_session(
         options,

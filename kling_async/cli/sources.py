@@ -13,9 +13,11 @@ from rich.text import Text
 from kling_async._core.catalogue import Model, find_model
 from kling_async._core.prices import Certainty
 from kling_async._core.text import one_line
+from kling_async._session.options import provider_of
 from kling_async._session.session import KlingSession
 from kling_async.errors import ConfigurationError, ManifestError, UnsupportedError, group_problems
 from kling_async.manifest import Manifest, read_manifest
+from kling_async.providers._v3 import is_local
 
 from .choices import LevelChoice, ProfileChoice
 from .output import plural, print_text, problem_line
@@ -137,8 +139,20 @@ def _columns(given: Iterable[str]) -> dict[str, str]:
     return columns
 
 
-def print_warnings(console: Console, manifest: Manifest, provider: str) -> None:
-    """Print what is left out or travels along, what may not be as expected, and the first warnings about images."""
+def at_this_machine(provider: str) -> bool:
+    """Return whether the environment names an emulator on this machine as the service."""
+    return is_local(provider_of(provider, "-", None).base_url)
+
+
+def print_warnings(console: Console, manifest: Manifest, provider: str, *, local: bool = False) -> None:
+    """Print what is left out or travels along, what may not be as expected, and the first warnings about images.
+
+    Args:
+        console: The console to print to.
+        manifest: The jobs.
+        provider: Name of the provider.
+        local: It is an emulator on this machine.
+    """
     for group in group_problems(manifest.invalid)[:_MAX_WARNINGS_SHOWN]:
         console.print(problem_line(group), soft_wrap=True)
     if manifest.skipped:
@@ -153,7 +167,7 @@ def print_warnings(console: Console, manifest: Manifest, provider: str) -> None:
             "..." if manifest.columns[_MAX_COLUMNS_SHOWN:] else ""
         )
         print_text(console, Text(one_line(f"Columns kept for the results, and not sent: {names}"), "dim"))
-    for caution, rows in manifest.cautions(provider).items():
+    for caution, rows in manifest.cautions(provider, local=local).items():
         text = f"warning: {plural(rows, 'job')}: {caution}"
         console.print(Text(one_line(text), "yellow"), soft_wrap=True)
     for warning in manifest.warnings[:_MAX_WARNINGS_SHOWN]:

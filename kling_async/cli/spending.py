@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from .choices import SeenChoice
 from .ledgers import LedgerName
 from .output import format_usd, plural, print_text
 from .reading import rows_of
+from .work import Due, Work
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
@@ -28,42 +28,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from kling_async._core.content import Identity
+    from kling_async._session.keys import FileDigests
     from kling_async.ledger import Row
     from kling_async.manifest import Manifest
 
     from .options import BatchOptions
-    from .runner import Work
-
-
-@attrs.define
-class Due:
-    """Jobs of a batch that a run may pay for now.
-
-    Attributes:
-        kinds: Number of these jobs by kind.
-        doubtful: Number of these jobs that are in doubt: each is paid for only if its earlier request was not accepted.
-        known: Number of the other jobs: they are paid for, or are never sent again.
-        spent: USD that the batch has cost before, less refunds.
-    """
-
-    kinds: Counter[Kind] = attrs.field(factory=Counter)
-    doubtful: int = 0
-    known: int = 0
-    spent: Decimal = Decimal(0)
-
-    def add(self, kind: Kind, state: State | None, *, payable: bool) -> None:
-        """Count a job.
-
-        Args:
-            kind: Kind of the job.
-            state: State of the job; None if the ledger does not have it.
-            payable: Whether a run may pay for it.
-        """
-        if not payable:
-            self.known += 1
-            return
-        self.kinds[kind] += 1
-        self.doubtful += state is not None and state.in_doubt
 
 
 @attrs.define
@@ -114,7 +83,13 @@ def _kind(row: Row) -> Kind:
 
 
 async def due_of_manifest(
-    manifest: Manifest, batch: str, identity: Identity, payable: Payable, *, redo: Container[str] = ()
+    manifest: Manifest,
+    batch: str,
+    identity: Identity,
+    payable: Payable,
+    *,
+    redo: Container[str] = (),
+    files: FileDigests | None = None,
 ) -> Due:
     """Return what a run of a manifest may pay for.
 
@@ -126,6 +101,7 @@ async def due_of_manifest(
         identity: Identity of the batch.
         payable: Decides on each job that its ledger has; the ledger need not exist.
         redo: Keys of jobs that are paid for again on request.
+        files: Digests of image files that were read before; None to read all.
 
     Raises:
         InvalidJobError: An image file cannot be read any more.
@@ -142,7 +118,7 @@ async def due_of_manifest(
         return due
     keys, position = KeyAssigner(), 0
     async for given, job in manifest:
-        key = given or keys.assign(None, await read_content(job, identity=identity), position).key
+        key = given or keys.assign(None, await read_content(job, identity=identity, known=files), position).key
         position += 1
         state, may_pay = known.get(key, (None, True))
         due.add(job.kind, state, payable=may_pay)

@@ -93,7 +93,7 @@ def status(options: StatusOptions) -> Exit:
 
 
 def _read(options: StatusOptions) -> _Status:
-    writers, found = summaries(options.ledger_name, batch=options.name)
+    writers, found = summaries(options.ledger_name, batch=options.name, labels=options.labels)
     return _Status(options.ledger_name, writers, tuple(found.values()))
 
 

@@ -15,6 +15,7 @@ from kling_async._core.states import State
 from kling_async._core.text import one_line
 from kling_async._session.batch import Batch
 from kling_async.errors import PriceUnknownError, SkippedError
+from kling_async.progress._board import Board
 from kling_async.results import Exported, Format
 
 from .audit import Audit
@@ -31,7 +32,6 @@ from .output import (
     print_text,
 )
 from .plan import Plan, format_difference
-from .progress import Board
 from .results import print_command, print_unsaved
 from .status import STYLES
 

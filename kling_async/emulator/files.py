@@ -193,6 +193,7 @@ async def _render(exchange: Exchange, prediction: Prediction) -> bytes:
         size=service.rules.resolution,
         prompt=str(prediction.inputs.get("prompt", "")),
         clip=await _clip(exchange, video) if isinstance(video, str) else None,
+        sound=prediction.inputs.get("sound") is True,
     )
     if service.renderer is None:
         raise RefusedError(_NOT_FOUND)

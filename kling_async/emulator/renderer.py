@@ -1,4 +1,6 @@
-"""Render videos from input pictures: a slow camera move, and a cross-fade to the end frame if there is one.
+"""Render videos from input pictures: a slow camera move, a cross-fade to the end frame if there is one, and a tone.
+
+The first frame is the start frame, and the last one the end frame, so that a video which goes on from another shows it.
 
 The only module that needs PyAV and Pillow (the extra `emulator`); it is imported lazily.
 """
@@ -9,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import io
+import itertools
 import math
 import threading
 from collections import OrderedDict
@@ -21,6 +24,7 @@ import anyio.to_thread
 import attrs
 import av
 from av.error import FFmpegError
+from av.filter import Graph
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageOps
 
@@ -47,6 +51,10 @@ _BT709: Final = 1
 _ZOOM_HEADROOM: Final = 1.2
 # Start and end of the cross-fade, as shares of the video.
 _FADE: Final = (0.30, 0.80)
+# Share of the picture that is mirrored around it, for zooming out.
+_MARGIN: Final = 0.1
+_SAMPLES_PER_SECOND: Final = 48_000
+_TONE_HZ: Final = (220, 440)
 
 
 class RenderingStoppedError(Exception):
@@ -62,12 +70,13 @@ class Move:
     down: tuple[float, float] = (0.0, 0.0)
 
 
+# All of them begin with the whole picture.
 _PROMPT_MOVES: Final[tuple[tuple[tuple[str, ...], Move], ...]] = (
-    (("zoom out", "pull out", "pull back", "pulls back"), Move((1.18, 1.0))),
-    (("pan left", "pans left"), Move((1.16, 1.16), across=(1.0, -1.0))),
-    (("pan right", "pans right"), Move((1.16, 1.16), across=(-1.0, 1.0))),
-    (("tilt up", "tilts up"), Move((1.16, 1.16), down=(1.0, -1.0))),
-    (("tilt down", "tilts down"), Move((1.16, 1.16), down=(-1.0, 1.0))),
+    (("zoom out", "pull out", "pull back", "pulls back"), Move((1.0, 0.86))),
+    (("pan left", "pans left"), Move((1.0, 1.16), across=(0.0, -1.0))),
+    (("pan right", "pans right"), Move((1.0, 1.16), across=(0.0, 1.0))),
+    (("tilt up", "tilts up"), Move((1.0, 1.16), down=(0.0, -1.0))),
+    (("tilt down", "tilts down"), Move((1.0, 1.16), down=(0.0, 1.0))),
 )
 # Without a phrase of the above in the prompt, its hash selects one of these.
 _DEFAULT_MOVES: Final = (
@@ -92,6 +101,7 @@ class Scene:
         size: `small` or `full`.
         prompt: selects the camera move.
         clip: video that is continued from its last frame, and joined with what is new; None for none.
+        sound: whether the video has a tone.
     """
 
     pictures: tuple[bytes, ...]
@@ -100,6 +110,17 @@ class Scene:
     size: Size = "small"
     prompt: str = ""
     clip: bytes | None = None
+    sound: bool = False
+
+    @property
+    def tone_hz(self) -> int:
+        """Frequency of the tone, by the prompt."""
+        low, high = _TONE_HZ
+        return low + self._prompt_digest[1] * (high - low) // 256
+
+    @property
+    def _prompt_digest(self) -> bytes:
+        return hashlib.sha256(self.prompt.lower().encode(errors="surrogatepass")).digest()
 
     @property
     def move(self) -> Move:
@@ -110,8 +131,7 @@ class Scene:
         for phrases, move in _PROMPT_MOVES:
             if any(phrase in prompt for phrase in phrases):
                 return move
-        digest = hashlib.sha256(prompt.encode(errors="surrogatepass")).digest()
-        return _DEFAULT_MOVES[digest[0] % len(_DEFAULT_MOVES)]
+        return _DEFAULT_MOVES[self._prompt_digest[0] % len(_DEFAULT_MOVES)]
 
     @property
     def digest(self) -> str:
@@ -121,6 +141,8 @@ class Scene:
             digest.update(hashlib.sha256(picture).digest())
         if self.clip is not None:
             digest.update(hashlib.sha256(self.clip).digest() + b"clip")
+        if self.sound:
+            digest.update(f"sound {self.tone_hz}".encode())
         return digest.hexdigest()
 
 
@@ -149,15 +171,45 @@ def _decode(content: bytes, side: int) -> Image.Image:
     return image.convert("RGB")
 
 
-def _frame(
-    image: Image.Image, size: tuple[int, int], move: Move, at: float, filtering: Image.Resampling
-) -> Image.Image:
+@attrs.frozen
+class _Still:
+    """A picture of a scene.
+
+    Attributes:
+        whole: in the size of the video.
+        large: larger, with its edges mirrored around it.
+        inner: width and height of the picture within `large`.
+    """
+
+    whole: Image.Image
+    large: Image.Image
+    inner: tuple[int, int]
+
+    @classmethod
+    def of(cls, image: Image.Image, size: tuple[int, int]) -> _Still:
+        """Return a picture that fills a size."""
+        width, height = (round(side * _ZOOM_HEADROOM) for side in size)
+        across, down = round(width * _MARGIN), round(height * _MARGIN)
+        inner = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+        mirrored, flipped = ImageOps.mirror(inner), ImageOps.flip(inner)
+        large = Image.new("RGB", (width + 2 * across, height + 2 * down))
+        for column, row in itertools.product((-1, 0, 1), repeat=2):
+            side = mirrored if column else inner
+            part = (ImageOps.mirror(flipped) if column else flipped) if row else side
+            large.paste(part, (across + column * width, down + row * height))
+        return cls(ImageOps.fit(image, size, Image.Resampling.LANCZOS), large, (width, height))
+
+
+def _frame(still: _Still, size: tuple[int, int], move: Move, at: float, filtering: Image.Resampling) -> Image.Image:
     zoom = move.zoom[0] + (move.zoom[1] - move.zoom[0]) * at
-    width, height = image.width / zoom, image.height / zoom
     across = move.across[0] + (move.across[1] - move.across[0]) * at
     down = move.down[0] + (move.down[1] - move.down[0]) * at
-    left = (image.width - width) * (1 + across) / 2
-    top = (image.height - height) * (1 + down) / 2
+    if zoom == 1:
+        return still.whole
+    (whole_width, whole_height), image = still.inner, still.large
+    width, height = whole_width / zoom, whole_height / zoom
+    left = max(0.0, (image.width - width + (whole_width - width) * across) / 2)
+    top = max(0.0, (image.height - height + (whole_height - height) * down) / 2)
     # Fractional coordinates: cropping to whole pixels would make the slow move jitter.
     box = (left, top, min(left + width, image.width), min(top + height, image.height))
     return image.resize(size, filtering, box=box)
@@ -169,6 +221,21 @@ def _frames_of(clip: bytes) -> Iterator[Image.Image]:
         for frame in container.decode(video=0):
             image: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]  # untyped in PyAV
             yield image.crop((0, 0, image.width // 2 * 2, image.height // 2 * 2))
+
+
+def _tone(hertz: int) -> Iterator[av.AudioFrame]:
+    """Yield a quiet tone without end, in pieces as long as a frame of the video."""
+    graph = Graph()
+    samples = _SAMPLES_PER_SECOND // FRAMES_PER_SECOND
+    graph.link_nodes(
+        graph.add("sine", f"frequency={hertz}:sample_rate={_SAMPLES_PER_SECOND}:samples_per_frame={samples}"),
+        graph.add("aformat", "sample_fmts=fltp:channel_layouts=stereo"),
+        graph.add("abuffersink"),
+    ).configure()
+    while True:
+        piece = graph.pull()
+        if isinstance(piece, av.AudioFrame):
+            yield piece
 
 
 def _smoothstep(at: float) -> float:
@@ -217,6 +284,9 @@ def render(scene: Scene, target: Path, stop: threading.Event | None = None) -> N
         context.time_base = Fraction(1, FRAMES_PER_SECOND)
         context.color_range = ColorRange.MPEG
         context.color_primaries = context.color_trc = context.colorspace = _BT709
+        sound, tone = None, _tone(scene.tone_hz)
+        if scene.sound:
+            sound = container.add_stream("aac", rate=_SAMPLES_PER_SECOND, layout="stereo")
 
         def write(image: Image.Image, number: int) -> None:
             if stop is not None and stop.is_set():
@@ -227,17 +297,20 @@ def render(scene: Scene, target: Path, stop: threading.Event | None = None) -> N
             frame.pts = number
             frame.time_base = Fraction(1, FRAMES_PER_SECOND)
             container.mux(stream.encode(frame))
+            if sound is not None:
+                container.mux(sound.encode(next(tone)))
 
         before, last = 0, None
         for last in () if scene.clip is None else _frames_of(scene.clip):
             write(last, before)
             before += 1
         decoded = [*([] if last is None else [last]), *decoded]
-        source_size = (round(size[0] * _ZOOM_HEADROOM), round(size[1] * _ZOOM_HEADROOM))
-        pictures = [ImageOps.fit(image, source_size, Image.Resampling.LANCZOS) for image in decoded]
+        pictures = [_Still.of(image, size) for image in decoded]
         for number in range(count):
-            # The part of the video between two frames, and the place in it; one frame alone fills the video.
-            part, at = _place(number / (count - 1), max(1, len(pictures) - 1))
+            # The part of the video between two frames, and the place in it; one frame alone fills the video. What goes
+            # on from a video does not show its last frame again.
+            place = number / (count - 1) if last is None else (number + 1) / count
+            part, at = _place(place, max(1, len(pictures) - 1))
             eased = 0.4 * at + 0.6 * _smoothstep(at)
             opacity = _end_frame_opacity(at) if len(pictures) > 1 else 0.0
             shown, shown_move = (part + 1, _END_FRAME_MOVE) if opacity == 1 else (part, move)
@@ -246,6 +319,8 @@ def render(scene: Scene, target: Path, stop: threading.Event | None = None) -> N
                 image = Image.blend(image, _frame(pictures[part + 1], size, _END_FRAME_MOVE, eased, filtering), opacity)
             write(image, before + number)
         container.mux(stream.encode())
+        if sound is not None:
+            container.mux(sound.encode())
 
 
 class Renderer:

@@ -210,7 +210,7 @@ class Emulator:
         self._wavespeed = Site(wavespeed, methods_of((*routes.WAVESPEED, *routes.COMMON), wavespeed.models))
         self._gptproto = Site(GPTProto(GPTPROTO), methods_of((), {}))
         self._webhooks = Webhooks(self._service, self._wavespeed.persona)
-        self._service.webhooks = self._webhooks
+        self._service.schedule_webhook = self._webhooks.schedule
         self.chaos = chaos
         self._runners: list[web.AppRunner] = []
 

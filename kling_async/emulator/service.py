@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from .clock import Clock
     from .network import Line
     from .renderer import Renderer
-    from .webhooks import Webhooks
 
 __all__ = ["Leak", "RequestRecord", "Rules", "Service", "Site"]
 
@@ -166,7 +165,7 @@ class Service:
         self.counts: Counter[str] = Counter()
         self.peak = 0
         self.renderer: Renderer | None = None
-        self.webhooks: Webhooks | None = None
+        self.schedule_webhook: Callable[[Prediction], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
         self._download_slots = asyncio.Semaphore(_MAX_CONCURRENT_DOWNLOADS)
@@ -246,8 +245,8 @@ class Service:
             self._schedule_end(prediction)
 
     def _schedule_end(self, prediction: Prediction) -> None:
-        if prediction.webhook is not None and self.webhooks is not None:
-            self.webhooks.schedule(prediction)
+        if prediction.webhook is not None and self.schedule_webhook is not None:
+            self.schedule_webhook(prediction)
         if prediction.failure is not None and prediction.entry is not None and self.rules.refund_after is not None:
             prediction.account.refund(prediction.entry, prediction.ends_at + self.rules.refund_after)
 

@@ -1,6 +1,7 @@
 "use strict";
 const $ = (id) => document.getElementById(id);
 const STEPS = ["waiting", "submitting", "running", "completed"];
+const MOST_REMEMBERED = 20;
 let models = [];
 let began = 0;
 let source = null;
@@ -20,6 +21,7 @@ function showLengths() {
 }
 
 function showPrice() {
+  $("negative").hidden = !models.find((model) => model.name === $("model").value).negative;
   const { prices } = models.find((model) => model.name === $("model").value);
   $("price").textContent = `for ${prices[$("duration").value]}`;
 }
@@ -37,6 +39,7 @@ async function submit(event) {
   event.preventDefault();
   const [picture] = $("file").files;
   const params = { prompt: $("prompt").value, model: $("model").value, duration: $("duration").value };
+  if (!$("negative").hidden && $("negative-prompt").value.trim()) params.negative_prompt = $("negative-prompt").value;
   $("go").disabled = true;
   setStatus("Uploading the picture …");
   try {
@@ -47,6 +50,7 @@ async function submit(event) {
     if (!reply.ok) return fail(answer);
     // The address leads back to the job after a reload.
     history.replaceState(null, "", `#${answer.key}`);
+    remember(answer.key, params.prompt);
     follow(answer.key);
   } catch {
     fail({ title: "The studio cannot be reached." });
@@ -62,6 +66,7 @@ function follow(key) {
   began = Date.now();
   $("video").hidden = true;
   $("video").removeAttribute("src");
+  $("download").hidden = true;
   $("empty").hidden = $("steps").hidden = $("keep").hidden = false;
   $("empty").textContent = "Your video is being made.";
   $("stage").classList.add("busy");
@@ -86,7 +91,9 @@ function showState(key, status) {
     stopWaiting();
     $("empty").hidden = true;
     $("video").hidden = false;
-    $("video").src = `videos/${encodeURIComponent(key)}/video`;
+    $("video").src = $("download").href = `videos/${encodeURIComponent(key)}/video`;
+    $("download").download = `${key}.mp4`;
+    $("download").hidden = false;
     $("video").play().catch(() => {});
     setStatus("Here it is.");
   } else if (status.state === "failed" || status.state === "uncertain") {
@@ -116,6 +123,45 @@ function setStatus(text, bad = false) {
   $("status").className = bad ? "bad" : "";
 }
 
+// ---- earlier videos, which this browser alone remembers ----
+
+function earlier() {
+  try {
+    return JSON.parse(localStorage.getItem("earlier")) ?? [];
+  } catch {
+    return [];
+  }
+}
+
+function remember(key, prompt) {
+  const others = earlier().filter((one) => one.key !== key);
+  store([{ key, prompt, at: Date.now() }, ...others].slice(0, MOST_REMEMBERED));
+}
+
+function store(list) {
+  try {
+    localStorage.setItem("earlier", JSON.stringify(list));
+  } catch {
+    // A browser that keeps nothing has no list.
+  }
+  showEarlier();
+}
+
+function showEarlier() {
+  const list = earlier();
+  $("history").hidden = !list.length;
+  $("earlier").replaceChildren(...list.map(({ key, prompt, at }) => {
+    const item = document.createElement("li");
+    const link = document.createElement("a");
+    link.href = `#${encodeURIComponent(key)}`;
+    link.textContent = prompt || key;
+    const time = document.createElement("time");
+    time.textContent = new Date(at).toLocaleString();
+    item.append(link, time);
+    return item;
+  }));
+}
+
 setInterval(() => {
   if (began) setStatus(`${Math.round((Date.now() - began) / 1000)} s`);
 }, 1000);
@@ -128,5 +174,8 @@ $("duration").addEventListener("change", showPrice);
 for (const name of ["dragenter", "dragleave", "drop"]) {
   $("drop").addEventListener(name, () => $("drop").classList.toggle("over", name === "dragenter"));
 }
+$("forget").addEventListener("click", () => store([]));
+window.addEventListener("hashchange", () => location.hash.length > 1 && follow(decodeURIComponent(location.hash.slice(1))));
 loadModels();
+showEarlier();
 if (location.hash.length > 1) follow(decodeURIComponent(location.hash.slice(1)));

@@ -13,19 +13,22 @@ import errno
 import socket
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import anyio.lowlevel
 import uvicorn
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import FileResponse, JSONResponse
 
 from kling_async import MODELS, Job, KlingSession, UnknownJobError
 from kling_async.emulator import Emulator
 from kling_async.integrations.fastapi import (
+    ACCEPTED,
+    PICTURE_BODY,
     Jobs,
     JobStatus,
+    Picture,
     Session,
     accepted,
     add_error_handlers,
@@ -36,6 +39,8 @@ from kling_async.integrations.fastapi import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kling_async._core.job import JobFields
+
 HERE = Path(__file__).parent
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -43,22 +48,8 @@ HEADERS = {
     "Cache-Control": "no-cache",
     "X-Content-Type-Options": "nosniff",
 }
-MAX_PICTURE_BYTES = 10 * 2**20
 OFFERED_MODELS = MODELS[:3]
 NAMES = ("127.0.0.1", "localhost")
-
-
-async def picture(request: Request) -> bytes:
-    """Read the body of a request: a picture of a size that the models accept."""
-    # For these types browsers send a preflight request first, so other sites cannot submit jobs.
-    if request.headers.get("content-type") not in {"image/jpeg", "image/png"}:
-        raise HTTPException(415, "Expected a JPEG or PNG.")
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > MAX_PICTURE_BYTES:
-            raise HTTPException(413, "The picture is larger than 10 MB.")
-    return bytes(content)
 
 
 def studio(session: Callable[[], KlingSession], videos: Path) -> FastAPI:
@@ -86,21 +77,29 @@ def studio(session: Callable[[], KlingSession], videos: Path) -> FastAPI:
     @app.get("/models")
     async def models() -> list[dict[str, Any]]:
         return [
-            {"name": model.name, "prices": {seconds: str(model.price(seconds)) for seconds in model.durations}}
+            {
+                "name": model.name,
+                "prices": {seconds: str(model.price(seconds)) for seconds in model.durations},
+                "negative": model.negative_prompt,
+            }
             for model in OFFERED_MODELS
         ]
 
-    @app.post("/videos", status_code=202)
+    @app.post("/videos", status_code=202, responses=ACCEPTED, openapi_extra=PICTURE_BODY)
     async def make(
         *,
-        image: Annotated[bytes, Depends(picture)],
+        image: Picture,
         prompt: str,
         model: str,
         duration: int,
+        negative_prompt: str | None = None,
         request: Request,
         jobs: Jobs,
     ) -> JSONResponse:
-        status = await jobs.submit(Job(model=model, prompt=prompt, image=image, duration=duration))
+        fields: JobFields = {"model": model, "prompt": prompt, "image": image, "duration": duration}
+        if negative_prompt:
+            fields["negative_prompt"] = negative_prompt
+        status = await jobs.submit(Job(**fields))
         return accepted(status, location=str(request.url_for("look", key=status.key)))
 
     @app.get("/videos/{key}")

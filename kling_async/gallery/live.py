@@ -164,9 +164,11 @@ class Live:
             given = json.loads(await request.text())
             number, name = given["n"], given["mark"]
             mark = None if name is None else Mark(name)
-        except (ValueError, KeyError, TypeError, RecursionError):
+        # LookupError: a field is missing, or the charset is unknown.
+        except (ValueError, LookupError, TypeError, RecursionError):
             return web.Response(status=400, text="Expected a number and a mark.", headers=_HEADERS)
-        card = self._deck.numbered(number) if isinstance(number, int) else None
+        # Truth values are integers, too.
+        card = self._deck.numbered(number) if type(number) is int else None
         if card is None or card.prediction_id is None or self._keep is None:
             return web.Response(status=404, text="There is no such video.", headers=_HEADERS)
         try:

@@ -51,6 +51,7 @@ def as_data(card: Card, link: Link) -> dict[str, Any]:
         "n": card.number,
         "v": card.version,
         "key": card.key,
+        "name": card.name,
         "batch": card.batch,
         "state": card.stage.value,
         "label": card.label,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from kling_async._core.images import image_type
+from kling_async._core.picture_facts import HEAD_BYTES, media_type
 from kling_async._files import FOR_ALL, make_part
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _MAX_IMAGE_BYTES: Final = 32 * 2**20
 _MAX_JPEG_PIXELS: Final = 100_000_000
 _MAX_IMAGE_PIXELS: Final = 25_000_000
 """Decoded whole, with two copies, this takes 300 MB; a JPEG is decoded at the size of its poster."""
+_HEIC: Final = "image/heic"
 _SUFFIXES: Final = {"image/jpeg": ".jpg", "image/png": ".png"}
 
 
@@ -43,6 +45,7 @@ class Pictures:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._posters: dict[Path, Path | None] = {}
+        self._not_shown: set[Path] = set()
         self._makes_posters = importlib.util.find_spec("PIL") is not None
 
     def make_files(self, picture: Picture) -> None:
@@ -55,6 +58,8 @@ class Pictures:
             picture.path = self._file(source)
             if picture.path is not None:
                 picture.poster = self._poster(picture.path)
+                if picture.path in self._not_shown:
+                    picture.path = picture.poster
         except (OSError, ValueError):
             return
 
@@ -74,11 +79,15 @@ class Pictures:
         if path not in self._posters:
             if len(self._posters) >= _MAX_CACHED_POSTERS:
                 self._posters.clear()
+                self._not_shown.clear()
             self._posters[path] = self._small_copy(path) if path.stat().st_size <= _MAX_IMAGE_BYTES else None
         return self._posters[path]
 
     def _small_copy(self, path: Path) -> Path | None:
         content = path.read_bytes()
+        if media_type(content[:HEAD_BYTES]) == _HEIC:
+            # Few browsers show it.
+            self._not_shown.add(path)
         return self._written("posters", content, ".webp", _small)
 
     def _written(self, where: str, source: bytes, suffix: str, make: Callable[[bytes], bytes | None]) -> Path | None:
@@ -125,7 +134,12 @@ def _small(content: bytes) -> bytes | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large images; the limit is below
-            image = Pillow.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP"))
+            if media_type(content[:HEAD_BYTES]) == _HEIC:
+                from kling_async._images.convert import open_heic  # noqa: PLC0415 -- see above
+
+                image: Pillow.Image = open_heic(io.BytesIO(content))
+            else:
+                image = Pillow.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP"))
             if image.width * image.height > (_MAX_JPEG_PIXELS if image.format == "JPEG" else _MAX_IMAGE_PIXELS):
                 return None
             # Decoding a JPEG at a half or a quarter of its size is much faster.

@@ -8,9 +8,11 @@ import secrets
 from collections import deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import anyio
+import anyio.to_thread
 import attrs
 
 from kling_async import events
@@ -32,13 +34,17 @@ from kling_async.errors import (
     KeyReusedError,
     KlingError,
     LedgerError,
+    Problem,
     QueueFullError,
     SessionClosedError,
     SubmissionUncertainError,
     UnknownJobError,
 )
+from kling_async.ledger import page_reader
+from kling_async.ledger._labels import label_texts
 from kling_async.ledger._recall import recall
 
+from ._callers import key_in_ledger, prefix_of, shown_as
 from ._problems import answer
 
 if TYPE_CHECKING:
@@ -53,6 +59,8 @@ JobState: TypeAlias = Literal["waiting", "running", "completed", "failed", "unce
 """State of a job for its client: a closed set. `uncertain` is final for the client; the operator can settle it."""
 
 _ENDS: Final = frozenset({"completed", "failed", "uncertain"})
+_MAX_PAGE: Final = 1000
+"""Most jobs of one page."""
 _MAX_CHANGES: Final = 64
 """Latest changes kept in memory per job."""
 
@@ -82,6 +90,19 @@ class JobStatus:
     def ended(self) -> bool:
         """True if the state is final."""
         return self.state in _ENDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobPage:
+    """Part of a list of jobs.
+
+    Attributes:
+        jobs: States of the jobs.
+        next: The argument `after` for the next page; None on the last one.
+    """
+
+    jobs: list[JobStatus]
+    next: str | None = None
 
 
 @attrs.define(eq=False)
@@ -157,7 +178,8 @@ class JobService:
         # Prefix of change ids: every process numbers changes from 1.
         self._process_id = secrets.token_hex(4)
         self._jobs: dict[str, _TrackedJob] = {}
-        self._queued: set[str] = set()
+        # Callers, by the keys of jobs that wait for acceptance.
+        self._queued: dict[str, str] = {}
         self._ended: deque[str] = deque()
         self._loop = LoopBinding("the job service")
         self._kling: KlingSession | None = None
@@ -183,7 +205,7 @@ class JobService:
             self._tasks = tasks
             try:
                 async for item in recall(engine.ledger, self._batch, engine.clock, UNFINISHED_ORDER):
-                    tracked = self._track(item.row.key, item.content.digest)
+                    tracked = self._track(item.row.key, item.content.digest, item.content.caller)
                     tracked.recorded.set_result(None)
                     tasks.start_soon(self._run, tracked, item.row.key, item.job, item.content)
                 yield
@@ -214,7 +236,7 @@ class JobService:
         """Number of jobs that wait for acceptance by the provider."""
         return len(self._queued)
 
-    async def submit(self, job: Job, *, key: Key | None = None) -> JobStatus:
+    async def submit(self, job: Job, *, key: Key | None = None, caller: str | None = None) -> JobStatus:
         """Accept a job, and return its state as soon as it is in the ledger. It runs even if the caller is cancelled.
 
         Submitting the same job with the same key again returns the state of the first one.
@@ -222,6 +244,8 @@ class JobService:
         Args:
             job: The job.
             key: Key of the job: text, or a whole number. Default: 32 random hex digits, which cannot be guessed.
+            caller: Name of the client that the key belongs to, as your login knows it. Callers have keys of their own:
+                equal keys of two callers are two jobs, and the key of one is unknown to the other. Default: none.
 
         Raises:
             QueueFullError: The queue is full; nothing was sent.
@@ -229,15 +253,17 @@ class JobService:
             KeyReusedError: Another job has this key.
             KlingError: An image could not be uploaded, or the job could not be recorded; nothing was sent.
         """
-        tracked = await self._accept(job, key)
-        return tracked.last
+        own = _checked_or_random(key)
+        return shown_as((await self._accept(job, own, caller)).last, own)
 
-    async def generate(self, job: Job, *, key: Key | None = None) -> Prediction:
+    async def generate(self, job: Job, *, key: Key | None = None, caller: str | None = None) -> Prediction:
         """Accept a job and wait for its prediction. It runs even if the caller is cancelled; `get` has its state.
 
         Args:
             job: The job.
             key: Key of the job: text, or a whole number. Default: 32 random hex digits, which cannot be guessed.
+            caller: Name of the client that the key belongs to, as your login knows it. Callers have keys of their own:
+                equal keys of two callers are two jobs, and the key of one is unknown to the other. Default: none.
 
         Returns:
             The completed prediction.
@@ -246,41 +272,83 @@ class JobService:
             QueueFullError: The queue is full; nothing was sent.
             KlingError: As in `KlingSession.generate`.
         """
-        tracked = await self._accept(job, key)
+        tracked = await self._accept(job, _checked_or_random(key), caller)
         return await asyncio.shield(tracked.done)
 
-    async def get(self, key: Key) -> JobStatus:
+    async def get(self, key: Key, *, caller: str | None = None) -> JobStatus:
         """Return the state of a job of this process, or of an earlier one with the same ledger.
 
         Args:
             key: Key of the job.
+            caller: The caller that the key belongs to, as given to `submit`.
 
         Raises:
-            UnknownJobError: No job has this key.
+            UnknownJobError: No job of this caller has this key.
             LedgerError: The ledger cannot be read.
         """
         self._loop.check()
         try:
-            key = checked_key(key)
+            own, name = checked_key(key), key_in_ledger(key, caller)
         except InvalidJobError:
             # No job can have it.
             raise UnknownJobError("no job has this key") from None
-        tracked = self._jobs.get(key)
+        return shown_as(await self._get(name, own), own)
+
+    async def _get(self, name: str, own: str) -> JobStatus:
+        tracked = self._jobs.get(name)
         # A webhook may have settled an uncertain job meanwhile.
         if tracked is not None and tracked.recorded.done() and tracked.last.state != "uncertain":
             return tracked.last
-        found = await engine_of(self.kling).ledger.find(self._batch, key)
+        found = await engine_of(self.kling).ledger.find(self._batch, name)
         if found is None:
-            raise UnknownJobError("no job has this key", key=ascii(key)[:80])
+            raise UnknownJobError("no job has this key", key=ascii(own)[:80])
         return _status_of(found[0])
 
+    async def page(
+        self,
+        *,
+        caller: str | None = None,
+        labels: Mapping[str, object] | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> JobPage:
+        """Return a page of jobs, by their keys, of this process and of earlier ones with the same ledger.
+
+        Args:
+            caller: Only jobs of this caller; None for all jobs, each under its whole key in the ledger.
+            labels: Only jobs with all of these labels (`Job.labels`), compared as texts.
+            after: Only jobs after this one: `next` of the page before.
+            limit: Greatest number of jobs, 1 to 1,000.
+
+        Raises:
+            InvalidJobError: An argument is none of these.
+            ConfigurationError: The session's ledger is in memory, which keeps no jobs that have ended.
+            LedgerError: The ledger cannot be read.
+        """
+        self._loop.check()
+        if not 1 <= limit <= _MAX_PAGE:
+            raise InvalidJobError([Problem("limit", f"expected 1 to {_MAX_PAGE}, got {limit}")])
+        read = page_reader(engine_of(self.kling).ledger)
+        if read is None:
+            raise ConfigurationError(
+                "page: expected a session with a ledger on disk, got another one", advice="KlingSession(ledger=...)"
+            )
+        prefix, wanted = prefix_of(caller), label_texts(labels)
+        reading = partial(
+            read, self._batch, prefix=prefix, after=prefix + (after or ""), labels=wanted, limit=limit + 1
+        )
+        rows = await anyio.to_thread.run_sync(reading)
+        found = [shown_as(await self._get(row.key, row.key), row.key.removeprefix(prefix)) for row in rows[:limit]]
+        return JobPage(jobs=found, next=found[-1].key if len(rows) > limit else None)
+
     async def follow(
-        self, key: Key, *, after: str | None = None, pulse: float = math.inf
+        self, key: Key, *, caller: str | None = None, after: str | None = None, pulse: float = math.inf
     ) -> AsyncGenerator[Change | None, None]:
         """Yield a job's changes up to its end, beginning with earlier ones.
 
         Args:
             key: Key of the job.
+            caller: The caller that the key belongs to.
             after: Id of the last change received; only later ones are yielded. If it comes from another process, or is
                 no longer in memory, the present state is yielded first.
             pulse: Seconds without a change after which None is yielded.
@@ -288,8 +356,9 @@ class JobService:
         Raises:
             UnknownJobError: No job has this key.
         """
-        status = await self.get(key)
-        tracked = self._jobs.get(status.key)
+        status = await self.get(key, caller=caller)
+        own = status.key
+        tracked = self._jobs.get(key_in_ledger(own, caller))
         if tracked is None:
             yield Change(f"{self._process_id}.0", status)
             return
@@ -300,7 +369,7 @@ class JobService:
             if seen < tracked.count:
                 status = tracked.changes[seen - tracked.count]
                 seen += 1
-                yield Change(f"{self._process_id}.{seen}", status)
+                yield Change(f"{self._process_id}.{seen}", shown_as(status, own))
             elif tracked.last.ended:
                 return
             else:
@@ -309,14 +378,15 @@ class JobService:
                 if silence.cancelled_caught:
                     yield None
 
-    def has_seen_all(self, key: str, after: str | None) -> bool:
+    def has_seen_all(self, key: Key, after: str | None, *, caller: str | None = None) -> bool:
         """Return whether a job has ended and `after` is the id of its last change.
 
         Args:
             key: Key of the job.
             after: Id of the last change received; None without one.
+            caller: The caller that the key belongs to.
         """
-        tracked = self._jobs.get(key)
+        tracked = self._jobs.get(key_in_ledger(key, caller))
         return tracked is not None and tracked.last.ended and after == f"{self._process_id}.{tracked.count}"
 
     def _received(self, tracked: _TrackedJob, after: str | None) -> int:
@@ -328,38 +398,43 @@ class JobService:
             return min(int(number), tracked.count)
         return tracked.count - 1
 
-    async def _accept(self, job: Job, given: Key | None) -> _TrackedJob:
+    async def _accept(self, job: Job, own: str, caller: str | None) -> _TrackedJob:
         tasks = self._tasks
         engine = engine_of(self.kling)
-        key = fresh_key() + fresh_key() if given is None else checked_key(given)
+        key = key_in_ledger(own, caller)
         assert tasks is not None  # noqa: S101 -- it is there with the session
         content = await engine.contents.read(job, self._batch)
+        if caller is not None:
+            content = attrs.evolve(content, caller=caller)
         tracked = self._jobs.get(key)
         if tracked is not None and not (tracked.last.state == "failed" and tracked.last.prediction_id is None):
             if tracked.digest != content.digest:
                 same = await content_of_row(engine.ledger, self._batch, key, content)
                 if same is None or tracked.digest != same.digest:
-                    raise KeyReusedError(key)
+                    raise KeyReusedError(own)
         else:
             if self.waiting >= self._queue:
                 raise QueueFullError(
                     f"the queue is full: {self._queue} jobs are waiting",
                     retry_after=self._retry_after,
                     job=job,
-                    key=key,
+                    key=own,
                 )
-            tracked = self._track(key, content.digest)
+            name = content.caller
+            waiting = sum(each == name for each in self._queued.values())
+            engine.callers.check_queue(name, waiting, retry_after=self._retry_after, job=job, key=own)
+            tracked = self._track(key, content.digest, name)
             tasks.start_soon(self._record, tracked, key, job, content)
         # In a separate task, because concurrent requests with the same key wait for it, and none may cancel it.
         await asyncio.shield(tracked.recorded)
         return tracked
 
-    def _track(self, key: str, digest: str) -> _TrackedJob:
+    def _track(self, key: str, digest: str, caller: str) -> _TrackedJob:
         loop = asyncio.get_running_loop()
         first = JobStatus(key=key, state="waiting", status="waiting")
         tracked = _TrackedJob(deque([first], _MAX_CHANGES), loop.create_future(), loop.create_future(), digest)
         self._jobs[key] = tracked
-        self._queued.add(key)
+        self._queued[key] = caller
         return tracked
 
     async def _record(self, tracked: _TrackedJob, key: str, job: Job, content: Content) -> None:
@@ -377,7 +452,7 @@ class JobService:
             await claim_job(engine.ledger, self._batch, key, content=content, model=job.model, at=engine.clock.now())
         except BaseException as error:
             # The job was not accepted: only the callers receive the error.
-            self._queued.discard(key)
+            self._queued.pop(key, None)
             if self._jobs.get(key) is tracked:
                 del self._jobs[key]
             if not isinstance(error, Exception):
@@ -488,7 +563,7 @@ class JobService:
         tracked.changes.append(status)
         tracked.count += 1
         if status.state != "waiting":
-            self._queued.discard(status.key)
+            self._queued.pop(status.key, None)
         if status.ended:
             self._ended.append(status.key)
             if len(self._ended) > self._kept:
@@ -498,6 +573,11 @@ class JobService:
         # Followers wait for the old event.
         changed, tracked.changed = tracked.changed, asyncio.Event()
         changed.set()
+
+
+def _checked_or_random(key: Key | None) -> str:
+    """Return a key as text, or one that cannot be guessed for None."""
+    return fresh_key() + fresh_key() if key is None else checked_key(key)
 
 
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:

@@ -18,7 +18,8 @@
     async def events(key: str, request: Request, jobs: Jobs) -> Response:
         return await event_stream(jobs, key, request)
 
-Keys are bearer tokens: generated ones are unguessable; check the ownership of keys that your clients choose.
+Keys are bearer tokens: generated ones are unguessable. With `caller=`, the name of a client as your login knows it,
+keys belong to callers: the key of one is a 404 to another.
 
 **Clients that disconnect.** An accepted job runs on, is paid for once, and is found by its key.
 
@@ -44,13 +45,13 @@ from kling_async._session.session import KlingSession
 from kling_async.errors import ConfigurationError, KlingError
 from kling_async.webhooks import asgi_app
 
-from ._job_service import Change, JobService, JobState, JobStatus
+from ._job_service import Change, JobPage, JobService, JobState, JobStatus
 from ._problems import MEDIA_TYPE, answer
 
 try:
-    from fastapi import Depends
+    from fastapi import Depends, HTTPException
     from fastapi.sse import EventSourceResponse, format_sse_event
-    from starlette.requests import HTTPConnection  # noqa: TC002 -- FastAPI resolves the types of parameters
+    from starlette.requests import HTTPConnection, Request  # noqa: TC002 -- FastAPI resolves types of parameters
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 except ImportError as error:
@@ -60,18 +61,21 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from starlette.applications import Starlette
-    from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
     from kling_async._core.secret import Secret
 
 __all__ = [
+    "ACCEPTED",
+    "PICTURE_BODY",
     "Change",
     "JobDesk",
+    "JobPage",
     "JobService",
     "JobState",
     "JobStatus",
     "Jobs",
+    "Picture",
     "Session",
     "accepted",
     "add_error_handlers",
@@ -81,6 +85,8 @@ __all__ = [
     "problem",
 ]
 
+MAX_PICTURE_BYTES: Final = 10_000_000
+"""Greatest size of a `Picture`, the service's own limit."""
 _SERVICE_STATE: Final = "kling"
 """Name of the job service in the lifespan's state."""
 _WEBHOOKS_STATE: Final = "kling_webhooks"
@@ -124,11 +130,20 @@ def lifespan(
     return run
 
 
+_NO_LIFESPAN: Final = (
+    "the application has no session, because its lifespan did not run: expected FastAPI(lifespan=lifespan(...)) under "
+    "a server that runs it. In tests, enter Starlette's client (`with TestClient(app) as http:`), or give "
+    "httpx.ASGITransport the result of `kling_async.testing.started(app)`; `uvicorn --lifespan off` runs none. Nothing "
+    "was sent"
+)
+
+
 # Coroutine functions, because FastAPI would run plain functions in a thread for every request.
 async def _job_service(connection: HTTPConnection) -> JobService:
     jobs = getattr(connection.state, _SERVICE_STATE, None)
     if not isinstance(jobs, JobService):
-        raise ConfigurationError("the application has no session", advice="FastAPI(lifespan=lifespan(...))")
+        # No KlingError: the handler of those would answer with a 500 without words, which no test client raises.
+        raise RuntimeError(_NO_LIFESPAN)  # noqa: TRY004 -- it is missing, rather than of another type
     return jobs
 
 
@@ -185,6 +200,41 @@ def add_webhooks(app: Starlette, path: str = "/hooks/kling") -> None:
     app.router.routes.append(Route(path, _WebhookRoute(), include_in_schema=False))
 
 
+ACCEPTED: Final[dict[int | str, dict[str, Any]]] = {
+    202: {
+        "model": JobStatus,
+        "description": "The job is recorded, and will run.",
+        "headers": {"Location": {"description": "URL of the job", "schema": {"type": "string"}}},
+    }
+}
+"""Schema of the response of `accepted`, for OpenAPI: `@app.post("/videos", status_code=202, responses=ACCEPTED)`."""
+
+PICTURE_BODY: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/jpeg", "image/png")},
+    }
+}
+"""Schema of a request whose body is a `Picture`, for OpenAPI: `@app.post("/uploads", openapi_extra=PICTURE_BODY)`."""
+
+
+async def _picture(request: Request) -> bytes:
+    """Return the body of a request."""
+    # Before they send these types for a page of another site, browsers ask.
+    if request.headers.get("content-type") not in PICTURE_BODY["requestBody"]["content"]:
+        raise HTTPException(415, "Expected a JPEG or PNG as the body, with its type in the header Content-Type.")
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > MAX_PICTURE_BYTES:
+            raise HTTPException(413, f"Expected a picture of up to {MAX_PICTURE_BYTES // 10**6} MB.")
+    return bytes(content)
+
+
+Picture: TypeAlias = Annotated[bytes, Depends(_picture)]
+"""Handler parameter: the JPEG or PNG that is the body of the request, of up to 10 MB."""
+
+
 def accepted(status: JobStatus, *, location: str) -> JSONResponse:
     """Return a 202 with the URL of the job.
 
@@ -197,7 +247,13 @@ def accepted(status: JobStatus, *, location: str) -> JSONResponse:
 
 
 async def event_stream(
-    jobs: JobService, key: str, request: HTTPConnection, *, lasts: float = 60.0, ping: float = 15.0
+    jobs: JobService,
+    key: str,
+    request: HTTPConnection,
+    *,
+    caller: str | None = None,
+    lasts: float = 60.0,
+    ping: float = 15.0,
 ) -> Response:
     """Return a job's changes as server-sent events, for `new EventSource(...)`.
 
@@ -209,6 +265,7 @@ async def event_stream(
         jobs: The job service.
         key: The job's key.
         request: The client's request.
+        caller: The caller that the key belongs to.
         lasts: Seconds after which the stream ends and the client reconnects, so that streams neither delay the
             server's shutdown nor are cut by proxies.
         ping: Seconds without a change after which a comment is sent.
@@ -217,20 +274,19 @@ async def event_stream(
         UnknownJobError: There is no job with this key.
     """
     after = request.headers.get("last-event-id")
-    await jobs.get(key)
-    if jobs.has_seen_all(key, after):
+    await jobs.get(key, caller=caller)
+    if jobs.has_seen_all(key, after, caller=caller):
         return Response(status_code=204)
+    changes = jobs.follow(key, caller=caller, after=after, pulse=min(ping, lasts))
     # Keeps proxies from buffering events.
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return EventSourceResponse(_events(jobs, key, after, lasts, ping), headers=headers)
+    return EventSourceResponse(_events(changes, lasts), headers=headers)
 
 
-async def _events(
-    jobs: JobService, key: str, after: str | None, lasts: float, ping: float
-) -> AsyncGenerator[bytes, None]:
+async def _events(changes: AsyncGenerator[Change | None, None], lasts: float) -> AsyncGenerator[bytes, None]:
     yield format_sse_event(retry=1000)
     ends_at = anyio.current_time() + lasts
-    async with aclosing(jobs.follow(key, after=after, pulse=min(ping, lasts))) as changes:
+    async with aclosing(changes):
         async for change in changes:
             if change is None:
                 yield format_sse_event(comment="")

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Protocol, TypeGuard, runtime_checkable
 from kling_async._core.frames import hides_arguments
 from kling_async.errors import ConfigurationError
 
+from ._labels import label_texts
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from decimal import Decimal
 
     from kling_async._core.budget import Cap
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     from kling_async._core.sender import Sender
     from kling_async._core.states import MOVES, OPEN, Entry, Known, Row, State, Step
 
-    from ._postgres.connection import Address
+    from ._postgres.reader import DatabaseReader
+    from ._sqlite.reader import FileReader
     from .memory import MemoryLedger
     from .sqlite import SQLiteLedger
 
@@ -186,8 +189,13 @@ class Ledger(Protocol):
         """Return the keys of a batch's jobs in these states, by the time of submission: the first expire first."""
         ...
 
-    async def spent(self, batch: str | None) -> Decimal:
-        """Return the USD that a batch, or everything, has cost so far by the price list, less what was given back."""
+    async def spent(self, batch: str | None, *, caller: str | None = None) -> Decimal:
+        """Return the USD that a batch, or everything, has cost so far by the price list, less what was given back.
+
+        Args:
+            batch: Name of the batch; None for all.
+            caller: Name of the caller whose jobs alone count; None for those of all.
+        """
         ...
 
     async def uploaded(self, digest: str, now: float) -> str | None:
@@ -340,6 +348,7 @@ def read_ledger(
     account: str = "default",
     batch: str | None = None,
     states: Iterable[State] | None = None,
+    labels: Mapping[str, object] | None = None,
 ) -> Iterator[Row]:
     """Return the rows of a ledger by the time of their last step, also while others write it. Memory stays flat.
 
@@ -350,22 +359,37 @@ def read_ledger(
         account: Name of the account in a database.
         batch: Only this batch's; "" is what was submitted outside of batches.
         states: Only rows in these states.
+        labels: Only rows of jobs with all of these labels. Values are compared as texts: 1742 and "1742" are equal.
 
     Returns:
         The rows, each with its job's content.
 
     Raises:
-        ConfigurationError: The URL cannot be parsed, or the extra for its database is not installed.
+        ConfigurationError: The URL cannot be parsed, or the extra for its database is not installed, or a label has no
+            value to compare.
         LedgerError: When it is iterated: there is no such ledger, or it cannot be read.
     """
-    if is_url(ledger):
-        address = _address(ledger)
-        from ._postgres import reader as database  # noqa: PLC0415 -- it needs an extra
+    return _reader(ledger, account).rows(batch, states, label_texts(labels))
 
-        return database.rows(address, account, batch, states)
-    from ._sqlite import reader  # noqa: PLC0415 -- many sessions have no file
 
-    return reader.read_ledger(ledger, batch=batch, states=states)
+def page_reader(ledger: Ledger) -> Callable[..., list[Row]] | None:
+    """Return a function that reads a page of a ledger's rows, to be called in a thread; None for one in memory.
+
+    Its arguments are a batch, and by name `prefix` and `after` (keys), `labels` (texts) and `limit`.
+    """
+    from .sqlite import SQLiteLedger  # noqa: PLC0415 -- as above
+
+    if isinstance(ledger, SQLiteLedger):
+        return _reader(ledger.path, "").page
+    if not ledger.durable:
+        return None
+    from .postgres import PostgresLedger  # noqa: PLC0415 -- it needs an extra
+
+    if isinstance(ledger, PostgresLedger):
+        from ._postgres.reader import DatabaseReader  # noqa: PLC0415 -- it needs an extra
+
+        return DatabaseReader(ledger.address, ledger.account).page
+    return None
 
 
 @hides_arguments
@@ -384,14 +408,7 @@ def read_steps(
         ConfigurationError: The URL cannot be read, or the extra for its database is not installed.
         LedgerError: When it is iterated: there is no such ledger, or it cannot be read.
     """
-    if is_url(ledger):
-        address = _address(ledger)
-        from ._postgres import reader as database  # noqa: PLC0415 -- it needs an extra
-
-        return database.steps(address, account, batch, key)
-    from ._sqlite import reader  # noqa: PLC0415 -- many sessions have no file
-
-    return reader.read_steps(ledger, batch=batch, key=key)
+    return _reader(ledger, account).steps(batch, key)
 
 
 @hides_arguments
@@ -407,14 +424,7 @@ def read_identity(ledger: str | os.PathLike[str], batch: str, *, account: str = 
         ConfigurationError: The URL cannot be parsed, or the extra for its database is not installed.
         LedgerError: There is no such ledger, or it cannot be read.
     """
-    if is_url(ledger):
-        address = _address(ledger)
-        from ._postgres import reader as database  # noqa: PLC0415 -- it needs an extra
-
-        return database.identity(address, account, batch)
-    from ._sqlite import reader  # noqa: PLC0415 -- many sessions have no file
-
-    return reader.read_identity(ledger, batch)
+    return _reader(ledger, account).identity(batch)
 
 
 @hides_arguments
@@ -429,14 +439,7 @@ def read_batches(ledger: str | os.PathLike[str], *, account: str = "default") ->
         ConfigurationError: The URL cannot be parsed, or the extra for its database is not installed.
         LedgerError: There is no such ledger, or it cannot be read.
     """
-    if is_url(ledger):
-        address = _address(ledger)
-        from ._postgres import reader as database  # noqa: PLC0415 -- it needs an extra
-
-        return database.batches(address, account)
-    from ._sqlite import reader  # noqa: PLC0415 -- many sessions have no file
-
-    return reader.read_batches(ledger)
+    return _reader(ledger, account).batches()
 
 
 @hides_arguments
@@ -451,14 +454,7 @@ def read_marks(ledger: str | os.PathLike[str], *, account: str = "default") -> d
         ConfigurationError: The URL cannot be parsed, or the extra for its database is not installed.
         LedgerError: There is no such ledger, or it cannot be read.
     """
-    if is_url(ledger):
-        address = _address(ledger)
-        from ._postgres import reader as database  # noqa: PLC0415 -- it needs an extra
-
-        return database.marks(address, account)
-    from ._sqlite import reader  # noqa: PLC0415 -- many sessions have no file
-
-    return reader.read_marks(ledger)
+    return _reader(ledger, account).marks()
 
 
 def ledger_identity(ledger: Ledger) -> object:
@@ -489,15 +485,20 @@ def is_url(ledger: object) -> TypeGuard[str]:
     return "://" in ledger
 
 
-def _address(url: str) -> Address:
-    """Return the address of a database.
+def _reader(ledger: str | os.PathLike[str], account: str) -> FileReader | DatabaseReader:
+    """Return the reader of a ledger.
 
     Raises:
         ConfigurationError: The URL cannot be parsed, or the extra for its database is not installed.
     """
-    with _driver(url):
+    if not is_url(ledger):
+        from ._sqlite.reader import FileReader  # noqa: PLC0415 -- many sessions have no file
+
+        return FileReader(ledger)
+    with _driver(ledger):
         from ._postgres.connection import Address  # noqa: PLC0415 -- it needs an extra
-    return Address(url)
+        from ._postgres.reader import DatabaseReader  # noqa: PLC0415 -- it needs an extra
+    return DatabaseReader(Address(ledger), account)
 
 
 @contextmanager

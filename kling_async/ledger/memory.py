@@ -6,7 +6,7 @@ from collections import OrderedDict
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from kling_async._core.content import Content, Identity, checked_identity
+from kling_async._core.content import Content, Identity, checked_identity, recorded_content
 from kling_async._core.states import Known, Row, State
 from kling_async.errors import KeyReusedError, LedgerError
 
@@ -56,6 +56,8 @@ class MemoryLedger:
                 job=content.text,
                 files=content.files,
                 labels=content.labels,
+                caller=content.caller,
+                priority=content.priority,
             )
             self._rows[batch, key] = row
         elif row.digest != content.digest:
@@ -78,7 +80,7 @@ class MemoryLedger:
     async def find(self, batch: str, key: str) -> tuple[Row, Content] | None:
         """Return the row of a job that is under way, or None."""
         row = self._rows.get((batch, key))
-        return None if row is None else (row, Content(row.job or "", row.files, labels=row.labels))
+        return None if row is None else (row, recorded_content(row))
 
     async def owner(self, prediction_id: str) -> Row | None:
         """Return None: ended jobs are forgotten."""
@@ -131,9 +133,9 @@ class MemoryLedger:
         """Return the keys of a batch's jobs under way in these states."""
         return [row.key for row in await self.rows(states) if row.batch == batch]
 
-    async def spent(self, batch: str | None) -> Decimal:
+    async def spent(self, batch: str | None, *, caller: str | None = None) -> Decimal:
         """Return 0: there was no earlier process."""
-        del batch
+        del batch, caller
         return Decimal(0)
 
     async def uploaded(self, digest: str, now: float) -> str | None:

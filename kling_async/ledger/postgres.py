@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from kling_async._core.content import Content, Identity, checked_identity
+from kling_async._core.content import Content, Identity, checked_identity, recorded_content
 from kling_async._core.frames import hides_arguments
 from kling_async._core.sender import Sender
 from kling_async._core.states import ENDED, RELEASED, SENDABLE, Entry, Known, Row, State
@@ -20,6 +20,7 @@ from kling_async.errors import ConfigurationError, KeyReusedError, LedgerError
 
 from ._columns import check_names, restored_identity, restored_names, storable, stored_names
 from ._postgres import edits, statements, tables
+from ._postgres.claims import alike, claim_fairly
 from ._postgres.connection import Address, Connection, fetch
 from ._postgres.lease import WorkerLease
 from ._postgres.notifications import encode, notify
@@ -28,7 +29,7 @@ from ._postgres.statements import Line, keeps_slot, line_of, storable_text
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from kling_async._core.budget import Cap
     from kling_async._core.catalogue import Level
@@ -261,7 +262,7 @@ class PostgresLedger:
         if not found:
             return None
         row = line_of(found[0]).row
-        return row, Content(row.job or "", row.files, labels=row.labels)
+        return row, recorded_content(row)
 
     async def owner(self, prediction_id: str) -> Row | None:
         """Return the row of the job that the prediction is of, or None."""
@@ -321,9 +322,9 @@ class PostgresLedger:
         values = [self.account, batch, [state.value for state in states]]
         return [key for (key,) in await self._queue.read(statements.KEYS, values)]
 
-    async def spent(self, batch: str | None) -> Decimal:
+    async def spent(self, batch: str | None, *, caller: str | None = None) -> Decimal:
         """Return the USD that a batch, or everything, has cost so far by the price list, less what was given back."""
-        ((spent,),) = await self._queue.read(statements.SPENT, [self.account, batch])
+        ((spent,),) = await self._queue.read(statements.SPENT, [self.account, batch, caller])
         return spent or Decimal(0)
 
     async def uploaded(self, digest: str, now: float) -> str | None:
@@ -449,7 +450,14 @@ class PostgresLedger:
         await self._listener.wait(news)
 
     async def take(
-        self, limit: int, level: Level, *, unsaved: bool = False, failures: int = 0, senders: Iterable[str] = ()
+        self,
+        limit: int,
+        level: Level,
+        *,
+        unsaved: bool = False,
+        failures: int = 0,
+        senders: Iterable[str] = (),
+        callers: Callable[[str], tuple[float, int | None]] = alike,
     ) -> list[tuple[Row, Content]]:
         """Claim jobs for a worker: unowned ones that run or are in doubt, and new ones as far as they may start.
 
@@ -460,6 +468,7 @@ class PostgresLedger:
             level: Limits of the account, for all of its workers together.
             unsaved: Claim completed jobs whose videos are not saved, too.
             failures: Claim jobs, too, of which at most so many predictions failed by the service's own fault.
+            callers: Returns the weight of a caller, and the number of slots that it may have, None for no limit.
             senders: Ids of the senders whose running and doubtful jobs to claim, besides those whose sender was not
                 recorded: other accounts could neither read nor settle them.
         """
@@ -483,13 +492,16 @@ class PostgresLedger:
                 found += await fetch(connection, query, {**mine, "limit": limit - len(found)})
             if len(found) < limit:
                 await fetch(connection, statements.LOCK_ACCOUNT, [self.account])
-                found += await fetch(connection, statements.CLAIM, {**mine, "limit": limit - len(found)})
+                found += await claim_fairly(connection, mine, limit - len(found), callers)
             lines = sorted((line_of(line) for line in found), key=lambda line: line.id)
             texts = await fetch(connection, statements.CONTENT, [[line.id for line in lines]])
             return lines, {id_: Content(text, files, labels=labels) for id_, text, files, labels in texts}
 
         lines, content = await self._queue.ask(lambda future: WorkRequest(future, work, hold))
-        return [(line.row, content[line.id]) for line in lines]
+        return [
+            (line.row, attrs.evolve(content[line.id], caller=line.row.caller, priority=line.row.priority))
+            for line in lines
+        ]
 
     def give_back(
         self, batch: str, key: str, *, running: bool = False, again: float | None = None, error: str | None = None
@@ -559,6 +571,8 @@ class PostgresLedger:
                     await fetch(connection, statements.RENEW_TEXTS, values)
                 if any(content.labels is not None for content, _, _ in some.values()):
                     await fetch(connection, statements.RENEW_LABELS, values)
+                if any(content.caller or content.priority for content, _, _ in some.values()):
+                    await fetch(connection, statements.RENEW_CALLERS, values)
                 conflicts = await fetch(connection, statements.CONFLICTS, values)
                 if conflicts:
                     raise KeyReusedError(conflicts[0][0])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from kling_async._core.content import Content, Identity, checked_identity
+from kling_async._core.content import Content, Identity, checked_identity, recorded_content
 from kling_async._core.copies import changed
 from kling_async._core.sender import Sender
 from kling_async._core.states import ENDED, Known, Row, State
@@ -106,8 +106,18 @@ class SQLiteLedger:
             if batch not in self._identities:
                 self._identity(connection, batch)
             row = self._rows.get((batch, key))
-            if row is None and connection.execute(statements.INSERT, (batch, key, digest, model, at)).rowcount:
-                row = Row(batch=batch, key=key, digest=digest, model=model, state=State.PENDING, updated_at=at)
+            new = (batch, key, digest, model, at, content.caller, content.priority)
+            if row is None and connection.execute(statements.INSERT, new).rowcount:
+                row = Row(
+                    batch=batch,
+                    key=key,
+                    digest=digest,
+                    model=model,
+                    state=State.PENDING,
+                    updated_at=at,
+                    caller=content.caller,
+                    priority=content.priority,
+                )
                 step = (batch, key, row.state.value, at, row.attempt, None, None)
                 self._put_content(batch, key, content)
                 self._deferred[statements.INSERT_STEP].append(step)
@@ -120,6 +130,11 @@ class SQLiteLedger:
                 self._put_content(batch, key, content)
             elif content.labels is not None:
                 connection.execute(statements.RENEW_LABELS, (content.labels, batch, key, content.labels))
+            caller, priority = content.caller, content.priority
+            if (caller or priority) and (caller, priority) != (row.caller, row.priority):
+                # The latest counts, as with labels; a job given without them keeps what it has.
+                connection.execute(statements.update(("caller", "priority")), (caller, priority, batch, key))
+                row = self._rows[batch, key] = attrs.evolve(row, caller=caller, priority=priority)
             return row
 
         claimed: Row = await self._ask(work)
@@ -173,7 +188,7 @@ class SQLiteLedger:
         if found is None:
             return None
         row = read_row(found)
-        return row, Content(row.job or "", row.files, labels=row.labels)
+        return row, recorded_content(row)
 
     async def owner(self, prediction_id: str) -> Row | None:
         """Return the row of the job that the prediction is of, or None."""
@@ -248,11 +263,14 @@ class SQLiteLedger:
         )
         return keys
 
-    async def spent(self, batch: str | None) -> Decimal:
+    async def spent(self, batch: str | None, *, caller: str | None = None) -> Decimal:
         """Return the USD that a batch, or everything, has cost so far by the price list, less what was given back."""
 
         def work(connection: sqlite3.Connection) -> Decimal:
-            amounts = connection.execute(statements.AMOUNTS, (batch,)).fetchall()
+            query, values = (
+                (statements.AMOUNTS, (batch,)) if caller is None else (statements.AMOUNTS_OF, (caller, batch))
+            )
+            amounts = connection.execute(query, values).fetchall()
             return sum(
                 (count * (Decimal(spent or 0) - Decimal(refunded or 0)) for spent, refunded, count in amounts),
                 Decimal(0),

@@ -8,21 +8,26 @@ Three limits with three names: a `RateLimiter` bounds *starts per time*, the ses
 
 from __future__ import annotations
 
+from .callers import CallerLimits, Callers
 from .capacity import Capacity
 from .gate import Gate
 from .pause import Pause
 from .protocol import ListeningRateLimiter, RateLimiter
+from .ready import Place
 from .refusal import Limit, which_limit
 from .slots import Slot, Slots
 from .window import NoLimit, StartsPerWindow
 
 __all__ = [
+    "CallerLimits",
+    "Callers",
     "Capacity",
     "Gate",
     "Limit",
     "ListeningRateLimiter",
     "NoLimit",
     "Pause",
+    "Place",
     "RateLimiter",
     "Slot",
     "Slots",

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from kling_async.errors import SessionClosedError
 
+from .callers import Callers
 from .capacity import Capacity
 from .doubts import DoubtWindow
+from .ready import ANYWHERE, Place, ReadyQueue
 from .refusal import Limit
 
 if TYPE_CHECKING:
@@ -27,15 +28,17 @@ class Slot:
     It is released when the prediction ends, not when its caller stops waiting.
 
     Attributes:
+        caller: Name of the caller who has it; empty for nobody in particular.
         running: Whether the service accepted its prediction.
         doubtful: Whether its submit is in doubt, and being settled.
         round: Number of the refusal round in which it was last admitted.
     """
 
-    __slots__ = ("_slots", "doubtful", "round", "running")
+    __slots__ = ("_slots", "caller", "doubtful", "round", "running")
 
-    def __init__(self, slots: Slots | None) -> None:
+    def __init__(self, slots: Slots | None, caller: str = "") -> None:
         self._slots = slots
+        self.caller = caller
         self.running = False
         self.doubtful = False
         self.round = 0
@@ -80,32 +83,35 @@ class Slot:
 
 
 class Slots:
-    """Slots of a session, first come, first served, shared by every `generate` and every batch.
+    """Slots of a session, shared by every `generate` and every batch.
 
-    A refused job keeps its slot and is sent again before all others; while it waits, its slot does not count. When the
-    capacity shrinks, running predictions are not affected.
+    They go round the callers by weight, and to each caller's jobs by priority, then first come, first served. A refused
+    job keeps its slot and is sent again before all others; while it waits, its slot does not count. When the capacity
+    shrinks, running predictions are not affected.
 
     Args:
         ceiling: Maximum number of slots.
         adaptive: Whether their number shrinks while the service refuses jobs because too many run.
+        callers: Weights and limits of the callers. Default: all are equal, without limits.
 
     Attributes:
         adaptive: The argument `adaptive`.
         doubts: Bound on submits whose replies are lost.
     """
 
-    def __init__(self, ceiling: int, *, adaptive: bool = True) -> None:
+    def __init__(self, ceiling: int, *, adaptive: bool = True, callers: Callers | None = None) -> None:
         self.adaptive = adaptive
+        self._callers = callers = Callers() if callers is None else callers
         self._capacity = Capacity(ceiling, adaptive=adaptive)
         self.doubts = DoubtWindow()
         self._taken = 0
-        # In order of arrival. anyio.CapacityLimiter cannot serve refused jobs first, and is slower.
-        self._waiting: OrderedDict[Slot, asyncio.Future[None]] = OrderedDict()
+        # anyio.CapacityLimiter knows no callers, cannot serve refused jobs first, and is slower.
+        self._waiting: ReadyQueue[asyncio.Future[None]] = ReadyQueue(callers.weight, callers.may_take)
         self._refused: dict[Slot, anyio.Event] = {}
         # Jobs that upload pictures, or have done so and wait for a slot; and those that wait to do so.
         self._preparing = 0
         self._ahead = 0
-        self._to_prepare: OrderedDict[asyncio.Future[None], None] = OrderedDict()
+        self._to_prepare: ReadyQueue[asyncio.Future[None]] = ReadyQueue(callers.weight, callers.may_prepare)
         self._running = 0
         self._round = 0
         self._closed = False
@@ -140,45 +146,68 @@ class Slots:
         if self._waiting or self._taken - len(self._refused) >= self._capacity.total:
             # More run than is allowed now, since the level was lowered: the surplus is watched and not counted.
             return Slot(None)
-        self._taken += 1
         slot = Slot(self)
+        self._take(slot.caller)
         slot.mark_running()
         return slot
 
+    def check_queue(self, caller: str, **about: Any) -> None:
+        """Raise if a caller may have no more jobs that wait for a slot, or to be prepared for one.
+
+        Args:
+            caller: Name of the caller.
+            about: The job, its key and `retry_after`, for the error.
+
+        Raises:
+            CallerLimitError: As many wait as may.
+        """
+        waiting = self._waiting.waiting(caller) + self._to_prepare.waiting(caller)
+        self._callers.check_queue(caller, waiting, **about)
+
     @contextlib.asynccontextmanager
-    async def preparation(self, ahead: int) -> AsyncIterator[None]:
+    async def preparation(self, ahead: int, place: Place = ANYWHERE) -> AsyncIterator[None]:
         """Wait until a job is among the next to start; the body prepares it and acquires its slot.
 
         Args:
             ahead: Number of jobs that may be prepared besides those for which slots are free.
+            place: Place of the job among those that wait.
 
         Raises:
             SessionClosedError: The session was closed meanwhile.
         """
         self._ahead = ahead
-        if self._to_prepare or not self._has_room_ahead():
+        if not self._closed and not self._can_prepare(place.caller):
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._to_prepare[turn] = None
+            self._to_prepare.push(turn, place)
+            # All who waited before may be at limits of their own.
+            self._admit_ahead()
             try:
                 await turn
             except BaseException:
-                if turn in self._to_prepare:
-                    del self._to_prepare[turn]
-                elif not turn.cancelled():
-                    self._end_preparation()
+                if not self._to_prepare.discard(turn) and not turn.cancelled():
+                    self._end_preparation(place.caller)
                 raise
         else:
-            self._preparing += 1
+            self._begin_preparation(place.caller)
         try:
             if self._closed:
                 raise SessionClosedError("the session closed before the job was prepared, nothing was sent")
             yield
         finally:
-            self._end_preparation()
+            self._end_preparation(place.caller)
 
-    def _end_preparation(self) -> None:
+    def _begin_preparation(self, caller: str) -> None:
+        self._preparing += 1
+        self._callers.begin_preparation(caller)
+
+    def _end_preparation(self, caller: str) -> None:
         self._preparing -= 1
+        self._callers.end_preparation(caller)
+        self._to_prepare.unpark(caller)
         self._admit_ahead()
+
+    def _can_prepare(self, caller: str) -> bool:
+        return not self._to_prepare and self._has_room_ahead() and self._callers.may_prepare(caller)
 
     def _has_room_ahead(self) -> bool:
         free = self._capacity.total - (self._taken - len(self._refused))
@@ -186,26 +215,41 @@ class Slots:
 
     def _admit_ahead(self) -> None:
         """Wake as many jobs that wait to be prepared as there is room for."""
-        while self._to_prepare and self._has_room_ahead():
-            turn, _ = self._to_prepare.popitem(last=False)
+        if self._closed:
+            for turn, caller in self._to_prepare.clear():
+                if not turn.done():
+                    self._begin_preparation(caller)
+                    turn.set_result(None)
+        while self._to_prepare and self._has_room_ahead() and (granted := self._to_prepare.pop()) is not None:
+            turn, caller = granted
             if not turn.done():
-                self._preparing += 1
+                self._begin_preparation(caller)
                 turn.set_result(None)
 
-    async def acquire(self) -> Slot:
-        """Wait for a slot and return it."""
-        slot = Slot(self)
-        if self._waiting or not self._has_room():
-            turn = self._waiting[slot] = asyncio.get_running_loop().create_future()
+    async def acquire(self, place: Place = ANYWHERE) -> Slot:
+        """Wait for a slot and return it.
+
+        Args:
+            place: Place of the job among those that wait.
+
+        Raises:
+            SessionClosedError: The session was closed meanwhile.
+        """
+        slot = Slot(self, place.caller)
+        if not self._closed and not self._can_start(place.caller):
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.push(turn, place)
+            # All who waited before may be at limits of their own.
+            self._admit()
             try:
                 await turn
             except BaseException:
-                if self._waiting.pop(slot, None) is None and not turn.cancelled():
+                if not self._waiting.discard(turn) and not turn.cancelled():
                     # It had been admitted.
                     slot.release()
                 raise
         else:
-            self._taken += 1
+            self._take(place.caller)
         if self._closed:
             slot.release()
             raise SessionClosedError("the session closed while the job was waiting for a slot, nothing was sent")
@@ -215,8 +259,8 @@ class Slots:
     def close(self) -> None:
         """Wake all waiters; they raise `SessionClosedError`."""
         self._closed = True
-        while self._waiting:
-            self._admit_next()
+        for turn, caller in self._waiting.clear():
+            self._wake(turn, caller)
         for event in self._refused.values():
             event.set()
         self._admit_ahead()
@@ -290,6 +334,9 @@ class Slots:
         if slot.running:
             self._running -= 1
         self._taken -= 1
+        self._callers.give_back(slot.caller)
+        self._waiting.unpark(slot.caller)
+        self._to_prepare.unpark(slot.caller)
         self._admit()
 
     def _admit(self) -> None:
@@ -300,18 +347,24 @@ class Slots:
             first = next(iter(self._refused))
             first.round = self._round
             self._refused.pop(first).set()
-        while self._waiting and self._has_room():
-            self._admit_next()
+        while self._waiting and self._has_room() and (granted := self._waiting.pop()) is not None:
+            self._wake(*granted)
         self._admit_ahead()
+
+    def _can_start(self, caller: str) -> bool:
+        return not self._waiting and self._has_room() and self._callers.may_take(caller)
 
     def _has_room(self) -> bool:
         """Return whether one more job may be sent; refused jobs do not count while they wait."""
         answered = self._running + self.doubts.pending
         return self._closed or self._taken - len(self._refused) < self._capacity.allowed(answered)
 
-    def _admit_next(self) -> None:
-        """Give a slot to the first waiter, unless it was just cancelled."""
-        _, turn = self._waiting.popitem(last=False)
+    def _wake(self, turn: asyncio.Future[None], caller: str) -> None:
+        """Give a slot to a waiter, unless it was just cancelled."""
         if not turn.done():
-            self._taken += 1
+            self._take(caller)
             turn.set_result(None)
+
+    def _take(self, caller: str) -> None:
+        self._taken += 1
+        self._callers.take(caller)

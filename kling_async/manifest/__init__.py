@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import AsyncGenerator, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
@@ -28,6 +28,7 @@ import anyio.to_thread
 import attrs
 
 from kling_async._core.catalogue import Model
+from kling_async._core.picture_names import UniqueNames
 from kling_async._core.prices import Certainty, Kind, Price
 from kling_async._images.preflight import require_pillow
 from kling_async.errors import ManifestError, Problem, RowProblem
@@ -74,8 +75,9 @@ class Manifest:
     _common: Mapping[str, object] = attrs.field(repr=False, alias="common")
     _fit: bool = attrs.field(repr=False, alias="fit")
     _own_models: Mapping[str, Model] = attrs.field(repr=False, alias="own_models")
-    _cautions: Mapping[tuple[str, Problem], int] = attrs.field(repr=False, alias="cautions")
+    _cautions: Mapping[tuple[str, bool, Problem], int] = attrs.field(repr=False, alias="cautions")
     _skipped: Collection[int] = attrs.field(repr=False, alias="skipped")
+    _unique_names: UniqueNames = attrs.field(repr=False, alias="unique_names")
 
     def __len__(self) -> int:
         return sum(self.kinds.values())
@@ -84,6 +86,11 @@ class Manifest:
     def skipped(self) -> int:
         """Number of rows that `skip_invalid` leaves out."""
         return len(self._skipped)
+
+    @property
+    def unique_names(self) -> UniqueNames:
+        """Names of pictures that no other row has, as its picture's or as its key."""
+        return self._unique_names
 
     def __iter__(self) -> Iterator[Keyed]:
         """Yield key and job of every row. Rows are checked again, since files may have changed.
@@ -130,9 +137,16 @@ class Manifest:
                 certainty = max(certainty, each.certainty, key=lambda known: known.rank)
         return Price(total, certainty)
 
-    def cautions(self, provider: str = "wavespeed") -> dict[Problem, int]:
-        """Return what may not be as expected at a provider, and is not refused, with the number of rows."""
-        return {caution: rows for (name, caution), rows in self._cautions.items() if name == provider}
+    def cautions(self, provider: str = "wavespeed", *, local: bool = False) -> dict[Problem, int]:
+        """Return what may not be as expected at a provider, and is not refused, with the number of rows.
+
+        Args:
+            provider: Name of the provider.
+            local: It is an emulator on this machine, which reaches pictures that the real one does not.
+        """
+        return {
+            caution: rows for (name, at, caution), rows in self._cautions.items() if (name, at) == (provider, local)
+        }
 
     async def __aiter__(self) -> AsyncGenerator[Keyed, None]:
         """Yield key and job of every row, read in a worker thread so that the event loop is not blocked."""
@@ -143,6 +157,26 @@ class Manifest:
                     yield item
         finally:
             cast("Generator[Keyed, None, None]", items).close()
+
+
+@attrs.frozen
+class LookedUp:
+    """Rows of a manifest for a batch that is not to look them up in its ledger first, since that was done.
+
+    Attributes:
+        manifest: The manifest.
+    """
+
+    manifest: Manifest
+
+    @property
+    def unique_names(self) -> UniqueNames:
+        """Names of pictures that no other row has."""
+        return self.manifest.unique_names
+
+    def __aiter__(self) -> AsyncIterator[Keyed]:
+        """Yield key and job of every row."""
+        return aiter(self.manifest)
 
 
 def read_manifest(
@@ -273,6 +307,7 @@ def _checked(
         own_models=models,
         cautions=found.cautions,
         skipped=found.skipped,
+        unique_names=found.unique_names,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import os
 import zlib
 from typing import IO, TYPE_CHECKING, Final, cast
 
@@ -55,11 +56,15 @@ def as_utf8(file: IO[bytes]) -> IO[bytes]:
     file.seek(0)
     encoding = _encoding(head)
     if encoding is not None:
-        decode = codecs.getincrementaldecoder(encoding)(errors="replace").decode
-        return _Changed.of(file, lambda chunk: decode(chunk, final=not chunk).replace("\r\n", "\n").encode())
+
+        def decoded() -> Callable[[bytes], bytes]:
+            decode = codecs.getincrementaldecoder(encoding)(errors="replace").decode
+            return lambda chunk: decode(chunk, final=not chunk).replace("\r\n", "\n").encode()
+
+        return _Changed.of(file, decoded)
     if b"\r" in head and b"\n" not in head:
         # Line ends of old versions of Excel for the Mac.
-        return _Changed.of(file, lambda chunk: chunk.replace(b"\r", b"\n"))
+        return _Changed.of(file, lambda: lambda chunk: chunk.replace(b"\r", b"\n"))
     return file
 
 
@@ -75,20 +80,38 @@ def _encoding(head: bytes) -> str | None:
 
 
 class _Changed(io.RawIOBase):
-    """A file whose content is changed chunk by chunk while it is read."""
+    """A file whose content is changed chunk by chunk while it is read, and that can be read again from its beginning.
 
-    def __init__(self, file: IO[bytes], change: Callable[[bytes], bytes]) -> None:
+    Args:
+        file: The file.
+        begin: Returns what changes the chunks, from the first.
+    """
+
+    def __init__(self, file: IO[bytes], begin: Callable[[], Callable[[bytes], bytes]]) -> None:
         self._file = file
-        self._change = change
+        self._begin = begin
+        self._change = begin()
         self._rest = b""
+        self._position = 0
 
     @classmethod
-    def of(cls, file: IO[bytes], change: Callable[[bytes], bytes]) -> IO[bytes]:
+    def of(cls, file: IO[bytes], change: Callable[[], Callable[[bytes], bytes]]) -> IO[bytes]:
         """Return such a file, buffered."""
         return io.BufferedReader(cls(file, change), _CHUNK_BYTES)
 
     def readable(self) -> bool:
         return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        if (offset, whence) == (0, os.SEEK_SET):
+            self._file.seek(0)
+            self._change, self._rest, self._position = self._begin(), b"", 0
+        elif (offset, whence) != (0, os.SEEK_CUR):
+            raise io.UnsupportedOperation("it can be read from its beginning alone")
+        return self._position
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         view = memoryview(buffer).cast("B")
@@ -99,4 +122,5 @@ class _Changed(io.RawIOBase):
                 break
         size = min(len(view), len(self._rest))
         view[:size], self._rest = self._rest[:size], self._rest[size:]
+        self._position += size
         return size

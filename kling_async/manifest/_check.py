@@ -19,6 +19,7 @@ from kling_async._core.job import IMAGES, TREES, Job, JobFields
 from kling_async._core.job_key import key_or_problem
 from kling_async._core.job_validation import IMAGE_LISTS
 from kling_async._core.media import ACCEPTED_IMAGE_TYPES, MAX_IMAGE_BYTES, FileFacts, ImageFacts
+from kling_async._core.picture_names import NameCounter, UniqueNames, picture_name
 from kling_async._core.prices import Kind
 from kling_async._images.inspection import inspect
 from kling_async._images.preflight import preflight
@@ -56,18 +57,21 @@ class Findings:
         warnings: Properties of images that the service may not accept.
         kinds: Number of rows of each kind.
         models: Catalogue entries of the models, by id.
-        cautions: Number of rows for which something may not be as expected at a provider, by provider and message.
+        cautions: Number of rows for which something may not be as expected at a provider, by provider, whether it is
+            an emulator on this machine, and message.
         skipped: Positions of the rows that are left out.
         columns: Names under which other columns travel along.
+        unique_names: Names of pictures that no other row has, as its picture's or as its key.
     """
 
     problems: list[RowProblem] = attrs.field(factory=list)
     warnings: list[RowProblem] = attrs.field(factory=list)
     kinds: Counter[Kind] = attrs.field(factory=Counter)
     models: dict[str, Model] = attrs.field(factory=dict)
-    cautions: Counter[tuple[str, Problem]] = attrs.field(factory=Counter)
+    cautions: Counter[tuple[str, bool, Problem]] = attrs.field(factory=Counter)
     skipped: set[int] = attrs.field(factory=set)
     columns: dict[str, None] = attrs.field(factory=dict)
+    unique_names: UniqueNames = attrs.field(factory=UniqueNames)
 
     _cautious: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
     """Providers of each model that jobs may have cautions at."""
@@ -90,8 +94,9 @@ class Findings:
         shown = [Problem(place, said) for place, each in facts.items() for said in each.cautions if not fit]
         everywhere = shown or job.own_row is not None or job.picture_cautions(fit=fit)
         for provider in job.row.providers if everywhere else self._cautious[job.model]:
-            for caution in (*job.cautions(provider, fit=fit), *shown):
-                self.cautions[provider, caution] += times
+            for local in (False, True):
+                for caution in (*job.cautions(provider, fit=fit, local=local), *shown):
+                    self.cautions[provider, local, caution] += times
 
 
 MAX_PROBLEMS: Final = 10_000
@@ -129,7 +134,7 @@ def check_rows(
     """
     findings = Findings()
     _check_common(source, {**common, "model": _model(common["model"], models)} if "model" in common else common)
-    keys = _Keys()
+    keys, names = _Keys(), NameCounter()
     check = functools.lru_cache(_MAX_CACHED_FILE_CHECKS)(functools.partial(check_file, fit=fit))
     with closing(source.rows()) as rows:
         for row in rows:
@@ -143,6 +148,7 @@ def check_rows(
             key = found[0] if isinstance(found, tuple) else _key_of(row)
             if key is not None:
                 keys.add(key, row.line)
+            names.add(key or picture_name(row.fields.get("image", common.get("image"))))
             if isinstance(found, tuple):
                 warnings = (Problem(place, said) for place, known in facts.items() for said in known.warnings)
                 findings.warnings += (located(source, row, warning) for warning in warnings)
@@ -166,6 +172,7 @@ def check_rows(
                 findings.add(again[1], facts, fit=fit, times=-1)
     findings.kinds = +findings.kinds
     findings.cautions = +findings.cautions
+    findings.unique_names = names.unique()
     # Problems of a folder have no lines and are in its order already.
     findings.problems.sort(key=lambda problem: problem.line or 0)
     return findings
@@ -344,9 +351,12 @@ def _converted(content: bytes) -> bytes:
     rotated = facts.turned and facts.type == "image/jpeg"
     if facts.type in ACCEPTED_IMAGE_TYPES and facts.bytes <= MAX_IMAGE_BYTES and not rotated:
         return content
-    from kling_async._images.convert import convert  # noqa: PLC0415 -- Pillow is an extra
+    # Imported here: Pillow is an extra.
+    from kling_async._core.former_pictures import MAX_FORMER_PIXELS, former_bytes, with_former  # noqa: PLC0415 -- see above
+    from kling_async._images.convert import convert  # noqa: PLC0415 -- see above
 
-    return convert(content)
+    rules = (1, 2) if facts.width * facts.height <= MAX_FORMER_PIXELS else ()
+    return with_former(convert(content), {rule: former_bytes(content, rule) for rule in rules})
 
 
 def _key_of(row: Row) -> str | None:

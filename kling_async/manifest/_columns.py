@@ -52,6 +52,8 @@ _OF_SERVICES: Final = frozenset(
 _INDEX: Final = re.compile(r"__index_level_\d+__|Unnamed: 0")
 """Columns that pandas makes of a row's number."""
 _NAMES: Final = sorted(FIELDS - {NOTE})
+INPUT: Final = "extra."
+"""Beginning of the names of columns that are one input of `extra`, such as `extra.video`."""
 _MAIN: Final = ("prompt", "image", "duration", "model")
 _MAX_LISTED: Final = 12
 _MAX_SHAPES: Final = 256
@@ -67,12 +69,24 @@ class Resolved:
         labels: Names under which the other columns travel along, by the names of the columns.
         problems: Problems of single columns.
         exact: True if every column has the name of its field.
+        nested: True if columns are single inputs of `extra`.
+        meant: Fields that misspelt columns may mean, which are problems.
     """
 
     fields: Mapping[str, str]
     labels: Mapping[str, str]
     problems: tuple[Problem, ...]
     exact: bool
+    nested: bool = False
+    meant: frozenset[str] = frozenset()
+
+    def row(
+        self, line: int, fields: dict[str, object], labels: dict[str, object], problems: tuple[Problem, ...]
+    ) -> Row:
+        """Return a row of values by fields and labels; single inputs of `extra` become one field."""
+        if self.nested:
+            problems += _nest(fields)
+        return Row(line, fields, problems, labels=labels)
 
 
 class Columns:
@@ -90,7 +104,7 @@ class Columns:
         self._given = dict(given or {})
         self._common = common or {}
         for field, column in self._given.items():
-            near = None if field in FIELDS or field == column else _near(field)
+            near = None if _is_field(field) or field == column else _near(field)
             if near is not None:
                 raise ConfigurationError(
                     f"columns: expected FIELD=COLUMN, got {field}={column}; did you mean {near}={column}?",
@@ -109,11 +123,11 @@ class Columns:
             for field, column in self._given.items()
             if _normal(column) not in {_normal(name) for name in names}
         )
-        if not problems:
-            problems += (
-                Problem(field, f"no column is {field}; the columns are {found}: name it, as in --column {field}=COLUMN")
-                for field in self._missing(resolved.fields.values())
-            )
+        named = {*resolved.fields.values(), *resolved.meant, *self._given}
+        problems += (
+            Problem(field, f"no column is {field}; the columns are {found}: name it, as in --column {field}=COLUMN")
+            for field in self._missing(named)
+        )
         return resolved, tuple(problems)
 
     def row(self, line: int, values: Mapping[str, object]) -> Row:
@@ -123,16 +137,13 @@ class Columns:
             if _PLAIN.issuperset(map(type, values.values())):
                 return Row(line, values)
             return Row(line, {name: plain(name, value) for name, value in values.items()})
-        return Row(
-            line,
-            {field: plain(field, values[name]) for name, field in resolved.fields.items()},
-            resolved.problems,
-            labels={
-                label: value
-                for name, label in resolved.labels.items()
-                if (value := plain("", values[name])) is not None and value != ""
-            },
-        )
+        fields = {field: plain(field, values[name]) for name, field in resolved.fields.items()}
+        labels = {
+            label: value
+            for name, label in resolved.labels.items()
+            if (value := plain("", values[name])) is not None and value != ""
+        }
+        return resolved.row(line, fields, labels, resolved.problems)
 
     def _resolve(self, names: tuple[str, ...]) -> Resolved:
         columns = {name: _normal(name) for name in names if name and not _INDEX.fullmatch(name)}
@@ -142,8 +153,11 @@ class Columns:
             for column in columns
             if column == wanted or (wanted not in columns and columns[column] == _normal(wanted))
         }
-        fields = {column: field for column, field in given.items() if field in FIELDS}
-        labels = {column: field for column, field in given.items() if field not in FIELDS}
+        fields = {column: field for column, field in given.items() if _is_field(field)}
+        labels = {column: field for column, field in given.items() if not _is_field(field)}
+        for name in columns:
+            if name not in given and len(name) > len(INPUT) and name.lower().startswith(INPUT):
+                fields[name] = INPUT + name[len(INPUT) :]
         # First the fields' own names, then their own names as people write them, then their other names.
         for meaning in (dict(zip(columns, columns, strict=True)), columns, _aliases(columns)):
             taken = set(fields.values())
@@ -158,16 +172,20 @@ class Columns:
             for field, same in _grouped(fields)
             if len(same) > 1
         ]
+        meant: set[str] = set()
         for column, name in columns.items():
             if column in fields or column in labels:
                 continue
-            problem = _unknown(column, name, set(fields.values()))
+            near = None if name in _OF_SERVICES else _near(name, set(fields.values()))
+            problem = _unknown(column, name, near)
             if problem:
                 problems.append(Problem(column, problem))
+                meant.update([near] if near else [])
             else:
                 labels[column] = column
         exact = not problems and not labels and len(fields) == len(names) and all(c == f for c, f in fields.items())
-        return Resolved(fields, labels, tuple(problems), exact)
+        nested = any(field.startswith(INPUT) for field in fields.values())
+        return Resolved(fields, labels, tuple(problems), exact and not nested, nested, frozenset(meant))
 
     def _missing(self, present: Iterable[str]) -> list[str]:
         """Return the fields that every row lacks, as far as the header tells."""
@@ -177,7 +195,7 @@ class Columns:
         probe: dict[str, object] = {**self._common}
         probe |= {name: Path() for name in ("image", "end_image") if name in mapped}
         probe |= {name: "x" for name in ("prompt",) if name in mapped}
-        if mapped & {"multi_prompt", "images", "keyframes", "extra"}:
+        if mapped & {"multi_prompt", "images", "keyframes", "extra"} or any(one.startswith(INPUT) for one in mapped):
             return []
         try:
             Job(**cast("JobFields", probe))
@@ -185,6 +203,36 @@ class Columns:
             needed = {problem.path for problem in error.problems} & {"prompt", "image", "end_image"}
             return [name for name in ("image", "prompt", "end_image") if name in needed - mapped - probe.keys()]
         return []
+
+
+def _is_field(name: str) -> bool:
+    """Return whether a name is that of a field, or of a single input of `extra`."""
+    return name in FIELDS or (name.startswith(INPUT) and len(name) > len(INPUT))
+
+
+def _nest(fields: dict[str, object]) -> tuple[Problem, ...]:
+    """Move single inputs into `extra`; return the problems of those that it has already."""
+    inputs = {name: fields.pop(name) for name in [*fields] if name.startswith(INPUT)}
+    given = fields.get("extra")
+    if given is not None and not isinstance(given, Mapping):
+        # The check of the job says so.
+        return ()
+    extra: dict[str, object] = dict(cast("Mapping[str, object]", given or {}))
+    problems: list[Problem] = []
+    for name, value in inputs.items():
+        if value is None:
+            continue
+        *folders, last = name.split(".")[1:]
+        place: object = extra
+        for folder in folders:
+            place = place.setdefault(folder, {}) if isinstance(place, dict) else None
+        if isinstance(place, dict) and last not in place:
+            place[last] = value
+        else:
+            problems.append(Problem(name, "is given twice: by two columns, or in extra, too"))
+    if extra:
+        fields["extra"] = extra
+    return tuple(problems)
 
 
 def _normal(name: str) -> str:
@@ -220,15 +268,20 @@ def _near(name: str, taken: Collection[str] = ()) -> str | None:
     return near[0] if near and near[0] not in taken else None
 
 
-def _unknown(column: str, name: str, taken: set[str]) -> str:
-    """Return the problem of a column that is no field; empty if it may travel along."""
+def _unknown(column: str, name: str, near: str | None) -> str:
+    """Return the problem of a column that is no field; empty if it may travel along.
+
+    Args:
+        column: The column.
+        name: Its name in the form of a field's.
+        near: The field that it may mean.
+    """
     keep = f"to keep it for the results alone, --column {_option(column, column)}"
     if name in _OF_SERVICES:
         return (
             "unknown field: the service would ignore it and charge; inputs of your model that no field has go into "
             f"extra; {keep}"
         )
-    near = _near(name, taken)
     if near is None:
         return ""
     return (

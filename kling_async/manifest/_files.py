@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import functools
+import itertools
 import os
 import re
+import shlex
 import stat
 import unicodedata
 from pathlib import Path
@@ -23,6 +25,8 @@ _BASE64: Final = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD")
 _MIN_BASE64: Final = 100
 _MAX_TEXT_IN_MESSAGE: Final = 120
 _MAX_FOLDERS: Final = 64
+_MAX_SUBFOLDERS: Final = 16
+"""Subfolders that are searched for a file that a list names without its folder."""
 
 
 def shown(text: str) -> str:
@@ -111,9 +115,35 @@ def _hint(text: str, base: str) -> str:
         near = _near(name, place)
         if near and os.path.realpath(place).startswith(base):
             return f"; {os.path.relpath(os.path.join(place, near), base)!r} is there"  # noqa: PTH118 -- as above
+    below = "" if folder else _in_subfolder(name, base)
+    if below:
+        return f"; {os.path.join(below, name)!r} is there: name the folder of the files, --root {shlex.quote(below)}"  # noqa: PTH118 -- as above
     if _DRIVE.match(path):
         return ": a path on another computer; copy the pictures here and name them without the folders"
     return ""
+
+
+def _in_subfolder(name: str, base: str) -> str:
+    """Return the only subfolder of a folder that has a file of a name; empty if none or several have it."""
+    try:
+        folders = _folders(base, os.stat(base).st_mtime_ns)  # noqa: PTH116 -- as above
+    except OSError:
+        return ""
+    found = [folder for folder in folders if os.path.isfile(os.path.join(base, folder, name))]  # noqa: PTH113, PTH118 -- as above
+    return found[0] if len(found) == 1 else ""
+
+
+@functools.lru_cache(_MAX_FOLDERS)
+def _folders(base: str, changed_at: int) -> tuple[str, ...]:
+    """Return the first subfolders of a folder, as it was at a time."""
+    del changed_at
+    with os.scandir(base) as entries:
+        return tuple(
+            itertools.islice(
+                (one.name for one in entries if one.is_dir(follow_symlinks=False) and not one.name.startswith(".")),
+                _MAX_SUBFOLDERS,
+            )
+        )
 
 
 def _near(name: str, folder: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from typing import IO, TYPE_CHECKING, Final
 
 from kling_async.errors import Problem
 
 from ._row import Row
-from ._text import MAX_LINE_BYTES, json_rows
+from ._text import MAX_LINE_BYTES, json_rows, too_many_values
 from ._values import DECODER, RepeatedFieldError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES: Final = 2**16
 _SPACE: Final = " \t\r\n\ufeff"
+_SPACES: Final = re.compile(f"[{_SPACE}]*")
 _EXPECTED: Final = (
     "expected an array of objects, [{...}, {...}], or one object per line; pandas writes them with "
     'to_json(path, orient="records")'
@@ -41,8 +43,6 @@ def _rows(file: IO[bytes], columns: Columns) -> Iterator[Row]:
         yield from _array_rows(text, columns)
     elif first == "{" and not text.is_one_object_on_its_line():
         yield Row(0, problems=(Problem("", _EXPECTED),))
-    elif first and not file.seekable():
-        yield Row(0, problems=(Problem("", "the file is UTF-16; save it as UTF-8"),))
     elif first:
         file.seek(0)
         yield from json_rows(file, columns)
@@ -91,12 +91,11 @@ class _Text:
     def next_character(self) -> str:
         """Return the next character that is no space; empty at the end."""
         while True:
-            rest = self._text[self._place : self._place + 1]
-            if rest and rest not in _SPACE:
-                return rest
-            if rest:
-                self._place += 1
-            elif not self._read(_CHUNK_BYTES):
+            match = _SPACES.match(self._text, self._place)
+            self._place = self._place if match is None else match.end()
+            if self._place < len(self._text):
+                return self._text[self._place]
+            if not self._read(_CHUNK_BYTES):
                 return ""
 
     def skip(self) -> None:
@@ -105,8 +104,10 @@ class _Text:
 
     def is_one_object_on_its_line(self) -> bool:
         """Return whether an object ends on the line that it begins on."""
-        while "\n" not in self._text[self._place :] and len(self._text) < MAX_LINE_BYTES and self._read(_CHUNK_BYTES):
-            pass
+        wanted = _CHUNK_BYTES
+        while "\n" not in self._text and len(self._text) < MAX_LINE_BYTES and self._read(wanted):
+            # Twice as much each time, so that a long line is not copied too often.
+            wanted *= 2
         line = self._text[self._place :].partition("\n")[0].rstrip(_SPACE)
         return line.endswith("}")
 
@@ -123,12 +124,24 @@ class _Text:
                 value, end = DECODER.raw_decode(self._text, self._place)
             except json.JSONDecodeError:
                 # It may go on. Twice as much each time, so that a long value is not parsed too often.
+                self._check_values(len(self._text))
                 if len(self._text) - self._place > MAX_LINE_BYTES or not self._read(wanted):
                     raise
                 wanted *= 2
             else:
+                self._check_values(end)
                 self._place = end
                 return value
+
+    def _check_values(self, end: int) -> None:
+        """Raise if there are too many values up to an end.
+
+        Raises:
+            ValueError: There are.
+        """
+        problem = too_many_values(self._text, self._place, end)
+        if problem:
+            raise ValueError(problem)
 
     def _read(self, size: int) -> bool:
         """Read on; return whether there was more.

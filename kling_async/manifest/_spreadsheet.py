@@ -9,6 +9,7 @@ from kling_async.errors import ConfigurationError, Problem
 from ._row import Row
 from ._text import Header
 from ._values import cell, plain
+from ._workbook import size_problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,6 +31,10 @@ def xlsx_rows(file: IO[bytes], columns: Columns) -> Iterator[Row]:
             "Excel workbooks need python-calamine",
             advice="install kling-async[xlsx], or save the sheet as CSV UTF-8",
         ) from error
+    too_large = size_problem(file)
+    if too_large:
+        yield Row(0, problems=(Problem("", too_large),))
+        return
     try:
         book = calamine.CalamineWorkbook.from_filelike(file)
         shown = [one.name for one in book.sheets_metadata if one.visible == calamine.SheetVisibleEnum.Visible]
@@ -73,4 +78,4 @@ def _row(number: int, header: Header, values: Sequence[object]) -> Row:
             labels[header.resolved.labels[name]] = plain("", value)
         elif not name and (place or header.names[0]):
             problems.append(Problem("", f"column {place + 1} has no name in the header"))
-    return Row(number, fields, tuple(problems), labels=labels)
+    return header.resolved.row(number, fields, labels, tuple(problems))

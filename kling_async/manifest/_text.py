@@ -21,6 +21,8 @@ from ._values import DECODER, RepeatedFieldError, cell
 
 MAX_LINE_BYTES: Final = 2**26
 """Greatest length of a line: two images of 10 MB as data URIs, and as much again."""
+MAX_VALUES: Final = 100_000
+"""Most cells of a line, or values of a JSON object: each takes far more memory than its text."""
 _SEPARATOR: Final = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 """First line that names the separator to Excel."""
 _Line: TypeAlias = tuple[int, str, Problem | None]
@@ -33,7 +35,7 @@ def _lines(file: IO[bytes]) -> Iterator[_Line]:
     What is appended to an ordinary file meanwhile is not read, and nothing after a line that is too long.
     """
     remaining: float = float("inf")
-    if isinstance(file, io.BufferedReader) and file.seekable():
+    if isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO) and file.seekable():
         remaining = file.seek(0, os.SEEK_END)
         file.seek(0)
     for number in itertools.count(1):
@@ -53,6 +55,13 @@ def _lines(file: IO[bytes]) -> Iterator[_Line]:
             yield number, raw.decode(errors="replace"), Problem("", message)
 
 
+def too_many_values(text: str, start: int = 0, end: int | None = None, *, separator: str = ",") -> str:
+    """Return the problem of a part of a text with more values than a row can have; empty if it has none."""
+    if len(text) - start <= MAX_VALUES or text.count(separator, start, end) <= MAX_VALUES:
+        return ""
+    return f"expected at most {MAX_VALUES:,} values in a row, got more"
+
+
 def json_rows(file: IO[bytes], columns: Columns) -> Iterator[Row]:
     """Yield the rows of JSON lines; blank lines are skipped."""
     for number, line, undecoded in _lines(file):
@@ -60,6 +69,10 @@ def json_rows(file: IO[bytes], columns: Columns) -> Iterator[Row]:
             yield Row(number, problems=(undecoded,))
             continue
         if not line.strip():
+            continue
+        too_many = too_many_values(line)
+        if too_many:
+            yield Row(number, problems=(Problem("", too_many),))
             continue
         try:
             # Without the line break, an object that is cut off ends at its last column, not on the next line.
@@ -83,13 +96,17 @@ class _Decoded:
     """Lines for the CSV reader, which takes several when a quoted cell spans them."""
 
     lines: Iterator[_Line]
+    separator: str
     problems: list[Problem] = attrs.field(factory=list)
 
     def __iter__(self) -> Iterator[str]:
         for _, line, problem in self.lines:
             if problem is not None:
                 self.problems.append(problem)
-            yield line
+            too_many = too_many_values(line, separator=self.separator)
+            if too_many:
+                self.problems.append(Problem("", too_many))
+            yield "" if too_many else line
 
     def new_problems(self) -> tuple[Problem, ...]:
         """Return the problems of the lines read since the last call."""
@@ -103,7 +120,7 @@ def csv_rows(file: IO[bytes], columns: Columns) -> Iterator[Row]:
     top, separator = _top(lines)
     if top is None:
         return
-    decoded = _Decoded(itertools.chain([top], lines))
+    decoded = _Decoded(itertools.chain([top], lines), separator)
     cells = csv.reader(decoded, delimiter=separator, strict=True)
     skipped = top[0] - 1
     header: Header | None = None
@@ -121,7 +138,8 @@ def csv_rows(file: IO[bytes], columns: Columns) -> Iterator[Row]:
         problems = decoded.new_problems()
         if header is None:
             header = Header.of(row, columns)
-            problems += header.problems
+            # An empty line stands for one that has too many cells.
+            problems += header.problems if row else ()
             if problems:
                 yield Row(line, problems=problems, header=True)
                 return
@@ -184,7 +202,7 @@ class Header:
             elif not name and (place or self.names[0]):
                 # A first column without a name is the number of the row, as pandas writes it.
                 problems.append(Problem("", self._nameless(place)))
-        return Row(line, fields, tuple(problems), labels=labels)
+        return self.resolved.row(line, fields, labels, tuple(problems))
 
     def _nameless(self, place: int) -> str:
         if place < len(self.names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import math
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 JSON_FIELDS: Final = frozenset({"extra", "multi_prompt", "element_list", "voice_list", "keyframes", "images", "labels"})
 """Fields that a cell contains as JSON."""
-_WHOLE: Final = frozenset({"duration", "key"})
+_WHOLE: Final = frozenset({"duration", "key", "caller", "priority"})
 """Fields that are whole numbers or text, never fractions."""
 _NOTHING: Final = frozenset({"nan", "<na>", "nat", "#n/a"})
 """Texts that pandas and spreadsheets write for nothing."""
@@ -104,10 +105,23 @@ def cell(name: str, text: str) -> object:
             if bare.lower() not in _BOOLEANS:
                 raise ValueError(f"expected true or false, got {bare[:40]!r}")
             return _BOOLEANS[bare.lower()]
+        case "priority":
+            try:
+                return int(bare)
+            except ValueError:
+                raise ValueError(
+                    f"expected a whole number, got {bare[:40]!r}; if the column is not the order in which a caller's "
+                    "jobs start, give it another name"
+                ) from None
         case "duration" if bare.partition(".")[2].strip("0") == "":
             return bare.partition(".")[0] or bare
         case _ if name in JSON_FIELDS:
             return json_cell(name, bare)
+        case _ if name.startswith("extra."):
+            # A number or a truth value, where it is one.
+            with contextlib.suppress(ValueError, RecursionError):
+                return DECODER.decode(bare)
+            return bare
         case "prompt" | "negative_prompt":
             return text
         case _:

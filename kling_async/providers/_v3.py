@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -72,6 +73,12 @@ def _checked_url(url: str, *, allow_http: bool) -> str:
             advice="use https://; in a network that you trust, pass allow_http=True or set KLING_ALLOW_HTTP=1",
         )
     return url
+
+
+@cache
+def is_local(base_url: str) -> bool:
+    """Return whether a base URL is that of a service on this machine, such as an emulator."""
+    return not base_url.startswith("https://") and is_this_machine(urlsplit(base_url).hostname or "")
 
 
 def is_this_machine(host: str) -> bool:

@@ -13,6 +13,7 @@ from typing import IO, Final, Protocol, cast
 
 import attrs
 
+from kling_async._core.catalogue import find_model
 from kling_async._core.content import Content, file_digests, recalled
 from kling_async._core.input_files import with_values
 from kling_async._core.job import Job, JobFields
@@ -60,6 +61,7 @@ class Exported:
         left_out: Number of jobs that are missing in it, by reason.
         root: Of a manifest: the folder to read it with, if its images are not below its own folder; else None.
         invalid: Number of `rows` that are no jobs yet, since they were left out of the run's manifest.
+        own_models: Whether it names models that the catalogue lacks (`read_manifest(models=...)`, --from-service).
     """
 
     format: Format
@@ -68,6 +70,7 @@ class Exported:
     left_out: Mapping[str, int] = attrs.field(factory=dict)
     root: Path | None = None
     invalid: int = 0
+    own_models: bool = False
 
 
 class Writer(Protocol):
@@ -149,6 +152,7 @@ class Errors(Lines):
     keys: set[str] = attrs.field(factory=set)
     folders: set[Path] = attrs.field(factory=set)
     invalid: int = 0
+    own_models: bool = False
 
     def add_invalid(self, fields: Mapping[str, object]) -> None:
         """Write a row that was left out of the run's manifest, with its problems as the note."""
@@ -162,6 +166,9 @@ class Errors(Lines):
         self.file.write(json.dumps({**fields, **paths}) + "\n")
         self.rows += 1
         self.invalid += 1
+        model = fields.get("model")
+        # A name without a slash is a mistake, and of no model of the service.
+        self.own_models |= isinstance(model, str) and "/" in model and find_model(model) is None
 
     def line(self, row: Row) -> dict[str, object] | str | None:
         if row.state not in AGAIN:
@@ -189,6 +196,7 @@ class Errors(Lines):
             Job(**cast("JobFields", {**with_values(fields, files), **({"model": own} if own else {})}))
         except InvalidJobError as error:
             return f"it is not valid by itself: {error.problems[0]}"
+        self.own_models |= own is not None and find_model(own.id) is None
         self.keys.add(row.key)
         self.folders.update(file.parent for file in files.values())
         labels = {"labels": fields["labels"]} if "labels" in fields else {}
@@ -198,7 +206,9 @@ class Errors(Lines):
     def end(self) -> Exported:
         root = Path(os.path.commonpath(self.folders)) if self.folders else None
         below = root is None or root.is_relative_to(self.path.parent)
-        return attrs.evolve(super().end(), root=None if below else root, invalid=self.invalid)
+        return attrs.evolve(
+            super().end(), root=None if below else root, invalid=self.invalid, own_models=self.own_models
+        )
 
 
 INVALID: Final = "invalid"

@@ -103,9 +103,9 @@ class Bucket:
                 ) from None
         return cls(url.rstrip("/"), store)
 
-    def target(self, name: str, *, replace: bool) -> ObjectTarget:
+    def target(self, name: str, *, replace: bool, renamed: bool = False) -> ObjectTarget:
         """Return the target of one output."""
-        return ObjectTarget(self, name, replace)
+        return ObjectTarget(self, name, replace, renamed)
 
 
 @attrs.frozen
@@ -116,11 +116,13 @@ class ObjectTarget:
         bucket: The store.
         name: Name of the object, relative to the bucket's URL.
         replace: Whether to replace an object of that name with other content.
+        renamed: Whether the output may have another name in this folder, because it is named after a picture.
     """
 
     bucket: Bucket
     name: str
     replace: bool = False
+    renamed: bool = False
 
     @property
     def address(self) -> str:
@@ -160,7 +162,10 @@ class ObjectTarget:
 
     async def kept(self, address: str, size: int, sha256: str) -> SavedFile | None:
         """Return the object if it is still there."""
-        for name in (self.name, self._beside(sha256)):
+        names = [self.name, self._beside(sha256)]
+        if self.renamed and address:
+            names.append(str(PurePosixPath(self.name).with_name(address.rpartition("/")[2])))
+        for name in names:
             if self._url(name) == address:
                 try:
                     size_now = (await obstore.head_async(self.bucket.store, name))["size"]

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import attrs
+
 from kling_async.errors import ConfigurationError
 
 from ._targets import FileTarget
@@ -44,10 +46,11 @@ class Outputs:
         where: A folder; a file that ends in `.mp4`, for one output (or `.png`, `.wav`, ..., as its model makes); or the
             URL of an object store: `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix` (extra
             `storage`).
-        name: Relative name with fields in braces. `{key}` is the job's key, `{id}` the prediction's id, `{model}` the
-            model's short name, `{batch}` the batch's name ("unnamed" without one), `{date}` the day of acceptance
-            (UTC), `{shard}` two hex digits of the key's digest, for 256 folders. `.mp4` is added if it is missing,
-            `{key}` after a final slash. Double a literal brace.
+        name: Relative name with fields in braces. `{key}` is the job's key; in the name of a file, of a job without
+            one, it is the name of its picture, with the key behind it unless only one picture of the list is called
+            so. `{id}` is the prediction's id, `{model}` the model's short name, `{batch}` the batch's name ("unnamed"
+            without one), `{date}` the day of acceptance (UTC), `{shard}` two hex digits of the key's digest, for 256
+            folders. `.mp4` is added if it is missing, `{key}` after a final slash. Double a literal brace.
         store: An obstore store for `where`, prefix included; by default obstore makes one from the URL. `where` is the
             address by which its files are recorded.
         replace: Whether to replace a file of the same name with other content. If not, the output is saved next to it
@@ -106,11 +109,17 @@ class Outputs:
         return outputs
 
     def target(self, fields: Fields) -> Target:
-        """Return the target of one output."""
+        """Return the target of one output.
+
+        In object stores, and where files are replaced, the name of a picture never stands alone: two lists may have it.
+        """
+        if fields.alone and (self._bucket is not None or self._replace):
+            fields = attrs.evolve(fields, alone=False)
         name = self._template.render(fields) if self._file is None else self._file
+        renamed = fields.picture is not None and self._file is None and self._template.ends_in_key
         if self._bucket is not None:
-            return self._bucket.target(name, replace=self._replace)
-        return FileTarget(Path(self._folder, name), self._replace)
+            return self._bucket.target(name, replace=self._replace, renamed=renamed)
+        return FileTarget(Path(self._folder, name), self._replace, renamed)
 
 
 def _split(path: str) -> tuple[str, str, str]:

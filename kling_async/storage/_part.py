@@ -57,6 +57,20 @@ class Part:
         """SHA-256 of the written bytes, in lower-case hex."""
         return self._sha256.hexdigest()
 
+    @property
+    def path(self) -> Path | None:
+        """Path at which something else may write the file while it is open; None for an anonymous or discarded one."""
+        return self._path
+
+    def measure(self) -> None:
+        """Take length and digest from the file, which something else has written by its path."""
+        with self._lock:
+            self._sha256, self.size = hashlib.sha256(), 0
+            file = self._rewound()
+            while file is not None and (block := file.read(_READ_BYTES)):
+                self._sha256.update(block)
+                self.size += len(block)
+
     def open(self) -> None:
         """Create the file, unless it is open; remove a leftover of a killed process for the same output."""
         with self._lock:

@@ -9,6 +9,8 @@ import anyio
 import anyio.to_thread
 import attrs
 
+from kling_async._core.job_key import is_derived
+from kling_async._core.picture_names import name_in_content
 from kling_async._core.states import Entry, Row, State
 from kling_async._log import log
 from kling_async.errors import LedgerError, NoOutputError, OutputGoneError, StorageError
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from kling_async import storage
     from kling_async._core.clock import Clock
+    from kling_async._core.content import Content
     from kling_async._core.prediction import Prediction, SavedFile
     from kling_async._core.transport import Transport
     from kling_async._observers import Observers
@@ -31,6 +34,28 @@ URGENT_BEFORE_DELETION_S = 86_400.0
 """A video that the service deletes in fewer seconds is saved before any other."""
 URGENT_DEADLINE_S = 60.0
 """Seconds without progress after which such a video no longer delays the others; it is saved again in its turn."""
+
+
+@attrs.frozen
+class Name:
+    """Values for the name of an output that its prediction does not have.
+
+    Attributes:
+        picture: Name of the job's picture if its key was derived, empty if it has none; else None.
+        alone: Whether the name of the picture may stand without the key.
+        batch: Name of the batch, if the ledger has no row.
+        created_at: Time of acceptance in seconds since the epoch; None if unknown.
+    """
+
+    picture: str | None
+    alone: bool
+    batch: str
+    created_at: float | None
+
+
+def _picture(key: str | None, content: Content | None) -> str | None:
+    """Return the name of a job's picture if its key was derived from its content, empty without a name; else None."""
+    return None if key is None or content is None or not is_derived(key, content.digest) else name_in_content(content)
 
 
 class Saver:
@@ -79,6 +104,8 @@ class Saver:
         *,
         deadline: float,
         batch: str = "",
+        content: Content | None = None,
+        named_alone: bool = False,
     ) -> SavedFile:
         """Save the output of a prediction, unless the ledger has it as saved and it is unchanged there.
 
@@ -87,6 +114,8 @@ class Saver:
             where: A path, a template, the URL of an object store, or an `Outputs`.
             deadline: Seconds without progress after which the download is given up.
             batch: Name of the batch, if the ledger has no job of the prediction.
+            content: Content of the job; None for the one in the ledger.
+            named_alone: Whether the name of the job's picture may stand without the key.
 
         Raises:
             ConfigurationError: `where` is none of these.
@@ -98,10 +127,21 @@ class Saver:
         outputs = storage.Outputs.of(where)
         row = await self._row(prediction)
         at = None if row is None else row.submitted_at
-        return await self._save(prediction, outputs, row, batch=batch, created_at=at, deadline=deadline)
+        if content is None and row is not None and is_derived(row.key, row.digest):
+            content = await self._content(row)
+        picture = _picture(prediction.key, content)
+        name = Name(picture, alone=named_alone, batch=batch, created_at=at)
+        return await self._save(prediction, outputs, row, name=name, deadline=deadline)
 
     async def save_reused(
-        self, prediction: Prediction, where: storage.Outputs | None, *, deadline: float, batch: str
+        self,
+        prediction: Prediction,
+        where: storage.Outputs | None,
+        *,
+        deadline: float,
+        batch: str,
+        content: Content | None = None,
+        named_alone: bool = False,
     ) -> SavedFile | None:
         """Return the saved video of another batch's job that is handed out for a job; save it if there is no file.
 
@@ -110,6 +150,8 @@ class Saver:
             where: Where to save the video; None saves nothing.
             deadline: Seconds without progress after which the download is given up.
             batch: Name of the batch of the job that it is handed out for.
+            content: Content of that job.
+            named_alone: Whether the name of its picture may stand without the key.
 
         Raises:
             StorageError: The output could not be downloaded, checked or written.
@@ -124,7 +166,8 @@ class Saver:
         if where is None:
             return None
         at = None if other is None else other.submitted_at
-        return await self._save(prediction, where, own, batch=batch, created_at=at, deadline=deadline)
+        name = Name(_picture(prediction.key, content), alone=named_alone, batch=batch, created_at=at)
+        return await self._save(prediction, where, own, name=name, deadline=deadline)
 
     async def _save(
         self,
@@ -132,8 +175,7 @@ class Saver:
         outputs: storage.Outputs,
         row: Row | None,
         *,
-        batch: str,
-        created_at: float | None,
+        name: Name,
         deadline: float,
     ) -> SavedFile:
         """Save the output of a prediction, and record in a row where it is.
@@ -142,13 +184,12 @@ class Saver:
             prediction: The completed prediction.
             outputs: Where to save it.
             row: Row of the job; None if the ledger has none.
-            batch: Name of the batch without a row.
-            created_at: Time of acceptance in seconds since the epoch; None if unknown.
+            name: Values for its name.
             deadline: Seconds without progress after which the download is given up.
         """
         from kling_async import storage  # noqa: PLC0415 -- many sessions save nothing
 
-        name = prediction.key or prediction.id
+        key, batch, created_at = prediction.key or prediction.id, row.batch if row else name.batch, name.created_at
         if prediction.output is None:
             raise NoOutputError(
                 f"the prediction is {prediction.raw_status} and has no output to save",
@@ -157,16 +198,17 @@ class Saver:
             )
         if created_at is None and prediction.created_at is not None:
             created_at = prediction.created_at.timestamp()
-        target = outputs.target(
-            storage.Fields(
-                key=name,
-                id=prediction.id,
-                model=prediction.model or (row.model if row else ""),
-                batch=row.batch if row else batch,
-                at=self._clock.now() if created_at is None else created_at,
-                suffix=storage.suffix_of(prediction.output),
-            )
+        fields = storage.Fields(
+            key=key,
+            id=prediction.id,
+            model=prediction.model or (row.model if row else ""),
+            batch=batch,
+            at=self._clock.now() if created_at is None else created_at,
+            suffix=storage.suffix_of(prediction.output),
+            picture=name.picture,
+            alone=name.alone,
         )
+        target = outputs.target(fields)
         if row is not None and row.state is State.DOWNLOADED:
             kept = await target.kept(row.path or "", row.bytes or 0, row.sha256 or "")
             if kept is not None:
@@ -189,10 +231,18 @@ class Saver:
             if isinstance(error, OutputGoneError) and row is not None and row.state.unsaved:
                 self._note(Entry(batch=row.batch, key=row.key, state=State.EXPIRED, at=self._clock.now()))
             raise
-        self._observe(Saved, at=self._clock.now(), key=name, batch=row.batch if row else batch, file=saved, since=since)
+        self._observe(Saved, at=self._clock.now(), key=key, batch=batch, file=saved, since=since)
         if row is not None:
             self._note_saved(row, prediction, saved)
         return saved
+
+    async def _content(self, row: Row) -> Content | None:
+        """Return the content of a job in the ledger; None if it has none, or cannot be read."""
+        with contextlib.suppress(LedgerError):
+            found = await self._ledger.find(row.batch, row.key)
+            if found is not None and found[1].text:
+                return attrs.evolve(found[1], digest=row.digest)
+        return None
 
     @contextlib.asynccontextmanager
     async def _until_closed(self, target: str) -> AsyncIterator[None]:

@@ -47,10 +47,12 @@ class FileTarget:
         path: Path of the file; its folder is created.
         replace: Whether to replace a file of that name with other content; if not, the output is saved next to it under
             a name with the beginning of its digest.
+        renamed: Whether the output may have another name in this folder, because it is named after a picture.
     """
 
     path: Path
     replace: bool = False
+    renamed: bool = False
 
     @property
     def address(self) -> str:
@@ -67,7 +69,10 @@ class FileTarget:
 
     async def kept(self, address: str, size: int, sha256: str) -> SavedFile | None:
         """Return the file if it is still there."""
-        for path in (self.path, beside(self.path, sha256)):
+        paths = [self.path, beside(self.path, sha256)]
+        if self.renamed and address:
+            paths.append(self.path.parent / Path(address).name)
+        for path in paths:
             if str(path.absolute()) == address and await anyio.to_thread.run_sync(_size, path) == size:
                 return SavedFile(path, size, sha256)
         return None

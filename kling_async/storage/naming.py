@@ -61,6 +61,8 @@ class Fields:
         batch: The batch's name, or empty.
         at: Time of acceptance of the job, seconds since the epoch.
         suffix: Suffix of the output.
+        picture: Name of the picture of a job without a key of its caller's, empty if it has none; None with a key.
+        alone: Whether the name of the picture stands for `{key}` alone, without the key behind it.
     """
 
     key: str
@@ -69,10 +71,14 @@ class Fields:
     batch: str = ""
     at: float = 0.0
     suffix: str = SUFFIX
+    picture: str | None = None
+    alone: bool = False
 
     def value(self, field: str) -> str:
         """Return the value of a field of `FIELDS`."""
         match field:
+            case "key" if self.picture:
+                return self.picture if self.alone else f"{self.picture}-{self.key}"
             case "key" | "id":
                 return str(getattr(self, field))
             case "model":
@@ -102,6 +108,9 @@ class Template:
     spread the files over 256 folders. `.mp4` is added if it is missing, `{key}` after a final slash. Double a literal
     brace. Outputs of other kinds have their own suffix instead.
 
+    In the name of a file, `{key}` of a job without a key of its caller's is the name of its picture, and behind it the
+    key, unless the name stands alone (`Fields.alone`).
+
     Args:
         text: The template.
 
@@ -128,13 +137,23 @@ class Template:
         """Fields in the template."""
         return frozenset(piece.field for component in self._components for piece in component if piece.field)
 
+    @property
+    def ends_in_key(self) -> bool:
+        """True if the key is part of the file's name, and not only of its folders'."""
+        return any(piece.field == "key" for piece in self._components[-1])
+
     def render(self, fields: Fields) -> str:
         """Return the relative name of an output, with slashes.
 
         A value never adds a path component: characters other than letters and digits of any script and `._-` are
         replaced, and a digest of the value is added.
         """
-        *folders, last = (_rendered(component, fields) for component in self._components)
+        # A saved video is found by its folder, and a picture may be renamed.
+        plain = attrs.evolve(fields, picture=None)
+        *folders, last = (
+            _rendered(component, fields if component is self._components[-1] else plain)
+            for component in self._components
+        )
         return "/".join([*map(_as_folder_name, folders), last + fields.suffix])
 
 

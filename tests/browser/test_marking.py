@@ -206,6 +206,10 @@ async def test_marks_of_other_sites_are_refused(tmp_path: Path) -> None:
         refused: tuple[object, ...] = ({}, [], {"n": 0, "mark": "best"}, "x")
         for wrong in refused:
             assert await put(wrong) == 400
+        for kind in ("application/json; charset=klingon", "application/json; charset=utf-16"):
+            async with http.post(f"{url}marks", data=json.dumps(good), headers={"Content-Type": kind}) as answer:
+                assert answer.status == 400
+        assert await put({"n": True, "mark": "good"}) == 404
         assert await put({"n": 99, "mark": "good"}) == 404
         assert await put({"n": 4, "mark": "good"}) == 404, "what was never sent has no video"
         assert read_marks(ledger) == {}

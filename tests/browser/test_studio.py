@@ -114,3 +114,30 @@ async def test_studio_fits_phone(tmp_path: Path, visit: Open) -> None:
         await shoot(tab.page, "6-phone")
         wide = await tab.page.evaluate("() => document.documentElement.scrollWidth")
         assert wide <= 390, "nothing overflows"
+
+
+async def test_studio_keeps_downloads_and_leads_back_to_earlier_videos(tmp_path: Path, visit: Open) -> None:
+    async with open_studio(tmp_path) as (url, emulator), visit(url) as tab:
+        page = tab.page
+        negative = page.get_by_label("What should not be in it?")
+        await negative.fill("blur")
+        for prompt, colour in (("First <b>one</b>", (200, 40, 60)), ("Second", (20, 90, 200))):
+            await ask(page, prompt, colour)
+            await page.get_by_role("link", name=prompt).wait_for()
+            await page.get_by_text("Here it is.").wait_for()
+        assert {record.inputs["negative_prompt"] for record in emulator.predictions()} == {"blur"}
+        second = page.url
+        await page.reload()
+        await page.get_by_role("link", name="First <b>one</b>").click()
+        await page.get_by_role("link", name="Download the video").wait_for()
+        assert page.url != second
+        async with page.expect_download() as started:
+            await page.get_by_role("link", name="Download the video").click()
+        made = await started.value
+        assert made.suggested_filename == f"{page.url.partition('#')[2]}.mp4"
+        assert (await made.path()).read_bytes()[4:8] == b"ftyp"
+        await shoot(page, "6-earlier")
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        await page.get_by_role("button", name="Forget this list").click()
+        assert not await page.get_by_role("link", name="Second").is_visible()
+        assert len(emulator.charges()) == 2

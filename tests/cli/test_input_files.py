@@ -77,3 +77,13 @@ def test_models_that_only_the_service_has_are_named_with_the_option(tmp_path: Pa
     assert done.exit_code != 0
     assert f"jobs.jsonl:3 model: unknown model '{EXTEND}'" in done.stderr
     assert "others of the service: Model.from_service, or --from-service" in done.stderr
+
+
+def test_command_that_runs_them_again_asks_the_service_too(tmp_path: Path) -> None:
+    path = manifest(tmp_path)
+    wrong = json.dumps({"model": EXTEND, "prompt": "x", "extra": {"video": 7}})
+    Path(path).write_text(f"{Path(path).read_text()}{wrong}\n")
+    done = run("run", path, "--out", "v", "--duration", "3", "--from-service", "--skip-invalid", *REHEARSAL[:-1])
+    assert "kling-async run v/rehearsal/errors.jsonl" in done.output
+    (command,) = [line for line in done.output.splitlines() if "kling-async run v/rehearsal/errors.jsonl" in line]
+    assert command.endswith("--from-service")

@@ -78,6 +78,8 @@ def test_spreadsheet_becomes_videos_named_after_its_articles(cli: Cli) -> None:
     (left_out,) = [json.loads(line) for line in (made / "errors.jsonl").read_text().splitlines()]
     assert left_out["labels"] == {"SKU": 3}
     assert "duration: expected 5 or 10, got 15" in left_out["_error"]["message"]
+    assert cli(*words, "--column", "prompt=Motion prompt", "--skip-invalid").returncode == 0
+    assert {path.name for path in made.glob("*.mp4")} == {"SKU-1.mp4", "猫.mp4"}, "without keys, after the pictures"
 
 
 def test_options_of_lists_are_checked_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,3 +104,11 @@ def test_root_option_and_warnings(cli: Cli) -> None:
     done = cli("run", path, "--out", "videos", "--root", ".", *REHEARSAL[:-1])
     assert done.returncode == 0, done.stderr
     assert "warning: lists/jobs.jsonl:1 image: 900x300 is longer than 2.5:1" in done.stdout
+
+
+def test_picture_on_this_machine_is_no_caution_before_an_emulator_on_it(cli: Cli) -> None:
+    path = jobs(cli.folder, {"key": "a", "prompt": "x", "image": "http://localhost:8000/a.jpg"})
+    assert "where the service cannot fetch it" in cli("estimate", path).stdout
+    local = {"WAVESPEED_BASE_URL": "http://127.0.0.1:9"}
+    assert "cannot fetch it" not in cli("estimate", path, **local).stdout
+    assert json.loads(cli("estimate", path, "--json", **local).stdout)["warnings"] == []

@@ -16,7 +16,6 @@ from kling_async._core.states import State
 from kling_async._core.text import one_line
 from kling_async.cli.ledgers import LedgerName
 from kling_async.cli.output import format_duration, format_size
-from kling_async.cli.progress import Board, LiveProgress, PlainProgress, progress
 from kling_async.cli.reading import Summary, Writers
 from kling_async.cli.status import _render, _Status
 from kling_async.errors import (
@@ -26,6 +25,8 @@ from kling_async.errors import (
     SkippedError,
     SubmissionUncertainError,
 )
+from kling_async.progress._board import Board
+from kling_async.progress._display import LiveProgress, PlainProgress, new_display
 from kling_async.testing import LoopClock
 
 JOB = Job(model="kling-v2.1-pro", prompt="Waves", image="https://e.com/a.png")
@@ -160,7 +161,7 @@ def test_same_key_in_two_batches_is_two_jobs() -> None:
 
 def test_plain_progress_prints_one_line_per_event() -> None:
     text = io.StringIO()
-    display = progress(Console(file=text, width=200), StillClock())
+    display = new_display(Console(file=text, width=200), StillClock())
     assert isinstance(display, PlainProgress)
     observe = display.observer("wavespeed")
     error = RateLimitedError("too many", status=429)
@@ -188,7 +189,7 @@ def test_plain_progress_prints_one_line_per_event() -> None:
 
 def test_account_wide_error_is_printed_once() -> None:
     text = io.StringIO()
-    observe = progress(Console(file=text, width=200), StillClock()).observer("wavespeed")
+    observe = new_display(Console(file=text, width=200), StillClock()).observer("wavespeed")
     for number in range(5):
         observe(finished(f"job {number}", refusal() if number < 3 else SkippedError("stopped"), paid=False))
     assert text.getvalue().count("skipped") == 1
@@ -198,7 +199,7 @@ def test_account_wide_error_is_printed_once() -> None:
 async def test_live_progress_draws_and_failures_stay() -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=100, height=20, color_system=None, _environ={})
-    display = progress(console, StillClock(), total=40)
+    display = new_display(console, StillClock(), total=40)
     assert isinstance(display, LiveProgress)
     observe = display.observer("wavespeed")
     async with display:
@@ -225,7 +226,7 @@ async def test_live_progress_draws_and_failures_stay() -> None:
 @pytest.mark.anyio
 async def test_quiet_progress_counts_without_output() -> None:
     text = io.StringIO()
-    display = progress(Console(file=text, force_terminal=True), LoopClock(), quiet=True)
+    display = new_display(Console(file=text, force_terminal=True), LoopClock(), quiet=True)
     async with display:
         display.observer("wavespeed")(accepted("a"))
     assert (text.getvalue(), display.board.accepted) == ("", 1)

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 from anyio.to_thread import run_sync
+from rich.console import Console
 
 from kling_async import Job, KlingSession
+from kling_async._core.content import Content
+from kling_async.cli.redo import Redo, print_redo
 from kling_async.emulator import Emulator
-from kling_async.ledger import State, read_ledger
+from kling_async.ledger import Row, State, read_ledger
 from support.cli import Cli, jobs
 from support.pictures import jpeg
 
@@ -53,3 +56,29 @@ async def test_redo_pays_for_new_content_once_and_keeps_what_was_made(cli: Cli) 
     assert rows["a~1"].prediction_id == before.prediction_id
     assert Path(rows["a~1"].path or "").is_file()
     assert rows["a"].prediction_id != before.prediction_id
+
+
+async def test_job_that_was_not_sent_has_nothing_to_redo(cli: Cli) -> None:
+    """It is in the ledger, since an earlier run ended before it."""
+    async with Emulator(speed=100, timing=30, profile="tiny") as emulator:
+        env = {"WAVESPEED_BASE_URL": emulator.base_url, "WAVESPEED_API_KEY": emulator.api_key, "NO_PROXY": "127.0.0.1"}
+        path = jobs(cli.folder, {"key": "a", "prompt": "x", "image": "https://example.com/a.jpg"})
+        run = partial(cli, "run", path, "--out", "videos", "--level", "gold", **env)
+        stopped = await run_sync(partial(run, "--yes", "--budget", "0.01"))
+        assert (stopped.returncode, emulator.charges()) == (3, ()), stopped.stdout
+        (row,) = read_ledger(cli.folder / "videos" / "run.db")
+        assert (row.attempt, row.state) == (0, State.SKIPPED)
+        again = await run_sync(partial(run, "--redo", "a"))
+        assert "--redo a: the job was not sent yet, so there is nothing to redo." in again.stdout
+
+
+@pytest.mark.parametrize(("state", "stays"), [(State.DOWNLOADED, True), (State.FAILED, False)])
+def test_only_what_stays_is_said_to_stay(state: State, *, stays: bool) -> None:
+    """A failed prediction makes room for the new one: its row is the same."""
+    row = Row(batch="b", key="a", digest="0", model="m", state=state, updated_at=0.0, attempt=1, prediction_id="p1")
+    console = Console(record=True, width=200)
+    print_redo(console, [Redo(row, Content("{}"), "m")])
+    text = console.export_text()
+    assert "before:" in text
+    assert "prediction p1" in text
+    assert ("stays in the ledger" in text) is stays

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 from anyio.to_thread import run_sync
 
 from kling_async.emulator import Emulator, ScaledClock
-from support.cli import Cli, jobs
+from support.cli import ROOT, Cli, jobs
 from support.pictures import jpeg
 
 pytestmark = pytest.mark.anyio
@@ -141,3 +143,41 @@ async def test_reused_job_whose_source_failed_is_asked_about_again(
         paid = await call(cli, emulator, *command, *COMMON, "--yes")
         assert paid.returncode == 0, paid.stderr
         assert len(emulator.charges()) == 4
+
+
+COUNTED = """
+import os, sys
+
+def count(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(".jpg") and not counting:
+        counting.append(True)
+        with open(os.environ["OPENED"], "a") as file:
+            print(os.path.basename(arguments[0]), file=file)
+        counting.clear()
+
+counting = []
+sys.addaudithook(count)
+"""
+"""Module that notes every picture that a process opens."""
+
+
+async def test_pictures_are_read_no_more_often_beside_other_batches(cli: Cli, tmp_path: Path) -> None:
+    """Jobs that are due, and those that others have paid for, are looked up by digests that the batch needs as well."""
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(COUNTED)
+    cli.env |= {"PYTHONPATH": os.pathsep.join([str(hook), str(ROOT)]), "OPENED": str(tmp_path / "opened")}
+    for colour, name in enumerate("abc"):
+        (cli.folder / f"{name}.jpg").write_bytes(jpeg(colour=(80 * colour, 0, 0)))
+    async with service() as emulator:
+        for name, pictures in {"first": "a", "second": "b"}.items():
+            jobs(cli.folder, *({"image": f"{each}.jpg"} for each in pictures), name=f"{name}.jsonl")
+        assert (await call(cli, emulator, "run", "first.jsonl", *COMMON, "--yes")).returncode == 0
+        assert (await call(cli, emulator, "run", "second.jsonl", *COMMON, "--yes")).returncode == 0
+        jobs(cli.folder, {"image": "b.jpg"}, {"image": "c.jpg"}, name="second.jsonl")
+        done = await call(cli, emulator, "run", "second.jsonl", *COMMON, "--yes")
+        assert done.returncode == 0, done.stderr
+        assert len(emulator.charges()) == 3
+    opened = Counter((tmp_path / "opened").read_text().split())
+    # Alone in a new ledger, and beside another batch in one that is continued.
+    assert opened["c.jpg"] == opened["a.jpg"] > 0

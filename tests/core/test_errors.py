@@ -44,9 +44,16 @@ def every_error() -> list[errors.KlingError]:
         errors.PredictionFailedError: {"code": 1402, "prediction": Prediction(id="p1", status=Status.FAILED)},
         errors.StorageError: {"target": "out/k1.mp4"},
         errors.BudgetExceededError: {"budget": Decimal(50), "used": Decimal("49.9"), "price": Decimal("0.45")},
+        errors.CallerBudgetExceededError: {
+            "budget": Decimal(50),
+            "used": Decimal("49.9"),
+            "price": Decimal("0.45"),
+            "caller": "alice",
+        },
         errors.AlreadyPaidError: {"batch": "spring", "jobs": 3, "cost": Decimal("0.84")},
         errors.InDoubtElsewhereError: {"batch": "spring", "jobs": 1, "cost": None},
         errors.QueueFullError: {"retry_after": 7.5},
+        errors.CallerLimitError: {"retry_after": 7.5, "caller": "alice", "queued": 3},
         errors.WebhookRefusedError: {"reason": errors.WebhookRefusal.FORGED},
     }
     for name in ["KlingError", *tree()]:

@@ -15,12 +15,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kling_async import ConfigurationError, Job, ManifestError
+from kling_async import ConfigurationError, Job, ManifestError, Model, ServiceModel
 from kling_async.manifest import Manifest, batch_name, read_manifest, read_rows
 from support.pictures import jpeg, png
 from support.sheets import write_xlsx
+from support.videos import mp4
 
 URL = "https://example.com/face.png"
+EDIT = ServiceModel(
+    id="kwaivgi/kling-test/edit",
+    schema={
+        "properties": {
+            "prompt": {"type": "string"},
+            "video": {"type": "string"},
+            "mode": {"type": "string"},
+            "options": {"type": "object"},
+            "loop": {"type": "boolean"},
+        }
+    },
+)
 
 
 @pytest.fixture(autouse=True)
@@ -365,6 +378,10 @@ WORST: dict[str, tuple[str, bytes]] = {
     "ends of lines of an old Mac": ("jobs.csv", f"image,prompt\r{URL},Waves\r".encode()),
     "UTF-16 of Excel": ("jobs.csv", f"image\tprompt\r\n{URL}\tWaves\r\n".encode("utf-16")),
     "UTF-16 without mark": ("jobs.jsonl", f'{{"image": "{URL}", "prompt": "Waves"}}\n'.encode("utf-16-le")),
+    "old Mac, one object a line": ("jobs.json", f'{{"image": "{URL}", "prompt": "Waves"}}\r'.encode()),
+    "old Mac, an array": ("jobs.json", f'[{{"image": "{URL}",\r "prompt": "Waves"}}]\r'.encode()),
+    "UTF-16, one object a line": ("jobs.json", f'{{"image": "{URL}", "prompt": "Waves"}}\r\n'.encode("utf-16")),
+    "UTF-16, an array": ("jobs.json", f'[{{"image": "{URL}", "prompt": "Waves"}}]\r\n'.encode("utf-16")),
     "UTF-16 of others": ("jobs.csv", b"\xfe\xff" + f"image,prompt\n{URL},Waves\n".encode("utf-16-be")),
     "mark in front": ("jobs.json", b"\xef\xbb\xbf" + f'[{{"image": "{URL}", "prompt": "Waves"}}]'.encode()),
     "backslashes": ("jobs.csv", b"image,prompt\nphotos\\anna.jpg,Waves\n"),
@@ -477,3 +494,64 @@ def test_labels_are_no_part_of_a_job() -> None:
         Job(image=URL, prompt="x", labels=5)  # type: ignore[arg-type]  # what is tested
     with pytest.raises(ValueError, match="labels: is not JSON"):
         Job(image=URL, prompt="x", labels={"a": {1}})
+
+
+# ---- single inputs of models ----
+
+
+def test_columns_of_single_inputs_become_extra() -> None:
+    """They would travel along into the results and not be sent, while the row is paid for."""
+    Path("walk.mp4").write_bytes(mp4(5_000))
+    header = "prompt,extra.video,Extra.mode,extra.options.strength,extra.loop\n"
+    text = write("jobs.csv", header + "x,file:walk.mp4,pro,0.5,true\ny,file:walk.mp4,,,\n")
+    model = Model.from_service(EDIT)
+    for source in (
+        text,
+        write_xlsx(
+            Path("jobs.xlsx"),
+            [header.strip().split(","), ["x", "file:walk.mp4", "pro", 0.5, True], ["y", "file:walk.mp4"]],
+        ),
+    ):
+        (_, first), (_, second) = read_manifest(source, models=[model], model=model.id)
+        options = {"mode": "pro", "options": {"strength": 0.5}, "loop": True}
+        assert {**first.extra} == {"video": Path("walk.mp4").resolve(), **options}
+        assert {**second.extra} == {"video": Path("walk.mp4").resolve()}
+        assert first.labels == {}
+    (_, named), *_ = read_manifest(
+        write("jobs.csv", "prompt,Clip\nx,file:walk.mp4\n"),
+        models=[model],
+        model=model.id,
+        columns={"extra.video": "Clip"},
+    )
+    assert {**named.extra} == {"video": Path("walk.mp4").resolve()}
+    twice = write("jobs.csv", 'prompt,extra,extra.video\nx,"{""video"": ""a""}",file:walk.mp4\n')
+    assert problems(twice, models=[model], model=model.id) == [
+        "jobs.csv:2 extra.video: is given twice: by two columns, or in extra, too"
+    ]
+
+
+def test_unknown_model_is_the_only_problem_of_its_row() -> None:
+    """The limits of the default model are no reason to change anything: what else is wrong depends on the model."""
+    path = write("jobs.jsonl", json.dumps({"image": URL, "prompt": "x", "model": "klng", "duration": 7, "sound": True}))
+    (problem,) = problems(path)
+    assert problem.startswith("jobs.jsonl:1 model: unknown model 'klng'; did you mean ")
+
+
+def test_header_names_all_that_is_missing_at_once() -> None:
+    """Otherwise each round names one column more."""
+    path = write("jobs.csv", "Bild,Motion Prompt\nSKU-1.jpg,Waves\n")
+    said = problems(path)
+    assert len(said) == 2
+    assert "--column 'prompt=Motion Prompt'" in said[0]
+    assert "no column is image; the columns are Bild, Motion Prompt: name it, as in --column image=COLUMN" in said[1]
+
+
+def test_files_in_a_subfolder_name_the_option_for_it() -> None:
+    Path("photos").mkdir()
+    Path("SKU-1.jpg").rename("photos/SKU-1.jpg")
+    path = write("jobs.csv", "image,prompt\nSKU-1.jpg,Waves\n")
+    (said,) = problems(path)
+    assert said.endswith("; 'photos/SKU-1.jpg' is there: name the folder of the files, --root photos")
+    Path("more").mkdir()
+    Path("more/SKU-1.jpg").write_bytes(jpeg())
+    assert "--root" not in problems(path)[0], "which of two is not known"

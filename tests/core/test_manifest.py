@@ -49,6 +49,13 @@ def test_rows_become_jobs_with_urls_and_files(tmp_path: Path) -> None:
     assert manifest.kinds == {Kind(STANDARD, 5, sound=None): 1, Kind("kwaivgi/kling-v2.1-i2v-pro", 10, sound=None): 1}
 
 
+def test_rows_name_callers_and_priorities() -> None:
+    Path("jobs.csv").write_text(f"prompt,image,caller,priority\nWaves,{URL},17,5\nWind,{URL},ann,\n")
+    assert [(job.caller, job.priority) for _, job in read_manifest("jobs.csv")] == [("17", 5), ("ann", 0)]
+    Path("jobs.csv").write_text(f"prompt,image,priority\nWaves,{URL},high\n")
+    assert "got 'high'; if the column is not the order" in problems("jobs.csv")[0]
+
+
 def test_manifest_can_be_iterated_twice() -> None:
     manifest = read_manifest(jsonl({"prompt": "Waves", "image": URL}))
     assert list(manifest) == list(manifest)

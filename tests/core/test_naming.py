@@ -8,6 +8,7 @@ import re
 import sys
 import unicodedata
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import pytest
 from hypothesis import assume, example, given
@@ -21,7 +22,7 @@ AT = 1_800_000_000.0
 """2027-01-15, 08:00 UTC."""
 
 
-def fields(key: str = "shot-1", **others: str) -> Fields:
+def fields(key: str = "shot-1", **others: Any) -> Fields:
     return Fields(key=key, id="45b3", at=AT, **{"model": "kwaivgi/kling-v2.1-i2v-pro", "batch": "spring", **others})
 
 

@@ -7,6 +7,7 @@ import pytest
 from kling_async import Job
 from kling_async._core.picture_urls import url_caution
 from kling_async.manifest import read_rows
+from kling_async.providers._v3 import is_local
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,22 @@ def test_what_the_service_cannot_reach_is_told(url: str, said: str) -> None:
 )
 def test_usual_addresses_have_no_caution(url: str) -> None:
     assert url_caution(url) == ""
+
+
+def test_emulator_on_this_machine_reaches_what_this_machine_reaches() -> None:
+    near = "http://localhost:8000/a.jpg"
+    assert url_caution(near, local=True) == ""
+    assert "is no JPEG or PNG by its name" in url_caution("http://192.168.1.20/a.webp", local=True)
+    manifest = read_rows([{"image": near, "prompt": "x"}])
+    assert len(manifest.cautions()) == 1
+    assert manifest.cautions(local=True) == {}
+    for url, local in {
+        "http://127.0.0.1:8000": True,
+        "http://localhost:8000/x": True,
+        "https://api.wavespeed.ai": False,
+        "http://192.168.1.20": False,
+    }.items():
+        assert is_local(url) is local
 
 
 def test_cautions_are_grouped_by_field_and_cause() -> None:

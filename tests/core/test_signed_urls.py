@@ -6,7 +6,7 @@ import pytest
 
 from kling_async import ConfigurationError, Job, KlingSession
 from kling_async._core import signed_urls
-from kling_async._core.content import Identity, content_of, recalled, same_but_for_signatures
+from kling_async._core.content import RULES, Identity, content_of, recalled, same_but_for_signatures
 from kling_async._core.signed_urls import without_parameters, without_signature
 
 PICTURE = "https://pictures.example/a%20b/face.png"
@@ -98,7 +98,8 @@ def test_other_pictures_prompts_and_parameters_are_other_jobs() -> None:
     ]
     contents = [content_of(job, str) for job in jobs]
     assert len({content.digest for content in contents}) == len(jobs)
-    assert not any(same_but_for_signatures(contents[0], other) for other in contents[1:])
+    for rule in RULES:
+        assert not any(same_but_for_signatures(contents[0], other, Identity(rule)) for other in contents[1:])
 
 
 def test_url_without_a_signature_keeps_the_digest_of_the_first_rule() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import threading
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 av = pytest.importorskip("av")
 images = pytest.importorskip("PIL.Image")
+chops = pytest.importorskip("PIL.ImageChops")
+stat = pytest.importorskip("PIL.ImageStat")
 
 from kling_async.emulator import Emulator, ManualClock, MissingRendererError, renderer  # noqa: E402 -- needs both
 from kling_async.emulator.renderer import Scene, frame_size, render  # noqa: E402 -- needs both
@@ -103,6 +106,60 @@ async def test_video_fades_from_start_to_end_frame(api: Api, clock: ManualClock)
     red, _, blue = mean(seen[66])
     assert 30 < red < 100
     assert 30 < blue < 100
+
+
+PROMPTS = ("zoom out", "pan left", "tilt up", "a cat", "yy")
+
+
+def detailed(colour: str, size: tuple[int, int] = (448, 336)) -> Any:
+    noise = images.effect_noise((28, 21), 90).resize(size, images.Resampling.BICUBIC)
+    return images.merge(
+        "RGB", [noise if channel in colour else noise.point(lambda value: value // 4) for channel in "rgb"]
+    )
+
+
+def png(image: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def apart(one: Any, other: Any) -> float:
+    """Return the mean difference of two pictures, of 255."""
+    return float(sum(stat.Stat(chops.difference(one, other.resize(one.size))).mean) / 3)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_first_frame_is_the_picture_and_the_last_one_is_another(tmp_path: Path, prompt: str) -> None:
+    start = detailed("r")
+    render(Scene((png(start),), 1, prompt=prompt), tmp_path / "a.mp4")
+    _, seen = frames((tmp_path / "a.mp4").read_bytes())
+    assert apart(seen[0], start) < 3, "but for the encoding, and for its size"
+    assert apart(seen[-1], start) > 10
+    steps = [apart(one, other) for one, other in pairwise(seen)]
+    assert max(steps) < 12, "it moves, and does not jump"
+    end = detailed("b")
+    render(Scene((png(start), png(end)), 1, prompt=prompt), tmp_path / "a.mp4")
+    _, seen = frames((tmp_path / "a.mp4").read_bytes())
+    assert apart(seen[0], start) < 3
+    assert apart(seen[-1], end) < 3
+
+
+async def test_sound_is_a_track_of_the_video(api: Api, clock: ManualClock) -> None:
+    image = await api.upload(picture(400, 300, (255, 128, 0)))
+    model = "kwaivgi/kling-video-o3-pro/image-to-video"
+    for sound in (True, False):
+        content = await download(api, clock, model, image=image, duration=3, sound=sound)
+        with av.open(io.BytesIO(content)) as container:
+            video, heard = container.streams.video[0], container.streams.audio
+            assert len(heard) == sound
+            if sound:
+                assert heard[0].codec_context.name == "aac"
+                assert abs(heard[0].duration * heard[0].time_base - video.duration * video.time_base) < 1 / 24
+                loudest = max(abs(frame.to_ndarray()).max() for frame in container.decode(heard[0]))
+                assert 0.05 < loudest < 0.5
+    assert Scene((b"x",), 5, sound=True).digest != Scene((b"x",), 5).digest
+    assert Scene((b"x",), 5, prompt="a").tone_hz != Scene((b"x",), 5, prompt="b").tone_hz
 
 
 async def test_equal_scenes_are_rendered_once(
@@ -199,6 +256,9 @@ def test_clip_is_continued_from_its_last_frame(tmp_path: Path) -> None:
     assert mean(seen[-1])[1] > 2 * max(mean(seen[-1])[0], 20)
     render(Scene((last,), 1, clip=b"no video"), tmp_path / "a.mp4")
     assert len(frames((tmp_path / "a.mp4").read_bytes())[1]) == 24
+    render(Scene((), 1, clip=TINY_MP4), tmp_path / "a.mp4")
+    _, seen = frames((tmp_path / "a.mp4").read_bytes())
+    assert apart(seen[len(before)], seen[len(before) - 1]) < apart(seen[-1], seen[len(before) - 1]) / 2, "it goes on"
     assert Scene((last,), 1, clip=b"a").digest != Scene((last,), 1, clip=b"b").digest != Scene((last,), 1).digest
 
 

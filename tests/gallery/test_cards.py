@@ -18,7 +18,7 @@ from kling_async.errors import (
     SkippedError,
     SubmissionUncertainError,
 )
-from kling_async.gallery.cards import Deck, Stage, fill
+from kling_async.gallery.cards import Card, Deck, Picture, Stage, fill
 from kling_async.ledger import Row, State
 from support.gallery import START, Script
 
@@ -177,3 +177,16 @@ def test_fill_reads_ledger_row(deck: Deck, source: Row, stage: Stage, text: str 
     assert (card.trouble is None) == (text is None)
     if card.trouble is not None and text is not None:
         assert text in f"{card.trouble.message} {card.trouble.advice}"
+
+
+@pytest.mark.parametrize(
+    ("key", "label", "name"),
+    [
+        ("02981234ae7c0eef", "SKU-1000.jpg", "SKU-1000"),
+        ("02981234ae7c0eef-2", "https://example.com/shots/SKU-1000.jpg", "SKU-1000"),
+        ("02981234ae7c0eef", "", "02981234ae7c0eef"),
+        ("A-1000", "SKU-1000.jpg", "A-1000"),
+    ],
+)
+def test_card_of_a_job_without_a_key_has_the_name_of_its_picture(key: str, label: str, name: str) -> None:
+    assert Card(0, key, image=Picture(label=label)).name == name

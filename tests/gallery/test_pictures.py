@@ -112,3 +112,16 @@ def test_large_picture_has_a_poster_only_where_it_is_decoded_small(kind: str, tm
     out = io.BytesIO()
     Image.new("L", (5100, 5000)).save(out, kind)
     assert (made(tmp_path, out.getvalue()).poster is not None) is has
+
+
+def test_picture_that_browsers_do_not_show_is_its_copy(tmp_path: Path) -> None:
+    """Whatever it is called: phones write HEIC, and people call it JPEG."""
+    heif = pytest.importorskip("pillow_heif")
+    for name in ("phone.heic", "phone.jpg"):
+        path = tmp_path / name
+        heif.from_pillow(Image.new("RGB", (640, 480), "red")).save(path)
+        picture = made(tmp_path / "gallery", path)
+        assert picture.poster is not None
+        assert (picture.path, picture.label) == (picture.poster, name)
+        with Image.open(picture.poster) as small:
+            assert (small.format, small.size) == ("WEBP", (480, 360))

@@ -61,6 +61,8 @@ UNBOUND = {
     "Slots": "a part of a session, which checks",
     "Target": "a protocol",
     "WebhookReceiver": "holds no future; the `deliver` of a session checks, and the service sends the webhook again",
+    "join": "uses the loop that it is called in",
+    "read_frame": "uses the loop that it is called in",
     "save_output": "uses the loop that it is called in",
     "serve_gallery": "uses the loop that it is called in",
 }

@@ -190,12 +190,16 @@ def test_package_works_without_extras() -> None:
     needs_extras = (
         "kling_async.cli.",
         "kling_async.emulator.renderer",
+        "kling_async._core.former_pictures",
         "kling_async._core.pixels",
         "kling_async._images.convert",
+        "kling_async.films._",
+        "kling_async.films.frames",
         "kling_async.limits.shared",
         "kling_async.storage._objects",
         "kling_async.integrations.fastapi",
         "kling_async.integrations.opentelemetry",
+        "kling_async.progress._display",
         "kling_async.examples.",
     )
     modules = [name for name in MODULES if not name.startswith(needs_extras)]
@@ -213,6 +217,15 @@ def test_shared_limiter_names_missing_extra() -> None:
     script = WITHOUT.replace("ModuleNotFoundError as", "ImportError as")
     said = fresh(script, "redis", "kling_async.limits.shared")
     assert said == {"kling_async.limits.shared": "the shared limiter needs its extra: pip install 'kling-async[redis]'"}
+
+
+def test_films_name_missing_extra() -> None:
+    script = WITHOUT.replace("ModuleNotFoundError as", "Exception as")
+    said = fresh(script, "av", "kling_async.films", "kling_async.films.frames")
+    assert isinstance(said, dict)
+    assert "PyAV 17.1 or later, which is not installed" in said["kling_async.films.frames"]
+    assert "pip install 'kling-async[film]'" in said["kling_async.films.frames"]
+    assert set(said) == {"kling_async.films.frames"}, "the names can be imported without it"
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def test_promise_search_finds_marks() -> None:
 CLOCKS = {"time", "monotonic", "perf_counter", "monotonic_ns", "time_ns", "perf_counter_ns"}
 WAITS = {"sleep", "wait_for", "timeout", "timeout_at", "move_on_after", "move_on_at", "fail_after", "fail_at"}
 OWN_TIME = {
+    "progress/_display.py": "of a person who looks at it",
     "_clock.py": "the clock of a session that is given none",
     "_http/timeouts.py": "of requests on the wire, as aiohttp counts it",
     "ledger/_postgres/lease.py": "of a lease, which runs on a database's clock",

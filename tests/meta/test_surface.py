@@ -15,6 +15,8 @@ from kling_async import errors, events
 
 PUBLIC_MODULES = (
     "kling_async",
+    "kling_async.blocking",
+    "kling_async.films",
     "kling_async.gallery",
     "kling_async.integrations.fastapi",
     "kling_async.integrations.names",
@@ -24,6 +26,7 @@ PUBLIC_MODULES = (
     "kling_async.ledger.postgres",
     "kling_async.limits",
     "kling_async.manifest",
+    "kling_async.progress",
     "kling_async.providers",
     "kling_async.results",
     "kling_async.storage",

@@ -21,20 +21,26 @@ CHARGES = {
     "README.md": 1 + 3 + 3,
     "docs/applications/fastapi.md": 0,
     "docs/applications/opentelemetry.md": 3,
+    "docs/applications/prefect.md": 0,
     "docs/applications/procrastinate.md": 1,
     "docs/applications/ray.md": 0,
+    "docs/applications/temporal.md": 0,
     "docs/applications/workers.md": 2 + 1,
     "docs/getting-started.md": 1,
     "docs/guides/account.md": 1,
     "docs/guides/batches.md": 3,
+    "docs/guides/blocking.md": 1 + 3 + 2,
     "docs/guides/budgets.md": 3,
+    "docs/guides/callers.md": 1,
     "docs/guides/cli.md": 1 + 2 + 3 + 2,
+    "docs/guides/films.md": 2,
     "docs/guides/gallery.md": 3,
     "docs/guides/images.md": 1,
     "docs/guides/ledger.md": 3,
     "docs/guides/limits.md": 1,
     "docs/guides/manifests.md": 3,
     "docs/guides/models.md": 1,
+    "docs/guides/notebooks.md": 3 + 1,
     "docs/guides/polling.md": 1,
     "docs/guides/step-by-step.md": 1 + 1,
     "docs/guides/storage.md": 3,
@@ -49,6 +55,7 @@ FILES = {
     "docs/applications/workers.md": {"videos/jobs/*.mp4": 2},
     "docs/getting-started.md": {"out/*.mp4": 1},
     "docs/guides/cli.md": {"videos/rehearsal/*.mp4": 2, "videos/**/*.parquet": 1, "videos/gallery/index.html": 1},
+    "docs/guides/films.md": {"film/*.mp4": 2, "*.mp4": 3},
     "docs/guides/gallery.md": {"out/gallery/index.html": 1},
     "docs/guides/manifests.md": {"out/results.jsonl": 1, "out/metadata.jsonl": 1},
     "docs/guides/storage.md": {"videos/*/kling-v2.1-standard/*.mp4": 3},
@@ -57,6 +64,7 @@ FILES = {
 """Number of files that a page leaves, by pattern."""
 PRINTED = {"docs/guides/ledger.md": {"downloaded": 3, "first": 3, "again": 3}}
 """Number of times that a page prints a word."""
+APART = "nox -s orchestrators runs it"
 NOT_RUN = {
     "README.md": ["typed by .ci/run"],
     "docs/examples/folder.md": ["run by tests/examples"],
@@ -67,6 +75,8 @@ NOT_RUN = {
     "docs/examples/webhooks.md": ["run by tests/examples"],
     "docs/project/contributing.md": ["changes the environment that the tests run in", "runs other tests"],
     "docs/tutorial/application.md": ["curl may be missing; a test sends these requests"],
+    "docs/applications/prefect.md": [APART],
+    "docs/applications/temporal.md": [APART, APART],
 }
 """The reasons of all blocks that are not run: there are few, and a new one has to be written here too."""
 

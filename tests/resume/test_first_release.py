@@ -104,7 +104,7 @@ async def test_file_of_version_2_is_read_unmigrated(path: Path) -> None:
 async def test_migration_keeps_every_row_and_step(path: Path) -> None:
     rows, steps = list(read_ledger(path)), list(read_steps(path))
     await migrate(path)
-    assert version_of(path) == len(tables.MIGRATIONS) == 5
+    assert version_of(path) == len(tables.MIGRATIONS) == 6
     assert list(read_ledger(path)) == rows
     assert list(read_steps(path)) == steps
     with sqlite3.connect(path) as connection:

@@ -22,7 +22,9 @@ from kling_async import (
     PredictionFailedError,
     WatchPolicy,
 )
+from kling_async._core.content import Identity
 from kling_async._core.http import Effect
+from kling_async._session.keys import FileDigests, read_content
 from kling_async.testing import json_response
 from support.clocks import AdjustedClock
 from support.pictures import png
@@ -186,6 +188,43 @@ async def test_end_image_replaced_after_keying_is_refused_unpaid(face: Face, ima
         with pytest.raises(InvalidJobError, match="end_image"):
             await kling.generate(given)
     assert not service.paid
+
+
+# ---- files that are looked at before their batch ----
+
+
+async def test_known_file_is_read_again_only_if_it_was_changed(face: Face) -> None:
+    known = FileDigests()
+
+    async def digest() -> str:
+        return (await read_content(job(face), identity=Identity(), known=known)).digest
+
+    first = await digest()
+    assert (await digest(), face.opened) == (first, 1)
+    times = face.path.stat()
+    changed = face.path.read_bytes()[:-1] + b"x"
+    face.opened = 0
+    # Of the same size and time: another file.
+    face.path.with_suffix(".other").write_bytes(changed)
+    os.utime(face.path.with_suffix(".other"), ns=(times.st_atime_ns, times.st_mtime_ns))
+    face.replace()
+    second = await digest()
+    assert second != first
+    assert (await digest(), face.opened) == (second, 1)
+    # The same file, written again.
+    with face.path.open("ab") as file:
+        file.write(b"more")
+    face.opened = 0
+    assert await digest() not in {first, second}
+    assert face.opened == 1
+
+
+async def test_known_file_that_is_gone_is_refused(face: Face) -> None:
+    known = FileDigests()
+    await read_content(job(face), identity=Identity(), known=known)
+    face.path.unlink()
+    with pytest.raises(InvalidJobError, match="cannot read"):
+        await read_content(job(face), identity=Identity(), known=known)
 
 
 # ---- jobs out of a ledger ----

@@ -1,7 +1,7 @@
 """Fenced blocks of README.md and the pages under docs/, and a runner for whole pages.
 
 Python blocks of a page share one namespace and run in order, in scaled time; lines of a console block run as processes.
-A block with a title is written to that file before the page runs, and a console line must run it.
+A block with a title is written to that file before the page runs; a console line must run it, or a block import it.
 """
 
 from __future__ import annotations
@@ -181,7 +181,8 @@ class PageRun:
         for one in page:
             if one.title:
                 (self.folder / one.title).write_text(one.text)
-                programs |= {one.title} if one.language == "python" else set()
+                imported = any(f"from {Path(one.title).stem} import" in other.text for other in page)
+                programs |= {one.title} if one.language == "python" and not imported else set()
         try:
             for one in page:
                 if one.reason is None:

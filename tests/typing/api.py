@@ -8,7 +8,7 @@ nothing, so each comment proves that the call is refused.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import BinaryIO, assert_type
@@ -41,12 +41,15 @@ from kling_async import (
     events,
     read_ledger,
 )
+from kling_async.blocking import Batch as BlockingBatch
+from kling_async.blocking import KlingSession as BlockingSession
 from kling_async.integrations.fastapi import JobDesk, Jobs, JobStatus, Session, lifespan
 from kling_async.integrations.opentelemetry import Telemetry
 from kling_async.ledger import MemoryLedger, Row, SQLiteLedger
 from kling_async.limits import ListeningRateLimiter
 from kling_async.limits.shared import SharedStartsPerWindow
 from kling_async.manifest import Manifest, read_manifest
+from kling_async.progress import progress
 from kling_async.providers import AccountProvider, UploadProvider
 from kling_async.testing import LoopClock, ScriptedTransport, json_response
 
@@ -184,3 +187,32 @@ def values(job: Job, request: HttpRequest, script: Callable[[HttpRequest], HttpR
     for row in read_ledger("run.db"):
         assert_type(row, Row)
     job.duration = 10  # type: ignore[misc]  # it is frozen
+
+
+def blocking(kling: BlockingSession, path: Path) -> None:
+    with kling as entered:
+        assert_type(entered, BlockingSession)
+    assert_type(kling.generate(prompt="x", image=path, key="k", deadline=1.0), Prediction)
+    assert_type(kling.generate(Job(prompt="x", image="u")), Prediction)
+    kling.generate(prompt="x", image=path, duraton=5)  # type: ignore[call-arg]  # no such field
+    kling.generate(prompt=5, image=path)  # type: ignore[arg-type]  # a prompt is text
+    assert_type(kling.save("id", path), SavedFile)
+    assert_type(kling.follow("id"), Iterator[Prediction])
+    assert_type(kling.balance(), Decimal)
+    assert_type(kling.with_options(deadline=5.0), BlockingSession)
+    assert_type(kling.batch([Job(prompt="x", image="u")], save_to=path), BlockingBatch)
+    with kling.batch({"a": Job(prompt="x", image="u")}) as batch:
+        assert_type(batch, BlockingBatch)
+        for outcome in batch:
+            assert_type(outcome, Outcome)
+        assert_type(batch.completed(), Iterator[Prediction])
+        assert_type(batch.statistics(), BatchStatistics)
+        assert_type(batch.stopped, KlingError | None)
+    BlockingSession(levl="gold")  # type: ignore[call-arg]  # no such option
+    BlockingSession(client_session=None)  # type: ignore[call-arg]  # left out
+
+
+async def shown(batch: Batch, other: BlockingBatch) -> None:
+    assert_type(progress(batch), AsyncIterator[Outcome])
+    assert_type(progress(other, total=3), Iterator[Outcome])
+    assert_type(batch.total, int | None)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from kling_async import Job, State
-from kling_async.cli.progress import Board
 from kling_async.cli.runner import waiting_note
+from kling_async.progress._board import Board
 from support.service import IMAGE, Service, open_session
 
 pytestmark = pytest.mark.anyio

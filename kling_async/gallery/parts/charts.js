@@ -73,7 +73,7 @@ class Charts {
       const middle = (cards.indexOf(card) + 0.5) * row;
       for (const [name, value] of [["y1", middle], ["y2", middle], ["visibility", "visible"]]) pointer.setAttribute(name, value);
       const phases = this.store.phases(card).map((seconds, place) => seconds === null ? "" : `${kinds.length ? ["waited", "generated", "downloaded"][place] : ""} ${span(seconds)}`);
-      setText(note, [card.key, ...phases.filter(Boolean)].join("  ·  "));
+      setText(note, [card.name, ...phases.filter(Boolean)].join("  ·  "));
     });
     svg.addEventListener("pointerleave", () => {
       pointer.setAttribute("visibility", "hidden");

@@ -70,7 +70,7 @@ class Detail {
 
   fill() {
     const {card, store} = this;
-    setText(this.title, card.key);
+    setText(this.title, card.name);
     this.state.className = `state of-${card.state}`;
     this.state.replaceChildren(element("span", {class: "dot"}), capitalized(card.label));
     setText(this.position, this.place(card));
@@ -100,7 +100,7 @@ class Detail {
   videoFigure(card) {
     let shown;
     if (card.video) {
-      shown = element("video", {src: card.video, controls: true, loop: true, playsinline: true, preload: "auto", poster: card.image?.poster, "aria-label": `Video of ${card.key}`});
+      shown = element("video", {src: card.video, controls: true, loop: true, playsinline: true, preload: "auto", poster: card.image?.poster, "aria-label": `Video of ${card.name}`});
       shown.addEventListener("error", () => shown.replaceWith(element("p", {}, this.store.about.over ? "The run has ended. The kept page has the video." : "The video cannot be played. Has the file moved?")), {once: true});
     } else {
       const why = {
@@ -170,6 +170,7 @@ function facts(card) {
     ["Price", price],
     ...Object.entries(card.settings),
     ["Batch", card.batch],
+    ["Key", card.name === card.key ? "" : card.key, "mono"],
     ["Prediction", card.id, "mono"],
     ["Attempts", card.attempts > 1 ? String(card.attempts) : ""],
     ["Started", begun === null ? "" : moment(begun)],

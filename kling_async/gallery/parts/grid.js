@@ -145,7 +145,7 @@ function fillTile(tile, card, store) {
   const [, generating] = store.phases(card);
   const word = capitalized(card.label);
   const unusual = card.state !== "saved";
-  setText(key, card.key);
+  setText(key, card.name);
   setText(time, span(generating));
   setText(prompt, card.prompt || card.image?.label || "");
   setText(facts, unusual ? brief(card.trouble?.message) ?? (card.note || word) : [card.seconds ? `${card.seconds} s` : "", card.model].filter(Boolean).join(", "));

@@ -17,7 +17,7 @@ class Store {
       if (this.asked.has(card.n)) card.mark = this.asked.get(card.n).mark;
       const trouble = card.trouble ? `${card.trouble.kind} ${card.trouble.message}` : "";
       const labels = (card.labels ?? []).map(([name, value]) => `${name}: ${value}`);
-      card.text = [card.key, card.prompt, card.model, card.id ?? "", trouble, ...labels].join("\n").toLowerCase();
+      card.text = [card.name, card.key, card.prompt, card.model, card.id ?? "", trouble, ...labels].join("\n").toLowerCase();
       this.cards.set(card.n, card);
     }
     this.counted = null;
@@ -60,7 +60,7 @@ class Store {
       order: (a, b) => a.n - b.n,
       latest: (a, b) => last(b) - last(a) || a.n - b.n,
       slowest: (a, b) => took(b) - took(a) || a.n - b.n,
-      key: (a, b) => names.compare(a.key, b.key) || a.n - b.n,
+      key: (a, b) => names.compare(a.name, b.name) || a.n - b.n,
     };
     return found.sort(orders[sort] ?? orders.order);
   }

@@ -49,6 +49,7 @@ async def renew(
     if not keep:
         values = {"id": line.id, "digest": content.digest, "model": model, "at": at}
         values |= {"text": content.text, "files": content.files, "labels": content.labels}
+        values |= {"caller": content.caller, "priority": content.priority}
         await fetch(connection, statements.NEW_CONTENT, values)
         return None
     others = await fetch(connection, statements.KEYS_BELOW, [account, batch, f"{key}~"])

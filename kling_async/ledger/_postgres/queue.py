@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections import deque
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import attrs
 import psycopg
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from kling_async._core.states import Entry
 
     from .connection import Address, Database
-    from .lease import WorkerLease
     from .requests import Name
 
 MAX_GROUP_STEPS = 512
@@ -38,6 +37,34 @@ MAX_GROUP_STEPS = 512
 
 _Result: TypeAlias = "tuple[StepRequest, Line | LedgerError | None]"
 _History: TypeAlias = "tuple[Name, Entry, Line]"
+
+
+class Lease(Protocol):
+    """The part of a worker's lease that its requests need.
+
+    Attributes:
+        account: Name of the account.
+        name: Host and process.
+        worker_id: Id of the worker; another one after a lease that was lost.
+        lines: Lines of the jobs that this worker owns, as they are in the database.
+    """
+
+    account: str
+    name: str
+    worker_id: str
+    lines: dict[Name, Line]
+
+    async def is_alive(self, connection: Connection) -> bool:
+        """Return whether the lease runs; nobody can claim a job of this worker until the transaction ends.
+
+        Raises:
+            LedgerError: A later version of the package has migrated the tables.
+        """
+        ...
+
+    def disown(self, name: Name) -> None:
+        """Remove a line whose step could not be written: renewing the lease releases it."""
+        ...
 
 
 class RequestQueue:
@@ -55,9 +82,7 @@ class RequestQueue:
         loop: The event loop that the ledger was opened in.
     """
 
-    def __init__(
-        self, database: Database, address: Address, lease: WorkerLease, *, patience: float, runs: float
-    ) -> None:
+    def __init__(self, database: Database, address: Address, lease: Lease, *, patience: float, runs: float) -> None:
         self.is_open = False
         self.loop = LoopBinding(f"the ledger {address}")
         self._database = database
@@ -232,9 +257,9 @@ class RequestQueue:
         for request, line in wanted:
             for cap in request.caps:
                 if cap not in usages:
-                    batches = cap.batches and list(cap.batches)
-                    ((spent, held, reserved),) = await fetch(connection, statements.MONEY, [account, batches, batches])
-                    usages[cap] = CapUsage(cap.usd, spent, held, reserved)
+                    of = {"account": account, "batches": cap.batches and list(cap.batches), "caller": cap.caller}
+                    ((spent, held, reserved),) = await fetch(connection, statements.MONEY, of)
+                    usages[cap] = CapUsage(cap.usd, spent, held, reserved, cap.caller)
             if line.id in too_many:
                 continue
             try:
@@ -352,7 +377,16 @@ class RequestQueue:
         values = {**statements.inserted_values(new), "account": self._lease.account, "worker_id": worker_id}
         for id_, batch, key in await fetch(connection, statements.INSERT, values):
             content, model, at = new[batch, key]
-            row = Row(batch=batch, key=key, digest=content.digest, model=model, state=State.PENDING, updated_at=at)
+            row = Row(
+                batch=batch,
+                key=key,
+                digest=content.digest,
+                model=model,
+                state=State.PENDING,
+                updated_at=at,
+                caller=content.caller,
+                priority=content.priority,
+            )
             lines[batch, key] = Line(id_, worker_id, slot=False, row=row)
 
 

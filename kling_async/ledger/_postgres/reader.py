@@ -15,14 +15,13 @@ from kling_async.errors import LedgerError
 from kling_async.ledger._columns import restored_identity
 
 from . import statements, tables
+from .connection import Address
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from kling_async._core.content import Identity
     from kling_async._core.states import Row
-
-    from .connection import Address
 
 PAGE_SIZE = 1_000
 """Rows that are fetched together, and in memory at once."""
@@ -45,53 +44,75 @@ class WorkerTally:
     jobs: int
 
 
-def rows(address: Address, account: str, batch: str | None, states: Iterable[State] | None) -> Iterator[Row]:
-    """Yield the rows of an account, each with its job's content, by the time of their last step.
+@attrs.frozen
+class DatabaseReader:
+    """Reads what an account has in a database.
 
-    Raises:
-        LedgerError: The database cannot be reached, or has no ledger.
+    Attributes:
+        address: Address of the database.
+        account: Name of the account.
     """
-    words = [state.value for state in (State if states is None else states)]
-    for line in _found(address, statements.READ_ROWS, [account, batch, words]):
-        yield statements.line_of(line).row
 
+    address: Address
+    account: str
 
-def steps(address: Address, account: str, batch: str | None, key: str | None) -> Iterator[Step]:
-    """Yield the steps of an account's jobs: all of a job one after another, in the order in which they were written.
+    def rows(
+        self, batch: str | None, states: Iterable[State] | None, labels: Mapping[str, str] | None = None
+    ) -> Iterator[Row]:
+        """Yield the rows of an account, each with its job's content, by the time of their last step.
 
-    Raises:
-        LedgerError: The database cannot be reached, or has no ledger.
-    """
-    for of, name, state, *rest in _found(address, statements.READ_STEPS, [account, batch, key]):
-        yield Step(of, name, State(state), *rest)
+        Raises:
+            LedgerError: The database cannot be reached, or has no ledger.
+        """
+        words = [state.value for state in (State if states is None else states)]
+        query, values = statements.READ_ROWS, [self.account, batch, words]
+        if labels:
+            query, values = statements.READ_LABELLED, [*values, [*labels], [*labels.values()]]
+        for line in _found(self.address, query, values):
+            yield statements.line_of(line).row
 
+    def page(self, batch: str, *, prefix: str, after: str, labels: Mapping[str, str], limit: int) -> list[Row]:
+        """Return rows of a batch by their keys: `limit` of those that begin with a prefix and come after a key.
 
-def identity(address: Address, account: str, batch: str) -> Identity | None:
-    """Return the identity of a batch of an account; None if there is no such batch.
+        Raises:
+            LedgerError: The database cannot be reached, or has no ledger.
+        """
+        values = [self.account, batch, prefix, after, [*labels], [*labels.values()], limit]
+        return [statements.line_of(line).row for line in _found(self.address, statements.READ_PAGE, values)]
 
-    Raises:
-        LedgerError: The database cannot be reached, or has no ledger.
-    """
-    found = [*_found(address, statements.IDENTITY, [account, batch])]
-    return restored_identity(*found[0]) if found else None
+    def steps(self, batch: str | None, key: str | None) -> Iterator[Step]:
+        """Yield the steps of an account's jobs: all of a job together, in the order in which they were written.
 
+        Raises:
+            LedgerError: The database cannot be reached, or has no ledger.
+        """
+        for of, name, state, *rest in _found(self.address, statements.READ_STEPS, [self.account, batch, key]):
+            yield Step(of, name, State(state), *rest)
 
-def batches(address: Address, account: str) -> set[str]:
-    """Return the names of the batches that have jobs of an account.
+    def identity(self, batch: str) -> Identity | None:
+        """Return the identity of a batch of an account; None if there is no such batch.
 
-    Raises:
-        LedgerError: The database cannot be reached, or has no ledger.
-    """
-    return {batch for (batch,) in _found(address, statements.BATCHES, [account])}
+        Raises:
+            LedgerError: The database cannot be reached, or has no ledger.
+        """
+        found = [*_found(self.address, statements.IDENTITY, [self.account, batch])]
+        return restored_identity(*found[0]) if found else None
 
+    def batches(self) -> set[str]:
+        """Return the names of the batches that have jobs of an account.
 
-def marks(address: Address, account: str) -> dict[str, Marked]:
-    """Return the marks of the videos of an account, by prediction.
+        Raises:
+            LedgerError: The database cannot be reached, or has no ledger.
+        """
+        return {batch for (batch,) in _found(self.address, statements.BATCHES, [self.account])}
 
-    Raises:
-        LedgerError: The database cannot be reached, or has no ledger.
-    """
-    return {id_: Marked(Mark(mark), at) for id_, mark, at in _found(address, statements.MARKS, [account])}
+    def marks(self) -> dict[str, Marked]:
+        """Return the marks of the videos of an account, by prediction.
+
+        Raises:
+            LedgerError: The database cannot be reached, or has no ledger.
+        """
+        return {id_: Marked(Mark(mark), at) for id_, mark, at in _found(self.address, statements.MARKS, [self.account])}
 
 
 def workers(address: Address, account: str) -> list[WorkerTally]:

@@ -56,7 +56,7 @@ _TYPES: dict[str, str] = {
     "sha256": "text",
 }
 """Columns of a row that change, with their types."""
-_FIXED = ("batch", "key", "digest", "model", "seen")
+_FIXED = ("batch", "key", "digest", "model", "seen", "caller", "priority")
 _FIELDS = (*_FIXED, *_TYPES)
 _WITH_CONTENT = (*_FIELDS, "job", "files", "labels")
 
@@ -67,11 +67,11 @@ _LINE = ", ".join(f"j.{name}" for name in ("id", "worker_id", "slot", *_FIELDS))
 INSERT = """
 WITH given AS (
   SELECT * FROM unnest(%(batch)s::text[], %(key)s::text[], %(digest)s::text[], %(model)s::text[], %(at)s::float8[],
-    %(text)s::text[], %(files)s::text[], %(labels)s::text[])
-    AS g(batch, key, digest, model, at, text, files, labels)),
+    %(text)s::text[], %(files)s::text[], %(labels)s::text[], %(caller)s::text[], %(priority)s::integer[])
+    AS g(batch, key, digest, model, at, text, files, labels, caller, priority)),
 made AS (
-  INSERT INTO kling_job(account, batch, key, digest, model, state, updated_at, worker_id, seen)
-  SELECT %(account)s, batch, key, digest, model, 'pending', at, %(worker_id)s, %(seen)s FROM given
+  INSERT INTO kling_job(account, batch, key, digest, model, state, updated_at, worker_id, seen, caller, priority)
+  SELECT %(account)s, batch, key, digest, model, 'pending', at, %(worker_id)s, %(seen)s, caller, priority FROM given
   ON CONFLICT (account, batch, key) DO NOTHING RETURNING id, batch, key),
 put AS (
   INSERT INTO kling_content(job, text, files, labels)
@@ -113,6 +113,14 @@ JOIN kling_job j ON j.account = %(account)s AND j.batch = g.batch AND j.key = g.
 WHERE c.job = j.id AND g.labels IS NOT NULL AND c.labels IS DISTINCT FROM g.labels
 """
 """Replace the callers' own values of jobs by the latest."""
+RENEW_CALLERS = """
+UPDATE kling_job j SET caller = g.caller, priority = g.priority
+FROM unnest(%(batch)s::text[], %(key)s::text[], %(digest)s::text[], %(caller)s::text[], %(priority)s::integer[])
+  AS g(batch, key, digest, caller, priority)
+WHERE j.account = %(account)s AND j.batch = g.batch AND j.key = g.key AND j.digest = g.digest
+AND (g.caller <> '' OR g.priority <> 0) AND (j.caller, j.priority) <> (g.caller, g.priority)
+"""
+"""Replace callers and priorities of jobs by the latest that were given."""
 
 LOCK_LINES = f"""
 SELECT {_LINE} FROM unnest(%s::text[], %s::text[]) AS g(batch, key)
@@ -146,7 +154,8 @@ GROUP BY g.key
 """Keys of those jobs that are not sent and that other batches have paid for, each with such a batch."""
 CLEAR = "UPDATE kling_job SET cleared = true WHERE account = %s AND batch = %s AND key = %s AND worker_id = %s"
 SPENT = """
-SELECT sum(coalesce(spent, 0) - coalesce(refunded, 0)) FROM kling_job WHERE account = %s AND batch = coalesce(%s, batch)
+SELECT sum(coalesce(spent, 0) - coalesce(refunded, 0)) FROM kling_job
+WHERE account = %s AND batch = coalesce(%s, batch) AND caller = coalesce(%s, caller)
 """
 UPLOAD = "SELECT url FROM kling_upload WHERE account = %s AND digest = %s AND expires_at > %s"
 SENDERS = "SELECT id, provider, origin, salt, same_as FROM kling_sender WHERE account = %s"
@@ -168,7 +177,8 @@ _OF_PREDICTION = tuple(
 NEW_CONTENT = f"""
 WITH renewed AS (
   UPDATE kling_job SET digest = %(digest)s, model = %(model)s, state = 'pending', updated_at = %(at)s,
-    {", ".join(f"{name} = NULL" for name in dict.fromkeys(_OF_PREDICTION))}, slot = false, cleared = false
+    {", ".join(f"{name} = NULL" for name in dict.fromkeys(_OF_PREDICTION))}, slot = false, cleared = false,
+    caller = %(caller)s, priority = %(priority)s
   WHERE id = %(id)s RETURNING id, attempt),
 put AS (UPDATE kling_content SET text = %(text)s, files = %(files)s, labels = %(labels)s WHERE job = %(id)s)
 INSERT INTO kling_step(job, state, at, attempt, worker) SELECT id, 'pending', %(at)s, attempt, '' FROM renewed
@@ -189,6 +199,22 @@ FIND = _SELECT_WITH_CONTENT + "WHERE j.account = %s AND j.batch = %s AND j.key =
 READ_ROWS = f"""
 {_SELECT_WITH_CONTENT}
 WHERE j.account = %s AND j.batch = coalesce(%s, j.batch) AND j.state = ANY(%s) ORDER BY j.updated_at, j.id
+"""
+READ_LABELLED = f"""
+{_SELECT_WITH_CONTENT}
+WHERE j.account = %s AND j.batch = coalesce(%s, j.batch) AND j.state = ANY(%s)
+  AND NOT EXISTS (
+    SELECT FROM unnest(%s::text[], %s::text[]) AS w(name, value)
+    WHERE (c.labels::jsonb ->> w.name) IS DISTINCT FROM w.value)
+ORDER BY j.updated_at, j.id
+"""
+READ_PAGE = f"""
+{_SELECT_WITH_CONTENT}
+WHERE j.account = %s AND j.batch = %s AND starts_with(j.key, %s) AND j.key COLLATE "C" > %s
+  AND NOT EXISTS (
+    SELECT FROM unnest(%s::text[], %s::text[]) AS w(name, value)
+    WHERE (c.labels::jsonb ->> w.name) IS DISTINCT FROM w.value)
+ORDER BY j.key COLLATE "C" LIMIT %s
 """
 BATCHES = "SELECT DISTINCT batch FROM kling_job WHERE account = %s"
 READ_STEPS = """
@@ -277,19 +303,48 @@ room AS MATERIALIZED (
 """
 """Number of jobs that may start now: running jobs, starts within the window, and jobs about to start count."""
 FREE_SLOTS = _FREE_SLOTS + "SELECT n FROM room"
+_CLAIMABLE = "account = %(account)s AND state = 'pending' AND worker_id IS NULL"
+"""Condition of the index `kling_job_ready`."""
+# From one caller to the next in the index: how many jobs each has makes no difference. The order in `ready` is that of
+# the index, which the planner would leave for a scan of the table.
+WAITING = f"""
+WITH RECURSIVE callers(caller) AS (
+  (SELECT caller FROM kling_job WHERE {_CLAIMABLE} ORDER BY caller LIMIT 1)
+  UNION ALL
+  SELECT (SELECT j.caller FROM kling_job j WHERE {_CLAIMABLE} AND j.caller > c.caller ORDER BY j.caller LIMIT 1)
+  FROM callers c WHERE c.caller IS NOT NULL)
+SELECT c.caller, coalesce(t.start, 0), ready.number, held.number
+FROM callers c LEFT JOIN kling_caller t ON t.account = %(account)s AND t.caller = c.caller
+CROSS JOIN LATERAL (
+  SELECT count(*) AS number FROM (
+    SELECT FROM kling_job j
+    WHERE {_CLAIMABLE} AND j.caller = c.caller AND j.due_at <= statement_timestamp()
+    ORDER BY j.priority DESC, j.due_at, j.id LIMIT %(limit)s) AS first) AS ready
+CROSS JOIN LATERAL (
+  SELECT count(*) AS number FROM kling_job j WHERE j.account = %(account)s AND j.slot AND j.caller = c.caller) AS held
+WHERE c.caller IS NOT NULL
+"""
+"""Callers whose jobs wait: the start of their next turn, their jobs that are due (up to a limit), and their slots."""
+VIRTUAL_TIME = "SELECT coalesce((SELECT virtual FROM kling_turn WHERE account = %s), 0)"
 # `= ANY(ARRAY(...))`: written as a join with a computed LIMIT, the planner reads the whole table.
-CLAIM = (
-    _FREE_SLOTS
-    + f"""
+CLAIM = f"""
+WITH shares AS (SELECT * FROM unnest(%(callers)s::text[], %(numbers)s::bigint[], %(started)s::float8[])
+  AS s(caller, number, start)),
+turns AS (
+  INSERT INTO kling_caller(account, caller, start) SELECT %(account)s, caller, start FROM shares
+  ON CONFLICT (account, caller) DO UPDATE SET start = excluded.start),
+turn AS (
+  INSERT INTO kling_turn(account, virtual) VALUES (%(account)s, %(virtual)s)
+  ON CONFLICT (account) DO UPDATE SET virtual = excluded.virtual)
 UPDATE kling_job AS j SET state = 'claimed', worker_id = %(worker_id)s, slot = true, cost = NULL
 WHERE j.id = ANY(ARRAY(
-  SELECT id FROM kling_job
-  WHERE account = %(account)s AND state = 'pending' AND worker_id IS NULL AND due_at <= statement_timestamp()
-  ORDER BY due_at, id LIMIT (SELECT n FROM room) FOR UPDATE SKIP LOCKED))
+  SELECT first.id FROM shares s CROSS JOIN LATERAL (
+    SELECT id FROM kling_job j
+    WHERE {_CLAIMABLE} AND j.caller = s.caller AND j.due_at <= statement_timestamp()
+    ORDER BY j.priority DESC, j.due_at, j.id LIMIT s.number FOR UPDATE SKIP LOCKED) AS first))
 RETURNING {_LINE}
 """
-)
-"""Claim jobs that may start now."""
+"""Claim so many jobs of each caller, those of the highest priority first, and record the turns that were taken."""
 CLAIM_OPEN = f"""
 UPDATE kling_job AS j SET worker_id = %(worker_id)s
 WHERE j.id = ANY(ARRAY(
@@ -337,7 +392,9 @@ MONEY = f"""
 SELECT coalesce(sum(coalesce(spent, 0) - coalesce(refunded, 0)), 0),
   coalesce(sum(cost) FILTER (WHERE slot AND state = 'uncertain'), 0),
   coalesce(sum(cost) FILTER (WHERE slot AND state IN ({quoted(SENDABLE | {State.INTENT})})), 0)
-FROM kling_job WHERE account = %s AND (%s::text[] IS NULL OR batch = ANY(%s))
+FROM kling_job
+WHERE account = %(account)s AND (%(batches)s::text[] IS NULL OR batch = ANY(%(batches)s))
+AND caller = coalesce(%(caller)s, caller)
 """
 """USD that was spent, may have been spent, and is reserved. A job that is to start has its price in its line."""
 
@@ -417,6 +474,8 @@ def inserted_values(new: dict[tuple[str, str], tuple[Content, str, float]], seen
         "text": [content.text for content, _, _ in new.values()],
         "files": [content.files for content, _, _ in new.values()],
         "labels": [content.labels for content, _, _ in new.values()],
+        "caller": [content.caller for content, _, _ in new.values()],
+        "priority": [content.priority for content, _, _ in new.values()],
     }
 
 

@@ -94,6 +94,18 @@ CREATE TABLE kling_mark(
   account text, prediction_id text, mark text NOT NULL, at double precision NOT NULL,
   PRIMARY KEY(account, prediction_id));
 """,
+    """
+ALTER TABLE kling_job ADD COLUMN caller text NOT NULL DEFAULT '', ADD COLUMN priority integer NOT NULL DEFAULT 0;
+CREATE INDEX kling_job_ready ON kling_job(account, caller, priority DESC, due_at, id)
+  WHERE state = 'pending' AND worker_id IS NULL;
+DROP INDEX kling_job_due;
+DROP INDEX kling_job_slot;
+CREATE INDEX kling_job_slot ON kling_job(account, caller) WHERE slot;
+-- Turns of callers, as `FairTurns` counts them.
+CREATE TABLE kling_caller(
+  account text, caller text, start double precision NOT NULL, PRIMARY KEY(account, caller)) WITH (fillfactor = 50);
+CREATE TABLE kling_turn(account text PRIMARY KEY, virtual double precision NOT NULL) WITH (fillfactor = 50);
+""",
 )
 """From nothing to the newest tables, one step each, all of them in one transaction. A released step is never changed.
 
@@ -121,13 +133,16 @@ _WITH_SENDERS = 4
 """Version whose jobs have senders, and no labels."""
 _WITH_LABELS = 5
 """Version whose jobs have labels, without marks of videos."""
+_WITH_MARKS = 6
+"""Version whose videos have marks, and whose jobs have no callers."""
+_NO_CALLERS = "''::text AS caller, 0 AS priority"
 _CONTENT = "kling_content AS (SELECT *, NULL::text AS labels FROM kling_content)\n"
 _UNCHANGED = (
     "id, account, slot, batch, key, digest, model, updated_at, attempt, fingerprint, token_hash, intent_at, "
     "submitted_at, prediction_id, cost, spent, refunded, failures, output, code, error, path, bytes, sha256"
 )
 """Columns that version 3 has in common with those before."""
-_ADDED = "NULL::text AS sender, NULL::text AS reused, NULL::text AS seen"
+_ADDED = f"NULL::text AS sender, NULL::text AS reused, NULL::text AS seen, {_NO_CALLERS}"
 """Columns that versions up to 3 do not have."""
 
 
@@ -185,14 +200,17 @@ def as_newest(version: int) -> str:
     """Return the WITH clause under which queries for the newest tables read those of a version."""
     if version >= len(MIGRATIONS):
         return ""
+    if version == _WITH_MARKS:
+        return f"WITH kling_job AS (SELECT *, {_NO_CALLERS} FROM kling_job) "
     marks = (
         "WITH kling_mark AS (SELECT NULL::text AS account, NULL::text AS prediction_id, NULL::text AS mark, "
         "NULL::float8 AS at WHERE false)"
     )
+    jobs = f"kling_job AS (SELECT *, {_NO_CALLERS} FROM kling_job)"
     if version >= _WITH_LABELS:
-        return marks + " "
+        return f"{marks}, {jobs} "
     if version == _WITH_SENDERS:
-        return f"{marks}, {_CONTENT}"
+        return f"{marks}, {jobs}, {_CONTENT}"
     if version >= _WITH_DOUBTS:
         return f"""{marks},
 {_CONTENT},

@@ -32,7 +32,7 @@ def renew(connection: sqlite3.Connection, row: Row, content: Content, *, model: 
         key = free_key(row.key, lambda key: connection.execute(taken, (row.batch, key)).fetchone() is not None)
         for rename in statements.RENAME:
             connection.execute(rename, (key, *name))
-        connection.execute(statements.INSERT, (*name, content.digest, model, at))
+        connection.execute(statements.INSERT, (*name, content.digest, model, at, content.caller, content.priority))
         kept, attempt = attrs.evolve(row, key=key), 0
     else:
         after = renewed(row, content, model=model, at=at)

@@ -8,89 +8,126 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from kling_async._core.marks import Mark, Marked
 from kling_async._core.states import Row, State, Step
 from kling_async.ledger._columns import restored_identity
 
 from . import statements
-from .connection import LOCK, beside, closed_by, connect_reader, reading
+from .connection import LOCK, beside, closed_by, connect_reader, reading, unusable
 from .registration import registered
 from .tables import as_newest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from kling_async._core.content import Identity
 
 
-def read_ledger(
-    path: str | os.PathLike[str], *, batch: str | None = None, states: Iterable[State] | None = None
-) -> Iterator[Row]:
-    """Yield the rows of a ledger file, each with its job's content, by the time of their last step.
+@attrs.frozen
+class FileReader:
+    """Reads a ledger file.
 
-    Args:
+    Attributes:
         path: The file.
-        batch: Only this batch's; "" is what was submitted outside of batches.
-        states: Only rows in these states.
-
-    Raises:
-        LedgerError: There is no such file, or it is no ledger.
     """
-    conditions = ["1"]
-    values: list[object] = []
-    if batch is not None:
-        conditions.append("job.batch = ?")
-        values.append(batch)
-    if states is not None:
-        condition, words = statements.is_in(states)
-        conditions.append(condition)
-        values += words
-    query = f"{statements.SELECT_WITH_CONTENT} WHERE {' AND '.join(conditions)} ORDER BY updated_at"
-    for row in _found(Path(path), query, values):
-        yield statements.read_row(row)
 
+    path: str | os.PathLike[str]
 
-def read_steps(path: str | os.PathLike[str], *, batch: str | None = None, key: str | None = None) -> Iterator[Step]:
-    """Yield the steps of a ledger file: all of a job one after another, in the order in which they were written.
+    def rows(
+        self, batch: str | None, states: Iterable[State] | None, labels: Mapping[str, str] | None = None
+    ) -> Iterator[Row]:
+        """Yield the rows of a ledger file, each with its job's content, by the time of their last step.
 
-    Args:
-        path: The file.
-        batch: Only this batch's; "" is what was submitted outside of batches.
-        key: Only of jobs with this key.
+        Args:
+            batch: Only this batch's; "" is what was submitted outside of batches.
+            states: Only rows in these states.
+            labels: Only rows with these labels, values as texts.
 
-    Raises:
-        LedgerError: There is no such file, or it is no ledger.
-    """
-    for of, name, state, at, attempt, prediction_id, error in _found(Path(path), statements.STEPS, (batch, key)):
-        yield Step(of, name, State(state), at, attempt, prediction_id, error)
+        Raises:
+            LedgerError: There is no such file, or it is no ledger.
+        """
+        conditions = ["1"]
+        values: list[object] = []
+        if batch is not None:
+            conditions.append("job.batch = ?")
+            values.append(batch)
+        if states is not None:
+            condition, words = statements.is_in(states)
+            conditions.append(condition)
+            values += words
+        for label in (labels or {}).items():
+            conditions.append(statements.HAS_LABEL)
+            values += label
+        query = f"{statements.SELECT_WITH_CONTENT} WHERE {' AND '.join(conditions)} ORDER BY updated_at"
+        for row in _found(Path(self.path), query, values):
+            yield statements.read_row(row)
 
+    def page(self, batch: str, *, prefix: str, after: str, labels: Mapping[str, str], limit: int) -> list[Row]:
+        """Return rows of a batch by their keys: `limit` of those that begin with a prefix and come after a key.
 
-def read_identity(path: str | os.PathLike[str], batch: str) -> Identity | None:
-    """Return the identity of a batch of a ledger file; None if the file has no such batch.
+        The file is one that this process has open for writing, so it is neither checked, which reads all of it, nor
+        older.
 
-    Raises:
-        LedgerError: There is no such file, or it is no ledger.
-    """
-    found = [*_found(Path(path), statements.IDENTITY, [batch])]
-    return restored_identity(*found[0]) if found else None
+        Raises:
+            LedgerError: It cannot be read.
+        """
+        # A range of the primary key; SQLite compares texts as their bytes in UTF-8.
+        conditions = "job.batch = ? AND job.key > ?"
+        values: list[object] = [batch, after]
+        if prefix:
+            conditions += " AND job.key < ?"
+            values.append(prefix[:-1] + chr(ord(prefix[-1]) + 1))
+        for label in labels.items():
+            conditions += f" AND {statements.HAS_LABEL}"
+            values += label
+        query = f"{statements.SELECT_WITH_CONTENT} WHERE {conditions} ORDER BY job.key LIMIT ?"
+        try:
+            with contextlib.closing(connect_reader(Path(self.path))) as connection:
+                return [statements.read_row(row) for row in connection.execute(query, [*values, limit])]
+        except sqlite3.Error as error:
+            raise unusable(Path(self.path), error) from error
 
+    def steps(self, batch: str | None, key: str | None) -> Iterator[Step]:
+        """Yield the steps of a ledger file: all of a job together, in the order in which they were written.
 
-def read_batches(path: str | os.PathLike[str]) -> set[str]:
-    """Return the names of the batches that have jobs in a ledger file.
+        Args:
+            batch: Only this batch's; "" is what was submitted outside of batches.
+            key: Only of jobs with this key.
 
-    Raises:
-        LedgerError: There is no such file, or it is no ledger.
-    """
-    return {batch for (batch,) in _found(Path(path), "SELECT DISTINCT batch FROM job", ())}
+        Raises:
+            LedgerError: There is no such file, or it is no ledger.
+        """
+        for of, name, state, at, attempt, prediction_id, error in _found(
+            Path(self.path), statements.STEPS, (batch, key)
+        ):
+            yield Step(of, name, State(state), at, attempt, prediction_id, error)
 
+    def identity(self, batch: str) -> Identity | None:
+        """Return the identity of a batch of a ledger file; None if the file has no such batch.
 
-def read_marks(path: str | os.PathLike[str]) -> dict[str, Marked]:
-    """Return the marks of videos of a ledger file, by prediction.
+        Raises:
+            LedgerError: There is no such file, or it is no ledger.
+        """
+        found = [*_found(Path(self.path), statements.IDENTITY, [batch])]
+        return restored_identity(*found[0]) if found else None
 
-    Raises:
-        LedgerError: There is no such file, or it is no ledger.
-    """
-    return {id_: Marked(Mark(mark), at) for id_, mark, at in _found(Path(path), statements.MARKS, ())}
+    def batches(self) -> set[str]:
+        """Return the names of the batches that have jobs in a ledger file.
+
+        Raises:
+            LedgerError: There is no such file, or it is no ledger.
+        """
+        return {batch for (batch,) in _found(Path(self.path), "SELECT DISTINCT batch FROM job", ())}
+
+    def marks(self) -> dict[str, Marked]:
+        """Return the marks of videos of a ledger file, by prediction.
+
+        Raises:
+            LedgerError: There is no such file, or it is no ledger.
+        """
+        return {id_: Marked(Mark(mark), at) for id_, mark, at in _found(Path(self.path), statements.MARKS, ())}
 
 
 def writer_of(ledger: str | os.PathLike[str]) -> int | None:

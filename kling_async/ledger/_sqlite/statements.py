@@ -30,13 +30,17 @@ SELECT_WITH_CONTENT = (
     f"SELECT {', '.join(f'job.{name}' for name in _COLUMNS)}, {', '.join(f'content.{name}' for name in _CONTENT)} "
     "FROM job LEFT JOIN content ON content.batch = job.batch AND content.key = job.key "
 )
+HAS_LABEL = (
+    "EXISTS (SELECT 1 FROM json_each(content.labels) AS label WHERE label.key = ? AND "
+    "CASE label.type WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE CAST(label.atom AS TEXT) END = ?)"
+)
 INSERT = (
-    "INSERT INTO job(batch, key, digest, model, updated_at, state, attempt, failures) "
-    "VALUES (?, ?, ?, ?, ?, 'pending', 0, 0) ON CONFLICT(batch, key) DO NOTHING"
+    "INSERT INTO job(batch, key, digest, model, updated_at, caller, priority, state, attempt, failures) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, 'pending', 0, 0) ON CONFLICT(batch, key) DO NOTHING"
 )
 INSERT_STEP = "INSERT INTO step(batch, key, state, at, attempt, prediction_id, error)"
 # REPLACE: content left behind by a row that somebody deleted must not undo the whole group.
-INSERT_CONTENT = "INSERT OR REPLACE INTO content(batch, key, job, files, labels)"
+INSERT_CONTENT = f"INSERT OR REPLACE INTO content(batch, key, {', '.join(_CONTENT)})"
 RENEW_LABELS = "UPDATE content SET labels = ? WHERE batch = ? AND key = ? AND labels IS NOT ?"
 INSERT_BATCH = "INSERT INTO batch(name, identity, ignored) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 IDENTITY = "SELECT identity, ignored FROM batch WHERE name = ?"
@@ -51,6 +55,9 @@ RENAME = tuple(f"UPDATE {table} SET key = ? WHERE batch = ? AND key = ?" for tab
 PUT_UPLOAD = "INSERT OR REPLACE INTO upload(digest, url, expires_at) VALUES (?, ?, ?)"
 # Sums of decimals would become floats in SQLite; there are few different amounts.
 AMOUNTS = "SELECT spent, refunded, count(*) FROM job WHERE batch = coalesce(?, batch) GROUP BY spent, refunded"
+AMOUNTS_OF = (
+    "SELECT spent, refunded, count(*) FROM job WHERE caller = ? AND batch = coalesce(?, batch) GROUP BY spent, refunded"
+)
 # The prediction of an earlier attempt, which failed, is still the job's own.
 KNOWN = """
 SELECT fingerprint, model, sender FROM job WHERE prediction_id = :id UNION ALL

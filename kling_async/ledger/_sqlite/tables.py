@@ -19,7 +19,11 @@ APPLICATION_ID: Final = 0x4B4C4E47
 
 _WITH_SENDERS: Final = 3
 """Version whose jobs have senders, and no labels."""
+_WITH_MARKS: Final = 5
+"""Version whose videos have marks, and whose jobs have no callers."""
+_NO_CALLERS: Final = "'' AS caller, 0 AS priority"
 _CONTENT: Final = "content AS (SELECT *, NULL AS labels FROM main.content)\n"
+_JOBS: Final = f"job AS (SELECT *, {_NO_CALLERS} FROM main.job)\n"
 
 
 def _create(connection: sqlite3.Connection) -> None:
@@ -97,12 +101,25 @@ def _add_marks(connection: sqlite3.Connection) -> None:
     )
 
 
+def _add_callers(connection: sqlite3.Connection) -> None:
+    """Add who asked for each job, and its priority among that caller's jobs."""
+    _run(
+        connection,
+        """
+ALTER TABLE job ADD COLUMN caller TEXT NOT NULL DEFAULT '';
+ALTER TABLE job ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX job_caller ON job(caller) WHERE caller <> '';
+""",
+    )
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _create,
     _separate_state_from_text,
     _add_senders_and_writer,
     _add_labels,
     _add_marks,
+    _add_callers,
 )
 """From an empty file to the newest tables, one step each, all of them in one transaction.
 
@@ -124,15 +141,17 @@ def as_newest(connection: sqlite3.Connection, version: int) -> str:
     """Return the WITH clause under which queries for the newest tables read those of a version."""
     if version >= len(MIGRATIONS):
         return ""
+    if version == _WITH_MARKS:
+        return f"WITH {_JOBS}"
     marks = "WITH mark AS (SELECT NULL AS prediction_id, NULL AS mark, NULL AS at WHERE 0)"
     if version > _WITH_SENDERS:
-        return marks + " "
+        return f"{marks}, {_JOBS}"
     if version == _WITH_SENDERS:
-        return f"{marks}, {_CONTENT}"
+        return f"{marks}, {_JOBS}, {_CONTENT}"
     if version > 1:
         return f"""{marks},
 {_CONTENT},
-job AS (SELECT *, NULL AS sender, NULL AS reused FROM main.job),
+job AS (SELECT *, NULL AS sender, NULL AS reused, {_NO_CALLERS} FROM main.job),
 batch AS (SELECT *, NULL AS ignored FROM main.batch)
 """
     _define_functions(connection)
@@ -142,7 +161,7 @@ job AS (
   SELECT batch, key, digest, model, old_state(state, error) AS state, updated_at, attempt, fingerprint, token_hash,
     intent_at, submitted_at, prediction_id, cost, spent, refunded, failures, output, code, error,
     old_doubt(state, error) AS doubt, old_candidates(state, error) AS candidates, NULL AS sender, NULL AS reused,
-    path, bytes, sha256 FROM main.job),
+    path, bytes, sha256, {_NO_CALLERS} FROM main.job),
 step AS (
   SELECT rowid, batch, key, old_state(state, error) AS state, at, attempt, prediction_id, error FROM main.step),
 batch AS (SELECT DISTINCT batch AS name, 1 AS identity, NULL AS ignored FROM main.job)

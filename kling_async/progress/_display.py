@@ -1,16 +1,14 @@
-"""Progress of a run: counters updated by session events, and the display that shows them."""
+"""Displays of a run: live in a terminal or a notebook, one line per event elsewhere."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import time
-from collections import Counter, deque
-from decimal import Decimal
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
-import attrs
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
@@ -19,22 +17,24 @@ from rich.text import Text
 
 from kling_async import events
 from kling_async._core.endings import state_of
-from kling_async._core.job import Job
-from kling_async._core.prediction import Status
 from kling_async._core.states import State
 from kling_async._core.text import one_line
-from kling_async.errors import PredictionTimeoutError, SkippedError
+from kling_async._session.batch import Batch, scene_of
+from kling_async.errors import PredictionTimeoutError
 
-from .output import format_duration, format_size, format_usd, has_cursor, plural
+from ._board import Board, RunningJob
+from ._words import format_duration, format_size, format_usd, has_cursor, plural
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, Callable
     from types import TracebackType
 
-    from rich.console import Console, RenderableType
+    from IPython.display import DisplayHandle
+    from rich.console import RenderableType
 
     from kling_async._core.budget import Budget
     from kling_async._core.clock import Clock
+    from kling_async._core.job import Job
     from kling_async._core.prediction import Outcome
     from kling_async.errors import KlingError
     from kling_async.events import Event, Observer
@@ -44,177 +44,13 @@ _MAX_REFRESH_SHARE: Final = 0.1
 """Share of the time that drawing may take: a tall display is drawn less often."""
 _RESERVED_LINES: Final = 9
 """Terminal lines that are not available for running jobs."""
-_RATE_WINDOW_JOBS: Final = 300
-_MIN_JOBS_FOR_RATE: Final = 10
 _MAX_KEY_COLUMNS: Final = 34
+_NOTEBOOK_COLUMNS: Final = 100
+_NOTEBOOK_INTERVAL_S: Final = 0.5
+"""Seconds between two pictures of a display in a notebook, which keeps each until the next."""
 
 
-@attrs.define(eq=False)
-class RunningJob:
-    """An accepted job without an outcome.
-
-    Attributes:
-        key: Key of the job.
-        job: The job.
-        provider: Name of the provider.
-        prediction_id: Id of the paid prediction.
-        since: Time of acceptance, in seconds since the epoch on the session's clock.
-        state: The service's word; "saving" during the download.
-    """
-
-    key: str
-    job: Job
-    provider: str
-    prediction_id: str
-    since: float
-    state: str
-
-
-class Board:
-    """Counters of a run, and its running jobs. Memory follows the number of running jobs.
-
-    Args:
-        total: Number of jobs; None if it is unknown.
-        budget: Limit of the cost; None if there is none.
-
-    Attributes:
-        waiting_reason: Returns why waiting jobs are not sent, if no event says so; else an empty string.
-        draining: Nothing more is sent.
-        running: Accepted jobs without an outcome, by batch and key.
-        endings: Number of jobs whose outcome is an error, by the state in which it leaves them.
-        unsaved: Ids and keys of paid predictions that may have a video which is not saved.
-        uncertain: Batches and keys of jobs whose acceptance is unknown.
-    """
-
-    def __init__(self, total: int | None = None, budget: Budget | None = None) -> None:
-        self.total = total
-        self.budget = budget
-        self.admitted = self.accepted = self.done = 0
-        self.endings: Counter[State] = Counter()
-        self.spent = Decimal(0)
-        self.unpriced = 0
-        self.reused = 0
-        self.note = ""
-        self.waiting_reason: Callable[[], str] = str
-        self.draining = False
-        self.running: dict[tuple[str, str], RunningJob] = {}
-        self.unsaved: dict[str, str] = {}
-        self.uncertain: set[tuple[str, str]] = set()
-        self._settled_unaccepted = 0
-        self._shown_account_error: KlingError | None = None
-        self._end_times: deque[float] = deque(maxlen=_RATE_WINDOW_JOBS)
-
-    @property
-    def waiting(self) -> int:
-        """Number of jobs that were not accepted and are still to be sent, by this run or the next."""
-        # Without a total, a job that could not be sent is admitted again.
-        begun = self.total or self.admitted - self.endings[State.PENDING]
-        return begun - self.accepted - self._settled_unaccepted
-
-    @property
-    def saving(self) -> int:
-        """Number of jobs whose videos are being downloaded."""
-        return sum(job.state == "saving" for job in self.running.values())
-
-    @property
-    def ended(self) -> int:
-        """Number of jobs with an outcome, but for those that are still to be sent."""
-        return self.done + self.endings.total() - self.endings[State.PENDING]
-
-    def observer(self, provider: str) -> Observer:
-        """Return an observer for a session.
-
-        Args:
-            provider: Name of the session's provider, for list prices.
-        """
-
-        def observe(event: Event) -> None:
-            self.update(event, provider)
-
-        return observe
-
-    def update(self, event: Event, provider: str) -> None:
-        """Count an event."""
-        name = (event.batch, event.key)
-        match event:
-            case events.Admitted():
-                self.admitted += 1
-            case events.Accepted(job=job, prediction=prediction):
-                # Counted once per job: a retried job is accepted, and paid for, more than once.
-                self.accepted += name not in self.running
-                self.uncertain.discard(name)
-                self.note = ""
-                price = job.price(provider).usd
-                self.spent += price or 0
-                self.unpriced += price is None
-                self.running[name] = RunningJob(
-                    event.key, job, provider, prediction.id, event.at, prediction.raw_status
-                )
-                self.unsaved[prediction.id] = event.key
-            case events.Refused(error=error, again=again) if again is not None:
-                self.note = f"not accepted yet, next attempt in {again:.0f} s: {error.message}"
-            case events.Uncertain():
-                self.uncertain.add(name)
-            case events.Changed(prediction=prediction):
-                running = self.running.get(name)
-                if running is not None:
-                    running.state = "saving" if prediction.status is Status.COMPLETED else prediction.raw_status
-                if prediction.status.ended and prediction.status is not Status.COMPLETED:
-                    self.unsaved.pop(prediction.id, None)
-            case events.Retrying(again=again):
-                self.note = f"{event.key} failed at the service; sent and paid for again in {again:.0f} s"
-            case events.Finished(outcome=outcome):
-                self._finish(name, outcome, event.at)
-
-    def _finish(self, name: tuple[str, str], outcome: Outcome, at: float) -> None:
-        accepted = self.running.pop(name, None) is not None
-        state = state_of(outcome)
-        if state is State.UNCERTAIN:
-            self.uncertain.add(name)
-        else:
-            self.uncertain.discard(name)
-        if state is not State.PENDING:
-            self._settled_unaccepted += not accepted
-            self._end_times.append(at)
-        if not outcome.ok:
-            self.endings[state] += 1
-            return
-        self.done += 1
-        self.reused += outcome.reused
-        if outcome.prediction is not None:
-            self.unsaved.pop(outcome.prediction.id, None)
-
-    def rate(self, now: float) -> float | None:
-        """Return how many jobs end per second, from the latest ends; None if they are too few.
-
-        Args:
-            now: Seconds since the epoch, on the session's clock.
-        """
-        if len(self._end_times) < _MIN_JOBS_FOR_RATE or now <= self._end_times[0]:
-            return None
-        return len(self._end_times) / (now - self._end_times[0])
-
-    def seconds_left(self, now: float) -> float | None:
-        """Return the seconds until all jobs have ended at the current rate; None if it is unknown.
-
-        Args:
-            now: Seconds since the epoch, on the session's clock.
-        """
-        rate = self.rate(now)
-        return None if rate is None or not self.total else max(0, self.total - self.ended) / rate
-
-    def is_repeat(self, event: Event) -> bool:
-        """Return whether the event ends a job for a reason that was shown for another one: skipped, or account-wide."""
-        if not isinstance(event, events.Finished) or event.outcome.error is None:
-            return False
-        error = event.outcome.error
-        if not error.account_wide:
-            return isinstance(error, SkippedError)
-        self._shown_account_error = self._shown_account_error or error
-        return self._shown_account_error is not error
-
-
-class Progress(Protocol):
+class Display(Protocol):
     """A display: entered, then updated through its observers."""
 
     board: Board
@@ -234,10 +70,16 @@ class Progress(Protocol):
         ...
 
 
-def progress(
-    console: Console, clock: Clock, *, total: int | None = None, budget: Budget | None = None, quiet: bool = False
-) -> Progress:
-    """Return a display: live in a terminal, one line per event elsewhere, or none.
+def new_display(
+    console: Console,
+    clock: Clock,
+    *,
+    total: int | None = None,
+    budget: Budget | None = None,
+    quiet: bool = False,
+    keep: bool = False,
+) -> Display:
+    """Return a display: live in a terminal or a notebook, one line per event elsewhere, or none.
 
     Args:
         console: The console to print to.
@@ -245,11 +87,36 @@ def progress(
         total: Number of jobs; None if it is unknown.
         budget: Limit of the cost; None if there is none.
         quiet: Count without showing anything.
+        keep: Leave the last picture of a live display in the terminal.
     """
     board = Board(total, budget)
     if quiet:
         return QuietProgress(board)
-    return LiveProgress(board, console, clock) if has_cursor(console) else PlainProgress(board, console, clock)
+    if console.is_jupyter:
+        return NotebookProgress(board, console, clock)
+    if has_cursor(console):
+        return LiveProgress(board, console, clock, keep=keep)
+    return PlainProgress(board, console, clock)
+
+
+async def shown(batch: Batch, total: int | None, console: Console | None) -> AsyncGenerator[Outcome, None]:
+    """Yield a batch's outcomes and show its progress: `kling_async.progress.progress`."""
+    scene = scene_of(batch)
+    console = console or Console(markup=False, emoji=False, highlight=False)
+    display = new_display(console, scene.clock, total=total or scene.total, budget=scene.budget, keep=True)
+    observer = display.observer(scene.provider)
+
+    def observe(event: Event) -> None:
+        if event.batch == batch.name:
+            observer(event)
+
+    scene.observers.add(observe)
+    try:
+        async with display:
+            async for outcome in batch:
+                yield outcome
+    finally:
+        scene.observers.remove(observe)
 
 
 class QuietProgress:
@@ -331,14 +198,19 @@ def _reason(error: KlingError) -> str:
 class LiveProgress(QuietProgress):
     """Shows a bar, the counters, the cost, and a line for every running job."""
 
-    def __init__(self, board: Board, console: Console, clock: Clock) -> None:
+    _interval = _REFRESH_INTERVAL_S
+
+    def __init__(self, board: Board, console: Console, clock: Clock, *, keep: bool = False) -> None:
         super().__init__(board)
         self._console = console
         self._clock = clock
         self._start = clock.now()
         self._spinner = Spinner("dots", style="cyan")
-        self._live = Live(console=console, auto_refresh=False, transient=True, get_renderable=self._render)
+        self._live = self._new_screen(keep=keep)
         self._refreshing: asyncio.Task[None] | None = None
+
+    def _new_screen(self, *, keep: bool) -> Live | _NotebookScreen:
+        return Live(console=self._console, auto_refresh=False, transient=not keep, get_renderable=self._render)
 
     async def __aenter__(self) -> Self:
         self._live.start(refresh=True)
@@ -360,7 +232,7 @@ class LiveProgress(QuietProgress):
             begun = time.perf_counter()
             self._live.refresh()
             drawing = time.perf_counter() - begun
-            await asyncio.sleep(max(_REFRESH_INTERVAL_S, drawing * (1 / _MAX_REFRESH_SHARE - 1)))
+            await asyncio.sleep(max(self._interval, drawing * (1 / _MAX_REFRESH_SHARE - 1)))
 
     def observer(self, provider: str) -> Observer:
         """Return an observer for a session of a provider."""
@@ -469,6 +341,49 @@ class LiveProgress(QuietProgress):
                 Text(format_duration(now - job.since), "dim"),
             )
         return grid
+
+
+class NotebookProgress(LiveProgress):
+    """The live display in the output of a notebook's cell."""
+
+    _interval = _NOTEBOOK_INTERVAL_S
+
+    def _new_screen(self, *, keep: bool) -> _NotebookScreen:
+        del keep  # a notebook keeps its output
+        return _NotebookScreen(self._render)
+
+
+class _NotebookScreen:
+    """One output of a cell, replaced at each refresh; the part of rich's `Live` that a display uses.
+
+    Rich's own needs ipywidgets, which a notebook does not keep.
+    """
+
+    def __init__(self, render: Callable[[], RenderableType]) -> None:
+        self._render = render
+        self._handle: DisplayHandle | None = None
+
+    def start(self, *, refresh: bool) -> None:
+        from IPython.display import DisplayHandle  # noqa: PLC0415 -- only in a notebook, where it is loaded
+
+        self._handle = DisplayHandle()  # type: ignore[no-untyped-call]  # IPython's
+        if refresh:
+            self._handle.display(self._picture(), raw=True)  # type: ignore[no-untyped-call]  # IPython's
+
+    def refresh(self) -> None:
+        if self._handle is not None:
+            self._handle.update(self._picture(), raw=True)  # type: ignore[no-untyped-call]  # IPython's
+
+    def stop(self) -> None:
+        self.refresh()
+
+    def _picture(self) -> dict[str, str]:
+        console = Console(file=io.StringIO(), record=True, width=_NOTEBOOK_COLUMNS, force_jupyter=False)
+        console.print(self._render())
+        text = console.export_text(clear=False)
+        style = "white-space:pre;overflow-x:auto;line-height:normal;font-family:monospace"
+        html = console.export_html(inline_styles=True, code_format=f'<pre style="{style}">{{code}}</pre>')
+        return {"text/plain": text, "text/html": html}
 
 
 def model_name(job: Job, provider: str) -> str:

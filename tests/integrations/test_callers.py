@@ -1,0 +1,182 @@
+"""Uploads, keys that belong to callers, and lists, by the application of docs/applications/fastapi.md."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from starlette.testclient import TestClient
+
+from kling_async import (
+    CallerLimits,
+    ConfigurationError,
+    InvalidJobError,
+    Job,
+    KlingSession,
+    UnknownJobError,
+    events,
+)
+from kling_async.integrations._callers import key_in_ledger
+from kling_async.integrations.fastapi import Jobs, JobService, accepted, add_error_handlers, lifespan
+from kling_async.testing import EmulatorThread, served
+from kling_async.testing.plugin import kling_emulator_options, kling_server
+from support import pages
+from support.patience import PATIENCE_S
+from support.pictures import png
+
+__all__ = ["kling_emulator_options", "kling_server"]
+
+ANNA = {"Authorization": "Bearer a-token", "Content-Type": "image/png"}
+BEN = {"Authorization": "Bearer b-token", "Content-Type": "image/png"}
+IMAGE = "https://pictures.example/lake.png"
+
+
+@pytest.fixture
+def app(kling_server: EmulatorThread, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(pages.block("applications/fastapi.md", "uploads = "), names)
+    monkeypatch.chdir(tmp_path)
+    return names["uploads"]
+
+
+def post(http: TestClient, headers: dict[str, str], order: str) -> Any:
+    return http.post("/videos", params={"prompt": "Waves", "order": order}, content=png(), headers=headers)
+
+
+def test_uploads_are_accepted_and_belong_to_their_callers(app: Any, kling_server: EmulatorThread) -> None:
+    with TestClient(app) as http:
+        for headers in (ANNA, ANNA, BEN):
+            response = post(http, headers, "1742")
+            assert response.status_code == 202, response.text
+            assert response.headers["Location"] == "/videos/1742"
+            assert response.json()["key"] == "1742"
+        assert post(http, ANNA, "7").status_code == 202
+        assert http.get("/videos/7", headers=BEN).status_code == 404
+        assert http.get("/videos/ben%2F1742", headers=ANNA).status_code == 404
+        assert http.get("/videos/7", headers=ANNA).json()["key"] == "7"
+        assert [each["key"] for each in http.get("/videos", headers=ANNA).json()["jobs"]] == ["1742", "7"]
+        assert [each["key"] for each in http.get("/videos", headers=BEN).json()["jobs"]] == ["1742"]
+        assert [each["key"] for each in http.get("/videos?order=7", headers=ANNA).json()["jobs"]] == ["7"]
+        assert http.get("/videos", headers={"Authorization": "Bearer other"}).status_code == 401
+        assert (
+            http.post(
+                "/videos?prompt=x&order=9", content=b"x", headers={**ANNA, "Content-Type": "text/plain"}
+            ).status_code
+            == 415
+        )
+        assert http.post("/videos?prompt=x&order=9", content=b"x" * 10_000_001, headers=ANNA).status_code == 413
+    with TestClient(app) as http:  # another process with the same ledger
+        assert http.get("/videos/7", headers=ANNA).json()["key"] == "7"
+        assert http.get("/videos/7", headers=BEN).status_code == 404
+    assert len(kling_server.charges()) <= 3
+
+
+def test_responses_are_in_the_schema(app: Any) -> None:
+    with TestClient(app) as http:
+        post = http.get("/openapi.json").json()["paths"]["/videos"]["post"]
+    assert post["responses"]["202"]["content"]["application/json"]["schema"]["$ref"].endswith("/JobStatus")
+    assert "Location" in post["responses"]["202"]["headers"]
+    assert post["requestBody"]["content"]["image/png"]["schema"]["format"] == "binary"
+
+
+@pytest.mark.anyio
+async def test_everything_about_a_key_is_its_callers(kling_server: EmulatorThread, tmp_path: Path) -> None:
+    service = JobService()
+    job = Job(prompt="Waves", image=IMAGE)
+    async with KlingSession(ledger=tmp_path / "run.db") as kling, service.open(kling):
+        with anyio.fail_after(PATIENCE_S):
+            prediction = await service.generate(job, key="a", caller="anna")
+            assert (await service.generate(job, key="a", caller="anna")).id == prediction.id
+            other = await service.generate(job, key="a", caller="ann")
+        assert other.id != prediction.id
+        changes = [change async for change in service.follow("a", caller="anna")]
+        assert {change.status.key for change in changes if change} == {"a"}
+        last = changes[-1]
+        assert last is not None
+        assert service.has_seen_all("a", last.id, caller="anna")
+        assert not service.has_seen_all("a", last.id, caller="ben")
+        for caller in ("ben", None):
+            with pytest.raises(UnknownJobError):
+                await service.get("a", caller=caller)
+        with pytest.raises(InvalidJobError, match="caller"):
+            await service.submit(job, caller="")
+        first = await service.page(limit=1)
+        assert ([each.key for each in first.jobs], first.next) == (["ann/a"], "ann/a")
+        rest = await service.page(limit=1, after=first.next)
+        assert ([each.key for each in rest.jobs], rest.next) == (["anna/a"], None)
+        with pytest.raises(InvalidJobError, match="limit"):
+            await service.page(limit=0)
+
+
+@pytest.mark.anyio
+async def test_bounds_hold_for_each_of_fifty_callers_at_once(kling_server: EmulatorThread, tmp_path: Path) -> None:
+    limits = {"caller-7": CallerLimits(running=1, queued=2)}
+    running: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+    ended: Counter[str] = Counter()
+    enough = threading.Event()
+
+    def observe(event: events.Event) -> None:
+        caller = event.key.partition("/")[0]
+        if isinstance(event, events.Accepted):
+            running[caller] += 1
+            most[caller] = max(most[caller], running[caller])
+        elif isinstance(event, events.Finished):
+            running[caller] -= 1
+            ended[caller] += 1
+            if ended["caller-7"] == 2:
+                enough.set()
+
+    def session() -> KlingSession:
+        return KlingSession(
+            level="gold", ledger=tmp_path / "web.db", callers=limits, max_in_flight=40, observers=[observe]
+        )
+
+    api = FastAPI(lifespan=lifespan(session, desk=lambda: JobService(queue=1000)))
+    add_error_handlers(api)
+
+    @api.post("/videos/{caller}/{number}", status_code=202)
+    async def make(caller: str, number: int, jobs: Jobs) -> JSONResponse:
+        status = await jobs.submit(Job(prompt=f"{caller} {number}", image=IMAGE), key=str(number), caller=caller)
+        return accepted(status, location=f"/videos/{status.key}")
+
+    replies: dict[str, list[httpx.Response]] = defaultdict(list)
+    with served(api) as url:
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as http:
+
+            async def post(caller: str, number: int) -> None:
+                replies[caller].append(await http.post(f"/videos/{caller}/{number}"))
+
+            async with anyio.create_task_group() as tasks:
+                for number in range(10):
+                    for caller in range(50):
+                        tasks.start_soon(post, f"caller-{caller}", number)
+        assert await anyio.to_thread.run_sync(enough.wait, PATIENCE_S)
+    refused = [reply for reply in replies.pop("caller-7") if reply.status_code != 202]
+    assert {reply.status_code for each in replies.values() for reply in each} == {202}
+    assert {reply.status_code for reply in refused} == {429}
+    assert all(int(reply.headers["Retry-After"]) > 0 for reply in refused)
+    assert refused[0].json()["title"] == "Too many of your jobs are waiting"
+    assert most["caller-7"] == 1
+
+
+@pytest.mark.anyio
+async def test_pages_need_a_ledger_on_disk(kling_server: EmulatorThread) -> None:
+    service = JobService()
+    async with KlingSession() as kling, service.open(kling):
+        with pytest.raises(ConfigurationError, match="ledger on disk"):
+            await service.page(caller="anna")
+
+
+def test_no_name_of_a_caller_reaches_into_another_ones_keys() -> None:
+    assert key_in_ledger("b/c", "a") != key_in_ledger("c", "a/b")
+    assert key_in_ledger("x", "anna@example.com") == "anna@example.com/x"
+    assert key_in_ledger("a/x", None) == "a/x"
