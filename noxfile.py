@@ -92,7 +92,7 @@ def wheel(session: nox.Session) -> None:
     session.install(f"{built}[demo]", "--group", "test")
     for name in ("tests", "benchmarks", "docs"):
         shutil.copytree(ROOT / name, away / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "mkdocs.yml", "README.md", "CONTRIBUTING.md"):
+    for name in ("pyproject.toml", "mkdocs.yml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"):
         shutil.copy(ROOT / name, away)
     session.chdir(away)
     # `-P`: nothing is imported from the current folder, or from that of the script.

@@ -62,7 +62,7 @@ class Turns:
     ```
 
     Args:
-        limit: The limit, which is told what each turn brought.
+        limit: The limit, which learns what each turn brought.
         clock: Clock of their durations.
 
     Attributes:

@@ -21,7 +21,7 @@ KlingError
 │   ├── ConnectFailedError               no connection was made: nothing was sent
 │   ├── ConnectionLostError              the connection broke after something may have been sent
 │   ├── ReplyTooLargeError               the reply is larger than the session reads
-│   └── TransportTimeoutError (TimeoutError)
+│   └── TransportTimeoutError (TimeoutError)  no reply came in time
 ├── ApiError                             the service answered with an error
 │   ├── AuthenticationError              the key is missing, wrong or not activated
 │   ├── PermissionDeniedError            the key lacks the permission
@@ -37,7 +37,7 @@ KlingError
 ├── PredictionError                      a paid prediction exists and gave no video
 │   ├── PredictionFailedError            it ended as failed, cancelled, timeout or deleted
 │   ├── PredictionTimeoutError (TimeoutError)  the wait ended; the prediction still runs
-│   ├── PredictionExpiredError            the service has deleted it: it keeps predictions for 7 days
+│   ├── PredictionExpiredError           the service has deleted it: it keeps predictions for 7 days
 │   └── NoOutputError                    it completed without an output
 ├── LedgerError                          the ledger cannot be used, so nothing was sent
 │   ├── KeyReusedError (ValueError)      the key belongs to a job with other content

@@ -54,7 +54,7 @@ def _sha256(text: str) -> str:
 
 @attrs.frozen
 class Identity:
-    """Rule and ignored parameters by which a batch makes digests and derived keys of its jobs. It keeps them for ever.
+    """Rule and ignored parameters by which a batch makes digests and derived keys of its jobs. It keeps them forever.
 
     Attributes:
         rule: Version of the rule, in `RULES`. Default: that of new batches.

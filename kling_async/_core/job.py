@@ -63,7 +63,7 @@ class Job:
             ignores unknown names and charges all the same: use it for inputs newer than the catalogue. Any value in it,
             at any depth, may be a `Path`, bytes or an open file: a picture as for `image`, a video (MP4, MOV, WebM) or
             a sound (MP3, WAV) of at most 300 MB. It is uploaded and sent as its URL.
-        labels: Your own values, as JSON: a product's number, a price. They are recorded in the ledger, stand in the
+        labels: Your own values, as JSON: a product's number, a price. They are recorded in the ledger, are in the
             results and the gallery, are not sent, and are no part of what identifies the job: equal jobs may have
             others.
         caller: Name of who asked for it, up to 200 characters (a whole number becomes its digits), where several share

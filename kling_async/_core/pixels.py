@@ -65,7 +65,7 @@ def as_shown(image: Picture, background: str = "white") -> Picture:
 
 
 def is_as_shown(image: Picture) -> bool:
-    """Return whether an image is as a viewer shows it already; a PNG is decoded: its EXIF data may stand at the end."""
+    """Return whether an image is as a viewer shows it already; a PNG is decoded: its EXIF data may be at the end."""
     return _orientation(image) not in _TRANSPOSED and _is_plain(image)
 
 

@@ -94,7 +94,7 @@ class WatchPolicy:
     def webhook_first(cls) -> Self:
         """Rely on webhooks, and read as a safety net: an end whose delivery is lost is found within 20 s on average.
 
-        That takes reads while all are delivered, too, up to a fifth of those of a look every 5 s: nothing else tells a
+        That takes reads while all are delivered, too, up to a fifth of those of a read every 5 s: nothing else shows a
         lost delivery from a long run.
         """
         return cls(price=4.0, least=25.0)

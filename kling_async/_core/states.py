@@ -125,7 +125,7 @@ class State(Enum):
         """True when the same job in another batch would be paid for a second time: it is paid for, or may be.
 
         A failed job is not: the service refunds it. Neither is an expired one: there is nothing to wait for or to hand
-        out, and the user was told that only another payment brings the video.
+        out, and the user knows that only another payment brings the video.
         """
         return self in PAID
 
@@ -325,7 +325,7 @@ class Row:
         output: URL of the video.
         code: Error code of the task.
         error: Reason of its state, for people to read. Nothing is decided by it.
-        doubt: Kind of the doubt, once it was looked for in vain; kept when it is abandoned.
+        doubt: Kind of the doubt, once it was looked for without success; kept when it is abandoned.
         candidates: Ids of the predictions that it may have become; kept when it is abandoned.
         path: Path of the file.
         bytes: Length of the file in bytes.

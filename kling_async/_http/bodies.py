@@ -19,7 +19,7 @@ ACCEPT_ENCODING = "gzip, deflate"
 _PIECE_BYTES = 2**18
 """Greatest size in bytes of a decoded piece."""
 _MAX_OVERHEAD_BYTES = 2**20
-"""Bytes by which an encoded body may be longer than what it stands for: empty blocks could go on for ever."""
+"""Bytes by which an encoded body may be longer than what it stands for: empty blocks could go on forever."""
 
 
 class BodyTooLargeError(Exception):

@@ -1,4 +1,4 @@
-"""Turns of requests, by host: how many connections each has is found out."""
+"""Turns of requests, by host: how many connections each has is learned."""
 
 from __future__ import annotations
 

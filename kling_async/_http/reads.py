@@ -84,7 +84,7 @@ class Reads:
             parse: Parses a reply, or raises an `ApiError`.
             kind: Kind of the request, which decides what is final.
             within: Seconds for all attempts; at least two are made. Default: those of the kind.
-            turn: Its turn among others of its kind, which is told of refusals.
+            turn: Its turn among others of its kind, which learns of refusals.
 
         Raises:
             ApiError: The service refused finally, or did not answer in time; the text has all answers.

@@ -92,7 +92,7 @@ class AiohttpTransport:
     Args:
         timeouts: Timeouts of the parts of a request. Default: `Timeouts()`.
         limit: Greatest number of connections per host. Each host has its own, so that downloads do not block submits.
-            Default: found out, 100 at first; paid requests wait for no other ones then.
+            Default: learned, 100 at first; paid requests wait for no other ones then.
         proxy: URL of an HTTP or SOCKS proxy for every request. SOCKS needs aiohttp-socks (extra `socks`).
         trust_env: Use the proxies of the environment (`HTTPS_PROXY`, `ALL_PROXY`, ...) if there is no `proxy`.
         ca: PEM file or `ssl.SSLContext` of the certificate authorities to trust instead of the system's.
@@ -292,7 +292,7 @@ class AiohttpTransport:
     def _allowed(
         self, request: HttpRequest, pieces: StreamedPieces | None
     ) -> tuple[aiohttp.ClientTimeout, float, float]:
-        """Return the timeouts of a request: aiohttp's, the seconds to the head of the reply, and those for its body."""
+        """Return the timeouts of a request: aiohttp's, the seconds to the response headers, and those for its body."""
         timeouts = self._timeouts
         if request.effect is Effect.PAID:
             return self._paid, timeouts.connect + timeouts.submit, 0.0

@@ -83,7 +83,7 @@ _RETRY_BACKOFF = Backoff(first=10.0, cap=120.0)
 
 @attrs.define(kw_only=True)
 class JobRunner:
-    """Runs the jobs of one session. Its methods stand in the order in which a job passes them, helpers last.
+    """Runs the jobs of one session. Its methods are in the order in which a job passes them, helpers last.
 
     Attributes:
         provider: Builds requests and parses replies.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from kling_async.limits.callers import LimitsByCaller
 
 ALLOW_HTTP_VARIABLE = "KLING_ALLOW_HTTP"
-"""Environment variable that allows an `http://` base URL of another machine when it is 1: such URLs stand there too."""
+"""Environment variable that allows an `http://` base URL of another machine when it is 1: it may set that URL, too."""
 WINDOW_SLACK_S = 0.5
 """Seconds added to the account's window: jobs that start on time here may arrive a little early or late there."""
 

@@ -127,7 +127,7 @@ class KlingSession(ServiceCalls):
         max_in_flight: Greatest number of predictions running at once. Default: the level's.
         adaptive: Run fewer predictions, down to 1, while the service refuses jobs because too many run, and more again
             once it accepts them. Never more than `max_in_flight`.
-        max_saving: Greatest number of videos downloaded at once. Default: found out, as many as bring more per second.
+        max_saving: Greatest number of videos downloaded at once. Default: learned, as many as bring more per second.
         max_output_bytes: Greatest size of a video that is saved, 2 GiB by default. Larger ones are an error before the
             disk is full of them.
         rate_limiter: Limits how often jobs are submitted. Default: the level's starts per window, counted in this
@@ -170,7 +170,7 @@ class KlingSession(ServiceCalls):
             paid for; what is converted is decoded anyway. It takes about 3 ms of a processor per million pixels of a
             JPEG and 15 ms of a PNG, off the event loop. True needs Pillow. Default: those of up to 50 million pixels
             where Pillow is installed.
-        max_uploads: Greatest number of images uploaded at once. Default: found out, as many as bring more per second.
+        max_uploads: Greatest number of images uploaded at once. Default: learned, as many as bring more per second.
         deadline: Default number of seconds from acceptance to wait for the end of a prediction, in `generate`, `wait`
             and batches; and of seconds without progress to try to save its video. After a timeout the prediction still
             runs, is still paid for, and can be waited for again.

@@ -65,7 +65,7 @@ class Worker:
             nothing.
         deadline: Seconds from acceptance to wait for each prediction.
         seen: What to do with jobs that another batch of the ledger has paid for, as in `KlingSession`, unless `enqueue`
-            was told. A job that "stop" refuses is rejected, and says so. Default: the session's.
+            was given. A job that "stop" refuses is rejected, and says so. Default: the session's.
         again: Seconds until a job that could not be sent, settled or saved is tried again.
 
     Attributes:

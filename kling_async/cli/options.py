@@ -571,7 +571,7 @@ class EmulatorOptions(Options):
     balance: Annotated[float, typer.Option(metavar="USD", help="USD on each account.")] = 1000.0
     profile: Annotated[ProfileChoice, typer.Option(help="Real videos, or one tiny file.")] = ProfileChoice.VIDEO
     seed: Annotated[
-        int | None, typer.Option(metavar="NUMBER", help="Repeat the same times, ids and faults.", show_default="random")
+        int | None, typer.Option(metavar="NUMBER", help="Repeat times, ids and faults.", show_default="random")
     ] = None
     chaos: Annotated[
         float,

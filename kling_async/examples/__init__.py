@@ -1,1 +1,4 @@
-"""Example applications: `python -m kling_async.examples.studio --emulator`."""
+"""Programs to start from: `script`, `folder`, `spreadsheet`, `webhooks`, `studio`, and the folder `pool`.
+
+`python -m kling_async.examples.studio --emulator` needs no key.
+"""

@@ -32,7 +32,7 @@ def prefix_of(caller: object) -> str:
 
 
 def key_in_ledger(key: Key, caller: str | None) -> str:
-    """Return a caller's key as it stands in the ledger.
+    """Return a caller's key as it is in the ledger.
 
     Raises:
         InvalidJobError: One of them is no text, or too long.

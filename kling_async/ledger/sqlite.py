@@ -48,7 +48,7 @@ class SQLiteLedger:
     """A ledger in a file.
 
     Args:
-        path: The file; created when it does not exist, for its owner only (mode 0600 on POSIX), since prompts stand in
+        path: The file; created when it does not exist, for its owner only (mode 0600 on POSIX), since prompts are in
             it; the mode of an existing file is left. Beside it are SQLite's `-wal` and `-shm` while it is open, and a
             lock file that keeps a second writer out. A second writer that comes all the same, because the lock file was
             removed, takes the ledger over: the first one sends nothing more. Deleted while it is open, the file is

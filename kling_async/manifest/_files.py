@@ -59,7 +59,7 @@ def find_file(text: str, root: Path) -> Path:
         root: The folder that it lies below.
 
     Raises:
-        ValueError: It does not exist, is no regular file, or is outside of the root; the message says how to mend it.
+        ValueError: It does not exist, is no regular file, or is outside of the root; the message says how to fix it.
     """
     if not text.strip():
         raise ValueError("is empty")

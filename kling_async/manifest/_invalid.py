@@ -1,4 +1,4 @@
-"""Rows that are left out, as rows of a manifest that can be mended and run."""
+"""Rows that are left out, as rows of a manifest that can be corrected and run."""
 
 from __future__ import annotations
 

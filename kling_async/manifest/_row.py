@@ -1,4 +1,4 @@
-"""Rows as they stand in their source, before any field is checked."""
+"""Rows as they are in their source, before any field is checked."""
 
 from __future__ import annotations
 

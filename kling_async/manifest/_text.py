@@ -24,7 +24,7 @@ MAX_LINE_BYTES: Final = 2**26
 MAX_VALUES: Final = 100_000
 """Most cells of a line, or values of a JSON object: each takes far more memory than its text."""
 _SEPARATOR: Final = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
-"""First line by which Excel is told the separator."""
+"""First line that names the separator to Excel."""
 _Line: TypeAlias = tuple[int, str, Problem | None]
 """Number of a line, its text, and the problem with its bytes."""
 

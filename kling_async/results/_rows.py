@@ -25,8 +25,8 @@ STATUS: Final[Mapping[State, str]] = {state: state.label for state in State} | {
 AGAIN: Final = UNSENT | UNSUCCESSFUL
 """States of jobs without a video and without one to come; running them again pays for nothing that was paid before.
 
-The service refunds failed jobs; only an expired one was paid for in vain. A running, unsaved or uncertain job is not
-among them: the run itself, called again, continues it.
+The service refunds failed jobs; only an expired one was paid for without a result. A running, unsaved or uncertain
+job is not among them: the run itself, called again, continues it.
 """
 
 

@@ -1,4 +1,4 @@
-"""Counts of the answers that a download got: those that are final stand in the table of all requests."""
+"""Counts of the answers that a download got: those that are final are in the table of all requests."""
 
 from __future__ import annotations
 

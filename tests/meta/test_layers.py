@@ -45,7 +45,7 @@ IMPURE = {"aiohttp", "anyio", "asyncio", "time", "random", "socket", "logging", 
 
 EVERYWHERE = {"attrs", "anyio"}
 ROOMS_OF = {
-    "aiohttp": {"_http", "emulator", "gallery", "webhooks"},
+    "aiohttp": {"_http", "emulator", "examples", "gallery", "webhooks"},
     "aiohttp_socks": {"_http"},
     "yarl": {"_http"},
     "cattrs": {"_core", "providers", "manifest"},

@@ -32,6 +32,8 @@ def broken(page: Path) -> list[str]:
         if "://" in target:
             continue
         path = (page.parent / target).resolve() if target else page
+        if anchor in {"only-light", "only-dark"}:  # the theme of a picture
+            anchor = ""
         if not path.is_file() or (anchor and anchor not in anchors(path)):
             found.append(link["target"])
     return found

@@ -7,7 +7,7 @@ import re
 
 from kling_async import LEVELS, MODELS, KlingSession, testing
 from support import model_table
-from support.pages import DOCS, pages
+from support.pages import DOCS, README, ROOT, pages
 from support.promises import PROMISES
 
 
@@ -25,6 +25,8 @@ def test_levels_page_holds_the_levels() -> None:
 
 def test_models_page_holds_every_model() -> None:
     lines = (DOCS / "guides" / "models.md").read_text().splitlines()
+    missing = [row for row in model_table.rows() if row not in lines]
+    assert not missing, "put into docs/guides/models.md:\n" + "\n".join(missing)
     start = lines.index(model_table.HEAD[0])
     assert lines[start + 2 : start + 2 + len(MODELS)] == model_table.rows()
     assert not lines[start + 2 + len(MODELS)]
@@ -48,3 +50,11 @@ def test_pages_name_options_that_the_session_has() -> None:
 def test_guarantees_page_holds_the_promises() -> None:
     listed = re.findall(r"^(\d+)\. (.*)$", (DOCS / "guarantees.md").read_text(), re.MULTILINE)
     assert {int(number): text for number, text in listed} == PROMISES
+
+
+def test_readme_names_tests_that_hold_the_promises() -> None:
+    rows = re.findall(r"^\| (\d+) \| .* \| \[[\w.]+\]\((tests/[\w/.]+)\) \|$", README.read_text(), re.MULTILINE)
+    assert len(rows) >= 8
+    for number, path in rows:
+        marked = re.findall(r"promise\(([\d, ]+)\)", (ROOT / path).read_text())
+        assert any(number in numbers.split(", ") for numbers in marked), (number, path)

@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 RUN = {"python", "console"}
-LANGUAGES = RUN | {"json", "text"}
+LANGUAGES = RUN | {"json", "text", "yaml"}
 PICTURES = ("anna", "lake", "wind")
 """Files in the folder photos/ of a page."""
 
@@ -45,6 +45,8 @@ _INFO = re.compile(r"(?P<language>[\w-]*)(?P<info>[^\n]*)$\n", re.MULTILINE)
 _REASON = re.compile(r"<!-- not run: (?P<reason>\S[^\n]*) -->\n+\Z")
 _TEST_COMMAND = re.compile(r"<!-- test-command -->\n\Z")
 """The one block that `.ci/run` runs verbatim."""
+_INCLUDED = re.compile(r'--8<-- "kling_async/examples/[\w./]+"')
+"""A block whose text is that of an example."""
 _TITLE = re.compile(r'title="([^"]+)"')
 _ID = re.compile(r"[0-9a-f]{32}")
 
@@ -85,6 +87,8 @@ def _block(page: Path, text: str, example: Example) -> Block:
     reason = given["reason"] if given else "typed by .ci/run" if _TEST_COMMAND.search(before) else None
     title = _TITLE.search(example.parsed["info"])
     source = str(example.parsed["source"])
+    if reason is None and _INCLUDED.fullmatch(source.strip()):
+        reason = "run by tests/examples"
     return Block(page, example.line, example.parsed["language"], title[1] if title else None, source, reason)
 
 
@@ -116,7 +120,7 @@ def check_install(words: list[str]) -> None:
         assert set((named[1] or "").split(",")) - {""} <= set(extras), word
 
 
-SERVERS = {"emulator": "Ctrl-C ends it", "worker": "Ctrl-C or SIGTERM", "studio": "Open http"}
+SERVERS = {"emulator": "Ctrl-C ends it", "worker": "Ctrl-C or SIGTERM", "studio": "Open http", "uvicorn": "running on"}
 """Commands that run until interrupted, with a word of the line that they print when ready."""
 
 
@@ -131,11 +135,11 @@ def _added(name: str) -> list[str]:
     """Options for free ports, for shorter waits, and for payments without a terminal to ask."""
     if name == "emulator":
         return ["--port", "0", "--gptproto-port", "0"]
-    if name == "studio":
+    if name in {"studio", "uvicorn"}:
         return ["--port", "0"]
     if name in {"run", "resume"}:
         return ["--yes"]
-    return ["--quick", "--speed", "200"] if name == "demo" else []
+    return ["--quick"] if name == "demo" else []
 
 
 @attrs.define
@@ -197,7 +201,7 @@ class PageRun:
             elif one.language == "console":
                 for words in commands(one.text):
                     self.printed.append(await run_sync(partial(self._command, words)))
-                    programs -= set(words)
+                    programs -= {*words, *(f"{word.partition(':')[0]}.py" for word in words)}
                 self.ran.append(one)
         except BaseException as error:
             error.add_note(f"in {one}")

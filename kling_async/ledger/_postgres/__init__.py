@@ -1,4 +1,4 @@
 """Parts of the shared ledger, from the bottom to the top.
 
-`connection`, `tables`, `statements`, `notifications`, `requests`, `queue`, `lease`; `reader` stands beside them.
+`connection`, `tables`, `statements`, `notifications`, `requests`, `queue`, `lease`; `reader` reads without them.
 """

@@ -108,7 +108,7 @@ def check_writable(path: Path, lock_timeout: float, token: str) -> None:
     """Check that a file may be written as a ledger: nothing in it is damaged, missing, or of another program.
 
     Read-only: a connection that may write folds the steps beside the file into it when it is closed, and a bad copy is
-    not to be told from a good one any more.
+    not to be told apart from a good one any more.
 
     Args:
         path: The file.
