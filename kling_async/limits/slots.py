@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import anyio
@@ -13,6 +11,7 @@ from kling_async.errors import SessionClosedError
 
 from .capacity import Capacity
 from .doubts import DoubtWindow
+from .ready import ReadyQueue
 from .refusal import Limit
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ class Slot:
 
 
 class Slots:
-    """Slots of a session, first come, first served, shared by every `generate` and every batch.
+    """Slots of a session, shared by every `generate` and every batch; jobs wait for them in a `ReadyQueue`.
 
     A refused job keeps its slot and is sent again before all others; while it waits, its slot does not count. When the
     capacity shrinks, running predictions are not affected.
@@ -99,13 +98,13 @@ class Slots:
         self._capacity = Capacity(ceiling, adaptive=adaptive)
         self.doubts = DoubtWindow()
         self._taken = 0
-        # In order of arrival. anyio.CapacityLimiter cannot serve refused jobs first, and is slower.
-        self._waiting: OrderedDict[Slot, asyncio.Future[None]] = OrderedDict()
+        # anyio.CapacityLimiter cannot serve refused jobs first, and is slower.
+        self._waiting = ReadyQueue()
         self._refused: dict[Slot, anyio.Event] = {}
         # Jobs that upload pictures, or have done so and wait for a slot; and those that wait to do so.
         self._preparing = 0
         self._ahead = 0
-        self._to_prepare: OrderedDict[asyncio.Future[None], None] = OrderedDict()
+        self._to_prepare = ReadyQueue()
         self._running = 0
         self._round = 0
         self._closed = False
@@ -133,11 +132,11 @@ class Slots:
     @property
     def waiting(self) -> int:
         """Number of jobs that wait for a slot, for their turn after a refusal, or to be prepared for a slot."""
-        return len(self._waiting) + len(self._refused) + len(self._to_prepare)
+        return self._waiting.count + len(self._refused) + self._to_prepare.count
 
     def take(self) -> Slot:
         """Return a slot without waiting, for a prediction that runs already."""
-        if self._waiting or self._taken - len(self._refused) >= self._capacity.total:
+        if self._waiting.count or self._taken - len(self._refused) >= self._capacity.total:
             # More run than is allowed now, since the level was lowered: the surplus is watched and not counted.
             return Slot(None)
         self._taken += 1
@@ -146,25 +145,23 @@ class Slots:
         return slot
 
     @contextlib.asynccontextmanager
-    async def preparation(self, ahead: int) -> AsyncIterator[None]:
+    async def preparation(self, ahead: int, rank: float | None = None) -> AsyncIterator[None]:
         """Wait until a job is among the next to start; the body prepares it and acquires its slot.
 
         Args:
             ahead: Number of jobs that may be prepared besides those for which slots are free.
+            rank: Rank of the job, as in `acquire`.
 
         Raises:
             SessionClosedError: The session was closed meanwhile.
         """
         self._ahead = ahead
-        if self._to_prepare or not self._has_room_ahead():
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._to_prepare[turn] = None
+        if self._to_prepare.count or not self._has_room_ahead():
+            turn = self._to_prepare.add(rank)
             try:
                 await turn
             except BaseException:
-                if turn in self._to_prepare:
-                    del self._to_prepare[turn]
-                elif not turn.cancelled():
+                if not self._to_prepare.discard(turn) and not turn.cancelled():
                     self._end_preparation()
                 raise
         else:
@@ -186,21 +183,25 @@ class Slots:
 
     def _admit_ahead(self) -> None:
         """Wake as many jobs that wait to be prepared as there is room for."""
-        while self._to_prepare and self._has_room_ahead():
-            turn, _ = self._to_prepare.popitem(last=False)
+        while self._to_prepare.count and self._has_room_ahead():
+            turn = self._to_prepare.pop()
             if not turn.done():
                 self._preparing += 1
                 turn.set_result(None)
 
-    async def acquire(self) -> Slot:
-        """Wait for a slot and return it."""
+    async def acquire(self, rank: float | None = None) -> Slot:
+        """Wait for a slot and return it.
+
+        Args:
+            rank: Rank of the job in the ready queue; None for one that begins something new.
+        """
         slot = Slot(self)
-        if self._waiting or not self._has_room():
-            turn = self._waiting[slot] = asyncio.get_running_loop().create_future()
+        if self._waiting.count or not self._has_room():
+            turn = self._waiting.add(rank)
             try:
                 await turn
             except BaseException:
-                if self._waiting.pop(slot, None) is None and not turn.cancelled():
+                if not self._waiting.discard(turn) and not turn.cancelled():
                     # It had been admitted.
                     slot.release()
                 raise
@@ -215,7 +216,7 @@ class Slots:
     def close(self) -> None:
         """Wake all waiters; they raise `SessionClosedError`."""
         self._closed = True
-        while self._waiting:
+        while self._waiting.count:
             self._admit_next()
         for event in self._refused.values():
             event.set()
@@ -229,7 +230,7 @@ class Slots:
     @property
     def are_held_back(self) -> bool:
         """True while jobs wait although fewer are running or unanswered than may run."""
-        return bool(self._waiting) and self._taken - len(self._refused) < self._capacity.total
+        return self._waiting.count > 0 and self._taken - len(self._refused) < self._capacity.total
 
     def record_accepted(self) -> None:
         """Record that one more prediction runs."""
@@ -300,7 +301,7 @@ class Slots:
             first = next(iter(self._refused))
             first.round = self._round
             self._refused.pop(first).set()
-        while self._waiting and self._has_room():
+        while self._waiting.count and self._has_room():
             self._admit_next()
         self._admit_ahead()
 
@@ -310,8 +311,8 @@ class Slots:
         return self._closed or self._taken - len(self._refused) < self._capacity.allowed(answered)
 
     def _admit_next(self) -> None:
-        """Give a slot to the first waiter, unless it was just cancelled."""
-        _, turn = self._waiting.popitem(last=False)
+        """Give a slot to the waiter whose turn it is, unless it was just cancelled."""
+        turn = self._waiting.pop()
         if not turn.done():
             self._taken += 1
             turn.set_result(None)

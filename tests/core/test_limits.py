@@ -523,3 +523,61 @@ async def test_closing_ends_the_wait_for_preparation() -> None:
     assert all(isinstance(one, SessionClosedError) for one in ended)
     assert begun == [0, 1]
     assert slots.taken == 0
+
+
+# ---- ready queue ----
+
+
+async def test_what_continues_goes_before_what_begins_the_smallest_rank_first() -> None:
+    slots = Slots(1)
+    held = await slots.acquire()
+    order: list[str] = []
+
+    async def wait(name: str, rank: float | None) -> None:
+        slot = await slots.acquire(rank)
+        order.append(name)
+        slot.release()
+
+    async with anyio.create_task_group() as tasks:
+        waiting = (("new", None), ("newer", None), ("late film", 7), ("first film", 2), ("first film again", 2))
+        for name, rank in waiting:
+            tasks.start_soon(wait, name, rank)
+            await settled()
+        assert slots.waiting == 5
+        held.release()
+    assert order == ["first film", "first film again", "late film", "new", "newer"]
+    assert slots.waiting == slots.taken == 0
+
+
+async def test_cancelled_waiters_with_ranks_leave_no_slot_behind() -> None:
+    slots = Slots(1)
+    held = await slots.acquire()
+    for moment in ("while it waits", "once it is served"):
+        waiting = asyncio.create_task(slots.acquire(1))
+        await settled()
+        assert slots.waiting == 1, moment
+        if moment == "once it is served":
+            held.release()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert slots.waiting == 0, moment
+    assert slots.taken == 0
+    (await slots.acquire()).release()
+
+
+async def test_what_continues_is_prepared_first() -> None:
+    slots = Slots(1)
+    held = await slots.acquire()
+    order: list[str] = []
+
+    async def prepare(name: str, rank: float | None) -> None:
+        async with slots.preparation(1, rank):
+            order.append(name)
+            await settled()
+
+    async with anyio.create_task_group() as tasks:
+        for name, rank in (("under way", None), ("new", None), ("newer", None), ("film", 3)):
+            tasks.start_soon(prepare, name, rank)
+            await anyio.lowlevel.checkpoint()
+    assert order == ["under way", "film", "new", "newer"]
+    held.release()
