@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ._core.schema import Field
     from ._core.secret import Secret
     from ._core.statistics import SessionStatistics
+    from ._core.video_frames import FirstFrame, FrameAt, LastFrame
     from ._http.transport import AiohttpTransport
     from ._session.batch import Batch, BatchStatistics
     from ._session.session import KlingSession
@@ -118,8 +119,10 @@ __all__ = [
     "Effect",
     "EndImage",
     "Field",
+    "FirstFrame",
     "Formula",
     "FormulaInput",
+    "FrameAt",
     "GPTProto",
     "HttpRequest",
     "HttpResponse",
@@ -130,6 +133,7 @@ __all__ = [
     "KeyReusedError",
     "KlingError",
     "KlingSession",
+    "LastFrame",
     "Ledger",
     "LedgerError",
     "Level",
@@ -226,6 +230,7 @@ _MODULE_OF = {
         ),
         "._core.http": "Effect HttpRequest HttpResponse Timeouts",
         "._core.job": "Job Shot",
+        "._core.video_frames": "FirstFrame FrameAt LastFrame",
         "._core.polling": "WatchPolicy WatchStatistics",
         "._core.prediction": "Outcome Prediction SavedFile Status",
         "._core.schema": "Field",

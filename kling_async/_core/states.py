@@ -333,6 +333,7 @@ class Row:
         job: Its content as JSON, images as URLs or digests; None unless it was asked for.
         files: Paths of its image files as JSON; None unless they were asked for, or without image files.
         labels: The caller's own values as JSON; None unless they were asked for, or without any.
+        frames: Keys of the jobs that its pictures are frames of as JSON; None unless asked for, or without any.
     """
 
     batch: str
@@ -365,6 +366,7 @@ class Row:
     job: str | None = attrs.field(default=None, repr=False)
     files: str | None = attrs.field(default=None, repr=False)
     labels: str | None = attrs.field(default=None, repr=False)
+    frames: str | None = attrs.field(default=None, repr=False)
 
     @property
     def version(self) -> tuple[State, int]:

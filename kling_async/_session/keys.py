@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
 from kling_async._core.content import Content, Identity, content_of, same_but_for_signatures
+from kling_async._core.video_frames import VideoFrame
 from kling_async._images.uploads import digest
 from kling_async.errors import InvalidJobError, KeyReusedError, Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from kling_async._core.job import Job
     from kling_async._core.states import Row
     from kling_async.ledger import Ledger
@@ -19,22 +23,38 @@ if TYPE_CHECKING:
 KEY_LENGTH = 16
 """Hex digits of the content hash that make a key."""
 
+DigestOf: TypeAlias = "Callable[[str], Awaitable[str | None]]"
+"""Returns the digest of the content of a job of the batch by its key; None for a key that is not known (yet)."""
 
-async def read_content(job: Job, *, identity: Identity) -> Content:
+
+async def read_content(job: Job, *, identity: Identity, digest_of: DigestOf | None = None) -> Content:
     """Return a job's content; files are read for their digests.
 
     Args:
         job: The job.
         identity: Identity of its batch.
+        digest_of: Returns the digests of the jobs that its pictures are frames of; None outside of batches.
 
     Raises:
-        InvalidJobError: A file cannot be read.
+        InvalidJobError: A file cannot be read, or it begins with a frame of an unknown job.
     """
     # By identity: hashing the bytes of a video takes time.
     digests: dict[int, str] = {}
-    for place, file in job.files.items():
-        digests[id(file)] = await digest(file, field=place)
-    return content_of(job, lambda file: digests[id(file)], identity=identity)
+    parents: dict[str, str] = {}
+    for place, source in job.sources.items():
+        if not isinstance(source, VideoFrame):
+            digests[id(source)] = await digest(source, field=place)
+        elif isinstance(source.of, Path):
+            digests[id(source.of)] = await digest(source.of, field=f"{place}.of")
+        elif (parent := source.parent) is not None:
+            known = None if digest_of is None else await digest_of(parent)
+            if known is None:
+                where = "in a batch" if digest_of is None else "before it in the same batch"
+                raise InvalidJobError(
+                    [Problem(f"{place}.of", f"expected the key of a job {where}, got {parent!r:.80}")]
+                )
+            parents[parent] = known
+    return content_of(job, lambda file: digests[id(file)], identity=identity, parents=parents)
 
 
 def is_derived(key: str, content: Content) -> bool:
@@ -67,15 +87,20 @@ class ContentReader:
             identity = self._identities[batch] = await self._ledger.identity(batch, ignored=self._ignored)
         return identity
 
-    async def read(self, job: Job, batch: str) -> Content:
+    async def read(self, job: Job, batch: str, digest_of: DigestOf | None = None) -> Content:
         """Return a job's content.
 
+        Args:
+            job: The job.
+            batch: Name of its batch.
+            digest_of: As in `read_content`.
+
         Raises:
-            InvalidJobError: An image file cannot be read.
+            InvalidJobError: An image file cannot be read, or it begins with a frame of an unknown job.
             LedgerError: The identity of the batch cannot be read.
             ConfigurationError: The batch ignores other parameters.
         """
-        return await read_content(job, identity=await self.identity(batch))
+        return await read_content(job, identity=await self.identity(batch), digest_of=digest_of)
 
 
 async def content_of_row(ledger: Ledger, batch: str, key: str, content: Content) -> Content | None:
@@ -134,6 +159,10 @@ class KeyAssigner:
         self._max_remembered = max_remembered
         # By the hash of the key: 100 bytes less for each than the key itself.
         self._counts: dict[int, int] = {}
+
+    def __contains__(self, key: str) -> bool:
+        """Return whether a key was assigned, as far as keys are remembered."""
+        return hash(key) in self._counts
 
     def assign(self, given: str | None, content: Content, position: int) -> AssignedKey:
         """Return the key of the next job.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 from rich.text import Text
 
-from kling_async._core.content import Content, same_but_for_signatures
+from kling_async._core.content import Content, content_in, same_but_for_signatures
 from kling_async._core.renewal import is_kept
 from kling_async._session.keys import read_content
 from kling_async.errors import ConfigurationError
@@ -82,7 +82,7 @@ async def jobs_to_redo(console: Console, manifest: Manifest, options: RunOptions
 
 
 def _is_same(row: Row, content: Content) -> bool:
-    return same_but_for_signatures(Content(row.job or "", row.files), content)
+    return same_but_for_signatures(content_in(row), content)
 
 
 def print_redo(console: Console, jobs: list[Redo]) -> None:

@@ -13,7 +13,7 @@ from typing import IO, Final, Protocol, cast
 
 import attrs
 
-from kling_async._core.content import Content, file_digests, recalled
+from kling_async._core.content import content_in, file_digests, recalled
 from kling_async._core.input_files import with_values
 from kling_async._core.job import Job, JobFields
 from kling_async._core.marks import Mark, Marked
@@ -177,7 +177,7 @@ class Errors(Lines):
             return "the ledger does not have its content"
         if row.key in self.keys:
             return "its key is in two batches: export one of them"
-        content, paths = Content(row.job or "{}", row.files), paths_of(row)
+        content, paths = content_in(row), paths_of(row)
         files = {place: Path(path) for place, path in paths.items()}
         for place in file_digests(content):
             if place not in files:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from kling_async._core.states import State
 
-_CONTENT = ("job", "files", "labels")
+_CONTENT = ("job", "files", "labels", "frames")
 """Attributes of a row that are in the table `content`."""
 _ENQUEUED = ("seen",)
 """Attributes of a row that only shared ledgers have."""
@@ -36,7 +36,7 @@ INSERT = (
 )
 INSERT_STEP = "INSERT INTO step(batch, key, state, at, attempt, prediction_id, error)"
 # REPLACE: content left behind by a row that somebody deleted must not undo the whole group.
-INSERT_CONTENT = "INSERT OR REPLACE INTO content(batch, key, job, files, labels)"
+INSERT_CONTENT = "INSERT OR REPLACE INTO content(batch, key, job, files, labels, frames)"
 RENEW_LABELS = "UPDATE content SET labels = ? WHERE batch = ? AND key = ? AND labels IS NOT ?"
 INSERT_BATCH = "INSERT INTO batch(name, identity, ignored) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 IDENTITY = "SELECT identity, ignored FROM batch WHERE name = ?"

@@ -19,7 +19,10 @@ APPLICATION_ID: Final = 0x4B4C4E47
 
 _WITH_SENDERS: Final = 3
 """Version whose jobs have senders, and no labels."""
-_CONTENT: Final = "content AS (SELECT *, NULL AS labels FROM main.content)\n"
+_WITH_MARKS: Final = 5
+"""Version whose videos have marks, and whose jobs have no frames."""
+_CONTENT: Final = "content AS (SELECT *, NULL AS labels, NULL AS frames FROM main.content)\n"
+_LABELLED_CONTENT: Final = "content AS (SELECT *, NULL AS frames FROM main.content) "
 
 
 def _create(connection: sqlite3.Connection) -> None:
@@ -97,12 +100,18 @@ def _add_marks(connection: sqlite3.Connection) -> None:
     )
 
 
+def _add_frames(connection: sqlite3.Connection) -> None:
+    """Add the keys of the jobs that the pictures of each job are frames of, a JSON object by their places."""
+    _run(connection, "ALTER TABLE content ADD COLUMN frames TEXT")
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _create,
     _separate_state_from_text,
     _add_senders_and_writer,
     _add_labels,
     _add_marks,
+    _add_frames,
 )
 """From an empty file to the newest tables, one step each, all of them in one transaction.
 
@@ -124,9 +133,11 @@ def as_newest(connection: sqlite3.Connection, version: int) -> str:
     """Return the WITH clause under which queries for the newest tables read those of a version."""
     if version >= len(MIGRATIONS):
         return ""
+    if version >= _WITH_MARKS:
+        return f"WITH {_LABELLED_CONTENT}"
     marks = "WITH mark AS (SELECT NULL AS prediction_id, NULL AS mark, NULL AS at WHERE 0)"
     if version > _WITH_SENDERS:
-        return marks + " "
+        return f"{marks}, {_LABELLED_CONTENT}"
     if version == _WITH_SENDERS:
         return f"{marks}, {_CONTENT}"
     if version > 1:
