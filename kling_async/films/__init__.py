@@ -1,0 +1,1 @@
+"""Frames of videos, and films made of clips."""
