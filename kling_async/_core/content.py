@@ -114,6 +114,7 @@ def content_of(
     *,
     identity: Identity | None = None,
     parents: Mapping[str, str] | None = None,
+    sources: Mapping[str, Picture] | None = None,
 ) -> Content:
     """Return the content of a job, identified as its batch does.
 
@@ -122,12 +123,13 @@ def content_of(
         image_digest: Returns the SHA-256 of a file's content in hex; not called for URLs.
         identity: The identity of the batch (`Ledger.identity`). Default: that of a new batch.
         parents: Digests of the contents of the jobs that its pictures are frames of, by their keys.
+        sources: `job.sources`, if the caller has it already.
 
     Raises:
         LedgerError: A later version made the rule.
     """
     identity = checked_identity(identity or Identity())
-    text, paths, frames = _text_of(job, image_digest, parents or {})
+    text, paths, frames = _text_of(job, job.sources if sources is None else sources, image_digest, parents)
     labels = json.dumps(dict(job.labels), ensure_ascii=False) if job.labels else None
     return Content(text, paths, identity.digest(text), labels, frames)
 
@@ -166,13 +168,16 @@ def checked_identity(identity: Identity, batch: str = "", ignored: tuple[str, ..
 
 
 def _text_of(
-    job: Job, image_digest: Callable[[Image], str], parents: Mapping[str, str]
+    job: Job,
+    given: Mapping[str, Picture],
+    image_digest: Callable[[Image], str],
+    parents: Mapping[str, str] | None,
 ) -> tuple[str, str | None, str | None]:
     """Return text, files and frames of a job's content: all fields as given; files and data URIs by their digests."""
-    given = job.sources
     digested = job
     if given:
-        digested = job.with_files({place: _source_text(each, image_digest, parents) for place, each in given.items()})
+        of = parents or {}
+        digested = job.with_files({place: _source_text(each, image_digest, of) for place, each in given.items()})
     fields: dict[str, object] = {"model": job.model, "prompt": job.prompt, "duration": job.duration}
     fields |= {name: value for name in (*IMAGES, *_SHORT) if (value := getattr(digested, name)) is not None}
     fields |= {name: list(value) for name in _LISTS if (value := getattr(digested, name))}

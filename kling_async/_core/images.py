@@ -78,14 +78,14 @@ def check_image(field: str, source: object, problems: list[Problem]) -> Picture:
     """Return the picture as a job keeps it, and append to `problems` if it is wrong. Paths are not opened here."""
     problem: str
     match source:
-        case Path() | EncodedImage():
+        case Path():
             return source
         case str():
             url, problem = _data_uri(source) if source.startswith("data:") else (source, _url_problem(source))
             if not problem:
                 return url
-        case VideoFrame():
-            return check_frame(field, source, problems)
+        case EncodedImage() | VideoFrame():
+            return check_frame(field, source, problems) if isinstance(source, VideoFrame) else source
         case bytes() | bytearray() | memoryview():
             problem = bytes_problem(bytes(source))
             if not problem:

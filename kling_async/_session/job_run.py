@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from decimal import Decimal
 
 import attrs
@@ -12,6 +13,28 @@ from kling_async._core.content import Content
 from kling_async._core.job import Job
 from kling_async._core.seen import Seen
 from kling_async._submission.drain import Drain
+
+from .videos import NO_VIDEOS, Video
+
+
+@attrs.define(eq=False, kw_only=True)
+class Link:
+    """Place of a job in a film: what it continues.
+
+    Attributes:
+        rank: Rank in the ready queue: the index of the job that the film begins with.
+        waits: Number of jobs that it continues and that have not ended.
+        videos: Videos of the others, by their keys, as far as they are known.
+    """
+
+    rank: float
+    waits: int = 0
+    videos: Mapping[str, Video] = NO_VIDEOS
+
+    async def release(self) -> None:
+        """Record that the job takes no frame any more."""
+        for video in self.videos.values():
+            await video.release()
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -33,6 +56,8 @@ class JobRun:
         cost: USD of all accepted predictions by the price list; None when there is none with a known price.
         failures: Number of its predictions that failed, in earlier runs too.
         reused: True when the video of another batch's job is handed out for this one.
+        index: Position in the input of its batch, from 0.
+        link: Its place in a film; None outside of films, and for a job that a film begins with.
     """
 
     job: Job
@@ -48,6 +73,8 @@ class JobRun:
     cost: Decimal | None = None
     failures: int = 0
     reused: bool = False
+    index: int = 0
+    link: Link | None = None
 
     @property
     def content_read(self) -> Content:

@@ -41,7 +41,8 @@ async def read_content(job: Job, *, identity: Identity, digest_of: DigestOf | No
     # By identity: hashing the bytes of a video takes time.
     digests: dict[int, str] = {}
     parents: dict[str, str] = {}
-    for place, source in job.sources.items():
+    sources = job.sources
+    for place, source in sources.items():
         if not isinstance(source, VideoFrame):
             digests[id(source)] = await digest(source, field=place)
         elif isinstance(source.of, Path):
@@ -54,7 +55,7 @@ async def read_content(job: Job, *, identity: Identity, digest_of: DigestOf | No
                     [Problem(f"{place}.of", f"expected the key of a job {where}, got {parent!r:.80}")]
                 )
             parents[parent] = known
-    return content_of(job, lambda file: digests[id(file)], identity=identity, parents=parents)
+    return content_of(job, lambda file: digests[id(file)], identity=identity, parents=parents, sources=sources)
 
 
 def is_derived(key: str, content: Content) -> bool:
