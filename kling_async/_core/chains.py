@@ -6,10 +6,10 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
 
-def broken_chains(parents: Mapping[str, Sequence[str]], keys: Collection[str]) -> dict[str, str]:
+def broken_chains(parents: Mapping[str, Sequence[str]], keys: Container[str]) -> dict[str, str]:
     """Return what is wrong with the parents of jobs, by the key of the job; empty when every job can be sent.
 
     Args:

@@ -173,6 +173,10 @@ UNSAVED = frozenset({State.SUBMITTED, State.COMPLETED})
 UNSUCCESSFUL = frozenset({State.FAILED, State.EXPIRED, State.REJECTED})
 ACCEPTED = UNSAVED | {State.DOWNLOADED, State.FAILED, State.EXPIRED}
 ENDED = frozenset(State) - WAITING - OPEN
+WITH_VIDEO = frozenset({State.COMPLETED, State.DOWNLOADED})
+"""States in which the video of a job can be handed to what continues it. (Of a reused one it depends on the other.)"""
+WITHOUT_VIDEO = UNSUCCESSFUL | {State.SKIPPED, State.ABANDONED}
+"""States in which a job has no video, and nothing that is under way brings one."""
 PAID = IN_DOUBT | UNSAVED | {State.DOWNLOADED, State.ABANDONED}
 SENDABLE = frozenset(state for state, moves in MOVES.items() if State.INTENT in moves)
 KEPT = frozenset({State.COMPLETED, State.DOWNLOADED, State.EXPIRED, State.ABANDONED})

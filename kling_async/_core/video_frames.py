@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
 
 import attrs
 
@@ -114,7 +114,7 @@ def check_frame(field: str, frame: VideoFrame, problems: list[Problem]) -> Video
     expected = "a key of the same batch, a completed Prediction or the Path of a video"
     if type(frame) not in _KINDS:
         problems.append(Problem(field, f"expected LastFrame, FirstFrame or FrameAt, got {type(frame).__name__}"))
-    of = frame.of
+    of = cast("object", frame.of)
     if isinstance(of, prediction.Prediction):
         if of.status is not prediction.Status.COMPLETED:
             problems.append(Problem(f"{field}.of", f"expected a completed prediction, got one that is {of.raw_status}"))
@@ -126,7 +126,7 @@ def check_frame(field: str, frame: VideoFrame, problems: list[Problem]) -> Video
         elif key != of:
             found = attrs.evolve(frame, of=key)
     if isinstance(frame, FrameAt):
-        seconds: object = frame.seconds
+        seconds = cast("object", frame.seconds)
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
             got = f"{seconds!r:.40}" if isinstance(seconds, (int, float)) else type(seconds).__name__
             problems.append(Problem(f"{field}.seconds", f"expected seconds from the beginning, at least 0, got {got}"))

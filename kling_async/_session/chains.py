@@ -6,18 +6,18 @@ import asyncio
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 from kling_async._core.chains import broken_chains, films
 from kling_async._core.job import Job
 from kling_async._core.job_key import Key, checked_key
 from kling_async._core.states import Entry, State
 from kling_async._submission.drain import CoveredDrain, Drain
-from kling_async.errors import InvalidJobError, KlingError, Problem, SkippedError
+from kling_async.errors import InvalidJobError, KeyReusedError, KlingError, Problem, SkippedError
 
-from .job_run import JobRun, Link
-from .keys import claim_job
-from .videos import Video, require_decoder, video_of, video_of_row
+from .keys import claim_job, content_of_row
+from .link import Link, Video
+from .videos import require_decoder, video_of, video_of_row
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kling_async._core.prediction import Outcome, Prediction, SavedFile
 
     from .engine import SessionEngine
+    from .job_run import JobRun
     from .keys import KeyAssigner
 
 MAX_ENDED_IN_MEMORY = 1_000
@@ -33,6 +34,7 @@ MAX_ENDED_IN_MEMORY = 1_000
 WAITING_PER_WINDOW = 64
 """Jobs of a batch that wait for their parents at most, as a multiple of its window: chains are long."""
 
+T = TypeVar("T")
 Pairs: TypeAlias = list[tuple[str, Job]]
 
 
@@ -43,7 +45,7 @@ def in_order(jobs: Mapping[Key, Job]) -> Pairs | None:
         InvalidJobError: A job continues itself, or a job that is not there; all such jobs are named.
         ConfigurationError: PyAV is not installed.
     """
-    parents = {key: job.parents for key, job in jobs.items() if isinstance(job, Job) and job.parents}
+    parents = {key: job.parents for key, job in jobs.items() if isinstance(cast("object", job), Job) and job.parents}
     if not parents:
         return None
     named = {checked_key(key): job for key, job in jobs.items()}
@@ -55,6 +57,9 @@ def in_order(jobs: Mapping[Key, Job]) -> Pairs | None:
     found = films(following, named)
     order = (each for key in named if key not in following for each in found.get(key, (key,)))
     return [(key, named[key]) for key in order]
+
+
+_Ended: TypeAlias = "tuple[Content | None, Prediction | None, SavedFile | None, str | None]"
 
 
 class Chains:
@@ -92,9 +97,9 @@ class Chains:
         self._waiting = 0
         self._most = most
         self._fewer = asyncio.Event()
-        # Of jobs that have ended: content, prediction, and where the output was saved. Not the outcome, which has the
-        # job with its pictures. A ledger on disk has all of this.
-        self._ended: OrderedDict[str, tuple[Content | None, Prediction | None, SavedFile | None]] = OrderedDict()
+        # Of jobs that have ended: content, prediction, where the output was saved, and the error. Not the outcome,
+        # which has the job with its pictures. A ledger on disk has all of this.
+        self._ended: OrderedDict[str, _Ended] = OrderedDict()
         self._remembers = parents is None and not engine.ledger.durable
         # Those with jobs that may still take frames of them.
         self._shared: weakref.WeakSet[Video] = weakref.WeakSet()
@@ -121,7 +126,7 @@ class Chains:
 
     def refuse(self, key: str) -> None:
         """Record that a job cannot be sent, nor what continues it."""
-        self._ended.setdefault(key, (None, None, None))
+        self._ended.setdefault(key, (None, None, None, None))
 
     async def join(self, run: JobRun) -> KlingError | None:
         """Give a job the videos of its parents that have ended, and let it wait for the others (`Link.waits`).
@@ -146,7 +151,7 @@ class Chains:
         except KlingError as caught:
             error = caught
         if error is not None:
-            self._ended[run.key] = run.content, None, None
+            self._ended[run.key] = run.content, None, None, error.message
         return error
 
     async def _reserve(self, run: JobRun, parents: tuple[str, ...]) -> None:
@@ -176,8 +181,8 @@ class Chains:
             # Others may end meanwhile.
             for key in ended:
                 video = await self._video(key)
-                if video is None:
-                    self._note_skipped(run, error := skipped(key, None))
+                if not isinstance(video, Video):
+                    self._note_skipped(run, error := skipped(key, KlingError(video)))
                     return error
                 videos[key] = video
         films = [parent.index if parent.link is None else parent.link.rank for parent in under_way.values()]
@@ -199,29 +204,38 @@ class Chains:
             return True
         found = await ledger.find(run.batch, run.key)
         if found is not None:
+            if await content_of_row(ledger, run.batch, run.key, run.content_read) is None:
+                raise KeyReusedError(
+                    run.key,
+                    advice="what it continues may have other content now, which makes another video of this one, too: "
+                    "kling-async run --redo KEY of the clip that was edited makes, and pays for, all of them again",
+                )
             return found[0].state.sendable
         now = self._engine.clock.now()
         await claim_job(ledger, run.batch, run.key, content=run.content_read, model=run.job.model, at=now)
         ledger.unclaim(run.batch, run.key)
         return True
 
-    async def _video(self, key: str) -> Video | None:
-        """Return the video of a job that has ended; None if it has none."""
+    async def _video(self, key: str) -> Video | str:
+        """Return the video of a job that has ended, or why it has none."""
+        video: Video | None = None
+        why = "it was not sent"
         if key in self._ended:
-            _, prediction, saved = self._ended[key]
-            return None if prediction is None else video_of(key, prediction, saved)
-        found = await self._engine.ledger.find(self._batch, key)
-        return None if found is None else await video_of_row(self._engine.ledger, found[0])
+            _, prediction, saved, error = self._ended[key]
+            video, why = None if prediction is None else video_of(key, prediction, saved), error or why
+        elif (found := await self._engine.ledger.find(self._batch, key)) is not None:
+            video, why = await video_of_row(self._engine.ledger, found[0]), f"it is {found[0].state.label}"
+        return video or why
 
     def end(self, run: JobRun, outcome: Outcome) -> Sequence[tuple[JobRun, KlingError | None]]:
         """Record the end of a job; return those that need not wait any longer, with the error of those that it ends."""
         key = run.key
         if self._remembers:
-            self._ended[key] = run.content, outcome.prediction, outcome.saved
+            self._ended[key] = run.content, outcome.prediction, outcome.saved, _message(outcome.error)
             if len(self._ended) > MAX_ENDED_IN_MEMORY:
                 self._ended.popitem(last=False)
         elif self._parents and key in self._parents:
-            self._ended[key] = run.content, outcome.prediction, outcome.saved
+            self._ended[key] = run.content, outcome.prediction, outcome.saved, _message(outcome.error)
         return self._released(run, outcome) if key in self._followers else ()
 
     def _released(self, run: JobRun, outcome: Outcome) -> Sequence[tuple[JobRun, KlingError | None]]:
@@ -268,6 +282,10 @@ class Chains:
             await video.remove_copy()
 
 
+def _message(error: KlingError | None) -> str | None:
+    return None if error is None else error.message
+
+
 def skipped(parent: str, cause: KlingError | None) -> SkippedError:
     """Return the error of a job that was not sent because the job that it continues has no video."""
     why = "" if cause is None else f": {cause.message}"
@@ -279,7 +297,7 @@ def skipped(parent: str, cause: KlingError | None) -> SkippedError:
     return error
 
 
-def pairs_of(jobs: object) -> tuple[object, Collection[str] | None]:
+def pairs_of(jobs: T) -> tuple[T | Pairs, Collection[str] | None]:
     """Return an input in the order in which it is run, and the keys that others continue; None if they are unknown.
 
     Raises:
@@ -291,4 +309,10 @@ def pairs_of(jobs: object) -> tuple[object, Collection[str] | None]:
         if pairs is None:
             return jobs, ()
         return pairs, {parent for _, job in pairs for parent in job.parents}
+    continued: object = getattr(jobs, "continued", None)
+    if isinstance(continued, frozenset):
+        # A manifest, which has parents first.
+        if continued:
+            require_decoder()
+        return jobs, cast("frozenset[str]", continued)
     return jobs, None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from decimal import Decimal
 
 import attrs
@@ -14,27 +13,7 @@ from kling_async._core.job import Job
 from kling_async._core.seen import Seen
 from kling_async._submission.drain import Drain
 
-from .videos import NO_VIDEOS, Video
-
-
-@attrs.define(eq=False, kw_only=True)
-class Link:
-    """Place of a job in a film: what it continues.
-
-    Attributes:
-        rank: Rank in the ready queue: the index of the job that the film begins with.
-        waits: Number of jobs that it continues and that have not ended.
-        videos: Videos of the others, by their keys, as far as they are known.
-    """
-
-    rank: float
-    waits: int = 0
-    videos: Mapping[str, Video] = NO_VIDEOS
-
-    async def release(self) -> None:
-        """Record that the job takes no frame any more."""
-        for video in self.videos.values():
-            await video.release()
+from .link import Link
 
 
 @attrs.define(eq=False, kw_only=True)

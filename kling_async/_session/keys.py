@@ -14,7 +14,7 @@ from kling_async._images.uploads import digest
 from kling_async.errors import InvalidJobError, KeyReusedError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Container
 
     from kling_async._core.job import Job
     from kling_async._core.states import Row
@@ -25,6 +25,33 @@ KEY_LENGTH = 16
 
 DigestOf: TypeAlias = "Callable[[str], Awaitable[str | None]]"
 """Returns the digest of the content of a job of the batch by its key; None for a key that is not known (yet)."""
+
+
+MAX_DIGESTS = 100_000
+"""Digests of jobs of one input that later ones may continue, where it is not known which of them do."""
+
+
+class Digests:
+    """Digests of the jobs of an input that is read in order, for those that continue them.
+
+    Args:
+        wanted: Keys of the jobs that others continue; None if they are not known.
+    """
+
+    def __init__(self, wanted: Container[str] | None = None) -> None:
+        self._wanted = wanted
+        self._digests: dict[str, str] = {}
+
+    async def of(self, key: str) -> str | None:
+        """Return the digest of a job by its key; None if none with this key was read."""
+        return self._digests.get(key)
+
+    def add(self, key: str, content: Content) -> None:
+        """Add a job that was read."""
+        if self._wanted is None or key in self._wanted:
+            self._digests[key] = content.digest
+            if self._wanted is None and len(self._digests) > MAX_DIGESTS:
+                del self._digests[next(iter(self._digests))]
 
 
 async def read_content(job: Job, *, identity: Identity, digest_of: DigestOf | None = None) -> Content:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
-import shutil
-import tempfile
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import anyio
@@ -17,7 +13,7 @@ import attrs
 from kling_async._core.clock import Clock
 from kling_async._core.content import file_digests
 from kling_async._core.prediction import Prediction
-from kling_async._core.states import REUSE_ORDER, Row, State
+from kling_async._core.states import WITH_VIDEO, Row, State
 from kling_async._core.transport import Transport
 from kling_async._http.reads import ServiceReads
 from kling_async._images.uploads import digest
@@ -34,78 +30,13 @@ from kling_async.errors import (
 from kling_async.ledger import Ledger
 from kling_async.ledger._recall import saved_file
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+from .link import Video
 
+if TYPE_CHECKING:
     from kling_async._core.prediction import SavedFile
     from kling_async._core.video_frames import VideoFrame
 
     from .job_run import JobRun
-
-
-@attrs.define(eq=False)
-class Video:
-    """A finished video, shared by the jobs that take frames of it.
-
-    Attributes:
-        of: The job or prediction that it is of, for errors.
-        id: Id of the prediction.
-        url: URL of the output; None if it is not known.
-        path: The saved file; None if there is none on this computer.
-        users: Number of jobs that may still take a frame. After the last one, a downloaded copy is removed.
-    """
-
-    of: str
-    id: str
-    url: str | None
-    path: Path | None
-    users: int = 1
-    _copy: Path | None = attrs.field(default=None, init=False)
-    _lock: anyio.Lock = attrs.field(factory=anyio.Lock, init=False)
-
-    async def file(self, download: Callable[[Video, Path], Awaitable[Path]]) -> Path:
-        """Return the file, downloaded on first use if it is not saved.
-
-        Args:
-            download: Downloads the video into a folder and returns the file.
-
-        Raises:
-            KlingError: It cannot be downloaded.
-        """
-        if self.path is not None and await anyio.Path(self.path).is_file():
-            return self.path
-        async with self._lock:
-            if self._copy is None:
-                folder = Path(await anyio.to_thread.run_sync(tempfile.mkdtemp, None, "kling-frame-"))
-                try:
-                    self._copy = await download(self, folder)
-                except BaseException:
-                    await _remove(folder)
-                    raise
-        return self._copy
-
-    async def release(self) -> None:
-        """Record that one of its users takes no frame any more."""
-        self.users -= 1
-        if not self.users:
-            await self.remove_copy()
-
-    async def remove_copy(self) -> None:
-        """Remove the copy that was downloaded, if there is one."""
-        if self._copy is not None:
-            copy, self._copy = self._copy, None
-            await _remove(copy.parent)
-
-
-NO_VIDEOS: Mapping[str, Video] = MappingProxyType({})
-"""Videos of a job that continues none."""
-
-
-async def _remove(folder: Path) -> None:
-    # Begun before anything is awaited, as it has to happen when the task is cancelled, too.
-    removal = asyncio.get_running_loop().run_in_executor(None, lambda: shutil.rmtree(folder, ignore_errors=True))
-    with anyio.CancelScope(shield=True):
-        await asyncio.shield(removal)
 
 
 def video_of(key: str, prediction: Prediction, saved: SavedFile | None, *, users: int = 1) -> Video | None:
@@ -120,7 +51,8 @@ def video_of(key: str, prediction: Prediction, saved: SavedFile | None, *, users
     if not prediction.status.ended or prediction.failure() is not None:
         return None
     path = saved.location if saved is not None and isinstance(saved.location, Path) else None
-    return Video(f"the job {key!r}", prediction.id, prediction.output, path, users)
+    at = None if prediction.created_at is None else prediction.created_at.timestamp()
+    return Video(f"the job {key!r}", prediction.id, prediction.output, path, at, users)
 
 
 async def video_of_row(ledger: Ledger, row: Row) -> Video | None:
@@ -128,12 +60,11 @@ async def video_of_row(ledger: Ledger, row: Row) -> Video | None:
     if row.state is State.REUSED and row.output is None and row.path is None:
         found = await ledger.owner(row.reused or "")
         row = found or row
-    has_video = row.state in REUSE_ORDER and row.state is not State.SUBMITTED
-    if not has_video and not (row.state is State.REUSED and (row.output or row.path)):
+    if row.state not in WITH_VIDEO and not (row.state is State.REUSED and (row.output or row.path)):
         return None
     saved = await anyio.to_thread.run_sync(saved_file, row)
     path = saved.location if saved is not None and isinstance(saved.location, Path) else None
-    return Video(f"the job {row.key!r}", row.reused or row.prediction_id or "", row.output, path)
+    return Video(f"the job {row.key!r}", row.reused or row.prediction_id or "", row.output, path, row.submitted_at)
 
 
 def require_decoder() -> None:
@@ -145,7 +76,7 @@ def require_decoder() -> None:
     if importlib.util.find_spec("av") is None:
         raise ConfigurationError(
             "a job begins or ends with a frame of a video, which takes PyAV, and it is not installed; nothing was sent",
-            advice="install kling-async[films]",
+            advice="install kling-async[film]",
         )
 
 
@@ -191,6 +122,11 @@ class Frames:
         shared = None if run.link is None else run.link.videos.get(frame.parent or "")
         video = shared or await self._find(run, place, frame)
         try:
+            if video.path is None:
+                # Another run may have saved it.
+                row = await self.ledger.owner(video.id)
+                known = None if row is None else await video_of_row(self.ledger, row)
+                video.path, video.at = (None, video.at) if known is None else (known.path, known.at)
             file = await video.file(lambda video, folder: self._download(run, place, video, folder))
             return await _extract(place, frame, file)
         finally:
@@ -205,9 +141,9 @@ class Frames:
         """
         video: Video | None = None
         if isinstance(frame.of, Prediction):
-            row = await self.ledger.owner(frame.of.id)
-            video = None if row is None else await video_of_row(self.ledger, row)
-            return video or Video(f"the prediction {frame.of.id}", frame.of.id, frame.of.output, None)
+            of = frame.of
+            at = None if of.created_at is None else of.created_at.timestamp()
+            return Video(f"the prediction {of.id}", of.id, of.output, None, at)
         found = await self.ledger.find(run.batch, frame.parent or "")
         video = None if found is None else await video_of_row(self.ledger, found[0])
         if video is None:
@@ -242,6 +178,7 @@ class Frames:
                 self.clock,
                 deadline=run.deadline,
                 turns=self.turns,
+                created_at=video.at,
                 max_bytes=self.max_bytes,
             )
         except (OutputGoneError, NotFoundError) as error:
@@ -276,7 +213,6 @@ async def _extract(place: str, frame: VideoFrame, file: Path) -> bytes:
 
     try:
         return await anyio.to_thread.run_sync(extract_frame, file, frame.position)
-    except KlingError:
-        raise
     except Exception as error:
-        raise _invalid(place, f"no such frame can be taken of the video: {error}") from error
+        reason = error.message if isinstance(error, KlingError) else str(error)
+        raise _invalid(place, f"no such frame can be taken of the video: {reason}") from error

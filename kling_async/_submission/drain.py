@@ -87,7 +87,7 @@ class CoveredDrain(Drain):
         self._batch = batch
 
     @property
-    def stopped(self) -> KlingError | None:  # type: ignore[override]  # the batch has it
+    def stopped(self) -> KlingError | None:  # pyright: ignore[reportIncompatibleVariableOverride]  # the batch has it
         """The account-wide error that stopped the batch; None while there is none."""
         return self._batch.stopped
 
@@ -96,7 +96,7 @@ class CoveredDrain(Drain):
         self._batch.stopped = error
 
     @property
-    def drained(self) -> bool:  # type: ignore[override]  # as above
+    def drained(self) -> bool:  # type: ignore[override]  # the batch has it
         """True after the batch was drained."""
         return self._batch.drained
 

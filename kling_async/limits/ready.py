@@ -60,11 +60,11 @@ class ReadyQueue:
         Raises:
             KeyError: None waits.
         """
-        while self._ranked:
+        waiter: asyncio.Future[None] | None = None
+        while self._ranked and waiter not in self._with_rank:
             waiter = heapq.heappop(self._ranked)[2]
-            if waiter in self._with_rank:
-                self._with_rank.remove(waiter)
-                break
+        if waiter in self._with_rank:
+            self._with_rank.remove(waiter)
         else:
             waiter, _ = self._first_come.popitem(last=False)
         self.count -= 1

@@ -192,6 +192,7 @@ def test_package_works_without_extras() -> None:
         "kling_async.emulator.renderer",
         "kling_async._core.pixels",
         "kling_async._images.convert",
+        "kling_async.films.frames",
         "kling_async.limits.shared",
         "kling_async.storage._objects",
         "kling_async.integrations.fastapi",

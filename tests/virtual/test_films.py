@@ -28,65 +28,15 @@ from kling_async import (
     Spent,
     WatchPolicy,
 )
-from kling_async._core.video_frames import VideoFrame
-from kling_async._images.uploads import Images
-from kling_async._session.job_run import JobRun
-from kling_async._session.videos import Frames
+from support.films import chain, clip, pictures, take_ids
 from support.service import IMAGE, Service, open_session
 
 pytestmark = pytest.mark.anyio
 
-FRAMES = "https://frames.example/"
-
 
 @pytest.fixture(autouse=True)
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Take, in place of a frame, the id of its prediction, and upload it: threads would take time of their own.
-
-    Decoding and uploading are tested with real videos and real sockets.
-    """
-    pairs: list[tuple[str, str]] = []
-
-    async def take(self: Frames, run: JobRun, place: str, frame: VideoFrame) -> bytes:
-        del self
-        assert frame.parent is not None
-        assert run.link is not None
-        video = run.link.videos[frame.parent]
-        assert video.url == f"https://outputs.example/{video.id}.mp4"
-        pairs.append((run.key, f"{place} {frame.position} {frame.parent}"))
-        await anyio.sleep(0.5)
-        return video.id.encode()
-
-    async def url(self: Images, image: bytes, *, field: str, sha256: str | None = None) -> str:
-        del self, field
-        assert sha256 is None, "the digest of the video is not that of the picture"
-        await anyio.sleep(0.5)
-        return f"{FRAMES}{image.decode()}"
-
-    monkeypatch.setattr(Frames, "take", take)
-    monkeypatch.setattr(Images, "url", url)
-    return pairs
-
-
-def session(service: Service, **options: Any) -> KlingSession:
-    return open_session(service, **options)
-
-
-def clip(name: str, of: str | None = None, **fields: Any) -> Job:
-    return Job(prompt=name, image=IMAGE if of is None else LastFrame(of), **fields)
-
-
-def chain(film: str, length: int) -> dict[str, Job]:
-    return {
-        f"{film}-{number}": clip(f"{film}-{number}", f"{film}-{number - 1}" if number else None)
-        for number in range(length)
-    }
-
-
-def pictures(service: Service) -> dict[str, str]:
-    """Return the prompt of the clip whose frame was sent, by the prompt of each clip that was sent with one."""
-    of = {body["prompt"]: body["image"].removeprefix(FRAMES) for body in service.paid}
-    return {prompt: service.accepted[id_][2]["prompt"] for prompt, id_ in of.items() if id_ in service.accepted}
+    return take_ids(monkeypatch)
 
 
 async def run(kling: KlingSession, jobs: Any, **options: Any) -> dict[str, Outcome]:
@@ -101,7 +51,7 @@ async def test_each_clip_begins_with_the_end_of_the_one_before_it() -> None:
         "sail": clip("s", "dawn", duration=10),
         "dawn": clip("d"),
     }
-    async with session(service) as kling:
+    async with open_session(service) as kling:
         outcomes = await run(kling, shots, name="film")
     assert [*outcomes] == ["dawn", "sail", "night"]
     assert all(outcome.ok for outcome in outcomes.values())
@@ -116,7 +66,7 @@ async def test_frames_of_several_jobs_and_other_frames(taken: list[tuple[str, st
     both = Job(
         model="kling-v2.1-pro-start-end-frame", prompt="both", image=FrameAt("a", 1.5), end_image=FirstFrame("b")
     )
-    async with session(service) as kling:
+    async with open_session(service) as kling:
         outcomes = await run(kling, {"both": both, "a": clip("a"), "b": clip("b"), "c": clip("c", "both")})
     assert all(outcome.ok for outcome in outcomes.values())
     assert taken == [("both", "image 1.5 a"), ("both", "end_image first b"), ("c", "image last both")]
@@ -133,7 +83,7 @@ async def test_frames_of_several_jobs_and_other_frames(taken: list[tuple[str, st
 )
 async def test_broken_chains_are_told_before_anything_is_sent(jobs: Any, said: str) -> None:
     service = Service()
-    async with session(service) as kling:
+    async with open_session(service) as kling:
         with pytest.raises(InvalidJobError, match=said):
             await run(kling, jobs)
     assert not service.paid
@@ -141,7 +91,7 @@ async def test_broken_chains_are_told_before_anything_is_sent(jobs: Any, said: s
 
 async def test_numbers_are_keys() -> None:
     service = Service()
-    async with session(service) as kling:
+    async with open_session(service) as kling:
         outcomes = await run(kling, {2: clip("b", "1"), 1: clip("a")})
     assert [*outcomes] == ["1", "2"]
 
@@ -155,7 +105,7 @@ async def test_lazy_input_names_a_parent_that_was_not_read() -> None:
         yield "a", clip("a")
         yield "d", clip("d", "a")
 
-    async with session(service) as kling:
+    async with open_session(service) as kling:
         outcomes = await run(kling, lazy())
     assert {key for key, outcome in outcomes.items() if outcome.ok} == {"a", "d"}
     assert isinstance(outcomes["b"].error, InvalidJobError)
@@ -173,7 +123,7 @@ async def test_lazy_clip_continues_one_that_ended_and_was_consumed_long_ago() ->
         await anyio.sleep(1000)
         yield "b", clip("b", "a")
 
-    async with session(service) as kling, kling.batch(lazy(), window=1) as batch:
+    async with open_session(service) as kling, kling.batch(lazy(), window=1) as batch:
         outcomes = [outcome async for outcome in batch]
     assert [(outcome.key, outcome.ok) for outcome in outcomes] == [("a", True), ("b", True)]
     assert pictures(service) == {"b": "a"}
@@ -187,7 +137,7 @@ async def test_films_come_out_one_after_the_other_while_all_slots_are_busy() -> 
     keys = [*jobs]
     random.Random(3).shuffle(keys)
     ends: dict[str, float] = {}
-    async with session(service, max_in_flight=8) as kling, kling.batch({key: jobs[key] for key in keys}) as batch:
+    async with open_session(service, max_in_flight=8) as kling, kling.batch({key: jobs[key] for key in keys}) as batch:
         async for outcome in batch:
             assert outcome.ok
             ends[outcome.key] = service.clock.monotonic()
@@ -207,7 +157,7 @@ async def test_films_come_out_one_after_the_other_while_all_slots_are_busy() -> 
 async def test_clip_that_is_ready_goes_before_those_that_begin() -> None:
     service = Service(seconds=60, latency=0.0)
     jobs = {**chain("film", 3), **{f"single-{number}": clip(f"single-{number}") for number in range(30)}}
-    async with session(service, max_in_flight=2) as kling:
+    async with open_session(service, max_in_flight=2) as kling:
         outcomes = await run(kling, jobs)
     assert all(outcome.ok for outcome in outcomes.values())
     order = [body["prompt"] for body in service.paid]
@@ -224,7 +174,7 @@ async def test_waiting_clips_take_no_place_of_the_window_and_are_bounded() -> No
             read.append(key)
             yield key, job
 
-    async with session(service, max_in_flight=4) as kling, kling.batch(lazy(), window=4) as batch:
+    async with open_session(service, max_in_flight=4) as kling, kling.batch(lazy(), window=4) as batch:
         await anyio.sleep(30)
         assert len(read) == 4 * 64 + 2, "those that wait, the one that runs, and one for which there is no place yet"
         assert batch.statistics().waiting == 4 * 64
@@ -255,7 +205,7 @@ async def test_hundreds_of_trees(*, ordered: bool) -> None:
     watch = WatchPolicy.fixed(15)
     shuffled = {key: jobs[key] for key in keys}
     async with (
-        session(service, max_in_flight=100, watch=watch) as kling,
+        open_session(service, max_in_flight=100, watch=watch) as kling,
         kling.batch(shuffled, ordered=ordered, window=100) as batch,
     ):
         outcomes = [outcome async for outcome in batch]
@@ -271,7 +221,7 @@ async def test_hundreds_of_trees(*, ordered: bool) -> None:
 async def test_clips_of_a_failed_one_are_skipped_unpaid_and_name_it() -> None:
     service = Service(failures={"film-1": {"error": "content", "code": 1200}})
     jobs = {**chain("film", 5), "side": clip("side", "film-0"), **chain("other", 2)}
-    async with session(service) as kling:
+    async with open_session(service) as kling:
         outcomes = await run(kling, jobs)
     assert isinstance(outcomes["film-1"].error, PredictionFailedError)
     for number in (2, 3, 4):
@@ -290,7 +240,7 @@ async def test_two_failed_parents_skip_a_clip_once() -> None:
         failures={name: {"error": "content", "code": 1200} for name in "ab"},
     )
     both = Job(model="kling-v2.1-pro-start-end-frame", prompt="both", image=LastFrame("a"), end_image=FirstFrame("b"))
-    async with session(service) as kling, kling.batch({"a": clip("a"), "b": clip("b"), "both": both}) as batch:
+    async with open_session(service) as kling, kling.batch({"a": clip("a"), "b": clip("b"), "both": both}) as batch:
         outcomes = [outcome async for outcome in batch]
     assert sorted(outcome.key for outcome in outcomes) == ["a", "b", "both"]
     assert batch.statistics().failed == 3
@@ -307,7 +257,7 @@ async def test_clip_waits_for_the_retries_of_the_one_before_it() -> None:
         return 30.0
 
     service = Service(seconds=seconds, failures={"film-0": {"error": "internal", "code": 5000}})
-    async with session(service, retry_failed=2) as kling:
+    async with open_session(service, retry_failed=2) as kling:
         outcomes = await run(kling, chain("film", 2))
     assert all(outcome.ok for outcome in outcomes.values())
     assert [body["prompt"] for body in service.paid] == ["film-0", "film-0", "film-1"]
@@ -315,7 +265,7 @@ async def test_clip_waits_for_the_retries_of_the_one_before_it() -> None:
 
 async def test_draining_ends_the_clips_that_were_not_sent() -> None:
     service = Service(seconds=60)
-    async with session(service) as kling, kling.batch({**chain("film", 3), "one": clip("one")}) as batch:
+    async with open_session(service) as kling, kling.batch({**chain("film", 3), "one": clip("one")}) as batch:
         await anyio.sleep(10)
         batch.drain()
         outcomes = {outcome.key: outcome async for outcome in batch}
@@ -327,7 +277,7 @@ async def test_draining_ends_the_clips_that_were_not_sent() -> None:
 
 async def test_leaving_the_batch_early_sends_nothing_more() -> None:
     service = Service(seconds=60)
-    async with session(service, budget=Budget(100, allow_estimate=True)) as kling:
+    async with open_session(service, budget=Budget(100, allow_estimate=True)) as kling:
         async with kling.batch(chain("film", 3)):
             await anyio.sleep(10)
         await anyio.sleep(300)
@@ -340,7 +290,7 @@ async def test_budget_counts_a_film_when_it_begins() -> None:
     service = Service(seconds=60)
     price = clip("x").price().usd
     assert price is not None
-    async with session(service) as kling:
+    async with open_session(service) as kling:
         outcomes = await run(kling, {**chain("a", 3), **chain("b", 3)}, budget=Budget(price * 4, allow_estimate=True))
     paid = [body["prompt"] for body in service.paid]
     assert [key for key, outcome in outcomes.items() if outcome.ok] == paid
@@ -350,18 +300,37 @@ async def test_budget_counts_a_film_when_it_begins() -> None:
     assert "it continues the job 'b-1'" in str(outcomes["b-2"].error)
 
 
+async def test_film_that_has_begun_is_finished_although_the_budget_stops_the_batch() -> None:
+    service = Service(seconds=60)
+    price = clip("x").price().usd
+    assert price is not None
+
+    async def lazy() -> AsyncIterator[tuple[str, Job]]:
+        for pair in chain("a", 3).items():
+            yield pair
+        await anyio.sleep(10)
+        yield "big", Job(model="kling-v2.1-pro", prompt="big", image=IMAGE, duration=10)
+        yield "more", clip("more")
+
+    async with open_session(service) as kling:
+        outcomes = await run(kling, lazy(), budget=Budget(price * 3, allow_estimate=True))
+    assert isinstance(outcomes["big"].error, BudgetExceededError)
+    assert {key for key, outcome in outcomes.items() if outcome.ok} == {"a-0", "a-1", "a-2"}
+    assert {body["prompt"] for body in service.paid} == {"a-0", "a-1", "a-2"}
+
+
 async def test_money_of_skipped_clips_is_free_again() -> None:
     service = Service(seconds=60, failures={"a-0": {"error": "content", "code": 1200}})
     price = clip("x").price().usd
     assert price is not None
-    async with session(service) as kling:
+    async with open_session(service) as kling:
         outcomes = await run(kling, {**chain("a", 3), **chain("b", 2)}, budget=Budget(price * 3, allow_estimate=True))
     assert {key for key, outcome in outcomes.items() if outcome.ok} == {"b-0", "b-1"}
 
 
 async def test_key_of_a_batch_means_nothing_outside_of_one() -> None:
     service = Service()
-    async with session(service) as kling:
+    async with open_session(service) as kling:
         with pytest.raises(InvalidJobError, match=r"image.of: expected the key of a job in a batch, got 'a'"):
             await kling.generate(prompt="b", image=LastFrame("a"))
     assert not service.paid
@@ -370,7 +339,7 @@ async def test_key_of_a_batch_means_nothing_outside_of_one() -> None:
 async def test_unreadable_clip_ends_what_continues_it(tmp_path: Path) -> None:
     service = Service()
     jobs = {"a": Job(prompt="a", image=tmp_path / "gone.png"), "b": clip("b", "a"), "c": clip("c", "b")}
-    async with session(service) as kling:
+    async with open_session(service) as kling:
         outcomes = await run(kling, jobs)
     assert isinstance(outcomes["a"].error, InvalidJobError)
     assert isinstance(outcomes["b"].error, SkippedError)
@@ -388,7 +357,7 @@ async def test_clips_are_freed_once_their_outcomes_are_consumed() -> None:
                 alive.add(job)
                 yield key, job
 
-    async with session(service, max_in_flight=5) as kling, kling.batch(lazy(), window=5) as batch:
+    async with open_session(service, max_in_flight=5) as kling, kling.batch(lazy(), window=5) as batch:
         taken = 0
         async for outcome in batch:
             taken += 1
@@ -414,7 +383,7 @@ async def test_slots_are_as_busy_as_a_list_scheduler_makes_them() -> None:
             names.append(name)
     seconds = {name: rng.uniform(60, 240) for name in jobs}
     service = Service(seconds=lambda body: seconds[body["prompt"]], latency=0.05)
-    async with session(service, max_in_flight=12) as kling:
+    async with open_session(service, max_in_flight=12) as kling:
         begun = service.clock.monotonic()
         outcomes = await run(kling, jobs)
         took = service.clock.monotonic() - begun
