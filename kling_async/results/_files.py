@@ -178,6 +178,8 @@ class Errors(Lines):
         if row.key in self.keys:
             return "its key is in two batches: export one of them"
         content, paths = content_in(row), paths_of(row)
+        if recalled(content, {}).frames:
+            return "it begins or ends with a frame of a video: run its whole list again, which pays for nothing twice"
         files = {place: Path(path) for place, path in paths.items()}
         for place in file_digests(content):
             if place not in files:
