@@ -101,7 +101,7 @@ async def test_migration_keeps_every_row_and_step(old: str) -> None:
     rows, steps = list(read_ledger(old)), list(read_steps(old))
     slots = postgres.rows(old, "SELECT key FROM kling_job WHERE slot ORDER BY key")
     await migrate(old)
-    assert version_of(old) == len(tables.MIGRATIONS) == 6
+    assert version_of(old) == len(tables.MIGRATIONS) == 7
     # Opening puts rows being sent in doubt, since their worker is gone.
     assert {row.key: row for row in read_ledger(old)} == {row.key: row for row in rows}
     assert list(read_steps(old)) == steps

@@ -94,6 +94,13 @@ CREATE TABLE kling_mark(
   account text, prediction_id text, mark text NOT NULL, at double precision NOT NULL,
   PRIMARY KEY(account, prediction_id));
 """,
+    """
+-- Keys of the jobs that the pictures of each job are frames of: a JSON object; NULL for none.
+ALTER TABLE kling_content ADD COLUMN frames text;
+-- A job whose parents have no videos yet is due at infinity.
+CREATE TABLE kling_parent(job bigint, parent bigint, PRIMARY KEY(job, parent));
+CREATE INDEX kling_parent_of ON kling_parent(parent);
+""",
 )
 """From nothing to the newest tables, one step each, all of them in one transaction. A released step is never changed.
 
@@ -121,7 +128,10 @@ _WITH_SENDERS = 4
 """Version whose jobs have senders, and no labels."""
 _WITH_LABELS = 5
 """Version whose jobs have labels, without marks of videos."""
-_CONTENT = "kling_content AS (SELECT *, NULL::text AS labels FROM kling_content)\n"
+_WITH_MARKS = 6
+"""Version whose videos have marks, and whose jobs have no frames."""
+_CONTENT = "kling_content AS (SELECT *, NULL::text AS labels, NULL::text AS frames FROM kling_content)\n"
+_LABELLED_CONTENT = "kling_content AS (SELECT *, NULL::text AS frames FROM kling_content) "
 _UNCHANGED = (
     "id, account, slot, batch, key, digest, model, updated_at, attempt, fingerprint, token_hash, intent_at, "
     "submitted_at, prediction_id, cost, spent, refunded, failures, output, code, error, path, bytes, sha256"
@@ -185,12 +195,14 @@ def as_newest(version: int) -> str:
     """Return the WITH clause under which queries for the newest tables read those of a version."""
     if version >= len(MIGRATIONS):
         return ""
+    if version >= _WITH_MARKS:
+        return f"WITH {_LABELLED_CONTENT}"
     marks = (
         "WITH kling_mark AS (SELECT NULL::text AS account, NULL::text AS prediction_id, NULL::text AS mark, "
         "NULL::float8 AS at WHERE false)"
     )
     if version >= _WITH_LABELS:
-        return marks + " "
+        return f"{marks}, {_LABELLED_CONTENT}"
     if version == _WITH_SENDERS:
         return f"{marks}, {_CONTENT}"
     if version >= _WITH_DOUBTS:
