@@ -229,13 +229,14 @@ class Chains:
 
     def end(self, run: JobRun, outcome: Outcome) -> Sequence[tuple[JobRun, KlingError | None]]:
         """Record the end of a job; return those that need not wait any longer, with the error of those that it ends."""
-        key = run.key
+        key, error = run.key, outcome.error
+        why = None if error is None else error.message
         if self._remembers:
-            self._ended[key] = run.content, outcome.prediction, outcome.saved, _message(outcome.error)
+            self._ended[key] = run.content, outcome.prediction, outcome.saved, why
             if len(self._ended) > MAX_ENDED_IN_MEMORY:
                 self._ended.popitem(last=False)
         elif self._parents and key in self._parents:
-            self._ended[key] = run.content, outcome.prediction, outcome.saved, _message(outcome.error)
+            self._ended[key] = run.content, outcome.prediction, outcome.saved, why
         return self._released(run, outcome) if key in self._followers else ()
 
     def _released(self, run: JobRun, outcome: Outcome) -> Sequence[tuple[JobRun, KlingError | None]]:
@@ -280,10 +281,6 @@ class Chains:
         self._followers.clear()
         for video in [*self._shared]:
             await video.remove_copy()
-
-
-def _message(error: KlingError | None) -> str | None:
-    return None if error is None else error.message
 
 
 def skipped(parent: str, cause: KlingError | None) -> SkippedError:

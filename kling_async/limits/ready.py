@@ -60,12 +60,10 @@ class ReadyQueue:
         Raises:
             KeyError: None waits.
         """
-        waiter: asyncio.Future[None] | None = None
-        while self._ranked and waiter not in self._with_rank:
-            waiter = heapq.heappop(self._ranked)[2]
-        if waiter in self._with_rank:
-            self._with_rank.remove(waiter)
-        else:
-            waiter, _ = self._first_come.popitem(last=False)
         self.count -= 1
-        return waiter
+        while self._ranked:
+            waiter = heapq.heappop(self._ranked)[2]
+            if waiter in self._with_rank:
+                self._with_rank.remove(waiter)
+                return waiter
+        return self._first_come.popitem(last=False)[0]
