@@ -87,16 +87,16 @@ class CoveredDrain(Drain):
         self._batch = batch
 
     @property
-    def stopped(self) -> KlingError | None:  # pyright: ignore[reportIncompatibleVariableOverride]  # the batch has it
+    def stopped(self) -> KlingError | None:
         """The account-wide error that stopped the batch; None while there is none."""
         return self._batch.stopped
 
     @stopped.setter
-    def stopped(self, error: KlingError | None) -> None:
+    def stopped(self, error: KlingError | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]  # of the batch
         self._batch.stopped = error
 
     @property
-    def drained(self) -> bool:  # type: ignore[override]  # the batch has it
+    def drained(self) -> bool:  # type: ignore[override]  # as above
         """True after the batch was drained."""
         return self._batch.drained
 
