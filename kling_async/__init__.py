@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ._core.schema import Field
     from ._core.secret import Secret
     from ._core.statistics import SessionStatistics
+    from ._core.video_frames import FirstFrame, FrameAt, LastFrame
     from ._http.transport import AiohttpTransport
     from ._session.batch import Batch, BatchStatistics
     from ._session.session import KlingSession
@@ -126,8 +127,10 @@ __all__ = [
     "EndImage",
     "Field",
     "Film",
+    "FirstFrame",
     "Formula",
     "FormulaInput",
+    "FrameAt",
     "GPTProto",
     "HttpRequest",
     "HttpResponse",
@@ -138,6 +141,7 @@ __all__ = [
     "KeyReusedError",
     "KlingError",
     "KlingSession",
+    "LastFrame",
     "Ledger",
     "LedgerError",
     "Level",
@@ -237,6 +241,7 @@ _MODULE_OF = {
         ),
         "._core.http": "Effect HttpRequest HttpResponse Timeouts",
         "._core.job": "Job Shot",
+        "._core.video_frames": "FirstFrame FrameAt LastFrame",
         "._core.polling": "WatchPolicy WatchStatistics",
         "._core.prediction": "Outcome Prediction SavedFile Status",
         "._core.schema": "Field",

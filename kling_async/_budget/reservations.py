@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections import defaultdict
 from decimal import Decimal
@@ -66,6 +67,7 @@ class Reservations:
         self._counted: set[tuple[str | None, Budget]] = set()
         # USD refunded by job, over all of its predictions.
         self._refunded: defaultdict[tuple[str, str], Decimal] = defaultdict(Decimal)
+        self._awaited: dict[tuple[str, str], asyncio.Event] = {}
 
     async def recall(
         self, batch: str | None, budget: Budget | None = None, *, claimed: Container[tuple[str, str]]
@@ -119,6 +121,15 @@ class Reservations:
             if reservation not in self.of(name):
                 self._reserved[name] = (*self.of(name), reservation)
 
+    def counts(self, budget: Budget | None, caller: str) -> bool:
+        """Return whether there is a budget in which jobs count.
+
+        Args:
+            budget: The batch's budget, beside that of the session.
+            caller: Name of the caller, who may have one too.
+        """
+        return budget is not None or self.budget is not None or self._callers.limits(caller).usd is not None
+
     def of(self, name: tuple[str, str]) -> tuple[Reservation, ...]:
         """Return the reservations of a job."""
         return self._reserved.get(name, ())
@@ -151,7 +162,14 @@ class Reservations:
         if budgets:
             reservation = await self.prices.reserve(job, budgets, self._origin(name))
             self._reserved[name] = (*self.of(name), reservation)
+            if name in self._awaited:
+                self._awaited.pop(name).set()
         return self.of(name)
+
+    async def until_reserved(self, name: tuple[str, str]) -> None:
+        """Return once the price of a job that is being submitted is reserved, or its submission has ended."""
+        if not self.of(name):
+            await self._awaited.setdefault(name, asyncio.Event()).wait()
 
     async def reserve_again(
         self, name: tuple[str, str], job: Job, money: tuple[Reservation, ...]
@@ -189,6 +207,8 @@ class Reservations:
 
     def release(self, name: tuple[str, str]) -> None:
         """Release the reservations of a job, except those that may have been paid for."""
+        if self._awaited and name in self._awaited:
+            self._awaited.pop(name).set()
         money = self._reserved.pop(name, ())
         for reservation in money:
             reservation.close()

@@ -25,13 +25,14 @@ from .job_validation import IMAGE_LISTS
 from .model import Model
 from .released_rows import released_row, row_as_sent
 from .signed_urls import may_be_signed, without_parameters, without_signature
+from .video_frames import VideoFrame, file_digest_of, frame_of_text, frame_text, is_frame_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     import cattrs
 
-    from .images import Image
+    from .images import Image, Picture
     from .states import Row
 
 IDENTITY_VERSION = 3
@@ -88,6 +89,8 @@ class Content:
         labels: The caller's own values as a JSON object, which identify nothing; None without any.
         caller: Name of who asked for it; empty for nobody in particular.
         priority: Its priority among the caller's jobs.
+        frames: Keys of the jobs that its pictures are frames of, as a JSON object from the places of the pictures; None
+            without any. The text has the digests of these jobs, so that equal chains are equal by any keys.
     """
 
     text: str
@@ -96,6 +99,12 @@ class Content:
     labels: str | None = None
     caller: str = ""
     priority: int = 0
+    frames: str | None = None
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Keys of the jobs with whose videos it begins or ends, each once."""
+        return () if self.frames is None else tuple(dict.fromkeys(_loads(self.frames).values()))
 
     @property
     def renews(self) -> bool:
@@ -103,26 +112,42 @@ class Content:
         return self.digest != _sha256(self.text)
 
 
-def content_of(job: Job, image_digest: Callable[[Image], str], *, identity: Identity | None = None) -> Content:
+def content_of(
+    job: Job,
+    image_digest: Callable[[Image], str],
+    *,
+    identity: Identity | None = None,
+    parents: Mapping[str, str] | None = None,
+    sources: Mapping[str, Picture] | None = None,
+) -> Content:
     """Return the content of a job, identified as its batch does.
 
     Args:
         job: The job.
         image_digest: Returns the SHA-256 of a file's content in hex; not called for URLs.
         identity: The identity of the batch (`Ledger.identity`). Default: that of a new batch.
+        parents: Digests of the contents of the jobs that its pictures are frames of, by their keys.
+        sources: `job.sources`, if the caller has it already.
 
     Raises:
         LedgerError: A later version made the rule.
     """
     identity = checked_identity(identity or Identity())
-    text, paths = _text_of(job, image_digest)
+    text, paths, frames = _text_of(job, job.sources if sources is None else sources, image_digest, parents)
     labels = json.dumps(dict(job.labels), ensure_ascii=False) if job.labels else None
-    return Content(text, paths, identity.digest(text), labels, job.caller, job.priority)
+    return Content(text, paths, identity.digest(text), labels, job.caller, job.priority, frames)
 
 
-def recorded_content(row: Row) -> Content:
-    """Return the content in a row that was read with it."""
-    return Content(row.job or "", row.files, labels=row.labels, caller=row.caller, priority=row.priority)
+def content_in(row: Row) -> Content:
+    """Return the content of a job as its row has it, which was read with its content."""
+    return Content(
+        row.job or "",
+        row.files,
+        labels=row.labels,
+        caller=row.caller,
+        priority=row.priority,
+        frames=row.frames,
+    )
 
 
 def checked_identity(identity: Identity, batch: str = "", ignored: tuple[str, ...] | None = None) -> Identity:
@@ -153,10 +178,17 @@ def checked_identity(identity: Identity, batch: str = "", ignored: tuple[str, ..
     return identity
 
 
-def _text_of(job: Job, image_digest: Callable[[Image], str]) -> tuple[str, str | None]:
-    """Return text and files of a job's content: all fields as given; files and data URIs by their digests."""
-    given = job.files
-    digested = job.with_files({place: PREFIX + image_digest(file) for place, file in given.items()}) if given else job
+def _text_of(
+    job: Job,
+    given: Mapping[str, Picture],
+    image_digest: Callable[[Image], str],
+    parents: Mapping[str, str] | None,
+) -> tuple[str, str | None, str | None]:
+    """Return text, files and frames of a job's content: all fields as given; files and data URIs by their digests."""
+    digested = job
+    if given:
+        of = parents or {}
+        digested = job.with_files({place: _source_text(each, image_digest, of) for place, each in given.items()})
     fields: dict[str, object] = {"model": job.model, "prompt": job.prompt, "duration": job.duration}
     fields |= {name: value for name in (*IMAGES, *_SHORT) if (value := getattr(digested, name)) is not None}
     fields |= {name: list(value) for name in _LISTS if (value := getattr(digested, name))}
@@ -172,13 +204,24 @@ def _text_of(job: Job, image_digest: Callable[[Image], str]) -> tuple[str, str |
     if job.own_row is not None:
         fields["own_row"] = _rows().unstructure(job.own_row)
     if not given:
-        return _json(fields), None
+        return _json(fields), None, None
     marked = sorted(place for place in given if place.startswith(TREES))
     if marked:
         fields[_FILES] = marked
-    paths = {place: str(file.absolute()) for place, file in given.items() if isinstance(file, Path)}
+    videos = {place: source.of if isinstance(source, VideoFrame) else source for place, source in given.items()}
+    paths = {place: str(file.absolute()) for place, file in videos.items() if isinstance(file, Path)}
+    frames = {place: frame.parent for place, frame in job.frames.items() if frame.parent is not None}
     # A path may hold bytes that are no text: JSON writes them in ASCII.
-    return _json(fields), json.dumps(paths) if paths else None
+    return _json(fields), json.dumps(paths) if paths else None, json.dumps(frames) if frames else None
+
+
+def _source_text(source: Picture, image_digest: Callable[[Image], str], parents: Mapping[str, str]) -> str:
+    """Return a file or a frame as it stands in the text of a content."""
+    if not isinstance(source, VideoFrame):
+        return PREFIX + image_digest(source)
+    return frame_text(
+        source, image_digest(source.of) if isinstance(source.of, Path) else parents.get(source.parent or "", "")
+    )
 
 
 def _as_released(text: str, rule: int) -> str:
@@ -277,9 +320,15 @@ def recalled(content: Content, uploads: Mapping[str, str]) -> Job:
     """
     fields: dict[str, Any] = _loads(content.text)
     paths: dict[str, str] = _loads(content.files or "{}")
-    found = {
+    parents: dict[str, str] = _loads(content.frames or "{}")
+    found: dict[str, Picture] = {
         place: Path(paths[place]) if place in paths else uploads.get(digest, b"")
         for place, digest in _digests_in(fields).items()
+    }
+    found |= {
+        place: frame_of_text(text, parent=parents.get(place), path=Path(paths[place]) if place in paths else None)
+        for place, text in _pictures_in(fields).items()
+        if is_frame_text(text)
     }
     fields |= {name: found.get(name, fields.get(name)) for name in IMAGES}
     fields.pop(_FORMERLY, None)
@@ -303,7 +352,10 @@ def files(content: Content) -> list[tuple[Path, str]]:
 
 
 def file_digests(content: Content) -> dict[str, str]:
-    """Return the digests of the files, and of the images that are no URLs, by their places."""
+    """Return the digests of the files, and of the images that are no URLs, by their places.
+
+    At the place of a frame of a video file stands the digest of the video.
+    """
     return _digests_in(_loads(content.text))
 
 
@@ -315,10 +367,12 @@ def digests(content: Content) -> frozenset[str]:
 
 def _digests_in(fields: Mapping[str, Any]) -> dict[str, str]:
     """Return the digests in the fields of a text, by their places in a job."""
-    found = {name: fields.get(name) or "" for name in IMAGES}
-    for name in IMAGE_LISTS:
-        found |= {f"{name}[{number}]": image for number, image in enumerate(fields.get(name, ()))}
-    found = {place: image for place, image in found.items() if image.startswith(PREFIX)}
+    found: dict[str, str] = {}
+    for place, image in _pictures_in(fields).items():
+        if image.startswith(PREFIX):
+            found[place] = image
+        elif is_frame_text(image) and (digest := file_digest_of(image)) is not None:
+            found[place] = digest
     marked = fields.get(_FILES, ())
     if marked:
 
@@ -330,6 +384,19 @@ def _digests_in(fields: Mapping[str, Any]) -> dict[str, str]:
         for name in TREES:
             replaced(fields.get(name), name, keep)
     return {place: digest.removeprefix(PREFIX) for place, digest in found.items()}
+
+
+def has_frames(content: Content) -> bool:
+    """Return whether a picture of the job is a frame of a video."""
+    return any(map(is_frame_text, _pictures_in(_loads(content.text)).values()))
+
+
+def _pictures_in(fields: Mapping[str, Any]) -> dict[str, str]:
+    """Return the pictures in the fields of a text, by their places in a job: URLs, digests and frames."""
+    found = {name: fields[name] for name in IMAGES if fields.get(name)}
+    for name in IMAGE_LISTS:
+        found |= {f"{name}[{number}]": image for number, image in enumerate(fields.get(name, ()))}
+    return found
 
 
 def _json(value: object) -> str:

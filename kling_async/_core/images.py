@@ -13,6 +13,7 @@ from kling_async.errors import Problem
 from .media import MAX_CONVERTED_BYTES
 from .picture_facts import HEAD_BYTES, facts_of_bytes, media_type
 from .picture_urls import url_caution
+from .video_frames import VideoFrame, check_frame
 
 
 class PillowImage(Protocol):
@@ -50,11 +51,13 @@ class EncodedImage(bytes):
 
 Image: TypeAlias = str | Path | bytes
 """An input image as a job keeps it: a URL, a file, or the bytes of one. A string never opens a file."""
-ImageSource: TypeAlias = str | Path | bytes | bytearray | memoryview | IO[bytes] | PillowImage
-"""An image as callers may pass it: an `Image`, an open binary file or a PIL image; the last two are read at once."""
+Picture: TypeAlias = Image | VideoFrame
+"""A picture as a job keeps it: an image, or a frame of a video, which becomes one before the job is sent."""
+ImageSource: TypeAlias = str | Path | bytes | bytearray | memoryview | IO[bytes] | PillowImage | VideoFrame
+"""A picture as callers may pass it: a `Picture`, an open binary file or a PIL image; these two are read at once."""
 
 
-def image_repr(image: Image | None) -> str:
+def image_repr(image: Picture | None) -> str:
     """Return a short repr of an image, without its content or the credentials of its URL."""
     if isinstance(image, bytes):
         return f"<{len(image)} bytes>"
@@ -72,8 +75,8 @@ def _without_credentials(url: str) -> str:
     return (scheme + separator + host.rpartition("@")[2] + slash + path)[:120]
 
 
-def check_image(field: str, source: object, problems: list[Problem]) -> Image:
-    """Return the image as a job keeps it, and append to `problems` if it is wrong. Paths are not opened here."""
+def check_image(field: str, source: object, problems: list[Problem]) -> Picture:
+    """Return the picture as a job keeps it, and append to `problems` if it is wrong. Paths are not opened here."""
     problem: str
     match source:
         case Path():
@@ -82,8 +85,8 @@ def check_image(field: str, source: object, problems: list[Problem]) -> Image:
             url, problem = _data_uri(source) if source.startswith("data:") else (source, _url_problem(source))
             if not problem:
                 return url
-        case EncodedImage():
-            return source
+        case EncodedImage() | VideoFrame():
+            return check_frame(field, source, problems) if isinstance(source, VideoFrame) else source
         case bytes() | bytearray() | memoryview():
             problem = bytes_problem(bytes(source))
             if not problem:
@@ -138,10 +141,12 @@ def _encoded(image: object) -> tuple[bytes, str]:
 
 
 def _unknown(source: object) -> str:
-    return f"expected a URL, a Path, bytes, a binary file or a PIL image, got {type(source).__name__}"
+    return (
+        f"expected a URL, a Path, bytes, a binary file, a PIL image or a frame of a video, got {type(source).__name__}"
+    )
 
 
-def picture_cautions(image: Image | None, *, fit: bool, local: bool = False) -> tuple[str, ...]:
+def picture_cautions(image: Picture | None, *, fit: bool, local: bool = False) -> tuple[str, ...]:
     """Return what a service may not reach of an image, or show otherwise than a viewer; files are not opened.
 
     Args:
@@ -152,7 +157,7 @@ def picture_cautions(image: Image | None, *, fit: bool, local: bool = False) -> 
     if isinstance(image, str) and not image.startswith("data:"):
         caution = url_caution(image, local=local)
         return (caution,) if caution else ()
-    if fit or image is None or isinstance(image, Path):
+    if fit or image is None or isinstance(image, (Path, VideoFrame)):
         return ()
     facts = facts_of_bytes(image if isinstance(image, bytes) else content_of_uri(image))
     return () if facts is None else facts.cautions

@@ -10,7 +10,7 @@ from typing import IO, Any, Final, TypeAlias, cast
 
 from kling_async.errors import Problem
 
-from .images import Image, bytes_problem, check_image, image_repr
+from .images import Picture, bytes_problem, check_image, image_repr
 from .media import MAX_CONVERTED_BYTES
 
 File: TypeAlias = Path | bytes
@@ -245,6 +245,6 @@ class _Shown(str):
         return str(self)
 
 
-def is_url(image: Image | None) -> bool:
-    """Return whether an image is a URL, which the service fetches, and not a file, bytes or a data URI."""
+def is_url(image: Picture | None) -> bool:
+    """Return whether an image is a URL, which the service fetches, and not a file, bytes, a data URI or a frame."""
     return isinstance(image, str) and not image.startswith("data:")

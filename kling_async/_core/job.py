@@ -12,11 +12,12 @@ import attrs
 from kling_async.errors import Problem
 
 from .catalogue import find_model
-from .images import Image, image_repr, picture_cautions
+from .images import Image, Picture, image_repr, picture_cautions
 from .input_files import MEDIA, files_in, inputs_repr, is_url, media_type, with_values
 from .job_validation import FURTHER_INPUTS, IMAGE_LISTS, JobFields, Shot, checked_fields, text_repr
 from .model import Model
 from .prices import Kind, Price
+from .video_frames import VideoFrame
 
 if TYPE_CHECKING:
     from .formula import Formula
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Job", "JobFields", "Shot"]
 
 
-def _images_repr(images: tuple[Image, ...]) -> str:
+def _images_repr(images: tuple[Picture, ...]) -> str:
     return f"({', '.join(map(image_repr, images))}{',' if len(images) == 1 else ''})"
 
 
@@ -38,8 +39,8 @@ class Job:
         prompt: 1 to 2,500 characters; empty only where the model allows it, and with `multi_prompt`.
         image: First frame: a URL, a `Path`, or the bytes of a JPEG or PNG of at most 10 MB and at least 300 x 300
             pixels; other formats and up to 100 MB for sessions with `fit`. A file object is read when the job is
-            created. A PIL image is then encoded as a viewer shows it: upright, on white, in 8 bits and in sRGB. None
-            for models without one.
+            created. A PIL image is then encoded as a viewer shows it: upright, on white, in 8 bits and in sRGB. Or a
+            frame of a video: `LastFrame("key")` continues another job of the batch. None for models without one.
         end_image: Last frame, for models that support it; None without.
         negative_prompt: Content to avoid, at most 2,500 characters; None leaves it to the service.
         guidance_scale: 0 to 1; None leaves the service's default of 0.5.
@@ -79,8 +80,8 @@ class Job:
 
     model: str
     prompt: str = attrs.field(repr=text_repr)
-    image: Image | None = attrs.field(repr=image_repr)
-    end_image: Image | None = attrs.field(repr=image_repr)
+    image: Picture | None = attrs.field(repr=image_repr)
+    end_image: Picture | None = attrs.field(repr=image_repr)
     negative_prompt: str | None = attrs.field(repr=text_repr)
     guidance_scale: float | None
     duration: int
@@ -92,8 +93,8 @@ class Job:
     resolution: str | None
     aspect_ratio: str | None
     dynamic_range: str | None
-    keyframes: tuple[Image, ...] = attrs.field(repr=_images_repr)
-    images: tuple[Image, ...] = attrs.field(repr=_images_repr)
+    keyframes: tuple[Picture, ...] = attrs.field(repr=_images_repr)
+    images: tuple[Picture, ...] = attrs.field(repr=_images_repr)
     extra: Mapping[str, object] = attrs.field(hash=False, repr=inputs_repr)
     labels: Mapping[str, object] = attrs.field(eq=False)
     caller: str = attrs.field(eq=False)
@@ -134,11 +135,26 @@ class Job:
 
     @property
     def files(self) -> Mapping[str, Image]:
-        """Inputs that are no URLs, in the order in which they are uploaded: files, bytes, and images as data URIs.
+        """Inputs that are no URLs and no frames of videos: files, bytes, and images as data URIs.
 
         The keys are their places: `image`, `keyframes[0]`, `extra.videos[1]`.
         """
-        found: dict[str, Image] = {}
+        return {place: file for place, file in self.sources.items() if not isinstance(file, VideoFrame)}
+
+    @property
+    def frames(self) -> Mapping[str, VideoFrame]:
+        """Inputs that are frames of videos, by their places."""
+        return {place: frame for place, frame in self.sources.items() if isinstance(frame, VideoFrame)}
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Keys of the jobs of its batch with whose videos it begins or ends, each once."""
+        return tuple(dict.fromkeys(key for frame in self.frames.values() if (key := frame.parent) is not None))
+
+    @property
+    def sources(self) -> Mapping[str, Picture]:
+        """Inputs that are no URLs, in the order in which they are uploaded: those of `files` and of `frames`."""
+        found: dict[str, Picture] = {}
         # Most jobs have none, and all of them are asked.
         if (
             not (self.extra or self.keyframes or self.images or self.element_list or self.voice_list)
@@ -147,22 +163,22 @@ class Job:
         ):
             return found
         for name in IMAGES:
-            image: Image | None = getattr(self, name)
+            image: Picture | None = getattr(self, name)
             if image is not None and not is_url(image):
                 found[name] = image
         for name in IMAGE_LISTS:
-            images: tuple[Image, ...] = getattr(self, name)
+            images: tuple[Picture, ...] = getattr(self, name)
             found |= {f"{name}[{place}]": image for place, image in enumerate(images) if not is_url(image)}
         for name in TREES:
             if value := getattr(self, name):
                 found |= files_in(value, name)
         return found
 
-    def with_files(self, values: Mapping[str, Image]) -> Job:
-        """Return the job with other values in place of its files, such as the URLs of their uploads.
+    def with_files(self, values: Mapping[str, Picture]) -> Job:
+        """Return the job with other values in place of its files and frames, such as the URLs of their uploads.
 
         Args:
-            values: Values by the keys of `files`; other files stay.
+            values: Values by the keys of `sources`; others stay.
         """
         if not values:
             return self
@@ -174,8 +190,8 @@ class Job:
         return job_of_fields(fields)
 
     def _with_sample_urls(self) -> Job:
-        """Return the job as it is priced: with a URL in place of every file."""
-        return self.with_files({place: _sample_url(file) for place, file in self.files.items()})
+        """Return the job as it is priced: with a URL in place of every file and frame."""
+        return self.with_files({place: _sample_url(file) for place, file in self.sources.items()})
 
     def priced_inputs(self, provider: str = "wavespeed") -> dict[str, object]:
         """Return a request body with which the price can be asked for; files are not uploaded for it."""
@@ -267,7 +283,7 @@ class Job:
     def _further_inputs(self) -> dict[str, object]:
         given: dict[str, object] = {}
         for name in FURTHER_INPUTS:
-            value: str | tuple[Image, ...] | None = getattr(self, name)
+            value: str | tuple[Picture, ...] | None = getattr(self, name)
             if value:
                 given[name] = list(value) if isinstance(value, tuple) else value
         return given
@@ -282,8 +298,8 @@ _ANY_URL = "https://example.com/image.png"
 """Stands for an image in prices: formulas ask at most whether there is one, or how many."""
 
 
-def _sample_url(file: Image) -> str:
-    """Return a URL that stands for a file in prices: that of a picture, a video or a sound."""
+def _sample_url(file: Picture) -> str:
+    """Return a URL that stands for a file or a frame in prices: that of a picture, a video or a sound."""
     suffix = ""
     if isinstance(file, Path):
         suffix = file.suffix.lower()

@@ -14,7 +14,7 @@ import attrs
 from kling_async.errors import InvalidJobError, Problem
 
 from .catalogue import DEFAULT_MODEL, find_model, near_names
-from .images import Image, ImageSource, check_image
+from .images import ImageSource, Picture, check_image
 from .input_files import check_file, is_file_source, replaced
 from .model import Model
 from .schema import numbers
@@ -436,7 +436,7 @@ def _further_inputs(given: dict[str, Any], row: Model, checked: dict[str, Any], 
             problems.append(Problem(rule.field, f"{row.name} has it only with {rule.other} {values}"))
 
 
-def _images(name: str, value: object, field: Field, problems: list[Problem]) -> tuple[Image, ...]:
+def _images(name: str, value: object, field: Field, problems: list[Problem]) -> tuple[Picture, ...]:
     """Return the images of a list."""
     if not isinstance(value, (list, tuple)):
         problems.append(Problem(name, f"expected a list of images, got {type(value).__name__}"))

@@ -173,6 +173,10 @@ UNSAVED = frozenset({State.SUBMITTED, State.COMPLETED})
 UNSUCCESSFUL = frozenset({State.FAILED, State.EXPIRED, State.REJECTED})
 ACCEPTED = UNSAVED | {State.DOWNLOADED, State.FAILED, State.EXPIRED}
 ENDED = frozenset(State) - WAITING - OPEN
+WITH_VIDEO = frozenset({State.COMPLETED, State.DOWNLOADED})
+"""States in which the video of a job can be handed to what continues it. (Of a reused one it depends on the other.)"""
+WITHOUT_VIDEO = UNSUCCESSFUL | {State.SKIPPED, State.ABANDONED}
+"""States in which a job has no video, and nothing that is under way brings one."""
 PAID = IN_DOUBT | UNSAVED | {State.DOWNLOADED, State.ABANDONED}
 SENDABLE = frozenset(state for state, moves in MOVES.items() if State.INTENT in moves)
 KEPT = frozenset({State.COMPLETED, State.DOWNLOADED, State.EXPIRED, State.ABANDONED})
@@ -335,6 +339,7 @@ class Row:
         job: Its content as JSON, images as URLs or digests; None unless it was asked for.
         files: Paths of its image files as JSON; None unless they were asked for, or without image files.
         labels: The caller's own values as JSON; None unless they were asked for, or without any.
+        frames: Keys of the jobs that its pictures are frames of as JSON; None unless asked for, or without any.
     """
 
     batch: str
@@ -369,6 +374,7 @@ class Row:
     job: str | None = attrs.field(default=None, repr=False)
     files: str | None = attrs.field(default=None, repr=False)
     labels: str | None = attrs.field(default=None, repr=False)
+    frames: str | None = attrs.field(default=None, repr=False)
 
     @property
     def version(self) -> tuple[State, int]:

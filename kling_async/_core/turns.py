@@ -1,8 +1,9 @@
-"""Turns of callers who share something, by weight."""
+"""Turns of callers who share something, by weight, and places among what waits for it."""
 
 from __future__ import annotations
 
 import heapq
+import math
 from itertools import count
 
 import attrs
@@ -11,6 +12,26 @@ _ROUNDING = 1e-9
 """Sums of 1/weight that differ by less are equal."""
 _KEPT = 64
 """Outdated turns, and callers who left, that are kept at least before they are looked for."""
+
+
+@attrs.frozen
+class Place:
+    """Place of a job among those that wait.
+
+    Attributes:
+        caller: Name of the caller who shares the slots with others; empty for nobody in particular.
+        priority: Among the caller's own jobs, higher ones go first.
+        rank: Among equal priorities, lower ones go first; then it is the order of arrival. Jobs that continue a film
+            have one, and so go before those that begin something new.
+    """
+
+    caller: str = ""
+    priority: int = 0
+    rank: float = math.inf
+
+
+ANYWHERE = Place()
+"""Place of a job without caller, priority and rank."""
 
 
 @attrs.frozen(eq=False)

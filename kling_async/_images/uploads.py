@@ -28,6 +28,7 @@ from kling_async._core.media import (
     UploadProvider,
 )
 from kling_async._core.transport import StreamingTransport, loggable_url
+from kling_async._core.video_frames import VideoFrame
 from kling_async._http.reads import Reads, send_once
 from kling_async._log import log
 from kling_async._turns import upload_turns
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
     from kling_async._core.clock import Clock
     from kling_async._core.http import HttpResponse
-    from kling_async._core.images import Image
+    from kling_async._core.images import Image, Picture
     from kling_async._core.media import UploadMemory, UploadTicket
     from kling_async._core.transport import Transport
     from kling_async._turns import Turn
@@ -191,13 +192,15 @@ class Images:
         """
         problems: list[Problem] = []
         check = check_image if isinstance(source, str) else check_file
-        file: Image
+        file: Picture
         if is_decoded(source):
             # Encoding a PIL image takes seconds.
             file = await anyio.to_thread.run_sync(check, "file", source, problems)
         else:
             file = check("file", source, problems)
-        if problems:
+        if isinstance(file, VideoFrame):
+            problems.append(Problem("file", "expected a file, got a frame of a video, which stands in jobs alone"))
+        if problems or isinstance(file, VideoFrame):
             raise InvalidJobError(problems)
         if not isinstance(file, str) and not self._asked_inline:
             uploads_of(self._provider)

@@ -26,6 +26,7 @@ from kling_async._tasks import is_cancelled
 from kling_async.errors import AlreadyPaidError, KlingError, SkippedError, SubmissionUncertainError
 from kling_async.ledger._recall import Recalled, recall
 
+from .chains import WAITING_PER_WINDOW, Chains, pairs_of
 from .job_run import JobRun
 from .keys import KeyAssigner
 from .outcome import publish_finished, run_to_outcome
@@ -55,7 +56,8 @@ class BatchStatistics:
 
     Attributes:
         read: Jobs read from the input.
-        waiting: Jobs not accepted yet: they wait for an image upload, a slot or the rate limit.
+        waiting: Jobs not accepted yet: they wait for the job that they continue, an image upload, a slot or the rate
+            limit.
         running: Jobs accepted, until they have ended and are saved.
         ready: Jobs that ended and whose outcomes were not consumed yet.
         completed: Jobs that succeeded.
@@ -124,11 +126,13 @@ class Batch(anyio.AsyncContextManagerMixin):
         self._deadline = deadline
         # The reader of the input waits for free places.
         self._window_free = window
+        self._window = window
         self._window_opens: asyncio.Future[None] | None = None
         # A batch over a ledger on disk may be run again, so every key must stay the same.
         self._keys = KeyAssigner(math.inf if engine.ledger.durable else MAX_KEYS_IN_MEMORY)
         self._unique_names: UniqueNames | None = None
-        self._runs: set[JobRun] = set()
+        # Those that were read, by key, without those that are refused: these may have the key of another.
+        self._runs: dict[str, JobRun] = {}
         self._ready: list[tuple[int, Outcome]] = []
         self._arrived = 0
         self._consumed = 0
@@ -147,7 +151,17 @@ class Batch(anyio.AsyncContextManagerMixin):
         self._engine.loop.check()
         if self._entered:
             raise RuntimeError("expected a batch that was not entered before; make another one by kling.batch(...)")
+        self._jobs, parents = pairs_of(self._jobs)
         self._entered = True
+        self._chains = Chains(
+            self._engine,
+            self.name,
+            keys=self._keys,
+            runs=self._runs,
+            drain=self._drain,
+            parents=parents,
+            most=WAITING_PER_WINDOW * self._window,
+        )
         await self._engine.enter(self.name, self._budget)
         if self._jobs is None:
             await self._engine.require(self.name)
@@ -156,11 +170,20 @@ class Batch(anyio.AsyncContextManagerMixin):
             await self._stop_if_seen(identity)
         if self._save_to is not None and self._jobs is not None:
             self._unique_names = await anyio.to_thread.run_sync(unique_names, self._jobs)
+        try:
+            async with self._reading():
+                yield self
+        finally:
+            await self._chains.close()
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncGenerator[None]:
+        """Read the input and run its jobs while the body consumes their outcomes."""
         raised: BaseException | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._feed)
             try:
-                yield self
+                yield
             except asyncio.CancelledError:
                 raise
             except BaseException as error:  # noqa: BLE001 -- raised again below, not wrapped in a group
@@ -226,7 +249,7 @@ class Batch(anyio.AsyncContextManagerMixin):
 
     def statistics(self) -> BatchStatistics:
         """Return counts of the jobs by state."""
-        running = sum(run.prediction_id is not None for run in self._runs)
+        running = sum(run.prediction_id is not None for run in self._runs.values())
         return BatchStatistics(
             read=self._read,
             waiting=len(self._runs) - running,
@@ -236,7 +259,7 @@ class Batch(anyio.AsyncContextManagerMixin):
             failed=self._failed,
             uncertain=self._uncertain,
             skipped=self._skipped,
-            spent=sum((run.cost for run in self._runs if run.cost is not None), self._spent),
+            spent=sum((run.cost for run in self._runs.values() if run.cost is not None), self._spent),
             exhausted=self._exhausted,
         )
 
@@ -307,12 +330,18 @@ class Batch(anyio.AsyncContextManagerMixin):
                     break
                 run, refused = await self._run_of(item, index)
                 self._read += 1
-                tasks.create_task(self._run(index, run, refused))
                 index += 1
+                if refused is None:
+                    self._runs[run.key] = run
+                    if run.link is not None and run.link.waits:
+                        # What it continues may need its place in the window.
+                        self._window_free += 1
+                        continue
+                tasks.create_task(self._run(tasks, run, refused))
 
     async def _wait_for_window(self) -> None:
         """Wait for a free place in the window, and occupy it."""
-        if not self._window_free:
+        while self._window_free <= 0:
             self._engine.full_windows += 1
             self._window_opens = asyncio.get_running_loop().create_future()
             try:
@@ -329,22 +358,27 @@ class Batch(anyio.AsyncContextManagerMixin):
             TypeError: The item is no job.
         """
         if isinstance(item, Recalled):
-            return self._new_run(item.job, item.row.key, item.content, recalled=True), None
+            run = self._new_run(item.job, item.row.key, item.content, index, recalled=True)
+            return run, None if item.content.frames is None else await self._chains.join(run)
         given, job = item if isinstance(item, tuple) else (None, item)
         if not isinstance(job, Job):
             raise TypeError(f"item {index} of the batch: expected a Job, got {type(job).__name__}")
         key = None
         try:
             key = None if given is None else checked_key(given, position=index)
-            content = await self._engine.contents.read(job, self.name)
+            content = await self._engine.contents.read(job, self.name, self._chains.digest_of)
         except KlingError as error:
-            return self._new_run(job, key or f"unreadable-{index}", None), error
+            if key is not None:
+                self._chains.refuse(key)
+            return self._new_run(job, key or f"unreadable-{index}", None, index), error
         assigned = self._keys.assign(key, content, index)
-        run = self._new_run(job, assigned.key, content)
+        run = self._new_run(job, assigned.key, content, index)
         run.named_alone = self._unique_names is not None and picture_name(job.image) in self._unique_names
+        if content.frames is not None and assigned.duplicate is None:
+            return run, await self._chains.join(run)
         return run, assigned.duplicate
 
-    def _new_run(self, job: Job, key: str, content: Content | None, *, recalled: bool = False) -> JobRun:
+    def _new_run(self, job: Job, key: str, content: Content | None, index: int, *, recalled: bool = False) -> JobRun:
         return JobRun(
             job=job,
             key=key,
@@ -355,20 +389,30 @@ class Batch(anyio.AsyncContextManagerMixin):
             seen=self._seen,
             content=content,
             recalled=recalled,
+            index=index,
         )
 
-    async def _run(self, index: int, run: JobRun, refused: KlingError | None) -> None:
-        self._runs.add(run)
+    async def _run(self, tasks: asyncio.TaskGroup, run: JobRun, refused: KlingError | None) -> None:
+        index = run.index
         try:
             outcome = await run_to_outcome(self._engine, run, save_to=self._save_to, refused=refused, index=index)
         finally:
-            self._runs.discard(run)
+            if refused is None:
+                del self._runs[run.key]
             self._spent += run.cost or 0
         if self._seen == "stop" and isinstance(outcome.error, AlreadyPaidError) and self._drain.stopped is None:
             # It is probably the same list under another name: the rest would be refused one by one.
             self._drain.stopped = outcome.error
         self._deliver(index, outcome)
         publish_finished(self._engine, run, outcome)
+        for follower, skipped in self._chains.end(run, outcome):
+            # Whatever the window: a film must not wait for what begins after it.
+            self._window_free -= 1
+            if skipped is not None:
+                del self._runs[follower.key]
+            tasks.create_task(self._run(tasks, follower, skipped))
+        if run.link is not None:
+            await run.link.release()
 
     def _deliver(self, index: int, outcome: Outcome) -> None:
         if outcome.ok:

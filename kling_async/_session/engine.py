@@ -41,6 +41,7 @@ from .keys import ContentReader
 from .options import WINDOW_SLACK_S, seen_of
 from .seen import SeenJobs
 from .takeover import Takeover
+from .videos import Frames
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -189,6 +190,14 @@ class SessionEngine:
             contents=self.contents,
             seen=SeenJobs(ledger=ledger, clock=clock, reads=self.reads, provider=provider.name),
             images=self.images,
+            frames=Frames(
+                transport=transport,
+                ledger=ledger,
+                clock=clock,
+                turns=self._saving,
+                reads=self.reads,
+                max_bytes=options.max_output_bytes,
+            ),
             money=self.money,
             slots=self.slots,
             gate=self.gate,

@@ -11,8 +11,10 @@ from kling_async._core.budget import Budget
 from kling_async._core.content import Content
 from kling_async._core.job import Job
 from kling_async._core.seen import Seen
+from kling_async._core.turns import ANYWHERE, Place
 from kling_async._submission.drain import Drain
-from kling_async.limits.ready import ANYWHERE, Place
+
+from .link import Link
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -34,8 +36,9 @@ class JobRun:
         cost: USD of all accepted predictions by the price list; None when there is none with a known price.
         failures: Number of its predictions that failed, in earlier runs too.
         named_alone: True if the video may be named after the picture alone: no other job of the input has such a name.
-        rank: Rank among the caller's jobs of equal priority that wait for slots.
         reused: True when the video of another batch's job is handed out for this one.
+        index: Position in the input of its batch, from 0.
+        link: Its place in a film; None outside of films, and for a job that a film begins with.
     """
 
     job: Job
@@ -50,16 +53,17 @@ class JobRun:
     prediction_id: str | None = None
     cost: Decimal | None = None
     failures: int = 0
-    rank: float = math.inf
     reused: bool = False
     named_alone: bool = False
+    index: int = 0
+    link: Link | None = None
 
     @property
     def place(self) -> Place:
         """Its place among the jobs that wait for slots."""
         job = self.job
-        if job.caller or job.priority or self.rank != math.inf:
-            return Place(job.caller, job.priority, self.rank)
+        if job.caller or job.priority or self.link is not None:
+            return Place(job.caller, job.priority, math.inf if self.link is None else self.link.rank)
         return ANYWHERE
 
     @property

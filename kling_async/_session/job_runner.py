@@ -22,6 +22,7 @@ from kling_async._core.prediction import RETRYABLE_CODES, Prediction, Status
 from kling_async._core.reconciliation import fingerprint
 from kling_async._core.states import Entry, Row, State
 from kling_async._core.submission import Accepted, Rejected, Uncertain, Verdict
+from kling_async._core.video_frames import VideoFrame
 from kling_async._http.reads import ServiceReads
 from kling_async._images.uploads import Images, digest
 from kling_async._log import log
@@ -61,13 +62,14 @@ from kling_async.providers._v3 import is_local
 
 from .keys import ContentReader, claim_job
 from .seen import SeenJobs
+from .videos import Frames
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from kling_async._core.job import Job
-    from kling_async.limits.ready import Place
+    from kling_async._core.turns import Place
 
     from .job_run import JobRun
 
@@ -99,6 +101,7 @@ class JobRunner:
         contents: Reads the contents of jobs.
         seen: Decides on jobs that other batches of the ledger have paid for.
         images: Uploads images.
+        frames: Takes frames of videos.
         money: Reserves prices.
         slots: The session's slots.
         gate: Session-wide back-off and rate limit.
@@ -126,6 +129,7 @@ class JobRunner:
     contents: ContentReader
     seen: SeenJobs
     images: Images
+    frames: Frames
     money: Reservations
     slots: Slots
     gate: Gate
@@ -333,7 +337,7 @@ class JobRunner:
                     await check_images(job, run.content, run.key, digest)
                 self._warn(run)
                 reserved = await self.money.reserve(name, job, run.budget)
-                local = {place: file for place, file in job.files.items() if not isinstance(file, str)}
+                local = {place: file for place, file in job.sources.items() if not isinstance(file, str)}
                 place = run.place
                 if not run.batch:
                     # A batch waits in its input instead.
@@ -389,7 +393,9 @@ class JobRunner:
                 self.cautioned.add(caution)
                 log.warning("job %s: %s", run.key, caution)
 
-    def _preparation(self, local: Mapping[str, Path | bytes], place: Place) -> AbstractAsyncContextManager[None]:
+    def _preparation(
+        self, local: Mapping[str, Path | bytes | VideoFrame], place: Place
+    ) -> AbstractAsyncContextManager[None]:
         """Return what to wait for before a job's files are uploaded: that it is among the next to start."""
         if not local:
             return nullcontext()
@@ -398,12 +404,12 @@ class JobRunner:
         starts = min(self.level.starts / self.level.per, self.slots.total / MIN_PREDICTION_S) * seconds
         return self.slots.preparation(max(MIN_AHEAD, math.ceil(AHEAD_FACTOR * starts)), place)
 
-    async def _upload(self, run: JobRun, local: Mapping[str, Path | bytes]) -> tuple[Job, str, str | None]:
+    async def _upload(self, run: JobRun, local: Mapping[str, Path | bytes | VideoFrame]) -> tuple[Job, str, str | None]:
         """Upload a job's files, and return the job with their URLs, its first frame, or "", and its last one.
 
         Args:
             run: The job.
-            local: Its files that have to be uploaded, by their places.
+            local: Its files that have to be uploaded, and frames to be taken, by their places.
         """
         job, since = run.job, self.clock.now()
         # Reading them out of the content costs time, and URLs have none.
@@ -411,10 +417,15 @@ class JobRunner:
         if len(local) > 1:
             # Before the first is uploaded.
             for place, file in local.items():
-                await self.images.check(file, field=place)
+                if not isinstance(file, VideoFrame):
+                    await self.images.check(file, field=place)
         urls: dict[str, str] = {}
         for place, file in local.items():
-            urls[place] = await self.images.url(file, field=place, sha256=digests.get(place))
+            if isinstance(file, VideoFrame):
+                # The digest at its place is that of the video.
+                urls[place] = await self.images.url(await self.frames.take(run, place, file), field=place)
+            else:
+                urls[place] = await self.images.url(file, field=place, sha256=digests.get(place))
         sent = job.with_files(urls)
         self.observe(Uploaded, at=self.clock.now(), key=run.key, batch=run.batch, since=since)
         image, end_image = sent.image, sent.end_image

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import anyio.to_thread
 import attrs
 
 from kling_async._core.content import Content, Identity, content_of, same_but_for_signatures
 from kling_async._core.job_key import DERIVED_KEY_LENGTH
+from kling_async._core.video_frames import VideoFrame
 from kling_async._images.preflight import sha256
 from kling_async._images.uploads import digest
 from kling_async.errors import InvalidJobError, KeyReusedError, Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Container
+
+    from kling_async._core.images import Image
     from kling_async._core.job import Job
     from kling_async._core.states import Row
     from kling_async.ledger import Ledger
 
 MAX_KNOWN_FILES = 50_000
 """Files whose digests are kept, in about 25 MB; any others are read each time."""
+
+DigestOf: TypeAlias = "Callable[[str], Awaitable[str | None]]"
+"""Returns the digest of the content of a job of the batch by its key; None for a key that is not known (yet)."""
 
 
 class FileDigests:
@@ -57,25 +64,72 @@ class FileDigests:
         return known
 
 
-async def read_content(job: Job, *, identity: Identity, known: FileDigests | None = None) -> Content:
+MAX_DIGESTS = 100_000
+"""Digests of jobs of one input that later ones may continue, where it is not known which of them do."""
+
+
+class Digests:
+    """Digests of the jobs of an input that is read in order, for those that continue them.
+
+    Args:
+        wanted: Keys of the jobs that others continue; None if they are not known.
+    """
+
+    def __init__(self, wanted: Container[str] | None = None) -> None:
+        self._wanted = wanted
+        self._digests: dict[str, str] = {}
+
+    async def of(self, key: str) -> str | None:
+        """Return the digest of a job by its key; None if none with this key was read."""
+        return self._digests.get(key)
+
+    def add(self, key: str, content: Content) -> None:
+        """Add a job that was read."""
+        if self._wanted is None or key in self._wanted:
+            self._digests[key] = content.digest
+            if self._wanted is None and len(self._digests) > MAX_DIGESTS:
+                del self._digests[next(iter(self._digests))]
+
+
+async def read_content(
+    job: Job, *, identity: Identity, known: FileDigests | None = None, digest_of: DigestOf | None = None
+) -> Content:
     """Return a job's content; files are read for their digests.
 
     Args:
         job: The job.
         identity: Identity of its batch.
         known: Digests of files that were read before; None to read all.
+        digest_of: Returns the digests of the jobs that its pictures are frames of; None outside of batches.
 
     Raises:
-        InvalidJobError: A file cannot be read.
+        InvalidJobError: A file cannot be read, or it begins with a frame of an unknown job.
     """
     # By identity: hashing the bytes of a video takes time.
     digests: dict[int, str] = {}
-    for place, file in job.files.items():
-        if known is not None and isinstance(file, Path):
-            digests[id(file)] = await anyio.to_thread.run_sync(known.of, file, place)
-        else:
-            digests[id(file)] = await digest(file, field=place)
-    return content_of(job, lambda file: digests[id(file)], identity=identity)
+    parents: dict[str, str] = {}
+    sources = job.sources
+    for place, source in sources.items():
+        if not isinstance(source, VideoFrame):
+            digests[id(source)] = await _digest_of_file(source, place, known)
+        elif isinstance(source.of, Path):
+            digests[id(source.of)] = await _digest_of_file(source.of, f"{place}.of", known)
+        elif (parent := source.parent) is not None:
+            found = None if digest_of is None else await digest_of(parent)
+            if found is None:
+                where = "in a batch" if digest_of is None else "before it in the same batch"
+                raise InvalidJobError(
+                    [Problem(f"{place}.of", f"expected the key of a job {where}, got {parent!r:.80}")]
+                )
+            parents[parent] = found
+    return content_of(job, lambda file: digests[id(file)], identity=identity, parents=parents, sources=sources)
+
+
+async def _digest_of_file(file: Image, place: str, known: FileDigests | None) -> str:
+    """Return the digest of a file, or of an image that is no URL."""
+    if known is not None and isinstance(file, Path):
+        return await anyio.to_thread.run_sync(known.of, file, place)
+    return await digest(file, field=place)
 
 
 class ContentReader:
@@ -107,15 +161,20 @@ class ContentReader:
             identity = self._identities[batch] = await self._ledger.identity(batch, ignored=self._ignored)
         return identity
 
-    async def read(self, job: Job, batch: str) -> Content:
+    async def read(self, job: Job, batch: str, digest_of: DigestOf | None = None) -> Content:
         """Return a job's content.
 
+        Args:
+            job: The job.
+            batch: Name of its batch.
+            digest_of: As in `read_content`.
+
         Raises:
-            InvalidJobError: An image file cannot be read.
+            InvalidJobError: An image file cannot be read, or it begins with a frame of an unknown job.
             LedgerError: The identity of the batch cannot be read.
             ConfigurationError: The batch ignores other parameters.
         """
-        return await read_content(job, identity=await self.identity(batch), known=self.known)
+        return await read_content(job, identity=await self.identity(batch), known=self.known, digest_of=digest_of)
 
 
 async def content_of_row(ledger: Ledger, batch: str, key: str, content: Content) -> Content | None:
@@ -174,6 +233,10 @@ class KeyAssigner:
         self._max_remembered = max_remembered
         # By the hash of the key: 100 bytes less for each than the key itself.
         self._counts: dict[int, int] = {}
+
+    def __contains__(self, key: str) -> bool:
+        """Return whether a key was assigned, as far as keys are remembered."""
+        return hash(key) in self._counts
 
     def assign(self, given: str | None, content: Content, position: int) -> AssignedKey:
         """Return the key of the next job.

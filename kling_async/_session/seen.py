@@ -19,7 +19,7 @@ from kling_async.errors import AlreadyPaidError, InDoubtElsewhereError, InvalidJ
 from kling_async.ledger import Ledger
 from kling_async.ledger._recall import RETENTION_S, saved_file
 
-from .keys import KeyAssigner, read_content
+from .keys import Digests, KeyAssigner, read_content
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable
@@ -130,16 +130,17 @@ async def look_up(
     Raises:
         LedgerError: The ledger cannot be read.
     """
-    keys = KeyAssigner()
+    keys, digests = KeyAssigner(), Digests(getattr(items, "continued", None))
     found, position = Found(batch), 0
     async for given, job in items:
         try:
-            content = await read_content(job, identity=identity, known=known)
+            content = await read_content(job, identity=identity, known=known, digest_of=digests.of)
         except InvalidJobError:
             continue
         finally:
             position += 1
         key = keys.assign(given, content, position - 1).key
+        digests.add(key, content)
         rows = await paid_elsewhere(ledger, batch, key, content, any_key=any_key)
         if rows:
             own = await ledger.find(batch, key)

@@ -9,7 +9,8 @@ from kling_async._core.content import Content, Identity, possible_digests, recal
 from kling_async._core.job_key import checked_batch, checked_key, is_derived
 from kling_async._core.signed_urls import parameter_names
 from kling_async._session.batch import Jobs, iterate
-from kling_async._session.keys import KeyAssigner, read_content
+from kling_async._session.chains import pairs_of
+from kling_async._session.keys import Digests, KeyAssigner, read_content
 from kling_async._session.seen import Found
 from kling_async.errors import ConfigurationError, InvalidJobError, Problem
 from kling_async.ledger import SharedLedger, open_ledger
@@ -45,6 +46,7 @@ async def enqueue(
     Args:
         ledger: The shared ledger, open.
         jobs: The jobs, as for `KlingSession.batch`. Images are URLs, or files that workers can read by the same path.
+            A job that continues another is claimed once that one has a video, whichever worker made it.
         batch: Name of the batch.
         seen: What to do with jobs that another batch of the ledger has paid for, as in `KlingSession`. "stop" refuses
             a whole `Manifest` that has any, before anything is written, and any other input at the first portion that
@@ -63,6 +65,7 @@ async def enqueue(
         LedgerError: The ledger cannot be written.
     """
     batch = checked_batch(batch)
+    jobs, _ = pairs_of(jobs)
     new = 0
     identity = await ledger.identity(batch, ignored=parameter_names(ignored_parameters))
     async for portion in new_portions(ledger, jobs, batch=batch, identity=identity, seen=seen):
@@ -129,17 +132,18 @@ async def portions(jobs: Jobs, *, identity: Identity) -> AsyncGenerator[Portion]
         InvalidJobError: An image cannot be read or is given as bytes, or two jobs have the same key.
     """
     portion: Portion = []
-    keys = KeyAssigner()
+    keys, digests = KeyAssigner(), Digests(getattr(jobs, "continued", None))
     position = 0
     async for item in iterate(jobs):
         given, job = item if isinstance(item, tuple) else (None, item)
         key = None if given is None else checked_key(given, position=position)
         _refuse_bytes(job)
-        content = await read_content(job, identity=identity)
+        content = await read_content(job, identity=identity, digest_of=digests.of)
         assigned = keys.assign(key, content, position)
         if assigned.duplicate is not None:
             assigned.duplicate.job = job
             raise assigned.duplicate
+        digests.add(assigned.key, content)
         portion.append((assigned.key, content, job.model))
         position += 1
         if len(portion) == MAX_JOBS_PER_TRANSACTION:

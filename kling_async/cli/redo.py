@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import attrs
 from rich.text import Text
 
-from kling_async._core.content import Content, same_but_for_signatures
+from kling_async._core.content import Content, content_in, same_but_for_signatures
 from kling_async._core.renewal import is_kept
-from kling_async._session.keys import read_content
+from kling_async._session.keys import Digests, read_content
 from kling_async.errors import ConfigurationError
 from kling_async.ledger import EditableLedger, Row
 
@@ -37,17 +37,22 @@ class Redo:
         row: Its row, as it is.
         content: Its new content.
         model: Id of its new model.
+        continues: Key of the job that is made again, and that it continues; None if it was named itself.
     """
 
     row: Row
     content: Content
     model: str
+    continues: str | None = None
 
 
 async def jobs_to_redo(
     console: Console, manifest: Manifest, options: RunOptions, identity: Identity, files: FileDigests
 ) -> list[Redo]:
-    """Return the jobs that `--redo` names and whose rows have new content; print which of them have none.
+    """Return the jobs that `--redo` names and whose rows have new content, with the jobs that continue them.
+
+    Those that continue one begin with a frame of a video that is made again, so they are other videos, too. Print which
+    of the named ones have no new content.
 
     Args:
         console: The console to print to.
@@ -66,18 +71,30 @@ async def jobs_to_redo(
     ledger = options.ledger_name
     rows = {row.key: row for row in rows_of(ledger, batch=options.batch)} if ledger.exists() else {}
     found: list[Redo] = []
+    again: set[str] = set()
+    continued = manifest.continued
+    digests = Digests(continued)
     async for key, job in manifest:
-        if key not in wanted:
+        # What a job continues comes before it.
+        parent = next((each for each in job.parents if each in again), None)
+        if key is None or not (key in wanted or key in continued or parent is not None):
             continue
+        content = await read_content(job, identity=identity, known=files, digest_of=digests.of)
+        digests.add(key, content)
+        row, named = rows.get(key), key in wanted
         wanted.discard(key)
-        row, content = rows.get(key), await read_content(job, identity=identity, known=files)
+        if not named and parent is None:
+            continue
         if row is None or row.digest == content.digest or _is_same(row, content, identity):
+            if not named:
+                continue
             sent = row is not None and row.attempt
             known = "has the same content as when it was sent" if sent else "was not sent yet"
             print_text(console, Text(f"--redo {key}: the job {known}, so there is nothing to redo.", "yellow"))
             continue
         is_kept(row)  # raises if it cannot be made again now
-        found.append(Redo(row, content, job.model))
+        again.add(key)
+        found.append(Redo(row, content, job.model, parent))
     if wanted:
         raise ConfigurationError(
             f"--redo: expected keys of rows of {manifest.name}, got {', '.join(sorted(wanted))}; nothing was sent",
@@ -87,7 +104,7 @@ async def jobs_to_redo(
 
 
 def _is_same(row: Row, content: Content, identity: Identity) -> bool:
-    return same_but_for_signatures(Content(row.job or "", row.files), content, identity)
+    return same_but_for_signatures(content_in(row), content, identity)
 
 
 def print_redo(console: Console, jobs: list[Redo]) -> None:
@@ -96,7 +113,10 @@ def print_redo(console: Console, jobs: list[Redo]) -> None:
         row = job.row
         before = f"prediction {row.prediction_id}, {format_usd(row.cost)}" if row.prediction_id else "without a video"
         stays = ", which stays in the ledger" if is_kept(row) else ""
-        print_text(console, Text(f"{row.key} is made again; before: {row.state.label}, {before}{stays}.", "yellow"))
+        why = "" if job.continues is None else f", as it continues {job.continues}"
+        print_text(
+            console, Text(f"{row.key} is made again{why}; before: {row.state.label}, {before}{stays}.", "yellow")
+        )
     if len(jobs) > _MAX_SHOWN:
         print_text(console, Text(f"and {len(jobs) - _MAX_SHOWN} more", "yellow"))
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from kling_async._core.prediction import RETRYABLE_CODES
 from kling_async._core.states import REUSE_ORDER
-from kling_async._session.keys import KeyAssigner, read_content
+from kling_async._session.keys import Digests, KeyAssigner, read_content
 from kling_async.ledger import State
 from kling_async.manifest import Kind
 from kling_async.results import job_of
@@ -116,9 +116,14 @@ async def due_of_manifest(
     if not known:
         due.kinds.update(manifest.kinds)
         return due
-    keys, position = KeyAssigner(), 0
+    continued = manifest.continued
+    keys, digests, position = KeyAssigner(), Digests(continued), 0
     async for given, job in manifest:
-        key = given or keys.assign(None, await read_content(job, identity=identity, known=files), position).key
+        key = given or ""
+        if given is None or given in continued:
+            content = await read_content(job, identity=identity, known=files, digest_of=digests.of)
+            key = given or keys.assign(None, content, position).key
+            digests.add(key, content)
         position += 1
         state, may_pay = known.get(key, (None, True))
         due.add(job.kind, state, payable=may_pay)

@@ -6,14 +6,16 @@ import math
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
 
+from kling_async.errors import VideoError
+
+# First, because it says what to install.
+from ._video import EXACT, colours, line, open_video, pulled, scale, square_size, turns, video_source
+
+# isort: split
 import av
 from av import VideoFrame
 from av.error import FFmpegError
 from av.filter import Graph
-
-from kling_async.errors import VideoError
-
-from ._video import EXACT, colours, line, open_video, pulled, scale, square_size, turns, video_source
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,6 +18,7 @@ from kling_async._core.job_key import looks_derived
 from kling_async._core.marks import Mark
 from kling_async._core.picture_names import picture_name
 from kling_async._core.prediction import Prediction, Status
+from kling_async._core.video_frames import VideoFrame
 from kling_async.errors import (
     KlingError,
     SkippedError,
@@ -182,8 +183,9 @@ class Card:
         self.prompt = job.prompt or "\n".join(shot.prompt for shot in job.multi_prompt)
         self.seconds = job.duration or None
         # A job read from a ledger has no image if it was given as bytes.
-        self.image = Picture(job.image) if job.image else None
-        self.end_image = Picture(job.end_image) if job.end_image else None
+        self.image = Picture(job.image) if job.image and not isinstance(job.image, VideoFrame) else None
+        end = job.end_image
+        self.end_image = Picture(end) if end and not isinstance(end, VideoFrame) else None
         settings = {
             "Negative prompt": job.negative_prompt,
             "Guidance": job.guidance_scale,

@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 
 from kling_async._clock import SystemClock
-from kling_async._core.content import recalled, recorded_content
+from kling_async._core.content import content_in, recalled
 from kling_async.ledger import EditableLedger, State, is_url, open_ledger, read_ledger, read_marks, read_steps
 
 from .cards import MAX_CARDS, Deck, fill
@@ -129,7 +129,7 @@ def _deck(ledger: str | os.PathLike[str], folder: Path, *, account: str, batch: 
     for row in rows:
         card = deck.card(row.batch, row.key, provider)
         if row.job is not None:
-            card.describe(recalled(recorded_content(row), {}))
+            card.describe(recalled(content_in(row), {}))
         fill(card, row, ended.get((row.batch, row.key)))
         card.video = _video(row, videos)
         if card.video is None:

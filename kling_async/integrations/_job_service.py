@@ -444,7 +444,8 @@ class JobService:
             uploads: dict[str, str] = {}
             files = job.files
             for place, sha256 in file_digests(content).items():
-                file = files[place]
+                # None for a frame of a video file, which is taken when the job is sent.
+                file = files.get(place)
                 if isinstance(file, bytes):
                     uploads[sha256] = await engine.images.url(file, field=place, sha256=sha256)
                 elif isinstance(file, str):

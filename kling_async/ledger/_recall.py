@@ -78,19 +78,26 @@ class Recalled:
 async def recall(
     ledger: Ledger, batch: str, clock: Clock, order: Sequence[Collection[State]] = RESUME_ORDER
 ) -> AsyncGenerator[Recalled]:
-    """Yield the jobs of a batch in these states, each once; by default all jobs, in the order of a resume."""
+    """Yield the jobs of a batch in these states, each once; by default all jobs, in the order of a resume.
+
+    The jobs that a job continues come before it, whatever their states.
+    """
     seen: set[int] = set()
     # At the end once more in all states: a job may have moved to states that were listed before it did.
     for states in (*order, frozenset[State]().union(*order)):
         for key in await ledger.keys(batch, states):
             # A job that has changed its state since is listed again.
-            if hash(key) in seen:
-                continue
-            seen.add(hash(key))
-            found = await ledger.find(batch, key)
-            if found is not None:
-                row, content = found
-                yield await recall_one(ledger, clock, row, content)
+            following = [] if hash(key) in seen else [key]
+            while following:
+                found = await ledger.find(batch, following[-1])
+                parents = () if found is None else found[1].parents
+                before = [each for each in parents if hash(each) not in seen and each not in following]
+                following += before
+                if before:
+                    continue
+                seen.add(hash(following.pop()))
+                if found is not None:
+                    yield await recall_one(ledger, clock, *found)
 
 
 async def recall_one(ledger: Ledger, clock: Clock, row: Row, content: Content) -> Recalled:

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from kling_async._core.content import Content, Identity, checked_identity, recorded_content
+from kling_async._core.content import Content, Identity, checked_identity, content_in
 from kling_async._core.states import Known, Row, State
 from kling_async.errors import KeyReusedError, LedgerError
 
@@ -58,6 +58,7 @@ class MemoryLedger:
                 labels=content.labels,
                 caller=content.caller,
                 priority=content.priority,
+                frames=content.frames,
             )
             self._rows[batch, key] = row
         elif row.digest != content.digest:
@@ -80,7 +81,7 @@ class MemoryLedger:
     async def find(self, batch: str, key: str) -> tuple[Row, Content] | None:
         """Return the row of a job that is under way, or None."""
         row = self._rows.get((batch, key))
-        return None if row is None else (row, recorded_content(row))
+        return None if row is None else (row, content_in(row))
 
     async def owner(self, prediction_id: str) -> Row | None:
         """Return None: ended jobs are forgotten."""

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from kling_async._core.content import Content, Identity, checked_identity, recorded_content
+from kling_async._core.content import Content, Identity, checked_identity, content_in
 from kling_async._core.frames import hides_arguments
 from kling_async._core.sender import Sender
 from kling_async._core.states import ENDED, RELEASED, SENDABLE, Entry, Known, Row, State
 from kling_async.errors import ConfigurationError, KeyReusedError, LedgerError
 
 from ._columns import check_names, restored_identity, restored_names, storable, stored_names
-from ._postgres import edits, statements, tables
+from ._postgres import chains, edits, statements, tables
 from ._postgres.claims import alike, claim_fairly
 from ._postgres.connection import Address, Connection, fetch
 from ._postgres.lease import WorkerLease
@@ -262,7 +262,7 @@ class PostgresLedger:
         if not found:
             return None
         row = line_of(found[0]).row
-        return row, recorded_content(row)
+        return row, content_in(row)
 
     async def owner(self, prediction_id: str) -> Row | None:
         """Return the row of the job that the prediction is of, or None."""
@@ -495,7 +495,9 @@ class PostgresLedger:
                 found += await claim_fairly(connection, mine, limit - len(found), callers)
             lines = sorted((line_of(line) for line in found), key=lambda line: line.id)
             texts = await fetch(connection, statements.CONTENT, [[line.id for line in lines]])
-            return lines, {id_: Content(text, files, labels=labels) for id_, text, files, labels in texts}
+            return lines, {
+                id_: Content(text, files, labels=labels, frames=frames) for id_, text, files, labels, frames in texts
+            }
 
         lines, content = await self._queue.ask(lambda future: WorkRequest(future, work, hold))
         return [
@@ -566,7 +568,11 @@ class PostgresLedger:
                     (batch, key): (content, model, at) for key, content, model in jobs[start : start + MAX_INSERT_JOBS]
                 }
                 values = {**statements.inserted_values(some, seen), "account": self.account, "worker_id": None}
-                new += [key for _, _, key in await fetch(connection, statements.INSERT, values)]
+                made = await fetch(connection, statements.INSERT, values)
+                new += [key for _, _, key in made]
+                await chains.link(
+                    connection, self.account, [(id_, batch, some[batch, key][0].frames) for id_, _, key in made]
+                )
                 if any(content.renews for content, _, _ in some.values()):
                     await fetch(connection, statements.RENEW_TEXTS, values)
                 if any(content.labels is not None for content, _, _ in some.values()):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from kling_async._core.content import Content, Identity, checked_identity, recorded_content
+from kling_async._core.content import Content, Identity, checked_identity, content_in
 from kling_async._core.copies import changed
 from kling_async._core.sender import Sender
 from kling_async._core.states import ENDED, Known, Row, State
@@ -190,7 +190,7 @@ class SQLiteLedger:
         if found is None:
             return None
         row = read_row(found)
-        return row, recorded_content(row)
+        return row, content_in(row)
 
     async def owner(self, prediction_id: str) -> Row | None:
         """Return the row of the job that the prediction is of, or None."""
@@ -353,7 +353,7 @@ class SQLiteLedger:
     # In the writer's thread
 
     def _put_content(self, batch: str, key: str, content: Content) -> None:
-        values = (batch, key, content.text, content.files, content.labels)
+        values = (batch, key, content.text, content.files, content.labels, content.frames)
         self._deferred[statements.INSERT_CONTENT].append(values)
         self._put_labels(batch, key, content)
 

@@ -13,7 +13,6 @@ from .capacity import Capacity
 from .gate import Gate
 from .pause import Pause
 from .protocol import ListeningRateLimiter, RateLimiter
-from .ready import Place
 from .refusal import Limit, which_limit
 from .slots import Slot, Slots
 from .window import NoLimit, StartsPerWindow
@@ -27,7 +26,6 @@ __all__ = [
     "ListeningRateLimiter",
     "NoLimit",
     "Pause",
-    "Place",
     "RateLimiter",
     "Slot",
     "Slots",

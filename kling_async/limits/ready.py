@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import heapq
-import math
 from itertools import count
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import attrs
 
-from kling_async._core.turns import FairTurns
+from kling_async._core.turns import ANYWHERE, FairTurns, Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
 T = TypeVar("T", bound="Hashable")
-
-
-@attrs.frozen
-class Place:
-    """Place of a job among those that wait.
-
-    Attributes:
-        caller: Name of the caller who shares the slots with others; empty for nobody in particular.
-        priority: Among the caller's own jobs, higher ones go first.
-        rank: Among equal priorities, lower ones go first; then it is the order of arrival. Jobs that continue a film
-            have one, and so go before those that begin something new.
-    """
-
-    caller: str = ""
-    priority: int = 0
-    rank: float = math.inf
-
-
-ANYWHERE = Place()
-"""Place of a job without caller, priority and rank."""
 
 
 @attrs.define(eq=False)

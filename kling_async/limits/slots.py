@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from kling_async._core.turns import ANYWHERE, Place
 from kling_async.errors import SessionClosedError
 
 from .callers import Callers
 from .capacity import Capacity
 from .doubts import DoubtWindow
-from .ready import ANYWHERE, Place, ReadyQueue
+from .ready import ReadyQueue
 from .refusal import Limit
 
 if TYPE_CHECKING:

@@ -7,11 +7,12 @@ manifest = read_rows(dataset, model="kling-v2.1-pro")
 async with kling.batch(manifest, save_to="videos/") as batch: ...
 ```
 
-A row has the fields of `Job`, and optionally `key`; without one it is called by a hash of its content. Other columns
-travel along as `Job.labels` into the results. An image is a URL, or a file below the manifest's folder; in `extra`,
-`element_list` and `voice_list`, a text `file:clips/walk.mp4` is such a file, and every other text is sent. In a folder
-every image is a row: its key is the name of the file, and its prompt is in a text file beside it, `anna.txt` beside
-`anna.png`.
+A row has the fields of `Job`, and optionally `key`; without one it is called by a hash of its content. With the key of
+another row in the column `continues`, it begins with the last frame of that row's video, and needs no image. Other
+columns travel along as `Job.labels` into the results, such as `film`, by which clips are grouped. An image is a URL, or
+a file below the manifest's folder; in `extra`, `element_list` and `voice_list`, a text `file:clips/walk.mp4` is such a
+file, and every other text is sent. In a folder every image is a row: its key is the name of the file, and its prompt is
+in a text file beside it, `anna.txt` beside `anna.png`.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ import anyio.to_thread
 import attrs
 
 from kling_async._core.catalogue import Model
+from kling_async._core.chains import films
 from kling_async._core.picture_names import UniqueNames
 from kling_async._core.prices import Certainty, Kind, Price
 from kling_async._images.preflight import require_pillow
 from kling_async.errors import ManifestError, Problem, RowProblem
 
-from ._check import Keyed, check_rows, job_of_row
+from ._check import Following, Keyed, check_rows, job_of_row, name_of
 from ._columns import Columns
 from ._invalid import as_line, problems_of_row
 from ._row import NOTE, Source, located
@@ -78,6 +80,7 @@ class Manifest:
     _cautions: Mapping[tuple[str, bool, Problem], int] = attrs.field(repr=False, alias="cautions")
     _skipped: Collection[int] = attrs.field(repr=False, alias="skipped")
     _unique_names: UniqueNames = attrs.field(repr=False, alias="unique_names")
+    _following: Mapping[str, Following] = attrs.field(repr=False, alias="following")
 
     def __len__(self) -> int:
         return sum(self.kinds.values())
@@ -95,17 +98,38 @@ class Manifest:
     def __iter__(self) -> Iterator[Keyed]:
         """Yield key and job of every row. Rows are checked again, since files may have changed.
 
+        Rows that continue others come after these, film after film; they are in memory meanwhile.
+
         Raises:
             ManifestError: A row is not valid any more.
             OSError: The file cannot be read any more.
         """
+        if not self._following:
+            yield from (found for _, found in self._rows())
+            return
+        members = {*self._following, *self.continued}
+        held = {name: found for name, found in self._rows() if name in members}
+        found_films = films({name: row.parents for name, row in self._following.items()}, held)
+        for name, found in self._rows():
+            if name not in held:
+                yield found
+            for each in found_films.get(name, ()):
+                yield held[each]
+
+    @property
+    def continued(self) -> frozenset[str]:
+        """Keys of the rows that others continue."""
+        return frozenset(parent for row in self._following.values() for parent in row.parents)
+
+    def _rows(self) -> Iterator[tuple[str, Keyed]]:
+        """Yield every row with its name, in the order of the source."""
         with closing(self._source.rows()) as rows:
             for row in rows:
                 if row.line in self._skipped:
                     continue
                 found = job_of_row(row, self.root, self._common, fit=self._fit, models=self._own_models)
                 if isinstance(found, tuple):
-                    yield found
+                    yield name_of(found[0], row.line), found
                 else:
                     raise ManifestError([located(self._source, row, problem) for problem in found])
 
@@ -308,6 +332,7 @@ def _checked(
         cautions=found.cautions,
         skipped=found.skipped,
         unique_names=found.unique_names,
+        following=found.following,
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 import attrs
 
 from kling_async._core.catalogue import Model
+from kling_async._core.chains import broken_chains
 from kling_async._core.input_files import HEAD_BYTES, MEDIA, media_type, replaced
 from kling_async._core.job import IMAGES, TREES, Job, JobFields
 from kling_async._core.job_key import key_or_problem
@@ -21,12 +22,13 @@ from kling_async._core.job_validation import IMAGE_LISTS
 from kling_async._core.media import ACCEPTED_IMAGE_TYPES, MAX_IMAGE_BYTES, FileFacts, ImageFacts
 from kling_async._core.picture_names import NameCounter, UniqueNames, picture_name
 from kling_async._core.prices import Kind
+from kling_async._core.video_frames import LastFrame
 from kling_async._images.inspection import inspect
 from kling_async._images.preflight import preflight
 from kling_async.errors import InvalidJobError, ManifestError, Problem, RowProblem
 
 from ._files import URL, content_of_base64, find_file, shown
-from ._row import NOTE, located
+from ._row import CONTINUES, NOTE, located
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,6 +50,28 @@ _MAX_CACHED_FILE_CHECKS: Final = 4096
 _KEY_BUCKETS: Final = 256
 
 
+@attrs.frozen
+class Following:
+    """A row that continues others.
+
+    Attributes:
+        parents: Keys of the rows that it continues.
+        line: Its position.
+        file: File of the row in problems; None for that of the source.
+        kind: Kind of its job.
+    """
+
+    parents: tuple[str, ...]
+    line: int
+    file: str | None
+    kind: Kind
+
+
+def name_of(key: str | None, line: int) -> str:
+    """Return the name of a row among those that continue others: its key, or what no key is."""
+    return f"\0{line}" if key is None else key
+
+
 @attrs.define
 class Findings:
     """Result of checking every row.
@@ -62,6 +86,7 @@ class Findings:
         skipped: Positions of the rows that are left out.
         columns: Names under which other columns travel along.
         unique_names: Names of pictures that no other row has, as its picture's or as its key.
+        following: Rows that continue others, by their names (`name_of`).
     """
 
     problems: list[RowProblem] = attrs.field(factory=list)
@@ -72,6 +97,7 @@ class Findings:
     skipped: set[int] = attrs.field(factory=set)
     columns: dict[str, None] = attrs.field(factory=dict)
     unique_names: UniqueNames = attrs.field(factory=UniqueNames)
+    following: dict[str, Following] = attrs.field(factory=dict)
 
     _cautious: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
     """Providers of each model that jobs may have cautions at."""
@@ -97,6 +123,11 @@ class Findings:
             for local in (False, True):
                 for caution in (*job.cautions(provider, fit=fit, local=local), *shown):
                     self.cautions[provider, local, caution] += times
+
+    def add_following(self, row: Row, key: str | None, job: Job) -> None:
+        """Record what a row continues, if it does."""
+        if parents := job.parents:
+            self.following[name_of(key, row.line)] = Following(parents, row.line, row.file, job.kind)
 
 
 MAX_PROBLEMS: Final = 10_000
@@ -135,6 +166,7 @@ def check_rows(
     findings = Findings()
     _check_common(source, {**common, "model": _model(common["model"], models)} if "model" in common else common)
     keys, names = _Keys(), NameCounter()
+    invalid: set[str] = set()
     check = functools.lru_cache(_MAX_CACHED_FILE_CHECKS)(functools.partial(check_file, fit=fit))
     with closing(source.rows()) as rows:
         for row in rows:
@@ -153,7 +185,9 @@ def check_rows(
                 warnings = (Problem(place, said) for place, known in facts.items() for said in known.warnings)
                 findings.warnings += (located(source, row, warning) for warning in warnings)
                 findings.add(found[1], facts, fit=fit)
+                findings.add_following(row, *found)
                 continue
+            invalid |= set() if key is None else {key}
             if skip_invalid:
                 findings.skipped.add(row.line)
             if not skip_invalid or len(findings.problems) < MAX_PROBLEMS:
@@ -170,12 +204,49 @@ def check_rows(
             again = job_of_row(row, root, common, fit=fit, models=models, check=check, facts=facts)
             if isinstance(again, tuple):
                 findings.add(again[1], facts, fit=fit, times=-1)
+    _check_chains(source, findings, keys, invalid if skip_invalid else set())
     findings.kinds = +findings.kinds
     findings.cautions = +findings.cautions
     findings.unique_names = names.unique()
     # Problems of a folder have no lines and are in its order already.
     findings.problems.sort(key=lambda problem: problem.line or 0)
     return findings
+
+
+def _check_chains(source: Source, findings: Findings, keys: _Keys, left_out: set[str]) -> None:
+    """Add the problems of rows that continue themselves, or rows that are not there; leave the latter's out with them.
+
+    Args:
+        source: The rows.
+        findings: Has the rows, and receives the problems.
+        keys: Keys of all rows.
+        left_out: Keys of the rows that are left out.
+    """
+    if not findings.following:
+        return
+    wrong = broken_chains({name: row.parents for name, row in findings.following.items()}, keys)
+    if left_out or (wrong and findings.skipped):
+        more = {*left_out, *wrong}
+        while more:
+            found = {
+                name: f"continues {shown(parent)}, which is left out"
+                for name, row in findings.following.items()
+                for parent in row.parents
+                if parent in more and name not in wrong
+            }
+            wrong |= found
+            more = {*found}
+        for name in wrong:
+            row = findings.following.pop(name)
+            findings.skipped.add(row.line)
+            findings.kinds[row.kind] -= 1
+            findings.problems.append(_broken(source, row, wrong[name]))
+        return
+    findings.problems += (_broken(source, findings.following[name], said) for name, said in wrong.items())
+
+
+def _broken(source: Source, row: Following, said: str) -> RowProblem:
+    return RowProblem(row.file or source.name, None if row.file else row.line or None, CONTINUES, said)
 
 
 def _check_common(source: Source, common: Mapping[str, object]) -> None:
@@ -225,6 +296,7 @@ def job_of_row(
     key = fields.pop("key", None)
     fields.pop(NOTE, None)
     problems: list[Problem] = []
+    _continue(row, fields, problems)
     if key is not None:
         key = key_or_problem(key)
         if isinstance(key, Problem):
@@ -255,6 +327,19 @@ def job_of_row(
     except InvalidJobError as error:
         return problems + list(error.problems)
     return problems or (cast("str | None", key), job)
+
+
+def _continue(row: Row, fields: dict[str, object], problems: list[Problem]) -> None:
+    """Replace the key of the row that a row continues by the frame that its job begins with."""
+    key, own = fields.pop(CONTINUES, None), row.fields.get("image")
+    if key is None or key == "":
+        return
+    parent = key_or_problem(key)
+    if isinstance(parent, Problem):
+        problems.append(Problem(CONTINUES, parent.message))
+    if own is not None and own != "":
+        problems.append(Problem(CONTINUES, "expected either continues or image, got both"))
+    fields["image"] = LastFrame(parent) if isinstance(parent, str) else _PLACEHOLDER
 
 
 def _fields(row: Row, common: Mapping[str, object]) -> dict[str, object]:
@@ -375,6 +460,11 @@ class _Keys:
 
     def __init__(self) -> None:
         self._buckets = [(array("q"), array("Q")) for _ in range(_KEY_BUCKETS)]
+
+    def __contains__(self, key: object) -> bool:
+        """Return whether there is a key, as far as its hash tells."""
+        digest = hash(key)
+        return digest in self._buckets[digest % _KEY_BUCKETS][0]
 
     def add(self, key: str, line: int) -> None:
         """Add a key."""

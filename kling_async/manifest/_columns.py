@@ -16,7 +16,7 @@ import attrs
 from kling_async._core.job import Job, JobFields
 from kling_async.errors import ConfigurationError, InvalidJobError, Problem
 
-from ._row import FIELDS, NOTE, Row
+from ._row import CONTINUES, FIELDS, NOTE, Row
 from ._values import plain
 
 if TYPE_CHECKING:
@@ -194,6 +194,7 @@ class Columns:
             return []
         probe: dict[str, object] = {**self._common}
         probe |= {name: Path() for name in ("image", "end_image") if name in mapped}
+        probe |= {"image": Path()} if CONTINUES in mapped else {}
         probe |= {name: "x" for name in ("prompt",) if name in mapped}
         if mapped & {"multi_prompt", "images", "keyframes", "extra"} or any(one.startswith(INPUT) for one in mapped):
             return []

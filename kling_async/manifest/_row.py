@@ -13,7 +13,9 @@ from kling_async.errors import Problem, RowProblem
 
 NOTE: Final = "_error"
 """Optional field that says why the job failed before; it is for readers and not part of the job."""
-FIELDS: Final = frozenset({"key", NOTE, *JobFields.__annotations__})
+CONTINUES: Final = "continues"
+"""Field with the key of another row: the job begins with the last frame of that row's video, instead of an image."""
+FIELDS: Final = frozenset({"key", NOTE, CONTINUES, *JobFields.__annotations__})
 """Fields of a row."""
 
 

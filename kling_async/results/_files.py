@@ -14,7 +14,7 @@ from typing import IO, Final, Protocol, cast
 import attrs
 
 from kling_async._core.catalogue import find_model
-from kling_async._core.content import Content, file_digests, recalled
+from kling_async._core.content import content_in, file_digests, has_frames, recalled
 from kling_async._core.input_files import with_values
 from kling_async._core.job import Job, JobFields
 from kling_async._core.marks import Mark, Marked
@@ -184,7 +184,9 @@ class Errors(Lines):
             return "the ledger does not have its content"
         if row.key in self.keys:
             return "its key is in two batches: export one of them"
-        content, paths = Content(row.job or "{}", row.files), paths_of(row)
+        content, paths = content_in(row), paths_of(row)
+        if has_frames(content):
+            return "it begins or ends with a frame of a video: run its whole list again, which pays for nothing twice"
         files = {place: Path(path) for place, path in paths.items()}
         for place in file_digests(content):
             if place not in files:

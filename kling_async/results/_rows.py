@@ -37,7 +37,7 @@ def job_of(row: Row) -> dict[str, object] | None:
     """
     if row.job is None:
         return None
-    fields = with_paths(row.job, paths_of(row))
+    fields = with_continued(with_paths(row.job, paths_of(row)), row.frames)
     if row.labels:
         fields["labels"] = json.loads(row.labels)
     return fields
@@ -63,6 +63,20 @@ def with_paths(text: str, paths: Mapping[str, str]) -> dict[str, object]:
     return with_values(
         fields, {place: ("file:" if place.startswith(TREES) else "") + path for place, path in paths.items()}
     )
+
+
+def with_continued(fields: dict[str, object], frames: str | None) -> dict[str, object]:
+    """Return the fields of a job as a manifest has them, with the key of the job that it continues.
+
+    Args:
+        fields: The fields.
+        frames: Keys of the jobs that its pictures are frames of as JSON; None without any.
+    """
+    parents: dict[str, str] = json.loads(frames or "{}")
+    if "image" in parents and str(fields.get("image")).startswith("last_frame:"):
+        fields = {name: value for name, value in fields.items() if name != "image"}
+        fields["continues"] = parents["image"]
+    return fields
 
 
 def result_of(row: Row, folder: Path) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,34 @@ def test_only_what_stays_is_said_to_stay(state: State, *, stays: bool) -> None:
     assert "before:" in text
     assert "prediction p1" in text
     assert ("stays in the ledger" in text) is stays
+
+
+async def test_redo_of_a_clip_makes_again_what_continues_it(cli: Cli) -> None:
+    def film(prompt: str) -> str:
+        rows: list[dict[str, object]] = [
+            {"key": "c", "prompt": "c", "continues": "b"},
+            {"key": "b", "prompt": prompt, "continues": "a"},
+            {"key": "a", "prompt": "a", "image": "face.jpg"},
+            {"key": "side", "prompt": "side", "continues": "a"},
+        ]
+        (cli.folder / "film.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        return "film.jsonl"
+
+    async with Emulator(speed=200, timing=10, profile="video") as emulator:
+        (cli.folder / "face.jpg").write_bytes(jpeg(320, 320))
+        env = {"WAVESPEED_BASE_URL": emulator.base_url, "WAVESPEED_API_KEY": emulator.api_key, "NO_PROXY": "127.0.0.1"}
+        words = ("run", film("before"), "--out", "videos", "--level", "gold", "--yes")
+        first = await run_sync(partial(cli, *words, **env))
+        assert (first.returncode, len(emulator.charges())) == (0, 4), first.stdout + first.stderr
+        film("after")
+        refused = await run_sync(partial(cli, *words, **env))
+        assert (refused.returncode, len(emulator.charges())) == (1, 4)
+        asked = await run_sync(partial(cli, *words[:-1], "--redo", "b", **env))
+        assert (asked.returncode, len(emulator.charges())) == (2, 4)
+        assert "To be paid now: 2 jobs" in asked.stderr
+        assert "c is made again, as it continues b; before: saved, prediction" in asked.stdout
+        done = await run_sync(partial(cli, *words, "--redo", "b", **env))
+        assert (done.returncode, len(emulator.charges())) == (0, 6), done.stdout + done.stderr
+    rows = {row.key: row for row in read_ledger(cli.folder / "videos" / "run.db")}
+    assert rows.keys() == {"a", "b", "b~1", "c", "c~1", "side"}
+    assert {row.state for row in rows.values()} == {State.DOWNLOADED}

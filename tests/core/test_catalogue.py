@@ -394,7 +394,10 @@ def test_kling_4_0_inputs() -> None:
         ({"negative_prompt": "blur"}, "negative_prompt: not supported by kling-v4.0"),
         ({"keyframes": [URL] * 9}, "keyframes: expected at most 8 items, got 9"),
         ({"keyframes": URL}, "keyframes: expected a list of images, got str"),
-        ({"keyframes": [5]}, "keyframes.0.: expected a URL, a Path, bytes, a binary file or a PIL image, got int"),
+        (
+            {"keyframes": [5]},
+            "keyframes.0.: expected a URL, a Path, bytes, a binary file, a PIL image or a frame of a video, got int",
+        ),
         ({"keyframes": ["data:image/png;base64,AAAA"]}, "keyframes.0.: expected a JPEG or PNG, the bytes are neither"),
         ({"resolution": "2k"}, "resolution: expected '720p' or '1080p' or '4k', got '2k'"),
         ({"resolution": 720}, "resolution: expected string, got int"),

@@ -339,7 +339,7 @@ def test_pil_image_becomes_jpeg_if_png_is_too_large(monkeypatch: pytest.MonkeyPa
         (b"%PDF-1.7", "expected a JPEG or PNG, the bytes are neither"),
         (PNG[:7], "expected a JPEG or PNG, the bytes are neither"),
         (PNG + bytes(MAX_CONVERTED_BYTES), "expected at most 100 MB, got more"),
-        (5, "expected a URL, a Path, bytes, a binary file or a PIL image, got int"),
+        (5, "expected a URL, a Path, bytes, a binary file, a PIL image or a frame of a video, got int"),
         (["https://pictures.example/face.png"], "got list"),
         (Pillow.Image, "expected an image, got the class Image"),
         (Pillow.new("RGB", (0, 0)), "the PIL image cannot be encoded: "),

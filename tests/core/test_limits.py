@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING
 
 import anyio
@@ -13,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kling_async import ConfigurationError, NoLimit, RateLimitedError, RateLimiter, SessionClosedError, StartsPerWindow
+from kling_async._core.turns import Place
 from kling_async.limits import Gate, Limit, Pause, Slot, Slots
 from kling_async.testing import LoopClock
 
@@ -523,3 +525,61 @@ async def test_closing_ends_the_wait_for_preparation() -> None:
     assert all(isinstance(one, SessionClosedError) for one in ended)
     assert begun == [0, 1]
     assert slots.taken == 0
+
+
+# ---- ready queue ----
+
+
+async def test_what_continues_goes_before_what_begins_the_smallest_rank_first() -> None:
+    slots = Slots(1)
+    held = await slots.acquire()
+    order: list[str] = []
+
+    async def wait(name: str, rank: float = math.inf) -> None:
+        slot = await slots.acquire(Place(rank=rank))
+        order.append(name)
+        slot.release()
+
+    async with anyio.create_task_group() as tasks:
+        waiting = (("new", math.inf), ("newer", math.inf), ("late film", 7), ("first film", 2), ("first film again", 2))
+        for name, rank in waiting:
+            tasks.start_soon(wait, name, rank)
+            await settled()
+        assert slots.waiting == 5
+        held.release()
+    assert order == ["first film", "first film again", "late film", "new", "newer"]
+    assert slots.waiting == slots.taken == 0
+
+
+async def test_cancelled_waiters_with_ranks_leave_no_slot_behind() -> None:
+    slots = Slots(1)
+    held = await slots.acquire()
+    for moment in ("while it waits", "once it is served"):
+        waiting = asyncio.create_task(slots.acquire(Place(rank=1)))
+        await settled()
+        assert slots.waiting == 1, moment
+        if moment == "once it is served":
+            held.release()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert slots.waiting == 0, moment
+    assert slots.taken == 0
+    (await slots.acquire()).release()
+
+
+async def test_what_continues_is_prepared_first() -> None:
+    slots = Slots(1)
+    held = await slots.acquire()
+    order: list[str] = []
+
+    async def prepare(name: str, rank: float = math.inf) -> None:
+        async with slots.preparation(1, Place(rank=rank)):
+            order.append(name)
+            await settled()
+
+    async with anyio.create_task_group() as tasks:
+        for name, rank in (("under way", math.inf), ("new", math.inf), ("newer", math.inf), ("film", 3)):
+            tasks.start_soon(prepare, name, rank)
+            await anyio.lowlevel.checkpoint()
+    assert order == ["under way", "film", "new", "newer"]
+    held.release()

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kling_async.limits.ready import Place, ReadyQueue
+from kling_async._core.turns import Place
+from kling_async.limits.ready import ReadyQueue
 
 
 def queue(weights: dict[str, float] | None = None, closed: set[str] | None = None) -> ReadyQueue[object]:

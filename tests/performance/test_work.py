@@ -253,8 +253,9 @@ def test_ledger_steps_work_is_bounded(tmp_path: Path) -> None:
     ours = work_per(8, lambda count: asyncio.run(steps(count)))
     floor = work_per(8, by_hand)
     ledger.connection.close()
-    # 14.4, of which 1.1 keep other writers, other accounts and other batches from paying for a job twice.
-    assert ours / floor < 14.5
+    # 14.6, of which 1.1 keep other writers, other accounts and other batches from paying for a job twice, and 0.1 tell
+    # what continues what.
+    assert ours / floor < 14.7
 
 
 def test_running_job_memory_is_bounded() -> None:

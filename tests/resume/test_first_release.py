@@ -90,21 +90,22 @@ def test_old_file_is_read_unmigrated(path: Path) -> None:
     assert [each.name for each in path.parent.iterdir()] == ["run.db"]
 
 
-async def test_file_of_version_2_is_read_unmigrated(path: Path) -> None:
+@pytest.mark.parametrize("version", range(2, len(tables.MIGRATIONS) + 1))
+async def test_file_of_any_version_is_read_unmigrated(path: Path, version: int) -> None:
     rows, steps = list(read_ledger(path)), list(read_steps(path))
     connection = sqlite3.connect(path, isolation_level=None)
-    for migration in tables.MIGRATIONS[1:2]:
+    for migration in tables.MIGRATIONS[1:version]:
         migration(connection)
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
     assert (list(read_ledger(path)), list(read_steps(path))) == (rows, steps)
-    assert version_of(path) == 2
+    assert version_of(path) == version
 
 
 async def test_migration_keeps_every_row_and_step(path: Path) -> None:
     rows, steps = list(read_ledger(path)), list(read_steps(path))
     await migrate(path)
-    assert version_of(path) == len(tables.MIGRATIONS) == 7
+    assert version_of(path) == len(tables.MIGRATIONS) == 8
     assert list(read_ledger(path)) == rows
     assert list(read_steps(path)) == steps
     with sqlite3.connect(path) as connection:

@@ -11,7 +11,7 @@ from kling_async._core.states import State
 from kling_async.errors import LedgerError
 from kling_async.ledger._columns import no_job
 
-from . import statements
+from . import chains, statements
 from .connection import fetch
 from .requests import not_owned
 from .statements import line_of
@@ -49,14 +49,17 @@ async def renew(
     if not keep:
         values = {"id": line.id, "digest": content.digest, "model": model, "at": at}
         values |= {"text": content.text, "files": content.files, "labels": content.labels}
-        values |= {"caller": content.caller, "priority": content.priority}
+        values |= {"caller": content.caller, "priority": content.priority, "frames": content.frames}
         await fetch(connection, statements.NEW_CONTENT, values)
+        await fetch(connection, statements.UNLINK, [[line.id]])
+        await chains.link(connection, account, [(line.id, batch, content.frames)])
         return None
     others = await fetch(connection, statements.KEYS_BELOW, [account, batch, f"{key}~"])
     free = free_key(key, {other for (other,) in others}.__contains__)
     await fetch(connection, statements.RENAME, [free, line.id])
     new = statements.inserted_values({(batch, key): (content, model, at)})
-    await fetch(connection, statements.INSERT, {**new, "account": account, "worker_id": None})
+    made = await fetch(connection, statements.INSERT, {**new, "account": account, "worker_id": None})
+    await chains.link(connection, account, [(id_, batch, content.frames) for id_, _, _ in made])
     return attrs.evolve(line.row, key=free)
 
 

@@ -16,7 +16,7 @@ from kling_async._core.states import State
 from kling_async._log import log
 from kling_async.errors import LedgerError
 
-from . import statements, tables
+from . import chains, statements, tables
 from .connection import Connection, Database, fetch
 from .notifications import Listener, notify
 from .queue import RequestQueue
@@ -199,6 +199,7 @@ class WorkerLease:
                 values = {"ids": strays, "worker_id": self.worker_id, "worker": self.name}
                 await fetch(connection, statements.RELEASE_STRAYS, values)
             if expired or strays:
+                await chains.skip_left(connection, self.account, worker=self.name)
                 await notify(connection, self.account)
             return sent
 

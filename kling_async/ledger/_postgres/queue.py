@@ -16,7 +16,7 @@ from kling_async._core.states import Row, State
 from kling_async._loops import LoopBinding
 from kling_async.errors import BudgetExceededError, LedgerError
 
-from . import statements, tables
+from . import chains, statements, tables
 from .connection import Connection, fetch
 from .notifications import notify
 from .requests import Request, SlotRequest, StepRequest, WorkRequest, lease_ended, not_owned
@@ -351,6 +351,7 @@ class RequestQueue:
             for name, entry, line in history
             if name not in lost
         ]
+        await chains.follow(connection, [each for each in changed if each[1].id in written], worker=self._lease.name)
         if steps:
             await fetch(connection, statements.STEPS, [self._lease.name, *map(list, zip(*steps, strict=True))])
         if any(_concerns_others(was, line) for was, line in changed):
@@ -388,6 +389,8 @@ class RequestQueue:
                 priority=content.priority,
             )
             lines[batch, key] = Line(id_, worker_id, slot=False, row=row)
+        made = [(line.id, batch, new[batch, key][0].frames) for (batch, key), line in lines.items() if line is not None]
+        await chains.link(connection, self._lease.account, made, worker=self._lease.name)
 
 
 def _concerns_others(was: Line, line: Line) -> bool:

@@ -21,6 +21,8 @@ from kling_async._core.states import (
     RELEASED,
     SENDABLE,
     UNSENT,
+    WITH_VIDEO,
+    WITHOUT_VIDEO,
     Row,
     State,
 )
@@ -59,7 +61,7 @@ _TYPES: dict[str, str] = {
 """Columns of a row that change, with their types."""
 _FIXED = ("batch", "key", "digest", "model", "seen", "caller", "priority")
 _FIELDS = (*_FIXED, *_TYPES)
-_WITH_CONTENT = (*_FIELDS, "job", "files", "labels")
+_WITH_CONTENT = (*_FIELDS, "job", "files", "labels", "frames")
 
 
 _LINE = ", ".join(f"j.{name}" for name in ("id", "worker_id", "slot", *_FIELDS))
@@ -68,21 +70,87 @@ _LINE = ", ".join(f"j.{name}" for name in ("id", "worker_id", "slot", *_FIELDS))
 INSERT = """
 WITH given AS (
   SELECT * FROM unnest(%(batch)s::text[], %(key)s::text[], %(digest)s::text[], %(model)s::text[], %(at)s::float8[],
-    %(text)s::text[], %(files)s::text[], %(labels)s::text[], %(caller)s::text[], %(priority)s::integer[])
-    AS g(batch, key, digest, model, at, text, files, labels, caller, priority)),
+    %(text)s::text[], %(files)s::text[], %(labels)s::text[], %(frames)s::text[], %(caller)s::text[],
+    %(priority)s::integer[])
+    AS g(batch, key, digest, model, at, text, files, labels, frames, caller, priority)),
 made AS (
   INSERT INTO kling_job(account, batch, key, digest, model, state, updated_at, worker_id, seen, caller, priority)
   SELECT %(account)s, batch, key, digest, model, 'pending', at, %(worker_id)s, %(seen)s, caller, priority FROM given
   ON CONFLICT (account, batch, key) DO NOTHING RETURNING id, batch, key),
 put AS (
-  INSERT INTO kling_content(job, text, files, labels)
-  SELECT made.id, text, files, labels FROM made JOIN given USING (batch, key)),
+  INSERT INTO kling_content(job, text, files, labels, frames)
+  SELECT made.id, text, files, labels, frames FROM made JOIN given USING (batch, key)),
 noted AS (
   INSERT INTO kling_step(job, state, at, attempt, worker)
   SELECT made.id, 'pending', at, 0, '' FROM made JOIN given USING (batch, key))
 SELECT id, batch, key FROM made
 """
 """Insert new jobs and return them; existing ones are not changed."""
+
+_HAS_VIDEO = (
+    f"(p.state IN ({quoted(WITH_VIDEO)}) "
+    f"OR p.state = '{State.REUSED.value}' AND coalesce(p.output, p.path) IS NOT NULL)"
+)
+_IS_OVER = f"(p.worker_id IS NULL AND p.state IN ({quoted(WITHOUT_VIDEO)}))"
+UNLINK = "DELETE FROM kling_parent WHERE job = ANY(%s)"
+LOCK_PARENTS = """
+SELECT p.id FROM kling_job p
+WHERE p.account = %(account)s AND (p.batch, p.key) IN (
+  SELECT * FROM unnest(%(batches)s::text[], %(parents)s::text[]))
+ORDER BY p.id FOR SHARE OF p
+"""
+"""Lock the parents of jobs: their ends are recorded before their children are linked to them, or after."""
+LINK = """
+INSERT INTO kling_parent(job, parent)
+SELECT g.id, p.id FROM unnest(%(ids)s::bigint[], %(batches)s::text[], %(parents)s::text[]) AS g(id, batch, parent)
+JOIN kling_job p ON p.account = %(account)s AND p.batch = g.batch AND p.key = g.parent
+ON CONFLICT DO NOTHING
+"""
+HOLD = f"""
+UPDATE kling_job c SET due_at = 'infinity' WHERE c.id = ANY(%(ids)s) AND EXISTS (
+  SELECT FROM kling_parent o JOIN kling_job p ON p.id = o.parent WHERE o.job = c.id AND NOT {_HAS_VIDEO})
+"""
+"""Let no worker claim jobs whose parents have no videos yet: by their time, so that claims read nothing more."""
+WAKE = f"""
+WITH ready AS (
+  SELECT c.id, c.state FROM kling_job c
+  WHERE c.id IN (SELECT job FROM kling_parent WHERE parent = ANY(%(ids)s)) AND c.due_at = 'infinity'
+  AND NOT EXISTS (
+    SELECT FROM kling_parent o JOIN kling_job p ON p.id = o.parent WHERE o.job = c.id AND NOT {_HAS_VIDEO})
+  FOR UPDATE),
+woken AS (
+  UPDATE kling_job c SET due_at = clock_timestamp(),
+    state = CASE WHEN ready.state = 'skipped' AND c.worker_id IS NULL THEN 'pending' ELSE c.state END,
+    updated_at = CASE WHEN ready.state = 'skipped' AND c.worker_id IS NULL
+      THEN extract(epoch FROM clock_timestamp()) ELSE c.updated_at END,
+    error = CASE WHEN ready.state = 'skipped' AND c.worker_id IS NULL THEN NULL ELSE c.error END
+  FROM ready WHERE c.id = ready.id RETURNING c.id, c.state, c.updated_at, c.attempt, ready.state AS was)
+INSERT INTO kling_step(job, state, at, attempt, worker)
+SELECT id, state, updated_at, attempt, %(worker)s FROM woken WHERE state <> was
+"""
+"""Let workers claim the jobs all of whose parents have videos now."""
+SKIP = f"""
+WITH RECURSIVE below AS (
+  SELECT o.job, o.parent FROM kling_parent o JOIN kling_job p ON p.id = o.parent
+  WHERE o.parent = ANY(%(ids)s) AND {_IS_OVER}
+  UNION SELECT o.job, o.parent FROM kling_parent o JOIN below ON o.parent = below.job),
+first AS (SELECT DISTINCT ON (job) job, parent FROM below),
+skipped AS (
+  UPDATE kling_job c SET state = 'skipped', updated_at = extract(epoch FROM clock_timestamp()),
+    error = concat('never submitted: it continues the job ', quote_literal(p.key), ', which has no video')
+  FROM first JOIN kling_job p ON p.id = first.parent
+  WHERE c.id = first.job AND c.state = 'pending' AND c.worker_id IS NULL AND c.due_at = 'infinity'
+  RETURNING c.id, c.state, c.updated_at, c.attempt, c.error)
+INSERT INTO kling_step(job, state, at, attempt, error, worker)
+SELECT id, state, updated_at, attempt, error, %(worker)s FROM skipped
+"""
+"""Skip what continues jobs that have ended without a video. It stays due at infinity, and is woken by a video."""
+OVER = f"""
+SELECT DISTINCT o.parent FROM kling_parent o JOIN kling_job p ON p.id = o.parent
+JOIN kling_job c ON c.id = o.job AND c.state = 'pending' AND c.due_at = 'infinity'
+WHERE p.account = %s AND {_IS_OVER}
+"""
+"""Jobs without videos whose children still wait, after their worker has died."""
 
 IDENTITY = "SELECT identity, ignored FROM kling_batch WHERE account = %s AND batch = %s"
 BEGIN_BATCH = """
@@ -181,7 +249,8 @@ WITH renewed AS (
     {", ".join(f"{name} = NULL" for name in dict.fromkeys(_OF_PREDICTION))}, slot = false, cleared = false,
     caller = %(caller)s, priority = %(priority)s
   WHERE id = %(id)s RETURNING id, attempt),
-put AS (UPDATE kling_content SET text = %(text)s, files = %(files)s, labels = %(labels)s WHERE job = %(id)s)
+put AS (UPDATE kling_content SET text = %(text)s, files = %(files)s, labels = %(labels)s,
+    frames = %(frames)s WHERE job = %(id)s)
 INSERT INTO kling_step(job, state, at, attempt, worker) SELECT id, 'pending', %(at)s, attempt, '' FROM renewed
 """
 """Give a job other content; what it has cost and how often it was sent stay."""
@@ -194,7 +263,7 @@ SELECT key FROM kling_job WHERE account = %s AND batch = %s AND state = ANY(%s)
 ORDER BY submitted_at NULLS LAST, updated_at, id
 """
 _SELECT_WITH_CONTENT = (
-    f"SELECT {_LINE}, c.text, c.files, c.labels FROM kling_job j LEFT JOIN kling_content c ON c.job = j.id "
+    f"SELECT {_LINE}, c.text, c.files, c.labels, c.frames FROM kling_job j LEFT JOIN kling_content c ON c.job = j.id "
 )
 FIND = _SELECT_WITH_CONTENT + "WHERE j.account = %s AND j.batch = %s AND j.key = %s"
 READ_ROWS = f"""
@@ -205,7 +274,7 @@ HAVE_LABELS = "c.labels IS NOT NULL AND position('\\u0000' IN c.labels) = 0"
 """Condition of the index `kling_content_labels`: jsonb cannot hold NUL."""
 # OFFSET: a fence, without which the planner reads all jobs in their order until enough have the labels.
 _SELECT_LABELLED = f"""
-SELECT {_LINE}, c.text, c.files, c.labels FROM (
+SELECT {_LINE}, c.text, c.files, c.labels, c.frames FROM (
   SELECT * FROM kling_content c
   WHERE {HAVE_LABELS} AND (c.labels::jsonb @> %(first)s::jsonb OR c.labels::jsonb @> %(also)s::jsonb)
   AND NOT EXISTS (
@@ -312,7 +381,7 @@ room AS MATERIALIZED (
 """
 """Number of jobs that may start now: running jobs, starts within the window, and jobs about to start count."""
 FREE_SLOTS = _FREE_SLOTS + "SELECT n FROM room"
-_CLAIMABLE = "account = %(account)s AND state = 'pending' AND worker_id IS NULL"
+_CLAIMABLE = "account = %(account)s AND state = 'pending' AND worker_id IS NULL AND due_at < 'infinity'"
 """Condition of the index `kling_job_ready`."""
 # From one caller to the next in the index: how many jobs each has makes no difference. The order in `ready` is that of
 # the index, which the planner would leave for a scan of the table.
@@ -415,7 +484,18 @@ WHERE s.state = 'failed' AND s.prediction_id = ANY(%(ids)s) AND j.account = %(ac
 AND s.prediction_id IS DISTINCT FROM j.prediction_id
 """
 """Those of the ids that a job has, or had in an earlier attempt."""
-CONTENT = "SELECT job, text, files, labels FROM kling_content WHERE job = ANY(%s)"
+CONTENT = "SELECT job, text, files, labels, frames FROM kling_content WHERE job = ANY(%s)"
+
+
+def has_video(row: Row) -> bool:
+    """Return whether there is a video that another job can continue."""
+    reused = row.state is State.REUSED and (row.output is not None or row.path is not None)
+    return reused or row.state in WITH_VIDEO
+
+
+def is_over(line: Line) -> bool:
+    """Return whether a job has ended without a video, and no worker is about to try it again."""
+    return line.worker_id is None and line.row.state in WITHOUT_VIDEO
 
 
 NOTIFIED = ENDED | {State.SUBMITTED}
@@ -483,6 +563,7 @@ def inserted_values(new: dict[tuple[str, str], tuple[Content, str, float]], seen
         "text": [content.text for content, _, _ in new.values()],
         "files": [content.files for content, _, _ in new.values()],
         "labels": [content.labels for content, _, _ in new.values()],
+        "frames": [content.frames for content, _, _ in new.values()],
         "caller": [content.caller for content, _, _ in new.values()],
         "priority": [content.priority for content, _, _ in new.values()],
     }

@@ -95,9 +95,14 @@ CREATE TABLE kling_mark(
   PRIMARY KEY(account, prediction_id));
 """,
     """
+-- Keys of the jobs that the pictures of each job are frames of: a JSON object; NULL for none.
+ALTER TABLE kling_content ADD COLUMN frames text;
+-- A job whose parents have no videos yet is due at infinity.
+CREATE TABLE kling_parent(job bigint, parent bigint, PRIMARY KEY(job, parent));
+CREATE INDEX kling_parent_of ON kling_parent(parent);
 ALTER TABLE kling_job ADD COLUMN caller text NOT NULL DEFAULT '', ADD COLUMN priority integer NOT NULL DEFAULT 0;
 CREATE INDEX kling_job_ready ON kling_job(account, caller, priority DESC, due_at, id)
-  WHERE state = 'pending' AND worker_id IS NULL;
+  WHERE state = 'pending' AND worker_id IS NULL AND due_at < 'infinity';
 DROP INDEX kling_job_due;
 DROP INDEX kling_job_slot;
 CREATE INDEX kling_job_slot ON kling_job(account, caller) WHERE slot;
@@ -139,9 +144,11 @@ _WITH_SENDERS = 4
 _WITH_LABELS = 5
 """Version whose jobs have labels, without marks of videos."""
 _WITH_MARKS = 6
-"""Version whose videos have marks, and whose jobs have no callers."""
+"""Version whose videos have marks, and whose jobs have neither frames nor callers."""
 _NO_CALLERS = "''::text AS caller, 0 AS priority"
-_CONTENT = "kling_content AS (SELECT *, NULL::text AS labels FROM kling_content)\n"
+_JOBS = f"kling_job AS (SELECT *, {_NO_CALLERS} FROM kling_job)\n"
+_CONTENT = "kling_content AS (SELECT *, NULL::text AS labels, NULL::text AS frames FROM kling_content)\n"
+_LABELLED_CONTENT = "kling_content AS (SELECT *, NULL::text AS frames FROM kling_content) "
 _UNCHANGED = (
     "id, account, slot, batch, key, digest, model, updated_at, attempt, fingerprint, token_hash, intent_at, "
     "submitted_at, prediction_id, cost, spent, refunded, failures, output, code, error, path, bytes, sha256"
@@ -206,16 +213,15 @@ def as_newest(version: int) -> str:
     if version >= len(MIGRATIONS):
         return ""
     if version == _WITH_MARKS:
-        return f"WITH kling_job AS (SELECT *, {_NO_CALLERS} FROM kling_job) "
+        return f"WITH {_JOBS}, {_LABELLED_CONTENT}"
     marks = (
         "WITH kling_mark AS (SELECT NULL::text AS account, NULL::text AS prediction_id, NULL::text AS mark, "
         "NULL::float8 AS at WHERE false)"
     )
-    jobs = f"kling_job AS (SELECT *, {_NO_CALLERS} FROM kling_job)"
     if version >= _WITH_LABELS:
-        return f"{marks}, {jobs} "
+        return f"{marks}, {_JOBS}, {_LABELLED_CONTENT}"
     if version == _WITH_SENDERS:
-        return f"{marks}, {jobs}, {_CONTENT}"
+        return f"{marks}, {_JOBS}, {_CONTENT}"
     if version >= _WITH_DOUBTS:
         return f"""{marks},
 {_CONTENT},

@@ -46,10 +46,10 @@ def renew(connection: sqlite3.Connection, row: Row, content: Content, *, model: 
         }
         connection.execute(statements.update(tuple(changes)), (*statements.columns(changes), *name))
     put, step = (
-        statements.values_of(statements.INSERT_CONTENT, 1, 5),
+        statements.values_of(statements.INSERT_CONTENT, 1, 6),
         statements.values_of(statements.INSERT_STEP, 1, 7),
     )
-    connection.execute(put, (*name, content.text, content.files, content.labels))
+    connection.execute(put, (*name, content.text, content.files, content.labels, content.frames))
     connection.execute(step, (*name, State.PENDING.value, at, attempt, None, None))
     put_labels(connection, *name, content.labels)
     if kept is not None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from kling_async._core.states import State
 
-_CONTENT = ("job", "files", "labels")
+_CONTENT = ("job", "files", "labels", "frames")
 """Attributes of a row that are in the table `content`."""
 _ENQUEUED = ("seen",)
 """Attributes of a row that only shared ledgers have."""

@@ -20,9 +20,9 @@ APPLICATION_ID: Final = 0x4B4C4E47
 _WITH_SENDERS: Final = 3
 """Version whose jobs have senders, and no labels."""
 _WITH_MARKS: Final = 5
-"""Version whose videos have marks, and whose jobs have no callers."""
+"""Version whose videos have marks, and whose jobs have neither frames nor callers."""
 _NO_CALLERS: Final = "'' AS caller, 0 AS priority"
-_CONTENT: Final = "content AS (SELECT *, NULL AS labels FROM main.content)\n"
+_CONTENT: Final = "content AS (SELECT *, NULL AS labels, NULL AS frames FROM main.content)\n"
 _JOBS: Final = f"job AS (SELECT *, {_NO_CALLERS} FROM main.job)\n"
 
 
@@ -33,6 +33,7 @@ _LABELS: Final = """label AS (
   FROM main.content AS content, json_each(content.labels) AS own WHERE own.atom IS NOT NULL)
 """
 _NO_LABELS: Final = "label AS (SELECT NULL AS name, NULL AS value, NULL AS batch, NULL AS key WHERE 0)\n"
+_LABELLED_CONTENT: Final = "content AS (SELECT *, NULL AS frames FROM main.content)\n"
 
 
 def _create(connection: sqlite3.Connection) -> None:
@@ -135,6 +136,11 @@ CREATE INDEX job_caller ON job(caller) WHERE caller <> '';
     )
 
 
+def _add_frames(connection: sqlite3.Connection) -> None:
+    """Add the keys of the jobs that the pictures of each job are frames of, a JSON object by their places."""
+    _run(connection, "ALTER TABLE content ADD COLUMN frames TEXT")
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _create,
     _separate_state_from_text,
@@ -143,6 +149,7 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _add_marks,
     _add_callers,
     _index_labels,
+    _add_frames,
 )
 """From an empty file to the newest tables, one step each, all of them in one transaction.
 
@@ -165,10 +172,10 @@ def as_newest(connection: sqlite3.Connection, version: int) -> str:
     if version >= len(MIGRATIONS):
         return ""
     if version == _WITH_MARKS:
-        return f"WITH {_JOBS}, {_LABELS}"
+        return f"WITH {_JOBS}, {_LABELLED_CONTENT}, {_LABELS}"
     marks = "WITH mark AS (SELECT NULL AS prediction_id, NULL AS mark, NULL AS at WHERE 0)"
     if version > _WITH_SENDERS:
-        return f"{marks}, {_JOBS}, {_LABELS}"
+        return f"{marks}, {_JOBS}, {_LABELLED_CONTENT}, {_LABELS}"
     if version == _WITH_SENDERS:
         return f"{marks}, {_JOBS}, {_CONTENT}, {_NO_LABELS}"
     if version > 1:

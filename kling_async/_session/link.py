@@ -1,0 +1,105 @@
+"""Place of a job in a film, and the videos that it takes frames of."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+@attrs.define(eq=False)
+class Video:
+    """A finished video, shared by the jobs that take frames of it.
+
+    Attributes:
+        of: The job or prediction that it is of, for errors.
+        id: Id of the prediction.
+        url: URL of the output; None if it is not known.
+        path: The saved file; None if there is none on this computer.
+        at: Time at which the prediction was made, in seconds since the epoch; None if it is not known.
+        users: Number of jobs that may still take a frame. After the last one, a downloaded copy is removed.
+    """
+
+    of: str
+    id: str
+    url: str | None
+    path: Path | None
+    at: float | None = None
+    users: int = 1
+    _copy: Path | None = attrs.field(default=None, init=False)
+    _lock: anyio.Lock = attrs.field(factory=anyio.Lock, init=False)
+
+    async def file(self, download: Callable[[Video, Path], Awaitable[Path]]) -> Path:
+        """Return the file, downloaded on first use if it is not saved.
+
+        Args:
+            download: Downloads the video into a folder and returns the file.
+
+        Raises:
+            KlingError: It cannot be downloaded.
+        """
+        if self.path is not None and await anyio.Path(self.path).is_file():
+            return self.path
+        async with self._lock:
+            if self._copy is None:
+                folder = Path(await anyio.to_thread.run_sync(tempfile.mkdtemp, None, "kling-frame-"))
+                try:
+                    self._copy = await download(self, folder)
+                except BaseException:
+                    await _remove(folder)
+                    raise
+        return self._copy
+
+    async def release(self) -> None:
+        """Record that one of its users takes no frame any more."""
+        self.users -= 1
+        if not self.users:
+            await self.remove_copy()
+
+    async def remove_copy(self) -> None:
+        """Remove the copy that was downloaded, if there is one."""
+        if self._copy is not None:
+            copy, self._copy = self._copy, None
+            await _remove(copy.parent)
+
+
+NO_VIDEOS: Mapping[str, Video] = MappingProxyType({})
+"""Videos of a job that continues none."""
+
+
+async def _remove(folder: Path) -> None:
+    # Begun before anything is awaited, as it has to happen when the task is cancelled, too.
+    removal = asyncio.get_running_loop().run_in_executor(None, lambda: shutil.rmtree(folder, ignore_errors=True))
+    with anyio.CancelScope(shield=True):
+        await asyncio.shield(removal)
+
+
+@attrs.define(eq=False, kw_only=True)
+class Link:
+    """Place of a job in a film: what it continues.
+
+    Attributes:
+        rank: Rank in the ready queue: the index of the job that the film begins with.
+        waits: Number of jobs that it continues and that have not ended.
+        videos: Videos of the others, by their keys, as far as they are known.
+    """
+
+    rank: float
+    waits: int = 0
+    videos: Mapping[str, Video] = NO_VIDEOS
+
+    async def release(self) -> None:
+        """Record that the job takes no frame any more."""
+        for video in self.videos.values():
+            await video.release()

@@ -1,0 +1,101 @@
+"""Films as lists: the column `continues`, in every kind of manifest and in any order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kling_async import Job, LastFrame
+from kling_async.errors import ManifestError
+from kling_async.manifest import Manifest, read_manifest, read_rows
+
+URL = "https://example.com/bay.png"
+
+
+@pytest.fixture(autouse=True)
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def csv(*lines: str) -> str:
+    Path("film.csv").write_text("key,prompt,image,continues,film\n" + "".join(f"{line}\n" for line in lines))
+    return "film.csv"
+
+
+def keys(manifest: Manifest) -> list[str | None]:
+    return [key for key, _ in manifest]
+
+
+def test_rows_continue_others_in_any_order_and_need_no_image() -> None:
+    manifest = read_manifest(
+        csv("night,Lights,,sail,bay", f"one,Alone,{URL},,", "sail,A boat,,dawn,bay", f"dawn,Mist,{URL},,bay")
+    )
+    jobs = dict(manifest)
+    assert keys(manifest) == ["one", "dawn", "sail", "night"]
+    assert jobs["sail"] == Job(prompt="A boat", image=LastFrame("dawn"))
+    assert dict(jobs["night"].labels) == {"film": "bay"}
+    assert len(manifest) == 4
+    assert manifest.price().usd == 4 * (Job(prompt="x", image=URL).price().usd or 0)
+    assert manifest.continued == {"dawn", "sail"}
+
+
+def test_a_list_of_films_alone_has_no_column_of_images_to_miss() -> None:
+    Path("film.csv").write_text("key,prompt,continues\nb,Sail,a\na,Mist,\n")
+    with pytest.raises(ManifestError, match=r"film.csv:3 image: required"):
+        read_manifest("film.csv")
+
+
+@pytest.mark.anyio
+async def test_json_lines_and_rows_have_the_column(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"key": "b", "prompt": "Sail", "continues": "1"},
+        {"key": 1, "prompt": "Mist", "image": URL},
+        {"prompt": "No key", "continues": "b"},
+    ]
+    Path("film.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for manifest in (read_manifest("film.jsonl"), read_rows(rows)):
+        assert [key async for key, _ in manifest] == ["1", "b", None]
+    assert keys(read_rows([rows[1], {"key": "c", "prompt": "x", "image": LastFrame("1")}])) == ["1", "c"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["a,x,,b,", "b,y,,a,"], "film.csv:2 continues: continues itself: 'a' -> 'b' -> 'a'"),
+        (["a,x,,a,"], "film.csv:2 continues: continues itself"),
+        ([f"a,x,{URL},,", "b,y,,dwan,"], "film.csv:3 continues: continues 'dwan', which is no key of the same batch"),
+        ([f"a,x,{URL},,", f"b,y,{URL},a,"], "film.csv:3 continues: expected either continues or image, got both"),
+        ([f"a,x,{URL},,", ",y,,dwan,"], "film.csv:3 continues: continues 'dwan'"),
+    ],
+)
+def test_broken_chains_are_told_with_their_rows(lines: list[str], said: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(csv(*lines))
+    assert said in str(caught.value)
+
+
+def test_rows_that_continue_invalid_ones_are_left_out_with_them() -> None:
+    path = csv(f"a,,{URL},,", "b,y,,a,", "c,z,,b,", f"d,w,{URL},,", "e,v,,d,", "f,u,,nobody,")
+    manifest = read_manifest(path, skip_invalid=True)
+    assert keys(manifest) == ["d", "e"]
+    assert len(manifest) == 2
+    assert manifest.skipped == 4
+    assert [str(problem) for problem in manifest.invalid] == [
+        "film.csv:2 prompt: required: 1 to 2500 characters",
+        "film.csv:3 continues: continues 'a', which is left out",
+        "film.csv:4 continues: continues 'b', which is left out",
+        "film.csv:7 continues: continues 'nobody', which is no key of the same batch",
+    ]
+
+
+def test_default_image_is_for_rows_that_continue_nothing() -> None:
+    manifest = read_manifest(csv("a,x,,,", "b,y,,a,"), image=URL)
+    assert dict(manifest) == {"a": Job(prompt="x", image=URL), "b": Job(prompt="y", image=LastFrame("a"))}
+
+
+def test_million_rows_without_films_hold_none_of_them() -> None:
+    manifest = read_rows([{"prompt": "x", "image": URL}] * 3)
+    assert not manifest.continued
+    assert len(keys(manifest)) == 3
