@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from .job_key import looks_derived
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -48,6 +50,16 @@ def picture_name(image: object) -> str:
     if not name.isprintable() or "/" in name or len(name) > _MAX_NAME_BYTES or len(name.encode()) > _MAX_NAME_BYTES:
         return ""
     return name
+
+
+def shown_name(key: str, image: object) -> str:
+    """Return what people are shown of a job: its key, or the name of its picture if the key is a hash of its content.
+
+    Args:
+        key: The job's key.
+        image: Its picture, as for `picture_name`.
+    """
+    return (picture_name(image) if looks_derived(key) else "") or key
 
 
 def name_in_content(content: Content) -> str:
