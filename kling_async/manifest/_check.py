@@ -25,7 +25,7 @@ from kling_async._images.inspection import inspect
 from kling_async._images.preflight import preflight
 from kling_async.errors import InvalidJobError, ManifestError, Problem, RowProblem
 
-from ._files import URL, content_of_base64, find_file, shown
+from ._files import URL, content_of_base64, find_file, looks_like_picture, shown
 from ._row import NOTE, located
 
 if TYPE_CHECKING:
@@ -249,12 +249,22 @@ def job_of_row(
                 fields[name] = replaced(fields[name], name, take)
             except RecursionError:
                 problems.append(Problem(name, "is nested too deeply"))
+    problems += _pictures_in_prompts(fields)
     fields["model"] = _model(fields.get("model"), models)
     try:
         job = Job(**cast("JobFields", fields))
     except InvalidJobError as error:
         return problems + list(error.problems)
     return problems or (cast("str | None", key), job)
+
+
+def _pictures_in_prompts(fields: dict[str, object]) -> Iterator[Problem]:
+    """Yield the problems of prompts that are pictures, and put other texts there, for the check of the rest."""
+    for name in ("prompt", "negative_prompt"):
+        text = fields.get(name)
+        if isinstance(text, str) and looks_like_picture(text):
+            fields[name] = "x"
+            yield Problem(name, "is a picture in base64: it belongs into the column of the image")
 
 
 def _fields(row: Row, common: Mapping[str, object]) -> dict[str, object]:

@@ -51,6 +51,11 @@ def content_of_base64(text: str) -> bytes | None:
         ) from None
 
 
+def looks_like_picture(text: str) -> bool:
+    """Return whether a text is, or begins as, a picture in base64 or a data URI."""
+    return text.startswith((*_BASE64, "data:image/")) and len(text) >= _MIN_BASE64
+
+
 def find_file(text: str, root: Path) -> Path:
     """Return the file that a row names, which may be written as another system writes it.
 

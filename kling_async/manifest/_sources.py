@@ -54,6 +54,12 @@ _EXPECTED: Final = (
     f"expected a folder of pictures, pictures, a pattern such as photos/*.jpg, or a file of {', '.join(READERS)} "
     "(also packed: .csv.gz)"
 )
+_FRAMES: Final[Mapping[str, str]] = {
+    "pandas": 'frame.to_dict("records")',
+    "polars": "frame.iter_rows(named=True)",
+    "datasets": "one split of it",
+}
+"""What yields rows as mappings, by the library."""
 _MAGIC: Final[Mapping[bytes, str]] = {b"PAR1": ".parquet", b"PK\x03\x04": ".xlsx", b"[": ".json", b"{": ".json"}
 
 
@@ -145,7 +151,14 @@ class Piped:
 
 
 def source_of_rows(name: str, rows: Iterable[Mapping[str, object]], columns: Columns) -> Source:
-    """Return the source for an iterable of any kind."""
+    """Return the source for an iterable of any kind.
+
+    Raises:
+        ManifestError: It is a data frame, or a mapping of columns, and no rows.
+    """
+    if isinstance(rows, Mapping) or type(rows).__name__ in {"DataFrame", "LazyFrame"}:
+        said = f"expected rows, each a mapping of fields, got {type(rows).__name__}{_frame_advice(rows)}"
+        raise ManifestError([RowProblem(name, None, "", said)])
     return Spooled(name, rows, columns) if isinstance(rows, Iterator) else Repeatable(name, rows, columns)
 
 
@@ -262,10 +275,17 @@ def _unpickled(file: IO[bytes]) -> Iterator[Mapping[str, object]]:
         yield item
 
 
+def _frame_advice(value: object) -> str:
+    """Return what to pass instead of a data frame, or of its series or tuples; empty for anything else."""
+    instead = _FRAMES.get(type(value).__module__.partition(".")[0])
+    return f"; pass {instead}" if instead else ""
+
+
 def _numbered(items: Iterable[object], columns: Columns) -> Iterator[Row]:
     for number, item in enumerate(items, 1):
         if not isinstance(item, Mapping):
-            problem = Problem("", f"expected a mapping of fields, got {type(item).__name__}")
+            said = f"expected a mapping of fields, got {type(item).__name__}"
+            problem = Problem("", said + _frame_advice(item))
             yield Row(number, problems=(problem,))
         elif not all(isinstance(name, str) for name in item):
             wrong = next(name for name in item if not isinstance(name, str))

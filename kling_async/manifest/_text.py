@@ -25,6 +25,10 @@ MAX_VALUES: Final = 100_000
 """Most cells of a line, or values of a JSON object: each takes far more memory than its text."""
 _SEPARATOR: Final = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 """First line that names the separator to Excel."""
+EXPECTED_JSON: Final = (
+    "expected an array of objects, [{...}, {...}], or one object per line; pandas writes them with "
+    'to_json(path, orient="records")'
+)
 _Line: TypeAlias = tuple[int, str, Problem | None]
 """Number of a line, its text, and the problem with its bytes."""
 
@@ -84,11 +88,19 @@ def json_rows(file: IO[bytes], columns: Columns) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             problem = Problem("", f"cannot be parsed as JSON: {error}")
         else:
-            if isinstance(value, dict):
+            if isinstance(value, dict) and not _is_table_of_columns(value):
                 yield columns.row(number, value)
                 continue
+            if isinstance(value, dict):
+                yield Row(0, problems=(Problem("", EXPECTED_JSON),))
+                return
             problem = Problem("", f"expected one JSON object per line, got {type(value).__name__}")
         yield Row(number, problems=(problem,))
+
+
+def _is_table_of_columns(value: dict[str, object]) -> bool:
+    """Return whether an object has a column in each field, by the numbers of the rows, as pandas writes by default."""
+    return bool(value) and all(isinstance(column, dict) and "0" in column for column in value.values())
 
 
 @attrs.define(eq=False)
