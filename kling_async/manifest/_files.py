@@ -81,7 +81,8 @@ def find_file(text: str, root: Path) -> Path:
             try:
                 found = os.stat(path)  # noqa: PTH116 -- see above
             except FileNotFoundError:
-                said = f"does not exist (in {root})"
+                link = os.path.islink(os.path.join(base, form))  # noqa: PTH114, PTH118 -- see above
+                said = f"is a link to a file that is not there: {path}" if link else f"does not exist (in {root})"
             except OSError as error:
                 said = f"cannot be read: {error.strerror or error}"
             else:
@@ -118,6 +119,9 @@ def _hint(text: str, base: str) -> str:
     folder, _, name = path.rpartition("/")
     for place in dict.fromkeys((os.path.join(base, folder), base)):  # noqa: PTH118 -- as above
         near = _near(name, place)
+        if near == name and os.path.lexists(os.path.join(base, path)):  # noqa: PTH118 -- as above
+            # It is there itself, as a link.
+            return ""
         if near and os.path.realpath(place).startswith(base):
             return f"; {os.path.relpath(os.path.join(place, near), base)!r} is there"  # noqa: PTH118 -- as above
     below = "" if folder else _in_subfolder(name, base)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 import sys
 import tempfile
@@ -62,6 +63,19 @@ _FRAMES: Final[Mapping[str, str]] = {
 """What yields rows as mappings, by the library."""
 _MAGIC: Final[Mapping[bytes, str]] = {b"PAR1": ".parquet", b"PK\x03\x04": ".xlsx", b"[": ".json", b"{": ".json"}
 
+_NO_TEXTS: Final[Mapping[bytes, str]] = {
+    GZIP: "packed twice",
+    b"PK\x03\x04": "an Excel workbook (.xlsx) or another zip file",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook (.xls)",
+    b"PAR1": "a Parquet file",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"\x89PNG": "a PNG picture",
+    b"%PDF": "a PDF",
+}
+"""Files that people name or pipe as a text, by their first bytes."""
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""Beginning of a URL, also of one that was made a path."""
+
 
 @attrs.frozen(eq=False)
 class ManifestFile:
@@ -89,7 +103,12 @@ class ManifestFile:
         """Yield all rows."""
         with open_file(self.path) as file:
             if self.suffix in _TEXTS:
-                yield from READERS[self.suffix](as_utf8(unpacked(file)), self.columns)
+                text = unpacked(file)
+                kind = _kind_by_content(text)
+                if kind:
+                    yield Row(0, problems=(Problem("", f"is {kind}, and no text with rows"),))
+                    return
+                yield from READERS[self.suffix](as_utf8(text), self.columns)
             else:
                 yield from READERS[self.suffix](file, self.columns)
 
@@ -202,7 +221,11 @@ def batch_name(paths: Sequence[str | os.PathLike[str]]) -> str:
 def _source_of_path(path: str, columns: Columns, *, recursive: bool) -> tuple[Source, Path]:
     where = Path(path)
     if path == STDIN:
+        if sys.stdin is None:
+            raise _refused("stdin", "is closed: pipe a list into the process")
         return Piped(sys.stdin.buffer, columns), Path()
+    if _URL.match(path) and not where.exists():
+        raise _refused(path, "is a URL, and no list: write it into the column image of one")
     if is_pattern(path):
         found = matches(path)
         if not found:
@@ -256,6 +279,13 @@ def _suffix_by_content(path: Path) -> str:
             return _MAGIC[head]
         text = as_utf8(unpacked(file)).read(2**16).removeprefix(b"\xef\xbb\xbf").lstrip()
     return _MAGIC.get(text[:1], ".csv")
+
+
+def _kind_by_content(file: IO[bytes]) -> str:
+    """Return what a file is that is no text, by its first bytes; empty if it may be a text."""
+    head = file.read(4)
+    file.seek(0)
+    return next((kind for magic, kind in _NO_TEXTS.items() if head.startswith(magic)), "")
 
 
 def _temporary(owner: object) -> tuple[int, Path]:
