@@ -258,13 +258,11 @@ def job_of_row(
     return problems or (cast("str | None", key), job)
 
 
-def _pictures_in_prompts(fields: dict[str, object]) -> Iterator[Problem]:
-    """Yield the problems of prompts that are pictures, and put other texts there, for the check of the rest."""
-    for name in ("prompt", "negative_prompt"):
-        text = fields.get(name)
-        if isinstance(text, str) and looks_like_picture(text):
-            fields[name] = "x"
-            yield Problem(name, "is a picture in base64: it belongs into the column of the image")
+def _pictures_in_prompts(fields: dict[str, object]) -> list[Problem]:
+    """Return the problems of prompts that are pictures, and put other texts there, for the check of the rest."""
+    found = [name for name in ("prompt", "negative_prompt") if looks_like_picture(fields.get(name))]
+    fields |= dict.fromkeys(found, "x")
+    return [Problem(name, "is a picture in base64: it belongs into the column of the image") for name in found]
 
 
 def _fields(row: Row, common: Mapping[str, object]) -> dict[str, object]:

@@ -22,6 +22,7 @@ _FILE_URL: Final = "file:"
 _DRIVE: Final = re.compile(r"[A-Za-z]:[\\/]")
 _BASE64: Final = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD")
 """Beginnings of JPEG, PNG, WebP and GIF pictures in base64."""
+_PICTURES: Final = (*_BASE64, "data:image/")
 _MIN_BASE64: Final = 100
 _MAX_TEXT_IN_MESSAGE: Final = 120
 _MAX_FOLDERS: Final = 64
@@ -51,9 +52,9 @@ def content_of_base64(text: str) -> bytes | None:
         ) from None
 
 
-def looks_like_picture(text: str) -> bool:
-    """Return whether a text is, or begins as, a picture in base64 or a data URI."""
-    return text.startswith((*_BASE64, "data:image/")) and len(text) >= _MIN_BASE64
+def looks_like_picture(value: object) -> bool:
+    """Return whether a value is, or begins as, a picture in base64 or a data URI."""
+    return isinstance(value, str) and len(value) >= _MIN_BASE64 and value.startswith(_PICTURES)
 
 
 def find_file(text: str, root: Path) -> Path:

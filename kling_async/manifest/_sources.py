@@ -60,7 +60,7 @@ _FRAMES: Final[Mapping[str, str]] = {
     "polars": "frame.iter_rows(named=True)",
     "datasets": "one split of it",
 }
-"""What yields rows as mappings, by the library."""
+"""Expressions that yield rows as mappings, by the library."""
 _MAGIC: Final[Mapping[bytes, str]] = {b"PAR1": ".parquet", b"PK\x03\x04": ".xlsx", b"[": ".json", b"{": ".json"}
 
 _NO_TEXTS: Final[Mapping[bytes, str]] = {
@@ -74,7 +74,7 @@ _NO_TEXTS: Final[Mapping[bytes, str]] = {
 }
 """Files that people name or pipe as a text, by their first bytes."""
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-"""Beginning of a URL, also of one that was made a path."""
+"""Beginning of a URL, also of one in a path."""
 
 
 @attrs.frozen(eq=False)

@@ -68,6 +68,7 @@ def too_many_values(text: str, start: int = 0, end: int | None = None, *, separa
 
 def json_rows(file: IO[bytes], columns: Columns) -> Iterator[Row]:
     """Yield the rows of JSON lines; blank lines are skipped."""
+    first = True
     for number, line, undecoded in _lines(file):
         if undecoded is not None:
             yield Row(number, problems=(undecoded,))
@@ -88,19 +89,22 @@ def json_rows(file: IO[bytes], columns: Columns) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             problem = Problem("", f"cannot be parsed as JSON: {error}")
         else:
-            if isinstance(value, dict) and not _is_table_of_columns(value):
-                yield columns.row(number, value)
-                continue
-            if isinstance(value, dict):
+            if first and _is_table_of_columns(value):
                 yield Row(0, problems=(Problem("", EXPECTED_JSON),))
                 return
+            first = False
+            if isinstance(value, dict):
+                yield columns.row(number, value)
+                continue
             problem = Problem("", f"expected one JSON object per line, got {type(value).__name__}")
         yield Row(number, problems=(problem,))
 
 
-def _is_table_of_columns(value: dict[str, object]) -> bool:
+def _is_table_of_columns(value: object) -> bool:
     """Return whether an object has a column in each field, by the numbers of the rows, as pandas writes by default."""
-    return bool(value) and all(isinstance(column, dict) and "0" in column for column in value.values())
+    if not isinstance(value, dict) or not value:
+        return False
+    return all(isinstance(column, dict) and "0" in column for column in value.values())
 
 
 @attrs.define(eq=False)

@@ -92,7 +92,7 @@ def test_no_option_takes_a_key() -> None:
 
 
 def test_help_shows_no_types_of_the_program() -> None:
-    """What stands in brackets is one of several words, or a file: no `<bool>`, `<dir>` or `<int range>`."""
+    """Brackets hold one of several words, or a file: no `<bool>`, `<dir>` or `<int range>`."""
     for command in ("", *COMMANDS, "ledger adopt", "ledger unaccepted", "ledger give-up", "ledger history"):
         shown = re.findall(r"<[a-z][^<>=]*>", run(*command.split(), "--help").output)
         assert [word for word in shown if "|" not in word] == [], command

@@ -120,7 +120,7 @@ def test_parquet(name: str) -> None:
     check(write("jobs.parquet", content()), wanted)
 
 
-HEADER = ["image", "prompt", "SKU"]
+HEADER: list[object] = ["image", "prompt", "SKU"]
 WORKBOOKS: dict[str, tuple[list[list[object]], Row | str]] = {
     "floats": ([HEADER, [URL, "Waves", 1000.0]], (None, "Waves", {"SKU": 1000})),
     "numbers as text": ([HEADER, [URL, "Waves", "007"]], (None, "Waves", {"SKU": "007"})),
