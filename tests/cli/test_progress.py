@@ -193,7 +193,7 @@ HASH = "02981234ae7c0eef"
 
 def test_job_without_a_key_is_shown_by_the_name_of_its_picture() -> None:
     text = io.StringIO()
-    observe = progress(Console(file=text, width=200), StillClock()).observer("wavespeed")
+    observe = new_display(Console(file=text, width=200), StillClock()).observer("wavespeed")
     again = ev.Retrying(at=131.0, key=HASH, job=JOB, prediction=Prediction(id="p", error="broken"), again=2.0)
     for event in (accepted(HASH), changed(HASH, Status.PROCESSING), again, finished(HASH, refusal())):
         observe(event)
@@ -206,7 +206,7 @@ def test_job_without_a_key_is_shown_by_the_name_of_its_picture() -> None:
 async def test_terminal_shows_names_of_pictures_for_hashes() -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=80, height=20, color_system=None, _environ={})
-    display = progress(console, StillClock(), total=2)
+    display = new_display(console, StillClock(), total=2)
     observe = display.observer("wavespeed")
     async with display:
         for key in (HASH, "b"):
