@@ -33,6 +33,10 @@ def frame() -> pd.DataFrame:
     return pd.DataFrame(COLUMNS)
 
 
+def data_set() -> Any:
+    return datasets.Dataset.from_dict(COLUMNS)
+
+
 def written(method: str, name: str, **options: Any) -> Callable[[], Manifest]:
     """Return a reader of what pandas writes."""
 
@@ -55,8 +59,8 @@ WAYS: dict[str, Callable[[], Manifest]] = {
     "pandas": lambda: read_rows(frame().to_dict("records")),
     "pandas, its own types": lambda: read_rows(frame().convert_dtypes().to_dict("records")),
     "polars": lambda: read_rows(pl.DataFrame(COLUMNS).iter_rows(named=True)),
-    "datasets": lambda: read_rows(datasets.Dataset.from_dict(COLUMNS)),
-    "datasets, a stream": lambda: read_rows(datasets.Dataset.from_dict(COLUMNS).to_iterable_dataset()),
+    "datasets": lambda: read_rows(data_set()),
+    "datasets, a stream": lambda: read_rows(data_set().to_iterable_dataset()),
     "pandas, CSV with index": written("to_csv", "rows.csv"),
     "pandas, packed CSV": written("to_csv", "rows.csv.gz"),
     "pandas, Parquet": written("to_parquet", "rows.parquet"),
@@ -87,7 +91,7 @@ def test_rows_of_libraries_are_taken_as_they_are(way: str) -> None:
 def test_pictures_of_a_data_set() -> None:
     pictures = [Image.new("RGB", (320, 320), colour) for colour in ("red", "blue")]
     rows = [{"image": picture, "text": "Waves"} for picture in pictures]
-    data = datasets.Dataset.from_list(rows)
+    data: Any = datasets.Dataset.from_list(rows)
     decoded = [job for _, job in read_rows(data)]
     data.to_parquet("pictures.parquet")
     stored = [job for _, job in read_manifest("pictures.parquet")]
@@ -122,7 +126,7 @@ def test_index_that_is_not_in_the_rows_of_a_file_is_a_problem_where_it_is_a_fiel
         (frame, 'rows: expected rows, each a mapping of fields, got DataFrame; pass frame.to_dict("records")'),
         (lambda: pl.DataFrame(COLUMNS), "got DataFrame; pass frame.iter_rows(named=True)"),
         (lambda: pl.LazyFrame(COLUMNS), "got LazyFrame; pass frame.iter_rows(named=True)"),
-        (lambda: datasets.DatasetDict(train=datasets.Dataset.from_dict(COLUMNS)), "got DatasetDict; pass one split"),
+        (lambda: datasets.DatasetDict(train=data_set()), "got DatasetDict; pass one split"),
         (lambda: COLUMNS, "rows: expected rows, each a mapping of fields, got dict"),
         (
             lambda: [row for _, row in frame().iterrows()],
