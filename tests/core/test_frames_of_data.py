@@ -126,7 +126,7 @@ def test_index_that_is_not_in_the_rows_of_a_file_is_a_problem_where_it_is_a_fiel
         (frame, 'rows: expected rows, each a mapping of fields, got DataFrame; pass frame.to_dict("records")'),
         (lambda: pl.DataFrame(COLUMNS), "got DataFrame; pass frame.iter_rows(named=True)"),
         (lambda: pl.LazyFrame(COLUMNS), "got LazyFrame; pass frame.iter_rows(named=True)"),
-        (lambda: datasets.DatasetDict(train=data_set()), "got DatasetDict; pass one split"),
+        (lambda: datasets.DatasetDict({"train": data_set()}), "got DatasetDict; pass one split"),
         (lambda: COLUMNS, "rows: expected rows, each a mapping of fields, got dict"),
         (
             lambda: [row for _, row in frame().iterrows()],
