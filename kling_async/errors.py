@@ -288,6 +288,9 @@ class ManifestError(KlingError, ValueError):
         groups = group_problems(self.problems)
         more = sum(len(group.problems) for group in groups[self._MAX_SHOWN :])
         said = "; ".join(map(str, groups[: self._MAX_SHOWN])) + (f"; and {more:,} more" if more > 0 else "")
+        if all(problem.line is None and not problem.path for problem in self.problems):
+            # Of a list that is not there, or cannot be read, no rows can be left out.
+            about.setdefault("advice", "correct it and run it again")
         super().__init__(f"invalid manifest: {said}", **about)
 
 

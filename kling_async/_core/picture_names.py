@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from .job_key import looks_derived
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -34,20 +36,35 @@ def picture_name(image: object) -> str:
     elif not isinstance(image, str) or image.startswith("data:"):
         return ""
     elif "://" in image:
-        match = _URL_NAME.match(image)
-        if match is None:
-            return ""
-        name = unquote(match[1]) if "%" in image else match[1]
+        if "?" in image or "#" in image:
+            match = _URL_NAME.match(image)
+            name = "" if match is None else match[1]
+        else:
+            folder, _, name = image.rpartition("/")
+            # A host alone has no name.
+            name = "" if folder.endswith("/") else name
+        if "%" in name:
+            name = unquote(name)
     else:
         name = image.replace("\\", "/").rpartition("/")[2]
     name = (name.rpartition(".")[0] or name).strip()
-    if not name.isascii():
-        # Systems write accents as one character or as two, and the name is the same.
-        name = unicodedata.normalize("NFC", name)
-    # Lone surrogates are not printable.
-    if not name.isprintable() or "/" in name or len(name) > _MAX_NAME_BYTES or len(name.encode()) > _MAX_NAME_BYTES:
+    if len(name) > _MAX_NAME_BYTES or not name.isprintable() or "/" in name:
         return ""
-    return name
+    if name.isascii():
+        return name
+    # Systems write accents as one character or as two, and the name is the same. Lone surrogates are not printable.
+    name = unicodedata.normalize("NFC", name)
+    return name if len(name.encode()) <= _MAX_NAME_BYTES else ""
+
+
+def shown_name(key: str, image: object) -> str:
+    """Return what people are shown of a job: its key, or the name of its picture if the key is a hash of its content.
+
+    Args:
+        key: The job's key.
+        image: Its picture, as for `picture_name`.
+    """
+    return (picture_name(image) if looks_derived(key) else "") or key
 
 
 def name_in_content(content: Content) -> str:

@@ -48,11 +48,7 @@ class _Turn:
     caller: str
     weight: float
     start: float
-    finish: float = attrs.field(init=False)
-
-    @finish.default
-    def _finish(self) -> float:
-        return self.start + 1 / self.weight
+    finish: float = attrs.Factory(lambda self: self.start + 1 / self.weight, takes_self=True)
 
 
 class FairTurns:

@@ -25,7 +25,8 @@ from kling_async.errors import (
     SubmissionUncertainError,
 )
 from kling_async.ledger._recall import recall_one
-from kling_async.storage import Outputs, target_path
+from kling_async.storage import Outputs
+from kling_async.storage.naming import folder_name
 
 from .enqueue import shared_ledger
 
@@ -246,4 +247,4 @@ def _text(error: LedgerError | asyncio.CancelledError) -> str:
 
 def _folder(where: Path, batch: str) -> Path:
     """Return the folder of a batch; no name of a batch leads out of `where`."""
-    return target_path(where, batch).with_suffix("") if batch else where
+    return where / folder_name(batch) if batch else where

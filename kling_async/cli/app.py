@@ -180,7 +180,7 @@ def emulator(options: EmulatorOptions) -> Exit:
 
 app.add_typer(ledgers, name="ledger")
 
-Key = Annotated[str, typer.Argument(help="Key of the job.", show_default=False)]
+Key = Annotated[str, typer.Argument(metavar="KEY", help="Key of the job.", show_default=False)]
 Name = Annotated[str | None, typer.Option(metavar="NAME", help="Batch of the job.", show_default="the only one")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 
@@ -202,7 +202,7 @@ def ledger(options: DoubtOptions) -> Exit:
 def adopt(
     context: typer.Context,
     key: Key,
-    prediction_id: Annotated[str, typer.Argument(help="Id of its prediction.", show_default=False)],
+    prediction_id: Annotated[str, typer.Argument(metavar="ID", help="Id of its prediction.", show_default=False)],
     *,
     name: Name = None,
     yes: Yes = False,

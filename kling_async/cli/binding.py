@@ -92,11 +92,11 @@ class LedgerGroup(Group):
 
 
 def _with_readable_types(params: list[Any]) -> list[Any]:
-    """Blank the types of flags and of lists of arguments, for which typer prints `<bool>` and `<list[Path]>`."""
+    """Blank the types of flags and of arguments, for which typer prints `<bool>`, `<list[Path]>` and `<str>`."""
     for param in params:
         if getattr(param, "is_flag", False):
             param.metavar = ""
-        elif param.param_type_name == "argument" and param.nargs != 1:
+        elif param.param_type_name == "argument" and (param.nargs != 1 or param.metavar):
             param.display_type_rich = lambda ctx: None  # noqa: ARG005 -- the signature of typer's method
     return params
 

@@ -194,6 +194,7 @@ class BatchOptions(SessionOptions, ABC):
         Path | None,
         typer.Option(
             file_okay=False,
+            metavar="FOLDER",
             help="Folder for results.jsonl, errors.jsonl and stats.json.",
             show_default="the videos' folder",
             rich_help_panel=RESULTS_PANEL,
@@ -340,8 +341,12 @@ class DemoOptions(Options):
         list[Path] | None,
         typer.Argument(exists=True, dir_okay=False, help="JPEG or PNG files instead of the three that come with it."),
     ] = None
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the videos.")] = Path("kling-demo")
-    jobs: Annotated[int | None, typer.Option(min=1, max=200, help="Number of videos.", show_default="12")] = None
+    out: Annotated[Path, typer.Option(file_okay=False, metavar="FOLDER", help="Folder for the videos.")] = Path(
+        "kling-demo"
+    )
+    jobs: Annotated[
+        int | None, typer.Option(min=1, max=200, metavar="N", help="Number of videos.", show_default="12")
+    ] = None
     speed: Speed = 20.0
     quick: Annotated[bool, typer.Option("--quick", help="Make only a few short videos.")] = False
 
@@ -421,7 +426,10 @@ class ExportOptions(LedgerOptions):
     out: Annotated[
         Path | None,
         typer.Option(
-            file_okay=False, help="Folder for the files; use the videos' folder.", show_default="the ledger's"
+            file_okay=False,
+            metavar="FOLDER",
+            help="Folder for the files; use the videos' folder.",
+            show_default="the ledger's",
         ),
     ] = None
     formats: Annotated[
@@ -437,7 +445,9 @@ class GalleryOptions(LedgerOptions):
 
     out: Annotated[
         Path | None,
-        typer.Option(file_okay=False, help="Folder for the page.", show_default="gallery beside the ledger"),
+        typer.Option(
+            file_okay=False, metavar="FOLDER", help="Folder for the page.", show_default="gallery beside the ledger"
+        ),
     ] = None
     name: BatchName = None
     provider: Provider = ProviderChoice.WAVESPEED

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from kling_async._core.budget import Budget
 from kling_async._core.endings import state_of
+from kling_async._core.picture_names import shown_name
 from kling_async._core.states import State
 from kling_async._core.text import one_line
 from kling_async._session.batch import Batch
@@ -164,7 +165,9 @@ def _print_failure_table(console: Console, failures: list[Outcome]) -> None:
         error = outcome.error
         advice = f" ({error.advice})" if error is not None and error.advice and has_cursor(console) else ""
         message = one_line((error.message if error is not None else "") + advice)
-        groups.setdefault((state_of(outcome).label, message), []).append(one_line(outcome.key))
+        groups.setdefault((state_of(outcome).label, message), []).append(
+            one_line(shown_name(outcome.key, outcome.job.image))
+        )
     table = new_table(console, "without a video", "state", "message")
     largest = sorted(groups.items(), key=lambda item: -len(item[1]))
     for (result, message), keys in largest[:_MAX_FAILURES_SHOWN]:

@@ -14,9 +14,8 @@ from kling_async import events
 from kling_async._core.catalogue import find_model
 from kling_async._core.endings import state_after, state_of
 from kling_async._core.images import Image
-from kling_async._core.job_key import looks_derived
 from kling_async._core.marks import Mark
-from kling_async._core.picture_names import picture_name
+from kling_async._core.picture_names import shown_name
 from kling_async._core.prediction import Prediction, Status
 from kling_async._core.video_frames import VideoFrame
 from kling_async.errors import (
@@ -162,8 +161,7 @@ class Card:
     @property
     def name(self) -> str:
         """Name on the page: the key, or the name of the picture if the job was given none."""
-        picture = picture_name(self.image.label) if self.image is not None and looks_derived(self.key) else ""
-        return picture or self.key
+        return self.key if self.image is None else shown_name(self.key, self.image.label)
 
     def move(self, stage: Stage, state: State | None = None, *, finished: bool | None = None) -> None:
         """Set the stage and the label of the state.

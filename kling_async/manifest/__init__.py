@@ -339,7 +339,7 @@ def _checked(
 def _nothing_in(source: Source) -> str:
     """Return that a source has no rows, and what it has instead."""
     if not source.left_out:
-        return "has no rows"
+        return "has no pictures" if source.unit == "file" else "has no rows"
     there = ", ".join(f"{count} x {kind}" for kind, count in source.left_out.items())
     advice = "; recursive=True (--recursive) takes those in subfolders" if "subfolders" in source.left_out else ""
     return f"has no pictures; it has {there}{advice}"

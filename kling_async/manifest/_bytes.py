@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 GZIP: Final = b"\x1f\x8b"
 _SNIFFED_BYTES: Final = 2**16
 _CHUNK_BYTES: Final = 2**16
+_DAMAGE: Final = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 def unpacked(file: IO[bytes]) -> IO[bytes]:
@@ -36,13 +37,13 @@ class _Gzip(gzip.GzipFile):
     def read(self, size: int | None = -1) -> bytes:
         try:
             return super().read(size)
-        except (EOFError, zlib.error) as error:
+        except _DAMAGE as error:
             raise gzip.BadGzipFile(f"the gzip file is damaged or cut: {error}") from None
 
     def readline(self, size: int | None = -1) -> bytes:
         try:
             return super().readline(size)
-        except (EOFError, zlib.error) as error:
+        except _DAMAGE as error:
             raise gzip.BadGzipFile(f"the gzip file is damaged or cut: {error}") from None
 
 

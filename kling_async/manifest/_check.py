@@ -27,7 +27,7 @@ from kling_async._images.inspection import inspect
 from kling_async._images.preflight import preflight
 from kling_async.errors import InvalidJobError, ManifestError, Problem, RowProblem
 
-from ._files import URL, content_of_base64, find_file, shown
+from ._files import URL, content_of_base64, find_file, looks_like_picture, shown
 from ._row import CONTINUES, NOTE, located
 
 if TYPE_CHECKING:
@@ -321,6 +321,7 @@ def job_of_row(
                 fields[name] = replaced(fields[name], name, take)
             except RecursionError:
                 problems.append(Problem(name, "is nested too deeply"))
+    problems += _pictures_in_prompts(fields)
     fields["model"] = _model(fields.get("model"), models)
     try:
         job = Job(**cast("JobFields", fields))
@@ -340,6 +341,13 @@ def _continue(row: Row, fields: dict[str, object], problems: list[Problem]) -> N
     if own is not None and own != "":
         problems.append(Problem(CONTINUES, "expected either continues or image, got both"))
     fields["image"] = LastFrame(parent) if isinstance(parent, str) else _PLACEHOLDER
+
+
+def _pictures_in_prompts(fields: dict[str, object]) -> list[Problem]:
+    """Return the problems of prompts that are pictures, and put other texts there, for the check of the rest."""
+    found = [name for name in ("prompt", "negative_prompt") if looks_like_picture(fields.get(name))]
+    fields |= dict.fromkeys(found, "x")
+    return [Problem(name, "is a picture in base64: it belongs into the column of the image") for name in found]
 
 
 def _fields(row: Row, common: Mapping[str, object]) -> dict[str, object]:

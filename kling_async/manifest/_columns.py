@@ -117,15 +117,17 @@ class Columns:
         problems = [Problem(name, "is the name of two columns") for name, times in Counter(names).items() if times > 1]
         resolved = self.resolve(tuple(dict.fromkeys(names)))
         problems += resolved.problems
-        found = ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
+        found = "the columns are " + ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
+        if len(names) == 1:
+            found = f"the only column is {names[0]}; the first row has to be the header"
         problems += (
-            Problem(field, f"there is no column {column!r}; the columns are {found}")
+            Problem(field, f"there is no column {column!r}; {found}")
             for field, column in self._given.items()
             if _normal(column) not in {_normal(name) for name in names}
         )
         named = {*resolved.fields.values(), *resolved.meant, *self._given}
         problems += (
-            Problem(field, f"no column is {field}; the columns are {found}: name it, as in --column {field}=COLUMN")
+            Problem(field, f"no column is {field}; {found}: name it, as in --column {field}=COLUMN")
             for field in self._missing(named)
         )
         return resolved, tuple(problems)

@@ -22,6 +22,7 @@ _FILE_URL: Final = "file:"
 _DRIVE: Final = re.compile(r"[A-Za-z]:[\\/]")
 _BASE64: Final = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD")
 """Beginnings of JPEG, PNG, WebP and GIF pictures in base64."""
+_PICTURES: Final = (*_BASE64, "data:image/")
 _MIN_BASE64: Final = 100
 _MAX_TEXT_IN_MESSAGE: Final = 120
 _MAX_FOLDERS: Final = 64
@@ -51,6 +52,11 @@ def content_of_base64(text: str) -> bytes | None:
         ) from None
 
 
+def looks_like_picture(value: object) -> bool:
+    """Return whether a value is, or begins as, a picture in base64 or a data URI."""
+    return isinstance(value, str) and len(value) >= _MIN_BASE64 and value.startswith(_PICTURES)
+
+
 def find_file(text: str, root: Path) -> Path:
     """Return the file that a row names, which may be written as another system writes it.
 
@@ -76,7 +82,8 @@ def find_file(text: str, root: Path) -> Path:
             try:
                 found = os.stat(path)  # noqa: PTH116 -- see above
             except FileNotFoundError:
-                said = f"does not exist (in {root})"
+                link = os.path.islink(os.path.join(base, form))  # noqa: PTH114, PTH118 -- see above
+                said = f"is a link to a file that is not there: {path}" if link else f"does not exist (in {root})"
             except OSError as error:
                 said = f"cannot be read: {error.strerror or error}"
             else:
@@ -113,6 +120,9 @@ def _hint(text: str, base: str) -> str:
     folder, _, name = path.rpartition("/")
     for place in dict.fromkeys((os.path.join(base, folder), base)):  # noqa: PTH118 -- as above
         near = _near(name, place)
+        if near == name and os.path.lexists(os.path.join(base, path)):  # noqa: PTH118 -- as above
+            # It is there itself, as a link.
+            return ""
         if near and os.path.realpath(place).startswith(base):
             return f"; {os.path.relpath(os.path.join(place, near), base)!r} is there"  # noqa: PTH118 -- as above
     below = "" if folder else _in_subfolder(name, base)

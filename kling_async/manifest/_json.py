@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Final
 from kling_async.errors import Problem
 
 from ._row import Row
-from ._text import MAX_LINE_BYTES, json_rows, too_many_values
+from ._text import EXPECTED_JSON, MAX_LINE_BYTES, json_rows, too_many_values
 from ._values import DECODER, RepeatedFieldError
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 _CHUNK_BYTES: Final = 2**16
 _SPACE: Final = " \t\r\n\ufeff"
 _SPACES: Final = re.compile(f"[{_SPACE}]*")
-_EXPECTED: Final = (
-    "expected an array of objects, [{...}, {...}], or one object per line; pandas writes them with "
-    'to_json(path, orient="records")'
-)
 
 
 def json_array_rows(file: IO[bytes], columns: Columns) -> Iterator[Row]:
@@ -42,7 +38,7 @@ def _rows(file: IO[bytes], columns: Columns) -> Iterator[Row]:
     if first == "[":
         yield from _array_rows(text, columns)
     elif first == "{" and not text.is_one_object_on_its_line():
-        yield Row(0, problems=(Problem("", _EXPECTED),))
+        yield Row(0, problems=(Problem("", EXPECTED_JSON),))
     elif first:
         file.seek(0)
         yield from json_rows(file, columns)

@@ -37,6 +37,7 @@ def parquet_rows(file: IO[bytes], columns: Columns) -> Iterator[Row]:
         table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
         names: list[str] = table.schema_arrow.names
         resolved, problems = columns.header(names)
+        problems += _lost_index(table.schema_arrow.pandas_metadata, columns)
         if problems:
             yield Row(0, problems=problems, header=True)
             return
@@ -49,6 +50,14 @@ def parquet_rows(file: IO[bytes], columns: Columns) -> Iterator[Row]:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         yield Row(number + 1 if number else 0, problems=(Problem("", f"cannot be read as Parquet: {error}"),))
+
+
+def _lost_index(notes: Mapping[str, Any] | None, columns: Columns) -> tuple[Problem, ...]:
+    """Return the problem of an index of pandas that is a field, and of which the file has only the ends of a range."""
+    indexes = (notes or {}).get("index_columns", [])
+    names = [str(index["name"]) for index in indexes if isinstance(index, dict) and index.get("name") is not None]
+    said = "is the index of the data frame, and not in the rows: write it with reset_index()"
+    return tuple(Problem(name, said) for name in names if columns.resolve((name,)).fields)
 
 
 def _batch_rows(metadata: Any) -> int:

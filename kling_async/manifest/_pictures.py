@@ -209,6 +209,6 @@ def _with_prompt(row: Row, image: Path, sidecar: str) -> Row:
         with open_file(text) as file:
             prompt = file.read(_MAX_PROMPT_BYTES).decode("utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8"
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8; save it as UTF-8"
         return attrs.evolve(row, problems=(Problem("prompt", f"cannot be read: {reason}"),), file=str(text))
     return attrs.evolve(row, fields={**row.fields, "prompt": prompt})

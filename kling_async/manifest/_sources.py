@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 import sys
 import tempfile
@@ -54,7 +55,26 @@ _EXPECTED: Final = (
     f"expected a folder of pictures, pictures, a pattern such as photos/*.jpg, or a file of {', '.join(READERS)} "
     "(also packed: .csv.gz)"
 )
+_FRAMES: Final[Mapping[str, str]] = {
+    "pandas": 'frame.to_dict("records")',
+    "polars": "frame.iter_rows(named=True)",
+    "datasets": "one split of it",
+}
+"""Expressions that yield rows as mappings, by the library."""
 _MAGIC: Final[Mapping[bytes, str]] = {b"PAR1": ".parquet", b"PK\x03\x04": ".xlsx", b"[": ".json", b"{": ".json"}
+
+_NO_TEXTS: Final[Mapping[bytes, str]] = {
+    GZIP: "packed twice",
+    b"PK\x03\x04": "an Excel workbook (.xlsx) or another zip file",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook (.xls)",
+    b"PAR1": "a Parquet file",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"\x89PNG": "a PNG picture",
+    b"%PDF": "a PDF",
+}
+"""Files that people name or pipe as a text, by their first bytes."""
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""Beginning of a URL, also of one in a path."""
 
 
 @attrs.frozen(eq=False)
@@ -83,7 +103,12 @@ class ManifestFile:
         """Yield all rows."""
         with open_file(self.path) as file:
             if self.suffix in _TEXTS:
-                yield from READERS[self.suffix](as_utf8(unpacked(file)), self.columns)
+                text = unpacked(file)
+                kind = _kind_by_content(text)
+                if kind:
+                    yield Row(0, problems=(Problem("", f"is {kind}, and no text with rows"),))
+                    return
+                yield from READERS[self.suffix](as_utf8(text), self.columns)
             else:
                 yield from READERS[self.suffix](file, self.columns)
 
@@ -145,7 +170,14 @@ class Piped:
 
 
 def source_of_rows(name: str, rows: Iterable[Mapping[str, object]], columns: Columns) -> Source:
-    """Return the source for an iterable of any kind."""
+    """Return the source for an iterable of any kind.
+
+    Raises:
+        ManifestError: It is a data frame, or a mapping of columns, and no rows.
+    """
+    if isinstance(rows, Mapping) or type(rows).__name__ in {"DataFrame", "LazyFrame"}:
+        said = f"expected rows, each a mapping of fields, got {type(rows).__name__}{_frame_advice(rows)}"
+        raise ManifestError([RowProblem(name, None, "", said)])
     return Spooled(name, rows, columns) if isinstance(rows, Iterator) else Repeatable(name, rows, columns)
 
 
@@ -189,7 +221,11 @@ def batch_name(paths: Sequence[str | os.PathLike[str]]) -> str:
 def _source_of_path(path: str, columns: Columns, *, recursive: bool) -> tuple[Source, Path]:
     where = Path(path)
     if path == STDIN:
+        if sys.stdin is None:
+            raise _refused("stdin", "is closed: pipe a list into the process")
         return Piped(sys.stdin.buffer, columns), Path()
+    if _URL.match(path) and not where.exists():
+        raise _refused(path, "is a URL, and no list: write it into the column image of one")
     if is_pattern(path):
         found = matches(path)
         if not found:
@@ -245,6 +281,13 @@ def _suffix_by_content(path: Path) -> str:
     return _MAGIC.get(text[:1], ".csv")
 
 
+def _kind_by_content(file: IO[bytes]) -> str:
+    """Return what a file is that is no text, by its first bytes; empty if it may be a text."""
+    head = file.read(4)
+    file.seek(0)
+    return next((kind for magic, kind in _NO_TEXTS.items() if head.startswith(magic)), "")
+
+
 def _temporary(owner: object) -> tuple[int, Path]:
     """Return a descriptor and the path of a new temporary file, which is deleted with its owner."""
     descriptor, name = tempfile.mkstemp(prefix="kling-async-")
@@ -262,10 +305,17 @@ def _unpickled(file: IO[bytes]) -> Iterator[Mapping[str, object]]:
         yield item
 
 
+def _frame_advice(value: object) -> str:
+    """Return what to pass instead of a data frame, or of its series or tuples; empty for anything else."""
+    instead = _FRAMES.get(type(value).__module__.partition(".")[0])
+    return f"; pass {instead}" if instead else ""
+
+
 def _numbered(items: Iterable[object], columns: Columns) -> Iterator[Row]:
     for number, item in enumerate(items, 1):
         if not isinstance(item, Mapping):
-            problem = Problem("", f"expected a mapping of fields, got {type(item).__name__}")
+            said = f"expected a mapping of fields, got {type(item).__name__}"
+            problem = Problem("", said + _frame_advice(item))
             yield Row(number, problems=(problem,))
         elif not all(isinstance(name, str) for name in item):
             wrong = next(name for name in item if not isinstance(name, str))

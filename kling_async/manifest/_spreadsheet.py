@@ -52,7 +52,7 @@ def xlsx_rows(file: IO[bytes], columns: Columns) -> Iterator[Row]:
         if not any(value != "" for value in values):
             continue
         if header is None:
-            header = Header.of([str(value) for value in values], columns)
+            header = Header.of([str(plain("", value)) for value in values], columns)
             if header.problems:
                 yield Row(number, problems=header.problems, header=True)
                 return

@@ -25,6 +25,10 @@ MAX_VALUES: Final = 100_000
 """Most cells of a line, or values of a JSON object: each takes far more memory than its text."""
 _SEPARATOR: Final = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 """First line that names the separator to Excel."""
+EXPECTED_JSON: Final = (
+    "expected an array of objects, [{...}, {...}], or one object per line; pandas writes them with "
+    'to_json(path, orient="records")'
+)
 _Line: TypeAlias = tuple[int, str, Problem | None]
 """Number of a line, its text, and the problem with its bytes."""
 
@@ -64,6 +68,7 @@ def too_many_values(text: str, start: int = 0, end: int | None = None, *, separa
 
 def json_rows(file: IO[bytes], columns: Columns) -> Iterator[Row]:
     """Yield the rows of JSON lines; blank lines are skipped."""
+    first = True
     for number, line, undecoded in _lines(file):
         if undecoded is not None:
             yield Row(number, problems=(undecoded,))
@@ -84,11 +89,22 @@ def json_rows(file: IO[bytes], columns: Columns) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             problem = Problem("", f"cannot be parsed as JSON: {error}")
         else:
+            if first and _is_table_of_columns(value):
+                yield Row(0, problems=(Problem("", EXPECTED_JSON),))
+                return
+            first = False
             if isinstance(value, dict):
                 yield columns.row(number, value)
                 continue
             problem = Problem("", f"expected one JSON object per line, got {type(value).__name__}")
         yield Row(number, problems=(problem,))
+
+
+def _is_table_of_columns(value: object) -> bool:
+    """Return whether an object has a column in each field, by the numbers of the rows, as pandas writes by default."""
+    if not isinstance(value, dict) or not value:
+        return False
+    return all(isinstance(column, dict) and "0" in column for column in value.values())
 
 
 @attrs.define(eq=False)

@@ -11,6 +11,7 @@ import attrs
 from kling_async import events
 from kling_async._core.endings import state_of
 from kling_async._core.job import Job
+from kling_async._core.picture_names import shown_name
 from kling_async._core.prediction import Status
 from kling_async._core.states import State
 from kling_async.errors import SkippedError
@@ -82,6 +83,19 @@ class Board:
         self._shown_account_error: KlingError | None = None
         self._end_times: deque[float] = deque(maxlen=_RATE_WINDOW_JOBS)
 
+    def name(self, event: Event) -> str:
+        """Return what is shown of the job of an event: its key, or of a key that is a hash, the name of its picture."""
+        running = self.running.get((event.batch, event.key))
+        job = running.job if running is not None else None
+        match event:
+            case events.Finished(outcome=outcome):
+                job = outcome.job
+            case events.Refused(job=given) | events.Uncertain(job=given):
+                job = given
+            case _:
+                pass
+        return event.key if job is None else shown_name(event.key, job.image)
+
     @property
     def waiting(self) -> int:
         """Number of jobs that were not accepted and are still to be sent, by this run or the next."""
@@ -140,7 +154,7 @@ class Board:
                 if prediction.status.ended and prediction.status is not Status.COMPLETED:
                     self.unsaved.pop(prediction.id, None)
             case events.Retrying(again=again):
-                self.note = f"{event.key} failed at the service; sent and paid for again in {again:.0f} s"
+                self.note = f"{self.name(event)} failed at the service; sent and paid for again in {again:.0f} s"
             case events.Finished(outcome=outcome):
                 self._finish(name, outcome, event.at)
 

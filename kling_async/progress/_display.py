@@ -17,6 +17,7 @@ from rich.text import Text
 
 from kling_async import events
 from kling_async._core.endings import state_of
+from kling_async._core.picture_names import shown_name
 from kling_async._core.states import State
 from kling_async._core.text import one_line
 from kling_async._session.batch import Batch, scene_of
@@ -156,7 +157,9 @@ class PlainProgress(QuietProgress):
                 word, rest = words
                 if isinstance(event, events.Accepted) and self.board.budget is not None:
                     rest += f", {format_budget(self.board.budget)}"
-                line = f"{event.at - self._start:8.1f} s  {word:<10}  {event.key}  {rest}"
+                name = self.board.name(event)
+                name += f" ({event.key})" if name != event.key else ""
+                line = f"{event.at - self._start:8.1f} s  {word:<10}  {name}  {rest}"
                 self._console.print(one_line(line.rstrip()), markup=False, soft_wrap=True)
 
         return observe
@@ -241,7 +244,7 @@ class LiveProgress(QuietProgress):
             self.board.update(event, provider)
             if isinstance(event, events.Finished) and event.outcome.error and not self.board.is_repeat(event):
                 # Printed above the display, where it stays.
-                text = Text.assemble(("✗ ", "red"), (one_line(event.key), "bold"), "  ")
+                text = Text.assemble(("✗ ", "red"), (one_line(self.board.name(event)), "bold"), "  ")
                 self._console.print(text.append(one_line(_reason(event.outcome.error)), "red"))
 
         return observe
@@ -334,7 +337,7 @@ class LiveProgress(QuietProgress):
             saving = job.state == "saving"
             grid.add_row(
                 Text("↓", "blue") if saving else self._spinner,
-                Text(one_line(job.key), "bold"),
+                Text(one_line(shown_name(job.key, job.job.image)), "bold"),
                 Text(model_name(job.job, job.provider)),
                 Text(f"{job.job.duration} s"),
                 Text(one_line(job.state), "blue" if saving else "cyan"),

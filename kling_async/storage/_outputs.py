@@ -116,7 +116,7 @@ class Outputs:
         if fields.alone and (self._bucket is not None or self._replace):
             fields = attrs.evolve(fields, alone=False)
         name = self._template.render(fields) if self._file is None else self._file
-        renamed = fields.picture is not None and self._file is None and self._template.ends_in_key
+        renamed = self._file is None and self._template.named_otherwise_before(fields)
         if self._bucket is not None:
             return self._bucket.target(name, replace=self._replace, renamed=renamed)
         return FileTarget(Path(self._folder, name), self._replace, renamed)

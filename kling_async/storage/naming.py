@@ -145,16 +145,20 @@ class Template:
     def render(self, fields: Fields) -> str:
         """Return the relative name of an output, with slashes.
 
-        A value never adds a path component: characters other than letters and digits of any script and `._-` are
-        replaced, and a digest of the value is added.
+        A value never adds a path component: characters other than letters and digits of any script, `._-` and, in the
+        key as part of a file's name, single marks such as spaces and parentheses are replaced, and a digest of the
+        value is added.
         """
         # A saved video is found by its folder, and a picture may be renamed.
         plain = attrs.evolve(fields, picture=None)
-        *folders, last = (
-            _rendered(component, fields if component is self._components[-1] else plain)
-            for component in self._components
-        )
-        return "/".join([*map(_as_folder_name, folders), last + fields.suffix])
+        folders = (_as_folder_name(_rendered(component, plain)) for component in self._components[:-1])
+        return "/".join([*folders, _rendered(self._components[-1], fields, named=True) + fields.suffix])
+
+    def named_otherwise_before(self, fields: Fields) -> bool:
+        """Return whether earlier versions gave the file of a job another name: that of its key, or without spaces."""
+        if not self.ends_in_key:
+            return False
+        return fields.picture is not None or any(mark in fields.key for mark in _MARKS)
 
 
 def suffix_of(url: str) -> str:
@@ -173,39 +177,51 @@ def target_path(where: str | os.PathLike[str], name: str, suffix: str = SUFFIX) 
     Args:
         where: A file if it ends in `suffix`, else a folder.
         name: Name in the folder, usually a job's key. It cannot lead out of the folder: characters other than letters
-            and digits of any script and `._-` are replaced, and a digest of `name` is added, so that names stay
-            distinct.
+            and digits of any script, `._-`, spaces, parentheses and other usual marks are replaced, and a digest of
+            `name` is added, so that names stay distinct.
         suffix: The suffix of the file.
     """
     path = Path(where)
     if path.suffix.lower() == suffix:
         return path
-    return path / (_safe(name, _MAX_NAME_BYTES - len(suffix)) + suffix)
+    return path / (_safe(name, _MAX_NAME_BYTES - len(suffix), _MARKS) + suffix)
 
 
-_UNSAFE = re.compile(r"^[.-]+|[^A-Za-z0-9._-]")
-_UNSAFE_IN_WORDS = re.compile(r"^[.-]+|[\x00-\x2c/:-@\x5b-\x5e`\x7b-\x7f]")
-"""The same for texts in which characters outside of ASCII are safe."""
+def folder_name(value: str) -> str:
+    """Return the name of a folder for a value, such as the name of a batch; no other value has the same."""
+    return _safe(value, _MAX_NAME_BYTES - len(SUFFIX))
+
+
+_MARKS = " ()+,&@'"
+"""Marks that names of pictures have, and that every file system takes. In names of folders they are replaced, as
+earlier versions did: saved videos are looked for there."""
+_UNSAFE_AT_ENDS = re.compile(r"^[. -]+|[ ]+$")
+_SAFE = frozenset(string.ascii_letters + string.digits + "._-")
 _KEPT = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "Nd", "Mn", "Mc"})
 """Categories of the characters outside of ASCII that names have: letters, digits, and marks on them."""
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)", re.IGNORECASE)
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|]')
 
 
-def _safe(value: str, longest: int) -> str:
-    """Return a value as part of a name: unchanged if it is valid on every system, else with its digest."""
-    safe = _UNSAFE.sub("_", value) if value.isascii() else _safe_word(value)
+def _safe(value: str, longest: int, marks: str = "") -> str:
+    """Return a value as part of a name: unchanged if it is valid on every system, else with its digest.
+
+    Args:
+        value: The value, in any script.
+        longest: Most bytes of the part.
+        marks: Characters that are kept besides letters, digits, marks on them, and `._-`.
+    """
+    # One form of the accents: some file systems do not tell the two apart.
+    plain = unicodedata.normalize("NFC", value)
+    safe = "".join(one if _is_kept(one) or one in marks else "_" for one in plain)
+    safe = _UNSAFE_AT_ENDS.sub("_", safe)
     if safe == value and value and len(safe.encode()) <= longest and not _RESERVED.match(safe):
         return safe
     return _cut(_with_digest(safe, value), longest)
 
 
-def _safe_word(value: str) -> str:
-    """Return a value in any script as part of a name: letters, digits, and marks on them, are kept."""
-    # One form of the accents: some file systems do not tell the two apart.
-    plain = unicodedata.normalize("NFC", value)
-    safe = "".join(one if one.isascii() or unicodedata.category(one) in _KEPT else "_" for one in plain)
-    return _UNSAFE_IN_WORDS.sub("_", safe)
+def _is_kept(one: str) -> bool:
+    return one in _SAFE if one.isascii() else unicodedata.category(one) in _KEPT
 
 
 def _with_digest(text: str, value: str) -> str:
@@ -264,10 +280,20 @@ def _check(component: list[_Piece]) -> None:
         raise ValueError(f"{text!r} is a reserved name or too long")
 
 
-def _rendered(component: list[_Piece], fields: Fields) -> str:
+def _rendered(component: list[_Piece], fields: Fields, *, named: bool = False) -> str:
+    """Return a component of a name.
+
+    Args:
+        component: Its pieces.
+        fields: The values.
+        named: Whether it is the name of a file, in which the key keeps the marks of names.
+    """
     longest = _MAX_NAME_BYTES - len(SUFFIX)
     name = "".join(
-        piece.text if piece.field is None else _safe(fields.value(piece.field), longest) for piece in component
+        piece.text
+        if piece.field is None
+        else _safe(fields.value(piece.field), longest, _MARKS if named and piece.field == "key" else "")
+        for piece in component
     )
     if _RESERVED.match(name) or name.startswith("..") or len(name.encode()) > _MAX_COMPONENT_BYTES:
         return _with_digest(_cut(name, 100).strip(". "), name)

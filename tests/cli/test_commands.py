@@ -91,8 +91,11 @@ def test_no_option_takes_a_key() -> None:
     )
 
 
-def test_help_shows_no_type_for_flags() -> None:
-    assert all("bool" not in run(*command.split(), "--help").output for command in ("", *COMMANDS))
+def test_help_shows_no_types_of_the_program() -> None:
+    """Brackets hold one of several words, or a file: no `<bool>`, `<dir>` or `<int range>`."""
+    for command in ("", *COMMANDS, "ledger adopt", "ledger unaccepted", "ledger give-up", "ledger history"):
+        shown = re.findall(r"<[a-z][^<>=]*>", run(*command.split(), "--help").output)
+        assert [word for word in shown if "|" not in word] == [], command
 
 
 def options_of(command: str) -> set[str]:

@@ -187,6 +187,40 @@ def test_plain_progress_prints_one_line_per_event() -> None:
     ]
 
 
+HASH = "02981234ae7c0eef"
+"""Key of a job without a key of its caller's."""
+
+
+def test_job_without_a_key_is_shown_by_the_name_of_its_picture() -> None:
+    text = io.StringIO()
+    observe = new_display(Console(file=text, width=200), StillClock()).observer("wavespeed")
+    again = ev.Retrying(at=131.0, key=HASH, job=JOB, prediction=Prediction(id="p", error="broken"), again=2.0)
+    for event in (accepted(HASH), changed(HASH, Status.PROCESSING), again, finished(HASH, refusal())):
+        observe(event)
+    lines = text.getvalue().splitlines()
+    assert all(f"  a ({HASH})" in line for line in lines), lines
+    assert len(lines) == 4
+
+
+@pytest.mark.anyio
+async def test_terminal_shows_names_of_pictures_for_hashes() -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=80, height=20, color_system=None, _environ={})
+    display = new_display(console, StillClock(), total=2)
+    observe = display.observer("wavespeed")
+    async with display:
+        for key in (HASH, "b"):
+            observe(accepted(key))
+        assert isinstance(display, LiveProgress)
+        display._live.refresh()
+        observe(finished(HASH, PredictionFailedError("no video")))
+    shown = re.sub(" +", " ", text.getvalue())
+    assert "a kling-v2.1-pro 5 s created" in shown
+    assert "b kling-v2.1-pro 5 s created" in shown
+    assert "✗ a no video" in shown
+    assert HASH not in shown
+
+
 def test_account_wide_error_is_printed_once() -> None:
     text = io.StringIO()
     observe = new_display(Console(file=text, width=200), StillClock()).observer("wavespeed")

@@ -97,6 +97,21 @@ async def test_failed_job_exits_1(cli: Cli) -> None:
 
 
 @pytest.mark.anyio
+async def test_summary_names_the_picture_of_a_failed_row_without_a_key(cli: Cli) -> None:
+    picture = "https://pictures.example/SKU%201000.png?width=400"
+    path = manifest(cli.folder, {"key": "a"}, {"prompt": "Fire", "image": picture})
+    async with service() as emulator:
+        failure = faults.FailTask(code=1200, message="refused")
+        emulator.faults.add("submit", failure, when=lambda exchange: exchange.body.get("prompt") == "Fire")
+        done = await call(cli, "run", path, "--out", "videos", "--level", "gold", "--yes", **at(emulator))
+    (key,) = {key for key in rows(cli.folder / "videos" / "results.jsonl") if key != "a"}
+    assert f"accepted    SKU 1000 ({key})  kling" in done.stdout
+    table = done.stdout.partition("without a video")[2]
+    assert "SKU 1000" in table
+    assert key not in table
+
+
+@pytest.mark.anyio
 async def test_wrong_key_is_reported_once_and_exits_3(cli: Cli) -> None:
     path = manifest(cli.folder, *({"key": str(number)} for number in range(20)))
     async with service() as emulator:

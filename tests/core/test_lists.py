@@ -429,6 +429,29 @@ def test_worst_names_of_files_are_refused_with_their_mend(image: str, said: str,
     assert message.startswith("rows:1 image: " + said.replace("{here}", str(tmp_path)))
 
 
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+def test_picture_where_a_prompt_belongs_is_a_problem(field: str) -> None:
+    """A small one would be sent as the prompt, and paid for."""
+    small = BASE64[:400]
+    for text in (small, f"data:image/png;base64,{small}"):
+        said = f"{field}: is a picture in base64: it belongs into the column of the image"
+        (problem,) = problems([{"image": URL, "prompt": "x", field: text}])
+        assert problem == f"rows:1 {said}"
+    ((_, job),) = read_rows([{"image": URL, "prompt": "/9j/ is how it begins"}])
+    assert job.prompt == "/9j/ is how it begins"
+
+
+def test_advice_names_rows_only_where_there_are_some() -> None:
+    """Of a list that is not there, none can be left out."""
+    for source in ("gone.csv", write("jobs.csv", ""), write("jobs.parquet", "no")):
+        with pytest.raises(ManifestError) as caught:
+            read_manifest(source)
+        assert caught.value.advice == "correct it and run it again"
+    with pytest.raises(ManifestError) as caught:
+        read_manifest("SKU-1.jpg")
+    assert "--skip-invalid" in caught.value.advice
+
+
 def test_nothing_leads_out_of_the_folder_in_another_form(tmp_path_factory: pytest.TempPathFactory) -> None:
     outside = tmp_path_factory.mktemp("outside")
     (outside / "secret.png").write_bytes(png())

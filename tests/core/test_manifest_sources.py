@@ -161,7 +161,7 @@ def test_folder_problems_have_file_names(tmp_path_factory: pytest.TempPathFactor
     outside.write_bytes(png())
     (photos / "link.png").symlink_to(outside)
     messages = problems(photos, prompt="Waves")
-    assert messages[0] == "photos/bad.txt prompt: cannot be read: it is not UTF-8"
+    assert messages[0] == "photos/bad.txt prompt: cannot be read: it is not UTF-8; save it as UTF-8"
     assert messages[1] == "photos/e.png prompt: required: 1 to 2500 characters"
     assert messages[2].startswith("photos/link.png image: ")
     assert "is outside of" in messages[2]
@@ -172,7 +172,7 @@ def test_folder_problems_have_file_names(tmp_path_factory: pytest.TempPathFactor
 
 def test_empty_folder_or_folder_outside_root_is_refused() -> None:
     Path("empty").mkdir()
-    assert problems("empty", prompt="Waves") == ["empty: has no rows"]
+    assert problems("empty", prompt="Waves") == ["empty: has no pictures"]
     assert "is outside of" in problems(folder("a.png"), prompt="Waves", root="empty")[0]
 
 

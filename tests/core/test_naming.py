@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kling_async import ConfigurationError, KlingSession, Outputs
 from kling_async.storage import Fields, Target, suffix_of, target_path
-from kling_async.storage.naming import FIELDS, Template
+from kling_async.storage.naming import FIELDS, Template, folder_name
 
 AT = 1_800_000_000.0
 """2027-01-15, 08:00 UTC."""
@@ -58,21 +58,37 @@ KEYS = [
     "e\u0301",
     "²",
     "a\u202eb",
-    "猫 と 犬",
+    "猫\u3000と 犬",
     "a ",
+    " a",
+    "a#b",
 ]
 
 
 def is_plain(name: str) -> bool:
-    """Return whether a name has letters, digits, marks on them and ._- alone, and ends as a video."""
-    kept = all(one in "._-" or unicodedata.category(one)[0] in "LM" or one.isdecimal() for one in name)
-    return kept and name.endswith(".mp4") and name[0] not in ".-"
+    """Return whether a name has letters, digits, marks on them and what names have, and ends as a video."""
+    kept = all(one in "._- ()+,&@'" or unicodedata.category(one)[0] in "LM" or one.isdecimal() for one in name)
+    return kept and name.endswith(".mp4") and name[0] not in ".- "
 
 
-@pytest.mark.parametrize("name", ["猫と犬", "Кошка", "über", "हिन्दी", "ไทย", "SKU-1000", "a_b.c"])
+NAMES = ["猫と犬", "Кошка", "über", "हिन्दी", "ไทย", "SKU-1000", "a_b.c"]
+NAMES += ["Kleid grün 猫", "IMG_1234 (2)", "icon@2x", "salt & pepper, red", "Anna's dress", "c++"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_name_in_any_script_stays_readable(name: str) -> None:
     assert target_path("out", name) == Path("out") / f"{name}.mp4"
     assert named("{date}/{key}", key=name) == f"2027-01-15/{name}.mp4"
+
+
+def test_names_of_folders_stay_those_of_earlier_versions() -> None:
+    """Saved videos are looked for there."""
+    digest = hashlib.sha256(b"my list (2)").hexdigest()[:10]
+    assert folder_name("my list (2)") == f"my_list__2_-{digest}"
+    for template in ("{batch}/{key}", "{key}/{batch}"):
+        key, batch = ("a", "my list (2)") if template.startswith("{b") else ("my list (2)", "a")
+        assert named(f"out/{template}", key=key, batch=batch) == f"out/my_list__2_-{digest}/a.mp4"
+    assert named("out/{batch}-{key}", key="a b", batch="my list (2)") == f"out/my_list__2_-{digest}-a b.mp4"
 
 
 @pytest.mark.parametrize("name", KEYS)

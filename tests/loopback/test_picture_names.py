@@ -133,6 +133,29 @@ async def test_video_saved_by_an_earlier_version_or_under_another_name_is_found(
         assert len(emulator.charges()) == 1
 
 
+@pytest.mark.parametrize("key", ["Kleid grün (2)", None])
+async def test_video_that_an_earlier_version_saved_without_spaces_is_found(key: str | None, tmp_path: Path) -> None:
+    """Its name had a digest for them."""
+    job = Job(prompt="x", image=picture(tmp_path / "Kleid grün (2).png"))
+    jobs = [job if key is None else (key, job)]
+    async with Emulator(level="gold", speed=200, profile="tiny", downloads=False) as emulator:
+        former = tmp_path / "out" / "Kleid_grün__2_-6652ec5d5c.mp4"
+        async with KlingSession(
+            emulator.api_key,
+            base_url=emulator.base_url,
+            level="gold",
+            clock=emulator.clock,
+            ledger=tmp_path / "run.db",
+        ) as kling:
+            async with kling.batch(jobs, name="b") as batch:
+                (prediction,) = [each async for each in batch.completed()]
+            await kling.save(prediction, former)
+        assert saved(await run(emulator, tmp_path / "run.db", jobs, tmp_path / "out")) == [former.name]
+        assert saved(await run(emulator, tmp_path / "run.db", jobs, tmp_path / "new")) == ["Kleid grün (2).mp4"]
+        assert emulator.counts["output"] == 2
+        assert len(emulator.charges()) == 1
+
+
 async def test_renamed_picture_keeps_its_video(tmp_path: Path) -> None:
     job = Job(prompt="x", image=picture(tmp_path / "one.png"))
     async with Emulator(level="gold", speed=200, profile="tiny", downloads=False) as emulator:
