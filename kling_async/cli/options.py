@@ -215,6 +215,21 @@ class BatchOptions(SessionOptions, ABC):
             rich_help_panel=RESULTS_PANEL,
         ),
     ] = False
+    join: Annotated[
+        bool,
+        typer.Option(
+            "--join", help="Join the clips of every finished film into OUT/films.", rich_help_panel=RESULTS_PANEL
+        ),
+    ] = False
+    crossfade: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="Time for which clips fade into each other, with --join.",
+            rich_help_panel=RESULTS_PANEL,
+        ),
+    ] = 0.0
     ignored_parameters: IgnoredParameters = None
     audit: Annotated[
         bool,
