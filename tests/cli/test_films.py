@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -84,6 +85,13 @@ async def test_finished_films_are_joined_and_unfinished_ones_named(cli: Cli) -> 
         assert resumed.returncode == 0, resumed.stdout + resumed.stderr
         assert "Film: videos/films/bay.mp4, 3 clips, 14.0 s" in resumed.stdout
         assert len(emulator.charges()) == charges + 1
+    page = await run_sync(partial(cli, "gallery", "videos/run.db"))
+    assert page.returncode == 0, page.stderr
+    (data,) = re.findall(r'id="data">(.*?)</script>', (cli.folder / "videos/gallery/index.html").read_text("utf-8"))
+    shown = json.loads(data)
+    keys = {card["n"]: card["key"] for card in shown["cards"]}
+    strips = {film["name"]: [keys[number] for number in film["clips"]] for film in shown["films"]}
+    assert strips == {"bay": ["dawn", "sail", "night"], "road": ["road", "hill"]}
 
 
 async def test_a_film_with_a_row_that_is_left_out_is_not_joined(cli: Cli) -> None:
