@@ -356,7 +356,9 @@ class DemoOptions(Options):
         typer.Argument(exists=True, dir_okay=False, help="JPEG or PNG files instead of the three that come with it."),
     ] = None
     out: Annotated[Path, typer.Option(file_okay=False, help="Folder for the videos.")] = Path("kling-demo")
-    jobs: Annotated[int | None, typer.Option(min=1, max=200, help="Number of videos.", show_default="12")] = None
+    jobs: Annotated[
+        int | None, typer.Option(min=1, max=200, help="Number of videos besides the film.", show_default="12")
+    ] = None
     speed: Speed = 20.0
     quick: Annotated[bool, typer.Option("--quick", help="Make only a few short videos.")] = False
 
