@@ -37,7 +37,7 @@ _MAX_KEYS_SHOWN: Final = 3
 
 @attrs.frozen
 class Made:
-    """What became of a film at the end of a run.
+    """Result of joining a film.
 
     Attributes:
         strip: Name and clips of the film.
