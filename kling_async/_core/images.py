@@ -16,7 +16,6 @@ from .picture_facts import HEAD_BYTES, facts_of_bytes, media_type
 from .picture_urls import url_caution
 from .video_frames import VideoFrame, check_frame
 
-
 _PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.-]+/[A-Za-z0-9/._~%+-]*")
 """A URL with nothing to look at closer: no port, user info, query or fragment."""
 

@@ -18,10 +18,13 @@ from rich.text import Text
 
 from kling_async._core.endings import state_of
 from kling_async._core.job import Job, JobFields
+from kling_async._core.strips import LABEL
 from kling_async._core.text import one_line
+from kling_async._core.video_frames import LastFrame
 from kling_async._images.preflight import preflight
 from kling_async._session.session import KlingSession
 from kling_async.errors import InvalidJobError, Problem
+from kling_async.films import Film, join
 from kling_async.progress._display import model_name, new_display
 
 from .choices import LevelChoice, ProfileChoice
@@ -104,6 +107,10 @@ PLANS: Final = (
 
 _FAILING: Final = Plan("failing", _STANDARD, 5, 1, _FAILING_PROMPT)
 
+_FILM: Final = "film"
+_SHOTS: Final = ("Mist lifts, slow push in", "Birds cross the sky, pan right", "The day is there, zoom out")
+"""Prompts of the film's clips, each of which begins with the last frame of the one before."""
+
 
 def demo(options: DemoOptions) -> Exit:
     """Make some videos and print the results."""
@@ -114,7 +121,7 @@ def demo(options: DemoOptions) -> Exit:
     own = list(options.pictures or ())
     _check_pictures(own)
     pictures = own or _copy_pictures(options.out / "pictures")
-    jobs = plan_jobs(pictures, options.jobs or _JOBS)
+    jobs = plan_jobs(pictures, options.jobs or _JOBS) | plan_film(pictures[0])
     _print_greeting(console, options, pictures, len(jobs), own=bool(own))
     route_logs(console, debug=options.debug)
     status = interruptible(lambda: _Demo(console, options, jobs).run(started))
@@ -170,6 +177,21 @@ def plan_jobs(pictures: Sequence[Path], count: int) -> dict[str, tuple[str, Job]
     return jobs
 
 
+def plan_film(picture: Path) -> dict[str, tuple[str, Job]]:
+    """Return provider and job of each clip of the film, by key.
+
+    Args:
+        picture: Picture that the first clip begins with.
+    """
+    jobs: dict[str, tuple[str, Job]] = {}
+    image: Path | LastFrame = picture
+    for number, prompt in enumerate(_SHOTS, start=1):
+        key = f"{_FILM}-{number}"
+        jobs[key] = "wavespeed", Job(model=_STANDARD, prompt=prompt, duration=5, image=image, labels={LABEL: _FILM})
+        image = LastFrame(key)
+    return jobs
+
+
 def _print_greeting(console: Console, options: DemoOptions, pictures: Sequence[Path], count: int, *, own: bool) -> None:
     where = "yours" if own else f"copied to {options.out / 'pictures'}"
     lines = [
@@ -177,6 +199,7 @@ def _print_greeting(console: Console, options: DemoOptions, pictures: Sequence[P
         Text.assemble(("time       ", "dim"), f"runs {options.speed:g} times as fast as at the service"),
         Text.assemble(("pictures   ", "dim"), f"{len(pictures)}, {where}"),
         Text.assemble(("videos     ", "dim"), f"{plural(count, 'job')} on Kling 2.1, real MP4s, no key, no cost"),
+        Text.assemble(("film       ", "dim"), f"{len(_SHOTS)} of them, each from the last frame of the one before"),
     ]
     print_panel(console, "kling-async demo", lines)
 
@@ -189,6 +212,7 @@ class _Demo:
         self._options = options
         self._jobs = jobs
         self._outcomes: dict[str, Outcome] = {}
+        self._film: Film | None = None
 
     async def run(self, started: float) -> Exit:
         """Start the emulator, run all jobs and print their results.
@@ -202,6 +226,7 @@ class _Demo:
         async with emulator:
             try:
                 await self._run_jobs(emulator)
+                await self._join_film()
             except asyncio.CancelledError:
                 took_interrupt()
                 self._console.print(
@@ -250,6 +275,13 @@ class _Demo:
             async for outcome in batch:
                 self._outcomes[outcome.key] = outcome
 
+    async def _join_film(self) -> None:
+        """Join the clips of the film, if they are all there."""
+        saved = [self._outcomes[key].saved for key, (_, job) in self._jobs.items() if LABEL in job.labels]
+        clips = [file.location for file in saved if file is not None and isinstance(file.location, Path)]
+        if len(clips) == len(_SHOTS):
+            self._film = await join(clips, self._options.out / f"{_FILM}.mp4", replace=True)
+
     def _print_results(self, charges: Sequence[Charge], seconds: float) -> None:
         self._print_table()
         for outcome in self._outcomes.values():
@@ -268,6 +300,10 @@ class _Demo:
                 f" ({format_size(sum(saved))}), in {seconds:.0f} s",
             ),
         )
+        film = self._film
+        if film is not None:
+            made = f", {plural(film.clips, 'clip')} joined, {film.seconds:.1f} s"
+            print_text(self._console, Text.assemble("Film: ", (str(film.path), "bold green"), made))
 
     def _print_table(self) -> None:
         """Print a row per job. A narrow terminal shows no file names: they are the keys."""
@@ -318,8 +354,11 @@ def _write_manifest(out: Path, jobs: Mapping[str, tuple[str, Job]]) -> Path:
             if provider != "wavespeed" or job.prompt == _FAILING_PROMPT:
                 continue
             row: dict[str, object] = {"key": key, "model": job.row.name, "prompt": job.prompt}
+            row |= job.labels
             for name, image in (("image", job.image), ("end_image", job.end_image)):
-                if image is not None:
+                if isinstance(image, LastFrame):
+                    row["continues"] = image.parent
+                elif image is not None:
                     row[name] = f"pictures/{image.name}" if isinstance(image, Path) else str(image)
             file.write(json.dumps(row | {"duration": job.duration}, ensure_ascii=False) + "\n")
     return path
@@ -331,7 +370,7 @@ def _print_next_steps(console: Console, manifest: Path | None) -> None:
     if manifest is not None:
         lines += [
             Text("The jobs at WaveSpeed as a file, to rehearse for nothing:"),
-            Text(f"  kling-async run {shlex.quote(str(manifest))} --out videos --emulator", "bold green"),
+            Text(f"  kling-async run {shlex.quote(str(manifest))} --out videos --join --emulator", "bold green"),
         ]
     else:
         lines += [
@@ -343,7 +382,7 @@ def _print_next_steps(console: Console, manifest: Path | None) -> None:
     lines += [
         Text("For real, with a key from wavespeed.ai/accesskey; the price is shown before anything is sent:"),
         Text("  export WAVESPEED_API_KEY=...", "bold green"),
-        Text(f"  kling-async run {shlex.quote(str(jobs))} --out videos", "bold green"),
+        Text(f"  kling-async run {shlex.quote(str(jobs))} --out videos{' --join' if manifest else ''}", "bold green"),
         Text("Prices and limits: kling-async models", "dim"),
     ]
     print_panel(console, "next", lines, "green")

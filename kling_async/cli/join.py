@@ -35,7 +35,7 @@ def join(options: JoinOptions) -> Exit:
 async def _join(options: JoinOptions) -> Exit:
     console = make_console()
     try:
-        with _progress(len(options.clips)) as progress:
+        with joining(f"joining {plural(len(options.clips), 'clip')}") as progress:
             film = await join_clips(
                 options.clips,
                 options.out,
@@ -52,7 +52,7 @@ async def _join(options: JoinOptions) -> Exit:
         print_error(error)
         return Exit.NOTHING_DONE
     if options.as_json:
-        sys.stdout.write(json.dumps(_as_json(film), indent=2) + "\n")
+        sys.stdout.write(json.dumps(as_json(film), indent=2) + "\n")
         return Exit.WELL
     how = "encoded anew" if film.is_encoded else "copied without a new encoding"
     size = f"{film.seconds:.2f} seconds, {format_size(film.bytes)}"
@@ -63,19 +63,24 @@ async def _join(options: JoinOptions) -> Exit:
 
 
 @contextlib.contextmanager
-def _progress(clips: int) -> Iterator[Callable[[float], object] | None]:
-    """Show a bar on stderr, if that is a terminal; yield what moves it."""
+def joining(text: str) -> Iterator[Callable[[float], object] | None]:
+    """Show a bar on stderr, if that is a terminal; yield what moves it.
+
+    Args:
+        text: Text before the bar.
+    """
     console = make_console(stderr=True)
     if not has_cursor(console):
         yield None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(f"joining {plural(clips, 'clip')}", total=1.0)
+        task = bar.add_task(text, total=1.0)
         yield lambda share: bar.update(task, completed=share)
 
 
-def _as_json(film: Film) -> dict[str, object]:
+def as_json(film: Film) -> dict[str, object]:
+    """Return a film as `--json` shows it."""
     return {
         "path": str(film.path),
         "clips": film.clips,

@@ -216,6 +216,21 @@ class BatchOptions(SessionOptions, ABC):
             rich_help_panel=RESULTS_PANEL,
         ),
     ] = False
+    join: Annotated[
+        bool,
+        typer.Option(
+            "--join", help="Join the clips of every finished film into OUT/films.", rich_help_panel=RESULTS_PANEL
+        ),
+    ] = False
+    crossfade: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="Time for which clips fade into each other, with --join.",
+            rich_help_panel=RESULTS_PANEL,
+        ),
+    ] = 0.0
     ignored_parameters: IgnoredParameters = None
     audit: Annotated[
         bool,
@@ -345,7 +360,8 @@ class DemoOptions(Options):
         "kling-demo"
     )
     jobs: Annotated[
-        int | None, typer.Option(min=1, max=200, metavar="N", help="Number of videos.", show_default="12")
+        int | None,
+        typer.Option(min=1, max=200, metavar="N", help="Number of videos besides the film.", show_default="12"),
     ] = None
     speed: Speed = 20.0
     quick: Annotated[bool, typer.Option("--quick", help="Make only a few short videos.")] = False

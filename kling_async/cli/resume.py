@@ -12,6 +12,7 @@ from kling_async._core.text import one_line
 from kling_async.ledger import State
 
 from .exits import Exit
+from .films import check_films
 from .interrupts import interruptible
 from .output import make_console, plural, print_text, route_logs
 from .places import destination
@@ -35,6 +36,7 @@ def resume(options: ResumeOptions) -> Exit:
     ledger.require_real()
     session = new_batch_session(options)
     check_gallery(options)
+    check_films(options)
     check_destination(options)
     found = the_batch(ledger, options.name)
     identity_of(ledger, found.name, options.ignored_parameters)

@@ -17,6 +17,7 @@ from kling_async.manifest import LookedUp
 
 from .choices import SeenChoice
 from .exits import Exit
+from .films import check_films
 from .interrupts import interruptible
 from .ledgers import REHEARSAL_FILE
 from .output import format_usd, make_console, plural, print_text, route_logs
@@ -58,6 +59,7 @@ def run(options: RunOptions) -> Exit:
     # Created now so that a missing key is reported before anything is printed.
     session = new_batch_session(options, api_key="-") if options.emulator else new_batch_session(options)
     check_gallery(options)
+    check_films(options)
     check_destination(options)
     files = FileDigests()
     if options.emulator:

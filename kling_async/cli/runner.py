@@ -18,6 +18,7 @@ from kling_async.progress._display import new_display
 from kling_async.results import export
 
 from .audit import audit
+from .films import Films
 from .hints import record_run
 from .interrupts import close_output, drains, took_interrupt
 from .output import format_duration, plural, print_text
@@ -129,10 +130,13 @@ async def run_batch(
     if page is not None:
         observers.append(page.observer(options.provider))
     session = new_batch_session(options, observers=observers, clock=clock, **(more or {}))
-    run = _Run(console, options, work, display, clock, page=page)
+    films = Films(options)
+    run = _Run(console, options, work, display, clock, page=page, films=films)
     report = run.report
     try:
         await run.all(session)
+        if not report.interrupted:
+            report.films = await films.join(() if work.invalid is None else work.invalid())
     except asyncio.CancelledError:
         took_interrupt()
         report.interrupted = True
@@ -218,6 +222,7 @@ class _Run:
         clock: Clock,
         *,
         page: Gallery | None,
+        films: Films,
     ) -> None:
         self.report = Report(name=work.name, total=work.total, plan=work.plan, budget=work.budget, board=display.board)
         self._console = console
@@ -227,6 +232,7 @@ class _Run:
         self._board = display.board
         self._clock = clock
         self._page = page
+        self._films = films
         self._start = clock.monotonic()
 
     @property
@@ -246,6 +252,7 @@ class _Run:
             with explained(self._board, kling, self._options), drains(self._drain):
                 async with batch:
                     async for outcome in batch:
+                        self._films.add(outcome)
                         self._print_outcome(outcome)
             self.report.seconds = self.elapsed
             if self._options.audit:

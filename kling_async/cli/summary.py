@@ -22,6 +22,7 @@ from kling_async.results import Exported, Format
 from .audit import Audit
 from .exits import Exit
 from .export import print_left_out, print_rerun
+from .films import Made, print_films
 from .hints import kept_options
 from .output import (
     format_duration,
@@ -67,6 +68,7 @@ class Report:
         exported: Result files.
         export_error: Reason why the result files could not be written; empty if they could.
         gallery: The kept page; None if there is none.
+        films: Films that were to be joined.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Report:
     exported: list[Exported] = attrs.field(factory=list)
     export_error: str = ""
     gallery: Path | None = None
+    films: list[Made] = attrs.field(factory=list)
 
     @property
     def exit_status(self) -> Exit:
@@ -95,6 +98,8 @@ class Report:
             return Exit.SOME_FAILED if board.accepted else Exit.BAD_INPUT
         if board.endings and not board.accepted and not board.done and not board.uncertain:
             return Exit.NOTHING_DONE
+        if any(film.film is None for film in self.films):
+            return Exit.SOME_FAILED
         return Exit.SOME_FAILED if board.endings else Exit.WELL
 
     @property
@@ -113,6 +118,7 @@ def print_summary(console: Console, options: BatchOptions, report: Report) -> No
     """
     _print_failures(console, options, report)
     _print_counts(console, options, report)
+    print_films(console, report.films, lines=options.as_json)
     if not options.quiet:
         _print_money(console, report)
         _print_files(console, options, report)

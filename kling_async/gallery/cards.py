@@ -17,6 +17,7 @@ from kling_async._core.images import Image
 from kling_async._core.marks import Mark
 from kling_async._core.picture_names import shown_name
 from kling_async._core.prediction import Prediction, Status
+from kling_async._core.strips import Clip
 from kling_async._core.video_frames import VideoFrame
 from kling_async.errors import (
     KlingError,
@@ -25,6 +26,8 @@ from kling_async.errors import (
     SubmissionUncertainError,
 )
 from kling_async.ledger import State
+
+from .films import Film, films_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -126,6 +129,7 @@ class Card:
         label: Label of the state.
         finished: The session does nothing more for the job.
         mark: Mark of its video; None if it has none.
+        clip: Its place in a film; None until the job is known.
     """
 
     number: int
@@ -157,6 +161,7 @@ class Card:
     label: str = Stage.WAITING.value
     finished: bool = False
     mark: Mark | None = None
+    clip: Clip | None = None
 
     @property
     def name(self) -> str:
@@ -178,6 +183,7 @@ class Card:
     def describe(self, job: Job) -> None:
         """Set the fields of the job."""
         self.model = job.row.name
+        self.clip = Clip.of(self.key, job)
         self.prompt = job.prompt or "\n".join(shot.prompt for shot in job.multi_prompt)
         self.seconds = job.duration or None
         # A job read from a ledger has no image if it was given as bytes.
@@ -244,11 +250,20 @@ class Deck:
         # Sorted by their last change, so that the changes since a version are found from the end.
         self._cards: dict[tuple[str, str, str], Card] = {}
         self._by_number: dict[int, Card] = {}
+        self._films: list[Film] | None = None
+        self._has_films = False
 
     @property
     def cards(self) -> list[Card]:
         """Cards, sorted by number."""
         return sorted(self._cards.values(), key=lambda card: card.number)
+
+    @property
+    def films(self) -> list[Film]:
+        """Films of the cards, those of each batch in the order of their first clips."""
+        if self._films is None:
+            self._films = films_of(self.cards) if self._has_films else []
+        return self._films
 
     @property
     def version(self) -> int:
@@ -284,7 +299,7 @@ class Deck:
             case events.Admitted(job=job):
                 card.in_batch = True
                 card.begun = event.at
-                card.describe(job)
+                self.describe(card, job)
             case events.Submitting(job=job, attempt=attempt):
                 card.attempts = attempt
                 self._begin(card, job, event.at)
@@ -335,11 +350,18 @@ class Deck:
         card.version = self._version
         self._cards[name] = card
 
+    def describe(self, card: Card, job: Job) -> None:
+        """Set the fields of a card's job."""
+        card.describe(job)
+        self._films = None
+        clip = card.clip
+        self._has_films = self._has_films or (clip is not None and bool(clip.film or clip.follows))
+
     def _begin(self, card: Card, job: Job, at: float) -> None:
         # A job outside of batches has no `Admitted` event.
         if card.begun is None:
             card.begun = at
-            card.describe(job)
+            self.describe(card, job)
 
     def _drop_oldest(self) -> None:
         if len(self._cards) < self._limit:
@@ -348,6 +370,7 @@ class Deck:
         names = [name for name, card in self._cards.items() if card.finished][: max(1, self._limit // 10)]
         for name in names:
             del self._by_number[self._cards.pop(name).number]
+        self._films = None
         self.dropped += len(names)
 
 

@@ -185,6 +185,7 @@ class Live:
         response = web.StreamResponse(headers=_HEADERS | {"Content-Type": "text/event-stream"})
         await response.prepare(request)
         last = request.headers.get("Last-Event-ID", "")
+        films: object = None
         seen = int(last) if _NUMBER.fullmatch(last) and int(last) <= self._deck.version else 0
         try:
             await response.write(f"retry: {_RECONNECT_DELAY_MS}\n\n".encode())
@@ -196,6 +197,10 @@ class Live:
                     seen = chunk[-1].version
                     await response.write(_message("cards", [as_data(card, _links(card)) for card in chunk], seen))
                 shown = about(self._deck, marks=self._keep is not None)
+                # They may be as many as the cards, and change with new cards alone.
+                if films is self._deck.films:
+                    del shown["films"]
+                films = self._deck.films
                 await response.write(_message("about", shown | {"now": self._clock.now()}))
                 if kept is not None:
                     await response.write(_message("end", kept))

@@ -26,7 +26,7 @@ Link: TypeAlias = Callable[[Path], str]
 
 INDEX: Final = "index.html"
 _PARTS: Final = Path(__file__).parent / "parts"
-_SCRIPTS: Final = ("words.js", "store.js", "grid.js", "detail.js", "charts.js", "main.js")
+_SCRIPTS: Final = ("words.js", "store.js", "grid.js", "films.js", "detail.js", "charts.js", "main.js")
 
 
 def relative_to(folder: Path) -> Link:
@@ -63,6 +63,7 @@ def as_data(card: Card, link: Link) -> dict[str, Any]:
         "settings": card.settings,
         "image": _picture(card.image, link),
         "end": _picture(card.end_image, link),
+        "follows": None if card.clip is None else card.clip.follows,
         "video": None if card.video is None else link(card.video),
         "file": card.elsewhere if card.video is None else card.video.name,
         "bytes": card.bytes,
@@ -94,7 +95,8 @@ def about(deck: Deck, *, marks: bool = False) -> dict[str, Any]:
         marks: Whether videos can be marked on the page.
     """
     shown = {"title": deck.title, "total": deck.total, "dropped": deck.dropped, "now": deck.now}
-    return {**shown, "past": deck.past, "marks": marks}
+    films = [{"name": film.name, "clips": film.numbers} for film in deck.films]
+    return {**shown, "past": deck.past, "marks": marks, "films": films}
 
 
 @cache

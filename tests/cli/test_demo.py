@@ -30,18 +30,32 @@ def test_quick_demo_makes_real_videos(cli: Cli) -> None:
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", done.stdout)
     folder = cli.folder / "kling-demo"
     videos = sorted(folder.glob("*.mp4"))
-    assert [video.stem for video in videos] == ["dawn-standard", "dawn-start-end", "desert-gptproto"]
+    assert [video.stem for video in videos] == [
+        "dawn-standard",
+        "dawn-start-end",
+        "desert-gptproto",
+        "film-1",
+        "film-2",
+        "film-3",
+        "film",
+    ]
     for video in videos:
         with av.open(str(video)) as container:
-            assert container.duration == 5_000_000
+            # A frame of the film at each of its two cuts is seen once.
+            assert container.duration == pytest.approx(14_916_667 if video.stem == "film" else 5_000_000, abs=1000)
             shown: Image.Image = next(container.decode(video=0)).to_image()  # type: ignore[no-untyped-call]  # PyAV's types
             # A rendered picture, unlike a placeholder, has many colours.
             assert len(set(shown.resize((16, 16)).get_flattened_data())) > 30
     assert "desert-failing failed: the service refunds a failed prediction" in done.stdout
-    assert "The emulated service charged $1.40 for 4 predictions and refunded $0.25" in done.stdout
-    assert "3 videos in kling-demo" in done.stdout
+    assert "The emulated service charged $2.15 for 7 predictions and refunded $0.25" in done.stdout
+    assert "6 videos in kling-demo" in done.stdout
+    assert "Film: kling-demo/film.mp4, 3 clips joined, 14.9 s" in done.stdout
     assert "export WAVESPEED_API_KEY" in done.stdout
-    assert [key for key, _ in read_manifest(folder / "jobs.jsonl")] == ["dawn-standard", "dawn-start-end"]
+    keys = ["dawn-standard", "dawn-start-end", "film-1", "film-2", "film-3"]
+    jobs = dict(read_manifest(folder / "jobs.jsonl"))
+    assert [*jobs] == keys
+    assert [job.parents for job in jobs.values()] == [(), (), (), ("film-1",), ("film-2",)]
+    assert {job.labels.get("film") for key, job in jobs.items() if key and key.startswith("film-")} == {"film"}
 
 
 def test_demo_prints_commands_that_can_be_pasted() -> None:
@@ -55,7 +69,8 @@ def test_demo_uses_given_pictures(cli: Cli) -> None:
     paint_one(cli.folder / "mine.png")
     done = cli("demo", "mine.png", "--out", "out", "--jobs", "1", "--speed", "200")
     assert done.returncode == 0
-    assert [path.name for path in (cli.folder / "out").iterdir()] == ["mine-standard.mp4"]
+    names = {f"{stem}.mp4" for stem in ("mine-standard", "film-1", "film-2", "film-3", "film")}
+    assert {path.name for path in (cli.folder / "out").iterdir()} == names
     assert "1, yours" in done.stdout
 
 

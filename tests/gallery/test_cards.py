@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kling_async import Status, events
+from kling_async import LastFrame, Status, events
 from kling_async.emulator.tiny import TINY_MP4
 from kling_async.errors import (
     AuthenticationError,
@@ -19,6 +19,7 @@ from kling_async.errors import (
     SubmissionUncertainError,
 )
 from kling_async.gallery.cards import Card, Deck, Picture, Stage, fill
+from kling_async.gallery.films import Film
 from kling_async.ledger import Row, State
 from support.gallery import START, Script
 
@@ -148,6 +149,22 @@ def test_limit_drops_oldest_ended_cards(tmp_path: Path) -> None:
     gone = deck.dropped
     script.ended("0", Status.FAILED)
     assert deck.dropped >= gone
+
+
+def test_films_of_cards_follow_the_jobs(tmp_path: Path) -> None:
+    video = tmp_path / "a.mp4"
+    video.write_bytes(TINY_MP4)
+    deck = Deck("spring", limit=3)
+    script, other = Script(deck.observer("wavespeed")), Script(deck.observer("wavespeed"), batch="summer")
+    script.done("a", video)
+    assert deck.films == []
+    script.admitted("b", image=LastFrame("a"))
+    assert deck.films == [Film("a", (0, 1))]
+    other.admitted("c", image=LastFrame("a"), labels={"film": "bay"})
+    assert deck.films == [Film("a", (0, 1)), Film("bay", (2,))]
+    assert deck.films is deck.films
+    script.admitted("d")
+    assert deck.films == [Film("bay", (2,))], "the card of a was dropped"
 
 
 def row(state: State, **more: object) -> Row:

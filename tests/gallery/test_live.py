@@ -14,6 +14,7 @@ import anyio
 import pytest
 from blockbuster import blockbuster_ctx
 
+from kling_async import LastFrame
 from kling_async._clock import SystemClock
 from kling_async.emulator.tiny import TINY_MP4
 from kling_async.gallery import Gallery
@@ -193,6 +194,26 @@ async def test_reconnect_receives_only_missed_cards(http: aiohttp.ClientSession)
             assert [card["key"] for card in cards] == expected
     assert cards[-1]["state"] == "running"
     assert cards[-1]["times"] == [START, START, None, None]
+
+
+async def test_films_are_sent_when_they_have_changed(http: aiohttp.ClientSession) -> None:
+    deck = Deck("spring")
+    live = Live(deck, SystemClock(), refresh=0.01, pulse=0.01)
+    script = Script(deck.observer("wavespeed"))
+    script.admitted("a")
+    sent: list[Any] = []
+    async with live.serve(), http.get(live.url + "events") as reply:
+        async for kind, _, data in messages(reply):
+            if kind != "about":
+                continue
+            sent.append(data.get("films"))
+            if len(sent) == 2:
+                script.admitted("b", image=LastFrame("a"))
+            if len(sent) > 2 and sent[-2]:
+                break
+    films = [{"name": "a", "clips": [0, 1]}]
+    assert sent[0] == []
+    assert [each for each in sent[1:] if each is not None] == [films]
 
 
 async def test_end_event_follows_frozen_page(tmp_path: Path, http: aiohttp.ClientSession) -> None:

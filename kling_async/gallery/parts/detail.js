@@ -7,9 +7,11 @@ class Detail {
     this.neighbour = neighbour;
     this.place = place;
     this.card = null;
+    this.film = null;
     const step = (by) => {
       const card = this.neighbour(this.card, by);
-      if (card) this.show(card);
+      const video = this.pair.querySelector("video");
+      if (card) this.show(card, this.film, Boolean(this.film && video && !video.paused));
     };
     const button = (name, label, act, keys) =>
       element("button", {class: "quiet", type: "button", "aria-label": label, title: label, "aria-keyshortcuts": keys, onclick: act}, icon(name));
@@ -26,10 +28,10 @@ class Detail {
     const said = element("p", {class: "said", role: "status"});
     this.dialog.append(element("div", {class: "head"}, this.title, this.state, this.position, this.previous, this.next, close), said, this.body);
     this.dialog.addEventListener("close", () => {
-      const {card} = this;
+      const {card, film} = this;
       this.pair.replaceChildren();
-      this.card = this.looks = null;
-      closed(card);
+      this.card = this.film = this.looks = null;
+      closed(card, film);
     });
     this.dialog.addEventListener("click", (event) => {
       if (event.target === this.dialog) this.dialog.close();
@@ -51,12 +53,23 @@ class Detail {
     else video?.pause();
   }
 
-  show(card) {
+  // Show a card; with a film, as one of its clips, which leads on to the next one at its end.
+  show(card, film = null, play = false) {
     this.card = card;
+    this.film = film;
     if (!this.dialog.open) this.dialog.showModal();
     this.fill();
     this.dialog.scrollTop = 0;
     this.title.focus({preventScroll: true});
+    if (play) this.pair.querySelector("video")?.play().catch(() => {});
+  }
+
+  // Play the next clip of the film that has a video.
+  lead() {
+    let card = this.card;
+    do card = this.neighbour(card, 1);
+    while (card && !card.video);
+    if (card) this.show(card, this.film, true);
   }
 
   // Show changes of the card without restarting its video.
@@ -88,10 +101,10 @@ class Detail {
   }
 
   fillPair(card) {
-    const looks = JSON.stringify([card.n, card.image, card.end, card.video, card.state === "saved" || card.state]);
+    const looks = JSON.stringify([card.n, this.film?.name, card.image, card.end, card.video, card.state === "saved" || card.state]);
     if (looks === this.looks) return;
     this.looks = looks;
-    const figures = [inputFigure("Input", card.image)];
+    const figures = [inputFigure("Input", card.image, card.follows)];
     if (card.end) figures.push(inputFigure("Last frame", card.end));
     figures.push(this.videoFigure(card));
     this.pair.replaceChildren(...figures);
@@ -100,7 +113,8 @@ class Detail {
   videoFigure(card) {
     let shown;
     if (card.video) {
-      shown = element("video", {src: card.video, controls: true, loop: true, playsinline: true, preload: "auto", poster: card.image?.poster, "aria-label": `Video of ${card.name}`});
+      shown = element("video", {src: card.video, controls: true, loop: !this.film, playsinline: true, preload: "auto", poster: card.image?.poster, "aria-label": `Video of ${card.name}`});
+      if (this.film) shown.addEventListener("ended", () => this.lead());
       shown.addEventListener("error", () => shown.replaceWith(element("p", {}, this.store.about.over ? "The run has ended. The kept page has the video." : "The video cannot be played. Has the file moved?")), {once: true});
     } else {
       const why = {
@@ -134,7 +148,7 @@ function figure(name, label, shown, beside = null) {
   return element("figure", {}, caption, element("div", {class: "frame"}, shown));
 }
 
-function inputFigure(name, picture) {
+function inputFigure(name, picture, follows = null) {
   const source = picture?.full ?? picture?.poster;
   let shown;
   if (source) {
@@ -146,7 +160,8 @@ function inputFigure(name, picture) {
     });
   } else if (picture?.label.includes("://")) {
     shown = element("p", {}, "The image is on the web, and this page loads nothing from there.");
-  } else shown = element("p", {}, picture ? "The image cannot be shown." : "The image was given as bytes, which a ledger does not keep.");
+  } else if (follows !== null) shown = element("p", {dir: "auto"}, `The last frame of ${follows}.`);
+  else shown = element("p", {}, picture ? "The image cannot be shown." : "The image was given as bytes, which a ledger does not keep.");
   return figure(name, picture?.label, shown);
 }
 

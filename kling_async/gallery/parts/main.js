@@ -3,21 +3,27 @@
 const data = JSON.parse($("data").textContent);
 const store = new Store(data);
 const grid = new Grid(store, (card) => openCard(card), (card, name) => markCard(card, name));
+const films = new Films(store, (card, film, play) => openCard(card, film, play));
 const charts = new Charts(store, (card) => openCard(card));
 const detail = new Detail(store, {
   mark: (card, name) => markCard(card, name),
   place: (card) => {
-    const place = grid.cards.findIndex((other) => other.n === card.n);
-    return place < 0 ? "" : `${number(place + 1)} of ${number(grid.cards.length)}`;
+    const cards = beside(), place = cards.findIndex((other) => other.n === card.n);
+    return place < 0 ? "" : `${detail.film ? "Clip " : ""}${number(place + 1)} of ${number(cards.length)}`;
   },
-  neighbour: (card, by) => grid.cards[grid.cards.findIndex((other) => other.n === card.n) + by],
-  closed: (card) => {
+  neighbour: (card, by) => beside()[beside().findIndex((other) => other.n === card.n) + by],
+  closed: (card, film) => {
     if (location.hash.includes("job=")) address();
+    if (view === "films" && film) films.focus(card, film);
     const place = grid.cards.findIndex((other) => other.n === card.n);
     if (view === "videos" && place >= 0) grid.focus(place);
   },
 });
+const VIEWS = ["videos", "films", "run"];
 let view = "videos", wanted = null;
+
+// The cards among which the dialog steps.
+const beside = () => detail.film ? films.clips(detail.film) : grid.cards;
 
 // Theme
 
@@ -142,7 +148,8 @@ function showLife() {
 }
 
 function showView() {
-  for (const name of ["videos", "run"]) {
+  $("tab-films").hidden = !store.about.films.length;
+  for (const name of VIEWS) {
     $(name).hidden = view !== name;
     $(`tab-${name}`).setAttribute("aria-selected", view === name);
     $(`tab-${name}`).tabIndex = view === name ? 0 : -1;
@@ -151,12 +158,14 @@ function showView() {
 
 function show() {
   wanted = null;
+  if (view === "films" && !store.about.films.length && !store.live) view = "videos";
   store.counted = null;
   showLife();
   showFigures();
   showTools();
   showView();
   if (view === "run") charts.soon();
+  else if (view === "films") films.show();
   else showVideos();
   detail.update();
 }
@@ -184,7 +193,7 @@ function address(push = false) {
 
 function readAddress() {
   const params = new URLSearchParams(location.hash.slice(1));
-  view = params.get("view") === "run" ? "run" : "videos";
+  view = VIEWS.includes(params.get("view")) ? params.get("view") : "videos";
   store.look = {
     q: params.get("q") ?? "",
     states: new Set((params.get("state") ?? "").split(",").filter((state) => Object.hasOwn(STATES, state))),
@@ -198,9 +207,9 @@ function readAddress() {
   else if (detail.card) detail.dialog.close();
 }
 
-function openCard(card) {
-  if (view === "run") grid.show(store.seen());
-  detail.show(card);
+function openCard(card, film = null, play = false) {
+  if (view !== "videos") grid.show(store.seen());
+  detail.show(card, film, play);
   address(true);
 }
 
@@ -261,7 +270,7 @@ for (const kind of ["states", "marks"]) {
     look({[kind]: chosen});
   });
 }
-for (const name of ["videos", "run"]) {
+for (const name of VIEWS) {
   $(`tab-${name}`).addEventListener("click", () => {
     view = name;
     show();
@@ -270,7 +279,9 @@ for (const name of ["videos", "run"]) {
 }
 document.querySelector(".views").addEventListener("keydown", (event) => {
   if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
-  const other = $(view === "run" ? "tab-videos" : "tab-run");
+  const there = VIEWS.filter((name) => !$(`tab-${name}`).hidden);
+  const step = event.key === "ArrowLeft" ? -1 : 1;
+  const other = $(`tab-${there.at((there.indexOf(view) + step) % there.length)}`);
   other.click();
   other.focus();
 });

@@ -56,6 +56,7 @@ function quantile(sorted, share) {
 const ICONS = {
   close: "M4 4l8 8M12 4l-8 8",
   previous: "M10 3L5 8l5 5",
+  play: "M5 3.500v9l7.500-4.500z",
   next: "M6 3l5 5-5 5",
   good: "M3 8.500l3.200 3.200L13 5",
   bad: "M4 4l8 8M12 4l-8 8",

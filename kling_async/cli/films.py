@@ -1,0 +1,174 @@
+"""Films of a run: the clips of each are joined at its end, if `--join` asks for it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import attrs
+from rich.text import Text
+
+from kling_async._core.strips import Clip, Strip, strips
+from kling_async.errors import ConfigurationError, StorageError, VideoError
+from kling_async.films import Film
+from kling_async.films import join as join_clips
+from kling_async.storage import target_path
+
+from .join import as_json, joining
+from .output import plural, print_text
+from .places import is_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from rich.console import Console
+
+    from kling_async._core.prediction import Outcome
+
+    from .options import BatchOptions
+
+FOLDER: Final = "films"
+"""Folder of the films in that of the videos, where no clip has the name of a film."""
+_MAX_SHOWN: Final = 20
+_MAX_KEYS_SHOWN: Final = 3
+
+
+@attrs.frozen
+class Made:
+    """Result of joining a film.
+
+    Attributes:
+        strip: Name and clips of the film.
+        missing: Keys of the clips that have no video.
+        film: The joined film; None if it was not joined.
+        error: Reason why its clips cannot be joined; None if they could, or if some are missing.
+    """
+
+    strip: Strip
+    missing: tuple[str, ...] = ()
+    film: Film | None = None
+    error: VideoError | StorageError | None = None
+
+    @property
+    def line(self) -> dict[str, object]:
+        """The film as a line of `--json`."""
+        error = self.error
+        return {
+            "film": self.strip.name,
+            "keys": list(self.strip.keys),
+            "missing": list(self.missing),
+            "joined": None if self.film is None else as_json(self.film),
+            "error": None if error is None else {"type": type(error).__name__, "message": str(error)},
+        }
+
+
+def check_films(options: BatchOptions) -> None:
+    """Check, before anything is sent, that films can be joined if that is asked for.
+
+    Raises:
+        ConfigurationError: The videos go to an object store, `--crossfade` is without `--join`, or PyAV is missing.
+    """
+    if not options.join:
+        if options.crossfade:
+            raise ConfigurationError(
+                f"--crossfade: expected --join with it, got {options.crossfade:g} alone. Nothing was sent",
+                advice="add --join",
+            )
+        return
+    if is_store(options.out):
+        raise ConfigurationError(
+            f"--join: expected a folder as --out, got {options.out}: clips are joined from files. Nothing was sent",
+            advice="leave out --join, and join the clips later: kling-async join",
+        )
+    import kling_async.films._video  # noqa: F401, PLC0415 -- raises without PyAV, which takes long to load
+
+
+class Films:
+    """Collects the clips of a run, and joins them. Without `--join` it does nothing.
+
+    Args:
+        options: Options of the command.
+    """
+
+    def __init__(self, options: BatchOptions) -> None:
+        self._options = options
+        self._clips: dict[int, Clip] = {}
+        self._files: dict[str, Path] = {}
+
+    def add(self, outcome: Outcome) -> None:
+        """Take the clip of an outcome."""
+        if not self._options.join:
+            return
+        self._clips[outcome.index] = Clip.of(outcome.key, outcome.job)
+        if outcome.saved is not None and isinstance(outcome.saved.location, Path):
+            self._files[outcome.key] = outcome.saved.location
+
+    async def join(self, left_out: Iterable[Mapping[str, object]]) -> list[Made]:
+        """Join the films whose clips are all there. Nothing is paid for.
+
+        Args:
+            left_out: Rows that the run left out of its manifest: their films are not whole.
+        """
+        if not self._options.join:
+            return []
+        # In the order of the input, whichever clip ended first.
+        clips = [self._clips[index] for index in sorted(self._clips)]
+        made: list[Made] = []
+        for strip in strips([*clips, *map(_clip_of_row, left_out)]):
+            missing = tuple(key for key in strip.keys if key not in self._files)
+            made.append(Made(strip, missing) if missing else await self._join(strip))
+        return made
+
+    async def _join(self, strip: Strip) -> Made:
+        files = [self._files[key] for key in strip.keys]
+        target = target_path(Path(self._options.videos) / FOLDER, strip.name)
+        try:
+            with joining(f"joining {strip.name}") as progress:
+                film = await join_clips(files, target, crossfade=self._options.crossfade, progress=progress)
+        except (VideoError, StorageError) as error:
+            return Made(strip, error=error)
+        return Made(strip, film=film)
+
+
+def _clip_of_row(row: Mapping[str, object]) -> Clip:
+    """Return the clip of a row that was left out; its fields may be of any kind."""
+    labels, follows = row.get("labels"), row.get("continues")
+    film = labels.get("film") if isinstance(labels, dict) else None
+    key = str(row.get("key") or "a row that was left out")
+    return Clip(key, "" if film is None else str(film), None if follows is None else str(follows))
+
+
+def print_films(console: Console, made: Sequence[Made], *, lines: bool) -> None:
+    """Print which films were joined, and what those lack that were not.
+
+    Args:
+        console: The console to print to.
+        made: The films of the run.
+        lines: Print them as JSON lines on stdout, instead.
+    """
+    if lines:
+        sys.stdout.writelines(f"{json.dumps(each.line)}\n" for each in made)
+        return
+    for each in made[:_MAX_SHOWN]:
+        print_text(console, _described(each))
+    if len(made) > _MAX_SHOWN:
+        joined = sum(each.film is not None for each in made)
+        print_text(console, Text(f"Films: {joined} of {len(made)} joined; --json lists all", "dim"))
+
+
+def _described(made: Made) -> Text:
+    name, film = made.strip.name, made.film
+    if film is not None:
+        return Text.assemble(
+            "Film: ", (str(film.path), "bold green"), f", {plural(film.clips, 'clip')}, {film.seconds:.1f} s"
+        )
+    if made.error is not None:
+        return Text(f"Film {name} was not joined: {made.error}", "yellow")
+    more = len(made.missing) - _MAX_KEYS_SHOWN
+    keys = ", ".join(made.missing[:_MAX_KEYS_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return Text(
+        f"Film {name} was not joined: {len(made.missing)} of {plural(len(made.strip.keys), 'clip')} missing: {keys}",
+        "yellow",
+    )

@@ -1,0 +1,136 @@
+"""`run --join` and `resume --join`: finished films are joined, and what others lack is named."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import av
+import pytest
+from anyio.to_thread import run_sync
+
+from kling_async.emulator import Emulator
+from support.cli import Cli
+from support.pictures import jpeg
+
+pytestmark = pytest.mark.anyio
+
+BAY = (
+    {"key": "night", "film": "bay", "prompt": "The lights come on", "continues": "sail"},
+    {"key": "dawn", "film": "bay", "prompt": "Mist lifts", "image": "face.jpg"},
+    {"key": "sail", "film": "bay", "prompt": "A boat, pan right", "continues": "dawn"},
+)
+ROAD = (
+    {"key": "road", "prompt": "A road", "image": "face.jpg"},
+    {"key": "hill", "prompt": "A hill", "continues": "road"},
+)
+
+
+def listed(folder: Path, *rows: dict[str, str]) -> str:
+    (folder / "jobs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return "jobs.jsonl"
+
+
+def at(emulator: Emulator) -> dict[str, str]:
+    return {"WAVESPEED_BASE_URL": emulator.base_url, "WAVESPEED_API_KEY": emulator.api_key, "NO_PROXY": "127.0.0.1"}
+
+
+def films(stdout: str) -> Iterator[dict[str, object]]:
+    for line in stdout.splitlines():
+        found = json.loads(line)
+        if "film" in found:
+            yield found
+
+
+async def test_finished_films_are_joined_and_unfinished_ones_named(cli: Cli) -> None:
+    (cli.folder / "face.jpg").write_bytes(jpeg(320, 320))
+    path = listed(cli.folder, *BAY, *ROAD)
+    folder = cli.folder / "videos" / "films"
+    async with Emulator(speed=200, timing=10, profile="video") as emulator:
+        words = ("--out", "videos", "--level", "gold", "--yes", "--join")
+        run = partial(cli, "run", path, *words, **at(emulator))
+        first = await run_sync(partial(run, "--budget", "1.10"))
+        assert first.returncode == 1, first.stderr
+        assert "Film: videos/films/bay.mp4, 3 clips, 14." in first.stdout, first.stdout
+        assert "Film road was not joined: 1 of 2 clips missing: hill" in first.stdout
+        assert [film.name for film in folder.iterdir()] == ["bay.mp4"]
+        with av.open(str(folder / "bay.mp4")) as film:
+            frames = [frame.to_ndarray(format="gray") for frame in film.decode(video=0)]
+        with av.open(str(cli.folder / "videos" / "dawn.mp4")) as clip:
+            opening = next(clip.decode(video=0)).to_ndarray(format="gray")
+        with av.open(str(cli.folder / "videos" / "night.mp4")) as clip:
+            end = list(clip.decode(video=0))[-1].to_ndarray(format="gray")
+        assert (frames[0] == opening).all()
+        assert (frames[-1] == end).all()
+        charges, written = len(emulator.charges()), (folder / "bay.mp4").stat()
+        assert charges == 4
+
+        again = await run_sync(partial(run, "--json"))
+        assert again.returncode == 0, again.stdout + again.stderr
+        bay, road = films(again.stdout)
+        assert (bay["film"], bay["keys"], bay["missing"]) == ("bay", ["dawn", "sail", "night"], [])
+        assert isinstance(bay["joined"], dict)
+        assert bay["joined"]["path"] == "videos/films/bay.mp4"
+        assert (road["film"], road["keys"], road["missing"], road["error"]) == ("road", ["road", "hill"], [], None)
+        assert len(emulator.charges()) == charges + 1
+        kept = (folder / "bay.mp4").stat()
+        assert (kept.st_ino, kept.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+        assert {film.name for film in folder.iterdir()} == {"bay.mp4", "road.mp4"}
+
+        (folder / "bay.mp4").unlink()
+        resumed = await run_sync(partial(cli, "resume", "videos/run.db", *words, "--crossfade", "0.5", **at(emulator)))
+        assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+        assert "Film: videos/films/bay.mp4, 3 clips, 14.0 s" in resumed.stdout
+        assert len(emulator.charges()) == charges + 1
+    page = await run_sync(partial(cli, "gallery", "videos/run.db"))
+    assert page.returncode == 0, page.stderr
+    (data,) = re.findall(r'id="data">(.*?)</script>', (cli.folder / "videos/gallery/index.html").read_text("utf-8"))
+    shown = json.loads(data)
+    keys = {card["n"]: card["key"] for card in shown["cards"]}
+    strips = {film["name"]: [keys[number] for number in film["clips"]] for film in shown["films"]}
+    assert strips == {"bay": ["dawn", "sail", "night"], "road": ["road", "hill"]}
+
+
+async def test_a_film_with_a_row_that_is_left_out_is_not_joined(cli: Cli) -> None:
+    (cli.folder / "face.jpg").write_bytes(jpeg(320, 320))
+    wrong = {"key": "coda", "film": "bay", "prompt": "A gull", "image": "none.jpg"}
+    path = listed(cli.folder, *BAY, wrong)
+    words = ("--out", "videos", "--emulator", "--speed", "500", "--level", "gold", "--skip-invalid", "--join")
+    done = await run_sync(partial(cli, "run", path, *words))
+    assert "Film bay was not joined: 1 of 4 clips missing: coda" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 1
+    assert not (cli.folder / "videos" / "rehearsal" / "films").exists()
+
+
+async def test_clips_that_do_not_fit_together_are_told(cli: Cli) -> None:
+    (cli.folder / "wide.jpg").write_bytes(jpeg(480, 320))
+    (cli.folder / "face.jpg").write_bytes(jpeg(320, 320))
+    pictures = ("face.jpg", "wide.jpg")
+    path = listed(cli.folder, *({"key": each, "film": "a/b", "prompt": "x", "image": each} for each in pictures))
+    words = ("--out", "videos", "--emulator", "--speed", "500", "--level", "gold", "--join")
+    done = await run_sync(partial(cli, "run", path, *words))
+    assert (done.returncode, "Film a/b was not joined: " in done.stdout) == (1, True), done.stdout + done.stderr
+    assert list((cli.folder / "videos" / "rehearsal").glob("films/*")) == []
+
+
+async def test_what_cannot_be_joined_is_refused_before_anything_is_sent(cli: Cli) -> None:
+    (cli.folder / "face.jpg").write_bytes(jpeg())
+    path = listed(cli.folder, *ROAD)
+    hidden = cli.folder / "hidden" / "av"
+    hidden.mkdir(parents=True)
+    (hidden / "__init__.py").write_text("raise ImportError('hidden')")
+    without = {"PYTHONPATH": f"{hidden.parent}:{cli.env['PYTHONPATH']}"}
+    async with Emulator(profile="tiny") as emulator:
+        refused: list[tuple[tuple[str, ...], dict[str, str], str]] = [
+            (("--out", "videos", "--crossfade", "0.5"), {}, "--crossfade: expected --join with it"),
+            (("--out", "s3://bucket/videos", "--join"), {}, "--join: expected a folder as --out"),
+            (("--out", "videos", "--join"), without, "pip install 'kling-async[film]'"),
+        ]
+        for words, env, said in refused:
+            done = await run_sync(partial(cli, "run", path, "--yes", *words, **at(emulator), **env))
+            assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+        assert emulator.requests == ()
+    assert not Path(cli.folder / "videos" / "run.db").exists()

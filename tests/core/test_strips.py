@@ -1,0 +1,61 @@
+"""Films of clips: which clips are one film, in which order."""
+
+from __future__ import annotations
+
+import pytest
+
+from kling_async import FirstFrame, Job, LastFrame
+from kling_async._core.strips import Clip, Strip, strips
+
+
+def test_a_chain_is_a_film_named_by_its_first_clip() -> None:
+    clips = [Clip("c", follows="b"), Clip("alone"), Clip("a"), Clip("b", follows="a")]
+    assert strips(clips) == [Strip("a", ("a", "b", "c"))]
+
+
+def test_every_way_through_a_tree_is_a_film_named_by_its_last_clip() -> None:
+    clips = [Clip("a"), Clip("b", follows="a"), Clip("c", follows="b"), Clip("d", follows="a")]
+    assert strips(clips) == [Strip("c", ("a", "b", "c")), Strip("d", ("a", "d"))]
+
+
+def test_a_label_makes_one_film_depth_first_and_is_handed_down() -> None:
+    clips = [
+        Clip("a", "bay"),
+        Clip("d", follows="a"),
+        Clip("last", "bay"),
+        Clip("b", follows="a"),
+        Clip("e", follows="d"),
+        Clip("other", "bay 2", follows="b"),
+    ]
+    assert strips(clips) == [Strip("bay", ("a", "d", "e", "b", "last")), Strip("bay 2", ("other",))]
+
+
+def test_a_way_ends_where_a_label_begins() -> None:
+    clips = [Clip("a"), Clip("b", follows="a"), Clip("c", "credits", follows="b")]
+    assert strips(clips) == [Strip("credits", ("c",)), Strip("a", ("a", "b"))]
+
+
+def test_what_was_made_before_other_content_is_in_no_film() -> None:
+    clips = [Clip("a"), Clip("b~1", "bay", follows="a"), Clip("b", follows="a"), Clip("take~1", "bay")]
+    assert strips(clips) == [Strip("bay", ("take~1",)), Strip("a", ("a", "b"))]
+
+
+def test_a_clip_whose_parent_is_not_there_begins_a_film() -> None:
+    assert strips([Clip("b", follows="gone"), Clip("c", follows="b")]) == [Strip("b", ("b", "c"))]
+
+
+def test_a_long_chain_is_one_film() -> None:
+    clips = [Clip(str(each), follows=str(each - 1) if each else None) for each in reversed(range(5000))]
+    (strip,) = strips(clips)
+    assert strip == Strip("0", tuple(map(str, range(5000))))
+
+
+@pytest.mark.parametrize(("value", "name"), [("bay", "bay"), (7, "7"), (None, ""), ("", ""), (" ", "")])
+def test_the_clip_of_a_job_has_its_label(value: object, name: str) -> None:
+    job = Job(prompt="x", image=LastFrame("a"), labels={"film": value})
+    assert Clip.of("b", job) == Clip("b", name, "a")
+
+
+def test_only_a_last_frame_at_the_beginning_goes_on() -> None:
+    assert Clip.of("b", Job(prompt="x", image=FirstFrame("a"))) == Clip("b")
+    assert Clip.of("b", Job(prompt="x", image="https://example.com/a.png")) == Clip("b")
