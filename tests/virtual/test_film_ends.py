@@ -41,17 +41,6 @@ async def test_money_of_a_clip_for_which_there_is_no_place_comes_back(end: str) 
         assert budget.reserved == 0
 
 
-async def test_money_of_a_clip_whose_task_never_began_comes_back() -> None:
-    """Covers a batch that is left in the moment in which a clip need not wait any longer."""
-    service, budget = Service(seconds=60), Budget(1000, allow_estimate=True)
-    async with open_session(service) as kling:
-        async with kling.batch(chain("film", 3), budget=budget) as batch:
-            await anext(batch)
-        await anyio.sleep(100)
-        assert len(service.paid) == 1
-        assert budget.reserved == 0
-
-
 async def test_refused_duplicate_ends_no_film_of_a_key_like_its_own() -> None:
     """A second job "a" is reported as "a-2", which another job of the batch has as its own key."""
     service = Service(seconds=60)
