@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+from typing import Any
+
 import anyio
 import psycopg
 import pytest
@@ -18,6 +22,7 @@ from support.patience import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 
+JOBS = int(os.environ.get("KLING_CLAIM_JOBS", "20000"))
 LEVEL = Level("test", 1_000_000, 20)
 BLOCKED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
@@ -63,3 +68,53 @@ async def test_clip_is_woken_when_its_parents_end_at_the_same_moment(database: s
     taken = await ledger.take(10, LEVEL)
     await ledger.aclose()
     assert [row.key for row, _ in taken] == ["c"]
+
+
+def explained(url: str, query: str, values: Any) -> list[dict[str, Any]]:
+    """Return the nodes of a statement's plan."""
+    with psycopg.connect(url) as connection:
+        found = connection.execute(b"EXPLAIN (FORMAT JSON) " + query.encode(), values).fetchone()
+        assert found is not None
+        connection.rollback()
+    plan = found[0] if isinstance(found[0], list) else json.loads(found[0])
+
+    def nodes(node: dict[str, Any]) -> list[dict[str, Any]]:
+        return [node, *(each for below in node.get("Plans", ()) for each in nodes(below))]
+
+    return nodes(plan[0]["Plan"])
+
+
+FILL = """
+WITH made AS (
+  INSERT INTO kling_job(account, batch, key, digest, model, state, updated_at, due_at)
+  SELECT %(account)s, 'films', concat('f', n, '-', step), concat(n, '-', step), 'm',
+    CASE WHEN step = 0 AND n > 10 THEN 'completed' ELSE 'pending' END, 0,
+    CASE WHEN step = 0 THEN now() ELSE 'infinity' END
+  FROM generate_series(1, %(films)s) AS n, generate_series(0, 3) AS step RETURNING id, key)
+INSERT INTO kling_parent(job, parent)
+SELECT c.id, p.id FROM made c JOIN made p
+  ON p.key = concat(split_part(c.key, '-', 1), '-', split_part(c.key, '-', 2)::int - 1)
+"""
+
+
+@pytest.mark.timeout(600)
+async def test_clips_are_woken_and_skipped_by_indexes(database: str) -> None:
+    ledger = PostgresLedger(database)
+    await ledger.open()
+    await enqueue(ledger, {"a": clip("a")}, batch="other")
+    ((account,),) = postgres.rows(database, "SELECT account FROM kling_job")
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(FILL.encode(), {"account": account, "films": JOBS // 4})
+        connection.execute("ANALYZE kling_job, kling_parent")
+    await ledger.aclose()
+    ids = [id_ for (id_,) in postgres.rows(database, "SELECT id FROM kling_job WHERE state = 'pending' LIMIT 5")]
+    for query, values in (
+        (statements.LOCK_CHILDREN, [ids]),
+        (statements.WAKE, {"ids": ids, "worker": "w"}),
+        (statements.SKIP, {"ids": ids, "worker": "w"}),
+        (statements.LOCK_PARENTS, {"account": account, "batches": ["films"], "parents": ["f1-0"]}),
+        (statements.HOLD, {"ids": ids}),
+    ):
+        found = explained(database, query, values)
+        scans = [node for node in found if node["Node Type"] == "Seq Scan"]
+        assert not scans, (query, scans)
