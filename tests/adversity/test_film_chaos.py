@@ -56,6 +56,7 @@ async def test_films_survive_faults_and_kills(tmp_path: Path, *, saved: bool) ->
     path, parents, clock = tmp_path / "run.db", trees(FILMS, SEED), SharedClock(SPEED)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
+    killed: set[str] = set()
     async with Emulator(
         level="ultra",
         profile="tiny",
