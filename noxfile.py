@@ -117,10 +117,12 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def chaos(session: nox.Session) -> None:
-    """Run the long forms: 10,000 jobs with a fault in one request of ten, a hundred kills, and every answer."""
+    """Run the long forms: 10,000 jobs and 300 films with faults in a tenth of the requests, kills, and every answer."""
     install(session, ".[demo]", "--group", "test")
     long = {"KLING_CHAOS_JOBS": "10000", "KLING_KILL_JOBS": "2000", "KLING_KILLS": "50", "KLING_MATRIX": "all"}
-    rooms = ("tests/adversity/test_chaos.py", "tests/adversity/test_answer_matrix.py", "tests/resume/test_kill.py")
+    long |= {"KLING_CHAOS_FILMS": "300", "KLING_FILM_KILLS": "30"}
+    adversity = ("test_chaos.py", "test_film_chaos.py", "test_answer_matrix.py")
+    rooms = (*(f"tests/adversity/{name}" for name in adversity), "tests/resume/test_kill.py")
     session.run("python", "-m", "pytest", "-s", "--timeout", "3600", *rooms, *session.posargs, env=long)
 
 

@@ -396,8 +396,13 @@ class Batch(anyio.AsyncContextManagerMixin):
         index = run.index
         try:
             outcome = await run_to_outcome(self._engine, run, save_to=self._save_to, refused=refused, index=index)
+        except BaseException:
+            if run.link is not None:
+                await run.link.release()
+            raise
         finally:
-            if refused is None:
+            known = self._runs.get(run.key) is run
+            if known:
                 del self._runs[run.key]
             self._spent += run.cost or 0
         if self._seen == "stop" and isinstance(outcome.error, AlreadyPaidError) and self._drain.stopped is None:
@@ -405,11 +410,9 @@ class Batch(anyio.AsyncContextManagerMixin):
             self._drain.stopped = outcome.error
         self._deliver(index, outcome)
         publish_finished(self._engine, run, outcome)
-        for follower, skipped in self._chains.end(run, outcome):
+        for follower, skipped in self._chains.end(run, outcome) if known else ():
             # Whatever the window: a film must not wait for what begins after it.
             self._window_free -= 1
-            if skipped is not None:
-                del self._runs[follower.key]
             tasks.create_task(self._run(tasks, follower, skipped))
         if run.link is not None:
             await run.link.release()

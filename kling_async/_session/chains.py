@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
@@ -93,7 +92,7 @@ class Chains:
         self._covered = CoveredDrain(drain)
         self._parents = parents
         # The jobs that wait for each job, and what the reader of the input waits for while they are too many.
-        self._followers: dict[str, list[JobRun]] = {}
+        self._followers: dict[JobRun, list[JobRun]] = {}
         self._waiting = 0
         self._most = most
         self._fewer = asyncio.Event()
@@ -101,8 +100,6 @@ class Chains:
         # which has the job with its pictures. A ledger on disk has all of this.
         self._ended: OrderedDict[str, _Ended] = OrderedDict()
         self._remembers = parents is None and not engine.ledger.durable
-        # Those with jobs that may still take frames of them.
-        self._shared: weakref.WeakSet[Video] = weakref.WeakSet()
 
     async def digest_of(self, key: str) -> str | None:
         """Return the digest of the content of a job that was read before; None if none with this key was.
@@ -125,8 +122,9 @@ class Chains:
         return None if found is None else found[0].digest
 
     def refuse(self, key: str) -> None:
-        """Record that a job cannot be sent, nor what continues it."""
-        self._ended.setdefault(key, (None, None, None, None))
+        """Record that a job cannot be sent, nor what continues it, unless its key is that of an earlier job."""
+        if key not in self._keys:
+            self._ended.setdefault(key, (None, None, None, None))
 
     async def join(self, run: JobRun) -> KlingError | None:
         """Give a job the videos of its parents that have ended, and let it wait for the others (`Link.waits`).
@@ -137,22 +135,28 @@ class Chains:
             The error of a job that cannot be sent; None without one.
         """
         try:
-            require_decoder()
-            parents = run.content_read.parents
-            if not parents or not await self._is_to_be_sent(run):
-                return None
-            if self._engine.money.counts(run.budget, run.job.caller) and any(key in self._runs for key in parents):
-                await self._reserve(run, parents)
-            while self._waiting >= self._most:
-                self._fewer.clear()
-                with self._covered:
-                    await self._fewer.wait()
-            error = await self._wait(run, parents)
-        except KlingError as caught:
+            error = await self._join(run)
+        except BaseException as caught:
+            self._engine.money.release((run.batch, run.key))
+            if not isinstance(caught, KlingError):
+                raise
             error = caught
         if error is not None:
             self._ended[run.key] = run.content, None, None, error.message
         return error
+
+    async def _join(self, run: JobRun) -> KlingError | None:
+        require_decoder()
+        parents = run.content_read.parents
+        if not parents or not await self._is_to_be_sent(run):
+            return None
+        if self._engine.money.counts(run.budget, run.job.caller) and any(key in self._runs for key in parents):
+            await self._reserve(run, parents)
+        while self._waiting >= self._most:
+            self._fewer.clear()
+            with self._covered:
+                await self._fewer.wait()
+        return await self._wait(run, parents)
 
     async def _reserve(self, run: JobRun, parents: tuple[str, ...]) -> None:
         """Reserve the price of a job that waits: a film that begins later cannot use up what this one costs.
@@ -187,8 +191,8 @@ class Chains:
                 videos[key] = video
         films = [parent.index if parent.link is None else parent.link.rank for parent in under_way.values()]
         run.link = Link(rank=min(films, default=run.index), waits=len(under_way), videos=videos)
-        for key in under_way:
-            self._followers.setdefault(key, []).append(run)
+        for parent in under_way.values():
+            self._followers.setdefault(parent, []).append(run)
         self._waiting += bool(under_way)
         return None
 
@@ -237,17 +241,15 @@ class Chains:
                 self._ended.popitem(last=False)
         elif self._parents and key in self._parents:
             self._ended[key] = run.content, outcome.prediction, outcome.saved, why
-        return self._released(run, outcome) if key in self._followers else ()
+        return self._released(run, outcome) if run in self._followers else ()
 
     def _released(self, run: JobRun, outcome: Outcome) -> Sequence[tuple[JobRun, KlingError | None]]:
         """Return the jobs that waited for one that has ended alone, or that it ends."""
-        waiting = [(each, each.link) for each in self._followers.pop(run.key) if each.link is not None]
+        waiting = [(each, each.link) for each in self._followers.pop(run) if each.link is not None]
         # Those that another parent has ended do not wait any more.
         waiting = [(each, link) for each, link in waiting if link.waits]
         prediction = outcome.prediction
         video = None if prediction is None else video_of(run.key, prediction, outcome.saved, users=len(waiting))
-        if video is not None:
-            self._shared.add(video)
         released: list[tuple[JobRun, KlingError | None]] = []
         for follower, link in waiting:
             error: KlingError | None = None
@@ -274,13 +276,12 @@ class Chains:
             )
 
     async def close(self) -> None:
-        """Release the money of the jobs that wait, and remove what was downloaded for them: their batch was left."""
-        for followers in self._followers.values():
-            for run in followers:
-                self._engine.money.release((run.batch, run.key))
+        """Release the money and the videos of the jobs that were not begun: their batch was left."""
         self._followers.clear()
-        for video in [*self._shared]:
-            await video.remove_copy()
+        for run in self._runs.values():
+            if run.link is not None:
+                self._engine.money.release((run.batch, run.key))
+                await run.link.release()
 
 
 def skipped(parent: str, cause: KlingError | None) -> SkippedError:

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from kling_async import (
     HttpRequest,
     HttpResponse,
+    Job,
     KeyReusedError,
     Outcome,
     PredictionExpiredError,
@@ -224,6 +226,27 @@ async def test_clips_without_keys_are_told_apart_by_their_films(tmp_path: Path) 
     again = await run(service, ledger, pairs)
     assert again.keys() == first.keys()
     assert len(service.paid) == 4
+
+
+async def test_unreadable_duplicate_ends_no_film_of_its_key(tmp_path: Path) -> None:
+    service, ended = service_of(), anyio.Event()
+
+    async def lazy() -> AsyncIterator[tuple[str, Job]]:
+        yield "a", clip("a")
+        yield "a", Job(prompt="again", image=tmp_path / "gone.png")
+        await ended.wait()
+        yield "b", clip("b", "a")
+
+    async with (
+        open_session(service, watch=FAST, ledger=tmp_path / "run.db") as kling,
+        kling.batch(lazy(), name="film") as batch,
+    ):
+        outcomes = []
+        async for outcome in batch:
+            outcomes.append((outcome.key, outcome.ok))
+            if outcome.ok:
+                ended.set()
+    assert sorted(outcomes) == [("a", False), ("a", True), ("b", True)]
 
 
 @pytest.mark.timeout(600)

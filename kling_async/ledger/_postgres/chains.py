@@ -58,6 +58,8 @@ async def follow(connection: Connection, changed: Iterable[tuple[Line, Line]], *
         elif statements.is_over(line) and not statements.is_over(was):
             over.append(line.id)
     if made:
+        # A statement of its own: the next one sees what was committed while this one waited.
+        await fetch(connection, statements.LOCK_CHILDREN, [made])
         await fetch(connection, statements.WAKE, {"ids": made, "worker": worker})
     if over:
         await fetch(connection, statements.SKIP, {"ids": over, "worker": worker})

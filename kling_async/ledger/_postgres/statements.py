@@ -111,6 +111,12 @@ UPDATE kling_job c SET due_at = 'infinity' WHERE c.id = ANY(%(ids)s) AND EXISTS 
   SELECT FROM kling_parent o JOIN kling_job p ON p.id = o.parent WHERE o.job = c.id AND NOT {_HAS_VIDEO})
 """
 """Let no worker claim jobs whose parents have no videos yet: by their time, so that claims read nothing more."""
+LOCK_CHILDREN = """
+SELECT c.id FROM kling_job c
+WHERE c.id IN (SELECT job FROM kling_parent WHERE parent = ANY(%s)) AND c.due_at = 'infinity'
+ORDER BY c.id FOR UPDATE
+"""
+"""Lock what continues jobs, so that of two parents that end at the same moment the second one sees the first."""
 WAKE = f"""
 WITH ready AS (
   SELECT c.id, c.state FROM kling_job c
