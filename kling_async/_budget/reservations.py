@@ -222,6 +222,8 @@ class Reservations:
         Raises:
             LedgerError: The ledger cannot be read.
         """
+        if not self._callers.limited:
+            return None
         found = self._of_callers.get(caller)
         if found is None and (budget := self._callers.limits(caller).budget(caller)) is not None:
             async with self._counting:

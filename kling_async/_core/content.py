@@ -216,7 +216,7 @@ def _text_of(
 
 
 def _source_text(source: Picture, image_digest: Callable[[Image], str], parents: Mapping[str, str]) -> str:
-    """Return a file or a frame as it stands in the text of a content."""
+    """Return a file or a frame as the text of a content has it."""
     if not isinstance(source, VideoFrame):
         return PREFIX + image_digest(source)
     return frame_text(

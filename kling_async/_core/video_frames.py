@@ -28,7 +28,7 @@ _AT: Final = "frame_at:"
 
 @attrs.frozen
 class VideoFrame:
-    """A frame of a video, which stands where a picture stands in a job. Base of `LastFrame`, `FirstFrame`, `FrameAt`.
+    """A frame of a video, in place of a picture of a job. Base of `LastFrame`, `FirstFrame`, `FrameAt`.
 
     Attributes:
         of: The video: the key of another job of the same batch, a completed prediction, or a video file. A text or a
@@ -137,7 +137,7 @@ _KINDS = frozenset({LastFrame, FirstFrame, FrameAt})
 
 
 def frame_text(frame: VideoFrame, digest: str) -> str:
-    """Return a frame as it stands in the text of a job's content, where no URL and no digest looks like it.
+    """Return a frame as the text of a content has it: no URL and no digest looks like it.
 
     Args:
         frame: The frame.

@@ -37,6 +37,7 @@ class JobRun:
         failures: Number of its predictions that failed, in earlier runs too.
         named_alone: True if the video may be named after the picture alone: no other job of the input has such a name.
         reused: True when the video of another batch's job is handed out for this one.
+        is_call: True for `generate` and `submit`, which are refused while too many jobs of their caller wait.
         index: Position in the input of its batch, from 0.
         link: Its place in a film; None outside of films, and for a job that a film begins with.
     """
@@ -55,6 +56,7 @@ class JobRun:
     failures: int = 0
     reused: bool = False
     named_alone: bool = False
+    is_call: bool = False
     index: int = 0
     link: Link | None = None
 

@@ -339,7 +339,7 @@ class JobRunner:
                 reserved = await self.money.reserve(name, job, run.budget)
                 local = {place: file for place, file in job.sources.items() if not isinstance(file, str)}
                 place = run.place
-                if not run.batch:
+                if run.is_call:
                     # A batch waits in its input instead.
                     self.slots.check_queue(place.caller, job=job, key=run.key)
                 async with self._preparation(local, place):

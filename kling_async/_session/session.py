@@ -467,7 +467,7 @@ class KlingSession(ServiceCalls):
         """
         engine = self._engine
         job = await self._job(job, fields)
-        run = JobRun(job=job, key=_key(key), drain=engine.no_drain, deadline=self._deadline(deadline))
+        run = JobRun(job=job, key=_key(key), drain=engine.no_drain, deadline=self._deadline(deadline), is_call=True)
         return _unwrap(await engine.runner.run(run), job)
 
     async def submit(
@@ -491,7 +491,7 @@ class KlingSession(ServiceCalls):
             KlingError: The service refused the job, or could not be reached. `spent` tells whether it was paid for.
         """
         engine = self._engine
-        run = JobRun(job=await self._job(job, fields), key=_key(key), drain=engine.no_drain)
+        run = JobRun(job=await self._job(job, fields), key=_key(key), drain=engine.no_drain, is_call=True)
         return await engine.runner.submit(run)
 
     async def wait(self, prediction: Prediction | str, *, deadline: float | None = None) -> Prediction:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from kling_async.events import Observer
     from kling_async.ledger import Ledger
     from kling_async.limits import RateLimiter
+    from kling_async.limits.callers import LimitsByCaller
     from kling_async.providers import Provider
     from kling_async.storage import Outputs
     from kling_async.webhooks import Delivery
@@ -70,6 +71,7 @@ class KlingSession(SessionBase):
         max_saving: int | None = None,
         max_output_bytes: int = MAX_OUTPUT_BYTES,
         rate_limiter: RateLimiter | None = None,
+        callers: LimitsByCaller | None = None,
         ledger: Ledger | str | os.PathLike[str] | None = None,
         on_uncertain: OnUncertain = "reconcile",
         grace: float = 90.0,
@@ -107,6 +109,7 @@ class KlingSession(SessionBase):
             max_saving=max_saving,
             max_output_bytes=max_output_bytes,
             rate_limiter=rate_limiter,
+            callers=callers,
             ledger=ledger,
             on_uncertain=on_uncertain,
             grace=grace,

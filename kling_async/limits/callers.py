@@ -73,9 +73,13 @@ class Callers:
 
     Args:
         limits: Limits by the names of callers.
+
+    Attributes:
+        limited: False if nobody has limits or another weight.
     """
 
     def __init__(self, limits: LimitsByCaller | None = None) -> None:
+        self.limited = limits is not None
         self._limits = limits
         self._taken: Counter[str] = Counter()
         self._preparing: Counter[str] = Counter()
@@ -138,11 +142,13 @@ class Callers:
 
     def take(self, caller: str) -> None:
         """Count one more slot of a caller."""
-        _count(self._taken, caller, 1)
+        if self.limited:
+            _count(self._taken, caller, 1)
 
     def give_back(self, caller: str) -> None:
         """Count one slot less of a caller."""
-        _count(self._taken, caller, -1)
+        if self.limited:
+            _count(self._taken, caller, -1)
 
     def begin_preparation(self, caller: str) -> None:
         """Count one more job of a caller that is being prepared."""

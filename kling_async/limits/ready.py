@@ -39,6 +39,9 @@ class ReadyQueue(Generic[T]):
     Args:
         weight: Returns the weight of a caller, above 0.
         may_take: Returns whether a caller may take one more item now. When that becomes true again, call `unpark`.
+
+    Attributes:
+        items: The items, in the order of their arrival.
     """
 
     def __init__(self, weight: Callable[[str], float], may_take: Callable[[str], bool]) -> None:
@@ -46,11 +49,11 @@ class ReadyQueue(Generic[T]):
         self._may_take = may_take
         self._turns = FairTurns()
         self._lines: dict[str, _Line] = {}
-        self._items: dict[T, _Line] = {}
+        self.items: dict[T, _Line] = {}
         self._numbers = count()
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.items)
 
     def waiting(self, caller: str) -> int:
         """Return the number of a caller's items."""
@@ -64,11 +67,15 @@ class ReadyQueue(Generic[T]):
             line = self._lines[place.caller] = _Line(place.caller)
             self._turns.enter(place.caller, self._weight(place.caller))
         heapq.heappush(line.heap, (-place.priority, place.rank, next(self._numbers), item))
-        self._items[item] = line
+        self.items[item] = line
         line.live += 1
 
     def pop(self) -> tuple[T, str] | None:
         """Remove and return the item whose turn it is, and its caller; None if no caller may take one."""
+        if len(self._lines) == 1:
+            # A caller alone gets everything, and owes nobody.
+            (line,) = self._lines.values()
+            return (self._take(line), line.caller) if self._may_take(line.caller) else None
         while (caller := self._turns.first()) is not None:
             line = self._lines[caller]
             if self._may_take(caller):
@@ -80,19 +87,19 @@ class ReadyQueue(Generic[T]):
 
     def discard(self, item: T) -> bool:
         """Remove an item, and return whether it was there."""
-        line = self._items.pop(item, None)
+        line = self.items.pop(item, None)
         if line is None:
             return False
         self._shorten(line)
         if len(line.heap) > 2 * line.live:
-            line.heap = [entry for entry in line.heap if entry[3] in self._items]
+            line.heap = [entry for entry in line.heap if entry[3] in self.items]
             heapq.heapify(line.heap)
         return True
 
     def clear(self) -> list[tuple[T, str]]:
         """Remove and return all items and their callers, also of those who may take none now, in order of arrival."""
-        items = [(item, line.caller) for item, line in self._items.items()]
-        self._items.clear()
+        items = [(item, line.caller) for item, line in self.items.items()]
+        self.items.clear()
         self._lines.clear()
         self._turns.reset()
         return items
@@ -108,7 +115,7 @@ class ReadyQueue(Generic[T]):
         """Remove and return the first item of a line, which has one."""
         while True:
             item: T = heapq.heappop(line.heap)[3]  # type: ignore[assignment]  # all of them are of this type
-            if self._items.pop(item, None) is not None:
+            if self.items.pop(item, None) is not None:
                 self._shorten(line)
                 return item
 
@@ -119,6 +126,6 @@ class ReadyQueue(Generic[T]):
             del self._lines[line.caller]
             if not line.parked:
                 self._turns.leave(line.caller)
-            if not self._items:
+            if not self.items:
                 # Whoever comes next has neither debts nor credit.
                 self._turns.reset()

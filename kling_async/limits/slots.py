@@ -140,11 +140,11 @@ class Slots:
     @property
     def waiting(self) -> int:
         """Number of jobs that wait for a slot, for their turn after a refusal, or to be prepared for a slot."""
-        return len(self._waiting) + len(self._refused) + len(self._to_prepare)
+        return len(self._waiting.items) + len(self._refused) + len(self._to_prepare.items)
 
     def take(self) -> Slot:
         """Return a slot without waiting, for a prediction that runs already."""
-        if self._waiting or self._taken - len(self._refused) >= self._capacity.total:
+        if self._waiting.items or self._taken - len(self._refused) >= self._capacity.total:
             # More run than is allowed now, since the level was lowered: the surplus is watched and not counted.
             return Slot(None)
         slot = Slot(self)
@@ -180,8 +180,9 @@ class Slots:
         if not self._closed and not self._can_prepare(place.caller):
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._to_prepare.push(turn, place)
-            # All who waited before may be at limits of their own.
-            self._admit_ahead()
+            if self._callers.limited:
+                # All who waited before may be at limits of their own.
+                self._admit_ahead()
             try:
                 await turn
             except BaseException:
@@ -208,7 +209,7 @@ class Slots:
         self._admit_ahead()
 
     def _can_prepare(self, caller: str) -> bool:
-        return not self._to_prepare and self._has_room_ahead() and self._callers.may_prepare(caller)
+        return not self._to_prepare.items and self._has_room_ahead() and self._callers.may_prepare(caller)
 
     def _has_room_ahead(self) -> bool:
         free = self._capacity.total - (self._taken - len(self._refused))
@@ -221,7 +222,7 @@ class Slots:
                 if not turn.done():
                     self._begin_preparation(caller)
                     turn.set_result(None)
-        while self._to_prepare and self._has_room_ahead() and (granted := self._to_prepare.pop()) is not None:
+        while self._to_prepare.items and self._has_room_ahead() and (granted := self._to_prepare.pop()) is not None:
             turn, caller = granted
             if not turn.done():
                 self._begin_preparation(caller)
@@ -240,8 +241,9 @@ class Slots:
         if not self._closed and not self._can_start(place.caller):
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.push(turn, place)
-            # All who waited before may be at limits of their own.
-            self._admit()
+            if self._callers.limited:
+                # All who waited before may be at limits of their own.
+                self._admit()
             try:
                 await turn
             except BaseException:
@@ -274,7 +276,7 @@ class Slots:
     @property
     def are_held_back(self) -> bool:
         """True while jobs wait although fewer are running or unanswered than may run."""
-        return bool(self._waiting) and self._taken - len(self._refused) < self._capacity.total
+        return bool(self._waiting.items) and self._taken - len(self._refused) < self._capacity.total
 
     def record_accepted(self) -> None:
         """Record that one more prediction runs."""
@@ -335,9 +337,10 @@ class Slots:
         if slot.running:
             self._running -= 1
         self._taken -= 1
-        self._callers.give_back(slot.caller)
-        self._waiting.unpark(slot.caller)
-        self._to_prepare.unpark(slot.caller)
+        if self._callers.limited:
+            self._callers.give_back(slot.caller)
+            self._waiting.unpark(slot.caller)
+            self._to_prepare.unpark(slot.caller)
         self._admit()
 
     def _admit(self) -> None:
@@ -348,12 +351,12 @@ class Slots:
             first = next(iter(self._refused))
             first.round = self._round
             self._refused.pop(first).set()
-        while self._waiting and self._has_room() and (granted := self._waiting.pop()) is not None:
+        while self._waiting.items and self._has_room() and (granted := self._waiting.pop()) is not None:
             self._wake(*granted)
         self._admit_ahead()
 
     def _can_start(self, caller: str) -> bool:
-        return not self._waiting and self._has_room() and self._callers.may_take(caller)
+        return not self._waiting.items and self._has_room() and self._callers.may_take(caller)
 
     def _has_room(self) -> bool:
         """Return whether one more job may be sent; refused jobs do not count while they wait."""

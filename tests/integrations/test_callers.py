@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.to_thread
 import httpx
 import pytest
 from fastapi import FastAPI
@@ -37,6 +36,15 @@ __all__ = ["kling_emulator_options", "kling_server"]
 ANNA = {"Authorization": "Bearer a-token", "Content-Type": "image/png"}
 BEN = {"Authorization": "Bearer b-token", "Content-Type": "image/png"}
 IMAGE = "https://pictures.example/lake.png"
+
+
+@pytest.fixture
+def kling_server_of_long_videos(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmulatorThread]:
+    """Yield a server whose predictions outlast the test."""
+    with EmulatorThread(profile="tiny", level="gold", timing=1e6, downloads=False) as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield server
 
 
 @pytest.fixture
@@ -117,28 +125,17 @@ async def test_everything_about_a_key_is_its_callers(kling_server: EmulatorThrea
 
 
 @pytest.mark.anyio
-async def test_bounds_hold_for_each_of_fifty_callers_at_once(kling_server: EmulatorThread, tmp_path: Path) -> None:
+async def test_bounds_hold_for_each_of_fifty_callers_at_once(
+    kling_server_of_long_videos: EmulatorThread, tmp_path: Path
+) -> None:
     limits = {"caller-7": CallerLimits(running=1, queued=2)}
-    running: Counter[str] = Counter()
-    most: Counter[str] = Counter()
-    ended: Counter[str] = Counter()
-    enough = threading.Event()
+    accepted_of: Counter[str] = Counter()
 
     def observe(event: events.Event) -> None:
-        caller = event.key.partition("/")[0]
-        if isinstance(event, events.Accepted):
-            running[caller] += 1
-            most[caller] = max(most[caller], running[caller])
-        elif isinstance(event, events.Finished):
-            running[caller] -= 1
-            ended[caller] += 1
-            if ended["caller-7"] == 2:
-                enough.set()
+        accepted_of[event.key.partition("/")[0]] += isinstance(event, events.Accepted)
 
     def session() -> KlingSession:
-        return KlingSession(
-            level="gold", ledger=tmp_path / "web.db", callers=limits, max_in_flight=40, observers=[observe]
-        )
+        return KlingSession(level="gold", ledger=tmp_path / "web.db", callers=limits, observers=[observe])
 
     api = FastAPI(lifespan=lifespan(session, desk=lambda: JobService(queue=1000)))
     add_error_handlers(api)
@@ -159,13 +156,13 @@ async def test_bounds_hold_for_each_of_fifty_callers_at_once(kling_server: Emula
                 for number in range(10):
                     for caller in range(50):
                         tasks.start_soon(post, f"caller-{caller}", number)
-        assert await anyio.to_thread.run_sync(enough.wait, PATIENCE_S)
     refused = [reply for reply in replies.pop("caller-7") if reply.status_code != 202]
     assert {reply.status_code for each in replies.values() for reply in each} == {202}
+    assert len(refused) in {7, 8}, "one runs, or is about to, and two wait"
     assert {reply.status_code for reply in refused} == {429}
     assert all(int(reply.headers["Retry-After"]) > 0 for reply in refused)
     assert refused[0].json()["title"] == "Too many of your jobs are waiting"
-    assert most["caller-7"] == 1
+    assert accepted_of["caller-7"] <= 1
 
 
 @pytest.mark.anyio
