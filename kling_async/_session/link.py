@@ -82,7 +82,12 @@ async def _remove(folder: Path) -> None:
     # Begun before anything is awaited, as it has to happen when the task is cancelled, too.
     removal = asyncio.get_running_loop().run_in_executor(None, lambda: shutil.rmtree(folder, ignore_errors=True))
     with anyio.CancelScope(shield=True):
-        await asyncio.shield(removal)
+        try:
+            await asyncio.shield(removal)
+        except asyncio.CancelledError:
+            # The scope does not hold off a task group of asyncio. Whoever cancels finds the folder gone.
+            await asyncio.wait([removal])
+            raise
 
 
 @attrs.define(eq=False, kw_only=True)

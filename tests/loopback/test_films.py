@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import shutil
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import anyio.lowlevel
+import anyio.to_thread
 import av
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
 from kling_async import FirstFrame, FrameAt, InvalidJobError, Job, KlingSession, LastFrame, Prediction
+from kling_async._session.link import Video
 from kling_async.emulator import Emulator
+from support.patience import PATIENCE_S
 from support.pictures import png
 
 pytestmark = pytest.mark.anyio
@@ -112,3 +119,34 @@ async def test_what_is_no_video_is_refused_unpaid(tmp_path: Path) -> None:
         with pytest.raises(InvalidJobError, match=r"image.of: expected a completed prediction"):
             await kling.generate(prompt="x", image=LastFrame(Prediction(id="x")))
         assert not emulator.charges()
+
+
+async def test_a_folder_of_frames_is_gone_when_its_removal_was_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    rmtree = shutil.rmtree
+
+    def slow(folder: Path, *, ignore_errors: bool) -> None:
+        begun.set()
+        go_on.wait(PATIENCE_S)
+        rmtree(folder, ignore_errors=ignore_errors)
+
+    async def download(video: Video, folder: Path) -> Path:
+        del video
+        (folder / "video.mp4").write_bytes(b"video")
+        return folder / "video.mp4"
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    video = Video("the job 'a'", "p1", "https://outputs.example/a.mp4", None)
+    file = await video.file(download)
+    monkeypatch.setattr(shutil, "rmtree", slow)
+    releasing = asyncio.create_task(video.release())
+    assert await anyio.to_thread.run_sync(begun.wait, PATIENCE_S)
+    releasing.cancel()
+    await anyio.lowlevel.checkpoint()
+    assert not releasing.done()
+    go_on.set()
+    await asyncio.wait([releasing])
+    assert releasing.cancelled()
+    assert not file.parent.exists()

@@ -208,7 +208,7 @@ def blocking(kling: BlockingSession, path: Path) -> None:
         assert_type(batch.completed(), Iterator[Prediction])
         assert_type(batch.statistics(), BatchStatistics)
         assert_type(batch.stopped, KlingError | None)
-    BlockingSession(levl="gold")  # type: ignore[call-arg]  # no such option
+    BlockingSession(grade="gold")  # type: ignore[call-arg]  # no such option
     BlockingSession(client_session=None)  # type: ignore[call-arg]  # left out
 
 
