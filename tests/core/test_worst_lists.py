@@ -99,7 +99,7 @@ PARQUETS: dict[str, tuple[Callable[[], bytes], Row | str]] = {
         (None, "Waves", {"tags": ["a"], "meta": {"a": 1}}),
     ),
     "large texts": (
-        lambda: table(image=pa.array([URL], pa.large_string()), prompt=pa.array(["Waves"], pa.string_view())),
+        lambda: table(image=pa.array([URL], pa.large_string()), prompt=pa.array(["Waves"], pa.large_string())),
         WAVES,
     ),
     "bytes of a picture": (lambda: table(image=[jpeg()]), WAVES),
