@@ -145,8 +145,9 @@ async def test_a_folder_of_frames_is_gone_when_its_removal_was_cancelled(
     assert await anyio.to_thread.run_sync(begun.wait, PATIENCE_S)
     releasing.cancel()
     await anyio.lowlevel.checkpoint()
-    assert not releasing.done()
+    waits = not releasing.done()
     go_on.set()
     await asyncio.wait([releasing])
+    assert waits
     assert releasing.cancelled()
     assert not file.parent.exists()
