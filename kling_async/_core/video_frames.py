@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
 
@@ -27,7 +28,7 @@ _AT: Final = "frame_at:"
 
 
 @attrs.frozen
-class VideoFrame:
+class VideoFrame(ABC):
     """A frame of a video, in place of a picture of a job. Base of `LastFrame`, `FirstFrame`, `FrameAt`.
 
     Attributes:
@@ -38,9 +39,9 @@ class VideoFrame:
     of: Key | Prediction | Path
 
     @property
+    @abstractmethod
     def position(self) -> Position:
         """Position of the frame in the video."""
-        raise NotImplementedError
 
     @property
     def parent(self) -> str | None:

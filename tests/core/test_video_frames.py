@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -30,6 +31,14 @@ def digest(image: object, **parents: str) -> str:
     return content(Job(prompt="Sail", image=image), **parents).digest  # type: ignore[arg-type]  # a picture
 
 
+class OtherFrame(VideoFrame):
+    """A frame of a kind that no text of a content names."""
+
+    @property
+    def position(self) -> Literal["last"]:
+        return "last"
+
+
 @pytest.mark.parametrize(
     ("frame", "said"),
     [
@@ -40,7 +49,7 @@ def digest(image: object, **parents: str) -> str:
         (FrameAt("dawn", -0.1), r"image.seconds: expected seconds from the beginning, at least 0, got -0.1"),
         (FrameAt("dawn", float("nan")), "image.seconds: .* got nan"),
         (FrameAt("dawn", "2"), "image.seconds: .* got str"),  # type: ignore[arg-type]  # wrong on purpose
-        (VideoFrame("dawn"), "image: expected LastFrame, FirstFrame or FrameAt, got VideoFrame"),
+        (OtherFrame("dawn"), "image: expected LastFrame, FirstFrame or FrameAt, got OtherFrame"),
     ],
 )
 def test_wrong_frame_is_refused_with_its_field_path(frame: VideoFrame, said: str) -> None:
