@@ -40,8 +40,8 @@ def size_problem(file: IO[bytes]) -> str:
     try:
         with zipfile.ZipFile(file) as parts:
             return _problem(parts)
-    # RuntimeError: an encrypted part.
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    # RuntimeError: a part is encrypted, or packed in a way that zipfile does not know.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         return f"cannot be read as an Excel workbook: {error}; save it again as .xlsx, or as CSV UTF-8"
     finally:
         file.seek(0)

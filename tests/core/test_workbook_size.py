@@ -92,3 +92,15 @@ def test_damaged_part_is_refused(tmp_path: Path) -> None:
     content[content.rindex(b"xl/worksheets/sheet2.xml", 0, content.index(b"PK\x01\x02")) + 60] ^= 0xFF
     path.write_bytes(content)
     assert refused(path).startswith("cannot be read as an Excel workbook")
+
+
+@pytest.mark.parametrize(("offset", "value", "said"), [(10, 97, "compression"), (8, 1, "encrypted")])
+def test_part_that_cannot_be_unpacked_is_refused(tmp_path: Path, offset: int, value: int, said: str) -> None:
+    """It is packed in another way (method 97), or needs a password (bit 0 of its flags)."""
+    path = workbook(tmp_path / "packed.xlsx", f"<row r='1'>{HEADER}</row>{ROW}")
+    content = bytearray(path.read_bytes())
+    # In the directory at the end of the file, where each field is two bytes further.
+    at = content.index(b"PK\1\2")
+    content[at + offset : at + offset + 2] = value.to_bytes(2, "little")
+    path.write_bytes(content)
+    assert said in refused(path)
