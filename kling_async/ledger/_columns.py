@@ -11,12 +11,13 @@ import attrs
 
 from kling_async._core.content import Identity
 from kling_async._core.reconciliation import Doubt
-from kling_async._core.states import State
+from kling_async._core.states import Row, State
 from kling_async.errors import LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from kling_async._core.content import Content
     from kling_async._core.states import Entry
 
 MAX_CODE = 2**62
@@ -97,6 +98,28 @@ def check_names(*names: str, text: Callable[[str], str]) -> None:
     for name in names:
         if not _is_plain(name) and text(name) != name:
             raise LedgerError(f"{name!r} is no text that the ledger can hold", key=ascii(name))
+
+
+def new_row(batch: str, key: str, *, content: Content, model: str, at: float) -> Row:
+    """Return the row of a job that was not in the ledger, without its content.
+
+    Args:
+        batch: Name of the batch.
+        key: Key of the job.
+        content: Its content.
+        model: Its model.
+        at: Time in seconds since the epoch.
+    """
+    return Row(
+        batch=batch,
+        key=key,
+        digest=content.digest,
+        model=model,
+        state=State.PENDING,
+        updated_at=at,
+        caller=content.caller,
+        priority=content.priority,
+    )
 
 
 def no_job(batch: str, key: str) -> LedgerError:

@@ -21,7 +21,7 @@ from kling_async._core.sender import Sender
 from kling_async._core.states import ENDED, Known, Row, State
 from kling_async.errors import KeyReusedError, LedgerError
 
-from ._columns import check_names, no_job, restored_identity, restored_names, storable, stored_names
+from ._columns import check_names, new_row, no_job, restored_identity, restored_names, storable, stored_names
 from ._labels import scalar_labels
 from ._sqlite import edits, statements
 from ._sqlite.statements import read_row, storable_text
@@ -109,16 +109,7 @@ class SQLiteLedger:
             row = self._rows.get((batch, key))
             new = (batch, key, digest, model, at, content.caller, content.priority)
             if row is None and connection.execute(statements.INSERT, new).rowcount:
-                row = Row(
-                    batch=batch,
-                    key=key,
-                    digest=digest,
-                    model=model,
-                    state=State.PENDING,
-                    updated_at=at,
-                    caller=content.caller,
-                    priority=content.priority,
-                )
+                row = new_row(batch, key, content=content, model=model, at=at)
                 step = (batch, key, row.state.value, at, row.attempt, None, None)
                 self._put_content(batch, key, content)
                 self._deferred[statements.INSERT_STEP].append(step)

@@ -8,6 +8,7 @@ from decimal import Decimal
 from itertools import accumulate
 
 import anyio
+import attrs
 import pytest
 
 from kling_async import CallerBudgetExceededError, Level
@@ -140,3 +141,20 @@ async def test_a_callers_limit_holds_over_all_workers(database: str) -> None:
     finally:
         for ledger in ledgers:
             await ledger.aclose()
+
+
+async def test_a_session_renews_callers_as_it_renews_labels(database: str) -> None:
+    ledger = PostgresLedger(database)
+    await ledger.open()
+    try:
+        await ledger.claim("b", "k", content=content("a", 0), model="m", at=0.0)
+        ledger.unclaim("b", "k")
+        same = attrs.evolve(content("a", 0), caller="other", priority=3)
+        await ledger.claim("b", "k", content=same, model="m", at=1.0)
+        (row,) = await ledger.rows([State.PENDING])
+        assert (row.caller, row.priority) == ("other", 3)
+        await ledger.claim("b", "k", content=attrs.evolve(same, caller="", priority=0), model="m", at=2.0)
+        (row,) = await ledger.rows([State.PENDING])
+        assert (row.caller, row.priority) == ("other", 3), "who says nothing changes nothing"
+    finally:
+        await ledger.aclose()

@@ -12,9 +12,9 @@ import attrs
 import psycopg
 
 from kling_async._core.budget import CapUsage, reserve_caps
-from kling_async._core.states import Row, State
 from kling_async._loops import LoopBinding
 from kling_async.errors import BudgetExceededError, LedgerError
+from kling_async.ledger._columns import new_row
 
 from . import chains, statements, tables
 from .connection import Connection, fetch
@@ -371,6 +371,14 @@ class RequestQueue:
         if labelled:
             values = {**statements.inserted_values(labelled), "account": self._lease.account}
             await fetch(connection, statements.RENEW_LABELS, values)
+        called = {
+            step.name: step.new
+            for step in group
+            if step.new is not None and (step.new[0].caller or step.new[0].priority)
+        }
+        if called:
+            values = {**statements.inserted_values(called), "account": self._lease.account}
+            await fetch(connection, statements.RENEW_CALLERS, values)
         new = {step.name: step.new for step in group if step.new is not None and step.name not in self._lease.lines}
         if not new:
             return
@@ -378,16 +386,7 @@ class RequestQueue:
         values = {**statements.inserted_values(new), "account": self._lease.account, "worker_id": worker_id}
         for id_, batch, key in await fetch(connection, statements.INSERT, values):
             content, model, at = new[batch, key]
-            row = Row(
-                batch=batch,
-                key=key,
-                digest=content.digest,
-                model=model,
-                state=State.PENDING,
-                updated_at=at,
-                caller=content.caller,
-                priority=content.priority,
-            )
+            row = new_row(batch, key, content=content, model=model, at=at)
             lines[batch, key] = Line(id_, worker_id, slot=False, row=row)
         made = [(line.id, batch, new[batch, key][0].frames) for (batch, key), line in lines.items() if line is not None]
         await chains.link(connection, self._lease.account, made, worker=self._lease.name)
