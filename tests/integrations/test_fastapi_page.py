@@ -37,6 +37,34 @@ async def check_other_sites_cannot_post(http: aiohttp.ClientSession, asked: dict
             assert response.status == 400
 
 
+async def test_application_of_the_tutorial_pays_once_and_knows_its_jobs_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with Emulator(level="gold", speed=200, profile="tiny", downloads=False) as emulator:
+        monkeypatch.setenv("WAVESPEED_API_KEY", emulator.api_key)
+        monkeypatch.setenv("WAVESPEED_BASE_URL", emulator.base_url)
+        monkeypatch.setattr("kling_async._session.session.SystemClock", lambda: emulator.clock)
+        asked = {"prompt": "Wind", "image": "https://pictures.example/a.jpg"}
+        for _ in range(2):
+            names: dict[str, Any] = {"__name__": "page"}
+            exec(pages.block("tutorial/application.md", "app = "), names)
+            async with served(names["app"]) as url, aiohttp.ClientSession(url) as http:
+                for _ in range(2):
+                    async with http.post("/videos", json=asked, headers={"Idempotency-Key": "lake-1"}) as response:
+                        assert response.status == 202
+                        assert response.headers["Location"] == "/videos/lake-1"
+
+                async def state() -> str:
+                    async with http.get("/videos/lake-1") as response:
+                        return str((await response.json())["state"])
+
+                with anyio.fail_after(PATIENCE_S):
+                    while await state() != "completed":
+                        pass
+        assert len(emulator.charges()) == 1
+
+
 async def test_application_accepts_jobs_and_reports_their_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {"__name__": "page"}
     exec(pages.block("applications/fastapi.md", "api = "), names)
