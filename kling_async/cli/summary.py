@@ -153,7 +153,7 @@ def _print_failures(console: Console, options: BatchOptions, report: Report) -> 
         print_text(console, "--allow-estimate reserves the list price where the service quotes none.")
     if batch.stopped is not None:
         print_error(batch.stopped)
-        text = f"{plural(report.board.endings[State.SKIPPED], 'job')} skipped: each would fail with the same error."
+        text = f"{plural(report.board.endings[State.SKIPPED], 'job')} skipped, unpaid."
         console.print(Text(text, "red"))
 
 

@@ -110,7 +110,7 @@ def test_used_up_budget_stops_run_and_summary_shows_money(cli: Cli) -> None:
     assert done.returncode == 1
     assert "The budget of $1.00 is less than that" in done.stdout
     assert "$0.90 of $1.00 spent" in done.stdout
-    assert "2 jobs skipped: each would fail with the same error." in done.stdout
+    assert "2 jobs skipped, unpaid." in done.stdout
     assert "2 of 4 videos in videos/rehearsal, 2 skipped, $0.90 spent" in done.stdout
     folder = cli.folder / "videos" / "rehearsal"
     for name, states in (("results", ["saved", "saved", "skipped", "skipped"]), ("errors", ["skipped", "skipped"])):
