@@ -8,7 +8,7 @@ KlingError
 ├── UnsupportedError                     the provider lacks the endpoint or the model
 ├── SessionClosedError                   the session is not open; nothing was sent
 ├── WrongLoopError (RuntimeError)        used from another event loop, thread or library; nothing was sent
-├── SkippedError                         never submitted: its batch had stopped or was drained
+├── SkippedError                         never submitted: its batch had stopped or was drained, or a parent has no video
 ├── QueueFullError                       too many jobs are queued; nothing was sent; `retry_after`
 │   └── CallerLimitError                 ... of this caller; `caller`
 ├── UnknownJobError                      no job has this key
@@ -316,7 +316,10 @@ class WrongLoopError(KlingError, RuntimeError):
 
 
 class SkippedError(KlingError):
-    """The job was never submitted: its batch was drained, or had stopped admission for the error in `__cause__`."""
+    """The job was never submitted: its batch was drained, or had stopped, or the job that it continues has no video.
+
+    Unless the batch was drained, `__cause__` has the error.
+    """
 
     default_advice = "run the batch again once the cause is fixed"
 

@@ -57,7 +57,7 @@ class State(Enum):
     UNCERTAIN = "uncertain"
     """Sent; whether it was accepted is not known."""
     SKIPPED = "skipped"
-    """Not sent, because its batch had stopped."""
+    """Not sent: its batch had stopped, or the job that it continues has no video."""
     EXPIRED = "expired"
     """The prediction or its output was deleted by the service before it was fetched."""
     DOWNLOADED = "downloaded"

@@ -22,8 +22,8 @@ class CallerLimits:
 
     Attributes:
         weight: Share of the free slots while several callers wait, relative to the others' weights; above 0.
-        running: Maximum number of the caller's predictions that run at once in this session; None for no limit but the
-            account's.
+        running: Maximum number of the caller's predictions that run at once in this session, or over all workers of a
+            PostgreSQL ledger that have the same limits; None for no limit but the account's.
         usd: Most that the caller's jobs may cost in USD, those in the ledger included; a job for which it does not
             suffice is refused, unpaid, with a `CallerBudgetExceededError`, and other callers go on. None for no limit.
         allow_estimate: Whether to use the catalogue's estimate for a price that neither the vendor's pages nor the
