@@ -123,9 +123,10 @@ class SQLiteLedger:
             elif content.labels is not None:
                 connection.execute(statements.RENEW_LABELS, (content.labels, batch, key, content.labels))
                 self._put_labels(batch, key, content)
-            caller, priority = content.caller, content.priority
-            if (caller or priority) and (caller, priority) != (row.caller, row.priority):
-                # The latest counts, as with labels; a job given without them keeps what it has.
+            # The latest count, as with labels, but for who has paid; a job given without them keeps what it has.
+            caller = content.caller if content.caller and row.spent is None else row.caller
+            priority = content.priority or row.priority
+            if (caller, priority) != (row.caller, row.priority):
                 connection.execute(statements.update(("caller", "priority")), (caller, priority, batch, key))
                 row = self._rows[batch, key] = attrs.evolve(row, caller=caller, priority=priority)
             return row

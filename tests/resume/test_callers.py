@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kling_async import CallerBudgetExceededError, CallerLimits, Job, Outcome, WatchPolicy, read_ledger
+from kling_async.ledger import Content, Entry, SQLiteLedger, State
 from support.service import IMAGE, Service, open_session
 
 pytestmark = pytest.mark.anyio
@@ -50,3 +51,21 @@ async def test_a_ledger_knows_callers_and_priorities(tmp_path: Path) -> None:
     service, ledger = Service(seconds=0.05, latency=0.001), tmp_path / "run.db"
     await run(service, ledger, "b")
     assert sorted((row.caller, row.priority) for row in read_ledger(ledger)) == [("b", 0), ("b", 1), ("b", 2)]
+
+
+@pytest.mark.parametrize("paid", [False, True])
+async def test_who_has_paid_stays_and_the_rest_is_as_given_last(tmp_path: Path, *, paid: bool) -> None:
+    ledger = SQLiteLedger(tmp_path / "run.db")
+    await ledger.open()
+    try:
+        content = Content("{}", caller="ann", priority=1)
+        await ledger.claim("b", "k", content=content, model="m", at=0.0)
+        if paid:
+            await ledger.record(Entry(batch="b", key="k", state=State.INTENT, at=1.0, cost=Decimal("1.50")))
+            await ledger.record(Entry(batch="b", key="k", state=State.SUBMITTED, at=2.0, prediction_id="p1"))
+        await ledger.claim("b", "k", content=Content("{}", priority=2), model="m", at=3.0)
+        row = await ledger.claim("b", "k", content=Content("{}", caller="bob"), model="m", at=4.0)
+        assert (row.caller, row.priority) == ("ann" if paid else "bob", 2)
+        assert await ledger.spent(None, caller="ann") == (Decimal("1.50") if paid else 0)
+    finally:
+        await ledger.aclose()

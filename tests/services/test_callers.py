@@ -143,18 +143,25 @@ async def test_a_callers_limit_holds_over_all_workers(database: str) -> None:
             await ledger.aclose()
 
 
-async def test_a_session_renews_callers_as_it_renews_labels(database: str) -> None:
+@pytest.mark.parametrize("paid", [False, True])
+async def test_a_session_renews_callers_but_for_who_has_paid(database: str, *, paid: bool) -> None:
     ledger = PostgresLedger(database)
     await ledger.open()
+    given = content("ann", 0, 1)
     try:
-        await ledger.claim("b", "k", content=content("a", 0), model="m", at=0.0)
-        ledger.unclaim("b", "k")
-        same = attrs.evolve(content("a", 0), caller="other", priority=3)
-        await ledger.claim("b", "k", content=same, model="m", at=1.0)
-        (row,) = await ledger.rows([State.PENDING])
-        assert (row.caller, row.priority) == ("other", 3)
-        await ledger.claim("b", "k", content=attrs.evolve(same, caller="", priority=0), model="m", at=2.0)
-        (row,) = await ledger.rows([State.PENDING])
-        assert (row.caller, row.priority) == ("other", 3), "who says nothing changes nothing"
+        await ledger.claim("b", "k", content=given, model="m", at=0.0)
+        if paid:
+            await ledger.record(Entry(batch="b", key="k", state=State.INTENT, at=1.0, cost=Decimal("1.50")))
+            await ledger.record(Entry(batch="b", key="k", state=State.SUBMITTED, at=2.0, prediction_id="p1"))
+            await ledger.record(Entry(batch="b", key="k", state=State.COMPLETED, at=3.0, prediction_id="p1"))
+        for caller, priority in (("", 2), ("bob", 0)):
+            ledger.unclaim("b", "k")
+            await ledger.claim(
+                "b", "k", content=attrs.evolve(given, caller=caller, priority=priority), model="m", at=4.0
+            )
+        found = await ledger.find("b", "k")
+        assert found is not None
+        assert (found[0].caller, found[0].priority) == ("ann" if paid else "bob", 2)
+        assert await ledger.spent(None, caller="ann") == (Decimal("1.50") if paid else 0)
     finally:
         await ledger.aclose()

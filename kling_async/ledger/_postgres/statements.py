@@ -189,13 +189,15 @@ WHERE c.job = j.id AND g.labels IS NOT NULL AND c.labels IS DISTINCT FROM g.labe
 """
 """Replace the callers' own values of jobs by the latest."""
 RENEW_CALLERS = """
-UPDATE kling_job j SET caller = g.caller, priority = g.priority
+UPDATE kling_job j SET
+  caller = CASE WHEN j.spent IS NULL AND g.caller <> '' THEN g.caller ELSE j.caller END,
+  priority = coalesce(nullif(g.priority, 0), j.priority)
 FROM unnest(%(batch)s::text[], %(key)s::text[], %(digest)s::text[], %(caller)s::text[], %(priority)s::integer[])
   AS g(batch, key, digest, caller, priority)
 WHERE j.account = %(account)s AND j.batch = g.batch AND j.key = g.key AND j.digest = g.digest
 AND (g.caller <> '' OR g.priority <> 0) AND (j.caller, j.priority) <> (g.caller, g.priority)
 """
-"""Replace callers and priorities of jobs by the latest that were given."""
+"""Replace callers and priorities of jobs by the latest that were given; who has paid stays."""
 
 LOCK_LINES = f"""
 SELECT {_LINE} FROM unnest(%s::text[], %s::text[]) AS g(batch, key)
