@@ -166,13 +166,16 @@ class Chains:
             PriceUnknownError: Neither the catalogue nor the service has a price.
             SkippedError: The batch was drained.
         """
+        money = self._engine.money
         with self._covered:
             for key in parents:
                 parent = self._runs.get(key)
-                if parent is not None and parent.prediction_id is None:
+                if parent is None or parent.prediction_id is not None:
+                    continue
+                if money.counts(parent.budget, parent.job.caller):
                     # First what it continues: that would wait for this job's money, and this job waits for it.
-                    await self._engine.money.until_reserved((parent.batch, key))
-            await self._engine.money.reserve((run.batch, run.key), run.job, run.budget)
+                    await money.until_reserved((parent.batch, key))
+            await money.reserve((run.batch, run.key), run.job, run.budget)
         run.drain = self._covered
 
     async def _wait(self, run: JobRun, parents: tuple[str, ...]) -> KlingError | None:

@@ -16,6 +16,7 @@ import pytest
 from kling_async import (
     Budget,
     BudgetExceededError,
+    CallerLimits,
     FirstFrame,
     FrameAt,
     InvalidJobError,
@@ -283,6 +284,18 @@ async def test_leaving_the_batch_early_sends_nothing_more() -> None:
         await anyio.sleep(300)
         assert len(service.paid) == 1
         assert kling.statistics().running == 0
+
+
+async def test_reading_goes_on_beside_a_parent_that_no_budget_counts() -> None:
+    """The caller of the last clip alone has a budget."""
+    service = Service(seconds=60)
+    limits = {"ann": CallerLimits(usd=100, allow_estimate=True)}
+    jobs = {"a": clip("a"), "b": clip("b", "a"), "c": clip("c", "b", caller="ann"), "z": clip("z")}
+    async with open_session(service, callers=limits) as kling:
+        outcomes = await run(kling, jobs)
+    assert all(outcome.ok for outcome in outcomes.values())
+    begun = {body["prompt"]: since for since, _, body in service.accepted.values()}
+    assert begun["z"] < begun["a"] + 10
 
 
 async def test_budget_counts_a_film_when_it_begins() -> None:
