@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from decimal import Decimal
@@ -15,13 +16,16 @@ from kling_async.errors import CallerLimitError, ConfigurationError
 RETRY_AFTER_S = 30.0
 """Seconds after which a caller with too many jobs waiting may try again: about half as long as a prediction takes."""
 
+_WEIGHTS = (0.001, 1_000)
+"""Least and greatest weight: sums of any others would lose the small ones."""
+
 
 @attrs.frozen(kw_only=True)
 class CallerLimits:
     """Share and limits of one caller.
 
     Attributes:
-        weight: Share of the free slots while several callers wait, relative to the others' weights; above 0.
+        weight: Share of the free slots while several callers wait, relative to the others' weights; 0.001 to 1,000.
         running: Maximum number of the caller's predictions that run at once in this session, or over all workers of a
             PostgreSQL ledger that have the same limits; None for no limit but the account's.
         usd: Most that the caller's jobs may cost in USD, those in the ledger included; a job for which it does not
@@ -32,7 +36,7 @@ class CallerLimits:
             `CallerLimitError`. None for no limit.
 
     Raises:
-        ConfigurationError: A limit is not above 0.
+        ConfigurationError: A limit is out of range.
     """
 
     weight: float = 1.0
@@ -47,8 +51,9 @@ class CallerLimits:
             if value is None and name != "weight":
                 continue
             kinds = (int, float) if name == "weight" else (int,)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < float("inf"):
-                expected = "a number above 0" if name == "weight" else "a whole number above 0, or None"
+            least, most = _WEIGHTS if name == "weight" else (1, math.inf)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
+                expected = "a number from 0.001 to 1,000" if name == "weight" else "a whole number above 0, or None"
                 raise ConfigurationError(f"callers: {name}: expected {expected}, got {value!r:.40}")
         if self.usd is not None:
             self.budget("")

@@ -179,7 +179,16 @@ def test_callers_and_priorities_are_checked(fields: dict[str, Any], path: str) -
 
 
 @pytest.mark.parametrize(
-    "limits", [{"usd": -1}, {"weight": 0}, {"weight": float("inf")}, {"running": 0}, {"queued": 1.5}, {"running": True}]
+    "limits",
+    [
+        {"usd": -1},
+        {"weight": 1e17},
+        {"weight": 0},
+        {"weight": float("inf")},
+        {"running": 0},
+        {"queued": 1.5},
+        {"running": True},
+    ],
 )
 def test_limits_are_checked(limits: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=r"(callers: \w+|budget): expected"):
