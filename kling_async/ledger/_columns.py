@@ -122,6 +122,11 @@ def new_row(batch: str, key: str, *, content: Content, model: str, at: float) ->
     )
 
 
+def after_all(prefix: str) -> str | None:
+    """Return the first text after all that begin with a prefix, by code points; None for an empty prefix."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else None
+
+
 def no_job(batch: str, key: str) -> LedgerError:
     """Return the error for a job that a ledger does not have."""
     return LedgerError(

@@ -17,11 +17,21 @@ def scalar_labels(labels: str) -> list[tuple[str, str]]:
     Args:
         labels: The labels as a JSON object.
     """
-    return [
-        (name, value if isinstance(value, str) else json.dumps(value))
-        for name, value in json.loads(labels).items()
-        if isinstance(value, (str, int, float))
-    ]
+    return [(name, _text(value)) for name, value in json.loads(labels).items() if isinstance(value, (str, int, float))]
+
+
+def label_text(labels: str | None, name: str) -> str | None:
+    """Return the value of a label as a text; None for one that cannot be looked for.
+
+    Args:
+        labels: The labels of a job as a JSON object; None without any.
+        name: Name of the label.
+    """
+    return None if labels is None else dict(scalar_labels(labels)).get(name)
+
+
+def _text(value: str | float) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def label_texts(labels: Mapping[object, object] | Mapping[str, object] | None) -> dict[str, str]:
@@ -36,5 +46,5 @@ def label_texts(labels: Mapping[object, object] | Mapping[str, object] | None) -
             raise ConfigurationError(
                 f"labels: expected names with a text, a number or a truth value each, got {name!r:.40}: {value!r:.40}"
             )
-        found[name] = value if isinstance(value, str) else json.dumps(value)
+        found[name] = _text(value)
     return found

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 LABELS = [
     {"order": "1742", "sku": "A7"},
     {"order": 1742, 'a "quoted" name': 'and $."value"'},
-    {"order": 1743, "rush": True, "weight": 1.5},
+    {"order": 1743, "rush": True, "weight": 1.5, "sum": 0.1 + 0.2, "tiny": 1e-7},
     {},
     # No database of JSON can hold it; it is not to be in the way of others.
     {"nul": "\0"},
@@ -26,6 +26,7 @@ WANTED: list[tuple[dict[str, object], list[str]]] = [
     ({"order": "1742"}, ["a/0", "a/1"]),
     ({"order": 1742, "sku": "A7"}, ["a/0"]),
     ({"rush": True}, ["b/2"]),
+    ({"sum": 0.1 + 0.2}, ["b/2"]),
     ({"rush": "true", "weight": 1.5}, ["b/2"]),
     ({'a "quoted" name': 'and $."value"'}, ["a/1"]),
     ({"order": "1742' OR 1=1 --"}, []),

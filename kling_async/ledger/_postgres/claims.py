@@ -40,6 +40,8 @@ async def claim_fairly(
     if not free:
         return []
     waiting = await fetch(connection, statements.WAITING, {**values, "limit": free})
+    if not waiting:
+        return []
     ((virtual,),) = await fetch(connection, statements.VIRTUAL_TIME, [values["account"]])
     turns = FairTurns(virtual)
     room: dict[str, int] = {}

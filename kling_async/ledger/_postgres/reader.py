@@ -12,7 +12,7 @@ from kling_async._core.frames import without_frames
 from kling_async._core.marks import Mark, Marked
 from kling_async._core.states import State, Step
 from kling_async.errors import LedgerError
-from kling_async.ledger._columns import restored_identity
+from kling_async.ledger._columns import after_all, restored_identity
 
 from . import statements, tables
 from .connection import Address
@@ -85,7 +85,7 @@ class DatabaseReader:
         """
         query = statements.READ_LABELLED_PAGE if labels else statements.READ_PAGE
         values = statements.label_values(labels) | {"account": self.account, "batch": batch}
-        values |= {"prefix": prefix, "after": after, "limit": limit}
+        values |= {"before": after_all(prefix), "after": after, "limit": limit}
         return [statements.line_of(line).row for line in _found(self.address, query, values)]
 
     def steps(self, batch: str | None, key: str | None) -> Iterator[Step]:

@@ -297,8 +297,8 @@ WHERE j.account = %(account)s AND j.batch = coalesce(%(batch)s, j.batch) AND j.s
 ORDER BY j.updated_at, j.id
 """
 _PAGE = """
-WHERE j.account = %(account)s AND j.batch = %(batch)s AND starts_with(j.key, %(prefix)s)
-AND j.key COLLATE "C" > %(after)s ORDER BY j.key COLLATE "C" LIMIT %(limit)s
+WHERE j.account = %(account)s AND j.batch = %(batch)s AND j.key COLLATE "C" > %(after)s
+AND (%(before)s::text IS NULL OR j.key COLLATE "C" < %(before)s) ORDER BY j.key COLLATE "C" LIMIT %(limit)s
 """
 READ_PAGE = _SELECT_WITH_CONTENT + _PAGE
 READ_LABELLED_PAGE = _SELECT_LABELLED + _PAGE

@@ -16,7 +16,7 @@ from kling_async.errors import LedgerError
 
 from .registration import register, registered
 from .statements import MISMATCHED
-from .tables import APPLICATION_ID, MIGRATIONS, migrate
+from .tables import APPLICATION_ID, MIGRATIONS, define_label_text, migrate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -179,6 +179,7 @@ def connect_reader(path: Path, lock_timeout: float = 5.0) -> sqlite3.Connection:
     mode = "ro" if has_steps_beside(path) else "rw"
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=lock_timeout)
     connection.execute("PRAGMA query_only = ON")
+    define_label_text(connection)
     return connection
 
 

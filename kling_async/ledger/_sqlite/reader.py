@@ -12,7 +12,7 @@ import attrs
 
 from kling_async._core.marks import Mark, Marked
 from kling_async._core.states import Row, State, Step
-from kling_async.ledger._columns import restored_identity
+from kling_async.ledger._columns import after_all, restored_identity
 
 from . import statements
 from .connection import LOCK, beside, closed_by, connect_reader, reading, unusable
@@ -80,7 +80,7 @@ class FileReader:
         values: list[object] = [batch, after]
         if prefix:
             conditions += f" AND {plus}job.key < ?"
-            values.append(prefix[:-1] + chr(ord(prefix[-1]) + 1))
+            values.append(after_all(prefix))
         for label in labels.items():
             conditions += f" AND {statements.HAS_LABEL}"
             values += label * 2

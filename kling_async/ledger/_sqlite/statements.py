@@ -30,11 +30,10 @@ SELECT_WITH_CONTENT = (
     f"SELECT {', '.join(f'job.{name}' for name in _COLUMNS)}, {', '.join(f'content.{name}' for name in _CONTENT)} "
     "FROM job LEFT JOIN content ON content.batch = job.batch AND content.key = job.key "
 )
-# The table `label` may have more than there is: what was replaced stays in it.
+# The table `label` may have more than there is: what was replaced stays in it. `label_text` is a function of ours.
 HAS_LABEL = (
-    "(job.batch, job.key) IN (SELECT batch, key FROM label WHERE name = ? AND value = ?) AND "
-    "EXISTS (SELECT 1 FROM json_each(content.labels) AS own WHERE own.key = ? AND "
-    "CASE own.type WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE CAST(own.atom AS TEXT) END = ?)"
+    "(job.batch, job.key) IN (SELECT batch, key FROM label WHERE name = ? AND value = ?) "
+    "AND label_text(content.labels, ?) = ?"
 )
 """Condition that a job has a label: its values are name, value, name and value."""
 INSERT = (

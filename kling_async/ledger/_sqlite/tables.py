@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from kling_async.ledger import _sentences as sentences
+from kling_async.ledger._labels import label_text
 
 if TYPE_CHECKING:
     import sqlite3
@@ -27,9 +28,7 @@ _JOBS: Final = f"job AS (SELECT *, {_NO_CALLERS} FROM main.job)\n"
 
 
 _LABELS: Final = """label AS (
-  SELECT own.key AS name,
-    CASE own.type WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE CAST(own.atom AS TEXT) END AS value,
-    content.batch AS batch, content.key AS key
+  SELECT own.key AS name, label_text(content.labels, own.key) AS value, content.batch AS batch, content.key AS key
   FROM main.content AS content, json_each(content.labels) AS own WHERE own.atom IS NOT NULL)
 """
 _NO_LABELS: Final = "label AS (SELECT NULL AS name, NULL AS value, NULL AS batch, NULL AS key WHERE 0)\n"
@@ -113,6 +112,7 @@ def _add_marks(connection: sqlite3.Connection) -> None:
 
 def _index_labels(connection: sqlite3.Connection) -> None:
     """Add a table of labels by name and value."""
+    define_label_text(connection)
     _run(
         connection,
         f"""
@@ -202,6 +202,11 @@ def _run(connection: sqlite3.Connection, script: str) -> None:
     """Run statements within the transaction, which `executescript` would commit before."""
     for statement in script.split(";\n"):
         connection.execute(statement)
+
+
+def define_label_text(connection: sqlite3.Connection) -> None:
+    """Define the SQL function that reads labels as Python writes them: SQLite writes some numbers otherwise."""
+    connection.create_function(label_text.__name__, 2, label_text, deterministic=True)
 
 
 def _define_functions(connection: sqlite3.Connection) -> None:
