@@ -11,7 +11,7 @@ from .joining import Film, join
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .frames import Position
+    from kling_async._core.video_frames import Position
 
 __all__ = ["Film", "join", "read_frame"]
 

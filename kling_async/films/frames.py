@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from kling_async.errors import VideoError
 
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
 
     from av.video.codeccontext import VideoCodecContext
 
-    from ._video import OpenVideo, Step
+    from kling_async._core.video_frames import Position
 
-Position: TypeAlias = Literal["first", "last"] | float
-"""The first frame, the last one, or the one that is shown that many seconds after the first begins."""
+    from ._video import OpenVideo, Step
 
 MAX_PNG_BYTES: Final = 10_000_000
 """Greatest length of a frame as PNG; beyond that it is a JPEG, since the service takes pictures of up to 10 MB."""

@@ -142,12 +142,13 @@ class _Steps:
 
 def _join(paths: Sequence[Path], target: Path, *, crossfade: float, fit: bool, replace: bool, steps: _Steps) -> Film:
     """Do the work, blocking."""
-    # PyAV is optional, and takes long to load.
-    from av.error import FFmpegError  # noqa: PLC0415 -- see above
-
+    # PyAV is optional, and takes long to load. The first of them says what to install.
     from ._clips import arrange, can_be_copied, check_alike, survey  # noqa: PLC0415 -- see above
     from ._copying import copy  # noqa: PLC0415 -- see above
     from ._encoding import encode  # noqa: PLC0415 -- see above
+
+    # isort: split
+    from av.error import FFmpegError  # noqa: PLC0415 -- see above
 
     for path in paths:
         if _is_same_file(path, target):

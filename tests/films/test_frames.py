@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from kling_async import VideoError
+from kling_async._core.video_frames import Position
 from kling_async.films import frames, read_frame
-from kling_async.films.frames import Position, extract_frame
+from kling_async.films.frames import extract_frame
 from support.ffmpeg import Pixels, difference, ffmpeg, frames_of, make_clip, source
 
 MATRICES = {"bt601": "smpte170m", "bt709": "bt709"}

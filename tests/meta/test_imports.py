@@ -228,6 +228,14 @@ def test_films_name_missing_extra() -> None:
     assert set(said) == {"kling_async.films.frames"}, "the names can be imported without it"
 
 
+def test_joining_names_missing_extra(tmp_path: Path) -> None:
+    script = WITHOUT.partition("failed = {}")[0]
+    script += "\nimport anyio\nfrom kling_async import join\n"
+    script += "try:\n    anyio.run(join, [sys.argv[2], sys.argv[2]], sys.argv[2] + '.mp4')\n"
+    script += "except Exception as error:\n    print(json.dumps(f'{type(error).__name__}: {error}'))\n"
+    assert "ConfigurationError: frames and joining need PyAV" in str(fresh(script, "av", str(tmp_path / "a.mp4")))
+
+
 @pytest.mark.parametrize(
     ("name", "package", "extra"),
     [("fastapi", "FastAPI", "fastapi"), ("opentelemetry", "OpenTelemetry", "otel")],
