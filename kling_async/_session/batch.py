@@ -31,6 +31,7 @@ from .job_run import JobRun
 from .keys import KeyAssigner
 from .outcome import publish_finished, run_to_outcome
 from .seen import look_up
+from .videos import require_decoder
 
 if TYPE_CHECKING:
     from kling_async._core.content import Content, Identity
@@ -152,6 +153,8 @@ class Batch(anyio.AsyncContextManagerMixin):
         if self._entered:
             raise RuntimeError("expected a batch that was not entered before; make another one by kling.batch(...)")
         self._jobs, parents = pairs_of(self._jobs)
+        if parents:
+            require_decoder()
         self._entered = True
         self._chains = Chains(
             self._engine,

@@ -42,7 +42,6 @@ def in_order(jobs: Mapping[Key, Job]) -> Pairs | None:
 
     Raises:
         InvalidJobError: A job continues itself, or a job that is not there; all such jobs are named.
-        ConfigurationError: PyAV is not installed.
     """
     parents = {key: job.parents for key, job in jobs.items() if isinstance(cast("object", job), Job) and job.parents}
     if not parents:
@@ -52,7 +51,6 @@ def in_order(jobs: Mapping[Key, Job]) -> Pairs | None:
     wrong = broken_chains(following, named)
     if wrong:
         raise InvalidJobError([Problem(key, said) for key, said in wrong.items()])
-    require_decoder()
     found = films(following, named)
     order = (each for key in named if key not in following for each in found.get(key, (key,)))
     return [(key, named[key]) for key in order]
@@ -148,7 +146,7 @@ class Chains:
     async def _join(self, run: JobRun) -> KlingError | None:
         require_decoder()
         parents = run.content_read.parents
-        if not parents or not await self._is_to_be_sent(run):
+        if not await self._is_to_be_sent(run):
             return None
         if self._engine.money.counts(run.budget, run.job.caller) and any(key in self._runs for key in parents):
             await self._reserve(run, parents)
@@ -303,17 +301,16 @@ def pairs_of(jobs: T) -> tuple[T | Pairs, Collection[str] | None]:
 
     Raises:
         InvalidJobError: A job continues itself, or a job that is not there.
-        ConfigurationError: PyAV is not installed.
     """
     if isinstance(jobs, Mapping):
         pairs = in_order(cast("Mapping[Key, Job]", jobs))
         if pairs is None:
             return jobs, ()
-        return pairs, {parent for _, job in pairs for parent in job.parents}
+        # What is no job is refused when it is its turn.
+        chained = (job for _, job in pairs if isinstance(cast("object", job), Job))
+        return pairs, {parent for job in chained for parent in job.parents}
     continued: object = getattr(jobs, "continued", None)
     if isinstance(continued, frozenset):
         # A manifest, which has parents first.
-        if continued:
-            require_decoder()
         return jobs, cast("frozenset[str]", continued)
     return jobs, None

@@ -207,12 +207,15 @@ async def _extract(place: str, frame: VideoFrame, file: Path) -> bytes:
     """Return a frame of a file.
 
     Raises:
+        ConfigurationError: PyAV is too old.
         InvalidJobError: There is none.
     """
-    from kling_async.films.frames import extract_frame  # noqa: PLC0415 -- it needs an extra
+    from kling_async.films import read_frame  # noqa: PLC0415 -- it needs an extra
 
     try:
-        return await anyio.to_thread.run_sync(extract_frame, file, frame.position)
+        return await read_frame(file, frame.position)
+    except ConfigurationError:
+        raise
     except Exception as error:
         reason = error.message if isinstance(error, KlingError) else str(error)
         raise _invalid(place, f"no such frame can be taken of the video: {reason}") from error

@@ -90,6 +90,12 @@ async def test_broken_chains_are_told_before_anything_is_sent(jobs: Any, said: s
     assert not service.paid
 
 
+async def test_what_is_no_job_is_named_among_chains_too() -> None:
+    async with open_session(Service()) as kling:
+        with pytest.raises(TypeError, match="item 2 of the batch: expected a Job, got str"):
+            await run(kling, {**chain("film", 2), "wrong": "no job"})
+
+
 async def test_numbers_are_keys() -> None:
     service = Service()
     async with open_session(service) as kling:
