@@ -7,7 +7,6 @@ import math
 from typing import TYPE_CHECKING
 
 import anyio
-import looptime
 import pytest
 from aiolimiter import AsyncLimiter
 from hypothesis import example, given
@@ -17,6 +16,7 @@ from kling_async import ConfigurationError, NoLimit, RateLimitedError, RateLimit
 from kling_async._core.turns import Place
 from kling_async.limits import Gate, Limit, Pause, Slot, Slots
 from kling_async.testing import LoopClock
+from support import virtual
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -26,12 +26,12 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def anyio_backend() -> object:
-    return "asyncio", {"loop_factory": looptime.new_event_loop}
+    return "asyncio", {"loop_factory": virtual.new_event_loop}
 
 
 def virtually(main: Coroutine[object, object, None]) -> None:
     """Run `main` in virtual time, for tests that hypothesis calls many times."""
-    with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=virtual.new_event_loop) as runner:
         runner.run(main)
 
 

@@ -114,7 +114,13 @@ def test_core_and_virtual_tests_use_no_real_clock() -> None:
         if (told := [text for text in real_time(path.read_text()) if text.partition(".")[0] == "time"])
     }
     assert not asked
-    assert "looptime.new_event_loop" in (TESTS / "virtual" / "conftest.py").read_text()
+    assert "virtual.new_event_loop" in (TESTS / "virtual" / "conftest.py").read_text()
+
+
+def test_virtual_loops_are_made_in_one_place() -> None:
+    """A loop of looptime alone gives its threads 300 virtual seconds to end, which pass at once."""
+    made = [path.name for path in sorted(TESTS.rglob("*.py")) if "import looptime" in path.read_text().splitlines()]
+    assert made == ["virtual.py"]
 
 
 @pytest.mark.promise(11)

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import looptime
 import pytest
 
 from kling_async import (
@@ -40,6 +39,7 @@ from kling_async._http.transport import AiohttpTransport
 from kling_async.ledger._sqlite.connection import connect
 from kling_async.ledger.sqlite import SQLiteLedger
 from kling_async.testing import LoopClock, ScriptedTransport
+from support import virtual
 from support.work import work_per
 
 SERVER = Path(__file__).parents[2] / "benchmarks" / "server.py"
@@ -101,7 +101,7 @@ class Service(ScriptedTransport):
 
 def run(main: Callable[[], Coroutine[Any, Any, object]]) -> None:
     """Run in virtual time, so that the number of wake-ups does not depend on the machine."""
-    loop = looptime.new_event_loop()
+    loop = virtual.new_event_loop()
     try:
         loop.run_until_complete(main())
     finally:

@@ -13,7 +13,6 @@ from typing import Any
 
 import anyio
 import attrs
-import looptime
 
 from kling_async import HttpRequest, HttpResponse, Job, Prediction, WatchPolicy
 from kling_async._core.polling import WatchStatistics
@@ -23,6 +22,7 @@ from kling_async._observers import Observers
 from kling_async._watching.watcher import Watcher
 from kling_async.providers import Provider, WaveSpeed
 from kling_async.testing import LoopClock, json_response
+from support import virtual
 
 JOB = Job(model="kling-v2.1-pro", prompt="x", image="https://pictures.example/face.png")
 
@@ -217,7 +217,7 @@ def dominating(times: Sequence[float], requests: float, delay: float) -> list[tu
 def run_watch(service: Fleet, policy: WatchPolicy, **options: Any) -> Figures:
     """Run `watch` on an event loop of its own, in virtual time."""
     # There is no real I/O, so time may advance without idle iterations of the loop.
-    loop = looptime.new_event_loop(noop_cycles=1)
+    loop = virtual.new_event_loop(noop_cycles=1)
     try:
         return loop.run_until_complete(watch(service, policy, **options))
     finally:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import looptime
 import pytest
 from aiolimiter import AsyncLimiter
 
 from kling_async import NoLimit, RateLimiter, StartsPerWindow
 from kling_async.testing import LoopClock, check_rate_limiter
+from support import virtual
 
 pytestmark = pytest.mark.anyio
 
@@ -19,7 +19,7 @@ PER = 10.0
 
 @pytest.fixture
 def anyio_backend() -> object:
-    return "asyncio", {"loop_factory": looptime.new_event_loop}
+    return "asyncio", {"loop_factory": virtual.new_event_loop}
 
 
 @pytest.mark.parametrize("starts", [1, 3])

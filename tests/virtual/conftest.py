@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import looptime
 import pytest
+
+from support import virtual
 
 
 @pytest.fixture
 def anyio_backend() -> object:
-    return "asyncio", {"loop_factory": looptime.new_event_loop}
+    return "asyncio", {"loop_factory": virtual.new_event_loop}

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import looptime
 import pytest
 
 from kling_async import HttpRequest, HttpResponse, SessionClosedError, events, read_ledger
 from kling_async._core.http import Effect
 from kling_async.ledger import State
 from kling_async.testing import json_response
+from support import virtual
 from support.service import IMAGE, Service, open_session
 from support.slow import STEP, SlowLedger, SlowLimiter
 
@@ -137,7 +137,7 @@ def test_loop_shutdown_waits_for_sent_requests(after: float) -> None:
         await asyncio.sleep(after)
         assert not task.done()
 
-    with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=virtual.new_event_loop) as runner:
         runner.run(main())
     check_books(service, ledger)
     if after > 2 * STEP + 0.01:
@@ -154,7 +154,7 @@ def test_loop_shutdown_with_unclosed_session_loses_no_id(after: float) -> None:
         await asyncio.sleep(after)
         assert not task.done()
 
-    with asyncio.Runner(loop_factory=looptime.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=virtual.new_event_loop) as runner:
         runner.run(main())
     check_books(service, ledger)
 

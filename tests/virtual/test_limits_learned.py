@@ -12,13 +12,13 @@ from typing import Any
 
 import anyio
 import attrs
-import looptime
 import pytest
 
 from kling_async import HttpRequest, HttpResponse, Job, NoLimit, RateLimitedError, SessionClosedError, WatchPolicy
 from kling_async._core.http import Effect
 from kling_async.limits import Limit, StartsPerWindow
 from kling_async.testing import LoopClock, json_response
+from support import virtual
 from support.service import IMAGE, Service, open_session
 
 pytestmark = pytest.mark.anyio
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> object:
     # Advance time after one idle iteration of the loop, not 42: there is no outside I/O to wait for.
-    return "asyncio", {"loop_factory": lambda: looptime.new_event_loop(noop_cycles=1)}
+    return "asyncio", {"loop_factory": lambda: virtual.new_event_loop(noop_cycles=1)}
 
 
 def refusal(message: str, **headers: str) -> HttpResponse:

@@ -10,13 +10,13 @@ from typing import Any
 import anyio.lowlevel
 import anyio.to_thread
 import attrs
-import looptime
 import pytest
 
 from kling_async import HttpRequest, HttpResponse, Job, KlingSession
 from kling_async._core.catalogue import LEVELS
 from kling_async._core.http import Effect
 from kling_async.testing import LoopClock, ScriptedTransport, json_response
+from support import virtual
 from support.pictures import png
 
 pytestmark = pytest.mark.anyio
@@ -27,7 +27,7 @@ UPLOAD_S, SUBMIT_S = 1.3, 0.5
 @pytest.fixture
 def anyio_backend() -> object:
     # Advance time after one idle iteration of the loop, not 42: there is no outside I/O to wait for.
-    return "asyncio", {"loop_factory": lambda: looptime.new_event_loop(noop_cycles=1)}
+    return "asyncio", {"loop_factory": lambda: virtual.new_event_loop(noop_cycles=1)}
 
 
 @pytest.fixture(autouse=True)

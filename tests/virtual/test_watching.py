@@ -8,7 +8,6 @@ from statistics import fmean
 from typing import Any
 
 import anyio
-import looptime
 import pytest
 
 from kling_async import (
@@ -26,6 +25,7 @@ from kling_async import (
 from kling_async._core.http import Effect
 from kling_async.ledger import MemoryLedger
 from kling_async.testing import ScriptedTransport, json_response
+from support import virtual
 from support.fleet import (
     Fleet,
     alone,
@@ -48,7 +48,7 @@ MEDIAN, SIGMA = 60.0, 0.557
 @pytest.fixture
 def anyio_backend() -> object:
     # There is no real I/O, so time may advance without idle iterations of the loop.
-    return "asyncio", {"loop_factory": lambda: looptime.new_event_loop(noop_cycles=1)}
+    return "asyncio", {"loop_factory": lambda: virtual.new_event_loop(noop_cycles=1)}
 
 
 def lists(service: Fleet) -> list[tuple[float, dict[str, Any]]]:
