@@ -80,15 +80,18 @@ class FairTurns:
     def __len__(self) -> int:
         return len(self._present)
 
-    def enter(self, caller: str, weight: float, start: float = 0.0) -> None:
+    def enter(self, caller: str, weight: float, start: float | None = None) -> None:
         """Let a caller take turns, who did not so far.
 
         Args:
             caller: Name of the caller.
             weight: Share of the turns, relative to the others'; above 0.
-            start: Virtual time before which the caller has no turn: an earlier result of `start_of`.
+            start: An earlier result of `start_of` for this caller, in virtual time. Who waited for a turn since then
+                is at most two turns late, and keeps it: to begin anew each time would lose a part of the share.
         """
-        self._add(_Turn(caller, weight, max(start, self._debts.pop(caller, 0.0), self.virtual)))
+        if start is None or start < self.virtual - 2 / weight:
+            start = self.virtual
+        self._add(_Turn(caller, weight, max(start, self._debts.pop(caller, start))))
 
     def first(self) -> str | None:
         """Return the caller whose turn it is; None if nobody is present."""

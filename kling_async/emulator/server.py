@@ -66,7 +66,10 @@ def _level(level: LevelName | Level) -> Level:
     if isinstance(level, Level):
         return level
     if level not in LEVELS:
-        raise ValueError(f"level: expected a Level or one of {', '.join(LEVELS)}, got {level!r}")
+        kind = type(level)
+        expected = f"a kling_async.emulator.Level or one of {', '.join(LEVELS)}"
+        # The client has a `Level` of its own.
+        raise ValueError(f"level: expected {expected}, got {level!r}, a {kind.__module__}.{kind.__qualname__}")
     return LEVELS[level]
 
 

@@ -573,12 +573,11 @@ class PostgresLedger:
                 await chains.link(
                     connection, self.account, [(id_, batch, some[batch, key][0].frames) for id_, _, key in made]
                 )
-                if any(content.renews for content, _, _ in some.values()):
-                    await fetch(connection, statements.RENEW_TEXTS, values)
-                if any(content.labels is not None for content, _, _ in some.values()):
-                    await fetch(connection, statements.RENEW_LABELS, values)
-                if any(content.caller or content.priority for content, _, _ in some.values()):
-                    await fetch(connection, statements.RENEW_CALLERS, values)
+                found = {(batch, key): some[batch, key] for batch, key in some.keys() - {name[1:] for name in made}}
+                if not found:
+                    continue
+                await edits.refresh(connection, self.account, found)
+                values = {**statements.inserted_values(found), "account": self.account}
                 conflicts = await fetch(connection, statements.CONFLICTS, values)
                 if conflicts:
                     raise KeyReusedError(conflicts[0][0])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
+import time
 from collections import Counter
 from decimal import Decimal
-from itertools import accumulate
+from functools import partial
+from itertools import pairwise
 
 import anyio
 import attrs
@@ -16,10 +19,24 @@ from kling_async._core.budget import Cap
 from kling_async._core.content import Content
 from kling_async._core.states import Entry, State
 from kling_async.ledger.postgres import PostgresLedger
+from support import postgres
+from support.patience import PATIENCE_S
+from support.shares import CALLERS, worst_deviation
 
 pytestmark = pytest.mark.anyio
 
-WEIGHTS = {f"caller-{number:02}": 1.0 + number % 5 for number in range(20)}
+JOBS = int(os.environ.get("KLING_CALLER_JOBS", "150"))
+"""Jobs of each caller."""
+CLAIMED = int(os.environ.get("KLING_CALLER_STARTS", "1500"))
+"""Jobs that three workers claim, while each caller has some left."""
+ROWS_READ = """
+SELECT coalesce(sum(i.read), 0) + coalesce(sum(t.seq_tup_read), 0) FROM pg_stat_user_tables t
+CROSS JOIN LATERAL (SELECT sum(idx_tup_read) AS read FROM pg_stat_user_indexes WHERE relid = t.relid) AS i
+"""
+OTHERS = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
 LEVEL = Level("test", 1_000_000_000, 100)
 
 
@@ -28,16 +45,22 @@ def content(caller: str, number: int, priority: int = 0) -> Content:
 
 
 async def enqueue(ledger: PostgresLedger, jobs: list[tuple[str, int]]) -> None:
-    await ledger.enqueue("b", [(f"{caller} {number}", content(caller, number), "m") for caller, number in jobs], at=0.0)
+    for start in range(0, len(jobs), 10_000):
+        some = jobs[start : start + 10_000]
+        await ledger.enqueue("b", [(f"{caller} {n}", content(caller, n), "m") for caller, n in some], at=0.0)
     await ledger.analyze()
 
 
-async def work(ledger: PostgresLedger, taken: list[str], count: int, *, at_once: int) -> None:
-    """Claim and end jobs until so many were claimed; add the callers to `taken`."""
+async def work(
+    ledger: PostgresLedger, taken: list[str], count: int, *, at_once: int, times: list[float] | None = None
+) -> None:
+    """Claim and end jobs until so many were claimed; add the callers to `taken`, and the seconds of the clock."""
     while len(taken) < count:
-        claimed = await ledger.take(at_once, LEVEL, callers=lambda caller: (WEIGHTS.get(caller, 1.0), None))
+        claimed = await ledger.take(at_once, LEVEL, callers=lambda caller: (CALLERS.get(caller, 1.0), None))
         assert claimed
         taken += [found.caller for _, found in claimed]
+        if times is not None:
+            times += [time.perf_counter()] * len(claimed)
         for row, _ in claimed:
             ledger.note(Entry(batch="b", key=row.key, state=State.REJECTED, at=1.0))
             ledger.give_back("b", row.key, again=None)
@@ -45,26 +68,52 @@ async def work(ledger: PostgresLedger, taken: list[str], count: int, *, at_once:
         await ledger.find("b", claimed[-1][0].key)
 
 
+@pytest.mark.timeout(900)
 async def test_three_workers_share_their_claims_by_weight(database: str) -> None:
     ledgers = [PostgresLedger(database) for _ in range(3)]
     for ledger in ledgers:
         await ledger.open()
-    jobs = [(caller, number) for caller in WEIGHTS for number in range(150)]
+    jobs = [(caller, number) for caller in CALLERS for number in range(JOBS)]
     random.Random(7).shuffle(jobs)
     taken: list[str] = []
+    times: list[float] = []
     try:
         await enqueue(ledgers[0], jobs)
         async with anyio.create_task_group() as tasks:
             for at_once, ledger in zip((1, 5, 13), ledgers, strict=True):
-                tasks.start_soon(lambda of, many: work(of, taken, 1500, at_once=many), ledger, at_once)
+                tasks.start_soon(partial(work, ledger, taken, CLAIMED, at_once=at_once, times=times))
     finally:
         for ledger in ledgers:
             await ledger.aclose()
-    total = sum(WEIGHTS.values())
-    for caller, weight in WEIGHTS.items():
-        sums = [0, *accumulate(each == caller for each in taken)]
-        share = 200 * weight / total
-        assert max(abs(sums[at + 200] - sums[at] - share) for at in range(len(taken) - 199)) <= 5
+    quarter = CLAIMED // 4
+    rates = [f"{quarter / (times[at + quarter - 1] - times[at]):.0f}" for at in range(0, 4 * quarter, quarter)]
+    for window in (200, 2000):
+        if len(taken) >= window:
+            worst = worst_deviation(taken, window)
+            print(
+                f"{len(jobs):,} rows: off by at most {worst:.1f} of any {window:,} claims; {'; '.join(rates)} claims/s"
+            )
+            assert worst <= 5
+
+
+async def test_a_list_with_callers_is_added_at_constant_cost(database: str) -> None:
+    """Until the planner knows the tables, statements about jobs that exist read all of them."""
+    read = [0]
+    for start in range(0, 12_000, 4_000):
+        ledger = PostgresLedger(database)
+        await ledger.open()
+        try:
+            jobs = [(f"{n}", content(f"caller {n % 20}", n), "m") for n in range(start, start + 4_000)]
+            await ledger.enqueue("b", jobs, at=0.0)
+        finally:
+            await ledger.aclose()
+        # A server process counts what it has read when it ends.
+        with anyio.fail_after(PATIENCE_S):
+            while postgres.rows(database, OTHERS) != [(0,)]:  # noqa: ASYNC110 -- another process's
+                await anyio.sleep(0.05)
+        read.append(int(str(postgres.rows(database, ROWS_READ)[0][0])))
+    first, *_, last = (after - before for before, after in pairwise(read))
+    assert last <= 2 * first + 100, read
 
 
 async def test_a_newcomer_is_claimed_within_one_round(database: str) -> None:
@@ -72,7 +121,7 @@ async def test_a_newcomer_is_claimed_within_one_round(database: str) -> None:
     await ledger.open()
     taken: list[str] = []
     try:
-        await enqueue(ledger, [(caller, number) for caller in WEIGHTS for number in range(20)])
+        await enqueue(ledger, [(caller, number) for caller in CALLERS for number in range(20)])
         await work(ledger, taken, 100, at_once=10)
         await enqueue(ledger, [("newcomer", 0)])
         await work(ledger, taken, 170, at_once=10)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from itertools import accumulate
 from typing import Any
 from zlib import crc32
 
@@ -20,12 +19,13 @@ from kling_async import (
     Job,
     KlingSession,
 )
+from support import shares
 from support.pictures import png
 from support.service import IMAGE, Service, open_session
 
 pytestmark = pytest.mark.anyio
 
-CALLERS = {f"caller-{number:02}": CallerLimits(weight=1 + number % 5) for number in range(20)}
+CALLERS = {caller: CallerLimits(weight=weight) for caller, weight in shares.CALLERS.items()}
 
 
 def jobs(caller: str, count: int, **fields: Any) -> Iterator[Job]:
@@ -44,16 +44,6 @@ def starters(service: Service) -> list[str]:
     return [body["prompt"].rpartition(" ")[0] for body in service.paid]
 
 
-def worst_deviation(callers: list[str], window: int) -> float:
-    """Return the greatest difference between the starts of a caller and its share, over all windows."""
-    worst, total = 0.0, sum(limits.weight for limits in CALLERS.values())
-    for caller, limits in CALLERS.items():
-        sums = [0, *accumulate(each == caller for each in callers)]
-        share = window * limits.weight / total
-        worst = max(worst, *(abs(sums[at + window] - sums[at] - share) for at in range(len(callers) - window + 1)))
-    return worst
-
-
 async def test_slots_go_round_the_callers_by_weight() -> None:
     service = Service(seconds=lambda body: 40.0 + crc32(body["prompt"].encode()) % 40)
     async with open_session(service, max_in_flight=100, callers=CALLERS) as kling, anyio.create_task_group() as tasks:
@@ -61,7 +51,7 @@ async def test_slots_go_round_the_callers_by_weight() -> None:
             tasks.start_soon(consume, kling, caller, 60)
     callers = starters(service)
     # The first hundred find the slots free; after 720 the heaviest callers have nothing left.
-    assert worst_deviation(callers[100:720], 200) <= 2
+    assert shares.worst_deviation(callers[100:720], 200) <= 2
     assert Counter(callers) == dict.fromkeys(CALLERS, 60)
     assert service.peak == 100
 

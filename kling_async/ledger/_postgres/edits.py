@@ -13,15 +13,39 @@ from kling_async.ledger._columns import no_job
 
 from . import chains, statements
 from .connection import fetch
-from .requests import not_owned
+from .requests import Name, NewJob, not_owned
 from .statements import line_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from kling_async._core.content import Content
     from kling_async._core.marks import Mark
     from kling_async._core.states import Row
 
     from .connection import Connection
+
+
+_REFRESHED: tuple[tuple[str, Callable[[Content], bool]], ...] = (
+    (statements.RENEW_TEXTS, lambda content: content.renews),
+    (statements.RENEW_LABELS, lambda content: content.labels is not None),
+    (statements.RENEW_CALLERS, lambda content: bool(content.caller or content.priority)),
+)
+"""Statements that replace something of jobs, and whether a content has it."""
+
+
+async def refresh(connection: Connection, account: str, given: Mapping[Name, NewJob]) -> None:
+    """Replace what may differ between equal jobs, where these exist: signatures, labels, callers and priorities.
+
+    Args:
+        connection: Connection in a transaction.
+        account: Name of the account.
+        given: Jobs by their names.
+    """
+    for statement, is_given in _REFRESHED:
+        some = {name: new for name, new in given.items() if is_given(new[0])}
+        if some:
+            await fetch(connection, statement, {**statements.inserted_values(some), "account": account})
 
 
 async def renew(

@@ -16,7 +16,7 @@ from kling_async._loops import LoopBinding
 from kling_async.errors import BudgetExceededError, LedgerError
 from kling_async.ledger._columns import new_row
 
-from . import chains, statements, tables
+from . import chains, edits, statements, tables
 from .connection import Connection, fetch
 from .notifications import notify
 from .requests import Request, SlotRequest, StepRequest, WorkRequest, lease_ended, not_owned
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from kling_async._core.states import Entry
 
     from .connection import Address, Database
-    from .requests import Name
+    from .requests import Name, NewJob
+
 
 MAX_GROUP_STEPS = 512
 """Requests that are committed together."""
@@ -362,26 +363,17 @@ class RequestQueue:
         return {name: line and attrs.evolve(line, wait=0.0) for name, line in lines.items()}, results
 
     async def _insert(self, connection: Connection, group: list[StepRequest], lines: dict[Name, Line | None]) -> None:
-        """Insert the jobs that there are none of, and add their lines; renew the texts of the others."""
-        known = {step.name: step.new for step in group if step.new is not None and step.new[0].renews}
-        if known:
-            values = {**statements.inserted_values(known), "account": self._lease.account}
-            await fetch(connection, statements.RENEW_TEXTS, values)
-        labelled = {step.name: step.new for step in group if step.new is not None and step.new[0].labels is not None}
-        if labelled:
-            values = {**statements.inserted_values(labelled), "account": self._lease.account}
-            await fetch(connection, statements.RENEW_LABELS, values)
-        called = {
-            step.name: step.new
-            for step in group
-            if step.new is not None and (step.new[0].caller or step.new[0].priority)
-        }
-        if called:
-            values = {**statements.inserted_values(called), "account": self._lease.account}
-            await fetch(connection, statements.RENEW_CALLERS, values)
-        new = {step.name: step.new for step in group if step.new is not None and step.name not in self._lease.lines}
-        if not new:
-            return
+        """Insert the jobs that there are none of, and add their lines; renew the others."""
+        given = {step.name: step.new for step in group if step.new is not None}
+        new = {name: each for name, each in given.items() if name not in self._lease.lines}
+        if new:
+            await self._insert_new(connection, new, lines)
+        found = {name: each for name, each in given.items() if name not in lines}
+        await edits.refresh(connection, self._lease.account, found)
+
+    async def _insert_new(
+        self, connection: Connection, new: dict[Name, NewJob], lines: dict[Name, Line | None]
+    ) -> None:
         worker_id = self._lease.worker_id
         values = {**statements.inserted_values(new), "account": self._lease.account, "worker_id": worker_id}
         for id_, batch, key in await fetch(connection, statements.INSERT, values):

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Name: TypeAlias = tuple[str, str]
 """Batch and key of a job."""
+NewJob: TypeAlias = tuple[Content, str, float]
+"""Content, model and time of a job."""
 Change: TypeAlias = "Callable[[Line | None], Line | None]"
 
 
@@ -56,14 +58,14 @@ class StepRequest(Request):
         name: Batch and key of the job.
         change: Returns the line as the step leaves it; refuses by raising, and then nothing changes.
         entry: Step for the history.
-        new: Content, model and time of a job that is inserted when there is none.
+        new: Job that is inserted when there is none.
         owned_only: Do nothing unless this worker owns the job.
     """
 
     name: Name
     change: Change
     entry: Entry | None = None
-    new: tuple[Content, str, float] | None = None
+    new: NewJob | None = None
     owned_only: bool = False
 
 

@@ -399,7 +399,7 @@ WITH RECURSIVE callers(caller) AS (
   UNION ALL
   SELECT (SELECT j.caller FROM kling_job j WHERE {_CLAIMABLE} AND j.caller > c.caller ORDER BY j.caller LIMIT 1)
   FROM callers c WHERE c.caller IS NOT NULL)
-SELECT c.caller, coalesce(t.start, 0), ready.number, held.number
+SELECT c.caller, t.start, ready.number, held.number
 FROM callers c LEFT JOIN kling_caller t ON t.account = %(account)s AND t.caller = c.caller
 CROSS JOIN LATERAL (
   SELECT count(*) AS number FROM (
