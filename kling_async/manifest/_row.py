@@ -15,6 +15,8 @@ NOTE: Final = "_error"
 """Optional field that says why the job failed before; it is for readers and not part of the job."""
 CONTINUES: Final = "continues"
 """Field with the key of another row: the job begins with the last frame of that row's video, instead of an image."""
+INPUT: Final = "extra."
+"""Beginning of the names of columns that are one input of `extra`, such as `extra.video`."""
 FIELDS: Final = frozenset({"key", NOTE, CONTINUES, *JobFields.__annotations__})
 """Fields of a row."""
 

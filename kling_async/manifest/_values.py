@@ -10,6 +10,8 @@ from collections import Counter
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from ._row import INPUT
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -117,7 +119,7 @@ def cell(name: str, text: str) -> object:
             return bare.partition(".")[0] or bare
         case _ if name in JSON_FIELDS:
             return json_cell(name, bare)
-        case _ if name.startswith("extra."):
+        case _ if name.startswith(INPUT):
             # A number or a truth value, where it is one.
             with contextlib.suppress(ValueError, RecursionError):
                 return DECODER.decode(bare)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from kling_async._core.input_files import with_values
 from kling_async._core.job import TREES
 from kling_async._core.states import UNSENT, UNSUCCESSFUL, State
+from kling_async._core.video_frames import LastFrame, frame_of_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -73,9 +74,11 @@ def with_continued(fields: dict[str, object], frames: str | None) -> dict[str, o
         frames: Keys of the jobs that its pictures are frames of as JSON; None without any.
     """
     parents: dict[str, str] = json.loads(frames or "{}")
-    if "image" in parents and str(fields.get("image")).startswith("last_frame:"):
-        fields = {name: value for name, value in fields.items() if name != "image"}
-        fields["continues"] = parents["image"]
+    if "image" in parents:
+        frame = frame_of_text(str(fields["image"]), parent=parents["image"], path=None)
+        if isinstance(frame, LastFrame):
+            fields = {name: value for name, value in fields.items() if name != "image"}
+            fields["continues"] = frame.parent
     return fields
 
 
