@@ -91,6 +91,7 @@ _HAS_VIDEO = (
     f"(p.state IN ({quoted(WITH_VIDEO)}) "
     f"OR p.state = '{State.REUSED.value}' AND coalesce(p.output, p.path) IS NOT NULL)"
 )
+"""`Row.has_video` of the job p."""
 _IS_OVER = f"(p.worker_id IS NULL AND p.state IN ({quoted(WITHOUT_VIDEO)}))"
 UNLINK = "DELETE FROM kling_parent WHERE job = ANY(%s)"
 LOCK_PARENTS = """
@@ -493,12 +494,6 @@ AND s.prediction_id IS DISTINCT FROM j.prediction_id
 """
 """Those of the ids that a job has, or had in an earlier attempt."""
 CONTENT = "SELECT job, text, files, labels, frames FROM kling_content WHERE job = ANY(%s)"
-
-
-def has_video(row: Row) -> bool:
-    """Return whether there is a video that another job can continue."""
-    reused = row.state is State.REUSED and (row.output is not None or row.path is not None)
-    return reused or row.state in WITH_VIDEO
 
 
 def is_over(line: Line) -> bool:
