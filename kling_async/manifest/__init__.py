@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
@@ -78,7 +78,7 @@ class Manifest:
     _fit: bool = attrs.field(repr=False, alias="fit")
     _own_models: Mapping[str, Model] = attrs.field(repr=False, alias="own_models")
     _cautions: Mapping[tuple[str, bool, Problem], int] = attrs.field(repr=False, alias="cautions")
-    _skipped: Collection[int] = attrs.field(repr=False, alias="skipped")
+    _skipped: Mapping[int, Problem | None] = attrs.field(repr=False, alias="skipped")
     _unique_names: UniqueNames = attrs.field(repr=False, alias="unique_names")
     _following: Mapping[str, Following] = attrs.field(repr=False, alias="following")
 
@@ -146,7 +146,12 @@ class Manifest:
         with closing(self._source.rows()) as rows:
             for row in rows:
                 if row.line in self._skipped:
-                    found = problems_of_row(row, self.root, self._common, fit=self._fit, models=self._own_models)
+                    known = self._skipped[row.line]
+                    found = (
+                        [known]
+                        if known
+                        else problems_of_row(row, self.root, self._common, fit=self._fit, models=self._own_models)
+                    )
                     yield as_line(self._source, row, found, self.root)
 
     def price(self, provider: str = "wavespeed") -> Price:
@@ -320,7 +325,7 @@ def _checked(
         name=source.name,
         root=root,
         kinds=found.kinds,
-        warnings=tuple(found.warnings),
+        warnings=tuple(itertools.chain.from_iterable(found.warnings.values())),
         columns=tuple(found.columns),
         left_out=dict(source.left_out),
         invalid=tuple(found.problems),

@@ -72,6 +72,21 @@ class Source(Protocol):
         ...
 
 
-def located(source: Source, row: Row, problem: Problem) -> RowProblem:
+class Positioned(Protocol):
+    """A row, or what is known of one.
+
+    Attributes:
+        line: As that of `Row`.
+        file: As that of `Row`.
+    """
+
+    @property
+    def line(self) -> int: ...
+
+    @property
+    def file(self) -> str | None: ...
+
+
+def located(source: Source, row: Positioned, problem: Problem) -> RowProblem:
     """Return a problem with its position."""
     return RowProblem(row.file or source.name, None if row.file else row.line or None, problem.path, problem.message)

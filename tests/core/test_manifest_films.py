@@ -10,6 +10,7 @@ import pytest
 from kling_async import Job, LastFrame
 from kling_async.errors import ManifestError
 from kling_async.manifest import Manifest, read_manifest, read_rows
+from support.pictures import png
 
 URL = "https://example.com/bay.png"
 
@@ -99,3 +100,74 @@ def test_million_rows_without_films_hold_none_of_them() -> None:
     manifest = read_rows([{"prompt": "x", "image": URL}] * 3)
     assert not manifest.continued
     assert len(keys(manifest)) == 3
+
+
+def left_out(manifest: Manifest) -> dict[object, str]:
+    """Return the rows that are left out by their keys, with the reasons as `errors.jsonl` has them."""
+    notes = {row.get("key"): row["_error"] for row in manifest.invalid_rows()}
+    return {key: str(note["message"]) for key, note in notes.items() if isinstance(note, dict)}
+
+
+def test_row_that_continues_nobody_is_left_out_alone() -> None:
+    manifest = read_manifest(csv("f,u,,nobody,", f"d,w,{URL},,", "e,v,,d,", "g,t,,f,"), skip_invalid=True)
+    assert keys(manifest) == ["d", "e"]
+    assert (len(manifest), manifest.skipped) == (2, 2)
+    assert left_out(manifest) == {
+        "f": "film.csv:2: continues: continues 'nobody', which is no key of the same batch",
+        "g": "film.csv:5: continues: continues 'f', which is left out",
+    }
+
+
+def test_key_of_a_valid_row_is_not_that_of_an_invalid_one() -> None:
+    manifest = read_manifest(csv(f"a,,{URL},,", f"a,x,{URL},,", "b,y,,a,"), skip_invalid=True)
+    assert keys(manifest) == ["a", "b"]
+    assert [str(problem) for problem in manifest.invalid] == ["film.csv:2 prompt: required: 1 to 2500 characters"]
+
+
+def test_repeated_key_takes_nothing_from_the_row_that_has_it() -> None:
+    path = csv(f"a,x,{URL},,", "a,y,,nobody,", "b,z,,a,", "b,z2,,gone,", "c,v,,b,")
+    manifest = read_manifest(path, skip_invalid=True)
+    assert dict(manifest) == {
+        "a": Job(prompt="x", image=URL),
+        "b": Job(prompt="z", image=LastFrame("a")),
+        "c": Job(prompt="v", image=LastFrame("b")),
+    }
+    assert (len(manifest), manifest.skipped) == (3, 2)
+    assert [str(problem) for problem in manifest.invalid] == [
+        "film.csv:3 key: 'a' is already the key of line 2",
+        "film.csv:5 key: 'b' is already the key of line 4",
+    ]
+
+
+def test_row_that_is_left_out_late_leaves_no_trace() -> None:
+    """Covers price, models, warnings and cautions: a row that continues a wrong one was counted first."""
+    wide = png(1000, 320)
+    rows: list[dict[str, object]] = [
+        {"key": "d", "prompt": "w", "image": URL, "model": "kling-v2.1-pro"},
+        {"key": "e", "prompt": "v", "continues": "nobody", "model": "kling-v2.6-pro", "end_image": wide, "sound": True},
+        {"key": "f", "prompt": "u", "continues": "e", "model": "kling-v2.6-pro"},
+    ]
+    whole = read_rows([{**rows[1], "continues": "d"}, rows[0]])
+    assert whole.warnings
+    assert whole.cautions()
+    without, manifest = read_rows(rows[:1]), read_rows(rows, skip_invalid=True)
+    assert (manifest.kinds, manifest.models) == (without.kinds, without.models)
+    assert manifest.price().usd == without.price().usd
+    for provider in ("wavespeed", "gptproto"):
+        assert manifest.cautions(provider) == without.cautions(provider)
+    assert manifest.warnings == ()
+
+
+def test_long_chain_behind_an_invalid_row_is_left_out_at_once() -> None:
+    rows = [{"key": str(each), "prompt": "x", "continues": str(each - 1)} for each in reversed(range(1, 5_000))]
+    rows += [{"key": "0", "prompt": ""}, {"key": "d", "prompt": "x", "image": URL}]
+    manifest = read_rows(rows, skip_invalid=True)
+    assert keys(manifest) == ["d"]
+    assert manifest.skipped == 5_000
+
+
+def test_check_that_ends_early_blames_no_row_for_what_it_did_not_read() -> None:
+    rows = [{"key": "b", "prompt": "x", "continues": "a"}, *[{"prompt": ""}] * 10_000]
+    with pytest.raises(ManifestError) as caught:
+        read_rows([*rows, {"key": "a", "prompt": "x", "image": URL}])
+    assert {problem.path for problem in caught.value.problems} == {"prompt", "image", ""}
