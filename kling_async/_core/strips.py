@@ -22,6 +22,13 @@ _BEFORE: Final = re.compile(r"~[0-9]+$")
 """End of the key that a job gets when its own key gets other content."""
 
 
+def film_of(labels: Mapping[str, object]) -> str:
+    """Return the name of the film that labels name; empty if they name none."""
+    value = labels.get(LABEL)
+    name = "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return name.strip()
+
+
 @attrs.frozen
 class Clip:
     """A job as part of a film.
@@ -40,9 +47,7 @@ class Clip:
     def of(cls, key: str, job: Job) -> Clip:
         """Return the clip of a job."""
         frame = job.frames.get("image")
-        value = job.labels.get(LABEL)
-        name = "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        return cls(key, name.strip(), frame.parent if isinstance(frame, LastFrame) else None)
+        return cls(key, film_of(job.labels), frame.parent if isinstance(frame, LastFrame) else None)
 
 
 @attrs.frozen

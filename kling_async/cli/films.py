@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
+import anyio.to_thread
 import attrs
 from rich.text import Text
 
-from kling_async._core.strips import Clip, Strip, strips
+from kling_async._core.job_key import key_or_problem
+from kling_async._core.strips import Clip, Strip, film_of, strips
 from kling_async.errors import ConfigurationError, StorageError, VideoError
 from kling_async.films import Film
 from kling_async.films import join as join_clips
+from kling_async.manifest._row import CONTINUES
 from kling_async.storage import target_path
 
 from .join import as_json, joining
@@ -21,7 +24,7 @@ from .output import plural, print_text
 from .places import is_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from rich.console import Console
 
@@ -105,18 +108,25 @@ class Films:
         if outcome.saved is not None and isinstance(outcome.saved.location, Path):
             self._files[outcome.key] = outcome.saved.location
 
-    async def join(self, left_out: Iterable[Mapping[str, object]]) -> list[Made]:
+    async def join(self, left_out: Callable[[], Iterable[Mapping[str, object]]] | None) -> list[Made]:
         """Join the films whose clips are all there. Nothing is paid for.
 
         Args:
-            left_out: Rows that the run left out of its manifest: their films are not whole.
+            left_out: Returns the rows that the run left out of its manifest: their films are not whole. It reads the
+                manifest, so it is called in a worker thread. None without a manifest.
+
+        Raises:
+            OSError: The manifest cannot be read any more.
         """
         if not self._options.join:
             return []
         # In the order of the input, whichever clip ended first.
         clips = [self._clips[index] for index in sorted(self._clips)]
+        taken = {clip.key for clip in clips}
+        if left_out is not None:
+            clips += await anyio.to_thread.run_sync(lambda: _clips_of_rows(left_out(), taken))
         made: list[Made] = []
-        for strip in strips([*clips, *map(_clip_of_row, left_out)]):
+        for strip in strips(clips):
             missing = tuple(key for key in strip.keys if key not in self._files)
             made.append(Made(strip, missing) if missing else await self._join(strip))
         return made
@@ -132,12 +142,21 @@ class Films:
         return Made(strip, film=film)
 
 
-def _clip_of_row(row: Mapping[str, object]) -> Clip:
-    """Return the clip of a row that was left out; its fields may be of any kind."""
-    labels, follows = row.get("labels"), row.get("continues")
-    film = labels.get("film") if isinstance(labels, dict) else None
-    key = str(row.get("key") or "a row that was left out")
-    return Clip(key, "" if film is None else str(film), None if follows is None else str(follows))
+def _clips_of_rows(rows: Iterable[Mapping[str, object]], taken: set[str]) -> list[Clip]:
+    """Return the clips of rows that were left out, each under a key of its own.
+
+    Args:
+        rows: The rows; their fields may be of any kind.
+        taken: Keys of other clips, which rows with a repeated key have, too. Receives those of the rows.
+    """
+    clips: list[Clip] = []
+    for number, row in enumerate(rows, 1):
+        key, labels, follows = key_or_problem(row.get("key")), row.get("labels"), key_or_problem(row.get(CONTINUES))
+        name = key if isinstance(key, str) and key not in taken else f"left-out row {number}"
+        taken.add(name)
+        film = film_of(cast("Mapping[str, object]", labels)) if isinstance(labels, dict) else ""
+        clips.append(Clip(name, film, follows if isinstance(follows, str) else None))
+    return clips
 
 
 def print_films(console: Console, made: Sequence[Made], *, lines: bool) -> None:
