@@ -178,7 +178,7 @@ def check_rows(
                 findings.columns.update(dict.fromkeys(row.labels))
             facts: dict[str, Facts] = {}
             found = job_of(row, facts=facts)
-            key = found[0] if isinstance(found, tuple) else _key_of(row)
+            key = found[0] if isinstance(found, tuple) else key_of(row)
             if key is not None and (left_out is None or isinstance(found, tuple)):
                 keys.add(key, row.line)
             elif key is not None and left_out is not None:
@@ -495,7 +495,7 @@ def _converted(content: bytes) -> bytes:
     return with_former(convert(content), {rule: former_bytes(content, rule) for rule in rules})
 
 
-def _key_of(row: Row) -> str | None:
+def key_of(row: Row) -> str | None:
     """Return the key of a row; None if it has none, or an invalid one."""
     key = row.fields.get("key")
     text = None if key is None else key_or_problem(key)
@@ -546,7 +546,7 @@ def _repeated_keys(source: Source, keys: _Keys) -> Iterator[tuple[Row, Problem]]
         for row in rows:
             if row.line not in suspects:
                 continue
-            key = _key_of(row)
+            key = key_of(row)
             if key is None:
                 continue
             place = row.file or f"{source.unit} {row.line}"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+from weakref import WeakSet
 
 import pytest
 
 from kling_async import Job, LastFrame
-from kling_async.errors import ManifestError
-from kling_async.manifest import Manifest, read_manifest, read_rows
+from kling_async.errors import ManifestError, Problem
+from kling_async.manifest import Keyed, Manifest, _check, read_manifest, read_rows
+from kling_async.manifest._row import Row
 from support.pictures import png
 
 URL = "https://example.com/bay.png"
@@ -171,3 +174,40 @@ def test_check_that_ends_early_blames_no_row_for_what_it_did_not_read() -> None:
     with pytest.raises(ManifestError) as caught:
         read_rows([*rows, {"key": "a", "prompt": "x", "image": URL}])
     assert {problem.path for problem in caught.value.problems} == {"prompt", "image", ""}
+
+
+def test_every_job_is_made_once_and_held_only_if_it_is_in_a_film(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[dict[str, object]] = [{"key": f"alone-{each}", "prompt": "x", "image": URL} for each in range(500)]
+    rows[250:250] = [{"key": "b", "prompt": "y", "continues": "a"}, {"key": "a", "prompt": "z", "image": URL}]
+    manifest = read_rows(rows)
+    made: list[str | None] = []
+    living: WeakSet[Job] = WeakSet()
+    real = _check.job_of_row
+
+    def job_of_row(row: Row, *args: Any, **more: Any) -> Keyed | list[Problem]:
+        found = real(row, *args, **more)
+        assert isinstance(found, tuple)
+        made.append(found[0])
+        living.add(found[1])
+        return found
+
+    monkeypatch.setattr("kling_async.manifest.job_of_row", job_of_row)
+    most, found = 0, []
+    for key, _ in manifest:
+        most = max(most, len(living))
+        found.append(key)
+    assert sorted(map(str, made)) == sorted(str(row["key"]) for row in rows)
+    assert found == [
+        *(f"alone-{each}" for each in range(250)),
+        "a",
+        "b",
+        *(f"alone-{each}" for each in range(250, 500)),
+    ]
+    assert most <= 2 + 2
+
+
+def test_film_whose_row_is_gone_is_an_error() -> None:
+    manifest = read_manifest(csv(f"a,x,{URL},,", "b,y,,a,"))
+    csv(f"a,x,{URL},,")
+    with pytest.raises(ManifestError, match=r"film\.csv: has changed since it was checked"):
+        keys(manifest)
