@@ -12,7 +12,7 @@ import attrs
 from rich.text import Text
 
 from kling_async._core.job_key import key_or_problem
-from kling_async._core.strips import Clip, Strip, film_of, strips
+from kling_async._core.strips import Clip, Strip, film_of, positions, strips
 from kling_async.errors import ConfigurationError, StorageError, VideoError
 from kling_async.films import Film
 from kling_async.films import join as join_clips
@@ -24,13 +24,14 @@ from .output import plural, print_text
 from .places import is_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from rich.console import Console
 
     from kling_async._core.prediction import Outcome
 
     from .options import BatchOptions
+    from .work import Work
 
 FOLDER: Final = "films"
 """Folder of the films in that of the videos, where no clip has the name of a film."""
@@ -108,28 +109,33 @@ class Films:
         if outcome.saved is not None and isinstance(outcome.saved.location, Path):
             self._files[outcome.key] = outcome.saved.location
 
-    async def join(self, left_out: Callable[[], Iterable[Mapping[str, object]]] | None) -> list[Made]:
+    async def join(self, work: Work) -> list[Made]:
         """Join the films whose clips are all there. Nothing is paid for.
 
         Args:
-            left_out: Returns the rows that the run left out of its manifest: their films are not whole. It reads the
-                manifest, so it is called in a worker thread. None without a manifest.
+            work: The batch. A film with rows that it left out of its manifest is not whole.
 
         Raises:
             OSError: The manifest cannot be read any more.
+            LedgerError: The ledger cannot be read any more.
         """
         if not self._options.join:
             return []
-        # In the order of the input, whichever clip ended first.
-        clips = [self._clips[index] for index in sorted(self._clips)]
-        taken = {clip.key for clip in clips}
-        if left_out is not None:
-            clips += await anyio.to_thread.run_sync(lambda: _clips_of_rows(left_out(), taken))
         made: list[Made] = []
-        for strip in strips(clips):
+        # In a thread: the manifest and the ledger are read again.
+        for strip in await anyio.to_thread.run_sync(lambda: strips(self._in_order(work))):
             missing = tuple(key for key in strip.keys if key not in self._files)
             made.append(Made(strip, missing) if missing else await self._join(strip))
         return made
+
+    def _in_order(self, work: Work) -> list[Clip]:
+        """Return the clips in the order of the input, whichever ended first, and then those of left-out rows."""
+        clips = [self._clips[index] for index in sorted(self._clips)]
+        if work.order is not None:
+            at = positions(work.order())
+            clips.sort(key=lambda clip: at.get(clip.key, len(at)))
+        taken = {clip.key for clip in clips}
+        return clips + ([] if work.invalid is None else _clips_of_rows(work.invalid(), taken))
 
     async def _join(self, strip: Strip) -> Made:
         files = [self._files[key] for key in strip.keys]

@@ -16,12 +16,13 @@ import pytest
 from anyio.to_thread import run_sync
 
 from kling_async.cli.films import Films
-from kling_async.emulator import Emulator
+from kling_async.emulator import Emulator, faults
 from support.cli import Cli
 from support.pictures import jpeg
 
 if TYPE_CHECKING:
     from kling_async.cli.options import BatchOptions
+    from kling_async.cli.work import Work
 
 pytestmark = pytest.mark.anyio
 
@@ -141,6 +142,31 @@ async def test_left_out_rows_of_any_form_are_missing_clips(cli: Cli) -> None:
     ]
 
 
+async def test_resumed_film_has_the_order_of_its_list(cli: Cli) -> None:
+    """Covers what a resume lists first, as it was not sent yet, and a clip that was made anew under its key."""
+    (cli.folder / "face.jpg").write_bytes(jpeg(320, 320))
+
+    def rows(first: str) -> str:
+        prompts = (("one", first), ("two", "x"), ("three", "refused"))
+        return listed(
+            cli.folder, *({"key": key, "film": "bay", "prompt": said, "image": "face.jpg"} for key, said in prompts)
+        )
+
+    words = ("--out", "videos", "--level", "gold", "--yes", "--join", "--json")
+    async with Emulator(speed=200, timing=10, profile="tiny") as emulator:
+        emulator.faults.add(
+            "submit", faults.Status(400), when=lambda exchange: exchange.body.get("prompt") == "refused", times=1
+        )
+        first = await run_sync(partial(cli, "run", rows("a"), *words, **at(emulator)))
+        assert [film["missing"] for film in films(first.stdout)] == [["three"]], first.stdout + first.stderr
+        resumed = await run_sync(partial(cli, "resume", "videos/run.db", *words, **at(emulator)))
+        assert [film["keys"] for film in films(resumed.stdout)] == [["one", "two", "three"]], resumed.stderr
+        again = await run_sync(partial(cli, "run", rows("b"), "--redo", "one", *words, **at(emulator)))
+        assert again.returncode == 0, again.stdout + again.stderr
+        resumed = await run_sync(partial(cli, "resume", "videos/run.db", *words, **at(emulator)))
+        assert [film["keys"] for film in films(resumed.stdout)] == [["one", "two", "three"]], resumed.stderr
+
+
 async def test_left_out_rows_are_read_beside_the_event_loop(tmp_path: Path) -> None:
     options = SimpleNamespace(join=True, videos=tmp_path, crossfade=0.0)
     threads: list[int] = []
@@ -149,7 +175,8 @@ async def test_left_out_rows_are_read_beside_the_event_loop(tmp_path: Path) -> N
         threads.append(threading.get_ident())
         yield {"key": "a", "labels": {"film": "bay"}}
 
-    (made,) = await Films(cast("BatchOptions", options)).join(rows)
+    work = SimpleNamespace(order=None, invalid=rows)
+    (made,) = await Films(cast("BatchOptions", options)).join(cast("Work", work))
     assert (made.strip.name, made.missing) == ("bay", ("a",))
     assert threads
     assert threading.get_ident() not in threads

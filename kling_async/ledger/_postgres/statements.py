@@ -304,6 +304,7 @@ AND (%(before)s::text IS NULL OR j.key COLLATE "C" < %(before)s) ORDER BY j.key 
 READ_PAGE = _SELECT_WITH_CONTENT + _PAGE
 READ_LABELLED_PAGE = _SELECT_LABELLED + _PAGE
 BATCHES = "SELECT DISTINCT batch FROM kling_job WHERE account = %s"
+ORDER = "SELECT key FROM kling_job WHERE account = %s AND batch = %s ORDER BY id"
 READ_STEPS = """
 SELECT j.batch, j.key, s.state, s.at, s.attempt, s.prediction_id, s.error
 FROM kling_step s JOIN kling_job j ON j.id = s.job
