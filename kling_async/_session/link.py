@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.to_thread
@@ -16,6 +19,11 @@ import attrs
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+_PREFIX: Final = "kling-frame-"
+"""Beginning of the names of folders for copies, in the temporary folder."""
+_STALE_AFTER_S: Final = 86_400.0
+"""Seconds without use after which a copy is one that a killed process has left."""
 
 
 @attrs.define(eq=False)
@@ -52,8 +60,10 @@ class Video:
         if self.path is not None and await anyio.Path(self.path).is_file():
             return self.path
         async with self._lock:
+            if self._copy is not None and not await anyio.to_thread.run_sync(_is_kept, self._copy):
+                await self.remove_copy()
             if self._copy is None:
-                folder = Path(await anyio.to_thread.run_sync(tempfile.mkdtemp, None, "kling-frame-"))
+                folder = await anyio.to_thread.run_sync(_new_folder)
                 try:
                     self._copy = await download(self, folder)
                 except BaseException:
@@ -72,6 +82,30 @@ class Video:
         if self._copy is not None:
             copy, self._copy = self._copy, None
             await _remove(copy.parent)
+
+
+def _new_folder() -> Path:
+    """Make a folder for a copy, and remove those that killed processes have left.
+
+    These are told by their age, and not by the id of a process: containers may share the temporary folder. Should one
+    still be in use, its process downloads the copy again.
+    """
+    with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
+        for entry in entries:
+            if entry.name.startswith(_PREFIX) and entry.is_dir(follow_symlinks=False):
+                unused_s = time.time() - entry.stat(follow_symlinks=False).st_mtime
+                if unused_s > _STALE_AFTER_S:
+                    shutil.rmtree(entry.path, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=_PREFIX))
+
+
+def _is_kept(copy: Path) -> bool:
+    """Return whether a copy is still there, and note on its folder that it is used."""
+    try:
+        os.utime(copy.parent)
+    except OSError:
+        return False
+    return copy.is_file()
 
 
 NO_VIDEOS: Mapping[str, Video] = MappingProxyType({})
