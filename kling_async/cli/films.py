@@ -16,7 +16,7 @@ from kling_async._core.strips import Clip, Strip, film_of, positions, strips
 from kling_async.errors import ConfigurationError, StorageError, VideoError
 from kling_async.films import Film
 from kling_async.films import join as join_clips
-from kling_async.manifest._row import CONTINUES
+from kling_async.manifest._row import CONTINUES, CONTINUES_AT
 from kling_async.storage import target_path
 
 from .join import as_json, joining
@@ -157,7 +157,9 @@ def _clips_of_rows(rows: Iterable[Mapping[str, object]], taken: set[str]) -> lis
     """
     clips: list[Clip] = []
     for number, row in enumerate(rows, 1):
-        key, labels, follows = key_or_problem(row.get("key")), row.get("labels"), key_or_problem(row.get(CONTINUES))
+        key, labels = key_or_problem(row.get("key")), row.get("labels")
+        # What begins with another frame than the last one begins a film.
+        follows = key_or_problem(row.get(CONTINUES)) if row.get(CONTINUES_AT) is None else None
         name = key if isinstance(key, str) and key not in taken else f"left-out row {number}"
         taken.add(name)
         film = film_of(cast("Mapping[str, object]", labels)) if isinstance(labels, dict) else ""

@@ -8,11 +8,11 @@ async with kling.batch(manifest, save_to="videos/") as batch: ...
 ```
 
 A row has the fields of `Job`, and optionally `key`; without one it is called by a hash of its content. With the key of
-another row in the column `continues`, it begins with the last frame of that row's video, and needs no image. Other
-columns travel along as `Job.labels` into the results, such as `film`, by which clips are grouped. An image is a URL, or
-a file below the manifest's folder; in `extra`, `element_list` and `voice_list`, a text `file:clips/walk.mp4` is such a
-file, and every other text is sent. In a folder every image is a row: its key is the name of the file, and its prompt is
-in a text file beside it, `anna.txt` beside `anna.png`.
+another row in the column `continues`, it begins with the last frame of that row's video, or with that at the seconds in
+`continues_at`, and needs no image. Other columns travel along as `Job.labels` into the results, such as `film`, by
+which clips are grouped. An image is a URL, or a file below the manifest's folder; in `extra`, `element_list` and
+`voice_list`, a text `file:clips/walk.mp4` is such a file, and every other text is sent. In a folder every image is a
+row: its key is the name of the file, and its prompt is in a text file beside it, `anna.txt` beside `anna.png`.
 """
 
 from __future__ import annotations

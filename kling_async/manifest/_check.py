@@ -22,13 +22,13 @@ from kling_async._core.job_validation import IMAGE_LISTS
 from kling_async._core.media import ACCEPTED_IMAGE_TYPES, MAX_IMAGE_BYTES, FileFacts, ImageFacts
 from kling_async._core.picture_names import NameCounter, UniqueNames, picture_name
 from kling_async._core.prices import Kind
-from kling_async._core.video_frames import LastFrame
+from kling_async._core.video_frames import FrameAt, LastFrame, problem_of_seconds
 from kling_async._images.inspection import inspect
 from kling_async._images.preflight import preflight
 from kling_async.errors import InvalidJobError, ManifestError, Problem, RowProblem
 
 from ._files import URL, content_of_base64, find_file, looks_like_picture, shown
-from ._row import CONTINUES, NOTE, located
+from ._row import CONTINUES, CONTINUES_AT, NOTE, located
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -375,15 +375,23 @@ def job_of_row(
 
 def _continue(row: Row, fields: dict[str, object], problems: list[Problem]) -> None:
     """Replace the key of the row that a row continues by the frame that its job begins with."""
-    key, own = fields.pop(CONTINUES, None), row.fields.get("image")
+    key, at, own = fields.pop(CONTINUES, None), fields.pop(CONTINUES_AT, None), row.fields.get("image")
     if key is None or key == "":
+        if at is not None:
+            problems.append(Problem(CONTINUES_AT, "expected continues with it, got none"))
         return
+    if at is not None and (said := problem_of_seconds(at)):
+        problems.append(Problem(CONTINUES_AT, said))
+        at = None
     parent = key_or_problem(key)
     if isinstance(parent, Problem):
         problems.append(Problem(CONTINUES, parent.message))
     if own is not None and own != "":
         problems.append(Problem(CONTINUES, "expected either continues or image, got both"))
-    fields["image"] = LastFrame(parent) if isinstance(parent, str) else _PLACEHOLDER
+    if isinstance(parent, Problem):
+        fields["image"] = _PLACEHOLDER
+    else:
+        fields["image"] = LastFrame(parent) if at is None else FrameAt(parent, cast("float", at))
 
 
 def _pictures_in_prompts(fields: dict[str, object]) -> list[Problem]:

@@ -15,9 +15,11 @@ NOTE: Final = "_error"
 """Optional field that says why the job failed before; it is for readers and not part of the job."""
 CONTINUES: Final = "continues"
 """Field with the key of another row: the job begins with the last frame of that row's video, instead of an image."""
+CONTINUES_AT: Final = "continues_at"
+"""Field with seconds in that video: the job begins with the frame that is shown then, instead of the last one."""
 INPUT: Final = "extra."
 """Beginning of the names of columns that are one input of `extra`, such as `extra.video`."""
-FIELDS: Final = frozenset({"key", NOTE, CONTINUES, *JobFields.__annotations__})
+FIELDS: Final = frozenset({"key", NOTE, CONTINUES, CONTINUES_AT, *JobFields.__annotations__})
 """Fields of a row."""
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 import av
 import pytest
 from anyio.to_thread import run_sync
+from PIL import Image
 
 from kling_async.cli.films import Films
 from kling_async.emulator import Emulator, faults
@@ -180,6 +181,18 @@ async def test_left_out_rows_are_read_beside_the_event_loop(tmp_path: Path) -> N
     assert (made.strip.name, made.missing) == ("bay", ("a",))
     assert threads
     assert threading.get_ident() not in threads
+
+
+async def test_row_begins_with_the_frame_at_a_moment_of_another_one_and_is_another_film(cli: Cli) -> None:
+    # With something to see everywhere, so that the frames of a moving camera differ.
+    Image.radial_gradient("L").resize((320, 320)).convert("RGB").save(cli.folder / "face.jpg")
+    path = listed(cli.folder, *ROAD, {"key": "lake", "prompt": "A lake", "continues": "road", "continues_at": 2.5})
+    words = ("--out", "videos", "--level", "gold", "--yes", "--join", "--json")
+    async with Emulator(speed=200, timing=10, profile="video") as emulator:
+        done = await run_sync(partial(cli, "run", path, *words, **at(emulator)))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert [film["keys"] for film in films(done.stdout)] == [["road", "hill"]]
+        assert len({record.inputs["image"] for record in emulator.predictions()}) == 3, "each has another picture"
 
 
 async def test_clips_that_do_not_fit_together_are_told(cli: Cli) -> None:

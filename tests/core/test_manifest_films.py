@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 import pytest
 
-from kling_async import Job, LastFrame
+from kling_async import FrameAt, Job, LastFrame
 from kling_async.errors import ManifestError, Problem
 from kling_async.manifest import Keyed, Manifest, _check, read_manifest, read_rows
 from kling_async.manifest._row import Row
@@ -103,6 +104,40 @@ def test_million_rows_without_films_hold_none_of_them() -> None:
     manifest = read_rows([{"prompt": "x", "image": URL}] * 3)
     assert not manifest.continued
     assert len(keys(manifest)) == 3
+
+
+def test_rows_begin_with_the_frame_at_a_moment_of_another_one() -> None:
+    Path("film.csv").write_text(
+        f"key,prompt,image,continues,continues_at\na,x,{URL},,\nb,y,,a,2.5\nc,z,,a,0\nd,w,,b,\n"
+    )
+    rows: list[dict[str, object]] = [
+        {"key": "a", "prompt": "x", "image": URL},
+        {"key": "b", "prompt": "y", "continues": "a", "continues_at": Decimal("2.5")},
+        {"key": "c", "prompt": "z", "continues": "a", "continues_at": 0},
+        {"key": "d", "prompt": "w", "continues": "b", "continues_at": float("nan")},
+    ]
+    for manifest in (read_manifest("film.csv"), read_rows(rows)):
+        jobs = dict(manifest)
+        assert jobs["b"].image == FrameAt("a", 2.5)
+        assert jobs["c"].image == FrameAt("a", 0.0)
+        assert jobs["d"].image == LastFrame("b")
+
+
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [
+        ("soon", "expected seconds from the beginning, at least 0, got 'soon'"),
+        ("-1", "expected seconds from the beginning, at least 0, got -1.0"),
+        ("inf", "expected seconds from the beginning, at least 0, got inf"),
+    ],
+)
+def test_moments_that_no_video_has_are_problems_of_their_column(at: str, said: str) -> None:
+    Path("film.csv").write_text(f"key,prompt,image,continues,continues_at\na,x,{URL},,\nb,y,,a,{at}\nc,z,{URL},,1\n")
+    with pytest.raises(ManifestError) as caught:
+        read_manifest("film.csv")
+    assert str(caught.value.problems[0]) == f"film.csv:3 continues_at: {said}"
+    if at != "soon":
+        assert str(caught.value.problems[1]) == "film.csv:4 continues_at: expected continues with it, got none"
 
 
 def left_out(manifest: Manifest) -> dict[object, str]:

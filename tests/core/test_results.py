@@ -16,7 +16,7 @@ import pyarrow.json  # type: ignore[import-untyped]  # it has no types
 import pytest
 from pyarrow import parquet
 
-from kling_async import ConfigurationError, FirstFrame, Job, LastFrame, LedgerError
+from kling_async import ConfigurationError, FirstFrame, FrameAt, Job, LastFrame, LedgerError
 from kling_async._core.content import content_of
 from kling_async._core.video_frames import VideoFrame
 from kling_async.ledger import Content, Entry, SQLiteLedger, State, read_ledger, read_steps
@@ -201,9 +201,13 @@ async def test_errors_manifest_reads_back_as_same_jobs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("frame", "shown"),
-    [(LastFrame("dawn"), {"continues": "dawn"}), (FirstFrame("dawn"), {"image": "first_frame:job:00"})],
+    [
+        (LastFrame("dawn"), {"continues": "dawn"}),
+        (FirstFrame("dawn"), {"image": "first_frame:job:00"}),
+        (FrameAt("dawn", 2), {"continues": "dawn", "continues_at": 2.0}),
+    ],
 )
-async def test_job_that_continues_another_names_it(tmp_path: Path, frame: VideoFrame, shown: dict[str, str]) -> None:
+async def test_job_that_continues_another_names_it(tmp_path: Path, frame: VideoFrame, shown: dict[str, object]) -> None:
     path = tmp_path / "run.db"
     ledger = SQLiteLedger(path)
     await ledger.open()
@@ -212,7 +216,7 @@ async def test_job_that_continues_another_names_it(tmp_path: Path, frame: VideoF
     await ledger.aclose()
     (row,) = read_ledger(path)
     job = job_of(row) or {}
-    assert {name: job[name] for name in ("image", "continues") if name in job} == shown
+    assert {name: job[name] for name in ("image", "continues", "continues_at") if name in job} == shown
 
 
 def plain(job: Job) -> dict[str, Any]:
