@@ -7,7 +7,6 @@ import contextlib
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -87,16 +86,18 @@ class Video:
 def _new_folder() -> Path:
     """Make a folder for a copy, and remove those that killed processes have left.
 
-    These are told by their age, and not by the id of a process: containers may share the temporary folder. Should one
-    still be in use, its process downloads the copy again.
+    Their age decides, and not the id of a process: containers may share the temporary folder. Should one still be in
+    use, its process downloads the copy again.
     """
-    with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
+    made = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    with contextlib.suppress(OSError), os.scandir(made.parent) as entries:
+        # By the clock of the file system, which may be another computer's.
+        stale_before = made.stat().st_mtime - _STALE_AFTER_S
         for entry in entries:
-            if entry.name.startswith(_PREFIX) and entry.is_dir(follow_symlinks=False):
-                unused_s = time.time() - entry.stat(follow_symlinks=False).st_mtime
-                if unused_s > _STALE_AFTER_S:
-                    shutil.rmtree(entry.path, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=_PREFIX))
+            is_copy = entry.name.startswith(_PREFIX) and entry.is_dir(follow_symlinks=False)
+            if is_copy and entry.stat(follow_symlinks=False).st_mtime < stale_before:
+                shutil.rmtree(entry.path, ignore_errors=True)
+    return made
 
 
 def _is_kept(copy: Path) -> bool:

@@ -23,7 +23,7 @@ _NUMBERS: Final[Mapping[str, str]] = {
     "guidance_scale": "a number from 0 to 1",
     CONTINUES_AT: "seconds from the beginning, at least 0",
 }
-"""What is expected in fields that are numbers, with or without a fraction."""
+"""Fields that are numbers, with or without a fraction, and what is expected in them."""
 _NOTHING: Final = frozenset({"nan", "<na>", "nat", "#n/a"})
 """Texts that pandas and spreadsheets write for nothing."""
 _BOOLEANS: Final[Mapping[str, bool]] = {
