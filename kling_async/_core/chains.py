@@ -52,6 +52,34 @@ def _cycles(parents: Mapping[str, Sequence[str]]) -> Iterable[list[str]]:
                 stack.append((parent, iter(parents.get(parent, ()))))
 
 
+def dependents(parents: Mapping[str, Sequence[str]], gone: Iterable[str]) -> dict[str, str]:
+    """Return the jobs that continue missing ones, directly or not, each with the key of a missing parent.
+
+    Args:
+        parents: Keys of the parents of each job that has any.
+        gone: Keys of the jobs that are missing.
+    """
+    children = _children(parents)
+    found: dict[str, str] = {}
+    stack = [*gone]
+    while stack:
+        key = stack.pop()
+        for child in children.get(key, ()):
+            if child not in found:
+                found[child] = key
+                stack.append(child)
+    return found
+
+
+def _children(parents: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return the jobs that continue each job, in their order."""
+    children: defaultdict[str, list[str]] = defaultdict(list)
+    for key, of in parents.items():
+        for parent in of:
+            children[parent].append(key)
+    return children
+
+
 def films(parents: Mapping[str, Sequence[str]], order: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Return the films of jobs: by the key of the job that each begins with, the keys of its jobs, parents first.
 
@@ -62,10 +90,7 @@ def films(parents: Mapping[str, Sequence[str]], order: Iterable[str]) -> dict[st
         parents: Keys of the parents of each job that has any, without broken chains.
         order: The keys of the jobs in the order of the input; of jobs that are in no film they may be missing.
     """
-    children: defaultdict[str, list[str]] = defaultdict(list)
-    for key, of in parents.items():
-        for parent in of:
-            children[parent].append(key)
+    children = _children(parents)
     missing = {key: len(of) for key, of in parents.items()}
     found: dict[str, tuple[str, ...]] = {}
     for root in order:

@@ -174,7 +174,7 @@ UNSUCCESSFUL = frozenset({State.FAILED, State.EXPIRED, State.REJECTED})
 ACCEPTED = UNSAVED | {State.DOWNLOADED, State.FAILED, State.EXPIRED}
 ENDED = frozenset(State) - WAITING - OPEN
 WITH_VIDEO = frozenset({State.COMPLETED, State.DOWNLOADED})
-"""States in which the video of a job can be handed to what continues it. (Of a reused one it depends on the other.)"""
+"""States in which the video of a job can be handed to what continues it; of a reused one see `Row.has_video`."""
 WITHOUT_VIDEO = UNSUCCESSFUL | {State.SKIPPED, State.ABANDONED}
 """States in which a job has no video, and nothing that is under way brings one."""
 PAID = IN_DOUBT | UNSAVED | {State.DOWNLOADED, State.ABANDONED}
@@ -375,6 +375,13 @@ class Row:
     files: str | None = attrs.field(default=None, repr=False)
     labels: str | None = attrs.field(default=None, repr=False)
     frames: str | None = attrs.field(default=None, repr=False)
+
+    @property
+    def has_video(self) -> bool:
+        """True if there is a video that another job can continue; of a reused job, once its own row names that."""
+        return self.state in WITH_VIDEO or (
+            self.state is State.REUSED and (self.output is not None or self.path is not None)
+        )
 
     @property
     def version(self) -> tuple[State, int]:

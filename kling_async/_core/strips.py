@@ -22,6 +22,13 @@ _BEFORE: Final = re.compile(r"~[0-9]+$")
 """End of the key that a job gets when its own key gets other content."""
 
 
+def film_of(labels: Mapping[str, object]) -> str:
+    """Return the name of the film that labels name; empty if they name none."""
+    value = labels.get(LABEL)
+    name = "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return name.strip()
+
+
 @attrs.frozen
 class Clip:
     """A job as part of a film.
@@ -40,9 +47,7 @@ class Clip:
     def of(cls, key: str, job: Job) -> Clip:
         """Return the clip of a job."""
         frame = job.frames.get("image")
-        value = job.labels.get(LABEL)
-        name = "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        return cls(key, name.strip(), frame.parent if isinstance(frame, LastFrame) else None)
+        return cls(key, film_of(job.labels), frame.parent if isinstance(frame, LastFrame) else None)
 
 
 @attrs.frozen
@@ -73,7 +78,7 @@ def strips(clips: Iterable[Clip]) -> list[Strip]:
         clips: The clips in the order of the input; those that are followed may come later.
     """
     by_key = {clip.key: clip for clip in clips}
-    for key in [key for key in by_key if _BEFORE.search(key) and _BEFORE.sub("", key) in by_key]:
+    for key in [key for key in by_key if (later := _key_after(key)) != key and later in by_key]:
         del by_key[key]
     after: defaultdict[str, list[str]] = defaultdict(list)
     for clip in by_key.values():
@@ -95,6 +100,24 @@ def strips(clips: Iterable[Clip]) -> list[Strip]:
     ends = Counter(way[0] for way in ways)
     found = [Strip(name, tuple(keys)) for name, keys in labelled.items()]
     return found + [Strip(way[0] if ends[way[0]] == 1 else way[-1], way) for way in ways if len(way) > 1]
+
+
+def positions(keys: Iterable[str]) -> dict[str, int]:
+    """Return the positions of keys; what has got other content has that of what was made for its key before.
+
+    Args:
+        keys: The keys in the order in which their jobs came into the ledger.
+    """
+    found: dict[str, int] = {}
+    for position, key in enumerate(keys):
+        found.setdefault(key, position)
+        found.setdefault(_key_after(key), position)
+    return found
+
+
+def _key_after(key: str) -> str:
+    """Return the key under which other content was made, for the key of what was made before; else the key."""
+    return _BEFORE.sub("", key)
 
 
 def _way(key: str, clips: Mapping[str, Clip], names: Mapping[str, str]) -> tuple[str, ...]:

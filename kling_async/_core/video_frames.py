@@ -126,12 +126,17 @@ def check_frame(field: str, frame: VideoFrame, problems: list[Problem]) -> Video
             problems.append(Problem(f"{field}.of", f"expected {expected}, {got}"))
         elif key != of:
             found = attrs.evolve(frame, of=key)
-    if isinstance(frame, FrameAt):
-        seconds = cast("object", frame.seconds)
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
-            got = f"{seconds!r:.40}" if isinstance(seconds, (int, float)) else type(seconds).__name__
-            problems.append(Problem(f"{field}.seconds", f"expected seconds from the beginning, at least 0, got {got}"))
+    if isinstance(frame, FrameAt) and (said := problem_of_seconds(frame.seconds)):
+        problems.append(Problem(f"{field}.seconds", said))
     return found
+
+
+def problem_of_seconds(seconds: object) -> str:
+    """Return what is wrong with the moment of a frame; empty if nothing is."""
+    if not isinstance(seconds, bool) and isinstance(seconds, (int, float)) and 0 <= seconds < math.inf:
+        return ""
+    got = f"{seconds!r:.40}" if isinstance(seconds, (int, float)) else type(seconds).__name__
+    return f"expected seconds from the beginning, at least 0, got {got}"
 
 
 _KINDS = frozenset({LastFrame, FirstFrame, FrameAt})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.to_thread
@@ -16,6 +18,11 @@ import attrs
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+_PREFIX: Final = "kling-frame-"
+"""Beginning of the names of folders for copies, in the temporary folder."""
+_STALE_AFTER_S: Final = 86_400.0
+"""Seconds without use after which a copy is one that a killed process has left."""
 
 
 @attrs.define(eq=False)
@@ -52,8 +59,10 @@ class Video:
         if self.path is not None and await anyio.Path(self.path).is_file():
             return self.path
         async with self._lock:
+            if self._copy is not None and not await anyio.to_thread.run_sync(_is_kept, self._copy):
+                await self.remove_copy()
             if self._copy is None:
-                folder = Path(await anyio.to_thread.run_sync(tempfile.mkdtemp, None, "kling-frame-"))
+                folder = await anyio.to_thread.run_sync(_new_folder)
                 try:
                     self._copy = await download(self, folder)
                 except BaseException:
@@ -72,6 +81,32 @@ class Video:
         if self._copy is not None:
             copy, self._copy = self._copy, None
             await _remove(copy.parent)
+
+
+def _new_folder() -> Path:
+    """Make a folder for a copy, and remove those that killed processes have left.
+
+    Their age decides, and not the id of a process: containers may share the temporary folder. Should one still be in
+    use, its process downloads the copy again.
+    """
+    made = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    with contextlib.suppress(OSError), os.scandir(made.parent) as entries:
+        # By the clock of the file system, which may be another computer's.
+        stale_before = made.stat().st_mtime - _STALE_AFTER_S
+        for entry in entries:
+            is_copy = entry.name.startswith(_PREFIX) and entry.is_dir(follow_symlinks=False)
+            if is_copy and entry.stat(follow_symlinks=False).st_mtime < stale_before:
+                shutil.rmtree(entry.path, ignore_errors=True)
+    return made
+
+
+def _is_kept(copy: Path) -> bool:
+    """Return whether a copy is still there, and note on its folder that it is used."""
+    try:
+        os.utime(copy.parent)
+    except OSError:
+        return False
+    return copy.is_file()
 
 
 NO_VIDEOS: Mapping[str, Video] = MappingProxyType({})

@@ -13,7 +13,7 @@ import attrs
 from kling_async._core.clock import Clock
 from kling_async._core.content import file_digests
 from kling_async._core.prediction import Prediction
-from kling_async._core.states import WITH_VIDEO, Row, State
+from kling_async._core.states import Row, State
 from kling_async._core.transport import Transport
 from kling_async._http.reads import ServiceReads
 from kling_async._images.uploads import digest
@@ -57,10 +57,10 @@ def video_of(key: str, prediction: Prediction, saved: SavedFile | None, *, users
 
 async def video_of_row(ledger: Ledger, row: Row) -> Video | None:
     """Return the video of a job by its row; None while there is none."""
-    if row.state is State.REUSED and row.output is None and row.path is None:
+    if row.state is State.REUSED and not row.has_video:
         found = await ledger.owner(row.reused or "")
         row = found or row
-    if row.state not in WITH_VIDEO and not (row.state is State.REUSED and (row.output or row.path)):
+    if not row.has_video:
         return None
     saved = await anyio.to_thread.run_sync(saved_file, row)
     path = saved.location if saved is not None and isinstance(saved.location, Path) else None

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
+import anyio.to_thread
 import attrs
 from rich.text import Text
 
-from kling_async._core.strips import Clip, Strip, strips
+from kling_async._core.job_key import key_or_problem
+from kling_async._core.strips import Clip, Strip, film_of, positions, strips
 from kling_async.errors import ConfigurationError, StorageError, VideoError
 from kling_async.films import Film
 from kling_async.films import join as join_clips
+from kling_async.manifest._row import CONTINUES, CONTINUES_AT
 from kling_async.storage import target_path
 
 from .join import as_json, joining
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from kling_async._core.prediction import Outcome
 
     from .options import BatchOptions
+    from .work import Work
 
 FOLDER: Final = "films"
 """Folder of the films in that of the videos, where no clip has the name of a film."""
@@ -105,21 +109,33 @@ class Films:
         if outcome.saved is not None and isinstance(outcome.saved.location, Path):
             self._files[outcome.key] = outcome.saved.location
 
-    async def join(self, left_out: Iterable[Mapping[str, object]]) -> list[Made]:
+    async def join(self, work: Work) -> list[Made]:
         """Join the films whose clips are all there. Nothing is paid for.
 
         Args:
-            left_out: Rows that the run left out of its manifest: their films are not whole.
+            work: The batch. A film with rows that it left out of its manifest is not whole.
+
+        Raises:
+            OSError: The manifest cannot be read any more.
+            LedgerError: The ledger cannot be read any more.
         """
         if not self._options.join:
             return []
-        # In the order of the input, whichever clip ended first.
-        clips = [self._clips[index] for index in sorted(self._clips)]
         made: list[Made] = []
-        for strip in strips([*clips, *map(_clip_of_row, left_out)]):
+        # In a thread: the manifest and the ledger are read again.
+        for strip in await anyio.to_thread.run_sync(lambda: strips(self._in_order(work))):
             missing = tuple(key for key in strip.keys if key not in self._files)
             made.append(Made(strip, missing) if missing else await self._join(strip))
         return made
+
+    def _in_order(self, work: Work) -> list[Clip]:
+        """Return the clips in the order of the input, whichever ended first, and then those of left-out rows."""
+        clips = [self._clips[index] for index in sorted(self._clips)]
+        if work.order is not None:
+            at = positions(work.order())
+            clips.sort(key=lambda clip: at.get(clip.key, len(at)))
+        taken = {clip.key for clip in clips}
+        return clips + ([] if work.invalid is None else _clips_of_rows(work.invalid(), taken))
 
     async def _join(self, strip: Strip) -> Made:
         files = [self._files[key] for key in strip.keys]
@@ -132,12 +148,23 @@ class Films:
         return Made(strip, film=film)
 
 
-def _clip_of_row(row: Mapping[str, object]) -> Clip:
-    """Return the clip of a row that was left out; its fields may be of any kind."""
-    labels, follows = row.get("labels"), row.get("continues")
-    film = labels.get("film") if isinstance(labels, dict) else None
-    key = str(row.get("key") or "a row that was left out")
-    return Clip(key, "" if film is None else str(film), None if follows is None else str(follows))
+def _clips_of_rows(rows: Iterable[Mapping[str, object]], taken: set[str]) -> list[Clip]:
+    """Return the clips of rows that were left out, each under a key of its own.
+
+    Args:
+        rows: The rows; their fields may be of any kind.
+        taken: Keys of other clips, which rows with a repeated key have, too. Receives those of the rows.
+    """
+    clips: list[Clip] = []
+    for number, row in enumerate(rows, 1):
+        key, labels = key_or_problem(row.get("key")), row.get("labels")
+        # What begins with another frame than the last one begins a film.
+        follows = key_or_problem(row.get(CONTINUES)) if row.get(CONTINUES_AT) is None else None
+        name = key if isinstance(key, str) and key not in taken else f"left-out row {number}"
+        taken.add(name)
+        film = film_of(cast("Mapping[str, object]", labels)) if isinstance(labels, dict) else ""
+        clips.append(Clip(name, film, follows if isinstance(follows, str) else None))
+    return clips
 
 
 def print_films(console: Console, made: Sequence[Made], *, lines: bool) -> None:

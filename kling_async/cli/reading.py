@@ -13,7 +13,7 @@ import attrs
 from kling_async._core.content import Identity, checked_identity
 from kling_async._core.signed_urls import parameter_names
 from kling_async.errors import ConfigurationError
-from kling_async.ledger import Row, State, read_batches, read_identity, read_ledger, read_steps
+from kling_async.ledger import Row, State, read_batches, read_identity, read_ledger, read_order, read_steps
 from kling_async.ledger._recall import RETENTION_S
 from kling_async.ledger._sqlite.reader import writer_of
 
@@ -50,6 +50,15 @@ def batches_of(ledger: LedgerName) -> set[str]:
         LedgerError: There is no such ledger.
     """
     return read_batches(ledger.where, account=ledger.account)
+
+
+def order_of(ledger: LedgerName, batch: str) -> list[str]:
+    """Return the keys of a batch in the order of its input.
+
+    Raises:
+        LedgerError: There is no such ledger.
+    """
+    return read_order(ledger.where, batch, account=ledger.account)
 
 
 def identity_of(ledger: LedgerName, batch: str, ignored: Collection[str] | None) -> Identity:

@@ -17,7 +17,7 @@ from .interrupts import interruptible
 from .output import make_console, plural, print_text, route_logs
 from .places import destination
 from .plan import Plan, parse_budget, print_level_hint, print_plan
-from .reading import identity_of, rows_of, the_batch
+from .reading import identity_of, order_of, rows_of, the_batch
 from .runner import check_destination, check_gallery, new_batch_session, run_batch
 from .spending import Payable, confirm_spending, due_of_rows, print_budget_warning
 from .work import Work
@@ -48,6 +48,7 @@ def resume(options: ResumeOptions) -> Exit:
         due=due,
         plan=Plan.of(due.kinds, options.provider),
         budget=budget,
+        order=lambda: order_of(ledger, found.name),
         batch=lambda kling: kling.resume(
             name=found.name,
             budget=budget,

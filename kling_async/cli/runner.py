@@ -136,7 +136,7 @@ async def run_batch(
     try:
         await run.all(session)
         if not report.interrupted:
-            report.films = await films.join(() if work.invalid is None else work.invalid())
+            report.films = await films.join(work)
     except asyncio.CancelledError:
         took_interrupt()
         report.interrupted = True

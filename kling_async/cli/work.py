@@ -62,6 +62,7 @@ class Work:
         plan: The same with prices.
         budget: Limit of the cost; None if there is none.
         batch: Creates the batch in an open session.
+        order: Returns the keys in the order of the input, from the ledger; None if the batch comes in that order.
         invalid: Returns the rows that were left out of the manifest, for `errors.jsonl`; None without a manifest.
     """
 
@@ -71,4 +72,5 @@ class Work:
     plan: Plan
     budget: Budget | None
     batch: Callable[[KlingSession], Batch]
+    order: Callable[[], Iterable[str]] | None = None
     invalid: Callable[[], Iterable[Mapping[str, object]]] | None = None

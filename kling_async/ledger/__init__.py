@@ -443,6 +443,22 @@ def read_batches(ledger: str | os.PathLike[str], *, account: str = "default") ->
 
 
 @hides_arguments
+def read_order(ledger: str | os.PathLike[str], batch: str, *, account: str = "default") -> list[str]:
+    """Return the keys of a batch in the order of its input: in which its jobs came into the ledger.
+
+    Args:
+        ledger: The file, or the URL of a database.
+        batch: Name of the batch.
+        account: Name of the account in a database.
+
+    Raises:
+        ConfigurationError: The URL cannot be parsed, or the extra for its database is not installed.
+        LedgerError: There is no such ledger, or it cannot be read.
+    """
+    return _reader(ledger, account).order(batch)
+
+
+@hides_arguments
 def read_marks(ledger: str | os.PathLike[str], *, account: str = "default") -> dict[str, Marked]:
     """Return the marks of the videos of a ledger, by prediction, also while others write it.
 

@@ -8,18 +8,18 @@ async with kling.batch(manifest, save_to="videos/") as batch: ...
 ```
 
 A row has the fields of `Job`, and optionally `key`; without one it is called by a hash of its content. With the key of
-another row in the column `continues`, it begins with the last frame of that row's video, and needs no image. Other
-columns travel along as `Job.labels` into the results, such as `film`, by which clips are grouped. An image is a URL, or
-a file below the manifest's folder; in `extra`, `element_list` and `voice_list`, a text `file:clips/walk.mp4` is such a
-file, and every other text is sent. In a folder every image is a row: its key is the name of the file, and its prompt is
-in a text file beside it, `anna.txt` beside `anna.png`.
+another row in the column `continues`, it begins with the last frame of that row's video, or with that at the seconds in
+`continues_at`, and needs no image. Other columns travel along as `Job.labels` into the results, such as `film`, by
+which clips are grouped. An image is a URL, or a file below the manifest's folder; in `extra`, `element_list` and
+`voice_list`, a text `file:clips/walk.mp4` is such a file, and every other text is sent. In a folder every image is a
+row: its key is the name of the file, and its prompt is in a text file beside it, `anna.txt` beside `anna.png`.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
@@ -35,10 +35,10 @@ from kling_async._core.prices import Certainty, Kind, Price
 from kling_async._images.preflight import require_pillow
 from kling_async.errors import ManifestError, Problem, RowProblem
 
-from ._check import Following, Keyed, check_rows, job_of_row, name_of
+from ._check import Following, Keyed, check_rows, job_of_row, key_of, name_of
 from ._columns import Columns
 from ._invalid import as_line, problems_of_row
-from ._row import NOTE, Source, located
+from ._row import NOTE, Row, Source, located
 from ._sources import batch_name, source_of_paths, source_of_rows
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Manifest:
     _fit: bool = attrs.field(repr=False, alias="fit")
     _own_models: Mapping[str, Model] = attrs.field(repr=False, alias="own_models")
     _cautions: Mapping[tuple[str, bool, Problem], int] = attrs.field(repr=False, alias="cautions")
-    _skipped: Collection[int] = attrs.field(repr=False, alias="skipped")
+    _skipped: Mapping[int, Problem | None] = attrs.field(repr=False, alias="skipped")
     _unique_names: UniqueNames = attrs.field(repr=False, alias="unique_names")
     _following: Mapping[str, Following] = attrs.field(repr=False, alias="following")
 
@@ -98,40 +98,53 @@ class Manifest:
     def __iter__(self) -> Iterator[Keyed]:
         """Yield key and job of every row. Rows are checked again, since files may have changed.
 
-        Rows that continue others come after these, film after film; they are in memory meanwhile.
+        Rows that continue others come after these, film after film. The jobs of films are in memory meanwhile; those
+        of other rows are not.
 
         Raises:
-            ManifestError: A row is not valid any more.
+            ManifestError: A row is not valid any more, or one of a film is gone.
             OSError: The file cannot be read any more.
         """
-        if not self._following:
-            yield from (found for _, found in self._rows())
-            return
         members = {*self._following, *self.continued}
-        held = {name: found for name, found in self._rows() if name in members}
+        if not members:
+            yield from map(self._made, self._rows())
+            return
+        # The source is read twice, but no job is made twice.
+        named = ((name_of(key_of(row), row.line), row) for row in self._rows())
+        held = {name: self._made(row) for name, row in named if name in members}
+        if held.keys() != members:
+            gone = (
+                f"has changed since it was checked: {len(members) - len(held)} of {len(members)} rows of films are gone"
+            )
+            raise ManifestError([RowProblem(self.name, None, "", gone)])
         found_films = films({name: row.parents for name, row in self._following.items()}, held)
-        for name, found in self._rows():
-            if name not in held:
-                yield found
+        for row in self._rows():
+            name = name_of(key_of(row), row.line)
+            if name not in members:
+                yield self._made(row)
             for each in found_films.get(name, ()):
-                yield held[each]
+                yield held.pop(each)
 
     @property
     def continued(self) -> frozenset[str]:
         """Keys of the rows that others continue."""
         return frozenset(parent for row in self._following.values() for parent in row.parents)
 
-    def _rows(self) -> Iterator[tuple[str, Keyed]]:
-        """Yield every row with its name, in the order of the source."""
+    def _rows(self) -> Iterator[Row]:
+        """Yield every row that is not left out, in the order of the source."""
         with closing(self._source.rows()) as rows:
-            for row in rows:
-                if row.line in self._skipped:
-                    continue
-                found = job_of_row(row, self.root, self._common, fit=self._fit, models=self._own_models)
-                if isinstance(found, tuple):
-                    yield name_of(found[0], row.line), found
-                else:
-                    raise ManifestError([located(self._source, row, problem) for problem in found])
+            yield from (row for row in rows if row.line not in self._skipped)
+
+    def _made(self, row: Row) -> Keyed:
+        """Return key and job of a row.
+
+        Raises:
+            ManifestError: It is not valid any more.
+        """
+        found = job_of_row(row, self.root, self._common, fit=self._fit, models=self._own_models)
+        if isinstance(found, tuple):
+            return found
+        raise ManifestError([located(self._source, row, problem) for problem in found])
 
     def invalid_rows(self) -> Iterator[dict[str, object]]:
         """Yield the rows that `skip_invalid` leaves out as rows of a manifest, each with its problems as `_error`.
@@ -146,7 +159,12 @@ class Manifest:
         with closing(self._source.rows()) as rows:
             for row in rows:
                 if row.line in self._skipped:
-                    found = problems_of_row(row, self.root, self._common, fit=self._fit, models=self._own_models)
+                    known = self._skipped[row.line]
+                    found = (
+                        [known]
+                        if known
+                        else problems_of_row(row, self.root, self._common, fit=self._fit, models=self._own_models)
+                    )
                     yield as_line(self._source, row, found, self.root)
 
     def price(self, provider: str = "wavespeed") -> Price:
@@ -320,7 +338,7 @@ def _checked(
         name=source.name,
         root=root,
         kinds=found.kinds,
-        warnings=tuple(found.warnings),
+        warnings=tuple(itertools.chain.from_iterable(found.warnings.values())),
         columns=tuple(found.columns),
         left_out=dict(source.left_out),
         invalid=tuple(found.problems),

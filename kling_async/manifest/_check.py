@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 import attrs
 
 from kling_async._core.catalogue import Model
-from kling_async._core.chains import broken_chains
+from kling_async._core.chains import broken_chains, dependents
 from kling_async._core.input_files import HEAD_BYTES, MEDIA, media_type, replaced
 from kling_async._core.job import IMAGES, TREES, Job, JobFields
 from kling_async._core.job_key import key_or_problem
@@ -22,13 +22,13 @@ from kling_async._core.job_validation import IMAGE_LISTS
 from kling_async._core.media import ACCEPTED_IMAGE_TYPES, MAX_IMAGE_BYTES, FileFacts, ImageFacts
 from kling_async._core.picture_names import NameCounter, UniqueNames, picture_name
 from kling_async._core.prices import Kind
-from kling_async._core.video_frames import LastFrame
+from kling_async._core.video_frames import FrameAt, LastFrame, problem_of_seconds
 from kling_async._images.inspection import inspect
 from kling_async._images.preflight import preflight
 from kling_async.errors import InvalidJobError, ManifestError, Problem, RowProblem
 
 from ._files import URL, content_of_base64, find_file, looks_like_picture, shown
-from ._row import CONTINUES, NOTE, located
+from ._row import CONTINUES, CONTINUES_AT, NOTE, located
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,13 +58,11 @@ class Following:
         parents: Keys of the rows that it continues.
         line: Its position.
         file: File of the row in problems; None for that of the source.
-        kind: Kind of its job.
     """
 
     parents: tuple[str, ...]
     line: int
     file: str | None
-    kind: Kind
 
 
 def name_of(key: str | None, line: int) -> str:
@@ -78,23 +76,24 @@ class Findings:
 
     Attributes:
         problems: Reasons to refuse the manifest, or, of rows that are left out, to leave them out.
-        warnings: Properties of images that the service may not accept.
+        warnings: Properties of images that the service may not accept, by the positions of the rows.
         kinds: Number of rows of each kind.
         models: Catalogue entries of the models, by id.
         cautions: Number of rows for which something may not be as expected at a provider, by provider, whether it is
             an emulator on this machine, and message.
-        skipped: Positions of the rows that are left out.
+        skipped: Positions of the rows that are left out, with the problems of those that are valid by themselves: their
+            key is repeated, or they continue a row that is not there.
         columns: Names under which other columns travel along.
         unique_names: Names of pictures that no other row has, as its picture's or as its key.
-        following: Rows that continue others, by their names (`name_of`).
+        following: Rows that continue others, by their names (`name_of`); of several with one key, the first.
     """
 
     problems: list[RowProblem] = attrs.field(factory=list)
-    warnings: list[RowProblem] = attrs.field(factory=list)
+    warnings: dict[int, list[RowProblem]] = attrs.field(factory=dict)
     kinds: Counter[Kind] = attrs.field(factory=Counter)
     models: dict[str, Model] = attrs.field(factory=dict)
     cautions: Counter[tuple[str, bool, Problem]] = attrs.field(factory=Counter)
-    skipped: set[int] = attrs.field(factory=set)
+    skipped: dict[int, Problem | None] = attrs.field(factory=dict)
     columns: dict[str, None] = attrs.field(factory=dict)
     unique_names: UniqueNames = attrs.field(factory=UniqueNames)
     following: dict[str, Following] = attrs.field(factory=dict)
@@ -127,7 +126,7 @@ class Findings:
     def add_following(self, row: Row, key: str | None, job: Job) -> None:
         """Record what a row continues, if it does."""
         if parents := job.parents:
-            self.following[name_of(key, row.line)] = Following(parents, row.line, row.file, job.kind)
+            self.following.setdefault(name_of(key, row.line), Following(parents, row.line, row.file))
 
 
 MAX_PROBLEMS: Final = 10_000
@@ -166,8 +165,10 @@ def check_rows(
     findings = Findings()
     _check_common(source, {**common, "model": _model(common["model"], models)} if "model" in common else common)
     keys, names = _Keys(), NameCounter()
-    invalid: set[str] = set()
+    left_out: set[str] | None = set() if skip_invalid else None
+    complete = True
     check = functools.lru_cache(_MAX_CACHED_FILE_CHECKS)(functools.partial(check_file, fit=fit))
+    job_of = functools.partial(job_of_row, root=root, common=common, fit=fit, models=models, check=check)
     with closing(source.rows()) as rows:
         for row in rows:
             if row.header or (skip_invalid and row.problems and not row.line):
@@ -176,77 +177,119 @@ def check_rows(
             if row.labels and len(findings.columns) < _MAX_COLUMNS:
                 findings.columns.update(dict.fromkeys(row.labels))
             facts: dict[str, Facts] = {}
-            found = job_of_row(row, root, common, fit=fit, models=models, check=check, facts=facts)
-            key = found[0] if isinstance(found, tuple) else _key_of(row)
-            if key is not None:
+            found = job_of(row, facts=facts)
+            key = found[0] if isinstance(found, tuple) else key_of(row)
+            if key is not None and (left_out is None or isinstance(found, tuple)):
                 keys.add(key, row.line)
+            elif key is not None and left_out is not None:
+                left_out.add(key)
             names.add(key or picture_name(row.fields.get("image", common.get("image"))))
             if isinstance(found, tuple):
-                warnings = (Problem(place, said) for place, known in facts.items() for said in known.warnings)
-                findings.warnings += (located(source, row, warning) for warning in warnings)
+                if any(known.warnings for known in facts.values()):
+                    warnings = (Problem(place, said) for place, known in facts.items() for said in known.warnings)
+                    findings.warnings[row.line] = [located(source, row, warning) for warning in warnings]
                 findings.add(found[1], facts, fit=fit)
                 findings.add_following(row, *found)
                 continue
-            invalid |= set() if key is None else {key}
             if skip_invalid:
-                findings.skipped.add(row.line)
+                findings.skipped[row.line] = None
             if not skip_invalid or len(findings.problems) < MAX_PROBLEMS:
                 findings.problems += (located(source, row, problem) for problem in found)
             if not skip_invalid and len(findings.problems) >= MAX_PROBLEMS:
                 end = Problem("", f"the check ended here, after {len(findings.problems):,} problems")
                 findings.problems.append(located(source, row, end))
+                complete = False
                 break
-    for row, problem in _repeated_keys(source, keys, findings.skipped):
-        findings.problems.append(located(source, row, problem))
-        if skip_invalid:
-            findings.skipped.add(row.line)
-            facts = {}
-            again = job_of_row(row, root, common, fit=fit, models=models, check=check, facts=facts)
-            if isinstance(again, tuple):
-                findings.add(again[1], facts, fit=fit, times=-1)
-    _check_chains(source, findings, keys, invalid if skip_invalid else set())
-    findings.kinds = +findings.kinds
-    findings.cautions = +findings.cautions
-    findings.unique_names = names.unique()
+    late = _late_problems(source, findings, keys, left_out, complete=complete)
     # Problems of a folder have no lines and are in its order already.
     findings.problems.sort(key=lambda problem: problem.line or 0)
+    if skip_invalid:
+        del findings.problems[MAX_PROBLEMS:]
+        _take_back(source, findings, late, job_of, fit=fit)
+    findings.unique_names = names.unique()
     return findings
 
 
-def _check_chains(source: Source, findings: Findings, keys: _Keys, left_out: set[str]) -> None:
-    """Add the problems of rows that continue themselves, or rows that are not there; leave the latter's out with them.
+def _late_problems(
+    source: Source, findings: Findings, keys: _Keys, left_out: set[str] | None, *, complete: bool
+) -> dict[int, Problem]:
+    """Add the problems that show only when all rows have been read; return them by the positions of the rows.
 
     Args:
         source: The rows.
-        findings: Has the rows, and receives the problems.
-        keys: Keys of all rows.
-        left_out: Keys of the rows that are left out.
+        findings: Has those that continue others, and receives the problems.
+        keys: Keys of the rows that are not left out by themselves.
+        left_out: Keys of the rows that are; None if no row is to be left out.
+        complete: Whether all rows were read: else rows may continue one that was not.
     """
-    if not findings.following:
-        return
-    wrong = broken_chains({name: row.parents for name, row in findings.following.items()}, keys)
-    if left_out or (wrong and findings.skipped):
-        more = {*left_out, *wrong}
-        while more:
-            found = {
-                name: f"continues {shown(parent)}, which is left out"
-                for name, row in findings.following.items()
-                for parent in row.parents
-                if parent in more and name not in wrong
-            }
-            wrong |= found
-            more = {*found}
-        for name in wrong:
-            row = findings.following.pop(name)
-            findings.skipped.add(row.line)
-            findings.kinds[row.kind] -= 1
-            findings.problems.append(_broken(source, row, wrong[name]))
-        return
-    findings.problems += (_broken(source, findings.following[name], said) for name, said in wrong.items())
+    late: dict[int, Problem] = {}
+    for row, problem in _repeated_keys(source, keys):
+        findings.problems.append(located(source, row, problem))
+        late[row.line] = problem
+    following = findings.following
+    if left_out is not None:
+        # The key is that of the earlier row, which may continue none.
+        following = {name: of for name, of in following.items() if of.line not in late}
+    for name, said in _broken_chains(following, keys, left_out).items() if complete else ():
+        problem = Problem(CONTINUES, said)
+        findings.problems.append(located(source, following[name], problem))
+        late[following[name].line] = problem
+    return late
 
 
-def _broken(source: Source, row: Following, said: str) -> RowProblem:
-    return RowProblem(row.file or source.name, None if row.file else row.line or None, CONTINUES, said)
+def _broken_chains(following: Mapping[str, Following], keys: _Keys, left_out: set[str] | None) -> dict[str, str]:
+    """Return what is wrong with rows that continue themselves, rows that are not there, or rows that are left out.
+
+    Args:
+        following: Rows that continue others, by their names.
+        keys: Keys of the rows that are not left out by themselves.
+        left_out: Keys of the rows that are; None if no row is to be left out.
+    """
+    if not following:
+        return {}
+    parents = {name: row.parents for name, row in following.items()}
+    if left_out is None:
+        return broken_chains(parents, keys)
+    orphans = dependents(parents, (key for key in left_out if key not in keys))
+    wrong = broken_chains({name: of for name, of in parents.items() if name not in orphans}, keys)
+    orphans |= dependents(parents, wrong)
+    return {name: f"continues {shown(parent)}, which is left out" for name, parent in orphans.items()} | wrong
+
+
+def _take_back(
+    source: Source,
+    findings: Findings,
+    late: Mapping[int, Problem],
+    job_of: Callable[..., Keyed | list[Problem]],
+    *,
+    fit: bool,
+) -> None:
+    """Leave out rows that were counted, as their problems showed only when all rows had been read.
+
+    Args:
+        source: The rows.
+        findings: Has counted them.
+        late: Their problems, by the positions of the rows.
+        job_of: Returns key and job of a row.
+        fit: Whether images are converted.
+    """
+    if not late:
+        return
+    findings.skipped |= late
+    findings.following = {name: of for name, of in findings.following.items() if of.line not in late}
+    with closing(source.rows()) as rows:
+        for row in rows:
+            if row.line not in late:
+                continue
+            findings.warnings.pop(row.line, None)
+            facts: dict[str, Facts] = {}
+            found = job_of(row, facts=facts)
+            if isinstance(found, tuple):
+                findings.add(found[1], facts, fit=fit, times=-1)
+    findings.kinds = +findings.kinds
+    findings.cautions = +findings.cautions
+    used = {kind.model for kind in findings.kinds}
+    findings.models = {id_: model for id_, model in findings.models.items() if id_ in used}
 
 
 def _check_common(source: Source, common: Mapping[str, object]) -> None:
@@ -332,15 +375,23 @@ def job_of_row(
 
 def _continue(row: Row, fields: dict[str, object], problems: list[Problem]) -> None:
     """Replace the key of the row that a row continues by the frame that its job begins with."""
-    key, own = fields.pop(CONTINUES, None), row.fields.get("image")
+    key, at, own = fields.pop(CONTINUES, None), fields.pop(CONTINUES_AT, None), row.fields.get("image")
     if key is None or key == "":
+        if at is not None:
+            problems.append(Problem(CONTINUES_AT, "expected continues with it, got none"))
         return
+    if at is not None and (said := problem_of_seconds(at)):
+        problems.append(Problem(CONTINUES_AT, said))
+        at = None
     parent = key_or_problem(key)
     if isinstance(parent, Problem):
         problems.append(Problem(CONTINUES, parent.message))
     if own is not None and own != "":
         problems.append(Problem(CONTINUES, "expected either continues or image, got both"))
-    fields["image"] = LastFrame(parent) if isinstance(parent, str) else _PLACEHOLDER
+    if isinstance(parent, Problem):
+        fields["image"] = _PLACEHOLDER
+    else:
+        fields["image"] = LastFrame(parent) if at is None else FrameAt(parent, cast("float", at))
 
 
 def _pictures_in_prompts(fields: dict[str, object]) -> list[Problem]:
@@ -452,7 +503,7 @@ def _converted(content: bytes) -> bytes:
     return with_former(convert(content), {rule: former_bytes(content, rule) for rule in rules})
 
 
-def _key_of(row: Row) -> str | None:
+def key_of(row: Row) -> str | None:
     """Return the key of a row; None if it has none, or an invalid one."""
     key = row.fields.get("key")
     text = None if key is None else key_or_problem(key)
@@ -493,17 +544,17 @@ class _Keys:
         return suspects
 
 
-def _repeated_keys(source: Source, keys: _Keys, skipped: set[int]) -> Iterator[tuple[Row, Problem]]:
-    """Read the source again and yield every row whose key an earlier one has; rows that are left out have none."""
+def _repeated_keys(source: Source, keys: _Keys) -> Iterator[tuple[Row, Problem]]:
+    """Read the source again and yield every row whose key an earlier one has."""
     suspects = keys.suspects()
     if not suspects:
         return
     first: dict[str, str] = {}
     with closing(source.rows()) as rows:
         for row in rows:
-            if row.line not in suspects or row.line in skipped:
+            if row.line not in suspects:
                 continue
-            key = _key_of(row)
+            key = key_of(row)
             if key is None:
                 continue
             place = row.file or f"{source.unit} {row.line}"

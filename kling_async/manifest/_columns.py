@@ -16,7 +16,7 @@ import attrs
 from kling_async._core.job import Job, JobFields
 from kling_async.errors import ConfigurationError, InvalidJobError, Problem
 
-from ._row import CONTINUES, FIELDS, NOTE, Row
+from ._row import CONTINUES, FIELDS, INPUT, NOTE, Row
 from ._values import plain
 
 if TYPE_CHECKING:
@@ -52,8 +52,6 @@ _OF_SERVICES: Final = frozenset(
 _INDEX: Final = re.compile(r"__index_level_\d+__|Unnamed: 0")
 """Columns that pandas makes of a row's number."""
 _NAMES: Final = sorted(FIELDS - {NOTE})
-INPUT: Final = "extra."
-"""Beginning of the names of columns that are one input of `extra`, such as `extra.video`."""
 _MAIN: Final = ("prompt", "image", "duration", "model")
 _MAX_LISTED: Final = 12
 _MAX_SHAPES: Final = 256

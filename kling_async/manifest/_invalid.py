@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 def problems_of_row(
     row: Row, root: Path | None, common: Mapping[str, object], *, fit: bool, models: Mapping[str, Model]
 ) -> list[Problem]:
-    """Return the problems of a row that is left out."""
+    """Return the problems of a row that is not valid by itself."""
     check = functools.partial(check_file, fit=fit)
     found = job_of_row(row, root, common, fit=fit, models=models, check=check)
-    return found if isinstance(found, list) else [Problem("key", "is already the key of an earlier row")]
+    return found if isinstance(found, list) else [Problem("row", "was not valid when it was checked, and is now")]
 
 
 def as_line(source: Source, row: Row, problems: list[Problem], root: Path | None) -> dict[str, object]:

@@ -15,7 +15,11 @@ NOTE: Final = "_error"
 """Optional field that says why the job failed before; it is for readers and not part of the job."""
 CONTINUES: Final = "continues"
 """Field with the key of another row: the job begins with the last frame of that row's video, instead of an image."""
-FIELDS: Final = frozenset({"key", NOTE, CONTINUES, *JobFields.__annotations__})
+CONTINUES_AT: Final = "continues_at"
+"""Field with seconds in that video: the job begins with the frame that is shown then, instead of the last one."""
+INPUT: Final = "extra."
+"""Beginning of the names of columns that are one input of `extra`, such as `extra.video`."""
+FIELDS: Final = frozenset({"key", NOTE, CONTINUES, CONTINUES_AT, *JobFields.__annotations__})
 """Fields of a row."""
 
 
@@ -70,6 +74,21 @@ class Source(Protocol):
         ...
 
 
-def located(source: Source, row: Row, problem: Problem) -> RowProblem:
+class Positioned(Protocol):
+    """A row, or what is known of one.
+
+    Attributes:
+        line: As that of `Row`.
+        file: As that of `Row`.
+    """
+
+    @property
+    def line(self) -> int: ...
+
+    @property
+    def file(self) -> str | None: ...
+
+
+def located(source: Source, row: Positioned, problem: Problem) -> RowProblem:
     """Return a problem with its position."""
     return RowProblem(row.file or source.name, None if row.file else row.line or None, problem.path, problem.message)

@@ -10,6 +10,8 @@ from collections import Counter
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from ._row import CONTINUES_AT, INPUT
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -17,6 +19,11 @@ JSON_FIELDS: Final = frozenset({"extra", "multi_prompt", "element_list", "voice_
 """Fields that a cell contains as JSON."""
 _WHOLE: Final = frozenset({"duration", "key", "caller", "priority"})
 """Fields that are whole numbers or text, never fractions."""
+_NUMBERS: Final[Mapping[str, str]] = {
+    "guidance_scale": "a number from 0 to 1",
+    CONTINUES_AT: "seconds from the beginning, at least 0",
+}
+"""Fields that are numbers, with or without a fraction, and what is expected in them."""
 _NOTHING: Final = frozenset({"nan", "<na>", "nat", "#n/a"})
 """Texts that pandas and spreadsheets write for nothing."""
 _BOOLEANS: Final[Mapping[str, bool]] = {
@@ -96,11 +103,11 @@ def cell(name: str, text: str) -> object:
     if not bare or (bare.lower() in _NOTHING and name != "key"):
         return None
     match name:
-        case "guidance_scale":
+        case _ if name in _NUMBERS:
             try:
                 return float(bare)
             except ValueError:
-                raise ValueError(f"expected a number from 0 to 1, got {bare[:40]!r}") from None
+                raise ValueError(f"expected {_NUMBERS[name]}, got {bare[:40]!r}") from None
         case "sound":
             if bare.lower() not in _BOOLEANS:
                 raise ValueError(f"expected true or false, got {bare[:40]!r}")
@@ -117,7 +124,7 @@ def cell(name: str, text: str) -> object:
             return bare.partition(".")[0] or bare
         case _ if name in JSON_FIELDS:
             return json_cell(name, bare)
-        case _ if name.startswith("extra."):
+        case _ if name.startswith(INPUT):
             # A number or a truth value, where it is one.
             with contextlib.suppress(ValueError, RecursionError):
                 return DECODER.decode(bare)

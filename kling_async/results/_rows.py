@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from kling_async._core.input_files import with_values
 from kling_async._core.job import TREES
 from kling_async._core.states import UNSENT, UNSUCCESSFUL, State
+from kling_async._core.video_frames import FrameAt, LastFrame, frame_of_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,16 +67,20 @@ def with_paths(text: str, paths: Mapping[str, str]) -> dict[str, object]:
 
 
 def with_continued(fields: dict[str, object], frames: str | None) -> dict[str, object]:
-    """Return the fields of a job as a manifest has them, with the key of the job that it continues.
+    """Return the fields of a job as a manifest has them, with the key of the job that it continues, and the moment.
 
     Args:
         fields: The fields.
         frames: Keys of the jobs that its pictures are frames of as JSON; None without any.
     """
     parents: dict[str, str] = json.loads(frames or "{}")
-    if "image" in parents and str(fields.get("image")).startswith("last_frame:"):
-        fields = {name: value for name, value in fields.items() if name != "image"}
-        fields["continues"] = parents["image"]
+    if "image" in parents:
+        frame = frame_of_text(str(fields["image"]), parent=parents["image"], path=None)
+        if isinstance(frame, (LastFrame, FrameAt)):
+            fields = {name: value for name, value in fields.items() if name != "image"}
+            fields["continues"] = frame.parent
+            if isinstance(frame, FrameAt):
+                fields["continues_at"] = frame.seconds
     return fields
 
 

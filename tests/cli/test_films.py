@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import av
 import pytest
 from anyio.to_thread import run_sync
+from PIL import Image
 
-from kling_async.emulator import Emulator
+from kling_async.cli.films import Films
+from kling_async.emulator import Emulator, faults
 from support.cli import Cli
 from support.pictures import jpeg
+
+if TYPE_CHECKING:
+    from kling_async.cli.options import BatchOptions
+    from kling_async.cli.work import Work
 
 pytestmark = pytest.mark.anyio
 
@@ -29,7 +38,7 @@ ROAD = (
 )
 
 
-def listed(folder: Path, *rows: dict[str, str]) -> str:
+def listed(folder: Path, *rows: Mapping[str, object]) -> str:
     (folder / "jobs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return "jobs.jsonl"
 
@@ -103,6 +112,87 @@ async def test_a_film_with_a_row_that_is_left_out_is_not_joined(cli: Cli) -> Non
     assert "Film bay was not joined: 1 of 4 clips missing: coda" in done.stdout, done.stdout + done.stderr
     assert done.returncode == 1
     assert not (cli.folder / "videos" / "rehearsal" / "films").exists()
+
+
+async def test_left_out_rows_of_any_form_are_missing_clips(cli: Cli) -> None:
+    """Covers rows without keys, with the key of another row, and with labels that are read otherwise than written."""
+    (cli.folder / "face.jpg").write_bytes(jpeg(320, 320))
+    good = [{"key": film, "film": film, "prompt": "x", "image": "face.jpg"} for film in ("bay", "road", "true")]
+    bad: list[dict[str, object]] = [
+        {"film": "bay", "prompt": "x", "image": "none.jpg"},
+        {"film": " road ", "prompt": "x", "continues": "nobody"},
+        {"key": "true", "film": True, "prompt": "x", "image": "face.jpg"},
+        {"key": "late", "film": "bay", "prompt": "x", "continues": "none"},
+    ]
+    path = listed(cli.folder, *good, *bad)
+    words = ("--out", "videos", "--emulator", "--speed", "500", "--level", "gold", "--skip-invalid", "--join", "--json")
+    done = await run_sync(partial(cli, "run", path, *words))
+    assert {str(film["film"]): film["missing"] for film in films(done.stdout)} == {
+        "bay": ["left-out row 1", "late"],
+        "road": ["left-out row 2"],
+        "true": ["left-out row 3"],
+    }, done.stdout + done.stderr
+    assert not (cli.folder / "videos" / "rehearsal" / "films").exists()
+    rows = [
+        json.loads(line) for line in (cli.folder / "videos" / "rehearsal" / "errors.jsonl").read_text().splitlines()
+    ]
+    assert [row["_error"]["message"].partition(": ")[2] for row in rows][1:] == [
+        "continues: continues 'nobody', which is no key of the same batch",
+        "key: 'true' is already the key of line 3",
+        "continues: continues 'none', which is no key of the same batch",
+    ]
+
+
+async def test_resumed_film_has_the_order_of_its_list(cli: Cli) -> None:
+    """Covers what a resume lists first, as it was not sent yet, and a clip that was made anew under its key."""
+    (cli.folder / "face.jpg").write_bytes(jpeg(320, 320))
+
+    def rows(first: str) -> str:
+        prompts = (("one", first), ("two", "x"), ("three", "refused"))
+        return listed(
+            cli.folder, *({"key": key, "film": "bay", "prompt": said, "image": "face.jpg"} for key, said in prompts)
+        )
+
+    words = ("--out", "videos", "--level", "gold", "--yes", "--join", "--json")
+    async with Emulator(speed=200, timing=10, profile="tiny") as emulator:
+        emulator.faults.add(
+            "submit", faults.Status(400), when=lambda exchange: exchange.body.get("prompt") == "refused", times=1
+        )
+        first = await run_sync(partial(cli, "run", rows("a"), *words, **at(emulator)))
+        assert [film["missing"] for film in films(first.stdout)] == [["three"]], first.stdout + first.stderr
+        resumed = await run_sync(partial(cli, "resume", "videos/run.db", *words, **at(emulator)))
+        assert [film["keys"] for film in films(resumed.stdout)] == [["one", "two", "three"]], resumed.stderr
+        again = await run_sync(partial(cli, "run", rows("b"), "--redo", "one", *words, **at(emulator)))
+        assert again.returncode == 0, again.stdout + again.stderr
+        resumed = await run_sync(partial(cli, "resume", "videos/run.db", *words, **at(emulator)))
+        assert [film["keys"] for film in films(resumed.stdout)] == [["one", "two", "three"]], resumed.stderr
+
+
+async def test_left_out_rows_are_read_beside_the_event_loop(tmp_path: Path) -> None:
+    options = SimpleNamespace(join=True, videos=tmp_path, crossfade=0.0)
+    threads: list[int] = []
+
+    def rows() -> Iterator[dict[str, object]]:
+        threads.append(threading.get_ident())
+        yield {"key": "a", "labels": {"film": "bay"}}
+
+    work = SimpleNamespace(order=None, invalid=rows)
+    (made,) = await Films(cast("BatchOptions", options)).join(cast("Work", work))
+    assert (made.strip.name, made.missing) == ("bay", ("a",))
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+async def test_row_begins_with_the_frame_at_a_moment_of_another_one_and_is_another_film(cli: Cli) -> None:
+    # With something to see everywhere, so that the frames of a moving camera differ.
+    Image.radial_gradient("L").resize((320, 320)).convert("RGB").save(cli.folder / "face.jpg")
+    path = listed(cli.folder, *ROAD, {"key": "lake", "prompt": "A lake", "continues": "road", "continues_at": 2.5})
+    words = ("--out", "videos", "--level", "gold", "--yes", "--join", "--json")
+    async with Emulator(speed=200, timing=10, profile="video") as emulator:
+        done = await run_sync(partial(cli, "run", path, *words, **at(emulator)))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert [film["keys"] for film in films(done.stdout)] == [["road", "hill"]]
+        assert len({record.inputs["image"] for record in emulator.predictions()}) == 3, "each has another picture"
 
 
 async def test_clips_that_do_not_fit_together_are_told(cli: Cli) -> None:

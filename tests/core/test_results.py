@@ -16,10 +16,12 @@ import pyarrow.json  # type: ignore[import-untyped]  # it has no types
 import pytest
 from pyarrow import parquet
 
-from kling_async import ConfigurationError, Job, LedgerError
+from kling_async import ConfigurationError, FirstFrame, FrameAt, Job, LastFrame, LedgerError
+from kling_async._core.content import content_of
+from kling_async._core.video_frames import VideoFrame
 from kling_async.ledger import Content, Entry, SQLiteLedger, State, read_ledger, read_steps
 from kling_async.manifest import read_manifest
-from kling_async.results import Format, _parquet, export, result_of
+from kling_async.results import Format, _parquet, export, job_of, result_of
 from kling_async.results._rows import STATUS
 from support.cli import ROOT
 from support.pictures import png
@@ -195,6 +197,26 @@ async def test_errors_manifest_reads_back_as_same_jobs(tmp_path: Path) -> None:
     assert beside.root is None
     assert {row.get("image") for row in lines(beside.path)} == {"photos/a.png", URL}
     assert dict(read_manifest(beside.path)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("frame", "shown"),
+    [
+        (LastFrame("dawn"), {"continues": "dawn"}),
+        (FirstFrame("dawn"), {"image": "first_frame:job:00"}),
+        (FrameAt("dawn", 2), {"continues": "dawn", "continues_at": 2.0}),
+    ],
+)
+async def test_job_that_continues_another_names_it(tmp_path: Path, frame: VideoFrame, shown: dict[str, object]) -> None:
+    path = tmp_path / "run.db"
+    ledger = SQLiteLedger(path)
+    await ledger.open()
+    content = content_of(Job(prompt="Sail", image=frame), lambda _: "", parents={"dawn": "00"})
+    await ledger.claim("bay", "sail", content=content, model=STANDARD, at=START)
+    await ledger.aclose()
+    (row,) = read_ledger(path)
+    job = job_of(row) or {}
+    assert {name: job[name] for name in ("image", "continues", "continues_at") if name in job} == shown
 
 
 def plain(job: Job) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
 from kling_async._core import states
-from kling_async._core.states import MOVES, State
+from kling_async._core.states import MOVES, Row, State
 
 
 def cells() -> list[list[str]]:
@@ -41,3 +42,12 @@ def test_predicates_agree_with_the_moves() -> None:
         assert not (state.in_doubt and state.sendable), "a second request could be a second payment"
     assert State.INTENT not in MOVES[State.ABANDONED]
     assert {before for before in State if State.ABANDONED in MOVES[before]} == states.IN_DOUBT
+
+
+@pytest.mark.parametrize("state", State)
+def test_video_of_reused_job_is_there_once_its_row_names_it(state: State) -> None:
+    row = Row(batch="", key="a", digest="", model="", state=state, updated_at=0.0)
+    made = state in {State.COMPLETED, State.DOWNLOADED}
+    assert row.has_video == made
+    for name in ("output", "path"):
+        assert attrs.evolve(row, **{name: "clip.mp4"}).has_video == (made or state is State.REUSED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kling_async import FirstFrame, Job, LastFrame
-from kling_async._core.strips import Clip, Strip, strips
+from kling_async._core.strips import Clip, Strip, positions, strips
 
 
 def test_a_chain_is_a_film_named_by_its_first_clip() -> None:
@@ -59,3 +59,13 @@ def test_the_clip_of_a_job_has_its_label(value: object, name: str) -> None:
 def test_only_a_last_frame_at_the_beginning_goes_on() -> None:
     assert Clip.of("b", Job(prompt="x", image=FirstFrame("a"))) == Clip("b")
     assert Clip.of("b", Job(prompt="x", image="https://example.com/a.png")) == Clip("b")
+
+
+def test_new_content_of_a_key_has_the_place_of_the_former() -> None:
+    assert positions(["one~1", "two", "one~2", "one", "alone"]) == {
+        "one~1": 0,
+        "one": 0,
+        "two": 1,
+        "one~2": 2,
+        "alone": 4,
+    }

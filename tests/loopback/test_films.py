@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import shutil
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +153,42 @@ async def test_a_folder_of_frames_is_gone_when_its_removal_was_cancelled(
     assert waits
     assert releasing.cancelled()
     assert not file.parent.exists()
+
+
+async def test_copies_of_killed_processes_are_removed_and_missing_ones_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    downloads: list[Path] = []
+
+    async def download(video: Video, folder: Path) -> Path:
+        del video
+        downloads.append(folder)
+        (folder / "video.mp4").write_bytes(b"video")
+        return folder / "video.mp4"
+
+    def made(name: str, unused_hours: float) -> Path:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "video.mp4").write_bytes(b"video")
+        at = time.time() - 3600 * unused_hours
+        os.utime(tmp_path / name, (at, at))
+        return tmp_path / name
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    stale = made("kling-frame-stale", 25)
+    kept = {made("kling-frame-alive", 23), made("another-program", 25)}
+    video = Video("the job 'a'", "p1", "https://outputs.example/a.mp4", None)
+    file = await video.file(download)
+    assert not stale.exists()
+    assert {*tmp_path.iterdir()} == {*kept, file.parent}
+
+    os.utime(file.parent, (0, 0))
+    assert await video.file(download) == file
+    await Video("the job 'b'", "p2", "https://outputs.example/b.mp4", None).file(download)
+    assert file.is_file(), "it was used just now"
+    file.unlink()
+    again = await video.file(download)
+    assert again.is_file()
+    assert len(downloads) == 3
+    assert not file.parent.exists()
+    await video.release()
+    assert {*tmp_path.iterdir()} == {*kept, downloads[1]}

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from kling_async import ConfigurationError, LedgerError
-from kling_async.ledger import Content, Entry, Ledger, SQLiteLedger, State, read_ledger, read_steps
+from kling_async.ledger import Content, Entry, Ledger, SQLiteLedger, State, read_ledger, read_order, read_steps
 from kling_async.ledger._postgres import reader
 from kling_async.ledger._postgres.connection import Address
 from kling_async.ledger.postgres import PostgresLedger
@@ -55,6 +55,9 @@ async def test_database_reads_like_file(database: str, tmp_path: Path) -> None:
             steps = list(read_steps(tmp_path / "run.db", batch=batch, key=key))
             found = list(read_steps(database, batch=batch, key=key))
             assert sorted(found, key=lambda step: (step.batch, step.key)) == steps
+    for where in (tmp_path / "run.db", database):
+        assert read_order(where, "b") == ["k0", "k2", "new"]
+    assert read_order(database, "b", account="other") == []
     assert [row.key for row in read_ledger(database)] == ["k2", "k1", "k0", "new"]
     assert [row.labels for row in read_ledger(database)] == ['{"sku": 2}', '{"sku": 1}', '{"sku": 0}', None]
     found_again = await shared.find("b", "k2")

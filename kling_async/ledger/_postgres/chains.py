@@ -53,7 +53,7 @@ async def follow(connection: Connection, changed: Iterable[tuple[Line, Line]], *
     made: list[int] = []
     over: list[int] = []
     for was, line in changed:
-        if statements.has_video(line.row) and not statements.has_video(was.row):
+        if line.row.has_video and not was.row.has_video:
             made.append(line.id)
         elif statements.is_over(line) and not statements.is_over(was):
             over.append(line.id)

@@ -114,6 +114,14 @@ class DatabaseReader:
         """
         return {batch for (batch,) in _found(self.address, statements.BATCHES, [self.account])}
 
+    def order(self, batch: str) -> list[str]:
+        """Return the keys of a batch in the order in which its jobs came into the database.
+
+        Raises:
+            LedgerError: The database cannot be reached, or has no ledger.
+        """
+        return [key for (key,) in _found(self.address, statements.ORDER, [self.account, batch])]
+
     def marks(self) -> dict[str, Marked]:
         """Return the marks of the videos of an account, by prediction.
 

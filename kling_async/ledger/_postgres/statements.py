@@ -91,6 +91,7 @@ _HAS_VIDEO = (
     f"(p.state IN ({quoted(WITH_VIDEO)}) "
     f"OR p.state = '{State.REUSED.value}' AND coalesce(p.output, p.path) IS NOT NULL)"
 )
+"""`Row.has_video` of the job p."""
 _IS_OVER = f"(p.worker_id IS NULL AND p.state IN ({quoted(WITHOUT_VIDEO)}))"
 UNLINK = "DELETE FROM kling_parent WHERE job = ANY(%s)"
 LOCK_PARENTS = """
@@ -303,6 +304,7 @@ AND (%(before)s::text IS NULL OR j.key COLLATE "C" < %(before)s) ORDER BY j.key 
 READ_PAGE = _SELECT_WITH_CONTENT + _PAGE
 READ_LABELLED_PAGE = _SELECT_LABELLED + _PAGE
 BATCHES = "SELECT DISTINCT batch FROM kling_job WHERE account = %s"
+ORDER = "SELECT key FROM kling_job WHERE account = %s AND batch = %s ORDER BY id"
 READ_STEPS = """
 SELECT j.batch, j.key, s.state, s.at, s.attempt, s.prediction_id, s.error
 FROM kling_step s JOIN kling_job j ON j.id = s.job
@@ -493,12 +495,6 @@ AND s.prediction_id IS DISTINCT FROM j.prediction_id
 """
 """Those of the ids that a job has, or had in an earlier attempt."""
 CONTENT = "SELECT job, text, files, labels, frames FROM kling_content WHERE job = ANY(%s)"
-
-
-def has_video(row: Row) -> bool:
-    """Return whether there is a video that another job can continue."""
-    reused = row.state is State.REUSED and (row.output is not None or row.path is not None)
-    return reused or row.state in WITH_VIDEO
 
 
 def is_over(line: Line) -> bool:

@@ -123,6 +123,14 @@ class FileReader:
         """
         return {batch for (batch,) in _found(Path(self.path), "SELECT DISTINCT batch FROM job", ())}
 
+    def order(self, batch: str) -> list[str]:
+        """Return the keys of a batch in the order in which its jobs came into the file.
+
+        Raises:
+            LedgerError: There is no such file, or it is no ledger.
+        """
+        return [key for (key,) in _found(Path(self.path), statements.ORDER, [batch])]
+
     def marks(self) -> dict[str, Marked]:
         """Return the marks of videos of a ledger file, by prediction.
 

@@ -77,6 +77,8 @@ STEPS = """
 SELECT batch, key, state, at, attempt, prediction_id, error FROM step
 WHERE batch = coalesce(?, batch) AND key = coalesce(?, key) ORDER BY batch, key, rowid
 """
+# The table of jobs has no numbers; that of steps has.
+ORDER = "SELECT key FROM step WHERE batch = ? GROUP BY key ORDER BY min(rowid)"
 
 # Each step is written together with its row, so that another one shows pages of different moments.
 MISMATCHED = """
