@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import anyio
 
+from kling_async._core.media import MAX_IMAGE_BYTES
 from kling_async._log import log
 from kling_async._session.session import KlingSession
 from kling_async.errors import ConfigurationError, KlingError
@@ -85,8 +86,6 @@ __all__ = [
     "problem",
 ]
 
-MAX_PICTURE_BYTES: Final = 10_000_000
-"""Greatest size of a `Picture`, the service's own limit."""
 _SERVICE_STATE: Final = "kling"
 """Name of the job service in the lifespan's state."""
 _WEBHOOKS_STATE: Final = "kling_webhooks"
@@ -226,8 +225,8 @@ async def _picture(request: Request) -> bytes:
     content = bytearray()
     async for chunk in request.stream():
         content += chunk
-        if len(content) > MAX_PICTURE_BYTES:
-            raise HTTPException(413, f"Expected a picture of up to {MAX_PICTURE_BYTES // 10**6} MB.")
+        if len(content) > MAX_IMAGE_BYTES:
+            raise HTTPException(413, f"Expected a picture of up to {MAX_IMAGE_BYTES // 2**20} MB.")
     return bytes(content)
 
 

@@ -23,6 +23,7 @@ from kling_async import (
     UnknownJobError,
     events,
 )
+from kling_async._core.media import MAX_IMAGE_BYTES
 from kling_async.integrations._callers import key_in_ledger
 from kling_async.integrations.fastapi import Jobs, JobService, accepted, add_error_handlers, lifespan
 from kling_async.testing import EmulatorThread, served
@@ -80,7 +81,11 @@ def test_uploads_are_accepted_and_belong_to_their_callers(app: Any, kling_server
             ).status_code
             == 415
         )
-        assert http.post("/videos?prompt=x&order=9", content=b"x" * 10_000_001, headers=ANNA).status_code == 413
+        # Of the size that a job may have; it is no picture.
+        largest = http.post("/videos?prompt=x&order=9", content=bytes(MAX_IMAGE_BYTES), headers=ANNA)
+        assert largest.json()["errors"][0]["path"] == "image"
+        larger = http.post("/videos?prompt=x&order=9", content=bytes(MAX_IMAGE_BYTES + 1), headers=ANNA)
+        assert (larger.status_code, larger.json()["detail"]) == (413, "Expected a picture of up to 10 MB.")
     with TestClient(app) as http:  # another process with the same ledger
         assert http.get("/videos/7", headers=ANNA).json()["key"] == "7"
         assert http.get("/videos/7", headers=BEN).status_code == 404
