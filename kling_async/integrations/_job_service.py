@@ -295,14 +295,21 @@ class JobService:
         return shown_as(await self._get(name, own), own)
 
     async def _get(self, name: str, own: str) -> JobStatus:
-        tracked = self._jobs.get(name)
-        # A webhook may have settled an uncertain job meanwhile.
-        if tracked is not None and tracked.recorded.done() and tracked.last.state != "uncertain":
-            return tracked.last
+        known = self._known(name)
+        if known is not None:
+            return known
         found = await engine_of(self.kling).ledger.find(self._batch, name)
         if found is None:
             raise UnknownJobError("no job has this key", key=ascii(own)[:80])
         return _status_of(found[0])
+
+    def _known(self, name: str) -> JobStatus | None:
+        """Return the state of a job of this process; None if the ledger knows it better."""
+        tracked = self._jobs.get(name)
+        # A webhook may have settled an uncertain job meanwhile.
+        if tracked is None or not tracked.recorded.done() or tracked.last.state == "uncertain":
+            return None
+        return tracked.last
 
     async def page(
         self,
@@ -321,8 +328,9 @@ class JobService:
             limit: Greatest number of jobs, 1 to 1,000.
 
         Raises:
-            InvalidJobError: An argument is none of these.
-            ConfigurationError: The session's ledger is in memory, which keeps no jobs that have ended.
+            InvalidJobError: The caller's name or the limit is none of these.
+            ConfigurationError: A label is no text, number or truth value, or the session's ledger is not on disk: one
+                in memory keeps no jobs that have ended.
             LedgerError: The ledger cannot be read.
         """
         self._loop.check()
@@ -338,7 +346,9 @@ class JobService:
             read, self._batch, prefix=prefix, after=prefix + (after or ""), labels=wanted, limit=limit + 1
         )
         rows = await anyio.to_thread.run_sync(reading)
-        found = [shown_as(await self._get(row.key, row.key), row.key.removeprefix(prefix)) for row in rows[:limit]]
+        found = [
+            shown_as(self._known(row.key) or _status_of(row), row.key.removeprefix(prefix)) for row in rows[:limit]
+        ]
         return JobPage(jobs=found, next=found[-1].key if len(rows) > limit else None)
 
     async def follow(
