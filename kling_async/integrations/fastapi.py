@@ -46,7 +46,8 @@ from kling_async._session.session import KlingSession
 from kling_async.errors import ConfigurationError, KlingError
 from kling_async.webhooks import asgi_app
 
-from ._job_service import Change, JobPage, JobService, JobState, JobStatus
+from ._job_service import JobService
+from ._job_status import Change, JobPage, JobState, JobStatus
 from ._problems import MEDIA_TYPE, answer
 
 try:
