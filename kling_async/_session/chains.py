@@ -11,7 +11,6 @@ from kling_async._core.chains import broken_chains, films
 from kling_async._core.job import Job
 from kling_async._core.job_key import Key, checked_key
 from kling_async._core.states import Entry, State
-from kling_async._submission.drain import CoveredDrain, Drain
 from kling_async.errors import InvalidJobError, KeyReusedError, KlingError, Problem, SkippedError
 
 from .keys import claim_job, content_of_row
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from kling_async._core.content import Content
     from kling_async._core.prediction import Outcome, Prediction, SavedFile
+    from kling_async._submission.drain import Drain
 
     from .engine import SessionEngine
     from .job_run import JobRun
@@ -87,7 +87,7 @@ class Chains:
         self._batch = batch
         self._keys = keys
         self._runs = runs
-        self._covered = CoveredDrain(drain)
+        self._drain = drain
         self._parents = parents
         # The jobs that wait for each job, and what the reader of the input waits for while they are too many.
         self._followers: dict[JobRun, list[JobRun]] = {}
@@ -152,7 +152,7 @@ class Chains:
             await self._reserve(run, parents)
         while self._waiting >= self._most:
             self._fewer.clear()
-            with self._covered:
+            with self._drain:
                 await self._fewer.wait()
         return await self._wait(run, parents)
 
@@ -165,7 +165,7 @@ class Chains:
             SkippedError: The batch was drained.
         """
         money = self._engine.money
-        with self._covered:
+        with self._drain:
             for key in parents:
                 parent = self._runs.get(key)
                 if parent is None or parent.prediction_id is not None:
@@ -174,7 +174,7 @@ class Chains:
                     # First what it continues: that would wait for this job's money, and this job waits for it.
                     await money.until_reserved((parent.batch, key))
             await money.reserve((run.batch, run.key), run.job, run.budget)
-        run.drain = self._covered
+        run.covered = True
 
     async def _wait(self, run: JobRun, parents: tuple[str, ...]) -> KlingError | None:
         videos: dict[str, Video] = {}
