@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 from kling_async._core.chains import broken_chains, films
+from kling_async._core.content import same_but_for_signatures
 from kling_async._core.job import Job
 from kling_async._core.job_key import Key, checked_key
 from kling_async._core.states import Entry, State
 from kling_async.errors import InvalidJobError, KeyReusedError, KlingError, Problem, SkippedError
 
-from .keys import claim_job, content_of_row
+from .keys import claim_job
 from .link import Link, Video
 from .videos import require_decoder, video_of, video_of_row
 
@@ -209,7 +210,8 @@ class Chains:
             return True
         found = await ledger.find(run.batch, run.key)
         if found is not None:
-            if await content_of_row(ledger, run.batch, run.key, run.content_read) is None:
+            identity = await self._engine.contents.identity(run.batch)
+            if not same_but_for_signatures(found[1], run.content_read, identity):
                 raise KeyReusedError(
                     run.key,
                     advice="what it continues may have other content now, which makes another video of this one, too: "
