@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 from kling_async._core.chains import broken_chains, films
+from kling_async._core.content import same_but_for_signatures
 from kling_async._core.job import Job
 from kling_async._core.job_key import Key, checked_key
 from kling_async._core.states import Entry, State
-from kling_async._submission.drain import CoveredDrain, Drain
 from kling_async.errors import InvalidJobError, KeyReusedError, KlingError, Problem, SkippedError
 
-from .keys import claim_job, content_of_row
+from .keys import claim_job
 from .link import Link, Video
 from .videos import require_decoder, video_of, video_of_row
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from kling_async._core.content import Content
     from kling_async._core.prediction import Outcome, Prediction, SavedFile
+    from kling_async._submission.drain import Drain
 
     from .engine import SessionEngine
     from .job_run import JobRun
@@ -87,7 +88,7 @@ class Chains:
         self._batch = batch
         self._keys = keys
         self._runs = runs
-        self._covered = CoveredDrain(drain)
+        self._drain = drain
         self._parents = parents
         # The jobs that wait for each job, and what the reader of the input waits for while they are too many.
         self._followers: dict[JobRun, list[JobRun]] = {}
@@ -152,7 +153,7 @@ class Chains:
             await self._reserve(run, parents)
         while self._waiting >= self._most:
             self._fewer.clear()
-            with self._covered:
+            with self._drain:
                 await self._fewer.wait()
         return await self._wait(run, parents)
 
@@ -165,7 +166,7 @@ class Chains:
             SkippedError: The batch was drained.
         """
         money = self._engine.money
-        with self._covered:
+        with self._drain:
             for key in parents:
                 parent = self._runs.get(key)
                 if parent is None or parent.prediction_id is not None:
@@ -174,7 +175,7 @@ class Chains:
                     # First what it continues: that would wait for this job's money, and this job waits for it.
                     await money.until_reserved((parent.batch, key))
             await money.reserve((run.batch, run.key), run.job, run.budget)
-        run.drain = self._covered
+        run.covered = True
 
     async def _wait(self, run: JobRun, parents: tuple[str, ...]) -> KlingError | None:
         videos: dict[str, Video] = {}
@@ -209,7 +210,8 @@ class Chains:
             return True
         found = await ledger.find(run.batch, run.key)
         if found is not None:
-            if await content_of_row(ledger, run.batch, run.key, run.content_read) is None:
+            identity = await self._engine.contents.identity(run.batch)
+            if not same_but_for_signatures(found[1], run.content_read, identity):
                 raise KeyReusedError(
                     run.key,
                     advice="what it continues may have other content now, which makes another video of this one, too: "

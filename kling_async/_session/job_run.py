@@ -25,6 +25,7 @@ class JobRun:
         job: The job.
         key: Key of the job.
         drain: Ends the run while nothing of it is at the service: before it is sent, and between two attempts.
+        covered: True if its price is reserved before it is its turn: it is sent also when the budget is used up.
         batch: Name of the batch; empty outside a batch.
         deadline: Seconds to wait for the end, from acceptance or from when this run finds the job accepted; and seconds
             without progress to try to save the video.
@@ -45,6 +46,7 @@ class JobRun:
     job: Job
     key: str
     drain: Drain
+    covered: bool = False
     batch: str = ""
     deadline: float = math.inf
     budget: Budget | None = None

@@ -332,7 +332,7 @@ class JobRunner:
         name, job = (run.batch, run.key), run.job
         try:
             with run.drain:
-                run.drain.check()
+                run.drain.check(covered=run.covered)
                 if check and run.content is not None:
                     await check_images(job, run.content, run.key, digest)
                 self._warn(run)
@@ -372,7 +372,7 @@ class JobRunner:
                         self._publish_accepted(run, prediction_of(row))
                         slot.release()
                         return await self._known(run, row)
-                run.drain.check()
+                run.drain.check(covered=run.covered)
             except BaseException:
                 slot.release()
                 raise
@@ -449,7 +449,7 @@ class JobRunner:
                 await self._admit(pending)
                 await self.submitter.acquire_turn()
                 try:
-                    run.drain.check()
+                    run.drain.check(covered=run.covered)
                 except SkippedError:
                     self.submitter.release_turn()
                     raise

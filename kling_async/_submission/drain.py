@@ -43,15 +43,18 @@ class Drain:
             if task is not None:
                 task.cancel()
 
-    def check(self) -> None:
+    def check(self, *, covered: bool) -> None:
         """Raise unless a job may still be sent.
+
+        Args:
+            covered: Whether its price is reserved already: it is sent also when the budget is used up.
 
         Raises:
             SkippedError: The batch was drained or has stopped.
         """
         if self.drained:
             raise _drained()
-        if self.stopped is not None:
+        if self.stopped is not None and not (covered and isinstance(self.stopped, BudgetExceededError)):
             raise SkippedError(f"never submitted: the batch had stopped: {self.stopped.message}") from self.stopped
 
     def __enter__(self) -> None:
@@ -72,54 +75,6 @@ class Drain:
             # The traceback's frames hold images, and an outcome may be kept for long.
             exc.__traceback__ = None
             raise _drained() from None
-
-
-class CoveredDrain(Drain):
-    """The drain of a batch for jobs whose price is reserved: they are sent also when its budget is used up.
-
-    Args:
-        batch: The drain of the batch, which has all of the state.
-    """
-
-    __slots__ = ("_batch",)
-
-    def __init__(self, batch: Drain) -> None:
-        self._batch = batch
-
-    @property
-    def stopped(self) -> KlingError | None:
-        """The account-wide error that stopped the batch; None while there is none."""
-        return self._batch.stopped
-
-    @stopped.setter
-    def stopped(self, error: KlingError | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]  # of the batch
-        self._batch.stopped = error
-
-    @property
-    def drained(self) -> bool:  # type: ignore[override]  # as above
-        """True after the batch was drained."""
-        return self._batch.drained
-
-    def drain(self) -> None:
-        """Drain the batch."""
-        self._batch.drain()
-
-    def check(self) -> None:
-        """Raise unless a job whose price is reserved may still be sent.
-
-        Raises:
-            SkippedError: The batch was drained, or has stopped for another reason than its budget.
-        """
-        if self.drained or not isinstance(self.stopped, BudgetExceededError):
-            self._batch.check()
-
-    def __enter__(self) -> None:
-        self._batch.__enter__()
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._batch.__exit__(exc_type, exc, traceback)
 
 
 def _drained() -> SkippedError:

@@ -79,9 +79,13 @@ class BatchBase:
 
     def __enter__(self) -> Self:
         held = Held(self._thread, self._batch)
-        held.enter()
-        self._held = held
-        return self
+        try:
+            held.enter()
+            self._held = held
+            return self  # noqa: TRY300 -- an interrupt may come up to here
+        except BaseException:
+            held.leave()
+            raise
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

@@ -59,8 +59,8 @@ class LoopThread:
             stack.callback(self._forget)
             self._loop = self._portal.call(asyncio.get_running_loop)
             held = Held(self, context)
-            held.enter()
             stack.callback(held.leave)
+            held.enter()
             self._stack = stack.pop_all()
 
     def close(self) -> None:
@@ -122,9 +122,13 @@ class LoopThread:
         refuse_event_loop()
         portal = self._portal
         if portal is not None:
-            # A portal that another thread closes meanwhile.
-            with contextlib.suppress(RuntimeError):
+            try:
                 portal.start_task_soon(work)
+            except RuntimeError:
+                # Another thread closed it meanwhile, or `threading.Condition` made this of an interrupt.
+                if self._portal is not None:
+                    raise
+            else:
                 return
         raise SessionClosedError("the session is closed" if self._was_open else "the session is not open yet")
 
@@ -170,34 +174,38 @@ class Held(Generic[T]):
         self._context = context
         self._entered: Future[T] = concurrent.futures.Future()
         self._ended: Future[None] = concurrent.futures.Future()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._left = False
         self._leave: Callable[[], None] | None = None
 
     def enter(self) -> T:
-        """Enter the context manager, and return its value. An interrupt leaves it again."""
+        """Enter the context manager, and return its value. Call `leave` after it, also if it is interrupted."""
         self._thread._start(self._hold)  # noqa: SLF001 -- of this module
-        try:
-            _wait(self._entered)
-        except BaseException:
-            self.leave()
-            raise
+        _wait(self._entered)
         return self._entered.result()
 
     def leave(self) -> None:
-        """Leave the context manager, without an exception, and wait for it."""
-        if self._loop is not None:
-            # Not through the portal, which takes no calls while it closes. A closed loop has ended the task.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._let_go)
-        _wait(self._ended)
-        self._ended.result()
+        """Leave the context manager, without an exception, and wait for it. Nothing that was not entered is, later."""
+        loop = self._thread._loop  # noqa: SLF001 -- of this module
+        if loop is None:
+            return
+        # Not through the portal, which takes no calls while it closes. A closed loop has ended the task.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._let_go)
+            _wait(self._ended)
+        if self._ended.done():
+            self._ended.result()
 
     def _let_go(self) -> None:
+        self._left = True
         if self._leave is not None:
             self._leave()
+        elif not self._ended.done():
+            # The task has not begun. If an interrupted `enter` has started it, it ends at once.
+            self._ended.set_result(None)
 
     async def _hold(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        if self._left:
+            return
         try:
             with anyio.CancelScope() as entering:
                 leaving = anyio.Event()

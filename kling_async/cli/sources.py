@@ -144,14 +144,14 @@ def at_this_machine(provider: str) -> bool:
     return is_local(provider_of(provider, "-", None).base_url)
 
 
-def print_warnings(console: Console, manifest: Manifest, provider: str, *, local: bool = False) -> None:
+def print_warnings(console: Console, manifest: Manifest, provider: str, *, local: bool) -> None:
     """Print what is left out or travels along, what may not be as expected, and the first warnings about images.
 
     Args:
         console: The console to print to.
         manifest: The jobs.
         provider: Name of the provider.
-        local: It is an emulator on this machine.
+        local: Whether the service is an emulator on this machine.
     """
     for group in group_problems(manifest.invalid)[:_MAX_WARNINGS_SHOWN]:
         console.print(problem_line(group), soft_wrap=True)

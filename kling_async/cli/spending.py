@@ -88,8 +88,8 @@ async def due_of_manifest(
     identity: Identity,
     payable: Payable,
     *,
-    redo: Container[str] = (),
-    files: FileDigests | None = None,
+    redo: Container[str],
+    files: FileDigests,
 ) -> Due:
     """Return what a run of a manifest may pay for.
 
@@ -101,7 +101,7 @@ async def due_of_manifest(
         identity: Identity of the batch.
         payable: Decides on each job that its ledger has; the ledger need not exist.
         redo: Keys of jobs that are paid for again on request.
-        files: Digests of image files that were read before; None to read all.
+        files: Digests of image files that were read before.
 
     Raises:
         InvalidJobError: An image file cannot be read any more.

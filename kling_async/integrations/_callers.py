@@ -13,7 +13,7 @@ from kling_async.errors import InvalidJobError, Problem
 if TYPE_CHECKING:
     from kling_async._core.job_key import Key
 
-    from ._job_service import JobStatus
+    from ._job_status import JobStatus
 
 
 def prefix_of(caller: object) -> str:

@@ -7,19 +7,17 @@ import math
 import secrets
 from collections import deque
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.to_thread
 import attrs
 
-from kling_async import events
 from kling_async._core.content import Content, file_digests, recalled
 from kling_async._core.job_key import Key, checked_batch, checked_key
-from kling_async._core.prediction import Prediction, Status
-from kling_async._core.states import UNFINISHED_ORDER, Entry, Row, State
+from kling_async._core.prediction import Prediction
+from kling_async._core.states import UNFINISHED_ORDER, Entry, State
 from kling_async._log import log
 from kling_async._loops import LoopBinding
 from kling_async._session.job_run import JobRun
@@ -37,7 +35,6 @@ from kling_async.errors import (
     Problem,
     QueueFullError,
     SessionClosedError,
-    SubmissionUncertainError,
     UnknownJobError,
 )
 from kling_async.ledger import page_reader
@@ -45,64 +42,20 @@ from kling_async.ledger._labels import label_texts
 from kling_async.ledger._recall import recall
 
 from ._callers import key_in_ledger, prefix_of, shown_as
-from ._problems import answer
+from ._job_status import Change, JobPage, JobStatus, completed, failed, public_error, status_after, status_of_row
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
     from anyio.abc import TaskGroup
 
-    from kling_async import KlingSession
+    from kling_async import KlingSession, events
     from kling_async._core.job import Job
 
-JobState: TypeAlias = Literal["waiting", "running", "completed", "failed", "uncertain"]
-"""State of a job for its client: a closed set. `uncertain` is final for the client; the operator can settle it."""
-
-_ENDS: Final = frozenset({"completed", "failed", "uncertain"})
 _MAX_PAGE: Final = 1000
 """Most jobs of one page."""
 _MAX_CHANGES: Final = 64
 """Latest changes kept in memory per job."""
-
-
-# A dataclass, not attrs: FastAPI builds its schema from it.
-@dataclass(frozen=True, kw_only=True)
-class JobStatus:
-    """State of a job.
-
-    Attributes:
-        key: Key of the job, by which its client asks for it.
-        state: State of the job, one of a closed set: use it in code.
-        status: State in more detail, for display; the service's own status while it runs. New values may appear.
-        prediction_id: Id of the paid prediction; None before acceptance.
-        output: URL of the video, valid for 7 days; None without one.
-        error: Problem details (RFC 9457) of a job without a video; None otherwise.
-    """
-
-    key: str
-    state: JobState
-    status: str
-    prediction_id: str | None = None
-    output: str | None = None
-    error: dict[str, Any] | None = None
-
-    @property
-    def ended(self) -> bool:
-        """True if the state is final."""
-        return self.state in _ENDS
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobPage:
-    """Part of a list of jobs.
-
-    Attributes:
-        jobs: States of the jobs.
-        next: The argument `after` for the next page; None on the last one.
-    """
-
-    jobs: list[JobStatus]
-    next: str | None = None
 
 
 @attrs.define(eq=False)
@@ -128,19 +81,6 @@ class _TrackedJob:
     @property
     def last(self) -> JobStatus:
         return self.changes[-1]
-
-
-@attrs.frozen
-class Change:
-    """One change of a job.
-
-    Attributes:
-        id: Id of the change, for `Last-Event-ID`.
-        status: State of the job after it.
-    """
-
-    id: str
-    status: JobStatus
 
 
 class JobService:
@@ -295,14 +235,21 @@ class JobService:
         return shown_as(await self._get(name, own), own)
 
     async def _get(self, name: str, own: str) -> JobStatus:
-        tracked = self._jobs.get(name)
-        # A webhook may have settled an uncertain job meanwhile.
-        if tracked is not None and tracked.recorded.done() and tracked.last.state != "uncertain":
-            return tracked.last
+        known = self._known(name)
+        if known is not None:
+            return known
         found = await engine_of(self.kling).ledger.find(self._batch, name)
         if found is None:
             raise UnknownJobError("no job has this key", key=ascii(own)[:80])
-        return _status_of(found[0])
+        return status_of_row(found[0])
+
+    def _known(self, name: str) -> JobStatus | None:
+        """Return the state of a job of this process; None if the ledger knows it better."""
+        tracked = self._jobs.get(name)
+        # A webhook may have settled an uncertain job meanwhile.
+        if tracked is None or not tracked.recorded.done() or tracked.last.state == "uncertain":
+            return None
+        return tracked.last
 
     async def page(
         self,
@@ -321,8 +268,9 @@ class JobService:
             limit: Greatest number of jobs, 1 to 1,000.
 
         Raises:
-            InvalidJobError: An argument is none of these.
-            ConfigurationError: The session's ledger is in memory, which keeps no jobs that have ended.
+            InvalidJobError: The caller's name or the limit is none of these.
+            ConfigurationError: A label is no text, number or truth value, or the session's ledger is not on disk: one
+                in memory keeps no jobs that have ended.
             LedgerError: The ledger cannot be read.
         """
         self._loop.check()
@@ -338,7 +286,9 @@ class JobService:
             read, self._batch, prefix=prefix, after=prefix + (after or ""), labels=wanted, limit=limit + 1
         )
         rows = await anyio.to_thread.run_sync(reading)
-        found = [shown_as(await self._get(row.key, row.key), row.key.removeprefix(prefix)) for row in rows[:limit]]
+        found = [
+            shown_as(self._known(row.key) or status_of_row(row), row.key.removeprefix(prefix)) for row in rows[:limit]
+        ]
         return JobPage(jobs=found, next=found[-1].key if len(rows) > limit else None)
 
     async def follow(
@@ -482,18 +432,9 @@ class JobService:
             # The next process continues the job.
             _fail(tracked.done, error)
         elif error is not None:
-            await self._end_failed(tracked, key, _public(error))
+            await self._end_failed(tracked, key, public_error(error))
         elif prediction is not None:
-            self._publish(
-                tracked,
-                replace(
-                    tracked.last,
-                    state="completed",
-                    status=prediction.raw_status,
-                    prediction_id=prediction.id,
-                    output=prediction.output,
-                ),
-            )
+            self._publish(tracked, completed(tracked.last, prediction))
             tracked.done.set_result(prediction)
 
     async def _end_failed(self, tracked: _TrackedJob, key: str, error: KlingError) -> None:
@@ -501,17 +442,7 @@ class JobService:
         log.warning("job %s of the job service: %s", key, error)
         if not tracked.last.prediction_id:
             await self._record_skipped(key, error)
-        state: JobState = "uncertain" if isinstance(error, SubmissionUncertainError) else "failed"
-        self._publish(
-            tracked,
-            replace(
-                tracked.last,
-                state=state,
-                status=state,
-                prediction_id=error.prediction_id or tracked.last.prediction_id,
-                error=answer(error).body,
-            ),
-        )
+        self._publish(tracked, failed(tracked.last, error))
         _fail(tracked.done, error)
 
     async def _record_skipped(self, key: str, error: KlingError) -> None:
@@ -531,32 +462,7 @@ class JobService:
         tracked = self._jobs.get(event.key)
         if tracked is None or tracked.last.ended:
             return
-        match event:
-            case events.Begun(known=str(prediction_id), ended=False):
-                self._publish(
-                    tracked,
-                    replace(tracked.last, state="running", status=Status.CREATED.value, prediction_id=prediction_id),
-                )
-            case events.Submitting():
-                self._publish(tracked, replace(tracked.last, status="submitting"))
-            case events.Refused(again=again) if again is not None:
-                self._publish(tracked, replace(tracked.last, status="waiting"))
-            case events.Uncertain():
-                self._publish(tracked, replace(tracked.last, status="in doubt"))
-            case events.Accepted(prediction=prediction):
-                self._publish_running(tracked, prediction)
-            case events.Changed(prediction=prediction) if not prediction.status.ended:
-                self._publish_running(tracked, prediction)
-            case events.Retrying():
-                self._publish(tracked, replace(tracked.last, state="waiting", status="waiting", prediction_id=None))
-            case _:
-                pass
-
-    def _publish_running(self, tracked: _TrackedJob, prediction: Prediction) -> None:
-        self._publish(
-            tracked,
-            replace(tracked.last, state="running", status=prediction.raw_status, prediction_id=prediction.id),
-        )
+        self._publish(tracked, status_after(tracked.last, event))
 
     def _publish(self, tracked: _TrackedJob, status: JobStatus) -> None:
         if status == tracked.last:
@@ -585,49 +491,3 @@ def _fail(future: asyncio.Future[Any], error: Exception) -> None:
     future.set_exception(error)
     # Retrieved here, because the caller may have disconnected.
     future.exception()
-
-
-def _public(error: KlingError) -> KlingError:
-    """Return an error for the client; an unexpected exception is logged, and its text is not shown to the client."""
-    if type(error) is not KlingError or error.__cause__ is None:
-        return error
-    log.error("job %s failed with an unexpected exception", error.key, exc_info=error.__cause__)
-    return KlingError(
-        "the job failed with an unexpected exception",
-        key=error.key,
-        prediction_id=error.prediction_id,
-        spent=error.spent,
-        advice="see the log of the application",
-    )
-
-
-_STATES: Mapping[State, tuple[JobState, str]] = {
-    State.PENDING: ("waiting", "waiting"),
-    State.CLAIMED: ("waiting", "waiting"),
-    State.INTENT: ("waiting", "submitting"),
-    State.SUBMITTED: ("running", Status.CREATED.value),
-    State.COMPLETED: ("completed", Status.COMPLETED.value),
-    State.DOWNLOADED: ("completed", Status.COMPLETED.value),
-    State.FAILED: ("failed", "failed"),
-    State.REJECTED: ("failed", "failed"),
-    State.ABANDONED: ("failed", "failed"),
-    State.SKIPPED: ("failed", "failed"),
-    State.EXPIRED: ("failed", "expired"),
-    State.UNCERTAIN: ("uncertain", "uncertain"),
-}
-
-
-def _status_of(row: Row) -> JobStatus:
-    """Return the state of a job from its row, which does not record the type of its error."""
-    state, status = _STATES[row.state]
-    error = None
-    if state not in {"completed", "running", "waiting"}:
-        error = {"type": "about:blank", "title": f"The job is {row.state.value}", "status": 502}
-    return JobStatus(
-        key=row.key,
-        state=state,
-        status=status,
-        prediction_id=row.prediction_id,
-        output=row.output if state == "completed" else None,
-        error=error,
-    )

@@ -40,12 +40,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import anyio
 
+from kling_async._core.media import MAX_IMAGE_BYTES
 from kling_async._log import log
 from kling_async._session.session import KlingSession
 from kling_async.errors import ConfigurationError, KlingError
 from kling_async.webhooks import asgi_app
 
-from ._job_service import Change, JobPage, JobService, JobState, JobStatus
+from ._job_service import JobService
+from ._job_status import Change, JobPage, JobState, JobStatus
 from ._problems import MEDIA_TYPE, answer
 
 try:
@@ -85,8 +87,6 @@ __all__ = [
     "problem",
 ]
 
-MAX_PICTURE_BYTES: Final = 10_000_000
-"""Greatest size of a `Picture`, the service's own limit."""
 _SERVICE_STATE: Final = "kling"
 """Name of the job service in the lifespan's state."""
 _WEBHOOKS_STATE: Final = "kling_webhooks"
@@ -226,8 +226,8 @@ async def _picture(request: Request) -> bytes:
     content = bytearray()
     async for chunk in request.stream():
         content += chunk
-        if len(content) > MAX_PICTURE_BYTES:
-            raise HTTPException(413, f"Expected a picture of up to {MAX_PICTURE_BYTES // 10**6} MB.")
+        if len(content) > MAX_IMAGE_BYTES:
+            raise HTTPException(413, f"Expected a picture of up to {MAX_IMAGE_BYTES // 2**20} MB.")
     return bytes(content)
 
 

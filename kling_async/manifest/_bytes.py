@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 GZIP: Final = b"\x1f\x8b"
+OLE: Final = b"\xd0\xcf\x11\xe0"
+"""First bytes of Excel workbooks that are locked, and of those before Excel 2007."""
 _SNIFFED_BYTES: Final = 2**16
 _CHUNK_BYTES: Final = 2**16
 _DAMAGE: Final = (EOFError, zlib.error, gzip.BadGzipFile)

@@ -18,7 +18,7 @@ import attrs
 from kling_async._files import open_file
 from kling_async.errors import ManifestError, Problem, RowProblem
 
-from ._bytes import GZIP, as_utf8, unpacked
+from ._bytes import GZIP, OLE, as_utf8, unpacked
 from ._columns import Columns
 from ._json import json_array_rows
 from ._parquet import parquet_rows
@@ -61,18 +61,31 @@ _FRAMES: Final[Mapping[str, str]] = {
     "datasets": "one split of it",
 }
 """Expressions that yield rows as mappings, by the library."""
-_MAGIC: Final[Mapping[bytes, str]] = {b"PAR1": ".parquet", b"PK\x03\x04": ".xlsx", b"[": ".json", b"{": ".json"}
 
-_NO_TEXTS: Final[Mapping[bytes, str]] = {
-    GZIP: "packed twice",
-    b"PK\x03\x04": "an Excel workbook (.xlsx) or another zip file",
-    b"\xd0\xcf\x11\xe0": "an old Excel workbook (.xls)",
-    b"PAR1": "a Parquet file",
-    b"\xff\xd8\xff": "a JPEG picture",
-    b"\x89PNG": "a PNG picture",
-    b"%PDF": "a PDF",
+
+@attrs.frozen
+class _Binary:
+    """A format that is no text.
+
+    Attributes:
+        kind: Its name for people.
+        suffix: Suffix of files in it that are lists; empty if none are.
+    """
+
+    kind: str
+    suffix: str = ""
+
+
+_BINARIES: Final[Mapping[bytes, _Binary]] = {
+    GZIP: _Binary("packed twice"),
+    b"PK\x03\x04": _Binary("an Excel workbook (.xlsx) or another zip file", ".xlsx"),
+    OLE: _Binary("an old Excel workbook (.xls)"),
+    b"PAR1": _Binary("a Parquet file", ".parquet"),
+    b"\xff\xd8\xff": _Binary("a JPEG picture"),
+    b"\x89PNG": _Binary("a PNG picture"),
+    b"%PDF": _Binary("a PDF"),
 }
-"""Files that people name or pipe as a text, by their first bytes."""
+"""Formats of files that people name or pipe as a list, by their first bytes."""
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 """Beginning of a URL, also of one in a path."""
 
@@ -104,9 +117,9 @@ class ManifestFile:
         with open_file(self.path) as file:
             if self.suffix in _TEXTS:
                 text = unpacked(file)
-                kind = _kind_by_content(text)
-                if kind:
-                    yield Row(0, problems=(Problem("", f"is {kind}, and no text with rows"),))
+                binary = _binary_of(text)
+                if binary is not None:
+                    yield Row(0, problems=(Problem("", f"is {binary.kind}, and no text with rows"),))
                     return
                 yield from READERS[self.suffix](as_utf8(text), self.columns)
             else:
@@ -273,19 +286,18 @@ def _refused(name: str, message: str) -> ManifestError:
 def _suffix_by_content(path: Path) -> str:
     """Return the suffix of the format that a file has by its content; that of a CSV file for anything unknown."""
     with path.open("rb") as file:
-        head = file.read(4)
-        file.seek(0)
-        if not head.startswith(GZIP) and head in _MAGIC:
-            return _MAGIC[head]
+        binary = _binary_of(file)
+        if binary is not None and binary.suffix:
+            return binary.suffix
         text = as_utf8(unpacked(file)).read(2**16).removeprefix(b"\xef\xbb\xbf").lstrip()
-    return _MAGIC.get(text[:1], ".csv")
+    return ".json" if text.startswith((b"[", b"{")) else ".csv"
 
 
-def _kind_by_content(file: IO[bytes]) -> str:
-    """Return what a file is that is no text, by its first bytes; empty if it may be a text."""
+def _binary_of(file: IO[bytes]) -> _Binary | None:
+    """Return the format of a file that is no text, by its first bytes; None if it may be a text."""
     head = file.read(4)
     file.seek(0)
-    return next((kind for magic, kind in _NO_TEXTS.items() if head.startswith(magic)), "")
+    return next((binary for magic, binary in _BINARIES.items() if head.startswith(magic)), None)
 
 
 def _temporary(owner: object) -> tuple[int, Path]:

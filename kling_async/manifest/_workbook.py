@@ -12,14 +12,14 @@ from typing import IO, Final
 
 import attrs
 
+from ._bytes import OLE
+
 MAX_CELLS: Final = 2**24
 """Cells of a sheet, from the first row and column to the last used ones: 500 MB of memory."""
 MAX_UNPACKED_BYTES: Final = 2**29
 _MAX_ELEMENT_BYTES: Final = 2**20
 """Bytes from one tag to the next; a cell holds 32,767 characters."""
 _CHUNK_BYTES: Final = 2**20
-_OLE: Final = b"\xd0\xcf\x11\xe0"
-"""First bytes of workbooks that are locked, and of those before Excel 2007, whose sheets have 16 million cells."""
 _OTHERS: Final = {"xl/workbook.bin": "a binary workbook (.xlsb)", "content.xml": "an OpenDocument sheet (.ods)"}
 _CELL: Final = re.compile(rb'<c r="([A-Z]{1,3})([0-9]{1,7})"')
 _NAME: Final = re.compile(rb"""\sr\s*=\s*["']([A-Za-z]{0,3})([0-9]{0,7})["']""")
@@ -33,9 +33,10 @@ def size_problem(file: IO[bytes]) -> str:
     Args:
         file: The file, at its beginning, where it is left.
     """
-    magic = file.read(len(_OLE))
+    magic = file.read(len(OLE))
     file.seek(0)
-    if magic == _OLE:
+    if magic == OLE:
+        # Their sheets have 16 million cells at most.
         return ""
     try:
         with zipfile.ZipFile(file) as parts:

@@ -130,6 +130,8 @@ class EmulatorThread:
 async def started(app: AsgiApp) -> AsyncIterator[AsgiApp]:
     """Run an application's lifespan, as a server does and `httpx.ASGITransport` does not, and yield the application.
 
+    The application is shut down at the end of the block, also if that raises or is cancelled.
+
     ```python
     async with started(app) as running, httpx.AsyncClient(transport=httpx.ASGITransport(running)) as http:
         await http.post("http://test/videos", json={"prompt": "Waves"})
@@ -146,13 +148,10 @@ async def started(app: AsgiApp) -> AsyncIterator[AsgiApp]:
     from_app: asyncio.Queue[_Message] = asyncio.Queue()
     scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": state}
 
-    async def answer(lifespan: asyncio.Task[None], kind: str) -> None:
+    async def answer(kind: str) -> None:
         """Send a message of the lifespan, and wait for its answer, or for what the application raises."""
         to_app.put_nowait({"type": kind})
-        answered = asyncio.ensure_future(from_app.get())
-        await asyncio.wait([answered, lifespan], return_when=asyncio.FIRST_COMPLETED)
-        message = answered.result() if answered.done() else {"type": f"{kind}.failed", "message": "no answer"}
-        answered.cancel()
+        message = await from_app.get()
         if message["type"] != f"{kind}.complete":
             await lifespan  # which raises what went wrong, in most applications
             raise RuntimeError(f"the application failed at {kind}: {message.get('message', '')}")
@@ -161,18 +160,26 @@ async def started(app: AsgiApp) -> AsyncIterator[AsgiApp]:
         await app({**scope, "state": {**state, **scope.get("state", {})}}, receive, send)
 
     async def run() -> None:
-        await app(scope, to_app.get, from_app.put)
+        try:
+            await app(scope, to_app.get, from_app.put)
+        finally:
+            # The last message of all, for those who wait for an answer.
+            from_app.put_nowait({"type": "ended", "message": "no answer"})
 
     lifespan = asyncio.create_task(run(), name="kling-lifespan")
     try:
-        await answer(lifespan, "lifespan.startup")
-        yield with_state
-        await answer(lifespan, "lifespan.shutdown")
-        await lifespan
+        await answer("lifespan.startup")
+        try:
+            yield with_state
+        finally:
+            # As a server does it, also after an error.
+            with anyio.CancelScope(shield=True):
+                await answer("lifespan.shutdown")
+                await lifespan
     finally:
         lifespan.cancel()
-        with contextlib.suppress(BaseException), anyio.CancelScope(shield=True):
-            await lifespan
+        with anyio.CancelScope(shield=True):
+            await asyncio.gather(lifespan, return_exceptions=True)
 
 
 @contextmanager

@@ -261,6 +261,72 @@ def test_ctrl_c_ends_the_wait_and_keeps_what_was_paid_for(tmp_path: Path, kind: 
     assert len(charges) == 1
 
 
+ENTERED = """
+import faulthandler, signal, sys, threading
+from kling_async import Job
+from kling_async.blocking import KlingSession
+
+faulthandler.dump_traceback_later(float(sys.argv[1]), exit=True)
+job = Job(prompt="Waves", image="https://pictures.example/lake.png")
+
+def jobs(opened):
+    opened.wait()
+    yield job
+
+def enter_interrupted(batch, line):
+    # Enter a batch, with a Ctrl-C before the given line that runs of the package or of anyio; True if there was one.
+    # Not of threading: there an interrupt can leave a lock locked (bpo-29988), and nothing helps.
+    left = line
+
+    def trace(frame, event, _):
+        nonlocal left
+        if event == "line" and frame.f_globals["__name__"].partition(".")[0] in ("kling_async", "anyio"):
+            left -= 1
+            if left == 0:
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        batch.__enter__()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    batch.__exit__(None, None, None)
+    return False
+
+line, opened = 1, threading.Event()
+with KlingSession() as kling:
+    while enter_interrupted(kling.batch(jobs(opened), name=str(line)), line):
+        line += 1
+    # A batch that was left running would send its job now.
+    opened.set()
+    kling.balance()
+print("lines", line)
+with KlingSession() as kling, kling.batch([job]) as batch:
+    print("outcomes", [outcome.ok for outcome in batch])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is another signal there")
+def test_ctrl_c_while_a_batch_is_entered_leaves_none_running(server: EmulatorThread) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", ENTERED, str(PATIENCE_S)],
+        env=os.environ | dict(server.environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    lines, outcomes = ran.stdout.splitlines()
+    assert int(lines.split()[1]) > 20  # from the first line of ours to the last
+    assert outcomes == "outcomes [True]"
+    # That of the batch that nobody interrupted.
+    assert len(server.charges()) == 1
+
+
 ABANDONED = """
 import os, signal, sys
 import anyio

@@ -91,7 +91,7 @@ def test_options_of_lists_are_checked_and_told(tmp_path: Path, capsys: pytest.Ca
     options = EstimateOptions(manifest=[tmp_path], prompt="x")
     manifest = read_source(options, "wavespeed", as_json=False)
     assert manifest is not None
-    print_warnings(make_console(), manifest, "wavespeed")
+    print_warnings(make_console(), manifest, "wavespeed", local=False)
     said = f"Left out of {tmp_path}: 1 x .mov, 1 x subfolders; --recursive takes the pictures in subfolders"
     assert said in capsys.readouterr().out.replace("\n", "")
 

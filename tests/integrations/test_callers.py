@@ -23,8 +23,12 @@ from kling_async import (
     UnknownJobError,
     events,
 )
+from kling_async._core.content import Content
+from kling_async._core.media import MAX_IMAGE_BYTES
+from kling_async._core.states import Row
 from kling_async.integrations._callers import key_in_ledger
-from kling_async.integrations.fastapi import Jobs, JobService, accepted, add_error_handlers, lifespan
+from kling_async.integrations.fastapi import JobPage, Jobs, JobService, accepted, add_error_handlers, lifespan
+from kling_async.ledger import SQLiteLedger
 from kling_async.testing import EmulatorThread, served
 from kling_async.testing.plugin import kling_emulator_options, kling_server
 from support import pages
@@ -80,7 +84,11 @@ def test_uploads_are_accepted_and_belong_to_their_callers(app: Any, kling_server
             ).status_code
             == 415
         )
-        assert http.post("/videos?prompt=x&order=9", content=b"x" * 10_000_001, headers=ANNA).status_code == 413
+        # Of the size that a job may have; it is no picture.
+        largest = http.post("/videos?prompt=x&order=9", content=bytes(MAX_IMAGE_BYTES), headers=ANNA)
+        assert largest.json()["errors"][0]["path"] == "image"
+        larger = http.post("/videos?prompt=x&order=9", content=bytes(MAX_IMAGE_BYTES + 1), headers=ANNA)
+        assert (larger.status_code, larger.json()["detail"]) == (413, "Expected a picture of up to 10 MB.")
     with TestClient(app) as http:  # another process with the same ledger
         assert http.get("/videos/7", headers=ANNA).json()["key"] == "7"
         assert http.get("/videos/7", headers=BEN).status_code == 404
@@ -122,6 +130,34 @@ async def test_everything_about_a_key_is_its_callers(kling_server: EmulatorThrea
         assert ([each.key for each in rest.jobs], rest.next) == (["anna/a"], None)
         with pytest.raises(InvalidJobError, match="limit"):
             await service.page(limit=0)
+
+
+class CountingLedger(SQLiteLedger):
+    """A ledger that counts the jobs that are looked up one by one."""
+
+    lookups = 0
+
+    async def find(self, batch: str, key: str) -> tuple[Row, Content] | None:
+        self.lookups += 1
+        return await super().find(batch, key)
+
+
+@pytest.mark.anyio
+async def test_page_reads_each_row_once(kling_server: EmulatorThread, tmp_path: Path) -> None:
+    service = JobService()
+    async with KlingSession(ledger=tmp_path / "run.db") as kling, service.open(kling):
+        with anyio.fail_after(PATIENCE_S):
+            made = [await service.generate(Job(prompt="Waves", image=IMAGE), key=key, caller="anna") for key in "ab"]
+        here = await service.page(caller="anna")
+    ledger = CountingLedger(tmp_path / "run.db")
+    service = JobService()
+    async with KlingSession(ledger=ledger) as kling, service.open(kling):
+        page = await service.page(caller="anna")
+        assert ledger.lookups == 0
+        assert page == here == JobPage(jobs=[await service.get(key, caller="anna") for key in "ab"])
+        with pytest.raises(ConfigurationError, match="labels"):
+            await service.page(labels={"order": None})
+    assert [each.prediction_id for each in page.jobs] == [each.id for each in made]
 
 
 @pytest.mark.anyio

@@ -28,8 +28,11 @@ from kling_async import (
     WatchPolicy,
     read_ledger,
 )
+from kling_async._core.content import Content
 from kling_async._core.http import Effect
+from kling_async._core.states import Row
 from kling_async.emulator import Emulator, faults
+from kling_async.ledger import SQLiteLedger
 from kling_async.testing import json_response
 from support.films import chain, clip, pictures, take_ids
 from support.patience import PATIENCE_S
@@ -50,7 +53,7 @@ def service_of(**options: Any) -> Service:
     return Service(seconds=0.1, latency=0.001, **options)
 
 
-async def run(service: Service, ledger: Path, jobs: Any, **options: Any) -> dict[str, Outcome]:
+async def run(service: Service, ledger: Path | SQLiteLedger, jobs: Any, **options: Any) -> dict[str, Outcome]:
     retry_failed = options.pop("retry_failed", 0)
     async with (
         open_session(service, watch=FAST, ledger=ledger, retry_failed=retry_failed) as kling,
@@ -73,6 +76,27 @@ async def test_same_call_again_pays_nothing(tmp_path: Path) -> None:
     rows = {row.key: row for row in read_ledger(ledger)}
     assert rows["film-2"].frames == '{"image": "film-1"}'
     assert rows["film-0"].frames is None
+
+
+class CountingLedger(SQLiteLedger):
+    """A ledger that counts how often each job is looked up."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.lookups: Counter[str] = Counter()
+
+    async def find(self, batch: str, key: str) -> tuple[Row, Content] | None:
+        self.lookups[key] += 1
+        return await super().find(batch, key)
+
+
+async def test_same_call_again_looks_every_clip_up_once(tmp_path: Path) -> None:
+    service, ledger = service_of(), tmp_path / "run.db"
+    jobs = chain("film", 4)
+    await run(service, ledger, jobs)
+    counting = CountingLedger(ledger)
+    await run(service, counting, jobs)
+    assert counting.lookups == {"film-1": 1, "film-2": 1, "film-3": 1}
 
 
 async def test_what_a_failed_clip_ended_is_sent_once_there_is_a_video(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -9,6 +11,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import aiohttp
+import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 from fastapi import FastAPI
@@ -138,6 +142,40 @@ async def test_error_of_the_test_ends_the_lifespan(kling_server: EmulatorThread)
             assert "open" in repr(opened)
             raise ZeroDivisionError
     assert "closed" in repr(opened)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_application_is_shut_down_when_the_block_ends_early(cancelled: bool) -> None:  # noqa: FBT001 -- a case
+    said: list[str] = []
+
+    @asynccontextmanager
+    async def run(_: object) -> AsyncIterator[None]:
+        yield
+        await anyio.lowlevel.checkpoint()
+        said.append("shut down")  # not in `finally`: reached by a shutdown only
+
+    with anyio.CancelScope() as scope, contextlib.suppress(ZeroDivisionError):
+        async with started(FastAPI(lifespan=run)):
+            if not cancelled:
+                raise ZeroDivisionError
+            scope.cancel()
+            await anyio.lowlevel.checkpoint()
+    assert (said, scope.cancelled_caught) == (["shut down"], cancelled)
+
+
+@pytest.mark.anyio
+async def test_cancelled_start_leaves_no_task() -> None:
+    async def silent(*_: object) -> None:
+        scope.cancel()
+        await anyio.sleep_forever()
+
+    before = asyncio.all_tasks()
+    with anyio.CancelScope() as scope:
+        async with started(silent):
+            pytest.fail("it did not start")
+    assert scope.cancelled_caught
+    assert asyncio.all_tasks() == before
 
 
 @pytest.mark.anyio
