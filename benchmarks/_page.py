@@ -8,6 +8,7 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
+import _chart
 import cattrs
 
 from _results import Figure, Found, Ratio
@@ -40,7 +41,7 @@ def tables(results: Sequence[Found], elsewhere: Container[str] = ()) -> str:
     ratios = [ratio for found in results for ratio in found.ratios]
     if ratios:
         rows = [f"| {_aim(ratio)} | {_span(ratio)} | {ratio.verdict} |" for ratio in ratios]
-        blocks.append("\n".join(["| aimed at | in this run | |", "|---|---|---|", *rows]))
+        blocks.append("\n".join(["| aimed at | in this run | verdict |", "|---|---|---|", *rows]))
     for found in results:
         parts = dict.fromkeys(one.part for one in found.figures)
         blocks += [_part(found, part) for part in parts if part not in elsewhere]
@@ -85,7 +86,7 @@ def _rows(figures: Sequence[Figure]) -> list[str]:
         f"| {_name(name, figures)} | " + " | ".join(_cell(cells.get((name, unit)), ours.get(unit)) for unit in units)
         for name in dict.fromkeys(one.name for one in figures)
     ]
-    return [f"| | {' | '.join(units)} |", "|---" * (len(units) + 1) + "|", *(f"{row} |" for row in rows)]
+    return [f"| measured | {' | '.join(units)} |", "|---" * (len(units) + 1) + "|", *(f"{row} |" for row in rows)]
 
 
 def _name(name: str, figures: Sequence[Figure]) -> str:
@@ -122,12 +123,7 @@ def digest(results: Mapping[str, Found]) -> str:
 
 def picture(path: Path, results: Mapping[str, Found]) -> None:
     """CPU per job of everybody, a panel for a part; the lines go from the lowest round to the highest."""
-    import matplotlib as mpl  # noqa: PLC0415 -- nobody else needs it
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt  # noqa: PLC0415 -- see above
-
-    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": OURS, "font.family": "sans-serif"})
+    plt = _chart.pyplot()
     shown = [one for name in FIRST if name in results for one in results[name].figures if "CPU per job" in one.unit]
     parts = list(dict.fromkeys(one.part for one in shown))
     panels, axes = plt.subplots(len(parts), 1, figsize=(9, 2.6 * len(parts)), layout="constrained", squeeze=False)
@@ -135,11 +131,11 @@ def picture(path: Path, results: Mapping[str, Found]) -> None:
         bars = sorted((one for one in shown if one.part == part), key=lambda one: -one.median)
         colours = ["#9aa5b1" if one.baseline else "#1f6feb" for one in bars]
         spans = [[one.median - one.low for one in bars], [one.high - one.median for one in bars]]
-        axis.barh([one.name for one in bars], [one.median for one in bars], color=colours, xerr=spans, ecolor="#24292f")
+        axis.barh([one.name for one in bars], [one.median for one in bars], color=colours, xerr=spans, ecolor="black")
         for row, one in enumerate(bars):
             axis.annotate(_number(one.median), (one.high, row), xytext=(4, 0), textcoords="offset points", va="center")
         axis.set_title(f"{part}: {bars[0].unit}", loc="left", fontsize=11)
         axis.margins(x=0.12)
         axis.spines[["top", "right"]].set_visible(False)
-    panels.savefig(path, metadata={"Date": None, "Description": digest(results)})
+    _chart.save(panels, path, digest(results))
     plt.close(panels)

@@ -23,6 +23,8 @@ import looptime
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+import _chart
+
 import _suite
 from kling_async import WatchPolicy
 from kling_async._core.read_rate import default_ceiling
@@ -235,16 +237,16 @@ def idle(report: _suite.Report, count: int, seconds: float, name: str) -> None:
 
 def plot(path: Path, found: Mapping[int, tuple[Mapping[str, Many], Mapping[str, Sequence[Point]]]]) -> None:
     """Draw requests against delay: a panel for each number of pending predictions."""
-    import matplotlib as mpl  # noqa: PLC0415 -- only the plot needs it
-
-    mpl.use("Agg")
-    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "kling_async"})
-    import matplotlib.pyplot as plt  # noqa: PLC0415 -- see above
-    from matplotlib.ticker import NullFormatter, ScalarFormatter  # noqa: PLC0415 -- see above
+    plt = _chart.pyplot()
+    from matplotlib.ticker import NullFormatter, ScalarFormatter  # noqa: PLC0415 -- only the plot needs it
 
     counts = [count for count in PLOTTED_COUNTS if count in found]
-    figure, axes = plt.subplots(1, len(counts), figsize=(4.2 * len(counts), 4.5), layout="constrained", sharey=True)
-    for axis, count in zip(axes, counts, strict=True):
+    rows = math.ceil(len(counts) / 2)
+    figure, grid = plt.subplots(rows, 2, figsize=(9, 3.6 * rows), layout="constrained", sharey=True, squeeze=False)
+    axes = grid.ravel()
+    for spare in axes[len(counts) :]:
+        spare.remove()
+    for axis, count in zip(axes, counts, strict=False):
         points, curves = found[count]
         for line, curve in curves.items():
             axis.plot(*zip(*sorted(curve), strict=True), label=line, linewidth=1, marker=".")
@@ -267,9 +269,10 @@ def plot(path: Path, found: Mapping[int, tuple[Mapping[str, Many], Mapping[str, 
             side.set_major_formatter(ScalarFormatter())
             side.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("mean delay, s")
-    axes[0].legend()
-    figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
+    for axis in grid[:, 0]:
+        axis.set_ylabel("mean delay, s")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower right")
+    _chart.save(figure, path)
     print(f"plotted to {path}")
 
 

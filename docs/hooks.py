@@ -1,4 +1,4 @@
-"""Fails the build when a page, a style or a script of the site would be fetched from another host."""
+"""Names the search for screen readers; fails the build when part of the site would be fetched from another host."""
 
 from __future__ import annotations
 
@@ -40,6 +40,11 @@ def foreign(page: str) -> list[str]:
     reader = _Page()
     reader.feed(page)
     return reader.found + FOREIGN_IN_STYLE.findall(page)
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Name the dialog of the search, to which the theme gives no name."""
+    return output.replace('role="dialog"', 'role="dialog" aria-label="Search"', 1)
 
 
 def on_post_build(config: Any) -> None:

@@ -301,7 +301,10 @@ class RunOptions(NewBatchOptions, BatchOptions):
     speed: Speed = 20.0
     profile: Annotated[
         ProfileChoice,
-        typer.Option(help="Real videos, or one tiny file for load tests.", rich_help_panel=EMULATOR_PANEL),
+        typer.Option(
+            help="Real videos, about 2 s of a processor each, or one tiny file for hundreds.",
+            rich_help_panel=EMULATOR_PANEL,
+        ),
     ] = ProfileChoice.VIDEO
 
     @property
@@ -595,7 +598,9 @@ class EmulatorOptions(Options):
         LevelChoice.GOLD
     )
     balance: Annotated[float, typer.Option(metavar="USD", help="USD on each account.")] = 1000.0
-    profile: Annotated[ProfileChoice, typer.Option(help="Real videos, or one tiny file.")] = ProfileChoice.VIDEO
+    profile: Annotated[
+        ProfileChoice, typer.Option(help="Real videos, about 2 s of a processor each, or one tiny file for hundreds.")
+    ] = ProfileChoice.VIDEO
     seed: Annotated[
         int | None, typer.Option(metavar="NUMBER", help="Repeat times, ids and faults.", show_default="random")
     ] = None

@@ -198,8 +198,15 @@ def format_difference(usd: Decimal) -> str:
     return f"{format_usd(abs(usd))} {'above' if usd > 0 else 'below'} list price"
 
 
-def print_level_hint(console: Console, kinds: Mapping[Kind, int], session: KlingSession) -> None:
-    """Print how long the jobs take at the lowest level, and the option that raises it."""
+def print_level_hint(console: Console, kinds: Mapping[Kind, int], session: KlingSession, *, speed: float = 1.0) -> None:
+    """Print how long the jobs take at the lowest level, and the option that raises it.
+
+    Args:
+        console: The console to print to.
+        kinds: Number of jobs of each kind.
+        session: The session with the level.
+        speed: How many times as fast as the real service the jobs run.
+    """
     level, slots, jobs = session.level, session.max_in_flight, sum(kinds.values())
     if jobs <= level.in_flight or level.name != "bronze":
         return
@@ -208,7 +215,8 @@ def print_level_hint(console: Console, kinds: Mapping[Kind, int], session: Kling
         for kind, count in kinds.items()
     )
     seconds = max(work / slots, (jobs / level.starts - 1) * level.per)
-    limits = f"{level.starts} starts a minute and {slots} at once, so about {format_duration(seconds)}"
+    pace = f", {speed:g} times as fast here" if speed != 1 else ""
+    limits = f"{level.starts} starts a minute and {slots} at once{pace}, so about {format_duration(seconds / speed)}"
     print_text(
         console,
         Text.assemble(

@@ -84,7 +84,7 @@ def run(options: RunOptions) -> Exit:
         _print_seen(console, options, found)
         print_redo(console, redo)
         print_warnings(console, manifest, options.provider, local=options.emulator or at_this_machine(options.provider))
-        print_level_hint(console, due.kinds, session)
+        print_level_hint(console, due.kinds, session, speed=options.speed if options.emulator else 1.0)
     if options.seen is SeenChoice.STOP and found.jobs:
         raise found.error()
     if not options.emulator and not confirm_spending(console, options, work):

@@ -1,4 +1,4 @@
-"""Programs to start from: `script`, `folder`, `spreadsheet`, `webhooks`, `studio`, and the folder `pool`.
+"""Programs to start from: `script`, `folder`, `spreadsheet`, `film`, `webhooks`, `studio`, and the folder `pool`.
 
 `python -m kling_async.examples.studio --emulator` needs no key.
 """

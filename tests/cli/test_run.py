@@ -79,6 +79,8 @@ def test_low_level_prints_hint_once(cli: Cli) -> None:
     done = cli("run", path, "--out", "videos", "--emulator", "--speed", "900", "--profile", "tiny")
     assert done.returncode == 0
     assert done.stdout.count("--level silver") == 1
+    # Over a minute at the service.
+    assert "900 times as fast here, so about 0:00." in done.stdout
 
 
 @pytest.mark.anyio

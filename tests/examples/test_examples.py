@@ -98,6 +98,21 @@ async def test_spreadsheet_names_videos_and_joins_results(tmp_path: Path, emulat
     assert len(emulator.charges()) == 1
 
 
+async def test_film_is_joined_and_paid_for_once(tmp_path: Path) -> None:
+    (tmp_path / "face.png").write_bytes(png())
+    async with Emulator(level="gold", speed=200) as emulator:
+        for _ in range(2):
+            printed = await run(tmp_path, emulator, "film", "face.png")
+            # Three clips of 5 s; at each cut, one of two equal frames is left out.
+            assert printed.splitlines()[-1] == "out/bay.mp4: 14.9 s"
+        assert [charge.prompt for charge in emulator.charges()] == [
+            "Mist lifts over the bay",
+            "A boat crosses, pan right",
+            "Lights come on",
+        ]
+    assert {path.name for path in (tmp_path / "out").glob("*.mp4")} == {"dawn.mp4", "sail.mp4", "night.mp4", "bay.mp4"}
+
+
 async def test_receiver_takes_genuine_deliveries_once(capsys: pytest.CaptureFixture[str]) -> None:
 
     body = body_of("1" * 32)

@@ -70,6 +70,7 @@ PRINTED = {"docs/guides/ledger.md": {"downloaded": 3, "first": 3, "again": 3}}
 APART = "nox -s orchestrators runs it"
 NOT_RUN = {
     "README.md": ["typed by .ci/run"],
+    "docs/examples/film.md": ["run by tests/examples"],
     "docs/examples/folder.md": ["run by tests/examples"],
     "docs/examples/pool.md": ["run by tests/examples"] * 2,
     "docs/examples/script.md": ["run by tests/examples"],
