@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.anyio
 LEVEL = Level("test", 1_000_000, 20)
 NEW = Content('{"prompt":"new"}')
 MODEL = "kwaivgi/kling-v2.1-i2v-standard"
+NUMBERS = itertools.count()
 VIDEO = (State.SUBMITTED, State.COMPLETED, State.DOWNLOADED)
 
 
@@ -42,9 +44,10 @@ async def send(ledger: PostgresLedger, key: str, states: Sequence[State], *, att
     """Record the course of a job that was taken, and release it."""
     about: dict[str, Any] = {"batch": "films", "key": key, "at": 2.0}
     await ledger.record(Entry(**about, state=State.INTENT, attempt=attempt))
+    prediction_id = f"p{next(NUMBERS)}"
     for state in states:
-        video = {"output": "https://o.example/1", "path": "a.mp4"} if state is State.DOWNLOADED else {}
-        await ledger.record(Entry(**about, state=state, prediction_id=f"{key} {attempt} {id(states)}", **video))
+        path = "a.mp4" if state is State.DOWNLOADED else None
+        await ledger.record(Entry(**about, state=state, prediction_id=prediction_id, path=path))
     ledger.give_back("films", key, again=60.0)
 
 
@@ -64,9 +67,9 @@ async def test_clip_waits_for_the_new_video_of_a_kept_one(
     assert kept is not None
     assert kept.key == "film-0~1"
     assert await take(ledger) == ["film-0"], "film-1 begins with a frame of the new video"
-    await send(ledger, "film-0", list(VIDEO))
+    await send(ledger, "film-0", VIDEO)
     assert await take(ledger) == ["film-1"]
-    await send(ledger, "film-1", list(VIDEO))
+    await send(ledger, "film-1", VIDEO)
     assert await take(ledger) == ["film-2"]
     assert states(database)["film-0~1"] == course[-1].value
 
@@ -78,7 +81,7 @@ async def test_clip_waits_for_the_new_video_of_a_failed_one(ledger: PostgresLedg
     assert states(database)["film-2"] == "skipped"
     assert await ledger.renew("films", "film-0", content=NEW, model=MODEL, at=3.0) is None
     assert await take(ledger) == ["film-0"]
-    await send(ledger, "film-0", list(VIDEO), attempt=2)
+    await send(ledger, "film-0", VIDEO, attempt=2)
     assert await take(ledger) == ["film-1"]
 
 
@@ -95,7 +98,7 @@ async def test_clip_waits_for_the_new_video_of_one_that_was_handed_out_again(led
 async def test_clip_that_was_sent_stays_with_the_video_that_it_continues(ledger: PostgresLedger, database: str) -> None:
     for key in ("film-0", "film-1"):
         assert await take(ledger) == [key]
-        await send(ledger, key, list(VIDEO))
+        await send(ledger, key, VIDEO)
     await ledger.renew("films", "film-0", content=NEW, model=MODEL, at=3.0)
     assert sorted(await take(ledger)) == ["film-0", "film-2"]
     of = "SELECT p.key FROM kling_parent o JOIN kling_job p ON p.id = o.parent JOIN kling_job c ON c.id = o.job"
