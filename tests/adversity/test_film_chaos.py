@@ -15,7 +15,9 @@ import pytest
 
 from kling_async import Job, LastFrame, enqueue, read_ledger
 from kling_async._core.prediction import RETRYABLE_CODES
+from kling_async._core.states import ENDED
 from kling_async.emulator import Chaos, Emulator, faults
+from kling_async.ledger._columns import quoted
 from kling_async.ledger.postgres import PostgresLedger
 from support import postgres
 from support.film_checks import busy_share, check_films, check_pictures, give_colours
@@ -95,10 +97,9 @@ async def test_films_survive_faults_and_kills(tmp_path: Path, monkeypatch: pytes
 
 LEASE_S = 8.0
 """Lease of a worker in seconds of the computer; a kill ends it at once."""
-RETRIED = " AND ".join((f"code IN ({', '.join(map(str, RETRYABLE_CODES))})", "failures <= %s"))
 UNENDED = f"""
-SELECT key FROM kling_job WHERE worker_id IS NOT NULL OR state NOT IN (%s, 'failed', 'skipped')
-OR state = 'failed' AND {RETRIED}
+SELECT key FROM kling_job WHERE worker_id IS NOT NULL OR state NOT IN ({quoted(ENDED)}) OR state = 'completed' AND %s
+OR state = 'failed' AND code IN ({", ".join(map(str, RETRYABLE_CODES))}) AND failures <= %s
 """
 SENT = "SELECT count(*) FROM kling_job WHERE state NOT IN ('pending', 'claimed')"
 
@@ -166,7 +167,7 @@ async def test_films_of_three_workers_survive_faults_and_kills(
             left |= {path.name for path in scratch.iterdir()}
             await workers.start(database)
         with anyio.fail_after(PATIENCE_S + len(parents)):
-            while postgres.rows(database, UNENDED, "downloaded" if saved else "completed", retries):  # noqa: ASYNC110 -- nothing announces it
+            while postgres.rows(database, UNENDED, saved, retries):  # noqa: ASYNC110 -- nothing announces it
                 await anyio.sleep(0.1)
         for process in list(workers.processes):
             assert await workers.end(process, signal.SIGTERM) == 0
