@@ -147,6 +147,8 @@ class Frames:
         found = await self.ledger.find(run.batch, frame.parent or "")
         video = None if found is None else await video_of_row(self.ledger, found[0])
         if video is None:
+            if found is not None and found[0].state is State.EXPIRED:
+                raise _gone(place, f"the job {frame.parent!r}")
             state = "is not in the ledger" if found is None else f"is {found[0].state.label}"
             raise KlingError(
                 f"{place}: the job {frame.parent!r}, whose video it continues, has no video: it {state}; nothing was "
@@ -169,7 +171,7 @@ class Frames:
             if url is None:
                 url = (await self.reads.prediction(video.id)).output
             if url is None:
-                raise _gone(place, video)
+                raise _gone(place, video.of)
             target = folder / f"video{suffix_of(url)}"
             saved = await save_output(
                 self.transport,
@@ -182,7 +184,7 @@ class Frames:
                 max_bytes=self.max_bytes,
             )
         except (OutputGoneError, NotFoundError) as error:
-            raise _gone(place, video) from error
+            raise _gone(place, video.of) from error
         except StorageError as error:
             raise KlingError(
                 f"{place}: the video of {video.of}, with which it begins or ends, could not be downloaded: "
@@ -196,10 +198,10 @@ def _invalid(place: str, message: str) -> InvalidJobError:
     return InvalidJobError([Problem(place, message)])
 
 
-def _gone(place: str, video: Video) -> InvalidJobError:
+def _gone(place: str, of: str) -> InvalidJobError:
     return _invalid(
         place,
-        f"the video of {video.of} is neither saved nor at the service any more, so there is no frame of it to send",
+        f"the video of {of} is neither saved nor at the service any more, so there is no frame of it to send",
     )
 
 

@@ -13,12 +13,19 @@ from pathlib import Path
 import anyio
 import pytest
 
-from kling_async import Row, State, read_ledger
-from kling_async._core.states import WITH_VIDEO
+from kling_async import Job, LastFrame, enqueue, read_ledger
+from kling_async._core.prediction import RETRYABLE_CODES
+from kling_async._core.states import ENDED
 from kling_async.emulator import Chaos, Emulator, faults
+from kling_async.ledger._columns import quoted
+from kling_async.ledger.postgres import PostgresLedger
+from support import postgres
+from support.film_checks import busy_share, check_films, check_pictures, give_colours
 from support.patience import PATIENCE_S
+from support.pictures import png
 from support.shared_clock import SharedClock
 from support.trees import trees
+from support.workers import Fleet
 
 pytestmark = pytest.mark.anyio
 
@@ -27,31 +34,18 @@ FILMS = int(os.environ.get("KLING_CHAOS_FILMS", "12"))
 KILLS = int(os.environ.get("KLING_FILM_KILLS", "3"))
 SEED = int(os.environ.get("KLING_SEED", "7"))
 SPEED, SLOTS = (120.0, 24) if FILMS < 100 else (40.0, 100)
-
-
-def check_films(rows: list[Row], parents: dict[str, str | None], emulator: Emulator) -> None:
-    """Check that each clip has a video or says why it has none, and that none was paid for twice."""
-    states = {row.key: row for row in rows}
-    assert states.keys() == parents.keys()
-    assert not emulator.double_paid(by=lambda charge: charge.prompt), "paid twice"
-    kept = Counter(charge.prompt for charge in emulator.charges() if charge.refund_due is None)
-    for key, row in states.items():
-        parent = parents[key]
-        if parent is not None and states[parent].state not in WITH_VIDEO:
-            assert row.state is State.SKIPPED, key
-            assert f"it continues the job {parent!r}, which has no video" in str(row.error)
-        else:
-            assert row.state in {*WITH_VIDEO, State.FAILED}, (key, row.state, row.error)
-        assert kept[key] == (row.state in WITH_VIDEO), (key, row.state)
-    ids = {row.prediction_id for row in rows}
-    assert not {charge.prediction_id for charge in emulator.charges() if charge.refund_due is None} - ids, "lost"
+WORKERS = 3
+SHARED_SPEED = float(os.environ.get("KLING_FILM_SPEED", "60" if FILMS < 100 else "5"))
+LONGEST_S = 600.0
+"""Seconds within which every prediction ends."""
 
 
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("saved", [True, False], ids=["saved", "downloaded"])
 @pytest.mark.promise(1, 2)
 @pytest.mark.repeats
-async def test_films_survive_faults_and_kills(tmp_path: Path, *, saved: bool) -> None:
+async def test_films_survive_faults_and_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, saved: bool) -> None:
+    give_colours(monkeypatch)
     rng = random.Random(SEED)
     path, parents, clock = tmp_path / "run.db", trees(FILMS, SEED), SharedClock(SPEED)
     scratch = tmp_path / "scratch"
@@ -59,7 +53,7 @@ async def test_films_survive_faults_and_kills(tmp_path: Path, *, saved: bool) ->
     killed: set[str] = set()
     async with Emulator(
         level="ultra",
-        profile="tiny",
+        profile="video",
         balance=1e6,
         input_echo=True,
         seed=SEED,
@@ -95,6 +89,95 @@ async def test_films_survive_faults_and_kills(tmp_path: Path, *, saved: bool) ->
             f"seed {SEED}: {FILMS} films, {len(parents)} clips, {KILLS} kills, {sum(counts.values())} faults, {states}"
         )
         check_films(rows, parents, emulator)
+        await check_pictures(parents, emulator)
     assert {path.name for path in scratch.iterdir()} <= killed, "what was downloaded for frames was not removed"
     if saved:
         assert len(list((tmp_path / "out").glob("*.mp4"))) == states["downloaded"]
+
+
+LEASE_S = 8.0
+"""Lease of a worker in seconds of the computer; a kill ends it at once."""
+UNENDED = f"""
+SELECT key FROM kling_job WHERE worker_id IS NOT NULL OR state NOT IN ({quoted(ENDED)}) OR state = 'completed' AND %s
+OR state = 'failed' AND code IN ({", ".join(map(str, RETRYABLE_CODES))}) AND failures <= %s
+"""
+SENT = "SELECT count(*) FROM kling_job WHERE state NOT IN ('pending', 'claimed')"
+
+
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("saved", [True, False], ids=["saved", "downloaded"])
+@pytest.mark.promise(1, 2)
+@pytest.mark.repeats
+async def test_films_of_three_workers_survive_faults_and_kills(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, saved: bool
+) -> None:
+    """Workers of a shared ledger are killed one after the other, and replaced."""
+    give_colours(monkeypatch)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    rng = random.Random(SEED)
+    parents, clock = trees(FILMS, SEED), SharedClock(SHARED_SPEED)
+    (tmp_path / "first.png").write_bytes(png())
+    jobs = {
+        key: Job(prompt=key, image=tmp_path / "first.png" if parent is None else LastFrame(parent))
+        for key, parent in parents.items()
+    }
+    # With 0, failures of the service end films.
+    retries = 0 if saved else 1
+    left: set[str] = set()
+
+    async def until_sent(number: int) -> None:
+        with anyio.fail_after(PATIENCE_S + len(parents)):
+            while int(str(postgres.rows(database, SENT)[0][0])) < number:  # noqa: ASYNC110 -- nothing announces it
+                await anyio.sleep(0.1)
+
+    async with (
+        Emulator(
+            level="ultra",
+            profile="video",
+            balance=1e6,
+            input_echo=True,
+            seed=SEED,
+            clock=clock,
+            chaos=Chaos(rate=0.1, seed=SEED),
+        ) as emulator,
+        Fleet(
+            emulator,
+            "shared_worker.py",
+            lease=LEASE_S,
+            runs=LONGEST_S / SHARED_SPEED,
+            cap=SLOTS,
+            words=[str(clock), str(retries), str(tmp_path / "out") if saved else ""],
+        ) as workers,
+    ):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(WORKERS):
+                tasks.start_soon(workers.start, database)
+        ledger = PostgresLedger(database)
+        await ledger.open()
+        assert await enqueue(ledger, jobs, batch="films") == len(jobs)
+        await ledger.aclose()
+        for kill in range(KILLS):
+            await until_sent(round(len(parents) * (kill + rng.random()) / (KILLS + 1)) + 1)
+            # Every other kill meets a submit that was accepted and not answered.
+            held = workers.hold() if kill % 2 else None
+            victim = rng.choice(workers.processes) if held is None else await workers.holder(database, held)
+            await workers.kill(victim, database)
+            left |= {path.name for path in scratch.iterdir()}
+            await workers.start(database)
+        with anyio.fail_after(PATIENCE_S + len(parents)):
+            while postgres.rows(database, UNENDED, saved, retries):  # noqa: ASYNC110 -- nothing announces it
+                await anyio.sleep(0.1)
+        for process in list(workers.processes):
+            assert await workers.end(process, signal.SIGTERM) == 0
+        rows = list(read_ledger(database))
+        states = Counter(row.state.value for row in rows)
+        figures = f"{FILMS} films, {len(parents)} clips, {KILLS} kills, {sum(emulator.chaos_counts.values())} faults"
+        share = busy_share(emulator.predictions(), parents, SLOTS)
+        print(f"seed {SEED}: {figures}, {states}, {share:.1%} of a list scheduler")
+        check_films(rows, parents, emulator)
+        await check_pictures(parents, emulator)
+    assert {path.name for path in scratch.iterdir()} <= left, "what was downloaded for frames was not removed"
+    if saved:
+        assert len(list((tmp_path / "out" / "films").glob("*.mp4"))) == states["downloaded"]

@@ -7,9 +7,10 @@ import signal
 import socket
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Self
 
 import anyio
 import attrs
@@ -40,18 +41,38 @@ def peak(records: Iterable[PredictionRecord]) -> int:
 
 @attrs.define
 class Fleet:
-    """Worker processes over one ledger."""
+    """Worker processes over one ledger.
+
+    Attributes:
+        emulator: Their service.
+        program: Name of the script.
+        lease: Lease in seconds.
+        runs: Seconds in which a job in doubt occupies a slot.
+        cap: Maximum of concurrent predictions on the account.
+        words: What else the script is given.
+        processes: Those that run.
+    """
 
     emulator: Emulator
     program: str
     lease: float
     runs: float
+    cap: int = CAP
+    words: Sequence[str] = ()
     processes: list[anyio.abc.Process] = attrs.Factory(list)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for process in list(self.processes):
+            await self.end(process, signal.SIGKILL)
 
     async def start(self, url: str) -> anyio.abc.Process:
         # The worker imports what this process imports.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        words = [url, self.emulator.base_url, self.emulator.api_key, str(CAP), str(self.lease), str(self.runs)]
+        numbers = map(str, (self.cap, self.lease, self.runs))
+        words = [url, self.emulator.base_url, self.emulator.api_key, *numbers, *self.words]
         process = await anyio.open_process(
             [sys.executable, str(SUPPORT / self.program), *words], stderr=None, env=environment
         )
@@ -114,12 +135,8 @@ async def fleet(
         if clock is None:
             # Responses are delayed, so that kills hit submits in flight.
             emulator.faults.add("submit", faults.Delay(0.3, accepted=True), times=None)
-        made = Fleet(emulator, program, lease, runs)
-        try:
+        async with Fleet(emulator, program, lease, runs) as made:
             yield made
-        finally:
-            for process in list(made.processes):
-                await made.end(process, signal.SIGKILL)
 
 
 def asked(jobs: Iterable[int]) -> list[tuple[str, Job]]:

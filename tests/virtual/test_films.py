@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import random
 import weakref
 from collections.abc import AsyncIterator, Iterator
@@ -31,6 +30,7 @@ from kling_async import (
 )
 from support.films import chain, clip, pictures, take_ids
 from support.service import IMAGE, Service, open_session
+from support.trees import list_schedule
 
 pytestmark = pytest.mark.anyio
 
@@ -410,27 +410,3 @@ async def test_slots_are_as_busy_as_a_list_scheduler_makes_them() -> None:
     assert pictures(service) == parents
     best = list_schedule(seconds, parents, slots=12)
     assert best / took >= 0.95, (best, took)
-
-
-def list_schedule(seconds: dict[str, float], parents: dict[str, str], *, slots: int) -> float:
-    """Return the seconds of a schedule without overhead, in the order of the input, depth first."""
-    order = {name: number for number, name in enumerate(seconds)}
-    free = [0.0] * slots
-    ends: dict[str, float] = {}
-    left = dict(order)
-    while left:
-        now = min(free)
-        ready = [
-            name
-            for name in left
-            if ends.get(parents.get(name, ""), -math.inf if name not in parents else math.inf) <= now
-        ]
-        if not ready:
-            later = min(end for end in ends.values() if end > now)
-            free = [max(moment, later) for moment in free]
-            continue
-        name = min(ready, key=lambda each: (each not in parents, order[each]))
-        del left[name]
-        slot = free.index(now)
-        free[slot] = ends[name] = now + seconds[name]
-    return max(ends.values())

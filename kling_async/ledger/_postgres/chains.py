@@ -42,6 +42,18 @@ async def link(
     await fetch(connection, statements.SKIP, {"ids": locked, "worker": worker})
 
 
+async def relink(connection: Connection, old: int, new: int) -> None:
+    """Let the jobs that continue one, and are yet to be sent, wait for the video that its key is to get.
+
+    Args:
+        connection: Connection, in whose transaction the key got other content.
+        old: Number of the job that they continue.
+        new: Number of the job that has its key now.
+    """
+    waiting = [id_ for (id_,) in await fetch(connection, statements.RELINK, {"old": old, "new": new})]
+    await fetch(connection, statements.HOLD, {"ids": waiting})
+
+
 async def follow(connection: Connection, changed: Iterable[tuple[Line, Line]], *, worker: str) -> None:
     """Wake what continues jobs that have videos now, and skip what continues those that have ended without one.
 

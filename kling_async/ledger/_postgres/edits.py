@@ -77,13 +77,15 @@ async def renew(
         await fetch(connection, statements.NEW_CONTENT, values)
         await fetch(connection, statements.UNLINK, [[line.id]])
         await chains.link(connection, account, [(line.id, batch, content.frames)])
+        await chains.relink(connection, line.id, line.id)
         return None
     others = await fetch(connection, statements.KEYS_BELOW, [account, batch, f"{key}~"])
     free = free_key(key, {other for (other,) in others}.__contains__)
     await fetch(connection, statements.RENAME, [free, line.id])
     new = statements.inserted_values({(batch, key): (content, model, at)})
-    made = await fetch(connection, statements.INSERT, {**new, "account": account, "worker_id": None})
-    await chains.link(connection, account, [(id_, batch, content.frames) for id_, _, _ in made])
+    ((made, _, _),) = await fetch(connection, statements.INSERT, {**new, "account": account, "worker_id": None})
+    await chains.link(connection, account, [(made, batch, content.frames)])
+    await chains.relink(connection, line.id, made)
     return attrs.evolve(line.row, key=free)
 
 

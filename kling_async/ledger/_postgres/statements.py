@@ -107,6 +107,11 @@ SELECT g.id, p.id FROM unnest(%(ids)s::bigint[], %(batches)s::text[], %(parents)
 JOIN kling_job p ON p.account = %(account)s AND p.batch = g.batch AND p.key = g.parent
 ON CONFLICT DO NOTHING
 """
+RELINK = f"""
+UPDATE kling_parent o SET parent = %(new)s FROM kling_job c
+WHERE o.parent = %(old)s AND c.id = o.job AND c.state IN ({quoted(SENDABLE)}) RETURNING c.id
+"""
+"""Link jobs that are yet to be sent to another parent; those that were sent stay with the one they begin with."""
 HOLD = f"""
 UPDATE kling_job c SET due_at = 'infinity' WHERE c.id = ANY(%(ids)s) AND EXISTS (
   SELECT FROM kling_parent o JOIN kling_job p ON p.id = o.parent WHERE o.job = c.id AND NOT {_HAS_VIDEO})
@@ -256,7 +261,7 @@ NEW_CONTENT = f"""
 WITH renewed AS (
   UPDATE kling_job SET digest = %(digest)s, model = %(model)s, state = 'pending', updated_at = %(at)s,
     {", ".join(f"{name} = NULL" for name in dict.fromkeys(_OF_PREDICTION))}, slot = false, cleared = false,
-    caller = %(caller)s, priority = %(priority)s
+    caller = %(caller)s, priority = %(priority)s, due_at = clock_timestamp()
   WHERE id = %(id)s RETURNING id, attempt),
 put AS (UPDATE kling_content SET text = %(text)s, files = %(files)s, labels = %(labels)s,
     frames = %(frames)s WHERE job = %(id)s)
