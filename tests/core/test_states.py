@@ -49,5 +49,5 @@ def test_video_of_reused_job_is_there_once_its_row_names_it(state: State) -> Non
     row = Row(batch="", key="a", digest="", model="", state=state, updated_at=0.0)
     made = state in {State.COMPLETED, State.DOWNLOADED}
     assert row.has_video == made
-    for name in ("output", "path"):
-        assert attrs.evolve(row, **{name: "clip.mp4"}).has_video == (made or state is State.REUSED)
+    for named in (attrs.evolve(row, output="clip.mp4"), attrs.evolve(row, path="clip.mp4")):
+        assert named.has_video == (made or state is State.REUSED)
