@@ -6,7 +6,6 @@ import functools
 import re
 from array import array
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
@@ -28,10 +27,10 @@ from kling_async._images.preflight import preflight
 from kling_async.errors import InvalidJobError, ManifestError, Problem, RowProblem
 
 from ._files import URL, content_of_base64, find_file, looks_like_picture, shown
-from ._row import CONTINUES, CONTINUES_AT, NOTE, located
+from ._row import CONTINUES, CONTINUES_AT, NOTE, located, with_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from ._row import Row, Source
 
@@ -402,11 +401,9 @@ def _pictures_in_prompts(fields: dict[str, object]) -> list[Problem]:
 
 
 def _fields(row: Row, common: Mapping[str, object]) -> dict[str, object]:
-    fields = {**common, **{name: value for name, value in row.fields.items() if value is not None}}
-    if row.labels:
-        own = fields.get("labels", {})
-        fields["labels"] = {**row.labels, **own} if isinstance(own, Mapping) else own
-    return fields
+    return with_labels(
+        {**common, **{name: value for name, value in row.fields.items() if value is not None}}, row.labels
+    )
 
 
 def _model(name: object, models: Mapping[str, Model]) -> object:

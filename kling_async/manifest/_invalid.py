@@ -16,7 +16,7 @@ from kling_async.errors import Problem
 
 from ._check import FILE_PREFIX, check_file, job_of_row
 from ._files import URL, find_file
-from ._row import NOTE
+from ._row import NOTE, with_labels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,9 +41,7 @@ def as_line(source: Source, row: Row, problems: list[Problem], root: Path | None
     for name in (*IMAGES, *IMAGE_LISTS, *TREES):
         with contextlib.suppress(RecursionError):
             fields[name] = replaced(fields.get(name), name, functools.partial(_placed, root=root))
-    fields = {name: value for name, value in fields.items() if value is not None}
-    if row.labels:
-        fields["labels"] = dict(row.labels)
+    fields = with_labels({name: value for name, value in fields.items() if value is not None}, row.labels)
     where = row.file or (f"{source.name}:{row.line}" if row.line else source.name)
     note = {"status": "invalid", "code": None, "message": f"{where}: {'; '.join(map(str, problems))}"}
     return {name: value for name, value in fields.items() if _is_json(value)} | {NOTE: note}

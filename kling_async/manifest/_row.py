@@ -47,6 +47,14 @@ class Row:
     header: bool = False
 
 
+def with_labels(fields: Mapping[str, object], labels: Mapping[str, object]) -> dict[str, object]:
+    """Return fields with labels from other columns, but for names that the row's own labels have."""
+    if not labels:
+        return dict(fields)
+    own = fields.get("labels", {})
+    return {**fields, "labels": {**labels, **own} if isinstance(own, Mapping) else own}
+
+
 class Source(Protocol):
     """A source of rows that can be read repeatedly."""
 

@@ -10,7 +10,7 @@ import pytest
 
 from kling_async import Job
 from kling_async.errors import KlingError, ManifestError
-from kling_async.manifest import Kind, read_manifest
+from kling_async.manifest import Kind, read_manifest, read_rows
 from support.pictures import png
 
 URL = "https://example.com/face.png"
@@ -328,3 +328,10 @@ def test_memory_does_not_grow_with_rows() -> None:
 def test_named_pipe_is_refused() -> None:
     os.mkfifo("pipe")
     assert "is not a file" in problems(jsonl({"prompt": "Waves", "image": "pipe"}))[0]
+
+
+def test_left_out_row_keeps_its_own_labels_beside_those_of_columns() -> None:
+    rows = [{"prompt": "", "image": URL, "labels": {"sku": "A7"}, "order": "1742"}]
+    manifest = read_rows([*rows, {"prompt": "x", "image": URL}], skip_invalid=True)
+    (left_out,) = manifest.invalid_rows()
+    assert left_out["labels"] == {"sku": "A7", "order": "1742"}
