@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Self
 
-from ._thread import Held, next_of
+from ._thread import Held, next_of, refuse_event_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -78,6 +78,8 @@ class BatchBase:
         self._turn = threading.Lock()
 
     def __enter__(self) -> Self:
+        # Before there is anything to leave, for which the loop's own thread could not wait.
+        refuse_event_loop()
         held = Held(self._thread, self._batch)
         try:
             held.enter()

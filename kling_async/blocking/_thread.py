@@ -188,12 +188,15 @@ class Held(Generic[T]):
         loop = self._thread._loop  # noqa: SLF001 -- of this module
         if loop is None:
             return
-        # Not through the portal, which takes no calls while it closes. A closed loop has ended the task.
-        with contextlib.suppress(RuntimeError):
+        try:
+            # Not through the portal, which takes no calls while it closes.
             loop.call_soon_threadsafe(self._let_go)
-            _wait(self._ended)
-        if self._ended.done():
-            self._ended.result()
+        except RuntimeError:
+            # A closed loop has ended the task.
+            if not self._ended.done():
+                return
+        _wait(self._ended)
+        self._ended.result()
 
     def _let_go(self) -> None:
         self._left = True

@@ -573,7 +573,9 @@ class PostgresLedger:
                 await chains.link(
                     connection, self.account, [(id_, batch, some[batch, key][0].frames) for id_, _, key in made]
                 )
-                found = {(batch, key): some[batch, key] for batch, key in some.keys() - {name[1:] for name in made}}
+                inserted = {(batch, key) for _, batch, key in made}
+                # In the order of the list, so that two processes with the same list do not lock each other out.
+                found = {name: given for name, given in some.items() if name not in inserted}
                 if not found:
                     continue
                 await edits.refresh(connection, self.account, found)

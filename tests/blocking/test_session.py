@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import os
 import signal
 import subprocess
@@ -156,11 +157,14 @@ def test_session_that_is_not_open_says_so(server: EmulatorThread) -> None:
 
 
 def test_session_that_cannot_be_opened_leaves_no_thread(server: EmulatorThread, tmp_path: Path) -> None:
-    before = threading.active_count()
+    before = {*threading.enumerate()}
     (tmp_path / "run.db").write_bytes(b"no database" * 100)
     with pytest.raises(Exception, match="database"), session(server, ledger=tmp_path / "run.db"):
         pass
-    assert threading.active_count() == before
+    for thread in {*threading.enumerate()} - before:
+        # anyio tells its worker threads to end, and does not wait for them.
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
 
 
 def test_a_running_event_loop_is_not_blocked(server: EmulatorThread) -> None:
@@ -180,18 +184,39 @@ def test_a_running_event_loop_is_not_blocked(server: EmulatorThread) -> None:
     asyncio.run(opened())
 
 
-def test_observer_cannot_wait_for_the_loop_it_runs_in(server: EmulatorThread) -> None:
+@pytest.mark.parametrize("what", ["call", "batch"])
+def test_observer_cannot_wait_for_the_loop_it_runs_in(server: EmulatorThread, what: str) -> None:
     raised: list[Exception] = []
 
     def observe(event: events.Event) -> None:
         try:
-            kling.balance()
+            if what == "call":
+                kling.balance()
+            else:
+                batch.__enter__()
         except WrongLoopError as error:
             raised.append(error)
 
     with session(server, observers=[observe]) as kling:
+        batch = kling.batch(jobs(1))
         kling.generate(jobs(1)[0])
     assert raised
+
+
+def test_interrupted_wait_for_the_end_of_a_batch_is_not_its_end(
+    server: EmulatorThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`threading.Condition` makes a RuntimeError of a Ctrl-C at some of its lines."""
+    with session(server) as kling:
+        batch = kling.batch(jobs(1)).__enter__()
+
+        def wait(*_: object) -> None:
+            monkeypatch.undo()
+            raise RuntimeError("cannot release un-acquired lock")
+
+        monkeypatch.setattr(concurrent.futures, "wait", wait)
+        with pytest.raises(RuntimeError, match="un-acquired"):
+            batch.__exit__(None, None, None)
 
 
 def test_iterators_that_are_left_early_are_closed(server: EmulatorThread) -> None:

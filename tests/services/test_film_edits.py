@@ -74,6 +74,42 @@ async def test_clip_waits_for_the_new_video_of_a_kept_one(
     assert states(database)["film-0~1"] == course[-1].value
 
 
+@pytest.fixture
+async def other(database: str) -> AsyncIterator[PostgresLedger]:
+    """Another worker."""
+    other = PostgresLedger(database, lease=600.0)
+    await other.open()
+    yield other
+    await other.aclose()
+
+
+async def test_clip_that_is_sent_while_its_parent_gets_other_content_is_not_held(
+    ledger: PostgresLedger, other: PostgresLedger
+) -> None:
+    """Its worker stops, and another one has to watch it: it is paid."""
+    assert await take(ledger) == ["film-0"]
+    await send(ledger, "film-0", list(VIDEO))
+    assert await take(ledger) == ["film-1"]
+    await other.renew("films", "film-0", content=NEW, model=MODEL, at=3.0)
+    await ledger.record(Entry(batch="films", key="film-1", state=State.INTENT, at=4.0, attempt=1))
+    await ledger.record(Entry(batch="films", key="film-1", state=State.SUBMITTED, at=4.0, prediction_id="p"))
+    await ledger.aclose()
+    assert sorted(await take(other)) == ["film-0", "film-1"]
+
+
+async def test_clip_that_is_given_back_while_its_parent_gets_other_content_is_held(
+    ledger: PostgresLedger, other: PostgresLedger
+) -> None:
+    assert await take(ledger) == ["film-0"]
+    await send(ledger, "film-0", list(VIDEO))
+    assert await take(ledger) == ["film-1"]
+    await other.renew("films", "film-0", content=NEW, model=MODEL, at=3.0)
+    ledger.give_back("films", "film-1", again=0.001)
+    assert await take(ledger) == ["film-0"]
+    await send(ledger, "film-0", list(VIDEO))
+    assert await take(ledger) == ["film-1"]
+
+
 async def test_clip_waits_for_the_new_video_of_a_failed_one(ledger: PostgresLedger, database: str) -> None:
     assert await take(ledger) == ["film-0"]
     await send(ledger, "film-0", [State.SUBMITTED, State.FAILED])

@@ -324,7 +324,9 @@ WRITE = f"""
 UPDATE kling_job AS j SET {_SET}, worker_id = n.worker, slot = n.slot,
   cleared = j.cleared AND n.worker IS NOT NULL,
   started_at = CASE WHEN n.state = 'intent' AND j.state <> 'intent' THEN clock_timestamp() ELSE j.started_at END,
-  due_at = CASE WHEN n.wait > 0 THEN clock_timestamp() + n.wait * interval '1 second' ELSE j.due_at END
+  due_at = CASE WHEN n.state = 'intent' AND j.due_at = 'infinity' THEN clock_timestamp()
+    WHEN n.wait > 0 AND j.due_at < 'infinity' THEN clock_timestamp() + n.wait * interval '1 second'
+    ELSE j.due_at END
 FROM unnest(%(id)s::bigint[], %(was_worker)s::text[], %(was_attempt)s::bigint[], %(was_state)s::text[],
   %(worker)s::text[], %(slot)s::bool[], %(wait)s::float8[], {_ARRAYS})
   AS n(id, was_worker, was_attempt, was_state, worker, slot, wait, {_NAMES})
