@@ -12,12 +12,13 @@ import pytest
 
 from kling_async import FirstFrame, Job, LastFrame, Level, enqueue
 from kling_async._core.states import State
+from kling_async.ledger import Entry
 from kling_async.ledger._postgres import chains, statements
 from kling_async.ledger._postgres.connection import Connection, fetch
 from kling_async.ledger._postgres.statements import line_of
 from kling_async.ledger.postgres import PostgresLedger
 from support import postgres
-from support.films import clip
+from support.films import chain, clip
 from support.patience import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
@@ -68,6 +69,26 @@ async def test_clip_is_woken_when_its_parents_end_at_the_same_moment(database: s
     taken = await ledger.take(10, LEVEL)
     await ledger.aclose()
     assert [row.key for row, _ in taken] == ["c"]
+
+
+async def test_films_come_out_one_after_the_other(database: str) -> None:
+    ledger = PostgresLedger(database, lease=600.0)
+    await ledger.open()
+    try:
+        for film in ("a", "b"):
+            await enqueue(ledger, chain(film, 3), batch="films")
+        made: list[str] = []
+        while taken := await ledger.take(1, LEVEL):
+            ((row, _),) = taken
+            made.append(row.key)
+            about: dict[str, Any] = {"batch": "films", "key": row.key, "at": 2.0}
+            await ledger.record(Entry(**about, state=State.INTENT))
+            for state in (State.SUBMITTED, State.COMPLETED):
+                await ledger.record(Entry(**about, state=state, prediction_id=row.key, output="https://o.example/1"))
+            ledger.give_back("films", row.key)
+    finally:
+        await ledger.aclose()
+    assert made == ["a-0", "a-1", "a-2", "b-0", "b-1", "b-2"]
 
 
 def explained(url: str, query: str, values: Any) -> list[dict[str, Any]]:

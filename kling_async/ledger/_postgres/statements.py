@@ -131,7 +131,9 @@ WITH ready AS (
     SELECT FROM kling_parent o JOIN kling_job p ON p.id = o.parent WHERE o.job = c.id AND NOT {_HAS_VIDEO})
   FOR UPDATE),
 woken AS (
-  UPDATE kling_job c SET due_at = clock_timestamp(),
+  UPDATE kling_job c SET
+    due_at = least(clock_timestamp(), (
+      SELECT min(p.due_at) FROM kling_parent o JOIN kling_job p ON p.id = o.parent WHERE o.job = c.id)),
     state = CASE WHEN ready.state = 'skipped' AND c.worker_id IS NULL THEN 'pending' ELSE c.state END,
     updated_at = CASE WHEN ready.state = 'skipped' AND c.worker_id IS NULL
       THEN extract(epoch FROM clock_timestamp()) ELSE c.updated_at END,
@@ -140,7 +142,8 @@ woken AS (
 INSERT INTO kling_step(job, state, at, attempt, worker)
 SELECT id, state, updated_at, attempt, %(worker)s FROM woken WHERE state <> was
 """
-"""Let workers claim the jobs all of whose parents have videos now."""
+"""Let workers claim the jobs all of whose parents have videos now: before films that were added later, as they are due
+since their films began."""
 SKIP = f"""
 WITH RECURSIVE below AS (
   SELECT o.job, o.parent FROM kling_parent o JOIN kling_job p ON p.id = o.parent
