@@ -85,11 +85,14 @@ def strips(clips: Iterable[Clip]) -> list[Strip]:
         if clip.follows in by_key:
             after[clip.follows].append(clip.key)
     names: dict[str, str] = {}
-    stack = [key for key in reversed(by_key) if by_key[key].follows not in by_key]
-    while stack:
-        clip = by_key[stack.pop()]
-        names[clip.key] = clip.film or names.get(clip.follows or "", "")
-        stack += reversed(after[clip.key])
+    # Then all keys, as no beginning leads to rows that were left out because they continue themselves or each other.
+    for start in (*(key for key in by_key if by_key[key].follows not in by_key), *by_key):
+        stack = [start]
+        while stack:
+            clip = by_key[stack.pop()]
+            if clip.key not in names:
+                names[clip.key] = clip.film or names.get(clip.follows or "", "")
+                stack += reversed(after[clip.key])
     labelled: defaultdict[str, list[str]] = defaultdict(list)
     ways: list[tuple[str, ...]] = []
     for key, name in names.items():
@@ -122,9 +125,9 @@ def _key_after(key: str) -> str:
 
 def _way(key: str, clips: Mapping[str, Clip], names: Mapping[str, str]) -> tuple[str, ...]:
     """Return the keys from the first clip of a film without a label to its last one."""
-    way: list[str] = []
+    way: dict[str, None] = {}
     at: str | None = key
-    while at is not None and at in clips and not names[at]:
-        way.append(at)
+    while at is not None and at in clips and at not in way and not names[at]:
+        way[at] = None
         at = clips[at].follows
     return tuple(reversed(way))

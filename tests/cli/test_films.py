@@ -117,12 +117,14 @@ async def test_a_film_with_a_row_that_is_left_out_is_not_joined(cli: Cli) -> Non
 async def test_left_out_rows_of_any_form_are_missing_clips(cli: Cli) -> None:
     """Covers rows without keys, with the key of another row, and with labels that are read otherwise than written."""
     (cli.folder / "face.jpg").write_bytes(jpeg(320, 320))
-    good = [{"key": film, "film": film, "prompt": "x", "image": "face.jpg"} for film in ("bay", "road", "true")]
+    good = [{"key": film, "film": film, "prompt": "x", "image": "face.jpg"} for film in ("bay", "road", "true", "ring")]
     bad: list[dict[str, object]] = [
         {"film": "bay", "prompt": "x", "image": "none.jpg"},
         {"film": " road ", "prompt": "x", "continues": "nobody"},
         {"key": "true", "film": True, "prompt": "x", "image": "face.jpg"},
         {"key": "late", "film": "bay", "prompt": "x", "continues": "none"},
+        {"key": "here", "film": "ring", "prompt": "x", "continues": "there"},
+        {"key": "there", "film": "ring", "prompt": "x", "continues": "here"},
     ]
     path = listed(cli.folder, *good, *bad)
     words = ("--out", "videos", "--emulator", "--speed", "500", "--level", "gold", "--skip-invalid", "--join", "--json")
@@ -131,6 +133,7 @@ async def test_left_out_rows_of_any_form_are_missing_clips(cli: Cli) -> None:
         "bay": ["left-out row 1", "late"],
         "road": ["left-out row 2"],
         "true": ["left-out row 3"],
+        "ring": ["here", "there"],
     }, done.stdout + done.stderr
     assert not (cli.folder / "videos" / "rehearsal" / "films").exists()
     rows = [
@@ -140,6 +143,8 @@ async def test_left_out_rows_of_any_form_are_missing_clips(cli: Cli) -> None:
         "continues: continues 'nobody', which is no key of the same batch",
         "key: 'true' is already the key of line 3",
         "continues: continues 'none', which is no key of the same batch",
+        "continues: continues itself: 'here' -> 'there' -> 'here'",
+        "continues: continues 'here', which is left out",
     ]
 
 

@@ -44,6 +44,20 @@ def test_a_clip_whose_parent_is_not_there_begins_a_film() -> None:
     assert strips([Clip("b", follows="gone"), Clip("c", follows="b")]) == [Strip("b", ("b", "c"))]
 
 
+@pytest.mark.parametrize("labels", [("bay", "bay"), ("bay", ""), ("", "bay")])
+def test_clips_that_continue_each_other_are_in_their_film(labels: tuple[str, str]) -> None:
+    clips = [Clip("a", "bay"), Clip("b", labels[0], follows="c"), Clip("c", labels[1], follows="b")]
+    (strip,) = strips(clips)
+    assert strip.name == "bay"
+    assert {*strip.keys} > {"a"}
+    assert strips([Clip("a", "bay"), Clip("b", "bay", follows="b")]) == [Strip("bay", ("a", "b"))]
+
+
+def test_a_way_from_clips_that_continue_each_other_has_an_end() -> None:
+    clips = [Clip("b", follows="c"), Clip("c", follows="b"), Clip("d", follows="b")]
+    assert strips(clips) == [Strip("c", ("c", "b", "d"))]
+
+
 def test_a_long_chain_is_one_film() -> None:
     clips = [Clip(str(each), follows=str(each - 1) if each else None) for each in reversed(range(5000))]
     (strip,) = strips(clips)
