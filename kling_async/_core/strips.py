@@ -37,11 +37,13 @@ class Clip:
         key: Key of the job.
         film: Name of its film; empty if it has none of its own.
         follows: Key of the job with whose last frame it begins; None if there is none.
+        repeats: Whether it is of a row with the key of another one: no way parts because of it.
     """
 
     key: str
     film: str = ""
     follows: str | None = None
+    repeats: bool = False
 
     @classmethod
     def of(cls, key: str, job: Job) -> Clip:
@@ -100,9 +102,13 @@ def strips(clips: Iterable[Clip]) -> list[Strip]:
             labelled[name].append(key)
         elif all(names[each] for each in after[key]):
             ways.append(_way(key, by_key, names))
-    ends = Counter(way[0] for way in ways)
+    ends = Counter(way[0] for way in ways if not by_key[way[-1]].repeats)
     found = [Strip(name, tuple(keys)) for name, keys in labelled.items()]
-    return found + [Strip(way[0] if ends[way[0]] == 1 else way[-1], way) for way in ways if len(way) > 1]
+    for way in ways:
+        if len(way) > 1:
+            parts = ends[way[0]] + by_key[way[-1]].repeats > 1
+            found.append(Strip(way[-1] if parts else way[0], way))
+    return found
 
 
 def positions(keys: Iterable[str]) -> dict[str, int]:

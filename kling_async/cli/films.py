@@ -160,10 +160,11 @@ def _clips_of_rows(rows: Iterable[Mapping[str, object]], taken: set[str]) -> lis
         key, labels = key_or_problem(row.get("key")), row.get("labels")
         # What begins with another frame than the last one begins a film.
         follows = key_or_problem(row.get(CONTINUES)) if row.get(CONTINUES_AT) is None else None
-        name = key if isinstance(key, str) and key not in taken else f"left-out row {number}"
+        repeats = isinstance(key, str) and key in taken
+        name = key if isinstance(key, str) and not repeats else f"left-out row {number}"
         taken.add(name)
         film = film_of(cast("Mapping[str, object]", labels)) if isinstance(labels, dict) else ""
-        clips.append(Clip(name, film, follows if isinstance(follows, str) else None))
+        clips.append(Clip(name, film, follows if isinstance(follows, str) else None, repeats))
     return clips
 
 

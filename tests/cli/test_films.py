@@ -148,6 +148,17 @@ async def test_left_out_rows_of_any_form_are_missing_clips(cli: Cli) -> None:
     ]
 
 
+async def test_film_keeps_its_name_beside_a_row_with_a_repeated_key(cli: Cli) -> None:
+    (cli.folder / "face.jpg").write_bytes(jpeg(320, 320))
+    path = listed(cli.folder, *ROAD, {**ROAD[1], "prompt": "Another hill"})
+    words = ("--out", "videos", "--emulator", "--speed", "500", "--level", "gold", "--skip-invalid", "--join", "--json")
+    done = await run_sync(partial(cli, "run", path, *words))
+    found = [(film["film"], film["keys"], film["missing"]) for film in films(done.stdout)]
+    again = "left-out row 1"
+    assert found == [("road", ["road", "hill"], []), (again, ["road", again], [again])], done.stdout + done.stderr
+    assert [film.name for film in (cli.folder / "videos" / "rehearsal" / "films").iterdir()] == ["road.mp4"]
+
+
 async def test_resumed_film_has_the_order_of_its_list(cli: Cli) -> None:
     """Covers what a resume lists first, as it was not sent yet, and a clip that was made anew under its key."""
     (cli.folder / "face.jpg").write_bytes(jpeg(320, 320))

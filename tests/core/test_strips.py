@@ -18,6 +18,13 @@ def test_every_way_through_a_tree_is_a_film_named_by_its_last_clip() -> None:
     assert strips(clips) == [Strip("c", ("a", "b", "c")), Strip("d", ("a", "d"))]
 
 
+def test_no_way_parts_at_a_row_with_the_key_of_another_one() -> None:
+    again = Clip("left-out row 1", follows="a", repeats=True)
+    films = [Strip("a", ("a", "b")), Strip("left-out row 1", ("a", "left-out row 1"))]
+    assert strips([Clip("a"), Clip("b", follows="a"), again]) == films
+    assert strips([Clip("a"), again]) == [Strip("a", ("a", "left-out row 1"))]
+
+
 def test_a_label_makes_one_film_depth_first_and_is_handed_down() -> None:
     clips = [
         Clip("a", "bay"),
