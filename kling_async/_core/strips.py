@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from .renewal import former_keys
 from .video_frames import LastFrame
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 LABEL: Final = "film"
 """The label that names the film of a job."""
-_BEFORE: Final = re.compile(r"~[0-9]+$")
-"""End of the key that a job gets when its own key gets other content."""
 
 
 def film_of(labels: Mapping[str, object]) -> str:
@@ -73,15 +71,12 @@ def strips(clips: Iterable[Clip]) -> list[Strip]:
     that follows none to a clip that none follows is a film. Its name is the key of its first clip, and where ways part,
     that of its last one.
 
-    A clip without a label that neither follows another nor is followed is in no film, nor is what was made for a key
-    before that got other content.
+    A clip without a label that neither follows another nor is followed is in no film.
 
     Args:
         clips: The clips in the order of the input; those that are followed may come later.
     """
     by_key = {clip.key: clip for clip in clips}
-    for key in [key for key in by_key if (later := _key_after(key)) != key and later in by_key]:
-        del by_key[key]
     after: defaultdict[str, list[str]] = defaultdict(list)
     for clip in by_key.values():
         if clip.follows in by_key:
@@ -112,21 +107,18 @@ def strips(clips: Iterable[Clip]) -> list[Strip]:
 
 
 def positions(keys: Iterable[str]) -> dict[str, int]:
-    """Return the positions of keys; what has got other content has that of what was made for its key before.
+    """Return the positions of the keys of a ledger that may be in films.
+
+    What was made for a key before that got other content is in none; the key has its position.
 
     Args:
-        keys: The keys in the order in which their jobs came into the ledger.
+        keys: All keys of a batch, in the order in which its jobs came into the ledger.
     """
-    found: dict[str, int] = {}
-    for position, key in enumerate(keys):
-        found.setdefault(key, position)
-        found.setdefault(_key_after(key), position)
+    order = list(keys)
+    former, found = former_keys({*order}), dict[str, int]()
+    for position, key in enumerate(order):
+        found.setdefault(former.get(key, key), position)
     return found
-
-
-def _key_after(key: str) -> str:
-    """Return the key under which other content was made, for the key of what was made before; else the key."""
-    return _BEFORE.sub("", key)
 
 
 def _way(key: str, clips: Mapping[str, Clip], names: Mapping[str, str]) -> tuple[str, ...]:

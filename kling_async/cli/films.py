@@ -133,7 +133,7 @@ class Films:
         clips = [self._clips[index] for index in sorted(self._clips)]
         if work.order is not None:
             at = positions(work.order())
-            clips.sort(key=lambda clip: at.get(clip.key, len(at)))
+            clips = sorted((clip for clip in clips if clip.key in at), key=lambda clip: at[clip.key])
         taken = {clip.key for clip in clips}
         return clips + ([] if work.invalid is None else _clips_of_rows(work.invalid(), taken))
 

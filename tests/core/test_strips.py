@@ -42,9 +42,9 @@ def test_a_way_ends_where_a_label_begins() -> None:
     assert strips(clips) == [Strip("credits", ("c",)), Strip("a", ("a", "b"))]
 
 
-def test_what_was_made_before_other_content_is_in_no_film() -> None:
-    clips = [Clip("a"), Clip("b~1", "bay", follows="a"), Clip("b", follows="a"), Clip("take~1", "bay")]
-    assert strips(clips) == [Strip("bay", ("take~1",)), Strip("a", ("a", "b"))]
+def test_keys_of_the_caller_may_look_like_those_of_what_was_made_before() -> None:
+    clips = [Clip("shot", "bay"), Clip("shot~1", "bay"), Clip("shot~2", "bay")]
+    assert strips(clips) == [Strip("bay", ("shot", "shot~1", "shot~2"))]
 
 
 def test_a_clip_whose_parent_is_not_there_begins_a_film() -> None:
@@ -82,11 +82,10 @@ def test_only_a_last_frame_at_the_beginning_goes_on() -> None:
     assert Clip.of("b", Job(prompt="x", image="https://example.com/a.png")) == Clip("b")
 
 
-def test_new_content_of_a_key_has_the_place_of_the_former() -> None:
-    assert positions(["one~1", "two", "one~2", "one", "alone"]) == {
-        "one~1": 0,
-        "one": 0,
-        "two": 1,
-        "one~2": 2,
-        "alone": 4,
-    }
+def test_new_content_of_a_key_has_the_place_of_what_was_made_before_which_is_in_no_film() -> None:
+    assert positions(["one~1", "two", "one~2", "one", "alone"]) == {"one": 0, "two": 1, "alone": 4}
+
+
+def test_keys_without_the_lower_numbers_are_those_of_the_caller() -> None:
+    keys = ["shot", "shot~2", "shot~3", "take~1", "cut~01", "cut"]
+    assert positions(keys) == {key: position for position, key in enumerate(keys)}
