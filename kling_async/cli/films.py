@@ -16,7 +16,7 @@ from kling_async._core.strips import Clip, Strip, film_of, positions, strips
 from kling_async.errors import ConfigurationError, StorageError, VideoError
 from kling_async.films import Film
 from kling_async.films import join as join_clips
-from kling_async.manifest._row import CONTINUES, CONTINUES_AT
+from kling_async.manifest._row import CONTINUES, CONTINUES_AT, NOTE
 from kling_async.storage import target_path
 
 from .join import as_json, joining
@@ -46,12 +46,14 @@ class Made:
     Attributes:
         strip: Name and clips of the film.
         missing: Keys of the clips that have no video.
+        unread: What is wrong with left-out rows that do not say which film they are of, so that it may be this one.
         film: The joined film; None if it was not joined.
-        error: Reason why its clips cannot be joined; None if they could, or if some are missing.
+        error: Reason why its clips cannot be joined; None if they could, or if some are or may be missing.
     """
 
     strip: Strip
     missing: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     film: Film | None = None
     error: VideoError | StorageError | None = None
 
@@ -63,6 +65,7 @@ class Made:
             "film": self.strip.name,
             "keys": list(self.strip.keys),
             "missing": list(self.missing),
+            "unread": len(self.unread),
             "joined": None if self.film is None else as_json(self.film),
             "error": None if error is None else {"type": type(error).__name__, "message": str(error)},
         }
@@ -121,21 +124,27 @@ class Films:
         """
         if not self._options.join:
             return []
-        made: list[Made] = []
         # In a thread: the manifest and the ledger are read again.
-        for strip in await anyio.to_thread.run_sync(lambda: strips(self._in_order(work))):
+        found, unread = await anyio.to_thread.run_sync(self._found, work)
+        made: list[Made] = []
+        for strip in found:
             missing = tuple(key for key in strip.keys if key not in self._files)
-            made.append(Made(strip, missing) if missing else await self._join(strip))
+            made.append(Made(strip, missing, unread) if missing or unread else await self._join(strip))
         return made
 
-    def _in_order(self, work: Work) -> list[Clip]:
-        """Return the clips in the order of the input, whichever ended first, and then those of left-out rows."""
+    def _found(self, work: Work) -> tuple[list[Strip], tuple[str, ...]]:
+        """Return the films in the order of the input, and what is wrong with left-out rows that may be of any of them.
+
+        The clips of other left-out rows come after those that ran, whichever of these ended first.
+        """
         clips = [self._clips[index] for index in sorted(self._clips)]
         if work.order is not None:
             at = positions(work.order())
             clips = sorted((clip for clip in clips if clip.key in at), key=lambda clip: at[clip.key])
-        taken = {clip.key for clip in clips}
-        return clips + ([] if work.invalid is None else _clips_of_rows(work.invalid(), taken))
+        unread: list[str] = []
+        if work.invalid is not None:
+            clips += _clips_of_rows(work.invalid(), {clip.key for clip in clips}, unread)
+        return strips(clips), tuple(unread)
 
     async def _join(self, strip: Strip) -> Made:
         files = [self._files[key] for key in strip.keys]
@@ -148,22 +157,27 @@ class Films:
         return Made(strip, film=film)
 
 
-def _clips_of_rows(rows: Iterable[Mapping[str, object]], taken: set[str]) -> list[Clip]:
+def _clips_of_rows(rows: Iterable[Mapping[str, object]], taken: set[str], unread: list[str]) -> list[Clip]:
     """Return the clips of rows that were left out, each under a key of its own.
 
     Args:
         rows: The rows; their fields may be of any kind.
         taken: Keys of other clips, which rows with a repeated key have, too. Receives those of the rows.
+        unread: Receives what is wrong with rows that do not say which film they are of: they have no field that could
+            be read, or no labels.
     """
     clips: list[Clip] = []
     for number, row in enumerate(rows, 1):
-        key, labels = key_or_problem(row.get("key")), row.get("labels")
+        key, labels = key_or_problem(row.get("key")), row.get("labels", {})
+        if row.keys() <= {NOTE} or not isinstance(labels, dict):
+            unread.append(cast("Mapping[str, str]", row[NOTE])["message"])
+            continue
         # What begins with another frame than the last one begins a film.
         follows = key_or_problem(row.get(CONTINUES)) if row.get(CONTINUES_AT) is None else None
         repeats = isinstance(key, str) and key in taken
         name = key if isinstance(key, str) and not repeats else f"left-out row {number}"
         taken.add(name)
-        film = film_of(cast("Mapping[str, object]", labels)) if isinstance(labels, dict) else ""
+        film = film_of(cast("Mapping[str, object]", labels))
         clips.append(Clip(name, film, follows if isinstance(follows, str) else None, repeats))
     return clips
 
@@ -194,6 +208,9 @@ def _described(made: Made) -> Text:
         )
     if made.error is not None:
         return Text(f"Film {name} was not joined: {made.error}", "yellow")
+    if not made.missing:
+        rows = f"{plural(len(made.unread), 'left-out row')} may be of any film ({made.unread[0]})"
+        return Text(f"Film {name} was not joined: {rows}: mend the list, and run it again", "yellow")
     more = len(made.missing) - _MAX_KEYS_SHOWN
     keys = ", ".join(made.missing[:_MAX_KEYS_SHOWN]) + (f" and {more} more" if more > 0 else "")
     return Text(

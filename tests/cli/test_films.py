@@ -148,6 +148,28 @@ async def test_left_out_rows_of_any_form_are_missing_clips(cli: Cli) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        ('{"key": "coda", "film": "bay", "prompt": "x"', "is not JSON: Expecting ',' delimiter"),
+        ('{"key": "coda", "film": "bay", "film": "bay"}', "film: is given twice"),
+        ('{"key": "coda", "film": "bay", "prompt": "x", "labels": "take 2"}', "labels: expected a mapping, got str"),
+    ],
+)
+async def test_no_film_is_joined_beside_a_row_that_may_be_of_any(cli: Cli, row: str, wrong: str) -> None:
+    (cli.folder / "face.jpg").write_bytes(jpeg(320, 320))
+    path = listed(cli.folder, *ROAD)
+    with (cli.folder / path).open("a") as file:
+        file.write(f"{row}\n")
+    words = ("--out", "videos", "--emulator", "--speed", "500", "--level", "gold", "--skip-invalid", "--join")
+    done = await run_sync(partial(cli, "run", path, *words))
+    said = f"Film road was not joined: 1 left-out row may be of any film (jobs.jsonl:3: {wrong}"
+    assert said in done.stdout, done.stdout + done.stderr
+    assert "): mend the list, and run it again" in done.stdout
+    assert done.returncode == 1
+    assert not (cli.folder / "videos" / "rehearsal" / "films").exists()
+
+
 async def test_film_keeps_its_name_beside_a_row_with_a_repeated_key(cli: Cli) -> None:
     (cli.folder / "face.jpg").write_bytes(jpeg(320, 320))
     path = listed(cli.folder, *ROAD, {**ROAD[1], "prompt": "Another hill"})
@@ -191,10 +213,12 @@ async def test_left_out_rows_are_read_beside_the_event_loop(tmp_path: Path) -> N
     def rows() -> Iterator[dict[str, object]]:
         threads.append(threading.get_ident())
         yield {"key": "a", "labels": {"film": "bay"}}
+        yield {"_error": {"message": "jobs.jsonl:2: is not JSON"}}
 
     work = SimpleNamespace(order=None, invalid=rows)
     (made,) = await Films(cast("BatchOptions", options)).join(cast("Work", work))
     assert (made.strip.name, made.missing) == ("bay", ("a",))
+    assert made.line["unread"] == 1
     assert threads
     assert threading.get_ident() not in threads
 
