@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 FOLDER: Final = "films"
 """Folder of the films in that of the videos, where no clip has the name of a film."""
+_FROM_LEDGER: Final = (
+    "Films have the clips that the ledger has. Only kling-async run knows of rows that were left out, or not read yet."
+)
 _MAX_SHOWN: Final = 20
 _MAX_KEYS_SHOWN: Final = 3
 
@@ -182,22 +185,25 @@ def _clips_of_rows(rows: Iterable[Mapping[str, object]], taken: set[str], unread
     return clips
 
 
-def print_films(console: Console, made: Sequence[Made], *, lines: bool) -> None:
+def print_films(console: Console, made: Sequence[Made], *, lines: bool, from_ledger: bool) -> None:
     """Print which films were joined, and what those lack that were not.
 
     Args:
         console: The console to print to.
         made: The films of the run.
         lines: Print them as JSON lines on stdout, instead.
+        from_ledger: The list was not read: what it has, and the ledger does not, is in no film.
     """
+    joined = sum(each.film is not None for each in made)
     if lines:
         sys.stdout.writelines(f"{json.dumps(each.line)}\n" for each in made)
-        return
-    for each in made[:_MAX_SHOWN]:
-        print_text(console, _described(each))
-    if len(made) > _MAX_SHOWN:
-        joined = sum(each.film is not None for each in made)
-        print_text(console, Text(f"Films: {joined} of {len(made)} joined; --json lists all", "dim"))
+    else:
+        for each in made[:_MAX_SHOWN]:
+            print_text(console, _described(each))
+        if len(made) > _MAX_SHOWN:
+            print_text(console, Text(f"Films: {joined} of {len(made)} joined; --json lists all", "dim"))
+    if joined and from_ledger:
+        print_text(console, Text(_FROM_LEDGER, "yellow"))
 
 
 def _described(made: Made) -> Text:

@@ -93,6 +93,8 @@ async def test_finished_films_are_joined_and_unfinished_ones_named(cli: Cli) -> 
         resumed = await run_sync(partial(cli, "resume", "videos/run.db", *words, "--crossfade", "0.5", **at(emulator)))
         assert resumed.returncode == 0, resumed.stdout + resumed.stderr
         assert "Film: videos/films/bay.mp4, 3 clips, 14.0 s" in resumed.stdout
+        assert "Films have the clips that the ledger has" in resumed.stdout
+        assert "Films have the clips" not in first.stdout + again.stderr
         assert len(emulator.charges()) == charges + 1
     page = await run_sync(partial(cli, "gallery", "videos/run.db"))
     assert page.returncode == 0, page.stderr
@@ -200,6 +202,7 @@ async def test_resumed_film_has_the_order_of_its_list(cli: Cli) -> None:
         assert [film["missing"] for film in films(first.stdout)] == [["three"]], first.stdout + first.stderr
         resumed = await run_sync(partial(cli, "resume", "videos/run.db", *words, **at(emulator)))
         assert [film["keys"] for film in films(resumed.stdout)] == [["one", "two", "three"]], resumed.stderr
+        assert "Films have the clips that the ledger has" in resumed.stderr
         again = await run_sync(partial(cli, "run", rows("b"), "--redo", "one", *words, **at(emulator)))
         assert again.returncode == 0, again.stdout + again.stderr
         resumed = await run_sync(partial(cli, "resume", "videos/run.db", *words, **at(emulator)))
