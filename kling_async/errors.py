@@ -188,7 +188,7 @@ class Problem:
     """One problem of a job.
 
     Attributes:
-        path: Field path as the caller writes it: `prompt`, `image`, `extra.seed`.
+        path: Field path as the caller writes it: `prompt`, `image`, `extra.seed`; empty for the whole job or row.
         message: The expected value and the actual one.
     """
 
@@ -196,7 +196,7 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.message}"
+        return f"{self.path}: {self.message}" if self.path else self.message
 
 
 class InvalidJobError(KlingError, ValueError):

@@ -10,7 +10,7 @@ from .copies import changed
 from .states import KEPT, OF_ATTEMPT, OF_REUSE, RENEWABLE, Row, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from .content import Content
 
@@ -45,6 +45,23 @@ def free_key(key: str, taken: Callable[[str], bool]) -> str:
     while taken(f"{key}~{number}"):
         number += 1
     return f"{key}~{number}"
+
+
+def former_keys(keys: Collection[str]) -> dict[str, str]:
+    """Return the keys under which what was made for other keys stays, each with the key that it was made for.
+
+    A caller's own key of that form is one of them only if all lower numbers are there, from 1 on.
+
+    Args:
+        keys: All keys of a batch.
+    """
+    found: dict[str, str] = {}
+    for key in keys:
+        number = 1
+        while (former := f"{key}~{number}") in keys:
+            found[former] = key
+            number += 1
+    return found
 
 
 def renewed(row: Row, content: Content, *, model: str, at: float) -> Row:

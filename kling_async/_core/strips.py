@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from .renewal import former_keys
 from .video_frames import LastFrame
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 LABEL: Final = "film"
 """The label that names the film of a job."""
-_BEFORE: Final = re.compile(r"~[0-9]+$")
-"""End of the key that a job gets when its own key gets other content."""
 
 
 def film_of(labels: Mapping[str, object]) -> str:
@@ -37,11 +35,13 @@ class Clip:
         key: Key of the job.
         film: Name of its film; empty if it has none of its own.
         follows: Key of the job with whose last frame it begins; None if there is none.
+        repeats: Whether it is of a row with the key of another one: no way parts because of it.
     """
 
     key: str
     film: str = ""
     follows: str | None = None
+    repeats: bool = False
 
     @classmethod
     def of(cls, key: str, job: Job) -> Clip:
@@ -71,25 +71,25 @@ def strips(clips: Iterable[Clip]) -> list[Strip]:
     that follows none to a clip that none follows is a film. Its name is the key of its first clip, and where ways part,
     that of its last one.
 
-    A clip without a label that neither follows another nor is followed is in no film, nor is what was made for a key
-    before that got other content.
+    A clip without a label that neither follows another nor is followed is in no film.
 
     Args:
         clips: The clips in the order of the input; those that are followed may come later.
     """
     by_key = {clip.key: clip for clip in clips}
-    for key in [key for key in by_key if (later := _key_after(key)) != key and later in by_key]:
-        del by_key[key]
     after: defaultdict[str, list[str]] = defaultdict(list)
     for clip in by_key.values():
         if clip.follows in by_key:
             after[clip.follows].append(clip.key)
     names: dict[str, str] = {}
-    stack = [key for key in reversed(by_key) if by_key[key].follows not in by_key]
-    while stack:
-        clip = by_key[stack.pop()]
-        names[clip.key] = clip.film or names.get(clip.follows or "", "")
-        stack += reversed(after[clip.key])
+    # Then all keys, as no beginning leads to rows that were left out because they continue themselves or each other.
+    for start in (*(key for key in by_key if by_key[key].follows not in by_key), *by_key):
+        stack = [start]
+        while stack:
+            clip = by_key[stack.pop()]
+            if clip.key not in names:
+                names[clip.key] = clip.film or names.get(clip.follows or "", "")
+                stack += reversed(after[clip.key])
     labelled: defaultdict[str, list[str]] = defaultdict(list)
     ways: list[tuple[str, ...]] = []
     for key, name in names.items():
@@ -97,34 +97,35 @@ def strips(clips: Iterable[Clip]) -> list[Strip]:
             labelled[name].append(key)
         elif all(names[each] for each in after[key]):
             ways.append(_way(key, by_key, names))
-    ends = Counter(way[0] for way in ways)
+    ends = Counter(way[0] for way in ways if not by_key[way[-1]].repeats)
     found = [Strip(name, tuple(keys)) for name, keys in labelled.items()]
-    return found + [Strip(way[0] if ends[way[0]] == 1 else way[-1], way) for way in ways if len(way) > 1]
-
-
-def positions(keys: Iterable[str]) -> dict[str, int]:
-    """Return the positions of keys; what has got other content has that of what was made for its key before.
-
-    Args:
-        keys: The keys in the order in which their jobs came into the ledger.
-    """
-    found: dict[str, int] = {}
-    for position, key in enumerate(keys):
-        found.setdefault(key, position)
-        found.setdefault(_key_after(key), position)
+    for way in ways:
+        if len(way) > 1:
+            parts = ends[way[0]] + by_key[way[-1]].repeats > 1
+            found.append(Strip(way[-1] if parts else way[0], way))
     return found
 
 
-def _key_after(key: str) -> str:
-    """Return the key under which other content was made, for the key of what was made before; else the key."""
-    return _BEFORE.sub("", key)
+def positions(keys: Iterable[str]) -> dict[str, int]:
+    """Return the positions of the keys of a ledger that may be in films.
+
+    What was made for a key before that got other content is in none; the key has its position.
+
+    Args:
+        keys: All keys of a batch, in the order in which its jobs came into the ledger.
+    """
+    order = list(keys)
+    former, found = former_keys({*order}), dict[str, int]()
+    for position, key in enumerate(order):
+        found.setdefault(former.get(key, key), position)
+    return found
 
 
 def _way(key: str, clips: Mapping[str, Clip], names: Mapping[str, str]) -> tuple[str, ...]:
     """Return the keys from the first clip of a film without a label to its last one."""
-    way: list[str] = []
+    way: dict[str, None] = {}
     at: str | None = key
-    while at is not None and at in clips and not names[at]:
-        way.append(at)
+    while at is not None and at in clips and at not in way and not names[at]:
+        way[at] = None
         at = clips[at].follows
     return tuple(reversed(way))

@@ -16,7 +16,7 @@ from kling_async._core.strips import Clip, Strip, film_of, positions, strips
 from kling_async.errors import ConfigurationError, StorageError, VideoError
 from kling_async.films import Film
 from kling_async.films import join as join_clips
-from kling_async.manifest._row import CONTINUES, CONTINUES_AT
+from kling_async.manifest._row import CONTINUES, CONTINUES_AT, NOTE
 from kling_async.storage import target_path
 
 from .join import as_json, joining
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 FOLDER: Final = "films"
 """Folder of the films in that of the videos, where no clip has the name of a film."""
+_FROM_LEDGER: Final = (
+    "Films have the clips that the ledger has. Only kling-async run knows of rows that were left out, or not read yet."
+)
 _MAX_SHOWN: Final = 20
 _MAX_KEYS_SHOWN: Final = 3
 
@@ -46,12 +49,14 @@ class Made:
     Attributes:
         strip: Name and clips of the film.
         missing: Keys of the clips that have no video.
+        unread: What is wrong with left-out rows that do not say which film they are of, so that it may be this one.
         film: The joined film; None if it was not joined.
-        error: Reason why its clips cannot be joined; None if they could, or if some are missing.
+        error: Reason why its clips cannot be joined; None if they could, or if some are or may be missing.
     """
 
     strip: Strip
     missing: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     film: Film | None = None
     error: VideoError | StorageError | None = None
 
@@ -63,6 +68,7 @@ class Made:
             "film": self.strip.name,
             "keys": list(self.strip.keys),
             "missing": list(self.missing),
+            "unread": len(self.unread),
             "joined": None if self.film is None else as_json(self.film),
             "error": None if error is None else {"type": type(error).__name__, "message": str(error)},
         }
@@ -121,21 +127,27 @@ class Films:
         """
         if not self._options.join:
             return []
-        made: list[Made] = []
         # In a thread: the manifest and the ledger are read again.
-        for strip in await anyio.to_thread.run_sync(lambda: strips(self._in_order(work))):
+        found, unread = await anyio.to_thread.run_sync(self._found, work)
+        made: list[Made] = []
+        for strip in found:
             missing = tuple(key for key in strip.keys if key not in self._files)
-            made.append(Made(strip, missing) if missing else await self._join(strip))
+            made.append(Made(strip, missing, unread) if missing or unread else await self._join(strip))
         return made
 
-    def _in_order(self, work: Work) -> list[Clip]:
-        """Return the clips in the order of the input, whichever ended first, and then those of left-out rows."""
+    def _found(self, work: Work) -> tuple[list[Strip], tuple[str, ...]]:
+        """Return the films in the order of the input, and what is wrong with left-out rows that may be of any of them.
+
+        The clips of other left-out rows come after those that ran, whichever of these ended first.
+        """
         clips = [self._clips[index] for index in sorted(self._clips)]
         if work.order is not None:
             at = positions(work.order())
-            clips.sort(key=lambda clip: at.get(clip.key, len(at)))
-        taken = {clip.key for clip in clips}
-        return clips + ([] if work.invalid is None else _clips_of_rows(work.invalid(), taken))
+            clips = sorted((clip for clip in clips if clip.key in at), key=lambda clip: at[clip.key])
+        unread: list[str] = []
+        if work.invalid is not None:
+            clips += _clips_of_rows(work.invalid(), {clip.key for clip in clips}, unread)
+        return strips(clips), tuple(unread)
 
     async def _join(self, strip: Strip) -> Made:
         files = [self._files[key] for key in strip.keys]
@@ -148,41 +160,50 @@ class Films:
         return Made(strip, film=film)
 
 
-def _clips_of_rows(rows: Iterable[Mapping[str, object]], taken: set[str]) -> list[Clip]:
+def _clips_of_rows(rows: Iterable[Mapping[str, object]], taken: set[str], unread: list[str]) -> list[Clip]:
     """Return the clips of rows that were left out, each under a key of its own.
 
     Args:
         rows: The rows; their fields may be of any kind.
         taken: Keys of other clips, which rows with a repeated key have, too. Receives those of the rows.
+        unread: Receives what is wrong with rows that do not say which film they are of: they have no field that could
+            be read, or no labels.
     """
     clips: list[Clip] = []
     for number, row in enumerate(rows, 1):
-        key, labels = key_or_problem(row.get("key")), row.get("labels")
+        key, labels = key_or_problem(row.get("key")), row.get("labels", {})
+        if row.keys() <= {NOTE} or not isinstance(labels, dict):
+            unread.append(cast("Mapping[str, str]", row[NOTE])["message"])
+            continue
         # What begins with another frame than the last one begins a film.
         follows = key_or_problem(row.get(CONTINUES)) if row.get(CONTINUES_AT) is None else None
-        name = key if isinstance(key, str) and key not in taken else f"left-out row {number}"
+        repeats = isinstance(key, str) and key in taken
+        name = key if isinstance(key, str) and not repeats else f"left-out row {number}"
         taken.add(name)
-        film = film_of(cast("Mapping[str, object]", labels)) if isinstance(labels, dict) else ""
-        clips.append(Clip(name, film, follows if isinstance(follows, str) else None))
+        film = film_of(cast("Mapping[str, object]", labels))
+        clips.append(Clip(name, film, follows if isinstance(follows, str) else None, repeats))
     return clips
 
 
-def print_films(console: Console, made: Sequence[Made], *, lines: bool) -> None:
+def print_films(console: Console, made: Sequence[Made], *, lines: bool, from_ledger: bool) -> None:
     """Print which films were joined, and what those lack that were not.
 
     Args:
         console: The console to print to.
         made: The films of the run.
         lines: Print them as JSON lines on stdout, instead.
+        from_ledger: The list was not read: what it has, and the ledger does not, is in no film.
     """
+    joined = sum(each.film is not None for each in made)
     if lines:
         sys.stdout.writelines(f"{json.dumps(each.line)}\n" for each in made)
-        return
-    for each in made[:_MAX_SHOWN]:
-        print_text(console, _described(each))
-    if len(made) > _MAX_SHOWN:
-        joined = sum(each.film is not None for each in made)
-        print_text(console, Text(f"Films: {joined} of {len(made)} joined; --json lists all", "dim"))
+    else:
+        for each in made[:_MAX_SHOWN]:
+            print_text(console, _described(each))
+        if len(made) > _MAX_SHOWN:
+            print_text(console, Text(f"Films: {joined} of {len(made)} joined; --json lists all", "dim"))
+    if joined and from_ledger:
+        print_text(console, Text(_FROM_LEDGER, "yellow"))
 
 
 def _described(made: Made) -> Text:
@@ -193,6 +214,9 @@ def _described(made: Made) -> Text:
         )
     if made.error is not None:
         return Text(f"Film {name} was not joined: {made.error}", "yellow")
+    if not made.missing:
+        rows = f"{plural(len(made.unread), 'left-out row')} may be of any film ({made.unread[0]})"
+        return Text(f"Film {name} was not joined: {rows}: mend the list, and run it again", "yellow")
     more = len(made.missing) - _MAX_KEYS_SHOWN
     keys = ", ".join(made.missing[:_MAX_KEYS_SHOWN]) + (f" and {more} more" if more > 0 else "")
     return Text(

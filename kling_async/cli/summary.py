@@ -118,7 +118,7 @@ def print_summary(console: Console, options: BatchOptions, report: Report) -> No
     """
     _print_failures(console, options, report)
     _print_counts(console, options, report)
-    print_films(console, report.films, lines=options.as_json)
+    print_films(console, report.films, lines=options.as_json, from_ledger=options.ledger_is_complete)
     if not options.quiet:
         _print_money(console, report)
         _print_files(console, options, report)

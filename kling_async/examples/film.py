@@ -9,7 +9,7 @@ import argparse
 import asyncio
 from pathlib import Path
 
-from kling_async import Job, KlingSession, LastFrame, join
+from kling_async import Job, KlingSession, LastFrame, Outcome, join
 
 
 async def main(picture: Path, out: Path) -> None:
@@ -20,6 +20,7 @@ async def main(picture: Path, out: Path) -> None:
         "night": Job(image=LastFrame("sail"), prompt="Lights come on"),
     }
     clips: dict[str, Path] = {}
+    failed: list[Outcome] = []
     async with (
         # The ledger has every paid id. Keep it: with it, the same call pays for nothing twice.
         KlingSession(ledger=out / "run.db") as kling,
@@ -29,8 +30,10 @@ async def main(picture: Path, out: Path) -> None:
             print(outcome.key, outcome.saved or outcome.error)  # noqa: T201 -- addressed to the user
             if outcome.saved:
                 clips[outcome.key] = outcome.saved.path
-    if len(clips) < len(shots):
-        raise SystemExit("some clips are missing: call it again")
+            else:
+                failed.append(outcome)
+    if failed:
+        raise SystemExit(f"no film without {failed[0].key}: {failed[0].error}")
     film = await join([clips[key] for key in shots], out / "bay.mp4")
     print(f"{film.path}: {film.seconds:.1f} s")  # noqa: T201 -- addressed to the user
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from kling_async._core.strips import Clip, strips
+from kling_async._core.strips import Clip, positions, strips
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,8 +33,9 @@ def films_of(cards: Iterable[Card]) -> list[Film]:
     for card in cards:
         if card.clip is not None:
             groups.setdefault((card.provider, card.batch), {})[card.key] = card.number, card.clip
-    return [
-        Film(strip.name, tuple(group[key][0] for key in strip.keys))
-        for group in groups.values()
-        for strip in strips(clip for _, clip in group.values())
-    ]
+    found: list[Film] = []
+    for group in groups.values():
+        at = positions(group)
+        shown = strips(clip for key, (_, clip) in group.items() if key in at)
+        found += (Film(strip.name, tuple(group[key][0] for key in strip.keys)) for strip in shown)
+    return found

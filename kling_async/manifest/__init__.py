@@ -113,17 +113,22 @@ class Manifest:
         named = ((name_of(key_of(row), row.line), row) for row in self._rows())
         held = {name: self._made(row) for name, row in named if name in members}
         if held.keys() != members:
-            gone = (
-                f"has changed since it was checked: {len(members) - len(held)} of {len(members)} rows of films are gone"
-            )
-            raise ManifestError([RowProblem(self.name, None, "", gone)])
+            raise self._changed(len(members - held.keys()), len(members))
         found_films = films({name: row.parents for name, row in self._following.items()}, held)
         for row in self._rows():
             name = name_of(key_of(row), row.line)
             if name not in members:
                 yield self._made(row)
-            for each in found_films.get(name, ()):
+            # Taken out, as the key may be there twice by now.
+            for each in found_films.pop(name, ()):
                 yield held.pop(each)
+        if held:
+            raise self._changed(len(held), len(members))
+
+    def _changed(self, gone: int, members: int) -> ManifestError:
+        """Return the error of a source that lacks rows of films since it was checked."""
+        said = f"has changed since it was checked: {gone} of {members} rows of films are gone"
+        return ManifestError([RowProblem(self.name, None, "", said)])
 
     @property
     def continued(self) -> frozenset[str]:

@@ -93,6 +93,8 @@ async def test_finished_films_are_joined_and_unfinished_ones_named(cli: Cli) -> 
         resumed = await run_sync(partial(cli, "resume", "videos/run.db", *words, "--crossfade", "0.5", **at(emulator)))
         assert resumed.returncode == 0, resumed.stdout + resumed.stderr
         assert "Film: videos/films/bay.mp4, 3 clips, 14.0 s" in resumed.stdout
+        assert "Films have the clips that the ledger has" in resumed.stdout
+        assert "Films have the clips" not in first.stdout + again.stderr
         assert len(emulator.charges()) == charges + 1
     page = await run_sync(partial(cli, "gallery", "videos/run.db"))
     assert page.returncode == 0, page.stderr
@@ -117,12 +119,14 @@ async def test_a_film_with_a_row_that_is_left_out_is_not_joined(cli: Cli) -> Non
 async def test_left_out_rows_of_any_form_are_missing_clips(cli: Cli) -> None:
     """Covers rows without keys, with the key of another row, and with labels that are read otherwise than written."""
     (cli.folder / "face.jpg").write_bytes(jpeg(320, 320))
-    good = [{"key": film, "film": film, "prompt": "x", "image": "face.jpg"} for film in ("bay", "road", "true")]
+    good = [{"key": film, "film": film, "prompt": "x", "image": "face.jpg"} for film in ("bay", "road", "true", "ring")]
     bad: list[dict[str, object]] = [
         {"film": "bay", "prompt": "x", "image": "none.jpg"},
         {"film": " road ", "prompt": "x", "continues": "nobody"},
         {"key": "true", "film": True, "prompt": "x", "image": "face.jpg"},
         {"key": "late", "film": "bay", "prompt": "x", "continues": "none"},
+        {"key": "here", "film": "ring", "prompt": "x", "continues": "there"},
+        {"key": "there", "film": "ring", "prompt": "x", "continues": "here"},
     ]
     path = listed(cli.folder, *good, *bad)
     words = ("--out", "videos", "--emulator", "--speed", "500", "--level", "gold", "--skip-invalid", "--join", "--json")
@@ -131,6 +135,7 @@ async def test_left_out_rows_of_any_form_are_missing_clips(cli: Cli) -> None:
         "bay": ["left-out row 1", "late"],
         "road": ["left-out row 2"],
         "true": ["left-out row 3"],
+        "ring": ["here", "there"],
     }, done.stdout + done.stderr
     assert not (cli.folder / "videos" / "rehearsal" / "films").exists()
     rows = [
@@ -140,7 +145,42 @@ async def test_left_out_rows_of_any_form_are_missing_clips(cli: Cli) -> None:
         "continues: continues 'nobody', which is no key of the same batch",
         "key: 'true' is already the key of line 3",
         "continues: continues 'none', which is no key of the same batch",
+        "continues: continues itself: 'here' -> 'there' -> 'here'",
+        "continues: continues 'here', which is left out",
     ]
+
+
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        ('{"key": "coda", "film": "bay", "prompt": "x"', "is not JSON: Expecting ',' delimiter"),
+        ('{"key": "coda", "film": "bay", "film": "bay"}', "film: is given twice"),
+        ('{"key": "coda", "film": "bay", "prompt": "x", "labels": "take 2"}', "labels: expected a mapping, got str"),
+    ],
+)
+async def test_no_film_is_joined_beside_a_row_that_may_be_of_any(cli: Cli, row: str, wrong: str) -> None:
+    (cli.folder / "face.jpg").write_bytes(jpeg(320, 320))
+    path = listed(cli.folder, *ROAD)
+    with (cli.folder / path).open("a") as file:
+        file.write(f"{row}\n")
+    words = ("--out", "videos", "--emulator", "--speed", "500", "--level", "gold", "--skip-invalid", "--join")
+    done = await run_sync(partial(cli, "run", path, *words))
+    said = f"Film road was not joined: 1 left-out row may be of any film (jobs.jsonl:3: {wrong}"
+    assert said in done.stdout, done.stdout + done.stderr
+    assert "): mend the list, and run it again" in done.stdout
+    assert done.returncode == 1
+    assert not (cli.folder / "videos" / "rehearsal" / "films").exists()
+
+
+async def test_film_keeps_its_name_beside_a_row_with_a_repeated_key(cli: Cli) -> None:
+    (cli.folder / "face.jpg").write_bytes(jpeg(320, 320))
+    path = listed(cli.folder, *ROAD, {**ROAD[1], "prompt": "Another hill"})
+    words = ("--out", "videos", "--emulator", "--speed", "500", "--level", "gold", "--skip-invalid", "--join", "--json")
+    done = await run_sync(partial(cli, "run", path, *words))
+    found = [(film["film"], film["keys"], film["missing"]) for film in films(done.stdout)]
+    again = "left-out row 1"
+    assert found == [("road", ["road", "hill"], []), (again, ["road", again], [again])], done.stdout + done.stderr
+    assert [film.name for film in (cli.folder / "videos" / "rehearsal" / "films").iterdir()] == ["road.mp4"]
 
 
 async def test_resumed_film_has_the_order_of_its_list(cli: Cli) -> None:
@@ -162,6 +202,7 @@ async def test_resumed_film_has_the_order_of_its_list(cli: Cli) -> None:
         assert [film["missing"] for film in films(first.stdout)] == [["three"]], first.stdout + first.stderr
         resumed = await run_sync(partial(cli, "resume", "videos/run.db", *words, **at(emulator)))
         assert [film["keys"] for film in films(resumed.stdout)] == [["one", "two", "three"]], resumed.stderr
+        assert "Films have the clips that the ledger has" in resumed.stderr
         again = await run_sync(partial(cli, "run", rows("b"), "--redo", "one", *words, **at(emulator)))
         assert again.returncode == 0, again.stdout + again.stderr
         resumed = await run_sync(partial(cli, "resume", "videos/run.db", *words, **at(emulator)))
@@ -175,10 +216,12 @@ async def test_left_out_rows_are_read_beside_the_event_loop(tmp_path: Path) -> N
     def rows() -> Iterator[dict[str, object]]:
         threads.append(threading.get_ident())
         yield {"key": "a", "labels": {"film": "bay"}}
+        yield {"_error": {"message": "jobs.jsonl:2: is not JSON"}}
 
     work = SimpleNamespace(order=None, invalid=rows)
     (made,) = await Films(cast("BatchOptions", options)).join(cast("Work", work))
     assert (made.strip.name, made.missing) == ("bay", ("a",))
+    assert made.line["unread"] == 1
     assert threads
     assert threading.get_ident() not in threads
 

@@ -246,3 +246,28 @@ def test_film_whose_row_is_gone_is_an_error() -> None:
     csv(f"a,x,{URL},,")
     with pytest.raises(ManifestError, match=r"film\.csv: has changed since it was checked"):
         keys(manifest)
+
+
+def test_film_whose_first_row_goes_between_the_two_reads_is_an_error() -> None:
+    rows: list[dict[str, object]] = [
+        {"key": "one", "prompt": "x", "image": URL},
+        {"key": "a", "prompt": "x", "image": URL},
+        {"key": "b", "prompt": "y", "continues": "a"},
+    ]
+    read = iter(read_rows(rows))
+    assert next(read)[0] == "one"
+    del rows[1]
+    with pytest.raises(ManifestError, match=r"rows: has changed since it was checked: 2 of 2 rows of films are gone"):
+        list(read)
+
+
+def test_key_that_comes_twice_in_the_second_read_is_no_other_film() -> None:
+    rows: list[dict[str, object]] = [
+        {"key": "one", "prompt": "x", "image": URL},
+        {"key": "a", "prompt": "x", "image": URL},
+        {"key": "b", "prompt": "y", "continues": "a"},
+    ]
+    read = iter(read_rows(rows))
+    assert next(read)[0] == "one"
+    rows.append(rows[1])
+    assert [key for key, _ in read] == ["a", "b"]

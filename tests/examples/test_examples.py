@@ -19,7 +19,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from anyio.to_thread import run_sync
 
 from kling_async import examples
-from kling_async.emulator import Emulator
+from kling_async.emulator import Emulator, faults
 from kling_async.examples import webhooks
 from support.cli import Cli
 from support.pages import DOCS
@@ -47,10 +47,10 @@ def environment(folder: Path, emulator: Emulator) -> dict[str, str]:
     }
 
 
-async def run(folder: Path, emulator: Emulator, name: str, *words: str) -> str:
-    """Run an example to its end and return what it printed."""
+async def ended(folder: Path, emulator: Emulator, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run an example to its end."""
     command = [sys.executable, "-m", f"kling_async.examples.{name}", *words]
-    done = await run_sync(
+    return await run_sync(
         partial(
             subprocess.run,
             command,
@@ -62,8 +62,13 @@ async def run(folder: Path, emulator: Emulator, name: str, *words: str) -> str:
             check=False,
         )
     )
+
+
+async def run(folder: Path, emulator: Emulator, name: str, *words: str) -> str:
+    """Run an example to its end and return what it printed."""
+    done = await ended(folder, emulator, name, *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    return str(done.stdout)
+    return done.stdout
 
 
 async def test_script_saves_a_video(tmp_path: Path, emulator: Emulator) -> None:
@@ -111,6 +116,16 @@ async def test_film_is_joined_and_paid_for_once(tmp_path: Path) -> None:
             "Lights come on",
         ]
     assert {path.name for path in (tmp_path / "out").glob("*.mp4")} == {"dawn.mp4", "sail.mp4", "night.mp4", "bay.mp4"}
+
+
+async def test_film_without_a_clip_names_its_error(tmp_path: Path, emulator: Emulator) -> None:
+    (tmp_path / "face.png").write_bytes(png())
+    emulator.faults.add("submit", faults.FailTask(), when=lambda exchange: "boat" in str(exchange.body), times=1)
+    for _ in range(2):
+        done = await ended(tmp_path, emulator, "film", "face.png")
+        assert done.returncode == 1, done.stdout
+        assert "no film without sail: the prediction ended as failed" in done.stderr, done.stderr
+    assert len(emulator.charges()) == 2, "what has failed stays so"
 
 
 async def test_receiver_takes_genuine_deliveries_once(capsys: pytest.CaptureFixture[str]) -> None:

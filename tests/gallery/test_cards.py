@@ -167,6 +167,12 @@ def test_films_of_cards_follow_the_jobs(tmp_path: Path) -> None:
     assert deck.films == [Film("bay", (2,))], "the card of a was dropped"
 
 
+def test_what_was_made_before_other_content_is_in_no_film_of_the_page(deck: Deck, script: Script) -> None:
+    for key in ("one", "one~1", "two", "two~2"):
+        script.admitted(key, labels={"film": "bay"})
+    assert deck.films == [Film("bay", (0, 2, 3))]
+
+
 def row(state: State, **more: object) -> Row:
     return Row(batch="b", key="k", digest="d", model="kwaivgi/kling-v2.1-i2v-pro", state=state, updated_at=9.0, **more)  # type: ignore[arg-type]  # the columns of the test
 
