@@ -54,7 +54,7 @@ def elsewhere(tmp_path: Path) -> Path:
     """The runner with two results and a page of its own."""
     folder = tmp_path / "benchmarks"
     (folder / "results").mkdir(parents=True)
-    for name in ("run.py", "_page.py", "_results.py"):
+    for name in ("run.py", "_page.py", "_chart.py", "_results.py"):
         (folder / name).write_text((BENCHMARKS / name).read_text())
 
     def figure(name: str, unit: str, *rounds: float, baseline: bool) -> dict[str, object]:
@@ -96,7 +96,7 @@ WRITTEN = """Before
 <!-- bench:begin -->
 Measured on 2026-01-02: abacus, 2 cores; Python 3.11.7.
 
-| aimed at | in this run | |
+| aimed at | in this run | verdict |
 |---|---|---|
 | Work, jobs/s: kling_async at least 0.8 of by hand | 0.5 (0.44 to 0.51) | **missed** |
 | Work, jobs/s: kling_async at most 0.5 of by hand | 0.5 (0.44 to 0.51) | met |
@@ -108,7 +108,7 @@ Measured on 2026-01-02: abacus, 2 cores; Python 3.11.7.
 
 A bit of it
 
-| | jobs/s | ms each |
+| measured | jobs/s | ms each |
 |---|---|---|
 | **kling_async** | 400 | 0.23 (0.12 to 0.35) |
 | by hand | 812 (790 to 900), 2.03 times ours |  |
