@@ -111,6 +111,8 @@ async def test_every_block_of_a_page_runs(
             "GPTPROTO_BASE_URL": emulator.gptproto_url,
             "NO_PROXY": "127.0.0.1",
             "KLING_WATCH": "eager",
+            # Of the emulator's accounts. Bronze ones begin two videos a minute.
+            "KLING_LEVEL": "gold",
         }
         if "KLING_LEDGER" in text:
             environment["KLING_LEDGER"] = request.getfixturevalue("database")
