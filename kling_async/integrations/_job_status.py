@@ -98,7 +98,9 @@ _STATES: Mapping[State, tuple[JobState, str]] = {
 
 def status_of_row(row: Row) -> JobStatus:
     """Return the state of a job from its row, which does not record the type of its error."""
-    state, status = _STATES[row.state]
+    # A reused job has the video of another one, or will have it.
+    shown = row.state if row.state is not State.REUSED else State.COMPLETED if row.has_video else State.SUBMITTED
+    state, status = _STATES[shown]
     error = None
     if state not in {"completed", "running", "waiting"}:
         error = {"type": "about:blank", "title": f"The job is {row.state.value}", "status": 502}
@@ -106,7 +108,7 @@ def status_of_row(row: Row) -> JobStatus:
         key=row.key,
         state=state,
         status=status,
-        prediction_id=row.prediction_id,
+        prediction_id=row.reused or row.prediction_id,
         output=row.output if state == "completed" else None,
         error=error,
     )

@@ -27,7 +27,15 @@ from kling_async._core.content import Content
 from kling_async._core.media import MAX_IMAGE_BYTES
 from kling_async._core.states import Row
 from kling_async.integrations._callers import key_in_ledger
-from kling_async.integrations.fastapi import JobPage, Jobs, JobService, accepted, add_error_handlers, lifespan
+from kling_async.integrations.fastapi import (
+    JobPage,
+    Jobs,
+    JobService,
+    JobStatus,
+    accepted,
+    add_error_handlers,
+    lifespan,
+)
 from kling_async.ledger import SQLiteLedger
 from kling_async.testing import EmulatorThread, served
 from kling_async.testing.plugin import kling_emulator_options, kling_server
@@ -158,6 +166,31 @@ async def test_page_reads_each_row_once(kling_server: EmulatorThread, tmp_path: 
         with pytest.raises(ConfigurationError, match="labels"):
             await service.page(labels={"order": None})
     assert [each.prediction_id for each in page.jobs] == [each.id for each in made]
+
+
+@pytest.mark.anyio
+async def test_job_that_got_the_video_of_another_batch_is_known_to_later_processes(
+    kling_server: EmulatorThread, tmp_path: Path
+) -> None:
+    job, path = Job(prompt="Waves", image=IMAGE), tmp_path / "run.db"
+    async with KlingSession(ledger=path) as kling, kling.batch({"x": job}, name="earlier") as batch:
+        (made,) = [outcome async for outcome in batch]
+    service = JobService(batch="shop")
+    async with KlingSession(ledger=path) as kling:
+        async with kling.batch({"a": job}, name="shop", seen="reuse") as batch:
+            assert [outcome.ok async for outcome in batch] == [True]
+        async with service.open(kling):
+            status = await service.get("a")
+            assert (await service.page()).jobs == [status]
+    assert made.prediction is not None
+    assert status == JobStatus(
+        key="a",
+        state="completed",
+        status="completed",
+        prediction_id=made.prediction.id,
+        output=made.prediction.output,
+    )
+    assert len(kling_server.charges()) == 1
 
 
 @pytest.mark.anyio
