@@ -48,6 +48,19 @@ OR state = 'failed' AND code IN ({", ".join(map(str, RETRYABLE_CODES))}) AND fai
 SENT = "SELECT count(*) FROM kling_job WHERE state NOT IN ('pending', 'claimed')"
 
 
+def emulated(clock: SharedClock) -> Emulator:
+    """Return a service that answers one request in ten with a fault."""
+    return Emulator(
+        level="ultra",
+        profile="video",
+        balance=1e6,
+        input_echo=True,
+        seed=SEED,
+        clock=clock,
+        chaos=Chaos(rate=0.1, seed=SEED),
+    )
+
+
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("saved", [True, False], ids=["saved", "downloaded"])
 @pytest.mark.promise(1, 2)
@@ -59,15 +72,7 @@ async def test_films_survive_faults_and_kills(tmp_path: Path, monkeypatch: pytes
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     killed: set[str] = set()
-    async with Emulator(
-        level="ultra",
-        profile="video",
-        balance=1e6,
-        input_echo=True,
-        seed=SEED,
-        clock=clock,
-        chaos=Chaos(rate=0.1, seed=SEED),
-    ) as emulator:
+    async with emulated(clock) as emulator:
         # The worker imports what this process imports.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(scratch)}
         folder = str(tmp_path / "out") if saved else ""
@@ -132,15 +137,7 @@ async def test_films_of_three_workers_survive_faults_and_kills(
                 await anyio.sleep(0.1)
 
     async with (
-        Emulator(
-            level="ultra",
-            profile="video",
-            balance=1e6,
-            input_echo=True,
-            seed=SEED,
-            clock=clock,
-            chaos=Chaos(rate=0.1, seed=SEED),
-        ) as emulator,
+        emulated(clock) as emulator,
         Fleet(
             emulator,
             "shared_worker.py",

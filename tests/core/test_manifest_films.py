@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -248,7 +249,8 @@ def test_film_whose_row_is_gone_is_an_error() -> None:
         keys(manifest)
 
 
-def test_film_whose_first_row_goes_between_the_two_reads_is_an_error() -> None:
+def begun() -> tuple[list[dict[str, object]], Iterator[Keyed]]:
+    """Return rows with a film, and what is left of their jobs after the first."""
     rows: list[dict[str, object]] = [
         {"key": "one", "prompt": "x", "image": URL},
         {"key": "a", "prompt": "x", "image": URL},
@@ -256,18 +258,17 @@ def test_film_whose_first_row_goes_between_the_two_reads_is_an_error() -> None:
     ]
     read = iter(read_rows(rows))
     assert next(read)[0] == "one"
+    return rows, read
+
+
+def test_film_whose_first_row_goes_between_the_two_reads_is_an_error() -> None:
+    rows, read = begun()
     del rows[1]
     with pytest.raises(ManifestError, match=r"rows: has changed since it was checked: 2 of 2 rows of films are gone"):
         list(read)
 
 
 def test_key_that_comes_twice_in_the_second_read_is_no_other_film() -> None:
-    rows: list[dict[str, object]] = [
-        {"key": "one", "prompt": "x", "image": URL},
-        {"key": "a", "prompt": "x", "image": URL},
-        {"key": "b", "prompt": "y", "continues": "a"},
-    ]
-    read = iter(read_rows(rows))
-    assert next(read)[0] == "one"
+    rows, read = begun()
     rows.append(rows[1])
     assert [key for key, _ in read] == ["a", "b"]

@@ -83,14 +83,19 @@ async def other(database: str) -> AsyncIterator[PostgresLedger]:
     await other.aclose()
 
 
+async def renew_below(ledger: PostgresLedger, other: PostgresLedger) -> None:
+    """Give a clip other content in one worker, after another one has claimed what continues it."""
+    assert await take(ledger) == ["film-0"]
+    await send(ledger, "film-0", VIDEO)
+    assert await take(ledger) == ["film-1"]
+    await other.renew("films", "film-0", content=NEW, model=MODEL, at=3.0)
+
+
 async def test_clip_that_is_sent_while_its_parent_gets_other_content_is_not_held(
     ledger: PostgresLedger, other: PostgresLedger
 ) -> None:
     """Its worker stops, and another one has to watch it: it is paid."""
-    assert await take(ledger) == ["film-0"]
-    await send(ledger, "film-0", list(VIDEO))
-    assert await take(ledger) == ["film-1"]
-    await other.renew("films", "film-0", content=NEW, model=MODEL, at=3.0)
+    await renew_below(ledger, other)
     await ledger.record(Entry(batch="films", key="film-1", state=State.INTENT, at=4.0, attempt=1))
     await ledger.record(Entry(batch="films", key="film-1", state=State.SUBMITTED, at=4.0, prediction_id="p"))
     await ledger.aclose()
@@ -100,13 +105,10 @@ async def test_clip_that_is_sent_while_its_parent_gets_other_content_is_not_held
 async def test_clip_that_is_given_back_while_its_parent_gets_other_content_is_held(
     ledger: PostgresLedger, other: PostgresLedger
 ) -> None:
-    assert await take(ledger) == ["film-0"]
-    await send(ledger, "film-0", list(VIDEO))
-    assert await take(ledger) == ["film-1"]
-    await other.renew("films", "film-0", content=NEW, model=MODEL, at=3.0)
+    await renew_below(ledger, other)
     ledger.give_back("films", "film-1", again=0.001)
     assert await take(ledger) == ["film-0"]
-    await send(ledger, "film-0", list(VIDEO))
+    await send(ledger, "film-0", VIDEO)
     assert await take(ledger) == ["film-1"]
 
 
