@@ -62,7 +62,7 @@ def same_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def unmeasured_repeats(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Pause coverage, which takes as long again, for tests that take a course many times."""
+    """Pause coverage, which takes as long again, for tests of the mark `repeats`."""
     measuring = coverage.Coverage.current()
     if measuring is None or request.node.get_closest_marker("repeats") is None:
         yield

@@ -340,6 +340,7 @@ with KlingSession() as kling, kling.batch([job]) as batch:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is another signal there")
+@pytest.mark.repeats
 def test_ctrl_c_while_a_batch_is_entered_leaves_none_running(server: EmulatorThread) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", ENTERED, str(PATIENCE_S)],

@@ -103,6 +103,7 @@ async def test_spreadsheet_names_videos_and_joins_results(tmp_path: Path, emulat
     assert len(emulator.charges()) == 1
 
 
+@pytest.mark.repeats
 async def test_film_is_joined_and_paid_for_once(tmp_path: Path) -> None:
     (tmp_path / "face.png").write_bytes(png())
     async with Emulator(level="gold", speed=200) as emulator:

@@ -194,6 +194,7 @@ async def test_job_that_got_the_video_of_another_batch_is_known_to_later_process
 
 
 @pytest.mark.anyio
+@pytest.mark.repeats
 async def test_bounds_hold_for_each_of_fifty_callers_at_once(
     kling_server_of_long_videos: EmulatorThread, tmp_path: Path
 ) -> None:

@@ -159,6 +159,7 @@ print(json.dumps(failed))
 """
 
 
+@pytest.mark.repeats
 def test_every_module_imports_first() -> None:
     missing = {
         room for room, needs in OPTIONAL_ROOMS.items() if not all(importlib.util.find_spec(need) for need in needs)

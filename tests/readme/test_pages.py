@@ -96,6 +96,7 @@ def fenced(page: Path) -> list[str]:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("page", CHARGES)
+@pytest.mark.repeats
 async def test_every_block_of_a_page_runs(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:

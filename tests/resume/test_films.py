@@ -274,6 +274,7 @@ async def test_unreadable_duplicate_ends_no_film_of_its_key(tmp_path: Path) -> N
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.repeats
 async def test_real_processes_that_are_killed_pay_for_every_clip_once(tmp_path: Path) -> None:
     """Kills at random moments, the end of one clip and the beginning of the next included."""
     rng = random.Random(4)

@@ -28,6 +28,7 @@ SEED = int(os.environ.get("KLING_SEED", "7"))
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("echo", [True, False], ids=["echo", "no echo"])
 @pytest.mark.promise(1, 2)
+@pytest.mark.repeats
 async def test_killed_and_resumed_batch_pays_once_and_loses_nothing(tmp_path: Path, *, echo: bool) -> None:
     rng = random.Random(SEED)
     path = tmp_path / "run.db"

@@ -129,6 +129,7 @@ async def test_workers_migrate_concurrently(old: str) -> None:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.repeats
 async def test_decisions_ignore_error_texts(database: str, tmp_path: Path) -> None:
     said = await first_release.decisions(copies(database, silenced=False), tmp_path)
     unsaid = await first_release.decisions(copies(database, silenced=True), tmp_path)

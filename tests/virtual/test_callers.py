@@ -44,6 +44,7 @@ def starters(service: Service) -> list[str]:
     return [body["prompt"].rpartition(" ")[0] for body in service.paid]
 
 
+@pytest.mark.repeats
 async def test_slots_go_round_the_callers_by_weight() -> None:
     service = Service(seconds=lambda body: 40.0 + crc32(body["prompt"].encode()) % 40)
     async with open_session(service, max_in_flight=100, callers=CALLERS) as kling, anyio.create_task_group() as tasks:
