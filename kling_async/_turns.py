@@ -92,15 +92,22 @@ class Turns:
         """True while others wait for a turn."""
         return bool(self._waiting)
 
-    def _has_room(self) -> bool:
-        """Return whether a turn can be had without waiting."""
-        return not self._waiting and self.taken < self.limit.total
+    def try_acquire(self, *, over_limit: bool = False) -> int | None:
+        """Take a turn without waiting, and return the epoch in which it was given; None if it has to be waited for.
+
+        Args:
+            over_limit: Take it in any case.
+        """
+        if over_limit or (not self._waiting and self.taken < self.limit.total):
+            self.taken += 1
+            return self.limit.epoch
+        return None
 
     async def acquire(self) -> int:
         """Wait for a turn, and return the epoch in which it was given."""
-        if self._has_room():
-            self.taken += 1
-            return self.limit.epoch
+        epoch = self.try_acquire()
+        if epoch is not None:
+            return epoch
         turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting[turn] = None
         try:

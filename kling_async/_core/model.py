@@ -276,7 +276,7 @@ class Model:
             return rate
         usd = rate.usd * duration / _BASE_SECONDS if self.durations else rate.usd
         if not sound:
-            return attrs.evolve(rate, usd=usd)
+            return Price(usd, rate.certainty, rate.source)
         source = self.sound_source or rate.source
         if self.sound_factor is None:
             return Price(None, Certainty.UNKNOWN, source)

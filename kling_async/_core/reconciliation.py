@@ -139,9 +139,9 @@ def fingerprint(inputs: Mapping[str, object]) -> str:
     further = {
         name: _comparable(value)
         for name, value in inputs.items()
-        if name not in {*_DOCUMENTED, *IMAGE_LISTS, *_OF_THE_SERVICE} and _is_given(name, value)
+        if name not in _NOT_FURTHER and _is_given(name, value)
     }
-    return f"{_sha256(_plain(inputs))}:{_sha256(images | lists)}:{_sha256(further)}"
+    return f"{_sha256(_plain(inputs))}:{_sha256(images | lists)}:{_sha256(further) if further else _NOTHING_FURTHER}"
 
 
 def echoed_fingerprints(inputs: Mapping[str, object]) -> frozenset[str]:
@@ -207,6 +207,7 @@ _DOCUMENTED = frozenset(
         "sound",
     }
 )
+_NOT_FURTHER = _DOCUMENTED.union(IMAGE_LISTS, _OF_THE_SERVICE)
 _FILLED_IN: Mapping[str, tuple[object, ...]] = {
     "negative_prompt": (None, "", "blur, distort, and low quality"),
     "guidance_scale": (None, 0.5),

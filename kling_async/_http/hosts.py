@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING
 
 from kling_async._clock import SystemClock
 from kling_async._core.adaptive import AdaptiveLimit
-from kling_async._core.http import Effect, HttpRequest, HttpResponse
+from kling_async._core.http import HttpResponse
 from kling_async._files import max_open_files
 from kling_async._turns import Turns
 from kling_async.errors import ConnectFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
     from yarl import URL
 
     from kling_async._core.statistics import Concurrency
@@ -44,30 +42,16 @@ class Hosts:
         return max((turns.statistics() for turns in self._hosts.values()), key=lambda one: one.taken, default=None)
 
 
-async def in_turn(
-    turns: Turns, request: HttpRequest, exchange: Awaitable[HttpResponse | BaseException]
-) -> HttpResponse | BaseException:
-    """Return the result of an exchange, begun when it is its turn. A paid request has its turn at once.
+def learn(turns: Turns, epoch: int, reply: HttpResponse | BaseException, seconds: float) -> None:
+    """Teach the turns of a host what came of a request.
 
     Args:
-        turns: The turns of its host.
-        request: The request.
-        exchange: The exchange, not begun yet.
+        turns: The turns.
+        epoch: The epoch in which the request was given its turn.
+        reply: The reply, or the error.
+        seconds: How long it took.
     """
-    limit = turns.limit
-    if request.effect is Effect.PAID:
-        # How many paid requests are under way is limited before they come here.
-        turns.taken += 1
-        epoch = limit.epoch
-    else:
-        epoch = await turns.acquire()
-    began = turns.clock.monotonic()
-    try:
-        result = await exchange
-        if isinstance(result, HttpResponse):
-            limit.record_done(1.0, turns.clock.monotonic() - began, full=turns.full)
-        elif isinstance(result, ConnectFailedError):
-            limit.record_refused(epoch)
-        return result
-    finally:
-        turns.release()
+    if isinstance(reply, HttpResponse):
+        turns.limit.record_done(1.0, seconds, full=turns.full)
+    elif isinstance(reply, ConnectFailedError):
+        turns.limit.record_refused(epoch)

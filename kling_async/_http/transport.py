@@ -31,7 +31,7 @@ from kling_async.errors import (
 
 from .bodies import ACCEPT_ENCODING, Body, read_body
 from .failures import map_exception, result_of
-from .hosts import Hosts, in_turn
+from .hosts import Hosts, learn
 from .proxies import Proxies, is_socks, socks_connector
 from .streamed import StreamedPieces
 from .timeouts import TaskTimeouts
@@ -248,14 +248,22 @@ class AiohttpTransport:
             url, proxy, turns = self._route(request.url)
         except ConfigurationError as refusal:
             return map_exception(refusal, request)
-        exchange = self._exchange_now(request, session, pieces, url, proxy)
         if turns is None:
-            return await exchange
+            return await self._exchange_now(request, session, pieces, url, proxy)
+        # How many paid requests are under way is limited before they come here.
+        epoch = turns.try_acquire(over_limit=request.effect is Effect.PAID)
+        if epoch is None:
+            try:
+                epoch = await turns.acquire()
+            except asyncio.CancelledError as error:
+                return error
+        began = turns.clock.monotonic()
         try:
-            return await in_turn(turns, request, exchange)
-        except asyncio.CancelledError as error:
-            exchange.close()
-            return error
+            reply = await self._exchange_now(request, session, pieces, url, proxy)
+            learn(turns, epoch, reply, turns.clock.monotonic() - began)
+            return reply
+        finally:
+            turns.release()
 
     async def _exchange_now(
         self,

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from support.cli import Cli
+from support.cli import Cli, answers_hangups
 from support.patience import PATIENCE_S
 
 UNENDING_S = 3600.0
@@ -74,7 +74,7 @@ def start(cli: Cli, closing: float, script: str = SCRIPT) -> subprocess.Popen[st
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=answers_hangups)])
 def test_repeated_signals_do_not_cut_closing_short(cli: Cli, number: signal.Signals) -> None:
     with start(cli, 1.0) as process:
         cli.wait_for(process, "working")
@@ -125,6 +125,7 @@ def test_signal_after_drain_cancels(cli: Cli) -> None:
     assert (out, err, process.returncode) == ("closed\n", "", 130)
 
 
+@answers_hangups
 def test_sighup_cancels_without_drain(cli: Cli) -> None:
     with start(cli, UNENDING_S, DRAINING) as process:
         cli.wait_for(process, "working")

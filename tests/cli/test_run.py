@@ -19,7 +19,7 @@ from anyio.to_thread import run_sync
 
 from kling_async.emulator import Emulator, ManualClock, ScaledClock, faults
 from kling_async.ledger import State, read_ledger
-from support.cli import Cli, jobs
+from support.cli import Cli, answers_hangups, jobs
 from support.manual import running
 from support.patience import PATIENCE_S
 from support.pictures import jpeg
@@ -150,7 +150,7 @@ async def test_gptproto_receives_inline_pictures(cli: Cli) -> None:
     assert done.stdout.startswith("1 of 1 video in videos, $0.00 spent plus 1 job of unknown price")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=answers_hangups)])
 @pytest.mark.anyio
 async def test_second_interrupt_lists_running_ids_and_fetch_saves_them(cli: Cli, number: signal.Signals) -> None:
     path = manifest(cli.folder, *({"key": f"job-{number}"} for number in range(3)))

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+import pytest
+
 from kling_async.emulator.faults import Call
 from support.patience import PATIENCE_S
 
@@ -20,6 +22,9 @@ APART_S = 0.5
 EAGER = ("--polling", "eager")
 """The options of what the environment of tests says, as shown in commands for later."""
 ROOT = Path(__file__).parents[2]
+answers_hangups = pytest.mark.skipif(
+    signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, reason="under nohup, whose processes ignore a closed terminal"
+)
 
 
 class Cli:
