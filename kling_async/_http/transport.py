@@ -29,11 +29,11 @@ from kling_async.errors import (
     ConnectFailedError,
 )
 
-from .bodies import ACCEPT_ENCODING, Body, read_body
+from .bodies import ACCEPT_ENCODING, read_body
 from .failures import map_exception, result_of
 from .hosts import Hosts, learn
 from .proxies import Proxies, is_socks, socks_connector
-from .streamed import StreamedPieces
+from .streamed import StreamedPieces, StreamedReply
 from .timeouts import TaskTimeouts
 
 if TYPE_CHECKING:
@@ -332,7 +332,7 @@ class AiohttpTransport:
         response = await self._start_stream(request, self._open_session(request))
         if isinstance(response, BaseException):
             raise without_frames(response)
-        reply = _StreamedReply(response, request)
+        reply = StreamedReply(response, _lowercase_headers(response), request)
         del response
         try:
             yield reply
@@ -445,39 +445,6 @@ class AiohttpTransport:
     def _turns(self, url: URL | str) -> Turns | None:
         """Return the turns of a host; None if its connections are limited by aiohttp."""
         return None if self._hosts is None or isinstance(url, str) else self._hosts.turns(url)
-
-
-class _StreamedReply:
-    """A `StreamedResponse` that iterates over its body.
-
-    It keeps aiohttp's response out of the frames that an error passes: tracebacks that show local variables would print
-    its URL with the query.
-    """
-
-    def __init__(self, response: aiohttp.ClientResponse, request: HttpRequest) -> None:
-        self.status = response.status
-        self.headers = _lowercase_headers(response)
-        self._response = response
-        self._body = Body(response)
-        self._request = request
-
-    def chunks(self) -> AsyncIterator[bytes]:
-        return self
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        chunk = await result_of(self._body.next(), self._request, replied=True)
-        if isinstance(chunk, BaseException):
-            raise without_frames(chunk)
-        if not chunk:
-            raise StopAsyncIteration
-        return chunk
-
-    def close(self) -> None:
-        """Release the connection if the body was read to its end, else close it."""
-        self._response.close()
 
 
 def _new_session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
