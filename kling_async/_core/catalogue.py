@@ -17,7 +17,6 @@ for some prices third parties, which `Certainty` tells. Where they disagree, a r
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping  # noqa: TC003 -- attrs resolves field types at run time
 from decimal import Decimal
 
@@ -387,6 +386,8 @@ def find_model(name: str) -> Model | None:
 
 def near_names(name: str) -> list[str]:
     """Return short names similar to `name`; all of them if none is similar."""
+    import difflib  # noqa: PLC0415 -- for wrong names only
+
     shorts = [model.name for model in MODELS]
     near = difflib.get_close_matches(name.rpartition("kwaivgi/")[2], shorts, n=3, cutoff=0.5)
     return near or shorts

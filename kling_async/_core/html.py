@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
@@ -14,6 +13,13 @@ if TYPE_CHECKING:
 MAX_EMBEDDED_BYTES: Final = 8_000_000
 """Greatest size of a video that becomes part of the notebook; base64 makes it a third longer."""
 _WIDTH: Final = 320
+
+
+def escape(text: str) -> str:
+    """Return a text without the meaning that HTML gives to some of its characters."""
+    import html  # noqa: PLC0415 -- takes a fortieth of the time of all imports, and only notebooks need it
+
+    return html.escape(text)
 
 
 def table(rows: Iterable[tuple[str, object]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import secrets
 import textwrap
@@ -105,6 +104,8 @@ def checked_fields(fields: dict[str, Any]) -> dict[str, Any]:
     own_row = fields.pop("own_row", None)
     given = {name: value for name, value in fields.items() if value is not None and not _is_empty_list(name, value)}
     for name in () if fields.keys() <= _FIELDS else [name for name in fields if name not in _FIELDS]:
+        import difflib  # noqa: PLC0415 -- for wrong names only
+
         near = difflib.get_close_matches(name, [*JobFields.__annotations__, *_SYNONYMS], n=1, cutoff=0.6)
         meant = _SYNONYMS.get(near[0], near[0]) if near else None
         hint = f"did you mean {meant}?" if meant else "the fields are " + ", ".join(JobFields.__annotations__)
