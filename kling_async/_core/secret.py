@@ -15,7 +15,7 @@ MIN_REDACTED_LENGTH = 8
 class Secret:
     """An API key. Only `reveal()` returns it; `repr`, `str` and formatting hide it, and pickling is refused."""
 
-    __slots__ = ("__encoded", "__quoted", "__value")
+    __slots__ = ("__quoted", "__value")
 
     @hides_arguments
     def __init__(self, value: str) -> None:
@@ -25,7 +25,6 @@ class Secret:
                 "API key: expected printable ASCII characters without spaces, got other or no characters"
             )
         self.__value = value
-        self.__encoded = value.encode()
         self.__quoted = re.compile("".join(map(_in_json, value)).encode())
 
     def reveal(self) -> str:
@@ -47,7 +46,8 @@ class Secret:
 
     def _may_be_in(self, body: bytes) -> bool:
         """Return whether a body may quote the key. Nearly all do not, which is seen without the slow pattern."""
-        return len(self.__encoded) >= MIN_REDACTED_LENGTH and (self.__encoded in body or b"\\" in body)
+        long = len(self.__value) >= MIN_REDACTED_LENGTH
+        return long and (self.__value.encode() in body or b"\\" in body)
 
     def _redacted(self, value: object) -> object:
         if isinstance(value, str):
