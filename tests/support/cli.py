@@ -23,7 +23,8 @@ EAGER = ("--polling", "eager")
 """The options of what the environment of tests says, as shown in commands for later."""
 ROOT = Path(__file__).parents[2]
 answers_hangups = pytest.mark.skipif(
-    signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, reason="under nohup, whose processes ignore a closed terminal"
+    hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN,
+    reason="under nohup, whose processes ignore a closed terminal",
 )
 
 
