@@ -41,7 +41,7 @@ _CONCURRENT_PARTS: Final = 1
 _READ_BYTES: Final = 2**20
 
 _LACKS_FEATURE = (
-    NotImplementedError,  # caught here, not raised: obstore's answer where a store lacks a feature, such as attributes
+    NotImplementedError,  # caught, not raised here: obstore raises it where a store lacks attributes or a mode of put
     NotSupportedError,
 )
 """Errors by which obstore says that a store has no attributes, or no conditional puts."""
