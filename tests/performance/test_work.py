@@ -125,24 +125,20 @@ async def by_hand(count: int) -> None:
     await asyncio.gather(*(one(number) for number in range(count)))
 
 
-async def by_session(count: int) -> None:
+new_session = partial(KlingSession, "wsk_key", max_in_flight=20, rate_limiter=NoLimit(), max_reads_per_second=math.inf)
+
+
+async def run_jobs(session: KlingSession, count: int) -> None:
     asked = (Job(prompt=f"number {number}", image=IMAGE) for number in range(count))
     done = 0
-    async with (
-        KlingSession(
-            "wsk_key",
-            transport=Service(),
-            clock=LoopClock(),
-            max_in_flight=20,
-            rate_limiter=NoLimit(),
-            watch=WatchPolicy.fixed(0.01),
-            max_reads_per_second=math.inf,
-        ) as kling,
-        kling.batch(asked) as batch,
-    ):
+    async with session as kling, kling.batch(asked) as batch:
         async for outcome in batch:
             done += outcome.ok
     assert done == count
+
+
+async def by_session(count: int) -> None:
+    await run_jobs(new_session(transport=Service(), clock=LoopClock(), watch=WatchPolicy.fixed(0.01)), count)
 
 
 def test_batch_job_work_is_bounded() -> None:
@@ -216,19 +212,7 @@ def test_network_job_work_is_bounded() -> None:
     headers = {"Authorization": "Bearer wsk_key"}
 
     async def ours(url: str, count: int) -> None:
-        asked = (Job(prompt=f"number {number}", image=IMAGE) for number in range(count))
-        async with (
-            KlingSession(
-                "wsk_key",
-                base_url=url,
-                max_in_flight=20,
-                rate_limiter=NoLimit(),
-                watch=WatchPolicy.fixed(0.001),
-                max_reads_per_second=math.inf,
-            ) as kling,
-            kling.batch(asked) as batch,
-        ):
-            assert [outcome.ok async for outcome in batch] == [True] * count
+        await run_jobs(new_session(base_url=url, watch=WatchPolicy.fixed(0.001)), count)
 
     async def bare(url: str, count: int) -> None:
         async def one(session: aiohttp.ClientSession, number: int) -> None:
