@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import anyio.to_thread
 import attrs
 
 from kling_async._core.media import WHITE, FileFacts, ImageFacts
+from kling_async._threads import run_short
 
 from .inspection import inspect
 from .preflight import VERIFIED_PIXELS, changed, has_pillow, preflight, read, sha256
 from .streams import PIECE_BYTES, ImageStream
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 T = TypeVar("T")
 
 MAX_CONCURRENT_CONVERSIONS = 2
 """Images decoded at once: each takes up to 1 GB of memory, and most far less."""
+SMALL_PIXELS = 1_000_000
+"""Pixels up to which images are decoded where they are read: four megabytes, and a few milliseconds."""
 LARGE_PIXELS = 80_000_000
 """Pixels beyond which images are decoded one after another: a HEIC of 200 million takes 1.4 GB."""
 
@@ -72,16 +78,28 @@ class Preparation:
         Raises:
             InvalidJobError: It has changed, cannot be decoded to its end, or the service would refuse it.
         """
-        prepared = await anyio.to_thread.run_sync(_prepare, image, field, expected, self.fit)
-        if not isinstance(prepared.facts, ImageFacts):
-            return prepared
-        verified = not prepared.unfit and self._is_verified(prepared.facts)
+        prepared, look = await run_short(partial(self._read, image, field, expected))
+        if look is not None and isinstance(prepared.facts, ImageFacts):
+            return attrs.evolve(prepared, unfit=prepared.unfit or await self._decode(look, prepared.facts))
+        return prepared
+
+    def _read(
+        self, image: Path | bytes, field: str, expected: str | None
+    ) -> tuple[PreparedImage, Callable[[], bool] | None]:
+        """Read and check an image, and return what remains to be looked at in it by a decoder."""
+        prepared = _prepare(image, field, expected, self.fit)
+        facts = prepared.facts
+        if not isinstance(facts, ImageFacts):
+            return prepared, None
+        verified = not prepared.unfit and self._is_verified(facts)
         if not verified and (prepared.unfit or not self.fit):
-            return prepared
+            return prepared, None
         # From memory if it is there: a file is read as seldom as can be.
         source = prepared.content if isinstance(prepared.content, bytes) else image
         look = partial(_look, source, field, fit=self.fit, verified=verified)
-        return attrs.evolve(prepared, unfit=prepared.unfit or await self._decode(look, prepared.facts))
+        if facts.width * facts.height > SMALL_PIXELS:
+            return prepared, look
+        return attrs.evolve(prepared, unfit=look() or prepared.unfit), None
 
     async def converted(self, prepared: PreparedImage, image: Path | bytes, field: str) -> PreparedImage:
         """Return an image converted if it is unfit.
@@ -94,7 +112,7 @@ class Preparation:
         work = partial(_convert, image, field, prepared.digest, self.background)
         return await self._decode(work, prepared.facts)
 
-    async def _decode(self, work: partial[T], facts: ImageFacts) -> T:
+    async def _decode(self, work: Callable[[], T], facts: ImageFacts) -> T:
         large = facts.width * facts.height > LARGE_PIXELS
         return await anyio.to_thread.run_sync(work, limiter=self._decoding_large if large else self._decoding)
 

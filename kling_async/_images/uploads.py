@@ -7,6 +7,7 @@ import copy
 import random
 from collections import OrderedDict
 from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -31,6 +32,7 @@ from kling_async._core.transport import StreamingTransport, loggable_url
 from kling_async._core.video_frames import VideoFrame
 from kling_async._http.reads import Reads, send_once
 from kling_async._log import log
+from kling_async._threads import run_short
 from kling_async._turns import upload_turns
 from kling_async.errors import (
     InvalidJobError,
@@ -86,7 +88,7 @@ async def digest(image: Image, *, field: str = "image") -> str:
     """
     if isinstance(image, str):
         return image
-    return await anyio.to_thread.run_sync(sha256, image, field)
+    return await run_short(partial(sha256, image, field))
 
 
 @attrs.define(eq=False)

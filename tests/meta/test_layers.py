@@ -28,7 +28,7 @@ ROWS = (
     {"_budget", "films"},
     {"_images", "_watching", "storage"},
     {"_http", "ledger", "limits", "webhooks"},
-    {"_observers", "_turns"},
+    {"_observers", "_threads", "_turns"},
     {"_clock", "_files", "_log", "_loops", "_tasks"},
     {"providers"},
     {"_core", "_version"},

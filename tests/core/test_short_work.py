@@ -1,0 +1,192 @@
+"""Short work in threads: pieces that wait go together, slow ones side by side, and no caller is left waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from kling_async import _threads
+from kling_async._threads import run_short
+
+pytestmark = pytest.mark.anyio
+
+
+class Blocking:
+    """Work that holds its thread until it is released."""
+
+    def __init__(self) -> None:
+        self.began, self._released = threading.Event(), threading.Event()
+
+    def __call__(self) -> str:
+        self.began.set()
+        assert self._released.wait(30)
+        return "released"
+
+    def release(self) -> None:
+        self._released.set()
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets an item for each thread that is taken."""
+    threads: list[int] = []
+    run_sync = anyio.to_thread.run_sync
+
+    async def counted(work: Callable[..., Any], *args: object) -> Any:
+        threads.append(1)
+        return await run_sync(work, *args)
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", counted)
+    return threads
+
+
+async def begun(work: Blocking) -> asyncio.Task[str]:
+    """Return the task of work that is under way."""
+    task = asyncio.create_task(run_short(work))
+    await asyncio.to_thread(work.began.wait, 30)
+    return task
+
+
+async def test_pieces_that_wait_are_done_in_one_go(taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_threads, "SLOW_S", math.inf)
+    monkeypatch.setattr(_threads, "GO_S", math.inf)
+    first = Blocking()
+    task = await begun(first)
+
+    def failing() -> int:
+        raise LookupError("the hundredth")
+
+    waiting = [asyncio.create_task(run_short(partial(int, number))) for number in range(100)]
+    waiting.append(asyncio.create_task(run_short(failing)))
+    await asyncio.sleep(0)
+    first.release()
+    done = await asyncio.gather(*waiting, return_exceptions=True)
+    assert done[:100] == list(range(100))
+    assert isinstance(done[100], LookupError)
+    assert await task == "released"
+    assert len(taken) == 1
+
+
+async def test_slow_work_does_not_hold_up_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_threads, "SLOW_S", 0.0)
+    slow = Blocking()
+    task = await begun(slow)
+    assert await run_short(lambda: 7) == 7
+    slow.release()
+    assert await task == "released"
+
+
+async def test_what_waits_behind_slow_work_is_done_side_by_side(
+    taken: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_threads, "SLOW_S", math.inf)
+    monkeypatch.setattr(_threads, "GO_S", -1.0)
+    first = Blocking()
+    task = await begun(first)
+    both = threading.Barrier(2)
+    waiting = [asyncio.create_task(run_short(lambda: both.wait(30))) for _ in range(2)]
+    await asyncio.sleep(0)
+    # What is under way has become slow.
+    monkeypatch.setattr(_threads, "SLOW_S", 0.0)
+    first.release()
+    await asyncio.gather(task, *waiting)
+    assert len(taken) == 3
+
+
+async def test_no_more_threads_than_permitted(taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_threads, "SLOW_S", 0.0)
+    monkeypatch.setattr(_threads, "MAX_THREADS", 2)
+    slow = [Blocking() for _ in range(2)]
+    tasks = [await begun(work) for work in slow]
+    third = asyncio.create_task(run_short(lambda: 3))
+    await asyncio.sleep(0)
+    assert len(taken) == 2
+    for work in slow:
+        work.release()
+    assert await third == 3
+    await asyncio.gather(*tasks)
+
+
+async def test_slow_work_takes_no_more_threads_than_permitted(
+    taken: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_threads, "SLOW_S", 0.0)
+    monkeypatch.setattr(_threads, "GO_S", -1.0)
+    monkeypatch.setattr(_threads, "MAX_THREADS", 1)
+    works = [Blocking() for _ in range(3)]
+    tasks = [await begun(works[0]), *(asyncio.create_task(run_short(work)) for work in works[1:])]
+    await asyncio.sleep(0)
+    works[0].release()
+    await asyncio.to_thread(works[1].began.wait, 30)
+    await anyio.wait_all_tasks_blocked()
+    assert len(taken) == 2
+    for work in works[1:]:
+        work.release()
+    assert await asyncio.gather(*tasks) == ["released"] * 3
+
+
+async def test_work_whose_caller_was_cancelled_meanwhile_ends_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_threads, "SLOW_S", math.inf)
+    monkeypatch.setattr(_threads, "GO_S", math.inf)
+    first, second = Blocking(), Blocking()
+    task = await begun(first)
+    cancelled = asyncio.create_task(run_short(second))
+    await asyncio.sleep(0)
+    first.release()
+    await asyncio.to_thread(second.began.wait, 30)
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    second.release()
+    assert await task == "released"
+
+
+async def test_a_cancelled_caller_leaves_the_thread_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_threads, "SLOW_S", math.inf)
+    monkeypatch.setattr(_threads, "GO_S", -1.0)
+    first = Blocking()
+    second = asyncio.Event()
+
+    async def ends() -> None:
+        await run_short(first)
+        # The second has been told to take a thread, and has not run since.
+        tasks[0].cancel()
+        second.set()
+
+    ending = asyncio.create_task(ends())
+    await asyncio.to_thread(first.began.wait, 30)
+    done: list[int] = []
+    tasks = [asyncio.create_task(run_short(partial(done.append, number))) for number in range(3)]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    first.release()
+    await second.wait()
+    async with asyncio.timeout(30):
+        ends_of_all = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(end) for end in ends_of_all] == [asyncio.CancelledError, asyncio.CancelledError, type(None)]
+    assert done == [2]
+    await ending
+    assert await run_short(lambda: 5) == 5, "no thread counts as taken"
+
+
+async def test_what_a_cancelled_caller_has_done_for_others_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_threads, "SLOW_S", math.inf)
+    monkeypatch.setattr(_threads, "GO_S", math.inf)
+    first = Blocking()
+    task = await begun(first)
+    waiting = asyncio.create_task(run_short(lambda: 7))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    first.release()
+    async with asyncio.timeout(30):
+        assert await waiting == 7
+    with pytest.raises(asyncio.CancelledError):
+        await task
