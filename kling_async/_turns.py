@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 INITIAL_TRANSFERS = 16
 """Uploads, and downloads, that may be under way at once at first."""
-MAX_UPLOADS = 512
+INITIAL_UPLOAD_BYTES = 24 * 1024 * 1024
+"""Bytes of small files that may be under way at once at first: a line of 2 MB/s has sent them after 13 s."""
+MAX_INITIAL_UPLOADS = 256
+"""Small files that may be under way at once at first at most."""
+MAX_UPLOADS = 1024
 """Uploads that may be under way at once at most, if the user sets no other number."""
 MAX_DOWNLOADS = 256
 """Downloads that may be under way at once at most, if the user sets no other number."""
@@ -76,6 +80,7 @@ class Turns:
         self.taken = 0
         self.clock = clock
         self._waiting: OrderedDict[asyncio.Future[int], None] = OrderedDict()
+        self._expected_sizes: list[int] = []
 
     def take(self) -> Turn:
         """Return a turn to enter with `async with`, which waits for it."""
@@ -120,9 +125,20 @@ class Turns:
                 self.release()
             raise
 
+    def expect(self, size: int) -> None:
+        """Record the bytes of a file that is about to be sent: if the first ones are small, they may be more."""
+        if self.limit.untried:
+            self._expected_sizes.append(size)
+            fit = INITIAL_UPLOAD_BYTES * len(self._expected_sizes) // sum(self._expected_sizes)
+            self.limit.begin_with(min(fit, MAX_INITIAL_UPLOADS))
+            self._give()
+
     def release(self) -> None:
         """Give a turn back."""
         self.taken -= 1
+        self._give()
+
+    def _give(self) -> None:
         while self._waiting and self.taken < self.limit.total:
             turn, _ = self._waiting.popitem(last=False)
             if not turn.done():
@@ -141,6 +157,10 @@ class Turn:
         self.size = 0.0
         self._turns = turns
         self._clock = clock
+
+    def expect(self, size: int) -> None:
+        """Record the bytes that are about to be sent."""
+        self._turns.expect(size)
 
     def record_refused(self) -> None:
         """Record a request that was refused, or failed as requests do that are too many."""

@@ -56,6 +56,17 @@ class AdaptiveLimit:
         """Requests that may be under way now, at least 1."""
         return int(self._limit)
 
+    @property
+    def untried(self) -> bool:
+        """True until a request has succeeded or was refused."""
+        return not self.seconds and not self.epoch
+
+    def begin_with(self, total: int) -> None:
+        """Raise a limit that is untried, for requests that turn out to be small."""
+        if self.untried and total > self._limit:
+            self._limit = self._best_limit = float(min(total, self.ceiling))
+            self._begin_round()
+
     def record_done(self, size: float, seconds: float, *, full: bool) -> None:
         """Record a request that succeeded.
 

@@ -275,6 +275,7 @@ class Images:
                 until += self._clock.monotonic() - asked
                 prepared = await self._prepare.converted(prepared, image, field)
                 _warn(prepared.facts, image if isinstance(image, Path) else field)
+                turn.expect(prepared.facts.bytes)
                 try:
                     return await self._upload(prepared, until, turn)
                 except KlingError as error:

@@ -10,14 +10,14 @@ HOLD_GENERATIONS = 4.0
 """Generations for which a limit that showed itself is kept before a higher one is probed."""
 RUNNING_PER_UNSEEN_END = 32
 """One in this many running predictions is assumed to have ended without the session having seen it."""
-INITIAL_UNANSWERED_SUBMITS = 4
-"""Submits that may be unanswered at once at first."""
-MAX_UNANSWERED_SUBMITS = 256
+MIN_UNANSWERED_SUBMITS = 4
+"""Submits that may be unanswered at once in any case, until a limit has shown itself."""
+MAX_UNANSWERED_SUBMITS = 512
 """Submits that may be unanswered at once at most: a crash leaves at most as many in doubt."""
 RUNNING_PER_UNANSWERED = 3
 """Running predictions for each further unanswered submit: the account may permit fewer than its level says."""
 CEILING_PER_UNANSWERED = 16
-"""The same for slots, from the first submit on."""
+"""Slots for each submit that may be unanswered from the first one on."""
 SLOTS_PER_UNANSWERED = 8
 """Slots for each unanswered submit once a limit has shown itself."""
 
@@ -49,7 +49,9 @@ class Capacity:
         self._hold_generations = 0.0
         self._generations = 0.0
         self._accepted_since_refusal = True
-        self.unanswered = AdaptiveLimit(INITIAL_UNANSWERED_SUBMITS, MAX_UNANSWERED_SUBMITS)
+        self.unanswered = AdaptiveLimit(
+            max(MIN_UNANSWERED_SUBMITS, ceiling // CEILING_PER_UNANSWERED), MAX_UNANSWERED_SUBMITS
+        )
 
     def allowed(self, running: int) -> int:
         """Return the number of slots while `running` predictions may run; the difference may be submitted now."""
@@ -60,7 +62,7 @@ class Capacity:
             at_risk = self.total // SLOTS_PER_UNANSWERED
         else:
             at_risk = max(running // RUNNING_PER_UNANSWERED, self.ceiling // CEILING_PER_UNANSWERED)
-        return min(self.total, running + min(self.unanswered.total, max(INITIAL_UNANSWERED_SUBMITS, at_risk)))
+        return min(self.total, running + min(self.unanswered.total, max(MIN_UNANSWERED_SUBMITS, at_risk)))
 
     def record_accepted(self, running: int) -> None:
         """Record an accepted job.

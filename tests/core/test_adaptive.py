@@ -103,6 +103,22 @@ def test_mean_duration_follows_the_latest() -> None:
     assert limit.seconds == pytest.approx(5.0, abs=0.1)
 
 
+def test_limit_may_begin_higher_until_it_was_tried() -> None:
+    limit = AdaptiveLimit(16, 1000)
+    limit.begin_with(100)
+    limit.begin_with(50)
+    assert limit.total == 100
+    assert rounds(limit, 2, far) == [200, 400]
+    limit.begin_with(1000)
+    assert limit.total == 400, "it was tried"
+    refused = AdaptiveLimit(16, 50)
+    refused.begin_with(100)
+    assert refused.total == 50, "the ceiling"
+    refused.record_refused(refused.epoch)
+    refused.begin_with(50)
+    assert refused.total == 25
+
+
 def test_durations_of_zero_are_taken() -> None:
     assert rounds(AdaptiveLimit(4, 50), 10, lambda _: 0.0)[-1] >= 8
 

@@ -149,7 +149,7 @@ async def test_concurrent_submits_are_capped_independently_of_slots() -> None:
     service.script = lambda request, body: slow(request, body) if request.effect is Effect.PAID else None
     async with open_session(service, max_in_flight=2000, adaptive=False) as kling:
         await asyncio.gather(*(kling.generate(job) for job in jobs(1500)))
-    assert peak == MAX_UNANSWERED_SUBMITS == 256
+    assert peak == MAX_UNANSWERED_SUBMITS == 512
 
 
 @pytest.mark.promise(5)

@@ -12,7 +12,7 @@ import pytest
 
 from kling_async import RateLimitedError
 from kling_async._core.adaptive import AdaptiveLimit
-from kling_async._turns import Turns, download_turns, shows_crowding
+from kling_async._turns import Turns, download_turns, shows_crowding, upload_turns
 from kling_async.testing import LoopClock
 
 pytestmark = pytest.mark.anyio
@@ -109,6 +109,25 @@ async def test_refusals_are_few_where_a_service_takes_few_at_once() -> None:
     assert done == 2000
     assert refused < 100
     assert asyncio.get_running_loop().time() - began < 2 * 2000 / 40
+
+
+@pytest.mark.parametrize(("size", "most"), [(1_000, 256), (100_000, 251), (1_000_000, 25), (10_000_000, 16)])
+async def test_as_many_small_files_as_one_line_sends_in_seconds_begin_at_once(*, size: int, most: int) -> None:
+    turns, at_once = upload_turns(None, LoopClock()), 0
+
+    async def one() -> None:
+        nonlocal at_once
+        async with turns.take() as turn:
+            turn.expect(size)
+            at_once = max(at_once, turns.taken)
+            await asyncio.sleep(1.0)
+            turn.size = size
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(300):
+            tasks.create_task(one())
+        await asyncio.sleep(0.5)
+        assert at_once == most
 
 
 async def test_ceiling_is_kept() -> None:
