@@ -23,9 +23,9 @@ T = TypeVar("T")
 GO_S = 0.005
 """Seconds after which a thread returns what it has done."""
 SLOW_S = 0.01
-"""Seconds after which a thread that has not returned works on something slow, and another one may begin."""
+"""Seconds after which what waits behind threads that have not returned is given another one."""
 MAX_THREADS = 16
-"""Threads that work at once at most: slow pieces, such as large files, are done side by side."""
+"""Threads that work at once at most: what is held up by a slow disk is done side by side."""
 
 
 class _Piece(Generic[T]):
@@ -63,14 +63,18 @@ class _ShortWork:
         self._waiting: deque[_Piece[Any]] = deque()
         self._threads = 0
         self._latest = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, work: Callable[[], T]) -> T:
-        piece = _Piece(work, asyncio.get_running_loop().create_future())
-        if not self._threads or (self._threads < MAX_THREADS and SystemClock.monotonic() - self._latest > SLOW_S):
+        loop = asyncio.get_running_loop()
+        piece = _Piece(work, loop.create_future())
+        if not self._threads:
             self._threads += 1
             await self._use_thread(piece)
         else:
             self._waiting.append(piece)
+            if self._timer is None:
+                self._timer = loop.call_later(SLOW_S, self._look, loop)
             try:
                 await piece.turn
             except BaseException:
@@ -89,7 +93,7 @@ class _ShortWork:
     async def _use_thread(self, first: _Piece[T]) -> None:
         """Do a piece in a thread that its caller has taken, and what waits behind it, and give the thread back."""
         done: list[_Piece[Any]] = []
-        self._latest = began = SystemClock.monotonic()
+        self._latest = SystemClock.monotonic()
         try:
             await anyio.to_thread.run_sync(self._work, first, done)
         finally:
@@ -97,7 +101,7 @@ class _ShortWork:
             for piece in done:
                 if not piece.turn.done():
                     piece.turn.set_result(None)
-            self._give(2 if SystemClock.monotonic() - began > SLOW_S else 1)
+            self._give()
 
     def _work(self, first: _Piece[T], done: list[_Piece[Any]]) -> None:
         """Do pieces until none waits, or the time is over. Called in a thread."""
@@ -108,18 +112,26 @@ class _ShortWork:
                 piece = self._waiting.popleft()
             except IndexError:
                 break
-            if not piece.turn.cancelled():
-                piece.do()
-                done.append(piece)
+            piece.do()
+            done.append(piece)
 
-    def _give(self, threads: int) -> None:
-        """Give threads to callers whose pieces wait."""
-        while self._waiting and threads and self._threads < MAX_THREADS:
+    def _give(self) -> None:
+        """Give a thread to the first caller whose piece waits."""
+        while self._waiting and self._threads < MAX_THREADS:
             piece = self._waiting.popleft()
             if not piece.turn.done():
                 piece.turn.set_result(None)
                 self._threads += 1
-                threads -= 1
+                return
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give one more thread if the others are held up, such as by a slow disk."""
+        self._timer = None
+        if self._waiting:
+            if SystemClock.monotonic() - self._latest > SLOW_S:
+                self._latest = SystemClock.monotonic()
+                self._give()
+            self._timer = loop.call_later(SLOW_S, self._look, loop)
 
     def _leave(self, piece: _Piece[T]) -> None:
         """Forget a piece whose caller was cancelled while it waited."""
@@ -129,7 +141,7 @@ class _ShortWork:
         if not piece.done:
             # It was given a thread.
             self._threads -= 1
-            self._give(1)
+            self._give()
 
 
 _short_work: RunVar[_ShortWork] = RunVar("kling_async short work")

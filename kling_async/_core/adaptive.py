@@ -33,6 +33,7 @@ class AdaptiveLimit:
     Args:
         initial: Limit at first.
         ceiling: Greatest limit.
+        tried: Limit from the first success on, if that is more.
 
     Attributes:
         ceiling: Greatest limit.
@@ -40,8 +41,9 @@ class AdaptiveLimit:
         epoch: Number of decreases: a request that began before the last one shows nothing new when it is refused.
     """
 
-    def __init__(self, initial: int, ceiling: int) -> None:
+    def __init__(self, initial: int, ceiling: int, *, tried: int = 0) -> None:
         self.ceiling = ceiling
+        self._tried = tried
         self.seconds = 0.0
         self.epoch = 0
         self._limit = float(min(initial, ceiling))
@@ -62,7 +64,7 @@ class AdaptiveLimit:
         return not self.seconds and not self.epoch
 
     def begin_with(self, total: int) -> None:
-        """Raise a limit that is untried, for requests that turn out to be small."""
+        """Raise a limit that is untried."""
         if self.untried and total > self._limit:
             self._limit = self._best_limit = float(min(total, self.ceiling))
             self._begin_round()
@@ -75,6 +77,7 @@ class AdaptiveLimit:
             seconds: Its duration.
             full: Whether others are waiting, so that a higher limit would be used.
         """
+        self.begin_with(self._tried)
         self.seconds += (seconds - self.seconds) * (DURATION_WEIGHT if self.seconds else 1.0)
         if full:
             # Below half of what worked before there is nothing to find out.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from kling_async._core.statistics import Concurrency
 
-INITIAL_CONNECTIONS = 512
+INITIAL_CONNECTIONS = 256
 """Requests that may be under way to a host at once at first."""
 MAX_CONNECTIONS = 2048
 """Requests that may be under way to a host at once at most; half of the files that the process may open, if fewer."""

@@ -28,6 +28,8 @@ PHONE_TYPES: Final = frozenset({"image/jpeg", "image/heic"})
 VERIFIED_PIXELS: Final = 50_000_000
 """Greatest number of pixels of an image that is decoded to its end before it is sent, unless that is asked for."""
 
+_SMALL_BYTES: Final = 2**20
+"""Bytes that are hashed in a few milliseconds."""
 _READ_BYTES: Final = 2**18
 """Bytes per read of a file."""
 _SEGMENT_BYTES: Final = 256
@@ -134,6 +136,20 @@ def sha256(image: Path | bytes, field: str) -> str:
     for piece in _read_pieces(image, field, MAX_UPLOAD_BYTES):
         whole.update(piece)
     return whole.hexdigest()
+
+
+def sha256_of_small(image: Path | bytes, field: str) -> str | None:
+    """Return the SHA-256 of content that is hashed in a few milliseconds; None if there is more of it.
+
+    Raises:
+        InvalidJobError: It cannot be read.
+    """
+    try:
+        size = len(image) if isinstance(image, bytes) else image.stat().st_size
+    except (OSError, ValueError):
+        # Reading it says why.
+        size = 0
+    return sha256(image, field) if size <= _SMALL_BYTES else None
 
 
 def invalid(field: str, message: str) -> InvalidJobError:

@@ -44,7 +44,7 @@ from kling_async.errors import (
 from kling_async.providers.protocol import uploads_of
 
 from .inspection import inspect
-from .preflight import sha256
+from .preflight import sha256, sha256_of_small
 from .prepare import Preparation, PreparedImage, bytes_of
 from .stored import is_stored
 from .streams import ImageStream
@@ -88,7 +88,8 @@ async def digest(image: Image, *, field: str = "image") -> str:
     """
     if isinstance(image, str):
         return image
-    return await run_short(partial(sha256, image, field))
+    found = await run_short(partial(sha256_of_small, image, field))
+    return await anyio.to_thread.run_sync(sha256, image, field) if found is None else found
 
 
 @attrs.define(eq=False)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+import anyio.to_thread
 import attrs
 
 from kling_async._core.content import Content, Identity, content_of, same_but_for_signatures
@@ -14,7 +14,6 @@ from kling_async._core.job_key import DERIVED_KEY_LENGTH
 from kling_async._core.video_frames import VideoFrame
 from kling_async._images.preflight import sha256
 from kling_async._images.uploads import digest
-from kling_async._threads import run_short
 from kling_async.errors import InvalidJobError, KeyReusedError, Problem
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ async def read_content(
 async def _digest_of_file(file: Image, place: str, known: FileDigests | None) -> str:
     """Return the digest of a file, or of an image that is no URL."""
     if known is not None and isinstance(file, Path):
-        return await run_short(partial(known.of, file, place))
+        return await anyio.to_thread.run_sync(known.of, file, place)
     return await digest(file, field=place)
 
 

@@ -10,14 +10,14 @@ HOLD_GENERATIONS = 4.0
 """Generations for which a limit that showed itself is kept before a higher one is probed."""
 RUNNING_PER_UNSEEN_END = 32
 """One in this many running predictions is assumed to have ended without the session having seen it."""
-MIN_UNANSWERED_SUBMITS = 4
-"""Submits that may be unanswered at once in any case, until a limit has shown itself."""
+INITIAL_UNANSWERED_SUBMITS = 4
+"""Submits that may be unanswered at once until one is answered: the line may lose every reply."""
 MAX_UNANSWERED_SUBMITS = 512
 """Submits that may be unanswered at once at most: a crash leaves at most as many in doubt."""
 RUNNING_PER_UNANSWERED = 3
 """Running predictions for each further unanswered submit: the account may permit fewer than its level says."""
 CEILING_PER_UNANSWERED = 16
-"""Slots for each submit that may be unanswered from the first one on."""
+"""Slots for each submit that may be unanswered from the first answer on."""
 SLOTS_PER_UNANSWERED = 8
 """Slots for each unanswered submit once a limit has shown itself."""
 
@@ -50,7 +50,7 @@ class Capacity:
         self._generations = 0.0
         self._accepted_since_refusal = True
         self.unanswered = AdaptiveLimit(
-            max(MIN_UNANSWERED_SUBMITS, ceiling // CEILING_PER_UNANSWERED), MAX_UNANSWERED_SUBMITS
+            INITIAL_UNANSWERED_SUBMITS, MAX_UNANSWERED_SUBMITS, tried=ceiling // CEILING_PER_UNANSWERED
         )
 
     def allowed(self, running: int) -> int:
@@ -62,7 +62,7 @@ class Capacity:
             at_risk = self.total // SLOTS_PER_UNANSWERED
         else:
             at_risk = max(running // RUNNING_PER_UNANSWERED, self.ceiling // CEILING_PER_UNANSWERED)
-        return min(self.total, running + min(self.unanswered.total, max(MIN_UNANSWERED_SUBMITS, at_risk)))
+        return min(self.total, running + min(self.unanswered.total, max(INITIAL_UNANSWERED_SUBMITS, at_risk)))
 
     def record_accepted(self, running: int) -> None:
         """Record an accepted job.

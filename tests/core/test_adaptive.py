@@ -119,6 +119,21 @@ def test_limit_may_begin_higher_until_it_was_tried() -> None:
     assert refused.total == 25
 
 
+def test_limit_rises_with_the_first_success() -> None:
+    limit = AdaptiveLimit(4, 1000, tried=100)
+    assert limit.total == 4
+    limit.record_done(1.0, 0.5, full=True)
+    assert limit.total == 101
+    assert rounds(limit, 1, far) == [202]
+    lower = AdaptiveLimit(4, 1000, tried=2)
+    lower.record_done(1.0, 0.5, full=False)
+    assert lower.total == 4
+    refused = AdaptiveLimit(4, 1000, tried=100)
+    refused.record_refused(refused.epoch)
+    refused.record_done(1.0, 0.5, full=False)
+    assert refused.total == 2
+
+
 def test_durations_of_zero_are_taken() -> None:
     assert rounds(AdaptiveLimit(4, 50), 10, lambda _: 0.0)[-1] >= 8
 

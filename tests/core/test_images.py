@@ -460,7 +460,7 @@ async def test_passing_answers_fail_no_upload(status: int, images: Images, uploa
     assert len(uploads.puts) == 5
 
 
-@pytest.mark.parametrize(("status", "limit"), [(503, 8), (429, 8), (403, 16)])
+@pytest.mark.parametrize(("status", "limit"), [(503, 128), (429, 128), (403, 256)])
 async def test_refusals_of_too_many_uploads_halve_their_limit(
     status: int, limit: int, images: Images, uploads: Uploads
 ) -> None:

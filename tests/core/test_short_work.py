@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -14,6 +16,8 @@ import anyio.to_thread
 import pytest
 
 from kling_async import _threads
+from kling_async._images.preflight import sha256_of_small
+from kling_async._images.uploads import digest
 from kling_async._threads import run_short
 
 pytestmark = pytest.mark.anyio
@@ -75,62 +79,65 @@ async def test_pieces_that_wait_are_done_in_one_go(taken: list[int], monkeypatch
     assert len(taken) == 1
 
 
-async def test_slow_work_does_not_hold_up_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_work_holds_up_no_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that waits is given a thread in the end, whether or not anything else comes."""
     monkeypatch.setattr(_threads, "SLOW_S", 0.0)
-    slow = Blocking()
-    task = await begun(slow)
-    assert await run_short(lambda: 7) == 7
-    slow.release()
-    assert await task == "released"
-
-
-async def test_what_waits_behind_slow_work_is_done_side_by_side(
-    taken: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_threads, "SLOW_S", math.inf)
     monkeypatch.setattr(_threads, "GO_S", -1.0)
-    first = Blocking()
-    task = await begun(first)
-    both = threading.Barrier(2)
-    waiting = [asyncio.create_task(run_short(lambda: both.wait(30))) for _ in range(2)]
-    await asyncio.sleep(0)
-    # What is under way has become slow.
-    monkeypatch.setattr(_threads, "SLOW_S", 0.0)
-    first.release()
-    await asyncio.gather(task, *waiting)
-    assert len(taken) == 3
-
-
-async def test_no_more_threads_than_permitted(taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_threads, "SLOW_S", 0.0)
-    monkeypatch.setattr(_threads, "MAX_THREADS", 2)
-    slow = [Blocking() for _ in range(2)]
-    tasks = [await begun(work) for work in slow]
-    third = asyncio.create_task(run_short(lambda: 3))
-    await asyncio.sleep(0)
-    assert len(taken) == 2
+    slow = [Blocking() for _ in range(3)]
+    tasks = [asyncio.create_task(run_short(work)) for work in slow]
+    last = asyncio.create_task(run_short(partial(int, 7)))
+    for work in slow:
+        await asyncio.to_thread(work.began.wait, 30)
+    assert await last == 7
     for work in slow:
         work.release()
-    assert await third == 3
-    await asyncio.gather(*tasks)
+    assert await asyncio.gather(*tasks) == ["released"] * 3
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+async def test_large_files_are_hashed_in_threads_of_their_own(*, in_memory: bool, tmp_path: Path) -> None:
+    for size, is_small in ((2**20, True), (2**20 + 1, False)):
+        content = bytes(size)
+        path = tmp_path / str(size)
+        path.write_bytes(content)
+        file = content if in_memory else path
+        assert (sha256_of_small(file, "image") is not None) is is_small
+        assert await digest(file) == hashlib.sha256(content).hexdigest()
 
 
 async def test_slow_work_takes_no_more_threads_than_permitted(
     taken: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_threads, "SLOW_S", 0.0)
-    monkeypatch.setattr(_threads, "GO_S", -1.0)
-    monkeypatch.setattr(_threads, "MAX_THREADS", 1)
-    works = [Blocking() for _ in range(3)]
-    tasks = [await begun(works[0]), *(asyncio.create_task(run_short(work)) for work in works[1:])]
-    await asyncio.sleep(0)
-    works[0].release()
-    await asyncio.to_thread(works[1].began.wait, 30)
-    await anyio.wait_all_tasks_blocked()
+    monkeypatch.setattr(_threads, "MAX_THREADS", 2)
+    slow = [Blocking() for _ in range(2)]
+    tasks = [asyncio.create_task(run_short(work)) for work in slow]
+    for work in slow:
+        await asyncio.to_thread(work.began.wait, 30)
+    third = asyncio.create_task(run_short(partial(int, 3)))
+    for _ in range(20):
+        # The timer looks as often.
+        await asyncio.sleep(0)
     assert len(taken) == 2
-    for work in works[1:]:
+    for work in slow:
         work.release()
-    assert await asyncio.gather(*tasks) == ["released"] * 3
+    assert await third == 3
+    assert await asyncio.gather(*tasks) == ["released"] * 2
+
+
+async def test_quick_work_takes_no_further_thread(taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_threads, "SLOW_S", 30.0)
+    first = Blocking()
+    task = await begun(first)
+    waiting = asyncio.create_task(run_short(partial(int, 7)))
+    await asyncio.sleep(0)
+    # The timer: what is under way began a moment ago.
+    _threads._short_work.get()._look(asyncio.get_running_loop())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(taken) == 1
+    first.release()
+    assert (await task, await waiting) == ("released", 7)
 
 
 async def test_work_whose_caller_was_cancelled_meanwhile_ends_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kling_async import Job, KlingSession, NoLimit, WatchPolicy, events
+from kling_async._http.hosts import INITIAL_CONNECTIONS
 from kling_async.emulator import Emulator, Level, ManualClock
 from kling_async.limits import Limit
 from support.manual import running
@@ -76,5 +77,5 @@ async def test_statistics_tell_where_connections_stand() -> None:
         await kling.balance()
         found = kling.statistics().connections
     assert found is not None
-    assert (found.limit, found.taken, found.waiting) == (100, 0, 0)
+    assert (found.limit, found.taken, found.waiting) == (INITIAL_CONNECTIONS, 0, 0)
     assert found.seconds > 0

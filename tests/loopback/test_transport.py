@@ -25,6 +25,7 @@ from aiohttp.test_utils import RawTestServer
 from kling_async._core.http import Effect, HttpRequest, HttpResponse, Timeouts
 from kling_async._http import failures
 from kling_async._http.failures import map_exception
+from kling_async._http.hosts import INITIAL_CONNECTIONS
 from kling_async._http.transport import AiohttpTransport
 from kling_async.errors import (
     ConfigurationError,
@@ -266,15 +267,15 @@ async def test_refused_connections_halve_their_limit() -> None:
             await transport.send(plain(url))
         now = transport.statistics()
     assert now is not None
-    assert (now.limit, now.taken) == (50, 0)
+    assert (now.limit, now.taken) == (INITIAL_CONNECTIONS // 2, 0)
 
 
 async def test_paid_request_waits_for_no_connection_of_others() -> None:
     async with serving(hang) as url, opened(AiohttpTransport()) as transport, asyncio.TaskGroup() as tasks:
-        reads = [tasks.create_task(transport.send(plain(url))) for _ in range(103)]
+        reads = [tasks.create_task(transport.send(plain(url))) for _ in range(INITIAL_CONNECTIONS + 3)]
         await settle(transport.statistics, waiting=3)
         paid_one = tasks.create_task(transport.send(paid(url)))
-        await settle(transport.statistics, waiting=3, taken=101)
+        await settle(transport.statistics, waiting=3, taken=INITIAL_CONNECTIONS + 1)
         for task in [*reads, paid_one]:
             task.cancel()
 
