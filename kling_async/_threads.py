@@ -82,12 +82,13 @@ class _ShortWork:
                 raise
             if not piece.done:
                 await self._use_thread(piece)
-        if piece.error is not None:
+        error, piece.error = piece.error, None
+        if error is not None:
             try:
-                raise piece.error
+                raise error
             finally:
-                # The traceback's frames would hold it, and it the traceback.
-                del piece
+                # The traceback's frames, of which `do` has the piece, would hold it, and it the traceback.
+                del error
         return piece.result  # type: ignore[return-value]  # it was done
 
     async def _use_thread(self, first: _Piece[T]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import math
 import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -77,6 +79,33 @@ async def test_pieces_that_wait_are_done_in_one_go(taken: list[int], monkeypatch
     assert isinstance(done[100], LookupError)
     assert await task == "released"
     assert len(taken) == 1
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_errors_are_freed_with_their_last_reference(*, waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their frames hold pictures."""
+    monkeypatch.setattr(_threads, "SLOW_S", math.inf)
+    monkeypatch.setattr(_threads, "GO_S", math.inf)
+
+    class UnreadableError(Exception):
+        pass
+
+    def failing() -> None:
+        raise UnreadableError
+
+    first = Blocking()
+    others = [await begun(first)] if waits else []
+    asyncio.get_running_loop().call_later(0.0, first.release)
+    gc.disable()
+    try:
+        with pytest.raises(UnreadableError) as caught:
+            await run_short(failing)
+        error = weakref.ref(caught.value)
+        del caught
+        await asyncio.gather(*others)
+        assert error() is None
+    finally:
+        gc.enable()
 
 
 async def test_slow_work_holds_up_no_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
