@@ -23,6 +23,7 @@ from kling_async._core.picture_facts import facts_of_bytes
 from kling_async._core.pixels import as_shown, is_srgb
 from kling_async._images.convert import convert, needs_conversion, verify
 from kling_async._images.preflight import preflight
+from kling_async._images.prepare import Preparation
 from kling_async._session.session import engine_of
 from kling_async.manifest import read_rows
 from kling_async.testing import ScriptedTransport, json_response
@@ -281,8 +282,13 @@ def damaged(kind: str) -> bytes:
     return bytes(content)
 
 
+@pytest.mark.parametrize("small_pixels", [400 * 400, 400 * 400 - 1])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-async def test_damaged_picture_is_found_before_it_is_sent(kind: str, tmp_path: Path) -> None:
+async def test_damaged_picture_is_found_before_it_is_sent(
+    kind: str, small_pixels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Find it where it is read, and among the few large ones that are decoded at once."""
+    monkeypatch.setattr("kling_async._images.prepare.SMALL_PIXELS", small_pixels)
     content, storage = damaged(kind), Storage()
     preflight(content)
     path = tmp_path / "a"
@@ -295,6 +301,23 @@ async def test_damaged_picture_is_found_before_it_is_sent(kind: str, tmp_path: P
     async with KlingSession("-", transport=ScriptedTransport(storage), verify=False) as kling:
         await kling.upload(content)
     assert storage.stored == [content]
+
+
+@pytest.mark.parametrize(("small_pixels", "counted"), [(400 * 400, 0), (400 * 400 - 1, 1)])
+async def test_only_few_large_pictures_are_decoded_at_once(
+    small_pixels: int, counted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kling_async._images.prepare.SMALL_PIXELS", small_pixels)
+    decoding: list[int] = []
+
+    def counting(content: bytes, *, field: str) -> None:
+        decoding.append(preparation._decoding.borrowed_tokens)
+        verify(content, field=field)
+
+    monkeypatch.setattr("kling_async._images.convert.verify", counting)
+    preparation = Preparation()
+    await preparation.read(encoded(Pillow.effect_noise((400, 400), 20), "PNG"), "image", None)
+    assert decoding == [counted]
 
 
 async def test_large_pictures_are_verified_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
