@@ -111,10 +111,10 @@ def jobs(count: int, *, urls: bool) -> list[Job]:
 @pytest.mark.parametrize(
     ("level", "count", "urls", "seconds"),
     [
-        ("silver", 300, False, 8.0),
-        ("silver", 300, True, 6.0),
-        ("gold", 3000, False, 16.0),
-        ("gold", 3000, True, 11.0),
+        ("silver", 300, False, 6.5),
+        ("silver", 300, True, 5.5),
+        ("gold", 3000, False, 7.5),
+        ("gold", 3000, True, 6.0),
     ],
 )
 @pytest.mark.repeats
