@@ -21,7 +21,7 @@ INITIAL_TRANSFERS = 16
 INITIAL_UPLOAD_BYTES = 24 * 1024 * 1024
 """Bytes of small files that may be under way at once at first: a line of 2 MB/s has sent them after 13 s."""
 MAX_INITIAL_UPLOADS = 256
-"""Small files that may be under way at once at first at most."""
+"""Greatest number of small files that may be under way at once at first."""
 MAX_UPLOADS = 1024
 """Uploads that may be under way at once at most, if the user sets no other number."""
 MAX_DOWNLOADS = 256
@@ -126,7 +126,7 @@ class Turns:
             raise
 
     def expect(self, size: int) -> None:
-        """Record the bytes of a file that is about to be sent: if the first ones are small, they may be more."""
+        """Record the bytes of a file that is about to be sent: more of them may be the first ones if they are small."""
         if self.limit.untried:
             self._expected_sizes.append(size)
             fit = INITIAL_UPLOAD_BYTES * len(self._expected_sizes) // sum(self._expected_sizes)
@@ -139,6 +139,7 @@ class Turns:
         self._give()
 
     def _give(self) -> None:
+        """Give the turns that are free to those who wait."""
         while self._waiting and self.taken < self.limit.total:
             turn, _ = self._waiting.popitem(last=False)
             if not turn.done():

@@ -112,7 +112,7 @@ async def test_refusals_are_few_where_a_service_takes_few_at_once() -> None:
 
 
 @pytest.mark.parametrize(("size", "most"), [(1_000, 256), (100_000, 251), (1_000_000, 25), (10_000_000, 16)])
-async def test_as_many_small_files_as_one_line_sends_in_seconds_begin_at_once(*, size: int, most: int) -> None:
+async def test_small_files_begin_together(*, size: int, most: int) -> None:
     turns, at_once = upload_turns(None, LoopClock()), 0
 
     async def one() -> None:
